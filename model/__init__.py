@@ -1,0 +1,1 @@
+"""What the ranker is: feed schema -> features -> embeddings -> fusion -> towers -> probabilities -> combined score."""

@@ -1,0 +1,222 @@
+"""The published artifact: `<models>/<name>/<version>/`, written once, verified before anything in it is used.
+
+`publish` writes a new version into a hidden folder and renames it: a reader sees a whole version or none. `Artifact`
+opens a version and vouches for it: format version, the manifest's own checksum, the sha256 of every file. TorchScript
+is code, so bytes are hashed first and loaded from memory after: what was vouched for is what runs.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from model.schema import FeedSchema
+from model.strict_yaml import StrictModel
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+RANKER = "ranker.pt"
+FITTED = "fitted_features.json"
+GOLDEN = "golden_requests.json"
+REFERENCE = "reference_scores.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class ArtifactError(ValueError):
+    """An artifact that cannot be vouched for; the message names the directory and what does not hold."""
+
+
+class FileEntry(StrictModel):
+    """Checksum and size of one file of the artifact."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(StrictModel):
+    """What the artifact is and where it came from; `checksum` is the sha256 of the rest of the manifest."""
+
+    format_version: int
+    format: Literal["torchscript"]
+    name: str
+    version: int
+    created: str
+    feed: FeedSchema = Field(alias="schema")
+    network: dict[str, Any]
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+    libraries: dict[str, str]
+    files: dict[str, FileEntry]
+    checksum: str
+
+
+class Artifact:
+    """A verified version. `read` returns the bytes of a file that the manifest vouches for."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @property
+    def version(self) -> str:
+        """The model version, as answers and log lines name it."""
+        return str(self.manifest.version)
+
+    @classmethod
+    def open(cls, path: Path) -> "Artifact":
+        """Reads and checks the manifest and the checksum of every file. Raises ArtifactError."""
+        artifact = cls(path, _read_manifest(path))
+        for name in artifact.manifest.files:
+            artifact.read(name)
+        missing = {RANKER, FITTED, GOLDEN, REFERENCE} - set(artifact.manifest.files)
+        if missing:
+            raise ArtifactError(f"{path}: the manifest does not list {', '.join(sorted(missing))}")
+        return artifact
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, hashed on this very read. Raises ArtifactError if they are not the manifest's."""
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise ArtifactError(f"{self.path}: {name} is not in the manifest, so nothing vouches for it")
+        try:
+            content = (self.path / name).read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{self.path / name}: cannot be read ({error.strerror})") from None
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise ArtifactError(f"{self.path / name}: checksum differs from the manifest's; the file was changed")
+        return content
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the artifact."""
+        return json.loads(self.read(name))
+
+
+def versions(models: Path, name: str) -> list[int]:
+    """The published versions of a model, ascending."""
+    try:
+        entries = list((models / name).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
+
+
+def model_names(models: Path) -> list[str]:
+    """The models of a folder that have at least one version."""
+    return sorted(
+        entry.name for entry in models.iterdir() if _NAME.fullmatch(entry.name) and versions(models, entry.name)
+    )
+
+
+def publish(
+    models: Path,
+    name: str,
+    write_files: Callable[[Path], None],
+    *,
+    schema: FeedSchema,
+    network: Mapping[str, Any],
+    training: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    libraries: Mapping[str, str],
+    check: Callable[[Path], None] = lambda _: None,
+) -> Path:
+    """Publishes the next version of `name`: `write_files` fills a hidden folder, `check` vets the whole of it, one
+    rename makes it visible. Returns its path. On any failure the folder is removed and nothing is published."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"model name '{name}' must match {_NAME.pattern}")
+    family = models / name
+    family.mkdir(parents=True, exist_ok=True)
+    with _hidden_folder(family) as folder:
+        write_files(folder)
+        version = max(versions(models, name), default=0) + 1
+        content = {
+            "format_version": FORMAT_VERSION,
+            "format": "torchscript",
+            "name": name,
+            "version": version,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "schema": schema.model_dump(mode="json", exclude_none=True),
+            "network": dict(network),
+            "training": dict(training),
+            "metrics": dict(metrics),
+            "libraries": dict(libraries),
+            "files": {file.name: _entry(file) for file in sorted(folder.iterdir())},
+        }
+        text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, allow_nan=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        check(folder)
+        for file in folder.iterdir():
+            _sync(file)
+        _sync(folder)
+        final = family / str(version)
+        # A publisher that was faster leaves a non-empty folder here, over which rename fails: nothing is overwritten.
+        folder.rename(final)
+        _sync(family)
+    return final
+
+
+@contextmanager
+def _hidden_folder(family: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=".publishing-", dir=family))
+    try:
+        folder.chmod(0o755)  # mkdtemp's 0700 would hide a published version from the service's user
+        yield folder
+    except OSError as error:
+        raise ValueError(f"{family}: nothing was published, {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    place = path / MANIFEST
+    try:
+        content = json.loads(place.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{place}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{place}: not valid JSON ({error})") from None
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise ArtifactError(f"{place}: not a manifest (no format_version)")
+    if content["format_version"] != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{place}: format version {content['format_version']!r}, this reader knows {FORMAT_VERSION} alone"
+        )
+    if _checksum({key: value for key, value in content.items() if key != "checksum"}) != content.get("checksum"):
+        raise ArtifactError(f"{place}: its checksum does not hold; the manifest was changed")
+    try:
+        manifest = Manifest.from_mapping(content, str(place))
+    except ValueError as error:
+        raise ArtifactError(str(error)) from None
+    for name in manifest.files:
+        if Path(name).name != name or name.startswith("."):
+            raise ArtifactError(f"{place}: file name '{name}' leads out of the artifact")
+    if path.name != str(manifest.version) and _VERSION.fullmatch(path.name):
+        raise ArtifactError(f"{place}: says version {manifest.version}, but the folder is {path.name}")
+    return manifest
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    content = file.read_bytes()
+    return {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

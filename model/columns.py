@@ -1,0 +1,161 @@
+"""Raw columns: what a request or a log holds of one feature, checked against the feature's type.
+
+In: JSON values (`column_from_values`); training.data makes the same columns from Arrow. Out: `Column`, or ColumnError
+with every faulty row. Checks run in C over whole columns; a loop over values runs only to say which value was wrong.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.schema import ID_LIMITS, Dtype, Feature, IdListFeature
+
+FAULTS_SHOWN = 20
+
+Ids = NDArray[np.int64]
+Values = NDArray[np.int64] | NDArray[np.float64] | list[str]
+
+
+class ColumnFault(NamedTuple):
+    """One fault of a column: the row it is in (None: the whole column) and what is wrong."""
+
+    row: int | None
+    message: str
+
+
+class ColumnError(ValueError):
+    """A column that breaks its feature's contract; `faults` names the rows."""
+
+    def __init__(self, feature: str, faults: Sequence[ColumnFault]) -> None:
+        self.feature = feature
+        self.faults = tuple(faults)
+        row, message = self.faults[0]
+        where = "" if row is None else f" in row {row}"
+        super().__init__(f"feature '{feature}'{where}: {message}")
+
+
+class ColumnErrors(ValueError):
+    """Every faulty column of a block, for answers that name all faults at once."""
+
+    def __init__(self, errors: Sequence[ColumnError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("; ".join(map(str, errors)))
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Raw values of one feature. `missing` marks nulls among `values` (their value is a placeholder); lists are
+    flattened, with `lengths_B` values in each row."""
+
+    values: Values
+    missing: NDArray[np.bool_] | None = None
+    lengths_B: Ids | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the column has."""
+        return len(self.values) if self.lengths_B is None else len(self.lengths_B)
+
+
+def column_from_values(feature: Feature, dtype: Dtype | None, values: Sequence[object]) -> Column:
+    """A column from JSON values (None is null). Raises ColumnError naming each faulty row."""
+    if isinstance(feature, IdListFeature):
+        return _list_column(feature.name, dtype, values)
+    try:
+        flat, missing = _flat_column(dtype, values)
+    except _Unfit:
+        raise ColumnError(feature.name, _faults(dtype, values, range(len(values)))) from None
+    return Column(flat, missing)
+
+
+class _Unfit(Exception):
+    """Some value does not fit its dtype; which one is found on the slow path."""
+
+
+_TYPES: dict[Dtype | None, frozenset[type]] = {
+    "int64": frozenset({int}),
+    "string": frozenset({str}),
+    None: frozenset({int, float}),
+}
+_WANTED: dict[Dtype | None, str] = {
+    "int64": "an integer (int64)",
+    "string": "a string of Unicode characters",
+    None: "a finite number",
+}
+
+
+def _flat_column(dtype: Dtype | None, values: Sequence[object]) -> tuple[Values, NDArray[np.bool_] | None]:
+    """Checks and converts scalars with passes that run in C: one over the types, one over the values."""
+    missing: NDArray[np.bool_] | None = None
+    types = set(map(type, values))
+    if type(None) in types:
+        types.discard(type(None))
+        missing = np.fromiter((value is None for value in values), np.bool_, len(values))
+        placeholder: object = "" if dtype == "string" else 0
+        values = [placeholder if value is None else value for value in values]
+    if not types <= _TYPES[dtype]:
+        raise _Unfit
+    if dtype == "string":
+        strings: list[str] = list(values)  # type: ignore[arg-type]
+        try:
+            "".join(strings).encode()
+        except UnicodeEncodeError:  # half of a surrogate pair: not a character, so it has no UTF-8 bytes to hash
+            raise _Unfit from None
+        return strings, missing
+    try:
+        if dtype == "int64":
+            return np.array(values, dtype=np.int64), missing
+        numbers = np.array(values, dtype=np.float64)
+    except OverflowError:
+        raise _Unfit from None
+    if not np.isfinite(numbers).all():
+        raise _Unfit
+    return numbers, missing
+
+
+def _list_column(name: str, dtype: Dtype | None, values: Sequence[object]) -> Column:
+    if not set(map(type, values)) <= {list, type(None)}:
+        faults = [
+            ColumnFault(row, f"expected a list of ids or null, got {_shown(value)}")
+            for row, value in enumerate(values)
+            if not isinstance(value, list | None)
+        ]
+        raise ColumnError(name, faults[:FAULTS_SHOWN])
+    lists: list[list[object]] = [value or [] for value in values]  # type: ignore[misc]
+    flat = list(chain.from_iterable(lists))
+    lengths_B = np.fromiter(map(len, lists), np.int64, len(lists))
+    try:
+        converted, missing = _flat_column(dtype, flat)
+    except _Unfit:
+        rows = np.repeat(np.arange(len(lists)), lengths_B).tolist()
+        raise ColumnError(name, _faults(dtype, flat, rows)) from None
+    return Column(converted, missing, lengths_B)
+
+
+def _faults(dtype: Dtype | None, values: Sequence[object], rows: Iterable[int]) -> list[ColumnFault]:
+    faults = []
+    for row, value in zip(rows, values, strict=True):
+        if value is None:
+            continue
+        try:
+            _flat_column(dtype, [value])
+        except _Unfit:
+            faults.append(ColumnFault(row, f"expected {_WANTED[dtype]} or null, got {_shown(value)}"))
+            if len(faults) == FAULTS_SHOWN:
+                break
+    assert faults, "a column was refused without a faulty value"
+    return faults
+
+
+def _shown(value: object) -> str:
+    # Types only: values of a user's features do not belong in errors that end up in logs.
+    names = {bool: "true or false", str: "a string", list: "a list", dict: "an object", type(None): "null"}
+    if isinstance(value, float):
+        return "a fraction" if np.isfinite(value) else "a number that is not finite"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "an integer beyond 64 bits" if not ID_LIMITS[0] <= value <= ID_LIMITS[1] else "an integer"
+    return names.get(type(value), type(value).__name__)

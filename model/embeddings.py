@@ -1,0 +1,143 @@
+"""Sparse features -> one dense row per impression, by TorchRec's EmbeddingBagCollection (imported here alone).
+
+In: the two `EncodedBlock`s of a batch as tensors. Out: rows_BD = [request embeddings | request numbers | candidate
+embeddings | candidate numbers]; features keep the schema's order within a block, single ids before lists, so that the
+exported module (plain torch) lays its row out the same way.
+
+Shapes: B rows, K single-id features, L list features, V list values, D columns of the dense row, N numbers.
+"""
+
+import warnings
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from model.features import FeatureEncoder
+from model.schema import Block, FeedSchema, IdFeature, IdListFeature, NumberFeature
+
+with warnings.catch_warnings():
+    # fbgemm announces the renaming of its own internal modules at import; nothing a user of this project can act on.
+    warnings.simplefilter("ignore")
+    from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+    from torchrec.modules.embedding_modules import EmbeddingBagCollection
+    from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+    from torchrec.optim.optimizers import SGD, Adagrad
+    from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+FusedOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd"]
+_FUSED = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "sgd": SGD}
+_BLOCKS: tuple[Block, Block] = ("request", "candidate")
+
+
+class BlockTensors(NamedTuple):
+    """An `EncodedBlock` as tensors: int64 ids and lengths, float32 numbers."""
+
+    ids_BK: Tensor
+    list_values_V: Tensor
+    list_lengths_LB: Tensor
+    numbers_BN: Tensor
+
+
+def block_features(
+    schema: FeedSchema, block: Block
+) -> tuple[list[IdFeature], list[IdListFeature], list[NumberFeature]]:
+    """The features of a block by kind, in the order of their tensors."""
+    features = schema.block(block)
+    return (
+        [feature for feature in features if isinstance(feature, IdFeature)],
+        [feature for feature in features if isinstance(feature, IdListFeature)],
+        [feature for feature in features if isinstance(feature, NumberFeature)],
+    )
+
+
+class Embeddings(nn.Module):
+    """One EmbeddingBagCollection over all tables of a feed.
+
+    With `fused` the tables' optimizer runs inside backward (TorchRec's FusedEmbeddingBagCollection: no dense gradient
+    of a table ever exists); without it the tables are ordinary parameters for an optimizer outside.
+    """
+
+    def __init__(
+        self,
+        schema: FeedSchema,
+        encoder: FeatureEncoder,
+        *,
+        fused: FusedOptimizer | None = None,
+        learning_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        dims = {name: table.dim for table in schema.tables for name in table.features}
+        self._order: list[list[str]] = []
+        self.width_of_block: dict[Block, int] = {}
+        for block in _BLOCKS:
+            ids, lists, numbers = block_features(schema, block)
+            names = [*(feature.name for feature in ids), *(feature.name for feature in lists)]
+            self._order.append(names)
+            self.width_of_block[block] = sum(dims[name] for name in names) + len(numbers)
+        self._keys = [name for names in self._order for name in names]
+        self.is_fused = fused is not None
+        self.collection: nn.Module | None = None
+        if not schema.tables:
+            return
+        tables = [
+            EmbeddingBagConfig(
+                name=table.name,
+                embedding_dim=table.dim,
+                num_embeddings=encoder.rows_of_table[table.name],
+                feature_names=list(table.features),
+                pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
+            )
+            for table in schema.tables
+        ]
+        if fused is None:
+            self.collection = EmbeddingBagCollection(tables=tables, device=torch.device("cpu"))
+        else:
+            self.collection = FusedEmbeddingBagCollection(
+                tables=tables,
+                optimizer_type=_FUSED[fused],
+                optimizer_kwargs={"lr": learning_rate} if fused == "sgd" else {"lr": learning_rate, "eps": 1e-8},
+                device=torch.device("cpu"),
+            )
+
+    @property
+    def width(self) -> int:
+        """Columns of the dense row."""
+        return sum(self.width_of_block.values())
+
+    def forward(self, request: BlockTensors, candidate: BlockTensors) -> Tensor:
+        """rows_BD of a batch whose blocks both have B rows."""
+        numbers = (request.numbers_BN, candidate.numbers_BN)
+        if self.collection is None:
+            return torch.cat(numbers, dim=1)
+        pooled = self.collection(self._jagged(request, candidate)).to_dict()
+        parts: list[Tensor] = []
+        for names, numbers_BN in zip(self._order, numbers, strict=True):
+            # By key, in our own order: a KeyedTensor's order is the tables', and changes when they are sharded.
+            parts += [pooled[name] for name in names]
+            parts.append(numbers_BN)
+        return torch.cat(parts, dim=1)
+
+    def table_weights(self) -> dict[str, Tensor]:
+        """The weights of every table by name, [rows, dim], detached."""
+        if self.collection is None:
+            return {}
+        prefix, suffix = "embedding_bags.", ".weight"
+        state = self.collection.state_dict()
+        return {key.removeprefix(prefix).removesuffix(suffix): value.detach() for key, value in state.items()}
+
+    def fused_optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer that runs inside backward: its state is saved, its learning rate takes effect at `step()`."""
+        if not self.is_fused or self.collection is None:
+            return None
+        return cast(torch.optim.Optimizer, cast(FusedEmbeddingBagCollection, self.collection).fused_optimizer())
+
+    def _jagged(self, request: BlockTensors, candidate: BlockTensors) -> KeyedJaggedTensor:
+        values: list[Tensor] = []
+        lengths: list[Tensor] = []
+        for block in (request, candidate):
+            rows = block.ids_BK.shape[0]
+            values += [block.ids_BK.t().reshape(-1), block.list_values_V]
+            lengths += [block.ids_BK.new_ones(block.ids_BK.shape[1] * rows), block.list_lengths_LB.reshape(-1)]
+        return KeyedJaggedTensor(keys=self._keys, values=torch.cat(values), lengths=torch.cat(lengths))

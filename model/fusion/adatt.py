@@ -1,0 +1,180 @@
+"""AdaTT: adaptive task-to-task fusion (Li et al., KDD 2023, arXiv 2304.04959). Scripted by TorchScript.
+
+In: rows_BD. Out: fused_BTH, one representation per task. AdaTT-sp has task units alone; general AdaTT adds a shared
+unit whose experts every task may use. Equation numbers are the paper's; where it leaves a choice open, this follows
+the authors' published semantics: gates have biases, native weights are added after the softmax and not normalised,
+the shared unit of the last level yields experts and has no output.
+
+Shapes: B rows, U units of a level (tasks, then the shared one), G units that are fused (all but the last level's
+shared one), E experts of a level (task 0's, task 1's, ..., shared), M experts of one unit, D input, H expert width.
+"""
+
+import math
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from model.fusion.experts import UnitExperts
+from model.strict_yaml import StrictModel
+
+
+class AdaTTConfig(StrictModel):
+    """Sizes of an AdaTT. `levels` holds each fusion level's expert MLP: its width, or its widths layer by layer."""
+
+    kind: Literal["adatt_sp", "adatt"]
+    levels: tuple[PositiveInt | tuple[PositiveInt, ...], ...] = Field(min_length=1)
+    experts_per_task: PositiveInt | tuple[PositiveInt, ...] = 2
+    shared_experts: int | None = Field(default=None, ge=0)
+    native_experts: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "adatt_sp" and self.shared_experts:
+            raise ValueError("adatt_sp has no shared experts; use kind: adatt or remove shared_experts")
+        if any(isinstance(level, tuple) and not level for level in self.levels):
+            raise ValueError("levels: a level's list of expert widths is empty")
+        return self
+
+    def build(self, input_width: int, num_tasks: int) -> "AdaTT":
+        """The network for rows of `input_width` columns. Raises ValueError where the sizes do not fit the tasks."""
+        per_task = self.experts_per_task
+        if isinstance(per_task, int):
+            per_task = (per_task,) * num_tasks
+        if len(per_task) != num_tasks:
+            raise ValueError(
+                f"experts_per_task has {len(per_task)} entries for {num_tasks} tasks; give one each, or one"
+            )
+        shared = self.shared_experts if self.shared_experts is not None else int(self.kind == "adatt")
+        return AdaTT(
+            input_width,
+            [[level] if isinstance(level, int) else list(level) for level in self.levels],
+            list(per_task),
+            shared_experts=shared,
+            native_experts=self.native_experts,
+        )
+
+
+class AdaTT(nn.Module):
+    """A stack of fusion levels: rows_BD -> fused_BTH."""
+
+    def __init__(
+        self,
+        input_width: int,
+        levels: list[list[int]],
+        experts_per_task: list[int],
+        *,
+        shared_experts: int = 0,
+        native_experts: bool = True,
+    ) -> None:
+        super().__init__()
+        num_tasks = len(experts_per_task)
+        experts_per_unit = [*experts_per_task, *([shared_experts] if shared_experts else [])]
+        stack: list[nn.Module] = []
+        width = input_width
+        for position, widths in enumerate(levels):
+            is_last = position == len(levels) - 1
+            stack.append(
+                FusionLevel(
+                    width,
+                    widths,
+                    experts_per_unit,
+                    num_fused=num_tasks if is_last else len(experts_per_unit),
+                    is_first=position == 0,
+                    native_experts=native_experts,
+                )
+            )
+            width = widths[-1]
+        self.levels = nn.ModuleList(stack)
+        self.output_width: int = width
+
+    def forward(self, rows_BD: Tensor) -> Tensor:
+        """fused_BTH of rows_BD (Equations 2 and 3)."""
+        # The first level has one input for all units; unit axis of size 1, never copied.
+        units_BUD = rows_BD.unsqueeze(1)
+        for level in self.levels:
+            units_BUD = level(units_BUD)[0]
+        return units_BUD
+
+    @torch.jit.export
+    def expert_weights(self, rows_BD: Tensor) -> list[Tensor]:
+        """Per level, the weight of every expert in every fused unit, gate and native weight together: [B, G, E]."""
+        units_BUD = rows_BD.unsqueeze(1)
+        weights: list[Tensor] = []
+        for level in self.levels:
+            units_BUD, weights_BGE = level(units_BUD)
+            weights.append(weights_BGE)
+        return weights
+
+
+class FusionLevel(nn.Module):
+    """One level of fusion units (Equations 4 to 11)."""
+
+    native_position: Tensor
+    native_weights: Tensor
+
+    def __init__(
+        self,
+        input_width: int,
+        widths: list[int],
+        experts_per_unit: list[int],
+        *,
+        num_fused: int,
+        is_first: bool,
+        native_experts: bool,
+    ) -> None:
+        super().__init__()
+        self.num_experts: int = sum(experts_per_unit)
+        self.num_fused: int = num_fused
+        self.is_first: bool = is_first
+        self.experts = UnitExperts(input_width, widths, experts_per_unit, has_one_input=is_first)
+        num_gates = 1 if is_first else num_fused
+        # At the first level all units read the same row, so their gates are one Linear.
+        gate_width = self.num_experts * (num_fused if is_first else 1)
+        self.gates = nn.ModuleList([nn.Linear(input_width, gate_width) for _ in range(num_gates)])
+        native, is_learned = _native_weights(experts_per_unit, num_fused)
+        self.has_native: bool = native_experts
+        # One entry per native expert of a fused unit, at [unit, expert] = native_position of the padded matrix.
+        self.register_buffer("native_position", _native_positions(experts_per_unit, num_fused), persistent=False)
+        if native_experts and is_learned:
+            self.native_weights = nn.Parameter(native)
+        else:
+            self.register_buffer("native_weights", native, persistent=False)
+
+    def forward(self, units_BUD: Tensor) -> tuple[Tensor, Tensor]:
+        """(fused_BGH, weights_BGE) from the level's inputs: [B, 1, D] at the first level, [B, U, D] above it."""
+        experts_BEH = self.experts(units_BUD)
+        logits: list[Tensor] = []
+        for unit, gate in enumerate(self.gates):
+            logits.append(gate(units_BUD[:, unit]))
+        logits_BGE = torch.cat(logits, dim=1).view(-1, self.num_fused, self.num_experts)
+        weights_BGE = torch.softmax(logits_BGE, dim=2)
+        if self.has_native:
+            weights_BGE = weights_BGE + self.padded_native_weights()
+        return torch.bmm(weights_BGE, experts_BEH), weights_BGE
+
+    def padded_native_weights(self) -> Tensor:
+        """The native weights padded with zeros to [G, E] (Equation 11)."""
+        padded = torch.zeros(
+            self.num_fused * self.num_experts, dtype=self.native_weights.dtype, device=self.native_weights.device
+        )
+        return padded.index_copy(0, self.native_position, self.native_weights).view(self.num_fused, self.num_experts)
+
+
+def _native_weights(experts_per_unit: list[int], num_fused: int) -> tuple[Tensor, bool]:
+    """Initial native weights, unit after unit, and whether they are learned: fixed at 1 only where every unit, the
+    shared one included, has a single expert; else U(-1/sqrt(m), 1/sqrt(m)) for a unit of m experts."""
+    if all(count == 1 for count in experts_per_unit):
+        return torch.ones(num_fused), False
+    weights = [torch.empty(count).uniform_(-1 / math.sqrt(count), 1 / math.sqrt(count)) for count in experts_per_unit]
+    return torch.cat(weights[:num_fused]), True
+
+
+def _native_positions(experts_per_unit: list[int], num_fused: int) -> Tensor:
+    num_experts = sum(experts_per_unit)
+    starts = [sum(experts_per_unit[:unit]) for unit in range(num_fused)]
+    return torch.tensor(
+        [unit * num_experts + starts[unit] + m for unit in range(num_fused) for m in range(experts_per_unit[unit])],
+        dtype=torch.int64,
+    )

@@ -1,0 +1,54 @@
+"""The expert MLPs of one fusion level, computed in few large operations. Scripted by TorchScript.
+
+In: units_BUD (or [B, 1, D] where all units read one input). Out: experts_BEH, ReLU after every layer, the last too.
+The first layer is one Linear per distinct input, for all experts that read it; deeper layers, where each expert has an
+input of its own, are one batched product for all experts.
+
+Shapes: B rows, U units, E experts of the level, D input, H width of a layer.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class UnitExperts(nn.Module):
+    """All experts of a level; `experts_per_unit` says how many each unit has, in the order of their outputs."""
+
+    def __init__(
+        self, input_width: int, widths: list[int], experts_per_unit: list[int], *, has_one_input: bool
+    ) -> None:
+        super().__init__()
+        self.num_experts: int = sum(experts_per_unit)
+        self.first_width: int = widths[0]
+        counts = [self.num_experts] if has_one_input else experts_per_unit
+        self.first = nn.ModuleList([nn.Linear(input_width, count * widths[0]) for count in counts])
+        self.deeper = nn.ModuleList(
+            [ExpertLinear(self.num_experts, before, after) for before, after in itertools.pairwise(widths)]
+        )
+
+    def forward(self, units_BUD: Tensor) -> Tensor:
+        """experts_BEH of the units' inputs."""
+        hidden: list[Tensor] = []
+        for unit, linear in enumerate(self.first):
+            hidden.append(linear(units_BUD[:, unit]))
+        experts_BEH = torch.relu(torch.cat(hidden, dim=1)).view(-1, self.num_experts, self.first_width)
+        for layer in self.deeper:
+            experts_BEH = torch.relu(layer(experts_BEH))
+        return experts_BEH
+
+
+class ExpertLinear(nn.Module):
+    """E independent Linear layers: inputs_BED -> outputs_BEH, initialised as nn.Linear is."""
+
+    def __init__(self, num_experts: int, input_width: int, output_width: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(input_width)
+        self.weight_EDH = nn.Parameter(torch.empty(num_experts, input_width, output_width).uniform_(-bound, bound))
+        self.bias_E1H = nn.Parameter(torch.empty(num_experts, 1, output_width).uniform_(-bound, bound))
+
+    def forward(self, inputs_BED: Tensor) -> Tensor:
+        """outputs_BEH, one product for all experts."""
+        return torch.baddbmm(self.bias_E1H, inputs_BED.transpose(0, 1), self.weight_EDH).transpose(0, 1)

@@ -1,0 +1,200 @@
+"""The ranker: embeddings -> fusion network -> task towers -> logits, and the module that is exported from it.
+
+`Ranker` is what training trains (TorchRec embeddings). `ScoringModule` is what is exported: the same network on plain
+torch embedding tables, user and context embedded once a request, answers in each task's own unit; TorchScript scripts
+it and a process needs torch alone to run it.
+
+Shapes: B rows, N candidates, T tasks, D columns of the dense row, H width of a representation, K single-id features,
+L list features, V list values in all.
+"""
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.features import FittedFeatures
+from model.fusion import FusionConfig
+from model.schema import BinaryTask, Block, FeedSchema, IdFeature, IdListFeature, NumberFeature, RegressionTask
+from model.strict_yaml import StrictModel
+
+# exp(60) is far beyond any play time, and float32 still holds it: an absurd logit stays a finite answer.
+_LARGEST_LOG = 60.0
+
+
+class NetworkConfig(StrictModel):
+    """A fusion network and the hidden widths of the task towers behind it."""
+
+    fusion: FusionConfig
+    tower: tuple[PositiveInt, ...] = (64,)
+
+
+class Tower(nn.Module):
+    """A task tower: hidden Linear layers with ReLU, then one Linear to the logit. representation_BH -> logit_B1."""
+
+    def __init__(self, input_width: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [nn.Linear(input_width, width), nn.ReLU()]
+            input_width = width
+        layers.append(nn.Linear(input_width, 1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, representation_BH: Tensor) -> Tensor:
+        """logit_B1."""
+        logit_B1: Tensor = self.layers(representation_BH)
+        return logit_B1
+
+
+class Network(nn.Module):
+    """The dense part: rows_BD -> logits_BT."""
+
+    def __init__(self, config: NetworkConfig, input_width: int, num_tasks: int) -> None:
+        super().__init__()
+        self.fusion = config.fusion.build(input_width, num_tasks)
+        self.towers = nn.ModuleList([Tower(self.fusion.output_width, config.tower) for _ in range(num_tasks)])
+
+    def forward(self, rows_BD: Tensor) -> Tensor:
+        """logits_BT in task order; a regression task's logit is its standardised prediction."""
+        fused_BTH = self.fusion(rows_BD)
+        logits: list[Tensor] = []
+        for task, tower in enumerate(self.towers):
+            logits.append(tower(fused_BTH[:, task]))
+        return torch.cat(logits, dim=1)
+
+
+class Ranker(nn.Module):
+    """What is trained: `embeddings` (two blocks -> rows_BD, with `width`) and the dense network behind it."""
+
+    def __init__(self, embeddings: nn.Module, network: Network) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.network = network
+
+    def forward(self, request: tuple[Tensor, ...], candidate: tuple[Tensor, ...]) -> Tensor:
+        """logits_BT of a batch; blocks as `model.embeddings.BlockTensors`, both of B rows."""
+        logits_BT: Tensor = self.network(self.embeddings(request, candidate))
+        return logits_BT
+
+
+class Answers(nn.Module):
+    """Logits -> answers in each task's unit: a probability, or a quantity >= 0. logits_NT -> answers_NT."""
+
+    offset_T: Tensor
+    scale_T: Tensor
+    is_regression_T: Tensor
+    is_log_T: Tensor
+
+    def __init__(self, schema: FeedSchema, fitted: FittedFeatures) -> None:
+        super().__init__()
+        offsets, scales, is_regression, is_log = [], [], [], []
+        for task in schema.tasks:
+            if isinstance(task, BinaryTask):
+                # Negatives kept at rate w inflate the odds by 1/w (He et al. 2014, section 6.3): undone in the logit.
+                offsets.append(float(torch.tensor(task.negative_sampling_rate, dtype=torch.float64).log()))
+                scales.append(1.0)
+            else:
+                offsets.append(fitted.targets[task.name].mean)
+                scales.append(fitted.targets[task.name].scale)
+            is_regression.append(isinstance(task, RegressionTask))
+            is_log.append(isinstance(task, RegressionTask) and task.transform == "log1p")
+        self.register_buffer("offset_T", torch.tensor(offsets))
+        self.register_buffer("scale_T", torch.tensor(scales))
+        self.register_buffer("is_regression_T", torch.tensor(is_regression))
+        self.register_buffer("is_log_T", torch.tensor(is_log))
+
+    def forward(self, logits_NT: Tensor) -> Tensor:
+        """answers_NT."""
+        values_NT = logits_NT * self.scale_T + self.offset_T
+        quantities_NT = torch.where(self.is_log_T, torch.expm1(values_NT.clamp(max=_LARGEST_LOG)), values_NT)
+        return torch.where(self.is_regression_T, quantities_NT.clamp(min=0.0), torch.sigmoid(values_NT))
+
+
+class BlockEmbeddings(nn.Module):
+    """Plain-torch embeddings of one block: its ids and numbers -> rows of the block's part of the dense row."""
+
+    def __init__(
+        self, schema: FeedSchema, features: list[IdFeature | IdListFeature], tables: dict[str, nn.Parameter]
+    ) -> None:
+        super().__init__()
+        table_of = {name: table for table in schema.tables for name in table.features}
+        self.single = nn.ModuleList(
+            [_IdEmbedding(tables[table_of[f.name].name]) for f in features if isinstance(f, IdFeature)]
+        )
+        self.pooled = nn.ModuleList(
+            [
+                _ListEmbedding(tables[table_of[f.name].name], table_of[f.name].pooling)
+                for f in features
+                if isinstance(f, IdListFeature)
+            ]
+        )
+
+    def forward(self, ids_BK: Tensor, values_V: Tensor, lengths_LB: Tensor, numbers_BN: Tensor) -> Tensor:
+        """The block's columns of rows_BD."""
+        parts: list[Tensor] = []
+        for column, embedding in enumerate(self.single):
+            parts.append(embedding(ids_BK[:, column]))
+        start = 0
+        for row, bag in enumerate(self.pooled):
+            lengths_B = lengths_LB[row]
+            end = start + int(lengths_B.sum())
+            parts.append(bag(values_V[start:end], lengths_B))
+            start = end
+        parts.append(numbers_BN)
+        return torch.cat(parts, dim=1)
+
+
+class _IdEmbedding(nn.Module):
+    def __init__(self, table: nn.Parameter) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, ids_B: Tensor) -> Tensor:
+        return functional.embedding(ids_B, self.table)
+
+
+class _ListEmbedding(nn.Module):
+    def __init__(self, table: nn.Parameter, pooling: str) -> None:
+        super().__init__()
+        self.table = table
+        self.pooling: str = pooling
+
+    def forward(self, values_V: Tensor, lengths_B: Tensor) -> Tensor:
+        offsets_B = torch.cumsum(lengths_B, dim=0) - lengths_B
+        return functional.embedding_bag(values_V, self.table, offsets_B, mode=self.pooling)
+
+
+def _sparse(schema: FeedSchema, block: Block) -> list[IdFeature | IdListFeature]:
+    return [feature for feature in schema.block(block) if not isinstance(feature, NumberFeature)]
+
+
+class ScoringModule(nn.Module):
+    """What is exported: one request block and N candidates -> answers_NT."""
+
+    def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, tables: dict[str, Tensor]) -> None:
+        super().__init__()
+        # One Parameter per table, however many features read it: shared tables stay shared in the file.
+        shared = {name: nn.Parameter(weight.clone(), requires_grad=False) for name, weight in tables.items()}
+        self.request = BlockEmbeddings(schema, _sparse(schema, "request"), shared)
+        self.candidate = BlockEmbeddings(schema, _sparse(schema, "candidate"), shared)
+        self.network = network
+        self.answers = Answers(schema, fitted)
+
+    def forward(
+        self,
+        request_ids_1K: Tensor,
+        request_values_V: Tensor,
+        request_lengths_L1: Tensor,
+        request_numbers_1D: Tensor,
+        ids_NK: Tensor,
+        values_V: Tensor,
+        lengths_LN: Tensor,
+        numbers_ND: Tensor,
+    ) -> Tensor:
+        """answers_NT: a probability per binary task, a quantity in the label's unit per regression task."""
+        request_1D = self.request(request_ids_1K, request_values_V, request_lengths_L1, request_numbers_1D)
+        candidate_ND = self.candidate(ids_NK, values_V, lengths_LN, numbers_ND)
+        rows_ND = torch.cat([request_1D.expand(candidate_ND.shape[0], -1), candidate_ND], dim=1)
+        answers_NT: Tensor = self.answers(self.network(rows_ND))
+        return answers_NT

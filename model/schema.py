@@ -1,0 +1,249 @@
+"""The feed schema: which features a feed has, on which side of a request, and which tasks are learned.
+
+In: a YAML file (the contract with ML engineers). Out: a validated, frozen `FeedSchema`. Every fault is a ValueError
+that names the place, the rule and what to do.
+
+A feature is on one side: `user` and `context` (once a request), `candidate` (once a candidate), or `training_only`
+(read from the log in training and fixed to `serving_value` in scores: position bias stays out of them).
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from model.strict_yaml import StrictModel
+
+# Names become keys in JSON and YAML, metric labels and tensor names ("<feature>.values"): no dots, blanks or quotes.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+Side = Literal["user", "context", "candidate", "training_only"]
+Dtype = Literal["int64", "string"]
+NumberTransform = Literal["log1p", "standardise", "quantile"]
+Block = Literal["request", "candidate"]
+ID_LIMITS = (-(2**63), 2**63 - 1)
+
+
+class _Table(StrictModel):
+    """The keys by which an id or id_list feature describes its embedding table, or names another feature's."""
+
+    name: Name
+    dtype: Dtype | None = None
+    buckets: int | None = Field(default=None, ge=1, le=2**31 - 2)
+    vocabulary: Literal["fitted"] | list[int] | list[str] | None = None
+    min_count: int | None = Field(default=None, ge=1)
+    table: Name | None = None
+    dim: int | None = Field(default=None, ge=4, le=1024)
+
+    @field_validator("vocabulary", mode="before")
+    @classmethod
+    def _no_booleans(cls, value: object) -> object:
+        if isinstance(value, list) and any(isinstance(entry, bool) for entry in value):
+            raise ValueError("a vocabulary holds ids, not true/false; write quotes around yes, no, on and off")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source_of_rows(self) -> Self:
+        given = [key for key in ("buckets", "vocabulary", "table") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"feature '{self.name}' needs exactly one of buckets, vocabulary, table; got {given or 'none'}"
+            )
+        if self.table is not None:
+            extra = [key for key in ("dim", "dtype", "min_count") if getattr(self, key) is not None]
+            if extra:
+                raise ValueError(f"feature '{self.name}' takes {', '.join(extra)} from table '{self.table}'; remove it")
+            return self
+        if self.dim is None:
+            raise ValueError(f"feature '{self.name}' needs dim, the width of its embedding")
+        if self.dim % 4:
+            raise ValueError(f"feature '{self.name}': dim must be a multiple of 4 (fused kernels), got {self.dim}")
+        if self.min_count is not None and self.vocabulary != "fitted":
+            raise ValueError(f"feature '{self.name}': min_count applies to `vocabulary: fitted` alone")
+        if isinstance(self.vocabulary, list):
+            self._check_vocabulary(self.vocabulary)
+        return self
+
+    def _check_vocabulary(self, vocabulary: list[int] | list[str]) -> None:
+        if not vocabulary:
+            raise ValueError(f"feature '{self.name}': vocabulary is empty")
+        wanted: type = str if self.dtype == "string" else int
+        entry: int | str
+        for entry in vocabulary:
+            if not isinstance(entry, wanted):
+                raise ValueError(f"feature '{self.name}': dtype {self.dtype or 'int64'} does not fit {entry!r}")
+            if isinstance(entry, int) and not ID_LIMITS[0] <= entry <= ID_LIMITS[1]:
+                raise ValueError(f"feature '{self.name}': {entry} is not an int64")
+        (entry, times) = Counter[int | str](vocabulary).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"feature '{self.name}': vocabulary holds {entry!r} {times} times")
+
+
+class IdFeature(_Table):
+    """One id per row; a missing or unknown id takes the table's OOV row."""
+
+    kind: Literal["id"]
+    side: Side
+    serving_value: int | str | None = None
+
+
+class IdListFeature(_Table):
+    """A list of ids per row, oldest first: the latest `max_length` are kept and pooled; a missing list is empty."""
+
+    kind: Literal["id_list"]
+    side: Literal["user", "context", "candidate"]
+    max_length: int = Field(ge=1, le=10_000)
+    pooling: Literal["mean", "sum"] = "mean"
+
+
+class NumberFeature(StrictModel):
+    """One number per row, transformed in the order given; `missing` is the raw value that a null takes."""
+
+    name: Name
+    kind: Literal["number"]
+    side: Side
+    transform: tuple[NumberTransform, ...] = ()
+    missing: float = Field(default=0.0, allow_inf_nan=False)
+    serving_value: float | None = Field(default=None, allow_inf_nan=False)
+
+    @field_validator("transform", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        if value in (None, "none"):
+            return ()
+        return (value,) if isinstance(value, str) else value
+
+
+Feature = Annotated[IdFeature | IdListFeature | NumberFeature, Field(discriminator="kind")]
+
+
+class BinaryTask(StrictModel):
+    """A yes/no outcome; `label` is a 0/1 column, `mask` a 0/1 column that says where the label counts."""
+
+    name: Name
+    kind: Literal["binary"]
+    label: str = Field(min_length=1)
+    loss_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    mask: str | None = None
+    negative_sampling_rate: float = Field(default=1.0, gt=0, le=1)
+
+
+class RegressionTask(StrictModel):
+    """A quantity >= 0; learned on the transformed, standardised scale, answered in the label's own unit."""
+
+    name: Name
+    kind: Literal["regression"]
+    label: str = Field(min_length=1)
+    loss_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    mask: str | None = None
+    transform: Literal["none", "log1p"] = "none"
+
+
+Task = Annotated[BinaryTask | RegressionTask, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """An embedding table and the features that read it. Row 0 is the OOV row; `buckets` does not count it."""
+
+    name: str
+    dim: int
+    dtype: Dtype
+    pooling: Literal["mean", "sum"]
+    buckets: int | None
+    vocabulary: tuple[int, ...] | tuple[str, ...] | Literal["fitted"] | None
+    min_count: int
+    features: tuple[str, ...]
+
+
+class FeedSchema(StrictModel):
+    """One feed: its features and tasks, in the order that tensors and answers keep."""
+
+    name: Name
+    features: tuple[Feature, ...] = Field(min_length=1)
+    tasks: tuple[Task, ...] = Field(min_length=1)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Reads a schema file. Raises ValueError naming the file, the key and the rule."""
+        return super().from_yaml(path)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for what, names in (("feature", [f.name for f in self.features]), ("task", [t.name for t in self.tasks])):
+            (name, times) = Counter(names).most_common(1)[0]
+            if times > 1:
+                raise ValueError(f"{what} '{name}' is defined {times} times")
+        if not any(feature.side == "candidate" for feature in self.features):
+            raise ValueError("no feature on side candidate: every candidate would get the same score")
+        if any(task.name == "score" for task in self.tasks):
+            raise ValueError("a task cannot be named 'score': answers use that name for the combined score")
+        for feature in self.features:
+            _check_serving_value(feature)
+        labels = {task.label for task in self.tasks} | {task.mask for task in self.tasks}
+        leaks = sorted(feature.name for feature in self.features if feature.name in labels)
+        if leaks:
+            raise ValueError(f"{', '.join(leaks)}: a label or mask column cannot be a feature (it would leak)")
+        _ = self.tables
+        return self
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The embedding tables, in the order of their owners. Raises ValueError where sharing does not fit."""
+        sparse = [feature for feature in self.features if not isinstance(feature, NumberFeature)]
+        owners = {feature.name: feature for feature in sparse if feature.table is None}
+        readers: dict[str, list[IdFeature | IdListFeature]] = {name: [] for name in owners}
+        for feature in sparse:
+            owner = feature.table or feature.name
+            if owner not in owners:
+                raise ValueError(
+                    f"feature '{feature.name}': table '{owner}' must be an id or id_list feature that has its own table"
+                )
+            readers[owner].append(feature)
+        return tuple(_table(owner, readers[name]) for name, owner in owners.items())
+
+    def block(self, block: Block) -> tuple[Feature, ...]:
+        """The features evaluated once a request (user, context, training_only) or once a candidate."""
+        return tuple(f for f in self.features if (f.side == "candidate") == (block == "candidate"))
+
+    def asked(self, block: Block) -> tuple[Feature, ...]:
+        """The features of a block that a scoring request carries: all but the training_only ones."""
+        return tuple(f for f in self.block(block) if f.side != "training_only")
+
+    def columns(self) -> tuple[str, ...]:
+        """Every data column that training reads: features, labels and masks."""
+        labels = [column for task in self.tasks for column in (task.label, task.mask) if column is not None]
+        return tuple(dict.fromkeys([*(feature.name for feature in self.features), *labels]))
+
+
+def _table(owner: IdFeature | IdListFeature, readers: list[IdFeature | IdListFeature]) -> Table:
+    poolings = {feature.pooling for feature in readers if isinstance(feature, IdListFeature)}
+    if len(poolings) > 1:
+        raise ValueError(f"the lists that share table '{owner.name}' must have one pooling, got {sorted(poolings)}")
+    assert owner.dim is not None
+    vocabulary = owner.vocabulary
+    return Table(
+        name=owner.name,
+        dim=owner.dim,
+        dtype=owner.dtype or "int64",
+        # The mean and the sum of one id are the same row, so single ids follow the lists of their table.
+        pooling=poolings.pop() if poolings else "sum",
+        buckets=owner.buckets,
+        vocabulary=tuple(vocabulary) if isinstance(vocabulary, list) else vocabulary,  # type: ignore[arg-type]
+        min_count=owner.min_count or 1,
+        features=tuple(feature.name for feature in readers),
+    )
+
+
+def _check_serving_value(feature: Feature) -> None:
+    if isinstance(feature, IdListFeature):
+        return
+    if feature.side == "training_only" and feature.serving_value is None:
+        raise ValueError(f"feature '{feature.name}' is training_only and needs serving_value, its value in all scores")
+    if feature.side != "training_only" and feature.serving_value is not None:
+        raise ValueError(f"feature '{feature.name}': serving_value applies to side training_only alone")
+    if isinstance(feature, IdFeature) and feature.serving_value is not None:
+        wanted = str if feature.dtype == "string" else int
+        if feature.table is None and not isinstance(feature.serving_value, wanted):
+            raise ValueError(f"feature '{feature.name}': serving_value must be of dtype {feature.dtype or 'int64'}")

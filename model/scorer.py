@@ -1,0 +1,134 @@
+"""Artifact -> answers: the one scorer of the service, of golden requests and of batch scoring.
+
+In: the columns of a request's two blocks (user and context once, N candidates). Out: answers_NT, float32, a probability
+per binary task and a quantity in the label's own unit per regression task, and what was missing or unknown.
+
+A scorer exists only for an artifact that answered its golden requests within tolerance.
+"""
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
+from model.features import Column, EncodedBlock, FeatureEncoder, FittedFeatures
+
+ENGINE = "torchscript"
+
+
+class NonFiniteScoresError(RuntimeError):
+    """The ranker answered NaN or infinity; such scores are never passed on."""
+
+
+class Scored(NamedTuple):
+    """Answers of one request, and per feature how many values were missing or unknown to a vocabulary."""
+
+    answers_NT: NDArray[np.float32]
+    missing: dict[str, int]
+    oov: dict[str, int]
+
+
+class Scorer:
+    """One loaded model version. Scoring is safe from several threads."""
+
+    def __init__(self, artifact: Artifact, encoder: FeatureEncoder, module: torch.jit.ScriptModule) -> None:
+        self.artifact = artifact
+        self.manifest = artifact.manifest
+        self.schema = artifact.manifest.feed
+        self.tasks = [task.name for task in self.schema.tasks]
+        self.encoder = encoder
+        self._module = module
+
+    @property
+    def version(self) -> str:
+        """The model version, as answers and log lines name it."""
+        return self.artifact.version
+
+    @classmethod
+    def load(cls, path: Path) -> "Scorer":
+        """Verifies an artifact, loads it and has it answer its golden requests. Raises ArtifactError."""
+        artifact = Artifact.open(path)
+        try:
+            fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))
+            encoder = FeatureEncoder(artifact.manifest.feed, fitted)
+            with warnings.catch_warnings():
+                # torch.jit is deprecated without a successor that loads without a compiler; docs/decisions says more.
+                warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+                warnings.filterwarnings("ignore", message=".*torch.jit.*")
+                module = torch.jit.load(  # type: ignore[no-untyped-call]
+                    io.BytesIO(artifact.read(RANKER)), map_location="cpu"
+                )
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, ArtifactError):
+                raise
+            raise ArtifactError(f"{path}: cannot be loaded ({error})") from error
+        module.eval()
+        scorer = cls(artifact, encoder, module)
+        scorer.check_golden_requests()
+        return scorer
+
+    def score_values(
+        self, user: Mapping[str, object], features: Mapping[str, Sequence[object]], rows: int
+    ) -> NDArray[np.float32]:
+        """answers_NT of JSON values: `user` holds one value per feature, `features` a column of `rows` values each."""
+        request = self.encoder.columns("request", {name: [value] for name, value in user.items()}, 1)
+        return self.score(request, self.encoder.columns("candidate", features, rows), rows).answers_NT
+
+    def score(self, request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int) -> Scored:
+        """Scores `rows` candidates (at least 1) for one user. Raises NonFiniteScoresError."""
+        assert rows > 0, "a request has at least one candidate"
+        encoded_request = self.encoder.encode("request", request, 1, as_served=True)
+        encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
+        with torch.inference_mode():
+            answers = self._module(*_tensors(encoded_request.block), *_tensors(encoded.block))
+        answers_NT: NDArray[np.float32] = answers.numpy()
+        if not np.isfinite(answers_NT).all():
+            raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
+        return Scored(
+            answers_NT, {**encoded_request.missing, **encoded.missing}, {**encoded_request.oov, **encoded.oov}
+        )
+
+    def golden_requests(self) -> dict[str, Any]:
+        """The golden requests: `tolerance` and `requests`, each with `user`, `candidates` and `expected` answers."""
+        golden: dict[str, Any] = self.artifact.read_json(GOLDEN)
+        return golden
+
+    def reference_scores(self) -> dict[str, Any]:
+        """The artifact's reference histograms, by task: bin edges and counts."""
+        reference: dict[str, Any] = self.artifact.read_json(REFERENCE)
+        return reference
+
+    def check_golden_requests(self) -> None:
+        """Answers every golden request. Raises ArtifactError where an answer is off by more than the tolerance."""
+        place = f"{self.artifact.path / GOLDEN}"
+        try:
+            golden = self.golden_requests()
+            tolerance = float(golden["tolerance"])
+            for number, request in enumerate(golden["requests"]):
+                candidates = request["candidates"]
+                rows = len(candidates["id"])
+                answers_NT = self.score_values(request["user"], candidates["features"], rows)
+                for position, task in enumerate(self.tasks):
+                    expected_N = np.asarray(request["expected"][task], np.float64)
+                    error_N = np.abs(answers_NT[:, position] - expected_N) / np.maximum(1.0, np.abs(expected_N))
+                    if not error_N.max() <= tolerance:
+                        raise ArtifactError(
+                            f"{place}: request {number}, task {task}: the answer is off by {error_N.max():.2g}, "
+                            f"tolerance {tolerance:g}"
+                        )
+        except (KeyError, TypeError, IndexError) as error:
+            raise ArtifactError(f"{place}: not golden requests of this model ({error!r})") from None
+        except NonFiniteScoresError as error:
+            raise ArtifactError(f"{place}: {error}") from None
+        except RuntimeError as error:
+            raise ArtifactError(f"{self.artifact.path / RANKER}: cannot score ({error})") from None
+
+
+def _tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in block)
