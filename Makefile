@@ -1,0 +1,111 @@
+# The verbs of this repository; `make help` lists them. They need make and Python 3.11 to 3.13 with venv.
+#
+# Everything runs in .venv, made from the lock files in requirements/. Variables, as NAME=value after the verb:
+#   PYTHON        the interpreter that makes the environment
+#   DEVICE        cpu (default) or gpu: which build of fbgemm goes beside torchrec
+#   TORCH_INDEX   URL of torch's own CPU index, where the default index would give a CUDA build
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DEVICE ?= cpu
+TORCH_INDEX ?=
+MODELS ?= models
+ARGS ?=
+
+ifeq ($(filter $(DEVICE),cpu gpu),)
+$(error DEVICE is '$(DEVICE)'; it must be cpu or gpu)
+endif
+OTHER_DEVICE := $(if $(filter cpu,$(DEVICE)),gpu,cpu)
+OTHER_FBGEMM := $(if $(filter cpu,$(DEVICE)),fbgemm-gpu,fbgemm-gpu-cpu)
+
+PY := .venv/bin/python
+STAMP := .venv/.installed-$(DEVICE)
+SERVE_PY := .venv-serve/bin/python
+SERVE_STAMP := .venv-serve/.installed
+PIP_FLAGS := -qq --disable-pip-version-check --no-input
+LOCKS := $(wildcard requirements/*.txt)
+# The serving image carries fewer packages than a checkout.
+TYPED := $(wildcard model training service deploy benchmarks tests)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-serve-only lint format check train export serve \
+	bench-quality bench-census bench-training bench-request clean
+
+help: ## this list
+	@echo "make VERB [NAME=value ...]"
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-16s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## make .venv from the lock files (DEVICE=cpu|gpu, TORCH_INDEX=URL)
+
+# $(1) folder, $(2) arguments naming the lock files
+define make_environment
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	sys.exit(None if (3, 11) <= v < (3, 14) else "Python %d.%d found; 3.11 to 3.13 is needed: make PYTHON=python3.11" % v)'
+	@echo "installing into $(1) (some 300 MB to fetch the first time, a few minutes)"
+	@$(PYTHON) -m venv $(1)
+	@if [ -n "$(TORCH_INDEX)" ]; then \
+		$(1)/bin/python -m pip install $(PIP_FLAGS) --no-deps --index-url "$(TORCH_INDEX)" \
+			"$$(grep '^torch==' requirements/serve.txt)"; \
+	fi
+	@$(1)/bin/python -m pip install $(PIP_FLAGS) --no-deps $(2)
+endef
+
+# Both builds of fbgemm hold the same folder, so the other one goes before this one comes.
+$(STAMP): $(LOCKS)
+	@if [ -e .venv/.installed-$(OTHER_DEVICE) ]; then \
+		$(PY) -m pip uninstall $(PIP_FLAGS) -y $(OTHER_FBGEMM) && rm .venv/.installed-$(OTHER_DEVICE); \
+	fi
+	$(call make_environment,.venv,-r requirements/dev.txt -r requirements/fbgemm-$(DEVICE).txt)
+	@touch $@
+
+$(SERVE_STAMP): requirements/serve.txt
+	$(call make_environment,.venv-serve,-r requirements/serve.txt)
+	@touch $@
+
+# exec: Ctrl-C then reaches the program itself and nothing stands between.
+demo: $(STAMP) ## simulate, train, export, serve and ask once (PORT=, DATA=DIR, ONCE=1)
+	@exec $(PY) -m deploy.demo $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") \
+		$(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
+
+test: $(STAMP) ## the whole test suite (FEEDRANK_DATA=DIR in the environment adds the real data; ARGS=)
+	@exec $(PY) -m pytest $(ARGS)
+
+test-serve-only: $(STAMP) $(SERVE_STAMP) ## the service in an environment without torchrec
+	@tests/serve_only.sh $(PY) $(SERVE_PY)
+
+lint: $(STAMP) ## ruff and mypy, nothing is changed
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy $(TYPED)
+
+format: $(STAMP) ## let ruff fix and format what it can
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+check: lint test ## lint and test
+
+train: $(STAMP) ## train a ranker (CONFIG=FILE, ARGS="--set key=value")
+	@[ -n "$(CONFIG)" ] || { echo "make train CONFIG=FILE: names the training configuration, see configs/" >&2; exit 2; }
+	@exec $(PY) -m training train "$(CONFIG)" $(ARGS)
+
+export: $(STAMP) ## publish a training run as the next artifact version (RUN=DIR, ARGS=)
+	@[ -n "$(RUN)" ] || { echo "make export RUN=DIR: names the folder of a training run, see runs/" >&2; exit 2; }
+	@exec $(PY) -m training export "$(RUN)" $(ARGS)
+
+serve: $(STAMP) ## serve the published models (MODELS=models, PORT=, ARGS=)
+	@exec $(PY) -m service --models "$(MODELS)" $(if $(PORT),--port $(PORT)) $(ARGS)
+
+bench-quality: $(STAMP) ## quality on KuaiRand-Pure, three seeds
+	@exec $(PY) -m benchmarks.kuairand_quality $(ARGS)
+
+bench-census: $(STAMP) ## quality on Census-Income, five seeds
+	@exec $(PY) -m benchmarks.census_quality $(ARGS)
+
+bench-training: $(STAMP) ## training rows per CPU second, peak memory
+	@exec $(PY) -m benchmarks.training_speed $(ARGS)
+
+bench-request: $(STAMP) ## CPU time of a request, against a service written the usual way
+	@exec $(PY) -m benchmarks.request_cost $(ARGS)
+
+clean: ## remove environments and caches; data, runs and models stay
+	@rm -rf .venv .venv-serve .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

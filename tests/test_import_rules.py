@@ -1,0 +1,224 @@
+"""The rooms of the house stay apart: what each package may import, checked on the syntax trees of all files.
+
+A rule that holds is cheap to keep and dear to restore: one `import torchrec` within reach of the service
+costs seconds at start, hundreds of megabytes, and the dependence on fbgemm's binary interface. Imports inside
+functions, under TYPE_CHECKING, relative ones and `importlib.import_module("...")` count like any other.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("model", "training", "service", "deploy", "benchmarks", "tests")
+TORCHREC = ("torchrec", "fbgemm_gpu")
+
+# What each package may import of the project besides itself; () is nothing.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "model": (),
+    "training": ("model",),
+    "service": tuple(
+        f"model.{name}" for name in ("schema", "features", "calibration", "value_model", "artifact", "scorer")
+    ),
+    "deploy": ("service.metrics", "training.simulate"),
+}
+# Where torchrec may be named at all.
+TORCHREC_ALLOWED = ("model.embeddings", "training", "benchmarks", "tests")
+# Whatever the service reaches, however far away: none of these.
+SERVICE_NEVER = (*TORCHREC, "pyarrow", "training", "deploy", "benchmarks", "tests")
+
+
+@dataclass(frozen=True)
+class Import:
+    """`module` (dotted, as imported) in `importer` (dotted) at `line` of `path`."""
+
+    importer: str
+    module: str
+    path: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.importer} imports {self.module}"
+
+
+def _within(module: str, prefixes: tuple[str, ...]) -> bool:
+    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+class Project:
+    """All modules under `root` and what they import."""
+
+    def __init__(self, root: Path) -> None:
+        self.modules: dict[str, Path] = {}
+        for package in PACKAGES:
+            for path in sorted((root / package).rglob("*.py")):
+                parts = path.relative_to(root).with_suffix("").parts
+                self.modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        self.imports: dict[str, list[Import]] = {
+            name: [Import(name, module, path.relative_to(root), line) for module, line in self._read(name)]
+            for name, path in self.modules.items()
+        }
+
+    def _read(self, name: str) -> Iterator[tuple[str, int]]:
+        path = self.modules[name]
+        package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield alias.name, node.lineno
+            elif isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                source = ".".join([*base, *(node.module.split(".") if node.module else [])])
+                for alias in node.names:
+                    # `from model import schema` names a module, `from model.schema import Schema` an attribute.
+                    submodule = f"{source}.{alias.name}"
+                    yield (submodule if submodule in self.modules else source), node.lineno
+            elif isinstance(node, ast.Call) and _is_dynamic_import(node.func):
+                for argument in node.args[:1]:
+                    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                        yield argument.value, node.lineno
+
+    def reached_from(self, package: str) -> dict[str, tuple[str, ...]]:
+        """Every module that importing `package` and its submodules may load, with one chain of imports to it."""
+        chains: dict[str, tuple[str, ...]] = {name: (name,) for name in self.modules if _within(name, (package,))}
+        waiting = list(chains)
+        while waiting:
+            importer = waiting.pop()
+            for found in self.imports[importer]:
+                # importing a.b.c runs a/__init__.py and a/b/__init__.py first
+                parts = found.module.split(".")
+                for end in range(1, len(parts) + 1):
+                    name = ".".join(parts[:end])
+                    if name in self.modules and name not in chains:
+                        chains[name] = (*chains[importer], name)
+                        waiting.append(name)
+        return chains
+
+
+def _is_dynamic_import(function: ast.expr) -> bool:
+    return (isinstance(function, ast.Name) and function.id in ("__import__", "import_module")) or (
+        isinstance(function, ast.Attribute) and function.attr == "import_module"
+    )
+
+
+def violations(root: Path) -> list[str]:
+    """One line for each import under `root` that breaks a rule; empty where all is well."""
+    project = Project(root)
+    broken = []
+    for name, imports in project.imports.items():
+        package = name.split(".")[0]
+        for found in imports:
+            target = found.module.split(".")[0]
+            if target in PACKAGES and target != package and package in ALLOWED:
+                allowed = ALLOWED[package]
+                if not _within(found.module, allowed):
+                    broken.append(f"{found}; {package} may import {', '.join(allowed) or 'nothing else'}")
+            if target in TORCHREC and not _within(name, TORCHREC_ALLOWED):
+                broken.append(f"{found}; in model/ torchrec belongs to model/embeddings.py alone")
+    for name, chain in project.reached_from("service").items():
+        broken += [
+            f"{found}; the service reaches it by {' -> '.join(chain)}"
+            for found in project.imports[name]
+            if _within(found.module, SERVICE_NEVER)
+        ]
+    return broken
+
+
+def test_packages_import_what_they_may() -> None:
+    assert violations(ROOT) == []
+
+
+def _locked(role: str) -> set[str]:
+    names: set[str] = set()
+    for line in (ROOT / "requirements" / f"{role}.txt").read_text().splitlines():
+        if line.startswith("-r "):
+            names |= _locked(line.removeprefix("-r ").strip().removesuffix(".txt"))
+        elif line and not line.startswith("#"):
+            names.add(line.split("==")[0].lower().replace("_", "-"))
+    return names
+
+
+@pytest.mark.parametrize(("package", "role"), [("service", "serve"), ("training", "train"), ("deploy", "train")])
+def test_third_party_imports_are_in_the_lock_file_of_their_role(package: str, role: str) -> None:
+    """What an environment made from the role's lock file cannot import is found here, not in production."""
+    project, locked = Project(ROOT), _locked(role) | {"fbgemm-gpu-cpu", "fbgemm-gpu"}
+    distributions = packages_distributions()
+    missing = []
+    for name in project.reached_from(package):
+        for found in project.imports[name]:
+            top = found.module.split(".")[0]
+            if top in PACKAGES or top in sys.stdlib_module_names:
+                continue
+            owners = {owner.lower().replace("_", "-") for owner in distributions.get(top, [top])}
+            if not owners & locked:
+                missing.append(f"{found}; not in requirements/{role}.txt")
+    assert missing == []
+
+
+def test_importing_the_service_loads_no_torchrec() -> None:
+    """The same at run time, in an environment that has torchrec: what other packages drag in counts too."""
+    program = "import service.app, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert set(run.stdout.split()).isdisjoint(SERVICE_NEVER)
+
+
+CLEAN = {
+    "model/__init__.py": "",
+    "model/schema.py": "import torch\n",
+    "model/embeddings.py": "import torchrec\nfrom model.schema import Schema\n",
+    "model/artifact.py": "from . import schema\n",
+    "training/__init__.py": "",
+    "training/train.py": "import torchrec\nimport pyarrow\nfrom model.embeddings import Embeddings\n",
+    "training/simulate.py": "import numpy\n",
+    "service/__init__.py": "",
+    "service/app.py": "from model import artifact\nfrom service.metrics import Metrics\n",
+    "service/metrics.py": "import prometheus_client\n",
+    "deploy/load.py": "from training.simulate import FeedWorld\nimport service.metrics\n",
+}
+
+
+def _plant(root: Path, files: dict[str, str]) -> None:
+    for name, source in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+
+
+def test_checker_passes_a_clean_tree(tmp_path: Path) -> None:
+    _plant(tmp_path, CLEAN)
+    assert violations(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "said"),
+    [
+        ("model/schema.py", "import torchrec\n", "model/schema.py:1: model.schema imports torchrec"),
+        ("model/ranker.py", "from fbgemm_gpu.tbe import x\n", "model.ranker imports fbgemm_gpu.tbe"),
+        ("model/ranker.py", "def f():\n    from training import train\n", "imports training.train; model may"),
+        ("model/ranker.py", "import service.app\n", "model.ranker imports service.app"),
+        ("training/train.py", "from service.metrics import Metrics\n", "imports service.metrics; training may"),
+        ("training/deep/file.py", "from ...service import app\n", "training.deep.file imports service.app"),
+        ("service/app.py", "import model.ranker\n", "service may import model.schema"),
+        ("service/app.py", "from model import ranker\n", "service.app imports model"),
+        ("service/app.py", "import importlib\nimportlib.import_module('torchrec')\n", "imports torchrec"),
+        ("service/app.py", "if 0:\n    import training\n", "service/app.py:2: service.app imports training"),
+        ("deploy/load.py", "import model.schema\n", "deploy may import service.metrics"),
+        # out of the service's own sight: the chain is told
+        ("model/schema.py", "import pyarrow.parquet\n", "service.app -> model.artifact -> model.schema"),
+        ("model/schema.py", "import model.embeddings\n", "model.schema -> model.embeddings"),
+        ("model/__init__.py", "from model.embeddings import Embeddings\n", "model -> model.embeddings"),
+    ],
+)
+def test_checker_catches_a_planted_violation(tmp_path: Path, path: str, source: str, said: str) -> None:
+    _plant(tmp_path, CLEAN | {path: source})
+    found = violations(tmp_path)
+    assert any(said in line for line in found), found
