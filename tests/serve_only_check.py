@@ -36,7 +36,8 @@ def check_environment() -> None:
         f"found = sorted(m for m in sys.modules if m.split('.')[0] in {FORBIDDEN!r}); "
         "sys.exit(f'import service.app loads {found}' if found else 0)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    if subprocess.run([sys.executable, "-c", program], check=False).returncode:
+        raise SystemExit("importing service.app failed in the serving environment")
 
 
 def free_port() -> int:
