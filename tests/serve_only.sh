@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The service as it is deployed: model/ and service/ alone, in an environment without torchrec.
-# Usage: serve_only.sh TRAINING_PYTHON SERVING_PYTHON. The first makes a tiny artifact and one request for it, the
-# second serves and asks. Everything made lies in a temporary folder that is removed.
+# Usage: serve_only.sh TRAINING_PYTHON SERVING_PYTHON. The first makes a tiny artifact, the second
+# serves it and asks. Everything made lies in a temporary folder that is removed.
 set -euo pipefail
 training_python="$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"
 serving_python="$(cd "$(dirname "$2")" && pwd)/$(basename "$2")"
@@ -10,8 +10,8 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
 cd "$root"
-"$training_python" -m tests.tiny_artifact --out "$work"
+"$training_python" -m tests.tiny_artifact --models "$work/models"
 mkdir "$work/app"
 cp -R model service tests/serve_only_check.py "$work/app/"
 cd "$work/app"
-"$serving_python" serve_only_check.py --models "$work/models" --request "$work/request.json"
+"$serving_python" serve_only_check.py --models "$work/models"

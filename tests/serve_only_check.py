@@ -1,10 +1,9 @@
-"""Serve one request where torchrec is not installed; run by tests/serve_only.sh, not by pytest.
+"""Serve one golden request where torchrec is not installed; run by tests/serve_only.sh, not by pytest.
 
-Input: a models folder with one published artifact, and one request in the shape of POST /v1/rank. This file
-must lie beside copies of `model/` and `service/` and nothing else, and the interpreter must be that of the
-serving environment: only the standard library is used here. Exit status 0 when the service imported nothing of
-the training side, became ready, answered the request with finite scores in descending order, and ended on
-SIGTERM.
+Input: a models folder with a published artifact. This file must lie beside copies of `model/` and `service/`
+and nothing else, and the interpreter must be that of the serving environment: only the standard library is used
+here. Exit status 0 when the service imported nothing of the training side, became ready, answered the artifact's
+first golden request as the artifact says, in descending score, and ended on SIGTERM.
 """
 
 import argparse
@@ -74,35 +73,55 @@ def ask(base: str, request: dict[str, Any]) -> dict[str, Any]:
         raise SystemExit(f"POST /v1/rank answered {error.code}: {error.read().decode()}") from None
 
 
-def check_answer(request: dict[str, Any], answer: dict[str, Any]) -> None:
-    """Every candidate comes back once, in descending finite score, with a finite value per task."""
-    asked, ranked = request["candidates"], answer["candidates"]
-    if sorted(ranked["id"]) != sorted(asked["id"]):
-        raise SystemExit(f"asked for candidates {asked['id']}, answered {ranked['id']}")
-    if ranked["score"] != sorted(ranked["score"], reverse=True):
-        raise SystemExit(f"scores are not in descending order: {ranked['score']}")
-    columns = {"score": ranked["score"], **ranked["tasks"]}
-    for name, values in columns.items():
-        if len(values) != len(asked["id"]) or not all(math.isfinite(value) for value in values):
-            raise SystemExit(f"{name} should hold {len(asked['id'])} finite values: {values}")
+def newest_artifact(models: Path) -> Path:
+    """`<models>/<name>/<version>/` : the first model, its highest version. Raises SystemExit where there is none."""
+    found = [path.parent for path in models.glob("*/*/manifest.json") if path.parent.name.isdecimal()]
+    if not found:
+        raise SystemExit(f"{models} holds no published artifact")
+    first = min(path.parent.name for path in found)
+    return max((path for path in found if path.parent.name == first), key=lambda path: int(path.name))
+
+
+def check_answer(golden: dict[str, Any], tolerance: float, answer: dict[str, Any]) -> None:
+    """Every candidate comes back once, in descending score, with the artifact's own answers.
+
+    The tolerance is the manifest's: relative above 1 (a play time in milliseconds), absolute below.
+    """
+    asked, ranked = golden["candidates"]["id"], answer["candidates"]
+    if sorted(ranked["id"]) != sorted(asked):
+        raise SystemExit(f"asked for candidates {asked}, answered {ranked['id']}")
+    if ranked["score"] != sorted(ranked["score"], reverse=True) or not all(map(math.isfinite, ranked["score"])):
+        raise SystemExit(f"scores are not finite and in descending order: {ranked['score']}")
+    if set(ranked["tasks"]) != set(golden["expected"]):
+        raise SystemExit(f"expected tasks {sorted(golden['expected'])}, answered {sorted(ranked['tasks'])}")
+    for task, expected in golden["expected"].items():
+        answered = dict(zip(ranked["id"], ranked["tasks"][task], strict=True))
+        for candidate, value in zip(asked, expected, strict=True):
+            if not abs(answered[candidate] - value) <= tolerance * max(1.0, abs(value)):
+                raise SystemExit(
+                    f"task {task}, candidate {candidate}: {answered[candidate]} answered, {value} expected"
+                )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", type=Path, required=True, help="folder of published models")
-    parser.add_argument("--request", type=Path, required=True, help="JSON file with one columnar request")
-    arguments = parser.parse_args()
-    request: dict[str, Any] = json.loads(arguments.request.read_text())
+    models: Path = parser.parse_args().models
+    artifact = newest_artifact(models)
+    content: dict[str, Any] = json.loads((artifact / "golden_requests.json").read_text())
+    golden: dict[str, Any] = content["requests"][0]
+    if len(set(golden["candidates"]["id"])) != len(golden["candidates"]["id"]):
+        raise SystemExit(f"{artifact}: the first golden request repeats a candidate; its answers cannot be told apart")
 
     check_environment()
     port = free_port()
-    command = [sys.executable, "-m", "service", "--models", str(arguments.models), "--port", str(port)]
-    server = subprocess.Popen(command)
+    server = subprocess.Popen([sys.executable, "-m", "service", "--models", str(models), "--port", str(port)])
     try:
         base = f"http://127.0.0.1:{port}"
         wait_until_ready(base, server)
+        request = {"model": artifact.parent.name, "user": golden["user"], "candidates": golden["candidates"]}
         answer = ask(base, request)
-        check_answer(request, answer)
+        check_answer(golden, float(content["tolerance"]), answer)
         server.send_signal(signal.SIGTERM)
         status = server.wait(timeout=30)
         if status not in (0, -signal.SIGTERM):
