@@ -1,4 +1,4 @@
-"""What every test shares: one torch thread, and access to the public data sets.
+"""What every test shares: one torch thread, one Hypothesis profile, and access to the public data sets.
 
 Input: the environment variable FEEDRANK_DATA, a folder with one subfolder per data set. Tests that
 need it ask for the `feedrank_data` fixture; without the folder they skip, and the summary says how many
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 DATA_VARIABLE = "FEEDRANK_DATA"
 REAL_DATA_MARK = "real data:"  # how a skip of this kind begins, so that the summary can count it
@@ -18,6 +19,12 @@ REAL_DATA_MARK = "real data:"  # how a skip of this kind begins, so that the sum
 # Small tensors all over the suite: a second thread costs more in waking up than it brings, and results
 # then do not depend on how many cores the machine has.
 torch.set_num_threads(1)
+
+# The same examples in every run, and no verdict from the clock: a busy machine must not turn a test red.
+settings.register_profile(
+    "feedrank", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("feedrank")
 
 
 def _data_folder(name: str) -> Path:
