@@ -38,9 +38,13 @@ class _Table(StrictModel):
 
     @field_validator("vocabulary", mode="before")
     @classmethod
-    def _no_booleans(cls, value: object) -> object:
-        if isinstance(value, list) and any(isinstance(entry, bool) for entry in value):
-            raise ValueError("a vocabulary holds ids, not true/false; write quotes around yes, no, on and off")
+    def _ids_of_one_type(cls, value: object) -> object:
+        if value is None or value == "fitted":
+            return value
+        if not isinstance(value, list | tuple):
+            raise ValueError("a vocabulary is a list of ids, or the word fitted")
+        if not any(all(isinstance(entry, dtype) for entry in value) for dtype in (int, str)):
+            raise ValueError("a vocabulary holds int64 ids alone or strings alone; write quotes around strings")
         return value
 
     @model_validator(mode="after")
@@ -179,13 +183,13 @@ class FeedSchema(StrictModel):
             raise ValueError("no feature on side candidate: every candidate would get the same score")
         if any(task.name == "score" for task in self.tasks):
             raise ValueError("a task cannot be named 'score': answers use that name for the combined score")
+        dtypes = {name: table.dtype for table in self.tables for name in table.features}
         for feature in self.features:
-            _check_serving_value(feature)
+            _check_serving_value(feature, dtypes.get(feature.name))
         labels = {task.label for task in self.tasks} | {task.mask for task in self.tasks}
         leaks = sorted(feature.name for feature in self.features if feature.name in labels)
         if leaks:
             raise ValueError(f"{', '.join(leaks)}: a label or mask column cannot be a feature (it would leak)")
-        _ = self.tables
         return self
 
     @property
@@ -236,14 +240,16 @@ def _table(owner: IdFeature | IdListFeature, readers: list[IdFeature | IdListFea
     )
 
 
-def _check_serving_value(feature: Feature) -> None:
+def _check_serving_value(feature: Feature, dtype: Dtype | None) -> None:
     if isinstance(feature, IdListFeature):
         return
-    if feature.side == "training_only" and feature.serving_value is None:
+    value = feature.serving_value
+    if feature.side == "training_only" and value is None:
         raise ValueError(f"feature '{feature.name}' is training_only and needs serving_value, its value in all scores")
-    if feature.side != "training_only" and feature.serving_value is not None:
+    if feature.side != "training_only" and value is not None:
         raise ValueError(f"feature '{feature.name}': serving_value applies to side training_only alone")
-    if isinstance(feature, IdFeature) and feature.serving_value is not None:
-        wanted = str if feature.dtype == "string" else int
-        if feature.table is None and not isinstance(feature.serving_value, wanted):
-            raise ValueError(f"feature '{feature.name}': serving_value must be of dtype {feature.dtype or 'int64'}")
+    if isinstance(feature, IdFeature) and value is not None:
+        if not isinstance(value, str if dtype == "string" else int):
+            raise ValueError(f"feature '{feature.name}': serving_value must be of dtype {dtype}, got {value!r}")
+        if isinstance(value, int) and not ID_LIMITS[0] <= value <= ID_LIMITS[1]:
+            raise ValueError(f"feature '{feature.name}': serving_value {value} is not an int64")

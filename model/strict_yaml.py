@@ -7,7 +7,7 @@ message that lists every fault as `place: rule, value, what to do`), never a tra
 import difflib
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -27,6 +27,16 @@ class StrictModel(BaseModel):
         unknown = [str(key) for key in data if key not in valid]
         if unknown:
             raise ValueError("; ".join(unknown_key(key, valid) for key in unknown))
+        for name, field in cls.model_fields.items():
+            value = data.get(field.alias or name)
+            if get_origin(field.annotation) is dict and isinstance(value, Mapping):
+                value = list(value.values())
+            # Else `max_length: on` would count as 1.
+            has_boolean = any(isinstance(entry, bool) for entry in (value if isinstance(value, list) else [value]))
+            if has_boolean and not _takes_boolean(field.annotation):
+                raise ValueError(
+                    f"{name}: got true or false (YAML reads yes, no, on and off so); write a number, or quote the word"
+                )
         return data
 
     @classmethod
@@ -45,36 +55,65 @@ class StrictModel(BaseModel):
         return cls.from_mapping(read_yaml(path), str(path))
 
 
-def unknown_key(key: str, valid: list[str]) -> str:
-    """The message for an unknown key: names it and the nearest valid one."""
+def unknown_key(key: str, valid: list[str], what: str = "key") -> str:
+    """The message for an unknown key (or `what` else): names it and the nearest valid one."""
     nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    hint = f"did you mean '{nearest[0]}'?" if nearest else f"valid keys: {', '.join(valid)}"
-    return f"unknown key '{key}'; {hint}"
+    hint = f"did you mean '{nearest[0]}'?" if nearest else f"valid {what}s: {', '.join(valid)}"
+    return f"unknown {what} '{key}'; {hint}"
 
 
 def read_yaml(path: Path) -> object:
-    """Parses a YAML file with safe types only; a key given twice is an error, as the first would be lost silently."""
+    """Parses a YAML file with safe types only. Raises ValueError naming the file, the place and the fault."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader with one more check
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        return yaml.load(text, Loader=_CarefulLoader)  # a SafeLoader with more checks
     except RecursionError:
         raise ValueError(f"{path}: nested too deeply to be a configuration") from None
+    # PyYAML answers some malformed scalars and tags (`2022-13-45`, `!!bool x`, `!!set [1]`) with these.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _CarefulLoader(yaml.SafeLoader):
+    """Refuses what YAML 1.1 would silently read as something else: a key given twice, 010 (octal), 12:30 (base 60)."""
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _fault(key_node, "a key must be a single word, not a list or a mapping")
             key = key_node.value
             if key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+                raise _fault(key_node, f"key '{key}' is given twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        text = node.value.lstrip("+-")
+        if ":" in text or (len(text) > 1 and text.startswith("0") and text[1:].replace("_", "").isdigit()):
+            raise _fault(node, f"{node.value} would not be read as written; remove the leading zero or write quotes")
+        return self.construct_yaml_int(node)
+
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        text: str = self.construct_scalar(node)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise _fault(node, f"{text!r} holds half of a surrogate pair, which is not a character")
+        return text
+
+
+_CarefulLoader.add_constructor("tag:yaml.org,2002:int", _CarefulLoader.construct_integer)
+_CarefulLoader.add_constructor("tag:yaml.org,2002:str", _CarefulLoader.construct_text)
+
+
+def _fault(node: yaml.Node, message: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+
+
+def _takes_boolean(annotation: Any) -> bool:
+    return annotation in (bool, Any, object) or any(map(_takes_boolean, get_args(annotation)))
 
 
 def _describe(error: ValidationError, place: str) -> str:

@@ -39,7 +39,7 @@ class ValueModel:
         self.definition = definition
         for task, weight in definition.weights.items():
             if task not in tasks:
-                raise ValueError(unknown_key(task, list(tasks)).replace("key", "task", 1))
+                raise ValueError(unknown_key(task, list(tasks), "task"))
             if not np.isfinite(weight):
                 raise ValueError(f"the weight of '{task}' must be a finite number")
         self._weights_T = np.array([definition.weights.get(task, 0.0) for task in tasks])
