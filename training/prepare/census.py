@@ -132,7 +132,7 @@ def _integers(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray
     whole = pc.fill_null(pc.match_substring_regex(column, r"^[0-9]{1,9}$"), False)
     wrong = np.flatnonzero(~whole.to_numpy())
     if wrong.size:
-        value = column[int(wrong[0])].as_py()
+        value = column[int(wrong[0])].as_py() or "?"
         raise ValueError(f"{path}: column {name!r}, row {wrong[0] + 1}: {value!r} is not a whole number")
     return column.cast(INTEGER)
 

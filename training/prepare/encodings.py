@@ -30,8 +30,9 @@ def totals_before(rows: Events, events: Events, values: Floats | None, num_keys:
     cell = (events.key * num_days + events.day)[known]
     weights = None if values is None else values[known]
     per_day = np.bincount(cell, weights, num_keys * num_days).astype(np.float64).reshape(num_keys, num_days)
-    before = np.cumsum(per_day, axis=1) - per_day
-    # Sums of fractions may leave -1e-17 where nothing happened; sums of label counts are exact.
+    # Shifted, not the running sum less the day's own: that would let the day into the last bits.
+    before = np.zeros_like(per_day)
+    np.cumsum(per_day[:, :-1], axis=1, out=before[:, 1:])
     return np.where(rows.key >= 0, before[np.maximum(rows.key, 0), rows.day], 0.0)
 
 

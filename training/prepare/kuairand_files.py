@@ -218,6 +218,8 @@ def _read_histories(path: Path, user_rows: "_RowOf", video_rows: "_RowOf") -> tu
         lists = table[name].combine_chunks().take(order)
         lengths = np.zeros(user_rows.count, dtype=np.int64)
         lengths[user[order]] = pc.list_value_length(lists).to_numpy()
+        if lists.flatten().null_count:
+            raise ValueError(f"{path}: column {name!r}: a list holds a null")
         values = video_rows(path, lists.flatten().to_numpy(), name, in_lists=True)
         full = ListPerUser(values, np.concatenate([[0], np.cumsum(lengths)]))
         from_end = full.offsets[1:][full.owner] - np.arange(len(values))

@@ -5,9 +5,10 @@ from 25 April on; the history lists up to 24 April count as a day before all of 
 earlier days only.
 
 Names: `<key>_impressions` counts the earlier impressions of a key, `<key>_<outcome>` is the smoothed mean of an outcome
-over them (null on the first day, when there is no prior either), `<key>_listed...` counts the key in all users' history
-lists, `history_...` describes the user's own lists, and `affinity_...` counts how often the user watched, liked or
-viewed long something with the candidate's author or tag.
+over them (null on the first day, when there is no prior either; `_per_1000` where the outcome is rare),
+`<key>_listed...` counts the key in all users' history lists, `history_...` describes the user's own lists, and
+`affinity_...` counts how often the user watched, liked or viewed long something with the candidate's first tag.
+Authors get no statistics of their own: 6,510 of them made the 7,583 videos.
 """
 
 import numpy as np
@@ -28,6 +29,10 @@ from training.prepare.kuairand_files import KuaiRand
 # How many impressions the prior is worth. A user has 8 impressions in the log, a video 34.
 _STRENGTH = {"user": 10.0, "video": 20.0, "user_tab": 5.0}
 _LISTED_STRENGTH = 10.0
+# Outcomes of a few impressions in a hundred are given per thousand: on the scale of log1p, where their ratios count,
+# a share of 1 % and one of 3 % would be the same as 0.
+_RARE = ("like", "profile_enter", "comments_opened")
+_PER_1000 = 1000.0
 _LISTS = {"watched": "watch_seq", "liked": "like_seq", "long_viewed": "long_watch_seq"}
 
 
@@ -81,7 +86,11 @@ def _outcome_means(data: KuaiRand, day: Integers, num_days: int) -> dict[str, Fl
         for outcome, values in observed.items():
             prior = mean_by_group_before(group, day, values, num_days)
             total = totals_before(events, events, values, num_keys, num_days)
-            columns[f"{name}_{outcome}"] = smoothed_rate(total, count, prior, _STRENGTH[name])
+            rate = smoothed_rate(total, count, prior, _STRENGTH[name])
+            if outcome in _RARE:
+                columns[f"{name}_{outcome}_per_1000"] = rate * _PER_1000
+            else:
+                columns[f"{name}_{outcome}"] = rate
         if name == "user":
             last = last_day_before(events, events, num_keys, num_days)
             columns["user_days_since"] = np.where(last >= 0, day - last, np.nan)
@@ -95,7 +104,7 @@ def _own_lists(data: KuaiRand) -> dict[str, Floats]:
     return {
         "history_impressions": data.history_length[user].astype(np.float64),
         # Lists end at 50 entries: for users with more the share is a lower bound, and the count says so.
-        "history_like_share": (liked / length)[user],
+        "history_likes_per_1000": (liked / length)[user] * _PER_1000,
         "history_long_view_share": (long_viewed / length)[user],
         "history_long_views": long_viewed[user].astype(np.float64),
     }
@@ -119,10 +128,10 @@ def _listed(data: KuaiRand) -> dict[str, Floats]:
         known, key = key >= 0, np.maximum(key, 0)
         columns[f"{name}_listed"] = np.where(known, counts["watched"][key], 0.0)
         watched_in_all = max(counts["watched"].sum(), 1.0)
-        for column in ("liked", "long_viewed"):
+        for column, suffix, scale in (("liked", "liked_per_1000", _PER_1000), ("long_viewed", "long_viewed", 1.0)):
             prior = np.full(size, counts[column].sum() / watched_in_all)
             rate = smoothed_rate(counts[column], counts["watched"], prior, _LISTED_STRENGTH)
-            columns[f"{name}_listed_{column}"] = np.where(known, rate[key], np.nan)
+            columns[f"{name}_listed_{suffix}"] = np.where(known, rate[key] * scale, np.nan)
     return columns
 
 

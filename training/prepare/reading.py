@@ -70,7 +70,7 @@ def _read_text(path: Path, names: Sequence[str] | None) -> pa.Table:
     # Without a header Arrow has to be told the names, with one it must be asked: types go by name.
     if names is None:
         with pa.input_stream(path, compression="detect") as stream:
-            header = stream.read(1 << 16).decode("utf-8-sig").split("\n", 1)[0]
+            header = stream.read(1 << 16).split(b"\n", 1)[0].decode("utf-8-sig")
         found = [name.strip().strip('"') for name in header.split(",")]
     else:
         found = list(names)

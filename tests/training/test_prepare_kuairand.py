@@ -1,0 +1,392 @@
+"""KuaiRand-Pure: both layouts give the same rows, inputs know earlier days alone, and bad files are named."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from model.schema import FeedSchema
+from training.prepare import prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ["is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view", "is_profile_enter"]
+LABELS = [*FLAGS, "comments_opened", "finished", "play_time_ms"]
+DATES = [20220415, *range(20220420, 20220431), *range(20220501, 20220509)]
+NUM_USERS, NUM_VIDEOS = 9, 7
+Log = list[dict[str, int]]
+Column = npt.NDArray[Any]
+
+
+def make_log(num_rows: int = 900) -> Log:
+    """A log of 15 April to 8 May as published; one user has far more than 50 impressions before 25 April."""
+    rng = np.random.default_rng(7)
+    rows = []
+    for number in range(num_rows):
+        date = DATES[rng.integers(len(DATES))]
+        day_ms = np.datetime64(f"{date // 10000}-{date // 100 % 100:02d}-{date % 100:02d}", "ms").astype(int)
+        user = 0 if rng.random() < 0.4 else int(rng.integers(1, NUM_USERS))
+        row = {"user_id": user, "video_id": int(rng.integers(NUM_VIDEOS)), "date": date, "hourmin": 0}
+        # Beijing is 8 hours ahead; distinct times leave no order to chance.
+        row["time_ms"] = int(day_ms) + int(rng.integers(24)) * 3_600_000 - 8 * 3_600_000 + number
+        row |= {name: int(rng.random() < 0.3) for name in FLAGS}
+        row["duration_ms"] = int(rng.integers(0, 4)) * 5_000
+        row["play_time_ms"] = int(rng.integers(0, 15_000))
+        row["profile_stay_time"], row["is_rand"] = 0, 0
+        row["comment_stay_time"] = int(rng.integers(0, 2)) * 900
+        row["tab"] = int(rng.integers(0, 3))
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["time_ms"])
+
+
+def users() -> list[dict[str, object]]:
+    one = {"user_active_degree": "full_active", "is_live_streamer": -124, "is_video_author": 1, "register_days": 40}
+    one |= {"follow_user_num": 3, "fans_user_num": 4, "friend_user_num": 5}
+    one |= {f"onehot_feat{i}": i for i in range(18)}
+    # Not in the order of ids, and with a null as the published file has it.
+    return [{"user_id": u, **one, "onehot_feat4": None if u == 3 else u} for u in reversed(range(NUM_USERS))]
+
+
+def videos() -> list[dict[str, object]]:
+    one: dict[str, object] = {"video_type": "NORMAL", "upload_dt": "2022-04-10", "upload_type": "Web", "music_type": 9}
+    one |= {"server_width": 720, "server_height": 1280, "music_id": 9155697141, "video_duration": 5000}
+    tags = ["39", "20,43", "39,2", None, "2", "20", "43"]
+    return [{"video_id": v, "author_id": 100 + v // 2, **one, "tag": tags[v]} for v in range(NUM_VIDEOS)]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        # A column with a null was once a float to whoever wrote the published file.
+        writer.writerows(
+            {key: f"{value}.0" if key == "onehot_feat4" and value is not None else value for key, value in row.items()}
+            for row in rows
+        )
+
+
+def as_published(folder: Path, log: Log) -> Path:
+    data = folder / "data"
+    data.mkdir(parents=True)
+    write_csv(data / "log_standard_4_08_to_4_21_pure.csv", [row for row in log if row["date"] <= 20220421])
+    write_csv(data / "log_standard_4_22_to_5_08_pure.csv", [row for row in log if row["date"] > 20220421])
+    write_csv(data / "user_features_pure.csv", users())
+    write_csv(data / "video_features_basic_pure.csv", videos())
+    return folder
+
+
+def as_parquet(folder: Path, log: Log) -> Path:
+    folder.mkdir(parents=True)
+    shown = [row for row in log if 20220425 <= row["date"] <= 20220507]
+    past = [row for row in log if row["date"] <= 20220424]
+    histories = []
+    for user in sorted({row["user_id"] for row in past}):
+        own = [row for row in past if row["user_id"] == user]
+        histories.append(
+            {
+                "user_id": user,
+                "history_len": len(own),
+                "watch_seq": [row["video_id"] for row in own][-50:],
+                "like_seq": [row["video_id"] for row in own if row["is_like"]][-50:],
+                "long_watch_seq": [row["video_id"] for row in own if row["long_view"]][-50:],
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(shown), folder / "interactions.parquet")
+    pq.write_table(pa.Table.from_pylist(users()), folder / "user_features.parquet")
+    pq.write_table(pa.Table.from_pylist(videos()), folder / "video_features_basic.parquet")
+    pq.write_table(pa.Table.from_pylist(histories), folder / "user_history.parquet")
+    return folder
+
+
+def prepared(out: Path) -> pa.Table:
+    """All splits in time order."""
+    return pa.concat_tables(pq.read_table(path) for path in sorted(out.glob("*.parquet"))).sort_by("time_ms")
+
+
+def prepare_log(tmp_path: Path, name: str, log: Log) -> pa.Table:
+    prepare("kuairand", as_parquet(tmp_path / name, log), tmp_path / f"{name}-out")
+    return prepared(tmp_path / f"{name}-out")
+
+
+def numbers(table: pa.Table, name: str) -> Column:
+    """A column as numpy, NaN for null."""
+    values: Column = table[name].to_numpy()
+    return values
+
+
+def unit(outcome: str) -> str:
+    return "_per_1000" if outcome in ("like", "profile_enter", "comments_opened") else ""
+
+
+def test_both_layouts_give_the_same_impressions(tmp_path: Path) -> None:
+    log = make_log()
+    assert sum(row["user_id"] == 0 and row["date"] <= 20220424 for row in log) > 50
+    prepare("kuairand", as_published(tmp_path / "csv", log), tmp_path / "from_csv")
+    prepare("kuairand", as_parquet(tmp_path / "parquet", log), tmp_path / "from_parquet")
+
+    names = ["impressions-test.parquet", "impressions-train.parquet", "impressions-validation.parquet", "prepared.json"]
+    for name in names[:3]:
+        assert pq.read_table(tmp_path / "from_csv" / name).equals(pq.read_table(tmp_path / "from_parquet" / name))
+    for out, source_format, num_files in (("from_csv", "csv", 4), ("from_parquet", "parquet", 4)):
+        assert sorted(path.name for path in (tmp_path / out).iterdir()) == names
+        manifest = json.loads((tmp_path / out / "prepared.json").read_text())
+        assert manifest["source_format"] == source_format
+        assert len(manifest["sources"]) == num_files
+        assert manifest["licence"] == "CC BY-SA 4.0"
+        assert sum(manifest["rows"].values()) == sum(20220425 <= row["date"] <= 20220507 for row in log)
+
+
+def test_splits_go_by_date_and_hours_by_beijing_time(tmp_path: Path) -> None:
+    log = make_log()
+    prepare("kuairand", as_parquet(tmp_path / "source", log), tmp_path / "out")
+    dates = {path.stem: set(pq.read_table(path)["date"].to_pylist()) for path in (tmp_path / "out").glob("*.parquet")}
+    assert max(dates["impressions-train"]) == 20220505
+    assert dates["impressions-validation"] == {20220506}
+    assert dates["impressions-test"] == {20220507}
+    table = prepared(tmp_path / "out")
+    # The made log's time_ms is at most 900 ms past the hour, on the very day of `date`.
+    beijing = (numbers(table, "time_ms") + 8 * 3_600_000).astype("datetime64[ms]")
+    assert np.array_equal(numbers(table, "hour"), [int(str(time)[11:13]) for time in beijing])
+    assert np.array_equal(numbers(table, "weekday"), [time.item().weekday() for time in beijing])
+
+
+def test_labels_from_a_day_on_change_no_input_of_that_day_or_before(tmp_path: Path) -> None:
+    log, day = make_log(), 20220503
+    changed = []
+    for row in log:
+        new = dict(row)
+        if row["date"] >= day:
+            new |= {name: 1 - row[name] for name in FLAGS}
+            new["play_time_ms"] = 20_000 - row["play_time_ms"]
+            new["comment_stay_time"] = 900 - row["comment_stay_time"]
+        changed.append(new)
+    before, after = prepare_log(tmp_path, "a", log), prepare_log(tmp_path, "b", changed)
+    inputs = [name for name in before.column_names if name not in LABELS]
+    assert len(inputs) == len(before.column_names) - len(LABELS)
+    seen = before["date"].to_numpy() <= day
+    assert before.filter(seen).select(inputs).equals(after.filter(seen).select(inputs))
+    # The change does arrive, a day later: the comparison above is not one of constants.
+    differing = [n for n in inputs if not before.filter(~seen)[n].equals(after.filter(~seen)[n])]
+    outcomes = ("click", "long_view", "like", "profile_enter", "comments_opened", "finished", "log_play", "play_ratio")
+    expected = {f"{key}_{outcome}{unit(outcome)}" for key in ("user", "video", "user_tab") for outcome in outcomes}
+    assert expected | {"affinity_tag_liked", "affinity_tag_long_viewed"} == set(differing)
+
+
+def test_rows_of_a_day_and_later_are_not_there_for_the_day_before(tmp_path: Path) -> None:
+    log, day = make_log(), 20220502
+    # Beside cutting the future, keep one row of the day itself: its inputs must not need the others.
+    first = next(row for row in log if row["date"] == day)
+    cut = [row for row in log if row["date"] < day] + [first]
+    whole, short = prepare_log(tmp_path, "whole", log), prepare_log(tmp_path, "short", cut)
+    inputs = [name for name in whole.column_names if name not in LABELS]
+    kept = np.isin(whole["time_ms"].to_numpy(), short["time_ms"].to_numpy())
+    assert whole.filter(kept).select(inputs).equals(short.select(inputs))
+
+
+def check_by_brute_force(table: pa.Table, tag_of_video: dict[int, int | None], rows: Column) -> None:
+    """Recompute statistics of the given rows from the rows of earlier days alone, one row at a time."""
+    date, user, video, tab = (numbers(table, name) for name in ("date", "user_id", "video_id", "tab"))
+    play, duration = numbers(table, "play_time_ms").astype(float), numbers(table, "duration_ms").astype(float)
+    outcomes = {
+        "click": numbers(table, "is_click"),
+        "long_view": numbers(table, "long_view"),
+        "like": numbers(table, "is_like"),
+        "profile_enter": numbers(table, "is_profile_enter"),
+        "comments_opened": numbers(table, "comments_opened"),
+        "finished": play >= duration,
+        "log_play": np.log1p(play),
+        "play_ratio": np.minimum(play / np.maximum(duration, 1), 1.5),
+    }
+    tags = np.array([-1 if tag_of_video[v] is None else tag_of_video[v] for v in video])
+    columns = {n: numbers(table, n) for n in table.column_names if n.startswith(("user_", "video_", "affinity_"))}
+    lists = {name: table[name] for name in ("watched", "liked", "long_viewed")}
+    happened = {"watched": date > 0, "liked": outcomes["like"] == 1, "long_viewed": outcomes["long_view"] == 1}
+    for i in rows:
+        earlier = date < date[i]
+        same = {
+            "user": (earlier & (user == user[i]), earlier, 10),
+            "video": (earlier & (video == video[i]), earlier, 20),
+            "user_tab": (earlier & (user == user[i]) & (tab == tab[i]), earlier & (tab == tab[i]), 5),
+        }
+        for key, (mask, group, strength) in same.items():
+            assert columns[f"{key}_impressions"][i] == mask.sum()
+            prior_rows = group if group.any() else earlier
+            for outcome, values in outcomes.items():
+                found = columns[f"{key}_{outcome}{unit(outcome)}"][i]
+                if not earlier.any():
+                    assert np.isnan(found)
+                    continue
+                expected = (values[mask].sum() + strength * values[prior_rows].mean()) / (mask.sum() + strength)
+                # Sums of up to 2e5 doubles in another order; an error of one row would be 1e-6 at the least.
+                assert found == pytest.approx(expected * (1000 if unit(outcome) else 1), rel=1e-9)
+        for name, column in lists.items():
+            listed = sum(tag_of_video[v] == tags[i] for v in column[int(i)].as_py())
+            logged = (earlier & (user == user[i]) & (tags == tags[i]) & happened[name]).sum()
+            assert columns[f"affinity_tag_{name}"][i] == (listed + logged if tags[i] >= 0 else 0)
+
+
+def test_inputs_equal_a_count_over_earlier_days(tmp_path: Path) -> None:
+    table = prepare_log(tmp_path, "source", make_log())
+    tag_of_video = {
+        v: None if row["tag"] is None else int(str(row["tag"]).split(",")[0]) for v, row in enumerate(videos())
+    }
+    check_by_brute_force(table, tag_of_video, np.arange(table.num_rows))
+
+
+def test_history_columns_describe_the_lists(tmp_path: Path) -> None:
+    log = make_log()
+    table = prepare_log(tmp_path, "source", log)
+    past = [row for row in log if row["date"] <= 20220424]
+    for row in table.select(
+        ["user_id", "video_id", "history_impressions", "history_likes_per_1000", "video_listed"]
+    ).to_pylist():
+        own = [old for old in past if old["user_id"] == row["user_id"]]
+        assert row["history_impressions"] == len(own)
+        liked = min(50, sum(old["is_like"] for old in own))
+        assert row["history_likes_per_1000"] == pytest.approx(1000 * liked / len(own))
+        latest = [old for u in range(NUM_USERS) for old in [o for o in past if o["user_id"] == u][-50:]]
+        assert row["video_listed"] == sum(old["video_id"] == row["video_id"] for old in latest)
+
+
+@pytest.fixture(scope="module")
+def real(feedrank_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    out = tmp_path_factory.mktemp("kuairand") / "out"
+    prepare("kuairand", feedrank_data("kuairand_pure"), out)
+    return pa.concat_tables(pq.read_table(out / f"impressions-{n}.parquet") for n in ("train", "validation", "test"))
+
+
+@pytest.mark.real_data
+def test_real_labels_have_the_published_counts(real: pa.Table) -> None:
+    # The table in the README beside the data.
+    counts = {"is_click": 93_735, "long_view": 65_882, "finished": 32_442, "comments_opened": 9_272}
+    counts |= {"is_profile_enter": 3_920, "is_like": 3_628, "is_comment": 539, "is_follow": 278, "is_hate": 180}
+    assert {name: int(numbers(real, name).sum()) for name in counts} == counts
+    date = numbers(real, "date")
+    assert [int((date <= 20220505).sum()), int((date > 20220505).sum())] == [185_061, 27_521]
+
+
+@pytest.mark.real_data
+def test_real_inputs_equal_a_count_over_earlier_days(real: pa.Table, feedrank_data: Callable[[str], Path]) -> None:
+    source = pq.read_table(feedrank_data("kuairand_pure") / "video_features_basic.parquet", columns=["video_id", "tag"])
+    tag_of_video = {
+        row["video_id"]: int(row["tag"].split(",")[0]) if row["tag"] else None for row in source.to_pylist()
+    }
+    rows = np.random.default_rng(3).choice(real.num_rows, 60, replace=False)
+    check_by_brute_force(real, tag_of_video, rows)
+
+
+@pytest.mark.real_data
+def test_schema_names_columns_that_are_there_and_are_known_in_advance(real: pa.Table) -> None:
+    schema = FeedSchema.from_yaml(ROOT / "configs" / "schemas" / "kuairand.yaml")
+    features, tasks = {f.name for f in schema.features}, {task.label for task in schema.tasks}
+    assert features | tasks <= set(real.column_names)
+    assert not features & set(LABELS)
+    # One AUC of a single input near 1 would be a label in disguise; the best honest one is far below.
+    click = numbers(real, "is_click")
+    for feature in schema.features:
+        if feature.kind == "number":
+            values = np.nan_to_num(numbers(real, feature.name).astype(float))
+            ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+            positives = int(click.sum())
+            auc = (ranks[click == 1].sum() - positives * (positives - 1) / 2) / (positives * (len(click) - positives))
+            assert 0.25 < auc < 0.75, feature.name
+
+
+def rewrite(path: Path, column: str, row: int, value: str) -> None:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rows[row - 1][column] = value
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "value", "message"),
+    [
+        ("log_standard_4_22_to_5_08_pure.csv", "play_time_ms", "long", "'long' is not an integer"),
+        ("log_standard_4_22_to_5_08_pure.csv", "time_ms", "1650812741436.5", "'1650812741436.5' is not an integer"),
+        ("log_standard_4_22_to_5_08_pure.csv", "is_like", "2", "2 is not 0 or 1"),
+        ("log_standard_4_08_to_4_21_pure.csv", "is_click", "", "the value is missing"),
+        ("log_standard_4_08_to_4_21_pure.csv", "user_id", "99", "99 has no row in user_features_pure.csv"),
+        ("log_standard_4_22_to_5_08_pure.csv", "duration_ms", "-1", "-1 is negative"),
+        ("video_features_basic_pure.csv", "tag", "20;43", "'20;43' is not as expected"),
+        ("video_features_basic_pure.csv", "upload_dt", "10 April", "'10 April' is not as expected"),
+        ("user_features_pure.csv", "user_id", "8", "8 comes twice"),
+    ],
+)
+def test_a_bad_value_is_named_with_file_column_and_row(
+    tmp_path: Path, file: str, column: str, value: str, message: str
+) -> None:
+    source = as_published(tmp_path / "source", make_log(300))
+    rewrite(source / "data" / file, column, 4, value)
+    with pytest.raises(ValueError, match=message) as error:
+        prepare("kuairand", source, tmp_path / "out")
+    assert f"{file}: column '{column}', row 4:" in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+@pytest.mark.parametrize("file", ["interactions.parquet", "user_history.parquet"])
+def test_a_truncated_or_incomplete_parquet_file_is_named(tmp_path: Path, file: str) -> None:
+    path = as_parquet(tmp_path / "source", make_log(300)) / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"{file}: cannot be read, is it truncated"):
+        prepare("kuairand", tmp_path / "source", tmp_path / "out")
+    path.write_bytes(whole)
+    pq.write_table(pq.read_table(path).drop_columns(["user_id"]), path)
+    with pytest.raises(ValueError, match=f"{file}: column 'user_id' is missing"):
+        prepare("kuairand", tmp_path / "source", tmp_path / "out")
+    path.unlink()
+    with pytest.raises(ValueError, match=file):
+        prepare("kuairand", tmp_path / "source", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_csv_line_cut_short_is_named(tmp_path: Path) -> None:
+    source = as_published(tmp_path / "source", make_log(300))
+    path = source / "data" / "log_standard_4_08_to_4_21_pure.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:9]) + "\n" + lines[9][:20])
+    with pytest.raises(ValueError, match=rf"{path.name}: cannot be read.*(Row|row) #?(9|10)\b"):
+        prepare("kuairand", source, tmp_path / "out")
+
+
+def test_only_a_prepared_folder_is_replaced(tmp_path: Path) -> None:
+    source, out = as_parquet(tmp_path / "source", make_log(300)), tmp_path / "out"
+    out.mkdir()
+    prepare("kuairand", source, out)  # empty: taken
+    (out / "stale.parquet").write_text("from before")
+    prepare("kuairand", source, out)
+    assert not (out / "stale.parquet").exists()
+    (out / "prepared.json").unlink()
+    with pytest.raises(ValueError, match=r"is not empty and has no prepared\.json"):
+        prepare("kuairand", source, out)
+    assert len(list(out.iterdir())) == 3
+    with pytest.raises(ValueError, match="dataset 'movielens' is not known; known are kuairand, census"):
+        prepare("movielens", source, out)
+    with pytest.raises(ValueError, match="no such folder"):
+        prepare("kuairand", tmp_path / "nowhere", out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_a_failure_while_writing_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = as_parquet(tmp_path / "source", make_log(300)), tmp_path / "out"
+    prepare("kuairand", source, out)
+    old = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def disk_full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pyarrow.parquet.write_table", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare("kuairand", source, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
