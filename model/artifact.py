@@ -5,6 +5,7 @@ opens a version and vouches for it: format version, the manifest's own checksum,
 is code, so bytes are hashed first and loaded from memory after: what was vouched for is what runs.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ GOLDEN = "golden_requests.json"
 REFERENCE = "reference_scores.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_MOST_RACES = 100
 
 
 class ArtifactError(ValueError):
@@ -137,12 +139,10 @@ def publish(
     family.mkdir(parents=True, exist_ok=True)
     with _hidden_folder(family) as folder:
         write_files(folder)
-        version = max(versions(models, name), default=0) + 1
         content = {
             "format_version": FORMAT_VERSION,
             "format": "torchscript",
             "name": name,
-            "version": version,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "schema": schema.model_dump(mode="json", exclude_none=True),
             "network": dict(network),
@@ -151,17 +151,30 @@ def publish(
             "libraries": dict(libraries),
             "files": {file.name: _entry(file) for file in sorted(folder.iterdir())},
         }
-        text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, allow_nan=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        check(folder)
-        for file in folder.iterdir():
-            _sync(file)
-        _sync(folder)
-        final = family / str(version)
-        # A publisher that was faster leaves a non-empty folder here, over which rename fails: nothing is overwritten.
-        folder.rename(final)
-        _sync(family)
-    return final
+        first = max(versions(models, name), default=0) + 1
+        for version in range(first, first + _MOST_RACES):
+            _write_manifest(folder, {**content, "version": version})
+            check(folder)
+            for file in folder.iterdir():
+                _sync(file)
+            _sync(folder)
+            final = family / str(version)
+            try:
+                folder.rename(final)
+            except OSError as error:
+                # A publisher that was faster has left a non-empty folder here, over which rename fails: take the next.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                continue
+            with suppress(OSError):  # the version is whole and visible by now: only its surviving a power cut is open
+                _sync(family)
+            return final
+        raise ValueError(f"{family}: nothing was published, {_MOST_RACES} versions in a row were taken by others")
+
+
+def _write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -197,8 +210,8 @@ def _read_manifest(path: Path) -> Manifest:
     except ValueError as error:
         raise ArtifactError(str(error)) from None
     for name in manifest.files:
-        if Path(name).name != name or name.startswith("."):
-            raise ArtifactError(f"{place}: file name '{name}' leads out of the artifact")
+        if not _NAME.fullmatch(name):
+            raise ArtifactError(f"{place}: file name {name!r} is not a plain name, it may lead out of the artifact")
     if path.name != str(manifest.version) and _VERSION.fullmatch(path.name):
         raise ArtifactError(f"{place}: says version {manifest.version}, but the folder is {path.name}")
     return manifest

@@ -7,6 +7,7 @@ exported module (plain torch) lays its row out the same way.
 Shapes: B rows, K single-id features, L list features, V list values, D columns of the dense row, N numbers.
 """
 
+import logging
 import warnings
 from typing import Literal, NamedTuple, cast
 
@@ -25,6 +26,9 @@ with warnings.catch_warnings():
     from torchrec.optim.optimizers import SGD, Adagrad
     from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+# torch says at import that a tracing helper will be renamed: not a warning for users of this project.
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 FusedOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd"]
 _FUSED = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "sgd": SGD}
@@ -89,7 +93,9 @@ class Embeddings(nn.Module):
                 feature_names=list(table.features),
                 pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
             )
-            for table in schema.tables
+            # TorchRec 1.8 computes a fused collection pooling by pooling but names its outputs in table order: only with
+            # the tables of one pooling side by side do names and values belong together.
+            for table in sorted(schema.tables, key=lambda table: table.pooling)
         ]
         if fused is None:
             self.collection = EmbeddingBagCollection(tables=tables, device=torch.device("cpu"))

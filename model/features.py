@@ -51,6 +51,8 @@ __all__ = [
 OOV_ROW = 0
 # Beyond this a float32 network may overflow to infinity; no feature of a feed lives there.
 NUMBER_LIMIT = 1e9
+# Raw values are cut here, so that no transform overflows float64.
+RAW_LIMIT = 1e100
 QUANTILE_KNOTS = 101
 
 
@@ -141,7 +143,7 @@ class FeatureEncoder:
                 self._lookups[name] = lookup
                 self._dtypes[name] = table.dtype
         self._steps = {
-            feature.name: fitted.numbers.get(feature.name, ())
+            feature.name: _fitted_steps(feature, fitted)
             for feature in schema.features
             if isinstance(feature, NumberFeature)
         }
@@ -220,7 +222,7 @@ class FeatureEncoder:
 
     def _encode_number(self, feature: NumberFeature, column: Column | None, rows: int) -> NDArray[np.float64]:
         if column is None:
-            values = np.full(rows, feature.missing)
+            values = np.full(rows, feature.missing).clip(-RAW_LIMIT, RAW_LIMIT)
         else:
             values = np.broadcast_to(_numbers(column, feature.missing), (rows,))
         for step in self._steps[feature.name]:
@@ -302,7 +304,9 @@ def _vocabulary_rows(values: Values, sorted_entries: Ids, rows: Ids) -> Ids:
 
 def _numbers(column: Column, missing_value: float) -> NDArray[np.float64]:
     values = np.asarray(column.values, np.float64)
-    return values if column.missing is None else np.where(column.missing, missing_value, values)
+    if column.missing is not None:
+        values = np.where(column.missing, missing_value, values)
+    return values.clip(-RAW_LIMIT, RAW_LIMIT)
 
 
 def _stack_numbers(numbers: list[NDArray[np.float64]], rows: int) -> NDArray[np.float32]:
@@ -341,6 +345,13 @@ def _fit_vocabulary(table: Table, columns: Mapping[str, Column]) -> tuple[int, .
     if not entries:
         raise ValueError(f"table '{table.name}': no value is seen {table.min_count} times in the training split")
     return tuple(entries)  # type: ignore[return-value]
+
+
+def _fitted_steps(feature: NumberFeature, fitted: FittedFeatures) -> tuple[NumberStep, ...]:
+    steps = fitted.numbers.get(feature.name, ())
+    if tuple(step.transform for step in steps) != feature.transform:
+        raise ValueError(f"feature '{feature.name}': its fitted transforms are not the schema's {feature.transform}")
+    return steps
 
 
 def _fit_number(feature: NumberFeature, column: Column) -> tuple[NumberStep, ...]:

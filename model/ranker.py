@@ -13,13 +13,11 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.embeddings import BlockTensors, Embeddings
 from model.features import FittedFeatures
 from model.fusion import FusionConfig
 from model.schema import BinaryTask, Block, FeedSchema, IdFeature, IdListFeature, NumberFeature, RegressionTask
 from model.strict_yaml import StrictModel
-
-# exp(60) is far beyond any play time, and float32 still holds it: an absurd logit stays a finite answer.
-_LARGEST_LOG = 60.0
 
 
 class NetworkConfig(StrictModel):
@@ -67,13 +65,13 @@ class Network(nn.Module):
 class Ranker(nn.Module):
     """What is trained: `embeddings` (two blocks -> rows_BD, with `width`) and the dense network behind it."""
 
-    def __init__(self, embeddings: nn.Module, network: Network) -> None:
+    def __init__(self, embeddings: Embeddings, network: Network) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.network = network
 
-    def forward(self, request: tuple[Tensor, ...], candidate: tuple[Tensor, ...]) -> Tensor:
-        """logits_BT of a batch; blocks as `model.embeddings.BlockTensors`, both of B rows."""
+    def forward(self, request: BlockTensors, candidate: BlockTensors) -> Tensor:
+        """logits_BT of a batch; both blocks have B rows."""
         logits_BT: Tensor = self.network(self.embeddings(request, candidate))
         return logits_BT
 
@@ -107,7 +105,8 @@ class Answers(nn.Module):
     def forward(self, logits_NT: Tensor) -> Tensor:
         """answers_NT."""
         values_NT = logits_NT * self.scale_T + self.offset_T
-        quantities_NT = torch.where(self.is_log_T, torch.expm1(values_NT.clamp(max=_LARGEST_LOG)), values_NT)
+        # exp(60) is far beyond any play time, and float32 still holds it: an absurd logit stays a finite answer.
+        quantities_NT = torch.where(self.is_log_T, torch.expm1(values_NT.clamp(max=60.0)), values_NT)
         return torch.where(self.is_regression_T, quantities_NT.clamp(min=0.0), torch.sigmoid(values_NT))
 
 

@@ -110,9 +110,13 @@ class Scorer:
         try:
             golden = self.golden_requests()
             tolerance = float(golden["tolerance"])
+            if not golden["requests"]:
+                raise ArtifactError(f"{place}: no golden request, so nothing shows that the ranker still answers right")
             for number, request in enumerate(golden["requests"]):
                 candidates = request["candidates"]
                 rows = len(candidates["id"])
+                if not rows:
+                    raise ArtifactError(f"{place}: request {number} has no candidates")
                 answers_NT = self.score_values(request["user"], candidates["features"], rows)
                 for position, task in enumerate(self.tasks):
                     expected_N = np.asarray(request["expected"][task], np.float64)
@@ -122,7 +126,9 @@ class Scorer:
                             f"{place}: request {number}, task {task}: the answer is off by {error_N.max():.2g}, "
                             f"tolerance {tolerance:g}"
                         )
-        except (KeyError, TypeError, IndexError) as error:
+        except ArtifactError:
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise ArtifactError(f"{place}: not golden requests of this model ({error!r})") from None
         except NonFiniteScoresError as error:
             raise ArtifactError(f"{place}: {error}") from None

@@ -1,0 +1,105 @@
+"""Command line of the offline jobs: `python -m training COMMAND --help`.
+
+What the user can mend ends in one line, `error: ...`, and exit status 2; an interrupted job in status 130.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    options = _parser().parse_args(arguments)
+    # Our own words at INFO; of the libraries, warnings only.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for package in ("model", "training"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        return int(options.run(options) or 0)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was saved is kept", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training", description="Offline jobs of feedrank.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("simulate", help="write the logs of a simulated feed")
+    command.add_argument("--rows", type=int, required=True, help="impressions to simulate")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--users", type=int, default=5_000)
+    command.add_argument("--items", type=int, default=2_000)
+    command.add_argument("--out", type=Path, required=True, help="folder for the Parquet files")
+    command.set_defaults(run=_simulate)
+
+    command = commands.add_parser("prepare", help="make training data of a public data set")
+    command.add_argument("dataset", choices=["kuairand", "census"])
+    command.add_argument("--source", type=Path, required=True, help="folder with the data set's files")
+    command.add_argument("--out", type=Path, required=True, help="folder for the Parquet files")
+    command.set_defaults(run=_prepare)
+
+    command = commands.add_parser("train", help="train, or resume, the run of a training file")
+    command.add_argument("config", type=Path, metavar="CONFIG")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
+    command.set_defaults(run=_train)
+
+    command = commands.add_parser("evaluate", help="measure a finished run on a split")
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("--split", choices=["train", "validation", "test"], default="test")
+    command.add_argument("--replicates", type=int, default=500, help="bootstrap samples of users (default 500)")
+    command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser("export", help="publish a finished run as the next model version")
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("--models", type=Path, required=True, help="the models folder that a service reads")
+    command.add_argument("--name", help="the model's name (default: the schema's)")
+    command.set_defaults(run=_export)
+    return parser
+
+
+# Commands import what they need when they run: `--help` and light commands do not wait for torch and torchrec.
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from training.simulate import simulate
+
+    simulate(options.rows, options.seed, options.out, users=options.users, items=options.items)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from training.prepare import prepare
+
+    prepare(options.dataset, options.source, options.out)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from training.config import TrainingConfig
+    from training.train import train
+
+    train(TrainingConfig.load(options.config, options.set))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from training.evaluate import evaluate, print_table
+    from training.run import Run
+
+    run = Run.open(options.folder)
+    print_table(evaluate(run, options.split, replicates=options.replicates))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from training.export import export
+    from training.run import Run
+
+    print(export(Run.open(options.folder), options.models, options.name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

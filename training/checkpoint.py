@@ -1,0 +1,53 @@
+"""Checkpoints: one file each, written beside the run, visible only when whole.
+
+A checkpoint is a dictionary of tensors and plain values under a checksum; it is read with `weights_only`, so a file
+from elsewhere cannot run code. Raises ValueError naming the file where it is damaged or of another kind.
+"""
+
+import hashlib
+import io
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_MAGIC = b"feedrank-checkpoint-1\n"
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Writes `state` and replaces `path` in one step; a crash leaves the old file."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("wb") as file:
+            file.write(_MAGIC + hashlib.sha256(content).digest() + struct.pack("<Q", len(content)))
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path}: the checkpoint cannot be written ({error.strerror}); the one before it is kept"
+        ) from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint. Raises ValueError naming the file."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: the checkpoint cannot be read ({error.strerror})") from None
+    start = len(_MAGIC) + 32 + 8
+    if not content.startswith(_MAGIC) or len(content) < start:
+        raise ValueError(f"{path}: not a checkpoint of this version of feedrank")
+    digest, body = content[len(_MAGIC) : len(_MAGIC) + 32], content[start:]
+    if hashlib.sha256(body).digest() != digest:
+        raise ValueError(f"{path}: the checkpoint is damaged (its checksum does not hold)")
+    state: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
+    return state

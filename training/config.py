@@ -1,0 +1,123 @@
+"""The training file: what `python -m training train CONFIG` reads, one screen of keys with their defaults.
+
+Relative paths are relative to the folder the command is run in. `--set optimizer.dense.learning_rate=0.002` changes
+one key; unknown keys are refused with the nearest valid one.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, StrictFloat, StrictInt, StrictStr
+
+from model.ranker import NetworkConfig
+from model.strict_yaml import StrictModel, read_yaml
+
+Scalar = StrictInt | StrictFloat | StrictStr
+
+
+class Range(StrictModel):
+    """Values from `min` to `max`, both included; either may be left out."""
+
+    min: Scalar | None = None
+    max: Scalar | None = None
+
+
+Selection = Range | list[Scalar] | Scalar
+SplitName = Literal["train", "validation", "test"]
+
+
+class SplitConfig(StrictModel):
+    """Which rows belong to which split, by the value of one column: a value, a list of values, or {min, max}."""
+
+    column: str
+    train: Selection
+    validation: Selection
+    test: Selection | None = None
+
+
+class DataConfig(StrictModel):
+    """A folder of *.parquet files; `group_by` names the user column of GAUC and of the bootstrap."""
+
+    path: Path
+    split: SplitConfig
+    group_by: str | None = None
+
+
+class TablesOptimizer(StrictModel):
+    """The embedding tables' optimizer. All but adam run fused, inside backward; adam keeps dense gradients."""
+
+    kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    learning_rate: PositiveFloat = 0.02
+
+
+class DenseOptimizer(StrictModel):
+    """The optimizer of everything that is not an embedding table."""
+
+    kind: Literal["adam"] = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class OptimizerConfig(StrictModel):
+    """Optimizers and the schedule of both: cosine falls from the learning rate to 0 over all epochs."""
+
+    tables: TablesOptimizer = TablesOptimizer()
+    dense: DenseOptimizer = DenseOptimizer()
+    schedule: Literal["constant", "cosine"] = "constant"
+
+
+class EarlyStopping(StrictModel):
+    """Stops after `patience` epochs without a better validation objective."""
+
+    patience: PositiveInt = 2
+
+
+class TrainingConfig(StrictModel):
+    """One training run."""
+
+    feed: Annotated[Path, Field(alias="schema")]
+    data: DataConfig
+    network: NetworkConfig
+    output: Path
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch_size: PositiveInt = 1024
+    epochs: PositiveInt = 10
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    # More threads than idle cores make OpenMP spin and training many times slower: raise it on a machine of your own.
+    threads: PositiveInt = 1
+    checkpoint_seconds: PositiveFloat = 60.0
+
+    @classmethod
+    def load(cls, path: Path, changes: Sequence[str] = ()) -> "TrainingConfig":
+        """Reads a training file with `key=value` changes applied. Raises ValueError naming the file and the key."""
+        content = read_yaml(path)
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{path}: expected a mapping of keys to values")
+        tree: dict[str, Any] = dict(content)
+        for change in changes:
+            _apply(tree, change)
+        return cls.from_mapping(tree, str(path))
+
+    def dump(self) -> dict[str, Any]:
+        """The whole configuration, defaults included, as plain YAML and JSON values."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def _apply(tree: dict[str, Any], change: str) -> None:
+    key, separator, text = change.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ValueError(f"--set {change}: expected key=value, for example optimizer.dense.learning_rate=0.002")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {change}: the value is not valid YAML ({' '.join(str(error).split())})") from None
+    node = tree
+    for part in parts[:-1]:
+        child = node.get(part)
+        node[part] = dict(child) if isinstance(child, Mapping) else {}
+        node = node[part]
+    node[parts[-1]] = value

@@ -1,0 +1,294 @@
+"""Parquet -> model inputs: reads a folder, splits it by a column, checks it, encodes it by model.features.
+
+In: any folder of *.parquet files with the schema's columns. Out: per split an Arrow table (`read_splits`), then
+`Rows`, tensors that batches are gathered from. A split is held in memory. Every fault is a ValueError that names the
+file, the column and, for a value, the row in that file.
+
+Shapes: B rows, T tasks, L list features, V list values.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.columns import Column
+from model.embeddings import BlockTensors
+from model.features import Encoded, FeatureEncoder, FittedFeatures, transform_target
+from model.schema import BinaryTask, Feature, FeedSchema, IdListFeature, NumberFeature, RegressionTask, Task
+from training.config import DataConfig, Range, Selection, SplitName
+
+
+def read_splits(config: DataConfig, schema: FeedSchema, wanted: tuple[SplitName, ...]) -> dict[SplitName, pa.Table]:
+    """The rows of each wanted split, in file and row order. Raises ValueError where a split has no row."""
+    files = sorted(config.path.glob("*.parquet"))
+    if not files:
+        raise ValueError(f"{config.path}: no *.parquet file here")
+    selections: dict[SplitName, Selection] = {}
+    for split in wanted:
+        selection = getattr(config.split, split)
+        if selection is None:
+            raise ValueError(f"data.split.{split} is not given in the training file")
+        selections[split] = selection
+    names = list(
+        dict.fromkeys([*schema.columns(), config.split.column, *([config.group_by] if config.group_by else [])])
+    )
+    parts: dict[SplitName, list[pa.Table]] = {split: [] for split in wanted}
+    for file in files:
+        table = _read(file, names)
+        _check(table, file, schema)
+        column = table.column(config.split.column)
+        for split, selection in selections.items():
+            parts[split].append(table.filter(_selected(column, selection, file, config.split.column)))
+    splits = {split: pa.concat_tables(tables, promote_options="permissive") for split, tables in parts.items()}
+    for split, table in splits.items():
+        if not table.num_rows:
+            raise ValueError(
+                f"{config.path}: no row is in split {split}: column '{config.split.column}' never matches "
+                f"{selections[split]}"
+            )
+    return splits
+
+
+def _read(file: Path, names: list[str]) -> pa.Table:
+    try:
+        parquet = pq.ParquetFile(file)
+        absent = [name for name in names if name not in parquet.schema_arrow.names]
+        if absent:
+            raise ValueError(f"{file}: no column {', '.join(repr(name) for name in absent)}")
+        return parquet.read(columns=names)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _selected(column: pa.ChunkedArray, selection: Selection, file: Path, name: str) -> pa.ChunkedArray:
+    try:
+        if isinstance(selection, Range):
+            keep = pc.is_valid(column)
+            if selection.min is not None:
+                keep = pc.and_(keep, pc.greater_equal(column, pa.scalar(selection.min)))
+            if selection.max is not None:
+                keep = pc.and_(keep, pc.less_equal(column, pa.scalar(selection.max)))
+            return keep
+        values = selection if isinstance(selection, list) else [selection]
+        return pc.is_in(column, value_set=pa.array(values).cast(column.type))
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{file}: split column '{name}' of type {column.type} does not compare with {selection} ({reason})"
+        ) from None
+
+
+def _check(table: pa.Table, file: Path, schema: FeedSchema) -> None:
+    for feature in schema.features:
+        try:
+            column_from_arrow(feature, _dtype(schema, feature), table.column(feature.name))
+        except ValueError as error:
+            raise ValueError(f"{file}: column '{feature.name}': {error}") from None
+    for task in schema.tasks:
+        column = task.label
+        try:
+            observed_B = np.ones(table.num_rows, bool)
+            if task.mask is not None:
+                column = task.mask
+                observed_B = _binary(table.column(column), np.ones(table.num_rows, bool)) == 1
+            column = task.label
+            labels = table.column(column)
+            _binary(labels, observed_B) if isinstance(task, BinaryTask) else _quantity(labels, observed_B)
+        except ValueError as error:
+            raise ValueError(f"{file}: column '{column}' (task {task.name}): {error}") from None
+
+
+def _dtype(schema: FeedSchema, feature: Feature) -> str | None:
+    return next((table.dtype for table in schema.tables if feature.name in table.features), None)
+
+
+def _floats(values: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Numbers as float64, null as NaN."""
+    kind = values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise ValueError(f"is {kind}, not a number")
+    return cast(NDArray[np.float64], values.cast(pa.float64(), safe=False).to_numpy())
+
+
+def _binary(values: pa.ChunkedArray, observed_B: NDArray[np.bool_]) -> NDArray[np.float64]:
+    labels_B = _floats(values)
+    _refuse(labels_B, observed_B & ~np.isin(labels_B, (0.0, 1.0)), "must be 0 or 1")
+    return labels_B
+
+
+def _quantity(values: pa.ChunkedArray, observed_B: NDArray[np.bool_]) -> NDArray[np.float64]:
+    labels_B = _floats(values)
+    with np.errstate(invalid="ignore"):
+        _refuse(labels_B, observed_B & ~((labels_B >= 0) & np.isfinite(labels_B)), "must be a finite number >= 0")
+    return labels_B
+
+
+def _refuse(labels_B: NDArray[np.float64], is_bad_B: NDArray[np.bool_], rule: str) -> None:
+    if is_bad_B.any():
+        row = int(is_bad_B.argmax())
+        shown = "null (mask it or drop the row)" if np.isnan(labels_B[row]) else f"{labels_B[row]:g}"
+        raise ValueError(f"row {row}: {rule}, got {shown}; {int(is_bad_B.sum())} such rows")
+
+
+def column_from_arrow(feature: Feature, dtype: str | None, values: pa.ChunkedArray) -> Column:
+    """A `Column` from an Arrow column. Raises ValueError for a type that does not fit, and for NaN (write null)."""
+    if isinstance(feature, NumberFeature):
+        floats = _floats(values)
+        missing = values.is_null().to_numpy() if values.null_count else None
+        is_bad = ~np.isfinite(floats) if missing is None else ~np.isfinite(floats) & ~missing
+        if is_bad.any():
+            raise ValueError(f"row {int(is_bad.argmax())}: NaN or infinity; write null where a number is missing")
+        return Column(np.where(missing, 0.0, floats) if missing is not None else floats, missing)
+    if isinstance(feature, IdListFeature):
+        if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+            raise ValueError(f"is {values.type}, an id_list needs a list column")
+        lengths_B = pc.fill_null(pc.list_value_length(values), 0).to_numpy().astype(np.int64)
+        flat = _ids(dtype, pc.list_flatten(values))
+        return Column(flat.values, flat.missing, lengths_B)
+    return _ids(dtype, values)
+
+
+def _ids(dtype: str | None, values: pa.ChunkedArray) -> Column:
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    missing = values.is_null().to_numpy() if values.null_count else None
+    if pa.types.is_null(kind):
+        empty: list[str] | NDArray[np.int64] = (
+            [""] * len(values) if dtype == "string" else np.zeros(len(values), np.int64)
+        )
+        return Column(empty, missing)
+    if dtype == "int64":
+        if not pa.types.is_integer(kind):
+            raise ValueError(f"is {values.type}, an id of dtype int64 needs an integer column")
+        try:
+            return Column(pc.fill_null(values.cast(pa.int64()), 0).to_numpy(), missing)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"holds an id beyond int64 ({error})") from None
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"is {values.type}, an id of dtype string needs a string column")
+    # One Python string per distinct value: rows share it, whatever the column's length.
+    encoded = pc.fill_null(values.cast(pa.string()), "").combine_chunks().dictionary_encode()
+    distinct = np.array([*encoded.dictionary.to_pylist(), ""], dtype=object)[:-1]
+    return Column(cast(list[str], distinct[encoded.indices.to_numpy()].tolist()), missing)
+
+
+def columns_from_arrow(schema: FeedSchema, table: pa.Table) -> dict[str, Column]:
+    """The columns of every feature of a checked table."""
+    return {
+        feature.name: column_from_arrow(feature, _dtype(schema, feature), table.column(feature.name))
+        for feature in schema.features
+    }
+
+
+def observed_of(task: Task, table: pa.Table) -> NDArray[np.bool_]:
+    """Where a task's label counts."""
+    if task.mask is None:
+        return np.ones(table.num_rows, bool)
+    observed_B: NDArray[np.bool_] = _floats(table.column(task.mask)) == 1
+    return observed_B
+
+
+def labels_of(task: Task, table: pa.Table) -> NDArray[np.float64]:
+    """A task's labels in their own unit; 0 where they do not count."""
+    return np.where(observed_of(task, table), _floats(table.column(task.label)), 0.0)
+
+
+def fit_features(schema: FeedSchema, table: pa.Table, columns: Mapping[str, Column]) -> FittedFeatures:
+    """Fits vocabularies, transforms and label scales on the training split."""
+    targets = {
+        task.name: transform_target(labels_of(task, table)[observed_of(task, table)], task.transform)
+        for task in schema.tasks
+        if isinstance(task, RegressionTask)
+    }
+    return FittedFeatures.fit(schema, columns, targets)
+
+
+class Batch(NamedTuple):
+    """Inputs, targets_BT on the scale they are learned on, and observed_BT (1 where a label counts)."""
+
+    request: BlockTensors
+    candidate: BlockTensors
+    targets_BT: Tensor
+    observed_BT: Tensor
+
+
+class Rows:
+    """A split as tensors, from which batches are gathered by row number."""
+
+    def __init__(self, request: Encoded, candidate: Encoded, targets_BT: Tensor, observed_BT: Tensor) -> None:
+        self._request = _Block(request)
+        self._candidate = _Block(candidate)
+        self.targets_BT = targets_BT
+        self.observed_BT = observed_BT
+
+    def __len__(self) -> int:
+        return len(self.targets_BT)
+
+    @classmethod
+    def encode(
+        cls,
+        schema: FeedSchema,
+        encoder: FeatureEncoder,
+        table: pa.Table,
+        columns: Mapping[str, Column],
+        *,
+        as_served: bool,
+    ) -> "Rows":
+        """Encodes a split's columns (`columns_from_arrow`); `as_served` gives training_only
+        features their serving value."""
+        rows = table.num_rows
+        targets_BT = np.empty((rows, len(schema.tasks)), np.float32)
+        observed_BT = np.empty((rows, len(schema.tasks)), np.float32)
+        for position, task in enumerate(schema.tasks):
+            labels_B = labels_of(task, table)
+            if isinstance(task, RegressionTask):
+                scale = encoder.fitted.targets[task.name]
+                labels_B = (transform_target(labels_B, task.transform) - scale.mean) / scale.scale
+            targets_BT[:, position] = labels_B
+            observed_BT[:, position] = observed_of(task, table)
+        return cls(
+            encoder.encode("request", columns, rows, as_served=as_served),
+            encoder.encode("candidate", columns, rows, as_served=as_served),
+            torch.from_numpy(targets_BT),
+            torch.from_numpy(observed_BT),
+        )
+
+    def take(self, rows_B: Tensor) -> Batch:
+        """The batch of the given row numbers."""
+        return Batch(
+            self._request.take(rows_B), self._candidate.take(rows_B), self.targets_BT[rows_B], self.observed_BT[rows_B]
+        )
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """All rows in order."""
+        for start in range(0, len(self), batch_size):
+            yield self.take(torch.arange(start, min(start + batch_size, len(self))))
+
+
+class _Block:
+    """One encoded block with the offsets that a jagged gather needs."""
+
+    def __init__(self, encoded: Encoded) -> None:
+        block = encoded.block
+        self.ids_BK = torch.from_numpy(block.ids_BK)
+        self.numbers_BN = torch.from_numpy(block.numbers_BD)
+        self.values_V = torch.from_numpy(block.list_values_V)
+        self.lengths_LB = torch.from_numpy(block.list_lengths_LB)
+        flat = self.lengths_LB.reshape(-1)
+        self.starts_LB = (torch.cumsum(flat, 0) - flat).view(self.lengths_LB.shape)
+
+    def take(self, rows_B: Tensor) -> BlockTensors:
+        lengths_LB = self.lengths_LB[:, rows_B]
+        flat = lengths_LB.reshape(-1)
+        # Value v of a gathered list stands at its list's start plus its rank within the list.
+        before = torch.cumsum(flat, 0) - flat
+        positions = torch.repeat_interleave(self.starts_LB[:, rows_B].reshape(-1) - before, flat)
+        positions += torch.arange(len(positions))
+        return BlockTensors(self.ids_BK[rows_B], self.values_V[positions], lengths_LB, self.numbers_BN[rows_B])

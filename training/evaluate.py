@@ -1,0 +1,138 @@
+"""Measures a run's best ranker on a split: what `python -m training evaluate RUN` prints and writes.
+
+Metrics compare the ranker with the log: training_only features have their logged value, and nothing corrects for
+sampled negatives. Where the schema has training_only features, the same is measured once more `as_served`, with their
+serving value: the order that users will see, and a calibration that is off by as much as those features explained.
+Intervals come from a bootstrap over users (`data.group_by`), or over rows where no user column is named.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from scipy.special import expit
+
+from model.features import TargetScale
+from model.ranker import Ranker
+from model.schema import BinaryTask, RegressionTask
+from training.config import SplitName
+from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
+from training.metrics import evaluate_binary, evaluate_regression
+from training.run import Run, write_json
+from training.train import predict
+
+SEED = 0
+
+
+def evaluate(run: Run, split: SplitName = "test", *, replicates: int = 500) -> dict[str, Any]:
+    """Metrics of every task with intervals; also written to the run as evaluation-<split>.json."""
+    run.summary()
+    torch.set_num_threads(run.config.threads)
+    table = read_splits(run.config.data, run.schema, (split,))[split]
+    ranker = run.best_ranker()
+    result: dict[str, Any] = {
+        "run": run.path.name,
+        "split": split,
+        "rows": table.num_rows,
+        "intervals": {"level": 0.95, "over": run.config.data.group_by or "rows", "replicates": replicates},
+        "tasks": _measure(run, ranker, table, replicates, as_served=False),
+    }
+    if any(feature.side == "training_only" for feature in run.schema.features):
+        result["tasks_as_served"] = _measure(run, ranker, table, replicates, as_served=True)
+    write_json(run.path / f"evaluation-{split}.json", result)
+    return result
+
+
+def _measure(run: Run, ranker: Ranker, table: pa.Table, replicates: int, *, as_served: bool) -> dict[str, Any]:
+    columns = columns_from_arrow(run.schema, table)
+    rows = Rows.encode(run.schema, run.encoder, table, columns, as_served=as_served)
+    logits_BT = predict(ranker, rows).astype(np.float64)
+    groups_B = _groups(run, table)
+    tasks: dict[str, Any] = {}
+    for position, task in enumerate(run.schema.tasks):
+        observed_B = observed_of(task, table)
+        labels_B, logits_B = labels_of(task, table)[observed_B], logits_BT[observed_B, position]
+        groups = groups_B[observed_B]
+        if isinstance(task, BinaryTask):
+            measured = asdict(evaluate_binary(labels_B, expit(logits_B), groups, replicates=replicates, seed=SEED))
+        else:
+            measured = _regression(task, run.fitted.targets[task.name], labels_B, logits_B, groups, replicates)
+        tasks[task.name] = {"kind": task.kind, **measured}
+    return tasks
+
+
+def _groups(run: Run, table: pa.Table) -> NDArray[Any]:
+    group_by = run.config.data.group_by
+    if group_by is None:
+        return np.arange(table.num_rows)
+    column = table.column(group_by)
+    if column.null_count:
+        raise ValueError(f"data.group_by: column '{group_by}' holds {column.null_count} nulls; a row needs its user")
+    return np.asarray(column.combine_chunks().dictionary_encode().indices)
+
+
+def _regression(
+    task: RegressionTask,
+    scale: TargetScale,
+    labels_B: NDArray[np.float64],
+    logits_B: NDArray[np.float64],
+    groups_B: NDArray[Any],
+    replicates: int,
+) -> dict[str, Any]:
+    """The label's own unit, and beside it the transformed scale on which the task is learned."""
+    transformed_B = np.maximum(logits_B * scale.scale + scale.mean, 0.0)
+    # The bound of the exported module (model.ranker.Answers), so that both answer alike.
+    own_unit_B = np.expm1(np.minimum(transformed_B, 60.0)) if task.transform == "log1p" else transformed_B
+    measured = asdict(evaluate_regression(labels_B, own_unit_B, groups_B, replicates=replicates, seed=SEED))
+    if task.transform == "log1p":
+        learned = evaluate_regression(np.log1p(labels_B), transformed_B, groups_B, replicates=replicates, seed=SEED)
+        measured["log1p"] = asdict(learned)
+    return measured
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Prints an evaluation for people."""
+    console = Console()
+    intervals = result["intervals"]
+    console.print(
+        f"\n{result['run']}: {result['split']} split, {result['rows']:,} rows; "
+        f"95 % intervals from {intervals['replicates']} bootstrap samples over {intervals['over']}",
+        highlight=False,
+    )
+    _print_tasks(console, "", result["tasks"])
+    if "tasks_as_served" in result:
+        _print_tasks(console, "training_only features at their serving value", result["tasks_as_served"])
+
+
+def _print_tasks(console: Console, title: str, tasks: dict[str, Any]) -> None:
+    binary = Table("task", "positives", "NE", "AUC", "GAUC", "calibration", title=title, title_justify="left")
+    regression = Table("task", "scale", "RMSE", "MAE", "Spearman", title=title, title_justify="left")
+    for name, task in tasks.items():
+        if task["kind"] == "binary":
+            cells = [_cell(task[metric]) for metric in ("normalized_entropy", "auc", "gauc", "calibration_ratio")]
+            binary.add_row(name, f"{task['positives']:,}", *cells)
+        else:
+            for scale, measured in {"label's unit": task, "log1p": task.get("log1p")}.items():
+                if measured is not None:
+                    regression.add_row(
+                        name, scale, *(_cell(measured[metric]) for metric in ("rmse", "mae", "spearman"))
+                    )
+    for table in (binary, regression):
+        if table.row_count:
+            console.print(table)
+
+
+def _cell(estimate: dict[str, Any]) -> str:
+    if estimate["value"] is None:
+        return f"- ({estimate['reason']})"
+    shown = _short(estimate["value"])
+    return shown if estimate["low"] is None else f"{shown}\n{_short(estimate['low'])}..{_short(estimate['high'])}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"

@@ -1,0 +1,222 @@
+"""Publishes a run's best ranker: TorchScript, golden requests, reference histograms, manifest, one atomic rename.
+
+The same weights leave TorchRec for plain torch tables, so that a service needs torch alone. Before anything is
+visible, eager, scripted and reloaded modules must agree at several batch sizes, and the whole version must load and
+answer its golden requests as a service would.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
+from model.embeddings import BlockTensors
+from model.features import EncodedBlock, FeatureEncoder
+from model.ranker import Ranker, ScoringModule
+from model.schema import BinaryTask, Feature, FeedSchema
+from model.scorer import Scorer
+from training.config import SplitName
+from training.data import Rows, columns_from_arrow, read_splits
+from training.run import Run, library_versions
+from training.train import predict
+
+log = logging.getLogger(__name__)
+
+# fp32 sums in another order differ by a few units in the last place; a probability by far less than this.
+PARITY = 1e-6
+# Room for other CPUs' kernels, and for expm1 that widens an error of the log scale; a wrong weight is far beyond it.
+GOLDEN_TOLERANCE = 1e-4
+PARITY_ROWS = (1, 2, 7, 100, 1000)
+GOLDEN_CANDIDATES = (1, 2, 5, 20, 100)
+HISTOGRAM_BINS = 50
+HISTOGRAM_ROWS = 50_000
+
+
+def export(run: Run, models: Path, name: str | None = None) -> Path:
+    """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder."""
+    summary = run.summary()
+    torch.set_num_threads(run.config.threads)
+    ranker = run.best_ranker()
+    module = ScoringModule(run.schema, run.fitted, ranker.network, ranker.embeddings.table_weights()).eval()
+    with warnings.catch_warnings():
+        # TorchScript is deprecated without a successor that loads without a compiler (docs/decisions).
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")
+        scripted = torch.jit.script(module)
+    split: SplitName = "validation" if run.config.data.split.test is None else "test"
+    table = read_splits(run.config.data, run.schema, (split,))[split]
+    parity: dict[str, float] = {}
+
+    def write_files(folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*")
+            scripted.save(str(folder / RANKER))  # type: ignore[no-untyped-call]
+            reloaded = torch.jit.load(str(folder / RANKER))  # type: ignore[no-untyped-call]
+        parity.update(_parity(run, ranker, {"eager": module, "scripted": scripted, "reloaded": reloaded}, table))
+        _write(folder / FITTED, run.fitted.model_dump(mode="json"))
+        _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, table))
+        _write(folder / REFERENCE, reference_scores(run, ranker, module, table))
+
+    path = publish(
+        models,
+        name or run.schema.name,
+        write_files,
+        schema=run.schema,
+        network=run.config.network.model_dump(mode="json"),
+        training={
+            "run": run.path.name,
+            "config": run.config.model_dump(mode="json", by_alias=True, exclude={"output", "feed"}),
+            "data_window": run.config.data.split.model_dump(mode="json"),
+            **{key: summary[key] for key in ("epochs", "best_epoch", "best_objective", "rows", "seconds")},
+        },
+        metrics=_metrics(run),
+        libraries=library_versions(),
+        check=_check,
+    )
+    worst = max(parity, key=lambda pair: parity[pair])
+    log.info("published %s; largest difference from the trained ranker: %.1e (%s)", path, parity[worst], worst)
+    return path
+
+
+def _check(folder: Path) -> None:
+    Scorer.load(folder)
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    """Every evaluation of the run, by split; its intervals stay with its values."""
+    paths = sorted(run.path.glob("evaluation-*.json"))
+    if not paths:
+        log.warning("%s has no evaluation: the manifest will hold no metrics; run evaluate before export", run.path)
+    return {path.stem.removeprefix("evaluation-"): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def _parity(run: Run, ranker: Ranker, modules: dict[str, Callable[..., Tensor]], table: pa.Table) -> dict[str, float]:
+    """The largest difference of each module from the trained ranker, over candidates of one user at a time.
+
+    Relative to the answer where it is above 1. Raises ValueError beyond PARITY."""
+    worst = dict.fromkeys(modules, 0.0)
+    for rows in PARITY_ROWS:
+        picked = table.slice(0, rows)
+        columns = columns_from_arrow(run.schema, picked)
+        first = columns_from_arrow(run.schema, picked.slice(0, 1))
+        count = picked.num_rows
+        request = run.encoder.encode("request", first, 1, as_served=True).block
+        candidate = run.encoder.encode("candidate", columns, count, as_served=True).block
+        inputs = (*_tensors(request), *_tensors(candidate))
+        with torch.no_grad():
+            logits_NT = ranker(_repeated(request, count), BlockTensors(*_tensors(candidate)))
+            expected_NT = modules["eager"].answers(logits_NT)  # type: ignore[attr-defined]
+            for name, module in modules.items():
+                error_NT = (module(*inputs) - expected_NT).abs() / expected_NT.abs().clamp(min=1.0)
+                worst[name] = max(worst[name], float(error_NT.max()))
+    for name, error in worst.items():
+        limit = PARITY * _unit_of_log(run.schema)
+        if not error <= limit:
+            raise ValueError(f"the {name} module differs from the trained ranker by {error:.2g}, over {limit:g}")
+    return worst
+
+
+def _unit_of_log(schema: FeedSchema) -> float:
+    # expm1 turns an absolute error of the log scale (values up to about 20) into a relative one of that size.
+    return 20.0 if any(not isinstance(task, BinaryTask) for task in schema.tasks) else 1.0
+
+
+def _tensors(block: EncodedBlock) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in block)
+
+
+def _repeated(block: EncodedBlock, count: int) -> BlockTensors:
+    """A request block of one row as `count` rows, list feature by list feature."""
+    ids_1K, values_V, lengths_L1, numbers_1N = _tensors(block)
+    values = (
+        [part.repeat(count) for part in torch.split(values_V, lengths_L1[:, 0].tolist())] if len(lengths_L1) else []
+    )
+    return BlockTensors(
+        ids_1K.expand(count, -1),
+        torch.cat(values) if values else values_V,
+        lengths_L1.expand(-1, count),
+        numbers_1N.expand(count, -1),
+    )
+
+
+def golden_requests(
+    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, table: pa.Table
+) -> dict[str, Any]:
+    """Requests made of real rows, with the eager module's answers: users and candidates spread evenly over the split.
+
+    One further request sends nothing but ids and one candidate without any feature: defaults are part of the contract.
+    """
+    requests = []
+    spread = np.linspace(0, table.num_rows - 1, num=sum(GOLDEN_CANDIDATES) + len(GOLDEN_CANDIDATES)).astype(np.int64)
+    for count in GOLDEN_CANDIDATES:
+        user_row, candidate_rows, spread = spread[:1], spread[1 : count + 1], spread[count + 1 :]
+        user = table.take(user_row).to_pylist()[0]
+        candidates = table.take(candidate_rows)
+        requests.append(
+            {
+                "user": {f.name: _value(f, user[f.name]) for f in schema.asked("request")},
+                "candidates": {
+                    "id": [str(row) for row in range(count)],
+                    "features": {
+                        f.name: [_value(f, value) for value in candidates.column(f.name).to_pylist()]
+                        for f in schema.asked("candidate")
+                    },
+                },
+            }
+        )
+    requests.append({"user": {}, "candidates": {"id": ["nothing-known"], "features": {}}})
+    for request in requests:
+        request["expected"] = _answers(schema, encoder, module, request)
+    return {"tolerance": GOLDEN_TOLERANCE, "requests": requests}
+
+
+def _value(feature: Feature, value: Any) -> Any:
+    """A Parquet value as JSON sends it."""
+    if feature.kind == "number" and value is not None:
+        return float(value)
+    return value
+
+
+def _answers(
+    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, request: dict[str, Any]
+) -> dict[str, Any]:
+    rows = len(request["candidates"]["id"])
+    user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
+    candidates = encoder.columns("candidate", request["candidates"]["features"], rows)
+    inputs = (
+        *_tensors(encoder.encode("request", user, 1, as_served=True).block),
+        *_tensors(encoder.encode("candidate", candidates, rows, as_served=True).block),
+    )
+    with torch.no_grad():
+        answers_NT: NDArray[np.float32] = module(*inputs).numpy()
+    return {task.name: answers_NT[:, position].astype(float).tolist() for position, task in enumerate(schema.tasks)}
+
+
+def reference_scores(run: Run, ranker: Ranker, module: ScoringModule, table: pa.Table) -> dict[str, Any]:
+    """Per task a histogram of the answers on the newest split, against which drift is measured.
+
+    Even bins over [0, 1] for probabilities, over the middle 99.8 % for quantities (outer bins take the rest)."""
+    newest = table.slice(0, HISTOGRAM_ROWS)
+    rows = Rows.encode(run.schema, run.encoder, newest, columns_from_arrow(run.schema, newest), as_served=True)
+    with torch.no_grad():
+        answers_BT = module.answers(torch.from_numpy(predict(ranker, rows))).numpy().astype(np.float64)
+    histograms = {}
+    for position, task in enumerate(run.schema.tasks):
+        answers_B = answers_BT[:, position]
+        low, high = (0.0, 1.0) if isinstance(task, BinaryTask) else np.quantile(answers_B, (0.001, 0.999))
+        edges = np.linspace(low, high if high > low else low + 1.0, HISTOGRAM_BINS + 1)
+        counts, _ = np.histogram(np.clip(answers_B, edges[0], edges[-1]), bins=edges)
+        histograms[task.name] = {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(answers_B.mean())}
+    return histograms
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,54 @@
+"""Progress of training on a terminal: rows, rows per second, time left; plain lines where there is no terminal."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """A bar over all epochs' rows. `say` prints a line above it."""
+
+    def __init__(self, rows_per_epoch: int, epochs: int, *, show: bool) -> None:
+        self._rows_per_epoch = rows_per_epoch
+        self._epochs = epochs
+        self._console = Console(stderr=True, quiet=not show, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rows  {task.fields[speed]}  loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (show and self._console.is_terminal),
+        )
+        self._task = self._bar.add_task("", total=rows_per_epoch * epochs, speed="", loss="")
+        self._loss = 0.0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def start_epoch(self, epoch: int, rows_done: int) -> None:
+        """Begins (or, after a resume, goes on with) an epoch."""
+        completed = epoch * self._rows_per_epoch + rows_done
+        self._bar.update(self._task, completed=completed, description=f"epoch {epoch + 1}/{self._epochs}")
+
+    def advance(self, rows: int, loss: float) -> None:
+        """Counts the rows of a step."""
+        # A smoothed loss reads better than the noise of one batch; it is shown, never used.
+        self._loss = loss if not self._loss else 0.98 * self._loss + 0.02 * loss
+        speed = self._bar.tasks[0].speed
+        shown = f"{speed:,.0f} rows/s" if speed else ""
+        self._bar.update(self._task, advance=rows, speed=shown, loss=f"{self._loss:.4f}")
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(line, markup=False)
