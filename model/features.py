@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, StrictInt, StrictStr
 
 from model.columns import Column, ColumnError, ColumnErrors, ColumnFault, Ids, Values, column_from_values
 from model.schema import (
@@ -105,7 +105,7 @@ class TargetScale(StrictModel):
 class FittedFeatures(StrictModel):
     """What the training split taught the features: vocabularies by table, number transforms, label scales."""
 
-    vocabularies: dict[str, tuple[int, ...] | tuple[str, ...]] = Field(default_factory=dict)
+    vocabularies: dict[str, tuple[StrictInt, ...] | tuple[StrictStr, ...]] = Field(default_factory=dict)
     numbers: dict[str, tuple[NumberStep, ...]] = Field(default_factory=dict)
     targets: dict[str, TargetScale] = Field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StrictInt, StrictStr, StringConstraints, field_validator, model_validator
 
 from model.strict_yaml import StrictModel
 
@@ -31,7 +31,7 @@ class _Table(StrictModel):
     name: Name
     dtype: Dtype | None = None
     buckets: int | None = Field(default=None, ge=1, le=2**31 - 2)
-    vocabulary: Literal["fitted"] | list[int] | list[str] | None = None
+    vocabulary: Literal["fitted"] | list[StrictInt] | list[StrictStr] | None = None
     min_count: int | None = Field(default=None, ge=1)
     table: Name | None = None
     dim: int | None = Field(default=None, ge=4, le=1024)
