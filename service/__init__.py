@@ -1,0 +1,1 @@
+"""Online scoring over HTTP. Imports model's serving half alone: never training, never torchrec."""

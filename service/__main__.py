@@ -1,0 +1,65 @@
+"""`python -m service --models DIR`: serve published models until SIGTERM or Ctrl-C, then finish and exit 0.
+
+In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in this process; several run under uvicorn's
+supervisor, which restarts one that dies, and share the listening socket and one folder of metrics.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+from functools import partial
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from service.request_log import logging_config
+from service.settings import read_settings
+from service.worker import make_app
+
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def main() -> int:
+    """Serves; returns the exit status."""
+    settings = read_settings(sys.argv[1:], os.environ)
+    config = uvicorn.Config(
+        partial(make_app, settings),
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        log_config=logging_config(settings.log_level),
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+    # Left over from a parent, it would mix this service's metrics with another's.
+    os.environ.pop(METRICS_FOLDER, None)
+    return _serve_here(config) if settings.workers == 1 else _serve_with_workers(config)
+
+
+def _serve_here(config: uvicorn.Config) -> int:
+    # uvicorn raises the signal that ended it once more when all is finished: a good end is exit status 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server = uvicorn.Server(config)
+    server.run()
+    return 0 if server.started else 1
+
+
+def _serve_with_workers(config: uvicorn.Config) -> int:
+    # prometheus_client decides at import whether it writes to files, so the folder stands before any worker starts.
+    with tempfile.TemporaryDirectory(prefix="feedrank-metrics-") as folder, config.bind_socket() as listener:
+        os.environ[METRICS_FOLDER] = folder
+        Multiprocess(config, sockets=[listener]).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

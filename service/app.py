@@ -1,0 +1,273 @@
+"""The service: routes, and the way of a request from bytes to ranked candidates.
+
+In: HTTP. Out: `create_app(settings)`, an ASGI application for any server. A scoring request is read under a limit on
+the event loop; everything else that it costs happens in one scoring thread: decode, check, columns, score, combine,
+rank, encode. A request has one user and many candidates; user and context are parsed and embedded once.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from model.scorer import NonFiniteScoresError
+from model.value_model import DEFAULT
+from service import answers, wire
+from service.errors import Fault, Problem, problem_response
+from service.metrics import Metrics
+from service.model_store import ModelStore, not_ready
+from service.observe import RANK, Observe, record_of
+from service.openapi import with_rank
+from service.request_log import LOGGER, RequestRecord
+from service.scoring_threads import STALLED_SECONDS, ScoringThreads
+from service.settings import Settings
+
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+_DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
+
+_log = logging.getLogger(LOGGER)
+
+
+class Service:
+    """What the routes of one process share."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.store = ModelStore(
+            settings.models,
+            self.metrics,
+            poll_seconds=settings.poll_seconds,
+            torch_threads=settings.torch_threads,
+        )
+        self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
+        self.is_draining = False
+
+    async def rank(self, request: Request) -> Response:
+        """POST /v1/rank."""
+        record = record_of(request.scope)
+        try:
+            if self.is_draining:
+                raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
+            deadline = _deadline(request, record)
+            body = await _read_body(request, self.settings.max_body_bytes)
+            submitted = time.perf_counter()
+
+            def job() -> bytes:
+                self.metrics.queue_seconds.observe(time.perf_counter() - submitted)
+                return self.answer(body, record, deadline)
+
+            remaining = None if deadline is None else deadline - submitted
+            content = await asyncio.wait_for(self.threads.run(job), remaining)
+        except TimeoutError:
+            problem = _deadline_passed()
+        except ClientDisconnect:
+            return Response(status_code=_DISCONNECTED)
+        except Problem as raised:
+            problem = raised
+        else:
+            return Response(content, media_type="application/json")
+        if problem.reason is not None:
+            self.metrics.rejected.labels(problem.reason).inc()
+        return problem_response(problem, record.request_id)
+
+    def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> bytes:
+        """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
+        _check_deadline(deadline)
+        document = wire.decode(body)
+        record.request_id = wire.request_id_of(document) or record.request_id
+        question = wire.parse(document, self.settings.max_candidates)
+        model = self.store.find(question.model, question.version)
+        name = question.value_model or DEFAULT
+        if name not in model.value_models:
+            rule = f"no such value model; model '{model.name}' has: {', '.join(model.value_models.names)}"
+            raise Problem.wrong_content([Fault("value_model", rule)])
+        value_model = model.value_models[name]
+        record.model, record.model_version = model.name, model.scorer.version
+        record.value_model, record.value_model_version = name, value_model.version
+        record.candidates = len(question.ids)
+        request_columns, candidate_columns = wire.columns(question, model.scorer.encoder)
+
+        _check_deadline(deadline)
+        started = time.perf_counter()
+        try:
+            scored = model.scorer.score(request_columns, candidate_columns, len(question.ids))
+            score_N = value_model.score(scored.answers_NT)
+            if not np.isfinite(score_N).all():
+                raise NonFiniteScoresError(f"value model '{name}' gave a combined score that is not finite")
+        except NonFiniteScoresError as error:
+            _log.error(
+                "scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": str(error)}}
+            )
+            raise Problem(500, "the model's scores are not finite, so none is given") from None
+        self.metrics.inference_seconds.observe(time.perf_counter() - started)
+        self.metrics.candidates.observe(len(question.ids))
+        model.metrics.observe(scored, name, score_N)
+        head = {
+            "request_id": record.request_id,
+            "model": model.name,
+            "model_version": model.scorer.version,
+            "value_model": name,
+            "value_model_version": value_model.version,
+        }
+        return answers.write(head, question, model.scorer.tasks, score_N, scored.answers_NT)
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why the service should get no traffic, None if it should."""
+        if self.is_draining:
+            return "the service is shutting down"
+        if self.threads.is_stalled:
+            return f"no scoring thread has made progress for {STALLED_SECONDS:g} s"
+        return self.store.unready_reason
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Starts polling for models; at the end waits for what runs."""
+        settings = self.settings
+        _log.info(
+            "serving",
+            extra={
+                "fields": {
+                    "models": str(settings.models),
+                    "scoring_threads": settings.scoring_threads,
+                    "torch_threads_per_scoring_thread": settings.torch_threads,
+                    "max_body_bytes": settings.max_body_bytes,
+                    "max_candidates": settings.max_candidates,
+                }
+            },
+        )
+        self._drain_on_signals()
+        self.store.start()
+        try:
+            # Workers share a socket: one that took connections while it loads would refuse what another could answer.
+            await asyncio.to_thread(self.store.wait_until_looked, settings.startup_seconds)
+            yield
+        finally:
+            self.is_draining = True
+            self.threads.close()
+            await asyncio.to_thread(self.store.stop)
+
+    def _drain_on_signals(self) -> None:
+        """Turns readiness off at the first SIGTERM or Ctrl-C, then lets the server's own handler finish."""
+
+        def install(number: signal.Signals, before: Callable[[int, FrameType | None], Any]) -> None:
+            def drain(received: int, frame: FrameType | None) -> None:
+                self.is_draining = True
+                before(received, frame)
+
+            signal.signal(number, drain)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before = signal.getsignal(number)
+            try:
+                if callable(before):
+                    install(number, before)
+            except ValueError:  # not the main thread: an in-process client, whose process keeps its own signals
+                return
+
+
+def create_app(settings: Settings) -> ASGIApp:
+    """The application for one process."""
+    service = Service(settings)
+    app = FastAPI(
+        title="feedrank",
+        version="1",
+        description="Scores the candidates of a feed, one probability per task, and ranks them.",
+        lifespan=service.lifespan,
+        redoc_url=None,
+    )
+    app.router.routes.append(Route(RANK, service.rank, methods=["POST"]))
+
+    @app.get("/v1/models", summary="All models and the state of their versions")
+    async def models() -> dict[str, Any]:
+        return {"models": service.store.entries()}
+
+    @app.get("/v1/models/{name}", summary="One model, with the schema and metrics of the version that is served")
+    async def model(name: str) -> dict[str, Any]:
+        return service.store.entry(name)
+
+    @app.get("/healthz", summary="The process is alive")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz", summary="The process can score")
+    async def readyz() -> dict[str, str]:
+        reason = service.unready_reason
+        if reason is not None:
+            raise not_ready(reason)
+        return {"status": "ready"}
+
+    @app.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
+    def metrics() -> Response:
+        return Response(service.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            error = Problem(error.status_code, str(error.detail), headers=error.headers)
+        elif not isinstance(error, Problem):
+            error = Problem(500, "an error of the service, not of the request; its log says more")
+        return problem_response(error, record_of(request.scope).request_id)
+
+    for kind in (Problem, HTTPException, Exception):
+        app.add_exception_handler(kind, refuse)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            app.openapi_schema = with_rank(document)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return Observe(app, service.metrics)
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """The body, if it keeps the limit: no more than `limit` bytes are ever held."""
+    too_large = Problem(
+        413, f"the body is over the limit of {limit} bytes; send fewer candidates", reason="body_too_large"
+    )
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _deadline(request: Request, record: RequestRecord) -> float | None:
+    """When the answer is of no use any more, in seconds of time.perf_counter; None if the client does not say."""
+    given = request.headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdecimal() and len(given) <= 9 and int(given) > 0):
+        rule = "expected a whole number of milliseconds, from 1 to 999999999"
+        raise Problem.wrong_content([Fault(f"header {TIMEOUT_HEADER}", rule)])
+    return record.started + int(given) / 1000
+
+
+def _check_deadline(deadline: float | None) -> None:
+    if deadline is not None and time.perf_counter() >= deadline:
+        raise _deadline_passed()
+
+
+def _deadline_passed() -> Problem:
+    return Problem(504, f"the deadline of {TIMEOUT_HEADER} has passed", reason="deadline")

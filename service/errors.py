@@ -1,0 +1,76 @@
+"""Refusals: every answer that is not a score is an RFC 9457 problem, `application/problem+json`.
+
+In: a `Problem` raised anywhere on the way. Out: its response. Faults name their place by a path into the request body
+(`user.tab`, `candidates.features.duration_ms[3]`) and the rule, never the value: features stay out of logs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+FAULTS_SHOWN = 20
+
+_TITLES = {
+    400: ("not-json", "The body is not JSON"),
+    404: ("not-found", "There is no such thing"),
+    405: ("method-not-allowed", "The method does not fit this address"),
+    413: ("too-large", "The request is over a limit"),
+    422: ("wrong-content", "The content of the request is wrong"),
+    500: ("internal-error", "The service failed"),
+    503: ("not-ready", "The service cannot score now"),
+    504: ("deadline-passed", "The deadline has passed"),
+}
+
+
+class Fault(NamedTuple):
+    """One fault of a request: a path into its body (`$` is the whole) and what is wrong there."""
+
+    path: str
+    message: str
+
+
+class Problem(Exception):
+    """A refusal. `reason` counts it in ranking_requests_rejected_total where the service, not the content, refuses."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        faults: Sequence[Fault] = (),
+        reason: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.faults = tuple(faults)
+        self.reason = reason
+        self.headers = dict(headers or {})
+
+    @classmethod
+    def wrong_content(cls, faults: Sequence[Fault]) -> "Problem":
+        """422 with every fault found, the first ones shown."""
+        first = faults[0]
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        return cls(422, f"{first.path}: {first.message}{more}", faults=faults[:FAULTS_SHOWN])
+
+
+def problem_response(problem: Problem, request_id: str) -> Response:
+    """The response that tells `problem`."""
+    slug, title = _TITLES.get(problem.status, ("refused", "The request was refused"))
+    content: dict[str, Any] = {
+        "type": f"urn:feedrank:problem:{slug}",
+        "title": title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "request_id": request_id,
+    }
+    if problem.faults:
+        content["errors"] = [fault._asdict() for fault in problem.faults]
+    return Response(
+        msgspec.json.encode(content), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE
+    )

@@ -1,0 +1,211 @@
+"""Prometheus metrics of the service, by the names that dashboards and alerts are built on.
+
+In: what requests and model loads report. Out: the text of GET /metrics. Units: seconds; task scores in the task's own
+unit. With several workers (PROMETHEUS_MULTIPROC_DIR is set by the parent before this module is imported) each worker
+writes its own files and any worker answers with the sum over all of them; there, a label set cannot be withdrawn, so
+`ranking_model_info` of a model version that is served no more is 0.
+
+Shapes: N candidates, T tasks.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from model.schema import FeedSchema, NumberFeature
+from model.scorer import Scored
+
+ENDPOINTS = (
+    "/v1/rank",
+    "/v1/models",
+    "/v1/models/{name}",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/openapi.json",
+    "/docs",
+    "other",
+)
+RANK_CODES = (200, 400, 404, 405, 413, 422, 500, 503, 504)
+REJECTIONS = ("body_too_large", "too_many_candidates", "not_ready", "draining", "deadline")
+LOAD_RESULTS = ("ready", "quarantined", "value_models_ready", "value_models_refused")
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_COUNTS = (1, 5, 10, 25, 50, 100, 200, 300, 500, 1000, 2000, 5000)
+# Probabilities and, above 1, the quantities of regression tasks (a play time in ms, say).
+_SCORES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
+_COMBINED = (-100.0, -10.0, -3.0, -1.0, -0.3, -0.1, 0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+
+# One more series for every label set, which nothing reads and workers do not have.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class ScoreHistogram(Histogram):
+    """A histogram that takes an array at once: a request's scores cost one pass in C, not a loop over candidates."""
+
+    def observe_all(self, values: NDArray[np.floating]) -> None:
+        """Observes every value."""
+        self._raise_if_not_observable()  # type: ignore[no-untyped-call]
+        counts = np.bincount(np.searchsorted(self._upper_bounds, values, side="left"), minlength=len(self._buckets))
+        self._sum.inc(float(values.sum()))
+        for bucket in np.flatnonzero(counts).tolist():
+            self._buckets[bucket].inc(int(counts[bucket]))
+
+
+class Metrics:
+    """Every metric of one process, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "ranking_requests", "Requests answered, by route and status", ["endpoint", "code"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "ranking_request_duration_seconds",
+            "From the first byte of a request to the last byte of its answer",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue_seconds = Histogram(
+            "ranking_queue_duration_seconds",
+            "What a scoring request waited for a scoring thread",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.inference_seconds = Histogram(
+            "ranking_inference_duration_seconds",
+            "Encoding of the features and the ranker, per request",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.candidates = Histogram(
+            "ranking_candidates_per_request", "Candidates of a scored request", buckets=_COUNTS, registry=registry
+        )
+        self.in_flight = Gauge(
+            "ranking_requests_in_flight",
+            "Scoring requests being answered now",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.rejected = Counter(
+            "ranking_requests_rejected", "Requests that the service refused to score", ["reason"], registry=registry
+        )
+        self.loads = Counter(
+            "ranking_model_load", "Model versions and value-model files tried", ["result"], registry=registry
+        )
+        self.info = Gauge(
+            "ranking_model_info",
+            "1 for a model version that is served, 0 for one that was",
+            ["model", "version", "engine"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.loaded_at = Gauge(
+            "ranking_model_loaded_timestamp_seconds",
+            "Unix time at which a model version was loaded",
+            ["model", "version"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.task_score = ScoreHistogram(
+            "ranking_task_score",
+            "Answers per candidate and task, in the task's own unit",
+            ["model", "version", "task"],
+            buckets=_SCORES,
+            registry=registry,
+        )
+        self.combined_score = ScoreHistogram(
+            "ranking_combined_score",
+            "Combined score per candidate",
+            ["model", "version", "value_model"],
+            buckets=_COMBINED,
+            registry=registry,
+        )
+        self.missing = Counter(
+            "ranking_feature_missing", "Values that took the feature's default", ["model", "feature"], registry=registry
+        )
+        self.oov = Counter(
+            "ranking_feature_oov", "Ids that the table does not hold", ["model", "feature"], registry=registry
+        )
+        for endpoint in ENDPOINTS:
+            self.request_seconds.labels(endpoint)
+            for code in RANK_CODES if endpoint == "/v1/rank" else (200,):
+                self.requests.labels(endpoint, code)
+        for reason in REJECTIONS:
+            self.rejected.labels(reason)
+        for result in LOAD_RESULTS:
+            self.loads.labels(result)
+
+    def exposition(self) -> bytes:
+        """The metrics of all workers in Prometheus' text format."""
+        if self._folder is None:
+            return generate_latest(self.registry)
+        _forget_dead_workers(Path(self._folder))
+        everyone = CollectorRegistry()
+        MultiProcessCollector(everyone, path=self._folder)  # type: ignore[no-untyped-call]
+        return generate_latest(everyone)
+
+
+class ModelMetrics:
+    """The metrics of one served model version, with every label set exported from 0."""
+
+    def __init__(self, metrics: Metrics, schema: FeedSchema, model: str, version: str, engine: str) -> None:
+        self._info = metrics.info.labels(model, version, engine)
+        self._info.set(1)
+        metrics.loaded_at.labels(model, version).set(time.time())
+        self._task_scores = [metrics.task_score.labels(model, version, task.name) for task in schema.tasks]
+        self._combined = metrics.combined_score
+        self._labels = (model, version)
+        asked = [*schema.asked("request"), *schema.asked("candidate")]
+        self._missing = {feature.name: metrics.missing.labels(model, feature.name) for feature in asked}
+        self._oov = {
+            feature.name: metrics.oov.labels(model, feature.name)
+            for feature in asked
+            if not isinstance(feature, NumberFeature)
+        }
+
+    def know_value_models(self, names: Sequence[str]) -> None:
+        """Exports the combined scores of these value models from 0."""
+        for name in names:
+            self._combined.labels(*self._labels, name)
+
+    def observe(self, scored: Scored, value_model: str, score_N: NDArray[np.float64]) -> None:
+        """Counts one scored request."""
+        for histogram, answers_N in zip(self._task_scores, scored.answers_NT.T, strict=True):
+            histogram.observe_all(answers_N)
+        self._combined.labels(*self._labels, value_model).observe_all(score_N)
+        _add(self._missing, scored.missing)
+        _add(self._oov, scored.oov)
+
+    def retire(self) -> None:
+        """Marks the version as served no more."""
+        self._info.set(0)
+
+
+def _add(counters: Mapping[str, Counter], counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        if count:
+            counters[name].inc(count)
+
+
+def _forget_dead_workers(folder: Path) -> None:
+    """Drops the gauges of workers that were killed: nobody is left to set them to 0. Their counters stay."""
+    for file in folder.glob("gauge_live*_*.db"):
+        worker = int(file.stem.rpartition("_")[2])
+        if not Path(f"/proc/{worker}").exists():
+            mark_process_dead(worker, str(folder))  # type: ignore[no-untyped-call]

@@ -1,0 +1,178 @@
+"""One model's folder, `<models>/<name>/`: its versions, its value models, and which of them are served.
+
+In: the folder, looked at again and again by the store's polling thread. Out: a `ServedModel`, replaced in one
+assignment: a request that has begun keeps the one it took. The newest version that verifies is served. One that does
+not is quarantined with its reason and tried again only when its files change; the one before it serves on.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from model.artifact import versions
+from model.scorer import ENGINE, Scorer
+from model.value_model import FILE_NAME, ValueModels
+from service.metrics import Metrics, ModelMetrics
+from service.request_log import LOGGER
+
+State = Literal["loading", "ready", "quarantined", "retired"]
+Fingerprint = tuple[tuple[str, int, int], ...]
+
+_log = logging.getLogger(f"{LOGGER}.models")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model version and the value models that score with it."""
+
+    name: str
+    scorer: Scorer
+    value_models: ValueModels
+    metrics: ModelMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class VersionState:
+    """What became of one published version, as /v1/models tells it."""
+
+    state: State
+    reason: str | None = None
+
+
+class ModelFamily:
+    """The versions of one model. `refresh` is called by one thread; the attributes are read by all."""
+
+    def __init__(self, models: Path, name: str, metrics: Metrics) -> None:
+        self.name = name
+        self.served: ServedModel | None = None
+        self.states: dict[int, VersionState] = {}
+        self.value_models_error: str | None = None
+        self._models = models
+        self._folder = models / name
+        self._metrics = metrics
+        self._tried: dict[int, Fingerprint] = {}
+        self._value_file_tried: Fingerprint | None = None
+
+    def refresh(self) -> None:
+        """Takes up what has changed on disk: a newer version, another value-model file."""
+        value_file = _fingerprint([self._folder / FILE_NAME])
+        if self.served is not None and value_file != self._value_file_tried:
+            self._reload_value_models(self.served)
+        self._value_file_tried = value_file
+        serving = 0 if self.served is None else self.served.scorer.artifact.manifest.version
+        published = versions(self._models, self.name)
+        for version in reversed(published):
+            if version <= serving:
+                break
+            # The value models belong to the fingerprint: where they did not fit a version, a new file is a new try.
+            state = (*_fingerprint(sorted((self._folder / str(version)).glob("*"))), *value_file)
+            if self._tried.get(version) != state:
+                self._tried[version] = state
+                self._try_version(version)
+            if self.states[version].state == "ready":
+                break
+        known = {version: self.states.get(version, VersionState("retired")) for version in published}
+        if self.served is not None:  # it serves on from memory, even where its folder is gone
+            known[self.served.scorer.artifact.manifest.version] = VersionState("ready")
+        self.states = known
+
+    def entry(self) -> dict[str, Any]:
+        """This model as /v1/models shows it."""
+        served = self.served
+        return {
+            "name": self.name,
+            "default_version": None if served is None else served.scorer.version,
+            "labels": {},
+            "versions": [
+                {"version": str(version), "state": state.state, "engine": ENGINE, "reason": state.reason}
+                for version, state in sorted(self.states.items(), reverse=True)
+            ],
+            "value_models": []
+            if served is None
+            else [{"name": name, "version": served.value_models[name].version} for name in served.value_models.names],
+            "value_models_error": self.value_models_error,
+        }
+
+    def _try_version(self, version: int) -> None:
+        self.states = {**self.states, version: VersionState("loading")}
+        try:
+            scorer = Scorer.load(self._folder / str(version))
+            value_models = self._value_models_for(scorer)
+        except Exception as error:  # whatever a published folder holds, the version before it serves on
+            reason = self._place_free(str(error) or repr(error))
+            self.states = {**self.states, version: VersionState("quarantined", reason)}
+            self._metrics.loads.labels("quarantined").inc()
+            _log.error(
+                "model version quarantined",
+                extra={"fields": {"model": self.name, "model_version": str(version), "reason": reason}},
+                exc_info=None if isinstance(error, ValueError) else error,
+            )
+            return
+        metrics = ModelMetrics(self._metrics, scorer.schema, self.name, scorer.version, ENGINE)
+        metrics.know_value_models(value_models.names)
+        before, self.served = self.served, ServedModel(self.name, scorer, value_models, metrics)
+        states = {**self.states, version: VersionState("ready")}
+        if before is not None:
+            before.metrics.retire()
+            states[before.scorer.artifact.manifest.version] = VersionState("retired")
+        self.states = states
+        self._metrics.loads.labels("ready").inc()
+        fields = {"model": self.name, "model_version": scorer.version, "engine": ENGINE}
+        _log.info("model version ready", extra={"fields": {**fields, "value_models": value_models.names}})
+
+    def _value_models_for(self, scorer: Scorer) -> ValueModels:
+        """The value models to score with. With no version to serve on instead, a bad file is answered by the built-in
+        one: a service that starts with a slip in a weights file still answers, and says what it answers with."""
+        try:
+            return self._read_value_models(scorer)
+        except ValueError as error:
+            if self.served is not None:
+                raise
+            self._refuse_value_models(error, "the built-in value model")
+            return ValueModels.built_in(scorer.schema)
+
+    def _reload_value_models(self, served: ServedModel) -> None:
+        try:
+            value_models = self._read_value_models(served.scorer)
+        except ValueError as error:
+            self._refuse_value_models(error, "the value models before it")
+            return
+        served.metrics.know_value_models(value_models.names)
+        self.served = ServedModel(self.name, served.scorer, value_models, served.metrics)
+        _log.info("value models ready", extra={"fields": {"model": self.name, "value_models": value_models.names}})
+
+    def _read_value_models(self, scorer: Scorer) -> ValueModels:
+        path = self._folder / FILE_NAME
+        if path.exists():
+            value_models = ValueModels.from_yaml(path, scorer.schema)
+        else:
+            value_models = ValueModels.built_in(scorer.schema)
+            _log.warning(
+                f"no {FILE_NAME}: 'default' is a sum with weight 1 on each binary task",
+                extra={"fields": {"model": self.name}},
+            )
+        self.value_models_error = None
+        self._metrics.loads.labels("value_models_ready").inc()
+        return value_models
+
+    def _refuse_value_models(self, error: ValueError, instead: str) -> None:
+        self.value_models_error = self._place_free(str(error))
+        self._metrics.loads.labels("value_models_refused").inc()
+        fields = {"model": self.name, "reason": self.value_models_error}
+        _log.error(f"value models refused; {instead} serves", extra={"fields": fields})
+
+    def _place_free(self, reason: str) -> str:
+        # Where the models folder lies is no business of clients.
+        return reason.replace(f"{self._models}/", "")
+
+
+def _fingerprint(files: list[Path]) -> Fingerprint:
+    entries = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            continue
+        entries.append((file.name, status.st_size, status.st_mtime_ns))
+    return tuple(entries)

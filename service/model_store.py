@@ -1,0 +1,131 @@
+"""The models that are served: a polling thread keeps them up to date, requests look them up.
+
+In: the models folder. Out: `ServedModel`s. Nothing a request does waits for a load; a new version is verified and
+loaded in the polling thread while the old one serves.
+"""
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.artifact import model_names
+from service.errors import Fault, Problem
+from service.metrics import Metrics
+from service.model_family import ModelFamily, ServedModel
+from service.request_log import LOGGER
+
+_log = logging.getLogger(f"{LOGGER}.models")
+
+
+class ModelStore:
+    """Every model of a folder, by name."""
+
+    def __init__(self, models: Path, metrics: Metrics, *, poll_seconds: float, torch_threads: int) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._poll_seconds = poll_seconds
+        self._torch_threads = torch_threads
+        self._families: dict[str, ModelFamily] = {}
+        self._folder_error: str | None = None
+        self._has_looked = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="models", daemon=True)
+
+    def start(self) -> None:
+        """Starts polling; the first look begins at once."""
+        self._thread.start()
+
+    def wait_until_looked(self, seconds: float) -> None:
+        """Waits, `seconds` at most, until every model of the folder has been tried once."""
+        self._has_looked.wait(seconds)
+
+    def stop(self) -> None:
+        """Ends polling; a load that has begun is waited for."""
+        self._stop.set()
+        self._thread.join()
+
+    def refresh(self) -> None:
+        """One look at the folder: new models, newer versions, changed value models."""
+        try:
+            names = model_names(self._models)
+            self._folder_error = None
+        except OSError as error:
+            names = []
+            self._folder_error = f"the models folder cannot be read ({error.strerror})"
+        try:
+            for name in dict.fromkeys([*self._families, *names]):
+                if name not in self._families:
+                    self._families = {**self._families, name: ModelFamily(self._models, name, self._metrics)}
+                self._families[name].refresh()
+        finally:
+            self._has_looked.set()
+
+    def find(self, name: str | None, version: str | None) -> ServedModel:
+        """The model to answer with. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
+        served = {family.name: family.served for family in self._families.values() if family.served is not None}
+        if name is None:
+            if not served:
+                raise not_ready(self.unready_reason or "no model is loaded")
+            if len(served) > 1:
+                rule = f"needed, as several models are served: {', '.join(sorted(served))}"
+                raise Problem.wrong_content([Fault("model", rule)])
+            (name,) = served
+        elif name not in served:
+            if name in self._families:
+                raise not_ready(f"no version of model '{name}' could be loaded; see /v1/models")
+            known = f"models served: {', '.join(sorted(served)) or 'none'}"
+            raise Problem(404, f"no such model; {known}", faults=[Fault("model", f"no such model; {known}")])
+        model = served[name]
+        if version is not None and version != model.scorer.version:
+            rule = f"this version of model '{name}' is not loaded; loaded: {model.scorer.version}"
+            raise Problem(404, rule, faults=[Fault("version", rule)])
+        return model
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why no request can be scored, None if one can."""
+        if not self._has_looked.is_set():
+            return "the models are being loaded"
+        families = list(self._families.values())
+        if any(family.served is not None for family in families):
+            return None
+        reasons = [
+            f"{family.name} {version}: {state.reason}"
+            for family in families
+            for version, state in sorted(family.states.items(), reverse=True)
+            if state.state == "quarantined"
+        ]
+        return "; ".join(reasons) or self._folder_error or "the models folder holds no published version"
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All models as /v1/models shows them."""
+        return [self._families[name].entry() for name in sorted(self._families)]
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """One model with its schema and metrics. Raises Problem 404."""
+        family = self._families.get(name)
+        if family is None:
+            raise Problem(404, f"no such model; see /v1/models for all {len(self._families)}")
+        entry = family.entry()
+        if family.served is not None:
+            manifest = family.served.scorer.manifest
+            entry["schema"] = manifest.feed.model_dump(mode="json", exclude_none=True)
+            entry["metrics"] = manifest.metrics
+        return entry
+
+    def _poll(self) -> None:
+        torch.set_num_threads(self._torch_threads)  # golden requests run in this thread
+        while not self._stop.is_set():
+            try:
+                self.refresh()
+            except Exception:  # the thread must outlive any surprise on disk: without it no new model would ever load
+                _log.exception("looking at the models folder failed; trying again")
+            self._stop.wait(self._poll_seconds)
+
+
+def not_ready(detail: str) -> Problem:
+    """503: nothing can be scored now; another replica may."""
+    return Problem(503, detail, reason="not_ready", headers={"Retry-After": "1"})

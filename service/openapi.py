@@ -1,0 +1,162 @@
+"""The scoring route in OpenAPI: its request, its answers and an example, so that /docs can be read and tried.
+
+The route itself reads bytes (wire.py) and has no body model for FastAPI to describe, so the description is written
+here, by hand, and a test holds it against real answers.
+"""
+
+from typing import Any
+
+from service.errors import MEDIA_TYPE
+
+EXAMPLE_REQUEST = {
+    "request_id": "r-1",
+    "model": "kuairand",
+    "value_model": "default",
+    "user": {"user_id": 17, "history": [3, 9, 4], "tab": 1},
+    "candidates": {"id": ["v1", "v2"], "features": {"video_id": [3, 9], "duration_ms": [8000, 31000]}},
+    "top_k": 20,
+}
+EXAMPLE_ANSWER = {
+    "request_id": "r-1",
+    "model": "kuairand",
+    "model_version": "3",
+    "value_model": "default",
+    "value_model_version": "9f2c01ab",
+    "candidates": {"id": ["v2", "v1"], "score": [0.81, 0.37], "tasks": {"click": [0.62, 0.31], "like": [0.05, 0.01]}},
+}
+_TEXT = {"type": "string"}
+_NUMBER = {"type": "number"}
+_VALUE = {"description": "as the model's schema says: an id, a list of ids, a number, or null where it is missing"}
+_FEATURES = {"type": "object", "additionalProperties": _VALUE}
+
+
+def _object(properties: dict[str, Any], required: list[str], **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False, **more}
+
+
+def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, **more}
+
+
+SCHEMAS: dict[str, Any] = {
+    "RankRequest": _object(
+        {
+            "request_id": {**_TEXT, "maxLength": 128, "description": "echoed; generated where it is left out"},
+            "model": {**_TEXT, "description": "may be left out where one model is served"},
+            "version": {**_TEXT, "description": "a loaded version; the newest one where it is left out"},
+            "value_model": {**_TEXT, "default": "default"},
+            "user": {**_FEATURES, "description": "user and context features, one value each"},
+            "candidates": {
+                "oneOf": [
+                    _object(
+                        {
+                            "id": _list(_TEXT, minItems=1),
+                            "features": {"type": "object", "additionalProperties": _list(_VALUE)},
+                        },
+                        ["id", "features"],
+                        title="columns: the cheaper shape",
+                    ),
+                    _list(_object({"id": _TEXT, "features": _FEATURES}, ["id", "features"]), minItems=1, title="rows"),
+                ]
+            },
+            "top_k": {"type": "integer", "minimum": 1, "description": "more than there are candidates means all"},
+            "explain": {"type": "boolean", "default": False, "description": "not available yet: false alone"},
+        },
+        ["user", "candidates"],
+    ),
+    "RankAnswer": _object(
+        {
+            "request_id": _TEXT,
+            "model": _TEXT,
+            "model_version": _TEXT,
+            "value_model": _TEXT,
+            "value_model_version": _TEXT,
+            "candidates": {
+                "description": "in descending score, ties by request order, in the shape of the question",
+                "oneOf": [
+                    _object(
+                        {
+                            "id": _list(_TEXT),
+                            "score": _list(_NUMBER),
+                            "tasks": {"type": "object", "additionalProperties": _list(_NUMBER)},
+                        },
+                        ["id", "score", "tasks"],
+                    ),
+                    _list(
+                        _object(
+                            {
+                                "id": _TEXT,
+                                "score": _NUMBER,
+                                "tasks": {"type": "object", "additionalProperties": _NUMBER},
+                            },
+                            ["id", "score", "tasks"],
+                        )
+                    ),
+                ],
+            },
+        },
+        ["request_id", "model", "model_version", "value_model", "value_model_version", "candidates"],
+    ),
+    "Problem": _object(
+        {
+            "type": _TEXT,
+            "title": _TEXT,
+            "status": {"type": "integer"},
+            "detail": _TEXT,
+            "request_id": _TEXT,
+            "errors": _list(
+                _object({"path": {**_TEXT, "examples": ["candidates.features.duration_ms[3]"]}, "message": _TEXT}, [])
+            ),
+        },
+        ["type", "title", "status", "detail", "request_id"],
+    ),
+}
+
+_PROBLEMS = {
+    "400": "not JSON",
+    "404": "no such model or version",
+    "413": "body or candidates over the limit",
+    "422": "wrong content; `errors` names every fault",
+    "500": "scores not finite",
+    "503": "not ready or draining",
+    "504": "the deadline passed",
+}
+
+
+def _reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+RANK_OPERATION: dict[str, Any] = {
+    "summary": "Score the candidates of one user and rank them",
+    "operationId": "rank",
+    "parameters": [
+        {
+            "name": "X-Request-Timeout-Ms",
+            "in": "header",
+            "description": "milliseconds after which the answer is of no use: 504 instead",
+            "schema": {"type": "integer", "minimum": 1},
+        }
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": _reference("RankRequest"), "example": EXAMPLE_REQUEST}},
+    },
+    "responses": {
+        "200": {
+            "description": "the ranked candidates",
+            "content": {"application/json": {"schema": _reference("RankAnswer"), "example": EXAMPLE_ANSWER}},
+        },
+        **{
+            status: {"description": what, "content": {MEDIA_TYPE: {"schema": _reference("Problem")}}}
+            for status, what in _PROBLEMS.items()
+        },
+    },
+}
+
+
+def with_rank(document: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document with the scoring route added."""
+    document.setdefault("paths", {})["/v1/rank"] = {"post": RANK_OPERATION}
+    document.setdefault("components", {}).setdefault("schemas", {}).update(SCHEMAS)
+    return document

@@ -1,0 +1,81 @@
+"""Log lines: one JSON object each, to stderr.
+
+In: standard logging records; fields beside the message come as `extra={"fields": {...}}`. Out: lines with `time`
+(UTC), `level`, `logger`, `message` and the fields. `RequestRecord` is what is logged of a request: identifiers,
+counts, seconds and a status, never a feature value, a user or a candidate id.
+"""
+
+import logging
+import time
+import traceback
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+LOGGER = "feedrank"
+_requests = logging.getLogger(f"{LOGGER}.requests")
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What is known of one request while it runs."""
+
+    request_id: str
+    endpoint: str
+    started: float = field(default_factory=time.perf_counter)
+    status: int = 500
+    model: str | None = None
+    model_version: str | None = None
+    value_model: str | None = None
+    value_model_version: str | None = None
+    candidates: int | None = None
+    seconds: float = 0.0
+
+    def log(self, level: int) -> None:
+        """Writes the request's line."""
+        if _requests.isEnabledFor(level):
+            fields = {
+                "request_id": self.request_id,
+                "endpoint": self.endpoint,
+                "status": self.status,
+                "seconds": round(self.seconds, 6),
+                "model": self.model,
+                "model_version": self.model_version,
+                "value_model": self.value_model,
+                "value_model_version": self.value_model_version,
+                "candidates": self.candidates,
+            }
+            known = {name: value for name, value in fields.items() if value is not None}
+            _requests.log(level, "request", extra={"fields": known})
+
+
+class JsonFormatter(logging.Formatter):
+    """A logging record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            line["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+        return msgspec.json.encode(line).decode()
+
+
+def logging_config(level: str) -> dict[str, Any]:
+    """The configuration of logging.config.dictConfig for the service and its HTTP server."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": {"()": "service.request_log.JsonFormatter"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}},
+        "loggers": {
+            name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False} for name in (LOGGER, "uvicorn")
+        },
+    }

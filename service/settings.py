@@ -1,0 +1,77 @@
+"""What the service can be told: by flag, by environment variable FEEDRANK_<NAME>, or by default, in that order.
+
+In: argv and the environment. Out: a validated, frozen `Settings`. A wrong value ends the program with one line that
+names the flag and the rule.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "FEEDRANK_"
+
+
+class Settings(BaseModel):
+    """Settings of one service; each is a flag (`--max-body-bytes`) and a variable (`FEEDRANK_MAX_BODY_BYTES`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: Path = Field(description="folder of published models: <models>/<name>/<version>/")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is every interface")
+    port: int = Field(8080, ge=0, le=65535, description="TCP port to listen on; 0 lets the system choose")
+    workers: int = Field(1, ge=1, le=256, description="worker processes; each loads its own copy of the models")
+    threads: int = Field(0, ge=0, le=256, description="scoring threads per worker; 0 is one per core given")
+    torch_threads: int = Field(1, ge=1, le=256, description="threads that torch uses inside one scoring thread")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
+    max_candidates: int = Field(2_000, ge=1, le=1_000_000, description="most candidates in one request")
+    poll_seconds: float = Field(2.0, gt=0, le=3600, description="seconds between looks at the models folder")
+    startup_seconds: float = Field(
+        60.0, ge=0, description="seconds that the first load may take before the port opens all the same"
+    )
+    shutdown_seconds: int = Field(30, ge=0, description="seconds that running requests get to finish after SIGTERM")
+    keep_alive_seconds: int = Field(75, ge=1, description="seconds after which an idle connection is closed")
+
+    @property
+    def scoring_threads(self) -> int:
+        """Scoring threads per worker: as given, or this process's cores shared out among the workers."""
+        return self.threads or max(1, len(os.sched_getaffinity(0)) // self.workers)
+
+
+def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """Settings from flags and the environment; ends the program with status 2 and one line if they do not hold."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve published rankers over HTTP.",
+        epilog=f"Every flag can be an environment variable instead: --max-candidates is {PREFIX}MAX_CANDIDATES.",
+    )
+    for name, field in Settings.model_fields.items():
+        default = "" if field.is_required() else f" (default: {field.default})"
+        parser.add_argument(_flag(name), dest=name, metavar="VALUE", help=f"{field.description}{default}")
+    flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    variables = {
+        name: environment[_variable(name)] for name in Settings.model_fields if environment.get(_variable(name))
+    }
+    try:
+        settings = Settings.model_validate({**variables, **flags})
+    except ValidationError as error:
+        faults = [
+            f"{_flag(str(fault['loc'][0]))} ({_variable(str(fault['loc'][0]))}): {fault['msg']}"
+            for fault in error.errors()
+        ]
+        parser.error("; ".join(faults))
+    if not settings.models.is_dir():
+        parser.error(f"--models ({_variable('models')}): no folder '{settings.models}'; it must exist, empty or not")
+    return settings
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()

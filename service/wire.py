@@ -1,0 +1,255 @@
+"""A scoring request on the wire: bytes -> `Question` -> columns.
+
+In: the body of POST /v1/rank, columnar or rows. Out: plain lists and dicts of a checked shape, then the model's
+columns. Values of features are checked once, whole columns at a time, by the encoder; rows are transposed once and go
+the same way. Raises Problem: 400 not JSON, 413 too many candidates, 422 naming every fault.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import chain, islice
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+
+from model.features import Column, ColumnErrors, FeatureEncoder
+from service.errors import FAULTS_SHOWN, Fault, Problem
+
+KEYS = ("request_id", "model", "version", "value_model", "user", "candidates", "top_k", "explain")
+MAX_REQUEST_ID = 128
+_SHOWN = 60
+
+_decoder = msgspec.json.Decoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request of a checked shape, in request order: candidates' features as columns, or as `rows` of features."""
+
+    model: str | None
+    version: str | None
+    value_model: str | None
+    user: dict[str, Any]
+    ids: list[str]
+    features: dict[str, list[Any]]
+    rows: list[dict[str, Any]] | None
+    top_k: int | None
+
+
+def decode(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body. Raises Problem 400 (not JSON) or 422 (not an object)."""
+    try:
+        document = _decoder.decode(body)
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else _json_fault(error)
+        raise Problem(400, f"the body is not JSON: {what}", faults=[Fault("$", what)]) from None
+    if not isinstance(document, dict):
+        raise Problem.wrong_content([Fault("$", f"expected an object, got {_kind(document)}")])
+    return document
+
+
+def request_id_of(document: Mapping[str, Any]) -> str | None:
+    """The request's own id, None if it gives none. Raises Problem 422 if it cannot stand in a header."""
+    given = document.get("request_id")
+    if given is None:
+        return None
+    if not is_request_id(given):
+        rule = f"expected a string of 1 to {MAX_REQUEST_ID} printable ASCII characters"
+        raise Problem.wrong_content([Fault("request_id", rule)])
+    return str(given)
+
+
+def is_request_id(given: object) -> bool:
+    """Whether `given` can be echoed in a header and a log line."""
+    return isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable()
+
+
+def parse(document: Mapping[str, Any], max_candidates: int) -> Question:
+    """The question that a JSON object asks. Raises Problem 422 with every fault of its shape, 413 over the limit."""
+    faults = [Fault(_shown(key), _unknown(key, KEYS)) for key in list(document.keys() - set(KEYS))[:FAULTS_SHOWN]]
+    version: Any = document.get("version")
+    if type(version) is int:
+        version = str(version)
+    for key, given in {**document, "version": version}.items():
+        if key in ("model", "version", "value_model") and given is not None and not isinstance(given, str):
+            faults.append(Fault(key, f"expected a string, got {_kind(given)}"))
+    top_k = document.get("top_k")
+    if top_k is not None and (type(top_k) is not int or top_k < 1):
+        faults.append(Fault("top_k", f"expected an integer of at least 1, got {_kind(top_k)}"))
+    explain = document.get("explain")
+    if explain is not None and not isinstance(explain, bool):
+        faults.append(Fault("explain", f"expected true or false, got {_kind(explain)}"))
+    elif explain:
+        faults.append(Fault("explain", "explanations are not available yet; leave it out or send false"))
+    user = document.get("user")
+    if not isinstance(user, dict):
+        got = "nothing" if "user" not in document else _kind(user)
+        faults.append(Fault("user", f"expected an object of user and context features, got {got}"))
+        user = {}
+    candidates = document.get("candidates")
+    ids: list[str] = []
+    features: dict[str, list[Any]] = {}
+    rows: list[dict[str, Any]] | None = None
+    if isinstance(candidates, dict):
+        ids, features = _columnar(candidates, max_candidates, faults)
+    elif isinstance(candidates, list):
+        ids, rows = _rows(candidates, max_candidates, faults)
+    else:
+        got = "nothing" if "candidates" not in document else _kind(candidates)
+        faults.append(Fault("candidates", f"expected an object of columns or a list of rows, got {got}"))
+    if faults:
+        raise Problem.wrong_content(faults)
+    return Question(
+        model=document.get("model"),
+        version=version,
+        value_model=document.get("value_model"),
+        user=user,
+        ids=ids,
+        features=features,
+        rows=rows,
+        top_k=top_k,
+    )
+
+
+def columns(question: Question, encoder: FeatureEncoder) -> tuple[dict[str, Column], dict[str, Column]]:
+    """The columns of the request's two blocks. Raises Problem 422 with every faulty value of both."""
+    faults: list[Fault] = []
+    request: dict[str, Column] = {}
+    candidates: dict[str, Column] = {}
+    try:
+        request = encoder.columns("request", {name: [value] for name, value in question.user.items()}, 1)
+    except ColumnErrors as errors:
+        faults += [Fault(f"user.{_shown(e.feature)}", fault.message) for e in errors.errors for fault in e.faults]
+    features = question.features
+    if question.rows is not None:
+        features = _transposed(question.rows, {feature.name for feature in encoder.schema.asked("candidate")})
+    try:
+        candidates = encoder.columns("candidate", features, len(question.ids))
+    except ColumnErrors as errors:
+        faults += [
+            Fault(_candidate_path(question, e.feature, fault.row), fault.message)
+            for e in errors.errors
+            for fault in e.faults
+        ]
+    if faults:
+        raise Problem.wrong_content(faults)
+    return request, candidates
+
+
+def _columnar(
+    candidates: dict[str, Any], max_candidates: int, faults: list[Fault]
+) -> tuple[list[str], dict[str, list[Any]]]:
+    faults += _unknown_keys("candidates", candidates)
+    ids, features = candidates.get("id"), candidates.get("features")
+    if isinstance(ids, list):
+        _check_ids(ids, "candidates.id[{}]", "candidates.id", max_candidates, faults)
+    else:
+        got = "nothing" if "id" not in candidates else _kind(ids)
+        faults.append(Fault("candidates.id", f"expected a list of strings, got {got}"))
+    if not isinstance(features, dict):
+        got = "nothing" if "features" not in candidates else _kind(features)
+        faults.append(Fault("candidates.features", f"expected an object of columns, got {got}"))
+        features = {}
+    wrong = [name for name, column in features.items() if not isinstance(column, list)]
+    faults += [
+        Fault(f"candidates.features.{_shown(name)}", f"expected a list of values, got {_kind(features[name])}")
+        for name in wrong[:FAULTS_SHOWN]
+    ]
+    return ids if isinstance(ids, list) else [], features
+
+
+def _rows(rows: list[Any], max_candidates: int, faults: list[Fault]) -> tuple[list[str], list[dict[str, Any]]]:
+    _check_count(len(rows), "candidates", max_candidates, faults)
+    before = len(faults)
+    for position, row in enumerate(rows):
+        if len(faults) - before >= FAULTS_SHOWN:
+            break
+        if not isinstance(row, dict):
+            faults.append(Fault(f"candidates[{position}]", f"expected an object, got {_kind(row)}"))
+        elif row.keys() != {"id", "features"} or not isinstance(row["features"], dict):
+            faults += _row_faults(row, f"candidates[{position}]")
+    if len(faults) > before:
+        return [], []
+    ids = list(map(itemgetter("id"), rows))
+    _check_ids(ids, "candidates[{}].id", "candidates", max_candidates, faults)
+    return ids, list(map(itemgetter("features"), rows))
+
+
+def _row_faults(row: dict[str, Any], place: str) -> list[Fault]:
+    faults = _unknown_keys(place, row)
+    if "id" not in row:
+        faults.append(Fault(f"{place}.id", "expected a string, got nothing"))
+    if not isinstance(row.get("features"), dict):
+        got = "nothing" if "features" not in row else _kind(row["features"])
+        faults.append(Fault(f"{place}.features", f"expected an object of features, got {got}"))
+    return faults
+
+
+def _transposed(rows: Sequence[dict[str, Any]], asked: set[str]) -> dict[str, list[Any]]:
+    """Columns of row objects; a feature that a row leaves out is missing there, as null is."""
+    names = dict.fromkeys(chain.from_iterable(rows))
+    if not names.keys() <= asked:
+        # A few unknown names are enough to refuse a request; a body may hold as many as it has bytes for.
+        unknown = islice((name for name in names if name not in asked), FAULTS_SHOWN)
+        names = dict.fromkeys([*unknown, *(name for name in names if name in asked)])
+    try:
+        return {name: list(map(itemgetter(name), rows)) for name in names}
+    except KeyError:
+        return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _candidate_path(question: Question, feature: str, row: int | None) -> str:
+    name = _shown(feature)
+    if question.rows is None:
+        return f"candidates.features.{name}" + ("" if row is None else f"[{row}]")
+    if row is None:
+        row = next(position for position, features in enumerate(question.rows) if feature in features)
+    return f"candidates[{row}].features.{name}"
+
+
+def _check_ids(ids: list[Any], place: str, whole: str, max_candidates: int, faults: list[Fault]) -> None:
+    _check_count(len(ids), whole, max_candidates, faults)
+    if not set(map(type, ids)) <= {str}:
+        wrong = [position for position, given in enumerate(ids) if not isinstance(given, str)]
+        faults += [
+            Fault(place.format(position), f"expected a string, got {_kind(ids[position])}")
+            for position in wrong[:FAULTS_SHOWN]
+        ]
+
+
+def _check_count(count: int, place: str, max_candidates: int, faults: list[Fault]) -> None:
+    if count > max_candidates:
+        message = f"{count} candidates, {max_candidates} at most; send them in several requests"
+        raise Problem(413, message, faults=[Fault(place, message)], reason="too_many_candidates")
+    if not count and not any(fault.path == place for fault in faults):
+        faults.append(Fault(place, "no candidates: at least one is needed"))
+
+
+def _unknown_keys(place: str, given: Mapping[str, Any]) -> list[Fault]:
+    unknown = list(given.keys() - {"id", "features"})[:FAULTS_SHOWN]
+    return [Fault(f"{place}.{_shown(key)}", _unknown(key, ("id", "features"))) for key in unknown]
+
+
+def _unknown(key: str, valid: Sequence[str]) -> str:
+    nearest = get_close_matches(key[:_SHOWN], valid, n=1, cutoff=0.5)
+    return "unknown key; " + (f"did you mean '{nearest[0]}'?" if nearest else f"valid keys: {', '.join(valid)}")
+
+
+def _shown(name: str) -> str:
+    # Names come from outside: cut to a length and to characters that a log line can hold.
+    return "".join(c if c.isprintable() else "?" for c in name[:_SHOWN]) + ("..." if len(name) > _SHOWN else "")
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    names = {str: "a string", int: "an integer", float: "a fraction", list: "a list", dict: "an object"}
+    return names.get(type(value), "null")
+
+
+def _json_fault(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"invalid UTF-8 at byte {error.start}"
+    return str(error).removeprefix("JSON is malformed: ")

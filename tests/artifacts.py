@@ -1,0 +1,138 @@
+"""A small published artifact with random weights, for tests that serve or read one.
+
+In: a models folder, a name, a seed. Out: `<models>/<name>/<version>/`, made of the same parts as a trained one: real
+files, real checksums, golden requests that the eager network answered. Its scores mean nothing; two seeds differ.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
+from model.features import EncodedBlock, FeatureEncoder, FittedFeatures, NumberStep, TargetScale
+from model.ranker import Network, NetworkConfig, ScoringModule
+from model.schema import FeedSchema, NumberFeature
+
+TINY_SCHEMA: dict[str, Any] = {
+    "name": "tiny",
+    "features": [
+        {"name": "user_id", "side": "user", "kind": "id", "buckets": 50, "dim": 8},
+        {"name": "country", "side": "user", "kind": "id", "dtype": "string", "vocabulary": ["de", "fr"], "dim": 4},
+        {"name": "history", "side": "user", "kind": "id_list", "table": "video_id", "max_length": 3, "pooling": "mean"},
+        {"name": "age_days", "side": "user", "kind": "number", "transform": ["log1p", "standardise"], "missing": 0},
+        {"name": "tab", "side": "context", "kind": "id", "vocabulary": [0, 1, 2], "dim": 4},
+        {"name": "video_id", "side": "candidate", "kind": "id", "buckets": 100, "dim": 8},
+        {"name": "tag", "side": "candidate", "kind": "id", "dtype": "string", "buckets": 20, "dim": 4},
+        {"name": "topics", "side": "candidate", "kind": "id_list", "vocabulary": [7, 8, 9], "dim": 4, "max_length": 4},
+        {"name": "duration_ms", "side": "candidate", "kind": "number", "transform": "log1p", "missing": 0},
+        {"name": "position", "side": "training_only", "kind": "number", "serving_value": 0},
+    ],
+    "tasks": [
+        {"name": "click", "kind": "binary", "label": "is_click"},
+        {"name": "like", "kind": "binary", "label": "is_like"},
+        {"name": "play_time", "kind": "regression", "label": "play_time_ms", "transform": "log1p"},
+    ],
+}
+TINY_NETWORK: dict[str, Any] = {
+    "fusion": {"kind": "adatt_sp", "levels": [8, 8], "experts_per_task": 2},
+    "tower": [8],
+}
+TINY_REQUEST: dict[str, Any] = {
+    "user": {"user_id": 17, "country": "fr", "history": [3, 9, 4, 5], "age_days": 12.5, "tab": 1},
+    "candidates": {
+        "id": ["a", "b", "c", "d"],
+        "features": {
+            "video_id": [3, 9, None, -4],
+            "tag": ["x", "y", "x", None],
+            "topics": [[7], [], None, [8, 9, 1000]],
+            "duration_ms": [8000, 31000.5, None, 0],
+        },
+    },
+}
+
+
+def tiny_schema() -> FeedSchema:
+    """A schema with every kind, side and dtype."""
+    return FeedSchema.from_mapping(TINY_SCHEMA, "tests/artifacts.py")
+
+
+def publish_artifact(
+    models: Path,
+    name: str = "tiny",
+    *,
+    seed: int = 0,
+    schema: FeedSchema | None = None,
+    network: Mapping[str, Any] = TINY_NETWORK,
+    request: Mapping[str, Any] = TINY_REQUEST,
+    spoil: float = 0.0,
+) -> Path:
+    """Publishes the next version of `name` with weights drawn from `seed`; `request` becomes its golden request.
+    `spoil` is added to the expected answers, so that the golden check of a reader fails."""
+    schema = schema or tiny_schema()
+    fitted = _fitted(schema)
+    encoder = FeatureEncoder(schema, fitted)
+    module = _module(schema, fitted, encoder, NetworkConfig.from_mapping(network, "network"), seed)
+    rows = len(request["candidates"]["id"])
+    columns = encoder.columns("request", {key: [value] for key, value in request["user"].items()}, 1)
+    blocks = [
+        encoder.encode("request", columns, 1, as_served=True).block,
+        encoder.encode(
+            "candidate", encoder.columns("candidate", request["candidates"]["features"], rows), rows, as_served=True
+        ).block,
+    ]
+    with torch.inference_mode():
+        answers_NT = module(*(tensor for block in blocks for tensor in _tensors(block))).numpy()
+    expected = {task.name: (answers_NT[:, t] + spoil).tolist() for t, task in enumerate(schema.tasks)}
+    reference = {task.name: {"edges": [0.0, 0.5, 1.0], "counts": [1, 1]} for task in schema.tasks}
+    golden = {"tolerance": 1e-4, "requests": [{**request, "expected": expected}]}
+
+    def write_files(folder: Path) -> None:
+        torch.jit.save(torch.jit.script(module), folder / RANKER)
+        for file, content in (
+            (FITTED, fitted.model_dump(mode="json")),
+            (GOLDEN, golden),
+            (REFERENCE, reference),
+        ):
+            (folder / file).write_text(json.dumps(content))
+
+    return publish(
+        models,
+        name,
+        write_files,
+        schema=schema,
+        network=dict(network),
+        training={"seed": seed},
+        metrics={"test": {"click": {"auc": 0.5}}},
+        libraries={"torch": torch.__version__},
+    )
+
+
+def _fitted(schema: FeedSchema) -> FittedFeatures:
+    return FittedFeatures(
+        numbers={
+            feature.name: tuple(NumberStep(transform=transform, mean=1.0, scale=2.0) for transform in feature.transform)
+            for feature in schema.features
+            if isinstance(feature, NumberFeature)
+        },
+        targets={task.name: TargetScale(mean=2.0, scale=1.5) for task in schema.tasks if task.kind == "regression"},
+    )
+
+
+def _module(
+    schema: FeedSchema, fitted: FittedFeatures, encoder: FeatureEncoder, network: NetworkConfig, seed: int
+) -> ScoringModule:
+    dims = {name: table.dim for table in schema.tables for name in table.features}
+    width = sum(1 if isinstance(feature, NumberFeature) else dims[feature.name] for feature in schema.features)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tables = {table.name: torch.randn(encoder.rows_of_table[table.name], table.dim) for table in schema.tables}
+        dense = Network(network, width, len(schema.tasks))
+    return ScoringModule(schema, fitted, dense, tables).eval()
+
+
+def _tensors(block: EncodedBlock) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.ascontiguousarray(array)) for array in block]
