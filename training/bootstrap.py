@@ -57,9 +57,7 @@ def bootstrap_intervals(
     values: dict[str, list[Floats]] = {name: [] for name in statistics}
     for start in range(0, replicates, chunk):
         count = min(chunk, replicates - start)
-        draws = [
-            np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups) for _ in range(count)
-        ]
+        draws = [np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups) for _ in range(count)]
         draws_RG = np.stack(draws).astype(np.float64)
         for name, statistic in statistics.items():
             values[name].append(statistic(draws_RG))

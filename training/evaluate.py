@@ -97,7 +97,9 @@ def _regression(
 
 def print_table(result: dict[str, Any]) -> None:
     """Prints an evaluation for people."""
+    # Wide enough for an interval under each value, also where the output is no terminal.
     console = Console()
+    console.width = max(console.width, 110)
     intervals = result["intervals"]
     console.print(
         f"\n{result['run']}: {result['split']} split, {result['rows']:,} rows; "
@@ -129,7 +131,7 @@ def _print_tasks(console: Console, title: str, tasks: dict[str, Any]) -> None:
 
 def _cell(estimate: dict[str, Any]) -> str:
     if estimate["value"] is None:
-        return f"- ({estimate['reason']})"
+        return "-"
     shown = _short(estimate["value"])
     return shown if estimate["low"] is None else f"{shown}\n{_short(estimate['low'])}..{_short(estimate['high'])}"
 

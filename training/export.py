@@ -8,7 +8,6 @@ answer its golden requests as a service would.
 import json
 import logging
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def export(run: Run, models: Path, name: str | None = None) -> Path:
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             scripted.save(str(folder / RANKER))  # type: ignore[no-untyped-call]
             reloaded = torch.jit.load(str(folder / RANKER))  # type: ignore[no-untyped-call]
-        parity.update(_parity(run, ranker, {"eager": module, "scripted": scripted, "reloaded": reloaded}, table))
+        parity.update(_parity(run, ranker, module, scripted, reloaded, table))
         _write(folder / FITTED, run.fitted.model_dump(mode="json"))
         _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, table))
         _write(folder / REFERENCE, reference_scores(run, ranker, module, table))
@@ -81,8 +80,8 @@ def export(run: Run, models: Path, name: str | None = None) -> Path:
         libraries=library_versions(),
         check=_check,
     )
-    worst = max(parity, key=lambda pair: parity[pair])
-    log.info("published %s; largest difference from the trained ranker: %.1e (%s)", path, parity[worst], worst)
+    shown = ", ".join(f"{pair} {error:.1e}" for pair, error in parity.items())
+    log.info("published %s; largest differences: %s", path, shown)
     return path
 
 
@@ -98,11 +97,19 @@ def _metrics(run: Run) -> dict[str, Any]:
     return {path.stem.removeprefix("evaluation-"): json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
-def _parity(run: Run, ranker: Ranker, modules: dict[str, Callable[..., Tensor]], table: pa.Table) -> dict[str, float]:
-    """The largest difference of each module from the trained ranker, over candidates of one user at a time.
+def _parity(
+    run: Run,
+    ranker: Ranker,
+    module: ScoringModule,
+    scripted: torch.jit.ScriptModule,
+    reloaded: torch.jit.ScriptModule,
+    table: pa.Table,
+) -> dict[str, float]:
+    """The largest difference of the eager module from the trained ranker (which sums in TorchRec's kernels), and of
+    the other modules from the eager one, for one user and 1 to 1000 candidates; relative where an answer is above 1.
 
-    Relative to the answer where it is above 1. Raises ValueError beyond PARITY."""
-    worst = dict.fromkeys(modules, 0.0)
+    Raises ValueError where a difference is beyond PARITY."""
+    worst = dict.fromkeys(("eager against trained", "scripted against eager", "reloaded against eager"), 0.0)
     for rows in PARITY_ROWS:
         picked = table.slice(0, rows)
         columns = columns_from_arrow(run.schema, picked)
@@ -113,14 +120,19 @@ def _parity(run: Run, ranker: Ranker, modules: dict[str, Callable[..., Tensor]],
         inputs = (*_tensors(request), *_tensors(candidate))
         with torch.no_grad():
             logits_NT = ranker(_repeated(request, count), BlockTensors(*_tensors(candidate)))
-            expected_NT = modules["eager"].answers(logits_NT)  # type: ignore[attr-defined]
-            for name, module in modules.items():
-                error_NT = (module(*inputs) - expected_NT).abs() / expected_NT.abs().clamp(min=1.0)
-                worst[name] = max(worst[name], float(error_NT.max()))
-    for name, error in worst.items():
-        limit = PARITY * _unit_of_log(run.schema)
+            eager_NT = module(*inputs)
+            for pair, answers_NT, expected_NT in (
+                ("eager against trained", eager_NT, module.answers(logits_NT)),
+                ("scripted against eager", scripted(*inputs), eager_NT),
+                ("reloaded against eager", reloaded(*inputs), eager_NT),
+            ):
+                error_NT = (answers_NT - expected_NT).abs() / expected_NT.abs().clamp(min=1.0)
+                worst[pair] = max(worst[pair], float(error_NT.max()))
+    for pair, error in worst.items():
+        # TorchRec's kernels sum in another order, and expm1 widens that; the exported module has no such excuse.
+        limit = PARITY * (_unit_of_log(run.schema) if pair == "eager against trained" else 1.0)
         if not error <= limit:
-            raise ValueError(f"the {name} module differs from the trained ranker by {error:.2g}, over {limit:g}")
+            raise ValueError(f"{pair}: the answers differ by {error:.2g}, over {limit:g}")
     return worst
 
 

@@ -67,9 +67,7 @@ class RegressionMetrics:
     spearman: Estimate
 
 
-def log_loss(
-    labels: npt.ArrayLike, probabilities: npt.ArrayLike, weights: npt.ArrayLike | None = None
-) -> float | None:
+def log_loss(labels: npt.ArrayLike, probabilities: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
     """Mean cross entropy in nats. None without rows."""
     y, p, w = _binary_inputs(labels, probabilities, weights)
     return _ratio(float(w @ _cross_entropy(y, p)), float(w.sum()))
@@ -124,25 +122,19 @@ def gauc(labels: npt.ArrayLike, scores: npt.ArrayLike, groups: npt.ArrayLike) ->
     )
 
 
-def mse(
-    values: npt.ArrayLike, predictions: npt.ArrayLike, weights: npt.ArrayLike | None = None
-) -> float | None:
+def mse(values: npt.ArrayLike, predictions: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
     """Mean squared error, in the square of the values' unit. None without rows."""
     y, p, w = _aligned(scores=predictions, labels=values, weights=weights)
     return _ratio(float(w @ (p - y) ** 2), float(w.sum()))
 
 
-def rmse(
-    values: npt.ArrayLike, predictions: npt.ArrayLike, weights: npt.ArrayLike | None = None
-) -> float | None:
+def rmse(values: npt.ArrayLike, predictions: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
     """Root of the mean squared error, in the values' unit. None without rows."""
     squared = mse(values, predictions, weights)
     return None if squared is None else float(np.sqrt(squared))
 
 
-def mae(
-    values: npt.ArrayLike, predictions: npt.ArrayLike, weights: npt.ArrayLike | None = None
-) -> float | None:
+def mae(values: npt.ArrayLike, predictions: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
     """Mean absolute error, in the values' unit. None without rows."""
     y, p, w = _aligned(scores=predictions, labels=values, weights=weights)
     return _ratio(float(w @ np.abs(p - y)), float(w.sum()))
@@ -337,9 +329,7 @@ def _binary_inputs(
     outside = np.flatnonzero((p < 0) | (p > 1))
     if outside.size:
         row = outside[0]
-        raise ValueError(
-            f"probabilities must lie in [0, 1], row {row} has {p[row]}: give probabilities, not logits"
-        )
+        raise ValueError(f"probabilities must lie in [0, 1], row {row} has {p[row]}: give probabilities, not logits")
     return y, p, w
 
 

@@ -5,7 +5,7 @@ from 25 April on; the history lists up to 24 April count as a day before all of 
 earlier days only.
 
 Names: `<key>_impressions` counts the earlier impressions of a key, `<key>_<outcome>` is the smoothed mean of an outcome
-over them (null on the first day, when there is no prior either; `_per_1000` where the outcome is rare),
+over them (null on the first day, when there is no prior either; `_percent` where the outcome is rare),
 `<key>_listed...` counts the key in all users' history lists, `history_...` describes the user's own lists, and
 `affinity_...` counts how often the user watched, liked or viewed long something with the candidate's first tag.
 Authors get no statistics of their own: 6,510 of them made the 7,583 videos.
@@ -29,10 +29,10 @@ from training.prepare.kuairand_files import KuaiRand
 # How many impressions the prior is worth. A user has 8 impressions in the log, a video 34.
 _STRENGTH = {"user": 10.0, "video": 20.0, "user_tab": 5.0}
 _LISTED_STRENGTH = 10.0
-# Outcomes of a few impressions in a hundred are given per thousand: on the scale of log1p, where their ratios count,
+# Outcomes of a few impressions in a hundred are given in percent: on the scale of log1p, where their ratios count,
 # a share of 1 % and one of 3 % would be the same as 0.
 _RARE = ("like", "profile_enter", "comments_opened")
-_PER_1000 = 1000.0
+_PERCENT = 100.0
 _LISTS = {"watched": "watch_seq", "liked": "like_seq", "long_viewed": "long_watch_seq"}
 
 
@@ -88,7 +88,7 @@ def _outcome_means(data: KuaiRand, day: Integers, num_days: int) -> dict[str, Fl
             total = totals_before(events, events, values, num_keys, num_days)
             rate = smoothed_rate(total, count, prior, _STRENGTH[name])
             if outcome in _RARE:
-                columns[f"{name}_{outcome}_per_1000"] = rate * _PER_1000
+                columns[f"{name}_{outcome}_percent"] = rate * _PERCENT
             else:
                 columns[f"{name}_{outcome}"] = rate
         if name == "user":
@@ -104,7 +104,7 @@ def _own_lists(data: KuaiRand) -> dict[str, Floats]:
     return {
         "history_impressions": data.history_length[user].astype(np.float64),
         # Lists end at 50 entries: for users with more the share is a lower bound, and the count says so.
-        "history_likes_per_1000": (liked / length)[user] * _PER_1000,
+        "history_likes_percent": (liked / length)[user] * _PERCENT,
         "history_long_view_share": (long_viewed / length)[user],
         "history_long_views": long_viewed[user].astype(np.float64),
     }
@@ -128,7 +128,7 @@ def _listed(data: KuaiRand) -> dict[str, Floats]:
         known, key = key >= 0, np.maximum(key, 0)
         columns[f"{name}_listed"] = np.where(known, counts["watched"][key], 0.0)
         watched_in_all = max(counts["watched"].sum(), 1.0)
-        for column, suffix, scale in (("liked", "liked_per_1000", _PER_1000), ("long_viewed", "long_viewed", 1.0)):
+        for column, suffix, scale in (("liked", "liked_percent", _PERCENT), ("long_viewed", "long_viewed", 1.0)):
             prior = np.full(size, counts[column].sum() / watched_in_all)
             rate = smoothed_rate(counts[column], counts["watched"], prior, _LISTED_STRENGTH)
             columns[f"{name}_listed_{suffix}"] = np.where(known, rate[key] * scale, np.nan)

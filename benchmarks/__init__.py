@@ -1,0 +1,1 @@
+"""One module per `make bench-*`, and under results/ what each wrote: figures with command, commit, machine and date."""

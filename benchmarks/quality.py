@@ -1,0 +1,53 @@
+"""Test quality over seeds, for a training file: trains (or resumes) each seed, evaluates on the test split.
+
+A finished seed is kept in its run folder and not trained again. Everything was chosen on the validation split.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+
+from training.config import TrainingConfig
+from training.evaluate import evaluate
+from training.prepare import prepare
+from training.run import SUMMARY
+from training.train import train
+
+
+def data_folder(dataset: str, source: Path) -> Path:
+    """data/<dataset>, prepared from `source` unless it is there."""
+    out = Path("data") / dataset
+    if not (out / "prepared.json").exists():
+        prepare(dataset, source, out)
+    return out
+
+
+def evaluations(
+    config: Path, changes: Sequence[str], seeds: Sequence[int], folder: Path, *, replicates: int
+) -> list[dict[str, Any]]:
+    """The test evaluation of every seed, in order."""
+    results = []
+    for seed in seeds:
+        output = folder / f"seed-{seed}"
+        run = train(TrainingConfig.load(config, [*changes, f"seed={seed}", f"output={output}"]))
+        evaluation = evaluate(run, "test", replicates=replicates)
+        summary = json.loads((output / SUMMARY).read_text(encoding="utf-8"))
+        results.append({"seed": seed, "best_epoch": summary["best_epoch"], "evaluation": evaluation})
+    return results
+
+
+def metric(results: Sequence[dict[str, Any]], task: str, name: str, scale: str | None = None) -> list[float]:
+    """One metric of one task, seed by seed."""
+    tasks = [result["evaluation"]["tasks"][task] for result in results]
+    return [float((task if scale is None else task[scale])[name]["value"]) for task in tasks]
+
+
+def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and the half-width of its 95 % interval over seeds (Student's t)."""
+    mean = statistics.fmean(values)
+    spread = statistics.stdev(values) / len(values) ** 0.5
+    return mean, float(student.ppf(0.975, len(values) - 1)) * spread
