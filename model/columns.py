@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from model.schema import ID_LIMITS, Dtype, Feature, IdListFeature
 
 FAULTS_SHOWN = 20
+_CHUNK = 4096
 
 Ids = NDArray[np.int64]
 Values = NDArray[np.int64] | NDArray[np.float64] | list[str]
@@ -137,18 +138,28 @@ def _list_column(name: str, dtype: Dtype | None, values: Sequence[object]) -> Co
 
 
 def _faults(dtype: Dtype | None, values: Sequence[object], rows: Iterable[int]) -> list[ColumnFault]:
-    faults = []
-    for row, value in zip(rows, values, strict=True):
-        if value is None:
+    faults: list[ColumnFault] = []
+    places = list(rows)
+    # Chunks without a fault are passed over in C: the one wrong id of a hostile list of millions is still found fast.
+    for start in range(0, len(values), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        if _fits(dtype, values[chunk]):
             continue
-        try:
-            _flat_column(dtype, [value])
-        except _Unfit:
-            faults.append(ColumnFault(row, f"expected {_WANTED[dtype]} or null, got {_shown(value)}"))
-            if len(faults) == FAULTS_SHOWN:
-                break
+        for row, value in zip(places[chunk], values[chunk], strict=True):
+            if not _fits(dtype, [value]):
+                faults.append(ColumnFault(row, f"expected {_WANTED[dtype]} or null, got {_shown(value)}"))
+                if len(faults) == FAULTS_SHOWN:
+                    return faults
     assert faults, "a column was refused without a faulty value"
     return faults
+
+
+def _fits(dtype: Dtype | None, values: Sequence[object]) -> bool:
+    try:
+        _flat_column(dtype, values)
+    except _Unfit:
+        return False
+    return True
 
 
 def _shown(value: object) -> str:

@@ -21,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field, StrictInt, StrictStr
 
-from model.columns import Column, ColumnError, ColumnErrors, ColumnFault, Ids, Values, column_from_values
+from model.columns import FAULTS_SHOWN, Column, ColumnError, ColumnErrors, ColumnFault, Ids, Values, column_from_values
 from model.schema import (
     Block,
     Dtype,
@@ -154,12 +154,14 @@ class FeatureEncoder:
         return self._dtypes[feature]
 
     def columns(self, block: Block, values: Mapping[str, Sequence[object]], rows: int) -> dict[str, Column]:
-        """The columns of a scoring request's block from JSON values, `rows` of each. Raises ColumnErrors with every
-        unknown feature, ragged column and value of a wrong type."""
+        """The columns of a scoring request's block from JSON values, `rows` of each. Raises ColumnErrors with
+        every unknown feature, ragged column and value of a wrong type, the first FAULTS_SHOWN columns of them."""
         asked = {feature.name: feature for feature in self.schema.asked(block)}
         columns: dict[str, Column] = {}
         errors: list[ColumnError] = []
         for name, column in values.items():
+            if len(errors) == FAULTS_SHOWN:
+                break  # naming the nearest feature for each of a hostile million would take minutes
             feature = asked.get(name)
             if feature is None:
                 errors.append(ColumnError(name, [ColumnFault(None, self._unknown(name, list(asked)))]))
