@@ -23,7 +23,6 @@ with warnings.catch_warnings():
     from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
     from torchrec.modules.embedding_modules import EmbeddingBagCollection
     from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
-    from torchrec.optim.optimizers import SGD, Adagrad
     from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -31,7 +30,8 @@ with warnings.catch_warnings():
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 FusedOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd"]
-_FUSED = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "sgd": SGD}
+# The types by which TorchRec tells fbgemm's in-backward optimizers apart (its own SGD and Adagrad it does not know).
+_FUSED = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
 _BLOCKS: tuple[Block, Block] = ("request", "candidate")
 
 
@@ -93,8 +93,8 @@ class Embeddings(nn.Module):
                 feature_names=list(table.features),
                 pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
             )
-            # TorchRec 1.8 computes a fused collection pooling by pooling but names its outputs in table order: only with
-            # the tables of one pooling side by side do names and values belong together.
+            # TorchRec 1.8 computes a fused collection pooling by pooling but names its outputs in table order: names
+            # and values belong together only with the tables of one pooling side by side.
             for table in sorted(schema.tables, key=lambda table: table.pooling)
         ]
         if fused is None:

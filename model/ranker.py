@@ -8,6 +8,10 @@ Shapes: B rows, N candidates, T tasks, D columns of the dense row, H width of a 
 L list features, V list values in all.
 """
 
+import io
+import warnings
+from pathlib import Path
+
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -197,3 +201,13 @@ class ScoringModule(nn.Module):
         rows_ND = torch.cat([request_1D.expand(candidate_ND.shape[0], -1), candidate_ND], dim=1)
         answers_NT: Tensor = self.answers(self.network(rows_ND))
         return answers_NT
+
+
+def write_torchscript(module: torch.jit.ScriptModule, path: Path) -> None:
+    """Writes a scripted module. Raises OSError where the disk is full: torch's own writer to a path would end the
+    whole process there, so the file is made in memory first."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated without a successor (docs/decisions)
+        torch.jit.save(module, content)
+    path.write_bytes(content.getbuffer())

@@ -1,0 +1,202 @@
+"""What is trained against what is exported: the same weights give the same answers, eager, scripted and reloaded."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.embeddings import BlockTensors, Embeddings, FusedOptimizer
+from model.features import EncodedBlock, FeatureEncoder, FittedFeatures, TargetScale
+from model.fusion.adatt import AdaTTConfig
+from model.ranker import Answers, Network, NetworkConfig, Ranker, ScoringModule, Tower
+from model.schema import FeedSchema
+from tests.model.feeds import columns_of, encoder_of, everything, random_rows, schema_of
+
+CONFIG = NetworkConfig(fusion=AdaTTConfig(kind="adatt", levels=(8, (6, 5))), tower=(4,))
+BATCHES = (1, 2, 7, 512)
+
+
+def tensors(block: EncodedBlock) -> BlockTensors:
+    return BlockTensors(*(torch.from_numpy(np.ascontiguousarray(array)) for array in block))
+
+
+def request_and_candidates(encoder: FeatureEncoder, count: int, seed: int) -> tuple[EncodedBlock, ...]:
+    """One user's block of one row, the same block `count` times over, and `count` candidates."""
+    generator = np.random.default_rng(seed)
+    schema = encoder.schema
+    user = columns_of(schema, one := random_rows(generator, 1))
+    repeated = columns_of(schema, {name: values * count for name, values in one.items()})
+    candidates = columns_of(schema, random_rows(generator, count))
+    names = {feature.name for feature in schema.block("request")}
+    return (
+        encoder.encode("request", {name: user[name] for name in names}, 1, as_served=True).block,
+        encoder.encode("request", {name: repeated[name] for name in names}, count, as_served=True).block,
+        encoder.encode(
+            "candidate", {n: c for n, c in candidates.items() if n not in names}, count, as_served=True
+        ).block,
+    )
+
+
+def build(schema: FeedSchema, encoder: FeatureEncoder, fused: FusedOptimizer | None) -> tuple[Ranker, ScoringModule]:
+    torch.manual_seed(0)
+    embeddings = Embeddings(schema, encoder, fused=fused, learning_rate=0.1)
+    ranker = Ranker(embeddings, Network(CONFIG, embeddings.width, len(schema.tasks))).eval()
+    return ranker, ScoringModule(schema, encoder.fitted, ranker.network, embeddings.table_weights()).eval()
+
+
+def reloaded(module: ScoringModule) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
+    scripted = torch.jit.script(module)
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    return scripted, torch.jit.load(file)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("fused", [None, "rowwise_adagrad", "adagrad", "sgd"])
+def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | None) -> None:
+    schema = everything()
+    encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
+    ranker, module = build(schema, encoder, fused)
+    scripted, again = reloaded(module)
+    answers = Answers(schema, encoder.fitted)
+    for batch in BATCHES:
+        one, repeated, candidates = request_and_candidates(encoder, batch, seed=batch)
+        with torch.no_grad():
+            expected = answers(ranker(tensors(repeated), tensors(candidates)))
+            inputs = (*tensors(one), *tensors(candidates))
+            got = module(*inputs)
+            # TorchRec sums a list in its own order: some units in the last place, of quantities too.
+            torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
+            for _ in range(3):  # the executor optimises after its first runs
+                assert torch.equal(scripted(*inputs), got)
+                assert torch.equal(again(*inputs), got)
+
+
+def test_an_exported_module_keeps_its_answers_when_training_goes_on() -> None:
+    schema = everything()
+    encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
+    ranker, module = build(schema, encoder, "sgd")
+    one, repeated, candidates = request_and_candidates(encoder, 5, seed=1)
+    before = module.candidate(*tensors(candidates)).clone()
+    ranker(tensors(repeated), tensors(candidates)).sum().backward()
+    assert torch.equal(module.candidate(*tensors(candidates)), before)
+    assert one.ids_BK.shape[0] == 1
+
+
+def test_empty_lists_everywhere_are_zeros() -> None:
+    schema = everything()
+    encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
+    ranker, module = build(schema, encoder, None)
+    scripted, _ = reloaded(module)
+    request = encoder.encode("request", {}, 1, as_served=True).block
+    candidates = encoder.encode("candidate", {}, 3, as_served=True).block
+    with torch.no_grad():
+        answers = scripted(*tensors(request), *tensors(candidates))
+        repeated = encoder.encode("request", {}, 3, as_served=True).block
+        logits = ranker(tensors(repeated), tensors(candidates))
+    torch.testing.assert_close(answers, Answers(schema, encoder.fitted)(logits), atol=1e-6, rtol=1e-6)
+
+
+def test_shared_tables_are_stored_once() -> None:
+    schema = everything()
+    encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
+    _, module = build(schema, encoder, None)
+    _, again = reloaded(module)
+    for stored in (module, again):
+        tables = {t.data_ptr(): t for name, t in stored.named_parameters() if name.endswith(".table")}
+        assert sorted(table.shape[0] for table in tables.values()) == sorted(encoder.rows_of_table.values())
+
+
+def test_candidates_do_not_see_each_other() -> None:
+    """The answer of a candidate is that of a request for it alone."""
+    schema = everything()
+    encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
+    _, module = build(schema, encoder, None)
+    one, _, candidates = request_and_candidates(encoder, 6, seed=4)
+    generator = np.random.default_rng(4)
+    random_rows(generator, 1)
+    rows = random_rows(generator, 6)
+    whole = module(*tensors(one), *tensors(candidates))
+    for row in range(6):
+        columns = columns_of(schema, {name: [values[row]] for name, values in rows.items()})
+        single = encoder.encode(
+            "candidate", {f.name: columns[f.name] for f in schema.block("candidate")}, 1, as_served=True
+        ).block
+        # A product of one row may take another kernel than one of six.
+        torch.testing.assert_close(module(*tensors(one), *tensors(single)), whole[row : row + 1], atol=1e-6, rtol=1e-5)
+
+
+TASKS = """
+name: f
+features: [{name: a, side: candidate, kind: number}]
+tasks:
+  - {name: click, kind: binary, label: c}
+  - {name: like, kind: binary, label: l, negative_sampling_rate: 0.05}
+  - {name: play_time, kind: regression, label: p, transform: log1p}
+  - {name: depth, kind: regression, label: d}
+"""
+FITTED = FittedFeatures(
+    targets={"play_time": TargetScale(mean=8.0, scale=1.5), "depth": TargetScale(mean=100.0, scale=40.0)}
+)
+
+
+def answers_of(logits: list[list[float]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    answers: Tensor = Answers(schema_of(TASKS), FITTED)(torch.tensor(logits))
+    return answers.numpy()
+
+
+def test_answers_are_in_the_unit_of_each_task() -> None:
+    logits = [[0.3, -1.0, 0.5, 2.0], [-4.0, 3.0, -1.0, -1.0], [0.0, 0.0, 0.0, 0.0]]
+    for (click, like, play_time, depth), row in zip(logits, answers_of(logits), strict=True):
+        assert row[0] == pytest.approx(1 / (1 + math.exp(-click)), rel=1e-6)
+        # He et al. 2014, section 6.3: p in the downsampled space, w the rate at which negatives were kept.
+        p, w = 1 / (1 + math.exp(-like)), 0.05
+        assert row[1] == pytest.approx(p / (p + (1 - p) / w), rel=1e-5)
+        assert row[2] == pytest.approx(math.exp(8.0 + 1.5 * play_time) - 1, rel=1e-5)
+        assert row[3] == pytest.approx(100.0 + 40.0 * depth, rel=1e-6)
+
+
+def test_quantities_are_never_negative_and_answers_always_finite() -> None:
+    for logit in (-1e4, -100.0, -6.0, 100.0, 1e4, 1e30):
+        [row] = answers_of([[logit] * 4])
+        assert np.isfinite(row).all(), logit
+        assert 0 <= row[0] <= 1
+        assert 0 <= row[1] <= 1
+        assert row[2] >= 0
+        assert row[3] >= 0
+
+
+def test_a_logit_that_is_not_a_number_stays_one() -> None:
+    """So that the scorer sees it and refuses, instead of answering 0."""
+    assert np.isnan(answers_of([[math.nan] * 4])).all()
+
+
+def test_towers_have_relu_between_and_none_at_the_end() -> None:
+    tower = Tower(3, (4, 2)).double()
+    rows = torch.randn(50, 3, dtype=torch.float64)
+    hidden = rows.numpy()
+    linears = [layer for layer in tower.layers if isinstance(layer, torch.nn.Linear)]
+    assert [tuple(layer.weight.shape) for layer in linears] == [(4, 3), (2, 4), (1, 2)]
+    for layer in linears[:-1]:
+        hidden = np.maximum(hidden @ layer.weight.detach().numpy().T + layer.bias.detach().numpy(), 0)
+    expected = hidden @ linears[-1].weight.detach().numpy().T + linears[-1].bias.detach().numpy()
+    np.testing.assert_allclose(tower(rows).detach().numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ({}, "fusion"),
+    ({"fusion": {"kind": "adatt_sp", "levels": [4]}, "tower": [0]}, "tower"),
+    ({"fusion": {"kind": "adatt_sp", "levels": [4]}, "towers": [4]}, "did you mean 'tower'"),
+    ({"fusion": {"kind": "adatt_sp", "levels": [4]}, "tower": [True]}, "tower: got true or false"),
+])  # fmt: skip
+def test_faults_of_a_network_are_named(config: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NetworkConfig.from_mapping(config, "train.yaml")
+
+
+def test_a_tower_may_be_one_linear_alone() -> None:
+    config = NetworkConfig.from_mapping({"fusion": {"kind": "adatt_sp", "levels": [4]}, "tower": []}, "train.yaml")
+    assert Network(config, 3, 2)(torch.randn(5, 3)).shape == (5, 2)
