@@ -136,7 +136,6 @@ def publish(
     if not _NAME.fullmatch(name):
         raise ValueError(f"model name '{name}' must match {_NAME.pattern}")
     family = models / name
-    family.mkdir(parents=True, exist_ok=True)
     with _hidden_folder(family) as folder:
         write_files(folder)
         content = {
@@ -179,14 +178,17 @@ def _write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _hidden_folder(family: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=".publishing-", dir=family))
+    folder = None
     try:
+        family.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".publishing-", dir=family))
         folder.chmod(0o755)  # mkdtemp's 0700 would hide a published version from the service's user
         yield folder
     except OSError as error:
         raise ValueError(f"{family}: nothing was published, {error.strerror or error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_manifest(path: Path) -> Manifest:
