@@ -1,0 +1,32 @@
+"""Published folders whose files only checksums are read of: quick to make, for tests of publishing and reading.
+
+In: a models folder, and what differs from an empty manifest. Out: `<models>/small/<version>/`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
+from tests.artifacts import tiny_schema
+
+FILES = (RANKER, FITTED, GOLDEN, REFERENCE)
+SMALL = {RANKER: b"a ranker", FITTED: b"{}", GOLDEN: b"{}", REFERENCE: b"[1]"}
+
+
+def write_small(folder: Path) -> None:
+    for name, content in SMALL.items():
+        (folder / name).write_bytes(content)
+
+
+def publish_small(
+    models: Path,
+    write_files: Callable[[Path], None] = write_small,
+    check: Callable[[Path], None] = lambda _: None,
+    **changes: Any,
+) -> Path:
+    """Publishes files that only their checksums are read of: quick."""
+    content: dict[str, Any] = {
+        "network": {}, "training": {}, "metrics": {}, "libraries": {}, "name": "small", **changes
+    }  # fmt: skip
+    return publish(models, write_files=write_files, schema=tiny_schema(), check=check, **content)
