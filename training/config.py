@@ -5,16 +5,32 @@ one key; unknown keys are refused with the nearest valid one.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
 
 from model.ranker import NetworkConfig
 from model.strict_yaml import StrictModel, read_yaml
 
-Scalar = StrictInt | StrictFloat | StrictStr
+
+def _date_as_text(value: object) -> object:
+    # YAML reads 2022-05-06 as a date; data.py compares it as text or, in a column of dates, as a date again.
+    return value.isoformat() if isinstance(value, date) else value
+
+
+Scalar = Annotated[StrictInt | StrictFloat | StrictStr, BeforeValidator(_date_as_text)]
 
 
 class Range(StrictModel):
@@ -113,7 +129,8 @@ def _apply(tree: dict[str, Any], change: str) -> None:
         raise ValueError(f"--set {change}: expected key=value, for example optimizer.dense.learning_rate=0.002")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    # Besides its own errors PyYAML lets those of Python's conversions through (`2022-13-45`, `!!bool x`).
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"--set {change}: the value is not valid YAML ({' '.join(str(error).split())})") from None
     node = tree
     for part in parts[:-1]:

@@ -8,6 +8,7 @@ Shapes: B rows, T tasks, L list features, V list values.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -22,8 +23,12 @@ from torch import Tensor
 from model.columns import Column
 from model.embeddings import BlockTensors
 from model.features import Encoded, FeatureEncoder, FittedFeatures, transform_target
-from model.schema import BinaryTask, Feature, FeedSchema, IdListFeature, NumberFeature, RegressionTask, Task
-from training.config import DataConfig, Range, Selection, SplitName
+from model.schema import ID_LIMITS, BinaryTask, Feature, FeedSchema, IdListFeature, NumberFeature, RegressionTask, Task
+from training.config import DataConfig, Range, Scalar, Selection, SplitName
+
+_NUMBER_KINDS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+_LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_STRING_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 def read_splits(config: DataConfig, schema: FeedSchema, wanted: tuple[SplitName, ...]) -> dict[SplitName, pa.Table]:
@@ -44,10 +49,18 @@ def read_splits(config: DataConfig, schema: FeedSchema, wanted: tuple[SplitName,
     for file in files:
         table = _read(file, names)
         _check(table, file, schema)
-        column = table.column(config.split.column)
-        for split, selection in selections.items():
-            parts[split].append(table.filter(_selected(column, selection, file, config.split.column)))
-    splits = {split: pa.concat_tables(tables, promote_options="permissive") for split, tables in parts.items()}
+        column = _plain(table.column(config.split.column))
+        masks = {
+            split: _selected(column, selection, file, config.split.column) for split, selection in selections.items()
+        }
+        _refuse_overlap(masks, file, config.split.column)
+        for split, mask in masks.items():
+            parts[split].append(table.filter(mask))
+    try:
+        splits = {split: pa.concat_tables(tables, promote_options="permissive") for split, tables in parts.items()}
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{config.path}: its files hold one column with types that do not mix ({reason})") from None
     for split, table in splits.items():
         if not table.num_rows:
             raise ValueError(
@@ -63,6 +76,9 @@ def _read(file: Path, names: list[str]) -> pa.Table:
         absent = [name for name in names if name not in parquet.schema_arrow.names]
         if absent:
             raise ValueError(f"{file}: no column {', '.join(repr(name) for name in absent)}")
+        twice = [name for name in names if parquet.schema_arrow.names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{file}: more than one column {', '.join(repr(name) for name in twice)}")
         return parquet.read(columns=names)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
@@ -73,17 +89,33 @@ def _selected(column: pa.ChunkedArray, selection: Selection, file: Path, name: s
         if isinstance(selection, Range):
             keep = pc.is_valid(column)
             if selection.min is not None:
-                keep = pc.and_(keep, pc.greater_equal(column, pa.scalar(selection.min)))
+                keep = pc.and_(keep, pc.greater_equal(column, _bound(selection.min, column.type)))
             if selection.max is not None:
-                keep = pc.and_(keep, pc.less_equal(column, pa.scalar(selection.max)))
-            return keep
+                keep = pc.and_(keep, pc.less_equal(column, _bound(selection.max, column.type)))
+            return pc.fill_null(keep, False)
         values = selection if isinstance(selection, list) else [selection]
         return pc.is_in(column, value_set=pa.array(values).cast(column.type))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{file}: split column '{name}' of type {column.type} does not compare with {selection} ({reason})"
         ) from None
+
+
+def _bound(value: Scalar, kind: pa.DataType) -> pa.Scalar:
+    # Dates and times are written as text, for example "2022-05-06".
+    return pa.scalar(value).cast(kind) if pa.types.is_temporal(kind) else pa.scalar(value)
+
+
+def _refuse_overlap(masks: Mapping[SplitName, pa.ChunkedArray], file: Path, column: str) -> None:
+    for one, other in combinations(masks, 2):
+        both = pc.and_(masks[one], masks[other])
+        shared = pc.sum(both).as_py() or 0
+        if shared:
+            raise ValueError(
+                f"{file}: column '{column}': {shared} rows are in split {one} and in split {other} (first: row "
+                f"{pc.index(both, True).as_py()}); the splits of a row must not overlap"
+            )
 
 
 def _check(table: pa.Table, file: Path, schema: FeedSchema) -> None:
@@ -110,10 +142,15 @@ def _dtype(schema: FeedSchema, feature: Feature) -> str | None:
     return next((table.dtype for table in schema.tables if feature.name in table.features), None)
 
 
+def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A dictionary column as the values that it stands for; a null in the dictionary becomes a null of the column."""
+    return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+
+
 def _floats(values: pa.ChunkedArray) -> NDArray[np.float64]:
     """Numbers as float64, null as NaN."""
     kind = values.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+    if not any(is_kind(kind) for is_kind in _NUMBER_KINDS):
         raise ValueError(f"is {kind}, not a number")
     return cast(NDArray[np.float64], values.cast(pa.float64(), safe=False).to_numpy())
 
@@ -140,6 +177,7 @@ def _refuse(labels_B: NDArray[np.float64], is_bad_B: NDArray[np.bool_], rule: st
 
 def column_from_arrow(feature: Feature, dtype: str | None, values: pa.ChunkedArray) -> Column:
     """A `Column` from an Arrow column. Raises ValueError for a type that does not fit, and for NaN (write null)."""
+    values = _plain(values)
     if isinstance(feature, NumberFeature):
         floats = _floats(values)
         missing = values.is_null().to_numpy() if values.null_count else None
@@ -148,16 +186,18 @@ def column_from_arrow(feature: Feature, dtype: str | None, values: pa.ChunkedArr
             raise ValueError(f"row {int(is_bad.argmax())}: NaN or infinity; write null where a number is missing")
         return Column(np.where(missing, 0.0, floats) if missing is not None else floats, missing)
     if isinstance(feature, IdListFeature):
-        if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+        if pa.types.is_null(values.type):
+            values = values.cast(pa.list_(pa.null()))
+        if not any(is_kind(values.type) for is_kind in _LIST_KINDS):
             raise ValueError(f"is {values.type}, an id_list needs a list column")
         lengths_B = pc.fill_null(pc.list_value_length(values), 0).to_numpy().astype(np.int64)
-        flat = _ids(dtype, pc.list_flatten(values))
+        flat = _ids(dtype, _plain(pc.list_flatten(values)), lengths_B)
         return Column(flat.values, flat.missing, lengths_B)
     return _ids(dtype, values)
 
 
-def _ids(dtype: str | None, values: pa.ChunkedArray) -> Column:
-    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+def _ids(dtype: str | None, values: pa.ChunkedArray, lengths_B: NDArray[np.int64] | None = None) -> Column:
+    kind = values.type
     missing = values.is_null().to_numpy() if values.null_count else None
     if pa.types.is_null(kind):
         empty: list[str] | NDArray[np.int64] = (
@@ -169,9 +209,11 @@ def _ids(dtype: str | None, values: pa.ChunkedArray) -> Column:
             raise ValueError(f"is {values.type}, an id of dtype int64 needs an integer column")
         try:
             return Column(pc.fill_null(values.cast(pa.int64()), 0).to_numpy(), missing)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"holds an id beyond int64 ({error})") from None
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        except pa.ArrowInvalid:
+            place = pc.index(pc.greater(values, pa.scalar(ID_LIMITS[1], kind)), True).as_py()
+            row = place if lengths_B is None else int(np.searchsorted(np.cumsum(lengths_B), place, side="right"))
+            raise ValueError(f"row {row}: an id beyond int64") from None
+    if not any(is_kind(kind) for is_kind in _STRING_KINDS):
         raise ValueError(f"is {values.type}, an id of dtype string needs a string column")
     # One Python string per distinct value: rows share it, whatever the column's length.
     encoded = pc.fill_null(values.cast(pa.string()), "").combine_chunks().dictionary_encode()

@@ -1,0 +1,121 @@
+"""A small feed for the tests of training/: Parquet logs drawn from a known law, its schema, and training files.
+
+In: a folder, how many rows, a seed. Out: files as a user would have them. A click comes from `sigmoid(quality of the
+video + taste of the user - position)`, a like from the quality alone and is observed on a mask, watch time is
+log-normal around the quality.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from numpy.typing import NDArray
+
+SCHEMA = """
+name: clips
+features:
+  - {name: user_id,  side: user,      kind: id,      buckets: 100, dim: 4}
+  - {name: history,  side: user,      kind: id_list, table: video, max_length: 3, pooling: mean}
+  - {name: tab,      side: context,   kind: id,      dtype: string, vocabulary: [home, follow], dim: 4}
+  - {name: video,    side: candidate, kind: id,      vocabulary: fitted, dim: 4}
+  - {name: duration, side: candidate, kind: number,  transform: [log1p, standardise], missing: 9}
+  - {name: position, side: training_only, kind: id,  vocabulary: [0, 1, 2], dim: 4, serving_value: 0}
+tasks:
+  - {name: click, kind: binary,     label: is_click}
+  - {name: like,  kind: binary,     label: is_like, mask: like_known, loss_weight: 0.5, negative_sampling_rate: 0.5}
+  - {name: watch, kind: regression, label: watch_ms, transform: log1p}
+"""
+VIDEOS = 30
+USERS = 40
+DAYS = 6
+
+Json = dict[str, Any]
+
+
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logistic function."""
+    return cast(NDArray[np.float64], 1.0 / (1.0 + np.exp(-logits)))
+
+
+def feed_table(rows: int, seed: int = 0) -> pa.Table:
+    """`rows` impressions over six days, in the order of time; one in twenty durations and histories is null."""
+    rng = np.random.default_rng(seed)
+    quality = np.random.default_rng(1).normal(0.0, 1.5, VIDEOS)
+    taste = np.random.default_rng(2).normal(0.0, 0.7, USERS)
+    video, user = rng.integers(0, VIDEOS, rows), rng.integers(0, USERS, rows)
+    position = rng.integers(0, 3, rows)
+    histories = [rng.integers(0, VIDEOS, int(rng.integers(0, 6))).tolist() for _ in range(rows)]
+    known = rng.random(rows) < 0.8
+    like = rng.random(rows) < sigmoid(quality[video] - 1.0)
+    return pa.table(
+        {
+            "user_id": pa.array(user - 7, pa.int64()),
+            "history": pa.array(
+                [None if rng.random() < 0.05 else history for history in histories], pa.list_(pa.int64())
+            ),
+            "tab": pa.array(rng.choice(["home", "follow", "elsewhere"], rows)),
+            "video": pa.array(video, pa.int64()),
+            "duration": pa.array(rng.lognormal(2.0, 1.0, rows), mask=rng.random(rows) < 0.05),
+            "position": pa.array(position, pa.int64()),
+            "is_click": pa.array(
+                (rng.random(rows) < sigmoid(quality[video] + taste[user] - 0.7 * position)).astype(np.int8)
+            ),
+            "is_like": pa.array(like.astype(np.int64), mask=~known),
+            "like_known": pa.array(known),
+            "watch_ms": pa.array(np.rint(np.exp(7.0 + 0.5 * quality[video] + rng.normal(0, 0.5, rows)))),
+            "day": pa.array(np.sort(rng.integers(1, DAYS + 1, rows)), pa.int32()),
+        }
+    )
+
+
+def write_feed(folder: Path, rows: int = 1500, seed: int = 0) -> Path:
+    """`feed_table` as three files in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = feed_table(rows, seed)
+    for part, start in enumerate(range(0, rows, -(-rows // 3))):
+        pq.write_table(table.slice(start, -(-rows // 3)), folder / f"part-{part}.parquet")
+    return folder
+
+
+def training_file(folder: Path, *, schema: str = SCHEMA, **changes: Any) -> Path:
+    """A training file in `folder` for the data in `folder`/data; `changes` replace top-level keys."""
+    (folder / "schema.yaml").write_text(schema, encoding="utf-8")
+    content: Json = {
+        "schema": str(folder / "schema.yaml"),
+        "data": {
+            "path": str(folder / "data"),
+            "split": {"column": "day", "train": {"max": 4}, "validation": 5, "test": [6]},
+            "group_by": "user_id",
+        },
+        "network": {"fusion": {"kind": "adatt_sp", "levels": [8], "experts_per_task": 1}, "tower": [4]},
+        "output": str(folder / "run"),
+        "batch_size": 64,
+        "epochs": 2,
+        "seed": 3,
+        **changes,
+    }
+    path = folder / "training.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def assert_same_state(one: Any, other: Any, place: str = "") -> None:
+    """Two checkpoints' contents are equal, tensors bit for bit."""
+    assert type(one) is type(other), place
+    if isinstance(one, Mapping):
+        assert list(one) == list(other), place
+        for key in one:
+            assert_same_state(one[key], other[key], f"{place}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for position, pair in enumerate(zip(one, other, strict=True)):
+            assert_same_state(*pair, f"{place}/{position}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    else:
+        assert one == other, place
