@@ -176,7 +176,7 @@ def golden_requests(
             {
                 "user": {f.name: _value(f, user[f.name]) for f in schema.asked("request")},
                 "candidates": {
-                    "id": [str(row) for row in range(count)],
+                    "id": [f"c{row}" for row in range(count)],
                     "features": {
                         f.name: [_value(f, value) for value in candidates.column(f.name).to_pylist()]
                         for f in schema.asked("candidate")

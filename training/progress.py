@@ -13,7 +13,7 @@ class TrainingProgress:
     def __init__(self, rows_per_epoch: int, epochs: int, *, show: bool) -> None:
         self._rows_per_epoch = rows_per_epoch
         self._epochs = epochs
-        self._console = Console(stderr=True, quiet=not show, highlight=False)
+        self._console = Console(stderr=True, quiet=not show, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
