@@ -105,7 +105,8 @@ class Service:
         started = time.perf_counter()
         try:
             scored = model.scorer.score(request_columns, candidate_columns, len(question.ids))
-            score_N = value_model.score(scored.answers_NT)
+            with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
+                score_N = value_model.score(scored.answers_NT)
             if not np.isfinite(score_N).all():
                 raise NonFiniteScoresError(f"value model '{name}' gave a combined score that is not finite")
         except NonFiniteScoresError as error:

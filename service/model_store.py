@@ -55,13 +55,11 @@ class ModelStore:
         except OSError as error:
             names = []
             self._folder_error = f"the models folder cannot be read ({error.strerror})"
-        try:
-            for name in dict.fromkeys([*self._families, *names]):
-                if name not in self._families:
-                    self._families = {**self._families, name: ModelFamily(self._models, name, self._metrics)}
-                self._families[name].refresh()
-        finally:
-            self._has_looked.set()
+        for name in dict.fromkeys([*self._families, *names]):
+            if name not in self._families:
+                self._families = {**self._families, name: ModelFamily(self._models, name, self._metrics)}
+            self._families[name].refresh()
+        self._has_looked.set()
 
     def find(self, name: str | None, version: str | None) -> ServedModel:
         """The model to answer with. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
@@ -123,6 +121,8 @@ class ModelStore:
                 self.refresh()
             except Exception:  # the thread must outlive any surprise on disk: without it no new model would ever load
                 _log.exception("looking at the models folder failed; trying again")
+                self._folder_error = "looking at the models folder failed; the log says more"
+                self._has_looked.set()
             self._stop.wait(self._poll_seconds)
 
 

@@ -43,7 +43,7 @@ def decode(body: bytes) -> dict[str, Any]:
     try:
         document = _decoder.decode(body)
     except (ValueError, RecursionError) as error:
-        what = "nested too deeply" if isinstance(error, RecursionError) else _json_fault(error)
+        what = "nested too deeply" if isinstance(error, RecursionError) else _json_fault(error, body)
         raise Problem(400, f"the body is not JSON: {what}", faults=[Fault("$", what)]) from None
     if not isinstance(document, dict):
         raise Problem.wrong_content([Fault("$", f"expected an object, got {_kind(document)}")])
@@ -239,7 +239,8 @@ def _unknown(key: str, valid: Sequence[str]) -> str:
 
 def _shown(name: str) -> str:
     # Names come from outside: cut to a length and to characters that a log line can hold.
-    return "".join(c if c.isprintable() else "?" for c in name[:_SHOWN]) + ("..." if len(name) > _SHOWN else "")
+    shown = "".join(c if c.isprintable() else "?" for c in name[:_SHOWN])
+    return (shown + "..." if len(name) > _SHOWN else shown) or "''"
 
 
 def _kind(value: object) -> str:
@@ -249,7 +250,10 @@ def _kind(value: object) -> str:
     return names.get(type(value), "null")
 
 
-def _json_fault(error: Exception) -> str:
+def _json_fault(error: Exception, body: bytes) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"invalid UTF-8 at byte {error.start}"
-    return str(error).removeprefix("JSON is malformed: ")
+    fault = str(error).removeprefix("JSON is malformed: ")
+    if b"NaN" in body or b"Infinity" in body:  # what some encoders write, Python's own among them
+        fault += "; JSON knows no NaN and no Infinity, send null where a value is missing"
+    return fault

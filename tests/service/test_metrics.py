@@ -1,0 +1,122 @@
+"""Metrics: what a request adds to them, against counts made by hand, and what is there from the start."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
+from starlette.testclient import TestClient
+
+from service.metrics import ScoreHistogram
+from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.service.in_process import client_of, sample, samples
+
+CONTRACT = {
+    "ranking_requests_total",
+    "ranking_request_duration_seconds_bucket",
+    "ranking_queue_duration_seconds_bucket",
+    "ranking_inference_duration_seconds_bucket",
+    "ranking_candidates_per_request_bucket",
+    "ranking_requests_in_flight",
+    "ranking_requests_rejected_total",
+    "ranking_task_score_bucket",
+    "ranking_combined_score_bucket",
+    "ranking_feature_missing_total",
+    "ranking_feature_oov_total",
+    "ranking_model_info",
+    "ranking_model_loaded_timestamp_seconds",
+    "ranking_model_load_total",
+}
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    publish_artifact(tmp_path)
+    with client_of(tmp_path) as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", sorted(CONTRACT))
+def test_every_metric_is_there_before_the_first_request(client: TestClient, name: str) -> None:
+    assert samples(client, name)
+
+
+def test_feature_counters_start_at_0_for_every_feature_of_a_request(client: TestClient) -> None:
+    missing = samples(client, "ranking_feature_missing_total")
+    asked = {*TINY_REQUEST["user"], *TINY_REQUEST["candidates"]["features"]}
+    assert {dict(labels)["feature"] for labels in missing} == asked
+    assert set(missing.values()) == {0}
+    oov = samples(client, "ranking_feature_oov_total")
+    assert {dict(labels)["feature"] for labels in oov} == asked - {"age_days", "duration_ms"}
+    assert set(oov.values()) == {0}
+
+
+def test_one_request_counts_what_it_holds(client: TestClient) -> None:
+    request = {
+        "user": {"country": "it", "tab": None, "history": [1, 2]},  # "it" is in no vocabulary; user_id is left out
+        "candidates": {
+            "id": list("abc"),
+            "features": {"video_id": [1, None, None], "topics": [[7, 55, 56], [], None], "duration_ms": [1, 2, 3]},
+        },
+    }
+    answer = client.post("/v1/rank", json=request).json()
+
+    def missing(feature: str) -> float:
+        return sample(client, "ranking_feature_missing_total", model="tiny", feature=feature)
+
+    def oov(feature: str) -> float:
+        return sample(client, "ranking_feature_oov_total", model="tiny", feature=feature)
+
+    assert [missing(name) for name in ("user_id", "country", "history", "age_days", "tab")] == [1, 0, 0, 1, 1]
+    assert [missing(name) for name in ("video_id", "tag", "topics", "duration_ms")] == [2, 3, 2, 0]
+    assert [oov(name) for name in ("country", "tab", "topics", "video_id")] == [1, 0, 2, 0]
+
+    assert sample(client, "ranking_requests_total", endpoint="/v1/rank", code="200") == 1
+    assert sample(client, "ranking_request_duration_seconds_count", endpoint="/v1/rank") == 1
+    assert sample(client, "ranking_queue_duration_seconds_count") == 1
+    assert sample(client, "ranking_inference_duration_seconds_count") == 1
+    assert sample(client, "ranking_candidates_per_request_sum") == 3
+    assert sample(client, "ranking_requests_in_flight") == 0
+    labels = {"model": "tiny", "version": "1"}
+    for task, scores in answer["candidates"]["tasks"].items():
+        assert sample(client, "ranking_task_score_count", **labels, task=task) == 3
+        # float32 sums against float64 sums of three values
+        assert sample(client, "ranking_task_score_sum", **labels, task=task) == pytest.approx(sum(scores), rel=1e-6)
+    assert sample(client, "ranking_combined_score_bucket", **labels, value_model="default", le="+Inf") == 3
+
+
+def test_refusals_are_counted_by_their_status(client: TestClient) -> None:
+    client.post("/v1/rank", content=b"{")
+    client.post("/v1/rank", json={})
+    client.get("/wp-login.php")
+    client.get("/wp-admin.php")
+    codes = {
+        dict(labels)["code"]: value
+        for labels, value in samples(client, "ranking_requests_total").items()
+        if dict(labels)["endpoint"] == "/v1/rank" and value
+    }
+    assert codes == {"400": 1, "422": 1}
+    assert sample(client, "ranking_requests_total", endpoint="other", code="404") == 2
+
+
+@given(values=st.lists(st.floats(-5, 5, width=32), max_size=30))
+def test_an_array_observed_at_once_equals_one_value_after_the_other(values: list[float]) -> None:
+    buckets = (-1.0, 0.0, 0.5, 1.0, 4.0)
+    registry = CollectorRegistry()
+    one = Histogram("one", "one by one", buckets=buckets, registry=registry)
+    all_at_once = ScoreHistogram("all", "all at once", buckets=buckets, registry=registry)
+    for value in values:
+        one.observe(value)
+    all_at_once.observe_all(np.array(values))
+    for bound in ("-1.0", "0.0", "0.5", "1.0", "4.0", "+Inf"):
+        counts = [registry.get_sample_value(f"{name}_bucket", {"le": bound}) for name in ("one", "all")]
+        assert counts[0] == counts[1]
+
+
+def test_no_feature_value_and_no_id_is_in_the_metrics(client: TestClient) -> None:
+    request = {"user": {"country": "xq7secret"}, "candidates": {"id": ["xq7id"], "features": {"tag": ["xq7tag"]}}}
+    client.post("/v1/rank", json=request)
+    assert "xq7" not in client.get("/metrics").text

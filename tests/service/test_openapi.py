@@ -1,0 +1,81 @@
+"""The written description of the scoring route, held against real requests and answers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.wire import KEYS
+from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.service.in_process import client_of
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int,),
+    "boolean": (bool,),
+}
+
+
+def conforms(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> bool:
+    """Whether a value obeys the part of JSON Schema that the description uses."""
+    if "$ref" in schema:
+        name = schema["$ref"].removeprefix("#/components/schemas/")
+        return conforms(value, document["components"]["schemas"][name], document)
+    if "oneOf" in schema:
+        return sum(conforms(value, choice, document) for choice in schema["oneOf"]) == 1
+    if "type" in schema and not isinstance(value, _TYPES[schema["type"]]):
+        return False
+    if isinstance(value, list):
+        items = schema.get("items", {})
+        return len(value) >= schema.get("minItems", 0) and all(conforms(item, items, document) for item in value)
+    if isinstance(value, dict):
+        known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
+        if any(key not in value for key in schema.get("required", ())):
+            return False
+        if others is False and not value.keys() <= known.keys():
+            return False
+        return all(conforms(entry, known.get(key, others), document) for key, entry in value.items())
+    return True
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    folder: Path = tmp_path_factory.mktemp("models")
+    publish_artifact(folder)
+    with client_of(folder) as client:
+        yield client
+
+
+def test_the_scoring_route_is_described_by_what_it_takes_and_answers(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    operation = document["paths"]["/v1/rank"]["post"]
+    asked = operation["requestBody"]["content"]["application/json"]
+    answered = operation["responses"]["200"]["content"]["application/json"]
+    assert conforms(asked["example"], asked["schema"], document)
+    assert conforms(answered["example"], answered["schema"], document)
+    assert set(document["components"]["schemas"]["RankRequest"]["properties"]) == set(KEYS)
+
+    rows = [{"id": "a", "features": {"video_id": 3}}, {"id": "b", "features": {"tag": "x"}}]
+    for request in (TINY_REQUEST, {**TINY_REQUEST, "candidates": rows, "request_id": "r", "top_k": 1}):
+        assert conforms(request, asked["schema"], document)
+        assert conforms(client.post("/v1/rank", json=request).json(), answered["schema"], document)
+    refused = client.post("/v1/rank", json={"user": {"tab": "x"}, "candidates": {}})
+    problem = operation["responses"][str(refused.status_code)]["content"][refused.headers["content-type"]]
+    assert conforms(refused.json(), problem["schema"], document)
+    assert not conforms(TINY_REQUEST, answered["schema"], document)
+
+
+def test_docs_can_be_read(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "/openapi.json" in page.text
+
+
+def test_every_route_is_described(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/v1/rank", "/v1/models", "/v1/models/{name}", "/healthz", "/readyz", "/metrics"}

@@ -1,0 +1,171 @@
+"""Deadlines, draining, stalled threads, scores that are not finite: when the service says that it cannot."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from model.scorer import Scored, Scorer
+from service import app, scoring_threads, wire
+from service.app import Service
+from service.scoring_threads import ScoringThreads
+from service.settings import Settings
+from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.service.in_process import client_of, sample
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch) -> list[Service]:
+    """Collects the services that applications are made of, to reach behind their routes."""
+    made: list[Service] = []
+
+    class Collected(Service):
+        def __init__(self, settings: Settings) -> None:
+            super().__init__(settings)
+            made.append(self)
+
+    monkeypatch.setattr(app, "Service", Collected)
+    return made
+
+
+@pytest.fixture
+def client(tmp_path: Path, services: list[Service]) -> Iterator[TestClient]:
+    assert services == []
+    publish_artifact(tmp_path)
+    with client_of(tmp_path) as client:
+        yield client
+
+
+class Gate:
+    """Stands in for Scorer.score: waits until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_entered = threading.Event()
+        self.opened = threading.Event()
+        score = Scorer.score
+
+        def waiting(scorer: Scorer, *arguments: Any) -> Scored:
+            self.is_entered.set()
+            assert self.opened.wait(timeout=60)
+            return score(scorer, *arguments)
+
+        monkeypatch.setattr(Scorer, "score", waiting)
+
+
+def test_a_deadline_passes_while_others_are_scored(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    statuses: list[int] = []
+    busy = threading.Thread(target=lambda: statuses.append(client.post("/v1/rank", json=TINY_REQUEST).status_code))
+    busy.start()
+    assert gate.is_entered.wait(timeout=60)
+    late = client.post("/v1/rank", json=TINY_REQUEST, headers={"X-Request-Timeout-Ms": "30"})
+    assert late.status_code == 504
+    assert late.json()["type"].endswith("deadline-passed")
+    gate.opened.set()
+    busy.join()
+    assert statuses == [200]
+    assert sample(client, "ranking_requests_rejected_total", reason="deadline") == 1
+    assert sample(client, "ranking_inference_duration_seconds_count") == 1  # the late one never reached the model
+
+
+def test_a_deadline_that_has_passed_before_the_model_spares_the_model(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_parse(*arguments: Any) -> Any:
+        deadline = time.perf_counter() + 0.02
+        while time.perf_counter() < deadline:
+            pass
+        return parse(*arguments)
+
+    parse = wire.parse
+    monkeypatch.setattr(wire, "parse", slow_parse)
+    response = client.post("/v1/rank", json=TINY_REQUEST, headers={"X-Request-Timeout-Ms": "10"})
+    assert response.status_code == 504
+    assert sample(client, "ranking_inference_duration_seconds_count") == 0
+
+
+def test_a_deadline_in_time_is_no_hindrance(client: TestClient) -> None:
+    response = client.post("/v1/rank", json=TINY_REQUEST, headers={"X-Request-Timeout-Ms": "60000"})
+    assert response.status_code == 200
+
+
+def test_draining_turns_readiness_off_and_finishes_what_runs(
+    client: TestClient, services: list[Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    statuses: list[int] = []
+    running = threading.Thread(target=lambda: statuses.append(client.post("/v1/rank", json=TINY_REQUEST).status_code))
+    running.start()
+    assert gate.is_entered.wait(timeout=60)
+    services[0].is_draining = True
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/healthz").status_code == 200
+    refused = client.post("/v1/rank", json=TINY_REQUEST)
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    assert "shutting down" in refused.json()["detail"]
+    gate.opened.set()
+    running.join()
+    assert statuses == [200]
+    assert sample(client, "ranking_requests_rejected_total", reason="draining") == 1
+
+
+def test_threads_without_progress_turn_readiness_off(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring_threads, "STALLED_SECONDS", 0.05)
+    gate = Gate(monkeypatch)
+    assert client.get("/readyz").status_code == 200  # idle for longer than that is no stall
+    running = threading.Thread(target=lambda: client.post("/v1/rank", json=TINY_REQUEST))
+    running.start()
+    assert gate.is_entered.wait(timeout=60)
+    give_up = time.monotonic() + 30
+    while client.get("/readyz").status_code == 200:
+        assert time.monotonic() < give_up
+    assert "progress" in client.get("/readyz").json()["detail"]
+    gate.opened.set()
+    running.join()
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("where", ["ranker", "value model"])
+def test_scores_that_are_not_finite_are_500_and_no_score(
+    client: TestClient, tmp_path: Path, services: list[Service], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if where == "ranker":
+        model = services[0].store.find(None, None)
+        monkeypatch.setattr(model.scorer, "_module", lambda *_: torch.full((4, 3), float("nan")))
+    else:
+        # finite answers, finite weights, and a sum that is not
+        huge = "default: {kind: weighted_sum, weights: {click: 1.7e308, like: 1.7e308, play_time: 1.7e308}}"
+        (tmp_path / "tiny" / "value_models.yaml").write_text(huge)
+        services[0].store.stop()
+        services[0].store.refresh()
+    response = client.post("/v1/rank", json=TINY_REQUEST)
+    assert response.status_code == 500
+    assert "not finite" in response.json()["detail"]
+    assert sample(client, "ranking_requests_total", endpoint="/v1/rank", code="500") == 1
+
+
+def test_a_job_that_nobody_waits_for_never_begins() -> None:
+    threads = ScoringThreads(1, 1)
+    is_open, begun = threading.Event(), []
+
+    async def main() -> None:
+        first = asyncio.create_task(threads.run(lambda: is_open.wait(60)))
+        second = asyncio.create_task(threads.run(lambda: begun.append(1)))
+        await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        is_open.set()
+        assert await first is True
+
+    asyncio.run(main())
+    threads.close()
+    assert begun == []
+    assert not threads.is_stalled
