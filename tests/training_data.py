@@ -7,7 +7,7 @@ log-normal around the quality.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +39,8 @@ Json = dict[str, Any]
 
 def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """The logistic function."""
-    return cast(NDArray[np.float64], 1.0 / (1.0 + np.exp(-logits)))
+    odds: NDArray[np.float64] = np.exp(logits)
+    return odds / (1.0 + odds)
 
 
 def feed_table(rows: int, seed: int = 0) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Parquet -> model inputs: every arrow type, the splits, and refusals that name file, column and row."""
+"""Parquet -> model inputs: splits, batches, and refusals that name file, column and row."""
 
 from collections.abc import Sequence
 from datetime import date, datetime
@@ -13,132 +13,12 @@ import torch
 import yaml
 from numpy.testing import assert_array_equal
 
-from model.columns import Column
 from model.features import FeatureEncoder
 from model.schema import FeedSchema
 from tests.model.feeds import everything, fitted_of, random_rows
 from tests.training_data import SCHEMA, Json, feed_table
 from training.config import DataConfig, SplitName
-from training.data import Rows, column_from_arrow, columns_from_arrow, fit_features, read_splits
-
-COLUMNS = FeedSchema.from_mapping(
-    yaml.safe_load("""
-name: columns
-features:
-  - {name: number,  side: candidate, kind: number}
-  - {name: id,      side: candidate, kind: id, buckets: 5, dim: 4}
-  - {name: string,  side: candidate, kind: id, dtype: string, buckets: 5, dim: 4}
-  - {name: ids,     side: candidate, kind: id_list, table: id, max_length: 9}
-  - {name: strings, side: candidate, kind: id_list, table: string, max_length: 9}
-tasks: [{name: click, kind: binary, label: y}]
-"""),
-    "test",
-)
-FEATURES = {feature.name: feature for feature in COLUMNS.features}
-DTYPES = {"id": "int64", "ids": "int64", "string": "string", "strings": "string"}
-
-
-def convert(name: str, values: pa.Array | pa.ChunkedArray) -> Column:
-    chunked = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
-    return column_from_arrow(FEATURES[name], DTYPES.get(name), chunked)
-
-
-def shown(column: Column) -> list[Any]:
-    """A column as Python values, None where missing: what the Arrow column said."""
-    flat = [
-        None if column.missing is not None and column.missing[place] else value
-        for place, value in enumerate(column.values if isinstance(column.values, list) else column.values.tolist())
-    ]
-    if column.lengths_B is None:
-        return flat
-    ends = np.cumsum(column.lengths_B).tolist()
-    return [flat[end - length : end] for end, length in zip(ends, column.lengths_B.tolist(), strict=True)]
-
-
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("number", pa.array([1.5, None, -2.0])),
-        ("number", pa.array([1.5, None], pa.float32())),
-        ("number", pa.array([1.5, None], pa.float16())),
-        ("number", pa.array([True, None, False])),
-        ("number", pa.array([2**64 - 1, None], pa.uint64())),
-        ("number", pa.nulls(2)),
-        ("number", pa.array([1.5, None, 1.5]).dictionary_encode()),
-        ("id", pa.array([5, None, -(2**63), 2**63 - 1])),
-        ("id", pa.array([-128, None], pa.int8())),
-        ("id", pa.array([2**63 - 1, None, 0], pa.uint64())),
-        ("id", pa.nulls(3)),
-        ("id", pa.array([7, None, 7]).dictionary_encode()),
-        ("id", pa.array([1, None, 3, 4]).slice(1, 2)),
-        ("id", pa.chunked_array([[1], [], [None, 2]], pa.int64())),
-        ("id", pa.chunked_array([], pa.int64())),
-        ("string", pa.array(["", "naïve", None, "🎬"])),
-        ("string", pa.array(["a", None], pa.large_string())),
-        ("string", pa.array(["a", None], pa.string_view())),
-        ("string", pa.array(["a", None, "b", "a"]).dictionary_encode()),
-        ("string", pa.nulls(2)),
-        ("string", pa.chunked_array([["a"], ["b", None]])),
-        ("string", pa.chunked_array([], pa.string())),
-        ("ids", pa.array([[1, 2], [], [3, None]])),
-        ("ids", pa.array([[1, 2], [3]], pa.large_list(pa.int32()))),
-        ("ids", pa.array([[1, 2], [3, 4]], pa.list_(pa.int64(), 2))),
-        ("ids", pa.array([[], []], pa.list_(pa.null()))),
-        ("ids", pa.chunked_array([pa.array([[0], [1]]).slice(1), pa.array([[2, 3]])])),
-        ("strings", pa.array([["a", None], [], ["é"]])),
-        ("strings", pa.array([["a", None, "a"], []], pa.list_(pa.dictionary(pa.int8(), pa.string())))),
-        ("strings", pa.array([["a"]], pa.large_list(pa.large_string()))),
-    ],
-    ids=lambda value: value if isinstance(value, str) else str(value.type),
-)
-def test_an_arrow_column_becomes_the_values_that_it_shows(name: str, values: pa.Array) -> None:
-    assert shown(convert(name, values)) == [
-        float(value) if name == "number" and value is not None else value for value in values.to_pylist()
-    ]
-
-
-@pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.int64()), pa.list_(pa.int64(), 2)])
-def test_a_null_list_is_an_empty_list(kind: pa.DataType) -> None:
-    assert shown(convert("ids", pa.array([[1, 2], None, [3, 4]], kind))) == [[1, 2], [], [3, 4]]
-
-
-def test_a_column_without_any_value_is_missing_or_empty_in_every_row() -> None:
-    assert shown(convert("ids", pa.nulls(2))) == [[], []]
-    assert shown(convert("strings", pa.nulls(2))) == [[], []]
-
-
-def test_a_null_inside_a_dictionary_is_a_null() -> None:
-    codes = pa.array([0, 1, None, 2])
-    for name, values in (("string", ["a", None, "c"]), ("id", [5, None, 7]), ("number", [0.5, None, 1.0])):
-        column = convert(name, pa.DictionaryArray.from_arrays(codes, pa.array(values)))
-        assert shown(column) == [values[0], None, None, values[2]]
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "says"),
-    [
-        ("number", pa.array([1.0, None, float("nan")]), "row 2: NaN or infinity"),
-        ("number", pa.array([1.0, float("-inf")]), "row 1: NaN or infinity"),
-        ("number", pa.array(["1"]), "is string, not a number"),
-        ("number", pa.array([date(2024, 1, 1)]), r"is date32\[day\], not a number"),
-        ("id", pa.array([1.0, 2.0]), "is double, an id of dtype int64 needs an integer column"),
-        ("id", pa.array(["1"]), "is string, an id of dtype int64"),
-        ("id", pa.array([True]), "is bool, an id of dtype int64"),
-        ("id", pa.array([1, None, 2**63], pa.uint64()), "row 2: an id beyond int64"),
-        ("string", pa.array([1]), "is int64, an id of dtype string needs a string column"),
-        ("string", pa.array([b"a"]), "is binary, an id of dtype string"),
-        ("ids", pa.array([1, 2]), "is int64, an id_list needs a list column"),
-        ("ids", pa.array([[1.5]]), "is double, an id of dtype int64"),
-        ("ids", pa.array([["1"]]), "is string, an id of dtype int64"),
-        ("ids", pa.array([[[1]]]), "is list<"),
-        ("ids", pa.array([[1, 2], None, [], [3, 2**64 - 1]], pa.list_(pa.uint64())), "row 3: an id beyond int64"),
-        ("strings", pa.array([[1]]), "is int64, an id of dtype string"),
-    ],
-)
-def test_a_column_that_does_not_fit_is_refused(name: str, values: pa.Array, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        convert(name, values)
-
+from training.data import Rows, columns_from_arrow, fit_features, read_splits
 
 # Splits
 
