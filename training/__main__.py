@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, metavar="RUN")
     command.add_argument("--split", choices=["train", "validation", "test"], default="test")
     command.add_argument("--replicates", type=int, default=500, help="bootstrap samples of users (default 500)")
+    command.add_argument("--where", metavar="COLUMN=VALUE", help="measure one segment, for example tab=1")
     command.set_defaults(run=_evaluate)
 
     command = commands.add_parser("export", help="publish a finished run as the next model version")
@@ -91,7 +92,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from training.run import Run
 
     run = Run.open(options.folder)
-    print_table(evaluate(run, options.split, replicates=options.replicates))
+    print_table(evaluate(run, options.split, replicates=options.replicates, where=options.where))
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -29,23 +30,42 @@ from training.train import predict
 SEED = 0
 
 
-def evaluate(run: Run, split: SplitName = "test", *, replicates: int = 500) -> dict[str, Any]:
-    """Metrics of every task with intervals; also written to the run as evaluation-<split>.json."""
+def evaluate(run: Run, split: SplitName = "test", *, replicates: int = 500, where: str | None = None) -> dict[str, Any]:
+    """Metrics of every task with intervals; also written to the run as evaluation-<split>.json.
+
+    `where` ("tab=1") measures the rows with that value of a column alone, and leaves the run's file as it is."""
     run.summary()
     torch.set_num_threads(run.config.threads)
     table = read_splits(run.config.data, run.schema, (split,))[split]
+    if where is not None:
+        table = _segment(table, where)
     ranker = run.best_ranker()
     result: dict[str, Any] = {
         "run": run.path.name,
-        "split": split,
+        "split": split if where is None else f"{split}, {where}",
         "rows": table.num_rows,
         "intervals": {"level": 0.95, "over": run.config.data.group_by or "rows", "replicates": replicates},
         "tasks": _measure(run, ranker, table, replicates, as_served=False),
     }
     if any(feature.side == "training_only" for feature in run.schema.features):
         result["tasks_as_served"] = _measure(run, ranker, table, replicates, as_served=True)
-    write_json(run.path / f"evaluation-{split}.json", result)
+    if where is None:
+        write_json(run.path / f"evaluation-{split}.json", result)
     return result
+
+
+def _segment(table: pa.Table, where: str) -> pa.Table:
+    name, separator, text = where.partition("=")
+    if not separator or name not in table.column_names:
+        raise ValueError(f"--where {where}: expected COLUMN=VALUE, with one of {', '.join(table.column_names)}")
+    column = table.column(name)
+    try:
+        segment = table.filter(pc.equal(column, pa.scalar(text).cast(column.type)))
+    except pa.ArrowException:
+        raise ValueError(f"--where {where}: column '{name}' is {column.type} and has no such value") from None
+    if not segment.num_rows:
+        raise ValueError(f"--where {where}: no row of the split has this value")
+    return segment
 
 
 def _measure(run: Run, ranker: Ranker, table: pa.Table, replicates: int, *, as_served: bool) -> dict[str, Any]:
