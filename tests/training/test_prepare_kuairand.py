@@ -121,7 +121,7 @@ def numbers(table: pa.Table, name: str) -> Column:
 
 
 def unit(outcome: str) -> str:
-    return "_per_1000" if outcome in ("like", "profile_enter", "comments_opened") else ""
+    return "_percent" if outcome in ("like", "profile_enter", "comments_opened") else ""
 
 
 def test_both_layouts_give_the_same_impressions(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def check_by_brute_force(table: pa.Table, tag_of_video: dict[int, int | None], r
                     continue
                 expected = (values[mask].sum() + strength * values[prior_rows].mean()) / (mask.sum() + strength)
                 # Sums of up to 2e5 doubles in another order; an error of one row would be 1e-6 at the least.
-                assert found == pytest.approx(expected * (1000 if unit(outcome) else 1), rel=1e-9)
+                assert found == pytest.approx(expected * (100 if unit(outcome) else 1), rel=1e-9)
         for name, column in lists.items():
             listed = sum(tag_of_video[v] == tags[i] for v in column[int(i)].as_py())
             logged = (earlier & (user == user[i]) & (tags == tags[i]) & happened[name]).sum()
@@ -244,12 +244,12 @@ def test_history_columns_describe_the_lists(tmp_path: Path) -> None:
     table = prepare_log(tmp_path, "source", log)
     past = [row for row in log if row["date"] <= 20220424]
     for row in table.select(
-        ["user_id", "video_id", "history_impressions", "history_likes_per_1000", "video_listed"]
+        ["user_id", "video_id", "history_impressions", "history_likes_percent", "video_listed"]
     ).to_pylist():
         own = [old for old in past if old["user_id"] == row["user_id"]]
         assert row["history_impressions"] == len(own)
         liked = min(50, sum(old["is_like"] for old in own))
-        assert row["history_likes_per_1000"] == pytest.approx(1000 * liked / len(own))
+        assert row["history_likes_percent"] == pytest.approx(100 * liked / len(own))
         latest = [old for u in range(NUM_USERS) for old in [o for o in past if o["user_id"] == u][-50:]]
         assert row["video_listed"] == sum(old["video_id"] == row["video_id"] for old in latest)
 
