@@ -10,7 +10,7 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
 cd "$root"
-"$training_python" -m tests.tiny_artifact --models "$work/models"
+"$training_python" -c "import sys, pathlib; from tests.artifacts import publish_artifact; publish_artifact(pathlib.Path(sys.argv[1]))" "$work/models"
 mkdir "$work/app"
 cp -R model service tests/serve_only_check.py "$work/app/"
 cd "$work/app"
