@@ -27,7 +27,10 @@ class RunningService:
 
     def __init__(self, models: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "service", "--models", str(models), "--port", "0", "--poll-seconds", "0.1"]
-        self.process = subprocess.Popen([*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        # A session of its own, so that a test can do what Ctrl-C in a terminal does: signal the whole group.
+        self.process = subprocess.Popen(
+            [*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         self.log: list[str] = []
         self._has_address = threading.Event()
         self._address = ""
@@ -63,6 +66,10 @@ class RunningService:
     def stop(self, number: signal.Signals) -> int:
         """Sends a signal and returns the exit status."""
         self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Waits for the end and returns the exit status."""
         status = self.process.wait(timeout=START_SECONDS)
         self._reader.join()
         return status

@@ -1,7 +1,10 @@
 """The service as it runs: real uvicorn processes, a real HTTP client, signals, files that change underneath."""
 
+import json
 import os
 import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -65,20 +68,62 @@ def test_main_path_over_http(tmp_path: Path) -> None:
         assert service.stop(signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_signal_ends_it_with_status_0_and_leaves_no_process(
-    tmp_path: Path, number: signal.Signals, workers: int
-) -> None:
+def test_sigterm_ends_it_with_status_0_and_leaves_no_process(tmp_path: Path, workers: int) -> None:
     publish_artifact(tmp_path)
     with RunningService(tmp_path, "--workers", str(workers)) as service:
         service.wait_ready()
         children = psutil.Process(service.process.pid).children(recursive=True)
-        assert service.stop(number) == 0
+        assert service.stop(signal.SIGTERM) == 0
         # An ended process stays a zombie until process 1 reaps it, which is not the service's to do.
         _, alive = psutil.wait_procs([child for child in children if _is_alive(child)], timeout=5)
         assert [child for child in alive if _is_alive(child)] == []
         assert not any("Traceback" in line for line in service.log), service.log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_in_a_terminal_signals_every_process_and_ends_it_well(tmp_path: Path, workers: int) -> None:
+    publish_artifact(tmp_path)
+    with RunningService(tmp_path, "--workers", str(workers)) as service:
+        service.wait_ready()
+        os.killpg(service.process.pid, signal.SIGINT)
+        assert service.wait() == 0
+        assert not any("Traceback" in line for line in service.log), service.log
+
+
+def test_a_request_that_has_begun_is_finished_after_sigterm(tmp_path: Path) -> None:
+    publish_artifact(tmp_path)
+    body = json.dumps(TINY_REQUEST).encode()
+    with RunningService(tmp_path) as service:
+        service.wait_ready()
+
+        def body_with_a_signal_in_the_middle() -> Iterator[bytes]:
+            yield body[:50]
+            with httpx.Client(base_url=service.client.base_url, trust_env=False) as other:
+                service.wait_for(lambda: _samples(other)["ranking_requests_in_flight", frozenset()] == 1)
+            service.process.send_signal(signal.SIGTERM)
+            service.wait_for(lambda: any("Shutting down" in line for line in list(service.log)))
+            yield body[50:]
+
+        response = service.client.post("/v1/rank", content=body_with_a_signal_in_the_middle())
+        assert response.status_code == 200
+        assert len(response.json()["candidates"]["id"]) == 4
+        assert service.wait() == 0
+
+
+def test_a_client_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    publish_artifact(tmp_path)
+    with RunningService(tmp_path) as service:
+        service.wait_ready()
+        url = httpx.URL(service.client.base_url)
+        with socket.create_connection((url.host, url.port or 0), timeout=10) as connection:
+            connection.sendall(b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+            service.wait_for(lambda: _samples(service.client)["ranking_requests_in_flight", frozenset()] == 1)
+        gone = "ranking_requests_total", frozenset({("endpoint", "/v1/rank"), ("code", "499")})
+        service.wait_for(lambda: gone in _samples(service.client))
+        assert _samples(service.client)["ranking_requests_in_flight", frozenset()] == 0
+        assert _answer(service)["model_version"] == "1"
+        assert not any("Traceback" in line or "traceback" in line for line in service.log), service.log
 
 
 def test_metrics_of_two_workers_add_up(tmp_path: Path) -> None:
