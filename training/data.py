@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -302,6 +303,14 @@ class Rows:
             torch.from_numpy(observed_BT),
         )
 
+    def fingerprint(self) -> str:
+        """A hash over every row and label, in order: equal for the same split, encoded alike."""
+        digest = xxhash.xxh3_128()
+        for tensor in (*self._request.tensors(), *self._candidate.tensors(), self.targets_BT, self.observed_BT):
+            digest.update(f"{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
     def take(self, rows_B: Tensor) -> Batch:
         """The batch of the given row numbers."""
         return Batch(
@@ -325,6 +334,9 @@ class _Block:
         self.lengths_LB = torch.from_numpy(block.list_lengths_LB)
         flat = self.lengths_LB.reshape(-1)
         self.starts_LB = (torch.cumsum(flat, 0) - flat).view(self.lengths_LB.shape)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BN)
 
     def take(self, rows_B: Tensor) -> BlockTensors:
         lengths_LB = self.lengths_LB[:, rows_B]

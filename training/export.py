@@ -5,6 +5,7 @@ visible, eager, scripted and reloaded modules must agree at several batch sizes,
 answer its golden requests as a service would.
 """
 
+import io
 import json
 import logging
 import warnings
@@ -57,7 +58,10 @@ def export(run: Run, models: Path, name: str | None = None) -> Path:
     def write_files(folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
-            scripted.save(str(folder / RANKER))  # type: ignore[no-untyped-call]
+            # Through memory: torch's own writer reports a full disk as a RuntimeError without a place.
+            buffer = io.BytesIO()
+            torch.jit.save(scripted, buffer)
+            (folder / RANKER).write_bytes(buffer.getbuffer())
             reloaded = torch.jit.load(str(folder / RANKER))  # type: ignore[no-untyped-call]
         parity.update(_parity(run, ranker, module, scripted, reloaded, table))
         _write(folder / FITTED, run.fitted.model_dump(mode="json"))

@@ -72,9 +72,14 @@ class Run:
         return Ranker(embeddings, Network(self.config.network, embeddings.width, len(self.schema.tasks)))
 
     def best_ranker(self) -> Ranker:
-        """The ranker of the best epoch, in evaluation mode."""
+        """The ranker of the best epoch, in evaluation mode. Raises ValueError where its weights do not fit."""
         ranker = self.new_ranker()
-        ranker.load_state_dict(checkpoint.load(self.path / BEST)["ranker"])
+        try:
+            ranker.load_state_dict(checkpoint.load(self.path / BEST)["ranker"])
+        except (RuntimeError, KeyError):
+            raise ValueError(
+                f"{self.path / BEST}: holds the weights of another network than {CONFIG} and {SCHEMA} describe"
+            ) from None
         return ranker.eval()
 
     def summary(self) -> dict[str, Any]:

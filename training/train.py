@@ -17,6 +17,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ from training.progress import TrainingProgress
 from training.run import BEST, LAST, LOG, SUMMARY, Run, library_versions, locked, write_json, write_text
 
 log = logging.getLogger(__name__)
+
+NOT_FINITE = (
+    "the last good checkpoint is kept. Lower the learning rates, or give wide numbers a transform, and choose another "
+    "output"
+)
 
 
 @dataclass
@@ -82,11 +88,15 @@ def _open_or_create(config: TrainingConfig, schema: FeedSchema, table: Any) -> R
         if old != new
     ]
     if different:
-        raise ValueError(
-            f"{config.output}: holds a run from which {' and '.join(different)} differ; "
-            "choose another output (--set output=...) or delete the folder"
-        )
+        raise _differs(config.output, different)
     return existing
+
+
+def _differs(output: Path, different: list[str]) -> ValueError:
+    return ValueError(
+        f"{output}: holds a run from which {' and '.join(different)} differ; "
+        "choose another output (--set output=...) or delete the folder"
+    )
 
 
 def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> None:
@@ -96,13 +106,19 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
     steps_per_epoch = -(-len(train_rows) // config.batch_size)
     optimizers = Optimizers(ranker, config.optimizer, steps_per_epoch * config.epochs)
     losses = TaskLosses(run.schema)
-    progress = _resume(run, ranker, optimizers)
+    data = [train_rows.fingerprint(), validation_rows.fingerprint()]
+    progress = _resume(run, ranker, optimizers, data)
     started = time.monotonic() - progress.seconds
     last_saved = time.monotonic()
 
     def save(name: str) -> None:
         progress.seconds = time.monotonic() - started
-        state = {"ranker": ranker.state_dict(), "optimizers": optimizers.state(), "progress": asdict(progress)}
+        state = {
+            "ranker": ranker.state_dict(),
+            "optimizers": optimizers.state(),
+            "progress": asdict(progress),
+            "data": data,
+        }
         checkpoint.save(run.path / name, state)
 
     with TrainingProgress(len(train_rows), config.epochs, show=show) as bar:
@@ -120,19 +136,19 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
                 if not torch.isfinite(total):
                     raise ValueError(
                         f"{run.path}: the loss is not finite in epoch {progress.epoch + 1}, step "
-                        f"{progress.step_in_epoch + 1}; the last good checkpoint is kept. Lower the learning rates, "
-                        "or give wide numbers a transform"
+                        f"{progress.step_in_epoch + 1}; {NOT_FINITE}"
                     )
+                # Saved before the step: only now is it known that these weights give a finite loss.
+                if time.monotonic() - last_saved > config.checkpoint_seconds:
+                    progress.loss_sums = loss_sums_T.tolist()
+                    save(LAST)
+                    last_saved = time.monotonic()
                 optimizers.zero_grad()
                 total.backward()  # type: ignore[no-untyped-call]
                 optimizers.step()
                 loss_sums_T += losses_T.detach()
                 progress.step_in_epoch += 1
                 bar.advance(len(batch.targets_BT), float(total.detach()))
-                if time.monotonic() - last_saved > config.checkpoint_seconds:
-                    progress.loss_sums = loss_sums_T.tolist()
-                    save(LAST)
-                    last_saved = time.monotonic()
             _end_epoch(run, ranker, validation_rows, progress, loss_sums_T / steps_per_epoch, save, bar.say)
             last_saved = time.monotonic()
     _write_summary(run, progress, len(train_rows), len(validation_rows))
@@ -145,10 +161,12 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
     )
 
 
-def _resume(run: Run, ranker: Ranker, optimizers: Optimizers) -> Progress:
+def _resume(run: Run, ranker: Ranker, optimizers: Optimizers, data: list[str]) -> Progress:
     if not (run.path / LAST).exists():
         return Progress()
     state = checkpoint.load(run.path / LAST)
+    if state.get("data") != data:
+        raise _differs(run.path, ["the data"])
     ranker.load_state_dict(state["ranker"])
     optimizers.load_state(state["optimizers"])
     progress = Progress(**state["progress"])
@@ -175,7 +193,10 @@ def _end_epoch(
     names = [task.name for task in run.schema.tasks]
     line: dict[str, float] = {"epoch": progress.epoch + 1}
     line |= {f"train_loss_{name}": loss for name, loss in zip(names, losses_T.tolist(), strict=True)}
-    relative = relative_errors(run.schema, predict(ranker, validation_rows), validation_rows)
+    logits_BT = predict(ranker, validation_rows)
+    if not np.isfinite(logits_BT).all():
+        raise ValueError(f"{run.path}: the answers are not finite after epoch {progress.epoch + 1}; {NOT_FINITE}")
+    relative = relative_errors(run.schema, logits_BT, validation_rows)
     line |= {f"validation_{name}": value for name, value in relative.items()}
     objective = validation_objective(run.schema, relative)
     line["validation_objective"] = objective
