@@ -93,7 +93,10 @@ def _groups(run: Run, table: pa.Table) -> NDArray[Any]:
     column = table.column(group_by)
     if column.null_count:
         raise ValueError(f"data.group_by: column '{group_by}' holds {column.null_count} nulls; a row needs its user")
-    return np.asarray(column.combine_chunks().dictionary_encode().indices)
+    try:
+        return np.asarray(column.combine_chunks().dictionary_encode().indices)
+    except pa.ArrowNotImplementedError:
+        raise ValueError(f"data.group_by: column '{group_by}' of type {column.type} does not name users") from None
 
 
 def _regression(
