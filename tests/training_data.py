@@ -5,13 +5,17 @@ video + taste of the user - position)`, a like from the quality alone and is obs
 log-normal around the quality.
 """
 
-from collections.abc import Mapping
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
@@ -120,3 +124,16 @@ def assert_same_state(one: Any, other: Any, place: str = "") -> None:
         assert torch.equal(one, other), place
     else:
         assert one == other, place
+
+
+@contextmanager
+def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
+    """A file system of its own that holds only so much, in `folder`; skips where mounting is not allowed."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "feedrank-test", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system needs the right to mount one")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

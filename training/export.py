@@ -26,7 +26,7 @@ from model.schema import BinaryTask, Feature, FeedSchema
 from model.scorer import Scorer
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
-from training.run import Run, library_versions
+from training.run import Run, library_versions, read_json
 from training.train import predict
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def _metrics(run: Run) -> dict[str, Any]:
     paths = sorted(run.path.glob("evaluation-*.json"))
     if not paths:
         log.warning("%s has no evaluation: the manifest will hold no metrics; run evaluate before export", run.path)
-    return {path.stem.removeprefix("evaluation-"): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return {path.stem.removeprefix("evaluation-"): read_json(path) for path in paths}
 
 
 def _parity(

@@ -48,9 +48,9 @@ class Run:
             raise ValueError(f"{path}: not a training run (no {CONFIG}); give the `output` folder of a training file")
         return cls(
             path,
-            TrainingConfig.from_mapping(_read_json(path / CONFIG), str(path / CONFIG)),
-            FeedSchema.from_mapping(_read_json(path / SCHEMA), str(path / SCHEMA)),
-            FittedFeatures.from_mapping(_read_json(path / FITTED), str(path / FITTED)),
+            TrainingConfig.from_mapping(read_json(path / CONFIG), str(path / CONFIG)),
+            FeedSchema.from_mapping(read_json(path / SCHEMA), str(path / SCHEMA)),
+            FittedFeatures.from_mapping(read_json(path / FITTED), str(path / FITTED)),
         )
 
     def write(self) -> None:
@@ -84,7 +84,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """Status, rows, times and versions of the run. Raises ValueError where it has not finished."""
-        summary = _read_json(self.path / SUMMARY) if (self.path / SUMMARY).exists() else {}
+        summary = read_json(self.path / SUMMARY) if (self.path / SUMMARY).exists() else {}
         if summary.get("status") != "finished":
             raise ValueError(f"{self.path}: this run has not finished; run train again with its file to resume it")
         return dict(summary)
@@ -127,7 +127,8 @@ def write_text(path: Path, text: str) -> None:
         raise ValueError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run. Raises ValueError naming it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -6,15 +6,13 @@ import io
 import os
 import pickle
 import struct
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.training_data import assert_same_state
+from tests.training_data import assert_same_state, small_disk
 from training import checkpoint
 
 STATE: dict[str, Any] = {
@@ -118,22 +116,11 @@ def test_a_failing_disk_keeps_the_checkpoint_before(saved: Path, monkeypatch: py
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "feedrank-test", str(mount)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system needs the right to mount one")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
-
-
-def test_a_full_disk_keeps_the_checkpoint_before(small_disk: Path) -> None:
-    path = small_disk / "last.pt"
-    checkpoint.save(path, STATE)
-    with pytest.raises(ValueError, match=r"No space left on device.*the one before it is kept"):
-        checkpoint.save(path, {"large": torch.zeros(100_000)})
-    assert_same_state(checkpoint.load(path), STATE)
-    assert [entry.name for entry in small_disk.iterdir()] == ["last.pt"]
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 256) as disk:
+        path = disk / "last.pt"
+        checkpoint.save(path, STATE)
+        with pytest.raises(ValueError, match=r"No space left on device.*the one before it is kept"):
+            checkpoint.save(path, {"large": torch.zeros(100_000)})
+        assert_same_state(checkpoint.load(path), STATE)
+        assert [entry.name for entry in disk.iterdir()] == ["last.pt"]
