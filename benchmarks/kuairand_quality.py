@@ -52,7 +52,7 @@ def main() -> None:
     body = [
         f"AdaTT-sp, tasks learned together, {options.seeds} seeds, trained on days to 5 May, stopped on 6 May, tested "
         f"on 7 May ({results[0]['evaluation']['rows']:,} impressions). Mean over seeds; in brackets the 95 % interval "
-        "of seed 0 from 1,000 bootstrap samples over users. References: logistic regression and LightGBM (one model per "
+        "of seed 0 from 1,000 bootstrap samples over users. References: logistic regression and LightGBM (one model a "
         "task) on encodings and history rates of the same days; `floor`: not below logistic regression by more than "
         "half of one day's interval half-width; `level`: not below LightGBM by more than that half-width.",
         "",
