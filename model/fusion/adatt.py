@@ -13,44 +13,36 @@ import math
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
+from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
 from model.strict_yaml import StrictModel
 
 
 class AdaTTConfig(StrictModel):
-    """Sizes of an AdaTT. `levels` holds each fusion level's expert MLP: its width, or its widths layer by layer."""
+    """Sizes of an AdaTT; `native_experts: false` is the paper's ablation."""
 
     kind: Literal["adatt_sp", "adatt"]
-    levels: tuple[PositiveInt | tuple[PositiveInt, ...], ...] = Field(min_length=1)
-    experts_per_task: PositiveInt | tuple[PositiveInt, ...] = 2
-    shared_experts: int | None = Field(default=None, ge=0)
+    levels: Levels
+    experts_per_task: ExpertsPerTask = 2
+    shared_experts: NonNegativeInt | None = None
     native_experts: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.kind == "adatt_sp" and self.shared_experts:
             raise ValueError("adatt_sp has no shared experts; use kind: adatt or remove shared_experts")
-        if any(isinstance(level, tuple) and not level for level in self.levels):
-            raise ValueError("levels: a level's list of expert widths is empty")
         return self
 
     def build(self, input_width: int, num_tasks: int) -> "AdaTT":
         """The network for rows of `input_width` columns. Raises ValueError where the sizes do not fit the tasks."""
-        per_task = self.experts_per_task
-        if isinstance(per_task, int):
-            per_task = (per_task,) * num_tasks
-        if len(per_task) != num_tasks:
-            raise ValueError(
-                f"experts_per_task has {len(per_task)} entries for {num_tasks} tasks; give one each, or one"
-            )
         shared = self.shared_experts if self.shared_experts is not None else int(self.kind == "adatt")
         return AdaTT(
             input_width,
-            [[level] if isinstance(level, int) else list(level) for level in self.levels],
-            list(per_task),
+            widths_by_level(self.levels),
+            experts_by_task(self.experts_per_task, num_tasks),
             shared_experts=shared,
             native_experts=self.native_experts,
         )

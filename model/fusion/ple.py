@@ -1,0 +1,123 @@
+"""PLE: progressive layered extraction (Tang et al., RecSys 2020). With one level it is CGC. Scripted by TorchScript.
+
+In: rows_BD. Out: fused_BTH. A task's gate mixes the task's own and the shared experts; the shared unit's gate, on all
+levels but the last, mixes all of them. Each gate reads the input of its own unit.
+
+Shapes: B rows, U units (tasks, then the shared one if there are shared experts), G units that are fused (all, but at
+the last level the tasks alone), E experts of a level (task 0's, task 1's, ..., shared), D input, H expert width.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeInt
+from torch import Tensor, nn
+
+from model.fusion.experts import UnitExperts
+from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
+from model.strict_yaml import StrictModel
+
+
+class PLEConfig(StrictModel):
+    """Sizes of a PLE; zero shared experts leave every task alone with its own."""
+
+    kind: Literal["ple"]
+    levels: Levels
+    experts_per_task: ExpertsPerTask = 1
+    shared_experts: NonNegativeInt = 1
+
+    def build(self, input_width: int, num_tasks: int) -> "PLE":
+        """The network for rows of `input_width` columns. Raises ValueError where the sizes do not fit the tasks."""
+        per_task = experts_by_task(self.experts_per_task, num_tasks)
+        return PLE(input_width, widths_by_level(self.levels), per_task, self.shared_experts)
+
+
+class PLE(nn.Module):
+    """Levels of extraction: rows_BD -> fused_BTH."""
+
+    def __init__(
+        self, input_width: int, levels: list[list[int]], experts_per_task: list[int], shared_experts: int
+    ) -> None:
+        super().__init__()
+        stack: list[nn.Module] = []
+        width = input_width
+        for position, widths in enumerate(levels):
+            stack.append(
+                ExtractionLevel(
+                    width,
+                    widths,
+                    experts_per_task,
+                    shared_experts,
+                    is_first=position == 0,
+                    is_last=position == len(levels) - 1,
+                )
+            )
+            width = widths[-1]
+        self.levels = nn.ModuleList(stack)
+        self.output_width: int = width
+
+    def forward(self, rows_BD: Tensor) -> Tensor:
+        """fused_BTH of rows_BD."""
+        units_BUD = rows_BD.unsqueeze(1)
+        for level in self.levels:
+            units_BUD = level(units_BUD)[0]
+        return units_BUD
+
+    @torch.jit.export
+    def expert_weights(self, rows_BD: Tensor) -> list[Tensor]:
+        """Per level, the weight of every expert in every fused unit, 0 where a gate does not see it: [B, G, E]."""
+        units_BUD = rows_BD.unsqueeze(1)
+        weights: list[Tensor] = []
+        for level in self.levels:
+            units_BUD, weights_BGE = level(units_BUD)
+            weights.append(weights_BGE)
+        return weights
+
+
+class ExtractionLevel(nn.Module):
+    """One level of PLE: experts of every unit, a gate for every fused unit over the experts that it sees."""
+
+    seen: Tensor
+
+    def __init__(
+        self,
+        input_width: int,
+        widths: list[int],
+        experts_per_task: list[int],
+        shared_experts: int,
+        *,
+        is_first: bool,
+        is_last: bool,
+    ) -> None:
+        super().__init__()
+        experts_per_unit = [*experts_per_task, *([shared_experts] if shared_experts else [])]
+        self.num_experts: int = sum(experts_per_unit)
+        self.experts = UnitExperts(input_width, widths, experts_per_unit, has_one_input=is_first)
+        self.is_first: bool = is_first
+        shared = list(range(sum(experts_per_task), self.num_experts))
+        seen_by_unit: list[list[int]] = []
+        start = 0
+        for count in experts_per_task:
+            seen_by_unit.append([*range(start, start + count), *shared])
+            start += count
+        if shared and not is_last:
+            seen_by_unit.append(list(range(self.num_experts)))
+        self.num_fused: int = len(seen_by_unit)
+        self.gates = nn.ModuleList([nn.Linear(input_width, len(seen)) for seen in seen_by_unit])
+        # Where each gate's weights stand in the [G, E] matrix of all weights.
+        positions = [unit * self.num_experts + expert for unit, seen in enumerate(seen_by_unit) for expert in seen]
+        self.register_buffer("seen", torch.tensor(positions, dtype=torch.int64), persistent=False)
+
+    def forward(self, units_BUD: Tensor) -> tuple[Tensor, Tensor]:
+        """(fused_BGH, weights_BGE) from the level's inputs: [B, 1, D] at the first level, [B, U, D] above it."""
+        experts_BEH = self.experts(units_BUD)
+        weights: list[Tensor] = []
+        for unit, gate in enumerate(self.gates):
+            weights.append(torch.softmax(gate(units_BUD[:, 0 if self.is_first else unit]), dim=1))
+        seen_BS = torch.cat(weights, dim=1)
+        weights_BGE = (
+            seen_BS.new_zeros(seen_BS.shape[0], self.num_fused * self.num_experts)
+            .index_copy(1, self.seen, seen_BS)
+            .view(-1, self.num_fused, self.num_experts)
+        )
+        return torch.bmm(weights_BGE, experts_BEH), weights_BGE

@@ -1,0 +1,93 @@
+"""Fixed random routing ("Re-examining Routing Networks for Multi-task Learning", section 2.3). Scripted by TorchScript.
+
+In: rows_BD. Out: fused_BTH. A routed layer holds M modules (Linear and ReLU); each task draws one of them from the seed
+when the network is made, and keeps it. A layer that is not routed has one module for all tasks. Tasks with the same
+route so far share their computation; modules that no task drew are not built.
+
+Shapes: B rows, T tasks, P distinct routes at a layer, D input, H width of a layer.
+"""
+
+import random
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from model.fusion.levels import Levels, all_widths
+from model.strict_yaml import StrictModel
+
+
+class FixedRandomRoutingConfig(StrictModel):
+    """Sizes of a fixed random routing network; `routed` names the layers that are routed (from 0; default: all)."""
+
+    kind: Literal["fixed_random_routing"]
+    levels: Levels
+    num_modules: PositiveInt
+    routed: tuple[int, ...] | None = None
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "FixedRandomRoutingConfig":
+        depth = len(all_widths(self.levels))
+        wrong = [layer for layer in self.routed or () if not 0 <= layer < depth]
+        if wrong:
+            raise ValueError(f"routed: there is no layer {wrong[0]}; the network has layers 0 to {depth - 1}")
+        return self
+
+    def routes(self, num_tasks: int) -> list[list[int]]:
+        """The module of each task, layer by layer."""
+        # Python's own generator: the same routes whatever torch has drawn before.
+        draw = random.Random(self.seed)
+        depth = len(all_widths(self.levels))
+        routed = range(depth) if self.routed is None else self.routed
+        return [
+            [draw.randrange(self.num_modules) if layer in routed else 0 for _ in range(num_tasks)]
+            for layer in range(depth)
+        ]
+
+    def build(self, input_width: int, num_tasks: int) -> "FixedRouting":
+        """The network for rows of `input_width` columns."""
+        return FixedRouting(input_width, all_widths(self.levels), self.routes(num_tasks))
+
+
+class FixedRouting(nn.Module):
+    """Layers of modules along given routes: rows_BD -> fused_BTH. `routes[layer][task]` is a module's number."""
+
+    def __init__(self, input_width: int, widths: list[int], routes: list[list[int]]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        # Tasks that have taken the same modules so far are at the same node, and are computed once.
+        node_of_task = [0] * len(routes[0])
+        for width, modules in zip(widths, routes, strict=True):
+            steps = sorted(set(zip(modules, node_of_task, strict=True)))
+            layers.append(RoutedLayer(input_width, width, steps))
+            node_of_task = [steps.index(step) for step in zip(modules, node_of_task, strict=True)]
+            input_width = width
+        self.layers = nn.ModuleList(layers)
+        self.node_of_task: list[int] = node_of_task
+        self.output_width: int = input_width
+
+    def forward(self, rows_BD: Tensor) -> Tensor:
+        """fused_BTH of rows_BD."""
+        nodes_BPD = rows_BD.unsqueeze(1)
+        for layer in self.layers:
+            nodes_BPD = layer(nodes_BPD)
+        return nodes_BPD[:, self.node_of_task]
+
+
+class RoutedLayer(nn.Module):
+    """Applies `steps` (module, node), sorted: nodes_BPD -> one output for each step, in their order."""
+
+    def __init__(self, input_width: int, width: int, steps: list[tuple[int, int]]) -> None:
+        super().__init__()
+        drawn = sorted({module for module, _ in steps})
+        self.sources: list[list[int]] = [[node for module, node in steps if module == number] for number in drawn]
+        self.linears = nn.ModuleList([nn.Linear(input_width, width) for _ in drawn])
+
+    def forward(self, nodes_BPD: Tensor) -> Tensor:
+        """nodes_BPH behind the layer."""
+        outputs: list[Tensor] = []
+        for module, linear in enumerate(self.linears):
+            outputs.append(linear(nodes_BPD[:, self.sources[module]]))
+        return torch.relu(torch.cat(outputs, dim=1))

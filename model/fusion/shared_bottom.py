@@ -1,0 +1,45 @@
+"""Shared-bottom: one MLP that all tasks share (Caruana, 1997). Scripted by TorchScript.
+
+In: rows_BD. Out: fused_BTH, T views of one representation.
+
+Shapes: B rows, T tasks, D input, H width of the last layer.
+"""
+
+import itertools
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.fusion.levels import Levels, all_widths
+from model.strict_yaml import StrictModel
+
+
+class SharedBottomConfig(StrictModel):
+    """Sizes of a shared-bottom; the widths of all levels are those of its MLP."""
+
+    kind: Literal["shared_bottom"]
+    levels: Levels
+
+    def build(self, input_width: int, num_tasks: int) -> "SharedBottom":
+        """The network for rows of `input_width` columns."""
+        return SharedBottom(input_width, all_widths(self.levels), num_tasks)
+
+
+class SharedBottom(nn.Module):
+    """One MLP, ReLU after every layer: rows_BD -> fused_BTH."""
+
+    def __init__(self, input_width: int, widths: list[int], num_tasks: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.Linear(before, after) for before, after in itertools.pairwise([input_width, *widths])]
+        )
+        self.num_tasks: int = num_tasks
+        self.output_width: int = widths[-1]
+
+    def forward(self, rows_BD: Tensor) -> Tensor:
+        """fused_BTH: the same representation for every task, not copied."""
+        hidden_BH = rows_BD
+        for layer in self.layers:
+            hidden_BH = torch.relu(layer(hidden_BH))
+        return hidden_BH.unsqueeze(1).expand(-1, self.num_tasks, -1)
