@@ -45,9 +45,10 @@ def main() -> int:
 
 
 def _serve_here(config: uvicorn.Config) -> int:
-    # uvicorn raises the signal that ended it once more when all is finished: a good end is exit status 0.
+    # uvicorn raises the signal that ended it once more when all is finished: a good end is exit status 0. Before it
+    # has put its own handlers in place there is nothing to finish, and the end is as good.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: sys.exit(0))
     server = uvicorn.Server(config)
     server.run()
     return 0 if server.started else 1

@@ -155,7 +155,9 @@ class Service:
         self.store.start()
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
-            await asyncio.to_thread(self.store.wait_until_looked, settings.startup_seconds)
+            opens_at = time.monotonic() + settings.startup_seconds
+            while not (self.store.has_looked or self.is_draining or time.monotonic() > opens_at):
+                await asyncio.sleep(0.02)
             yield
         finally:
             self.is_draining = True

@@ -17,6 +17,8 @@ from service.metrics import Metrics
 from service.model_family import ModelFamily, ServedModel
 from service.request_log import LOGGER
 
+_LOAD_SECONDS = 10.0
+
 _log = logging.getLogger(f"{LOGGER}.models")
 
 
@@ -38,14 +40,15 @@ class ModelStore:
         """Starts polling; the first look begins at once."""
         self._thread.start()
 
-    def wait_until_looked(self, seconds: float) -> None:
-        """Waits, `seconds` at most, until every model of the folder has been tried once."""
-        self._has_looked.wait(seconds)
+    @property
+    def has_looked(self) -> bool:
+        """Whether every model of the folder has been tried once."""
+        return self._has_looked.is_set()
 
     def stop(self) -> None:
-        """Ends polling; a load that has begun is waited for."""
+        """Ends polling; a load that has begun is waited for, but not for long."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_LOAD_SECONDS)
 
     def refresh(self) -> None:
         """One look at the folder: new models, newer versions, changed value models."""
@@ -85,7 +88,7 @@ class ModelStore:
     @property
     def unready_reason(self) -> str | None:
         """Why no request can be scored, None if one can."""
-        if not self._has_looked.is_set():
+        if not self.has_looked:
             return "the models are being loaded"
         families = list(self._families.values())
         if any(family.served is not None for family in families):

@@ -39,7 +39,7 @@ class RunningService:
 
     def __enter__(self) -> Self:
         if not self._has_address.wait(START_SECONDS) or not self._address:
-            self._end()
+            self.end()
             raise AssertionError("the service did not start:\n" + "\n".join(self.log))
         self.client = httpx.Client(base_url=self._address, timeout=30, trust_env=False)
         return self
@@ -48,7 +48,7 @@ class RunningService:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.client.close()
-        self._end()
+        self.end()
 
     def wait_ready(self) -> Self:
         """Waits until the service says that it can score."""
@@ -95,7 +95,8 @@ class RunningService:
                 self._has_address.set()
         self._has_address.set()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Ends the process, if need be by force."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
