@@ -10,27 +10,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-)
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag
 
 from model.ranker import NetworkConfig
 from model.strict_yaml import StrictModel, read_yaml
 
-
-def _date_as_text(value: object) -> object:
-    # YAML reads 2022-05-06 as a date; data.py compares it as text or, in a column of dates, as a date again.
-    return value.isoformat() if isinstance(value, date) else value
+PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-Scalar = Annotated[StrictInt | StrictFloat | StrictStr, BeforeValidator(_date_as_text)]
+def _scalar(value: object) -> object:
+    if isinstance(value, date):
+        # YAML reads 2022-05-06 as a date; data.py compares it as text or, in a column of dates, as a date again.
+        return value.isoformat()
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"expected a number, a text or a date, got {type(value).__name__}")
+    return value
+
+
+Scalar = Annotated[int | float | str, BeforeValidator(_scalar)]
 
 
 class Range(StrictModel):
@@ -40,7 +37,14 @@ class Range(StrictModel):
     max: Scalar | None = None
 
 
-Selection = Range | list[Scalar] | Scalar
+def _form(value: object) -> str:
+    return "range" if isinstance(value, Mapping | Range) else "list" if isinstance(value, list) else "value"
+
+
+Selection = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[list[Scalar], Tag("list")] | Annotated[Scalar, Tag("value")],
+    Discriminator(_form),
+]
 SplitName = Literal["train", "validation", "test"]
 
 
@@ -65,15 +69,15 @@ class TablesOptimizer(StrictModel):
     """The embedding tables' optimizer. All but adam run fused, inside backward; adam keeps dense gradients."""
 
     kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
-    learning_rate: PositiveFloat = 0.02
+    learning_rate: PositiveFinite = 0.02
 
 
 class DenseOptimizer(StrictModel):
     """The optimizer of everything that is not an embedding table."""
 
     kind: Literal["adam"] = "adam"
-    learning_rate: PositiveFloat = 1e-3
-    weight_decay: NonNegativeFloat = 0.0
+    learning_rate: PositiveFinite = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class OptimizerConfig(StrictModel):
@@ -104,7 +108,7 @@ class TrainingConfig(StrictModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
     # More threads than idle cores make OpenMP spin and training many times slower: raise it on a machine of your own.
     threads: PositiveInt = 1
-    checkpoint_seconds: PositiveFloat = 60.0
+    checkpoint_seconds: PositiveFinite = 60.0
 
     @classmethod
     def load(cls, path: Path, changes: Sequence[str] = ()) -> "TrainingConfig":

@@ -213,9 +213,10 @@ def wait_for_a_checkpoint(process: subprocess.Popen[str], path: Path, after: byt
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_interrupted_killed_and_resumed_training_ends_as_if_left_alone(tmp_path: Path) -> None:
     write_feed(tmp_path / "data", 1200)
-    config = training_file(tmp_path, epochs=20, early_stopping=None, batch_size=32, checkpoint_seconds=0.05)
+    config = training_file(tmp_path, epochs=12, early_stopping=None, batch_size=32, checkpoint_seconds=0.05)
     last = tmp_path / "run" / LAST
 
     interrupted = start_training(config)

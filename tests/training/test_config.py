@@ -96,6 +96,8 @@ def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path, change: str,
         ("seed=-1", "seed"),
         ("seed=4294967296", "seed"),
         ("optimizer.dense.learning_rate=0", "optimizer.dense.learning_rate"),
+        ("optimizer.dense.learning_rate=.inf", "optimizer.dense.learning_rate: Input should be a finite number"),
+        ("optimizer.tables.learning_rate=.nan", "optimizer.tables.learning_rate"),
         ("optimizer.dense.learning_rate=fast", "optimizer.dense.learning_rate"),
         ("optimizer.dense.weight_decay=-0.1", "optimizer.dense.weight_decay"),
         ("optimizer.tables.kind=adamw", "optimizer.tables.kind"),
@@ -106,6 +108,9 @@ def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path, change: str,
         ("network.tower=[8, 0]", "network.tower"),
         ("data.path=[1]", "data.path"),
         ("data.split.train={mx: 4}", "data.split.train"),
+        ("data.split.train=[[1]]", "data.split.train.list.0: expected a number, a text or a date"),
+        ("data.split.train=null", "data.split.train.value: expected a number, a text or a date"),
+        ("data.split.validation=on", "data.split.validation"),
         ("data=null", "data"),
         ("epochs=on", "epochs"),
     ],
@@ -148,3 +153,9 @@ def test_a_date_written_without_quotes_is_read_as_its_text(tmp_path: Path) -> No
 def test_a_dumped_configuration_reads_back_equal(tmp_path: Path) -> None:
     config = load(tmp_path, "optimizer.schedule=cosine", "early_stopping=null", "network.fusion.levels=[8, 4]")
     assert TrainingConfig.from_mapping(yaml.safe_load(yaml.safe_dump(config.dump())), "dumped") == config
+
+
+def test_a_fault_in_a_split_is_told_once_for_the_form_that_was_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown key 'mx'; did you mean 'max'") as refusal:
+        load(tmp_path, "data.split.train={mx: 4}")
+    assert str(refusal.value).count("data.split.train") == 1
