@@ -10,7 +10,7 @@ Shapes: B rows, T tasks, L list features, V list values.
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -37,12 +37,12 @@ def read_splits(config: DataConfig, schema: FeedSchema, wanted: tuple[SplitName,
     files = sorted(config.path.glob("*.parquet"))
     if not files:
         raise ValueError(f"{config.path}: no *.parquet file here")
-    selections: dict[SplitName, Selection] = {}
+    selections: dict[SplitName, Selection] = {
+        split: selection for split in get_args(SplitName) if (selection := getattr(config.split, split)) is not None
+    }
     for split in wanted:
-        selection = getattr(config.split, split)
-        if selection is None:
+        if split not in selections:
             raise ValueError(f"data.split.{split} is not given in the training file")
-        selections[split] = selection
     names = list(
         dict.fromkeys([*schema.columns(), config.split.column, *([config.group_by] if config.group_by else [])])
     )
@@ -55,8 +55,8 @@ def read_splits(config: DataConfig, schema: FeedSchema, wanted: tuple[SplitName,
             split: _selected(column, selection, file, config.split.column) for split, selection in selections.items()
         }
         _refuse_overlap(masks, file, config.split.column)
-        for split, mask in masks.items():
-            parts[split].append(table.filter(mask))
+        for split in wanted:
+            parts[split].append(table.filter(masks[split]))
     try:
         splits = {split: pa.concat_tables(tables, promote_options="permissive") for split, tables in parts.items()}
     except pa.ArrowException as error:

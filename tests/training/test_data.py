@@ -97,6 +97,15 @@ def test_a_row_in_two_splits_is_refused_by_file_and_row(tmp_path: Path) -> None:
     assert "row 0" in str(no.value)
 
 
+@pytest.mark.parametrize("wanted", [("train", "validation"), ("test",)])
+def test_a_row_that_trains_and_tests_is_refused_whatever_split_is_read(
+    tmp_path: Path, wanted: tuple[SplitName, ...]
+) -> None:
+    split = {"train": {"max": 2}, "validation": 3, "test": [2, 4]}
+    with pytest.raises(ValueError, match=r"a\.parquet: .* are in split train and in split test \(first: row 1\)"):
+        splits_of(tmp_path, [1, 2, 3, 4], split, *wanted)
+
+
 @pytest.mark.parametrize(
     ("when", "value"),
     [
