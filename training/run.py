@@ -54,8 +54,10 @@ class Run:
         )
 
     def write(self) -> None:
-        """Writes what was decided before the first step."""
+        """Writes what was decided before the first step, and removes what a run before it left behind here."""
         self.path.mkdir(parents=True, exist_ok=True)
+        for stale in (self.path / SUMMARY, self.path / LOG, self.path / BEST, *self.path.glob("evaluation-*.json")):
+            stale.unlink(missing_ok=True)
         write_json(self.path / SCHEMA, self.schema.model_dump(mode="json", exclude_none=True))
         write_json(self.path / FITTED, self.fitted.model_dump(mode="json"))
         write_json(self.path / CONFIG, self.config.dump())

@@ -21,8 +21,10 @@ from tests.training_data import SCHEMA, assert_same_state, feed_table, training_
 from training import checkpoint
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, read_splits
+from training.evaluate import evaluate
 from training.progress import TrainingProgress
-from training.run import BEST, LAST, LOG, SUMMARY, Run, locked
+from training.run import BEST, CONFIG, FITTED, LAST, LOG, SUMMARY, Run, locked
+from training.run import SCHEMA as SCHEMA_FILE
 from training.simulate import simulate
 from training.train import predict, relative_errors, train, validation_objective
 
@@ -244,6 +246,18 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path: Path) -> None:
     finish(config)
     for name in (BEST, LAST, LOG):
         assert (run.path / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+
+
+def test_a_fresh_start_does_not_pass_for_the_run_that_was_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finish(config_of(tmp_path))
+    evaluate(run, "test", replicates=2)
+    (run.path / LAST).unlink()
+    stop_at(monkeypatch, 2)
+    with pytest.raises(_StopError):
+        finish(config_of(tmp_path, "seed=8"))
+    assert {path.name for path in run.path.iterdir() if path.is_file()} == {".lock", CONFIG, SCHEMA_FILE, FITTED}
+    with pytest.raises(ValueError, match="has not finished"):
+        Run.open(run.path).summary()
 
 
 @pytest.mark.parametrize(
