@@ -54,6 +54,8 @@ class FixedRandomRoutingConfig(StrictModel):
 class FixedRouting(nn.Module):
     """Layers of modules along given routes: rows_BD -> fused_BTH. `routes[layer][task]` is a module's number."""
 
+    node_of_task: Tensor
+
     def __init__(self, input_width: int, widths: list[int], routes: list[list[int]]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -65,7 +67,8 @@ class FixedRouting(nn.Module):
             node_of_task = [steps.index(step) for step in zip(modules, node_of_task, strict=True)]
             input_width = width
         self.layers = nn.ModuleList(layers)
-        self.node_of_task: list[int] = node_of_task
+        # Buffers, for an index that is a list would be copied from the host to the device at every step.
+        self.register_buffer("node_of_task", torch.tensor(node_of_task), persistent=False)
         self.output_width: int = input_width
 
     def forward(self, rows_BD: Tensor) -> Tensor:
@@ -73,21 +76,25 @@ class FixedRouting(nn.Module):
         nodes_BPD = rows_BD.unsqueeze(1)
         for layer in self.layers:
             nodes_BPD = layer(nodes_BPD)
-        return nodes_BPD[:, self.node_of_task]
+        return nodes_BPD.index_select(1, self.node_of_task)
 
 
 class RoutedLayer(nn.Module):
     """Applies `steps` (module, node), sorted: nodes_BPD -> one output for each step, in their order."""
 
+    sources: Tensor
+
     def __init__(self, input_width: int, width: int, steps: list[tuple[int, int]]) -> None:
         super().__init__()
         drawn = sorted({module for module, _ in steps})
-        self.sources: list[list[int]] = [[node for module, node in steps if module == number] for number in drawn]
+        self.num_sources: list[int] = [sum(module == number for module, _ in steps) for number in drawn]
+        self.register_buffer("sources", torch.tensor([node for _, node in steps]), persistent=False)
         self.linears = nn.ModuleList([nn.Linear(input_width, width) for _ in drawn])
 
     def forward(self, nodes_BPD: Tensor) -> Tensor:
         """nodes_BPH behind the layer."""
+        inputs = torch.split_with_sizes(nodes_BPD.index_select(1, self.sources), self.num_sources, dim=1)
         outputs: list[Tensor] = []
         for module, linear in enumerate(self.linears):
-            outputs.append(linear(nodes_BPD[:, self.sources[module]]))
+            outputs.append(linear(inputs[module]))
         return torch.relu(torch.cat(outputs, dim=1))
