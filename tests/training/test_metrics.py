@@ -97,9 +97,7 @@ def test_gauc_equals_a_plain_loop() -> None:
     assert found.value == pytest.approx(total / rows, abs=ROUNDING)
     assert (found.groups_used, found.rows_used) == (used, rows)
     assert found.groups_left_out == np.unique(users).size - used
-    assert metrics.gauc(labels, scores, np.char.add("u", users.astype(str))).value == pytest.approx(
-        found.value
-    )
+    assert metrics.gauc(labels, scores, np.char.add("u", users.astype(str))).value == pytest.approx(found.value)
 
 
 def test_regression_metrics_equal_scipy_and_sklearn() -> None:
@@ -150,9 +148,7 @@ def test_intervals_do_not_depend_on_the_order_of_the_rows() -> None:
     labels, probabilities, users = _clicks(rng, 600, 60, decimals=2)
     shuffle = rng.permutation(600)
     first = metrics.evaluate_binary(labels, probabilities, users, replicates=40, seed=3)
-    second = metrics.evaluate_binary(
-        labels[shuffle], probabilities[shuffle], users[shuffle], replicates=40, seed=3
-    )
+    second = metrics.evaluate_binary(labels[shuffle], probabilities[shuffle], users[shuffle], replicates=40, seed=3)
     for name in ("auc", "gauc", "normalized_entropy", "log_loss", "calibration_ratio"):
         a, b = getattr(first, name), getattr(second, name)
         assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high), abs=ROUNDING)
@@ -189,9 +185,7 @@ def test_intervals_cover_the_truth_on_clustered_data() -> None:
         labels = (rng.random(2000) < rates[users]).astype(float)
         guess = np.full(2000, 0.4)
         by_user = metrics.evaluate_binary(labels, guess, users, replicates=200, seed=trial, level=0.9)
-        by_row = metrics.evaluate_binary(
-            labels, guess, np.arange(2000), replicates=200, seed=trial, level=0.9
-        )
+        by_row = metrics.evaluate_binary(labels, guess, np.arange(2000), replicates=200, seed=trial, level=0.9)
         for estimate, is_by_user in ((by_user.calibration_ratio, True), (by_row.calibration_ratio, False)):
             assert estimate.low is not None
             assert estimate.high is not None
@@ -216,9 +210,7 @@ def test_spearman_interval_is_close_to_one_with_new_ranks_per_replicate() -> Non
     assert found.low is not None
     assert found.high is not None
     # Fixed ranks are an approximation and 300 replicates leave about 10 % of noise in a width.
-    assert (found.high - found.low) / np.ptp(np.quantile(reranked, [0.025, 0.975])) == pytest.approx(
-        1, abs=0.35
-    )
+    assert (found.high - found.low) / np.ptp(np.quantile(reranked, [0.025, 0.975])) == pytest.approx(1, abs=0.35)
 
 
 def test_one_class_gives_none_with_a_reason_and_the_rest_goes_on() -> None:
@@ -249,9 +241,7 @@ def test_an_interval_that_the_data_cannot_give_is_none_with_a_reason() -> None:
     # One positive user of 30: a third of the replicates miss it.
     labels = np.zeros(60)
     labels[0] = 1
-    rare = metrics.evaluate_binary(
-        labels, np.linspace(0.9, 0.1, 60), np.arange(60) // 2, replicates=200, seed=0
-    )
+    rare = metrics.evaluate_binary(labels, np.linspace(0.9, 0.1, 60), np.arange(60) // 2, replicates=200, seed=0)
     assert rare.auc.value == 1.0
     assert rare.auc.low is None
     assert rare.auc.reason is not None
