@@ -4,9 +4,10 @@ A network is an nn.Module that TorchScript can script, with `forward(rows_BD) ->
 Its configuration stands beside it and builds it: `config.build(input_width, num_tasks)`; `kind` chooses it.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from model.fusion.adatt import AdaTT, AdaTTConfig
 from model.fusion.cross_stitch import CrossStitch, CrossStitchConfig
@@ -15,6 +16,19 @@ from model.fusion.no_sharing import NoSharing, NoSharingConfig
 from model.fusion.ple import PLE, PLEConfig
 from model.fusion.routing import FixedRandomRoutingConfig, FixedRouting
 from model.fusion.shared_bottom import SharedBottom, SharedBottomConfig
+from model.strict_yaml import unknown_key
+
+
+def _refuse_unknown_kind(data: Any) -> Any:
+    if not isinstance(data, Mapping):
+        return data
+    if "kind" not in data:
+        raise ValueError(f"key 'kind' is missing; it names the network: {', '.join(KINDS)}")
+    if data["kind"] not in KINDS:
+        message, valid = unknown_key(str(data["kind"]), KINDS, "kind"), f"valid kinds: {', '.join(KINDS)}"
+        raise ValueError(message if valid in message else f"{message} ({valid})")
+    return data
+
 
 FusionConfig = Annotated[
     AdaTTConfig
@@ -25,9 +39,16 @@ FusionConfig = Annotated[
     | NoSharingConfig
     | FixedRandomRoutingConfig,
     Field(discriminator="kind"),
+    BeforeValidator(_refuse_unknown_kind),
+]
+
+# Every name that `kind` may have.
+KINDS: list[str] = [
+    kind for config in get_args(get_args(FusionConfig)[0]) for kind in get_args(config.model_fields["kind"].annotation)
 ]
 
 __all__ = [
+    "KINDS",
     "PLE",
     "AdaTT",
     "AdaTTConfig",

@@ -4,17 +4,21 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, PositiveInt
 
+# Strict, for inside a nested list `true` would count as 1.
+Width = Annotated[int, Field(gt=0, strict=True)]
+
 
 def _no_empty_level(levels: tuple[int | tuple[int, ...], ...]) -> tuple[int | tuple[int, ...], ...]:
+    # Here and not by min_length, which also complains of emptiness where a level is no width.
+    if not levels:
+        raise ValueError("there is no level; give the width of at least one")
     if any(isinstance(level, tuple) and not level for level in levels):
         raise ValueError("a level's list of expert widths is empty")
     return levels
 
 
 # Each level's expert MLP: its width, or its widths layer by layer.
-Levels = Annotated[
-    tuple[PositiveInt | tuple[PositiveInt, ...], ...], Field(min_length=1), AfterValidator(_no_empty_level)
-]
+Levels = Annotated[tuple[Width | tuple[Width, ...], ...], AfterValidator(_no_empty_level)]
 ExpertsPerTask = PositiveInt | tuple[PositiveInt, ...]
 
 
