@@ -11,6 +11,7 @@ import argparse
 import json
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -79,6 +80,10 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--once", action="store_true", help="stop after the ranking")
     options = parser.parse_args()
+    # Either signal ends the step in progress and takes the children along; a shell's background job ignores SIGINT
+    # unless it is asked not to.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         _refuse_taken_port(options.port)
         feed = kuairand(options.data) if options.data else simulated(options.rows)
@@ -126,8 +131,20 @@ def _publish(feed: Feed) -> Path:
 
 def _training(step: str, *arguments: str) -> None:
     console.print(f"\n[{step}] python -m training {shlex.join(arguments)}", style="bold", markup=False, soft_wrap=True)
-    if subprocess.run([sys.executable, "-m", "training", *arguments], check=False).returncode:
-        raise DemoError(f"step {step} failed")
+    with _child("training", *arguments) as process:
+        if process.wait():
+            raise DemoError(f"step {step} failed")
+
+
+@contextmanager
+def _child(*module_and_arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python module as a child process; on the way out it is ended, if it has not, and waited for."""
+    process = subprocess.Popen([sys.executable, "-m", *module_and_arguments])
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def _write_value_models(feed: Feed, artifact: Path) -> None:
@@ -155,14 +172,10 @@ def _service(port: int) -> Iterator[str]:
     """The service as a child process, ready; it is ended and waited for on the way out."""
     arguments = ["--models", str(MODELS), "--port", str(port), "--log-level", "warning"]
     console.print(f"\npython -m service {shlex.join(arguments)}", style="bold", markup=False, soft_wrap=True)
-    process = subprocess.Popen([sys.executable, "-m", "service", *arguments])
     base = f"http://127.0.0.1:{port}"
-    try:
+    with _child("service", *arguments) as process:
         _wait_until_ready(process, base)
         yield base
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], base: str) -> None:

@@ -5,9 +5,11 @@ What the user can mend ends in one line, `error: ...`, and exit status 2; an int
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was saved is kept", file=sys.stderr)
         return 130
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ends the job once, by way of its clean-up: a second signal must not cut that short."""
+    for either in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(either, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,4 +112,6 @@ def _export(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, _interrupt)
     sys.exit(main())

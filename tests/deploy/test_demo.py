@@ -95,6 +95,14 @@ def test_demo_serves_a_ranking_until_ctrl_c(demo: Demo) -> None:
 
 
 @pytest.mark.slow
+def test_sigterm_to_the_demo_alone_takes_its_children_along(demo: Demo) -> None:
+    demo.wait_for("epoch 1:")
+    os.kill(demo.process.pid, signal.SIGTERM)
+    assert demo.process.wait(timeout=DEADLINE_SECONDS) == 130
+    assert demo.left_over() == []
+
+
+@pytest.mark.slow
 def test_ctrl_c_in_training_leaves_no_process_and_no_version(demo: Demo) -> None:
     demo.wait_for("epoch 1:")
     assert demo.interrupt() == 130
