@@ -86,7 +86,7 @@ class Scorer:
         encoded_request = self.encoder.encode("request", request, 1, as_served=True)
         encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
         with torch.inference_mode():
-            answers = self._module(*_tensors(encoded_request.block), *_tensors(encoded.block))
+            answers = self._module(*block_tensors(encoded_request.block), *block_tensors(encoded.block))
         answers_NT: NDArray[np.float32] = answers.numpy()
         if not np.isfinite(answers_NT).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
@@ -136,5 +136,6 @@ class Scorer:
             raise ArtifactError(f"{self.artifact.path / RANKER}: cannot score ({error})") from None
 
 
-def _tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:
+def block_tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:
+    """A block's arrays as the exported module takes them, in order; nothing is copied where memory allows."""
     return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in block)

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
-from model.features import EncodedBlock, FeatureEncoder, FittedFeatures, NumberStep, TargetScale
+from model.features import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
 from model.ranker import Network, NetworkConfig, ScoringModule
 from model.schema import FeedSchema, NumberFeature
+from model.scorer import block_tensors
 
 TINY_SCHEMA: dict[str, Any] = {
     "name": "tiny",
@@ -85,7 +85,7 @@ def publish_artifact(
         ).block,
     ]
     with torch.inference_mode():
-        answers_NT = module(*(tensor for block in blocks for tensor in _tensors(block))).numpy()
+        answers_NT = module(*(tensor for block in blocks for tensor in block_tensors(block))).numpy()
     expected = {task.name: (answers_NT[:, t] + spoil).tolist() for t, task in enumerate(schema.tasks)}
     reference = {task.name: {"edges": [0.0, 0.5, 1.0], "counts": [1, 1]} for task in schema.tasks}
     golden = {"tolerance": 1e-4, "requests": [{**request, "expected": expected}]}
@@ -132,7 +132,3 @@ def _module(
         tables = {table.name: torch.randn(encoder.rows_of_table[table.name], table.dim) for table in schema.tables}
         dense = Network(network, width, len(schema.tasks))
     return ScoringModule(schema, fitted, dense, tables).eval()
-
-
-def _tensors(block: EncodedBlock) -> list[torch.Tensor]:
-    return [torch.from_numpy(np.ascontiguousarray(array)) for array in block]

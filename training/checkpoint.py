@@ -6,12 +6,13 @@ from elsewhere cannot run code. Raises ValueError naming the file where it is da
 
 import hashlib
 import io
-import os
 import struct
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from training.whole import replace_file
 
 _MAGIC = b"feedrank-checkpoint-1\n"
 
@@ -21,20 +22,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
-    partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("wb") as file:
-            file.write(_MAGIC + hashlib.sha256(content).digest() + struct.pack("<Q", len(content)))
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ValueError(
-            f"{path}: the checkpoint cannot be written ({error.strerror}); the one before it is kept"
-        ) from error
+    head = _MAGIC + hashlib.sha256(content).digest() + struct.pack("<Q", len(content))
+    replace_file(path, (head, content))
 
 
 def load(path: Path) -> dict[str, Any]:

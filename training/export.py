@@ -16,14 +16,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
 from model.embeddings import BlockTensors
 from model.features import EncodedBlock, FeatureEncoder
 from model.ranker import Ranker, ScoringModule
 from model.schema import BinaryTask, Feature, FeedSchema
-from model.scorer import Scorer
+from model.scorer import Scorer, block_tensors
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
 from training.run import Run, library_versions, read_json
@@ -121,9 +120,9 @@ def _parity(
         count = picked.num_rows
         request = run.encoder.encode("request", first, 1, as_served=True).block
         candidate = run.encoder.encode("candidate", columns, count, as_served=True).block
-        inputs = (*_tensors(request), *_tensors(candidate))
+        inputs = (*block_tensors(request), *block_tensors(candidate))
         with torch.no_grad():
-            logits_NT = ranker(_repeated(request, count), BlockTensors(*_tensors(candidate)))
+            logits_NT = ranker(_repeated(request, count), BlockTensors(*block_tensors(candidate)))
             eager_NT = module(*inputs)
             for pair, answers_NT, expected_NT in (
                 ("eager against trained", eager_NT, module.answers(logits_NT)),
@@ -145,13 +144,9 @@ def _unit_of_log(schema: FeedSchema) -> float:
     return 20.0 if any(not isinstance(task, BinaryTask) for task in schema.tasks) else 1.0
 
 
-def _tensors(block: EncodedBlock) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in block)
-
-
 def _repeated(block: EncodedBlock, count: int) -> BlockTensors:
     """A request block of one row as `count` rows, list feature by list feature."""
-    ids_1K, values_V, lengths_L1, numbers_1N = _tensors(block)
+    ids_1K, values_V, lengths_L1, numbers_1N = block_tensors(block)
     values = (
         [part.repeat(count) for part in torch.split(values_V, lengths_L1[:, 0].tolist())] if len(lengths_L1) else []
     )
@@ -208,8 +203,8 @@ def _answers(
     user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
     candidates = encoder.columns("candidate", request["candidates"]["features"], rows)
     inputs = (
-        *_tensors(encoder.encode("request", user, 1, as_served=True).block),
-        *_tensors(encoder.encode("candidate", candidates, rows, as_served=True).block),
+        *block_tensors(encoder.encode("request", user, 1, as_served=True).block),
+        *block_tensors(encoder.encode("candidate", candidates, rows, as_served=True).block),
     )
     with torch.no_grad():
         answers_NT: NDArray[np.float32] = module(*inputs).numpy()

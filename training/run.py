@@ -9,7 +9,6 @@ evaluation-<split>.json                            written by evaluate
 import fcntl
 import importlib.metadata
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from model.ranker import Network, Ranker
 from model.schema import FeedSchema
 from training import checkpoint
 from training.config import TrainingConfig
+from training.whole import replace_file
 
 CONFIG = "config.json"
 SCHEMA = "schema.json"
@@ -117,16 +117,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes text and replaces `path` in one step; a full disk leaves the old file and names it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ValueError(f"{path}: cannot be written ({error.strerror})") from error
+    replace_file(path, (text.encode(),))
 
 
 def read_json(path: Path) -> Any:

@@ -11,11 +11,6 @@ The laws of the feed are in training.feed_world.
 """
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +22,7 @@ from scipy.special import ndtr
 
 from training import feed_world as feed
 from training.feed_world import FeedWorld, Integers
+from training.whole import replaced_folder
 
 __all__ = ["FeedWorld", "simulate"]
 
@@ -60,7 +56,7 @@ def simulate(rows: int, seed: int, out: Path, *, users: int = 5_000, items: int 
     totals = dict.fromkeys((*feed.BINARY_TASKS, "play_time_ms"), 0)
     pages = -(-rows // feed.PAGE)
     last_ms = int(FIRST_DAY.astype(np.int64)) - 1
-    with _replacing(out) as folder, Progress(transient=True) as progress:
+    with replaced_folder(out, MANIFEST) as folder, Progress(transient=True) as progress:
         bar = progress.add_task("simulating impressions", total=rows)
         with _Files(folder) as impressions, _Files(folder / "truth") as truth:
             for first_page in range(0, pages, CHUNK_PAGES):
@@ -249,31 +245,3 @@ def _write_manifest(path: Path, rows: int, seed: int, world: FeedWorld, means: d
         "constants": feed.constants() | {"viewing_correlation": VIEWING_CORRELATION},
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all went well, and is removed when not."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise ValueError(f"{out} is not empty and has no {MANIFEST}, so it is not replaced: name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        new, old = staging / "new", staging / "old"
-        new.mkdir()
-        yield new
-        for path in new.rglob("*.*"):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
+from model.fusion.stack import FusionStack
 from model.strict_yaml import StrictModel
 
 
@@ -48,8 +49,10 @@ class AdaTTConfig(StrictModel):
         )
 
 
-class AdaTT(nn.Module):
-    """A stack of fusion levels: rows_BD -> fused_BTH."""
+class AdaTT(FusionStack):
+    """Fusion levels, one upon the other (Equations 2 and 3): rows_BD -> fused_BTH.
+
+    `expert_weights` are the gate's and the native weights together (Equation 11)."""
 
     def __init__(
         self,
@@ -60,7 +63,6 @@ class AdaTT(nn.Module):
         shared_experts: int = 0,
         native_experts: bool = True,
     ) -> None:
-        super().__init__()
         num_tasks = len(experts_per_task)
         experts_per_unit = [*experts_per_task, *([shared_experts] if shared_experts else [])]
         stack: list[nn.Module] = []
@@ -78,26 +80,7 @@ class AdaTT(nn.Module):
                 )
             )
             width = widths[-1]
-        self.levels = nn.ModuleList(stack)
-        self.output_width: int = width
-
-    def forward(self, rows_BD: Tensor) -> Tensor:
-        """fused_BTH of rows_BD (Equations 2 and 3)."""
-        # The first level has one input for all units; unit axis of size 1, never copied.
-        units_BUD = rows_BD.unsqueeze(1)
-        for level in self.levels:
-            units_BUD = level(units_BUD)[0]
-        return units_BUD
-
-    @torch.jit.export
-    def expert_weights(self, rows_BD: Tensor) -> list[Tensor]:
-        """Per level, the weight of every expert in every fused unit, gate and native weight together: [B, G, E]."""
-        units_BUD = rows_BD.unsqueeze(1)
-        weights: list[Tensor] = []
-        for level in self.levels:
-            units_BUD, weights_BGE = level(units_BUD)
-            weights.append(weights_BGE)
-        return weights
+        super().__init__(stack, width)
 
 
 class FusionLevel(nn.Module):

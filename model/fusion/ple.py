@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
+from model.fusion.stack import FusionStack
 from model.strict_yaml import StrictModel
 
 
@@ -32,13 +33,12 @@ class PLEConfig(StrictModel):
         return PLE(input_width, widths_by_level(self.levels), per_task, self.shared_experts)
 
 
-class PLE(nn.Module):
-    """Levels of extraction: rows_BD -> fused_BTH."""
+class PLE(FusionStack):
+    """Levels of extraction: rows_BD -> fused_BTH. `expert_weights` are 0 where a gate does not see an expert."""
 
     def __init__(
         self, input_width: int, levels: list[list[int]], experts_per_task: list[int], shared_experts: int
     ) -> None:
-        super().__init__()
         stack: list[nn.Module] = []
         width = input_width
         for position, widths in enumerate(levels):
@@ -53,25 +53,7 @@ class PLE(nn.Module):
                 )
             )
             width = widths[-1]
-        self.levels = nn.ModuleList(stack)
-        self.output_width: int = width
-
-    def forward(self, rows_BD: Tensor) -> Tensor:
-        """fused_BTH of rows_BD."""
-        units_BUD = rows_BD.unsqueeze(1)
-        for level in self.levels:
-            units_BUD = level(units_BUD)[0]
-        return units_BUD
-
-    @torch.jit.export
-    def expert_weights(self, rows_BD: Tensor) -> list[Tensor]:
-        """Per level, the weight of every expert in every fused unit, 0 where a gate does not see it: [B, G, E]."""
-        units_BUD = rows_BD.unsqueeze(1)
-        weights: list[Tensor] = []
-        for level in self.levels:
-            units_BUD, weights_BGE = level(units_BUD)
-            weights.append(weights_BGE)
-        return weights
+        super().__init__(stack, width)
 
 
 class ExtractionLevel(nn.Module):

@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from training.prepare import census, kuairand
-from training.prepare.folder import Prepared, publish
+from training.prepare.folder import MANIFEST, Prepared
+from training.whole import replaced_folder
 
 _DATASETS: dict[str, Callable[[Path, Callable[[str], None]], Prepared]] = {
     "kuairand": kuairand.read,
@@ -37,7 +38,7 @@ def prepare(dataset: str, source: Path, out: Path) -> None:
     def progress(step: str) -> None:
         console.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {step}", highlight=False)
 
-    with publish(out) as folder:  # refuses `out` before the work, not after it
+    with replaced_folder(out, MANIFEST) as folder:  # refuses `out` before the work, not after it
         prepared = _DATASETS[dataset](source, progress)
         progress(f"writing {out}")
         prepared.write(folder)

@@ -1,0 +1,34 @@
+"""A stack of fusion levels whose units each read their own unit of the level below. Scripted by TorchScript.
+
+Shapes: B rows, U units = inputs of a level, G its fused units, T tasks, E experts, D input, H width of an output.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class FusionStack(nn.Module):
+    """Levels of `(fused_BGH, weights_BGE) = level(units_BUD)`: rows_BD -> fused_BTH."""
+
+    def __init__(self, levels: list[nn.Module], output_width: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(levels)
+        self.output_width: int = output_width
+
+    def forward(self, rows_BD: Tensor) -> Tensor:
+        """fused_BTH of rows_BD."""
+        # The first level has one input for all units: a unit axis of size 1, never copied.
+        units_BUD = rows_BD.unsqueeze(1)
+        for level in self.levels:
+            units_BUD = level(units_BUD)[0]
+        return units_BUD
+
+    @torch.jit.export
+    def expert_weights(self, rows_BD: Tensor) -> list[Tensor]:
+        """Per level, the weight of every expert in every fused unit: [B, G, E]."""
+        units_BUD = rows_BD.unsqueeze(1)
+        weights: list[Tensor] = []
+        for level in self.levels:
+            units_BUD, weights_BGE = level(units_BUD)
+            weights.append(weights_BGE)
+        return weights

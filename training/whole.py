@@ -1,0 +1,56 @@
+"""Files and folders that appear whole or not at all: a crash, a full disk or Ctrl-C leaves what was there before."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def replace_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Writes `parts` one after the other and replaces `path` in one step. Raises ValueError naming the file."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"{path}: cannot be written ({error.strerror}); what was saved before is kept") from error
+
+
+@contextmanager
+def replaced_folder(out: Path, marker: str) -> Iterator[Path]:
+    """An empty folder beside `out` that takes its place when all went well, and is removed when not.
+
+    An existing `out` is replaced if it is empty or holds `marker`, the file by which its maker knows its own; anything
+    else is a ValueError."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file; --out names a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
+        raise ValueError(f"{out}: is not empty and has no {marker}, so it is not replaced; name another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        new, old = staging / "new", staging / "old"
+        new.mkdir()
+        yield new
+        for path in new.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
