@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -186,7 +187,8 @@ class Service:
 def create_app(settings: Settings) -> ASGIApp:
     """The application for one process."""
     service = Service(settings)
-    app = FastAPI(
+    # /docs brings its own scripts: a service in a closed network has no CDN to load them from.
+    app = FastAPIOffline(
         title="feedrank",
         version="1",
         description="Scores the candidates of a feed, one probability per task, and ranks them.",

@@ -1,5 +1,6 @@
 """The written description of the scoring route, held against real requests and answers."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ def test_docs_can_be_read(client: TestClient) -> None:
     page = client.get("/docs")
     assert page.status_code == 200
     assert "/openapi.json" in page.text
+    # Whatever the page loads comes from the service: a closed network has nothing else.
+    loaded = re.findall(r"""(?:src|href|url)\s*[=:]\s*["']([^"']+)["']""", page.text)
+    assert len(loaded) >= 3
+    assert [address for address in loaded if not address.startswith("/")] == []
+    assert [address for address in loaded if client.get(address).status_code != 200] == []
 
 
 def test_every_route_is_described(client: TestClient) -> None:
