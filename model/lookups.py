@@ -1,0 +1,79 @@
+"""Raw ids -> rows of their embedding table, vectorised: hashed buckets and vocabularies.
+
+Strings hash by XXH3 of their UTF-8 bytes, integers by SplitMix64's finaliser: stable across machines and versions.
+Row 0 is the OOV row: no bucket has it, and an id that a vocabulary does not hold takes it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from model.columns import Column, Ids, Values
+from model.fitted import FittedFeatures
+from model.schema import Table
+
+OOV_ROW = 0
+
+
+def hash_strings(values: Sequence[str]) -> NDArray[np.uint64]:
+    """XXH3-64 of each string's UTF-8 bytes."""
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, map(str.encode, values)), np.uint64, len(values))
+
+
+def hash_integers(values: Ids) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser over the two's-complement bits: a bijection of 64-bit words that spreads low bits."""
+    word = values.view(np.uint64) if values.flags.c_contiguous else np.ascontiguousarray(values).view(np.uint64)
+    word = word + np.uint64(0x9E3779B97F4A7C15)
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return word ^ (word >> np.uint64(31))
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Raw values -> table rows, for one table."""
+
+    rows: int
+    find: Callable[[Values], Ids]
+    # Set where integers are hashed: such look-ups of a block can be done in one go.
+    integer_buckets: int | None = None
+
+    def __call__(self, column: Column) -> Ids:
+        ids = self.find(column.values)
+        if column.missing is not None:
+            ids[column.missing] = OOV_ROW
+        return ids
+
+
+def lookup_of(table: Table, fitted: FittedFeatures) -> Lookup:
+    """The look-up of a table. Raises ValueError where its fitted vocabulary is absent."""
+    if table.buckets is not None:
+        buckets = table.buckets
+        of_integers = buckets if table.dtype == "int64" else None
+        return Lookup(buckets + 1, lambda values: _bucket_rows(values, buckets), of_integers)
+    entries = fitted.vocabularies.get(table.name, ()) if table.vocabulary == "fitted" else table.vocabulary
+    if not entries:
+        raise ValueError(f"table '{table.name}': its fitted vocabulary is absent from the fitted features")
+    if table.dtype == "string":
+        row_of = {entry: row for row, entry in enumerate(entries, start=1)}
+        return Lookup(
+            len(row_of) + 1,
+            lambda values: np.fromiter(map(row_of.get, values, repeat(OOV_ROW)), np.int64, len(values)),
+        )
+    order = np.argsort(np.asarray(entries, np.int64), kind="stable")
+    sorted_entries = np.asarray(entries, np.int64)[order]
+    return Lookup(len(entries) + 1, lambda values: _vocabulary_rows(values, sorted_entries, order + 1))
+
+
+def _bucket_rows(values: Values, buckets: int) -> Ids:
+    hashed = hash_strings(values) if isinstance(values, list) else hash_integers(values)  # type: ignore[arg-type]
+    return (hashed % np.uint64(buckets)).astype(np.int64) + 1
+
+
+def _vocabulary_rows(values: Values, sorted_entries: Ids, rows: Ids) -> Ids:
+    found = np.minimum(np.searchsorted(sorted_entries, values), len(sorted_entries) - 1)
+    return np.where(sorted_entries[found] == values, rows[found], OOV_ROW)
