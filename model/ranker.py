@@ -8,6 +8,7 @@ Shapes: B rows, N candidates, T tasks, D columns of the dense row, H width of a 
 L list features, V list values in all.
 """
 
+import copy
 import io
 import warnings
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.nn import functional
 from model.embeddings import BlockTensors, Embeddings
 from model.features import FittedFeatures
 from model.fusion import FusionConfig
+from model.fusion.row_linear import share_request
 from model.schema import BinaryTask, Block, FeedSchema, IdFeature, IdListFeature, NumberFeature, RegressionTask
 from model.strict_yaml import StrictModel
 
@@ -172,6 +174,12 @@ def _sparse(schema: FeedSchema, block: Block) -> list[IdFeature | IdListFeature]
     return [feature for feature in schema.block(block) if not isinstance(feature, NumberFeature)]
 
 
+def _width(schema: FeedSchema, block: Block) -> int:
+    """Columns of the dense row that come from a block."""
+    dims = {name: table.dim for table in schema.tables for name in table.features}
+    return sum(dims.get(feature.name, 1) for feature in schema.block(block))
+
+
 class ScoringModule(nn.Module):
     """What is exported: one request block and N candidates -> answers_NT."""
 
@@ -181,7 +189,9 @@ class ScoringModule(nn.Module):
         shared = {name: nn.Parameter(weight.clone(), requires_grad=False) for name, weight in tables.items()}
         self.request = BlockEmbeddings(schema, _sparse(schema, "request"), shared)
         self.candidate = BlockEmbeddings(schema, _sparse(schema, "candidate"), shared)
-        self.network = network
+        # The user's and the context's columns are the same for all candidates of a request.
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        share_request(self.network, _width(schema, "request"))
         self.answers = Answers(schema, fitted)
 
     def forward(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
+from model.fusion.row_linear import RowLinear
 from model.fusion.stack import FusionStack
 from model.strict_yaml import StrictModel
 
@@ -104,10 +105,11 @@ class FusionLevel(nn.Module):
         self.num_fused: int = num_fused
         self.is_first: bool = is_first
         self.experts = UnitExperts(input_width, widths, experts_per_unit, has_one_input=is_first)
+        linear = RowLinear if is_first else nn.Linear
         num_gates = 1 if is_first else num_fused
         # At the first level all units read the same row, so their gates are one Linear.
         gate_width = self.num_experts * (num_fused if is_first else 1)
-        self.gates = nn.ModuleList([nn.Linear(input_width, gate_width) for _ in range(num_gates)])
+        self.gates = nn.ModuleList([linear(input_width, gate_width) for _ in range(num_gates)])
         native, is_learned = _native_weights(experts_per_unit, num_fused)
         self.has_native: bool = native_experts
         # One entry per native expert of a fused unit, at [unit, expert] = native_position of the padded matrix.

@@ -1,6 +1,6 @@
 """The expert MLPs of one fusion level, computed in few large operations. Scripted by TorchScript.
 
-In: units_BUD (or [B, 1, D] where all units read one input). Out: experts_BEH, ReLU after every layer, the last too.
+In: units_BUD (or [B, 1, D] where all units read the raw row). Out: experts_BEH, ReLU after every layer, the last too.
 The first layer is one Linear per distinct input, for all experts that read it; deeper layers, where each expert has an
 input of its own, are one batched product for all experts.
 
@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from model.fusion.row_linear import RowLinear
+
 
 class UnitExperts(nn.Module):
     """All experts of a level; `experts_per_unit` says how many each unit has, in the order of their outputs."""
@@ -24,7 +26,8 @@ class UnitExperts(nn.Module):
         self.num_experts: int = sum(experts_per_unit)
         self.first_width: int = widths[0]
         counts = [self.num_experts] if has_one_input else experts_per_unit
-        self.first = nn.ModuleList([nn.Linear(input_width, count * widths[0]) for count in counts])
+        linear = RowLinear if has_one_input else nn.Linear
+        self.first = nn.ModuleList([linear(input_width, count * widths[0]) for count in counts])
         self.deeper = nn.ModuleList(
             [ExpertLinear(self.num_experts, before, after) for before, after in itertools.pairwise(widths)]
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
 from model.fusion.levels import Levels, all_widths, widths_by_level
+from model.fusion.row_linear import RowLinear
 from model.strict_yaml import StrictModel
 
 
@@ -83,7 +84,7 @@ class MixtureLevel(nn.Module):
         self.num_gates: int = num_gates
         self.experts = UnitExperts(input_width, widths, [1] * num_experts, has_one_input=is_first)
         # All gates read the raw row, so they are one Linear.
-        self.gates = nn.Linear(raw_width, num_gates * num_experts)
+        self.gates = RowLinear(raw_width, num_gates * num_experts)
 
     def forward(self, rows_BD: Tensor, units_BUH: Tensor) -> tuple[Tensor, Tensor]:
         """(fused_BGH, weights_BGE)."""

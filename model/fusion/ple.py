@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
+from model.fusion.row_linear import RowLinear
 from model.fusion.stack import FusionStack
 from model.strict_yaml import StrictModel
 
@@ -85,7 +86,8 @@ class ExtractionLevel(nn.Module):
         if shared and not is_last:
             seen_by_unit.append(list(range(self.num_experts)))
         self.num_fused: int = len(seen_by_unit)
-        self.gates = nn.ModuleList([nn.Linear(input_width, len(seen)) for seen in seen_by_unit])
+        linear = RowLinear if is_first else nn.Linear
+        self.gates = nn.ModuleList([linear(input_width, len(seen)) for seen in seen_by_unit])
         # Where each gate's weights stand in the [G, E] matrix of all weights.
         positions = [unit * self.num_experts + expert for unit, seen in enumerate(seen_by_unit) for expert in seen]
         self.register_buffer("seen", torch.tensor(positions, dtype=torch.int64), persistent=False)

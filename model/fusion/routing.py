@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from model.fusion.levels import Levels, all_widths
+from model.fusion.row_linear import RowLinear
 from model.strict_yaml import StrictModel
 
 
@@ -63,7 +64,7 @@ class FixedRouting(nn.Module):
         node_of_task = [0] * len(routes[0])
         for width, modules in zip(widths, routes, strict=True):
             steps = sorted(set(zip(modules, node_of_task, strict=True)))
-            layers.append(RoutedLayer(input_width, width, steps))
+            layers.append(RoutedLayer(input_width, width, steps, is_first=not layers))
             node_of_task = [steps.index(step) for step in zip(modules, node_of_task, strict=True)]
             input_width = width
         self.layers = nn.ModuleList(layers)
@@ -84,12 +85,13 @@ class RoutedLayer(nn.Module):
 
     sources: Tensor
 
-    def __init__(self, input_width: int, width: int, steps: list[tuple[int, int]]) -> None:
+    def __init__(self, input_width: int, width: int, steps: list[tuple[int, int]], *, is_first: bool) -> None:
         super().__init__()
         drawn = sorted({module for module, _ in steps})
         self.num_sources: list[int] = [sum(module == number for module, _ in steps) for number in drawn]
         self.register_buffer("sources", torch.tensor([node for _, node in steps]), persistent=False)
-        self.linears = nn.ModuleList([nn.Linear(input_width, width) for _ in drawn])
+        linear = RowLinear if is_first else nn.Linear
+        self.linears = nn.ModuleList([linear(input_width, width) for _ in drawn])
 
     def forward(self, nodes_BPD: Tensor) -> Tensor:
         """nodes_BPH behind the layer."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.fusion.levels import Levels, all_widths
+from model.fusion.row_linear import RowLinear
 from model.strict_yaml import StrictModel
 
 
@@ -32,7 +33,8 @@ class SharedBottom(nn.Module):
     def __init__(self, input_width: int, widths: list[int], num_tasks: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            [nn.Linear(before, after) for before, after in itertools.pairwise([input_width, *widths])]
+            [RowLinear(input_width, widths[0])]
+            + [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
         )
         self.num_tasks: int = num_tasks
         self.output_width: int = widths[-1]
