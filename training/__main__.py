@@ -66,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--where", metavar="COLUMN=VALUE", help="measure one segment, for example tab=1")
     command.set_defaults(run=_evaluate)
 
+    command = commands.add_parser("inspect", help="expert weights and gradient conflicts of a finished run")
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("--split", choices=["train", "validation", "test"], default="validation")
+    command.set_defaults(run=_inspect)
+
     command = commands.add_parser("export", help="publish a finished run as the next model version")
     command.add_argument("folder", type=Path, metavar="RUN")
     command.add_argument("--models", type=Path, required=True, help="the models folder that a service reads")
@@ -102,6 +107,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     run = Run.open(options.folder)
     print_table(evaluate(run, options.split, replicates=options.replicates, where=options.where))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from training.inspect import inspect, print_tables
+    from training.run import Run
+
+    print_tables(inspect(Run.open(options.folder), options.split))
 
 
 def _export(options: argparse.Namespace) -> None:
