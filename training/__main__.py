@@ -76,6 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--models", type=Path, required=True, help="the models folder that a service reads")
     command.add_argument("--name", help="the model's name (default: the schema's)")
     command.set_defaults(run=_export)
+
+    command = commands.add_parser("compare", help="compare networks over seeds and datasets, and report")
+    command.add_argument("experiment", type=Path, metavar="EXPERIMENT")
+    command.add_argument("--seeds", type=int, help="number of seeds (default: the file's)")
+    command.add_argument("--processes", type=int, help="cells trained at once (default: the file's)")
+    command.add_argument("--output", type=Path, help="folder for runs and report (default: the file's)")
+    command.add_argument("--report", action="store_true", help="train nothing, report the cells that are finished")
+    command.set_defaults(run=_compare)
     return parser
 
 
@@ -121,6 +129,14 @@ def _export(options: argparse.Namespace) -> None:
     from training.run import Run
 
     print(export(Run.open(options.folder), options.models, options.name))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from training.compare.runner import compare, load
+
+    given = {"seeds": options.seeds, "processes": options.processes, "output": options.output}
+    experiment = load(options.experiment, {key: value for key, value in given.items() if value is not None})
+    print(compare(experiment, report_only=options.report))
 
 
 if __name__ == "__main__":
