@@ -41,7 +41,8 @@ def print_tables(results: Json) -> None:
             case Paragraph(text):
                 console.print(text, markup=False)
             case Table(head, rows, is_words):
-                table = RichTable(head[0])
+                table = RichTable()
+                table.add_column(head[0], no_wrap=True)
                 for name in head[1:]:
                     table.add_column(name, justify="left" if is_words else "right")
                 for row in rows:
