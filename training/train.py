@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from model.fusion.learned_routing import policy_perplexities
 from model.ranker import Ranker
 from model.schema import BinaryTask, FeedSchema
 from training import checkpoint
@@ -35,6 +36,7 @@ from training.losses import TaskLosses
 from training.metrics import normalized_entropy
 from training.optimizers import Optimizers
 from training.progress import TrainingProgress
+from training.routing import PolicyLearner
 from training.run import BEST, LAST, LOG, SUMMARY, Run, library_versions, locked, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -109,8 +111,9 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
     losses = TaskLosses(run.schema)
     balancing = config.balancing.build(losses, config.seed)
     optimizers = Optimizers(ranker, config.optimizer, steps_per_epoch * config.epochs, balancing)
+    policies = PolicyLearner(ranker.network.fusion, run.schema, config.seed)
     data = [train_rows.fingerprint(), validation_rows.fingerprint()]
-    progress = _resume(run, ranker, balancing, optimizers, data)
+    progress = _resume(run, ranker, balancing, policies, optimizers, data)
     started = time.monotonic() - progress.seconds
     last_saved = time.monotonic()
 
@@ -119,6 +122,7 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
         state = {
             "ranker": ranker.state_dict(),
             "balancing": balancing.state_dict(),
+            "policies": policies.state(),
             "optimizers": optimizers.state(),
             "progress": asdict(progress),
             "data": data,
@@ -137,10 +141,12 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
                 step = progress.epoch * steps_per_epoch + progress.step_in_epoch
                 place = f"epoch {progress.epoch + 1}, step {progress.step_in_epoch + 1}"
                 optimizers.start_step(step)
+                policies.start_step(progress.epoch, step)
                 rows_BD = ranker.embeddings(batch.request, batch.candidate)
                 if not rows_BD.requires_grad:  # a feed of numbers alone; methods on gradients still look at the row
                     rows_BD.requires_grad_()
-                losses_T = losses(ranker.network(rows_BD), batch.targets_BT, batch.observed_BT, batch.weights_B)
+                logits_BT = ranker.network(rows_BD)
+                losses_T = losses(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
                 total = balancing.total(losses_T)
                 if not torch.isfinite(total):
                     raise ValueError(f"{run.path}: the loss is not finite in {place}; {NOT_FINITE}")
@@ -156,6 +162,7 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
                     raise ValueError(f"{run.path}: {error} in {place}; {NOT_FINITE}") from None
                 optimizers.step()
                 balancing.after_step()
+                policies.learn(logits_BT, batch.targets_BT, batch.observed_BT)
                 loss_sums_T += losses_T.detach()
                 progress.step_in_epoch += 1
                 bar.advance(len(batch.targets_BT), float(total.detach()))
@@ -171,7 +178,14 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
     )
 
 
-def _resume(run: Run, ranker: Ranker, balancing: Balancing, optimizers: Optimizers, data: list[str]) -> Progress:
+def _resume(
+    run: Run,
+    ranker: Ranker,
+    balancing: Balancing,
+    policies: PolicyLearner,
+    optimizers: Optimizers,
+    data: list[str],
+) -> Progress:
     if not (run.path / LAST).exists():
         return Progress()
     state = checkpoint.load(run.path / LAST)
@@ -179,6 +193,7 @@ def _resume(run: Run, ranker: Ranker, balancing: Balancing, optimizers: Optimize
         raise _differs(run.path, ["the data"])
     ranker.load_state_dict(state["ranker"])
     balancing.load_state_dict(state.get("balancing", {}))  # absent in runs from before there was any
+    policies.load_state(state.get("policies", {}))
     optimizers.load_state(state["optimizers"])
     progress = Progress(**state["progress"])
     log.info("resuming %s at epoch %d, step %d", run.path, progress.epoch + 1, progress.step_in_epoch)
@@ -204,6 +219,8 @@ def _end_epoch(
     names = [task.name for task in run.schema.tasks]
     line: dict[str, float] = {"epoch": progress.epoch + 1}
     line |= {f"train_loss_{name}": loss for name, loss in zip(names, losses_T.tolist(), strict=True)}
+    perplexities = policy_perplexities(ranker.network.fusion)
+    line |= {f"policy_perplexity_layer_{layer}": value for layer, value in perplexities.items()}
     logits_BT = predict(ranker, validation_rows)
     if not np.isfinite(logits_BT).all():
         raise ValueError(f"{run.path}: the answers are not finite after epoch {progress.epoch + 1}; {NOT_FINITE}")
