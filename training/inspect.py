@@ -2,6 +2,7 @@
 
     inside.json                                   every number, names beside them
     expert_weights.png  gradient_conflicts.png    heat maps of them
+    policies.png  policy_perplexity.png           learned routing: the policies, and how they settled
 
 Expert weights are those of networks with gates (AdaTT, MMoE, PLE); for the others that part is left out and said so.
 """
@@ -21,7 +22,8 @@ from training.conflicts import Conflicts, task_conflicts
 from training.data import Rows, columns_from_arrow, read_splits
 from training.gates import LevelGates, level_gates
 from training.losses import TaskLosses
-from training.plots import plot_conflicts, plot_expert_weights
+from training.plots import plot_conflicts, plot_expert_weights, plot_perplexity, plot_policies
+from training.policies import layer_policies, perplexity_by_epoch
 from training.run import Run, write_json
 from training.whole import replace_file
 
@@ -46,8 +48,16 @@ def inspect(run: Run, split: SplitName = "validation", *, num_batches: int = BAT
         "rows": len(rows),
         "expert_weights": None,
         "gradient_conflicts": conflicts.as_json(),
+        "policies": None,
     }
-    (folder / "expert_weights.png").unlink(missing_ok=True)
+    for stale in folder.glob("*.png"):
+        stale.unlink()
+    policies = layer_policies(ranker.network.fusion, conflicts.tasks)
+    if policies:
+        perplexity = perplexity_by_epoch(run)
+        result["policies"] = {"layers": [layer.as_json() for layer in policies], "perplexity_by_epoch": perplexity}
+        replace_file(folder / "policies.png", (plot_policies(policies, title),))
+        replace_file(folder / "policy_perplexity.png", (plot_perplexity(perplexity, title),))
     if levels is None:
         log.info("%s has no gates: expert weights are left out", kind)
     else:
@@ -101,6 +111,12 @@ def print_tables(result: dict[str, Any]) -> None:
         table = Table("unit", *level["experts"], "gate entropy", title=f"level {level['level']}: mean expert weights")
         for unit, weights, entropy in zip(level["units"], level["mean_weights"], level["gate_entropy"], strict=True):
             table.add_row(unit, *(f"{weight:.2f}" for weight in weights), f"{entropy:.2f}")
+        console.print(table)
+    for layer in (result["policies"] or {"layers": []})["layers"]:
+        modules = [f"module {number}" for number in range(len(layer["probabilities"][0]))]
+        table = Table("task", *modules, "perplexity", title=f"layer {layer['layer']}: routing policy")
+        for task, chances, perplexity in zip(layer["tasks"], layer["probabilities"], layer["perplexity"], strict=True):
+            table.add_row(task, *(f"{chance:.2f}" for chance in chances), f"{perplexity:.2f}")
         console.print(table)
     conflicts = result["gradient_conflicts"]
     for place in ("representation", "parameters"):

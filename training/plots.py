@@ -1,10 +1,10 @@
-"""Heat maps as PNG: expert weights per fusion level, and conflicts between tasks' gradients.
+"""Pictures as PNG: expert weights per fusion level, conflicts between tasks' gradients, routing policies.
 
-In: what training/gates.py and training/conflicts.py measured. Out: PNG bytes, for a file or inside a report.
+In: what training/gates.py, conflicts.py and policies.py measured. Out: PNG bytes, for a file or inside a report.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from training.conflicts import Conflicts
 from training.gates import LevelGates
+from training.policies import LayerPolicies
 
 # Inches; a cell holds a number of two decimals.
 CELL_WIDTH, CELL_HEIGHT, MARGIN = 0.62, 0.42, 1.9
@@ -40,14 +41,42 @@ def plot_conflicts(conflicts: Conflicts, title: str) -> bytes:
     tasks = conflicts.tasks
     width = 2 * (len(tasks) * CELL_WIDTH + MARGIN)
     figure = Figure(figsize=(max(width, 7.0), len(tasks) * CELL_HEIGHT + MARGIN + 0.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(f"cosine of task gradients: {title}")
     left, right = figure.subplots(1, 2)
     for axis, matrix, place in (
         (left, conflicts.at_rows_TT, "representation"),
         (right, conflicts.at_parameters_TT, "parameters"),
     ):
         _heat_map(axis, matrix, tasks, tasks, 1.0)
-        axis.set_title(f"cosine of task gradients, shared {place}", fontsize=10)
+        axis.set_title(f"at the shared {place}", fontsize=10)
+    return _png(figure)
+
+
+def plot_policies(layers: Sequence[LayerPolicies], title: str) -> bytes:
+    """Per routed layer two heat maps: each task's chances of the modules, and the cosines between tasks."""
+    num_tasks, num_modules = layers[0].chances_TM.shape
+    width = (num_tasks + num_modules) * CELL_WIDTH + 2 * MARGIN
+    height = len(layers) * (num_tasks * CELL_HEIGHT + MARGIN) + 0.5
+    figure = Figure(figsize=(max(width, 7.0), height), layout="constrained")
+    figure.suptitle(title)
+    modules = [f"module {number}" for number in range(num_modules)]
+    for policies, (left, right) in zip(layers, figure.subplots(len(layers), 2, squeeze=False), strict=True):
+        _heat_map(left, policies.chances_TM, policies.tasks, modules, 1.0)
+        left.set_title(f"layer {policies.layer}: policy", fontsize=10)
+        _heat_map(right, policies.cosines_TT, policies.tasks, policies.tasks, 1.0)
+        right.set_title(f"layer {policies.layer}: cosine between tasks", fontsize=10)
+    return _png(figure)
+
+
+def plot_perplexity(by_layer: Mapping[int, Sequence[float]], title: str) -> bytes:
+    """The perplexity of each routed layer's policies after each epoch."""
+    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+    axis = figure.subplots()
+    for layer, values in by_layer.items():
+        axis.plot(range(1, len(values) + 1), values, marker="o", label=f"layer {layer}")
+    axis.set(title=title, xlabel="epoch", ylabel="perplexity of the policies, mean over tasks")
+    axis.set_ylim(bottom=1.0)
+    axis.legend()
     return _png(figure)
 
 

@@ -35,6 +35,7 @@ from training.data import Rows, columns_from_arrow, fit_features, read_splits
 from training.losses import TaskLosses
 from training.metrics import normalized_entropy
 from training.optimizers import Optimizers
+from training.policies import PERPLEXITY
 from training.progress import TrainingProgress
 from training.routing import PolicyLearner
 from training.run import BEST, LAST, LOG, SUMMARY, Run, library_versions, locked, write_json, write_text
@@ -220,7 +221,7 @@ def _end_epoch(
     line: dict[str, float] = {"epoch": progress.epoch + 1}
     line |= {f"train_loss_{name}": loss for name, loss in zip(names, losses_T.tolist(), strict=True)}
     perplexities = policy_perplexities(ranker.network.fusion)
-    line |= {f"policy_perplexity_layer_{layer}": value for layer, value in perplexities.items()}
+    line |= {f"{PERPLEXITY}{layer}": value for layer, value in perplexities.items()}
     logits_BT = predict(ranker, validation_rows)
     if not np.isfinite(logits_BT).all():
         raise ValueError(f"{run.path}: the answers are not finite after epoch {progress.epoch + 1}; {NOT_FINITE}")

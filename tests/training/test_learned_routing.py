@@ -2,14 +2,17 @@
 
 import copy
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.stats import entropy
 from torch import Tensor
 
 from model.fusion import LearnedRouting
@@ -18,6 +21,7 @@ from model.ranker import NetworkConfig
 from model.schema import FeedSchema
 from tests.training_data import assert_same_state, training_file, write_feed
 from training import checkpoint
+from training.__main__ import main
 from training.config import TrainingConfig
 from training.routing import PolicyLearner, wpl
 from training.run import BEST, LAST, LOG, Run
@@ -225,6 +229,26 @@ def test_a_run_learns_its_policies_and_logs_their_perplexity(tmp_path: Path) -> 
     last = [float(lines[-1][f"policy_perplexity_layer_{layer}"]) for layer in (0, 1)]
     assert all(1 <= value < 2 for value in last)
     assert not run.best_ranker().training
+
+
+def test_inspect_shows_the_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(config_of(tmp_path, policy="clip"), show=False)
+    assert main(["inspect", str(run.path)]) == 0
+    assert "layer 1: routing policy" in capsys.readouterr().out
+    written = json.loads((run.path / "inside/inside.json").read_text(encoding="utf-8"))
+    assert written["expert_weights"] is None
+    with (run.path / LOG).open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    for layer, policy_TM in zip(written["policies"]["layers"], policies(run, BEST), strict=True):
+        chances_TM = policy_TM.double().numpy()
+        np.testing.assert_allclose(layer["probabilities"], chances_TM)
+        np.testing.assert_allclose(layer["perplexity"], np.exp(entropy(chances_TM, axis=1)))
+        lengths_T = np.linalg.norm(chances_TM, axis=1)
+        np.testing.assert_allclose(layer["cosines"], chances_TM @ chances_TM.T / np.outer(lengths_T, lengths_T))
+        by_epoch = written["policies"]["perplexity_by_epoch"][str(layer["layer"])]
+        assert by_epoch == [float(line[f"policy_perplexity_layer_{layer['layer']}"]) for line in lines]
+    for name in ("policies", "policy_perplexity", "gradient_conflicts"):
+        assert matplotlib.image.imread(run.path / f"inside/{name}.png").std() > 0.05, "blank"
 
 
 def test_a_warm_up_as_long_as_the_run_learns_no_policy(tmp_path: Path) -> None:
