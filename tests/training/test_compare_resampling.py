@@ -48,7 +48,8 @@ def test_intervals_are_those_of_repeated_rows(metric: str) -> None:
     tasks = [task("click", 0, kind), task("like", 1, kind)]
     outputs = {
         network: {
-            t.name: [outputs_of(t, seed + 10 * number, skill) for seed in (1, 2)] for number, t in enumerate(tasks)
+            t.name: {seed: outputs_of(t, seed + 10 * number, skill) for seed in (1, 2)}
+            for number, t in enumerate(tasks)
         }
         for network, skill in {"base": 0.3, "better": 1.0}.items()
     }
@@ -62,7 +63,9 @@ def test_intervals_are_those_of_repeated_rows(metric: str) -> None:
         for t in tasks:
             rows = repeated_rows(t, draw)
             of_network = {
-                network: np.mean([metric_of(metric, t.labels_B[rows], x[rows]) for x in outputs[network][t.name]])
+                network: np.mean(
+                    [metric_of(metric, t.labels_B[rows], x[rows]) for x in outputs[network][t.name].values()]
+                )
                 for network in outputs
             }
             differences.append(float(of_network["better"] - of_network["base"]))
@@ -75,15 +78,28 @@ def test_intervals_are_those_of_repeated_rows(metric: str) -> None:
 
 def test_a_network_against_itself_differs_by_nothing() -> None:
     truth = task("click", 3)
-    same = {"click": [outputs_of(truth, 1, 0.5)]}
+    same = {"click": {0: outputs_of(truth, 1, 0.5)}}
     for metric in ("auc", "gauc", "normalized_entropy"):
         found = paired_intervals(metric, [truth], {"a": same, "b": same}, "a", USERS, replicates=100)
         assert found["click"]["b"] == (0.0, 0.0)
 
 
+def test_seeds_that_the_baseline_has_not_are_left_out() -> None:
+    truth = task("click", 3)
+    base = {"click": {1: outputs_of(truth, 1, 0.5)}}
+    more = {"click": {1: outputs_of(truth, 2, 0.5), 2: outputs_of(truth, 3, 2.0)}}
+    paired = {"click": {1: more["click"][1]}}
+    none = {"click": {2: more["click"][2]}}
+    outputs = {"base": base, "more": more, "paired": paired, "none": none}
+    found = paired_intervals("auc", [truth], outputs, "base", USERS, replicates=100)["click"]
+    assert found["more"] is not None
+    assert found["more"] == found["paired"]
+    assert found["none"] is None
+
+
 def test_one_user_gives_no_interval() -> None:
     truth = TaskTruth("click", "binary", np.arange(4), np.array([0.0, 1, 0, 1]), np.zeros(4, np.int64))
-    outputs = {name: {"click": [np.arange(4.0)]} for name in ("a", "b")}
+    outputs = {name: {"click": {0: np.arange(4.0)}} for name in ("a", "b")}
     assert paired_intervals("auc", [truth], outputs, "a", 1, replicates=100) == {
         "click": {"b": None},
         MEAN: {"b": None},

@@ -221,3 +221,16 @@ def test_worker_processes_give_the_same_answers(feed: Path) -> None:
         place = f"clips/{network}/seed-0/predictions-test.npz"
         one, other = (np.load(feed / out / place)["outputs_BT"] for out in ("out", "parallel"))
         np.testing.assert_array_equal(one, other)
+
+
+def test_worker_that_is_killed_fails_its_cell_alone(feed: Path) -> None:
+    experiment = load(experiment_file(feed), {"seeds": 1})
+    cell, config = next(iter(experiment.configs().items()))
+    worker = workers._Worker()
+    worker.process.kill()
+    worker.process.join()
+    worker.begin(workers.Job(cell, config, "validation"))
+    outcome = worker.outcome()
+    assert outcome.cell == cell
+    assert outcome.fault is not None
+    assert "ended with exit code -9" in outcome.fault

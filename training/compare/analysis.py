@@ -6,9 +6,11 @@ percent, with a paired test (Holm over the networks) and, on the test split, a p
 """
 
 import json
+import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,10 @@ Outputs = dict[str, dict[int, NDArray[np.float32]]]
 def analyse(experiment: Experiment, done: Mapping[Cell, TrainingConfig], failures: Mapping[str, str]) -> Json:
     """All results of the finished cells; `failures` is cell -> reason. Raises ValueError for broken predictions."""
     return {
-        "experiment": json.loads(experiment.model_dump_json(by_alias=True)),
+        # Where it ran is no result.
+        "experiment": json.loads(experiment.model_dump_json(by_alias=True, exclude={"output", "processes"})),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "cores": len(os.sched_getaffinity(0)),
         "libraries": library_versions(),
         "cells": {"planned": len(experiment.cells()), "finished": len(done)},
         "failures": dict(failures),
@@ -128,7 +133,9 @@ def _over_users(
         tasks = [truth.tasks[positions[name]] for name in names]
         of_tasks = {
             network: {
-                task.name: [x_BT[task.rows_B, positions[task.name]].astype(np.float64) for x_BT in by_seed.values()]
+                task.name: {
+                    seed: x_BT[task.rows_B, positions[task.name]].astype(np.float64) for seed, x_BT in by_seed.items()
+                }
                 for task in tasks
             }
             for network, by_seed in outputs.items()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 Json = dict[str, Any]
 # Okabe and Ito's blue and orange: told apart by colour-blind readers.
 BLUE, ORANGE = "#0072B2", "#D55E00"
+MARKERS = "DosX"
 
 
 def differences(tables: Mapping[str, Json], baseline: str, metric: str) -> bytes | None:
@@ -52,18 +53,19 @@ def differences(tables: Mapping[str, Json], baseline: str, metric: str) -> bytes
 
 def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json], metric: str) -> bytes:
     """The metric's mean and interval over seeds against multiply-adds per row."""
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     axis = figure.subplots()
-    for name, entry in entries.items():
+    for number, (name, entry) in enumerate(entries.items()):
         cost = costs[name]["multiply_adds_per_row"]
+        colour, marker = f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)]
         if entry["low"] is not None:
-            axis.plot([cost, cost], [entry["low"], entry["high"]], color=BLUE, linewidth=1.5)
-        axis.plot([cost], [entry["mean"]], "D", color=ORANGE, markersize=5)
-        axis.annotate(name, (cost, entry["mean"]), textcoords="offset points", xytext=(6, 3), fontsize=8)
+            axis.plot([cost, cost], [entry["low"], entry["high"]], color=colour, linewidth=1.5, alpha=0.6)
+        axis.plot([cost], [entry["mean"]], marker, color=colour, markersize=6, label=name)
     axis.set_xlabel("multiply-adds per row")
     axis.set_ylabel(metric)
-    axis.margins(x=0.2)
     axis.grid(alpha=0.3)
+    # Beside the plot: networks of one size would print their names over each other.
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return _png(figure)
 
 

@@ -72,7 +72,10 @@ def _blocks(results: Json, *, brief: bool = False) -> Iterator[Block]:
         yield from _dataset(name, dataset, experiment, brief=brief)
     if not brief:
         versions = ", ".join(f"{library} {version}" for library, version in results["libraries"].items())
-        yield Paragraph(f"Made with {versions}. Raw numbers, seed by seed: {RESULTS}.")
+        yield Paragraph(
+            f"Made on {results['date']} on {results['cores']} cores with {versions}. "
+            f"Raw numbers, seed by seed: {RESULTS}."
+        )
 
 
 def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iterator[Block]:

@@ -8,7 +8,6 @@ measured on the same draws of users, so what they have in common cancels.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from training.bootstrap import Floats, Statistic, bootstrap_intervals
@@ -25,7 +24,7 @@ Interval = tuple[float, float] | None
 def paired_intervals(
     metric: str,
     tasks: Sequence[TaskTruth],
-    outputs: Mapping[str, Mapping[str, Sequence[NDArray[np.float64]]]],
+    outputs: Mapping[str, Mapping[str, Mapping[int, Floats]]],
     baseline: str,
     num_groups: int,
     *,
@@ -34,43 +33,42 @@ def paired_intervals(
 ) -> dict[str, dict[str, Interval]]:
     """[task or MEAN][network] -> (low, high) of the network's metric minus the baseline's; None where undefined.
 
-    `outputs[network][task]` holds one array per seed, on the task's observed rows; `groups_B` of the tasks number the
-    split's `num_groups` users."""
+    `outputs[network][task][seed]` are those on the task's observed rows; seeds that the baseline has not are left out.
+    `groups_B` of the tasks number the split's `num_groups` users."""
     names = [task.name for task in tasks]
     networks = [network for network in outputs if network != baseline]
     if num_groups < 2 or not names:
         return {name: dict.fromkeys(networks) for name in (*names, MEAN)}
-    by_network = {
-        network: {
-            task.name: _remember_last(_mean([_statistic(metric, task, x, num_groups) for x in of_network[task.name]]))
-            for task in tasks
-        }
+    measured = {
+        (network, task.name, seed): _remember_last(_statistic(metric, task, outputs_B, num_groups))
         for network, of_network in outputs.items()
+        for task in tasks
+        for seed, outputs_B in of_network[task.name].items()
     }
     differences: dict[str, Statistic] = {}
     keys = [(name, network) for name in (*names, MEAN) for network in networks]
     for number, (name, network) in enumerate(keys):
         pairs = [
-            (by_network[network][task], by_network[baseline][task]) for task in (names if name == MEAN else [name])
+            (measured[network, task, seed], measured[baseline, task, seed])
+            for task in (names if name == MEAN else [name])
+            for seed in outputs[network][task]
+            if seed in outputs[baseline][task]
         ]
-        differences[str(number)] = _mean([_difference(one, other) for one, other in pairs])
+        if pairs:
+            differences[str(number)] = _mean_difference(pairs)
     found = bootstrap_intervals(differences, num_groups, replicates=replicates, seed=SEED, level=level)
     result: dict[str, dict[str, Interval]] = {name: {} for name in (*names, MEAN)}
     for number, (name, network) in enumerate(keys):
-        result[name][network] = found[str(number)]
+        result[name][network] = found.get(str(number))
     return result
 
 
-def _mean(statistics: Sequence[Statistic]) -> Statistic:
+def _mean_difference(pairs: Sequence[tuple[Statistic, Statistic]]) -> Statistic:
     def averaged(draws_RG: Floats) -> Floats:
-        total: Floats = np.sum([statistic(draws_RG) for statistic in statistics], axis=0) / len(statistics)
-        return total
+        total: Floats = np.sum([one(draws_RG) - other(draws_RG) for one, other in pairs], axis=0)
+        return total / len(pairs)
 
     return averaged
-
-
-def _difference(one: Statistic, other: Statistic) -> Statistic:
-    return lambda draws_RG: one(draws_RG) - other(draws_RG)
 
 
 def _remember_last(statistic: Statistic) -> Statistic:
