@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("compare", help="compare networks over seeds and datasets, and report")
     command.add_argument("experiment", type=Path, metavar="EXPERIMENT")
     command.add_argument("--seeds", type=int, help="number of seeds (default: the file's)")
+    command.add_argument("--baseline", help="the network to compare with (default: the file's); needs no new training")
     command.add_argument("--processes", type=int, help="cells trained at once (default: the file's)")
     command.add_argument("--output", type=Path, help="folder for runs and report (default: the file's)")
     command.add_argument("--report", action="store_true", help="train nothing, report the cells that are finished")
@@ -134,7 +135,7 @@ def _export(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from training.compare.runner import compare, load
 
-    given = {"seeds": options.seeds, "processes": options.processes, "output": options.output}
+    given = {key: getattr(options, key) for key in ("seeds", "baseline", "processes", "output")}
     experiment = load(options.experiment, {key: value for key, value in given.items() if value is not None})
     print(compare(experiment, report_only=options.report))
 

@@ -167,6 +167,14 @@ def test_report_of_what_is_finished_trains_nothing(feed: Path, trained: list[str
     assert "This report is partial" in (feed / "out" / "results.md").read_text(encoding="utf-8")
 
 
+def test_another_baseline_needs_no_training(feed: Path, trained: list[str]) -> None:
+    file = experiment_file(feed)
+    assert main(["compare", str(file), "--seeds", "1"]) == 0
+    assert main(["compare", str(file), "--seeds", "1", "--baseline", "adatt"]) == 0
+    assert len(trained) == 2
+    assert list(results_of(feed)["datasets"]["clips"]["verdicts"]) == ["bottom"]
+
+
 def test_report_of_nothing_is_refused(feed: Path) -> None:
     with pytest.raises(ValueError, match="no cell is trained"):
         compare(load(experiment_file(feed), {}), report_only=True)
