@@ -297,6 +297,25 @@ def test_gradnorm_by_hand_over_two_steps() -> None:
     assert float(balancing.task_weights_T[:3].detach().std()) > 0.01
 
 
+def test_gradnorm_helps_the_slow_task_more_the_larger_alpha_is() -> None:
+    ranker, slopes = new_ranker(), []
+    for alpha in (0.0, 1.0, 6.0):
+        balancing = built("gradnorm", alpha=alpha)
+        assert isinstance(balancing, GradNorm)
+        losses_T, rows_BD = losses_of(ranker, balancing, torch.ones(2, 4))
+        parts_T = losses_T * torch.tensor(LOSS_WEIGHTS)
+        norms = np.array([float(torch.autograd.grad(part, rows_BD, retain_graph=True)[0].norm()) for part in parts_T])
+        # The first two tasks stand at a tenth and at half of their first loss, the third at all of it.
+        rates = np.array([0.1, 0.5, 1.0])
+        balancing.first_losses_T[:3] = parts_T.detach()[:3] / torch.tensor(rates, dtype=torch.float32)
+        balancing.backward(losses_T, balancing.total(losses_T), rows_BD, ranker.network, 0)
+        targets = norms[:3].mean() * (rates / rates.mean()) ** alpha
+        assert balancing.task_weights_T.grad is not None
+        slopes.append(np.sign(balancing.task_weights_T.grad.numpy()).tolist())
+        assert slopes[-1] == [*np.sign(norms[:3] - targets), 0.0]
+    assert len({tuple(signs) for signs in slopes}) > 1
+
+
 def test_gradnorm_keeps_weights_above_nothing() -> None:
     balancing = built("gradnorm")
     assert isinstance(balancing, GradNorm)
