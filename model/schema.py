@@ -123,7 +123,10 @@ Feature = Annotated[IdFeature | IdListFeature | NumberFeature, Field(discriminat
 
 
 class BinaryTask(StrictModel):
-    """A yes/no outcome; `label` is a 0/1 column, `mask` a 0/1 column that says where the label counts."""
+    """A yes/no outcome; `label` is a 0/1 column, `mask` a 0/1 column that says where the label counts.
+
+    `positive_weight` counts the loss of a positive row that many times; answers stay calibrated for the log as it is.
+    """
 
     name: Name
     kind: Literal["binary"]
@@ -131,6 +134,7 @@ class BinaryTask(StrictModel):
     loss_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     mask: str | None = None
     negative_sampling_rate: float = Field(default=1.0, gt=0, le=1)
+    positive_weight: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
 
 
 class RegressionTask(StrictModel):

@@ -66,11 +66,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--where", metavar="COLUMN=VALUE", help="measure one segment, for example tab=1")
     command.set_defaults(run=_evaluate)
 
+    command = commands.add_parser("inspect", help="expert weights and gradient conflicts of a finished run")
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("--split", choices=["train", "validation", "test"], default="validation")
+    command.set_defaults(run=_inspect)
+
     command = commands.add_parser("export", help="publish a finished run as the next model version")
     command.add_argument("folder", type=Path, metavar="RUN")
     command.add_argument("--models", type=Path, required=True, help="the models folder that a service reads")
     command.add_argument("--name", help="the model's name (default: the schema's)")
     command.set_defaults(run=_export)
+
+    command = commands.add_parser("compare", help="compare networks over seeds and datasets, and report")
+    command.add_argument("experiment", type=Path, metavar="EXPERIMENT")
+    command.add_argument("--seeds", type=int, help="number of seeds (default: the file's)")
+    command.add_argument("--baseline", help="the network to compare with (default: the file's); needs no new training")
+    command.add_argument("--processes", type=int, help="cells trained at once (default: the file's)")
+    command.add_argument("--output", type=Path, help="folder for runs and report (default: the file's)")
+    command.add_argument("--report", action="store_true", help="train nothing, report the cells that are finished")
+    command.set_defaults(run=_compare)
     return parser
 
 
@@ -104,11 +118,26 @@ def _evaluate(options: argparse.Namespace) -> None:
     print_table(evaluate(run, options.split, replicates=options.replicates, where=options.where))
 
 
+def _inspect(options: argparse.Namespace) -> None:
+    from training.inspect import inspect, print_tables
+    from training.run import Run
+
+    print_tables(inspect(Run.open(options.folder), options.split))
+
+
 def _export(options: argparse.Namespace) -> None:
     from training.export import export
     from training.run import Run
 
     print(export(Run.open(options.folder), options.models, options.name))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from training.compare.runner import compare, load
+
+    given = {key: getattr(options, key) for key in ("seeds", "baseline", "processes", "output")}
+    experiment = load(options.experiment, {key: value for key, value in given.items() if value is not None})
+    print(compare(experiment, report_only=options.report))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag
 
 from model.ranker import NetworkConfig
 from model.strict_yaml import StrictModel, read_yaml
+from training.balancing import BalancingConfig, NoBalancingConfig
 
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -58,11 +59,16 @@ class SplitConfig(StrictModel):
 
 
 class DataConfig(StrictModel):
-    """A folder of *.parquet files; `group_by` names the user column of GAUC and of the bootstrap."""
+    """A folder of *.parquet files; `group_by` names the user column of GAUC and of the bootstrap.
+
+    `weight` names a column of row weights >= 0: losses become weighted means over the training rows; metrics and the
+    validation objective do not use it.
+    """
 
     path: Path
     split: SplitConfig
     group_by: str | None = None
+    weight: str | None = None
 
 
 class TablesOptimizer(StrictModel):
@@ -102,6 +108,7 @@ class TrainingConfig(StrictModel):
     network: NetworkConfig
     output: Path
     optimizer: OptimizerConfig = OptimizerConfig()
+    balancing: BalancingConfig = NoBalancingConfig()
     batch_size: PositiveInt = 1024
     epochs: PositiveInt = 10
     early_stopping: EarlyStopping | None = EarlyStopping()

@@ -43,13 +43,14 @@ def read_splits(config: DataConfig, schema: FeedSchema, wanted: tuple[SplitName,
     for split in wanted:
         if split not in selections:
             raise ValueError(f"data.split.{split} is not given in the training file")
-    names = list(
-        dict.fromkeys([*schema.columns(), config.split.column, *([config.group_by] if config.group_by else [])])
-    )
+    optional = [name for name in (config.group_by, config.weight) if name is not None]
+    names = list(dict.fromkeys([*schema.columns(), config.split.column, *optional]))
     parts: dict[SplitName, list[pa.Table]] = {split: [] for split in wanted}
     for file in files:
         table = _read(file, names)
         _check(table, file, schema)
+        if config.weight is not None:
+            _check_weights(table.column(config.weight), file, config.weight)
         column = _plain(table.column(config.split.column))
         masks = {
             split: _selected(column, selection, file, config.split.column) for split, selection in selections.items()
@@ -137,6 +138,15 @@ def _check(table: pa.Table, file: Path, schema: FeedSchema) -> None:
             _binary(labels, observed_B) if isinstance(task, BinaryTask) else _quantity(labels, observed_B)
         except ValueError as error:
             raise ValueError(f"{file}: column '{column}' (task {task.name}): {error}") from None
+
+
+def _check_weights(weights: pa.ChunkedArray, file: Path, name: str) -> None:
+    try:
+        weights_B = _floats(weights)
+        with np.errstate(invalid="ignore"):
+            _refuse(weights_B, ~((weights_B >= 0) & (weights_B <= 1e9)), "must be a number from 0 to 1e9")
+    except ValueError as error:
+        raise ValueError(f"{file}: column '{name}' (row weights, data.weight): {error}") from None
 
 
 def _dtype(schema: FeedSchema, feature: Feature) -> str | None:
@@ -254,22 +264,31 @@ def fit_features(schema: FeedSchema, table: pa.Table, columns: Mapping[str, Colu
 
 
 class Batch(NamedTuple):
-    """Inputs, targets_BT on the scale they are learned on, and observed_BT (1 where a label counts)."""
+    """Inputs, targets_BT on the scale they are learned on, observed_BT (1 where a label counts), row weights if any."""
 
     request: BlockTensors
     candidate: BlockTensors
     targets_BT: Tensor
     observed_BT: Tensor
+    weights_B: Tensor | None = None
 
 
 class Rows:
     """A split as tensors, from which batches are gathered by row number."""
 
-    def __init__(self, request: Encoded, candidate: Encoded, targets_BT: Tensor, observed_BT: Tensor) -> None:
+    def __init__(
+        self,
+        request: Encoded,
+        candidate: Encoded,
+        targets_BT: Tensor,
+        observed_BT: Tensor,
+        weights_B: Tensor | None = None,
+    ) -> None:
         self._request = _Block(request)
         self._candidate = _Block(candidate)
         self.targets_BT = targets_BT
         self.observed_BT = observed_BT
+        self.weights_B = weights_B
 
     def __len__(self) -> int:
         return len(self.targets_BT)
@@ -283,9 +302,10 @@ class Rows:
         columns: Mapping[str, Column],
         *,
         as_served: bool,
+        weight: str | None = None,
     ) -> "Rows":
         """Encodes a split's columns (`columns_from_arrow`); `as_served` gives training_only
-        features their serving value."""
+        features their serving value, `weight` names the column of row weights. Raises ValueError where all are 0."""
         rows = table.num_rows
         targets_BT = np.empty((rows, len(schema.tasks)), np.float32)
         observed_BT = np.empty((rows, len(schema.tasks)), np.float32)
@@ -296,17 +316,23 @@ class Rows:
                 labels_B = (transform_target(labels_B, task.transform) - scale.mean) / scale.scale
             targets_BT[:, position] = labels_B
             observed_BT[:, position] = observed_of(task, table)
+        weights_B = None if weight is None else torch.from_numpy(_floats(table.column(weight)).astype(np.float32))
+        if weights_B is not None and not weights_B.any():
+            raise ValueError(f"column '{weight}' (row weights, data.weight): all {rows} weights are 0")
         return cls(
             encoder.encode("request", columns, rows, as_served=as_served),
             encoder.encode("candidate", columns, rows, as_served=as_served),
             torch.from_numpy(targets_BT),
             torch.from_numpy(observed_BT),
+            weights_B,
         )
 
     def fingerprint(self) -> str:
         """A hash over every row and label, in order: equal for the same split, encoded alike."""
         digest = xxhash.xxh3_128()
-        for tensor in (*self._request.tensors(), *self._candidate.tensors(), self.targets_BT, self.observed_BT):
+        weights = () if self.weights_B is None else (self.weights_B,)
+        blocks = (*self._request.tensors(), *self._candidate.tensors())
+        for tensor in (*blocks, self.targets_BT, self.observed_BT, *weights):
             digest.update(f"{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
@@ -314,7 +340,11 @@ class Rows:
     def take(self, rows_B: Tensor) -> Batch:
         """The batch of the given row numbers."""
         return Batch(
-            self._request.take(rows_B), self._candidate.take(rows_B), self.targets_BT[rows_B], self.observed_BT[rows_B]
+            self._request.take(rows_B),
+            self._candidate.take(rows_B),
+            self.targets_BT[rows_B],
+            self.observed_BT[rows_B],
+            None if self.weights_B is None else self.weights_B[rows_B],
         )
 
     def batches(self, batch_size: int) -> Iterator[Batch]:

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from model.ranker import Ranker
+from training.balancing import Balancing
 from training.config import OptimizerConfig
 
 
 class Optimizers:
-    """Steps a ranker; `total_steps` is the length of the schedule."""
+    """Steps a ranker, and what its balancing learns; `total_steps` is the length of the schedule."""
 
-    def __init__(self, ranker: Ranker, config: OptimizerConfig, total_steps: int) -> None:
+    def __init__(
+        self, ranker: Ranker, config: OptimizerConfig, total_steps: int, balancing: Balancing | None = None
+    ) -> None:
         self._config = config
         self._total_steps = total_steps
         self._fused = ranker.embeddings.fused_optimizer()
@@ -29,6 +32,9 @@ class Optimizers:
         tables = [] if ranker.embeddings.is_fused else list(ranker.embeddings.parameters())
         if tables:
             groups.append({"params": tables, "lr": config.tables.learning_rate, "weight_decay": 0.0})
+        learned = [] if balancing is None else list(balancing.parameters())
+        if balancing is not None and learned:
+            groups.append({"params": learned, "lr": balancing.learning_rate, "weight_decay": 0.0})
         # fused=True: one kernel for all parameters; the rule is Adam's own (Kingma and Ba).
         self._dense = torch.optim.Adam(groups, fused=True)
         self._rates: list[float] = [group["lr"] for group in groups]

@@ -4,6 +4,7 @@ config.json  schema.json  fitted_features.json     what was trained, defaults in
 checkpoints/last.pt  checkpoints/best.pt           resume point; best validation objective
 log.csv  summary.json                              one line per epoch; status, rows, times, versions
 evaluation-<split>.json                            written by evaluate
+inside/                                            numbers and heat maps, written by inspect
 """
 
 import fcntl
@@ -56,7 +57,8 @@ class Run:
     def write(self) -> None:
         """Writes what was decided before the first step, and removes what a run before it left behind here."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for stale in (self.path / SUMMARY, self.path / LOG, self.path / BEST, *self.path.glob("evaluation-*.json")):
+        made_later = (*self.path.glob("evaluation-*.json"), *self.path.glob("inside/*"))
+        for stale in (self.path / SUMMARY, self.path / LOG, self.path / BEST, *made_later):
             stale.unlink(missing_ok=True)
         write_json(self.path / SCHEMA, self.schema.model_dump(mode="json", exclude_none=True))
         write_json(self.path / FITTED, self.fitted.model_dump(mode="json"))

@@ -25,15 +25,19 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from model.fusion.learned_routing import policy_perplexities
 from model.ranker import Ranker
 from model.schema import BinaryTask, FeedSchema
 from training import checkpoint
+from training.balancing import Balancing
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, read_splits
 from training.losses import TaskLosses
 from training.metrics import normalized_entropy
 from training.optimizers import Optimizers
+from training.policies import PERPLEXITY
 from training.progress import TrainingProgress
+from training.routing import PolicyLearner
 from training.run import BEST, LAST, LOG, SUMMARY, Run, library_versions, locked, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -67,7 +71,8 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
         rows = {}
         for split, table in tables.items():
             columns = columns_from_arrow(schema, table)
-            rows[split] = Rows.encode(schema, run.encoder, table, columns, as_served=False)
+            weight = config.data.weight if split == "train" else None
+            rows[split] = Rows.encode(schema, run.encoder, table, columns, as_served=False, weight=weight)
         _fit(run, rows["train"], rows["validation"], show=show)
     return run
 
@@ -104,10 +109,12 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
     torch.manual_seed(config.seed)
     ranker = run.new_ranker()
     steps_per_epoch = -(-len(train_rows) // config.batch_size)
-    optimizers = Optimizers(ranker, config.optimizer, steps_per_epoch * config.epochs)
     losses = TaskLosses(run.schema)
+    balancing = config.balancing.build(losses, config.seed)
+    optimizers = Optimizers(ranker, config.optimizer, steps_per_epoch * config.epochs, balancing)
+    policies = PolicyLearner(ranker.network.fusion, run.schema, config.seed)
     data = [train_rows.fingerprint(), validation_rows.fingerprint()]
-    progress = _resume(run, ranker, optimizers, data)
+    progress = _resume(run, ranker, balancing, policies, optimizers, data)
     started = time.monotonic() - progress.seconds
     last_saved = time.monotonic()
 
@@ -115,6 +122,8 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
         progress.seconds = time.monotonic() - started
         state = {
             "ranker": ranker.state_dict(),
+            "balancing": balancing.state_dict(),
+            "policies": policies.state(),
             "optimizers": optimizers.state(),
             "progress": asdict(progress),
             "data": data,
@@ -130,22 +139,31 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
             loss_sums_T = torch.tensor(progress.loss_sums or [0.0] * len(run.schema.tasks), dtype=torch.float64)
             while progress.step_in_epoch < steps_per_epoch:
                 batch = train_rows.take(batches[progress.step_in_epoch])
-                optimizers.start_step(progress.epoch * steps_per_epoch + progress.step_in_epoch)
-                losses_T = losses(ranker(batch.request, batch.candidate), batch.targets_BT, batch.observed_BT)
-                total = losses.total(losses_T)
+                step = progress.epoch * steps_per_epoch + progress.step_in_epoch
+                place = f"epoch {progress.epoch + 1}, step {progress.step_in_epoch + 1}"
+                optimizers.start_step(step)
+                policies.start_step(progress.epoch, step)
+                rows_BD = ranker.embeddings(batch.request, batch.candidate)
+                if not rows_BD.requires_grad:  # a feed of numbers alone; methods on gradients still look at the row
+                    rows_BD.requires_grad_()
+                logits_BT = ranker.network(rows_BD)
+                losses_T = losses(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
+                total = balancing.total(losses_T)
                 if not torch.isfinite(total):
-                    raise ValueError(
-                        f"{run.path}: the loss is not finite in epoch {progress.epoch + 1}, step "
-                        f"{progress.step_in_epoch + 1}; {NOT_FINITE}"
-                    )
+                    raise ValueError(f"{run.path}: the loss is not finite in {place}; {NOT_FINITE}")
                 # Saved before the step: only now is it known that these weights give a finite loss.
                 if time.monotonic() - last_saved > config.checkpoint_seconds:
                     progress.loss_sums = loss_sums_T.tolist()
                     save(LAST)
                     last_saved = time.monotonic()
                 optimizers.zero_grad()
-                total.backward()  # type: ignore[no-untyped-call]
+                try:
+                    balancing.backward(losses_T, total, rows_BD, ranker.network, step)
+                except FloatingPointError as error:
+                    raise ValueError(f"{run.path}: {error} in {place}; {NOT_FINITE}") from None
                 optimizers.step()
+                balancing.after_step()
+                policies.learn(logits_BT, batch.targets_BT, batch.observed_BT)
                 loss_sums_T += losses_T.detach()
                 progress.step_in_epoch += 1
                 bar.advance(len(batch.targets_BT), float(total.detach()))
@@ -161,13 +179,22 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
     )
 
 
-def _resume(run: Run, ranker: Ranker, optimizers: Optimizers, data: list[str]) -> Progress:
+def _resume(
+    run: Run,
+    ranker: Ranker,
+    balancing: Balancing,
+    policies: PolicyLearner,
+    optimizers: Optimizers,
+    data: list[str],
+) -> Progress:
     if not (run.path / LAST).exists():
         return Progress()
     state = checkpoint.load(run.path / LAST)
     if state.get("data") != data:
         raise _differs(run.path, ["the data"])
     ranker.load_state_dict(state["ranker"])
+    balancing.load_state_dict(state.get("balancing", {}))  # absent in runs from before there was any
+    policies.load_state(state.get("policies", {}))
     optimizers.load_state(state["optimizers"])
     progress = Progress(**state["progress"])
     log.info("resuming %s at epoch %d, step %d", run.path, progress.epoch + 1, progress.step_in_epoch)
@@ -193,6 +220,8 @@ def _end_epoch(
     names = [task.name for task in run.schema.tasks]
     line: dict[str, float] = {"epoch": progress.epoch + 1}
     line |= {f"train_loss_{name}": loss for name, loss in zip(names, losses_T.tolist(), strict=True)}
+    perplexities = policy_perplexities(ranker.network.fusion)
+    line |= {f"{PERPLEXITY}{layer}": value for layer, value in perplexities.items()}
     logits_BT = predict(ranker, validation_rows)
     if not np.isfinite(logits_BT).all():
         raise ValueError(f"{run.path}: the answers are not finite after epoch {progress.epoch + 1}; {NOT_FINITE}")

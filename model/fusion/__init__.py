@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from model.fusion.adatt import AdaTT, AdaTTConfig
 from model.fusion.cross_stitch import CrossStitch, CrossStitchConfig
+from model.fusion.learned_routing import LearnedRouting, LearnedRoutingConfig
 from model.fusion.mmoe import MMoE, MMoEConfig
 from model.fusion.no_sharing import NoSharing, NoSharingConfig
 from model.fusion.ple import PLE, PLEConfig
@@ -37,7 +38,8 @@ FusionConfig = Annotated[
     | PLEConfig
     | CrossStitchConfig
     | NoSharingConfig
-    | FixedRandomRoutingConfig,
+    | FixedRandomRoutingConfig
+    | LearnedRoutingConfig,
     Field(discriminator="kind"),
     BeforeValidator(_refuse_unknown_kind),
 ]
@@ -57,6 +59,8 @@ __all__ = [
     "FixedRandomRoutingConfig",
     "FixedRouting",
     "FusionConfig",
+    "LearnedRouting",
+    "LearnedRoutingConfig",
     "MMoE",
     "MMoEConfig",
     "NoSharing",

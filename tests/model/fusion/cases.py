@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from model.fusion import FusionConfig
+from model.fusion import FusionConfig, LearnedRouting
 from model.ranker import NetworkConfig
 
 INPUT_WIDTH = 7
@@ -64,7 +65,18 @@ class Case:
     def build(self, seed: int = 0, input_width: int = INPUT_WIDTH) -> nn.Module:
         """The network, its parameters drawn from the seed."""
         torch.manual_seed(seed)
-        return self.parsed.build(input_width, self.tasks)
+        return self.ready(self.parsed.build(input_width, self.tasks))
+
+    def ready(self, module: nn.Module) -> nn.Module:
+        """The module as the suite takes it. Of learned routing, what it promises holds in evaluation mode: policies
+        are made as if learned, every module the choice of some task."""
+        if isinstance(module, LearnedRouting):
+            module.eval()
+            for position, layer in module.routed_layers().items():
+                tasks, modules = layer.policy_TM.shape
+                chosen = functional.one_hot((torch.arange(tasks) + position) % modules, modules)
+                layer.policy_TM.copy_((torch.rand(tasks, modules) + 2 * chosen) / (2 + modules))
+        return module
 
 
 def rows_of(count: int, seed: int = 1) -> Tensor:
@@ -79,6 +91,7 @@ def _case(tasks: int, kind: str, levels: list[Any], *, is_lone_gate: bool = Fals
 
 
 ROUTED = "fixed_random_routing"
+LEARNED = "learned_routing"
 CASES = {
     "adatt-sp": _case(3, "adatt_sp", [5, 4], experts_per_task=2),
     "adatt-sp-one-task": _case(1, "adatt_sp", [5, 4], experts_per_task=2),
@@ -115,4 +128,10 @@ CASES = {
     "routing-nothing": _case(3, ROUTED, [6, 4], num_modules=3, routed=[]),
     "routing-one-module": _case(2, ROUTED, [6, 4], num_modules=1),
     "routing-one-task": _case(1, ROUTED, [5], num_modules=3),
+    "learned-routing": _case(4, LEARNED, [6, 5, 4], num_modules=2),
+    "learned-routing-clip-deep": _case(3, LEARNED, [[6, 5], [4, 3]], num_modules=3, policy="clip"),
+    "learned-routing-chosen": _case(4, LEARNED, [6, 5, 4], num_modules=3, routed=[1], policy="as_published"),
+    "learned-routing-first-then-shared": _case(3, LEARNED, [6, 4], num_modules=3, routed=[0]),
+    "learned-routing-nothing": _case(3, LEARNED, [6, 4], num_modules=3, routed=[]),
+    "learned-routing-one-task": _case(1, LEARNED, [5], num_modules=1),
 }

@@ -21,11 +21,12 @@ Mlp = list[Linear]
 
 @dataclass
 class Level:
-    """One level: an MLP per expert (task 0's, task 1's, ..., shared), the gates, and cross-stitch's T x T mix."""
+    """One level: an MLP per expert (task 0's, task 1's, ..., shared), the gates, cross-stitch's T x T mix, routes."""
 
     experts: list[Mlp]
     gates: list[Linear] = field(default_factory=list)
     stitch: Array = None
+    routes: list[int] = field(default_factory=list)  # of learned routing, each task's expert
 
 
 def weights_of(case: Case, state: State) -> list[Level]:
@@ -39,6 +40,8 @@ def weights_of(case: Case, state: State) -> list[Level]:
             Level([[linear_of(state, f"layers.{layer}.linears.{k}")] for k in range(len(set(modules)))])
             for layer, modules in enumerate(routes_of(case))
         ]
+    if case.kind == "learned_routing":
+        return [_routed_level(case, state, f"layers.{layer}") for layer in range(len(case.widths))]
     if case.kind == "mmoe":
         case = Case({**case.config, "kind": "ml_mmoe", "levels": [case.widths]}, case.tasks)
     return [_level_of(case, state, position) for position in range(len(case.levels))]
@@ -49,6 +52,14 @@ def routes_of(case: Case) -> list[list[int]]:
     config = case.parsed
     assert isinstance(config, FixedRandomRoutingConfig)
     return config.routes(case.tasks)
+
+
+def _routed_level(case: Case, state: State, name: str) -> Level:
+    if f"{name}.linear.weight" in state:
+        return Level([[linear_of(state, f"{name}.linear")]], routes=[0] * case.tasks)
+    weights, biases = state[f"{name}.choices.weight_EDH"], state[f"{name}.choices.bias_E1H"]
+    experts = [[(weight.T, bias[0])] for weight, bias in zip(weights, biases, strict=True)]
+    return Level(experts, routes=[int(row.argmax()) for row in state[f"{name}.policy_TM"]])
 
 
 def linear_of(state: State, name: str) -> Linear:
@@ -103,6 +114,8 @@ def _fused(case: Case, levels: list[Level], row: Array, exp: Callable[[Array], A
             return [mlp(expert, row) for expert in levels[0].experts]
         case "fixed_random_routing":
             return _routed(case, levels, row)
+        case "learned_routing":
+            return [_along(levels, task, row) for task in range(case.tasks)]
         case "cross_stitch":
             return _cross_stitch(levels, [row] * case.tasks)
         case "mmoe" | "ml_mmoe":
@@ -137,6 +150,12 @@ def _routed(case: Case, levels: list[Level], row: Array) -> list[Array]:
             hidden = mlp(level.experts[sorted(set(modules)).index(modules[task])], hidden)
         fused.append(hidden)
     return fused
+
+
+def _along(levels: list[Level], task: int, hidden: Array) -> Array:
+    for level in levels:
+        hidden = mlp(level.experts[level.routes[task]], hidden)
+    return hidden
 
 
 def _cross_stitch(levels: list[Level], inputs: list[Array]) -> list[Array]:

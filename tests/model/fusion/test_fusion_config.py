@@ -36,7 +36,7 @@ def test_configuration_survives_a_file(case: Case) -> None:
         again = NetworkConfig.from_mapping(stored, "manifest.json")
         assert again == network
         torch.manual_seed(0)
-        built = again.fusion.build(INPUT_WIDTH, case.tasks)
+        built = case.ready(again.fusion.build(INPUT_WIDTH, case.tasks))
         assert torch.equal(built(rows_of(3)), case.build(seed=0)(rows_of(3)))
 
 
@@ -101,7 +101,7 @@ def test_unknown_key_names_the_nearest(case: Case) -> None:
 @pytest.mark.parametrize("levels", [None, [], [[]], [0], [4, -1], [[4, 0]], [2.5], ["wide"], "4", [True], [[4, True]]])
 def test_levels_are_widths(kind: str, levels: object) -> None:
     sizes: dict[str, Any] = {"mmoe": {"num_experts": 2}, "ml_mmoe": {"num_experts": 2}}
-    sizes["fixed_random_routing"] = {"num_modules": 2}
+    sizes["fixed_random_routing"] = sizes["learned_routing"] = {"num_modules": 2}
     message = refusal({"kind": kind, "levels": levels, **sizes.get(kind, {})})
     assert "levels" in message
     assert "num_" not in message
@@ -119,6 +119,10 @@ def test_levels_are_widths(kind: str, levels: object) -> None:
     ({"kind": "fixed_random_routing", "levels": [[4, 3], 2], "num_modules": 2, "routed": [0, 3]},
      "routed: there is no layer 3; the network has layers 0 to 2"),
     ({"kind": "fixed_random_routing", "levels": [4], "num_modules": 2, "routed": [-1]}, "there is no layer -1"),
+    ({"kind": "learned_routing", "levels": [4]}, "num_modules: Field required"),
+    ({"kind": "learned_routing", "levels": [4], "num_modules": 2, "routed": [1]}, "there is no layer 1"),
+    ({"kind": "learned_routing", "levels": [4], "num_modules": 2, "policy": "clipped"}, "policy: .*'clip'"),
+    ({"kind": "learned_routing", "levels": [4], "num_modules": 2, "reward_history": 0}, r"reward_history.*\(got 0\)"),
 ])  # fmt: skip
 def test_sizes_that_make_no_network_are_refused(fusion: dict[str, Any], message: str) -> None:
     assert re.search(message, refusal(fusion))

@@ -1,0 +1,93 @@
+"""Verdicts from seeds whose differences are known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.compare.experiment import Verdict
+from training.compare.resampling import MEAN
+from training.compare.statistics import minimum_detectable, paired_p, seeds_needed, spread
+from training.compare.verdict import verdicts
+
+Json = dict[str, Any]
+
+
+def table(differences: list[float], verdict: Verdict, users: tuple[float, float] | None = None) -> dict[str, Json]:
+    """The test tables of a baseline of .9 everywhere and a network that differs by so much, seed by seed."""
+    found = spread(differences)
+    wanted = verdict.difference or abs(found.mean)
+    against: Json = {
+        "seeds": found.n,
+        "difference": found.mean,
+        "sd": found.sd,
+        "low": found.low,
+        "high": found.high,
+        "percent": 100 * found.mean / 0.9,
+        "p": paired_p(differences),
+        "p_holm": paired_p(differences),
+        "users_low": None if users is None else users[0],
+        "users_high": None if users is None else users[1],
+        "minimum_detectable": minimum_detectable(found.sd, found.n, 0.05, 0.8) if found.sd else None,
+        "difference_wanted": wanted,
+        "seeds_needed": None if found.sd is None else seeds_needed(wanted, found.sd, 0.05, 0.8),
+    }
+    entries = {"base": {"mean": 0.9}, "new": {"mean": 0.9 + found.mean, "against_baseline": against}}
+    return {verdict.metric: {"click": entries, MEAN: entries}}
+
+
+def verdict_on(differences: list[float], users: tuple[float, float] | None = None, **keys: Any) -> tuple[str, str]:
+    verdict = Verdict(**keys)
+    found = verdicts(verdict, ["click"], "base", table(differences, verdict, users))
+    assert list(found) == ["new"], "the baseline has no verdict"
+    return found["new"]["verdict"], found["new"]["text"]
+
+
+CLEAR = [0.010, 0.011, 0.012, 0.009, 0.010, 0.011]
+
+
+@pytest.mark.parametrize(
+    ("metric", "sign", "expected"),
+    [("auc", 1, "better"), ("auc", -1, "worse"), ("normalized_entropy", -1, "better"), ("mse", 1, "worse")],
+)
+def test_direction_is_the_metrics(metric: str, sign: int, expected: str) -> None:
+    word, text = verdict_on([sign * difference for difference in CLEAR], metric=metric)
+    assert word == expected
+    # 0.0105 of 0.9 is 1.167 %.
+    assert f"{sign * 0.0105:+.5f} against base ({sign * 1.16667:+.3f} %)" in text
+
+
+def test_too_few_seeds_are_no_verdict_however_clear() -> None:
+    word, text = verdict_on(CLEAR[:4])
+    assert word == "refused"
+    assert "4 seeds, a verdict needs 5 or more" in text
+    assert "seeds are needed (from the spread of 4)" in text
+    assert verdict_on(CLEAR[:4], min_seeds=4)[0] == "better"
+
+
+def test_one_seed_tells_nothing_of_how_many_are_needed() -> None:
+    word, text = verdict_on([0.01])
+    assert word == "refused"
+    assert "how many would show a difference is not known from one seed" in text
+
+
+def test_noise_is_no_difference_and_says_what_could_have_been_found() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.01, 6)
+    word, text = verdict_on((noise - noise.mean() + 1e-4).tolist(), difference=0.005)
+    assert word == "no difference shown"
+    assert "6 seeds find a difference of" in text
+    assert "to find the difference that matters, 0.00500, with power 0.8" in text
+
+
+def test_seeds_and_users_are_two_questions() -> None:
+    assert "for other users it may vanish" in verdict_on(CLEAR, (-0.001, 0.02))[1]
+    assert "other users would show it too" in verdict_on(CLEAR, (0.001, 0.02))[1]
+    assert "users" not in verdict_on(CLEAR, None)[1]
+
+
+def test_equal_networks_have_no_test() -> None:
+    assert verdict_on([0.0] * 6)[0] == "no difference shown"
+
+
+def test_no_verdict_where_the_metric_is_undefined() -> None:
+    assert verdicts(Verdict(), ["click"], "base", {}) == {}

@@ -1,0 +1,221 @@
+"""Predictions of trained cells -> the results of a comparison, as plain values for results.json.
+
+results["datasets"][dataset]["tables"][split][metric][task or "mean"][network] holds the value of every seed, their mean
+with its t interval, and the difference from the baseline: over the seeds that both have, in the metric's unit and in
+percent, with a paired test (Holm over the networks) and, on the test split, a paired bootstrap over users.
+"""
+
+import json
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.compare.cost import sizes, times
+from training.compare.experiment import Cell, Experiment
+from training.compare.measures import METRICS
+from training.compare.predictions import Truth, prediction_file, read_predictions, truth_of
+from training.compare.resampling import MEAN, paired_intervals
+from training.compare.statistics import holm, minimum_detectable, paired_p, seeds_needed, spread
+from training.compare.verdict import verdicts
+from training.config import SplitName, TrainingConfig
+from training.run import Run, library_versions, read_json, write_json
+
+SPLITS: tuple[SplitName, ...] = ("validation", "test")
+
+Json = dict[str, Any]
+# network -> seed -> outputs_BT
+Outputs = dict[str, dict[int, NDArray[np.float32]]]
+
+
+def analyse(experiment: Experiment, done: Mapping[Cell, TrainingConfig], failures: Mapping[str, str]) -> Json:
+    """All results of the finished cells; `failures` is cell -> reason. Raises ValueError for broken predictions."""
+    return {
+        # Where it ran is no result.
+        "experiment": json.loads(experiment.model_dump_json(by_alias=True, exclude={"output", "processes"})),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "cores": len(os.sched_getaffinity(0)),
+        "libraries": library_versions(),
+        "cells": {"planned": len(experiment.cells()), "finished": len(done)},
+        "failures": dict(failures),
+        "datasets": {
+            dataset.name: _dataset(experiment, {cell: done[cell] for cell in done if cell.dataset == dataset.name})
+            for dataset in experiment.datasets
+            if any(cell.dataset == dataset.name for cell in done)
+        },
+    }
+
+
+def _dataset(experiment: Experiment, done: Mapping[Cell, TrainingConfig]) -> Json:
+    runs = {cell: Run.open(config.output) for cell, config in done.items()}
+    first = next(iter(runs.values()))
+    result: Json = {"splits": {}, "tables": {}, "undefined": [], "cost": _costs(experiment.output, runs)}
+    for split in SPLITS:
+        truth = truth_of(first, split)
+        outputs: Outputs = {}
+        for name in experiment.network_names:
+            for cell, run in runs.items():
+                if cell.network == name:
+                    found = read_predictions(prediction_file(run.path, split), truth)
+                    outputs.setdefault(name, {})[cell.seed] = found
+        result["splits"][split] = {"rows": truth.rows, "users": truth.num_groups, "tasks": _tasks(truth)}
+        result["tables"][split] = {
+            metric: table
+            for metric in experiment.metrics
+            if (table := _table(experiment, metric, truth, outputs, result["undefined"], split))
+        }
+    result["seeds"] = {name: sorted(by_seed) for name, by_seed in outputs.items()}
+    tasks = experiment.verdict_tasks(first.schema)
+    result["verdicts"] = verdicts(experiment.verdict, tasks, experiment.baseline, result["tables"]["test"])
+    return result
+
+
+def _tasks(truth: Truth) -> Json:
+    return {
+        task.name: {"kind": task.kind, "rows": len(task.rows_B)}
+        | ({"positives": int(task.labels_B.sum())} if task.kind == "binary" else {})
+        for task in truth.tasks
+    }
+
+
+def _table(
+    experiment: Experiment, metric: str, truth: Truth, outputs: Outputs, undefined: list[Json], split: SplitName
+) -> Json:
+    """[task or MEAN][network] -> entry; a task on which the metric is undefined is left out, and noted."""
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    for position, task in enumerate(truth.tasks):
+        if task.kind != METRICS[metric].kind:
+            continue
+        of_task: dict[str, dict[int, float]] = {name: {} for name in outputs}
+        reason = None
+        for name, by_seed in outputs.items():
+            for seed, outputs_BT in by_seed.items():
+                value, reason = task.measure(metric, outputs_BT, position)
+                if value is not None:
+                    of_task[name][seed] = value
+        if reason is not None:
+            undefined.append({"split": split, "task": task.name, "metric": metric, "reason": reason})
+        else:
+            values[task.name] = of_task
+    averaged = _averaged_tasks(experiment, metric, list(values))
+    if averaged:
+        values[MEAN] = {
+            name: {seed: statistics.fmean(values[task][name][seed] for task in averaged) for seed in by_seed}
+            for name, by_seed in outputs.items()
+        }
+    intervals: Mapping[str, Mapping[str, tuple[float, float] | None]] = {}
+    if split == "test" and METRICS[metric].better is not None and experiment.baseline in outputs:
+        intervals = _over_users(experiment, metric, truth, outputs, averaged, list(values))
+    return {task: _entries(experiment, metric, of_task, intervals.get(task, {})) for task, of_task in values.items()}
+
+
+def _averaged_tasks(experiment: Experiment, metric: str, defined: list[str]) -> list[str]:
+    """The tasks of the mean: the verdict's, where it names them, and the metric is defined on them."""
+    named = experiment.verdict.tasks
+    if METRICS[metric].better is None:
+        return []
+    return [task for task in defined if named == "all" or metric != experiment.verdict.metric or task in named]
+
+
+def _over_users(
+    experiment: Experiment, metric: str, truth: Truth, outputs: Outputs, averaged: list[str], defined: list[str]
+) -> dict[str, dict[str, tuple[float, float] | None]]:
+    positions = {task.name: position for position, task in enumerate(truth.tasks)}
+    found: dict[str, dict[str, tuple[float, float] | None]] = {}
+    # The mean's tasks together, for the mean needs them on the same draws; the others on their own.
+    for names in (averaged, *([name] for name in defined if name not in (*averaged, MEAN))):
+        tasks = [truth.tasks[positions[name]] for name in names]
+        of_tasks = {
+            network: {
+                task.name: {
+                    seed: x_BT[task.rows_B, positions[task.name]].astype(np.float64) for seed, x_BT in by_seed.items()
+                }
+                for task in tasks
+            }
+            for network, by_seed in outputs.items()
+        }
+        intervals = paired_intervals(
+            metric, tasks, of_tasks, experiment.baseline, truth.num_groups, replicates=experiment.replicates
+        )
+        if names is not averaged:
+            intervals.pop(MEAN)
+        found |= intervals
+    return found
+
+
+def _entries(
+    experiment: Experiment,
+    metric: str,
+    by_network: Mapping[str, Mapping[int, float]],
+    intervals: Mapping[str, tuple[float, float] | None],
+) -> Json:
+    entries: Json = {
+        name: {"values": {str(seed): value for seed, value in by_seed.items()}} | asdict(spread([*by_seed.values()]))
+        for name, by_seed in by_network.items()
+    }
+    baseline = by_network.get(experiment.baseline)
+    if baseline is None or METRICS[metric].better is None:
+        return entries
+    for name, by_seed in by_network.items():
+        pairs = [(by_seed[seed], baseline[seed]) for seed in by_seed if seed in baseline]
+        if name != experiment.baseline and pairs:
+            entries[name]["against_baseline"] = _difference(experiment, pairs, intervals.get(name))
+    tested = {name: found["against_baseline"] for name, found in entries.items() if "against_baseline" in found}
+    corrected = holm({name: found["p"] for name, found in tested.items() if found["p"] is not None})
+    for name, found in tested.items():
+        found["p_holm"] = corrected.get(name)
+    return entries
+
+
+def _difference(
+    experiment: Experiment, pairs: list[tuple[float, float]], over_users: tuple[float, float] | None
+) -> Json:
+    differences = [one - other for one, other in pairs]
+    found = spread(differences)
+    verdict = experiment.verdict
+    base = statistics.fmean(other for _, other in pairs)
+    # Holm's first step, at which the smallest p of the family is tested: what is found there is found for certain.
+    alpha = verdict.alpha / max(len(experiment.networks) - 1, 1)
+    wanted = verdict.difference or abs(found.mean)
+    has_spread = found.sd is not None
+    return {
+        "seeds": found.n,
+        "difference": found.mean,
+        "sd": found.sd,
+        "low": found.low,
+        "high": found.high,
+        "percent": 100 * found.mean / base if base else None,
+        "p": paired_p(differences),
+        "users_low": None if over_users is None else over_users[0],
+        "users_high": None if over_users is None else over_users[1],
+        "minimum_detectable": minimum_detectable(found.sd, found.n, alpha, verdict.power)
+        if found.sd is not None
+        else None,
+        "difference_wanted": wanted,
+        "seeds_needed": seeds_needed(wanted, found.sd or 0.0, alpha, verdict.power) if has_spread else None,
+    }
+
+
+def _costs(output: Path, runs: Mapping[Cell, Run]) -> Json:
+    """Per network; kept in its folder, so that times are measured once. Sizes are the mean over seeds, for routes that
+    are drawn differ in size."""
+    costs: Json = {}
+    for name in dict.fromkeys(cell.network for cell in runs):
+        of_network = {cell: run for cell, run in runs.items() if cell.network == name}
+        cell, first = next(iter(of_network.items()))
+        file = output / cell.dataset / name / "times.json"
+        if not file.exists():
+            write_json(file, times(first))
+        found = [sizes(run) for run in of_network.values()]
+        costs[name] = {
+            **{key: statistics.fmean(size[key] for size in found) for key in found[0]},
+            "parameters_range": [min(size["parameters"] for size in found), max(size["parameters"] for size in found)],
+            **read_json(file),
+        }
+    return costs

@@ -1,0 +1,95 @@
+"""What a network costs: parameters, multiply-adds per row, CPU time in training and in scoring.
+
+Sizes are exact. Times are medians of repeated steps in this process with one thread: they depend on the machine and on
+what else it does, so networks are comparable within one report alone.
+"""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.ranker import ScoringModule
+from training.compare.predictions import rows_of
+from training.data import Rows
+from training.losses import TaskLosses
+from training.optimizers import Optimizers
+from training.run import Run
+
+CANDIDATES = 100
+WARM_UP = 5
+TRAINING_STEPS = 25
+SCORING_CALLS = 200
+
+
+def sizes(run: Run) -> dict[str, int]:
+    """Parameters of the dense network and of the embedding tables, and multiply-adds per row of the dense network."""
+    ranker = run.new_ranker()
+    return {
+        "parameters": sum(weight.numel() for weight in ranker.network.parameters()),
+        "embedding_parameters": sum(weight.numel() for weight in ranker.embeddings.table_weights().values()),
+        "multiply_adds_per_row": multiply_adds(ranker.network, ranker.embeddings.width),
+    }
+
+
+def multiply_adds(network: nn.Module, input_width: int) -> int:
+    """Multiply-adds of all matrix products for one row; activations, softmax and look-ups are not counted."""
+    rows = 2
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(rows, input_width))
+    return int(counter.get_total_flops()) // (2 * rows)
+
+
+def times(run: Run) -> dict[str, float]:
+    """Training rows per CPU second (forward, backward and step under the plain weighted loss, without reading), and ms
+    to score 100 candidates."""
+    torch.set_num_threads(1)
+    rows = rows_of(run, "validation")
+    return {
+        "training_rows_per_cpu_second": min(run.config.batch_size, len(rows)) / _step_seconds(run, rows),
+        f"ms_per_{CANDIDATES}_candidates": 1000 * _scoring_seconds(run, rows),
+    }
+
+
+def _step_seconds(run: Run, rows: Rows) -> float:
+    torch.manual_seed(0)
+    ranker = run.new_ranker().train()
+    optimizers = Optimizers(ranker, run.config.optimizer, WARM_UP + TRAINING_STEPS)
+    losses = TaskLosses(run.schema)
+    batch = next(rows.batches(run.config.batch_size))
+
+    def step(number: int) -> None:
+        optimizers.start_step(number)
+        losses_T = losses(ranker(batch.request, batch.candidate), batch.targets_BT, batch.observed_BT)
+        optimizers.zero_grad()
+        losses.total(losses_T).backward()  # type: ignore[no-untyped-call]
+        optimizers.step()
+
+    return _median_seconds(step, TRAINING_STEPS, time.process_time)
+
+
+def _scoring_seconds(run: Run, rows: Rows) -> float:
+    ranker = run.best_ranker()
+    module = ScoringModule(run.schema, run.fitted, ranker.network, ranker.embeddings.table_weights()).eval()
+    with warnings.catch_warnings():
+        # TorchScript is deprecated without a successor that loads without a compiler (docs/decisions).
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")
+        scripted = torch.jit.script(module)
+    request = rows.take(torch.zeros(1, dtype=torch.int64)).request
+    candidate = rows.take(torch.arange(CANDIDATES) % len(rows)).candidate
+    with torch.no_grad():
+        return _median_seconds(lambda _: scripted(*request, *candidate), SCORING_CALLS, time.perf_counter)
+
+
+def _median_seconds(call: Callable[[int], Any], calls: int, clock: Callable[[], float]) -> float:
+    seconds = []
+    for number in range(WARM_UP + calls):
+        started = clock()
+        call(number)
+        seconds.append(clock() - started)
+    return statistics.median(seconds[WARM_UP:])

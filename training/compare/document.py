@@ -1,0 +1,101 @@
+"""A report as blocks, written as Markdown and as one self-contained HTML page.
+
+In: headings, paragraphs, tables, images (PNG bytes). Out: text. The page carries its style and its images itself: it
+can be mailed, and asks no other host for anything.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
+h1, h2, h3 { line-height: 1.2; margin-top: 1.6em; }
+table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th { border-bottom: 2px solid #888; }
+td:first-child, th:first-child, .words { text-align: left; }
+.words { white-space: normal; }
+.scroll { overflow-x: auto; }
+img { max-width: 100%; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A heading of level 1, 2 or 3."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """Plain text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells as text, the head first; a table of words is not aligned as numbers are."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    is_words: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A PNG; `text` says what it shows."""
+
+    text: str
+    png: bytes
+
+
+Block = Heading | Paragraph | Table | Image
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    """Markdown; images are for the page alone."""
+    parts = []
+    for block in blocks:
+        match block:
+            case Heading(level, text):
+                parts.append(f"{'#' * level} {text}")
+            case Paragraph(text):
+                parts.append(text)
+            case Table(head, rows, is_words):
+                lines = (head, ["---", *["---" if is_words else "---:"] * (len(head) - 1)], *rows)
+                parts.append("\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines))
+            case Image():
+                continue
+    return "\n\n".join(parts) + "\n"
+
+
+def to_html(title: str, blocks: Sequence[Block]) -> str:
+    """One HTML page."""
+    body = "\n".join(_html(block) for block in blocks)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading(level, text):
+            return f"<h{level}>{escape(text)}</h{level}>"
+        case Paragraph(text):
+            return f"<p>{escape(text)}</p>"
+        case Image(text, png):
+            data = base64.b64encode(png).decode("ascii")
+            return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
+        case Table(head, rows, is_words):
+            kind = ' class="words"' if is_words else ""
+            cells = "".join(f"<th{kind}>{escape(cell)}</th>" for cell in head)
+            lines = "\n".join(
+                "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+            )
+            return f'<div class="scroll"><table>\n<tr>{cells}</tr>\n{lines}\n</table></div>'

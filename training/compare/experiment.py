@@ -1,0 +1,227 @@
+"""The experiment file: what `python -m training compare EXPERIMENT` reads.
+
+    name: census_table5
+    datasets: [{name: census, config: configs/census.yaml, set: {epochs: 2}}]
+    networks: [{name: adatt_sp, fusion: {kind: adatt_sp, levels: [128, 64]}}, ...]
+    seeds: 10                 # 0 to 9, or a list
+    baseline: shared_bottom
+    metrics: [auc, normalized_entropy]
+    verdict: {metric: auc, tasks: all}
+    output: runs/census_table5
+
+A cell is one training run: a network on a dataset with a seed. Everything is checked before the first cell runs.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+
+from model.fusion import FusionConfig
+from model.schema import FeedSchema
+from model.strict_yaml import StrictModel, unknown_key
+from training.compare.measures import METRICS
+from training.config import TrainingConfig
+
+# Input width with which a network is built to see whether its sizes fit the tasks; any will do.
+TRIAL_WIDTH = 4
+
+
+def _as_list(seeds: object) -> object:
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise ValueError(f"got {seeds}; give the number of seeds (1 or more) or a list of seeds")
+        return list(range(seeds))
+    return seeds
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError("give each seed once, and at least one")
+    return seeds
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(unknown_key(name, list(METRICS), "metric"))
+    return name
+
+
+# Part of a folder's name.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Metric = Annotated[str, AfterValidator(_known_metric)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_list), AfterValidator(_distinct)]
+# Decided by the experiment itself.
+RESERVED = ("network", "output", "seed", "threads", "schema")
+
+
+def _free_keys(changes: dict[str, Any]) -> dict[str, Any]:
+    flat = dict(_flat(changes))
+    for key in flat:
+        if key.split(".")[0] in RESERVED:
+            raise ValueError(f"'{key}' is decided by the experiment; remove it")
+    return flat
+
+
+def _flat(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+Changes = Annotated[dict[str, Any], Field(alias="set", default_factory=dict), AfterValidator(_free_keys)]
+
+
+class Dataset(StrictModel):
+    """A training file that every network shares, with keys changed by `set`."""
+
+    name: Name
+    config: Path
+    changes: Changes
+
+
+class NetworkEntry(StrictModel):
+    """A network; `tower` is the training file's where it is left out, `set` changes keys for this network alone."""
+
+    name: Name
+    fusion: FusionConfig
+    tower: tuple[PositiveInt, ...] | None = None
+    changes: Changes
+
+    def fusion_for(self, seed: int) -> dict[str, Any]:
+        """The fusion configuration of a cell: a network that draws its routes draws them anew with every seed, unless
+        the file fixes its own `seed`."""
+        fusion = self.fusion.model_dump(mode="json")
+        if "seed" in fusion and "seed" not in self.fusion.model_fields_set:
+            fusion["seed"] = seed
+        return fusion
+
+
+class Verdict(StrictModel):
+    """What the comparison decides: the mean of `metric` over `tasks`, against the baseline, at `level` after Holm."""
+
+    metric: Metric = "auc"
+    tasks: Literal["all"] | tuple[str, ...] = "all"
+    min_seeds: int = Field(default=5, ge=2)
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    power: float = Field(default=0.8, gt=0, lt=1)
+    # The difference that would matter, in the metric's unit; default: the one observed.
+    difference: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One training run of an experiment."""
+
+    dataset: str
+    network: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.network}/seed-{self.seed}"
+
+
+class Experiment(StrictModel):
+    """One comparison."""
+
+    name: Name
+    datasets: tuple[Dataset, ...] = Field(min_length=1)
+    networks: tuple[NetworkEntry, ...] = Field(min_length=1)
+    seeds: Seeds
+    baseline: str
+    metrics: tuple[Metric, ...] = ("auc", "normalized_entropy", "gauc", "calibration_ratio", "mse")
+    verdict: Verdict = Verdict()
+    changes: Changes
+    output: Path
+    processes: PositiveInt = 1
+    replicates: Annotated[int, Field(ge=100)] = 500
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for what, names in (("dataset", [d.name for d in self.datasets]), ("network", self.network_names)):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ValueError(f"{what} '{min(twice)}' is given twice; give each a name of its own")
+        if self.baseline not in self.network_names:
+            raise ValueError("baseline: " + unknown_key(self.baseline, self.network_names, "network"))
+        if METRICS[self.verdict.metric].better is None:
+            raise ValueError(f"verdict.metric: '{self.verdict.metric}' has no better direction; choose another")
+        if self.verdict.metric not in self.metrics:
+            raise ValueError(f"verdict.metric: '{self.verdict.metric}' is not among metrics; add it there")
+        return self
+
+    @property
+    def network_names(self) -> list[str]:
+        """The networks, in the file's order."""
+        return [network.name for network in self.networks]
+
+    def cells(self) -> list[Cell]:
+        """All cells, seed by seed: an unfinished comparison has every network with the same seeds."""
+        return [
+            Cell(dataset.name, network.name, seed)
+            for seed in self.seeds
+            for dataset in self.datasets
+            for network in self.networks
+        ]
+
+    def folder(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.output / cell.dataset / cell.network / f"seed-{cell.seed}"
+
+    def config(self, cell: Cell) -> TrainingConfig:
+        """The training configuration of a cell. Raises ValueError naming the cell."""
+        dataset = next(entry for entry in self.datasets if entry.name == cell.dataset)
+        network = next(entry for entry in self.networks if entry.name == cell.network)
+        changes: dict[str, Any] = {**self.changes, **dataset.changes, **network.changes}
+        changes |= {"network.fusion": network.fusion_for(cell.seed), "output": str(self.folder(cell))}
+        if network.tower is not None:
+            changes["network.tower"] = network.tower
+        # One thread a cell: cells are what runs in parallel.
+        changes |= {"seed": cell.seed, "threads": 1}
+        written = [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
+        try:
+            return TrainingConfig.load(dataset.config, written)
+        except ValueError as error:
+            raise ValueError(f"experiment {self.name}, {cell}: {error}") from None
+
+    def configs(self) -> dict[Cell, TrainingConfig]:
+        """Every cell's configuration, checked against its feed: tasks, splits, sizes. Raises ValueError."""
+        configs = {cell: self.config(cell) for cell in self.cells()}
+        for dataset in self.datasets:
+            place = f"experiment {self.name}, dataset {dataset.name}"
+            of_dataset = {cell: config for cell, config in configs.items() if cell.dataset == dataset.name}
+            first = next(iter(of_dataset.values()))
+            if first.data.split.test is None:
+                raise ValueError(f"{place}: data.split.test is not given; the final table is measured there")
+            schema = FeedSchema.from_yaml(first.feed)
+            try:
+                self.verdict_tasks(schema)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+            for cell, config in of_dataset.items():
+                try:
+                    config.network.fusion.build(TRIAL_WIDTH, len(schema.tasks))
+                except ValueError as error:
+                    raise ValueError(f"experiment {self.name}, {cell}: {error}") from None
+        return configs
+
+    def verdict_tasks(self, schema: FeedSchema) -> list[str]:
+        """The tasks of the verdict; `all` are those that the metric measures. Raises ValueError for any other."""
+        kind = METRICS[self.verdict.metric].kind
+        measured = [task.name for task in schema.tasks if task.kind == kind]
+        if not measured:
+            raise ValueError(f"verdict.metric: '{self.verdict.metric}' is for {kind} tasks, and the feed has none")
+        if self.verdict.tasks == "all":
+            return measured
+        for name in self.verdict.tasks:
+            if name not in [task.name for task in schema.tasks]:
+                raise ValueError("verdict.tasks: " + unknown_key(name, measured, "task"))
+            if name not in measured:
+                raise ValueError(f"verdict.tasks: '{name}' is no {kind} task, so it has no {self.verdict.metric}")
+        return list(self.verdict.tasks)

@@ -1,0 +1,60 @@
+"""The metrics of a comparison: which task kind each is for, which direction is better, its value on a split.
+
+In: a task's labels and outputs [B] (binary: labels 0 or 1 and logits; regression: both on the scale that is learned,
+log1p where the task says so) and the users of the rows. Out: a value, or None with the reason.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from training.metrics import ONE_CLASS, auc, calibration_ratio, gauc, mse, normalized_entropy
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a metric is named, what it measures, and when it is undefined."""
+
+    title: str
+    kind: Literal["binary", "regression"]
+    better: Literal["higher", "lower"] | None
+    value: Callable[[Floats, Floats, NDArray[Any]], float | None]
+    undefined: str
+
+
+METRICS: dict[str, Metric] = {
+    "auc": Metric("AUC", "binary", "higher", lambda y, x, _: auc(y, x), ONE_CLASS),
+    "normalized_entropy": Metric("NE", "binary", "lower", lambda y, x, _: normalized_entropy(y, expit(x)), ONE_CLASS),
+    "gauc": Metric(
+        "GAUC", "binary", "higher", lambda y, x, g: gauc(y, x, g).value, "no group has labels of both classes"
+    ),
+    "calibration_ratio": Metric(
+        "calibration", "binary", None, lambda y, x, _: calibration_ratio(y, expit(x)), "no positive label"
+    ),
+    "mse": Metric("MSE", "regression", "lower", lambda y, x, _: mse(y, x), "no rows"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTruth:
+    """A task's observed rows of a split: which they are, their labels and their users."""
+
+    name: str
+    kind: str
+    rows_B: NDArray[np.int64]
+    labels_B: Floats
+    groups_B: NDArray[np.int64]
+
+    def measure(self, metric: str, outputs_BT: NDArray[np.float32], position: int) -> tuple[float | None, str | None]:
+        """The metric of a network's outputs on this task, or None and why."""
+        if not len(self.rows_B):
+            return None, "no rows"
+        outputs_B = outputs_BT[self.rows_B, position].astype(np.float64)
+        value = METRICS[metric].value(self.labels_B, outputs_B, self.groups_B)
+        return value, METRICS[metric].undefined if value is None else None

@@ -1,0 +1,198 @@
+"""results -> results.json, results.md, report.html, and the tables printed at the end."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from training.compare.cost import CANDIDATES
+from training.compare.document import Block, Heading, Image, Paragraph, Table, to_html, to_markdown
+from training.compare.measures import METRICS
+from training.compare.plots import differences, quality_against_cost
+from training.compare.resampling import MEAN
+from training.run import write_json, write_text
+
+RESULTS = "results.json"
+MARKDOWN = "results.md"
+REPORT = "report.html"
+
+Json = dict[str, Any]
+
+
+def write_report(folder: Path, results: Json) -> Path:
+    """Writes the three files into `folder` and returns the page's path."""
+    blocks = list(_blocks(results))
+    write_json(folder / RESULTS, results)
+    write_text(folder / MARKDOWN, to_markdown(blocks))
+    write_text(folder / REPORT, to_html(results["experiment"]["name"], blocks))
+    return folder / REPORT
+
+
+def print_tables(results: Json) -> None:
+    """Prints the blocks that a terminal can show: per dataset the verdicts and the test tables."""
+    console = Console(highlight=False)
+    console.width = max(console.width, 150)
+    for block in _blocks(results, brief=True):
+        match block:
+            case Heading(_, text):
+                console.print(f"\n[bold]{text}[/bold]")
+            case Paragraph(text):
+                console.print(text, markup=False)
+            case Table(head, rows, is_words):
+                table = RichTable()
+                table.add_column(head[0], no_wrap=True)
+                for name in head[1:]:
+                    table.add_column(name, justify="left" if is_words else "right")
+                for row in rows:
+                    table.add_row(*row)
+                console.print(table)
+            case Image():
+                continue
+
+
+def _blocks(results: Json, *, brief: bool = False) -> Iterator[Block]:
+    experiment, cells = results["experiment"], results["cells"]
+    yield Heading(1, f"Comparison {experiment['name']}")
+    yield Paragraph(
+        f"{cells['finished']} of {cells['planned']} cells are finished. Epochs were chosen on the validation split; "
+        "the test split was read once training was over. Intervals are 95 %: over seeds by Student's t; "
+        f"over users by a paired bootstrap ({experiment['replicates']} draws). p is that of the paired t-test over "
+        "seeds, after Holm's correction for the number of networks."
+    )
+    if cells["finished"] < cells["planned"]:
+        yield Paragraph(
+            "This report is partial: networks may differ in their number of seeds, given in each table, and the test "
+            "split of the finished cells was read before the others were trained."
+        )
+    for cell, fault in results["failures"].items():
+        yield Paragraph(f"Failed: {cell}: {fault}")
+    for name, dataset in results["datasets"].items():
+        yield from _dataset(name, dataset, experiment, brief=brief)
+    if not brief:
+        versions = ", ".join(f"{library} {version}" for library, version in results["libraries"].items())
+        yield Paragraph(
+            f"Made on {results['date']} on {results['cores']} cores with {versions}. "
+            f"Raw numbers, seed by seed: {RESULTS}."
+        )
+
+
+def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iterator[Block]:
+    baseline, verdict = experiment["baseline"], experiment["verdict"]
+    yield Heading(2, f"Dataset {name}")
+    if not brief:
+        yield Paragraph("; ".join(_split_words(split, found) for split, found in dataset["splits"].items()) + ".")
+    yield Heading(3, f"Verdicts against {baseline}")
+    if dataset["verdicts"]:
+        rows = [[network, found["verdict"], found["text"]] for network, found in dataset["verdicts"].items()]
+        yield Table(["network", "verdict", "why"], rows, is_words=True)
+    else:
+        metric = METRICS[verdict["metric"]].title
+        yield Paragraph(f"None: {metric} is undefined on the test split, or {baseline} has no finished seed.")
+    for found in dataset["undefined"]:
+        yield Paragraph(
+            f"{METRICS[found['metric']].title} of {found['task']} is undefined on the {found['split']} split: "
+            f"{found['reason']}. The task is left out of its table and mean."
+        )
+    for split in ("test",) if brief else ("test", "validation"):
+        for metric, table in dataset["tables"][split].items():
+            yield Heading(3, f"{METRICS[metric].title}, {split} split{_direction(metric)}")
+            yield _metric_table(table, dataset["seeds"], baseline, brief=brief)
+            png = differences(table, baseline, METRICS[metric].title) if split == "test" and not brief else None
+            if png is not None:
+                yield Image(f"differences of {METRICS[metric].title} from {baseline}", png)
+    yield Heading(3, "Cost")
+    yield _cost_table(dataset["cost"])
+    if not brief:
+        yield Paragraph(
+            "Multiply-adds are those of the dense network's matrix products. Times are medians with one thread on the "
+            "machine of this report; training rows are those of forward, backward and step, without reading data."
+        )
+        entries = dataset["tables"]["test"].get(verdict["metric"], {}).get(MEAN)
+        if entries:
+            title = f"mean {METRICS[verdict['metric']].title} (test)"
+            yield Image(f"{title} against multiply-adds", quality_against_cost(entries, dataset["cost"], title))
+
+
+def _split_words(split: str, found: Json) -> str:
+    tasks = ", ".join(
+        f"{name} {task['positives']:,} positives of {task['rows']:,}"
+        if "positives" in task
+        else f"{name} {task['rows']:,}"
+        for name, task in found["tasks"].items()
+    )
+    return f"{split}: {found['rows']:,} rows, {found['users']:,} users ({tasks})"
+
+
+def _direction(metric: str) -> str:
+    better = METRICS[metric].better
+    return " (1 is calibrated)" if better is None else f" ({better} is better)"
+
+
+def _metric_table(table: Mapping[str, Json], seeds: Mapping[str, list[int]], baseline: str, *, brief: bool) -> Table:
+    """One row per network. `brief` leaves out the intervals, for a terminal; validation tables have none over users."""
+    # The mean of one task is that task.
+    shown = {task: entries for task, entries in table.items() if task != MEAN or len(table) > 2}
+    head, columns = ["network", "seeds"], []
+    for task, entries in shown.items():
+        found = [entry["against_baseline"] for entry in entries.values() if "against_baseline" in entry]
+        with_users = not brief and any(difference["users_low"] is not None for difference in found)
+        columns.append((entries, bool(found), with_users))
+        head += ["mean over tasks" if task == MEAN else task, *(["difference %", "p"] if found else [])]
+        head += ["over users"] if with_users else []
+    rows = []
+    for network, finished in seeds.items():
+        row = [network, str(len(finished))]
+        for entries, is_compared, with_users in columns:
+            row.append(_value(entries[network], brief=brief))
+            if is_compared:
+                found_here = entries[network].get("against_baseline")
+                row += _compared(found_here, is_baseline=network == baseline, with_users=with_users, brief=brief)
+        rows.append(row)
+    return Table(head, rows)
+
+
+def _compared(found: Json | None, *, is_baseline: bool, with_users: bool, brief: bool) -> list[str]:
+    if found is None:
+        return ["baseline" if is_baseline else "-", "", *([""] if with_users else [])]
+    cells = [_percent(found, brief=brief), "-" if found["p_holm"] is None else f"{found['p_holm']:.2g}"]
+    if with_users:
+        low, high = found["users_low"], found["users_high"]
+        cells.append("-" if low is None else f"{low:+.5f}..{high:+.5f}")
+    return cells
+
+
+def _value(entry: Json, *, brief: bool) -> str:
+    half = "" if brief or entry["low"] is None else f" +- {entry['high'] - entry['mean']:.5f}"
+    return f"{entry['mean']:.5f}{half}"
+
+
+def _percent(found: Json, *, brief: bool) -> str:
+    if found["percent"] is None:
+        return "-"
+    if brief or found["low"] is None or not found["difference"]:
+        return f"{found['percent']:+.3f}"
+    # The interval of the difference, in percent of the baseline.
+    half = abs((found["high"] - found["difference"]) * found["percent"] / found["difference"])
+    return f"{found['percent']:+.3f} +- {half:.3f}"
+
+
+def _cost_table(costs: Mapping[str, Json]) -> Table:
+    scoring = f"ms_per_{CANDIDATES}_candidates"
+    rows = []
+    for name, cost in costs.items():
+        low, high = cost["parameters_range"]
+        dense = f"{low:,}" if low == high else f"{cost['parameters']:,.0f} ({low:,}..{high:,})"
+        rows.append(
+            [
+                name,
+                dense,
+                f"{cost['embedding_parameters']:,.0f}",
+                f"{cost['multiply_adds_per_row']:,.0f}",
+                f"{cost['training_rows_per_cpu_second']:,.0f}",
+                f"{cost[scoring]:.2f}",
+            ]
+        )
+    head = ["network", "dense parameters", "embedding parameters", "multiply-adds per row"]
+    return Table([*head, "training rows per CPU s", f"ms per {CANDIDATES} candidates"], rows)

@@ -1,0 +1,110 @@
+"""What the gates of a fusion network do on some rows: mean expert weights, gate entropy and the use of experts.
+
+In: a ranker and the rows to look at. Out: one `LevelGates` per fusion level. Weights are those that the experts are
+mixed with: the gate's softmax, and in AdaTT the native weight on top (the heat maps of the AdaTT paper, Figure 3).
+
+Shapes: B rows, G fused units of a level, E experts of the level.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.fusion import AdaTTConfig, FusionConfig, MMoEConfig, PLEConfig
+from model.fusion.adatt import FusionLevel
+from model.fusion.levels import experts_by_task
+from model.ranker import Ranker
+from training.data import Rows
+
+ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class LevelGates:
+    """One fusion level. `units` and `experts` name the rows and columns; entropies are in nats.
+
+    weights_GE: mean over rows of gate + native weight. entropy_G: mean over rows of the gate's entropy, native weights
+    left out (0: each row takes one expert; log of the experts seen: all alike). largest_GE: the share of rows for which
+    an expert has the unit's largest weight."""
+
+    units: list[str]
+    experts: list[str]
+    weights_GE: NDArray[np.float64]
+    entropy_G: NDArray[np.float64]
+    largest_GE: NDArray[np.float64]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return {
+            "units": self.units,
+            "experts": self.experts,
+            "mean_weights": self.weights_GE.tolist(),
+            "gate_entropy": self.entropy_G.tolist(),
+            "largest_share": self.largest_GE.tolist(),
+        }
+
+
+def level_gates(ranker: Ranker, rows: Rows, config: FusionConfig, tasks: list[str]) -> list[LevelGates] | None:
+    """The gates of every level over all rows; None for a network that has none."""
+    fusion = cast(Any, ranker.network.fusion)
+    if not hasattr(fusion, "expert_weights"):
+        return None
+    ranker.eval()
+    sums: list[_Sums] = []
+    with torch.no_grad():
+        native = [_native_weights(level) for level in fusion.levels]
+        for batch in rows.batches(ROWS_AT_ONCE):
+            weights = fusion.expert_weights(ranker.embeddings(batch.request, batch.candidate))
+            sums = sums or [_Sums() for _ in weights]
+            for level, weights_BGE, native_GE in zip(sums, weights, native, strict=True):
+                level.add(weights_BGE, native_GE)
+    levels = []
+    for position, level in enumerate(sums):
+        weights_GE, entropy_G, largest_GE = (part.numpy() / len(rows) for part in level.parts)
+        is_last = position == len(sums) - 1
+        units, experts = unit_and_expert_names(config, tasks, *weights_GE.shape, is_last=is_last)
+        levels.append(LevelGates(units, experts, weights_GE, entropy_G, largest_GE))
+    return levels
+
+
+def _native_weights(level: nn.Module) -> Tensor:
+    return level.padded_native_weights() if isinstance(level, FusionLevel) and level.has_native else torch.zeros(())
+
+
+class _Sums:
+    """Sums over rows of one level, in float64: over millions of rows float32 would lose the digits that are shown."""
+
+    def __init__(self) -> None:
+        zero = torch.zeros((), dtype=torch.float64)
+        self.parts = [zero, zero, zero]
+
+    def add(self, weights_BGE: Tensor, native_GE: Tensor) -> None:
+        # The difference may be an ulp below 0, where the entropy is -inf.
+        gates_BGE = (weights_BGE - native_GE).double().clamp(min=0.0)
+        largest_BGE = nn.functional.one_hot(weights_BGE.argmax(dim=2), weights_BGE.shape[2])
+        more = (
+            weights_BGE.sum(dim=0, dtype=torch.float64),
+            torch.special.entr(gates_BGE).sum(dim=(0, 2)),
+            largest_BGE.sum(dim=0, dtype=torch.float64),
+        )
+        self.parts = [before + part for before, part in zip(self.parts, more, strict=True)]
+
+
+def unit_and_expert_names(
+    config: FusionConfig, tasks: list[str], num_units: int, num_experts: int, *, is_last: bool
+) -> tuple[list[str], list[str]]:
+    """Names of a level's fused units ("click", "shared") and experts ("click.1", "shared.2"; counted from 1).
+
+    The experts of an MMoE are all shared; below the last level of an ML-MMoE a unit is named by the expert it feeds."""
+    own: list[str] = []
+    if isinstance(config, AdaTTConfig | PLEConfig):
+        counts = experts_by_task(config.experts_per_task, len(tasks))
+        own = [f"{task}.{i + 1}" for task, count in zip(tasks, counts, strict=True) for i in range(count)]
+    experts = [*own, *(f"shared.{i + 1}" for i in range(num_experts - len(own)))]
+    if isinstance(config, MMoEConfig) and not is_last:
+        return experts, experts
+    return [*tasks, "shared"][:num_units], experts

@@ -1,0 +1,66 @@
+"""The policies of a learned routing network: each task's chances of the modules, perplexity, likeness between tasks.
+
+In: a run's best ranker and its log. Out: one `LayerPolicies` per routed layer, and the perplexities by epoch
+("Re-examining Routing Networks for Multi-task Learning", Figures 1, 2 and 4).
+
+Shapes: T tasks, M modules.
+"""
+
+import csv
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from model.fusion import LearnedRouting
+from model.fusion.learned_routing import probabilities
+from training.conflicts import cosines
+from training.run import LOG, Run
+
+# The columns of a run's log that hold the mean perplexity of a layer's policies.
+PERPLEXITY = "policy_perplexity_layer_"
+
+
+@dataclass(frozen=True)
+class LayerPolicies:
+    """A routed layer (from 0): chances_TM, perplexity_T (exp of the entropy: 1 decided, M even), and the cosines
+    between the tasks' chances (1: the same policy, 0: no module in common)."""
+
+    layer: int
+    tasks: list[str]
+    chances_TM: NDArray[np.float64]
+    perplexity_T: NDArray[np.float64]
+    cosines_TT: NDArray[np.float64]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return {
+            "layer": self.layer,
+            "tasks": self.tasks,
+            "probabilities": self.chances_TM.tolist(),
+            "perplexity": self.perplexity_T.tolist(),
+            "cosines": self.cosines_TT.tolist(),
+        }
+
+
+def layer_policies(fusion: nn.Module, tasks: list[str]) -> list[LayerPolicies]:
+    """The policies of every routed layer; empty for networks without any."""
+    if not isinstance(fusion, LearnedRouting):
+        return []
+    found = []
+    for layer, module in fusion.routed_layers().items():
+        chances_TM = probabilities(module.policy_TM.detach().double(), module.kind)
+        perplexity_T = torch.special.entr(chances_TM).sum(dim=1).exp()
+        found.append(LayerPolicies(layer, tasks, chances_TM.numpy(), perplexity_T.numpy(), cosines(chances_TM).numpy()))
+    return found
+
+
+def perplexity_by_epoch(run: Run) -> dict[int, list[float]]:
+    """Per routed layer the mean perplexity of its policies after each epoch, from the run's log."""
+    with (run.path / LOG).open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    columns = [name for name in (lines[0] if lines else {}) if name.startswith(PERPLEXITY)]
+    return {int(name.removeprefix(PERPLEXITY)): [float(line[name]) for line in lines] for name in columns}
