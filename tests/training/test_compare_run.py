@@ -79,7 +79,7 @@ def test_two_networks_and_two_seeds(feed: Path, capsys: pytest.CaptureFixture[st
     assert results["cells"] == {"planned": 4, "finished": 4}
     dataset = results["datasets"]["clips"]
     assert dataset["verdicts"]["adatt"]["verdict"] == "refused"
-    assert "2 seeds, a verdict needs 5 or more" in dataset["verdicts"]["adatt"]["text"]
+    assert "2 seeds; a verdict needs 5 or more" in dataset["verdicts"]["adatt"]["text"]
 
     # The day of the test split, measured by scikit-learn from the outputs that were kept.
     table = feed_table(600)

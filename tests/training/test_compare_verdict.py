@@ -60,7 +60,7 @@ def test_direction_is_the_metrics(metric: str, sign: int, expected: str) -> None
 def test_too_few_seeds_are_no_verdict_however_clear() -> None:
     word, text = verdict_on(CLEAR[:4])
     assert word == "refused"
-    assert "4 seeds, a verdict needs 5 or more" in text
+    assert "4 seeds; a verdict needs 5 or more" in text
     assert "seeds are needed (from the spread of 4)" in text
     assert verdict_on(CLEAR[:4], min_seeds=4)[0] == "better"
 

@@ -135,11 +135,12 @@ def _metric_table(table: Mapping[str, Json], seeds: Mapping[str, list[int]], bas
     # The mean of one task is that task.
     shown = {task: entries for task, entries in table.items() if task != MEAN or len(table) > 2}
     head, columns = ["network", "seeds"], []
+    percent = "diff %" if brief else "difference %"
     for task, entries in shown.items():
         found = [entry["against_baseline"] for entry in entries.values() if "against_baseline" in entry]
         with_users = not brief and any(difference["users_low"] is not None for difference in found)
         columns.append((entries, bool(found), with_users))
-        head += ["mean over tasks" if task == MEAN else task, *(["difference %", "p"] if found else [])]
+        head += ["mean over tasks" if task == MEAN else task, *([percent, "p"] if found else [])]
         head += ["over users"] if with_users else []
     rows = []
     for network, finished in seeds.items():

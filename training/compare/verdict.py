@@ -32,11 +32,9 @@ def _verdict(verdict: Verdict, tasks: Sequence[str], baseline: str, found: Json)
     metric = METRICS[verdict.metric]
     what = f"{metric.title} of {tasks[0]}" if len(tasks) == 1 else f"mean {metric.title} over {len(tasks)} tasks"
     if found["seeds"] < verdict.min_seeds:
-        return {
-            "verdict": "refused",
-            "text": f"no verdict: {found['seeds']} seeds, a verdict needs {verdict.min_seeds} or more"
-            + _needed(verdict, found),
-        }
+        seeds = "1 seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
+        text = f"no verdict from {seeds}; a verdict needs {verdict.min_seeds} or more"
+        return {"verdict": "refused", "text": text + _needed(verdict, found)}
     if found["p_holm"] is None:
         return {"verdict": "no difference shown", "text": f"{what}: no spread over seeds, so no test"}
     shown = (
