@@ -131,16 +131,18 @@ def _direction(metric: str) -> str:
 
 
 def _metric_table(table: Mapping[str, Json], seeds: Mapping[str, list[int]], baseline: str, *, brief: bool) -> Table:
-    """One row per network. `brief` leaves out the intervals, for a terminal; validation tables have none over users."""
+    """One row per network; validation tables have no interval over users.
+
+    `brief`, for a terminal, leaves out all intervals and compares in the last column alone, the mean over tasks."""
     # The mean of one task is that task.
     shown = {task: entries for task, entries in table.items() if task != MEAN or len(table) > 2}
     head, columns = ["network", "seeds"], []
-    percent = "diff %" if brief else "difference %"
     for task, entries in shown.items():
         found = [entry["against_baseline"] for entry in entries.values() if "against_baseline" in entry]
         with_users = not brief and any(difference["users_low"] is not None for difference in found)
-        columns.append((entries, bool(found), with_users))
-        head += ["mean over tasks" if task == MEAN else task, *([percent, "p"] if found else [])]
+        is_compared = bool(found) and (not brief or task == list(shown)[-1])
+        columns.append((entries, is_compared, with_users))
+        head += ["mean over tasks" if task == MEAN else task, *(["difference %", "p"] if is_compared else [])]
         head += ["over users"] if with_users else []
     rows = []
     for network, finished in seeds.items():
