@@ -72,7 +72,7 @@ def _measure(run: Run, ranker: Ranker, table: pa.Table, replicates: int, *, as_s
     columns = columns_from_arrow(run.schema, table)
     rows = Rows.encode(run.schema, run.encoder, table, columns, as_served=as_served)
     logits_BT = predict(ranker, rows).astype(np.float64)
-    groups_B = _groups(run, table)
+    groups_B = groups_of(run, table)
     tasks: dict[str, Any] = {}
     for position, task in enumerate(run.schema.tasks):
         observed_B = observed_of(task, table)
@@ -86,7 +86,8 @@ def _measure(run: Run, ranker: Ranker, table: pa.Table, replicates: int, *, as_s
     return tasks
 
 
-def _groups(run: Run, table: pa.Table) -> NDArray[Any]:
+def groups_of(run: Run, table: pa.Table) -> NDArray[Any]:
+    """The group of every row, as codes: its user, or the row itself where no user column is named."""
     group_by = run.config.data.group_by
     if group_by is None:
         return np.arange(table.num_rows)

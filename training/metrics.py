@@ -70,7 +70,7 @@ class RegressionMetrics:
 def log_loss(labels: npt.ArrayLike, probabilities: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
     """Mean cross entropy in nats. None without rows."""
     y, p, w = _binary_inputs(labels, probabilities, weights)
-    return _ratio(float(w @ _cross_entropy(y, p)), float(w.sum()))
+    return _ratio(float(w @ cross_entropy(y, p)), float(w.sum()))
 
 
 def normalized_entropy(
@@ -83,8 +83,8 @@ def normalized_entropy(
     """
     y, p, w = _binary_inputs(labels, probabilities, weights)
     rows = float(w.sum())
-    entropy = float(_base_entropy(_ratio(float(w @ y), rows) or 0.0))
-    return _ratio(float(w @ _cross_entropy(y, p)), rows * entropy)
+    entropy = float(base_entropy(_ratio(float(w @ y), rows) or 0.0))
+    return _ratio(float(w @ cross_entropy(y, p)), rows * entropy)
 
 
 def calibration_ratio(
@@ -103,7 +103,7 @@ def auc(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLike | N
     """
     y, s, w = _aligned(scores=scores, labels=labels, weights=weights)
     _check_labels(y)
-    value = _WeightedAUC(y, s, np.arange(y.size))(w)
+    value = WeightedAUC(y, s, np.arange(y.size))(w)
     return None if np.isnan(value) else value
 
 
@@ -112,7 +112,7 @@ def gauc(labels: npt.ArrayLike, scores: npt.ArrayLike, groups: npt.ArrayLike) ->
     y, s, _ = _aligned(scores=scores, labels=labels, weights=None)
     _check_labels(y)
     codes, num_groups = _group_codes(groups, y.size)
-    aucs, rows = _auc_per_group(y, s, codes, num_groups)
+    aucs, rows = auc_per_group(y, s, codes, num_groups)
     used = rows > 0
     return GroupedAUC(
         value=_ratio(float(aucs @ rows), float(rows.sum())),
@@ -167,22 +167,22 @@ def evaluate_binary(
     y, p, _ = _binary_inputs(labels, probabilities, None)
     codes, num_groups = _group_codes(groups, y.size)
     loss_G, label_G, probability_G, rows_G = (
-        np.bincount(codes, x, num_groups) for x in (_cross_entropy(y, p), y, p, np.ones_like(y))
+        np.bincount(codes, x, num_groups) for x in (cross_entropy(y, p), y, p, np.ones_like(y))
     )
-    auc_G, used_rows_G = _auc_per_group(y, p, codes, num_groups)
-    weighted_auc = _WeightedAUC(y, p, codes)
+    auc_G, used_rows_G = auc_per_group(y, p, codes, num_groups)
+    weighted_auc = WeightedAUC(y, p, codes)
     with_both = int((used_rows_G > 0).sum())
 
     def of_base_entropy(draws_RG: Floats) -> Floats:
         rows_R = draws_RG @ rows_G
-        return _divide(draws_RG @ loss_G, rows_R * _base_entropy(_divide(draws_RG @ label_G, rows_R)))
+        return divide(draws_RG @ loss_G, rows_R * base_entropy(divide(draws_RG @ label_G, rows_R)))
 
     statistics: dict[str, Statistic] = {
         "normalized_entropy": of_base_entropy,
         "auc": lambda draws_RG: np.array([weighted_auc(draws_G) for draws_G in draws_RG]),
-        "gauc": lambda draws_RG: _divide(draws_RG @ (auc_G * used_rows_G), draws_RG @ used_rows_G),
-        "calibration_ratio": lambda draws_RG: _divide(draws_RG @ probability_G, draws_RG @ label_G),
-        "log_loss": lambda draws_RG: _divide(draws_RG @ loss_G, draws_RG @ rows_G),
+        "gauc": lambda draws_RG: divide(draws_RG @ (auc_G * used_rows_G), draws_RG @ used_rows_G),
+        "calibration_ratio": lambda draws_RG: divide(draws_RG @ probability_G, draws_RG @ label_G),
+        "log_loss": lambda draws_RG: divide(draws_RG @ loss_G, draws_RG @ rows_G),
     }
     undefined = {
         "normalized_entropy": ONE_CLASS,
@@ -216,9 +216,9 @@ def evaluate_regression(
     ranks_y, ranks_p = _centred_ranks(y), _centred_ranks(p)
     moments_KG = np.stack([np.bincount(codes, x, num_groups) for x in _products(ranks_y, ranks_p)])
     statistics: dict[str, Statistic] = {
-        "mse": lambda draws_RG: _divide(draws_RG @ squared_G, draws_RG @ rows_G),
-        "rmse": lambda draws_RG: np.sqrt(_divide(draws_RG @ squared_G, draws_RG @ rows_G)),
-        "mae": lambda draws_RG: _divide(draws_RG @ absolute_G, draws_RG @ rows_G),
+        "mse": lambda draws_RG: divide(draws_RG @ squared_G, draws_RG @ rows_G),
+        "rmse": lambda draws_RG: np.sqrt(divide(draws_RG @ squared_G, draws_RG @ rows_G)),
+        "mae": lambda draws_RG: divide(draws_RG @ absolute_G, draws_RG @ rows_G),
         "spearman": lambda draws_RG: _correlation(moments_KG @ draws_RG.T),
     }
     undefined = {"spearman": "the values or the predictions are all equal"}
@@ -226,7 +226,7 @@ def evaluate_regression(
     return RegressionMetrics(y.size, num_groups, **found)
 
 
-class _WeightedAUC:
+class WeightedAUC:
     """AUC of fixed scores under changing group weights: one sort, then each call is linear in the rows."""
 
     def __init__(self, labels: Floats, scores: Floats, codes: Codes) -> None:
@@ -248,7 +248,7 @@ class _WeightedAUC:
         return float(wins) / (2.0 * pairs)
 
 
-def _auc_per_group(labels: Floats, scores: Floats, codes: Codes, num_groups: int) -> tuple[Floats, Floats]:
+def auc_per_group(labels: Floats, scores: Floats, codes: Codes, num_groups: int) -> tuple[Floats, Floats]:
     """AUC of each group [G] and its impressions [G]; both are 0 for a group with labels of one class.
 
     Ranks are taken once, over (group, score); the Mann-Whitney statistic then needs only each group's rank
@@ -271,12 +271,13 @@ def _auc_per_group(labels: Floats, scores: Floats, codes: Codes, num_groups: int
     return np.where(both, wins_G / np.maximum(pairs_G, 1.0), 0.0), np.where(both, rows_G, 0.0)
 
 
-def _cross_entropy(labels: Floats, probabilities: Floats) -> Floats:
+def cross_entropy(labels: Floats, probabilities: Floats) -> Floats:
+    """Cross entropy of each row, in nats."""
     clipped = np.clip(probabilities, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
     return -np.log(np.where(labels == 1, clipped, 1 - clipped))
 
 
-def _base_entropy(rate: npt.ArrayLike) -> Floats:
+def base_entropy(rate: npt.ArrayLike) -> Floats:
     """Entropy of a rate, in nats; 0 at rates 0 and 1."""
     p = np.nan_to_num(np.asarray(rate, dtype=np.float64))
     inside = (p > 0) & (p < 1)
@@ -312,7 +313,7 @@ def _correlation(moments: Floats) -> Floats:
     return np.where(constant, np.nan, np.clip(correlation, -1.0, 1.0))
 
 
-def _divide(numerator: Floats, denominator: Floats) -> Floats:
+def divide(numerator: Floats, denominator: Floats) -> Floats:
     """Quotient, NaN where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0)
 

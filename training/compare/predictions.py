@@ -19,7 +19,7 @@ from model.schema import RegressionTask
 from training.compare.measures import TaskTruth
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
-from training.evaluate import _groups
+from training.evaluate import groups_of
 from training.run import Run
 from training.train import predict
 from training.whole import replace_file
@@ -110,7 +110,7 @@ def _read(data: str, schema: str, split: SplitName, fitted: _Fitted) -> _Split:
     table = read_splits(run.config.data, run.schema, (split,))[split]
     columns = columns_from_arrow(run.schema, table)
     rows = Rows.encode(run.schema, run.encoder, table, columns, as_served=False)
-    groups_B = np.unique(_groups(run, table), return_inverse=True)[1].astype(np.int64)
+    groups_B = np.unique(groups_of(run, table), return_inverse=True)[1].astype(np.int64)
     digest = xxhash.xxh3_128()
     tasks = []
     for task in run.schema.tasks:

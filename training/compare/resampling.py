@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from training.bootstrap import Floats, Statistic, bootstrap_intervals
 from training.compare.measures import TaskTruth
-from training.metrics import _auc_per_group, _base_entropy, _cross_entropy, _divide, _WeightedAUC
+from training.metrics import WeightedAUC, auc_per_group, base_entropy, cross_entropy, divide
 
 SEED = 0
 # The name of the mean over tasks, beside the tasks' own.
@@ -86,21 +86,21 @@ def _remember_last(statistic: Statistic) -> Statistic:
 def _statistic(metric: str, task: TaskTruth, outputs_B: Floats, num_groups: int) -> Statistic:
     labels_B, codes_B = task.labels_B, task.groups_B
     if metric == "auc":
-        weighted = _WeightedAUC(labels_B, outputs_B, codes_B)
+        weighted = WeightedAUC(labels_B, outputs_B, codes_B)
         return lambda draws_RG: np.array([weighted(draws_G) for draws_G in draws_RG])
     if metric == "gauc":
-        auc_G, rows_used_G = _auc_per_group(labels_B, outputs_B, codes_B, num_groups)
-        return lambda draws_RG: _divide(draws_RG @ (auc_G * rows_used_G), draws_RG @ rows_used_G)
+        auc_G, rows_used_G = auc_per_group(labels_B, outputs_B, codes_B, num_groups)
+        return lambda draws_RG: divide(draws_RG @ (auc_G * rows_used_G), draws_RG @ rows_used_G)
     rows_G = np.bincount(codes_B, minlength=num_groups).astype(np.float64)
     if metric == "mse":
         squared_G = np.bincount(codes_B, (outputs_B - labels_B) ** 2, num_groups)
-        return lambda draws_RG: _divide(draws_RG @ squared_G, draws_RG @ rows_G)
+        return lambda draws_RG: divide(draws_RG @ squared_G, draws_RG @ rows_G)
     assert metric == "normalized_entropy", f"no bootstrap of {metric}"
-    loss_G = np.bincount(codes_B, _cross_entropy(labels_B, expit(outputs_B)), num_groups)
+    loss_G = np.bincount(codes_B, cross_entropy(labels_B, expit(outputs_B)), num_groups)
     label_G = np.bincount(codes_B, labels_B, num_groups)
 
     def of_base_entropy(draws_RG: Floats) -> Floats:
         rows_R = draws_RG @ rows_G
-        return _divide(draws_RG @ loss_G, rows_R * _base_entropy(_divide(draws_RG @ label_G, rows_R)))
+        return divide(draws_RG @ loss_G, rows_R * base_entropy(divide(draws_RG @ label_G, rows_R)))
 
     return of_base_entropy
