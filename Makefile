@@ -28,7 +28,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-serve-only lint format check train export serve \
-	bench-quality bench-census bench-training bench-request clean
+	bench-quality bench-census bench-training bench-request bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -105,6 +105,10 @@ bench-training: $(STAMP) ## training rows per CPU second, peak memory
 
 bench-request: $(STAMP) ## CPU time of a request, against a service written the usual way
 	@exec $(PY) -m benchmarks.request_cost $(ARGS)
+
+bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired tests (EXPERIMENT=FILE)
+	@[ -n "$(EXPERIMENT)" ] || { echo "make bench-compare EXPERIMENT=FILE: see configs/experiments/" >&2; exit 2; }
+	@exec $(PY) -m benchmarks.comparison "$(EXPERIMENT)" $(ARGS)
 
 clean: ## remove environments and caches; data, runs and models stay
 	@rm -rf .venv .venv-serve .pytest_cache .mypy_cache .ruff_cache .hypothesis
