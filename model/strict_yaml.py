@@ -62,6 +62,18 @@ def unknown_key(key: str, valid: list[str], what: str = "key") -> str:
     return f"unknown {what} '{key}'; {hint}"
 
 
+def refuse_unknown_kind(data: Any, kinds: list[str], what: str) -> Any:
+    """Refuses a mapping whose `kind`, which chooses the `what`, is missing or none of `kinds`; passes all else on."""
+    if not isinstance(data, Mapping):
+        return data
+    if "kind" not in data:
+        raise ValueError(f"key 'kind' is missing; it names the {what}: {', '.join(kinds)}")
+    if data["kind"] not in kinds:
+        message, valid = unknown_key(str(data["kind"]), kinds, "kind"), f"valid kinds: {', '.join(kinds)}"
+        raise ValueError(message if valid in message else f"{message} ({valid})")
+    return data
+
+
 def read_yaml(path: Path) -> object:
     """Parses a YAML file with safe types only. Raises ValueError naming the file, the place and the fault."""
     try:

@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from model.features import FittedFeatures
 from model.fusion.learned_routing import policy_perplexities
 from model.ranker import Ranker
 from model.schema import BinaryTask, FeedSchema
@@ -67,18 +67,18 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
     schema = FeedSchema.from_yaml(config.feed)
     with locked(config.output):
         tables = read_splits(config.data, schema, ("train", "validation"))
-        run = _open_or_create(config, schema, tables["train"])
+        columns = {split: columns_from_arrow(schema, table) for split, table in tables.items()}
+        run = _open_or_create(config, schema, fit_features(schema, tables["train"], columns["train"]))
         rows = {}
         for split, table in tables.items():
-            columns = columns_from_arrow(schema, table)
             weight = config.data.weight if split == "train" else None
-            rows[split] = Rows.encode(schema, run.encoder, table, columns, as_served=False, weight=weight)
+            rows[split] = Rows.encode(schema, run.encoder, table, columns[split], as_served=False, weight=weight)
         _fit(run, rows["train"], rows["validation"], show=show)
     return run
 
 
-def _open_or_create(config: TrainingConfig, schema: FeedSchema, table: Any) -> Run:
-    fresh = Run(config.output, config, schema, fit_features(schema, table, columns_from_arrow(schema, table)))
+def _open_or_create(config: TrainingConfig, schema: FeedSchema, fitted: FittedFeatures) -> Run:
+    fresh = Run(config.output, config, schema, fitted)
     if not (config.output / LAST).exists():
         fresh.write()
         return fresh

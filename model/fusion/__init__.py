@@ -4,8 +4,7 @@ A network is an nn.Module that TorchScript can script, with `forward(rows_BD) ->
 Its configuration stands beside it and builds it: `config.build(input_width, num_tasks)`; `kind` chooses it.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -17,19 +16,7 @@ from model.fusion.no_sharing import NoSharing, NoSharingConfig
 from model.fusion.ple import PLE, PLEConfig
 from model.fusion.routing import FixedRandomRoutingConfig, FixedRouting
 from model.fusion.shared_bottom import SharedBottom, SharedBottomConfig
-from model.strict_yaml import unknown_key
-
-
-def _refuse_unknown_kind(data: Any) -> Any:
-    if not isinstance(data, Mapping):
-        return data
-    if "kind" not in data:
-        raise ValueError(f"key 'kind' is missing; it names the network: {', '.join(KINDS)}")
-    if data["kind"] not in KINDS:
-        message, valid = unknown_key(str(data["kind"]), KINDS, "kind"), f"valid kinds: {', '.join(KINDS)}"
-        raise ValueError(message if valid in message else f"{message} ({valid})")
-    return data
-
+from model.strict_yaml import refuse_unknown_kind
 
 FusionConfig = Annotated[
     AdaTTConfig
@@ -41,7 +28,7 @@ FusionConfig = Annotated[
     | FixedRandomRoutingConfig
     | LearnedRoutingConfig,
     Field(discriminator="kind"),
-    BeforeValidator(_refuse_unknown_kind),
+    BeforeValidator(lambda data: refuse_unknown_kind(data, KINDS, "network")),
 ]
 
 # Every name that `kind` may have.

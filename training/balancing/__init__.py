@@ -8,33 +8,20 @@ gradnorm and every gradient method 1.9 to 2.0 with the 3 tasks of configs/census
 configs/kuairand.yaml (42 ms): one pass a task down to the embedding row. What then combines the gradients is 5 % of it.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 from pydantic import BeforeValidator, Field
 
-from model.strict_yaml import unknown_key
+from model.strict_yaml import refuse_unknown_kind
 from training.balancing.base import Balancing, NoBalancingConfig
 from training.balancing.gradients import CAGradConfig, GradientBalancing, GradientConfig
 from training.balancing.gradnorm import GradNorm, GradNormConfig
 from training.balancing.uncertainty import UncertaintyConfig, UncertaintyWeighting
 
-
-def _refuse_unknown_kind(data: Any) -> Any:
-    if not isinstance(data, Mapping):
-        return data
-    if "kind" not in data:
-        raise ValueError(f"key 'kind' is missing; it names the balancing: {', '.join(KINDS)}")
-    if data["kind"] not in KINDS:
-        message, valid = unknown_key(str(data["kind"]), KINDS, "kind"), f"valid kinds: {', '.join(KINDS)}"
-        raise ValueError(message if valid in message else f"{message} ({valid})")
-    return data
-
-
 BalancingConfig = Annotated[
     NoBalancingConfig | UncertaintyConfig | GradNormConfig | GradientConfig | CAGradConfig,
     Field(discriminator="kind"),
-    BeforeValidator(_refuse_unknown_kind),
+    BeforeValidator(lambda data: refuse_unknown_kind(data, KINDS, "balancing")),
 ]
 
 # Every name that `kind` may have.
