@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from model.fusion.learned_routing import LearnedRouting
 from model.schema import BinaryTask, FeedSchema
-from training.wpl import PolicyOptimizer, step_seed
+from training.seeds import derived_seed
+from training.wpl import PolicyOptimizer
 
 
 class PolicyLearner:
@@ -42,7 +43,8 @@ class PolicyLearner:
     def start_step(self, epoch: int, step: int) -> None:
         """Before the forward pass: seeds the step's draws. `epoch` (from 0) ends the warm-up."""
         if self._fusion is not None:
-            self._fusion.next_seed = step_seed(self._seed, step)
+            # The 1 keeps these numbers apart from those that order the rows of an epoch.
+            self._fusion.next_seed = derived_seed(self._seed, step, 1)
             self._fusion.is_warm_up = epoch < self._fusion.config.warm_up_epochs
 
     @torch.no_grad()

@@ -11,7 +11,6 @@ Shapes: B rows, T tasks, M modules.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -75,10 +74,3 @@ def policy_gradient(policy: Policy, rewards_BT: Tensor, observed_BT: Tensor, mea
 def wpl(advantages_TM: Tensor, chances_TM: Tensor) -> Tensor:
     """WPL's weighted advantages: times pi(a) below 0, times 1 - pi(a) from 0 on."""
     return advantages_TM * torch.where(advantages_TM < 0, chances_TM, 1 - chances_TM)
-
-
-def step_seed(seed: int, step: int) -> int:
-    """The seed of a step's draws: it follows from the run's seed and the step alone, so a resumed run has the same."""
-    # The 1 keeps these numbers apart from those that order the rows of an epoch.
-    state = np.random.SeedSequence([seed, step, 1]).generate_state(1, np.uint64)
-    return int(state[0] >> 1)
