@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Inches of a heat map of all pairs of tasks.
 PANEL = 2.6
@@ -44,6 +45,8 @@ def similarities(by_seed: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
             image = axis.imshow(np.array(cosines[layer]), cmap="inferno", vmin=0.0, vmax=1.0)
             axis.set_title(f"{layer}, seed {seed}", fontsize=9)
             axis.tick_params(labelsize=6)
+            for ticks in (axis.xaxis, axis.yaxis):
+                ticks.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, ax=panels, shrink=0.8, label="cosine between tasks")
     return _png(figure)
 
@@ -57,6 +60,7 @@ def module_counts(accuracies: Mapping[str, Sequence[float]], title: str) -> byte
     if len(accuracies) > 3:
         fitted = np.polynomial.Polynomial.fit(points[:, 0], points[:, 1], 3)
         axis.plot(*fitted.linspace(100))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(title=title, xlabel="modules per routed layer", ylabel="accuracy, mean over tasks")
     return _png(figure)
 

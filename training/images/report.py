@@ -41,7 +41,7 @@ def _figures(results: Json) -> dict[str, tuple[str, bytes]]:
             found[f"similarity-{name}"] = title, plots.similarities(method["cosines"], title)
     counted = results["module_counts"]
     if counted and counted["accuracies"]:
-        title = f"{counted['method']}: accuracy and number of modules"
+        title = f"{counted['label']}: accuracy and number of modules"
         found["module-counts"] = title, plots.module_counts(counted["accuracies"], title)
     return found
 

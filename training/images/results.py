@@ -59,7 +59,7 @@ def _method(experiment: ImageExperiment, name: str, seeds: Mapping[int, Json], t
     by_seed = {str(seed): sum(result["accuracy"].values()) / len(tasks) for seed, result in seeds.items()}
     first = next(iter(seeds.values()))
     return {
-        "label": next((entry.label for entry in experiment.methods if entry.name == name), None) or name,
+        "label": _label(experiment, name),
         "accuracy": asdict(spread(list(by_seed.values()))) | {"best": max(by_seed.values()), "by_seed": by_seed},
         "tasks": {task: asdict(spread(values)) for task, values in by_task.items()},
         "parameters": first["parameters"],
@@ -76,6 +76,10 @@ def _method(experiment: ImageExperiment, name: str, seeds: Mapping[int, Json], t
     }
 
 
+def _label(experiment: ImageExperiment, name: str) -> str:
+    return next((entry.label for entry in experiment.methods if entry.name == name), None) or name
+
+
 def _accuracies(methods: Mapping[str, Json], name: str) -> list[float]:
     return list(methods[name]["accuracy"]["by_seed"].values()) if name in methods else []
 
@@ -86,5 +90,6 @@ def _module_counts(experiment: ImageExperiment, methods: Mapping[str, Json]) -> 
     names = {count: experiment.counted(count) for count in sorted(experiment.module_counts.counts)}
     return {
         "method": experiment.module_counts.method,
+        "label": _label(experiment, experiment.module_counts.method),
         "accuracies": {str(count): _accuracies(methods, name) for count, name in names.items() if name in methods},
     }
