@@ -48,7 +48,7 @@ def differences(tables: Mapping[str, Json], baseline: str, metric: str) -> bytes
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    return _png(figure)
+    return to_png(figure)
 
 
 def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json], metric: str) -> bytes:
@@ -57,6 +57,8 @@ def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json],
     axis = figure.subplots()
     for number, (name, entry) in enumerate(entries.items()):
         cost = costs[name]["multiply_adds_per_row"]
+        if cost is None:  # trees
+            continue
         colour, marker = f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)]
         if entry["low"] is not None:
             axis.plot([cost, cost], [entry["low"], entry["high"]], color=colour, linewidth=1.5, alpha=0.6)
@@ -66,10 +68,11 @@ def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json],
     axis.grid(alpha=0.3)
     # Beside the plot: networks of one size would print their names over each other.
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """A finished figure as a PNG."""
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)  # type: ignore[no-untyped-call]
     return content.getvalue()
