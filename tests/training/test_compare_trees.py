@@ -186,6 +186,12 @@ def test_changed_settings_and_broken_models_are_refused(feed: Path) -> None:
     assert "trees-click.txt: not a readable model" in results_of(feed)["failures"]["clips/trees/seed-0"]
 
 
+def test_trees_alone_are_a_comparison(feed: Path) -> None:
+    small = {**with_settings(leaves=4), "name": "small"}
+    compare(load(experiment_file(feed, networks=[TREES, small], baseline="trees"), {"seeds": 1}))
+    assert "the leaves of all tasks' models" in (feed / "out" / "results.md").read_text(encoding="utf-8")
+
+
 def test_absent_package_is_named(feed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     compare(load(file_of(feed), {"seeds": 1}))

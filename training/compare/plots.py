@@ -51,14 +51,15 @@ def differences(tables: Mapping[str, Json], baseline: str, metric: str) -> bytes
     return to_png(figure)
 
 
-def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json], metric: str) -> bytes:
-    """The metric's mean and interval over seeds against multiply-adds per row."""
+def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json], metric: str) -> bytes | None:
+    """The metric's mean and interval over seeds against multiply-adds per row; None where only trees are compared."""
+    entries = {name: entry for name, entry in entries.items() if costs[name]["multiply_adds_per_row"] is not None}
+    if not entries:
+        return None
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axis = figure.subplots()
     for number, (name, entry) in enumerate(entries.items()):
         cost = costs[name]["multiply_adds_per_row"]
-        if cost is None:  # trees
-            continue
         colour, marker = f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)]
         if entry["low"] is not None:
             axis.plot([cost, cost], [entry["low"], entry["high"]], color=colour, linewidth=1.5, alpha=0.6)

@@ -113,10 +113,13 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
             "Multiply-adds are those of the dense network's matrix products. Times are medians with one thread on the "
             "machine of this report; training rows are those of forward, backward and step, without reading data."
         )
+        if any("leaves" in cost for cost in dataset["cost"].values()):
+            yield Paragraph("Boosted trees: the leaves of all tasks' models; the time to score leaves encodings out.")
         entries = dataset["tables"]["test"].get(verdict["metric"], {}).get(MEAN)
-        if entries:
-            title = f"mean {METRICS[verdict['metric']].title} (test)"
-            yield Image(f"{title} against multiply-adds", quality_against_cost(entries, dataset["cost"], title))
+        title = f"mean {METRICS[verdict['metric']].title} (test)"
+        png = quality_against_cost(entries, dataset["cost"], title) if entries else None
+        if png is not None:
+            yield Image(f"{title} against multiply-adds", png)
 
 
 def _split_words(split: str, found: Json) -> str:
