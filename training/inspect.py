@@ -23,7 +23,7 @@ from training.data import Rows, columns_from_arrow, read_splits
 from training.gates import LevelGates, level_gates
 from training.losses import TaskLosses
 from training.plots import plot_conflicts, plot_expert_weights, plot_perplexity, plot_policies
-from training.policies import layer_policies, perplexity_by_epoch
+from training.policies import layer_policies, perplexity_over_training
 from training.run import Run, write_json
 from training.whole import replace_file
 
@@ -54,8 +54,8 @@ def inspect(run: Run, split: SplitName = "validation", *, num_batches: int = BAT
         stale.unlink()
     policies = layer_policies(ranker.network.fusion, conflicts.tasks)
     if policies:
-        perplexity = perplexity_by_epoch(run)
-        result["policies"] = {"layers": [layer.as_json() for layer in policies], "perplexity_by_epoch": perplexity}
+        perplexity = perplexity_over_training(run)
+        result["policies"] = {"layers": [layer.as_json() for layer in policies], "perplexity_over_training": perplexity}
         replace_file(folder / "policies.png", (plot_policies(policies, title),))
         replace_file(folder / "policy_perplexity.png", (plot_perplexity(perplexity, title),))
     if levels is None:

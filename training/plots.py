@@ -69,12 +69,12 @@ def plot_policies(layers: Sequence[LayerPolicies], title: str) -> bytes:
 
 
 def plot_perplexity(by_layer: Mapping[int, Sequence[float]], title: str) -> bytes:
-    """The perplexity of each routed layer's policies after each epoch."""
+    """The perplexity of each routed layer's policies at each point of the log."""
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
     axis = figure.subplots()
     for layer, values in by_layer.items():
         axis.plot(range(1, len(values) + 1), values, marker="o", label=f"layer {layer}")
-    axis.set(title=title, xlabel="epoch", ylabel="perplexity of the policies, mean over tasks")
+    axis.set(title=title, xlabel="point of validation", ylabel="perplexity of the policies, mean over tasks")
     axis.set_ylim(bottom=1.0)
     axis.legend()
     return _png(figure)

@@ -54,18 +54,21 @@ class PolicyLearner:
             self._fusion.is_warm_up = epoch < self._fusion.config.warm_up_epochs
 
     @torch.no_grad()
-    def learn(self, logits_BT: Tensor, targets_BT: Tensor, observed_BT: Tensor) -> None:
-        """After the modules' step: rewards the routes that this step drew."""
+    def learn(
+        self, logits_BT: Tensor, targets_BT: Tensor, observed_BT: Tensor, row_weights_B: Tensor | None = None
+    ) -> None:
+        """After the modules' step: rewards the routes that this step drew. Means are weighted where rows are."""
         if self._fusion is None or self._optimizer is None or self._fusion.is_warm_up:
             return
         rewards_BT = self._rewards(logits_BT.detach(), targets_BT)
-        counts_T = observed_BT.sum(dim=0)
-        batch_mean_T = (rewards_BT * observed_BT).sum(dim=0) / counts_T
+        counts_BT = observed_BT if row_weights_B is None else observed_BT * row_weights_B.unsqueeze(1)
+        counts_T = counts_BT.sum(dim=0)
+        batch_mean_T = (rewards_BT * counts_BT).sum(dim=0) / counts_T
         rate = self._fusion.config.reward_history
         running_T = torch.where(self._mean_T.isnan(), batch_mean_T, self._mean_T + rate * (batch_mean_T - self._mean_T))
         self._mean_T = torch.where(counts_T > 0, running_T, self._mean_T)
         for layer in self._fusion.routed_layers().values():
-            layer.policy_TM.grad = policy_gradient(layer, rewards_BT, observed_BT, self._mean_T)
+            layer.policy_TM.grad = policy_gradient(layer, rewards_BT, counts_BT, self._mean_T)
         self._optimizer.step()
         # The dense part's optimizer holds these parameters too: without a gradient it leaves them alone.
         self._optimizer.zero_grad(set_to_none=True)
@@ -95,9 +98,11 @@ class PolicyLearner:
             self._mean_T = state["mean_T"]
 
 
-def policy_gradient(layer: RoutedLayer, rewards_BT: Tensor, observed_BT: Tensor, mean_T: Tensor) -> Tensor:
-    """The descent gradient of a layer's `policy_TM` [T, M]: WPL's, through the way its kind makes probabilities."""
-    taken_BTM = functional.one_hot(layer.drawn_BT, layer.policy_TM.shape[1]) * observed_BT.unsqueeze(2).double()
+def policy_gradient(layer: RoutedLayer, rewards_BT: Tensor, counts_BT: Tensor, mean_T: Tensor) -> Tensor:
+    """The descent gradient of a layer's `policy_TM` [T, M]: WPL's, through the way its kind makes probabilities.
+
+    counts_BT says how much a row counts for a task: 0 without a label, else 1 or the row's weight."""
+    taken_BTM = functional.one_hot(layer.drawn_BT, layer.policy_TM.shape[1]) * counts_BT.unsqueeze(2).double()
     counts_TM = taken_BTM.sum(dim=0)
     sums_TM = (taken_BTM * rewards_BT.unsqueeze(2)).sum(dim=0)
     # An action that no row drew has shown nothing.
