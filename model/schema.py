@@ -8,13 +8,14 @@ A feature is on one side: `user` and `context` (once a request), `candidate` (on
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, StrictInt, StrictStr, StringConstraints, field_validator, model_validator
 
-from model.strict_yaml import StrictModel, refuse_unknown_kind
+from model.strict_yaml import StrictModel, refuse_unknown_kind, unknown_key
 
 # Names become keys in JSON and YAML, metric labels and tensor names ("<feature>.values"): no dots, blanks or quotes.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
@@ -218,6 +219,16 @@ class FeedSchema(StrictModel):
                 )
             readers[owner].append(feature)
         return tuple(_table(owner, readers[name]) for name, owner in owners.items())
+
+    def with_tasks(self, names: Sequence[str]) -> Self:
+        """The same feed with some of its tasks, in the order given. Raises ValueError for one that it does not have."""
+        by_name = {task.name: task for task in self.tasks}
+        for name in names:
+            if name not in by_name:
+                raise ValueError(unknown_key(name, list(by_name), "task"))
+        if len(set(names)) < len(names):
+            raise ValueError("give each task once")
+        return self.model_copy(update={"tasks": tuple(by_name[name] for name in names)})
 
     def block(self, block: Block) -> tuple[Feature, ...]:
         """The features evaluated once a request (user, context, training_only) or once a candidate."""

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag
 
 from model.ranker import NetworkConfig
+from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, read_yaml
 from training.balancing import BalancingConfig, NoBalancingConfig
 
@@ -104,6 +105,8 @@ class TrainingConfig(StrictModel):
     """One training run."""
 
     feed: Annotated[Path, Field(alias="schema")]
+    # The tasks that are learned, in this order; by default all of the schema's.
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     data: DataConfig
     network: NetworkConfig
     output: Path
@@ -129,6 +132,16 @@ class TrainingConfig(StrictModel):
         for change in changes:
             _apply(tree, change)
         return cls.from_mapping(tree, str(path))
+
+    def feed_schema(self) -> FeedSchema:
+        """The feed schema with the tasks that are learned. Raises ValueError naming the file, or the unknown task."""
+        schema = FeedSchema.from_yaml(self.feed)
+        if self.tasks is None:
+            return schema
+        try:
+            return schema.with_tasks(self.tasks)
+        except ValueError as error:
+            raise ValueError(f"tasks: {error} ({self.feed})") from None
 
     def dump(self) -> dict[str, Any]:
         """The whole configuration, defaults included, as plain YAML and JSON values."""

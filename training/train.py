@@ -54,7 +54,7 @@ class Progress:
 def train(config: TrainingConfig, *, show: bool = True) -> Run:
     """Trains, or resumes, the run of a training file, and returns it. Raises ValueError for what the user can mend."""
     torch.set_num_threads(config.threads)
-    schema = FeedSchema.from_yaml(config.feed)
+    schema = config.feed_schema()
     with locked(config.output):
         tables = read_splits(config.data, schema, ("train", "validation"))
         columns = {split: columns_from_arrow(schema, table) for split, table in tables.items()}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.special import expit
-from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
+from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, roc_auc_score
 
 from training.compare.measures import TaskTruth
 from training.compare.resampling import MEAN, SEED, paired_intervals
@@ -31,6 +31,8 @@ def metric_of(metric: str, labels: Floats, outputs: Floats) -> float:
     """The metric by scikit-learn."""
     if metric == "auc":
         return float(roc_auc_score(labels, outputs))
+    if metric == "accuracy":
+        return float(accuracy_score(labels, expit(outputs) > 0.5))
     if metric == "mse":
         return float(mean_squared_error(labels, outputs))
     rate = labels.mean()
@@ -42,7 +44,7 @@ def repeated_rows(truth: TaskTruth, draw: NDArray[np.int64]) -> NDArray[np.int64
     return np.concatenate([np.flatnonzero(truth.groups_B == user) for user in draw])
 
 
-@pytest.mark.parametrize("metric", ["auc", "normalized_entropy", "mse"])
+@pytest.mark.parametrize("metric", ["auc", "normalized_entropy", "accuracy", "mse"])
 def test_intervals_are_those_of_repeated_rows(metric: str) -> None:
     kind = "regression" if metric == "mse" else "binary"
     tasks = [task("click", 0, kind), task("like", 1, kind)]

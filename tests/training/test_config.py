@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.training_data import training_file
+from tests.training_data import training_file, write_feed
 from training.config import Range, TrainingConfig
+from training.run import LOG, Run
+from training.train import train
 
 
 def load(folder: Path, *changes: str) -> TrainingConfig:
@@ -159,3 +161,26 @@ def test_a_fault_in_a_split_is_told_once_for_the_form_that_was_written(tmp_path:
     with pytest.raises(ValueError, match="unknown key 'mx'; did you mean 'max'") as refusal:
         load(tmp_path, "data.split.train={mx: 4}")
     assert str(refusal.value).count("data.split.train") == 1
+
+
+def test_a_run_learns_the_tasks_that_are_named_in_their_order(tmp_path: Path) -> None:
+    write_feed(tmp_path / "data")
+    run = train(TrainingConfig.load(training_file(tmp_path, epochs=1, tasks=["watch", "click"])), show=False)
+    assert [task.name for task in run.schema.tasks] == ["watch", "click"]
+    assert len(Run.open(run.path).new_ranker().network.towers) == 2
+    log = (run.path / LOG).read_text(encoding="utf-8")
+    assert "validation_watch" in log
+    assert "like" not in log
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (["clik"], r"tasks: unknown task 'clik'; did you mean 'click'\? .*schema\.yaml"),
+        (["click", "click"], "tasks: give each task once"),
+        ([], "tasks"),
+    ],
+)
+def test_tasks_that_a_feed_has_not_are_refused(tmp_path: Path, tasks: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(TrainingConfig.load(training_file(tmp_path, tasks=tasks)), show=False)

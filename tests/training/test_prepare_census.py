@@ -15,7 +15,7 @@ from training.prepare import prepare
 from training.prepare.census import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
-LABELS = ["income_over_50k", "never_married", "bachelor_or_more"]
+LABELS = ["income_over_50k", "never_married", "bachelor_or_more", "some_college", "worked", "has_dividends"]
 # The first record of census-income.data as published, and changes of it: (position, value).
 RECORD = (
     "73, Not in universe, 0, 0, High school graduate, 0, Not in universe, Widowed, Not in universe or children, "
@@ -130,6 +130,9 @@ def test_real_labels_have_the_published_rates(real: dict[str, pa.Table]) -> None
     assert train["income_over_50k"].sum() == 12_382
     assert train["never_married"].sum() == 86_485
     assert train["bachelor_or_more"].mean() == pytest.approx(0.14766, abs=5e-6)  # the table's rounding
+    published = {"some_college": (0.33582, 0.33490), "worked": (0.51894, 0.51997), "has_dividends": (0.10596, 0.10553)}
+    for name, rates in published.items():
+        assert (train[name].mean(), test[name].mean()) == pytest.approx(rates, abs=5e-6)
     assert test["income_over_50k"].sum() == 6_186
     assert test["never_married"].sum() == 43_143
     assert test["bachelor_or_more"].mean() == pytest.approx(0.14722, abs=5e-6)
@@ -145,7 +148,11 @@ def test_schema_has_the_protocols_features_and_no_label(real: dict[str, pa.Table
     assert not {"income", "marital_stat", "education", "instance_weight"} & set(real["train"].column_names)
     kinds = [feature.kind for feature in schema.features]
     assert (kinds.count("id"), kinds.count("number")) == (31, 7)
-    assert [task.label for task in schema.tasks] == LABELS
+    assert [task.label for task in schema.tasks] == LABELS[:3]
+    six = FeedSchema.from_yaml(ROOT / "configs" / "schemas" / "census_six_tasks.yaml")
+    assert {task.label for task in six.tasks} == set(LABELS)
+    # What two of its labels are made of.
+    assert set(names) - {f.name for f in six.features} == {"weeks_worked_in_year", "dividends_from_stocks"}
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ class Experiment(StrictModel):
             first = next(iter(of_dataset.values()))
             if first.data.split.test is None:
                 raise ValueError(f"{place}: data.split.test is not given; the final table is measured there")
-            schema = FeedSchema.from_yaml(first.feed)
+            schema = first.feed_schema()
             try:
                 self.verdict_tasks(schema)
             except ValueError as error:

@@ -34,6 +34,8 @@ METRICS: dict[str, Metric] = {
     "gauc": Metric(
         "GAUC", "binary", "higher", lambda y, x, g: gauc(y, x, g).value, "no group has labels of both classes"
     ),
+    # Right at the threshold of probability 1/2: says little of a rare class, and stands in the papers' tables.
+    "accuracy": Metric("accuracy", "binary", "higher", lambda y, x, _: float(np.mean((x > 0) == (y > 0.5))), "no rows"),
     "calibration_ratio": Metric(
         "calibration", "binary", None, lambda y, x, _: calibration_ratio(y, expit(x)), "no positive label"
     ),

@@ -92,9 +92,10 @@ def _statistic(metric: str, task: TaskTruth, outputs_B: Floats, num_groups: int)
         auc_G, rows_used_G = auc_per_group(labels_B, outputs_B, codes_B, num_groups)
         return lambda draws_RG: divide(draws_RG @ (auc_G * rows_used_G), draws_RG @ rows_used_G)
     rows_G = np.bincount(codes_B, minlength=num_groups).astype(np.float64)
-    if metric == "mse":
-        squared_G = np.bincount(codes_B, (outputs_B - labels_B) ** 2, num_groups)
-        return lambda draws_RG: divide(draws_RG @ squared_G, draws_RG @ rows_G)
+    if metric in ("mse", "accuracy"):
+        is_right_B = (outputs_B > 0) == (labels_B > 0.5)
+        sums_G = np.bincount(codes_B, (outputs_B - labels_B) ** 2 if metric == "mse" else is_right_B, num_groups)
+        return lambda draws_RG: divide(draws_RG @ sums_G, draws_RG @ rows_G)
     assert metric == "normalized_entropy", f"no bootstrap of {metric}"
     loss_G = np.bincount(codes_B, cross_entropy(labels_B, expit(outputs_B)), num_groups)
     label_G = np.bincount(codes_B, labels_B, num_groups)

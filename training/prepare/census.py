@@ -1,9 +1,9 @@
-"""Census-Income (KDD): UCI's two files to three splits with three binary labels.
+"""Census-Income (KDD): UCI's two files to three splits with six binary labels.
 
 Input: census-income.data and census-income.test as UCI publishes them (text without a header, `?` for null, also
 .gz), or train.parquet and test.parquet with the same 42 columns. Output: 38 input columns, the labels
-income_over_50k, never_married and bachelor_or_more (0/1), `row` (position in the source file) and `split`. The columns
-that labels are made of and the population weight are not passed on.
+income_over_50k, never_married, bachelor_or_more, some_college, worked and has_dividends (0/1), `row` (position in the
+source file) and `split`. The columns that the first four are made of and the population weight are not passed on.
 """
 
 from collections.abc import Callable
@@ -52,6 +52,12 @@ BACHELOR_OR_MORE = (
     "Masters degree(MA MS MEng MEd MSW MBA)",
     "Prof school degree (MD DDS DVM LLB JD)",
     "Doctorate degree(PhD EdD)",
+)
+SOME_COLLEGE = (
+    "Some college but no degree",
+    "Associates degree-occup /vocational",
+    "Associates degree-academic program",
+    *BACHELOR_OR_MORE,
 )
 # UCI has no validation split: its test file of 99,762 rows is halved at random, by this permutation.
 SPLIT_SEED = 20261122
@@ -109,6 +115,10 @@ def _impressions(path: Path) -> pa.Table:
         "income_over_50k": _income_label(path, table["income"]),
         "never_married": pc.equal(table["marital_stat"], "Never married"),
         "bachelor_or_more": pc.is_in(table["education"], pa.array(BACHELOR_OR_MORE)),
+        "some_college": pc.is_in(table["education"], pa.array(SOME_COLLEGE)),
+        # Made of columns that are inputs too: a schema has the one or the other.
+        "worked": pc.greater(table["weeks_worked_in_year"], 0),
+        "has_dividends": pc.greater(table["dividends_from_stocks"], 0),
     }
     inputs = {name: table[name] for name in COLUMNS if name not in NOT_INPUTS}
     row = pa.array(np.arange(table.num_rows, dtype=np.int64))
