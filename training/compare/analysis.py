@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from training.compare.cost import sizes, times
 from training.compare.experiment import Cell, Experiment
+from training.compare.inside import look_inside
 from training.compare.measures import METRICS
+from training.compare.over_training import during_training
 from training.compare.predictions import Truth, prediction_file, read_predictions, truth_of
 from training.compare.resampling import MEAN, paired_intervals
 from training.compare.statistics import holm, minimum_detectable, paired_p, seeds_needed, spread
@@ -73,6 +75,8 @@ def _dataset(experiment: Experiment, done: Mapping[Cell, TrainingConfig]) -> Jso
     result["seeds"] = {name: sorted(by_seed) for name, by_seed in outputs.items()}
     tasks = experiment.verdict_tasks(first.schema)
     result["verdicts"] = verdicts(experiment.verdict, tasks, experiment.baseline, result["tables"]["test"])
+    result["during_training"] = during_training(experiment.baseline, runs)
+    result["inside"] = look_inside(experiment.output, runs) if experiment.inside else None
     return result
 
 
