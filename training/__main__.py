@@ -85,6 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, help="folder for runs and report (default: the file's)")
     command.add_argument("--report", action="store_true", help="train nothing, report the cells that are finished")
     command.set_defaults(run=_compare)
+
+    command = commands.add_parser("images", help="compare routing networks on image data sets made many tasks")
+    command.add_argument("experiment", type=Path, metavar="EXPERIMENT")
+    command.add_argument("--seeds", type=int, help="number of seeds (default: the file's)")
+    command.add_argument("--device", choices=["cpu", "cuda"], help="where cells are trained (default: the file's)")
+    command.add_argument("--output", type=Path, help="folder for cells and report (default: the file's)")
+    command.add_argument("--report", action="store_true", help="train nothing, report the cells that are finished")
+    command.set_defaults(run=_images)
     return parser
 
 
@@ -138,6 +146,14 @@ def _compare(options: argparse.Namespace) -> None:
     given = {key: getattr(options, key) for key in ("seeds", "baseline", "processes", "output")}
     experiment = load(options.experiment, {key: value for key, value in given.items() if value is not None})
     print(compare(experiment, report_only=options.report))
+
+
+def _images(options: argparse.Namespace) -> None:
+    from training.images.experiment import load, run
+
+    given = {key: getattr(options, key) for key in ("seeds", "device", "output")}
+    experiment = load(options.experiment, {key: value for key, value in given.items() if value is not None})
+    print(run(experiment, report_only=options.report))
 
 
 if __name__ == "__main__":

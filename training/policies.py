@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from model.fusion import LearnedRouting
-from model.fusion.learned_routing import probabilities
+from model.fusion.policy import perplexities, probabilities
 from training.conflicts import cosines
 from training.history import PERPLEXITY, read_log, series
 from training.run import Run
@@ -50,7 +49,7 @@ def layer_policies(fusion: nn.Module, tasks: list[str]) -> list[LayerPolicies]:
     found = []
     for layer, module in fusion.routed_layers().items():
         chances_TM = probabilities(module.policy_TM.detach().double(), module.kind)
-        perplexity_T = torch.special.entr(chances_TM).sum(dim=1).exp()
+        perplexity_T = perplexities(module.policy_TM, module.kind)
         found.append(LayerPolicies(layer, tasks, chances_TM.numpy(), perplexity_T.numpy(), cosines(chances_TM).numpy()))
     return found
 

@@ -1,22 +1,21 @@
-"""Learning the policies of a learned routing network: WPL (Abdallah and Lesser, 2006) on each row's reward.
+"""Learning the policies of a ranker's learned routing network from the rewards of its training steps.
 
 In: the routes that a training step drew, its logits and labels. Out: changed policies. The reward of a row and task is
-the same for every layer on its route. With R the mean reward of the rows that drew an action, and V the task's running
-mean, the action's advantage is R - V; WPL weighs it by pi(a) where it is negative and by 1 - pi(a) where it is not, so
-that a policy slows down as it nears the simplex's edge. An optimizer of its own climbs the weighted advantages.
+the same for every layer on its route; how it moves them: training/wpl.py.
 
-Shapes: B rows, T tasks, M modules.
+Shapes: B rows, T tasks.
 """
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.fusion.learned_routing import LearnedRouting, RoutedLayer, probabilities, simplex_projection
+from model.fusion.learned_routing import LearnedRouting
 from model.schema import BinaryTask, FeedSchema
+from training.seeds import derived_seed
+from training.wpl import PolicyOptimizer
 
 
 class PolicyLearner:
@@ -26,9 +25,7 @@ class PolicyLearner:
         """Raises ValueError where the reward needs right answers and a task has none."""
         self._fusion = fusion if isinstance(fusion, LearnedRouting) else None
         self._seed = seed
-        self._optimizer: torch.optim.Optimizer | None = None
-        # The running mean reward of each task; NaN until its first labels are seen.
-        self._mean_T = torch.full((len(schema.tasks),), torch.nan, dtype=torch.float64)
+        self._optimizer: PolicyOptimizer | None = None
         self._is_binary_T = torch.tensor([isinstance(task, BinaryTask) for task in schema.tasks])
         if self._fusion is None:
             return
@@ -39,18 +36,15 @@ class PolicyLearner:
                     f"network.fusion.reward: correct: task '{task.name}' is a regression and has no right answer; "
                     "use reward: log_likelihood"
                 )
-        policies = [layer.policy_TM for layer in self._fusion.routed_layers().values()]
+        policies = list(self._fusion.routed_layers().values())
         if policies:
-            kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.policy_optimizer]
-            self._optimizer = kind(policies, lr=config.policy_learning_rate)
+            self._optimizer = PolicyOptimizer(policies, config)
 
     def start_step(self, epoch: int, step: int) -> None:
-        """Before the forward pass: the step's draws follow from the seed and its number alone, so a resumed run has
-        the same. `epoch` (from 0) ends the warm-up."""
+        """Before the forward pass: seeds the step's draws. `epoch` (from 0) ends the warm-up."""
         if self._fusion is not None:
             # The 1 keeps these numbers apart from those that order the rows of an epoch.
-            state = np.random.SeedSequence([self._seed, step, 1]).generate_state(1, np.uint64)
-            self._fusion.next_seed = int(state[0] >> 1)
+            self._fusion.next_seed = derived_seed(self._seed, step, 1)
             self._fusion.is_warm_up = epoch < self._fusion.config.warm_up_epochs
 
     @torch.no_grad()
@@ -60,21 +54,8 @@ class PolicyLearner:
         """After the modules' step: rewards the routes that this step drew. Means are weighted where rows are."""
         if self._fusion is None or self._optimizer is None or self._fusion.is_warm_up:
             return
-        rewards_BT = self._rewards(logits_BT.detach(), targets_BT)
         counts_BT = observed_BT if row_weights_B is None else observed_BT * row_weights_B.unsqueeze(1)
-        counts_T = counts_BT.sum(dim=0)
-        batch_mean_T = (rewards_BT * counts_BT).sum(dim=0) / counts_T
-        rate = self._fusion.config.reward_history
-        running_T = torch.where(self._mean_T.isnan(), batch_mean_T, self._mean_T + rate * (batch_mean_T - self._mean_T))
-        self._mean_T = torch.where(counts_T > 0, running_T, self._mean_T)
-        for layer in self._fusion.routed_layers().values():
-            layer.policy_TM.grad = policy_gradient(layer, rewards_BT, counts_BT, self._mean_T)
-        self._optimizer.step()
-        # The dense part's optimizer holds these parameters too: without a gradient it leaves them alone.
-        self._optimizer.zero_grad(set_to_none=True)
-        for layer in self._fusion.routed_layers().values():
-            if layer.kind == "clip":
-                layer.policy_TM.copy_(simplex_projection(layer.policy_TM))
+        self._optimizer.step(self._rewards(logits_BT.detach(), targets_BT), counts_BT)
 
     def _rewards(self, logits_BT: Tensor, targets_BT: Tensor) -> Tensor:
         assert self._fusion is not None
@@ -87,33 +68,9 @@ class PolicyLearner:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the policies themselves; empty for other networks."""
-        if self._optimizer is None:
-            return {}
-        return {"optimizer": self._optimizer.state_dict(), "mean_T": self._mean_T}
+        return {} if self._optimizer is None else self._optimizer.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restores `state()`."""
         if self._optimizer is not None:
-            self._optimizer.load_state_dict(state["optimizer"])
-            self._mean_T = state["mean_T"]
-
-
-def policy_gradient(layer: RoutedLayer, rewards_BT: Tensor, counts_BT: Tensor, mean_T: Tensor) -> Tensor:
-    """The descent gradient of a layer's `policy_TM` [T, M]: WPL's, through the way its kind makes probabilities.
-
-    counts_BT says how much a row counts for a task: 0 without a label, else 1 or the row's weight."""
-    taken_BTM = functional.one_hot(layer.drawn_BT, layer.policy_TM.shape[1]) * counts_BT.unsqueeze(2).double()
-    counts_TM = taken_BTM.sum(dim=0)
-    sums_TM = (taken_BTM * rewards_BT.unsqueeze(2)).sum(dim=0)
-    # An action that no row drew has shown nothing.
-    advantages_TM = torch.where(counts_TM > 0, sums_TM / counts_TM - mean_T.unsqueeze(1), 0.0)
-    with torch.enable_grad():
-        policy_TM = layer.policy_TM.detach().double().requires_grad_()
-        chances_TM = probabilities(policy_TM, layer.kind)
-        (gradient_TM,) = torch.autograd.grad((chances_TM * wpl(advantages_TM, chances_TM.detach())).sum(), policy_TM)
-    return -gradient_TM.to(layer.policy_TM.dtype)
-
-
-def wpl(advantages_TM: Tensor, chances_TM: Tensor) -> Tensor:
-    """WPL's weighted advantages: times pi(a) below 0, times 1 - pi(a) from 0 on."""
-    return advantages_TM * torch.where(advantages_TM < 0, chances_TM, 1 - chances_TM)
+            self._optimizer.load_state(state)

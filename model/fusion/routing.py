@@ -8,6 +8,7 @@ Shapes: B rows, T tasks, P distinct routes at a layer, D input, H width of a lay
 """
 
 import random
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -38,18 +39,20 @@ class FixedRandomRoutingConfig(StrictModel):
 
     def routes(self, num_tasks: int) -> list[list[int]]:
         """The module of each task, layer by layer."""
-        # Python's own generator: the same routes whatever torch has drawn before.
-        draw = random.Random(self.seed)
         depth = len(all_widths(self.levels))
         routed = range(depth) if self.routed is None else self.routed
-        return [
-            [draw.randrange(self.num_modules) if layer in routed else 0 for _ in range(num_tasks)]
-            for layer in range(depth)
-        ]
+        return random_routes(self.seed, num_tasks, self.num_modules, [layer in routed for layer in range(depth)])
 
     def build(self, input_width: int, num_tasks: int) -> "FixedRouting":
         """The network for rows of `input_width` columns."""
         return FixedRouting(input_width, all_widths(self.levels), self.routes(num_tasks))
+
+
+def random_routes(seed: int, num_tasks: int, num_modules: int, is_routed: Sequence[bool]) -> list[list[int]]:
+    """The module that each task draws, layer by layer; 0 for all in a layer that is not routed."""
+    # Python's own generator: the same routes whatever torch has drawn before.
+    draw = random.Random(seed)
+    return [[draw.randrange(num_modules) if routed else 0 for _ in range(num_tasks)] for routed in is_routed]
 
 
 class FixedRouting(nn.Module):

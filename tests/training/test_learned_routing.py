@@ -16,16 +16,18 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from model.fusion import LearnedRouting
-from model.fusion.learned_routing import RoutedLayer, probabilities
+from model.fusion.learned_routing import RoutedLayer
+from model.fusion.policy import probabilities
 from model.ranker import NetworkConfig
 from model.schema import FeedSchema
 from tests.training_data import assert_same_state, training_file, write_feed
 from training import checkpoint
 from training.__main__ import main
 from training.config import TrainingConfig
-from training.routing import PolicyLearner, wpl
+from training.routing import PolicyLearner
 from training.run import BEST, LAST, LOG, Run
 from training.train import train
+from training.wpl import wpl
 
 SCHEMA = FeedSchema.from_mapping(
     {

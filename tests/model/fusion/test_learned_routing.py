@@ -9,13 +9,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from model.fusion import LearnedRouting, LearnedRoutingConfig
-from model.fusion.learned_routing import (
-    PUBLISHED_EPSILON,
-    policy_perplexities,
-    probabilities,
-    published_projection,
-    simplex_projection,
-)
+from model.fusion.learned_routing import policy_perplexities
+from model.fusion.policy import PUBLISHED_EPSILON, probabilities, published_projection, simplex_projection
 from model.ranker import NetworkConfig
 from tests.model.fusion.cases import CASES, INPUT_WIDTH, rows_of
 

@@ -1,0 +1,87 @@
+"""The main path of an image experiment: experiment file -> trained cells -> results, figures and report.
+
+    python -m training images configs/experiments/fashion_mnist_routing.yaml [--seeds N] [--device cuda] [--report]
+
+Cells are trained once: a killed experiment goes on after the last epoch that it finished, and one with more seeds
+trains the new ones alone. A cell that fails takes no other with it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from model.strict_yaml import read_yaml
+from training.images.cell import RESULT, check_settings, is_finished, train_cell
+from training.images.config import Cell, ImageExperiment
+from training.images.network import ImageNetwork
+from training.images.pixels import Pixels
+from training.images.report import write_report
+from training.images.results import summarise
+from training.images.tasks import ImageTasks
+from training.run import locked, read_json
+
+
+def load(path: Path, changes: dict[str, Any]) -> ImageExperiment:
+    """Reads an experiment file with top-level keys replaced. Raises ValueError naming the file and the key."""
+    content = read_yaml(path)
+    return ImageExperiment.from_mapping(content | changes if isinstance(content, dict) else content, str(path))
+
+
+def run(experiment: ImageExperiment, *, report_only: bool = False) -> Path:
+    """Runs what is left of an experiment and reports it; returns the report's path.
+
+    `report_only` trains nothing and reports the finished cells. Raises ValueError for what the user can mend."""
+    if experiment.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda: torch finds no CUDA device here; write device: cpu")
+    torch.set_num_threads(experiment.threads)
+    with locked(experiment.output):
+        tasks = experiment.data.read()
+        _refuse_unfit(experiment, tasks)
+        pixels = Pixels(tasks, torch.device(experiment.device))
+        for cell in experiment.cells():
+            check_settings(experiment, cell, pixels.fingerprint)
+        failures = {} if report_only else _train(experiment, tasks, pixels)
+        finished = {
+            cell: read_json(experiment.folder(cell) / RESULT)
+            for cell in experiment.cells()
+            if is_finished(experiment.folder(cell))
+        }
+        if not finished:
+            first = f" ({next(iter(failures.values()))})" if failures else ""
+            raise ValueError(f"{experiment.output}: no cell is trained, so there is nothing to report{first}")
+        results = summarise(experiment, tasks, finished, {str(cell): fault for cell, fault in failures.items()})
+        return write_report(experiment.output, results)
+
+
+def _refuse_unfit(experiment: ImageExperiment, tasks: ImageTasks) -> None:
+    """Raises ValueError, before the first cell is trained, where images and layers do not fit."""
+    _, channels, height, width = tasks.train.images_NCHW.shape
+    # Where the layers fit the images does not hang on the method.
+    routing = experiment.methods[0].routing
+    shape = (channels, height, width)
+    ImageNetwork(experiment.network, routing, shape, len(tasks.names), tasks.num_classes, seed=0)
+
+
+def _train(experiment: ImageExperiment, tasks: ImageTasks, pixels: Pixels) -> dict[Cell, str]:
+    """Trains the cells without a result; returns the faults of those that failed."""
+    left = [cell for cell in experiment.cells() if not is_finished(experiment.folder(cell))]
+    failures: dict[Cell, str] = {}
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    words = TextColumn("{task.description}")
+    columns = (words, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("", total=len(left) * experiment.epochs)
+        for number, cell in enumerate(left, start=1):
+            place = f"cell {number}/{len(left)}  {cell}"
+            bar.update(shown, description=place)
+            try:
+                train_cell(experiment, cell, tasks, pixels, lambda epochs: bar.advance(shown, epochs))
+                console.print(f"{place}  finished", markup=False)
+            except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+                failures[cell] = str(error) or type(error).__name__
+                console.print(f"{place}  failed: {failures[cell]}", markup=False)
+            bar.update(shown, completed=number * experiment.epochs)
+    return failures

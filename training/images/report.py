@@ -1,0 +1,123 @@
+"""Writes what an image experiment found: results.json, results.md, report.html (self-contained), figures/*.png.
+
+In: the content of results.json (training/images/results.py).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from training.compare.document import Block, Heading, Image, Paragraph, Table, to_html, to_markdown
+from training.images import plots
+from training.run import write_json, write_text
+from training.whole import replace_file
+
+Json = dict[str, Any]
+
+
+def write_report(folder: Path, results: Json) -> Path:
+    """Writes all files into `folder`; returns the page's path."""
+    figures = _figures(results)
+    blocks = _blocks(results)
+    write_json(folder / "results.json", results)
+    write_text(folder / "results.md", to_markdown(blocks))
+    for name, (_, png) in figures.items():
+        replace_file(folder / "figures" / f"{name}.png", (png,))
+    images = [Image(text, png) for text, png in figures.values()]
+    page = folder / "report.html"
+    write_text(page, to_html(results["name"], [*blocks, *([Heading(2, "Figures")] if images else []), *images]))
+    return page
+
+
+def _figures(results: Json) -> dict[str, tuple[str, bytes]]:
+    """File name -> what it shows, and the PNG."""
+    found: dict[str, tuple[str, bytes]] = {}
+    for name, method in results["methods"].items():
+        label = method["label"]
+        if method["perplexity"]:
+            title = f"{label}: perplexity by epoch"
+            found[f"perplexity-{name}"] = title, plots.perplexity(method["perplexity"], title)
+        if method["cosines"]:
+            title = f"{label}: likeness of the tasks' policies"
+            found[f"similarity-{name}"] = title, plots.similarities(method["cosines"], title)
+    counted = results["module_counts"]
+    if counted and counted["accuracies"]:
+        title = f"{counted['label']}: accuracy and number of modules"
+        found["module-counts"] = title, plots.module_counts(counted["accuracies"], title)
+    return found
+
+
+def _blocks(results: Json) -> list[Block]:
+    methods: dict[str, Json] = results["methods"]
+    rows = ", ".join(f"{count:,} {split}" for split, count in results["rows"].items())
+    choice = (
+        "the epoch with the best mean validation accuracy answers"
+        if results["rows"]["validation"]
+        else "nothing is chosen, the last epoch answers"
+    )
+    blocks: list[Block] = [
+        Heading(1, results["name"]),
+        Paragraph(
+            f"{len(results['tasks'])} tasks; rows: {rows}; {results['settings']['epochs']} epochs. "
+            f"Accuracy on the test rows in percent; of each seed the mean over tasks, and {choice}."
+        ),
+        Heading(2, "Accuracy"),
+        Table(
+            ("method", "mean ± sd", "95 % interval", "best", "seeds", "parameters", "seconds"),
+            [
+                (
+                    method["label"],
+                    _with_spread(method["accuracy"]),
+                    _interval(method["accuracy"]),
+                    _percent(method["accuracy"]["best"]),
+                    str(method["accuracy"]["n"]),
+                    f"{method['parameters']:,}",
+                    f"{method['seconds']:.0f}",
+                )
+                for method in methods.values()
+            ],
+        ),
+    ]
+    if results["hypotheses"]:
+        blocks += [
+            Heading(2, "Is the difference real?"),
+            Paragraph("Two-sample t-test, one tail, equal variances: is the first method's mean above the second's?"),
+            Table(
+                ("better", "than", "t", "df", "p"),
+                [
+                    (test["better"], test["than"], _number(test["t"]), str(test["df"]), _number(test["p"]))
+                    for test in results["hypotheses"]
+                ],
+            ),
+        ]
+    blocks += [
+        Heading(2, "Accuracy by task"),
+        Table(
+            ("task", *(method["label"] for method in methods.values())),
+            [
+                (task, *(_with_spread(method["tasks"][task]) for method in methods.values()))
+                for task in results["tasks"]
+            ],
+        ),
+    ]
+    if results["failures"]:
+        blocks += [Heading(2, "Failed"), Table(("cell", "fault"), list(results["failures"].items()), is_words=True)]
+    waiting = [cell for cell in results["unfinished"] if cell not in results["failures"]]
+    if waiting:
+        blocks.append(Paragraph(f"Not finished yet: {', '.join(waiting)}."))
+    return blocks
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _with_spread(entry: Json) -> str:
+    return _percent(entry["mean"]) + ("" if entry["sd"] is None else f" ± {_percent(entry['sd'])}")
+
+
+def _interval(entry: Json) -> str:
+    return "-" if entry["low"] is None else f"{_percent(entry['low'])} to {_percent(entry['high'])}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
