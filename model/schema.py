@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StrictInt, StrictStr, StringConstraints, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StrictInt, StrictStr, StringConstraints, field_validator, model_validator
 
-from model.strict_yaml import StrictModel, unknown_key
+from model.strict_yaml import StrictModel, refuse_unknown_kind, unknown_key
 
 # Names become keys in JSON and YAML, metric labels and tensor names ("<feature>.values"): no dots, blanks or quotes.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
@@ -120,7 +120,11 @@ class NumberFeature(StrictModel):
         return (value,) if isinstance(value, str) else value
 
 
-Feature = Annotated[IdFeature | IdListFeature | NumberFeature, Field(discriminator="kind")]
+Feature = Annotated[
+    IdFeature | IdListFeature | NumberFeature,
+    Field(discriminator="kind"),
+    BeforeValidator(lambda data: refuse_unknown_kind(data, ["id", "id_list", "number"], "feature's type")),
+]
 
 
 class BinaryTask(StrictModel):
@@ -149,7 +153,11 @@ class RegressionTask(StrictModel):
     transform: Literal["none", "log1p"] = "none"
 
 
-Task = Annotated[BinaryTask | RegressionTask, Field(discriminator="kind")]
+Task = Annotated[
+    BinaryTask | RegressionTask,
+    Field(discriminator="kind"),
+    BeforeValidator(lambda data: refuse_unknown_kind(data, ["binary", "regression"], "task's type")),
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ class OptimizerConfig(StrictModel):
 
 
 class EarlyStopping(StrictModel):
-    """Stops after `patience` epochs without a better validation objective."""
+    """Stops after `patience` epochs without a better validation objective at any of their points."""
 
     patience: PositiveInt = 2
 
@@ -114,6 +114,8 @@ class TrainingConfig(StrictModel):
     balancing: BalancingConfig = NoBalancingConfig()
     batch_size: PositiveInt = 1024
     epochs: PositiveInt = 10
+    # Points of an epoch, evenly spaced, at which the validation split is answered; any of them may be the best.
+    evaluations_per_epoch: PositiveInt = 1
     early_stopping: EarlyStopping | None = EarlyStopping()
     seed: int = Field(default=0, ge=0, lt=2**32)
     # More threads than idle cores make OpenMP spin and training many times slower: raise it on a machine of your own.

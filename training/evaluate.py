@@ -25,7 +25,7 @@ from training.config import SplitName
 from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.metrics import evaluate_binary, evaluate_regression
 from training.run import Run, write_json
-from training.train import predict
+from training.validation import predict
 
 SEED = 0
 

@@ -26,7 +26,7 @@ from model.scorer import Scorer, block_tensors
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
 from training.run import Run, library_versions, read_json
-from training.train import predict
+from training.validation import predict
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
 """What the gates of a fusion network do on some rows: mean expert weights, gate entropy and the use of experts.
 
-In: a ranker and the rows to look at. Out: one `LevelGates` per fusion level. Weights are those that the experts are
-mixed with: the gate's softmax, and in AdaTT the native weight on top (the heat maps of the AdaTT paper, Figure 3).
+In: a ranker and the rows to look at. Out: one `LevelGates` per fusion level, or two numbers a level while it trains.
+Weights are those that the experts are mixed with: the gate's softmax, and in AdaTT the native weight on top (the heat
+maps of the AdaTT paper, Figure 3).
 
 Shapes: B rows, G fused units of a level, E experts of the level.
 """
@@ -18,7 +19,7 @@ from model.fusion import AdaTTConfig, FusionConfig, MMoEConfig, PLEConfig
 from model.fusion.adatt import FusionLevel
 from model.fusion.levels import experts_by_task
 from model.ranker import Ranker
-from training.data import Rows
+from training.data import Batch, Rows
 
 ROWS_AT_ONCE = 8192
 
@@ -71,6 +72,30 @@ def level_gates(ranker: Ranker, rows: Rows, config: FusionConfig, tasks: list[st
     return levels
 
 
+def gate_use(ranker: Ranker, batch: Batch) -> list[tuple[float, float]]:
+    """Per level (gate entropy, experts used); empty for a network without gates.
+
+    The first is the mean over rows and units, in nats; the second exp of the entropy of the gate weights' mean over
+    rows and units: 1 where one expert takes all, E where all are used alike. Native weights are left out of both."""
+    fusion = cast(Any, ranker.network.fusion)
+    if not hasattr(fusion, "expert_weights"):
+        return []
+    found = []
+    with torch.no_grad():
+        weights = fusion.expert_weights(ranker.embeddings(batch.request, batch.candidate))
+        for weights_BGE, level in zip(weights, fusion.levels, strict=True):
+            gates_BGE = _gates(weights_BGE, _native_weights(level))
+            entropy = torch.special.entr(gates_BGE).sum(dim=2).mean()
+            experts_used = torch.special.entr(gates_BGE.mean(dim=(0, 1))).sum().exp()
+            found.append((float(entropy), float(experts_used)))
+    return found
+
+
+def _gates(weights_BGE: Tensor, native_GE: Tensor) -> Tensor:
+    # The difference may be an ulp below 0, where the entropy is -inf.
+    return (weights_BGE - native_GE).double().clamp(min=0.0)
+
+
 def _native_weights(level: nn.Module) -> Tensor:
     return level.padded_native_weights() if isinstance(level, FusionLevel) and level.has_native else torch.zeros(())
 
@@ -83,8 +108,7 @@ class _Sums:
         self.parts = [zero, zero, zero]
 
     def add(self, weights_BGE: Tensor, native_GE: Tensor) -> None:
-        # The difference may be an ulp below 0, where the entropy is -inf.
-        gates_BGE = (weights_BGE - native_GE).double().clamp(min=0.0)
+        gates_BGE = _gates(weights_BGE, native_GE)
         largest_BGE = nn.functional.one_hot(weights_BGE.argmax(dim=2), weights_BGE.shape[2])
         more = (
             weights_BGE.sum(dim=0, dtype=torch.float64),

@@ -23,7 +23,7 @@ from training.data import Rows, columns_from_arrow, read_splits
 from training.gates import LevelGates, level_gates
 from training.losses import TaskLosses
 from training.plots import plot_conflicts, plot_expert_weights, plot_perplexity, plot_policies
-from training.policies import layer_policies, perplexity_by_epoch
+from training.policies import layer_policies, perplexity_over_training
 from training.run import Run, write_json
 from training.whole import replace_file
 
@@ -34,13 +34,22 @@ FOLDER = "inside"
 BATCHES = 50
 
 
-def inspect(run: Run, split: SplitName = "validation", *, num_batches: int = BATCHES) -> dict[str, Any]:
-    """Measures the best ranker of a run on a split and writes RUN/inside/. Raises ValueError for an unfinished run."""
-    ranker, rows = _open(run, split)
+def inspect(
+    run: Run,
+    split: SplitName = "validation",
+    *,
+    name: str | None = None,
+    rows: Rows | None = None,
+    num_batches: int = BATCHES,
+) -> dict[str, Any]:
+    """Measures the best ranker of a run on a split and writes RUN/inside/. Raises ValueError for an unfinished run.
+
+    `name` is the run's in titles (default: its folder's); `rows` are the split's, where it has been read already."""
+    ranker, rows = _open(run, split, rows)
     levels = _levels(run, ranker, rows)
     conflicts = _conflicts(run, ranker, rows, num_batches)
     kind, folder = run.config.network.fusion.kind, run.path / FOLDER
-    title = f"{run.path.name} ({kind}), {split} split"
+    title = f"{name or run.path.name} ({kind}), {split} split"
     result: dict[str, Any] = {
         "run": run.path.name,
         "network": kind,
@@ -54,8 +63,8 @@ def inspect(run: Run, split: SplitName = "validation", *, num_batches: int = BAT
         stale.unlink()
     policies = layer_policies(ranker.network.fusion, conflicts.tasks)
     if policies:
-        perplexity = perplexity_by_epoch(run)
-        result["policies"] = {"layers": [layer.as_json() for layer in policies], "perplexity_by_epoch": perplexity}
+        perplexity = perplexity_over_training(run)
+        result["policies"] = {"layers": [layer.as_json() for layer in policies], "perplexity_over_training": perplexity}
         replace_file(folder / "policies.png", (plot_policies(policies, title),))
         replace_file(folder / "policy_perplexity.png", (plot_perplexity(perplexity, title),))
     if levels is None:
@@ -79,10 +88,12 @@ def gradient_conflicts(run: Run, split: SplitName = "validation", *, num_batches
     return _conflicts(run, *_open(run, split), num_batches)
 
 
-def _open(run: Run, split: SplitName) -> tuple[Ranker, Rows]:
+def _open(run: Run, split: SplitName, rows: Rows | None = None) -> tuple[Ranker, Rows]:
     run.summary()
     torch.set_num_threads(run.config.threads)
     ranker = run.best_ranker()
+    if rows is not None:
+        return ranker, rows
     table = read_splits(run.config.data, run.schema, (split,))[split]
     columns = columns_from_arrow(run.schema, table)
     return ranker, Rows.encode(run.schema, run.encoder, table, columns, as_served=False)

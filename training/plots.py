@@ -31,9 +31,9 @@ def plot_expert_weights(levels: Sequence[LevelGates], title: str) -> bytes:
     # One scale for all levels, so that a colour means one weight.
     limit = max(float(np.abs(level.weights_GE).max()) for level in levels)
     for number, (level, axis) in enumerate(zip(levels, axes, strict=True), start=1):
-        _heat_map(axis, level.weights_GE, level.units, level.experts, limit)
+        heat_map(axis, level.weights_GE, level.units, level.experts, limit)
         axis.set_title(f"level {number}: mean weight (gate + native)", fontsize=10)
-    return _png(figure)
+    return as_png(figure)
 
 
 def plot_conflicts(conflicts: Conflicts, title: str) -> bytes:
@@ -47,9 +47,9 @@ def plot_conflicts(conflicts: Conflicts, title: str) -> bytes:
         (left, conflicts.at_rows_TT, "representation"),
         (right, conflicts.at_parameters_TT, "parameters"),
     ):
-        _heat_map(axis, matrix, tasks, tasks, 1.0)
+        heat_map(axis, matrix, tasks, tasks, 1.0)
         axis.set_title(f"at the shared {place}", fontsize=10)
-    return _png(figure)
+    return as_png(figure)
 
 
 def plot_policies(layers: Sequence[LayerPolicies], title: str) -> bytes:
@@ -61,28 +61,29 @@ def plot_policies(layers: Sequence[LayerPolicies], title: str) -> bytes:
     figure.suptitle(title)
     modules = [f"module {number}" for number in range(num_modules)]
     for policies, (left, right) in zip(layers, figure.subplots(len(layers), 2, squeeze=False), strict=True):
-        _heat_map(left, policies.chances_TM, policies.tasks, modules, 1.0)
+        heat_map(left, policies.chances_TM, policies.tasks, modules, 1.0)
         left.set_title(f"layer {policies.layer}: policy", fontsize=10)
-        _heat_map(right, policies.cosines_TT, policies.tasks, policies.tasks, 1.0)
+        heat_map(right, policies.cosines_TT, policies.tasks, policies.tasks, 1.0)
         right.set_title(f"layer {policies.layer}: cosine between tasks", fontsize=10)
-    return _png(figure)
+    return as_png(figure)
 
 
 def plot_perplexity(by_layer: Mapping[int, Sequence[float]], title: str) -> bytes:
-    """The perplexity of each routed layer's policies after each epoch."""
+    """The perplexity of each routed layer's policies at each point of the log."""
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
     axis = figure.subplots()
     for layer, values in by_layer.items():
         axis.plot(range(1, len(values) + 1), values, marker="o", label=f"layer {layer}")
-    axis.set(title=title, xlabel="epoch", ylabel="perplexity of the policies, mean over tasks")
+    axis.set(title=title, xlabel="point of validation", ylabel="perplexity of the policies, mean over tasks")
     axis.set_ylim(bottom=1.0)
     axis.legend()
-    return _png(figure)
+    return as_png(figure)
 
 
-def _heat_map(
+def heat_map(
     axis: Axes, matrix: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], limit: float
 ) -> None:
+    """A matrix as colours with its numbers; NaN is `-`. Colours are full at +-`limit`."""
     axis.imshow(matrix, cmap=COLORS, vmin=-limit, vmax=limit, aspect="auto")
     axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
@@ -94,7 +95,8 @@ def _heat_map(
         axis.text(column, row, shown, ha="center", va="center", fontsize=8, color=color)
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """The figure as a PNG."""
     content = io.BytesIO()
     # No version of the library in the file: the same numbers give the same bytes.
     figure.savefig(content, format="png", dpi=120, metadata={"Software": None})

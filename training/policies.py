@@ -1,12 +1,11 @@
 """The policies of a learned routing network: each task's chances of the modules, perplexity, likeness between tasks.
 
-In: a run's best ranker and its log. Out: one `LayerPolicies` per routed layer, and the perplexities by epoch
+In: a run's best ranker and its log. Out: one `LayerPolicies` per routed layer, and perplexities over training
 ("Re-examining Routing Networks for Multi-task Learning", Figures 1, 2 and 4).
 
 Shapes: T tasks, M modules.
 """
 
-import csv
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,8 @@ from torch import nn
 from model.fusion import LearnedRouting
 from model.fusion.policy import perplexities, probabilities
 from training.conflicts import cosines
-from training.run import LOG, Run
-
-# The columns of a run's log that hold the mean perplexity of a layer's policies.
-PERPLEXITY = "policy_perplexity_layer_"
+from training.history import PERPLEXITY, read_log, series
+from training.run import Run
 
 
 @dataclass(frozen=True)
@@ -57,9 +54,6 @@ def layer_policies(fusion: nn.Module, tasks: list[str]) -> list[LayerPolicies]:
     return found
 
 
-def perplexity_by_epoch(run: Run) -> dict[int, list[float]]:
-    """Per routed layer the mean perplexity of its policies after each epoch, from the run's log."""
-    with (run.path / LOG).open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    columns = [name for name in (lines[0] if lines else {}) if name.startswith(PERPLEXITY)]
-    return {int(name.removeprefix(PERPLEXITY)): [float(line[name]) for line in lines] for name in columns}
+def perplexity_over_training(run: Run) -> dict[int, list[float]]:
+    """Per routed layer the mean perplexity of its policies at each point of the run's log."""
+    return {int(layer): values for layer, values in series(read_log(run), PERPLEXITY).items()}

@@ -48,11 +48,14 @@ class PolicyLearner:
             self._fusion.is_warm_up = epoch < self._fusion.config.warm_up_epochs
 
     @torch.no_grad()
-    def learn(self, logits_BT: Tensor, targets_BT: Tensor, observed_BT: Tensor) -> None:
-        """After the modules' step: rewards the routes that this step drew."""
+    def learn(
+        self, logits_BT: Tensor, targets_BT: Tensor, observed_BT: Tensor, row_weights_B: Tensor | None = None
+    ) -> None:
+        """After the modules' step: rewards the routes that this step drew. Means are weighted where rows are."""
         if self._fusion is None or self._optimizer is None or self._fusion.is_warm_up:
             return
-        self._optimizer.step(self._rewards(logits_BT.detach(), targets_BT), observed_BT)
+        counts_BT = observed_BT if row_weights_B is None else observed_BT * row_weights_B.unsqueeze(1)
+        self._optimizer.step(self._rewards(logits_BT.detach(), targets_BT), counts_BT)
 
     def _rewards(self, logits_BT: Tensor, targets_BT: Tensor) -> Tensor:
         assert self._fusion is not None

@@ -2,7 +2,7 @@
 
 config.json  schema.json  fitted_features.json     what was trained, defaults included
 checkpoints/last.pt  checkpoints/best.pt           resume point; best validation objective
-log.csv  summary.json                              one line per epoch; status, rows, times, versions
+log.csv  summary.json                              one line per point (history.py); status, rows, times, versions
 evaluation-<split>.json                            written by evaluate
 inside/                                            numbers and heat maps, written by inspect
 """
@@ -76,7 +76,7 @@ class Run:
         return Ranker(embeddings, Network(self.config.network, embeddings.width, len(self.schema.tasks)))
 
     def best_ranker(self) -> Ranker:
-        """The ranker of the best epoch, in evaluation mode. Raises ValueError where its weights do not fit."""
+        """The ranker of the best point, in evaluation mode. Raises ValueError where its weights do not fit."""
         ranker = self.new_ranker()
         try:
             ranker.load_state_dict(checkpoint.load(self.path / BEST)["ranker"])

@@ -6,12 +6,9 @@ Reads the feed schema and the Parquet folder, fits the features on the training 
 the validation split, and keeps `last` and `best` checkpoints. Killed at any moment and started again, it resumes from
 `last` and ends with the same weights, bit for bit, as a run that was left alone (same thread count).
 
-The validation objective is the weighted mean over tasks of NE (binary) and of the squared error on the standardised
-scale (regression): both are 1 for a constant prediction, and lower is better.
+validation.py answers the validation split, history.py says what is logged, divergence.py why a run stopped.
 """
 
-import csv
-import io
 import logging
 import resource
 import time
@@ -21,36 +18,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import expit
 
 from model.features import FittedFeatures
-from model.fusion.learned_routing import policy_perplexities
 from model.ranker import Ranker
-from model.schema import BinaryTask, FeedSchema
+from model.schema import FeedSchema
 from training import checkpoint
 from training.balancing import Balancing
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, read_splits
+from training.divergence import diverged
+from training.history import OBJECTIVE, VALIDATION, write_log
 from training.losses import TaskLosses
-from training.metrics import normalized_entropy
 from training.optimizers import Optimizers
-from training.policies import PERPLEXITY
 from training.progress import TrainingProgress
 from training.routing import PolicyLearner
-from training.run import BEST, LAST, LOG, SUMMARY, Run, library_versions, locked, write_json, write_text
+from training.run import BEST, LAST, SUMMARY, Run, library_versions, locked, write_json
+from training.validation import Validation, points_of_epoch
 
 log = logging.getLogger(__name__)
-
-NOT_FINITE = (
-    "the last good checkpoint is kept. Lower the learning rates, or give wide numbers a transform, and choose another "
-    "output"
-)
 
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with every checkpoint."""
+    """Where a run stands; saved with every checkpoint. `loss_sums` are those since the last point of validation."""
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -109,10 +99,12 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
     torch.manual_seed(config.seed)
     ranker = run.new_ranker()
     steps_per_epoch = -(-len(train_rows) // config.batch_size)
+    points = points_of_epoch(config.evaluations_per_epoch, len(train_rows), config.batch_size)
     losses = TaskLosses(run.schema)
     balancing = config.balancing.build(losses, config.seed)
     optimizers = Optimizers(ranker, config.optimizer, steps_per_epoch * config.epochs, balancing)
     policies = PolicyLearner(ranker.network.fusion, run.schema, config.seed)
+    validation = Validation(run, validation_rows)
     data = [train_rows.fingerprint(), validation_rows.fingerprint()]
     progress = _resume(run, ranker, balancing, policies, optimizers, data)
     started = time.monotonic() - progress.seconds
@@ -137,10 +129,10 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
             batches = torch.split(order, config.batch_size)
             bar.start_epoch(progress.epoch, progress.step_in_epoch * config.batch_size)
             loss_sums_T = torch.tensor(progress.loss_sums or [0.0] * len(run.schema.tasks), dtype=torch.float64)
-            while progress.step_in_epoch < steps_per_epoch:
-                batch = train_rows.take(batches[progress.step_in_epoch])
-                step = progress.epoch * steps_per_epoch + progress.step_in_epoch
-                place = f"epoch {progress.epoch + 1}, step {progress.step_in_epoch + 1}"
+            for position in range(progress.step_in_epoch, steps_per_epoch):
+                batch = train_rows.take(batches[position])
+                step = progress.epoch * steps_per_epoch + position
+                place = f"epoch {progress.epoch + 1}, step {position + 1}"
                 optimizers.start_step(step)
                 policies.start_step(progress.epoch, step)
                 rows_BD = ranker.embeddings(batch.request, batch.candidate)
@@ -150,7 +142,8 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
                 losses_T = losses(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
                 total = balancing.total(losses_T)
                 if not torch.isfinite(total):
-                    raise ValueError(f"{run.path}: the loss is not finite in {place}; {NOT_FINITE}")
+                    what = f"the loss is not finite in {place}"
+                    raise diverged(run, ranker, train_rows, batches[position], "train", what)
                 # Saved before the step: only now is it known that these weights give a finite loss.
                 if time.monotonic() - last_saved > config.checkpoint_seconds:
                     progress.loss_sums = loss_sums_T.tolist()
@@ -160,15 +153,21 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
                 try:
                     balancing.backward(losses_T, total, rows_BD, ranker.network, step)
                 except FloatingPointError as error:
-                    raise ValueError(f"{run.path}: {error} in {place}; {NOT_FINITE}") from None
+                    what = f"{error} in {place}"
+                    raise diverged(run, ranker, train_rows, batches[position], "train", what) from None
                 optimizers.step()
                 balancing.after_step()
-                policies.learn(logits_BT, batch.targets_BT, batch.observed_BT)
+                policies.learn(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
                 loss_sums_T += losses_T.detach()
                 progress.step_in_epoch += 1
                 bar.advance(len(batch.targets_BT), float(total.detach()))
-            _end_epoch(run, ranker, validation_rows, progress, loss_sums_T / steps_per_epoch, save, bar.say)
-            last_saved = time.monotonic()
+                if (point := points.get(progress.step_in_epoch)) is not None:
+                    rows = progress.epoch * len(train_rows) + point.rows
+                    line = validation.measure(ranker, balancing, loss_sums_T / point.steps, progress.epoch + 1, rows)
+                    bar.say(_end_point(run, progress, line, save, is_epoch_end=position + 1 == steps_per_epoch))
+                    loss_sums_T.zero_()
+                    ranker.train()
+                    last_saved = time.monotonic()
     _write_summary(run, progress, len(train_rows), len(validation_rows))
 
 
@@ -208,86 +207,27 @@ def _is_finished(progress: Progress, config: TrainingConfig) -> bool:
     return config.early_stopping is not None and without_gain >= config.early_stopping.patience
 
 
-def _end_epoch(
-    run: Run,
-    ranker: Ranker,
-    validation_rows: Rows,
-    progress: Progress,
-    losses_T: torch.Tensor,
-    save: Callable[[str], None],
-    say: Callable[[str], None],
-) -> None:
-    names = [task.name for task in run.schema.tasks]
-    line: dict[str, float] = {"epoch": progress.epoch + 1}
-    line |= {f"train_loss_{name}": loss for name, loss in zip(names, losses_T.tolist(), strict=True)}
-    perplexities = policy_perplexities(ranker.network.fusion)
-    line |= {f"{PERPLEXITY}{layer}": value for layer, value in perplexities.items()}
-    logits_BT = predict(ranker, validation_rows)
-    if not np.isfinite(logits_BT).all():
-        raise ValueError(f"{run.path}: the answers are not finite after epoch {progress.epoch + 1}; {NOT_FINITE}")
-    relative = relative_errors(run.schema, logits_BT, validation_rows)
-    line |= {f"validation_{name}": value for name, value in relative.items()}
-    objective = validation_objective(run.schema, relative)
-    line["validation_objective"] = objective
-    is_best = objective < progress.best_objective
+def _end_point(
+    run: Run, progress: Progress, line: dict[str, float], save: Callable[[str], None], *, is_epoch_end: bool
+) -> str:
+    """Takes a point of validation into the run's progress, checkpoints and log; returns it in words."""
+    is_best = line[OBJECTIVE] < progress.best_objective
     if is_best:
-        progress.best_objective, progress.best_epoch = objective, progress.epoch
-    progress.epoch += 1
-    progress.step_in_epoch = 0
+        progress.best_objective, progress.best_epoch = line[OBJECTIVE], progress.epoch
+    if is_epoch_end:
+        progress.epoch += 1
+        progress.step_in_epoch = 0
     progress.loss_sums = []
     progress.history.append(line)
     if is_best:
         save(BEST)
     save(LAST)
-    _write_log(run, progress)
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in relative.items())
-    say(f"epoch {progress.epoch}: validation {objective:.4f}{' *' if is_best else ''}  ({shown})")
-
-
-def predict(ranker: Ranker, rows: Rows, batch_size: int = 8192) -> NDArray[np.float32]:
-    """logits_BT of all rows, in order."""
-    ranker.eval()
-    # Not inference_mode: fbgemm's CPU lookups have no kernel under it.
-    with torch.no_grad():
-        parts = [ranker(batch.request, batch.candidate) for batch in rows.batches(batch_size)]
-    logits_BT: NDArray[np.float32] = torch.cat(parts).numpy()
-    return logits_BT
-
-
-def relative_errors(schema: FeedSchema, logits_BT: NDArray[np.float32], rows: Rows) -> dict[str, float]:
-    """Per task NE, or the mean squared error over the labels' variance; tasks without both labels are left out."""
-    errors: dict[str, float] = {}
-    for position, task in enumerate(schema.tasks):
-        observed_B = rows.observed_BT[:, position].numpy() > 0
-        targets_B = rows.targets_BT[:, position].numpy()[observed_B].astype(np.float64)
-        outputs_B = logits_BT[observed_B, position].astype(np.float64)
-        if not len(targets_B) or targets_B.min() == targets_B.max():
-            log.warning("task %s has one label only in the validation split: not part of the objective", task.name)
-        elif isinstance(task, BinaryTask):
-            entropy = normalized_entropy(targets_B, expit(outputs_B))
-            assert entropy is not None, "both labels are there"
-            errors[task.name] = entropy
-        else:
-            errors[task.name] = float(np.mean((outputs_B - targets_B) ** 2) / np.var(targets_B))
-    return errors
-
-
-def validation_objective(schema: FeedSchema, errors: dict[str, float]) -> float:
-    """The loss-weighted mean of the relative errors. Raises ValueError where no task can be measured."""
-    weights = {task.name: task.loss_weight for task in schema.tasks if task.name in errors}
-    total = sum(weights.values())
-    if not total:
-        raise ValueError("no task with a positive loss_weight has both labels in the validation split")
-    return sum(weight * errors[name] for name, weight in weights.items()) / total
-
-
-def _write_log(run: Run, progress: Progress) -> None:
-    columns = list(dict.fromkeys(name for line in progress.history for name in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(progress.history)
-    write_text(run.path / LOG, text.getvalue())
+    write_log(run.path, progress.history)
+    shown = "  ".join(
+        f"{task.name} {line[column]:.4f}" for task in run.schema.tasks if (column := f"{VALIDATION}{task.name}") in line
+    )
+    place = f"epoch {line['epoch']}" + ("" if is_epoch_end else f", {line['rows']:,} rows")
+    return f"{place}: validation {line[OBJECTIVE]:.4f}{' *' if is_best else ''}  ({shown})"
 
 
 def _write_summary(run: Run, progress: Progress, train_rows: int, validation_rows: int) -> None:
@@ -295,6 +235,7 @@ def _write_summary(run: Run, progress: Progress, train_rows: int, validation_row
         "status": "finished",
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch + 1,
+        "best_rows": _best_rows(progress, train_rows),
         "best_objective": progress.best_objective,
         "rows": {"train": train_rows, "validation": validation_rows},
         "seconds": round(progress.seconds, 1),
@@ -302,3 +243,9 @@ def _write_summary(run: Run, progress: Progress, train_rows: int, validation_row
         "libraries": library_versions(),
     }
     write_json(run.path / SUMMARY, summary)
+
+
+def _best_rows(progress: Progress, train_rows: int) -> int:
+    """Training rows seen at the best point; the log of a run from before there were several has epochs alone."""
+    best = min(progress.history, key=lambda line: line[OBJECTIVE])
+    return int(best.get("rows", best["epoch"] * train_rows))

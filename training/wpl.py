@@ -31,15 +31,15 @@ class PolicyOptimizer:
         self._mean_T = torch.full((len(tables[0]),), torch.nan, dtype=torch.float64, device=tables[0].device)
 
     @torch.no_grad()
-    def step(self, rewards_BT: Tensor, observed_BT: Tensor) -> None:
-        """Learns from the rewards of the last draws; entries that are not observed (0) have no part in it."""
-        counts_T = observed_BT.sum(dim=0)
-        batch_mean_T = (rewards_BT * observed_BT).sum(dim=0) / counts_T
+    def step(self, rewards_BT: Tensor, counts_BT: Tensor) -> None:
+        """Learns from the rewards of the last draws; counts_BT says how much each entry counts (0: not at all)."""
+        counts_T = counts_BT.sum(dim=0)
+        batch_mean_T = (rewards_BT * counts_BT).sum(dim=0) / counts_T
         moved_T = self._mean_T + self._history * (batch_mean_T - self._mean_T)
         running_T = torch.where(self._mean_T.isnan(), batch_mean_T, moved_T)
         self._mean_T = torch.where(counts_T > 0, running_T, self._mean_T)
         for policy in self._policies:
-            policy.policy_TM.grad = policy_gradient(policy, rewards_BT, observed_BT, self._mean_T)
+            policy.policy_TM.grad = policy_gradient(policy, rewards_BT, counts_BT, self._mean_T)
         self._optimizer.step()
         # The modules' optimizer may hold these tables too: without a gradient it leaves them alone.
         self._optimizer.zero_grad(set_to_none=True)
@@ -57,9 +57,9 @@ class PolicyOptimizer:
         self._mean_T = state["mean_T"].to(self._mean_T.device)
 
 
-def policy_gradient(policy: Policy, rewards_BT: Tensor, observed_BT: Tensor, mean_T: Tensor) -> Tensor:
+def policy_gradient(policy: Policy, rewards_BT: Tensor, counts_BT: Tensor, mean_T: Tensor) -> Tensor:
     """The descent gradient of a layer's `policy_TM` [T, M]: WPL's, through the way its kind makes probabilities."""
-    taken_BTM = functional.one_hot(policy.drawn_BT, policy.policy_TM.shape[1]) * observed_BT.unsqueeze(2).double()
+    taken_BTM = functional.one_hot(policy.drawn_BT, policy.policy_TM.shape[1]) * counts_BT.unsqueeze(2).double()
     counts_TM = taken_BTM.sum(dim=0)
     sums_TM = (taken_BTM * rewards_BT.unsqueeze(2)).sum(dim=0)
     # An action that no row drew has shown nothing.

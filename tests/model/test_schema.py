@@ -111,8 +111,8 @@ def test_masks_are_columns_that_training_reads_once() -> None:
     ("{name: b, side: user, kind: id, buckets: 9, min_count: 2, dim: 4}", "min_count applies to `vocabulary: fit"),
     ("{name: b, side: user, kind: id, vocabulary: fitted, min_count: 0, dim: 4}", "features.1.id.min_count"),
     # kinds, sides, names, keys
-    ("{name: b, side: user, kind: idd, buckets: 3, dim: 4}", "features.1: Input tag 'idd'"),
-    ("{name: b, side: user, buckets: 3, dim: 4}", "features.1: Unable to extract tag using discriminator 'kind'"),
+    ("{name: b, side: user, kind: idd, buckets: 3, dim: 4}", "features.1: unknown kind 'idd'; did you mean 'id'"),
+    ("{name: b, side: user, buckets: 3, dim: 4}", "features.1: key 'kind' is missing; it names the feature"),
     ("{name: b, side: usr, kind: id, buckets: 3, dim: 4}", "features.1.id.side"),
     ("{name: b, side: user, kind: id, bukets: 3, dim: 4}", "1.id: unknown key 'bukets'; did you mean 'buckets'"),
     ("{name: b, side: user, kind: id, buckets: 3, dim: 4, dtype: float}", "features.1.id.dtype"),
@@ -160,7 +160,8 @@ def test_faults_of_a_feature_are_named(tmp_path: Path, feature: str, message: st
 @pytest.mark.parametrize(("task", "message"), [
     ("", "tasks"),
     ("{kind: binary, label: x}", "tasks.0.binary.name"),
-    ("{name: click, label: x}", "tasks.0: Unable to extract tag using discriminator 'kind'"),
+    ("{name: click, label: x}", "tasks.0: key 'kind' is missing; it names the task's type: binary, regression"),
+    ("{name: click, kind: multi, label: x}", "tasks.0: unknown kind 'multi'; valid kinds: binary, regression"),
     ("{name: click, kind: binary}", "tasks.0.binary.label"),
     ("{name: click, kind: binary, label: ''}", "tasks.0.binary.label"),
     ("{name: click, kind: binary, label: x, transform: log1p}", "unknown key 'transform'"),

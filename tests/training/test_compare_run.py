@@ -46,6 +46,7 @@ def experiment_file(folder: Path, *, schema: str = SCHEMA, **changes: Any) -> Pa
         "output": str(folder / "out"),
         "replicates": 100,
         "metrics": ["auc"],
+        "inside": False,
         **changes,
     }
     path = folder / "experiment.yaml"

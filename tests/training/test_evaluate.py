@@ -19,7 +19,8 @@ from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, labels_of, read_splits
 from training.evaluate import evaluate, print_table
 from training.run import Run
-from training.train import predict, train
+from training.train import train
+from training.validation import predict
 
 Array = NDArray[np.float64]
 WITHOUT_POSITION = "\n".join(line for line in SCHEMA.splitlines() if "training_only" not in line)

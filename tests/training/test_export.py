@@ -27,7 +27,7 @@ from training.data import Rows, columns_from_arrow, read_splits
 from training.evaluate import evaluate
 from training.export import export
 from training.run import Run
-from training.train import predict
+from training.validation import predict
 
 USER = ("user_id", "history", "tab")
 CANDIDATE = ("video", "duration")

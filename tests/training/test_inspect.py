@@ -25,7 +25,7 @@ from training.__main__ import main
 from training.config import TrainingConfig
 from training.conflicts import Conflicts, cosines, cosines_where_both, task_conflicts
 from training.data import Rows, columns_from_arrow, read_splits
-from training.gates import LevelGates, level_gates, unit_and_expert_names
+from training.gates import LevelGates, gate_use, level_gates, unit_and_expert_names
 from training.inspect import expert_weights, gradient_conflicts, inspect
 from training.losses import TaskLosses
 from training.plots import plot_conflicts, plot_expert_weights
@@ -106,6 +106,24 @@ def test_weights_of_adatt_are_gate_means_plus_native_weights(
     assert first.experts == ["click.1", "click.2", "like.1", "watch.1", "shared.1", "shared.2"]
     assert levels[1].units == TASKS
     assert levels[1].weights_GE.shape == (3, 6)
+
+
+def test_use_of_gates_is_entropy_within_rows_and_spread_over_them(finished_run: Run, rows: Rows) -> None:
+    ranker, config = ranker_with(finished_run, ADATT)
+    batch = rows.take(torch.arange(len(rows)))
+    levels = level_gates(ranker, rows, config.fusion, TASKS)
+    fusion = ranker.network.fusion
+    assert isinstance(fusion, AdaTT)
+    assert levels is not None
+    state = {name: value.numpy().astype(np.float64) for name, value in fusion.state_dict().items()}
+    logits = dense_rows(ranker, rows).numpy() @ state["levels.0.gates.0.weight"].T + state["levels.0.gates.0.bias"]
+    gates_BGE = softmax(logits.reshape(-1, 4, 6), axis=2)
+    found = gate_use(ranker, batch)
+    assert len(found) == 2
+    # The network's own arithmetic is float32.
+    assert found[0][0] == pytest.approx(entropy(gates_BGE, axis=2).mean(), abs=1e-5)
+    assert found[0][1] == pytest.approx(np.exp(entropy(gates_BGE.mean(axis=(0, 1)))), abs=1e-5)
+    assert gate_use(ranker_with(finished_run, {"kind": "shared_bottom", "levels": [4]})[0], batch) == []
 
 
 @pytest.mark.parametrize("fusion", [

@@ -121,6 +121,26 @@ def test_two_steps_are_those_of_the_hand(kind: str, reward: str) -> None:
         np.testing.assert_allclose(layer.policy_TM.numpy(), expected, atol=1e-6)
 
 
+def test_a_row_that_weighs_two_rewards_like_two_rows() -> None:
+    rows_BD, targets_BT = rows_and_labels(8, 0)
+    weights_B = torch.tensor([0, 1, 2, 3, 0, 1, 2, 1])
+    policies_of = []
+    for is_weighted in (True, False):
+        module = network(policy="softmax", reward="log_likelihood", policy_optimizer="sgd", policy_learning_rate=0.1)
+        learner = PolicyLearner(module, SCHEMA, seed=3)
+        learner.start_step(0, 0)
+        logits_BT = module(rows_BD)[:, :, 0] - 0.5
+        targets, weights = targets_BT, weights_B.float() if is_weighted else None
+        if not is_weighted:
+            layer = layer_of(module)
+            layer.drawn_BT = layer.drawn_BT.repeat_interleave(weights_B, dim=0)
+            logits_BT, targets = (part.repeat_interleave(weights_B, dim=0) for part in (logits_BT, targets_BT))
+        learner.learn(logits_BT, targets, torch.ones_like(targets), weights)
+        policies_of.append(layer_of(module).policy_TM.clone())
+    torch.testing.assert_close(policies_of[0], policies_of[1])
+    assert not torch.equal(policies_of[0][0], policies_of[0][0].flip(0)), "the policy has moved"
+
+
 def test_wpl_slows_down_towards_the_edges() -> None:
     advantages = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
     chances = torch.tensor([[0.1, 0.1, 0.4, 0.4]])
@@ -247,8 +267,8 @@ def test_inspect_shows_the_policies(tmp_path: Path, capsys: pytest.CaptureFixtur
         np.testing.assert_allclose(layer["perplexity"], np.exp(entropy(chances_TM, axis=1)))
         lengths_T = np.linalg.norm(chances_TM, axis=1)
         np.testing.assert_allclose(layer["cosines"], chances_TM @ chances_TM.T / np.outer(lengths_T, lengths_T))
-        by_epoch = written["policies"]["perplexity_by_epoch"][str(layer["layer"])]
-        assert by_epoch == [float(line[f"policy_perplexity_layer_{layer['layer']}"]) for line in lines]
+        by_point = written["policies"]["perplexity_over_training"][str(layer["layer"])]
+        assert by_point == [float(line[f"policy_perplexity_layer_{layer['layer']}"]) for line in lines]
     for name in ("policies", "policy_perplexity", "gradient_conflicts"):
         assert matplotlib.image.imread(run.path / f"inside/{name}.png").std() > 0.05, "blank"
 

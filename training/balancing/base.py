@@ -38,6 +38,10 @@ class Balancing(nn.Module):
     def after_step(self) -> None:
         """Called when the optimizers have stepped."""
 
+    def learned_weights(self) -> Tensor | None:
+        """The factors, beside the loss weights, that the tasks' losses have now; None where none are learned."""
+        return None
+
 
 class NoBalancingConfig(StrictModel):
     """`kind: none`: loss weights alone."""

@@ -63,6 +63,10 @@ class GradNorm(Balancing):
         self.task_weights_T.clamp_(min=_SMALLEST_WEIGHT)
         self.task_weights_T[is_trained_T] /= self.task_weights_T[is_trained_T].mean()
 
+    def learned_weights(self) -> Tensor:
+        """task_weights_T."""
+        return self.task_weights_T.detach()
+
 
 class GradNormConfig(StrictModel):
     """`kind: gradnorm`; `alpha` says how strongly slow tasks are helped, `learning_rate` is that of the weights."""

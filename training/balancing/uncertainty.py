@@ -28,10 +28,16 @@ class UncertaintyWeighting(Balancing):
 
     def total(self, losses_T: Tensor) -> Tensor:
         """The sum of the tasks' contributions, those without a counting label in this batch left out."""
-        scales_T = torch.where(self.losses.is_binary_T, 1.0, 0.5)
-        parts_T = scales_T * torch.exp(-self.log_variances_T) * losses_T + 0.5 * self.log_variances_T
+        parts_T = self._factors_T() * losses_T + 0.5 * self.log_variances_T
         # A loss of exactly 0 says that no label counted. Its s / 2 alone would pull the variance down without end.
         return self.losses.total(torch.where(losses_T > 0, parts_T, 0.0))
+
+    def _factors_T(self) -> Tensor:
+        return torch.where(self.losses.is_binary_T, 1.0, 0.5) * torch.exp(-self.log_variances_T)
+
+    def learned_weights(self) -> Tensor:
+        """The factors of the losses, 1 / (2 sigma^2) for a regression task and 1 / sigma^2 for a binary one."""
+        return self._factors_T().detach()
 
 
 class UncertaintyConfig(StrictModel):

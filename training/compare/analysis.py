@@ -22,7 +22,9 @@ from training.compare.contrasts import contrast_results
 from training.compare.cost import sizes, times
 from training.compare.curves import curve_results
 from training.compare.experiment import Cell, Experiment
+from training.compare.inside import look_inside
 from training.compare.measures import METRICS
+from training.compare.over_training import during_training
 from training.compare.predictions import Truth, prediction_file, read_predictions, truth_of
 from training.compare.resampling import MEAN, paired_intervals
 from training.compare.statistics import holm, minimum_detectable, paired_p, seeds_needed, spread
@@ -78,6 +80,8 @@ def _dataset(experiment: Experiment, done: Mapping[Cell, TrainingConfig]) -> Jso
     result["verdicts"] = verdicts(experiment.verdict, tasks, experiment.baseline, result["tables"]["test"])
     result["contrasts"] = contrast_results(experiment.contrasts, result["tables"]["test"])
     result["curves"] = curve_results(experiment.curves, result["tables"]["test"])
+    result["during_training"] = during_training(experiment.baseline, runs)
+    result["inside"] = look_inside(experiment.output, runs) if experiment.inside else None
     return result
 
 

@@ -151,6 +151,8 @@ class Experiment(StrictModel):
     output: Path
     processes: PositiveInt = 1
     replicates: Annotated[int, Field(ge=100)] = 500
+    # Whether the report looks inside the first seed of every network (seconds each, kept in its run folder).
+    inside: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:

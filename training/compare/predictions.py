@@ -21,7 +21,7 @@ from training.config import SplitName
 from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.evaluate import groups_of
 from training.run import Run
-from training.train import predict
+from training.validation import predict
 from training.whole import replace_file
 
 

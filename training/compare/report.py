@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from training.compare import inside, over_training
 from training.compare.contrasts import contrast_blocks
 from training.compare.cost import CANDIDATES
 from training.compare.curves import curve_blocks
@@ -25,7 +26,7 @@ Json = dict[str, Any]
 
 def write_report(folder: Path, results: Json) -> Path:
     """Writes the three files into `folder` and returns the page's path."""
-    blocks = list(_blocks(results))
+    blocks = list(_blocks(results, folder))
     write_json(folder / RESULTS, results)
     write_text(folder / MARKDOWN, to_markdown(blocks))
     write_text(folder / REPORT, to_html(results["experiment"]["name"], blocks))
@@ -36,7 +37,7 @@ def print_tables(results: Json) -> None:
     """Prints the blocks that a terminal can show: per dataset the verdicts and the test tables."""
     console = Console(highlight=False)
     console.width = max(console.width, 150)
-    for block in _blocks(results, brief=True):
+    for block in _blocks(results):
         match block:
             case Heading(_, text):
                 console.print(f"\n[bold]{text}[/bold]")
@@ -54,7 +55,9 @@ def print_tables(results: Json) -> None:
                 continue
 
 
-def _blocks(results: Json, *, brief: bool = False) -> Iterator[Block]:
+def _blocks(results: Json, folder: Path | None = None) -> Iterator[Block]:
+    """All blocks, with pictures of the runs in `folder`; without one what a terminal can show."""
+    brief = folder is None
     experiment, cells = results["experiment"], results["cells"]
     yield Heading(1, f"Comparison {experiment['name']}")
     yield Paragraph(
@@ -72,6 +75,9 @@ def _blocks(results: Json, *, brief: bool = False) -> Iterator[Block]:
         yield Paragraph(f"Failed: {cell}: {fault}")
     for name, dataset in results["datasets"].items():
         yield from _dataset(name, dataset, experiment, brief=brief)
+        if folder is not None:
+            yield from over_training.blocks(dataset, experiment["baseline"])
+            yield from inside.blocks(dataset, folder)
     if not brief:
         versions = ", ".join(f"{library} {version}" for library, version in results["libraries"].items())
         yield Paragraph(
