@@ -17,16 +17,24 @@ from model.fusion.row_linear import RowLinear
 
 
 class UnitExperts(nn.Module):
-    """All experts of a level; `experts_per_unit` says how many each unit has, in the order of their outputs."""
+    """All experts of a level; `experts_per_unit` says how many each unit has, in the order of their outputs.
+
+    Units read one raw row (`has_one_input`), a raw row each (`has_own_rows`), or what the level below gives them."""
 
     def __init__(
-        self, input_width: int, widths: list[int], experts_per_unit: list[int], *, has_one_input: bool
+        self,
+        input_width: int,
+        widths: list[int],
+        experts_per_unit: list[int],
+        *,
+        has_one_input: bool,
+        has_own_rows: bool = False,
     ) -> None:
         super().__init__()
         self.num_experts: int = sum(experts_per_unit)
         self.first_width: int = widths[0]
         counts = [self.num_experts] if has_one_input else experts_per_unit
-        linear = RowLinear if has_one_input else nn.Linear
+        linear = RowLinear if has_one_input or has_own_rows else nn.Linear
         self.first = nn.ModuleList([linear(input_width, count * widths[0]) for count in counts])
         self.deeper = nn.ModuleList(
             [ExpertLinear(self.num_experts, before, after) for before, after in itertools.pairwise(widths)]

@@ -206,7 +206,7 @@ class Experiment(StrictModel):
                 raise ValueError(f"{place}: {error}") from None
             for cell, config in of_dataset.items():
                 try:
-                    config.network.fusion.build(TRIAL_WIDTH, len(schema.tasks))
+                    config.network.fusion.build(TRIAL_WIDTH * len(schema.tasks), len(schema.tasks))
                 except ValueError as error:
                     raise ValueError(f"experiment {self.name}, {cell}: {error}") from None
         return configs
