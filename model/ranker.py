@@ -22,6 +22,7 @@ from model.embeddings import BlockTensors, Embeddings, block_features, owners, t
 from model.features import FittedFeatures
 from model.fusion import FusionConfig, NoSharingConfig
 from model.fusion.row_linear import share_request
+from model.fusion.slots import Slots, layer_slots, linears
 from model.schema import BinaryTask, Block, FeedSchema, RegressionTask
 from model.strict_yaml import StrictModel
 
@@ -69,9 +70,19 @@ class Network(nn.Module):
         """logits_BT in task order; a regression task's logit is its standardised prediction."""
         fused_BTH = self.fusion(rows_BD)
         logits: list[Tensor] = []
+        # unbind, not an index a task: its backward is one stack, an index's is a tensor of zeros for each task.
+        inputs = fused_BTH.unbind(1)
         for task, tower in enumerate(self.towers):
-            logits.append(tower(fused_BTH[:, task]))
+            logits.append(tower(inputs[task]))
         return torch.cat(logits, dim=1)
+
+    def slots(self, tasks: list[str]) -> Slots:
+        """Every layer's weight and bias by name, views that are written to (model/fusion/slots.py)."""
+        slots = self.fusion.slots(tasks)
+        for task, tower in zip(tasks, self.towers, strict=True):
+            assert isinstance(tower, Tower)
+            slots |= layer_slots(f"tower.{task}", linears(list(tower.layers)))
+        return slots
 
 
 class Ranker(nn.Module):

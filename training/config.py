@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, mo
 from model.ranker import NetworkConfig
 from model.strict_yaml import StrictModel, read_yaml
 from training.balancing import BalancingConfig, NoBalancingConfig
+from training.initial_weights import InitialWeights
 
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -107,6 +108,8 @@ class TrainingConfig(StrictModel):
     data: DataConfig
     network: NetworkConfig
     output: Path
+    # Weights of another implementation to start from, mapped by name; default: drawn from the seed.
+    initial_weights: InitialWeights | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     balancing: BalancingConfig = NoBalancingConfig()
     batch_size: PositiveInt = 1024

@@ -32,6 +32,7 @@ from training import checkpoint
 from training.balancing import Balancing
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, read_splits
+from training.initial_weights import load_initial_weights
 from training.losses import TaskLosses
 from training.metrics import normalized_entropy
 from training.optimizers import Optimizers
@@ -108,6 +109,8 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
     config = run.config
     torch.manual_seed(config.seed)
     ranker = run.new_ranker()
+    if config.initial_weights is not None and not (run.path / LAST).exists():
+        load_initial_weights(ranker, [task.name for task in run.schema.tasks], config.initial_weights)
     steps_per_epoch = -(-len(train_rows) // config.batch_size)
     losses = TaskLosses(run.schema)
     balancing = config.balancing.build(losses, config.seed)

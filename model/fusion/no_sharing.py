@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
 from model.fusion.levels import Levels, all_widths
+from model.fusion.slots import Slots
 from model.strict_yaml import StrictModel
 
 
@@ -45,3 +46,7 @@ class NoSharing(nn.Module):
         """fused_BTH of rows_BD."""
         fused_BTH: Tensor = self.experts(rows_BD.view(-1, self.num_rows, self.row_width))
         return fused_BTH
+
+    def slots(self, tasks: list[str]) -> Slots:
+        """All layers by name (model/fusion/slots.py)."""
+        return self.experts.slots("expert", tasks)
