@@ -131,7 +131,7 @@ class Embeddings(nn.Module):
     def forward(self, request: BlockTensors, candidate: BlockTensors) -> Tensor:
         """rows_BD of a batch whose blocks both have B rows."""
         numbers = (request.numbers_BN, candidate.numbers_BN)
-        pooled = {} if self.collection is None else self.collection(self._jagged(request, candidate)).to_dict()
+        pooled = self._pooled(request, candidate)
         parts: list[Tensor] = []
         for owner in self._owners:
             for names, numbers_BN in zip(self._order, numbers, strict=True):
@@ -139,6 +139,23 @@ class Embeddings(nn.Module):
                 parts += [pooled[self._key(name, owner)] for name in names]
                 parts.append(numbers_BN)
         return torch.cat(parts, dim=1)
+
+    def _pooled(self, request: BlockTensors, candidate: BlockTensors) -> dict[str, Tensor]:
+        """Every feature's pooled rows, by TorchRec's name for it."""
+        if self.collection is None:
+            return {}
+        has_lists = bool(request.list_lengths_LB.shape[0] or candidate.list_lengths_LB.shape[0])
+        if has_lists or not isinstance(self.collection, EmbeddingBagCollection):
+            return dict(self.collection(self._jagged(request, candidate)).to_dict())
+        # Nothing to pool, and tables that are plain parameters: rows looked up are the same numbers, and forward and
+        # backward cost a third of a bag's (benchmarks/network_speed.py).
+        pooled: dict[str, Tensor] = {}
+        for owner in self._owners:
+            for names, block in zip(self._order, (request, candidate), strict=True):
+                for name, ids_B in zip(names, block.ids_BK.unbind(1), strict=True):
+                    bag = self.collection.embedding_bags[table_name(self._table_of[name], owner)]
+                    pooled[self._key(name, owner)] = bag.weight.index_select(0, ids_B)
+        return pooled
 
     def _key(self, feature: str, owner: str | None) -> str:
         # TorchRec's name for a feature that several tables read.

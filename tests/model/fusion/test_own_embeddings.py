@@ -44,6 +44,13 @@ def test_each_task_is_an_mlp_on_its_own_part_of_the_row() -> None:
         torch.testing.assert_close(network(rows)[:, task], (hidden @ weight + bias).clamp(min=0))
 
 
+def test_every_layer_has_a_name() -> None:
+    network = network_of()
+    slots = network.slots(["click", "like", "share"])
+    assert slots["expert.like.0.weight"].shape == (6, WIDTH)
+    assert sum(slot.numel() for slot in slots.values()) == sum(value.numel() for value in network.parameters())
+
+
 def test_own_rows_that_are_equal_are_no_sharing_over_one() -> None:
     own, one = network_of(), NoSharing(WIDTH, [6, 4], TASKS).double()
     state = own.state_dict()
