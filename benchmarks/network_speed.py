@@ -63,7 +63,7 @@ def main() -> None:
     }
     others = paired(_other_networks(run, ranker, batches), turns=options.turns, steps=STEPS)
     ratios = {what: Ratio.of(ways[OURS], ways[PLAIN]).mean for what, ways in timed.items()}
-    verdicts = [f"{'reached' if ratio <= FLOOR else 'missed'} by {what} ({ratio:.2f})" for what, ratio in ratios.items()]
+    verdicts = [f"{'reached' if r <= FLOOR else 'missed'} by {what} ({r:.2f})" for what, r in ratios.items()]
     rows = [
         [what, way, median(values), str(Ratio.of(ways[OURS], values)) if way != OURS else ""]
         for what, ways in timed.items()
