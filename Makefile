@@ -28,7 +28,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-serve-only lint format check train export serve \
-	bench-quality bench-census bench-training bench-request bench-compare clean
+	bench-quality bench-census bench-training bench-networks bench-balancing bench-request bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -102,6 +102,12 @@ bench-census: $(STAMP) ## quality on Census-Income, five seeds
 
 bench-training: $(STAMP) ## training rows per CPU second, peak memory
 	@exec $(PY) -m benchmarks.training_speed $(ARGS)
+
+bench-networks: $(STAMP) ## CPU time of a training step of AdaTT-sp, against a module per expert
+	@exec $(PY) -m benchmarks.network_speed $(ARGS)
+
+bench-balancing: $(STAMP) ## CPU time of a training step with every balancing method
+	@exec $(PY) -m benchmarks.balancing_cost $(ARGS)
 
 bench-request: $(STAMP) ## CPU time of a request, against a service written the usual way
 	@exec $(PY) -m benchmarks.request_cost $(ARGS)

@@ -2,9 +2,10 @@
 
 In: the two `EncodedBlock`s of a batch as tensors. Out: rows_BD = [request embeddings | request numbers | candidate
 embeddings | candidate numbers]; features keep the schema's order within a block, single ids before lists, so that the
-exported module (plain torch) lays its row out the same way.
+exported module (plain torch) lays its row out the same way. With tables of each task's own there are T such rows side
+by side, a task's each, [B, T * D].
 
-Shapes: B rows, K single-id features, L list features, V list values, D columns of the dense row, N numbers.
+Shapes: B rows, K single-id features, L list features, V list values, D columns of the dense row, N numbers, T tasks.
 """
 
 import logging
@@ -56,11 +57,22 @@ def block_features(
     )
 
 
+def owners(schema: FeedSchema, *, for_each_task: bool) -> list[str | None]:
+    """Whose tables there are: everyone's alone (None), or each task's, in the order of their parts of the row."""
+    return [task.name for task in schema.tasks] if for_each_task else [None]
+
+
+def table_name(table: str, owner: str | None) -> str:
+    """The name of a table, or of a task's own copy of it."""
+    return table if owner is None else f"{table}@{owner}"
+
+
 class Embeddings(nn.Module):
     """One EmbeddingBagCollection over all tables of a feed.
 
     With `fused` the tables' optimizer runs inside backward (TorchRec's FusedEmbeddingBagCollection: no dense gradient
-    of a table ever exists); without it the tables are ordinary parameters for an optimizer outside.
+    of a table ever exists); without it the tables are ordinary parameters for an optimizer outside. With
+    `for_each_task` every table exists once a task, under the name that `table_name` gives it.
     """
 
     def __init__(
@@ -70,8 +82,10 @@ class Embeddings(nn.Module):
         *,
         fused: FusedOptimizer | None = None,
         learning_rate: float = 0.0,
+        for_each_task: bool = False,
     ) -> None:
         super().__init__()
+        self._owners = owners(schema, for_each_task=for_each_task)
         dims = {name: table.dim for table in schema.tables for name in table.features}
         self._order: list[list[str]] = []
         self.width_of_block: dict[Block, int] = {}
@@ -81,13 +95,14 @@ class Embeddings(nn.Module):
             self._order.append(names)
             self.width_of_block[block] = sum(dims[name] for name in names) + len(numbers)
         self._keys = [name for names in self._order for name in names]
+        self._table_of = {name: table.name for table in schema.tables for name in table.features}
         self.is_fused = fused is not None
         self.collection: nn.Module | None = None
         if not schema.tables:
             return
         tables = [
             EmbeddingBagConfig(
-                name=table.name,
+                name=table_name(table.name, owner),
                 embedding_dim=table.dim,
                 num_embeddings=encoder.rows_of_table[table.name],
                 feature_names=list(table.features),
@@ -96,6 +111,7 @@ class Embeddings(nn.Module):
             # TorchRec 1.8 computes a fused collection pooling by pooling but names its outputs in table order: names
             # and values belong together only with the tables of one pooling side by side.
             for table in sorted(schema.tables, key=lambda table: table.pooling)
+            for owner in self._owners
         ]
         if fused is None:
             self.collection = EmbeddingBagCollection(tables=tables, device=torch.device("cpu"))
@@ -109,21 +125,41 @@ class Embeddings(nn.Module):
 
     @property
     def width(self) -> int:
-        """Columns of the dense row."""
-        return sum(self.width_of_block.values())
+        """Columns of the dense row, of all tasks' parts where they have such."""
+        return sum(self.width_of_block.values()) * len(self._owners)
 
     def forward(self, request: BlockTensors, candidate: BlockTensors) -> Tensor:
         """rows_BD of a batch whose blocks both have B rows."""
         numbers = (request.numbers_BN, candidate.numbers_BN)
-        if self.collection is None:
-            return torch.cat(numbers, dim=1)
-        pooled = self.collection(self._jagged(request, candidate)).to_dict()
+        pooled = self._pooled(request, candidate)
         parts: list[Tensor] = []
-        for names, numbers_BN in zip(self._order, numbers, strict=True):
-            # By key, in our own order: a KeyedTensor's order is the tables', and changes when they are sharded.
-            parts += [pooled[name] for name in names]
-            parts.append(numbers_BN)
+        for owner in self._owners:
+            for names, numbers_BN in zip(self._order, numbers, strict=True):
+                # By key, in our own order: a KeyedTensor's order is the tables', and changes when they are sharded.
+                parts += [pooled[self._key(name, owner)] for name in names]
+                parts.append(numbers_BN)
         return torch.cat(parts, dim=1)
+
+    def _pooled(self, request: BlockTensors, candidate: BlockTensors) -> dict[str, Tensor]:
+        """Every feature's pooled rows, by TorchRec's name for it."""
+        if self.collection is None:
+            return {}
+        has_lists = bool(request.list_lengths_LB.shape[0] or candidate.list_lengths_LB.shape[0])
+        if has_lists or not isinstance(self.collection, EmbeddingBagCollection):
+            return dict(self.collection(self._jagged(request, candidate)).to_dict())
+        # Nothing to pool, and tables that are plain parameters: rows looked up are the same numbers, and forward and
+        # backward cost a third of a bag's (benchmarks/network_speed.py).
+        pooled: dict[str, Tensor] = {}
+        for owner in self._owners:
+            for names, block in zip(self._order, (request, candidate), strict=True):
+                for name, ids_B in zip(names, block.ids_BK.unbind(1), strict=True):
+                    bag = self.collection.embedding_bags[table_name(self._table_of[name], owner)]
+                    pooled[self._key(name, owner)] = bag.weight.index_select(0, ids_B)
+        return pooled
+
+    def _key(self, feature: str, owner: str | None) -> str:
+        # TorchRec's name for a feature that several tables read.
+        return feature if len(self._owners) == 1 else f"{feature}@{table_name(self._table_of[feature], owner)}"
 
     def table_weights(self) -> dict[str, Tensor]:
         """The weights of every table by name, [rows, dim], detached."""

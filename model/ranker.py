@@ -18,11 +18,12 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.embeddings import BlockTensors, Embeddings
+from model.embeddings import BlockTensors, Embeddings, block_features, owners, table_name
 from model.features import FittedFeatures
-from model.fusion import FusionConfig
+from model.fusion import FusionConfig, NoSharingConfig
 from model.fusion.row_linear import share_request
-from model.schema import BinaryTask, Block, FeedSchema, IdFeature, IdListFeature, NumberFeature, RegressionTask
+from model.fusion.slots import Slots, layer_slots, linears
+from model.schema import BinaryTask, Block, FeedSchema, RegressionTask
 from model.strict_yaml import StrictModel
 
 
@@ -31,6 +32,11 @@ class NetworkConfig(StrictModel):
 
     fusion: FusionConfig
     tower: tuple[PositiveInt, ...] = (64,)
+
+    @property
+    def has_own_embeddings(self) -> bool:
+        """Whether every task has embedding tables of its own; the dense row is then one part a task, side by side."""
+        return isinstance(self.fusion, NoSharingConfig) and self.fusion.own_embeddings
 
 
 class Tower(nn.Module):
@@ -56,6 +62,7 @@ class Network(nn.Module):
 
     def __init__(self, config: NetworkConfig, input_width: int, num_tasks: int) -> None:
         super().__init__()
+        self.has_own_embeddings = config.has_own_embeddings
         self.fusion = config.fusion.build(input_width, num_tasks)
         self.towers = nn.ModuleList([Tower(self.fusion.output_width, config.tower) for _ in range(num_tasks)])
 
@@ -63,9 +70,19 @@ class Network(nn.Module):
         """logits_BT in task order; a regression task's logit is its standardised prediction."""
         fused_BTH = self.fusion(rows_BD)
         logits: list[Tensor] = []
+        # unbind, not an index a task: its backward is one stack, an index's is a tensor of zeros for each task.
+        inputs = fused_BTH.unbind(1)
         for task, tower in enumerate(self.towers):
-            logits.append(tower(fused_BTH[:, task]))
+            logits.append(tower(inputs[task]))
         return torch.cat(logits, dim=1)
+
+    def slots(self, tasks: list[str]) -> Slots:
+        """Every layer's weight and bias by name, views that are written to (model/fusion/slots.py)."""
+        slots = self.fusion.slots(tasks)
+        for task, tower in zip(tasks, self.towers, strict=True):
+            assert isinstance(tower, Tower)
+            slots |= layer_slots(f"tower.{task}", linears(list(tower.layers)))
+        return slots
 
 
 class Ranker(nn.Module):
@@ -117,22 +134,20 @@ class Answers(nn.Module):
 
 
 class BlockEmbeddings(nn.Module):
-    """Plain-torch embeddings of one block: its ids and numbers -> rows of the block's part of the dense row."""
+    """Plain-torch embeddings of one block: its ids and numbers -> rows of the block's part of the dense row.
+
+    `owner` is the task whose own tables are read, or None for those that all tasks share."""
 
     def __init__(
-        self, schema: FeedSchema, features: list[IdFeature | IdListFeature], tables: dict[str, nn.Parameter]
+        self, schema: FeedSchema, block: Block, tables: dict[str, nn.Parameter], owner: str | None = None
     ) -> None:
         super().__init__()
+        ids, lists, _ = block_features(schema, block)
         table_of = {name: table for table in schema.tables for name in table.features}
-        self.single = nn.ModuleList(
-            [_IdEmbedding(tables[table_of[f.name].name]) for f in features if isinstance(f, IdFeature)]
-        )
+        weights = {name: tables[table_name(table.name, owner)] for name, table in table_of.items()}
+        self.single = nn.ModuleList([_IdEmbedding(weights[feature.name]) for feature in ids])
         self.pooled = nn.ModuleList(
-            [
-                _ListEmbedding(tables[table_of[f.name].name], table_of[f.name].pooling)
-                for f in features
-                if isinstance(f, IdListFeature)
-            ]
+            [_ListEmbedding(weights[feature.name], table_of[feature.name].pooling) for feature in lists]
         )
 
     def forward(self, ids_BK: Tensor, values_V: Tensor, lengths_LB: Tensor, numbers_BN: Tensor) -> Tensor:
@@ -170,12 +185,8 @@ class _ListEmbedding(nn.Module):
         return functional.embedding_bag(values_V, self.table, offsets_B, mode=self.pooling)
 
 
-def _sparse(schema: FeedSchema, block: Block) -> list[IdFeature | IdListFeature]:
-    return [feature for feature in schema.block(block) if not isinstance(feature, NumberFeature)]
-
-
 def _width(schema: FeedSchema, block: Block) -> int:
-    """Columns of the dense row that come from a block."""
+    """Columns of the dense row, or of a task's part of it, that come from a block."""
     dims = {name: table.dim for table in schema.tables for name in table.features}
     return sum(dims.get(feature.name, 1) for feature in schema.block(block))
 
@@ -187,8 +198,9 @@ class ScoringModule(nn.Module):
         super().__init__()
         # One Parameter per table, however many features read it: shared tables stay shared in the file.
         shared = {name: nn.Parameter(weight.clone(), requires_grad=False) for name, weight in tables.items()}
-        self.request = BlockEmbeddings(schema, _sparse(schema, "request"), shared)
-        self.candidate = BlockEmbeddings(schema, _sparse(schema, "candidate"), shared)
+        whose = owners(schema, for_each_task=network.has_own_embeddings)
+        self.request = nn.ModuleList([BlockEmbeddings(schema, "request", shared, owner) for owner in whose])
+        self.candidate = nn.ModuleList([BlockEmbeddings(schema, "candidate", shared, owner) for owner in whose])
         # The user's and the context's columns are the same for all candidates of a request.
         self.network = copy.deepcopy(network).requires_grad_(False)
         share_request(self.network, _width(schema, "request"))
@@ -206,10 +218,12 @@ class ScoringModule(nn.Module):
         numbers_ND: Tensor,
     ) -> Tensor:
         """answers_NT: a probability per binary task, a quantity in the label's unit per regression task."""
-        request_1D = self.request(request_ids_1K, request_values_V, request_lengths_L1, request_numbers_1D)
-        candidate_ND = self.candidate(ids_NK, values_V, lengths_LN, numbers_ND)
-        rows_ND = torch.cat([request_1D.expand(candidate_ND.shape[0], -1), candidate_ND], dim=1)
-        answers_NT: Tensor = self.answers(self.network(rows_ND))
+        parts: list[Tensor] = []
+        for request, candidate in zip(self.request, self.candidate):  # noqa: B905 - TorchScript's zip takes no strict
+            request_1D = request(request_ids_1K, request_values_V, request_lengths_L1, request_numbers_1D)
+            parts.append(request_1D.expand(ids_NK.shape[0], -1))
+            parts.append(candidate(ids_NK, values_V, lengths_LN, numbers_ND))
+        answers_NT: Tensor = self.answers(self.network(torch.cat(parts, dim=1)))
         return answers_NT
 
 

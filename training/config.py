@@ -7,15 +7,16 @@ one key; unknown keys are refused with the nearest valid one.
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
 from model.ranker import NetworkConfig
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, read_yaml
 from training.balancing import BalancingConfig, NoBalancingConfig
+from training.initial_weights import InitialWeights
 
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -110,6 +111,8 @@ class TrainingConfig(StrictModel):
     data: DataConfig
     network: NetworkConfig
     output: Path
+    # Weights of another implementation to start from, mapped by name; default: drawn from the seed.
+    initial_weights: InitialWeights | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     balancing: BalancingConfig = NoBalancingConfig()
     batch_size: PositiveInt = 1024
@@ -121,6 +124,15 @@ class TrainingConfig(StrictModel):
     # More threads than idle cores make OpenMP spin and training many times slower: raise it on a machine of your own.
     threads: PositiveInt = 1
     checkpoint_seconds: PositiveFinite = 60.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.network.has_own_embeddings and self.balancing.kind not in ("none", "uncertainty"):
+            raise ValueError(
+                f"balancing: {self.balancing.kind} compares the tasks' gradients at the embeddings they share, and "
+                "network.fusion.own_embeddings shares none; use kind: none or uncertainty, or own_embeddings: false"
+            )
+        return self
 
     @classmethod
     def load(cls, path: Path, changes: Sequence[str] = ()) -> "TrainingConfig":

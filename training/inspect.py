@@ -4,7 +4,8 @@
     expert_weights.png  gradient_conflicts.png    heat maps of them
     policies.png  policy_perplexity.png           learned routing: the policies, and how they settled
 
-Expert weights are those of networks with gates (AdaTT, MMoE, PLE); for the others that part is left out and said so.
+Expert weights are those of networks with gates (AdaTT, MMoE, PLE), conflicts those of networks that share something;
+for the others that part is left out and said so.
 """
 
 import logging
@@ -56,12 +57,12 @@ def inspect(
         "split": split,
         "rows": len(rows),
         "expert_weights": None,
-        "gradient_conflicts": conflicts.as_json(),
+        "gradient_conflicts": None,
         "policies": None,
     }
     for stale in folder.glob("*.png"):
         stale.unlink()
-    policies = layer_policies(ranker.network.fusion, conflicts.tasks)
+    policies = layer_policies(ranker.network.fusion, [task.name for task in run.schema.tasks])
     if policies:
         perplexity = perplexity_over_training(run)
         result["policies"] = {"layers": [layer.as_json() for layer in policies], "perplexity_over_training": perplexity}
@@ -72,7 +73,11 @@ def inspect(
     else:
         result["expert_weights"] = [{"level": n, **level.as_json()} for n, level in enumerate(levels, start=1)]
         replace_file(folder / "expert_weights.png", (plot_expert_weights(levels, title),))
-    replace_file(folder / "gradient_conflicts.png", (plot_conflicts(conflicts, title),))
+    if conflicts is None:
+        log.info("with embeddings of their own the tasks share nothing: gradient conflicts are left out")
+    else:
+        result["gradient_conflicts"] = conflicts.as_json()
+        replace_file(folder / "gradient_conflicts.png", (plot_conflicts(conflicts, title),))
     write_json(folder / "inside.json", result)
     return result
 
@@ -83,8 +88,9 @@ def expert_weights(run: Run, split: SplitName = "validation") -> list[NDArray[np
     return None if levels is None else [level.weights_GE for level in levels]
 
 
-def gradient_conflicts(run: Run, split: SplitName = "validation", *, num_batches: int = BATCHES) -> Conflicts:
-    """Mean cosines between the tasks' gradients, [T, T] at the shared representation and at shared parameters."""
+def gradient_conflicts(run: Run, split: SplitName = "validation", *, num_batches: int = BATCHES) -> Conflicts | None:
+    """Mean cosines between the tasks' gradients, [T, T] at the shared representation and at shared parameters; None
+    where the tasks share nothing."""
     return _conflicts(run, *_open(run, split), num_batches)
 
 
@@ -103,7 +109,9 @@ def _levels(run: Run, ranker: Ranker, rows: Rows) -> list[LevelGates] | None:
     return level_gates(ranker, rows, run.config.network.fusion, [task.name for task in run.schema.tasks])
 
 
-def _conflicts(run: Run, ranker: Ranker, rows: Rows, num_batches: int) -> Conflicts:
+def _conflicts(run: Run, ranker: Ranker, rows: Rows, num_batches: int) -> Conflicts | None:
+    if run.config.network.has_own_embeddings:
+        return None
     return task_conflicts(
         ranker,
         rows,
@@ -130,7 +138,7 @@ def print_tables(result: dict[str, Any]) -> None:
             table.add_row(task, *(f"{chance:.2f}" for chance in chances), f"{perplexity:.2f}")
         console.print(table)
     conflicts = result["gradient_conflicts"]
-    for place in ("representation", "parameters"):
+    for place in ("representation", "parameters") if conflicts else ():
         title = f"cosine of task gradients at the shared {place}"
         table = Table("task", *conflicts["tasks"], title=title)
         for task, row in zip(conflicts["tasks"], conflicts[f"at_shared_{place}"], strict=True):

@@ -72,6 +72,7 @@ class Run:
             self.encoder,
             fused=None if tables.kind == "adam" else tables.kind,
             learning_rate=tables.learning_rate,
+            for_each_task=self.config.network.has_own_embeddings,
         )
         return Ranker(embeddings, Network(self.config.network, embeddings.width, len(self.schema.tasks)))
 

@@ -28,6 +28,7 @@ from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, read_splits
 from training.divergence import diverged
 from training.history import OBJECTIVE, VALIDATION, write_log
+from training.initial_weights import load_initial_weights
 from training.losses import TaskLosses
 from training.optimizers import Optimizers
 from training.progress import TrainingProgress
@@ -98,6 +99,8 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
     config = run.config
     torch.manual_seed(config.seed)
     ranker = run.new_ranker()
+    if config.initial_weights is not None and not (run.path / LAST).exists():
+        load_initial_weights(ranker, [task.name for task in run.schema.tasks], config.initial_weights)
     steps_per_epoch = -(-len(train_rows) // config.batch_size)
     points = points_of_epoch(config.evaluations_per_epoch, len(train_rows), config.batch_size)
     losses = TaskLosses(run.schema)

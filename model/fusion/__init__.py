@@ -1,6 +1,7 @@
 """Fusion networks: rows_BD -> fused_BTH, one file per network, one interface.
 
-A network is an nn.Module that TorchScript can script, with `forward(rows_BD) -> fused_BTH` and `output_width` (H).
+A network is an nn.Module that TorchScript can script, with `forward(rows_BD) -> fused_BTH`, `output_width` (H) and
+`slots(tasks)`, its parameters by plain names.
 Its configuration stands beside it and builds it: `config.build(input_width, num_tasks)`; `kind` chooses it.
 """
 

@@ -16,9 +16,10 @@ import torch
 from pydantic import NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from model.fusion.experts import UnitExperts
+from model.fusion.experts import UnitExperts, side_by_side
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
 from model.fusion.row_linear import RowLinear
+from model.fusion.slots import Slots, expert_names, gate_slots, typed, unit_names
 from model.fusion.stack import FusionStack
 from model.strict_yaml import StrictModel
 
@@ -101,6 +102,7 @@ class FusionLevel(nn.Module):
         native_experts: bool,
     ) -> None:
         super().__init__()
+        self.experts_per_unit: list[int] = list(experts_per_unit)
         self.num_experts: int = sum(experts_per_unit)
         self.num_fused: int = num_fused
         self.is_first: bool = is_first
@@ -123,13 +125,25 @@ class FusionLevel(nn.Module):
         """(fused_BGH, weights_BGE) from the level's inputs: [B, 1, D] at the first level, [B, U, D] above it."""
         experts_BEH = self.experts(units_BUD)
         logits: list[Tensor] = []
+        inputs = units_BUD.unbind(1)
         for unit, gate in enumerate(self.gates):
-            logits.append(gate(units_BUD[:, unit]))
-        logits_BGE = torch.cat(logits, dim=1).view(-1, self.num_fused, self.num_experts)
+            logits.append(gate(inputs[unit]))
+        logits_BGE = side_by_side(logits).view(-1, self.num_fused, self.num_experts)
         weights_BGE = torch.softmax(logits_BGE, dim=2)
         if self.has_native:
             weights_BGE = weights_BGE + self.padded_native_weights()
         return torch.bmm(weights_BGE, experts_BEH), weights_BGE
+
+    def slots(self, prefix: str, tasks: list[str]) -> Slots:
+        """The level's layers by name (model/fusion/slots.py); native weights that are fixed have none."""
+        units = unit_names(tasks, len(self.experts_per_unit))
+        fused = units[: self.num_fused]
+        slots = self.experts.slots(f"{prefix}.expert", expert_names(units, self.experts_per_unit))
+        slots |= gate_slots(prefix, typed(self.gates, nn.Linear), fused, [self.num_experts] * self.num_fused)
+        if isinstance(self.native_weights, nn.Parameter):
+            parts = torch.split(self.native_weights.detach(), self.experts_per_unit[: self.num_fused])
+            slots |= {f"{prefix}.native.{unit}": part for unit, part in zip(fused, parts, strict=True)}
+        return slots
 
     def padded_native_weights(self) -> Tensor:
         """The native weights padded with zeros to [G, E] (Equation 11)."""

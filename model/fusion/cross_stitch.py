@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
 from model.fusion.levels import Levels, widths_by_level
+from model.fusion.slots import Slots, expert_names, typed
 from model.strict_yaml import StrictModel
 
 
@@ -51,3 +52,12 @@ class CrossStitch(nn.Module):
         for experts, stitch in zip(self.experts, self.stitches):  # noqa: B905 - TorchScript's zip takes no strict
             units_BTH = stitch(experts(units_BTH).transpose(1, 2)).transpose(1, 2)
         return units_BTH
+
+    def slots(self, tasks: list[str]) -> Slots:
+        """All layers by name (model/fusion/slots.py)."""
+        slots: Slots = {}
+        for position, experts in enumerate(typed(self.experts, UnitExperts)):
+            slots |= experts.slots(f"level.{position}.expert", expert_names(tasks, [1] * len(tasks)))
+        for position, stitch in enumerate(typed(self.stitches, nn.Linear)):
+            slots[f"level.{position}.stitch"] = stitch.weight.detach()
+        return slots

@@ -14,19 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from model.fusion.row_linear import RowLinear
+from model.fusion.slots import Layers, Slots, layer_slots, typed
 
 
 class UnitExperts(nn.Module):
-    """All experts of a level; `experts_per_unit` says how many each unit has, in the order of their outputs."""
+    """All experts of a level; `experts_per_unit` says how many each unit has, in the order of their outputs.
+
+    Units read one raw row (`has_one_input`), a raw row each (`has_own_rows`), or what the level below gives them."""
 
     def __init__(
-        self, input_width: int, widths: list[int], experts_per_unit: list[int], *, has_one_input: bool
+        self,
+        input_width: int,
+        widths: list[int],
+        experts_per_unit: list[int],
+        *,
+        has_one_input: bool,
+        has_own_rows: bool = False,
     ) -> None:
         super().__init__()
         self.num_experts: int = sum(experts_per_unit)
         self.first_width: int = widths[0]
         counts = [self.num_experts] if has_one_input else experts_per_unit
-        linear = RowLinear if has_one_input else nn.Linear
+        linear = RowLinear if has_one_input or has_own_rows else nn.Linear
         self.first = nn.ModuleList([linear(input_width, count * widths[0]) for count in counts])
         self.deeper = nn.ModuleList(
             [ExpertLinear(self.num_experts, before, after) for before, after in itertools.pairwise(widths)]
@@ -34,13 +43,36 @@ class UnitExperts(nn.Module):
 
     def forward(self, units_BUD: Tensor) -> Tensor:
         """experts_BEH of the units' inputs."""
+        # unbind, not an index a unit: its backward is one stack, an index's is a tensor of zeros for each unit.
+        inputs = units_BUD.unbind(1)
         hidden: list[Tensor] = []
         for unit, linear in enumerate(self.first):
-            hidden.append(linear(units_BUD[:, unit]))
-        experts_BEH = torch.relu(torch.cat(hidden, dim=1)).view(-1, self.num_experts, self.first_width)
+            hidden.append(linear(inputs[unit]))
+        # ReLU in place: no backward of a product reads its output, and a copy would cost as much as the ReLU.
+        experts_BEH = torch.relu_(side_by_side(hidden)).view(-1, self.num_experts, self.first_width)
         for layer in self.deeper:
-            experts_BEH = torch.relu(layer(experts_BEH))
+            experts_BEH = torch.relu_(layer(experts_BEH))
         return experts_BEH
+
+    def slots(self, prefix: str, names: list[str]) -> Slots:
+        """Every expert's layers by `prefix` and the expert's name."""
+        experts: list[Layers] = []
+        for linear in typed(self.first, nn.Linear):
+            weights_HD = torch.split(linear.weight.detach(), self.first_width)
+            biases_H = torch.split(linear.bias.detach(), self.first_width)
+            experts += [[layer] for layer in zip(weights_HD, biases_H, strict=True)]
+        for layer in typed(self.deeper, ExpertLinear):
+            for expert, weight_DH, bias_1H in zip(experts, layer.weight_EDH, layer.bias_E1H, strict=True):
+                expert.append((weight_DH.t(), bias_1H[0]))
+        slots: Slots = {}
+        for name, expert in zip(names, experts, strict=True):
+            slots |= layer_slots(f"{prefix}.{name}", expert)
+        return slots
+
+
+def side_by_side(parts: list[Tensor]) -> Tensor:
+    """The columns of all parts; a lone part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class ExpertLinear(nn.Module):

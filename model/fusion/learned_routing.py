@@ -20,6 +20,7 @@ from model.fusion.by_module import apply_by_module
 from model.fusion.experts import ExpertLinear
 from model.fusion.levels import Levels, all_widths
 from model.fusion.policy import Policy, PolicyConfig, PolicyKind, perplexities
+from model.fusion.slots import Slots, linear_slots
 
 
 class LearnedRoutingConfig(PolicyConfig):
@@ -79,6 +80,22 @@ class LearnedRouting(nn.Module):
                 paths_BPD = layer(paths_BPD)
         # Not copied where all tasks still share one path.
         return paths_BPD.expand(-1, self.num_tasks, -1)
+
+    def slots(self, tasks: list[str]) -> Slots:
+        """All layers and policies by name (model/fusion/slots.py)."""
+        slots: Slots = {}
+        for position, layer in enumerate(self.layers):
+            name = f"layer.{position}"
+            if isinstance(layer, SharedLayer):
+                slots |= linear_slots(f"{name}.module.0", layer.linear.weight, layer.linear.bias)
+                continue
+            assert isinstance(layer, RoutedLayer)
+            modules = zip(layer.choices.weight_EDH.detach(), layer.choices.bias_E1H.detach(), strict=True)
+            for number, (weight_DH, bias_1H) in enumerate(modules):
+                slots |= linear_slots(f"{name}.module.{number}", weight_DH.t(), bias_1H[0])
+            policies = layer.policy_TM.detach()
+            slots |= {f"{name}.policy.{task}": policy_M for task, policy_M in zip(tasks, policies, strict=True)}
+        return slots
 
     @torch.jit.unused
     def _drawn(self, paths_BPD: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from model.fusion.experts import UnitExperts
 from model.fusion.levels import Levels, all_widths, widths_by_level
 from model.fusion.row_linear import RowLinear
+from model.fusion.slots import Slots, gate_slots, typed
 from model.strict_yaml import StrictModel
 
 
@@ -54,6 +55,16 @@ class MMoE(nn.Module):
         for level in self.levels:
             units_BUH = level(rows_BD, units_BUH)[0]
         return units_BUH
+
+    def slots(self, tasks: list[str]) -> Slots:
+        """All layers by name (model/fusion/slots.py)."""
+        slots: Slots = {}
+        for position, level in enumerate(typed(self.levels, MixtureLevel)):
+            prefix, numbers = f"level.{position}", [str(expert) for expert in range(level.num_experts)]
+            units = tasks if position == len(self.levels) - 1 else numbers
+            slots |= level.experts.slots(f"{prefix}.expert", numbers)
+            slots |= gate_slots(prefix, [level.gates], units, [level.num_experts] * level.num_gates)
+        return slots
 
     @torch.jit.export
     def expert_weights(self, rows_BD: Tensor) -> list[Tensor]:

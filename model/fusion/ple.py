@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from model.fusion.experts import UnitExperts
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
 from model.fusion.row_linear import RowLinear
+from model.fusion.slots import Slots, expert_names, gate_slots, typed, unit_names
 from model.fusion.stack import FusionStack
 from model.strict_yaml import StrictModel
 
@@ -74,6 +75,7 @@ class ExtractionLevel(nn.Module):
     ) -> None:
         super().__init__()
         experts_per_unit = [*experts_per_task, *([shared_experts] if shared_experts else [])]
+        self.experts_per_unit: list[int] = experts_per_unit
         self.num_experts: int = sum(experts_per_unit)
         self.experts = UnitExperts(input_width, widths, experts_per_unit, has_one_input=is_first)
         self.is_first: bool = is_first
@@ -96,8 +98,9 @@ class ExtractionLevel(nn.Module):
         """(fused_BGH, weights_BGE) from the level's inputs: [B, 1, D] at the first level, [B, U, D] above it."""
         experts_BEH = self.experts(units_BUD)
         weights: list[Tensor] = []
+        inputs = units_BUD.unbind(1)
         for unit, gate in enumerate(self.gates):
-            weights.append(torch.softmax(gate(units_BUD[:, 0 if self.is_first else unit]), dim=1))
+            weights.append(torch.softmax(gate(inputs[0 if self.is_first else unit]), dim=1))
         seen_BS = torch.cat(weights, dim=1)
         weights_BGE = (
             seen_BS.new_zeros(seen_BS.shape[0], self.num_fused * self.num_experts)
@@ -105,3 +108,11 @@ class ExtractionLevel(nn.Module):
             .view(-1, self.num_fused, self.num_experts)
         )
         return torch.bmm(weights_BGE, experts_BEH), weights_BGE
+
+    def slots(self, prefix: str, tasks: list[str]) -> Slots:
+        """The level's layers by name (model/fusion/slots.py)."""
+        units = unit_names(tasks, len(self.experts_per_unit))
+        fused = units[: self.num_fused]
+        gates = typed(self.gates, nn.Linear)
+        slots = self.experts.slots(f"{prefix}.expert", expert_names(units, self.experts_per_unit))
+        return slots | gate_slots(prefix, gates, fused, [gate.out_features for gate in gates])

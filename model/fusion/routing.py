@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from model.fusion.levels import Levels, all_widths
 from model.fusion.row_linear import RowLinear
+from model.fusion.slots import Slots, linear_slots, typed
 from model.strict_yaml import StrictModel
 
 
@@ -82,6 +83,14 @@ class FixedRouting(nn.Module):
             nodes_BPD = layer(nodes_BPD)
         return nodes_BPD.index_select(1, self.node_of_task)
 
+    def slots(self, tasks: list[str]) -> Slots:
+        """All layers by name (model/fusion/slots.py); modules keep the numbers they were drawn by."""
+        slots: Slots = {}
+        for position, layer in enumerate(typed(self.layers, RoutedLayer)):
+            for number, linear in zip(layer.drawn, typed(layer.linears, nn.Linear), strict=True):
+                slots |= linear_slots(f"layer.{position}.module.{number}", linear.weight, linear.bias)
+        return slots
+
 
 class RoutedLayer(nn.Module):
     """Applies `steps` (module, node), sorted: nodes_BPD -> one output for each step, in their order."""
@@ -90,11 +99,11 @@ class RoutedLayer(nn.Module):
 
     def __init__(self, input_width: int, width: int, steps: list[tuple[int, int]], *, is_first: bool) -> None:
         super().__init__()
-        drawn = sorted({module for module, _ in steps})
-        self.num_sources: list[int] = [sum(module == number for module, _ in steps) for number in drawn]
+        self.drawn: list[int] = sorted({module for module, _ in steps})
+        self.num_sources: list[int] = [sum(module == number for module, _ in steps) for number in self.drawn]
         self.register_buffer("sources", torch.tensor([node for _, node in steps]), persistent=False)
         linear = RowLinear if is_first else nn.Linear
-        self.linears = nn.ModuleList([linear(input_width, width) for _ in drawn])
+        self.linears = nn.ModuleList([linear(input_width, width) for _ in self.drawn])
 
     def forward(self, nodes_BPD: Tensor) -> Tensor:
         """nodes_BPH behind the layer."""

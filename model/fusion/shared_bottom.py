@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.fusion.levels import Levels, all_widths
 from model.fusion.row_linear import RowLinear
+from model.fusion.slots import Slots, layer_slots, linears
 from model.strict_yaml import StrictModel
 
 
@@ -45,3 +46,7 @@ class SharedBottom(nn.Module):
         for layer in self.layers:
             hidden_BH = torch.relu(layer(hidden_BH))
         return hidden_BH.unsqueeze(1).expand(-1, self.num_tasks, -1)
+
+    def slots(self, tasks: list[str]) -> Slots:
+        """All layers by name (model/fusion/slots.py); none belongs to a task."""
+        return layer_slots("layer", linears(list(self.layers)))

@@ -3,8 +3,13 @@
 Shapes: B rows, U units = inputs of a level, G its fused units, T tasks, E experts, D input, H width of an output.
 """
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+
+from model.fusion.slots import Slots
 
 
 class FusionStack(nn.Module):
@@ -22,6 +27,13 @@ class FusionStack(nn.Module):
         for level in self.levels:
             units_BUD = level(units_BUD)[0]
         return units_BUD
+
+    def slots(self, tasks: list[str]) -> Slots:
+        """All layers by name (model/fusion/slots.py)."""
+        slots: Slots = {}
+        for position, level in enumerate(self.levels):
+            slots |= cast(Callable[[str, list[str]], Slots], level.slots)(f"level.{position}", tasks)
+        return slots
 
     @torch.jit.export
     def expert_weights(self, rows_BD: Tensor) -> list[Tensor]:

@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 from model.embeddings import BlockTensors, Embeddings, FusedOptimizer, block_features
 from model.features import EncodedBlock, FeatureEncoder, FittedFeatures
 from model.schema import Block, FeedSchema
-from tests.model.feeds import Rows, columns_of, encoder_of, everything, random_rows, schema_of
+from tests.model.feeds import FEED, Rows, columns_of, encoder_of, everything, random_rows, schema_of
 
 Array = NDArray[np.float64]
 FUSED: tuple[FusedOptimizer, ...] = ("rowwise_adagrad", "adagrad", "sgd")
 BATCHES = (1, 2, 7, 512)
+# Every feature with one id, two of them sharing a table.
+WITHOUT_LISTS = "\n".join(
+    line.replace("table: tags", "table: author") for line in FEED.splitlines() if "kind: id_list" not in line
+)
 BLOCKS: tuple[Block, Block] = ("request", "candidate")
 
 
@@ -133,13 +137,16 @@ def test_one_fused_step_is_the_optimizer_by_hand(fused: FusedOptimizer, batch: i
             np.testing.assert_allclose(table, tables[name], atol=5e-6, err_msg=f"{name} after step {step}")
 
 
-def test_unfused_tables_are_parameters_with_the_summed_gradient() -> None:
-    schema = everything()
+@pytest.mark.parametrize("text", [FEED, WITHOUT_LISTS], ids=["with lists", "without lists"])
+def test_unfused_tables_are_parameters_with_the_summed_gradient(text: str) -> None:
+    schema = schema_of(text)
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     embeddings = build(schema, encoder, None)
     blocks = encoded(encoder, random_rows(np.random.default_rng(1), 16), 16)
-    embeddings(tensors(blocks[0]), tensors(blocks[1])).sum().backward()
+    rows = embeddings(tensors(blocks[0]), tensors(blocks[1]))
+    rows.sum().backward()
     tables = weights(embeddings)
+    np.testing.assert_allclose(rows.detach().numpy(), read_by_hand(schema, blocks, tables)[0], atol=1e-6, rtol=1e-6)
     expected = {name: np.zeros_like(table) for name, table in tables.items()}
     for made_of in read_by_hand(schema, blocks, tables)[1]:
         for name, entry, _, share in made_of:

@@ -80,9 +80,9 @@ def test_an_exported_module_keeps_its_answers_when_training_goes_on() -> None:
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     ranker, module = build(schema, encoder, "sgd")
     one, repeated, candidates = request_and_candidates(encoder, 5, seed=1)
-    before = module.candidate(*tensors(candidates)).clone()
+    before = module.candidate[0](*tensors(candidates)).clone()
     ranker(tensors(repeated), tensors(candidates)).sum().backward()
-    assert torch.equal(module.candidate(*tensors(candidates)), before)
+    assert torch.equal(module.candidate[0](*tensors(candidates)), before)
     assert one.ids_BK.shape[0] == 1
 
 

@@ -3,9 +3,8 @@
 none (loss weights alone), uncertainty, gradnorm, and the gradient methods pcgrad, cagrad, mgda, nash_mtl, upgrad and
 graddrop. A configuration builds its module: `config.build(losses, seed) -> Balancing`.
 
-CPU time of a training step on one thread beside `none` (medians of 35 interleaved steps, AdaTT-sp): uncertainty 1.0;
-gradnorm and every gradient method 1.9 to 2.0 with the 3 tasks of configs/census.yaml (19 ms), 3.9 to 4.1 with the 7 of
-configs/kuairand.yaml (42 ms): one pass a task down to the embedding row. What then combines the gradients is 5 % of it.
+gradnorm and the gradient methods make one backward pass a task, down to the embedding row, where `none` makes one in
+all: benchmarks/results/balancing_cost.md has what a training step then costs (`make bench-balancing`).
 """
 
 from typing import Annotated, get_args

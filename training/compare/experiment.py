@@ -233,7 +233,7 @@ class Experiment(StrictModel):
                     if isinstance(config, TreesConfig):
                         config.check(schema)
                     else:
-                        config.network.fusion.build(TRIAL_WIDTH, len(schema.tasks))
+                        config.network.fusion.build(TRIAL_WIDTH * len(schema.tasks), len(schema.tasks))
                 except ValueError as error:
                     raise ValueError(f"experiment {self.name}, {cell}: {error}") from None
         return configs

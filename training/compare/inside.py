@@ -116,7 +116,8 @@ def _picture(text: str, draw: Callable[[], bytes | None]) -> Iterator[Block]:
 def _summary(found: Json) -> list[str]:
     levels = found["expert_weights"] or []
     entropies = [sum(level["gate_entropy"]) / len(level["gate_entropy"]) for level in levels]
-    matrix = found["gradient_conflicts"]["at_shared_representation"]
+    # Null where no representation is shared: a network with embeddings of each task's own.
+    matrix = (found["gradient_conflicts"] or {"at_shared_representation": []})["at_shared_representation"]
     pairs = [value for i, row in enumerate(matrix) for value in row[:i] if value is not None]
     layers = (found["policies"] or {"layers": []})["layers"]
     perplexities = [sum(layer["perplexity"]) / len(layer["perplexity"]) for layer in layers]

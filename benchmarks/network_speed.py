@@ -1,0 +1,198 @@
+"""`make bench-networks`: CPU time of a training step of AdaTT-sp on Census-Income, against a module per expert.
+
+    FEEDRANK_DATA=<folder with census_income_kdd> python -m benchmarks.network_speed
+
+The other side (plain_adatt.py) has the same equations and, mapped by name, the same weights: logits and the gradients
+of all tables are checked to be equal before anything is timed. A step is forward, backward and Adam on a batch of
+training rows; once of the network alone, on rows that the embeddings made, and once of the ranker with its tables. The
+plain side has torch's Adam as it comes, and then Adam with `fused=True`, which this project uses. The other networks'
+steps follow, for information.
+"""
+
+import argparse
+import copy
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import report
+from benchmarks.plain_adatt import NAMES, PlainAdaTT, PlainRanker
+from benchmarks.quality import data_folder
+from benchmarks.training_steps import Ratio, Step, load, median, paired, ranker_step
+from model.embeddings import block_features
+from model.fusion import AdaTTConfig
+from model.fusion.levels import widths_by_level
+from model.ranker import Network, NetworkConfig, Ranker
+from model.schema import Block
+from training.compare.experiment import Experiment
+from training.data import Batch
+from training.initial_weights import NameMap, load_mapped
+from training.losses import TaskLosses
+from training.run import Run
+
+CONFIG = Path("configs/census.yaml")
+NETWORKS = Path("configs/experiments/census_table5.yaml")
+FLOOR = 0.6
+STEPS = 5
+BLOCKS: tuple[Block, Block] = ("request", "candidate")
+# float32 sums of a few hundred products, in another order.
+TOLERANCE = 5e-6
+OURS, PLAIN, PLAIN_FUSED = "this project", "plain, torch's Adam as it comes", "plain, fused Adam"
+
+
+def main() -> None:
+    """Checks, times, prints and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=40)
+    options = parser.parse_args()
+    data_folder("census", Path(os.environ.get("FEEDRANK_DATA", ".")) / "census_income_kdd")
+    run, batches = load(CONFIG)
+    torch.manual_seed(0)
+    ranker = run.new_ranker()
+    plain = _plain_twin(run, ranker)
+    _check_equal(run, ranker, plain, batches[0])
+    timed = {
+        "the network alone": paired(_network_ways(run, ranker, plain, batches), turns=options.turns, steps=STEPS),
+        "the ranker with its tables": paired(
+            _ranker_ways(run, ranker, plain, batches), turns=options.turns, steps=STEPS
+        ),
+    }
+    others = paired(_other_networks(run, ranker, batches), turns=options.turns, steps=STEPS)
+    ratios = {what: Ratio.of(ways[OURS], ways[PLAIN]).mean for what, ways in timed.items()}
+    verdicts = [f"{'reached' if r <= FLOOR else 'missed'} by {what} ({r:.2f})" for what, r in ratios.items()]
+    rows = [
+        [what, way, median(values), str(Ratio.of(ways[OURS], values)) if way != OURS else ""]
+        for what, ways in timed.items()
+        for way, values in ways.items()
+    ]
+    body = [
+        f"AdaTT-sp with 2 experts for each of 3 tasks (levels 128 and 64, towers 32), batches of "
+        f"{run.config.batch_size}, one thread; {options.turns} paired turns of {STEPS} steps. Milliseconds of CPU time "
+        "a step (median), and the ratio of this project's to it with its 95 % interval over turns.",
+        "",
+        *report.table(["step of", "by", "ms", "this project / it"], rows),
+        "",
+        f"At most {FLOOR} is asked against the plain one as it comes: {', '.join(verdicts)}.",
+        "",
+        "Steps of the other networks (network alone), and their ratio to that of adatt_sp:",
+        "",
+        *report.table(
+            ["network", "ms", "it / adatt_sp"],
+            [[name, median(values), str(Ratio.of(values, others["adatt_sp"]))] for name, values in others.items()],
+        ),
+    ]
+    data = {"against_plain": timed, "networks": others}
+    path = report.write("network_speed", "Training step: AdaTT-sp on Census-Income", body, data, "make bench-networks")
+    print(path.read_text(encoding="utf-8"))
+
+
+def _plain_twin(run: Run, ranker: Ranker) -> PlainRanker:
+    """A plain ranker, whose weights `ranker` takes."""
+    config, tasks = run.config.network, [task.name for task in run.schema.tasks]
+    fusion, width = config.fusion, ranker.embeddings.width
+    assert isinstance(fusion, AdaTTConfig)
+    assert isinstance(fusion.experts_per_task, int)
+    levels = widths_by_level(fusion.levels)
+    network = PlainAdaTT(width, levels, len(tasks), fusion.experts_per_task, list(config.tower))
+    load_mapped(ranker.network.slots(tasks), network.state_dict(), NameMap(names=NAMES), tasks)
+    weights = ranker.embeddings.table_weights()
+    table_of = {name: weights[table.name] for table in run.schema.tables for name in table.features}
+    request, candidate = (
+        [table_of[feature.name] for feature in block_features(run.schema, block)[0]] for block in BLOCKS
+    )
+    return PlainRanker(request, candidate, network)
+
+
+def _check_equal(run: Run, ranker: Ranker, plain: PlainRanker, batch: Batch) -> None:
+    """Logits, and the norms of the tables' gradients, which any wrong gradient above them would change."""
+    losses = TaskLosses(run.schema)
+    seen = []
+    for module in (copy.deepcopy(ranker), copy.deepcopy(plain)):
+        logits_BT = module(batch.request, batch.candidate)
+        losses.total(losses(logits_BT, batch.targets_BT, batch.observed_BT)).backward()  # type: ignore[no-untyped-call]
+        tables = [value.grad for name, value in module.named_parameters() if "network" not in name]
+        seen.append((logits_BT, torch.stack([grad.norm() for grad in tables if grad is not None]).sort().values))
+    for ours, theirs in zip(*seen, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=1e-4)
+
+
+def _ways(
+    run: Run, plain: nn.Module, feed: Callable[[], tuple[Sequence[object], Batch]], ours: Step
+) -> dict[str, Step]:
+    other = copy.deepcopy(plain)
+    rate, losses = run.config.optimizer.dense.learning_rate, TaskLosses(run.schema)
+    return {
+        OURS: ours,
+        PLAIN: _step(plain, torch.optim.Adam(plain.parameters(), lr=rate), losses, feed),
+        PLAIN_FUSED: _step(other, torch.optim.Adam(other.parameters(), lr=rate, fused=True), losses, feed),
+    }
+
+
+def _network_ways(run: Run, ranker: Ranker, plain: PlainRanker, batches: Sequence[Batch]) -> dict[str, Step]:
+    feed = _rows(ranker, batches)
+    ours = copy.deepcopy(ranker.network)
+    return _ways(run, copy.deepcopy(plain.network), feed, _own_step(run, ours, feed))
+
+
+def _ranker_ways(run: Run, ranker: Ranker, plain: PlainRanker, batches: Sequence[Batch]) -> dict[str, Step]:
+    cycle = itertools.cycle(batches)
+
+    def feed() -> tuple[Sequence[object], Batch]:
+        batch = next(cycle)
+        return (batch.request, batch.candidate), batch
+
+    return _ways(run, copy.deepcopy(plain), feed, ranker_step(run, copy.deepcopy(ranker), batches))
+
+
+def _other_networks(run: Run, ranker: Ranker, batches: Sequence[Batch]) -> dict[str, Step]:
+    """A step of each network of the Census experiment, adatt_sp among them."""
+    feed = _rows(ranker, batches)
+    steps = {}
+    for entry in Experiment.from_yaml(NETWORKS).networks:
+        config = NetworkConfig(fusion=entry.fusion, tower=run.config.network.tower)
+        network = Network(config, ranker.embeddings.width, len(run.schema.tasks))
+        steps[entry.name] = _own_step(run, network, feed)
+    return steps
+
+
+def _rows(ranker: Ranker, batches: Sequence[Batch]) -> Callable[[], tuple[Sequence[object], Batch]]:
+    """The rows that the embeddings make of the batches, in turn; like them they take a gradient."""
+    made = [(ranker.embeddings(b.request, b.candidate).detach().requires_grad_(), b) for b in batches]
+    cycle = itertools.cycle(made)
+
+    def feed() -> tuple[Sequence[object], Batch]:
+        rows_BD, batch = next(cycle)
+        rows_BD.grad = None
+        return (rows_BD,), batch
+
+    return feed
+
+
+def _own_step(run: Run, network: Network, feed: Callable[[], tuple[Sequence[object], Batch]]) -> Step:
+    rate = run.config.optimizer.dense.learning_rate
+    return _step(network, torch.optim.Adam(network.parameters(), lr=rate, fused=True), TaskLosses(run.schema), feed)
+
+
+def _step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: TaskLosses,
+    feed: Callable[[], tuple[Sequence[object], Batch]],
+) -> Step:
+    def step() -> None:
+        inputs, batch = feed()
+        logits_BT: Tensor = module(*inputs)
+        optimizer.zero_grad(set_to_none=True)
+        total = losses.total(losses(logits_BT, batch.targets_BT, batch.observed_BT))
+        total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

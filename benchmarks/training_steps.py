@@ -1,0 +1,100 @@
+"""Training steps timed against each other: real batches, CPU time of this process, one thread, paired turns.
+
+In a turn every way runs a few steps, one way after the other, and the next turn runs them in the opposite order: what
+the machine does meanwhile meets all of them alike. A ratio is taken within a turn.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.quality import mean_and_half_width
+from model.ranker import Ranker
+from model.schema import FeedSchema
+from training.balancing import Balancing
+from training.config import TrainingConfig
+from training.data import Batch, Rows, columns_from_arrow, fit_features, read_splits
+from training.losses import TaskLosses
+from training.optimizers import Optimizers
+from training.run import Run
+
+Step = Callable[[], None]
+NUM_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How one way's times compare with another's: geometric mean over turns with its 95 % interval (Student's t)."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, mine: Sequence[float], others: Sequence[float]) -> "Ratio":
+        """From the times of the same turns."""
+        logs = [math.log(one / other) for one, other in zip(mine, others, strict=True)]
+        mean, half_width = mean_and_half_width(logs)
+        return cls(math.exp(mean), math.exp(mean - half_width), math.exp(mean + half_width))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def paired(ways: Mapping[str, Step], *, turns: int, steps: int) -> dict[str, list[float]]:
+    """Milliseconds of CPU time a step, turn by turn, in `turns` turns of `steps` steps."""
+    for step in ways.values():
+        for _ in range(steps):
+            step()
+    milliseconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns):
+        for name in list(ways)[:: 1 if turn % 2 == 0 else -1]:
+            started = time.process_time()
+            for _ in range(steps):
+                ways[name]()
+            milliseconds[name].append(1000 * (time.process_time() - started) / steps)
+    return milliseconds
+
+
+def median(milliseconds: Sequence[float]) -> str:
+    """The median, as a table shows it."""
+    return f"{statistics.median(milliseconds):.2f}"
+
+
+def load(path: Path) -> tuple[Run, list[Batch]]:
+    """A training file's run, of which nothing is written, and its first training batches in random order."""
+    torch.set_num_threads(1)
+    config = TrainingConfig.load(path)
+    schema = FeedSchema.from_yaml(config.feed)
+    table = read_splits(config.data, schema, ("train",))["train"]
+    columns = columns_from_arrow(schema, table)
+    run = Run(config.output, config, schema, fit_features(schema, table, columns))
+    rows = Rows.encode(schema, run.encoder, table, columns, as_served=False)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return run, [rows.take(part) for part in torch.split(order, config.batch_size)[:NUM_BATCHES]]
+
+
+def ranker_step(run: Run, ranker: Ranker, batches: Sequence[Batch], balancing: Balancing | None = None) -> Step:
+    """A step of training: forward, backward and the optimizers, as training/train.py makes it."""
+    balancing = balancing or Balancing(TaskLosses(run.schema))
+    optimizers = Optimizers(ranker.train(), run.config.optimizer, 1, balancing)
+    numbers, feed = itertools.count(), itertools.cycle(batches)
+
+    def step() -> None:
+        batch = next(feed)
+        optimizers.start_step(0)
+        rows_BD = ranker.embeddings(batch.request, batch.candidate)
+        losses_T = balancing.losses(ranker.network(rows_BD), batch.targets_BT, batch.observed_BT)
+        total = balancing.total(losses_T)
+        optimizers.zero_grad()
+        balancing.backward(losses_T, total, rows_BD, ranker.network, next(numbers))
+        optimizers.step()
+        balancing.after_step()
+
+    return step

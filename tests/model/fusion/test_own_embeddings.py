@@ -1,0 +1,148 @@
+"""No sharing with embeddings of each task's own: nothing serves two tasks, and what is exported answers alike."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.embeddings import Embeddings, FusedOptimizer
+from model.features import FeatureEncoder
+from model.fusion.no_sharing import NoSharing
+from model.fusion.row_linear import share_request
+from model.ranker import Answers, Network, NetworkConfig, Ranker, ScoringModule
+from model.schema import FeedSchema
+from tests.model.feeds import encoder_of, everything, random_rows
+from tests.model.test_ranker import reloaded, request_and_candidates, tensors
+
+OWN = {"fusion": {"kind": "no_sharing", "levels": [[8, 6], 5], "own_embeddings": True}, "tower": [4]}
+FUSED: list[FusedOptimizer | None] = [None, "rowwise_adagrad", "adagrad", "sgd"]
+TASKS, WIDTH = 3, 7
+
+
+def built(fused: FusedOptimizer | None) -> tuple[FeedSchema, FeatureEncoder, Ranker]:
+    """A ranker on the feed with every kind of feature; its sum and mean pooling mix the order of TorchRec's tables."""
+    schema = everything()
+    encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
+    torch.manual_seed(0)
+    embeddings = Embeddings(schema, encoder, fused=fused, learning_rate=0.1, for_each_task=True)
+    network = Network(NetworkConfig.from_mapping(OWN, "test"), embeddings.width, len(schema.tasks))
+    return schema, encoder, Ranker(embeddings, network).eval()
+
+
+def network_of(seed: int = 0) -> NoSharing:
+    torch.manual_seed(seed)
+    return NoSharing(TASKS * WIDTH, [6, 4], TASKS, has_own_rows=True).double()
+
+
+def test_each_task_is_an_mlp_on_its_own_part_of_the_row() -> None:
+    network, rows = network_of(), torch.randn(5, TASKS * WIDTH, dtype=torch.float64)
+    state = network.state_dict()
+    for task in range(TASKS):
+        hidden = rows[:, task * WIDTH : (task + 1) * WIDTH]
+        hidden = (hidden @ state[f"experts.first.{task}.weight"].T + state[f"experts.first.{task}.bias"]).clamp(min=0)
+        weight, bias = state["experts.deeper.0.weight_EDH"][task], state["experts.deeper.0.bias_E1H"][task]
+        torch.testing.assert_close(network(rows)[:, task], (hidden @ weight + bias).clamp(min=0))
+
+
+def test_every_layer_has_a_name() -> None:
+    network = network_of()
+    slots = network.slots(["click", "like", "share"])
+    assert slots["expert.like.0.weight"].shape == (6, WIDTH)
+    assert sum(slot.numel() for slot in slots.values()) == sum(value.numel() for value in network.parameters())
+
+
+def test_own_rows_that_are_equal_are_no_sharing_over_one() -> None:
+    own, one = network_of(), NoSharing(WIDTH, [6, 4], TASKS).double()
+    state = own.state_dict()
+    for part in ("weight", "bias"):
+        state[f"experts.first.0.{part}"] = torch.cat([state.pop(f"experts.first.{t}.{part}") for t in range(TASKS)])
+    one.load_state_dict(state)
+    rows = torch.randn(5, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(own(rows.repeat(1, TASKS)), one(rows))
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_request_columns_are_those_of_every_tasks_part(count: int) -> None:
+    network, request = network_of(), 4
+    rows = torch.randn(count, TASKS, WIDTH, dtype=torch.float64)
+    rows[:, :, :request] = torch.randn(1, TASKS, request, dtype=torch.float64)
+    expected = network(rows.flatten(1))
+    share_request(network, request)
+    if count:
+        rows[1:, :, :request] = torch.nan
+        torch.testing.assert_close(network(rows.flatten(1)), expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(torch.jit.script(network)(rows.flatten(1)), network(rows.flatten(1)))
+    assert expected.shape == (count, TASKS, 4)
+
+
+@pytest.mark.parametrize("fused", FUSED)
+def test_rows_are_those_of_each_tasks_own_tables(fused: FusedOptimizer | None) -> None:
+    """Against the shared embeddings with one task's tables in them, which test_embeddings.py compares with loops."""
+    schema, encoder, ranker = built(fused)
+    own = ranker.embeddings.table_weights()
+    _, repeated, candidates = request_and_candidates(encoder, 7, seed=1)
+    rows = ranker.embeddings(tensors(repeated), tensors(candidates))
+    assert rows.shape[1] == ranker.embeddings.width
+    one = Embeddings(schema, encoder)
+    names = {table.name for table in schema.tables}
+    assert set(own) == {f"{name}@{task.name}" for name in names for task in schema.tasks}
+    for task, part in zip(schema.tasks, rows.chunk(len(schema.tasks), dim=1), strict=True):
+        for name, weight in one.table_weights().items():
+            weight.copy_(own[f"{name}@{task.name}"])
+        # TorchRec's fused kernels sum lists in an order of their own.
+        torch.testing.assert_close(part, one(tensors(repeated), tensors(candidates)), atol=1e-6, rtol=1e-6)
+
+
+def test_a_tasks_loss_reaches_no_table_and_no_layer_of_another() -> None:
+    schema, encoder, ranker = built(None)
+    _, repeated, candidates = request_and_candidates(encoder, 40, seed=1)
+    for position, task in enumerate(schema.tasks):
+        ranker.zero_grad()
+        ranker(tensors(repeated), tensors(candidates))[:, position].square().sum().backward()
+        for name, parameter in ranker.named_parameters():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            if "embedding_bags" in name:
+                assert bool(gradient.any()) == (f"@{task.name}." in name), name
+            elif "towers" in name:
+                assert bool(gradient.any()) == (f"towers.{position}." in name), name
+            elif "first" in name:
+                assert bool(gradient.any()) == (f"first.{position}." in name), name
+            else:  # stacked: [T, ...]
+                assert [bool(part.any()) for part in gradient] == [t == position for t in range(len(schema.tasks))]
+
+
+@pytest.mark.parametrize("fused", FUSED[1:])
+def test_a_fused_step_of_one_task_moves_its_tables_alone(fused: FusedOptimizer) -> None:
+    schema, encoder, ranker = built(fused)
+    before = {name: weight.clone() for name, weight in ranker.embeddings.table_weights().items()}
+    _, repeated, candidates = request_and_candidates(encoder, 40, seed=1)
+    ranker(tensors(repeated), tensors(candidates))[:, 1].sum().backward()
+    for name, weight in ranker.embeddings.table_weights().items():
+        assert torch.equal(weight, before[name]) != name.endswith(f"@{schema.tasks[1].name}"), name
+
+
+@pytest.mark.parametrize("fused", FUSED)
+def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | None) -> None:
+    schema, encoder, ranker = built(fused)
+    module = ScoringModule(schema, encoder.fitted, ranker.network, ranker.embeddings.table_weights()).eval()
+    scripted, again = reloaded(module)
+    for count in (1, 2, 50):
+        one, repeated, candidates = request_and_candidates(encoder, count, seed=count)
+        with torch.no_grad():
+            logits_BT: Tensor = ranker(tensors(repeated), tensors(candidates))
+            inputs = (*tensors(one), *tensors(candidates))
+            got = module(*inputs)
+            # TorchRec sums a list in its own order: some units in the last place, of quantities too.
+            torch.testing.assert_close(got, Answers(schema, encoder.fitted)(logits_BT), atol=1e-6, rtol=1e-6)
+            for _ in range(3):  # the executor optimises after its first runs
+                assert torch.equal(scripted(*inputs), got)
+                assert torch.equal(again(*inputs), got)
+
+
+def test_census_with_own_embeddings_has_the_published_size() -> None:
+    """The authors' single-task networks at the Census sizes: 131 columns, 510 rows of 4 in the tables of each task."""
+    config = NetworkConfig.from_mapping(
+        {"fusion": {"kind": "no_sharing", "levels": [128, 64], "own_embeddings": True}, "tower": [32]}, "test"
+    )
+    network = Network(config, 3 * 131, 3)
+    assert sum(parameter.numel() for parameter in network.parameters()) + 3 * 510 * 4 == 87_915
