@@ -32,8 +32,12 @@ _LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_
 _STRING_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
-def read_splits(config: DataConfig, schema: FeedSchema, wanted: tuple[SplitName, ...]) -> dict[SplitName, pa.Table]:
-    """The rows of each wanted split, in file and row order. Raises ValueError where a split has no row."""
+def read_splits(
+    config: DataConfig, schema: FeedSchema, wanted: tuple[SplitName, ...], extra: tuple[str, ...] = ()
+) -> dict[SplitName, pa.Table]:
+    """The rows of each wanted split, in file and row order, with `extra` columns beside the schema's.
+
+    Raises ValueError where a split has no row."""
     files = sorted(config.path.glob("*.parquet"))
     if not files:
         raise ValueError(f"{config.path}: no *.parquet file here")
@@ -44,7 +48,7 @@ def read_splits(config: DataConfig, schema: FeedSchema, wanted: tuple[SplitName,
         if split not in selections:
             raise ValueError(f"data.split.{split} is not given in the training file")
     optional = [name for name in (config.group_by, config.weight) if name is not None]
-    names = list(dict.fromkeys([*schema.columns(), config.split.column, *optional]))
+    names = list(dict.fromkeys([*schema.columns(), config.split.column, *optional, *extra]))
     parts: dict[SplitName, list[pa.Table]] = {split: [] for split in wanted}
     for file in files:
         table = _read(file, names)

@@ -239,6 +239,9 @@ def test_nothing_is_shown_where_nobody_looked(compared: Path) -> None:
     dataset = dataset_of(compared) | {"inside": None, "during_training": None}
     assert list(inside.blocks(dataset, compared)) == []
     assert list(over_training.blocks(dataset, "bottom")) == []
+    # Boosted trees have no points: where they are the baseline, nothing is compared with them.
+    dataset["during_training"] = during_training("trees", runs_of(compared))
+    assert list(over_training.blocks(dataset, "trees")) == []
 
 
 def test_pictures_want_something_to_show(compared: Path) -> None:

@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.compare.boosted_trees import is_trees, tree_costs, tree_times
+from training.compare.contrasts import contrast_results
 from training.compare.cost import sizes, times
+from training.compare.curves import curve_results
 from training.compare.experiment import Cell, Experiment
 from training.compare.inside import look_inside
 from training.compare.measures import METRICS
@@ -75,6 +78,8 @@ def _dataset(experiment: Experiment, done: Mapping[Cell, TrainingConfig]) -> Jso
     result["seeds"] = {name: sorted(by_seed) for name, by_seed in outputs.items()}
     tasks = experiment.verdict_tasks(first.schema)
     result["verdicts"] = verdicts(experiment.verdict, tasks, experiment.baseline, result["tables"]["test"])
+    result["contrasts"] = contrast_results(experiment.contrasts, result["tables"]["test"])
+    result["curves"] = curve_results(experiment.curves, result["tables"]["test"])
     result["during_training"] = during_training(experiment.baseline, runs)
     result["inside"] = look_inside(experiment.output, runs) if experiment.inside else None
     return result
@@ -215,7 +220,10 @@ def _costs(output: Path, runs: Mapping[Cell, Run]) -> Json:
         cell, first = next(iter(of_network.items()))
         file = output / cell.dataset / name / "times.json"
         if not file.exists():
-            write_json(file, times(first))
+            write_json(file, tree_times(first) if is_trees(first) else times(first))
+        if is_trees(first):
+            costs[name] = {**tree_costs(list(of_network.values())), **read_json(file)}
+            continue
         found = [sizes(run) for run in of_network.values()]
         costs[name] = {
             **{key: statistics.fmean(size[key] for size in found) for key in found[0]},

@@ -70,7 +70,7 @@ def _step_seconds(run: Run, rows: Rows) -> float:
         losses.total(losses_T).backward()  # type: ignore[no-untyped-call]
         optimizers.step()
 
-    return _median_seconds(step, TRAINING_STEPS, time.process_time)
+    return median_seconds(step, TRAINING_STEPS, time.process_time)
 
 
 def _scoring_seconds(run: Run, rows: Rows) -> float:
@@ -83,10 +83,11 @@ def _scoring_seconds(run: Run, rows: Rows) -> float:
     request = rows.take(torch.zeros(1, dtype=torch.int64)).request
     candidate = rows.take(torch.arange(CANDIDATES) % len(rows)).candidate
     with torch.no_grad():
-        return _median_seconds(lambda _: scripted(*request, *candidate), SCORING_CALLS, time.perf_counter)
+        return median_seconds(lambda _: scripted(*request, *candidate), SCORING_CALLS, time.perf_counter)
 
 
-def _median_seconds(call: Callable[[int], Any], calls: int, clock: Callable[[], float]) -> float:
+def median_seconds(call: Callable[[int], Any], calls: int, clock: Callable[[], float]) -> float:
+    """The median of repeated calls, each given its number, by a clock; the first calls warm up."""
     seconds = []
     for number in range(WARM_UP + calls):
         started = clock()

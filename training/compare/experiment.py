@@ -16,14 +16,17 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from model.fusion import FusionConfig
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, unknown_key
-from training.compare.measures import METRICS
+from training.compare.contrasts import Contrast
+from training.compare.curves import Curve
+from training.compare.measures import METRICS, MetricName, TaskNames, measured_tasks
+from training.compare.tree_config import LightGBMConfig, TreesConfig
 from training.config import TrainingConfig
 
 # Input width with which a network is built to see whether its sizes fit the tasks; any will do.
@@ -44,15 +47,8 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-def _known_metric(name: str) -> str:
-    if name not in METRICS:
-        raise ValueError(unknown_key(name, list(METRICS), "metric"))
-    return name
-
-
 # Part of a folder's name.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Metric = Annotated[str, AfterValidator(_known_metric)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_list), AfterValidator(_distinct)]
 # Decided by the experiment itself.
@@ -87,16 +83,28 @@ class Dataset(StrictModel):
 
 
 class NetworkEntry(StrictModel):
-    """A network; `tower` is the training file's where it is left out, `set` changes keys for this network alone."""
+    """A network; `tower` is the training file's where it is left out, `set` changes keys for this network alone.
+
+    `lightgbm` in place of `fusion` gives boosted trees, one model per task, to compare with."""
 
     name: Name
-    fusion: FusionConfig
+    fusion: FusionConfig | None = None
+    lightgbm: LightGBMConfig | None = None
     tower: tuple[PositiveInt, ...] | None = None
     changes: Changes
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.fusion is None) == (self.lightgbm is None):
+            raise ValueError("give either fusion, for a network, or lightgbm, for boosted trees")
+        if self.lightgbm is not None and (self.tower is not None or self.changes):
+            raise ValueError("tower and set are for networks; the keys of boosted trees stand under lightgbm")
+        return self
 
     def fusion_for(self, seed: int) -> dict[str, Any]:
         """The fusion configuration of a cell: a network that draws its routes draws them anew with every seed, unless
         the file fixes its own `seed`."""
+        assert self.fusion is not None, "boosted trees have none"
         fusion = self.fusion.model_dump(mode="json")
         if "seed" in fusion and "seed" not in self.fusion.model_fields_set:
             fusion["seed"] = seed
@@ -106,8 +114,8 @@ class NetworkEntry(StrictModel):
 class Verdict(StrictModel):
     """What the comparison decides: the mean of `metric` over `tasks`, against the baseline, at `level` after Holm."""
 
-    metric: Metric = "auc"
-    tasks: Literal["all"] | tuple[str, ...] = "all"
+    metric: MetricName = "auc"
+    tasks: TaskNames = "all"
     min_seeds: int = Field(default=5, ge=2)
     alpha: float = Field(default=0.05, gt=0, lt=1)
     power: float = Field(default=0.8, gt=0, lt=1)
@@ -135,8 +143,10 @@ class Experiment(StrictModel):
     networks: tuple[NetworkEntry, ...] = Field(min_length=1)
     seeds: Seeds
     baseline: str
-    metrics: tuple[Metric, ...] = ("auc", "normalized_entropy", "gauc", "calibration_ratio", "mse")
+    metrics: tuple[MetricName, ...] = ("auc", "normalized_entropy", "gauc", "calibration_ratio", "mse")
     verdict: Verdict = Verdict()
+    contrasts: tuple[Contrast, ...] = ()
+    curves: tuple[Curve, ...] = ()
     changes: Changes
     output: Path
     processes: PositiveInt = 1
@@ -156,7 +166,14 @@ class Experiment(StrictModel):
             raise ValueError(f"verdict.metric: '{self.verdict.metric}' has no better direction; choose another")
         if self.verdict.metric not in self.metrics:
             raise ValueError(f"verdict.metric: '{self.verdict.metric}' is not among metrics; add it there")
+        for question in self.questions:
+            question.check(self.network_names, self.metrics)
         return self
+
+    @property
+    def questions(self) -> tuple[Contrast | Curve, ...]:
+        """What is asked beside the verdict."""
+        return (*self.contrasts, *self.curves)
 
     @property
     def network_names(self) -> list[str]:
@@ -181,14 +198,17 @@ class Experiment(StrictModel):
         dataset = next(entry for entry in self.datasets if entry.name == cell.dataset)
         network = next(entry for entry in self.networks if entry.name == cell.network)
         changes: dict[str, Any] = {**self.changes, **dataset.changes, **network.changes}
-        changes |= {"network.fusion": network.fusion_for(cell.seed), "output": str(self.folder(cell))}
+        changes |= {"output": str(self.folder(cell))}
+        if network.fusion is not None:
+            changes["network.fusion"] = network.fusion_for(cell.seed)
         if network.tower is not None:
             changes["network.tower"] = network.tower
         # One thread a cell: cells are what runs in parallel.
         changes |= {"seed": cell.seed, "threads": 1}
         written = [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
         try:
-            return TrainingConfig.load(dataset.config, written)
+            config = TrainingConfig.load(dataset.config, written)
+            return config if network.lightgbm is None else TreesConfig.of(config, network.lightgbm)
         except ValueError as error:
             raise ValueError(f"experiment {self.name}, {cell}: {error}") from None
 
@@ -204,26 +224,20 @@ class Experiment(StrictModel):
             schema = first.feed_schema()
             try:
                 self.verdict_tasks(schema)
+                for question in self.questions:
+                    question.check_tasks(schema)
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from None
             for cell, config in of_dataset.items():
                 try:
-                    config.network.fusion.build(TRIAL_WIDTH, len(schema.tasks))
+                    if isinstance(config, TreesConfig):
+                        config.check(schema)
+                    else:
+                        config.network.fusion.build(TRIAL_WIDTH, len(schema.tasks))
                 except ValueError as error:
                     raise ValueError(f"experiment {self.name}, {cell}: {error}") from None
         return configs
 
     def verdict_tasks(self, schema: FeedSchema) -> list[str]:
         """The tasks of the verdict; `all` are those that the metric measures. Raises ValueError for any other."""
-        kind = METRICS[self.verdict.metric].kind
-        measured = [task.name for task in schema.tasks if task.kind == kind]
-        if not measured:
-            raise ValueError(f"verdict.metric: '{self.verdict.metric}' is for {kind} tasks, and the feed has none")
-        if self.verdict.tasks == "all":
-            return measured
-        for name in self.verdict.tasks:
-            if name not in [task.name for task in schema.tasks]:
-                raise ValueError("verdict.tasks: " + unknown_key(name, measured, "task"))
-            if name not in measured:
-                raise ValueError(f"verdict.tasks: '{name}' is no {kind} task, so it has no {self.verdict.metric}")
-        return list(self.verdict.tasks)
+        return measured_tasks("verdict", self.verdict.metric, self.verdict.tasks, schema)

@@ -6,12 +6,15 @@ log1p where the task says so) and the users of the rows. Out: a value, or None w
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator
 from scipy.special import expit
 
+from model.schema import FeedSchema
+from model.strict_yaml import unknown_key
 from training.metrics import ONE_CLASS, auc, calibration_ratio, gauc, mse, normalized_entropy
 
 Floats = NDArray[np.float64]
@@ -41,6 +44,32 @@ METRICS: dict[str, Metric] = {
     ),
     "mse": Metric("MSE", "regression", "lower", lambda y, x, _: mse(y, x), "no rows"),
 }
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(unknown_key(name, list(METRICS), "metric"))
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_known_metric)]
+TaskNames = Literal["all"] | tuple[str, ...]
+
+
+def measured_tasks(place: str, metric: str, wanted: TaskNames, schema: FeedSchema) -> list[str]:
+    """The tasks named; `all` are those that the metric measures. Raises ValueError for any other, naming the place."""
+    kind = METRICS[metric].kind
+    measured = [task.name for task in schema.tasks if task.kind == kind]
+    if not measured:
+        raise ValueError(f"{place}.metric: '{metric}' is for {kind} tasks, and the feed has none")
+    if wanted == "all":
+        return measured
+    for name in wanted:
+        if name not in [task.name for task in schema.tasks]:
+            raise ValueError(f"{place}.tasks: " + unknown_key(name, measured, "task"))
+        if name not in measured:
+            raise ValueError(f"{place}.tasks: '{name}' is no {kind} task, so it has no {metric}")
+    return list(wanted)
 
 
 @dataclass(frozen=True, slots=True)

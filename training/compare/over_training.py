@@ -120,9 +120,10 @@ def _means(logs: Logs, points: list[Fraction], name: str) -> dict[str, list[floa
 
 
 def blocks(dataset: Json, baseline: str) -> Iterator[Block]:
-    """The section of a report: per task a table and one picture of all. Nothing where there is one point alone."""
+    """The section of a report: per task a table and one picture of all. Nothing where there is one point alone, or the
+    baseline has none."""
     during = dataset.get("during_training")
-    if during is None:
+    if during is None or not all(baseline in by_network for by_network in during["tasks"].values()):
         return
     yield Heading(3, "During training, validation split")
     yield Paragraph(

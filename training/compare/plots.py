@@ -48,11 +48,14 @@ def differences(tables: Mapping[str, Json], baseline: str, metric: str) -> bytes
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    return _png(figure)
+    return to_png(figure)
 
 
-def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json], metric: str) -> bytes:
-    """The metric's mean and interval over seeds against multiply-adds per row."""
+def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json], metric: str) -> bytes | None:
+    """The metric's mean and interval over seeds against multiply-adds per row; None where only trees are compared."""
+    entries = {name: entry for name, entry in entries.items() if costs[name]["multiply_adds_per_row"] is not None}
+    if not entries:
+        return None
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axis = figure.subplots()
     for number, (name, entry) in enumerate(entries.items()):
@@ -66,10 +69,11 @@ def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json],
     axis.grid(alpha=0.3)
     # Beside the plot: networks of one size would print their names over each other.
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """A finished figure as a PNG."""
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)  # type: ignore[no-untyped-call]
     return content.getvalue()

@@ -64,9 +64,14 @@ def write_predictions(run: Run, split: SplitName) -> Path:
         if isinstance(task, RegressionTask):
             scale = run.fitted.targets[task.name]
             outputs_BT[:, position] = np.maximum(outputs_BT[:, position] * scale.scale + scale.mean, 0.0)
+    return keep_outputs(run.path, split, outputs_BT, loaded.truth)
+
+
+def keep_outputs(folder: Path, split: SplitName, outputs_BT: NDArray[np.float32], truth: Truth) -> Path:
+    """Writes a cell's outputs on a split, with the fingerprint of the labels that they answer."""
     content = io.BytesIO()
-    np.savez_compressed(content, outputs_BT=outputs_BT, fingerprint=np.array(loaded.truth.fingerprint))
-    path = prediction_file(run.path, split)
+    np.savez_compressed(content, outputs_BT=outputs_BT, fingerprint=np.array(truth.fingerprint))
+    path = prediction_file(folder, split)
     replace_file(path, (content.getbuffer(),))
     return path
 

@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from training.compare import inside, over_training
+from training.compare.contrasts import contrast_blocks
 from training.compare.cost import CANDIDATES
+from training.compare.curves import curve_blocks
 from training.compare.document import Block, Heading, Image, Paragraph, Table, to_html, to_markdown
 from training.compare.measures import METRICS
 from training.compare.plots import differences, quality_against_cost
@@ -108,6 +110,8 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
             png = differences(table, baseline, METRICS[metric].title) if split == "test" and not brief else None
             if png is not None:
                 yield Image(f"differences of {METRICS[metric].title} from {baseline}", png)
+    yield from contrast_blocks(dataset["contrasts"])
+    yield from curve_blocks(dataset["curves"])
     yield Heading(3, "Cost")
     yield _cost_table(dataset["cost"])
     if not brief:
@@ -115,10 +119,13 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
             "Multiply-adds are those of the dense network's matrix products. Times are medians with one thread on the "
             "machine of this report; training rows are those of forward, backward and step, without reading data."
         )
+        if any("leaves" in cost for cost in dataset["cost"].values()):
+            yield Paragraph("Boosted trees: the leaves of all tasks' models; the time to score leaves encodings out.")
         entries = dataset["tables"]["test"].get(verdict["metric"], {}).get(MEAN)
-        if entries:
-            title = f"mean {METRICS[verdict['metric']].title} (test)"
-            yield Image(f"{title} against multiply-adds", quality_against_cost(entries, dataset["cost"], title))
+        title = f"mean {METRICS[verdict['metric']].title} (test)"
+        png = quality_against_cost(entries, dataset["cost"], title) if entries else None
+        if png is not None:
+            yield Image(f"{title} against multiply-adds", png)
 
 
 def _split_words(split: str, found: Json) -> str:
@@ -191,17 +198,26 @@ def _cost_table(costs: Mapping[str, Json]) -> Table:
     scoring = f"ms_per_{CANDIDATES}_candidates"
     rows = []
     for name, cost in costs.items():
-        low, high = cost["parameters_range"]
-        dense = f"{low:,}" if low == high else f"{cost['parameters']:,.0f} ({low:,}..{high:,})"
         rows.append(
             [
                 name,
-                dense,
-                f"{cost['embedding_parameters']:,.0f}",
-                f"{cost['multiply_adds_per_row']:,.0f}",
-                f"{cost['training_rows_per_cpu_second']:,.0f}",
+                _dense(cost),
+                _count(cost["embedding_parameters"]),
+                _count(cost["multiply_adds_per_row"]),
+                _count(cost["training_rows_per_cpu_second"]),
                 f"{cost[scoring]:.2f}",
             ]
         )
     head = ["network", "dense parameters", "embedding parameters", "multiply-adds per row"]
     return Table([*head, "training rows per CPU s", f"ms per {CANDIDATES} candidates"], rows)
+
+
+def _dense(cost: Json) -> str:
+    if cost["parameters"] is None:
+        return f"{cost['leaves']:,.0f} leaves"
+    low, high = cost["parameters_range"]
+    return f"{low:,}" if low == high else f"{cost['parameters']:,.0f} ({low:,}..{high:,})"
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"

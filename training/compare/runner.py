@@ -21,9 +21,10 @@ from training.compare.analysis import analyse
 from training.compare.experiment import Cell, Experiment
 from training.compare.predictions import prediction_file
 from training.compare.report import print_tables, write_report
+from training.compare.tree_config import kept_config
 from training.compare.workers import Job, run_jobs
 from training.config import SplitName, TrainingConfig
-from training.run import CONFIG, SUMMARY, locked, read_json
+from training.run import CONFIG, SUMMARY, locked
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,7 @@ def compare(experiment: Experiment, *, report_only: bool = False) -> Path:
 
 def _refuse_changed(configs: Mapping[Cell, TrainingConfig]) -> None:
     for cell, config in configs.items():
-        file = config.output / CONFIG
-        if file.exists() and TrainingConfig.from_mapping(read_json(file), str(file)) != config:
+        if (config.output / CONFIG).exists() and kept_config(config.output) != config:
             raise ValueError(
                 f"{config.output}: holds a run from which the experiment's {cell} differs; "
                 "choose another output or delete the folder"

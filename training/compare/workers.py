@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from training.compare.boosted_trees import train_trees, write_tree_predictions
 from training.compare.experiment import Cell
 from training.compare.predictions import write_predictions
+from training.compare.tree_config import TreesConfig
 from training.config import SplitName, TrainingConfig
 from training.run import Run
 from training.train import train
@@ -113,8 +115,15 @@ def _serve(connection: Connection) -> None:
 def _attempt(job: Job) -> Outcome:
     started = time.monotonic()
     try:
-        run = train(job.config, show=False) if job.split != "test" else Run.open(job.config.output)
-        write_predictions(run, job.split)
+        _work(job)
     except (ValueError, OSError, MemoryError) as error:
         return Outcome(job.cell, time.monotonic() - started, str(error) or type(error).__name__)
     return Outcome(job.cell, time.monotonic() - started)
+
+
+def _work(job: Job) -> None:
+    is_trained = job.split == "test"
+    if isinstance(job.config, TreesConfig):
+        write_tree_predictions(Run.open(job.config.output) if is_trained else train_trees(job.config), job.split)
+    else:
+        write_predictions(Run.open(job.config.output) if is_trained else train(job.config, show=False), job.split)

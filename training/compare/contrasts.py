@@ -1,0 +1,131 @@
+"""Contrasts: "this network is better than that one", tested one-sided over seeds on the test split.
+
+    contrasts: [{better: fixed_random_routing, than: no_sharing, metric: auc, tasks: all, test: two_sample_one_tailed}]
+
+In: the test split's tables of a results document. Out: for each contrast t, degrees of freedom and p of three tests;
+`test` names the one that was planned, and the others stand beside it. p is not corrected: a contrast is a question
+that was asked before, and who asks several corrects for them. (A.2 of "Re-examining Routing Networks for Multi-task
+Learning" is the two-sample test with equal variances.)
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from model.schema import FeedSchema
+from model.strict_yaml import StrictModel, unknown_key
+from training.compare.document import Block, Heading, Paragraph, Table
+from training.compare.measures import METRICS, MetricName, TaskNames, measured_tasks
+from training.compare.tables import mean_over_tasks, used_tasks
+
+Json = dict[str, Any]
+Floats = NDArray[np.float64]
+TestName = Literal["two_sample_one_tailed", "welch_one_tailed", "paired_one_tailed"]
+
+TITLES: dict[TestName, str] = {
+    "two_sample_one_tailed": "two-sample t",
+    "welch_one_tailed": "Welch's t",
+    "paired_one_tailed": "paired t",
+}
+
+
+class Contrast(StrictModel):
+    """The claim that `better` has the better mean of `metric` over `tasks` than `than`."""
+
+    better: str
+    than: str
+    metric: MetricName = "auc"
+    tasks: TaskNames = "all"
+    test: TestName = "two_sample_one_tailed"
+
+    def check(self, networks: Sequence[str], metrics: Sequence[str]) -> None:
+        """Raises ValueError for a network or metric that the experiment does not have."""
+        for name in (self.better, self.than):
+            if name not in networks:
+                raise ValueError("contrasts: " + unknown_key(name, list(networks), "network"))
+        if self.better == self.than:
+            raise ValueError(f"contrasts: '{self.better}' is compared with itself; name two networks")
+        if self.metric not in metrics:
+            raise ValueError(f"contrasts: metric '{self.metric}' is not among metrics; add it there")
+        if METRICS[self.metric].better is None:
+            raise ValueError(f"contrasts: '{self.metric}' has no better direction; choose another metric")
+
+    def check_tasks(self, schema: FeedSchema) -> None:
+        """Raises ValueError for a task that the metric does not measure."""
+        measured_tasks("contrasts", self.metric, self.tasks, schema)
+
+
+def contrast_results(contrasts: Sequence[Contrast], tables: Mapping[str, Json]) -> list[Json]:
+    """One entry per contrast; `tables` are the test split's. Without enough values the tests are null."""
+    return [_result(contrast, tables.get(contrast.metric, {})) for contrast in contrasts]
+
+
+def contrast_blocks(results: Sequence[Json]) -> Iterator[Block]:
+    """The report's table of contrasts, nothing where there are none."""
+    if not results:
+        return
+    yield Heading(3, "Contrasts, test split")
+    yield Paragraph(
+        "One-sided tests over seeds of the claim in the first column, means over the tasks named; p is not corrected. "
+        "The test that was planned is marked *."
+    )
+    head = ["claim", "metric", "tasks", "means"]
+    yield Table([*head, *(f"{title}: t, df, p" for title in TITLES.values())], [_row(found) for found in results])
+
+
+def one_sided_tests(better: Floats, other: Floats, pairs: Sequence[tuple[float, float]]) -> dict[str, Json | None]:
+    """t, df and p of "`better` has the larger mean" by test; values are one per seed, `pairs` those of common seeds.
+
+    A test is None below two seeds, or where values have no spread."""
+    differences = np.asarray([one - two for one, two in pairs], np.float64)
+    found: dict[str, Json | None] = dict.fromkeys(TITLES)
+    gap = float(np.mean(better) - np.mean(other)) if better.size and other.size else 0.0
+    if min(better.size, other.size) > 1:
+        n, m = better.size, other.size
+        one, two = float(better.var(ddof=1)), float(other.var(ddof=1))
+        freedom = n + m - 2
+        pooled = ((n - 1) * one + (m - 1) * two) / freedom
+        found["two_sample_one_tailed"] = _t_test(gap, pooled * (1 / n + 1 / m), freedom)
+        error = one / n + two / m
+        if error > 0:
+            satterthwaite = error**2 / ((one / n) ** 2 / (n - 1) + (two / m) ** 2 / (m - 1))
+            found["welch_one_tailed"] = _t_test(gap, error, satterthwaite)
+    if differences.size > 1:
+        squared_error = float(differences.var(ddof=1)) / differences.size
+        found["paired_one_tailed"] = _t_test(float(differences.mean()), squared_error, differences.size - 1)
+    return found
+
+
+def _t_test(gap: float, squared_error: float, freedom: float) -> Json | None:
+    if squared_error <= 0:
+        return None
+    t = gap / math.sqrt(squared_error)
+    return {"t": t, "df": freedom, "p": float(stats.t.sf(t, freedom))}
+
+
+def _result(contrast: Contrast, table: Mapping[str, Json]) -> Json:
+    tasks = used_tasks(table, contrast.tasks)
+    better, other = (mean_over_tasks(table, tasks, name) for name in (contrast.better, contrast.than))
+    sign = 1.0 if METRICS[contrast.metric].better == "higher" else -1.0
+    tests = one_sided_tests(
+        sign * np.array([*better.values()]),
+        sign * np.array([*other.values()]),
+        [(sign * better[seed], sign * other[seed]) for seed in better if seed in other],
+    )
+    means = [statistics.fmean(values.values()) if values else None for values in (better, other)]
+    return {**contrast.model_dump(mode="json"), "used_tasks": tasks, "means": means, "tests": tests}
+
+
+def _row(found: Json) -> list[str]:
+    means = " against ".join("-" if mean is None else f"{mean:.5f}" for mean in found["means"])
+    row = [f"{found['better']} better than {found['than']}", METRICS[found["metric"]].title]
+    row += [", ".join(found["used_tasks"]), means]
+    for name, test in found["tests"].items():
+        shown = "-" if test is None else f"{test['t']:.3f}, {test['df']:.4g}, {test['p']:.2g}"
+        row.append(f"{shown} *" if name == found["test"] else shown)
+    return row
