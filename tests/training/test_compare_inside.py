@@ -146,6 +146,14 @@ def test_a_run_that_stopped_early_is_compared_as_far_as_it_came(compared: Path, 
     assert seeds == [2, 2, 2, 1, 1, 1]
     last = during["tasks"]["click"]["adatt"][-1]["against_baseline"]
     assert last["percent_low"] is None
+    # With it as the baseline's only seed, the points that it did not reach are no points of comparison.
+    others = {cell: run for cell, run in runs.items() if cell.network == "bottom"}
+    during = during_training("adatt", {**others, short: Run.open(tmp_path / "short")})
+    dataset = dataset_of(compared) | {"during_training": during}
+    table = next(block for block in over_training.blocks(dataset, "adatt") if isinstance(block, Table))
+    rows = {row[0]: list(row[1:]) for row in table.rows}
+    assert [cell == "-" for cell in rows["bottom"][:POINTS]] == [False, False, False, True, True, True]
+    assert rows["adatt"][3:POINTS] == ["-"] * 3
     (tmp_path / "short" / LOG).unlink()
     alone: Mapping[Cell, Run] = {short: Run.open(tmp_path / "short")}
     assert during_training("bottom", alone) is None, "a cell without a log has no points"
@@ -231,6 +239,9 @@ def test_nothing_is_shown_where_nobody_looked(compared: Path) -> None:
     dataset = dataset_of(compared) | {"inside": None, "during_training": None}
     assert list(inside.blocks(dataset, compared)) == []
     assert list(over_training.blocks(dataset, "bottom")) == []
+    # Boosted trees have no points: where they are the baseline, nothing is compared with them.
+    dataset["during_training"] = during_training("trees", runs_of(compared))
+    assert list(over_training.blocks(dataset, "trees")) == []
 
 
 def test_pictures_want_something_to_show(compared: Path) -> None:

@@ -120,9 +120,10 @@ def _means(logs: Logs, points: list[Fraction], name: str) -> dict[str, list[floa
 
 
 def blocks(dataset: Json, baseline: str) -> Iterator[Block]:
-    """The section of a report: per task a table and one picture of all. Nothing where there is one point alone."""
+    """The section of a report: per task a table and one picture of all. Nothing where there is one point alone, or the
+    baseline has none."""
     during = dataset.get("during_training")
-    if during is None:
+    if during is None or not all(baseline in by_network for by_network in during["tasks"].values()):
         return
     yield Heading(3, "During training, validation split")
     yield Paragraph(
@@ -139,7 +140,7 @@ def blocks(dataset: Json, baseline: str) -> Iterator[Block]:
         head += ["test"] if tested else []
         rows = []
         for network, entries in by_network.items():
-            cells = [_words(entries[position]) for position in shown]
+            cells = [_words(entries[position], is_baseline=network == baseline) for position in shown]
             cells += [_test_words(tested, network, baseline, unit)] if tested else []
             rows.append([network, *cells])
         yield Table(head, rows)
@@ -154,12 +155,12 @@ def _shown(num_points: int) -> list[int]:
     return [-(-k * num_points // count) - 1 for k in range(1, count + 1)]
 
 
-def _words(entry: Json | None) -> str:
-    if entry is None:
-        return "-"
-    found = entry.get("against_baseline")
-    if found is None:
+def _words(entry: Json | None, *, is_baseline: bool) -> str:
+    if entry is not None and is_baseline:
         return f"{entry['mean']:.5f}"
+    found = None if entry is None else entry.get("against_baseline")
+    if found is None:  # it came, or the baseline came, not so far
+        return "-"
     half = "" if found["percent_low"] is None else f" +- {found['percent_high'] - found['percent']:.3f}"
     return f"{found['percent']:+.3f}{half}"
 
@@ -179,11 +180,11 @@ def _test_entries(dataset: Json, task: str) -> tuple[Json, str]:
 
 def _test_words(tested: Json, network: str, baseline: str, unit: str) -> str:
     entry = tested.get(network)
-    if entry is None:
-        return "-"
-    found = entry.get("against_baseline")
-    if found is None or found["percent"] is None:
+    if entry is not None and network == baseline:
         return f"{unit}{entry['mean']:.5f}"
+    found = None if entry is None else entry.get("against_baseline")
+    if found is None or found["percent"] is None:
+        return "-"
     half = ""
     if found["low"] is not None:
         half = f" +- {100 * (found['high'] - found['difference']) / tested[baseline]['mean']:.3f}"
