@@ -1,6 +1,6 @@
 """The main path of an image experiment: experiment file -> trained cells -> results, figures and report.
 
-    python -m training images configs/experiments/fashion_mnist_routing.yaml [--seeds N] [--device cuda] [--report]
+    python -m training images configs/images/fashion_mnist_routing.yaml [--seeds N] [--device cuda] [--report]
 
 Cells are trained once: a killed experiment goes on after the last epoch that it finished, and one with more seeds
 trains the new ones alone. A cell that fails takes no other with it.

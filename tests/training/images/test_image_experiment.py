@@ -267,6 +267,6 @@ def test_t_test_needs_spread() -> None:
 
 @pytest.mark.parametrize("name", ["fashion_mnist_routing", "cifar100_routing"])
 def test_the_papers_experiments_are_valid(name: str) -> None:
-    config = load(ROOT / f"configs/experiments/{name}.yaml", {})
+    config = load(ROOT / f"configs/images/{name}.yaml", {})
     assert config.seeds == (0, 1, 2, 3, 4)
     assert config.epochs == (50 if name.startswith("fashion") else 200)
