@@ -48,6 +48,10 @@ NOT_FINITE = (
 )
 
 
+class Diverged(ValueError):
+    """Losses or answers that are not finite: the run's settings are at fault, and it would end so again."""
+
+
 @dataclass
 class Progress:
     """Where a run stands; saved with every checkpoint."""
@@ -150,7 +154,7 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
                 losses_T = losses(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
                 total = balancing.total(losses_T)
                 if not torch.isfinite(total):
-                    raise ValueError(f"{run.path}: the loss is not finite in {place}; {NOT_FINITE}")
+                    raise Diverged(f"{run.path}: the loss is not finite in {place}; {NOT_FINITE}")
                 # Saved before the step: only now is it known that these weights give a finite loss.
                 if time.monotonic() - last_saved > config.checkpoint_seconds:
                     progress.loss_sums = loss_sums_T.tolist()
@@ -160,7 +164,7 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
                 try:
                     balancing.backward(losses_T, total, rows_BD, ranker.network, step)
                 except FloatingPointError as error:
-                    raise ValueError(f"{run.path}: {error} in {place}; {NOT_FINITE}") from None
+                    raise Diverged(f"{run.path}: {error} in {place}; {NOT_FINITE}") from None
                 optimizers.step()
                 balancing.after_step()
                 policies.learn(logits_BT, batch.targets_BT, batch.observed_BT)
@@ -224,7 +228,7 @@ def _end_epoch(
     line |= {f"{PERPLEXITY}{layer}": value for layer, value in perplexities.items()}
     logits_BT = predict(ranker, validation_rows)
     if not np.isfinite(logits_BT).all():
-        raise ValueError(f"{run.path}: the answers are not finite after epoch {progress.epoch + 1}; {NOT_FINITE}")
+        raise Diverged(f"{run.path}: the answers are not finite after epoch {progress.epoch + 1}; {NOT_FINITE}")
     relative = relative_errors(run.schema, logits_BT, validation_rows)
     line |= {f"validation_{name}": value for name, value in relative.items()}
     objective = validation_objective(run.schema, relative)
