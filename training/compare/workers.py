@@ -6,19 +6,21 @@ system kills. Workers are spawned, for torch's threads do not survive a fork, an
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from training.compare.experiment import Cell
-from training.compare.predictions import write_predictions
+from training.compare.predictions import prediction_file, write_predictions
 from training.config import SplitName, TrainingConfig
-from training.run import Run
-from training.train import train
+from training.run import CONFIG, SUMMARY, Run, read_json
+from training.train import Diverged, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,28 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: `fault` is None where all went well."""
+    """How a job ended: `fault` is None where all went well; a job that diverged would do so again."""
 
     cell: Cell
     seconds: float
     fault: str | None = None
+    has_diverged: bool = False
+
+
+def is_done(config: TrainingConfig, split: SplitName) -> bool:
+    """Whether a cell is trained and has answered a split."""
+    return (config.output / SUMMARY).exists() and prediction_file(config.output, split).exists()
+
+
+def refuse_changed(configs: Mapping[Cell, TrainingConfig]) -> None:
+    """Raises ValueError naming a cell whose folder holds another run than the experiment's."""
+    for cell, config in configs.items():
+        file = config.output / CONFIG
+        if file.exists() and TrainingConfig.from_mapping(read_json(file), str(file)) != config:
+            raise ValueError(
+                f"{config.output}: holds a run from which the experiment's {cell} differs; "
+                "choose another output or delete the folder"
+            )
 
 
 def run_jobs(jobs: Sequence[Job], processes: int) -> Iterator[Outcome]:
@@ -102,6 +121,7 @@ class _Worker:
 def _serve(connection: Connection) -> None:
     # Ctrl-C reaches the whole group: the parent alone decides, and terminates its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             job = connection.recv()
@@ -110,11 +130,20 @@ def _serve(connection: Connection) -> None:
         connection.send(_attempt(job))
 
 
+def _end_with_parent() -> None:
+    # A killed parent terminates nobody, and a worker that went on would keep its cell from the next comparison.
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    parent.join()
+    os._exit(1)
+
+
 def _attempt(job: Job) -> Outcome:
     started = time.monotonic()
     try:
         run = train(job.config, show=False) if job.split != "test" else Run.open(job.config.output)
         write_predictions(run, job.split)
     except (ValueError, OSError, MemoryError) as error:
-        return Outcome(job.cell, time.monotonic() - started, str(error) or type(error).__name__)
+        fault = str(error) or type(error).__name__
+        return Outcome(job.cell, time.monotonic() - started, fault, isinstance(error, Diverged))
     return Outcome(job.cell, time.monotonic() - started)
