@@ -86,7 +86,8 @@ def _run(experiment: Experiment, studies: Sequence["Study"]) -> None:
             jobs = [job for claim in claims for job in claim.jobs]
             done = sum(len(claim.plan.seeds) for claim in claims) - len(jobs)
             left = sum(study.left() * len(study.plan.seeds) for study in studies) - done
-            faults = {outcome.cell: outcome for outcome in shown.run(jobs, left)}
+            # Other machines end trials meanwhile.
+            faults = {outcome.cell: outcome for outcome in shown.run(jobs, max(left, len(jobs)))}
             stopped = [outcome for outcome in faults.values() if not outcome.has_diverged]
             for claim in claims:
                 failed = [faults[job.cell] for job in claim.jobs if job.cell in faults]
