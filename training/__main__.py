@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--baseline", help="the network to compare with (default: the file's); needs no new training")
     command.add_argument("--processes", type=int, help="cells trained at once (default: the file's)")
     command.add_argument("--output", type=Path, help="folder for runs and report (default: the file's)")
+    command.add_argument("--search", action="store_true", help="tune learning rates where the file has no search block")
+    command.add_argument("--trials", type=int, help="trials of the search for every network (default: the file's)")
+    command.add_argument("--storage", metavar="URL", help="database of the trials (default: a file in the output)")
     command.add_argument("--report", action="store_true", help="train nothing, report the cells that are finished")
     command.set_defaults(run=_compare)
 
@@ -144,8 +147,11 @@ def _compare(options: argparse.Namespace) -> None:
     from training.compare.runner import compare, load
 
     given = {key: getattr(options, key) for key in ("seeds", "baseline", "processes", "output")}
-    experiment = load(options.experiment, {key: value for key, value in given.items() if value is not None})
-    print(compare(experiment, report_only=options.report))
+    changes = {key: value for key, value in given.items() if value is not None}
+    experiment = load(options.experiment, changes, tune=options.search, trials=options.trials)
+    if options.storage is not None and experiment.search is None:
+        raise ValueError(f"--storage: {options.experiment} has no search; add --search, or a search block to the file")
+    print(compare(experiment, report_only=options.report, storage=options.storage))
 
 
 def _images(options: argparse.Namespace) -> None:

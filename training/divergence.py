@@ -1,6 +1,6 @@
 """Why training stopped being finite: the error that names the step, the batch's extreme columns and the layer.
 
-In: the ranker as it failed and the rows that it failed on. Out: a ValueError for the user.
+In: the ranker as it failed and the rows that it failed on. Out: a `Diverged` for the user.
 
 Shapes: B rows, D columns of the dense row, N number features of a block, T tasks.
 """
@@ -30,7 +30,11 @@ SHOWN = 3
 BLOCKS: tuple[Block, ...] = ("request", "candidate")
 
 
-def diverged(run: Run, ranker: Ranker, rows: Rows, rows_B: Tensor, split: SplitName, what: str) -> ValueError:
+class Diverged(ValueError):
+    """Losses or answers that are not finite: the run's settings are at fault, and it would end so again."""
+
+
+def diverged(run: Run, ranker: Ranker, rows: Rows, rows_B: Tensor, split: SplitName, what: str) -> Diverged:
     """The error for `what` was not finite on the rows `rows_B` (numbers in the split, from 0)."""
     batch = rows.take(rows_B)
     parts = [what, _first_not_finite(ranker, batch, run.schema)]
@@ -38,7 +42,7 @@ def diverged(run: Run, ranker: Ranker, rows: Rows, rows_B: Tensor, split: SplitN
     if extremes:
         shown = ", ".join(f"{name} {value:.3g} in row {int(rows_B[row])}" for name, value, row in extremes)
         parts.append(f"beyond {LARGE:g} after its transforms: {shown} (rows of the {split} split, from 0)")
-    return ValueError(f"{run.path}: {'; '.join([*parts, ADVICE])}")
+    return Diverged(f"{run.path}: {'; '.join([*parts, ADVICE])}")
 
 
 def _extremes(batch: Batch, schema: FeedSchema) -> Iterator[tuple[str, float, int]]:

@@ -10,6 +10,7 @@ import yaml
 from tests.training_data import training_file, write_feed
 from training.__main__ import main
 from training.compare.experiment import Cell, Experiment
+from training.compare.plans import plans
 
 Entry = dict[str, Any]
 
@@ -124,6 +125,7 @@ def test_committed_experiments_hold(file: Path, monkeypatch: pytest.MonkeyPatch)
     experiment = Experiment.from_yaml(file)
     assert experiment.name == file.stem
     assert len(experiment.configs()) == len(experiment.cells())
+    assert len(plans(experiment)) == sum(bool(experiment.space_of(network)) for network in experiment.networks)
 
 
 def test_file_of_a_user(tmp_path: Path) -> None:

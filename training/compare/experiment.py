@@ -7,15 +7,17 @@
     baseline: shared_bottom
     metrics: [auc, normalized_entropy]
     verdict: {metric: auc, tasks: all}
+    search: {trials: 8, seeds: 3, space: {...}}     # optional, see space.py
     output: runs/census_table5
 
 A cell is one training run: a network on a dataset with a seed. Everything is checked before the first cell runs.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
@@ -26,6 +28,7 @@ from model.strict_yaml import StrictModel, unknown_key
 from training.compare.contrasts import Contrast
 from training.compare.curves import Curve
 from training.compare.measures import METRICS, MetricName, TaskNames, measured_tasks
+from training.compare.space import Point, Search, Space, flat
 from training.compare.tree_config import LightGBMConfig, TreesConfig
 from training.config import TrainingConfig
 
@@ -51,24 +54,19 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_list), AfterValidator(_distinct)]
+# First seed of a search's trials, the next ones follow.
+SEARCH_SEED = 10_000
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
 # Decided by the experiment itself.
 RESERVED = ("network", "output", "seed", "threads", "schema")
 
 
 def _free_keys(changes: dict[str, Any]) -> dict[str, Any]:
-    flat = dict(_flat(changes))
-    for key in flat:
+    free = flat(changes)
+    for key in free:
         if key.split(".")[0] in RESERVED:
             raise ValueError(f"'{key}' is decided by the experiment; remove it")
-    return flat
-
-
-def _flat(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in changes.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return free
 
 
 Changes = Annotated[dict[str, Any], Field(alias="set", default_factory=dict), AfterValidator(_free_keys)]
@@ -85,20 +83,22 @@ class Dataset(StrictModel):
 class NetworkEntry(StrictModel):
     """A network; `tower` is the training file's where it is left out, `set` changes keys for this network alone.
 
-    `lightgbm` in place of `fusion` gives boosted trees, one model per task, to compare with."""
+    `space` is what a search may choose for it, beside the space of all networks. `lightgbm` in place of `fusion` gives
+    boosted trees, one model per task, to compare with."""
 
     name: Name
     fusion: FusionConfig | None = None
     lightgbm: LightGBMConfig | None = None
     tower: tuple[PositiveInt, ...] | None = None
     changes: Changes
+    space: Space = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if (self.fusion is None) == (self.lightgbm is None):
             raise ValueError("give either fusion, for a network, or lightgbm, for boosted trees")
-        if self.lightgbm is not None and (self.tower is not None or self.changes):
-            raise ValueError("tower and set are for networks; the keys of boosted trees stand under lightgbm")
+        if self.lightgbm is not None and (self.tower is not None or self.changes or self.space):
+            raise ValueError("tower, set and space are for networks; the keys of boosted trees stand under lightgbm")
         return self
 
     def fusion_for(self, seed: int) -> dict[str, Any]:
@@ -125,13 +125,16 @@ class Verdict(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One training run of an experiment."""
+    """One training run of an experiment, or of a trial of its search."""
 
     dataset: str
     network: str
     seed: int
+    trial: int | None = None
 
     def __str__(self) -> str:
+        if self.trial is not None:
+            return f"search/{self.dataset}/{self.network}/trial-{self.trial}/seed-{self.seed}"
         return f"{self.dataset}/{self.network}/seed-{self.seed}"
 
 
@@ -147,6 +150,7 @@ class Experiment(StrictModel):
     verdict: Verdict = Verdict()
     contrasts: tuple[Contrast, ...] = ()
     curves: tuple[Curve, ...] = ()
+    search: Search | None = None
     changes: Changes
     output: Path
     processes: PositiveInt = 1
@@ -168,7 +172,31 @@ class Experiment(StrictModel):
             raise ValueError(f"verdict.metric: '{self.verdict.metric}' is not among metrics; add it there")
         for question in self.questions:
             question.check(self.network_names, self.metrics)
+        self._check_search()
         return self
+
+    def _check_search(self) -> None:
+        with_space = [network.name for network in self.networks if network.space]
+        if self.search is None and with_space:
+            raise ValueError(f"network '{with_space[0]}' has a space; add `search: {{trials: 8, seeds: 3}}`")
+        if self.search is not None and not self.search.space and not with_space:
+            raise ValueError("search: there is nothing to choose; give it a space, or one to a network")
+        if self.search is not None and any(dataset.name == "search" for dataset in self.datasets):
+            raise ValueError("dataset 'search' has the name of the search's folder; choose another")
+        if self.search is not None and (same := {*self.search_seeds} & {*self.seeds}):
+            raise ValueError(f"seeds: {min(same)} is one of the search's ({SEARCH_SEED} and on); choose smaller ones")
+
+    @property
+    def search_seeds(self) -> tuple[int, ...]:
+        """The seeds of every trial. Not those of the table: a point chosen for its luck with some seeds would bring
+        that luck into the table with the same seeds."""
+        return () if self.search is None else tuple(range(SEARCH_SEED, SEARCH_SEED + self.search.seeds))
+
+    def space_of(self, network: NetworkEntry) -> Space:
+        """What the search may choose for a network; its own space comes before the shared one."""
+        if self.search is None or network.fusion is None:
+            return {}
+        return {**self.search.space, **network.space}
 
     @property
     def questions(self) -> tuple[Contrast | Curve, ...]:
@@ -191,10 +219,11 @@ class Experiment(StrictModel):
 
     def folder(self, cell: Cell) -> Path:
         """The run folder of a cell."""
-        return self.output / cell.dataset / cell.network / f"seed-{cell.seed}"
+        return self.output / str(cell)
 
-    def config(self, cell: Cell) -> TrainingConfig:
-        """The training configuration of a cell. Raises ValueError naming the cell."""
+    def config(self, cell: Cell, chosen: Mapping[str, Any] = NOTHING) -> TrainingConfig:
+        """The training configuration of a cell; `chosen` is a point of the network's space. Raises ValueError naming
+        the cell."""
         dataset = next(entry for entry in self.datasets if entry.name == cell.dataset)
         network = next(entry for entry in self.networks if entry.name == cell.network)
         changes: dict[str, Any] = {**self.changes, **dataset.changes, **network.changes}
@@ -203,6 +232,7 @@ class Experiment(StrictModel):
             changes["network.fusion"] = network.fusion_for(cell.seed)
         if network.tower is not None:
             changes["network.tower"] = network.tower
+        changes |= flat(chosen)
         # One thread a cell: cells are what runs in parallel.
         changes |= {"seed": cell.seed, "threads": 1}
         written = [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
@@ -212,9 +242,11 @@ class Experiment(StrictModel):
         except ValueError as error:
             raise ValueError(f"experiment {self.name}, {cell}: {error}") from None
 
-    def configs(self) -> dict[Cell, TrainingConfig]:
-        """Every cell's configuration, checked against its feed: tasks, splits, sizes. Raises ValueError."""
-        configs = {cell: self.config(cell) for cell in self.cells()}
+    def configs(self, choices: Mapping[tuple[str, str], Point] = NOTHING) -> dict[Cell, TrainingConfig]:
+        """Every cell's configuration, checked against its feed: tasks, splits, sizes. Raises ValueError.
+
+        `choices` is (dataset, network) -> what the search chose."""
+        configs = {cell: self.config(cell, choices.get((cell.dataset, cell.network), NOTHING)) for cell in self.cells()}
         for dataset in self.datasets:
             place = f"experiment {self.name}, dataset {dataset.name}"
             of_dataset = {cell: config for cell, config in configs.items() if cell.dataset == dataset.name}
@@ -230,10 +262,7 @@ class Experiment(StrictModel):
                 raise ValueError(f"{place}: {error}") from None
             for cell, config in of_dataset.items():
                 try:
-                    if isinstance(config, TreesConfig):
-                        config.check(schema)
-                    else:
-                        config.network.fusion.build(TRIAL_WIDTH * len(schema.tasks), len(schema.tasks))
+                    check_sizes(config, schema)
                 except ValueError as error:
                     raise ValueError(f"experiment {self.name}, {cell}: {error}") from None
         return configs
@@ -241,3 +270,11 @@ class Experiment(StrictModel):
     def verdict_tasks(self, schema: FeedSchema) -> list[str]:
         """The tasks of the verdict; `all` are those that the metric measures. Raises ValueError for any other."""
         return measured_tasks("verdict", self.verdict.metric, self.verdict.tasks, schema)
+
+
+def check_sizes(config: TrainingConfig, schema: FeedSchema) -> None:
+    """Raises ValueError where the network's sizes, or the keys of boosted trees, do not fit the feed."""
+    if isinstance(config, TreesConfig):
+        config.check(schema)
+    else:
+        config.network.fusion.build(TRIAL_WIDTH * len(schema.tasks), len(schema.tasks))

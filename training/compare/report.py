@@ -15,6 +15,7 @@ from training.compare.document import Block, Heading, Image, Paragraph, Table, t
 from training.compare.measures import METRICS
 from training.compare.plots import differences, quality_against_cost
 from training.compare.resampling import MEAN
+from training.compare.search_report import chosen_on_validation
 from training.run import write_json, write_text
 
 RESULTS = "results.json"
@@ -91,6 +92,7 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
     yield Heading(2, f"Dataset {name}")
     if not brief:
         yield Paragraph("; ".join(_split_words(split, found) for split, found in dataset["splits"].items()) + ".")
+    yield from chosen_on_validation(dataset.get("search", {}), verdict["metric"])
     yield Heading(3, f"Verdicts against {baseline}")
     if dataset["verdicts"]:
         rows = [[network, found["verdict"], found["text"]] for network, found in dataset["verdicts"].items()]

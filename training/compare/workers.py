@@ -6,20 +6,23 @@ system kills. Workers are spawned, for torch's threads do not survive a fork, an
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from training.compare.boosted_trees import train_trees, write_tree_predictions
 from training.compare.experiment import Cell
-from training.compare.predictions import write_predictions
-from training.compare.tree_config import TreesConfig
+from training.compare.predictions import prediction_file, write_predictions
+from training.compare.tree_config import TreesConfig, kept_config
 from training.config import SplitName, TrainingConfig
-from training.run import Run
+from training.divergence import Diverged
+from training.run import CONFIG, SUMMARY, Run
 from training.train import train
 
 
@@ -34,11 +37,27 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: `fault` is None where all went well."""
+    """How a job ended: `fault` is None where all went well; a job that diverged would do so again."""
 
     cell: Cell
     seconds: float
     fault: str | None = None
+    has_diverged: bool = False
+
+
+def is_done(config: TrainingConfig, split: SplitName) -> bool:
+    """Whether a cell is trained and has answered a split."""
+    return (config.output / SUMMARY).exists() and prediction_file(config.output, split).exists()
+
+
+def refuse_changed(configs: Mapping[Cell, TrainingConfig]) -> None:
+    """Raises ValueError naming a cell whose folder holds another run than the experiment's."""
+    for cell, config in configs.items():
+        if (config.output / CONFIG).exists() and kept_config(config.output) != config:
+            raise ValueError(
+                f"{config.output}: holds a run from which the experiment's {cell} differs; "
+                "choose another output or delete the folder"
+            )
 
 
 def run_jobs(jobs: Sequence[Job], processes: int) -> Iterator[Outcome]:
@@ -104,6 +123,7 @@ class _Worker:
 def _serve(connection: Connection) -> None:
     # Ctrl-C reaches the whole group: the parent alone decides, and terminates its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             job = connection.recv()
@@ -112,12 +132,21 @@ def _serve(connection: Connection) -> None:
         connection.send(_attempt(job))
 
 
+def _end_with_parent() -> None:
+    # A killed parent terminates nobody, and a worker that went on would keep its cell from the next comparison.
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    parent.join()
+    os._exit(1)
+
+
 def _attempt(job: Job) -> Outcome:
     started = time.monotonic()
     try:
         _work(job)
     except (ValueError, OSError, MemoryError) as error:
-        return Outcome(job.cell, time.monotonic() - started, str(error) or type(error).__name__)
+        fault = str(error) or type(error).__name__
+        return Outcome(job.cell, time.monotonic() - started, fault, isinstance(error, Diverged))
     return Outcome(job.cell, time.monotonic() - started)
 
 
