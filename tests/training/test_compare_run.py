@@ -126,6 +126,9 @@ def test_page_is_self_contained_and_names_every_network(feed: Path) -> None:
         assert name in text
     markdown = (feed / "out" / "results.md").read_text(encoding="utf-8")
     assert "how many would show a difference is not known from one seed" in markdown
+    pictures = re.findall(r"!\[.*\]\((.*)\)", markdown)
+    assert len(pictures) == len(page.links)
+    assert all((feed / "out" / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
 def test_more_seeds_train_the_new_cells_alone(feed: Path, trained: list[str]) -> None:

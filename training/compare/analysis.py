@@ -30,7 +30,7 @@ from training.compare.resampling import MEAN, paired_intervals
 from training.compare.statistics import holm, minimum_detectable, paired_p, seeds_needed, spread
 from training.compare.verdict import verdicts
 from training.config import SplitName, TrainingConfig
-from training.run import Run, library_versions, read_json, write_json
+from training.run import SUMMARY, Run, library_versions, read_json, write_json
 
 SPLITS: tuple[SplitName, ...] = ("validation", "test")
 
@@ -47,7 +47,11 @@ def analyse(experiment: Experiment, done: Mapping[Cell, TrainingConfig], failure
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cores": len(os.sched_getaffinity(0)),
         "libraries": library_versions(),
-        "cells": {"planned": len(experiment.cells()), "finished": len(done)},
+        "cells": {
+            "planned": len(experiment.cells()),
+            "finished": len(done),
+            "training_seconds": sum(read_json(config.output / SUMMARY)["seconds"] for config in done.values()),
+        },
         "failures": dict(failures),
         "datasets": {
             dataset.name: _dataset(experiment, {cell: done[cell] for cell in done if cell.dataset == dataset.name})

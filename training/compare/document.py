@@ -1,14 +1,22 @@
 """A report as blocks, written as Markdown and as one self-contained HTML page.
 
 In: headings, paragraphs, tables, images (PNG bytes). Out: text. The page carries its style and its images itself: it
-can be mailed, and asks no other host for anything.
+can be mailed, and asks no other host for anything. Markdown names its images as files beside it.
 """
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
+from training.run import write_text
+from training.whole import replace_file
+
+MARKDOWN = "results.md"
+REPORT = "report.html"
+PICTURES = "pictures"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
 h1, h2, h3 { line-height: 1.2; margin-top: 1.6em; }
@@ -48,17 +56,34 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A PNG; `text` says what it shows."""
+    """A PNG; `text` says what it shows, `name` is its file's where the text would not do."""
 
     text: str
     png: bytes
+    name: str = ""
+
+    @property
+    def file(self) -> str:
+        """The file's name beside a Markdown report."""
+        return f"{PICTURES}/{self.name or re.sub(r'[^a-z0-9_]+', '-', self.text.lower()).strip('-')}.png"
 
 
 Block = Heading | Paragraph | Table | Image
 
 
+def write_document(folder: Path, title: str, blocks: Sequence[Block]) -> Path:
+    """Writes results.md with its pictures and report.html into `folder`; returns the page's path."""
+    (folder / PICTURES).mkdir(exist_ok=True)
+    for block in blocks:
+        if isinstance(block, Image):
+            replace_file(folder / block.file, (block.png,))
+    write_text(folder / MARKDOWN, to_markdown(blocks))
+    write_text(folder / REPORT, to_html(title, blocks))
+    return folder / REPORT
+
+
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """Markdown; images are for the page alone."""
+    """Markdown; images are links to their `file`."""
     parts = []
     for block in blocks:
         match block:
@@ -69,8 +94,8 @@ def to_markdown(blocks: Sequence[Block]) -> str:
             case Table(head, rows, is_words):
                 lines = (head, ["---", *["---" if is_words else "---:"] * (len(head) - 1)], *rows)
                 parts.append("\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines))
-            case Image():
-                continue
+            case Image(text) as image:
+                parts.append(f"![{text}]({image.file})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""results -> results.json, results.md, report.html, and the tables printed at the end."""
+"""results -> results.json, results.md with pictures/, report.html, and the tables printed at the end."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,27 +11,22 @@ from training.compare import inside, over_training
 from training.compare.contrasts import contrast_blocks
 from training.compare.cost import CANDIDATES
 from training.compare.curves import curve_blocks
-from training.compare.document import Block, Heading, Image, Paragraph, Table, to_html, to_markdown
+from training.compare.document import Block, Heading, Image, Paragraph, Table, write_document
 from training.compare.measures import METRICS
 from training.compare.plots import differences, quality_against_cost
 from training.compare.resampling import MEAN
 from training.compare.search_report import chosen_on_validation
-from training.run import write_json, write_text
+from training.run import write_json
 
 RESULTS = "results.json"
-MARKDOWN = "results.md"
-REPORT = "report.html"
 
 Json = dict[str, Any]
 
 
 def write_report(folder: Path, results: Json) -> Path:
-    """Writes the three files into `folder` and returns the page's path."""
-    blocks = list(_blocks(results, folder))
+    """Writes the files into `folder` and returns the page's path."""
     write_json(folder / RESULTS, results)
-    write_text(folder / MARKDOWN, to_markdown(blocks))
-    write_text(folder / REPORT, to_html(results["experiment"]["name"], blocks))
-    return folder / REPORT
+    return write_document(folder, results["experiment"]["name"], list(_blocks(results, folder)))
 
 
 def print_tables(results: Json) -> None:
@@ -62,7 +57,8 @@ def _blocks(results: Json, folder: Path | None = None) -> Iterator[Block]:
     experiment, cells = results["experiment"], results["cells"]
     yield Heading(1, f"Comparison {experiment['name']}")
     yield Paragraph(
-        f"{cells['finished']} of {cells['planned']} cells are finished. Epochs were chosen on the validation split; "
+        f"{cells['finished']} of {cells['planned']} cells are finished; training them took "
+        f"{cells['training_seconds'] / 60:.0f} minutes in all, one thread each. Epochs were chosen on the validation split; "
         "the test split was read once training was over. Intervals are 95 %: over seeds by Student's t; "
         f"over users by a paired bootstrap ({experiment['replicates']} draws). p is that of the paired t-test over "
         "seeds, after Holm's correction for the number of networks."

@@ -1,4 +1,4 @@
-"""Writes what an image experiment found: results.json, results.md, report.html (self-contained), figures/*.png.
+"""Writes what an image experiment found: results.json, results.md, report.html (self-contained), pictures/*.png.
 
 In: the content of results.json (training/images/results.py).
 """
@@ -6,10 +6,9 @@ In: the content of results.json (training/images/results.py).
 from pathlib import Path
 from typing import Any
 
-from training.compare.document import Block, Heading, Image, Paragraph, Table, to_html, to_markdown
+from training.compare.document import Block, Heading, Image, Paragraph, Table, write_document
 from training.images import plots
-from training.run import write_json, write_text
-from training.whole import replace_file
+from training.run import write_json
 
 Json = dict[str, Any]
 
@@ -17,15 +16,10 @@ Json = dict[str, Any]
 def write_report(folder: Path, results: Json) -> Path:
     """Writes all files into `folder`; returns the page's path."""
     figures = _figures(results)
-    blocks = _blocks(results)
+    images = [Image(text, png, name) for name, (text, png) in figures.items()]
     write_json(folder / "results.json", results)
-    write_text(folder / "results.md", to_markdown(blocks))
-    for name, (_, png) in figures.items():
-        replace_file(folder / "figures" / f"{name}.png", (png,))
-    images = [Image(text, png) for text, png in figures.values()]
-    page = folder / "report.html"
-    write_text(page, to_html(results["name"], [*blocks, *([Heading(2, "Figures")] if images else []), *images]))
-    return page
+    blocks = [*_blocks(results), *([Heading(2, "Figures")] if images else []), *images]
+    return write_document(folder, results["name"], blocks)
 
 
 def _figures(results: Json) -> dict[str, tuple[str, bytes]]:

@@ -119,10 +119,10 @@ def test_the_report_has_the_papers_tables_and_figures(tmp_path: Path) -> None:
     assert 1 <= perplexity[-1] < 2
     cosines = np.array(results["methods"]["learned"]["cosines"]["1"]["fc1"])
     np.testing.assert_allclose(np.diag(cosines), 1)
-    figures = {path.stem for path in (folder / "figures").iterdir()}
+    figures = {path.stem for path in (folder / "pictures").iterdir()}
     routed = ("learned", "learned_1_modules", "learned_3_modules")
     assert figures == {"module-counts", *(f"{what}-{name}" for what in ("perplexity", "similarity") for name in routed)}
-    for path in (folder / "figures").iterdir():
+    for path in (folder / "pictures").iterdir():
         assert matplotlib.image.imread(path).std() > 0
     text = (folder / "results.md").read_text()
     assert f"{100 * np.mean(a):.2f} ± {100 * np.std(a, ddof=1):.2f}" in text
