@@ -58,8 +58,8 @@ def _blocks(results: Json, folder: Path | None = None) -> Iterator[Block]:
     yield Heading(1, f"Comparison {experiment['name']}")
     yield Paragraph(
         f"{cells['finished']} of {cells['planned']} cells are finished; training them took "
-        f"{cells['training_seconds'] / 60:.0f} minutes in all, one thread each. Epochs were chosen on the validation split; "
-        "the test split was read once training was over. Intervals are 95 %: over seeds by Student's t; "
+        f"{cells['training_seconds'] / 60:.0f} minutes in all, one thread each. Epochs were chosen on the validation "
+        "split; the test split was read once training was over. Intervals are 95 %: over seeds by Student's t; "
         f"over users by a paired bootstrap ({experiment['replicates']} draws). p is that of the paired t-test over "
         "seeds, after Holm's correction for the number of networks."
     )
