@@ -1,14 +1,13 @@
 """The ranker: embeddings -> fusion network -> task towers -> logits, and the module that is exported from it.
 
 `Ranker` is what training trains (TorchRec embeddings). `ScoringModule` is what is exported: the same network on plain
-torch embedding tables, user and context embedded once a request, answers in each task's own unit; TorchScript scripts
-it and a process needs torch alone to run it.
+torch embedding tables, user and context embedded and multiplied once a request, answers in each task's own unit;
+TorchScript scripts it and a process needs torch alone to run it.
 
 Shapes: B rows, N candidates, T tasks, D columns of the dense row, H width of a representation, K single-id features,
-L list features, V list values in all.
+L list features, V list values in all, F outputs over the raw row (model/scoring_network.py).
 """
 
-import copy
 import io
 import warnings
 from pathlib import Path
@@ -16,14 +15,16 @@ from pathlib import Path
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional
 
-from model.embeddings import BlockTensors, Embeddings, block_features, owners, table_name
+from model.block_rows import BlockRows, StackedTables
+from model.embeddings import BlockTensors, Embeddings, owners
 from model.features import FittedFeatures
 from model.fusion import FusionConfig, NoSharingConfig
-from model.fusion.row_linear import share_request
-from model.fusion.slots import Slots, layer_slots, linears
+from model.fusion.experts import side_by_side
+from model.fusion.frozen import FrozenNetwork
+from model.fusion.slots import Layers, Slots, layer_slots, linears, typed
 from model.schema import BinaryTask, Block, FeedSchema, RegressionTask
+from model.scoring_network import RequestSums, ScoringNetwork
 from model.strict_yaml import StrictModel
 
 
@@ -76,12 +77,20 @@ class Network(nn.Module):
             logits.append(tower(inputs[task]))
         return torch.cat(logits, dim=1)
 
+    def frozen(self, num_tasks: int) -> FrozenNetwork:
+        """The fusion network as data (model/fusion/frozen.py)."""
+        frozen: FrozenNetwork = self.fusion.frozen(num_tasks)
+        return frozen
+
+    def tower_layers(self) -> list[Layers]:
+        """Each task tower's weights and biases."""
+        return [linears(list(tower.layers)) for tower in typed(self.towers, Tower)]
+
     def slots(self, tasks: list[str]) -> Slots:
         """Every layer's weight and bias by name, views that are written to (model/fusion/slots.py)."""
         slots = self.fusion.slots(tasks)
-        for task, tower in zip(tasks, self.towers, strict=True):
-            assert isinstance(tower, Tower)
-            slots |= layer_slots(f"tower.{task}", linears(list(tower.layers)))
+        for task, layers in zip(tasks, self.tower_layers(), strict=True):
+            slots |= layer_slots(f"tower.{task}", layers)
         return slots
 
 
@@ -133,78 +142,29 @@ class Answers(nn.Module):
         return torch.where(self.is_regression_T, quantities_NT.clamp(min=0.0), torch.sigmoid(values_NT))
 
 
-class BlockEmbeddings(nn.Module):
-    """Plain-torch embeddings of one block: its ids and numbers -> rows of the block's part of the dense row.
-
-    `owner` is the task whose own tables are read, or None for those that all tasks share."""
-
-    def __init__(
-        self, schema: FeedSchema, block: Block, tables: dict[str, nn.Parameter], owner: str | None = None
-    ) -> None:
-        super().__init__()
-        ids, lists, _ = block_features(schema, block)
-        table_of = {name: table for table in schema.tables for name in table.features}
-        weights = {name: tables[table_name(table.name, owner)] for name, table in table_of.items()}
-        self.single = nn.ModuleList([_IdEmbedding(weights[feature.name]) for feature in ids])
-        self.pooled = nn.ModuleList(
-            [_ListEmbedding(weights[feature.name], table_of[feature.name].pooling) for feature in lists]
-        )
-
-    def forward(self, ids_BK: Tensor, values_V: Tensor, lengths_LB: Tensor, numbers_BN: Tensor) -> Tensor:
-        """The block's columns of rows_BD."""
-        parts: list[Tensor] = []
-        for column, embedding in enumerate(self.single):
-            parts.append(embedding(ids_BK[:, column]))
-        start = 0
-        for row, bag in enumerate(self.pooled):
-            lengths_B = lengths_LB[row]
-            end = start + int(lengths_B.sum())
-            parts.append(bag(values_V[start:end], lengths_B))
-            start = end
-        parts.append(numbers_BN)
-        return torch.cat(parts, dim=1)
-
-
-class _IdEmbedding(nn.Module):
-    def __init__(self, table: nn.Parameter) -> None:
-        super().__init__()
-        self.table = table
-
-    def forward(self, ids_B: Tensor) -> Tensor:
-        return functional.embedding(ids_B, self.table)
-
-
-class _ListEmbedding(nn.Module):
-    def __init__(self, table: nn.Parameter, pooling: str) -> None:
-        super().__init__()
-        self.table = table
-        self.pooling: str = pooling
-
-    def forward(self, values_V: Tensor, lengths_B: Tensor) -> Tensor:
-        offsets_B = torch.cumsum(lengths_B, dim=0) - lengths_B
-        return functional.embedding_bag(values_V, self.table, offsets_B, mode=self.pooling)
-
-
-def _width(schema: FeedSchema, block: Block) -> int:
+def row_width(schema: FeedSchema, block: Block) -> int:
     """Columns of the dense row, or of a task's part of it, that come from a block."""
     dims = {name: table.dim for table in schema.tables for name in table.features}
     return sum(dims.get(feature.name, 1) for feature in schema.block(block))
 
 
 class ScoringModule(nn.Module):
-    """What is exported: one request block and N candidates -> answers_NT."""
+    """What is exported: one request block and N candidates -> answers_NT.
+
+    `forward` is the whole. A faster `answer` needs `request_sums` once a request and `candidate_rows`, which stay."""
 
     def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, tables: dict[str, Tensor]) -> None:
         super().__init__()
-        # One Parameter per table, however many features read it: shared tables stay shared in the file.
-        shared = {name: nn.Parameter(weight.clone(), requires_grad=False) for name, weight in tables.items()}
         whose = owners(schema, for_each_task=network.has_own_embeddings)
-        self.request = nn.ModuleList([BlockEmbeddings(schema, "request", shared, owner) for owner in whose])
-        self.candidate = nn.ModuleList([BlockEmbeddings(schema, "candidate", shared, owner) for owner in whose])
-        # The user's and the context's columns are the same for all candidates of a request.
-        self.network = copy.deepcopy(network).requires_grad_(False)
-        share_request(self.network, _width(schema, "request"))
-        self.answers = Answers(schema, fitted)
+        stacked = StackedTables.of(tables)
+        request = [BlockRows(schema, "request", stacked, owner) for owner in whose]
+        candidate = [BlockRows(schema, "candidate", stacked, owner) for owner in whose]
+        frozen = network.frozen(len(schema.tasks))
+        self.request = nn.ModuleList(request)
+        self.candidate = nn.ModuleList(candidate)
+        self.sums = RequestSums(frozen, torch.tensor(request[0].columns))
+        columns = torch.tensor(candidate[0].columns) + row_width(schema, "request")
+        self.answer = CandidateAnswers(ScoringNetwork(frozen, network.tower_layers(), columns), Answers(schema, fitted))
 
     def forward(
         self,
@@ -218,12 +178,39 @@ class ScoringModule(nn.Module):
         numbers_ND: Tensor,
     ) -> Tensor:
         """answers_NT: a probability per binary task, a quantity in the label's unit per regression task."""
-        parts: list[Tensor] = []
-        for request, candidate in zip(self.request, self.candidate):  # noqa: B905 - TorchScript's zip takes no strict
-            request_1D = request(request_ids_1K, request_values_V, request_lengths_L1, request_numbers_1D)
-            parts.append(request_1D.expand(ids_NK.shape[0], -1))
-            parts.append(candidate(ids_NK, values_V, lengths_LN, numbers_ND))
-        answers_NT: Tensor = self.answers(self.network(torch.cat(parts, dim=1)))
+        sums_1F = self.request_sums(request_ids_1K, request_values_V, request_lengths_L1, request_numbers_1D)
+        answers_NT: Tensor = self.answer(self.candidate_rows(ids_NK, values_V, lengths_LN, numbers_ND), sums_1F)
+        return answers_NT
+
+    @torch.jit.export
+    def request_sums(self, ids_1K: Tensor, values_V: Tensor, lengths_L1: Tensor, numbers_1D: Tensor) -> Tensor:
+        """sums_1F: what user and context add to every Linear that reads the raw row, once for all candidates."""
+        rows: list[Tensor] = []
+        for block in self.request:
+            rows.append(block(ids_1K, values_V, lengths_L1, numbers_1D))  # noqa: PERF401 - TorchScript reads it
+        sums_1F: Tensor = self.sums(rows)
+        return sums_1F
+
+    @torch.jit.export
+    def candidate_rows(self, ids_NK: Tensor, values_V: Tensor, lengths_LN: Tensor, numbers_ND: Tensor) -> Tensor:
+        """rows_ND: the candidates' columns of the dense row."""
+        rows: list[Tensor] = []
+        for block in self.candidate:
+            rows.append(block(ids_NK, values_V, lengths_LN, numbers_ND))  # noqa: PERF401
+        return side_by_side(rows)
+
+
+class CandidateAnswers(nn.Module):
+    """rows_ND, sums_1F -> answers_NT: all that is neither a look-up nor the request's alone, and what is compiled."""
+
+    def __init__(self, network: ScoringNetwork, answers: Answers) -> None:
+        super().__init__()
+        self.network = network
+        self.answers = answers
+
+    def forward(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
+        """answers_NT."""
+        answers_NT: Tensor = self.answers(self.network(rows_ND, sums_1F))
         return answers_NT
 
 

@@ -125,7 +125,7 @@ def _parity(
             logits_NT = ranker(_repeated(request, count), BlockTensors(*block_tensors(candidate)))
             eager_NT = module(*inputs)
             for pair, answers_NT, expected_NT in (
-                ("eager against trained", eager_NT, module.answers(logits_NT)),
+                ("eager against trained", eager_NT, module.answer.answers(logits_NT)),
                 ("scripted against eager", scripted(*inputs), eager_NT),
                 ("reloaded against eager", reloaded(*inputs), eager_NT),
             ):
@@ -218,7 +218,7 @@ def reference_scores(run: Run, ranker: Ranker, module: ScoringModule, table: pa.
     newest = table.slice(0, HISTOGRAM_ROWS)
     rows = Rows.encode(run.schema, run.encoder, newest, columns_from_arrow(run.schema, newest), as_served=True)
     with torch.no_grad():
-        answers_BT = module.answers(torch.from_numpy(predict(ranker, rows))).numpy().astype(np.float64)
+        answers_BT = module.answer.answers(torch.from_numpy(predict(ranker, rows))).numpy().astype(np.float64)
     histograms = {}
     for position, task in enumerate(run.schema.tasks):
         answers_B = answers_BT[:, position]

@@ -17,8 +17,8 @@ from pydantic import NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts, side_by_side
+from model.fusion.frozen import Expert, FrozenLevel, gates_of, units_of
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
-from model.fusion.row_linear import RowLinear
 from model.fusion.slots import Slots, expert_names, gate_slots, typed, unit_names
 from model.fusion.stack import FusionStack
 from model.strict_yaml import StrictModel
@@ -107,11 +107,10 @@ class FusionLevel(nn.Module):
         self.num_fused: int = num_fused
         self.is_first: bool = is_first
         self.experts = UnitExperts(input_width, widths, experts_per_unit, has_one_input=is_first)
-        linear = RowLinear if is_first else nn.Linear
         num_gates = 1 if is_first else num_fused
         # At the first level all units read the same row, so their gates are one Linear.
         gate_width = self.num_experts * (num_fused if is_first else 1)
-        self.gates = nn.ModuleList([linear(input_width, gate_width) for _ in range(num_gates)])
+        self.gates = nn.ModuleList([nn.Linear(input_width, gate_width) for _ in range(num_gates)])
         native, is_learned = _native_weights(experts_per_unit, num_fused)
         self.has_native: bool = native_experts
         # One entry per native expert of a fused unit, at [unit, expert] = native_position of the padded matrix.
@@ -144,6 +143,15 @@ class FusionLevel(nn.Module):
             parts = torch.split(self.native_weights.detach(), self.experts_per_unit[: self.num_fused])
             slots |= {f"{prefix}.native.{unit}": part for unit, part in zip(fused, parts, strict=True)}
         return slots
+
+    def frozen(self) -> FrozenLevel:
+        """The level as data (model/fusion/frozen.py)."""
+        sources = units_of(self.experts_per_unit, is_first=self.is_first)
+        experts = [Expert(*pair) for pair in zip(sources, self.experts.layers(), strict=True)]
+        seen = [range(self.num_experts)] * self.num_fused
+        gates = gates_of(typed(self.gates, nn.Linear), seen, self.num_experts, reads_row=self.is_first)
+        native_GE = self.padded_native_weights().detach() if self.has_native else None
+        return FrozenLevel(experts, gates._replace(native_GE=native_GE))
 
     def padded_native_weights(self) -> Tensor:
         """The native weights padded with zeros to [G, E] (Equation 11)."""

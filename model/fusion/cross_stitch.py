@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
+from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork, units_of
 from model.fusion.levels import Levels, widths_by_level
 from model.fusion.slots import Slots, expert_names, typed
 from model.strict_yaml import StrictModel
@@ -52,6 +53,16 @@ class CrossStitch(nn.Module):
         for experts, stitch in zip(self.experts, self.stitches):  # noqa: B905 - TorchScript's zip takes no strict
             units_BTH = stitch(experts(units_BTH).transpose(1, 2)).transpose(1, 2)
         return units_BTH
+
+    def frozen(self, num_tasks: int) -> FrozenNetwork:
+        """The network as data (model/fusion/frozen.py)."""
+        levels: list[FrozenLevel] = []
+        pairs = zip(typed(self.experts, UnitExperts), typed(self.stitches, nn.Linear), strict=True)
+        for unit_experts, stitch in pairs:
+            sources = units_of([1] * num_tasks, is_first=not levels)
+            experts = [Expert(*pair) for pair in zip(sources, unit_experts.layers(), strict=True)]
+            levels.append(FrozenLevel(experts, stitch.weight.detach()))
+        return FrozenNetwork(1, levels, list(range(num_tasks)))
 
     def slots(self, tasks: list[str]) -> Slots:
         """All layers by name (model/fusion/slots.py)."""

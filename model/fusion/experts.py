@@ -13,7 +13,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.fusion.row_linear import RowLinear
 from model.fusion.slots import Layers, Slots, layer_slots, typed
 
 
@@ -35,8 +34,7 @@ class UnitExperts(nn.Module):
         self.num_experts: int = sum(experts_per_unit)
         self.first_width: int = widths[0]
         counts = [self.num_experts] if has_one_input else experts_per_unit
-        linear = RowLinear if has_one_input or has_own_rows else nn.Linear
-        self.first = nn.ModuleList([linear(input_width, count * widths[0]) for count in counts])
+        self.first = nn.ModuleList([nn.Linear(input_width, count * widths[0]) for count in counts])
         self.deeper = nn.ModuleList(
             [ExpertLinear(self.num_experts, before, after) for before, after in itertools.pairwise(widths)]
         )
@@ -54,8 +52,8 @@ class UnitExperts(nn.Module):
             experts_BEH = torch.relu_(layer(experts_BEH))
         return experts_BEH
 
-    def slots(self, prefix: str, names: list[str]) -> Slots:
-        """Every expert's layers by `prefix` and the expert's name."""
+    def layers(self) -> list[Layers]:
+        """Every expert's weights and biases, layer by layer, views that are written to."""
         experts: list[Layers] = []
         for linear in typed(self.first, nn.Linear):
             weights_HD = torch.split(linear.weight.detach(), self.first_width)
@@ -64,8 +62,12 @@ class UnitExperts(nn.Module):
         for layer in typed(self.deeper, ExpertLinear):
             for expert, weight_DH, bias_1H in zip(experts, layer.weight_EDH, layer.bias_E1H, strict=True):
                 expert.append((weight_DH.t(), bias_1H[0]))
+        return experts
+
+    def slots(self, prefix: str, names: list[str]) -> Slots:
+        """Every expert's layers by `prefix` and the expert's name."""
         slots: Slots = {}
-        for name, expert in zip(names, experts, strict=True):
+        for name, expert in zip(names, self.layers(), strict=True):
             slots |= layer_slots(f"{prefix}.{name}", expert)
         return slots
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model.fusion.by_module import apply_by_module
 from model.fusion.experts import ExpertLinear
+from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork
 from model.fusion.levels import Levels, all_widths
 from model.fusion.policy import Policy, PolicyConfig, PolicyKind, perplexities
 from model.fusion.slots import Slots, linear_slots
@@ -80,6 +81,25 @@ class LearnedRouting(nn.Module):
                 paths_BPD = layer(paths_BPD)
         # Not copied where all tasks still share one path.
         return paths_BPD.expand(-1, self.num_tasks, -1)
+
+    def frozen(self, num_tasks: int) -> FrozenNetwork:
+        """The network as data (model/fusion/frozen.py): each task along its most probable modules."""
+        levels: list[FrozenLevel] = []
+        source_of_task = [0] * num_tasks
+        for layer in self.layers:
+            if isinstance(layer, SharedLayer):
+                # Behind a routed layer every task's path passes by the one module.
+                paths = sorted(set(source_of_task))
+                experts = [Expert(path, [(layer.linear.weight, layer.linear.bias)]) for path in paths]
+            else:
+                assert isinstance(layer, RoutedLayer)
+                weights_DH = layer.choices.weight_EDH.index_select(0, layer.policy_TM.argmax(dim=1))
+                biases_1H = layer.choices.bias_E1H.index_select(0, layer.policy_TM.argmax(dim=1))
+                chosen = zip(source_of_task, weights_DH, biases_1H, strict=True)
+                experts = [Expert(path, [(weight_DH.t(), bias_1H[0])]) for path, weight_DH, bias_1H in chosen]
+                source_of_task = list(range(num_tasks))
+            levels.append(FrozenLevel(experts, None))
+        return FrozenNetwork(1, levels, source_of_task)
 
     def slots(self, tasks: list[str]) -> Slots:
         """All layers and policies by name (model/fusion/slots.py)."""

@@ -15,8 +15,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
+from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork, gates_of, units_of
 from model.fusion.levels import Levels, all_widths, widths_by_level
-from model.fusion.row_linear import RowLinear
 from model.fusion.slots import Slots, gate_slots, typed
 from model.strict_yaml import StrictModel
 
@@ -66,6 +66,16 @@ class MMoE(nn.Module):
             slots |= gate_slots(prefix, [level.gates], units, [level.num_experts] * level.num_gates)
         return slots
 
+    def frozen(self, num_tasks: int) -> FrozenNetwork:
+        """The network as data (model/fusion/frozen.py)."""
+        levels: list[FrozenLevel] = []
+        for level in typed(self.levels, MixtureLevel):
+            sources = units_of([1] * level.num_experts, is_first=not levels)
+            experts = [Expert(*pair) for pair in zip(sources, level.experts.layers(), strict=True)]
+            seen = [range(level.num_experts)] * level.num_gates
+            levels.append(FrozenLevel(experts, gates_of([level.gates], seen, level.num_experts, reads_row=True)))
+        return FrozenNetwork(1, levels, list(range(num_tasks)))
+
     @torch.jit.export
     def expert_weights(self, rows_BD: Tensor) -> list[Tensor]:
         """Per level, the gates' weights of every expert: [B, G, E]."""
@@ -95,7 +105,7 @@ class MixtureLevel(nn.Module):
         self.num_gates: int = num_gates
         self.experts = UnitExperts(input_width, widths, [1] * num_experts, has_one_input=is_first)
         # All gates read the raw row, so they are one Linear.
-        self.gates = RowLinear(raw_width, num_gates * num_experts)
+        self.gates = nn.Linear(raw_width, num_gates * num_experts)
 
     def forward(self, rows_BD: Tensor, units_BUH: Tensor) -> tuple[Tensor, Tensor]:
         """(fused_BGH, weights_BGE)."""

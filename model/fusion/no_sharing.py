@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
+from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork, units_of
 from model.fusion.levels import Levels, all_widths
 from model.fusion.slots import Slots
 from model.strict_yaml import StrictModel
@@ -46,6 +47,12 @@ class NoSharing(nn.Module):
         """fused_BTH of rows_BD."""
         fused_BTH: Tensor = self.experts(rows_BD.view(-1, self.num_rows, self.row_width))
         return fused_BTH
+
+    def frozen(self, num_tasks: int) -> FrozenNetwork:
+        """The network as data (model/fusion/frozen.py)."""
+        sources = units_of([1] * num_tasks, is_first=self.num_rows == 1)
+        experts = [Expert(*pair) for pair in zip(sources, self.experts.layers(), strict=True)]
+        return FrozenNetwork(self.num_rows, [FrozenLevel(experts, None)], list(range(num_tasks)))
 
     def slots(self, tasks: list[str]) -> Slots:
         """All layers by name (model/fusion/slots.py)."""

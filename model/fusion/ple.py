@@ -14,8 +14,8 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
+from model.fusion.frozen import Expert, FrozenLevel, gates_of, units_of
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
-from model.fusion.row_linear import RowLinear
 from model.fusion.slots import Slots, expert_names, gate_slots, typed, unit_names
 from model.fusion.stack import FusionStack
 from model.strict_yaml import StrictModel
@@ -88,8 +88,8 @@ class ExtractionLevel(nn.Module):
         if shared and not is_last:
             seen_by_unit.append(list(range(self.num_experts)))
         self.num_fused: int = len(seen_by_unit)
-        linear = RowLinear if is_first else nn.Linear
-        self.gates = nn.ModuleList([linear(input_width, len(seen)) for seen in seen_by_unit])
+        self.seen_by_unit: list[list[int]] = seen_by_unit
+        self.gates = nn.ModuleList([nn.Linear(input_width, len(seen)) for seen in seen_by_unit])
         # Where each gate's weights stand in the [G, E] matrix of all weights.
         positions = [unit * self.num_experts + expert for unit, seen in enumerate(seen_by_unit) for expert in seen]
         self.register_buffer("seen", torch.tensor(positions, dtype=torch.int64), persistent=False)
@@ -108,6 +108,13 @@ class ExtractionLevel(nn.Module):
             .view(-1, self.num_fused, self.num_experts)
         )
         return torch.bmm(weights_BGE, experts_BEH), weights_BGE
+
+    def frozen(self) -> FrozenLevel:
+        """The level as data (model/fusion/frozen.py)."""
+        sources = units_of(self.experts_per_unit, is_first=self.is_first)
+        experts = [Expert(*pair) for pair in zip(sources, self.experts.layers(), strict=True)]
+        gates = typed(self.gates, nn.Linear)
+        return FrozenLevel(experts, gates_of(gates, self.seen_by_unit, self.num_experts, reads_row=self.is_first))
 
     def slots(self, prefix: str, tasks: list[str]) -> Slots:
         """The level's layers by name (model/fusion/slots.py)."""

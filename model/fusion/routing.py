@@ -15,8 +15,8 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork
 from model.fusion.levels import Levels, all_widths
-from model.fusion.row_linear import RowLinear
 from model.fusion.slots import Slots, linear_slots, typed
 from model.strict_yaml import StrictModel
 
@@ -83,6 +83,12 @@ class FixedRouting(nn.Module):
             nodes_BPD = layer(nodes_BPD)
         return nodes_BPD.index_select(1, self.node_of_task)
 
+    def frozen(self, num_tasks: int) -> FrozenNetwork:
+        """The network as data (model/fusion/frozen.py): an expert for each step of a layer."""
+        assert num_tasks == len(self.node_of_task)
+        levels = [FrozenLevel(layer.experts(), None) for layer in typed(self.layers, RoutedLayer)]
+        return FrozenNetwork(1, levels, [int(node) for node in self.node_of_task])
+
     def slots(self, tasks: list[str]) -> Slots:
         """All layers by name (model/fusion/slots.py); modules keep the numbers they were drawn by."""
         slots: Slots = {}
@@ -102,8 +108,7 @@ class RoutedLayer(nn.Module):
         self.drawn: list[int] = sorted({module for module, _ in steps})
         self.num_sources: list[int] = [sum(module == number for module, _ in steps) for number in self.drawn]
         self.register_buffer("sources", torch.tensor([node for _, node in steps]), persistent=False)
-        linear = RowLinear if is_first else nn.Linear
-        self.linears = nn.ModuleList([linear(input_width, width) for _ in self.drawn])
+        self.linears = nn.ModuleList([nn.Linear(input_width, width) for _ in self.drawn])
 
     def forward(self, nodes_BPD: Tensor) -> Tensor:
         """nodes_BPH behind the layer."""
@@ -112,3 +117,13 @@ class RoutedLayer(nn.Module):
         for module, linear in enumerate(self.linears):
             outputs.append(linear(inputs[module]))
         return torch.relu(torch.cat(outputs, dim=1))
+
+    def experts(self) -> list[Expert]:
+        """The steps as experts of one layer, in their order."""
+        modules = [
+            linear
+            for linear, count in zip(typed(self.linears, nn.Linear), self.num_sources, strict=True)
+            for _ in range(count)
+        ]
+        sources = [int(source) for source in self.sources]
+        return [Expert(source, [(linear.weight, linear.bias)]) for source, linear in zip(sources, modules, strict=True)]

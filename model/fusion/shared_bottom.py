@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork
 from model.fusion.levels import Levels, all_widths
-from model.fusion.row_linear import RowLinear
 from model.fusion.slots import Slots, layer_slots, linears
 from model.strict_yaml import StrictModel
 
@@ -34,7 +34,7 @@ class SharedBottom(nn.Module):
     def __init__(self, input_width: int, widths: list[int], num_tasks: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            [RowLinear(input_width, widths[0])]
+            [nn.Linear(input_width, widths[0])]
             + [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
         )
         self.num_tasks: int = num_tasks
@@ -46,6 +46,10 @@ class SharedBottom(nn.Module):
         for layer in self.layers:
             hidden_BH = torch.relu(layer(hidden_BH))
         return hidden_BH.unsqueeze(1).expand(-1, self.num_tasks, -1)
+
+    def frozen(self, num_tasks: int) -> FrozenNetwork:
+        """The network as data (model/fusion/frozen.py)."""
+        return FrozenNetwork(1, [FrozenLevel([Expert(0, linears(list(self.layers)))], None)], [0] * num_tasks)
 
     def slots(self, tasks: list[str]) -> Slots:
         """All layers by name (model/fusion/slots.py); none belongs to a task."""

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from model.fusion.frozen import FrozenLevel, FrozenNetwork
 from model.fusion.slots import Slots
 
 
@@ -34,6 +35,11 @@ class FusionStack(nn.Module):
         for position, level in enumerate(self.levels):
             slots |= cast(Callable[[str, list[str]], Slots], level.slots)(f"level.{position}", tasks)
         return slots
+
+    def frozen(self, num_tasks: int) -> FrozenNetwork:
+        """The network as data (model/fusion/frozen.py)."""
+        levels = [cast(Callable[[], FrozenLevel], level.frozen)() for level in self.levels]
+        return FrozenNetwork(1, levels, list(range(num_tasks)))
 
     @torch.jit.export
     def expert_weights(self, rows_BD: Tensor) -> list[Tensor]:

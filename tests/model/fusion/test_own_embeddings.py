@@ -8,7 +8,6 @@ from torch import Tensor
 from model.embeddings import Embeddings, FusedOptimizer
 from model.features import FeatureEncoder
 from model.fusion.no_sharing import NoSharing
-from model.fusion.row_linear import share_request
 from model.ranker import Answers, Network, NetworkConfig, Ranker, ScoringModule
 from model.schema import FeedSchema
 from tests.model.feeds import encoder_of, everything, random_rows
@@ -59,20 +58,6 @@ def test_own_rows_that_are_equal_are_no_sharing_over_one() -> None:
     one.load_state_dict(state)
     rows = torch.randn(5, WIDTH, dtype=torch.float64)
     torch.testing.assert_close(own(rows.repeat(1, TASKS)), one(rows))
-
-
-@pytest.mark.parametrize("count", [0, 1, 9])
-def test_request_columns_are_those_of_every_tasks_part(count: int) -> None:
-    network, request = network_of(), 4
-    rows = torch.randn(count, TASKS, WIDTH, dtype=torch.float64)
-    rows[:, :, :request] = torch.randn(1, TASKS, request, dtype=torch.float64)
-    expected = network(rows.flatten(1))
-    share_request(network, request)
-    if count:
-        rows[1:, :, :request] = torch.nan
-        torch.testing.assert_close(network(rows.flatten(1)), expected, rtol=1e-12, atol=1e-12)
-        assert torch.equal(torch.jit.script(network)(rows.flatten(1)), network(rows.flatten(1)))
-    assert expected.shape == (count, TASKS, 4)
 
 
 @pytest.mark.parametrize("fused", FUSED)

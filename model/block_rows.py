@@ -1,0 +1,121 @@
+"""Embeddings as they score: one block's ids and numbers -> its columns of the dense row, on plain torch tables.
+
+All tables of one width are one matrix, whoever reads them: the single ids of a block that have it are looked up at
+once, and a shared table is stored once. The columns so stand in another order than in training, `columns` says which.
+
+Shapes: B rows, R rows of all tables of a width, W their columns, K single-id features, L list features, V list values,
+D numbers.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.embeddings import block_features, table_name
+from model.fusion.experts import side_by_side
+from model.schema import Block, FeedSchema
+
+# TorchScript reads these modules: lists are filled by loops.
+# ruff: noqa: PERF401
+
+
+class StackedTables(NamedTuple):
+    """By width, all tables below one another; and by table, at which row it starts."""
+
+    stacked_RW: dict[int, nn.Parameter]
+    starts: dict[str, int]
+
+    @classmethod
+    def of(cls, tables: Mapping[str, Tensor]) -> "StackedTables":
+        """The tables, copied."""
+        starts: dict[str, int] = {}
+        by_width: dict[int, list[Tensor]] = {}
+        for name, table in tables.items():
+            below = by_width.setdefault(table.shape[1], [])
+            starts[name] = sum(len(other) for other in below)
+            below.append(table.detach())
+        return cls(
+            {width: nn.Parameter(torch.cat(below), requires_grad=False) for width, below in by_width.items()}, starts
+        )
+
+
+class BlockRows(nn.Module):
+    """One block. `owner` is the task whose own tables are read, or None for those that all tasks share."""
+
+    columns: list[int]
+
+    def __init__(self, schema: FeedSchema, block: Block, tables: StackedTables, owner: str | None = None) -> None:
+        super().__init__()
+        ids, lists, numbers = block_features(schema, block)
+        table_of = {name: table for table in schema.tables for name in table.features}
+        start_of = {name: tables.starts[table_name(table.name, owner)] for name, table in table_of.items()}
+        widths = [table_of[feature.name].dim for feature in ids]
+        ends = torch.tensor([0, *widths]).cumsum(0).tolist()
+        groups: list[nn.Module] = []
+        # Where each column stands in training's order: ids, lists and numbers as the schema names them.
+        self.columns = []
+        for width in dict.fromkeys(widths):
+            positions = [k for k, other in enumerate(widths) if other == width]
+            starts = [start_of[ids[k].name] for k in positions]
+            groups.append(_Ids(tables.stacked_RW[width], positions, starts, is_all=len(positions) == len(ids)))
+            self.columns += [column for k in positions for column in range(ends[k], ends[k] + width)]
+        self.single = nn.ModuleList(groups)
+        self.pooled = nn.ModuleList([
+            _List(tables.stacked_RW[table.dim], start_of[feature.name], table.pooling)
+            for feature in lists
+            for table in [table_of[feature.name]]
+        ])  # fmt: skip
+        rest = sum(table_of[feature.name].dim for feature in lists) + len(numbers)
+        self.columns += range(ends[-1], ends[-1] + rest)
+        self.has_numbers: bool = len(numbers) > 0
+
+    def forward(self, ids_BK: Tensor, values_V: Tensor, lengths_LB: Tensor, numbers_BD: Tensor) -> Tensor:
+        """The block's columns of the dense row, in the order of `columns`."""
+        parts: list[Tensor] = []
+        for ids in self.single:
+            parts.append(ids(ids_BK))
+        start = 0
+        for row, bag in enumerate(self.pooled):
+            lengths_B = lengths_LB[row]
+            end = start + int(lengths_B.sum())
+            parts.append(bag(values_V[start:end], lengths_B))
+            start = end
+        if self.has_numbers or len(parts) == 0:
+            parts.append(numbers_BD)
+        return side_by_side(parts)
+
+
+class _Ids(nn.Module):
+    """The single ids of a block whose tables have one width."""
+
+    positions_K: Tensor
+    starts_K: Tensor
+
+    def __init__(self, stacked_RW: nn.Parameter, positions: list[int], starts: list[int], *, is_all: bool) -> None:
+        super().__init__()
+        self.stacked_RW = stacked_RW
+        self.is_all: bool = is_all
+        self.register_buffer("positions_K", torch.tensor(positions))
+        self.register_buffer("starts_K", torch.tensor(starts))
+
+    def forward(self, ids_BK: Tensor) -> Tensor:
+        """Their columns, feature by feature."""
+        if not self.is_all:
+            ids_BK = ids_BK.index_select(1, self.positions_K)
+        return functional.embedding(ids_BK + self.starts_K, self.stacked_RW).flatten(1)
+
+
+class _List(nn.Module):
+    def __init__(self, stacked_RW: nn.Parameter, start: int, pooling: str) -> None:
+        super().__init__()
+        self.stacked_RW = stacked_RW
+        self.start: int = start
+        self.pooling: str = pooling
+
+    def forward(self, values_V: Tensor, lengths_B: Tensor) -> Tensor:
+        """The feature's columns."""
+        offsets_B = torch.cumsum(lengths_B, dim=0) - lengths_B
+        return functional.embedding_bag(values_V + self.start, self.stacked_RW, offsets_B, mode=self.pooling)

@@ -1,0 +1,269 @@
+"""The network as it scores: N candidates of one request, every fusion network computed by the same few large products.
+
+In: `rows_ND`, the candidates' columns, and `sums_1F`, what the request's columns add to every Linear that reads the raw
+row (`RequestSums`, once a request). Out: logits_NT. Made from a trained network's `frozen()`; its weights are copied.
+Scripted by TorchScript in fp32, where experts are mixed by a batched product; with `is_compiled` written for a compiler
+that fuses elementwise steps, weights and activations in `dtype`, gates, sums and logits in fp32.
+
+Shapes: B 1 or N rows, N candidates, D columns of a raw row, K gate logits, E experts and G outputs of a level, H
+widths, F all outputs over the raw row: experts of every raw row, then the gates that read it; T tasks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.fusion.experts import side_by_side
+from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork, Gates
+from model.fusion.slots import Layers
+
+# TorchScript reads these modules: lists are filled by loops.
+
+
+class RequestSums(nn.Module):
+    """Request columns -> what they add to each output over the raw row, biases included: rows_1D -> sums_1F."""
+
+    def __init__(self, frozen: FrozenNetwork, request_columns: Tensor) -> None:
+        super().__init__()
+        weights, biases = _over_raw_row(frozen)
+        self.linears = nn.ModuleList(
+            [_linear(weight[:, request_columns], bias) for weight, bias in zip(weights, biases, strict=True)]
+        )
+
+    def forward(self, rows: list[Tensor]) -> Tensor:
+        """sums_1F of the R raw rows' request columns, [1, D] each."""
+        sums: list[Tensor] = []
+        for row, linear in enumerate(self.linears):
+            sums.append(linear(rows[row]))
+        return side_by_side(sums)
+
+
+class ScoringNetwork(nn.Module):
+    """rows_ND, sums_1F -> logits_NT; `towers` are each task's layers."""
+
+    unit_of_task: list[int]
+
+    def __init__(
+        self,
+        frozen: FrozenNetwork,
+        towers: Sequence[Layers],
+        candidate_columns: Tensor,
+        *,
+        is_compiled: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.is_compiled: bool = is_compiled
+        self.dtype: torch.dtype = dtype
+        self.width: int = len(candidate_columns)
+        num_gates = sum(len(gates.bias_GE.flatten()) for gates in _row_gates(frozen))
+        weights, _ = _over_raw_row(frozen)
+        # The gates are a Linear of their own: their few outputs are wanted in another precision and layout.
+        splits = [
+            torch.split(weight[:, candidate_columns], [len(weight) - num_gates, num_gates]) for weight in weights[:1]
+        ]
+        parts = [splits[0][0], *(weight[:, candidate_columns] for weight in weights[1:])]
+        self.experts = nn.ModuleList([_linear(part, None, dtype) for part in parts])
+        self.row_gates = nn.ModuleList([_linear(splits[0][1], None, dtype)] if num_gates else [])
+        levels: list[nn.Module] = []
+        start = 0
+        for level in frozen.levels:
+            levels.append(ScoringLevel(level, start, is_first=not levels, is_compiled=is_compiled, dtype=dtype))
+            if isinstance(level.mix, Gates) and level.mix.reads_row:
+                start += level.mix.bias_GE.numel()
+        self.levels = nn.ModuleList(levels)
+        self.unit_of_task = frozen.unit_of_task
+        self.towers = nn.ModuleList([ScoringTower(layers, dtype) for layers in towers])
+
+    def forward(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
+        """logits_NT in task order."""
+        rows_ND = rows_ND.to(self.dtype)
+        units: list[Tensor] = []
+        start = 0
+        for row, experts in enumerate(self.experts):
+            part_ND = rows_ND.narrow(1, row * self.width, self.width)
+            weight_HD: Tensor = experts.weight  # type: ignore[assignment]
+            end = start + weight_HD.shape[0]
+            units.append(torch.relu(self._plus(part_ND, weight_HD, sums_1F[:, start:end])).to(self.dtype))
+            start = end
+        logits_NK = sums_1F
+        for gates in self.row_gates:
+            gates_KD: Tensor = gates.weight  # type: ignore[assignment]
+            logits_NK = self._plus(rows_ND, gates_KD, sums_1F[:, start:])
+        for level in self.levels:
+            units = level(units, logits_NK)
+        logits: list[Tensor] = []
+        for task, tower in enumerate(self.towers):
+            logits.append(tower(units[self.unit_of_task[task]]))
+        return torch.cat(logits, dim=1)
+
+    def _plus(self, rows_ND: Tensor, weight_HD: Tensor, sums_1H: Tensor) -> Tensor:
+        if self.is_compiled:
+            return functional.linear(rows_ND, weight_HD).float() + sums_1H
+        return functional.linear(rows_ND, weight_HD, sums_1H[0])
+
+
+class ScoringLevel(nn.Module):
+    """One level: the units of the level below (at the first level: of its experts' first layer) -> its own units."""
+
+    native_GE: Tensor
+    mix_GE: Tensor
+    # Said here, for of an empty list TorchScript cannot tell what it would hold.
+    sources: list[int]
+    mixed: list[list[int]]
+
+    def __init__(
+        self, level: FrozenLevel, gate_start: int, *, is_first: bool, is_compiled: bool, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.is_first: bool = is_first
+        self.is_compiled: bool = is_compiled
+        self.dtype: torch.dtype = dtype
+        self.num_experts: int = len(level.experts)
+        self.first_width: int = len(level.experts[0].layers[0][1])
+        groups = _groups(level.experts)
+        # Experts that read the same unit are one Linear.
+        self.sources = [group[0].source for group in groups]
+        self.first = nn.ModuleList([] if is_first else [_linear(*_stacked(group), dtype) for group in groups])
+        self.is_deep: bool = len(level.experts[0].layers) > 1
+        deeper = [_mlp(expert.layers[1:], dtype) for expert in level.experts] if self.is_deep else []
+        self.deeper = nn.ModuleList(deeper)
+        self.has_gates: bool = isinstance(level.mix, Gates)
+        self.has_fixed_mix: bool = isinstance(level.mix, Tensor)
+        gates = level.mix if isinstance(level.mix, Gates) else None
+        self.reads_row: bool = gates is not None and gates.reads_row
+        self.gate_start: int = gate_start
+        self.num_outputs: int = 0
+        self.gates = nn.ModuleList()
+        mixed = torch.zeros(0)
+        if gates is not None:
+            self.num_outputs = len(gates.bias_GE)
+            mixed = torch.isfinite(gates.bias_GE)
+            if not gates.reads_row:
+                pairs = zip(gates.weights_ED, gates.bias_GE, strict=True)
+                self.gates = nn.ModuleList([_linear(weight, bias, dtype) for weight, bias in pairs])
+        elif isinstance(level.mix, Tensor):
+            self.num_outputs = len(level.mix)
+            mixed = torch.ones_like(level.mix)
+        # Pairs that a gate never mixes are not multiplied where that costs a step each.
+        self.mixed = [row.nonzero()[:, 0].tolist() for row in mixed]
+        native = None if gates is None else gates.native_GE
+        self.has_native: bool = native is not None
+        self.register_buffer("native_GE", torch.zeros(0) if native is None else native.clone())
+        self.register_buffer("mix_GE", level.mix.clone() if isinstance(level.mix, Tensor) else torch.zeros(0))
+
+    def forward(self, units: list[Tensor], row_logits_NK: Tensor) -> list[Tensor]:
+        """The level's units, [N, H] each."""
+        hidden: list[Tensor] = []
+        if self.is_first:
+            hidden = units
+        for group, linear in enumerate(self.first):
+            hidden.append(torch.relu(linear(units[self.sources[group]])))
+        if self.is_deep:
+            experts = self._apart(hidden, self.first_width)
+            hidden = []
+            for expert, layers in enumerate(self.deeper):
+                hidden.append(layers(experts[expert]))
+        if self.has_gates:
+            logits_NK = self._gate_logits(units, row_logits_NK)
+            weights_NGE = torch.softmax(logits_NK.reshape(-1, self.num_outputs, self.num_experts), dim=2)
+            if self.has_native:
+                weights_NGE = weights_NGE + self.native_GE
+            return self._mixed(hidden, weights_NGE)
+        if self.has_fixed_mix:
+            return self._mixed(hidden, self.mix_GE.unsqueeze(0))
+        return self._apart(hidden, hidden[0].shape[1] if self.is_deep else self.first_width)
+
+    def _gate_logits(self, units: list[Tensor], row_logits_NK: Tensor) -> Tensor:
+        if self.reads_row:
+            return row_logits_NK.narrow(1, self.gate_start, self.num_outputs * self.num_experts)
+        logits: list[Tensor] = []
+        for unit, gate in enumerate(self.gates):
+            logits.append(gate(units[unit]).float())
+        return side_by_side(logits)
+
+    def _apart(self, hidden: list[Tensor], width: int) -> list[Tensor]:
+        experts: list[Tensor] = []
+        for part in hidden:
+            experts += torch.split(part, width, dim=1)
+        return experts
+
+    def _mixed(self, hidden: list[Tensor], weights_BGE: Tensor) -> list[Tensor]:
+        if not self.is_compiled:
+            experts_NEH = side_by_side(hidden)
+            experts_NEH = experts_NEH.view(experts_NEH.shape[0], self.num_experts, -1)
+            return list(torch.matmul(weights_BGE, experts_NEH).unbind(1))
+        experts = self._apart(hidden, hidden[0].shape[1] if self.is_deep else self.first_width)
+        units: list[Tensor] = []
+        for unit, seen in enumerate(self.mixed):
+            sum_NH = weights_BGE[:, unit, seen[0], None] * experts[seen[0]].float()
+            for expert in seen[1:]:
+                sum_NH = sum_NH + weights_BGE[:, unit, expert, None] * experts[expert].float()
+            units.append(sum_NH.to(self.dtype))
+        return units
+
+
+class ScoringTower(nn.Module):
+    """A task tower; its last Linear is computed in fp32. representation_NH -> logit_N1."""
+
+    def __init__(self, layers: Layers, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.hidden = _mlp(layers[:-1], dtype)
+        self.last = _linear(*layers[-1])
+
+    def forward(self, representation_NH: Tensor) -> Tensor:
+        """logit_N1."""
+        logit_N1: Tensor = self.last(self.hidden(representation_NH).float())
+        return logit_N1
+
+
+def _row_gates(frozen: FrozenNetwork) -> list[Gates]:
+    return [level.mix for level in frozen.levels if isinstance(level.mix, Gates) and level.mix.reads_row]
+
+
+def _over_raw_row(frozen: FrozenNetwork) -> tuple[list[Tensor], list[Tensor]]:
+    """Weight and bias of all that reads each raw row: its experts' first layers, in the first row then the gates."""
+    groups = _groups(frozen.levels[0].experts)
+    assert [group[0].source for group in groups] == list(range(frozen.num_rows))
+    weights, biases = map(list, zip(*(_stacked(group) for group in groups), strict=True))
+    for gates in _row_gates(frozen):
+        assert frozen.num_rows == 1
+        # One Linear for all units, whose weights stand one after the other.
+        weights[0] = torch.cat([weights[0], *gates.weights_ED])
+        biases[0] = torch.cat([biases[0], gates.bias_GE.flatten()])
+    return weights, biases
+
+
+def _groups(experts: Sequence[Expert]) -> list[list[Expert]]:
+    """Consecutive experts that read the same unit."""
+    groups: list[list[Expert]] = []
+    for expert in experts:
+        if groups and groups[-1][0].source == expert.source:
+            groups[-1].append(expert)
+        else:
+            groups.append([expert])
+    return groups
+
+
+def _stacked(experts: Sequence[Expert]) -> tuple[Tensor, Tensor]:
+    """The experts' first layers as one."""
+    weights, biases = zip(*(expert.layers[0] for expert in experts), strict=True)
+    return torch.cat(weights), torch.cat(biases)
+
+
+def _mlp(layers: Layers, dtype: torch.dtype) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for weight_HD, bias_H in layers:
+        modules += [_linear(weight_HD, bias_H, dtype), nn.ReLU()]
+    return nn.Sequential(*modules)
+
+
+def _linear(weight_HD: Tensor, bias_H: Tensor | None, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    """A Linear with copies of these weights, not to be trained."""
+    linear = nn.Linear(weight_HD.shape[1], weight_HD.shape[0], bias=bias_H is not None, device="meta")
+    linear.weight = nn.Parameter(weight_HD.detach().to(dtype, copy=True).contiguous(), requires_grad=False)
+    if bias_H is not None:
+        linear.bias = nn.Parameter(bias_H.detach().to(dtype, copy=True).contiguous(), requires_grad=False)
+    return linear
