@@ -9,6 +9,7 @@ Shapes: B 1 or N rows, N candidates, D columns of a raw row, K gate logits, E ex
 widths, F all outputs over the raw row: experts of every raw row, then the gates that read it; T tasks.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -262,7 +263,10 @@ def _mlp(layers: Layers, dtype: torch.dtype) -> nn.Sequential:
 
 def _linear(weight_HD: Tensor, bias_H: Tensor | None, dtype: torch.dtype = torch.float32) -> nn.Linear:
     """A Linear with copies of these weights, not to be trained."""
-    linear = nn.Linear(weight_HD.shape[1], weight_HD.shape[0], bias=bias_H is not None, device="meta")
+    with warnings.catch_warnings():
+        # A feed without request features adds nothing but biases there.
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        linear = nn.Linear(weight_HD.shape[1], weight_HD.shape[0], bias=bias_H is not None, device="meta")
     linear.weight = nn.Parameter(weight_HD.detach().to(dtype, copy=True).contiguous(), requires_grad=False)
     if bias_H is not None:
         linear.bias = nn.Parameter(bias_H.detach().to(dtype, copy=True).contiguous(), requires_grad=False)
