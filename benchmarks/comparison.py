@@ -34,11 +34,15 @@ def main() -> None:
     folder = compare(experiment).parent
     title, *body = (folder / MARKDOWN).read_text(encoding="utf-8").splitlines()
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    for dataset in results["datasets"].values():
+        if dataset["inside"] is not None:
+            # Every seed's routing policies: megabytes that the pictures show.
+            dataset["inside"].pop("policies")
     body = keep_pictures(body[1:], folder / PICTURES, experiment.name, options.picture)
     command = f"make bench-compare EXPERIMENT={options.experiment}"
     if options.picture:
         command += f' ARGS="{" ".join(f"--picture {name}" for name in options.picture)}"'
-    print(report.write(experiment.name, title.removeprefix("# "), body, results, command))
+    print(report.write(experiment.name, title.removeprefix("# "), body, results, command, is_compact=True))
 
 
 def keep_pictures(body: Sequence[str], source: Path, name: str, wanted: Sequence[str]) -> list[str]:

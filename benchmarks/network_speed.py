@@ -154,6 +154,8 @@ def _other_networks(run: Run, ranker: Ranker, batches: Sequence[Batch]) -> dict[
     steps = {}
     for entry in Experiment.from_yaml(NETWORKS).networks:
         config = NetworkConfig(fusion=entry.fusion, tower=run.config.network.tower)
+        if config.has_own_embeddings:
+            continue  # its rows are others, one part for each task
         network = Network(config, ranker.embeddings.width, len(run.schema.tasks))
         steps[entry.name] = _own_step(run, network, feed)
     return steps

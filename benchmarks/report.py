@@ -27,12 +27,15 @@ def provenance(command: str) -> dict[str, Any]:
     }
 
 
-def write(name: str, title: str, body: Sequence[str], data: dict[str, Any], command: str) -> Path:
-    """Writes results/<name>.json and .md and returns the Markdown's path."""
+def write(
+    name: str, title: str, body: Sequence[str], data: dict[str, Any], command: str, *, is_compact: bool = False
+) -> Path:
+    """Writes results/<name>.json (`is_compact`: on one line) and .md and returns the Markdown's path."""
     about = provenance(command)
     RESULTS.mkdir(exist_ok=True)
     content = {"about": about, **data}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=None if is_compact else 1, allow_nan=False)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     versions = ", ".join(f"{library} {version}" for library, version in about["libraries"].items() if version)
     lines = [
         f"# {title}",

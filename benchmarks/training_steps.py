@@ -16,7 +16,6 @@ import torch
 
 from benchmarks.quality import mean_and_half_width
 from model.ranker import Ranker
-from model.schema import FeedSchema
 from training.balancing import Balancing
 from training.config import TrainingConfig
 from training.data import Batch, Rows, columns_from_arrow, fit_features, read_splits
@@ -71,7 +70,7 @@ def load(path: Path) -> tuple[Run, list[Batch]]:
     """A training file's run, of which nothing is written, and its first training batches in random order."""
     torch.set_num_threads(1)
     config = TrainingConfig.load(path)
-    schema = FeedSchema.from_yaml(config.feed)
+    schema = config.feed_schema()
     table = read_splits(config.data, schema, ("train",))["train"]
     columns = columns_from_arrow(schema, table)
     run = Run(config.output, config, schema, fit_features(schema, table, columns))

@@ -98,8 +98,8 @@ class _Ids(nn.Module):
         super().__init__()
         self.stacked_RW = stacked_RW
         self.is_all: bool = is_all
-        self.register_buffer("positions_K", torch.tensor(positions))
-        self.register_buffer("starts_K", torch.tensor(starts))
+        self.register_buffer("positions_K", torch.tensor(positions, dtype=torch.int64))
+        self.register_buffer("starts_K", torch.tensor(starts, dtype=torch.int64))
 
     def forward(self, ids_BK: Tensor) -> Tensor:
         """Their columns, feature by feature."""

@@ -5,7 +5,6 @@ with every faulty row. Checks run in C over whole columns; a loop over values ru
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
@@ -47,8 +46,7 @@ class ColumnErrors(ValueError):
         super().__init__("; ".join(map(str, errors)))
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """Raw values of one feature. `missing` marks nulls among `values` (their value is a placeholder); lists are
     flattened, with `lengths_B` values in each row."""
 
@@ -92,7 +90,7 @@ _WANTED: dict[Dtype | None, str] = {
 def _flat_column(dtype: Dtype | None, values: Sequence[object]) -> tuple[Values, NDArray[np.bool_] | None]:
     """Checks and converts scalars with passes that run in C: one over the types, one over the values."""
     missing: NDArray[np.bool_] | None = None
-    types = set(map(type, values))
+    types = {type(values[0])} if len(values) == 1 else set(map(type, values))
     if type(None) in types:
         types.discard(type(None))
         missing = np.fromiter((value is None for value in values), np.bool_, len(values))

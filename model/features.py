@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model.column_text import column_from_text
 from model.columns import FAULTS_SHOWN, Column, ColumnError, ColumnErrors, ColumnFault, Ids, column_from_values
 from model.fitted import RAW_LIMIT, FittedFeatures, NumberStep, TargetScale, transform_target
 from model.lookups import OOV_ROW, Lookup, hash_integers, lookup_of
@@ -76,6 +77,7 @@ class FeatureEncoder:
                 self._dtypes[name] = table.dtype
         blocks: tuple[Block, Block] = ("request", "candidate")
         self._encoders = {block: _BlockEncoder(schema.block(block), lookups, fitted) for block in blocks}
+        self._asked = {block: {feature.name: feature for feature in schema.asked(block)} for block in blocks}
 
     def dtype(self, feature: str) -> Dtype:
         """The dtype of an id or id_list feature's values."""
@@ -84,7 +86,7 @@ class FeatureEncoder:
     def columns(self, block: Block, values: Mapping[str, Sequence[object]], rows: int) -> dict[str, Column]:
         """The columns of a scoring request's block from JSON values, `rows` of each. Raises ColumnErrors with
         every unknown feature, ragged column and value of a wrong type, the first FAULTS_SHOWN columns of them."""
-        asked = {feature.name: feature for feature in self.schema.asked(block)}
+        asked = self._asked[block]
         columns: dict[str, Column] = {}
         errors: list[ColumnError] = []
         for name, column in values.items():
@@ -104,6 +106,13 @@ class FeatureEncoder:
         if errors:
             raise ColumnErrors(errors)
         return columns
+
+    def column_of_text(self, block: Block, name: str, text: bytes, rows: int) -> Column | None:
+        """The column of a feature from its JSON text where that is plain numbers, `rows` of them; None where it is not,
+        for `columns` to take or to refuse."""
+        feature = self._asked[block].get(name)
+        column = None if feature is None else column_from_text(feature, self._dtypes.get(name), text)
+        return None if column is None or column.rows != rows else column
 
     def _unknown(self, name: str, asked: list[str]) -> str:
         sides = {feature.name: feature.side for feature in self.schema.features}

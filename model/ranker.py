@@ -162,8 +162,8 @@ class ScoringModule(nn.Module):
         frozen = network.frozen(len(schema.tasks))
         self.request = nn.ModuleList(request)
         self.candidate = nn.ModuleList(candidate)
-        self.sums = RequestSums(frozen, torch.tensor(request[0].columns))
-        columns = torch.tensor(candidate[0].columns) + row_width(schema, "request")
+        self.sums = RequestSums(frozen, torch.tensor(request[0].columns, dtype=torch.int64))
+        columns = torch.tensor(candidate[0].columns, dtype=torch.int64) + row_width(schema, "request")
         self.answer = CandidateAnswers(ScoringNetwork(frozen, network.tower_layers(), columns), Answers(schema, fitted))
 
     def forward(

@@ -9,6 +9,7 @@ Shapes: B 1 or N rows, N candidates, D columns of a raw row, K gate logits, E ex
 widths, F all outputs over the raw row: experts of every raw row, then the gates that read it; T tasks.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -61,7 +62,9 @@ class ScoringNetwork(nn.Module):
         num_gates = sum(len(gates.bias_GE.flatten()) for gates in _row_gates(frozen))
         weights, _ = _over_raw_row(frozen)
         # The gates are a Linear of their own: their few outputs are wanted in another precision and layout.
-        splits = [weight[:, candidate_columns].split((len(weight) - num_gates, num_gates)) for weight in weights[:1]]
+        splits = [
+            torch.split(weight[:, candidate_columns], [len(weight) - num_gates, num_gates]) for weight in weights[:1]
+        ]
         parts = [splits[0][0], *(weight[:, candidate_columns] for weight in weights[1:])]
         self.experts = nn.ModuleList([_linear(part, None, dtype) for part in parts])
         self.row_gates = nn.ModuleList([_linear(splits[0][1], None, dtype)] if num_gates else [])
@@ -82,12 +85,14 @@ class ScoringNetwork(nn.Module):
         start = 0
         for row, experts in enumerate(self.experts):
             part_ND = rows_ND.narrow(1, row * self.width, self.width)
-            end = start + experts.weight.shape[0]
-            units.append(torch.relu(self._plus(part_ND, experts.weight, sums_1F[:, start:end])).to(self.dtype))
+            weight_HD: Tensor = experts.weight  # type: ignore[assignment]
+            end = start + weight_HD.shape[0]
+            units.append(torch.relu(self._plus(part_ND, weight_HD, sums_1F[:, start:end])).to(self.dtype))
             start = end
         logits_NK = sums_1F
         for gates in self.row_gates:
-            logits_NK = self._plus(rows_ND, gates.weight, sums_1F[:, start:])
+            gates_KD: Tensor = gates.weight  # type: ignore[assignment]
+            logits_NK = self._plus(rows_ND, gates_KD, sums_1F[:, start:])
         for level in self.levels:
             units = level(units, logits_NK)
         logits: list[Tensor] = []
@@ -140,7 +145,7 @@ class ScoringLevel(nn.Module):
             if not gates.reads_row:
                 pairs = zip(gates.weights_ED, gates.bias_GE, strict=True)
                 self.gates = nn.ModuleList([_linear(weight, bias, dtype) for weight, bias in pairs])
-        elif level.mix is not None:
+        elif isinstance(level.mix, Tensor):
             self.num_outputs = len(level.mix)
             mixed = torch.ones_like(level.mix)
         # Pairs that a gate never mixes are not multiplied where that costs a step each.
@@ -183,7 +188,7 @@ class ScoringLevel(nn.Module):
     def _apart(self, hidden: list[Tensor], width: int) -> list[Tensor]:
         experts: list[Tensor] = []
         for part in hidden:
-            experts += part.split(width, dim=1)
+            experts += torch.split(part, width, dim=1)
         return experts
 
     def _mixed(self, hidden: list[Tensor], weights_BGE: Tensor) -> list[Tensor]:
@@ -258,7 +263,10 @@ def _mlp(layers: Layers, dtype: torch.dtype) -> nn.Sequential:
 
 def _linear(weight_HD: Tensor, bias_H: Tensor | None, dtype: torch.dtype = torch.float32) -> nn.Linear:
     """A Linear with copies of these weights, not to be trained."""
-    linear = nn.Linear(weight_HD.shape[1], weight_HD.shape[0], bias=bias_H is not None, device="meta")
+    with warnings.catch_warnings():
+        # A feed without request features adds nothing but biases there.
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        linear = nn.Linear(weight_HD.shape[1], weight_HD.shape[0], bias=bias_H is not None, device="meta")
     linear.weight = nn.Parameter(weight_HD.detach().to(dtype, copy=True).contiguous(), requires_grad=False)
     if bias_H is not None:
         linear.bias = nn.Parameter(bias_H.detach().to(dtype, copy=True).contiguous(), requires_grad=False)

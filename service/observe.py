@@ -8,7 +8,6 @@ import logging
 import time
 import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Problem, problem_response
@@ -21,6 +20,7 @@ REQUEST_ID = "X-Request-Id"
 _MODEL = "/v1/models/"
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 _KEY = "feedrank.record"
+_REQUEST_ID_KEY = REQUEST_ID.lower().encode("latin-1")
 
 _log = logging.getLogger(LOGGER)
 
@@ -29,6 +29,16 @@ def record_of(scope: Scope) -> RequestRecord:
     """The record of the request that `scope` belongs to."""
     record: RequestRecord = scope[_KEY]
     return record
+
+
+def header(scope: Scope, name: str) -> str | None:
+    """The first header of that name, None if there is none."""
+    key = name.lower().encode("latin-1")
+    for given, value in scope["headers"]:
+        if given == key:
+            text: str = value.decode("latin-1")
+            return text
+    return None
 
 
 class Observe:
@@ -46,7 +56,7 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID)
+        given = header(scope, REQUEST_ID)
         record = RequestRecord(
             request_id=given if given is not None and is_request_id(given) else uuid.uuid4().hex,
             endpoint=_endpoint(scope["path"]),
@@ -59,7 +69,8 @@ class Observe:
             if message["type"] == "http.response.start":
                 is_started = True
                 record.status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = record.request_id
+                identifier = (_REQUEST_ID_KEY, record.request_id.encode("latin-1"))
+                message["headers"] = [*message.get("headers", ()), identifier]
             await send(message)
 
         is_rank = record.endpoint == RANK

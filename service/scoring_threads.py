@@ -3,13 +3,16 @@
 In: callables. Out: their results, awaited. torch releases the GIL while it computes, so one thread per core keeps the
 loop free for health checks and for reading other requests. torch's own thread count is set in each thread: left to
 its default, every scoring thread would start as many OpenMP threads as the machine has cores.
+
+A queue and the loop's own futures: concurrent.futures does the same with a lock, a condition and two futures a job.
 """
 
 import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -23,20 +26,30 @@ class ScoringThreads:
     """`threads` scoring threads of `torch_threads` torch threads each."""
 
     def __init__(self, threads: int, torch_threads: int) -> None:
-        self._executor = ThreadPoolExecutor(threads, "scoring", torch.set_num_threads, (torch_threads,))
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._pending = 0
         self._last_progress = time.monotonic()
+        self._is_closed = False
+        self._threads = [
+            threading.Thread(target=self._work, args=(torch_threads,), name=f"scoring-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def run(self, job: Callable[[], Result]) -> Result:
-        """Runs a job in a scoring thread. If the caller stops waiting before it has begun, it never begins."""
+        """Runs a job in a scoring thread. If the caller stops waiting before it has begun, it never begins. Raises
+        what the job raises, and RuntimeError after `close`."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._lock:
+            if self._is_closed:
+                raise RuntimeError("the scoring threads have ended")
             if not self._pending:
                 self._last_progress = time.monotonic()
             self._pending += 1
-        future = self._executor.submit(job)
-        future.add_done_callback(self._finished)
-        return await asyncio.wrap_future(future)
+            self._jobs.put((job, future))
+        return await future
 
     @property
     def is_stalled(self) -> bool:
@@ -45,10 +58,41 @@ class ScoringThreads:
             return self._pending > 0 and time.monotonic() - self._last_progress > STALLED_SECONDS
 
     def close(self) -> None:
-        """Waits for the running jobs and ends the threads."""
-        self._executor.shutdown()
-
-    def _finished(self, _: Future[Any]) -> None:
+        """Waits for the jobs that were given and ends the threads."""
         with self._lock:
-            self._pending -= 1
-            self._last_progress = time.monotonic()
+            self._is_closed = True
+            for _ in self._threads:
+                self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, torch_threads: int) -> None:
+        torch.set_num_threads(torch_threads)
+        while (given := self._jobs.get()) is not None:
+            job, future = given
+            if not future.cancelled():
+                self._run(job, future)
+            with self._lock:
+                self._pending -= 1
+                self._last_progress = time.monotonic()
+            del given, job, future  # an idle thread keeps no request alive
+
+    @staticmethod
+    def _run(job: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = job()
+        except BaseException as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            future.get_loop().call_soon_threadsafe(_settle, future, result, error)
+
+
+def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+    if future.done():  # the caller has stopped waiting
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

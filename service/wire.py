@@ -1,8 +1,10 @@
 """A scoring request on the wire: bytes -> `Question` -> columns.
 
 In: the body of POST /v1/rank, columnar or rows. Out: plain lists and dicts of a checked shape, then the model's
-columns. Values of features are checked once, whole columns at a time, by the encoder; rows are transposed once and go
-the same way. Raises Problem: 400 not JSON, 413 too many candidates, 422 naming every fault.
+columns. A columnar body without a fault is read by its type, and its columns of numbers stay JSON text until their
+dtype is known (model.column_text). Whatever else comes is decoded as it stands and looked at key by key, to take it
+or to name its faults. Values of features are checked once, whole columns at a time, by the encoder; rows are
+transposed once and go the same way. Raises Problem: 400 not JSON, 413 too many candidates, 422 naming every fault.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,34 +22,88 @@ from service.errors import FAULTS_SHOWN, Fault, Problem
 KEYS = ("request_id", "model", "version", "value_model", "user", "candidates", "top_k", "explain")
 MAX_REQUEST_ID = 128
 _SHOWN = 60
+_OPENING = ord("[")
 
 _decoder = msgspec.json.Decoder()
 
 
+class _Columns(msgspec.Struct, forbid_unknown_fields=True):
+    id: list[str]
+    features: dict[str, msgspec.Raw]
+
+
+class _Columnar(msgspec.Struct, forbid_unknown_fields=True):
+    user: dict[str, Any]
+    candidates: _Columns
+    request_id: str | None = None
+    model: str | None = None
+    version: str | int | None = None
+    value_model: str | None = None
+    top_k: int | None = None
+    explain: bool | None = None
+
+
+_columnar_decoder = msgspec.json.Decoder(_Columnar)
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request of a checked shape, in request order: candidates' features as columns, or as `rows` of features."""
+    """A request of a checked shape, in request order: candidates' features as columns, whose values may be JSON text
+    still, or as `rows` of features."""
 
+    request_id: str | None
     model: str | None
     version: str | None
     value_model: str | None
     user: dict[str, Any]
     ids: list[str]
-    features: dict[str, list[Any]]
+    features: Mapping[str, list[Any] | msgspec.Raw]
     rows: list[dict[str, Any]] | None
     top_k: int | None
 
 
+def read_columnar(body: bytes, max_candidates: int) -> Question | None:
+    """The question of a columnar body of the right shape; None for any other body, which `decode` and `parse` read."""
+    try:
+        given = _columnar_decoder.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    ids, features = given.candidates.id, given.candidates.features
+    if (
+        given.explain
+        or not 0 < len(ids) <= max_candidates
+        or (given.top_k is not None and given.top_k < 1)
+        or not (given.request_id is None or is_request_id(given.request_id))
+        or any(memoryview(text)[0] != _OPENING for text in features.values())
+    ):
+        return None
+    return Question(
+        request_id=given.request_id,
+        model=given.model,
+        version=None if given.version is None else str(given.version),
+        value_model=given.value_model,
+        user=given.user,
+        ids=ids,
+        features=features,
+        rows=None,
+        top_k=given.top_k,
+    )
+
+
 def decode(body: bytes) -> dict[str, Any]:
     """The JSON object of a body. Raises Problem 400 (not JSON) or 422 (not an object)."""
-    try:
-        document = _decoder.decode(body)
-    except (ValueError, RecursionError) as error:
-        what = "nested too deeply" if isinstance(error, RecursionError) else _json_fault(error, body)
-        raise Problem(400, f"the body is not JSON: {what}", faults=[Fault("$", what)]) from None
+    document = _decoded(body)
     if not isinstance(document, dict):
         raise Problem.wrong_content([Fault("$", f"expected an object, got {_kind(document)}")])
     return document
+
+
+def _decoded(text: bytes | msgspec.Raw) -> Any:
+    try:
+        return _decoder.decode(text)
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else _json_fault(error, bytes(text))
+        raise Problem(400, f"the body is not JSON: {what}", faults=[Fault("$", what)]) from None
 
 
 def request_id_of(document: Mapping[str, Any]) -> str | None:
@@ -102,6 +158,7 @@ def parse(document: Mapping[str, Any], max_candidates: int) -> Question:
     if faults:
         raise Problem.wrong_content(faults)
     return Question(
+        request_id=document.get("request_id"),
         model=document.get("model"),
         version=version,
         value_model=document.get("value_model"),
@@ -122,11 +179,20 @@ def columns(question: Question, encoder: FeatureEncoder) -> tuple[dict[str, Colu
         request = encoder.columns("request", {name: [value] for name, value in question.user.items()}, 1)
     except ColumnErrors as errors:
         faults += [Fault(f"user.{_shown(e.feature)}", fault.message) for e in errors.errors for fault in e.faults]
-    features = question.features
+    plain: dict[str, Column] = {}
+    features: dict[str, list[Any]] = {}
     if question.rows is not None:
         features = _transposed(question.rows, {feature.name for feature in encoder.schema.asked("candidate")})
+    for name, given in question.features.items():
+        if isinstance(given, msgspec.Raw):
+            column = encoder.column_of_text("candidate", name, bytes(given), len(question.ids))
+            if column is not None:
+                plain[name] = column
+                continue
+            given = _decoded(given)
+        features[name] = given
     try:
-        candidates = encoder.columns("candidate", features, len(question.ids))
+        candidates = encoder.columns("candidate", features, len(question.ids)) | plain
     except ColumnErrors as errors:
         faults += [
             Fault(_candidate_path(question, e.feature, fault.row), fault.message)

@@ -58,6 +58,12 @@ def test_a_lower_metric_is_better_where_it_is_so() -> None:
     contrast = Contrast(better="good", than="bad", metric="normalized_entropy")
     reverse = Contrast(better="bad", than="good", metric="normalized_entropy", tasks=("a",))
     found, other = contrast_results([contrast, reverse], tables)
+    # Holm: the smaller of two p counts twice, the larger once, and is never below the other.
+    p_of = [entry["tests"][entry["test"]]["p"] for entry in (found, other)]
+    assert found["p_holm"] == pytest.approx(min(1.0, 2 * p_of[0]))
+    assert other["p_holm"] == pytest.approx(max(2 * p_of[0], p_of[1]))
+    good, bad = (tables["normalized_entropy"]["a"][name]["values"] for name in ("good", "bad"))
+    assert other["difference"]["mean"] == pytest.approx(np.mean([bad[seed] - good[seed] for seed in good]))
     assert found["used_tasks"] == ["a", "b"]
     means = {
         name: [

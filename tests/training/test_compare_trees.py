@@ -149,7 +149,7 @@ def test_task_of_one_class_is_a_constant_and_said_so(feed: Path, caplog: pytest.
     [
         ({"name": "x"}, "give either fusion"),
         ({**TREES, "fusion": NETWORKS[0]["fusion"]}, "give either fusion"),
-        ({**TREES, "tower": [8]}, "tower and set are for networks"),
+        ({**TREES, "tower": [8]}, "tower, set and space are for networks"),
         (with_settings(leafs=3), "unknown key 'leafs'; did you mean 'leaves'"),
         (with_settings(encodings={"features": ["vidoe"]}), "unknown id feature 'vidoe'; did you mean 'video'"),
         (with_settings(encodings={"columns": ["is_click"]}), "'is_click' is a label or mask column"),
@@ -196,3 +196,15 @@ def test_absent_package_is_named(feed: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     compare(load(file_of(feed), {"seeds": 1}))
     assert "install requirements/train.txt" in results_of(feed)["failures"]["clips/trees/seed-0"]
+
+
+def test_trees_and_networks_learn_the_tasks_that_are_named(feed: Path) -> None:
+    experiment = load(file_of(feed, seeds=1, set={"epochs": 1, "tasks": ["watch", "click"]}), {})
+    compare(experiment)
+    assert not results_of(feed)["failures"]
+    # The models do not know of each other: click's answers are those that it has among all tasks.
+    alone = outputs(feed)
+    assert alone.shape[1] == 2
+    compare(load(file_of(feed, seeds=1, output=str(feed / "all")), {}))
+    all_tasks = np.load(feed / "all/clips/trees/seed-0/predictions-test.npz")["outputs_BT"]
+    np.testing.assert_array_equal(alone[:, 1], all_tasks[:, 0])

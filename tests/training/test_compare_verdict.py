@@ -8,7 +8,7 @@ import pytest
 from training.compare.experiment import Verdict
 from training.compare.resampling import MEAN
 from training.compare.statistics import minimum_detectable, paired_p, seeds_needed, spread
-from training.compare.verdict import verdicts
+from training.compare.verdict import choice, verdicts
 
 Json = dict[str, Any]
 
@@ -91,3 +91,10 @@ def test_equal_networks_have_no_test() -> None:
 
 def test_no_verdict_where_the_metric_is_undefined() -> None:
     assert verdicts(Verdict(), ["click"], "base", {}) == {}
+
+
+def test_validation_chooses_the_best_mean_in_the_metrics_direction() -> None:
+    entries = {"a": {"mean": 0.7}, "b": {"mean": 0.8}, "c": {"mean": 0.6}}
+    assert choice(Verdict(metric="auc"), {"click": {}, MEAN: entries}) == "b"
+    assert choice(Verdict(metric="normalized_entropy"), {MEAN: entries}) == "c"
+    assert choice(Verdict(metric="auc"), {}) is None

@@ -28,7 +28,7 @@ from training.compare.over_training import during_training
 from training.compare.predictions import Truth, prediction_file, read_predictions, truth_of
 from training.compare.resampling import MEAN, paired_intervals
 from training.compare.statistics import holm, minimum_detectable, paired_p, seeds_needed, spread
-from training.compare.verdict import verdicts
+from training.compare.verdict import choice, verdicts
 from training.config import SplitName, TrainingConfig
 from training.run import SUMMARY, Run, library_versions, read_json, write_json
 
@@ -81,6 +81,7 @@ def _dataset(experiment: Experiment, done: Mapping[Cell, TrainingConfig]) -> Jso
         }
     result["seeds"] = {name: sorted(by_seed) for name, by_seed in outputs.items()}
     tasks = experiment.verdict_tasks(first.schema)
+    result["choice"] = choice(experiment.verdict, result["tables"]["validation"].get(experiment.verdict.metric, {}))
     result["verdicts"] = verdicts(experiment.verdict, tasks, experiment.baseline, result["tables"]["test"])
     result["contrasts"] = contrast_results(experiment.contrasts, result["tables"]["test"])
     result["curves"] = curve_results(experiment.curves, result["tables"]["test"])

@@ -48,7 +48,7 @@ def train_trees(config: TreesConfig) -> Run:
     """Fits one model per task. Raises ValueError for what the user can mend."""
     _lightgbm()
     started = time.monotonic()
-    schema = FeedSchema.from_yaml(config.feed)
+    schema = config.feed_schema()
     with locked(config.output):
         tables = _tables(config, schema, ("train", "validation"))
         train, validation = tables["train"], tables["validation"]

@@ -3,14 +3,15 @@
     contrasts: [{better: fixed_random_routing, than: no_sharing, metric: auc, tasks: all, test: two_sample_one_tailed}]
 
 In: the test split's tables of a results document. Out: for each contrast t, degrees of freedom and p of three tests;
-`test` names the one that was planned, and the others stand beside it. p is not corrected: a contrast is a question
-that was asked before, and who asks several corrects for them. (A.2 of "Re-examining Routing Networks for Multi-task
-Learning" is the two-sample test with equal variances.)
+`test` names the one that was planned, and the others stand beside it. `p_holm` is the planned test's p after Holm's
+correction for the number of contrasts in the file. (A.2 of "Re-examining Routing Networks for Multi-task Learning" is
+the two-sample test with equal variances.)
 """
 
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, unknown_key
 from training.compare.document import Block, Heading, Paragraph, Table
 from training.compare.measures import METRICS, MetricName, TaskNames, measured_tasks
+from training.compare.statistics import holm, spread
 from training.compare.tables import mean_over_tasks, used_tasks
 
 Json = dict[str, Any]
@@ -62,7 +64,10 @@ class Contrast(StrictModel):
 
 def contrast_results(contrasts: Sequence[Contrast], tables: Mapping[str, Json]) -> list[Json]:
     """One entry per contrast; `tables` are the test split's. Without enough values the tests are null."""
-    return [_result(contrast, tables.get(contrast.metric, {})) for contrast in contrasts]
+    found = [_result(contrast, tables.get(contrast.metric, {})) for contrast in contrasts]
+    planned = [entry["tests"][entry["test"]] for entry in found]
+    corrected = holm({str(number): test["p"] for number, test in enumerate(planned) if test is not None})
+    return [entry | {"p_holm": corrected.get(str(number))} for number, entry in enumerate(found)]
 
 
 def contrast_blocks(results: Sequence[Json]) -> Iterator[Block]:
@@ -71,11 +76,13 @@ def contrast_blocks(results: Sequence[Json]) -> Iterator[Block]:
         return
     yield Heading(3, "Contrasts, test split")
     yield Paragraph(
-        "One-sided tests over seeds of the claim in the first column, means over the tasks named; p is not corrected. "
-        "The test that was planned is marked *."
+        "One-sided tests over seeds of the claim in the first column, means over the tasks named; the difference is "
+        "that of common seeds, with its 95 % interval. The test that was planned is marked *; its p stands last, after "
+        "Holm's correction for the number of contrasts."
     )
-    head = ["claim", "metric", "tasks", "means"]
-    yield Table([*head, *(f"{title}: t, df, p" for title in TITLES.values())], [_row(found) for found in results])
+    head = ["claim", "metric", "tasks", "means", "difference"]
+    head += [*(f"{title}: t, df, p" for title in TITLES.values()), "corrected p"]
+    yield Table(head, [_row(found) for found in results])
 
 
 def one_sided_tests(better: Floats, other: Floats, pairs: Sequence[tuple[float, float]]) -> dict[str, Json | None]:
@@ -117,15 +124,29 @@ def _result(contrast: Contrast, table: Mapping[str, Json]) -> Json:
         sign * np.array([*other.values()]),
         [(sign * better[seed], sign * other[seed]) for seed in better if seed in other],
     )
+    differences = [better[seed] - other[seed] for seed in better if seed in other]
     means = [statistics.fmean(values.values()) if values else None for values in (better, other)]
-    return {**contrast.model_dump(mode="json"), "used_tasks": tasks, "means": means, "tests": tests}
+    return {
+        **contrast.model_dump(mode="json"),
+        "used_tasks": tasks,
+        "means": means,
+        "difference": asdict(spread(differences)) if differences else None,
+        "tests": tests,
+    }
 
 
 def _row(found: Json) -> list[str]:
     means = " against ".join("-" if mean is None else f"{mean:.5f}" for mean in found["means"])
     row = [f"{found['better']} better than {found['than']}", METRICS[found["metric"]].title]
-    row += [", ".join(found["used_tasks"]), means]
+    row += [", ".join(found["used_tasks"]), means, _difference(found["difference"])]
     for name, test in found["tests"].items():
         shown = "-" if test is None else f"{test['t']:.3f}, {test['df']:.4g}, {test['p']:.2g}"
         row.append(f"{shown} *" if name == found["test"] else shown)
-    return row
+    return [*row, "-" if found["p_holm"] is None else f"{found['p_holm']:.2g}"]
+
+
+def _difference(found: Json | None) -> str:
+    if found is None:
+        return "-"
+    interval = "" if found["low"] is None else f" ({found['low']:+.5f}..{found['high']:+.5f})"
+    return f"{found['mean']:+.5f}{interval}"

@@ -7,7 +7,7 @@ can be mailed, and asks no other host for anything. Markdown names its images as
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -74,12 +74,28 @@ Block = Heading | Paragraph | Table | Image
 def write_document(folder: Path, title: str, blocks: Sequence[Block]) -> Path:
     """Writes results.md with its pictures and report.html into `folder`; returns the page's path."""
     (folder / PICTURES).mkdir(exist_ok=True)
+    blocks = _with_distinct_files(blocks)
     for block in blocks:
         if isinstance(block, Image):
             replace_file(folder / block.file, (block.png,))
     write_text(folder / MARKDOWN, to_markdown(blocks))
     write_text(folder / REPORT, to_html(title, blocks))
     return folder / REPORT
+
+
+def _with_distinct_files(blocks: Sequence[Block]) -> list[Block]:
+    """Two pictures of one text, those of two datasets say, are two files."""
+    used: set[str] = set()
+    distinct: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Image):
+            stem, number = Path(block.file).stem, 1
+            while block.file in used:
+                number += 1
+                block = replace(block, name=f"{stem}-{number}")
+            used.add(block.file)
+        distinct.append(block)
+    return distinct
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:

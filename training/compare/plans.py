@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.schema import FeedSchema
 from training.compare.experiment import Cell, Experiment, check_sizes
 from training.compare.space import Choices, Point, Span, all_points, around, flat, probes
 from training.config import TrainingConfig
@@ -71,7 +70,7 @@ def _plan(experiment: Experiment, dataset: str, network: str, space: Mapping[str
     assert experiment.search is not None, "an experiment without a search has no plans"
     search, cell = experiment.search, Cell(dataset, network, experiment.search_seeds[0], trial=0)
     base = experiment.config(cell)
-    schema = FeedSchema.from_yaml(base.feed)
+    schema = base.feed_schema()
     try:
         space = around(space, base.dump())
         for key, dimension in space.items():

@@ -96,6 +96,11 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
     else:
         metric = METRICS[verdict["metric"]].title
         yield Paragraph(f"None: {metric} is undefined on the test split, or {baseline} has no finished seed.")
+    if dataset["choice"] is not None:
+        yield Paragraph(
+            f"Best mean {METRICS[verdict['metric']].title} on the validation split, what one would choose before the "
+            f"test: {dataset['choice']}."
+        )
     for found in dataset["undefined"]:
         yield Paragraph(
             f"{METRICS[found['metric']].title} of {found['task']} is undefined on the {found['split']} split: "

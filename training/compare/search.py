@@ -27,7 +27,6 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from model.schema import FeedSchema
 from training.compare.experiment import Experiment, check_sizes
 from training.compare.measures import METRICS
 from training.compare.plans import Plan
@@ -207,7 +206,7 @@ class Study:
     def _configs(self, number: int, point: Point) -> dict[int, TrainingConfig]:
         configs = {seed: self._experiment.config(self.plan.cell(seed, number), point) for seed in self.plan.seeds}
         first = configs[self.plan.seeds[0]]
-        check_sizes(first, FeedSchema.from_yaml(first.feed))
+        check_sizes(first, first.feed_schema())
         return configs
 
     def end(self, number: int, point: Point) -> None:

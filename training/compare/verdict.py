@@ -28,6 +28,15 @@ def verdicts(verdict: Verdict, tasks: Sequence[str], baseline: str, tables: Mapp
     }
 
 
+def choice(verdict: Verdict, table: Mapping[str, Json]) -> str | None:
+    """The network that validation would choose: the best mean over seeds of the verdict's metric over its tasks;
+    `table` is the validation split's. None where the metric is undefined there."""
+    means = {name: entry["mean"] for name, entry in table.get(MEAN, {}).items()}
+    if not means:
+        return None
+    return (max if METRICS[verdict.metric].better == "higher" else min)(means, key=means.__getitem__)
+
+
 def _verdict(verdict: Verdict, tasks: Sequence[str], baseline: str, found: Json) -> Json:
     metric = METRICS[verdict.metric]
     what = f"{metric.title} of {tasks[0]}" if len(tasks) == 1 else f"mean {metric.title} over {len(tasks)} tasks"
