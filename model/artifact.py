@@ -136,7 +136,7 @@ def publish(
     if not _NAME.fullmatch(name):
         raise ValueError(f"model name '{name}' must match {_NAME.pattern}")
     family = models / name
-    with _hidden_folder(family) as folder:
+    with hidden_folder(family) as folder:
         write_files(folder)
         content = {
             "format_version": FORMAT_VERSION,
@@ -148,15 +148,15 @@ def publish(
             "training": dict(training),
             "metrics": dict(metrics),
             "libraries": dict(libraries),
-            "files": {file.name: _entry(file) for file in sorted(folder.iterdir())},
+            "files": {file.name: file_entry(file) for file in sorted(folder.iterdir())},
         }
         first = max(versions(models, name), default=0) + 1
         for version in range(first, first + _MOST_RACES):
-            _write_manifest(folder, {**content, "version": version})
+            write_manifest(folder, {**content, "version": version})
             check(folder)
             for file in folder.iterdir():
-                _sync(file)
-            _sync(folder)
+                sync(file)
+            sync(folder)
             final = family / str(version)
             try:
                 folder.rename(final)
@@ -166,18 +166,21 @@ def publish(
                     raise
                 continue
             with suppress(OSError):  # the version is whole and visible by now: only its surviving a power cut is open
-                _sync(family)
+                sync(family)
             return final
         raise ValueError(f"{family}: nothing was published, {_MOST_RACES} versions in a row were taken by others")
 
 
-def _write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes the manifest of a folder, with the checksum of its content."""
     text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _hidden_folder(family: Path) -> Iterator[Path]:
+def hidden_folder(family: Path) -> Iterator[Path]:
+    """A folder in `family` that no reader sees; removed at the end unless renamed. Raises ValueError where the disk
+    does not take it."""
     folder = None
     try:
         family.mkdir(parents=True, exist_ok=True)
@@ -191,7 +194,8 @@ def _hidden_folder(family: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, format_version: int) -> dict[str, Any]:
+    """The manifest of a folder, its own checksum checked. Raises ArtifactError."""
     place = path / MANIFEST
     try:
         content = json.loads(place.read_bytes())
@@ -201,12 +205,18 @@ def _read_manifest(path: Path) -> Manifest:
         raise ArtifactError(f"{place}: not valid JSON ({error})") from None
     if not isinstance(content, dict) or "format_version" not in content:
         raise ArtifactError(f"{place}: not a manifest (no format_version)")
-    if content["format_version"] != FORMAT_VERSION:
+    if content["format_version"] != format_version:
         raise ArtifactError(
-            f"{place}: format version {content['format_version']!r}, this reader knows {FORMAT_VERSION} alone"
+            f"{place}: format version {content['format_version']!r}, this reader knows {format_version} alone"
         )
     if _checksum({key: value for key, value in content.items() if key != "checksum"}) != content.get("checksum"):
         raise ArtifactError(f"{place}: its checksum does not hold; the manifest was changed")
+    return content
+
+
+def _read_manifest(path: Path) -> Manifest:
+    place = path / MANIFEST
+    content = read_manifest(path, FORMAT_VERSION)
     try:
         manifest = Manifest.from_mapping(content, str(place))
     except ValueError as error:
@@ -224,12 +234,14 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _entry(file: Path) -> dict[str, Any]:
+def file_entry(file: Path) -> dict[str, Any]:
+    """Checksum and size, as a manifest lists them."""
     content = file.read_bytes()
     return {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Has a file or a folder written to the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,23 +3,28 @@
 In: the columns of a request's two blocks (user and context once, N candidates). Out: answers_NT, float32, a probability
 per binary task and a quantity in the label's own unit per regression task, and what was missing or unknown.
 
-A scorer exists only for an artifact that answered its golden requests within tolerance.
+A scorer exists only for an artifact that answered its golden requests within tolerance. It scores by a compiled package
+only where there is one that this process may run and that agrees with TorchScript on them; else by TorchScript.
 """
 
 import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
+from model.compiled import CompiledAnswers, folder_of, open_compiled
 from model.features import Column, EncodedBlock, FeatureEncoder, FittedFeatures
 
-ENGINE = "torchscript"
+Engine = Literal["torchscript", "compiled"]
+EngineChoice = Literal["auto", "torchscript", "compiled"]
+# What bfloat16 may change of a score, and a difference of scores below which two candidates count as level.
+COMPILED_TOLERANCE = 1e-3
 
 
 class NonFiniteScoresError(RuntimeError):
@@ -43,7 +48,10 @@ class Scorer:
         self.schema = artifact.manifest.feed
         self.tasks = [task.name for task in self.schema.tasks]
         self.encoder = encoder
-        self._module = module
+        self.module = module
+        self.engine: Engine = "torchscript"
+        self.engine_reason: str | None = None
+        self._compiled: CompiledAnswers | None = None
 
     @property
     def version(self) -> str:
@@ -51,8 +59,11 @@ class Scorer:
         return self.artifact.version
 
     @classmethod
-    def load(cls, path: Path) -> "Scorer":
-        """Verifies an artifact, loads it and has it answer its golden requests. Raises ArtifactError."""
+    def load(cls, path: Path, engine: EngineChoice = "auto") -> "Scorer":
+        """Verifies an artifact, loads it and has it answer its golden requests. Raises ArtifactError.
+
+        `auto` takes a compiled package that holds, and else says why not (`engine_reason`; None where there is none);
+        `compiled` refuses the artifact then; `torchscript` does not look for one."""
         artifact = Artifact.open(path)
         try:
             fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))
@@ -71,6 +82,13 @@ class Scorer:
         module.eval()
         scorer = cls(artifact, encoder, module)
         scorer.check_golden_requests()
+        if engine == "compiled" or (engine == "auto" and folder_of(artifact).exists()):
+            try:
+                scorer._take_compiled()
+            except ArtifactError as error:
+                if engine == "compiled":
+                    raise
+                scorer.engine_reason = str(error)
         return scorer
 
     def score_values(
@@ -86,13 +104,41 @@ class Scorer:
         encoded_request = self.encoder.encode("request", request, 1, as_served=True)
         encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
         with torch.inference_mode():
-            answers = self._module(*block_tensors(encoded_request.block), *block_tensors(encoded.block))
+            request_tensors, tensors = block_tensors(encoded_request.block), block_tensors(encoded.block)
+            if self._compiled is None:
+                answers = self.module(*request_tensors, *tensors)
+            else:
+                sums_1F = self.module.request_sums(*request_tensors)
+                answers = self._compiled(self.module.candidate_rows(*tensors), sums_1F)
         answers_NT: NDArray[np.float32] = answers.numpy()
         if not np.isfinite(answers_NT).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
         return Scored(
             answers_NT, {**encoded_request.missing, **encoded.missing}, {**encoded_request.oov, **encoded.oov}
         )
+
+    def _take_compiled(self) -> None:
+        """Scores by the compiled package from now on. Raises ArtifactError where it may not run or is not right."""
+        manifest, package = open_compiled(self.artifact)
+        place = folder_of(self.artifact)
+        # What this very process answers by TorchScript: candidates that are level there may change places.
+        expected = self._golden_answers()
+        try:
+            self._compiled = CompiledAnswers(package)
+            for number, (expected_NT, answers_NT) in enumerate(zip(expected, self._golden_answers(), strict=True)):
+                fault = disagreement(expected_NT, answers_NT, manifest.tolerance)
+                if fault is not None:
+                    raise ArtifactError(f"{place}: golden request {number}: {fault}")
+        except (RuntimeError, AttributeError, ArtifactError) as error:
+            self._compiled = None
+            raise error if isinstance(error, ArtifactError) else ArtifactError(f"{place}: {error}") from error
+        self.engine = "compiled"
+
+    def _golden_answers(self) -> list[NDArray[np.float32]]:
+        return [
+            self.score_values(one["user"], one["candidates"]["features"], len(one["candidates"]["id"]))
+            for one in self.golden_requests()["requests"]
+        ]
 
     def golden_requests(self) -> dict[str, Any]:
         """The golden requests: `tolerance` and `requests`, each with `user`, `candidates` and `expected` answers."""
@@ -134,6 +180,20 @@ class Scorer:
             raise ArtifactError(f"{place}: {error}") from None
         except RuntimeError as error:
             raise ArtifactError(f"{self.artifact.path / RANKER}: cannot score ({error})") from None
+
+
+def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float32], tolerance: float) -> str | None:
+    """How answers differ from the expected ones, None if they do not: a score by more than the tolerance (above 1,
+    relative), or two candidates in another order although a task tells them apart by more than that."""
+    scale_NT = np.maximum(1.0, np.abs(expected_NT))
+    error = float((np.abs(answers_NT - expected_NT) / scale_NT).max())
+    if not error <= tolerance:
+        return f"an answer is off by {error:.2g}, tolerance {tolerance:g}"
+    for task, (expected_N, got_N) in enumerate(zip(expected_NT.T, answers_NT.T, strict=True)):
+        apart_NN = expected_N[:, None] - expected_N[None, :] > tolerance * scale_NT[:, task, None]
+        if (apart_NN & (got_N[:, None] <= got_N[None, :])).any():
+            return f"task {task} ranks candidates in another order"
+    return None
 
 
 def block_tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:

@@ -53,6 +53,7 @@ class Service:
             self.metrics,
             poll_seconds=settings.poll_seconds,
             torch_threads=settings.torch_threads,
+            engine=settings.engine,
         )
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
         self.is_draining = False

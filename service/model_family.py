@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.artifact import versions
-from model.scorer import ENGINE, Scorer
+from model.scorer import Engine, EngineChoice, Scorer
 from model.value_model import FILE_NAME, ValueModels
 from service.metrics import Metrics, ModelMetrics
 from service.request_log import LOGGER
@@ -34,16 +34,17 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class VersionState:
-    """What became of one published version, as /v1/models tells it."""
+    """What became of one published version, as /v1/models tells it; of a ready one, `reason` is why not compiled."""
 
     state: State
     reason: str | None = None
+    engine: Engine = "torchscript"
 
 
 class ModelFamily:
     """The versions of one model. `refresh` is called by one thread; the attributes are read by all."""
 
-    def __init__(self, models: Path, name: str, metrics: Metrics) -> None:
+    def __init__(self, models: Path, name: str, metrics: Metrics, engine: EngineChoice = "auto") -> None:
         self.name = name
         self.served: ServedModel | None = None
         self.states: dict[int, VersionState] = {}
@@ -51,6 +52,7 @@ class ModelFamily:
         self._models = models
         self._folder = models / name
         self._metrics = metrics
+        self._engine: EngineChoice = engine
         self._tried: dict[int, Fingerprint] = {}
         self._value_file_tried: Fingerprint | None = None
 
@@ -74,7 +76,7 @@ class ModelFamily:
                 break
         known = {version: self.states.get(version, VersionState("retired")) for version in published}
         if self.served is not None:  # it serves on from memory, even where its folder is gone
-            known[self.served.scorer.artifact.manifest.version] = VersionState("ready")
+            known[self.served.scorer.artifact.manifest.version] = self._ready(self.served.scorer)
         self.states = known
 
     def entry(self) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class ModelFamily:
             "default_version": None if served is None else served.scorer.version,
             "labels": {},
             "versions": [
-                {"version": str(version), "state": state.state, "engine": ENGINE, "reason": state.reason}
+                {"version": str(version), "state": state.state, "engine": state.engine, "reason": state.reason}
                 for version, state in sorted(self.states.items(), reverse=True)
             ],
             "value_models": []
@@ -97,7 +99,7 @@ class ModelFamily:
     def _try_version(self, version: int) -> None:
         self.states = {**self.states, version: VersionState("loading")}
         try:
-            scorer = Scorer.load(self._folder / str(version))
+            scorer = Scorer.load(self._folder / str(version), self._engine)
             value_models = self._value_models_for(scorer)
         except Exception as error:  # whatever a published folder holds, the version before it serves on
             reason = self._place_free(str(error) or repr(error))
@@ -109,17 +111,25 @@ class ModelFamily:
                 exc_info=None if isinstance(error, ValueError) else error,
             )
             return
-        metrics = ModelMetrics(self._metrics, scorer.schema, self.name, scorer.version, ENGINE)
+        metrics = ModelMetrics(self._metrics, scorer.schema, self.name, scorer.version, scorer.engine)
         metrics.know_value_models(value_models.names)
         before, self.served = self.served, ServedModel(self.name, scorer, value_models, metrics)
-        states = {**self.states, version: VersionState("ready")}
+        states = {**self.states, version: self._ready(scorer)}
         if before is not None:
             before.metrics.retire()
             states[before.scorer.artifact.manifest.version] = VersionState("retired")
         self.states = states
         self._metrics.loads.labels("ready").inc()
-        fields = {"model": self.name, "model_version": scorer.version, "engine": ENGINE}
+        if scorer.engine_reason is not None:
+            self._metrics.loads.labels("compiled_refused").inc()
+            refused = {"model": self.name, "model_version": scorer.version, "reason": states[version].reason}
+            _log.warning("compiled package refused; TorchScript serves", extra={"fields": refused})
+        fields = {"model": self.name, "model_version": scorer.version, "engine": scorer.engine}
         _log.info("model version ready", extra={"fields": {**fields, "value_models": value_models.names}})
+
+    def _ready(self, scorer: Scorer) -> VersionState:
+        reason = scorer.engine_reason
+        return VersionState("ready", None if reason is None else self._place_free(reason), scorer.engine)
 
     def _value_models_for(self, scorer: Scorer) -> ValueModels:
         """The value models to score with. With no version to serve on instead, a bad file is answered by the built-in

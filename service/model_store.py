@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from model.artifact import model_names
+from model.scorer import EngineChoice
 from service.errors import Fault, Problem
 from service.metrics import Metrics
 from service.model_family import ModelFamily, ServedModel
@@ -25,11 +26,20 @@ _log = logging.getLogger(f"{LOGGER}.models")
 class ModelStore:
     """Every model of a folder, by name."""
 
-    def __init__(self, models: Path, metrics: Metrics, *, poll_seconds: float, torch_threads: int) -> None:
+    def __init__(
+        self,
+        models: Path,
+        metrics: Metrics,
+        *,
+        poll_seconds: float,
+        torch_threads: int,
+        engine: EngineChoice = "auto",
+    ) -> None:
         self._models = models
         self._metrics = metrics
         self._poll_seconds = poll_seconds
         self._torch_threads = torch_threads
+        self._engine: EngineChoice = engine
         self._families: dict[str, ModelFamily] = {}
         self._folder_error: str | None = None
         self._has_looked = threading.Event()
@@ -60,7 +70,8 @@ class ModelStore:
             self._folder_error = f"the models folder cannot be read ({error.strerror})"
         for name in dict.fromkeys([*self._families, *names]):
             if name not in self._families:
-                self._families = {**self._families, name: ModelFamily(self._models, name, self._metrics)}
+                family = ModelFamily(self._models, name, self._metrics, self._engine)
+                self._families = {**self._families, name: family}
             self._families[name].refresh()
         self._has_looked.set()
 

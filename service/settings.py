@@ -26,6 +26,9 @@ class Settings(BaseModel):
     workers: int = Field(1, ge=1, le=256, description="worker processes; each loads its own copy of the models")
     threads: int = Field(0, ge=0, le=256, description="scoring threads per worker; 0 is one per core given")
     torch_threads: int = Field(1, ge=1, le=256, description="threads that torch uses inside one scoring thread")
+    engine: Literal["auto", "torchscript", "compiled"] = Field(
+        "auto", description="auto scores by a compiled package where one holds; compiled refuses versions without"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
     max_candidates: int = Field(2_000, ge=1, le=1_000_000, description="most candidates in one request")

@@ -75,7 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, metavar="RUN")
     command.add_argument("--models", type=Path, required=True, help="the models folder that a service reads")
     command.add_argument("--name", help="the model's name (default: the schema's)")
+    command.add_argument("--compile", action="store_true", help="also compile it for CPUs of this host's kind")
     command.set_defaults(run=_export)
+
+    command = commands.add_parser("compile", help="compile a published version for CPUs of this host's kind")
+    command.add_argument("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
+    command.set_defaults(run=_compile)
 
     command = commands.add_parser("compare", help="compare networks over seeds and datasets, and report")
     command.add_argument("experiment", type=Path, metavar="EXPERIMENT")
@@ -140,7 +145,17 @@ def _export(options: argparse.Namespace) -> None:
     from training.export import export
     from training.run import Run
 
-    print(export(Run.open(options.folder), options.models, options.name))
+    version = export(Run.open(options.folder), options.models, options.name)
+    print(version)
+    if options.compile:
+        options.version = version
+        _compile(options)
+
+
+def _compile(options: argparse.Namespace) -> None:
+    from training.compile import compile_version
+
+    print(compile_version(options.version))
 
 
 def _compare(options: argparse.Namespace) -> None:

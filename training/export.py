@@ -89,7 +89,7 @@ def export(run: Run, models: Path, name: str | None = None) -> Path:
 
 
 def _check(folder: Path) -> None:
-    Scorer.load(folder)
+    Scorer.load(folder, engine="torchscript")
 
 
 def _metrics(run: Run) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def test_scores_that_are_not_finite_are_500_and_no_score(
 ) -> None:
     if where == "ranker":
         model = services[0].store.find(None, None)
-        monkeypatch.setattr(model.scorer, "_module", lambda *_: torch.full((4, 3), float("nan")))
+        monkeypatch.setattr(model.scorer, "module", lambda *_: torch.full((4, 3), float("nan")))
     else:
         # finite answers, finite weights, and a sum that is not
         huge = "default: {kind: weighted_sum, weights: {click: 1.7e308, like: 1.7e308, play_time: 1.7e308}}"

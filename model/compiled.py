@@ -1,0 +1,117 @@
+"""A compiled package beside a version, `<models>/<name>/derived/<version>/compiled/`: checked, then loaded.
+
+Such a package is machine code. Before any of it is loaded, its manifest must belong to this very version, to this torch
+and to a CPU that has every instruction set of the one it was made on (another would die of an illegal instruction), and
+its bytes must be those that the manifest vouches for. Whether it answers rightly the scorer finds out.
+
+Shapes: N candidates, D their columns, F outputs over the raw row, T tasks.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model.artifact import Artifact, ArtifactError, FileEntry, read_manifest
+from model.strict_yaml import StrictModel
+
+FORMAT_VERSION = 1
+PACKAGE = "answers.pt2"
+# Extensions that compilers use by themselves; the rest of the kernel's flags says nothing about code.
+_X86 = re.compile(r"(?:sse|ssse|avx|amx|fma|bmi|vaes|sha|vpcl|pcl|gfni|f16c|abm|lzcnt|popcnt|movbe|adx|aes)\w*")
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class CompiledManifest(StrictModel):
+    """What a package is; `parent` is the checksum of the version's manifest, `cpu_ms` by engine and candidates."""
+
+    format_version: int
+    kind: Literal["compiled"]
+    name: str
+    version: int
+    parent: str
+    created: str
+    torch: str
+    machine: str
+    instructions: tuple[str, ...]
+    dtype: Dtype
+    tolerance: float
+    cpu_ms: dict[str, dict[str, float]]
+    files: dict[str, FileEntry]
+    checksum: str
+
+
+class CompiledAnswers:
+    """rows_ND, sums_1F -> answers_NT, compiled. Safe from as many threads at once as there are cores; more wait."""
+
+    def __init__(self, package: bytes) -> None:
+        cores = len(os.sched_getaffinity(0))
+        # torch loads from a path alone: a folder that nobody else may write to, so what was vouched for is what runs.
+        with tempfile.TemporaryDirectory(prefix="feedrank-compiled-") as folder:
+            path = Path(folder) / PACKAGE
+            path.write_bytes(package)
+            # torch.inductor's own loader does the same, after importing the whole compiler.
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, cores, -1)
+
+    def __call__(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
+        """answers_NT."""
+        if len(rows_ND) > 1:
+            answers_NT: Tensor = self._loader.run([rows_ND, sums_1F])[0]
+            return answers_NT
+        # The code is made for two candidates or more: torch.export takes 1 to be a size of its own.
+        return self(rows_ND.expand(2, -1).contiguous(), sums_1F)[:1]
+
+
+def folder_of(artifact: Artifact) -> Path:
+    """Where the compiled package of a version lies, if there is one."""
+    return artifact.path.parent / "derived" / artifact.version / "compiled"
+
+
+def open_compiled(artifact: Artifact) -> tuple[CompiledManifest, bytes]:
+    """The manifest and the package's bytes, if this process may run them. Raises ArtifactError with the reason."""
+    path = folder_of(artifact)
+    try:
+        manifest = CompiledManifest.from_mapping(read_manifest(path, FORMAT_VERSION), str(path))
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(str(error)) from None
+    if (manifest.name, manifest.parent) != (artifact.manifest.name, artifact.manifest.checksum):
+        raise ArtifactError(
+            f"{path}: made for another model version ({manifest.name} {manifest.version}); compile again"
+        )
+    if manifest.torch != str(torch.__version__):
+        raise ArtifactError(f"{path}: made with torch {manifest.torch}, this is {torch.__version__}; compile again")
+    lacking = sorted(set(manifest.instructions) - instructions())
+    if manifest.machine != platform.machine() or lacking:
+        what = ", ".join(lacking) or f"the architecture {manifest.machine}"
+        raise ArtifactError(f"{path}: made for another CPU, this one lacks {what}; compile on a host of this kind")
+    entry = manifest.files.get(PACKAGE)
+    try:
+        package = (path / PACKAGE).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path / PACKAGE}: cannot be read ({error.strerror})") from None
+    if entry is None or hashlib.sha256(package).hexdigest() != entry.sha256:
+        raise ArtifactError(f"{path / PACKAGE}: checksum differs from the manifest's; the file was changed")
+    if any(name.startswith("amx") for name in manifest.instructions):
+        torch._C._cpu._init_amx()  # the kernel grants the tiles on request only; without it the first use is fatal
+    return manifest, package
+
+
+def instructions() -> frozenset[str]:
+    """The instruction sets of this CPU, by the kernel's names; empty where the kernel does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return frozenset(flags)
+    return frozenset(flag for flag in flags if _X86.fullmatch(flag))

@@ -1,0 +1,159 @@
+"""Compiled packages: they answer as TorchScript does, and one that may not run is refused, TorchScript serving."""
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.artifact import MANIFEST, ArtifactError, write_manifest
+from model.compiled import PACKAGE
+from model.scorer import COMPILED_TOLERANCE, Scorer, disagreement
+from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.service.in_process import client_of, sample
+from training.compile import compile_version
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not there; compiling takes it")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with one compiled version, compiled once for all tests."""
+    folder = tmp_path_factory.mktemp("models")
+    compile_version(publish_artifact(folder))
+    return folder
+
+
+def features_of(rows: int) -> dict[str, list[Any]]:
+    features = TINY_REQUEST["candidates"]["features"]
+    return {name: [column[n % len(column)] for n in range(rows)] for name, column in features.items()}
+
+
+@pytest.mark.slow
+def test_compiled_answers_are_those_of_torchscript(models: Path) -> None:
+    version = models / "tiny" / "1"
+    compiled, plain = Scorer.load(version, "compiled"), Scorer.load(version, "torchscript")
+    assert (compiled.engine, plain.engine) == ("compiled", "torchscript")
+    for rows in (1, 2, 1000):
+        got, expected = (one.score_values(TINY_REQUEST["user"], features_of(rows), rows) for one in (compiled, plain))
+        assert got.shape == (rows, 3)
+        np.testing.assert_allclose(got, expected, rtol=COMPILED_TOLERANCE, atol=COMPILED_TOLERANCE)
+
+
+@pytest.mark.slow
+def test_threads_do_not_meet_in_a_compiled_package(models: Path) -> None:
+    scorer = Scorer.load(models / "tiny" / "1", "compiled")
+
+    def ask(rows: int) -> bool:
+        torch.set_num_threads(1)
+        got = scorer.score_values(TINY_REQUEST["user"], features_of(rows), rows)
+        return bool(np.allclose(got, expected[:rows], rtol=1e-5, atol=1e-6))
+
+    expected = scorer.score_values(TINY_REQUEST["user"], features_of(64), 64)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(ask, [1 + n % 64 for n in range(300)]))
+
+
+def changed(key: str, value: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / MANIFEST).read_text())
+        write_manifest(folder, {**{name: old for name, old in content.items() if name != "checksum"}, key: value})
+
+    return change
+
+
+def flipped(folder: Path) -> None:
+    content = bytearray((folder / PACKAGE).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / PACKAGE).write_bytes(content)
+
+
+def edited(folder: Path) -> None:
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text.replace('"kind": "compiled"', '"kind": "Compiled"'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("change", "reason"), [
+    (changed("torch", "1.0.0"), "made with torch 1.0.0"),
+    (changed("instructions", ["avx1024"]), "this one lacks avx1024"),
+    (changed("machine", "pdp11"), "the architecture pdp11"),
+    (changed("parent", "0" * 64), "another model version"),
+    (changed("tolerance", -1.0), "an answer is off"),
+    (changed("surprise", 1), "surprise"),
+    (flipped, "checksum differs"),
+    (edited, "the manifest was changed"),
+    (lambda folder: (folder / PACKAGE).unlink(), "cannot be read"),
+    (lambda folder: (folder / MANIFEST).unlink(), "cannot be read"),
+])  # fmt: skip
+def test_a_package_that_may_not_run_is_refused_and_torchscript_serves(
+    models: Path, tmp_path: Path, change: Callable[[Path], None], reason: str
+) -> None:
+    copy = Path(shutil.copytree(models, tmp_path / "models"))
+    change(copy / "tiny" / "derived" / "1" / "compiled")
+    with pytest.raises(ArtifactError, match=reason):
+        Scorer.load(copy / "tiny" / "1", "compiled")
+    scorer = Scorer.load(copy / "tiny" / "1")
+    assert scorer.engine == "torchscript"
+    assert reason in (scorer.engine_reason or "")
+    assert np.isfinite(scorer.score_values(TINY_REQUEST["user"], features_of(4), 4)).all()
+
+
+@pytest.mark.slow
+def test_the_service_says_which_engine_serves_and_why(models: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(models, tmp_path / "models"))
+    with client_of(copy) as client:
+        [version] = client.get("/v1/models").json()["models"][0]["versions"]
+        assert version == {"version": "1", "state": "ready", "engine": "compiled", "reason": None}
+        assert sample(client, "ranking_model_info", model="tiny", version="1", engine="compiled") == 1
+        assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
+    changed("torch", "1.0.0")(copy / "tiny" / "derived" / "1" / "compiled")
+    with client_of(copy) as client:
+        [version] = client.get("/v1/models").json()["models"][0]["versions"]
+        assert (version["state"], version["engine"]) == ("ready", "torchscript")
+        assert "made with torch 1.0.0" in version["reason"]
+        assert str(copy) not in version["reason"]
+        assert sample(client, "ranking_model_load_total", result="compiled_refused") == 1
+        assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
+    with client_of(copy, engine="compiled") as client:
+        [version] = client.get("/v1/models").json()["models"][0]["versions"]
+        assert version["state"] == "quarantined"
+        assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 503
+
+
+def test_without_a_package_there_is_nothing_to_say(tmp_path: Path) -> None:
+    version = publish_artifact(tmp_path)
+    scorer = Scorer.load(version)
+    assert (scorer.engine, scorer.engine_reason) == ("torchscript", None)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        Scorer.load(version, "compiled")
+
+
+def test_compiling_without_a_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"no-such-compiler: no such program.*C\+\+ compiler"):
+        compile_version(tmp_path)
+
+
+@pytest.mark.parametrize(("answers", "fault"), [
+    ([0.1, 0.2, 0.3], None),
+    ([0.1005, 0.2, 0.3], None),
+    ([0.1, 0.2, 0.3021], "off by 0.0021"),
+    ([float("nan"), 0.2, 0.3], "off by nan"),
+])  # fmt: skip
+def test_scores_may_differ_by_the_tolerance(answers: list[float], fault: str | None) -> None:
+    expected = np.array([[0.1], [0.2], [0.3]], np.float32)
+    got = disagreement(expected, np.array(answers, np.float32)[:, None], 1e-3)
+    assert (got is None) if fault is None else fault in (got or "")
+
+
+def test_only_candidates_that_are_level_may_change_places() -> None:
+    level = np.array([[0.5], [0.5008]], np.float32)
+    assert disagreement(level, level[::-1], 1e-3) is None
+    apart = np.array([[0.5], [0.5015]], np.float32)
+    assert "another order" in (disagreement(apart, np.array([[0.5009], [0.5008]], np.float32), 1e-3) or "")

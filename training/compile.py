@@ -1,0 +1,179 @@
+"""Compiles a published version for CPUs of this host's kind: `<models>/<name>/derived/<version>/compiled/`.
+
+Everything comes from the version itself: its network and weights are rebuilt from the manifest and `ranker.pt`, so it
+may be compiled long after training, on the host that serves. Of float32 and, where the CPU multiplies it, bfloat16,
+the faster one is taken; nothing is published that answers differently, or that is slower than TorchScript. Compiling
+takes a C++ compiler and about a minute; running what comes out takes neither.
+"""
+
+import logging
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.artifact import file_entry, hidden_folder, sync, write_manifest
+from model.compiled import FORMAT_VERSION, PACKAGE, CompiledAnswers, Dtype, folder_of, instructions
+from model.ranker import Answers, CandidateAnswers, Network, NetworkConfig, row_width
+from model.scorer import COMPILED_TOLERANCE, Scorer, block_tensors, disagreement
+from model.scoring_network import ScoringNetwork
+
+log = logging.getLogger(__name__)
+
+COMPILED_ROWS = 512  # what the compiler tunes for
+MEASURED_ROWS = (1, 10, 100, 500)
+TURNS = 5
+SECONDS_PER_TURN = 0.1
+# A CPU without one of these multiplies bfloat16 by way of float32, slower than float32 itself.
+BFLOAT16_SETS = ("avx512_bf16", "amx_bf16", "bf16", "svebf16")
+
+Answer = Callable[[Tensor, Tensor], Tensor]
+
+
+def compile_version(version: Path) -> Path:
+    """Makes and publishes the compiled package of a version, in place of one that is there; returns its folder.
+
+    Raises ValueError where there is no compiler, or nothing worth publishing comes out."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ValueError(f"{compiler}: no such program; compiling takes a C++ compiler (Debian: apt-get install g++)")
+    if not (sets := instructions()):
+        raise ValueError("this system does not tell its CPU's instruction sets (/proc/cpuinfo); compile on Linux")
+    torch.set_num_threads(1)
+    scorer = Scorer.load(version, engine="torchscript")
+    if not hasattr(scorer.module, "candidate_rows"):
+        raise ValueError(f"{version}: exported before there was compiling; export its run again")
+    rows_ND, sums_1F = _inputs(scorer)
+    candidates: dict[Dtype, bytes] = {}
+    answers: dict[str, Answer] = {"torchscript": scorer.module.answer}
+    with torch.inference_mode():
+        expected_NT = scorer.module.answer(rows_ND, sums_1F).numpy()
+        dtypes: list[Dtype] = ["float32", *(["bfloat16"] if sets & set(BFLOAT16_SETS) else [])]  # type: ignore[list-item]
+        for dtype in dtypes:
+            package = _compile(_dense(scorer, dtype), rows_ND, sums_1F)
+            compiled = CompiledAnswers(package)
+            fault = disagreement(expected_NT, compiled(rows_ND, sums_1F).numpy(), COMPILED_TOLERANCE)
+            if fault is not None:
+                log.warning("%s is left out: %s", dtype, fault)
+                continue
+            candidates[dtype], answers[dtype] = package, compiled
+        if not candidates:
+            raise ValueError(f"{version}: nothing compiled answers as TorchScript does; it serves on alone")
+        cpu_ms = {name: {str(n): 0.0 for n in MEASURED_ROWS} for name in answers}
+        for rows in MEASURED_ROWS:
+            for name, value in _cpu_ms(answers, rows_ND[:rows], sums_1F).items():
+                cpu_ms[name][str(rows)] = round(value, 4)
+    most = str(MEASURED_ROWS[-1])
+    fastest = min(candidates, key=lambda dtype: cpu_ms[dtype][most])
+    if cpu_ms[fastest][most] >= cpu_ms["torchscript"][most]:
+        raise ValueError(f"{version}: not faster than TorchScript on this host, nothing published: {cpu_ms}")
+    path = _publish(scorer, fastest, candidates[fastest], sorted(sets), cpu_ms)
+    log.info("published %s; CPU ms by number of candidates: %s", path, cpu_ms)
+    return path
+
+
+def _inputs(scorer: Scorer) -> tuple[Tensor, Tensor]:
+    """rows_ND and sums_1F of the version's largest golden request, its candidates repeated to COMPILED_ROWS."""
+    request = max(scorer.golden_requests()["requests"], key=lambda one: len(one["candidates"]["id"]))
+    count = len(request["candidates"]["id"])
+    encoder = scorer.encoder
+    user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
+    columns = encoder.columns("candidate", request["candidates"]["features"], count)
+    with torch.inference_mode():
+        sums_1F = scorer.module.request_sums(*block_tensors(encoder.encode("request", user, 1, as_served=True).block))
+        block = encoder.encode("candidate", columns, count, as_served=True).block
+        rows_ND = scorer.module.candidate_rows(*block_tensors(block))
+    return rows_ND[torch.arange(COMPILED_ROWS) % count].clone(), sums_1F.clone()
+
+
+def _dense(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
+    """The version's network as it is compiled: built from its sizes, then given its weights."""
+    schema, tasks = scorer.schema, len(scorer.schema.tasks)
+    config = NetworkConfig.from_mapping(scorer.manifest.network, str(scorer.artifact.path))
+    request, candidate = row_width(schema, "request"), row_width(schema, "candidate")
+    rows = tasks if config.has_own_embeddings else 1
+    network = Network(config, (request + candidate) * rows, tasks)
+    scoring = ScoringNetwork(
+        network.frozen(tasks),
+        network.tower_layers(),
+        # Their order is in the weights already.
+        torch.arange(request, request + candidate),
+        is_compiled=True,
+        dtype=getattr(torch, dtype),
+    )
+    dense = CandidateAnswers(scoring, Answers(schema, scorer.encoder.fitted)).eval()
+    dense.load_state_dict(scorer.module.answer.state_dict())
+    return dense
+
+
+def _compile(dense: CandidateAnswers, rows_ND: Tensor, sums_1F: Tensor) -> bytes:
+    import torch._inductor  # the compiler: seconds to import
+
+    with tempfile.TemporaryDirectory(prefix="feedrank-compile-") as folder, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch's compiler warns of its own innards
+        inputs = (rows_ND, sums_1F)
+        shapes = ({0: torch.export.Dim("N", min=2)}, None)
+        program = torch.export.export(dense, inputs, dynamic_shapes=shapes)
+        settings = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+        path = str(Path(folder) / PACKAGE)
+        torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=settings)
+        return Path(path).read_bytes()
+
+
+def _cpu_ms(answers: dict[str, Answer], rows_ND: Tensor, sums_1F: Tensor) -> dict[str, float]:
+    """The median CPU milliseconds of each, in turns, so that what else the machine does falls on all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in answers}
+    for turn in range(TURNS + 1):
+        for name, answer in answers.items():
+            calls, started = 0, time.process_time()
+            while time.process_time() - started < SECONDS_PER_TURN:
+                answer(rows_ND, sums_1F)
+                calls += 1
+            if turn:  # the first warms up
+                seconds[name].append((time.process_time() - started) / calls)
+    return {name: statistics.median(values) * 1e3 for name, values in seconds.items()}
+
+
+def _publish(
+    scorer: Scorer, dtype: Dtype, package: bytes, sets: list[str], cpu_ms: dict[str, dict[str, float]]
+) -> Path:
+    final = folder_of(scorer.artifact)
+    with hidden_folder(final.parent) as folder:
+        (folder / PACKAGE).write_bytes(package)
+        content: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "kind": "compiled",
+            "name": scorer.manifest.name,
+            "version": scorer.manifest.version,
+            "parent": scorer.manifest.checksum,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "torch": str(torch.__version__),
+            "machine": platform.machine(),
+            "instructions": sets,
+            "dtype": dtype,
+            "tolerance": COMPILED_TOLERANCE,
+            "cpu_ms": cpu_ms,
+            "files": {PACKAGE: file_entry(folder / PACKAGE)},
+        }
+        write_manifest(folder, content)
+        for file in (*folder.iterdir(), folder):
+            sync(file)
+        if final.exists():
+            # A folder that is not empty cannot be renamed over: the old one steps aside first.
+            final.rename(final.with_name(f".replaced-{uuid.uuid4().hex}"))
+        folder.rename(final)
+        sync(final.parent)
+        for old in final.parent.glob(".replaced-*"):
+            shutil.rmtree(old, ignore_errors=True)
+    return final
