@@ -214,6 +214,14 @@ class CandidateAnswers(nn.Module):
         return answers_NT
 
 
+def to_torchscript(module: nn.Module) -> torch.jit.ScriptModule:
+    """The scripted module."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated without a successor (docs/decisions)
+        scripted: torch.jit.ScriptModule = torch.jit.script(module)
+    return scripted
+
+
 def write_torchscript(module: torch.jit.ScriptModule, path: Path) -> None:
     """Writes a scripted module. Raises OSError where the disk is full: torch's own writer to a path would end the
     whole process there, so the file is made in memory first."""

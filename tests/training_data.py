@@ -20,6 +20,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from training.progress import TrainingProgress
+
 SCHEMA = """
 name: clips
 features:
@@ -107,6 +109,24 @@ def training_file(folder: Path, *, schema: str = SCHEMA, **changes: Any) -> Path
     path = folder / "training.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
+
+
+class Stopped(Exception):
+    """What `stop_at` ends a training with."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Training dies right after its `step`-th update."""
+    left = [step]
+    original = TrainingProgress.advance
+
+    def advance(self: TrainingProgress, rows: int, loss: float) -> None:
+        original(self, rows, loss)
+        left[0] -= 1
+        if not left[0]:
+            raise Stopped
+
+    monkeypatch.setattr(TrainingProgress, "advance", advance)
 
 
 def assert_same_state(one: Any, other: Any, place: str = "") -> None:

@@ -5,7 +5,6 @@ visible, eager, scripted and reloaded modules must agree at several batch sizes,
 answer its golden requests as a service would.
 """
 
-import io
 import json
 import logging
 import warnings
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
 from model.embeddings import BlockTensors
 from model.features import EncodedBlock, FeatureEncoder
-from model.ranker import Ranker, ScoringModule
+from model.ranker import Ranker, ScoringModule, to_torchscript, write_torchscript
 from model.schema import BinaryTask, Feature, FeedSchema
 from model.scorer import Scorer, block_tensors
 from training.config import SplitName
@@ -46,21 +45,15 @@ def export(run: Run, models: Path, name: str | None = None) -> Path:
     torch.set_num_threads(run.config.threads)
     ranker = run.best_ranker()
     module = ScoringModule(run.schema, run.fitted, ranker.network, ranker.embeddings.table_weights()).eval()
-    with warnings.catch_warnings():
-        # TorchScript is deprecated without a successor that loads without a compiler (docs/decisions).
-        warnings.filterwarnings("ignore", message=".*torch.jit.*")
-        scripted = torch.jit.script(module)
+    scripted = to_torchscript(module)
     split: SplitName = "validation" if run.config.data.split.test is None else "test"
     table = read_splits(run.config.data, run.schema, (split,))[split]
     parity: dict[str, float] = {}
 
     def write_files(folder: Path) -> None:
+        write_torchscript(scripted, folder / RANKER)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
-            # Through memory: torch's own writer reports a full disk as a RuntimeError without a place.
-            buffer = io.BytesIO()
-            torch.jit.save(scripted, buffer)
-            (folder / RANKER).write_bytes(buffer.getbuffer())
             reloaded = torch.jit.load(str(folder / RANKER))  # type: ignore[no-untyped-call]
         parity.update(_parity(run, ranker, module, scripted, reloaded, table))
         _write(folder / FITTED, run.fitted.model_dump(mode="json"))

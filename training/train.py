@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from model.features import FittedFeatures
@@ -34,6 +33,7 @@ from training.optimizers import Optimizers
 from training.progress import TrainingProgress
 from training.routing import PolicyLearner
 from training.run import BEST, LAST, SUMMARY, Run, library_versions, locked, write_json
+from training.seeds import derived_seed
 from training.validation import Validation, points_of_epoch
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,9 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
     with TrainingProgress(len(train_rows), config.epochs, show=show) as bar:
         while not _is_finished(progress, config):
             ranker.train()
-            order = torch.randperm(len(train_rows), generator=_generator(config.seed, progress.epoch))
+            # The order depends on the seed and the epoch alone, so that a resumed epoch has the same.
+            shuffling = torch.Generator().manual_seed(derived_seed(config.seed, progress.epoch))
+            order = torch.randperm(len(train_rows), generator=shuffling)
             batches = torch.split(order, config.batch_size)
             bar.start_epoch(progress.epoch, progress.step_in_epoch * config.batch_size)
             loss_sums_T = torch.tensor(progress.loss_sums or [0.0] * len(run.schema.tasks), dtype=torch.float64)
@@ -172,13 +174,6 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
                     ranker.train()
                     last_saved = time.monotonic()
     _write_summary(run, progress, len(train_rows), len(validation_rows))
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    """The order of an epoch depends on the seed and the epoch alone, so that a resumed epoch has the same."""
-    return torch.Generator().manual_seed(
-        int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
-    )
 
 
 def _resume(

@@ -15,13 +15,12 @@ from model.embeddings import BlockTensors, Embeddings
 from model.features import FeatureEncoder, FittedFeatures
 from model.ranker import Network, NetworkConfig, Ranker
 from model.schema import FeedSchema
-from tests.training_data import assert_same_state, training_file, write_feed
+from tests.training_data import Stopped, assert_same_state, stop_at, training_file, write_feed
 from training import checkpoint
 from training.balancing import KINDS, Balancing, BalancingConfig, GradientBalancing, GradNorm, UncertaintyWeighting
 from training.config import OptimizerConfig, TrainingConfig
 from training.losses import TaskLosses
 from training.optimizers import Optimizers
-from training.progress import TrainingProgress
 from training.run import BEST, LAST
 from training.train import train
 
@@ -330,10 +329,6 @@ def test_gradnorm_keeps_weights_above_nothing() -> None:
 # Whole runs
 
 
-class _StopError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_run_ends_with_the_weights_of_one_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -341,18 +336,9 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_left_alone(
     write_feed(tmp_path / "data", 600)
     path = training_file(tmp_path, balancing={"kind": kind}, checkpoint_seconds=1e-9)
     whole = train(TrainingConfig.load(path, [f"output={tmp_path}/whole"]), show=False)
-    left = [4]
-    original = TrainingProgress.advance
-
-    def stop(self: TrainingProgress, rows: int, loss: float) -> None:
-        original(self, rows, loss)
-        left[0] -= 1
-        if not left[0]:
-            raise _StopError
-
     with monkeypatch.context() as patched:
-        patched.setattr(TrainingProgress, "advance", stop)
-        with pytest.raises(_StopError):
+        stop_at(patched, 4)
+        with pytest.raises(Stopped):
             train(TrainingConfig.load(path), show=False)
     resumed = train(TrainingConfig.load(path), show=False)
     for name in (LAST, BEST):

@@ -17,12 +17,11 @@ import torch
 from scipy.special import expit, logit
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tests.training_data import SCHEMA, assert_same_state, feed_table, training_file, write_feed
+from tests.training_data import SCHEMA, Stopped, assert_same_state, feed_table, stop_at, training_file, write_feed
 from training import checkpoint
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, read_splits
 from training.evaluate import evaluate
-from training.progress import TrainingProgress
 from training.run import BEST, CONFIG, FITTED, LAST, LOG, SUMMARY, Run, locked
 from training.run import SCHEMA as SCHEMA_FILE
 from training.simulate import simulate
@@ -196,24 +195,6 @@ def test_without_early_stopping_every_epoch_is_run(tmp_path: Path) -> None:
 # Interruption
 
 
-class _StopError(Exception):
-    pass
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Training dies right after its `step`-th update."""
-    left = [step]
-    original = TrainingProgress.advance
-
-    def advance(self: TrainingProgress, rows: int, loss: float) -> None:
-        original(self, rows, loss)
-        left[0] -= 1
-        if not left[0]:
-            raise _StopError
-
-    monkeypatch.setattr(TrainingProgress, "advance", advance)
-
-
 @pytest.mark.parametrize(
     ("tables", "schedule"),
     [("rowwise_adagrad", "constant"), ("rowwise_adagrad", "cosine"), ("adam", "cosine"), ("adagrad", "cosine")],
@@ -233,7 +214,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_left_alone(
     for step in (3, 2 if save_every_step else steps + 2, steps):
         with monkeypatch.context() as patched:
             stop_at(patched, step)
-            with pytest.raises(_StopError):
+            with pytest.raises(Stopped):
                 finish(config_of(tmp_path, *changes))
         assert not (tmp_path / "run" / SUMMARY).exists()
         if save_every_step:
@@ -255,7 +236,7 @@ def test_a_fresh_start_does_not_pass_for_the_run_that_was_here(tmp_path: Path, m
     evaluate(run, "test", replicates=2)
     (run.path / LAST).unlink()
     stop_at(monkeypatch, 2)
-    with pytest.raises(_StopError):
+    with pytest.raises(Stopped):
         finish(config_of(tmp_path, "seed=8"))
     assert {path.name for path in run.path.iterdir() if path.is_file()} == {".lock", CONFIG, SCHEMA_FILE, FITTED}
     with pytest.raises(ValueError, match="has not finished"):

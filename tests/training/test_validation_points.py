@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training_data import assert_same_state, training_file, write_feed
+from tests.training_data import Stopped, assert_same_state, stop_at, training_file, write_feed
 from training import checkpoint
 from training.config import TrainingConfig
 from training.history import read_log, series
-from training.progress import TrainingProgress
 from training.run import BEST, CONFIG, LAST, LOG, SUMMARY, Run
 from training.train import train
 from training.validation import points_of_epoch
@@ -89,10 +88,6 @@ def test_the_best_point_may_lie_within_an_epoch(tmp_path: Path) -> None:
     assert summary["epochs"] == lines[-1]["epoch"] == best["epoch"] + 2
 
 
-class _StopError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("checkpoint_seconds", [1e-9, 1000.0])
 def test_a_run_killed_around_its_points_ends_like_one_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_seconds: float
@@ -101,20 +96,11 @@ def test_a_run_killed_around_its_points_ends_like_one_left_alone(
     whole = run_of(tmp_path, "whole", **settings)
     steps = math.ceil(whole.summary()["rows"]["train"] / 64)
     first = math.ceil(steps / 3)
-    original = TrainingProgress.advance
     # Right before the first point, one step behind it, right before the epoch's end.
     for step in (first, first + 1, steps):
-        left = [step]
-
-        def advance(self: TrainingProgress, rows: int, loss: float, left: list[int] = left) -> None:
-            original(self, rows, loss)
-            left[0] -= 1
-            if not left[0]:
-                raise _StopError
-
         with monkeypatch.context() as patched:
-            patched.setattr(TrainingProgress, "advance", advance)
-            with pytest.raises(_StopError):
+            stop_at(patched, step)
+            with pytest.raises(Stopped):
                 run_of(tmp_path, "killed", **settings)
     killed = run_of(tmp_path, "killed", **settings)
     for name in (LAST, BEST):

@@ -6,7 +6,6 @@ what else it does, so networks are comparable within one report alone.
 
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.ranker import ScoringModule
+from model.ranker import ScoringModule, to_torchscript
 from training.compare.predictions import rows_of
 from training.data import Rows
 from training.losses import TaskLosses
@@ -76,10 +75,7 @@ def _step_seconds(run: Run, rows: Rows) -> float:
 def _scoring_seconds(run: Run, rows: Rows) -> float:
     ranker = run.best_ranker()
     module = ScoringModule(run.schema, run.fitted, ranker.network, ranker.embeddings.table_weights()).eval()
-    with warnings.catch_warnings():
-        # TorchScript is deprecated without a successor that loads without a compiler (docs/decisions).
-        warnings.filterwarnings("ignore", message=".*torch.jit.*")
-        scripted = torch.jit.script(module)
+    scripted = to_torchscript(module)
     request = rows.take(torch.zeros(1, dtype=torch.int64)).request
     candidate = rows.take(torch.arange(CANDIDATES) % len(rows)).candidate
     with torch.no_grad():

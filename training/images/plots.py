@@ -6,12 +6,13 @@ In: entries of results.json.
 Shapes: T tasks.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from training.plots import as_png
 
 # Inches of a heat map of all pairs of tasks.
 PANEL = 2.6
@@ -30,7 +31,7 @@ def perplexity(by_seed: Mapping[str, Mapping[str, Sequence[float]]], title: str)
     axis.set(title=title, xlabel="epoch", ylabel="perplexity of the policies, mean over tasks")
     axis.set_ylim(bottom=0.9)
     axis.legend()
-    return _png(figure)
+    return as_png(figure)
 
 
 def similarities(by_seed: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], title: str) -> bytes:
@@ -48,7 +49,7 @@ def similarities(by_seed: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
             for ticks in (axis.xaxis, axis.yaxis):
                 ticks.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, ax=panels, shrink=0.8, label="cosine between tasks")
-    return _png(figure)
+    return as_png(figure)
 
 
 def module_counts(accuracies: Mapping[str, Sequence[float]], title: str) -> bytes:
@@ -62,11 +63,4 @@ def module_counts(accuracies: Mapping[str, Sequence[float]], title: str) -> byte
         axis.plot(*fitted.linspace(100))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(title=title, xlabel="modules per routed layer", ylabel="accuracy, mean over tasks")
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    # No version of the library in the file: the same numbers give the same bytes.
-    figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
-    return content.getvalue()
+    return as_png(figure)
