@@ -27,7 +27,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from model.scorer import NonFiniteScoresError
 from model.value_model import DEFAULT
 from service import answers, wire
+from service.authorize import Authorize
 from service.errors import Fault, Problem, problem_response
+from service.keys import Keys
 from service.metrics import Metrics
 from service.model_store import ModelStore, not_ready
 from service.observe import RANK, Observe, header, record_of
@@ -251,7 +253,8 @@ def create_app(settings: Settings) -> ASGIApp:
         is_rank = scope["type"] == "http" and scope["path"] == RANK and scope["method"] == "POST"
         await (service.rank if is_rank else app)(scope, receive, send)
 
-    return Observe(application, service.metrics)
+    keys = Keys(settings.keys_file, settings.poll_seconds)
+    return Observe(Authorize(application, keys, service.metrics), service.metrics)
 
 
 class _Application:

@@ -15,6 +15,8 @@ FAULTS_SHOWN = 20
 
 _TITLES = {
     400: ("not-json", "The body is not JSON"),
+    401: ("no-key", "A key is needed"),
+    403: ("wrong-scope", "This is not allowed"),
     404: ("not-found", "There is no such thing"),
     405: ("method-not-allowed", "The method does not fit this address"),
     413: ("too-large", "The request is over a limit"),

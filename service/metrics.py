@@ -39,8 +39,16 @@ ENDPOINTS = (
     "/docs",
     "other",
 )
-RANK_CODES = (200, 400, 404, 405, 413, 422, 500, 503, 504)
-REJECTIONS = ("body_too_large", "too_many_candidates", "not_ready", "draining", "deadline")
+RANK_CODES = (200, 400, 401, 403, 404, 405, 413, 422, 500, 503, 504)
+REJECTIONS = (
+    "body_too_large",
+    "too_many_candidates",
+    "not_ready",
+    "draining",
+    "deadline",
+    "unauthenticated",
+    "forbidden",
+)
 LOAD_RESULTS = ("ready", "compiled_refused", "quarantined", "value_models_ready", "value_models_refused")
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
