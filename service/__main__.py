@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from service import new_key
+from service.http_protocol import GuardedProtocol
 from service.request_log import logging_config
 from service.settings import read_settings
 from service.worker import make_app
@@ -35,7 +36,7 @@ def main() -> int:
         port=settings.port,
         workers=settings.workers,
         loop="uvloop",
-        http="httptools",
+        http=GuardedProtocol,
         ws="none",
         lifespan="on",
         access_log=False,

@@ -67,7 +67,7 @@ class Service:
             if self.is_draining:
                 raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
             deadline = _deadline(scope, record)
-            body = await _read_body(scope, receive, self.settings.max_body_bytes)
+            body = await _read_body_in_time(scope, receive, self.settings.max_body_bytes, self.settings.body_seconds)
             submitted = time.perf_counter()
 
             def job() -> bytes:
@@ -265,6 +265,14 @@ class _Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._function(scope, receive, send)
+
+
+async def _read_body_in_time(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read_body(scope, receive, limit)
+    except TimeoutError:
+        raise Problem(408, f"the body took more than {seconds:g} s to arrive", reason="slow_body") from None
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
