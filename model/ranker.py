@@ -151,7 +151,8 @@ def row_width(schema: FeedSchema, block: Block) -> int:
 class ScoringModule(nn.Module):
     """What is exported: one request block and N candidates -> answers_NT.
 
-    `forward` is the whole. A faster `answer` needs `request_sums` once a request and `candidate_rows`, which stay."""
+    `forward` is the whole. Its steps: `request_sums` once a request, `candidate_rows`, then `answer`, which may be
+    compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it."""
 
     def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, tables: dict[str, Tensor]) -> None:
         super().__init__()
@@ -198,6 +199,18 @@ class ScoringModule(nn.Module):
         for block in self.candidate:
             rows.append(block(ids_NK, values_V, lengths_LN, numbers_ND))  # noqa: PERF401
         return side_by_side(rows)
+
+    @torch.jit.export
+    def candidate_sums(self, rows_ND: Tensor) -> Tensor:
+        """sums_NF: what the candidates add to every Linear that reads the raw row, biases left to the request."""
+        sums_NF: Tensor = self.answer.network.candidate_sums(rows_ND)
+        return sums_NF
+
+    @torch.jit.export
+    def answer_sums(self, sums_NF: Tensor, sums_1F: Tensor) -> Tensor:
+        """answers_NT of the candidates' sums, of any floating type, and the request's."""
+        answers_NT: Tensor = self.answer.answers(self.answer.network.from_sums(sums_NF, sums_1F))
+        return answers_NT
 
 
 class CandidateAnswers(nn.Module):

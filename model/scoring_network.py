@@ -21,6 +21,7 @@ from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork, Gates
 from model.fusion.slots import Layers
 
 # TorchScript reads these modules: lists are filled by loops.
+# ruff: noqa: PERF401
 
 
 class RequestSums(nn.Module):
@@ -42,9 +43,12 @@ class RequestSums(nn.Module):
 
 
 class ScoringNetwork(nn.Module):
-    """rows_ND, sums_1F -> logits_NT; `towers` are each task's layers."""
+    """rows_ND, sums_1F -> logits_NT; `towers` are each task's layers.
+
+    The same in two steps, the first of which no request changes: `candidate_sums`, then `from_sums`."""
 
     unit_of_task: list[int]
+    widths: list[int]
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class ScoringNetwork(nn.Module):
         parts = [splits[0][0], *(weight[:, candidate_columns] for weight in weights[1:])]
         self.experts = nn.ModuleList([_linear(part, None, dtype) for part in parts])
         self.row_gates = nn.ModuleList([_linear(splits[0][1], None, dtype)] if num_gates else [])
+        self.widths = [len(part) for part in parts] + ([num_gates] if num_gates else [])
         levels: list[nn.Module] = []
         start = 0
         for level in frozen.levels:
@@ -81,18 +86,47 @@ class ScoringNetwork(nn.Module):
     def forward(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
         """logits_NT in task order."""
         rows_ND = rows_ND.to(self.dtype)
-        units: list[Tensor] = []
+        parts: list[Tensor] = []
         start = 0
-        for row, experts in enumerate(self.experts):
-            part_ND = rows_ND.narrow(1, row * self.width, self.width)
-            weight_HD: Tensor = experts.weight  # type: ignore[assignment]
+        for part_ND, weight_HD in self._over_raw_row(rows_ND):
             end = start + weight_HD.shape[0]
-            units.append(torch.relu(self._plus(part_ND, weight_HD, sums_1F[:, start:end])).to(self.dtype))
+            parts.append(self._plus(part_ND, weight_HD, sums_1F[:, start:end]))
             start = end
-        logits_NK = sums_1F
+        return self._logits(parts)
+
+    def candidate_sums(self, rows_ND: Tensor) -> Tensor:
+        """sums_NF: what the candidates add to each output over the raw row, which no request changes; in `dtype`."""
+        sums: list[Tensor] = []
+        for part_ND, weight_HD in self._over_raw_row(rows_ND.to(self.dtype)):
+            sums.append(functional.linear(part_ND, weight_HD))
+        return side_by_side(sums)
+
+    def from_sums(self, sums_NF: Tensor, sums_1F: Tensor) -> Tensor:
+        """logits_NT of the candidates' sums, of any floating type, and the request's."""
+        sums_NF = sums_NF + sums_1F
+        parts: list[Tensor] = []
+        start = 0
+        for width in self.widths:
+            parts.append(sums_NF.narrow(1, start, width))
+            start += width
+        return self._logits(parts)
+
+    def _over_raw_row(self, rows_ND: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Columns and weights of each product over the raw row."""
+        products: list[tuple[Tensor, Tensor]] = []
+        for row, experts in enumerate(self.experts):
+            products.append((rows_ND.narrow(1, row * self.width, self.width), experts.weight))  # type: ignore[arg-type]
         for gates in self.row_gates:
-            gates_KD: Tensor = gates.weight  # type: ignore[assignment]
-            logits_NK = self._plus(rows_ND, gates_KD, sums_1F[:, start:])
+            products.append((rows_ND, gates.weight))  # type: ignore[arg-type]
+        return products
+
+    def _logits(self, parts: list[Tensor]) -> Tensor:
+        """logits_NT of all that is over the raw row."""
+        units: list[Tensor] = []
+        for part_NH in parts[: len(self.experts)]:
+            units.append(torch.relu(part_NH).to(self.dtype))
+        # The gates' logits where there are any; no level asks for them else.
+        logits_NK = parts[-1]
         for level in self.levels:
             units = level(units, logits_NK)
         logits: list[Tensor] = []

@@ -73,6 +73,28 @@ def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | No
             for _ in range(3):  # the executor optimises after its first runs
                 assert torch.equal(scripted(*inputs), got)
                 assert torch.equal(again(*inputs), got)
+            for one_of in (module, scripted, again):
+                sums_NF = one_of.candidate_sums(one_of.candidate_rows(*tensors(candidates)))
+                stepwise = one_of.answer_sums(sums_NF, one_of.request_sums(*tensors(one)))
+                torch.testing.assert_close(stepwise, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_candidate_sums_are_finite_and_no_request_changes_them() -> None:
+    schema = everything()
+    encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
+    _, module = build(schema, encoder, None)
+    one, _, candidates = request_and_candidates(encoder, 7, seed=3)
+    other, _, _ = request_and_candidates(encoder, 7, seed=4)
+    with torch.no_grad():
+        rows = module.candidate_rows(*tensors(candidates))
+        sums_NF = module.candidate_sums(rows)
+        assert torch.isfinite(sums_NF).all()
+        for request in (one, other):
+            sums_1F = module.request_sums(*tensors(request))
+            assert sums_1F.shape == (1, sums_NF.shape[1])
+            # bfloat16, as a catalogue stores them, keeps 8 bits of a sum.
+            short = module.answer_sums(sums_NF.bfloat16(), sums_1F)
+            torch.testing.assert_close(short, module.answer(rows, sums_1F), atol=0.02, rtol=0.02)
 
 
 def test_an_exported_module_keeps_its_answers_when_training_goes_on() -> None:

@@ -67,6 +67,11 @@ def test_every_network_scores_as_it_was_trained(name: str, is_compiled: bool) ->
             sums_1F = sums([rows[:1, request]])
             got = scoring(rows[:, candidate], sums_1F)
             torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+            sums_NF = scoring.candidate_sums(rows[:, candidate])
+            # A second request must find them as they were.
+            for _ in range(2):
+                again = scoring.from_sums(sums_NF, sums_1F)
+                torch.testing.assert_close(again, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["adatt-sp", "ple-deep-unequal", "ml-mmoe", "cross-stitch", "routing"])
