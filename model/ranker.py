@@ -16,7 +16,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from model.block_rows import BlockRows, StackedTables
+from model.block_rows import BlockRows
 from model.embeddings import BlockTensors, Embeddings, owners
 from model.features import FittedFeatures
 from model.fusion import FusionConfig, NoSharingConfig
@@ -26,6 +26,7 @@ from model.fusion.slots import Layers, Slots, layer_slots, linears, typed
 from model.schema import BinaryTask, Block, FeedSchema, RegressionTask
 from model.scoring_network import RequestSums, ScoringNetwork
 from model.strict_yaml import StrictModel
+from model.tables import StackedTables, without_tables
 
 
 class NetworkConfig(StrictModel):
@@ -154,10 +155,9 @@ class ScoringModule(nn.Module):
     `forward` is the whole. Its steps: `request_sums` once a request, `candidate_rows`, then `answer`, which may be
     compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it."""
 
-    def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, tables: dict[str, Tensor]) -> None:
+    def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, stacked: StackedTables) -> None:
         super().__init__()
         whose = owners(schema, for_each_task=network.has_own_embeddings)
-        stacked = StackedTables.of(tables)
         request = [BlockRows(schema, "request", stacked, owner) for owner in whose]
         candidate = [BlockRows(schema, "candidate", stacked, owner) for owner in whose]
         frozen = network.frozen(len(schema.tasks))
@@ -236,10 +236,10 @@ def to_torchscript(module: nn.Module) -> torch.jit.ScriptModule:
 
 
 def write_torchscript(module: torch.jit.ScriptModule, path: Path) -> None:
-    """Writes a scripted module. Raises OSError where the disk is full: torch's own writer to a path would end the
-    whole process there, so the file is made in memory first."""
+    """Writes a scripted module without its tables (model/tables.py). Raises OSError where the disk is full: torch's
+    own writer to a path would end the whole process there, so the file is made in memory first."""
     content = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_tables(module):
         warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated without a successor (docs/decisions)
         torch.jit.save(module, content)
     path.write_bytes(content.getbuffer())

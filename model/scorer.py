@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
 from model.compiled import CompiledAnswers, folder_of, open_compiled
 from model.features import Column, EncodedBlock, FeatureEncoder, FittedFeatures
+from model.tables import as_table, set_tables, table_file, widths_of
 
 Engine = Literal["torchscript", "compiled"]
 EngineChoice = Literal["auto", "torchscript", "compiled"]
@@ -75,6 +76,7 @@ class Scorer:
                 module = torch.jit.load(  # type: ignore[no-untyped-call]
                     io.BytesIO(artifact.read(RANKER)), map_location="cpu"
                 )
+            set_tables(module, {width: _table(artifact, width) for width in widths_of(module)})
         except (ValueError, RuntimeError) as error:
             if isinstance(error, ArtifactError):
                 raise
@@ -194,6 +196,16 @@ def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float3
         if (apart_NN & (got_N[:, None] <= got_N[None, :])).any():
             return f"task {task} ranks candidates in another order"
     return None
+
+
+def _table(artifact: Artifact, width: int) -> torch.Tensor:
+    name = table_file(width)
+    try:
+        return as_table(artifact.map(name), width)
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.path / name}: {error}") from None
 
 
 def block_tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:

@@ -13,6 +13,7 @@ from model.features import EncodedBlock, FeatureEncoder, FittedFeatures, TargetS
 from model.fusion.adatt import AdaTTConfig
 from model.ranker import Answers, Network, NetworkConfig, Ranker, ScoringModule, Tower
 from model.schema import FeedSchema
+from model.tables import StackedTables
 from tests.model.feeds import columns_of, encoder_of, everything, random_rows, schema_of
 
 CONFIG = NetworkConfig(fusion=AdaTTConfig(kind="adatt", levels=(8, (6, 5))), tower=(4,))
@@ -44,7 +45,9 @@ def build(schema: FeedSchema, encoder: FeatureEncoder, fused: FusedOptimizer | N
     torch.manual_seed(0)
     embeddings = Embeddings(schema, encoder, fused=fused, learning_rate=0.1)
     ranker = Ranker(embeddings, Network(CONFIG, embeddings.width, len(schema.tasks))).eval()
-    return ranker, ScoringModule(schema, encoder.fitted, ranker.network, embeddings.table_weights()).eval()
+    return ranker, ScoringModule(
+        schema, encoder.fitted, ranker.network, StackedTables.of(embeddings.table_weights())
+    ).eval()
 
 
 def reloaded(module: ScoringModule) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
