@@ -22,6 +22,7 @@ from model.features import FittedFeatures
 from model.fusion import FusionConfig, NoSharingConfig
 from model.fusion.experts import side_by_side
 from model.fusion.frozen import FrozenNetwork
+from model.fusion.names import mixed_names
 from model.fusion.slots import Layers, Slots, layer_slots, linears, typed
 from model.schema import BinaryTask, Block, FeedSchema, RegressionTask
 from model.scoring_network import RequestSums, ScoringNetwork
@@ -65,6 +66,7 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig, input_width: int, num_tasks: int) -> None:
         super().__init__()
         self.has_own_embeddings = config.has_own_embeddings
+        self.config = config.fusion
         self.fusion = config.fusion.build(input_width, num_tasks)
         self.towers = nn.ModuleList([Tower(self.fusion.output_width, config.tower) for _ in range(num_tasks)])
 
@@ -153,7 +155,11 @@ class ScoringModule(nn.Module):
     """What is exported: one request block and N candidates -> answers_NT.
 
     `forward` is the whole. Its steps: `request_sums` once a request, `candidate_rows`, then `answer`, which may be
-    compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it."""
+    compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it;
+    `explained` is `answer` with the weights that experts were mixed by, of `unit_names` and `expert_names`."""
+
+    unit_names: list[list[str]]
+    expert_names: list[list[str]]
 
     def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, stacked: StackedTables) -> None:
         super().__init__()
@@ -161,6 +167,9 @@ class ScoringModule(nn.Module):
         request = [BlockRows(schema, "request", stacked, owner) for owner in whose]
         candidate = [BlockRows(schema, "candidate", stacked, owner) for owner in whose]
         frozen = network.frozen(len(schema.tasks))
+        names = mixed_names(network.config, frozen, [task.name for task in schema.tasks])
+        self.unit_names = [units for units, _ in names]
+        self.expert_names = [experts for _, experts in names]
         self.request = nn.ModuleList(request)
         self.candidate = nn.ModuleList(candidate)
         self.sums = RequestSums(frozen, torch.tensor(request[0].columns, dtype=torch.int64))
@@ -211,6 +220,12 @@ class ScoringModule(nn.Module):
         """answers_NT of the candidates' sums, of any floating type, and the request's."""
         answers_NT: Tensor = self.answer.answers(self.answer.network.from_sums(sums_NF, sums_1F))
         return answers_NT
+
+    @torch.jit.export
+    def explained(self, rows_ND: Tensor, sums_1F: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """answers_NT, and by level weights_NGE: with which weight each expert was mixed into each unit."""
+        logits_NT, weights = self.answer.network.with_expert_weights(rows_ND, sums_1F)
+        return self.answer.answers(logits_NT), weights
 
 
 class CandidateAnswers(nn.Module):

@@ -87,6 +87,26 @@ def test_a_real_artifact_answers_its_golden_request(published: Path) -> None:
     np.testing.assert_allclose(answers, expected, rtol=1e-5)
 
 
+def test_an_explanation_gives_the_answers_and_what_they_are_mixed_of(published: Path) -> None:
+    scorer = Scorer.load(published)
+    encoder, candidates = scorer.encoder, TINY_REQUEST["candidates"]["features"]
+    request = encoder.columns("request", {name: [value] for name, value in TINY_REQUEST["user"].items()}, 1)
+    columns = encoder.columns("candidate", candidates, 4)
+    scored, levels = scorer.explain(request, columns, 4)
+    expected = scorer.score(request, columns, 4)
+    # The same steps in one call and apart.
+    np.testing.assert_allclose(scored.answers_NT, expected.answers_NT, rtol=1e-6)
+    assert (scored.missing, scored.oov) == (expected.missing, expected.oov)
+    tasks = ["click", "like", "play_time"]
+    assert [level.units for level in levels] == [tasks, tasks]
+    assert [level.experts for level in levels] == [[f"{task}.{n}" for task in tasks for n in (1, 2)]] * 2
+    for level in levels:
+        assert level.weights_NGE.shape == (4, 3, 6)
+        # A gate's weights sum to 1; a native weight is the same for all candidates, and stands at own experts alone.
+        native_NG = level.weights_NGE.sum(axis=2) - 1
+        np.testing.assert_allclose(native_NG, native_NG[:1].repeat(4, axis=0), atol=1e-6)
+
+
 # --- damage
 
 
