@@ -287,7 +287,7 @@ def _candidates(inputs: Mapping[str, Tensor], types: Iterable[Sequence[TensorTyp
         raise Problem.wrong_content([Fault(place, "expected a shape of one dimension, one candidate or more")])
     if shape[0] > most:
         message = f"more than {most} candidates; send them in several requests"
-        raise Problem(413, message, faults=[Fault(place, message)], reason="too_many_candidates")
+        raise Problem(413, f"{place}: {message}", faults=[Fault(place, message)], reason="too_many_candidates")
     return shape[0]
 
 
