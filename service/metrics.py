@@ -28,18 +28,26 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from model.schema import FeedSchema, NumberFeature
 from model.scorer import Scored
 
+RANK = "/v1/rank"
+INFER = "/v2/models/{name}/infer"
+SCORING = (RANK, INFER)
 ENDPOINTS = (
-    "/v1/rank",
+    *SCORING,
     "/v1/models",
     "/v1/models/{name}",
     "/healthz",
     "/readyz",
     "/metrics",
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/{name}",
+    "/v2/models/{name}/ready",
     "/openapi.json",
     "/docs",
     "other",
 )
-RANK_CODES = (200, 400, 401, 403, 404, 405, 408, 413, 422, 500, 503, 504)
+SCORING_CODES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 500, 503, 504)
 REJECTIONS = (
     "body_too_large",
     "slow_body",
@@ -153,7 +161,7 @@ class Metrics:
         )
         for endpoint in ENDPOINTS:
             self.request_seconds.labels(endpoint)
-            for code in RANK_CODES if endpoint == "/v1/rank" else (200,):
+            for code in SCORING_CODES if endpoint in SCORING else (200,):
                 self.requests.labels(endpoint, code)
         for reason in REJECTIONS:
             self.rejected.labels(reason)

@@ -18,6 +18,7 @@ import msgspec
 
 from model.features import Column, ColumnErrors, FeatureEncoder
 from service.errors import FAULTS_SHOWN, Fault, Problem
+from service.errors import shown as _shown
 
 KEYS = ("request_id", "model", "version", "value_model", "user", "candidates", "top_k", "explain")
 MAX_REQUEST_ID = 128
@@ -301,12 +302,6 @@ def _unknown_keys(place: str, given: Mapping[str, Any]) -> list[Fault]:
 def _unknown(key: str, valid: Sequence[str]) -> str:
     nearest = get_close_matches(key[:_SHOWN], valid, n=1, cutoff=0.5)
     return "unknown key; " + (f"did you mean '{nearest[0]}'?" if nearest else f"valid keys: {', '.join(valid)}")
-
-
-def _shown(name: str) -> str:
-    # Names come from outside: cut to a length and to characters that a log line can hold.
-    shown = "".join(c if c.isprintable() else "?" for c in name[:_SHOWN])
-    return (shown + "..." if len(name) > _SHOWN else shown) or "''"
 
 
 def _kind(value: object) -> str:

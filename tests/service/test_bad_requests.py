@@ -236,7 +236,7 @@ def test_a_deadline_that_is_no_number_of_milliseconds_is_422(client: TestClient,
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v1/rank", 405), ("POST", "/v1/models", 405), ("GET", "/v2", 404), ("GET", "/v1/models/nope", 404)],
+    [("GET", "/v1/rank", 405), ("POST", "/v1/models", 405), ("GET", "/v3", 404), ("GET", "/v1/models/nope", 404)],
 )
 def test_other_routes_refuse_with_problems_too(client: TestClient, method: str, path: str, status: int) -> None:
     problem(client.request(method, path), status)
