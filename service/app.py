@@ -37,6 +37,8 @@ from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+# How old the histograms may be that another worker reads for a scrape.
+_FLUSH_SECONDS = 0.5
 _DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
 
 _log = logging.getLogger(LOGGER)
@@ -69,7 +71,7 @@ class Service:
             submitted = time.perf_counter()
 
             def job() -> bytes:
-                self.metrics.queue_seconds.observe(time.perf_counter() - submitted)
+                self.metrics.queue_seconds.observe_soon(time.perf_counter() - submitted)
                 return self.answer(body, record, deadline)
 
             remaining = None if deadline is None else deadline - submitted
@@ -123,8 +125,8 @@ class Service:
                 "scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": str(error)}}
             )
             raise Problem(500, "the model's scores are not finite, so none is given") from None
-        self.metrics.inference_seconds.observe(time.perf_counter() - started)
-        self.metrics.candidates.observe(len(question.ids))
+        self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)
+        self.metrics.candidates.observe_soon(len(question.ids))
         model.metrics.observe(scored, name, score_N)
         head = {
             "request_id": record.request_id,
@@ -162,6 +164,7 @@ class Service:
         )
         self._drain_on_signals()
         self.store.start()
+        flushing = asyncio.create_task(self._flush_metrics())
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
@@ -171,7 +174,14 @@ class Service:
         finally:
             self.is_draining = True
             self.threads.close()
+            flushing.cancel()
+            self.metrics.flush()
             await asyncio.to_thread(self.store.stop)
+
+    async def _flush_metrics(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            self.metrics.flush()
 
     def _drain_on_signals(self) -> None:
         """Turns readiness off at the first SIGTERM or Ctrl-C, then lets the server's own handler finish."""

@@ -91,7 +91,7 @@ class Observe:
             record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)
 
     def _count(self, record: RequestRecord) -> None:
-        self._seconds[record.endpoint].observe(record.seconds)
+        self._seconds[record.endpoint].observe_soon(record.seconds)
         known = self._rank_codes.get(record.status) if record.endpoint == RANK else None
         (known or self._metrics.requests.labels(record.endpoint, record.status)).inc()
 

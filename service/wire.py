@@ -176,23 +176,22 @@ def columns(question: Question, encoder: FeatureEncoder) -> tuple[dict[str, Colu
     request: dict[str, Column] = {}
     candidates: dict[str, Column] = {}
     try:
-        request = encoder.columns("request", {name: [value] for name, value in question.user.items()}, 1)
+        request = encoder.request_columns(question.user)
     except ColumnErrors as errors:
         faults += [Fault(f"user.{_shown(e.feature)}", fault.message) for e in errors.errors for fault in e.faults]
-    plain: dict[str, Column] = {}
-    features: dict[str, list[Any]] = {}
+    features: Mapping[str, list[Any]]
     if question.rows is not None:
         features = _transposed(question.rows, {feature.name for feature in encoder.schema.asked("candidate")})
-    for name, given in question.features.items():
-        if isinstance(given, msgspec.Raw):
-            column = encoder.column_of_text("candidate", name, bytes(given), len(question.ids))
-            if column is not None:
-                plain[name] = column
-                continue
-            given = _decoded(given)
-        features[name] = given
+    else:
+        texts = {name: bytes(given) for name, given in question.features.items() if isinstance(given, msgspec.Raw)}
+        candidates = encoder.candidate_columns(texts, len(question.ids))
+        features = {
+            name: _decoded(given) if isinstance(given, msgspec.Raw) else given
+            for name, given in question.features.items()
+            if name not in candidates
+        }
     try:
-        candidates = encoder.columns("candidate", features, len(question.ids)) | plain
+        candidates |= encoder.columns("candidate", features, len(question.ids))
     except ColumnErrors as errors:
         faults += [
             Fault(_candidate_path(question, e.feature, fault.row), fault.message)
