@@ -116,15 +116,13 @@ class Service:
         started = time.perf_counter()
         try:
             scored = model.scorer.score(request_columns, candidate_columns, len(question.ids))
-            with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
-                score_N = value_model.score(scored.answers_NT)
-            if not np.isfinite(score_N).all():
-                raise NonFiniteScoresError(f"value model '{name}' gave a combined score that is not finite")
         except NonFiniteScoresError as error:
-            _log.error(
-                "scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": str(error)}}
-            )
-            raise Problem(500, "the model's scores are not finite, so none is given") from None
+            self.store.doubt(model)
+            raise _not_finite(record, str(error)) from None
+        with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
+            score_N = value_model.score(scored.answers_NT)
+        if not np.isfinite(score_N).all():
+            raise _not_finite(record, f"value model '{name}' gave a combined score that is not finite")
         self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)
         self.metrics.candidates.observe_soon(len(question.ids))
         model.metrics.observe(scored, name, score_N)
@@ -310,6 +308,11 @@ def _deadline(scope: Scope, record: RequestRecord) -> float | None:
 def _check_deadline(deadline: float | None) -> None:
     if deadline is not None and time.perf_counter() >= deadline:
         raise _deadline_passed()
+
+
+def _not_finite(record: RequestRecord, reason: str) -> Problem:
+    _log.error("scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": reason}})
+    return Problem(500, "the model's scores are not finite, so none is given", reason="not_finite")
 
 
 def _deadline_passed() -> Problem:

@@ -43,8 +43,15 @@ ENDPOINTS = (
     "other",
 )
 RANK_CODES = (200, 400, 404, 405, 413, 422, 500, 503, 504)
-REJECTIONS = ("body_too_large", "too_many_candidates", "not_ready", "draining", "deadline")
-LOAD_RESULTS = ("ready", "compiled_refused", "quarantined", "value_models_ready", "value_models_refused")
+REJECTIONS = ("body_too_large", "too_many_candidates", "not_ready", "draining", "deadline", "not_finite")
+LOAD_RESULTS = (
+    "ready",
+    "compiled_refused",
+    "quarantined",
+    "golden_failed",
+    "value_models_ready",
+    "value_models_refused",
+)
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _COUNTS = (1, 5, 10, 25, 50, 100, 200, 300, 500, 1000, 2000, 5000)
