@@ -40,7 +40,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def cpu(self) -> "Cpu":
-        """What its threads, and those of all its children, have spent so far."""
+        """What its threads, and those of all its children, have spent so far. Raises RuntimeError if nobody knows."""
         nanoseconds: dict[int, int] = {}
         waiting = [self.pid]
         while waiting:
@@ -48,6 +48,8 @@ class Server:
                 with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
                     waiting += map(int, (thread / "children").read_text(encoding="ascii").split())
                     nanoseconds[int(thread.name)] = int((thread / "schedstat").read_text(encoding="ascii").split()[0])
+        if not nanoseconds:
+            raise RuntimeError(f"process {self.pid} has ended, or this kernel keeps no /proc/PID/task/TID/schedstat")
         return Cpu(nanoseconds)
 
 

@@ -133,8 +133,8 @@ def _stages(data: dict[str, Any]) -> list[str]:
     return [
         "Where a request to feedrank spends its CPU time, in microseconds. The frame (HTTP, event loop, the way to a "
         "scoring thread and back) is a server of its own in the same turns, which remembers its answers; the stages "
-        "run in a warm loop of one process; the rest is what the whole server spends beyond both: its caches are not "
-        "as warm. The last column is the frame and the data path: all but user part, look-ups, network and rest.",
+        "are timed in this order, whole requests in one process; the rest is what the whole server spends beyond both. "
+        "The last column is the frame and the data path: all but user part, look-ups, network and rest.",
         "",
         *report.table(["N", "request", "frame", *stages, "rest", "all but the model"], rows),
         "",

@@ -50,10 +50,12 @@ class Way:
     tolerance: float = TOLERANCE
 
     def ask(self, request: Request) -> NDArray[np.float32]:
-        """answers_NT in request order."""
+        """answers_NT in request order. Raises RuntimeError where it is refused."""
         url = self.server.url + self.path
-        answer = httpx.post(url, json=self.encode(request), trust_env=False, timeout=60).raise_for_status().json()
-        by_id = self.read(answer, request)
+        answer = httpx.post(url, json=self.encode(request), trust_env=False, timeout=60)
+        if answer.status_code != 200:
+            raise RuntimeError(f"{self.path} answered with {answer.status_code}: {answer.text[:300]}")
+        by_id = self.read(answer.json(), request)
         return np.array([by_id[one] for one in request["candidates"]["id"]], np.float32)
 
 
@@ -90,9 +92,9 @@ class Services:
             [sys.executable, "-m", "training", "compile", str(self.artifact)], capture_output=True, text=True
         )
         if compiling.returncode:
-            reason = compiling.stderr.strip().splitlines()[-1].removeprefix("error: ")
+            reason = (compiling.stderr.strip() or f"status {compiling.returncode}").splitlines()[-1]
             # Where the artifact lay for these minutes is of no interest.
-            self.left_out["feedrank compiled"] = reason.replace(f"{self.artifact}: ", "")
+            self.left_out["feedrank compiled"] = reason.removeprefix("error: ").replace(f"{self.artifact}: ", "")
             return
         server = self._feedrank("compiled")
         self.ways[COMPILED] = Way(server, "/v1/rank", dict, _read_columns, COMPILED_TOLERANCE)
@@ -143,7 +145,9 @@ class Services:
 
     def _mlserver(self) -> Server:
         # The Makefile knows how an environment is made from a lock file, and from which index torch comes.
-        subprocess.run(["make", "--no-print-directory", str(MLSERVER_ENVIRONMENT / ".installed")], check=True)
+        making = subprocess.run(["make", "-s", str(MLSERVER_ENVIRONMENT / ".installed")])
+        if making.returncode:
+            raise RuntimeError("MLServer's environment cannot be made, as make says above; leave out --peers")
         folder = self._folder / "mlserver" / "reference"
         folder.mkdir(parents=True)
         port = free_port()

@@ -1,8 +1,9 @@
 """Where the CPU time of a scoring request goes inside feedrank, stage by stage, and how near the network is to a GEMM.
 
-In: an artifact of the reference feed, request bodies. Out: microseconds a stage in a warm loop of this process, one
-torch thread: the functions that service/app.py calls, in its order. What is around them is measured by a server of its
-own (frame_service.py). Of FLOP, a multiplication and an addition are two.
+In: an artifact of the reference feed, request bodies. Out: microseconds a stage, one torch thread: the functions that
+service/app.py calls, in its order, whole requests one after the other in this process, so that every stage finds the
+caches as the one before it left them. What is around them is measured by a server of its own (frame_service.py). Of
+FLOP, a multiplication and an addition are two.
 """
 
 import statistics
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.as_trained_calls import AsTrainedFile, Inputs
 from benchmarks.reference_feed import NETWORK, SCHEMA, TASKS, names_of
 from model.columns import Column
+from model.compiled import CompiledAnswers, open_compiled
 from model.ranker import row_width
 from model.schema import Block
 from model.scorer import Engine, Scorer, block_tensors
@@ -25,71 +28,78 @@ from service import answers, wire
 from service.metrics import Metrics, ModelMetrics
 
 MAX_CANDIDATES = 2_000
-# A stage at a time, in turns, so that what else the machine does falls on all of them.
-TURNS = 7
-SECONDS_PER_TURN = 0.03
+SECONDS = 0.5
+FEWEST = 30
 MODEL_STAGES = ("user part", "look-ups", "network")
 
+Network = Callable[[Tensor, Tensor], Tensor]
 
-def stages(scorer: Scorer, body: bytes) -> dict[str, float]:
-    """Microseconds of each stage of one request."""
-    read: Callable[[], wire.Question]
-    if wire.read_columnar(body, MAX_CANDIDATES) is None:
-        read = lambda: wire.parse(wire.decode(body), MAX_CANDIDATES)  # noqa: E731
-    else:
-        read = lambda: _not_none(wire.read_columnar(body, MAX_CANDIDATES))  # noqa: E731
-    question = read()
-    rows = len(question.ids)
+
+def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
+    """CPU microseconds of each stage of a request, medians over many; `network` is what an engine computes."""
     encoder, module = scorer.encoder, scorer.module
-    request, candidates = wire.columns(question, encoder)
-    request_tensors = block_tensors(encoder.encode("request", request, 1, as_served=True).block)
-    candidate_tensors = block_tensors(encoder.encode("candidate", candidates, rows, as_served=True).block)
-    scored = scorer.score(request, candidates, rows)
     value_model = ValueModels.built_in(scorer.schema)[DEFAULT]
-    score_N = value_model.score(scored.answers_NT)
     metrics = ModelMetrics(Metrics(), scorer.schema, "reference", scorer.version, scorer.engine)
+    head = {"request_id": "bench", "model": "reference", "model_version": scorer.version}
+    question = _read(body)
+    rows = len(question.ids)
+    scored = scorer.score(*wire.columns(question, encoder), rows)
 
-    def encode() -> None:
-        encoder.encode("request", request, 1, as_served=True)
-        encoder.encode("candidate", candidates, rows, as_served=True)
+    def one_request() -> dict[str, float]:
+        spent: dict[str, float] = {}
+        clock = time.thread_time_ns()
 
+        def end(stage: str) -> None:
+            nonlocal clock
+            now = time.thread_time_ns()
+            spent[stage] = (now - clock) / 1e3
+            clock = time.thread_time_ns()
+
+        question = _read(body)
+        end("parse")
+        request, candidates = wire.columns(question, encoder)
+        end("columns")
+        request_block = encoder.encode("request", request, 1, as_served=True).block
+        block = encoder.encode("candidate", candidates, rows, as_served=True).block
+        end("features")
+        sums_1F = module.request_sums(*block_tensors(request_block))
+        end("user part")
+        rows_ND = module.candidate_rows(*block_tensors(block))
+        end("look-ups")
+        answers_NT = network(rows_ND, sums_1F).numpy()
+        end("network")
+        score_N = value_model.score(answers_NT)
+        end("value model")
+        metrics.observe(scored, DEFAULT, score_N)
+        end("metrics")
+        answers.write(head, question, scorer.tasks, score_N, answers_NT)
+        end("answer")
+        return spent
+
+    seen: list[dict[str, float]] = []
     with torch.inference_mode():
-        timed = timings(
-            {
-                "parse": read,
-                "columns": lambda: wire.columns(question, encoder),
-                "features": encode,
-                "user part": lambda: module.request_sums(*request_tensors),
-                "look-ups": lambda: module.candidate_rows(*candidate_tensors),
-                "network": lambda: scorer.score(request, candidates, rows),
-                "value model": lambda: value_model.score(scored.answers_NT),
-                "metrics": lambda: metrics.observe(scored, DEFAULT, score_N),
-                "answer": lambda: answers.write(
-                    {"model": scorer.version}, question, scorer.tasks, score_N, scored.answers_NT
-                ),
-            }
-        )
-    # Scoring is features, user part, look-ups and network; whatever engine computes the last.
-    timed["network"] -= timed["features"] + timed["user part"] + timed["look-ups"]
-    return timed
-
-
-def timings(work: dict[str, Callable[[], Any]], seconds: float = SECONDS_PER_TURN) -> dict[str, float]:
-    """CPU microseconds of a call of each: medians over turns of about `seconds` each."""
-    repeats = {}
-    for name, call in work.items():
-        call()
+        for _ in range(FEWEST):
+            one_request()
         started = time.process_time()
+        while len(seen) < FEWEST or time.process_time() - started < SECONDS:
+            seen.append(one_request())
+    return {stage: statistics.median(one[stage] for one in seen) for stage in seen[0]}
+
+
+def _read(body: bytes) -> wire.Question:
+    return wire.read_columnar(body, MAX_CANDIDATES) or wire.parse(wire.decode(body), MAX_CANDIDATES)
+
+
+def microseconds(call: Callable[[], Any]) -> float:
+    """CPU microseconds of a call, the median over many."""
+    spent: list[int] = []
+    for _ in range(FEWEST):
         call()
-        repeats[name] = max(1, int(seconds / max(time.process_time() - started, 1e-6)))
-    turns: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(TURNS):
-        for name, call in work.items():
-            started = time.process_time()
-            for _ in range(repeats[name]):
-                call()
-            turns[name].append((time.process_time() - started) / repeats[name] * 1e6)
-    return {name: statistics.median(values) for name, values in turns.items()}
+    while len(spent) < FEWEST or sum(spent) < SECONDS * 1e9:
+        started = time.thread_time_ns()
+        call()
+        spent.append(time.thread_time_ns() - started)
+    return statistics.median(spent) / 1e3
 
 
 def flop_per_candidate(columns: int) -> int:
@@ -112,22 +122,13 @@ def largest_weight() -> tuple[int, int]:
     return experts * NETWORK["fusion"]["levels"][0], row_width(SCHEMA, "candidate")
 
 
-def gemm_flops(rows: int, shape: tuple[int, int]) -> float:
-    """FLOP/s of one float32 product of `rows` rows by a weight of this shape, one thread, in this run."""
-    inputs, weight = torch.rand(rows, shape[1]), torch.rand(*shape)
+def gemm_flops(rows: int) -> float:
+    """FLOP/s of one float32 product of `rows` rows by the largest weight, one thread, in this run."""
+    outputs, width = largest_weight()
+    inputs, weight = torch.rand(rows, width), torch.rand(outputs, width)
     with torch.inference_mode():
-        microseconds = timings({"gemm": lambda: torch.nn.functional.linear(inputs, weight)}, seconds=0.1)["gemm"]
-    return 2 * rows * shape[0] * shape[1] / (microseconds / 1e6)
-
-
-def as_trained_microseconds(path: Path, scorer: Scorer, body: bytes) -> float:
-    """The ranker as it was trained, alone: a call with inputs that are there already."""
-    module = AsTrainedFile(path)
-    question = wire.read_columnar(body, MAX_CANDIDATES)
-    assert question is not None
-    request, candidates = wire.columns(question, scorer.encoder)
-    inputs = _inputs("request", request), _inputs("candidate", candidates)
-    return timings({"as trained": lambda: module(*inputs)}, seconds=0.1)["as trained"]
+        spent = microseconds(lambda: torch.nn.functional.linear(inputs, weight))
+    return 2 * rows * outputs * width / (spent / 1e6)
 
 
 def measure(
@@ -135,37 +136,46 @@ def measure(
 ) -> dict[str, Any]:
     """By size, engine and shape the stages; by size the GEMM of this run and the ranker as it was trained, alone."""
     torch.set_num_threads(1)
-    scorers = {engine: Scorer.load(artifact, engine) for engine in engines}
-    needed, as_written = (
-        flop_per_candidate(row_width(SCHEMA, "candidate")),
-        flop_per_candidate(row_width(SCHEMA, "request") + row_width(SCHEMA, "candidate")),
-    )
-    result: dict[str, Any] = {
-        "gemm_shape": list(largest_weight()),
-        "flop_per_candidate": {"needed": needed, "as_trained": as_written},
-        "sizes": {},
-    }
+    scorer = Scorer.load(artifact, "torchscript")
+    networks: dict[Engine, Network] = {"torchscript": scorer.module.answer}
+    if "compiled" in engines:
+        networks["compiled"] = CompiledAnswers(open_compiled(scorer.artifact)[1])
+    plain = AsTrainedFile(as_trained)
+    candidate, request = row_width(SCHEMA, "candidate"), row_width(SCHEMA, "request")
+    sizes: dict[str, Any] = {}
     for size, by_shape in bodies.items():
-        result["sizes"][str(size)] = {
-            "gemm_flops_per_second": gemm_flops(size, largest_weight()),
-            "as_trained_us": as_trained_microseconds(as_trained, scorers[engines[0]], by_shape["columns"]),
+        inputs = _inputs(scorer, by_shape["columns"])
+        sizes[str(size)] = {
+            "gemm_flops_per_second": gemm_flops(size),
+            "as_trained_us": microseconds(lambda inputs=inputs: plain(*inputs)),  # type: ignore[misc]
             "stages_us": {
-                engine: {shape: stages(scorer, body) for shape, body in by_shape.items()}
-                for engine, scorer in scorers.items()
+                engine: {shape: stages(scorer, network, body) for shape, body in by_shape.items()}
+                for engine, network in networks.items()
             },
         }
-    return result
+    return {
+        "gemm_shape": list(largest_weight()),
+        "flop_per_candidate": {
+            "needed": flop_per_candidate(candidate),
+            "as_trained": flop_per_candidate(request + candidate),
+        },
+        "sizes": sizes,
+    }
 
 
-def _inputs(block: Block, columns: dict[str, Column]) -> Inputs:
+def _inputs(scorer: Scorer, body: bytes) -> tuple[Inputs, Inputs]:
+    request, candidates = wire.columns(_read(body), scorer.encoder)
+    return _block_inputs("request", request), _block_inputs("candidate", candidates)
+
+
+def _block_inputs(block: Block, columns: dict[str, Column]) -> Inputs:
     ids, lists, numbers = names_of(block)
-    rows = len(next(iter(columns.values())).values) if ids else 1
     ids_RK = np.stack([np.asarray(columns[name].values, np.int64) for name in ids], axis=1)
-    pairs = [(np.asarray(columns[name].values, np.int64), _not_none(columns[name].lengths_B)) for name in lists]
-    numbers_RD = [np.asarray(columns[name].values, np.float32) for name in numbers]
-    return Inputs.of(ids_RK, pairs, np.stack(numbers_RD, axis=1) if numbers else np.zeros((rows, 0), np.float32))
-
-
-def _not_none(value: Any) -> Any:
-    assert value is not None
-    return value
+    numbers_DR = [np.asarray(columns[name].values, np.float32) for name in numbers]
+    pairs = []
+    for name in lists:
+        lengths_R = columns[name].lengths_B
+        assert lengths_R is not None
+        pairs.append((np.asarray(columns[name].values, np.int64), lengths_R))
+    numbers_RD = np.stack(numbers_DR, axis=1) if numbers else np.zeros((len(ids_RK), 0), np.float32)
+    return Inputs.of(ids_RK, pairs, numbers_RD)
