@@ -69,8 +69,7 @@ def main() -> None:
         print("\nA quick run is a look, not a result; nothing was written.")
         return
     (report.RESULTS / serving_report.PICTURE).write_bytes(serving_report.picture(data))
-    command = "make bench-serving" + (" ARGS=--peers" if options.peers else "")
-    print(report.write("serving", "What a scoring request costs", body, data, command))
+    print(report.write("serving", "What a scoring request costs", body, data, _command(options)))
 
 
 def measure(
@@ -190,6 +189,17 @@ def _summary(loads: Sequence[Load]) -> dict[str, Any]:
         "p99_ms": float(p99),
         "client_cpu_ms": sum(load.client_cpu_seconds for load in loads) / len(latencies) * 1e3,
     }
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command that measures the same again."""
+    given = ["--peers"] if options.peers else []
+    if options.candidates:
+        given += ["--candidates", *map(str, options.candidates)]
+    for name in ("turns", "requests"):
+        if getattr(options, name):
+            given += [f"--{name}", str(getattr(options, name))]
+    return "make bench-serving" + (f' ARGS="{" ".join(given)}"' if given else "")
 
 
 def _mlserver_versions() -> dict[str, str]:
