@@ -5,11 +5,12 @@ files, real checksums, golden requests that the eager network answered. Its scor
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
 from model.features import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
@@ -69,13 +70,15 @@ def publish_artifact(
     network: Mapping[str, Any] = TINY_NETWORK,
     request: Mapping[str, Any] = TINY_REQUEST,
     spoil: float = 0.0,
+    fill: Callable[[Network, dict[str, Tensor]], None] | None = None,
 ) -> Path:
     """Publishes the next version of `name` with weights drawn from `seed`; `request` becomes its golden request.
-    `spoil` is added to the expected answers, so that the golden check of a reader fails."""
+    `spoil` is added to the expected answers, so that the golden check of a reader fails; `fill` sees the network and
+    its tables before they are exported, and may write to them."""
     schema = schema or tiny_schema()
     fitted = _fitted(schema)
     encoder = FeatureEncoder(schema, fitted)
-    module = _module(schema, fitted, encoder, NetworkConfig.from_mapping(network, "network"), seed)
+    module = _module(schema, fitted, encoder, NetworkConfig.from_mapping(network, "network"), seed, fill)
     rows = len(request["candidates"]["id"])
     columns = encoder.columns("request", {key: [value] for key, value in request["user"].items()}, 1)
     blocks = [
@@ -123,7 +126,12 @@ def _fitted(schema: FeedSchema) -> FittedFeatures:
 
 
 def _module(
-    schema: FeedSchema, fitted: FittedFeatures, encoder: FeatureEncoder, network: NetworkConfig, seed: int
+    schema: FeedSchema,
+    fitted: FittedFeatures,
+    encoder: FeatureEncoder,
+    network: NetworkConfig,
+    seed: int,
+    fill: Callable[[Network, dict[str, Tensor]], None] | None,
 ) -> ScoringModule:
     dims = {name: table.dim for table in schema.tables for name in table.features}
     width = sum(1 if isinstance(feature, NumberFeature) else dims[feature.name] for feature in schema.features)
@@ -131,4 +139,6 @@ def _module(
         torch.manual_seed(seed)
         tables = {table.name: torch.randn(encoder.rows_of_table[table.name], table.dim) for table in schema.tables}
         dense = Network(network, width, len(schema.tasks))
+    if fill is not None:
+        fill(dense, tables)
     return ScoringModule(schema, fitted, dense, tables).eval()
