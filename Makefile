@@ -30,7 +30,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-serve-only lint format check train export serve \
-	bench-quality bench-census bench-training bench-networks bench-balancing bench-serving bench-compare clean
+	bench-quality bench-census bench-training bench-networks bench-balancing bench-serving bench-workers bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -118,6 +118,9 @@ bench-balancing: $(STAMP) ## CPU time of a training step with every balancing me
 
 bench-serving: $(STAMP) ## what a request costs, against other services around the same network
 	@exec $(PY) -m benchmarks.serving $(ARGS)
+
+bench-workers: $(STAMP) ## threads and workers: CPU time, growth, memory, what batches could save
+	@exec $(PY) -m benchmarks.workers $(ARGS)
 
 bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired tests (EXPERIMENT=FILE)
 	@[ -n "$(EXPERIMENT)" ] || { echo "make bench-compare EXPERIMENT=FILE: see configs/experiments/" >&2; exit 2; }

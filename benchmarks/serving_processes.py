@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,8 +97,16 @@ def load_generator() -> Iterator[LoadGenerator]:
 
 
 @contextmanager
-def serve(command: Sequence[str], ready: str, port: int, log: Path, **environment: str) -> Iterator[Server]:
-    """A server process until the block ends; `log` takes what it prints. Raises RuntimeError if it does not start."""
+def serve(
+    command: Sequence[str],
+    ready: str,
+    port: int,
+    log: Path,
+    cores: Set[int],
+    **environment: str,
+) -> Iterator[Server]:
+    """A server process on `cores` until the block ends; `log` takes what it prints. Raises RuntimeError if it does not
+    start."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     with (
         log.open("w", encoding="utf-8") as output,
@@ -108,7 +116,7 @@ def serve(command: Sequence[str], ready: str, port: int, log: Path, **environmen
         ) as process,
         _ended(process),
     ):
-        os.sched_setaffinity(process.pid, SERVER_CORES)
+        os.sched_setaffinity(process.pid, cores)
         _wait(f"http://127.0.0.1:{port}{ready}", process, log)
         yield Server(port, process.pid)
 

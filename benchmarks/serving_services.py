@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks import as_trained
 from benchmarks.reference_feed import SCHEMA, TASKS, as_rows, columnar_request
-from benchmarks.serving_processes import Server, free_port, serve
+from benchmarks.serving_processes import SERVER_CORES, Server, free_port, serve
 from model.schema import IdFeature, IdListFeature
 from model.scorer import COMPILED_TOLERANCE, disagreement
 
@@ -167,7 +167,8 @@ class Services:
         return self._serve("mlserver", command, ready, port, PYTHONPATH=".", MLSERVER_METRICS_DIR=metrics)
 
     def _serve(self, name: str, command: list[str], ready: str, port: int, **environment: str) -> Server:
-        return self._stack.enter_context(serve(command, ready, port, self._folder / f"{name}.log", **environment))
+        log = self._folder / f"{name}.log"
+        return self._stack.enter_context(serve(command, ready, port, log, SERVER_CORES, **environment))
 
 
 def usual_body(request: Request) -> Request:

@@ -15,9 +15,7 @@ from uvicorn.supervisors import Multiprocess
 
 from service.request_log import logging_config
 from service.settings import read_settings
-from service.worker import make_app
-
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+from service.worker import METRICS_FOLDER, make_app
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ rank, encode. A request has one user and many candidates; user and context are p
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -155,6 +156,8 @@ class Service:
                     "models": str(settings.models),
                     "scoring_threads": settings.scoring_threads,
                     "torch_threads_per_scoring_thread": settings.torch_threads,
+                    "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+                    "cores": sorted(os.sched_getaffinity(0)),
                     "max_body_bytes": settings.max_body_bytes,
                     "max_candidates": settings.max_candidates,
                 }
