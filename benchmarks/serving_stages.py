@@ -87,7 +87,7 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
 
 
 def _read(body: bytes) -> wire.Question:
-    return wire.read_columnar(body, MAX_CANDIDATES) or wire.parse(wire.decode(body), MAX_CANDIDATES)
+    return wire.read_columnar(body) or wire.parse(wire.decode(body, MAX_CANDIDATES), MAX_CANDIDATES)
 
 
 def microseconds(call: Callable[[], Any]) -> float:

@@ -175,15 +175,10 @@ def body_of(data: dict[str, Any]) -> list[str]:
     few, many = (data["growth_cpu_ms"][str(candidates)] for candidates in GROWTH)
     growth = [b / a * GROWTH[0] / GROWTH[1] for a, b in zip(few, many, strict=True)]
     memory = data["resident_mib"]
-    batches = [
-        [
-            candidates,
-            f"{one['eight_calls']:.2f}",
-            f"{one['one_call']:.2f}",
-            f"{one['eight_calls'] / one['one_call']:.2f}",
-        ]
-        for candidates, one in data["batches_cpu_ms"].items()
-    ]
+    batches = []
+    for candidates, one in data["batches_cpu_ms"].items():
+        alone, together = one["one_by_one"], one["together"]
+        batches.append([candidates, f"{alone:.2f}", f"{together:.2f}", f"{alone / together:.2f}"])
     return [
         *([data["note"], ""] if data.get("note") else []),
         f"{CANDIDATES} candidates, {CONCURRENCY} requests at a time; a request's CPU time on the service's side and on "

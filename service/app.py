@@ -96,12 +96,14 @@ class Service:
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> bytes:
         """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
         _check_deadline(deadline)
-        question = wire.read_columnar(body, self.settings.max_candidates)
+        most = self.settings.max_candidates
+        question = wire.read_columnar(body)
         if question is None:
-            document = wire.decode(body)
+            document = wire.decode(body, most)
             record.request_id = wire.request_id_of(document) or record.request_id
-            question = wire.parse(document, self.settings.max_candidates)
+            question = wire.parse(document, most)
         record.request_id = question.request_id or record.request_id
+        wire.check_count(question, most)
         model = self.store.find(question.model, question.version)
         name = question.value_model or DEFAULT
         if name not in model.value_models:

@@ -8,6 +8,7 @@ transposed once and go the same way. Raises Problem: 400 not JSON, 413 too many 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain, islice
@@ -43,7 +44,15 @@ class _Columnar(msgspec.Struct, forbid_unknown_fields=True):
     explain: bool | None = None
 
 
+class _Rows(msgspec.Struct):
+    candidates: list[msgspec.Raw]
+    request_id: Any = None
+
+
 _columnar_decoder = msgspec.json.Decoder(_Columnar)
+_rows_decoder = msgspec.json.Decoder(_Rows)
+# A body with more bytes for each candidate that is allowed has its rows counted before they are decoded.
+_BYTES_A_ROW = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +71,9 @@ class Question:
     top_k: int | None
 
 
-def read_columnar(body: bytes, max_candidates: int) -> Question | None:
-    """The question of a columnar body of the right shape; None for any other body, which `decode` and `parse` read."""
+def read_columnar(body: bytes) -> Question | None:
+    """The question of a columnar body of the right shape, with however many candidates; None for any other body, which
+    `decode` and `parse` read."""
     try:
         given = _columnar_decoder.decode(body)
     except (ValueError, RecursionError):
@@ -71,7 +81,7 @@ def read_columnar(body: bytes, max_candidates: int) -> Question | None:
     ids, features = given.candidates.id, given.candidates.features
     if (
         given.explain
-        or not 0 < len(ids) <= max_candidates
+        or not ids
         or (given.top_k is not None and given.top_k < 1)
         or not (given.request_id is None or is_request_id(given.request_id))
         or any(memoryview(text)[0] != _OPENING for text in features.values())
@@ -90,8 +100,20 @@ def read_columnar(body: bytes, max_candidates: int) -> Question | None:
     )
 
 
-def decode(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body. Raises Problem 400 (not JSON) or 422 (not an object)."""
+def check_count(question: Question, max_candidates: int) -> None:
+    """Raises Problem 413 for a question with more candidates."""
+    if question.rows is None:
+        _check_count(len(question.ids), "candidates.id", max_candidates, [])
+
+
+def decode(body: bytes, max_candidates: int) -> dict[str, Any]:
+    """The JSON object of a body; of one with too many rows, as much as `parse` refuses it for. Raises Problem 400 (not
+    JSON) or 422 (not an object)."""
+    if len(body) > _BYTES_A_ROW * max_candidates:
+        with suppress(ValueError, RecursionError):
+            given = _rows_decoder.decode(body)
+            if len(given.candidates) > max_candidates:
+                return {"request_id": given.request_id, "candidates": given.candidates}
     document = _decoded(body)
     if not isinstance(document, dict):
         raise Problem.wrong_content([Fault("$", f"expected an object, got {_kind(document)}")])

@@ -89,7 +89,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
 
 def as_served(body: bytes) -> tuple[Encoded, Encoded]:
     """Both blocks as the service makes them of a body."""
-    question = wire.read_columnar(body, 10_000) or wire.parse(wire.decode(body), 10_000)
+    question = wire.read_columnar(body) or wire.parse(wire.decode(body, 10_000), 10_000)
     return encoded(*wire.columns(question, ENCODER), len(question.ids))
 
 
