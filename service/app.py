@@ -7,6 +7,7 @@ rank, encode. A request has one user and many candidates; user and context are p
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -43,6 +44,8 @@ from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+# How old the histograms may be that another worker reads for a scrape.
+_FLUSH_SECONDS = 0.5
 _DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
 
 # The body, what is known of the request, and its deadline in seconds of time.perf_counter.
@@ -82,7 +85,7 @@ class Service:
             submitted = time.perf_counter()
 
             def job() -> answers.Reply:
-                self.metrics.queue_seconds.observe(time.perf_counter() - submitted)
+                self.metrics.queue_seconds.observe_soon(time.perf_counter() - submitted)
                 _check_deadline(deadline)
                 return answer(body, record, deadline)
 
@@ -106,12 +109,14 @@ class Service:
 
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> bytes:
         """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
-        question = wire.read_columnar(body, self.settings.max_candidates)
+        most = self.settings.max_candidates
+        question = wire.read_columnar(body)
         if question is None:
-            document = wire.decode(body)
+            document = wire.decode(body, most)
             record.request_id = wire.request_id_of(document) or record.request_id
-            question = wire.parse(document, self.settings.max_candidates)
+            question = wire.parse(document, most)
         record.request_id = question.request_id or record.request_id
+        wire.check_count(question, most)
         model = self.store.find(question.model, question.version)
         name = self.chosen(model, question.value_model, "value_model", record)
         record.candidates = len(question.ids)
@@ -155,17 +160,15 @@ class Service:
         started = time.perf_counter()
         try:
             scored = score()
-            with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
-                score_N = model.value_models[value_model].score(scored.answers_NT)
-            if not np.isfinite(score_N).all():
-                raise NonFiniteScoresError(f"value model '{value_model}' gave a combined score that is not finite")
         except NonFiniteScoresError as error:
-            _log.error(
-                "scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": str(error)}}
-            )
-            raise Problem(500, "the model's scores are not finite, so none is given") from None
-        self.metrics.inference_seconds.observe(time.perf_counter() - started)
-        self.metrics.candidates.observe(len(score_N))
+            self.store.doubt(model)
+            raise _not_finite(record, str(error)) from None
+        with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
+            score_N = model.value_models[value_model].score(scored.answers_NT)
+        if not np.isfinite(score_N).all():
+            raise _not_finite(record, f"value model '{value_model}' gave a combined score that is not finite")
+        self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)
+        self.metrics.candidates.observe_soon(len(score_N))
         model.metrics.observe(scored, value_model, score_N)
         return scored, score_N
 
@@ -189,6 +192,8 @@ class Service:
                     "models": str(settings.models),
                     "scoring_threads": settings.scoring_threads,
                     "torch_threads_per_scoring_thread": settings.torch_threads,
+                    "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+                    "cores": sorted(os.sched_getaffinity(0)),
                     "max_body_bytes": settings.max_body_bytes,
                     "max_candidates": settings.max_candidates,
                 }
@@ -196,6 +201,7 @@ class Service:
         )
         self._drain_on_signals()
         self.store.start()
+        flushing = asyncio.create_task(self._flush_metrics())
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
@@ -205,7 +211,14 @@ class Service:
         finally:
             self.is_draining = True
             self.threads.close()
+            flushing.cancel()
+            self.metrics.flush()
             await asyncio.to_thread(self.store.stop)
+
+    async def _flush_metrics(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            self.metrics.flush()
 
     def _drain_on_signals(self) -> None:
         """Turns readiness off at the first SIGTERM or Ctrl-C, then lets the server's own handler finish."""
@@ -347,6 +360,11 @@ def _deadline(scope: Scope, record: RequestRecord) -> float | None:
 def _check_deadline(deadline: float | None) -> None:
     if deadline is not None and time.perf_counter() >= deadline:
         raise _deadline_passed()
+
+
+def _not_finite(record: RequestRecord, reason: str) -> Problem:
+    _log.error("scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": reason}})
+    return Problem(500, "the model's scores are not finite, so none is given", reason="not_finite")
 
 
 def _deadline_passed() -> Problem:

@@ -92,7 +92,7 @@ class Observe:
             record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)
 
     def _count(self, record: RequestRecord) -> None:
-        self._seconds[record.endpoint].observe(record.seconds)
+        self._seconds[record.endpoint].observe_soon(record.seconds)
         known = self._codes.get((record.endpoint, record.status))
         (known or self._metrics.requests.labels(record.endpoint, record.status)).inc()
 

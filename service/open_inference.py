@@ -218,7 +218,7 @@ def _decoded(text: bytes) -> _Request:
     try:
         return _decoder.decode(text)
     except (ValueError, RecursionError) as error:
-        wire.decode(text)  # says what is wrong with JSON that is none, or no object
+        wire.json_object(text)  # says what is wrong with JSON that is none, or no object
         message, _, path = str(error).rpartition(" - at `$")
         fault = Fault(path.strip(".`"), message) if message else Fault("$", str(error))
         raise Problem.wrong_content([fault]) from None

@@ -8,6 +8,7 @@ transposed once and go the same way. Raises Problem: 400 not JSON, 413 too many 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain, islice
@@ -44,7 +45,15 @@ class _Columnar(msgspec.Struct, forbid_unknown_fields=True):
     explain: bool | None = None
 
 
+class _Rows(msgspec.Struct):
+    candidates: list[msgspec.Raw]
+    request_id: Any = None
+
+
 _columnar_decoder = msgspec.json.Decoder(_Columnar)
+_rows_decoder = msgspec.json.Decoder(_Rows)
+# A body with more bytes for each candidate that is allowed has its rows counted before they are decoded.
+_BYTES_A_ROW = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +72,9 @@ class Question:
     top_k: int | None
 
 
-def read_columnar(body: bytes, max_candidates: int) -> Question | None:
-    """The question of a columnar body of the right shape; None for any other body, which `decode` and `parse` read."""
+def read_columnar(body: bytes) -> Question | None:
+    """The question of a columnar body of the right shape, with however many candidates; None for any other body, which
+    `decode` and `parse` read."""
     try:
         given = _columnar_decoder.decode(body)
     except (ValueError, RecursionError):
@@ -72,7 +82,7 @@ def read_columnar(body: bytes, max_candidates: int) -> Question | None:
     ids, features = given.candidates.id, given.candidates.features
     if (
         given.explain
-        or not 0 < len(ids) <= max_candidates
+        or not ids
         or (given.top_k is not None and given.top_k < 1)
         or not (given.request_id is None or is_request_id(given.request_id))
         or any(memoryview(text)[0] != _OPENING for text in features.values())
@@ -91,7 +101,24 @@ def read_columnar(body: bytes, max_candidates: int) -> Question | None:
     )
 
 
-def decode(body: bytes) -> dict[str, Any]:
+def check_count(question: Question, max_candidates: int) -> None:
+    """Raises Problem 413 for a question with more candidates."""
+    if question.rows is None:
+        _check_count(len(question.ids), "candidates.id", max_candidates, [])
+
+
+def decode(body: bytes, max_candidates: int) -> dict[str, Any]:
+    """The JSON object of a body; of one with too many rows, as much as `parse` refuses it for. Raises Problem 400 (not
+    JSON) or 422 (not an object)."""
+    if len(body) > _BYTES_A_ROW * max_candidates:
+        with suppress(ValueError, RecursionError):
+            given = _rows_decoder.decode(body)
+            if len(given.candidates) > max_candidates:
+                return {"request_id": given.request_id, "candidates": given.candidates}
+    return json_object(body)
+
+
+def json_object(body: bytes) -> dict[str, Any]:
     """The JSON object of a body. Raises Problem 400 (not JSON) or 422 (not an object)."""
     document = _decoded(body)
     if not isinstance(document, dict):
@@ -177,23 +204,22 @@ def columns(question: Question, encoder: FeatureEncoder) -> tuple[dict[str, Colu
     request: dict[str, Column] = {}
     candidates: dict[str, Column] = {}
     try:
-        request = encoder.columns("request", {name: [value] for name, value in question.user.items()}, 1)
+        request = encoder.request_columns(question.user)
     except ColumnErrors as errors:
         faults += [Fault(f"user.{_shown(e.feature)}", fault.message) for e in errors.errors for fault in e.faults]
-    plain: dict[str, Column] = {}
-    features: dict[str, list[Any]] = {}
+    features: Mapping[str, list[Any]]
     if question.rows is not None:
         features = _transposed(question.rows, {feature.name for feature in encoder.schema.asked("candidate")})
-    for name, given in question.features.items():
-        if isinstance(given, msgspec.Raw):
-            column = encoder.column_of_text("candidate", name, bytes(given), len(question.ids))
-            if column is not None:
-                plain[name] = column
-                continue
-            given = _decoded(given)
-        features[name] = given
+    else:
+        texts = {name: bytes(given) for name, given in question.features.items() if isinstance(given, msgspec.Raw)}
+        candidates = encoder.candidate_columns(texts, len(question.ids))
+        features = {
+            name: _decoded(given) if isinstance(given, msgspec.Raw) else given
+            for name, given in question.features.items()
+            if name not in candidates
+        }
     try:
-        candidates = encoder.columns("candidate", features, len(question.ids)) | plain
+        candidates |= encoder.columns("candidate", features, len(question.ids))
     except ColumnErrors as errors:
         faults += [
             Fault(_candidate_path(question, e.feature, fault.row), fault.message)
