@@ -20,7 +20,7 @@ from benchmarks.reference_feed import NETWORK, SCHEMA
 from model.embeddings import block_features
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
-from model.ranker import Network, NetworkConfig, row_width, to_torchscript, write_torchscript
+from model.ranker import Network, NetworkConfig, row_width, to_torchscript
 from model.schema import BinaryTask, Block, FeedSchema
 from tests.artifacts import publish_artifact
 from training.initial_weights import NameMap, load_mapped
@@ -96,7 +96,7 @@ def publish(models: Path, request: dict[str, Any], as_trained: Path) -> Path:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, as the artifact's own format is
         frozen = torch.jit.freeze(to_torchscript(twins[0].eval()))
-    write_torchscript(frozen, as_trained)
+        torch.jit.save(frozen, as_trained)
     return artifact
 
 

@@ -155,7 +155,10 @@ def picture(data: dict[str, Any]) -> bytes:
         medians = [statistics.median(ways[name]["1"]["cpu_ms"]) for ways in data["sizes"].values()]
         axes.plot(sizes, medians, marker="o", linestyle="--" if name.endswith("rows") else "-", label=name)
     axes.set(xscale="log", yscale="log", xlabel="candidates of a request", ylabel="CPU ms of the server per request")
-    axes.grid(visible=True, alpha=0.3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend(fontsize=8)
     return as_png(figure)
 
