@@ -28,6 +28,7 @@ from model.scorer import NonFiniteScoresError
 from model.value_model import DEFAULT
 from service import answers, wire
 from service.errors import Fault, Problem, problem_response
+from service.explain import explain
 from service.metrics import Metrics
 from service.model_store import ModelStore, not_ready
 from service.observe import RANK, Observe, header, record_of
@@ -118,6 +119,7 @@ class Service:
                 score_N = value_model.score(scored.answers_NT)
             if not np.isfinite(score_N).all():
                 raise NonFiniteScoresError(f"value model '{name}' gave a combined score that is not finite")
+            explanation = explain(model.scorer, value_model, scored.answers_NT) if question.explain else None
         except NonFiniteScoresError as error:
             _log.error(
                 "scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": str(error)}}
@@ -133,7 +135,7 @@ class Service:
             "value_model": name,
             "value_model_version": value_model.version,
         }
-        return answers.write(head, question, model.scorer.tasks, score_N, scored.answers_NT)
+        return answers.write(head, question, model.scorer.tasks, score_N, scored.answers_NT, explanation)
 
     @property
     def unready_reason(self) -> str | None:
