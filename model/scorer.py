@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
 from model.compiled import CompiledAnswers, folder_of, open_compiled
-from model.features import Column, EncodedBlock, FeatureEncoder, FittedFeatures
+from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
+from model.tables import as_table, set_tables, table_file, widths_of
 
 Engine = Literal["torchscript", "compiled"]
 EngineChoice = Literal["auto", "torchscript", "compiled"]
@@ -37,6 +38,17 @@ class Scored(NamedTuple):
     answers_NT: NDArray[np.float32]
     missing: dict[str, int]
     oov: dict[str, int]
+
+
+class ExpertWeights(NamedTuple):
+    """One fusion level of a network that mixes experts: weights_NGE of every expert in every unit, by candidate.
+
+    Where experts are gated, the gate's weight and the native one together; a network may also mix them by fixed
+    numbers, the same for all candidates."""
+
+    units: list[str]
+    experts: list[str]
+    weights_NGE: NDArray[np.float32]
 
 
 class Scorer:
@@ -78,6 +90,7 @@ class Scorer:
                 module = torch.jit.load(  # type: ignore[no-untyped-call]
                     io.BytesIO(artifact.read(RANKER)), map_location="cpu"
                 )
+            set_tables(module, {width: _table(artifact, width) for width in widths_of(module)})
         except (ValueError, RuntimeError) as error:
             if isinstance(error, ArtifactError):
                 raise
@@ -113,12 +126,29 @@ class Scorer:
             else:
                 sums_1F = self.module.request_sums(*request_tensors)
                 answers = self._compiled(self.module.candidate_rows(*tensors), sums_1F)
+        return self._scored(answers, encoded_request, encoded)
+
+    def explain(
+        self, request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int
+    ) -> tuple[Scored, list[ExpertWeights]]:
+        """`score` by TorchScript, and the weights that experts were mixed by, level by level; none where the network
+        mixes no experts. Raises NonFiniteScoresError."""
+        assert rows > 0, "a request has at least one candidate"
+        encoded_request = self.encoder.encode("request", request, 1, as_served=True)
+        encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
+        with torch.inference_mode():
+            sums_1F = self.module.request_sums(*block_tensors(encoded_request.block))
+            rows_ND = self.module.candidate_rows(*block_tensors(encoded.block))
+            answers, weights = self.module.explained(rows_ND, sums_1F)
+        names = zip(self.module.unit_names, self.module.expert_names, weights, strict=True)
+        levels = [ExpertWeights(units, experts, weights_NGE.numpy()) for units, experts, weights_NGE in names]
+        return self._scored(answers, encoded_request, encoded), levels
+
+    def _scored(self, answers: torch.Tensor, request: Encoded, candidates: Encoded) -> Scored:
         answers_NT: NDArray[np.float32] = answers.numpy()
         if not np.isfinite(answers_NT).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
-        return Scored(
-            answers_NT, {**encoded_request.missing, **encoded.missing}, {**encoded_request.oov, **encoded.oov}
-        )
+        return Scored(answers_NT, {**request.missing, **candidates.missing}, {**request.oov, **candidates.oov})
 
     def _take_compiled(self) -> None:
         """Scores by the compiled package from now on. Raises ArtifactError where it may not run or is not right."""
@@ -208,6 +238,16 @@ def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float3
         if (apart_NN & (got_N[:, None] <= got_N[None, :])).any():
             return f"task {task} ranks candidates in another order"
     return None
+
+
+def _table(artifact: Artifact, width: int) -> torch.Tensor:
+    name = table_file(width)
+    try:
+        return as_table(artifact.map(name), width)
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.path / name}: {error}") from None
 
 
 def block_tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:
