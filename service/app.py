@@ -119,7 +119,10 @@ class Service:
                 score_N = value_model.score(scored.answers_NT)
             if not np.isfinite(score_N).all():
                 raise NonFiniteScoresError(f"value model '{name}' gave a combined score that is not finite")
-            explanation = explain(model.scorer, value_model, scored.answers_NT) if question.explain else None
+            explanation = None
+            if question.explain:
+                columns = (request_columns, candidate_columns)
+                explanation = explain(model.scorer, value_model, *columns, scored.answers_NT)
         except NonFiniteScoresError as error:
             _log.error(
                 "scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": str(error)}}

@@ -26,7 +26,16 @@ EXAMPLE_ANSWER = {
 }
 EXAMPLE_EXPLAINED = {
     **EXAMPLE_ANSWER,
-    "explain": {"contributions": {"click": [0.62, 0.31], "like": [0.19, 0.06]}, "expert_weights": None},
+    "explain": {
+        "contributions": {"click": [0.62, 0.31], "like": [0.19, 0.06]},
+        "expert_weights": [
+            {
+                "units": ["click", "like"],
+                "experts": ["click.1", "like.1"],
+                "weights": [[[0.9, 0.1], [0.4, 0.6]], [[0.7, 0.3], [0.2, 0.8]]],
+            }
+        ],
+    },
 }
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "number"}
@@ -42,6 +51,10 @@ def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "array", "items": items, **more}
 
 
+_LEVEL = _object(
+    {"units": _list(_TEXT), "experts": _list(_TEXT), "weights": _list(_list(_list(_NUMBER)))},
+    ["units", "experts", "weights"],
+)
 SCHEMAS: dict[str, Any] = {
     "RankRequest": _object(
         {
@@ -112,7 +125,11 @@ SCHEMAS: dict[str, Any] = {
                         "they add up to the logarithm of the score. Of an expression: the Shapley value; they add up "
                         "to the score less that of the tasks' mean answers at export",
                     },
-                    "expert_weights": {"type": "null", "description": "reserved"},
+                    "expert_weights": {
+                        "description": "level by level the weight of each expert in each fused unit, "
+                        "[candidates][units][experts]; null where the network mixes no experts",
+                        "oneOf": [{"type": "null"}, _list(_LEVEL)],
+                    },
                 },
                 ["contributions", "expert_weights"],
                 description="where the request asks for it; lists in the order of the answer, whatever its shape",

@@ -94,8 +94,36 @@ def test_an_explanation_follows_the_answer_in_both_shapes_and_cut(client: TestCl
     assert [row["id"] for row in in_rows["candidates"]] == whole["candidates"]["id"]
     assert in_rows["explain"] == whole["explain"]
     for shape in (candidates, rows):
-        cut = ask(client, value_model=value_model, candidates=shape, top_k=2)["explain"]["contributions"]
-        assert cut == {task: values[:2] for task, values in whole["explain"]["contributions"].items()}
+        cut = ask(client, value_model=value_model, candidates=shape, top_k=2)["explain"]
+        assert cut["contributions"] == {task: all_[:2] for task, all_ in whole["explain"]["contributions"].items()}
+        levels = zip(cut["expert_weights"], whole["explain"]["expert_weights"], strict=True)
+        assert all(level["weights"] == all_["weights"][:2] for level, all_ in levels)
+
+
+def test_expert_weights_are_those_of_each_candidate_alone(client: TestClient) -> None:
+    answer = ask(client, top_k=3)
+    levels = answer["explain"]["expert_weights"]
+    candidates, tasks = TINY_REQUEST["candidates"], ["click", "like", "play_time"]
+    for level in levels:
+        assert level["units"] == tasks
+        assert level["experts"] == [f"{task}.{n}" for task in tasks for n in (1, 2)]
+        assert np.shape(level["weights"]) == (3, 3, 6)
+    first, second, _ = levels[0]["weights"]
+    assert not np.allclose(first, second)  # gates read the candidate
+    for k, identifier in enumerate(answer["candidates"]["id"]):
+        n = candidates["id"].index(identifier)
+        alone = {"id": ["x"], "features": {name: column[n : n + 1] for name, column in candidates["features"].items()}}
+        for level, given in zip(ask(client, candidates=alone)["explain"]["expert_weights"], levels, strict=True):
+            # One row and four go through different kernels: float32 sums in another order.
+            np.testing.assert_allclose(level["weights"][0], given["weights"][k], rtol=1e-5)
+
+
+def test_a_network_that_mixes_no_experts_has_no_expert_weights(tmp_path: Path) -> None:
+    publish_artifact(tmp_path, network={"fusion": {"kind": "shared_bottom", "levels": [8]}, "tower": [8]})
+    with client_of(tmp_path) as client:
+        explained = ask(client)["explain"]
+    assert explained["expert_weights"] is None
+    assert list(explained["contributions"]) == ["click", "like"]
 
 
 def test_a_request_that_does_not_ask_is_answered_without_and_alike(client: TestClient) -> None:
