@@ -29,6 +29,7 @@ from model.value_model import DEFAULT
 from service import answers, wire
 from service.errors import Fault, Problem, problem_response
 from service.explain import explain
+from service.impression_log import ImpressionLog
 from service.metrics import Metrics
 from service.model_store import ModelStore, not_ready
 from service.observe import RANK, Observe, header, record_of
@@ -57,6 +58,7 @@ class Service:
             engine=settings.engine,
         )
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
+        self.impressions = _impression_log(settings, self.metrics)
         self.is_draining = False
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,6 +88,8 @@ class Service:
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": content})
+            if self.impressions is not None:
+                self.impressions.offer(record)
             return
         if problem.reason is not None:
             self.metrics.rejected.labels(problem.reason).inc()
@@ -131,6 +135,8 @@ class Service:
         self.metrics.inference_seconds.observe(time.perf_counter() - started)
         self.metrics.candidates.observe(len(question.ids))
         model.metrics.observe(scored, name, score_N)
+        if self.impressions is not None:
+            self.impressions.take(record, question, model.scorer.tasks, score_N, scored.answers_NT, len(body))
         head = {
             "request_id": record.request_id,
             "model": model.name,
@@ -167,6 +173,8 @@ class Service:
         )
         self._drain_on_signals()
         self.store.start()
+        if self.impressions is not None:
+            self.impressions.start()
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
@@ -176,6 +184,8 @@ class Service:
         finally:
             self.is_draining = True
             self.threads.close()
+            if self.impressions is not None:
+                await asyncio.to_thread(self.impressions.stop)
             await asyncio.to_thread(self.store.stop)
 
     def _drain_on_signals(self) -> None:
@@ -257,6 +267,18 @@ def create_app(settings: Settings) -> ASGIApp:
         await (service.rank if is_rank else app)(scope, receive, send)
 
     return Observe(application, service.metrics)
+
+
+def _impression_log(settings: Settings, metrics: Metrics) -> ImpressionLog | None:
+    if settings.impression_log is None:
+        return None
+    return ImpressionLog(
+        settings.impression_log,
+        metrics,
+        sample=settings.impression_log_sample,
+        max_bytes=settings.impression_log_max_bytes,
+        workers=settings.workers,
+    )
 
 
 class _Application:

@@ -41,6 +41,7 @@ ENDPOINTS = (
 )
 RANK_CODES = (200, 400, 404, 405, 413, 422, 500, 503, 504)
 REJECTIONS = ("body_too_large", "too_many_candidates", "not_ready", "draining", "deadline")
+IMPRESSION_RESULTS = ("written", "dropped", "failed")
 LOAD_RESULTS = ("ready", "compiled_refused", "quarantined", "value_models_ready", "value_models_refused")
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -142,6 +143,19 @@ class Metrics:
         self.oov = Counter(
             "ranking_feature_oov", "Ids that the table does not hold", ["model", "feature"], registry=registry
         )
+        self.impressions = Counter(
+            "ranking_impression_log",
+            "Lines of the impression log: written, dropped because too many waited, failed on the disk",
+            ["result"],
+            registry=registry,
+        )
+        self.impression_files_removed = Counter(
+            "ranking_impression_log_files_removed",
+            "Oldest files of the impression log, removed to keep it within its bound",
+            registry=registry,
+        )
+        for result in IMPRESSION_RESULTS:
+            self.impressions.labels(result)
         for endpoint in ENDPOINTS:
             self.request_seconds.labels(endpoint)
             for code in RANK_CODES if endpoint == "/v1/rank" else (200,):
