@@ -1,4 +1,5 @@
 """`python -m service --models DIR`: serve published models until SIGTERM or Ctrl-C, then finish and exit 0.
+`python -m service replay` scores logged requests anew (service/replay.py).
 
 In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in this process; several run under uvicorn's
 supervisor, which restarts one that dies, and share the listening socket and one folder of metrics.
@@ -21,7 +22,11 @@ METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def main() -> int:
-    """Serves; returns the exit status."""
+    """Serves, or replays; returns the exit status."""
+    if sys.argv[1:2] == ["replay"]:
+        from service.replay import main as replay  # torch and a console, which a parent of workers must not pay for
+
+        return replay(sys.argv[2:])
     settings = read_settings(sys.argv[1:], os.environ)
     config = uvicorn.Config(
         partial(make_app, settings),

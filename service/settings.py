@@ -57,7 +57,8 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     parser = argparse.ArgumentParser(
         prog="python -m service",
         description="Serve published rankers over HTTP.",
-        epilog=f"Every flag can be an environment variable instead: --max-candidates is {PREFIX}MAX_CANDIDATES.",
+        epilog=f"Every flag can be an environment variable instead: --max-candidates is {PREFIX}MAX_CANDIDATES. "
+        "`python -m service replay --help` says how logged requests are scored anew.",
     )
     for name, field in Settings.model_fields.items():
         default = "" if field.is_required() else f" (default: {field.default})"
