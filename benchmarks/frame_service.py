@@ -10,21 +10,23 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from service.app import Service, create_app
+from service.answers import Reply
+from service.app import create_app
+from service.ranking import Ranking
 from service.request_log import RequestRecord
 from service.settings import Settings
 
 
 def make_app() -> ASGIApp:
-    """The application; it changes the service's class, so one of them is all that a process holds."""
-    remembered: dict[int, bytes] = {}
-    answer = Service.answer
+    """The application; it changes a class of the service, so one of them is all that a process holds."""
+    remembered: dict[int, Reply] = {}
+    answer = Ranking.answer
 
-    def remember(service: Service, body: bytes, record: RequestRecord, deadline: float | None) -> bytes:
+    def remember(ranking: Ranking, body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
         size = len(body)
         if size not in remembered:
-            remembered[size] = answer(service, body, record, deadline)
+            remembered[size] = answer(ranking, body, record, deadline)
         return remembered[size]
 
-    Service.answer = remember  # type: ignore[assignment, method-assign]
+    Ranking.answer = remember  # type: ignore[method-assign]
     return create_app(Settings.model_validate({"models": Path(os.environ["FRAME_MODELS"]), "threads": 1}))

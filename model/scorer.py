@@ -53,7 +53,9 @@ class ExpertWeights(NamedTuple):
 
 
 class Scorer:
-    """One loaded model version. Scoring is safe from several threads."""
+    """One loaded model version. Scoring is safe from several threads.
+
+    `reference_T` are the tasks' mean answers when it was exported."""
 
     def __init__(self, artifact: Artifact, encoder: FeatureEncoder, module: torch.jit.ScriptModule) -> None:
         self.artifact = artifact
@@ -62,6 +64,7 @@ class Scorer:
         self.tasks = [task.name for task in self.schema.tasks]
         self.encoder = encoder
         self.module = module
+        self.reference_T = _reference_means(artifact, self.tasks)
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
         self._compiled: CompiledAnswers | None = None
@@ -217,6 +220,17 @@ class Scorer:
             raise ArtifactError(f"{place}: {error}") from None
         except RuntimeError as error:
             raise ArtifactError(f"{self.artifact.path / RANKER}: cannot score ({error})") from None
+
+
+def _reference_means(artifact: Artifact, tasks: Sequence[str]) -> NDArray[np.float64]:
+    reference = artifact.read_json(REFERENCE)
+    try:
+        means_T = np.array([float(reference[task]["mean"]) for task in tasks])
+    except (KeyError, TypeError, ValueError):
+        means_T = np.array([np.nan])
+    if not np.isfinite(means_T).all():
+        raise ArtifactError(f"{artifact.path / REFERENCE}: needs a finite `mean` of every task: {', '.join(tasks)}")
+    return means_T
 
 
 def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float32], tolerance: float) -> str | None:

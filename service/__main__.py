@@ -1,6 +1,7 @@
 """`python -m service --models DIR`: serve published models until SIGTERM or Ctrl-C, then finish and exit 0.
 
-`python -m service key` makes an API key instead.
+`python -m service replay` scores logged requests anew (service/replay.py); `python -m service key` makes an API key.
+
 In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in this process; several run under uvicorn's
 supervisor, which restarts one that dies, and share the listening socket and one folder of metrics.
 """
@@ -23,9 +24,13 @@ from service.worker import METRICS_FOLDER, make_app
 
 
 def main() -> int:
-    """Serves; returns the exit status."""
+    """Serves, replays or makes a key; returns the exit status."""
     if sys.argv[1:2] == ["key"]:
         return new_key.main(sys.argv[2:])
+    if sys.argv[1:2] == ["replay"]:
+        from service.replay import main as replay  # torch and a console, which a parent of workers must not pay for
+
+        return replay(sys.argv[2:])
     settings = read_settings(sys.argv[1:], os.environ)
     config = uvicorn.Config(
         partial(make_app, settings),

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from service.explain import Explanation
 from service.wire import Question
 
 _encoder = msgspec.json.Encoder()
@@ -37,8 +38,9 @@ def write(
     tasks: Sequence[str],
     score_N: NDArray[np.float64],
     answers_NT: NDArray[np.float32],
+    explanation: Explanation | None = None,
 ) -> bytes:
-    """The answer's body: `head` (ids and versions), then the ranked candidates."""
+    """The answer's body: `head` (ids and versions), the ranked candidates, and `explain` where there is one."""
     order_K = ranking(score_N, question.top_k)
     ids = list(map(question.ids.__getitem__, order_K.tolist()))
     scores = score_N[order_K].tolist()
@@ -49,4 +51,5 @@ def write(
             {"id": identifier, "score": score, "tasks": dict(zip(tasks, answers, strict=True))}
             for identifier, score, *answers in zip(ids, scores, *by_task.values(), strict=True)
         ]
-    return _encoder.encode({**head, "candidates": candidates})
+    explained = {} if explanation is None else {"explain": explanation.of(order_K)}
+    return _encoder.encode({**head, "candidates": candidates, **explained})

@@ -1,8 +1,7 @@
 """The service: routes, and the way of a request from bytes to ranked candidates.
 
-In: HTTP. Out: `create_app(settings)`, an ASGI application for any server. A scoring request is read under a limit on
-the event loop; everything else that it costs happens in one scoring thread: decode, check, columns, score, combine,
-rank, encode. A request has one user and many candidates; user and context are parsed and embedded once.
+In: HTTP. Out: `create_app(settings)`, an ASGI application for any server. A scoring request is read under limits on
+the event loop; everything else that it costs happens in one scoring thread (service/ranking.py).
 """
 
 import asyncio
@@ -15,35 +14,31 @@ from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
-from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model.scorer import NonFiniteScoresError, Scored
-from model.value_model import DEFAULT
-from service import answers, wire
+from service import answers
 from service.authorize import Authorize
 from service.errors import Fault, Problem, refusal
+from service.impression_log import ImpressionLog
 from service.keys import Keys
 from service.metrics import INFER, RANK, Metrics
-from service.model_family import ServedModel
 from service.model_store import ModelStore, not_ready
 from service.observe import Observe, header, record_of
 from service.open_inference_openapi import with_infer
 from service.open_inference_routes import INFER_VERSION, OpenInference
 from service.openapi import with_rank
+from service.ranking import TIMEOUT_HEADER, Ranking, check_deadline, deadline_passed
 from service.request_log import LOGGER, RequestRecord
 from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
 
-TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 # How old the histograms may be that another worker reads for a scrape.
 _FLUSH_SECONDS = 0.5
 _DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
@@ -68,11 +63,13 @@ class Service:
             engine=settings.engine,
         )
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
+        self.impressions = _impression_log(settings, self.metrics)
+        self.ranking = Ranking(self.store, self.metrics, self.impressions, settings.max_candidates)
         self.is_draining = False
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/rank, as plain ASGI: what a framework's route costs is half of a small request."""
-        await self.respond(scope, receive, send, lambda *given: answers.Reply(self.answer(*given)))
+        await self.respond(scope, receive, send, self.ranking.answer)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send, answer: Answer) -> None:
         """Reads the body of a scoring request, has it answered in a scoring thread, sends that or the problem."""
@@ -86,13 +83,13 @@ class Service:
 
             def job() -> answers.Reply:
                 self.metrics.queue_seconds.observe_soon(time.perf_counter() - submitted)
-                _check_deadline(deadline)
+                check_deadline(deadline)
                 return answer(body, record, deadline)
 
             remaining = None if deadline is None else deadline - submitted
             reply = await asyncio.wait_for(self.threads.run(job), remaining)
         except TimeoutError:
-            problem = _deadline_passed()
+            problem = deadline_passed()
         except ClientDisconnect:
             await Response(status_code=_DISCONNECTED)(scope, receive, send)
             return
@@ -102,75 +99,12 @@ class Service:
             headers = [(b"content-type", reply.media_type), (b"content-length", str(len(reply.body)).encode())]
             await send({"type": "http.response.start", "status": 200, "headers": [*headers, *reply.headers]})
             await send({"type": "http.response.body", "body": reply.body})
+            if self.impressions is not None:
+                self.impressions.offer(record)
             return
         if problem.reason is not None:
             self.metrics.rejected.labels(problem.reason).inc()
         await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
-
-    def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> bytes:
-        """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
-        most = self.settings.max_candidates
-        question = wire.read_columnar(body)
-        if question is None:
-            document = wire.decode(body, most)
-            record.request_id = wire.request_id_of(document) or record.request_id
-            question = wire.parse(document, most)
-        record.request_id = question.request_id or record.request_id
-        wire.check_count(question, most)
-        model = self.store.find(question.model, question.version)
-        name = self.chosen(model, question.value_model, "value_model", record)
-        record.candidates = len(question.ids)
-        request_columns, candidate_columns = wire.columns(question, model.scorer.encoder)
-        scored, score_N = self.scores(
-            model,
-            name,
-            lambda: model.scorer.score(request_columns, candidate_columns, len(question.ids)),
-            record,
-            deadline,
-        )
-        head = {
-            "request_id": record.request_id,
-            "model": model.name,
-            "model_version": model.scorer.version,
-            "value_model": name,
-            "value_model_version": model.value_models[name].version,
-        }
-        return answers.write(head, question, model.scorer.tasks, score_N, scored.answers_NT)
-
-    def chosen(self, model: ServedModel, asked: str | None, path: str, record: RequestRecord) -> str:
-        """The name of the value model that is asked for at `path`; it and the model are noted in the record."""
-        name = asked or DEFAULT
-        if name not in model.value_models:
-            rule = f"no such value model; model '{model.name}' has: {', '.join(model.value_models.names)}"
-            raise Problem.wrong_content([Fault(path, rule)])
-        record.model, record.model_version = model.name, model.scorer.version
-        record.value_model, record.value_model_version = name, model.value_models[name].version
-        return name
-
-    def scores(
-        self,
-        model: ServedModel,
-        value_model: str,
-        score: Callable[[], Scored],
-        record: RequestRecord,
-        deadline: float | None,
-    ) -> tuple[Scored, NDArray[np.float64]]:
-        """What `score` answers and its combined score_N, counted and measured. Raises Problem: 500 not finite, 504."""
-        _check_deadline(deadline)
-        started = time.perf_counter()
-        try:
-            scored = score()
-        except NonFiniteScoresError as error:
-            self.store.doubt(model)
-            raise _not_finite(record, str(error)) from None
-        with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
-            score_N = model.value_models[value_model].score(scored.answers_NT)
-        if not np.isfinite(score_N).all():
-            raise _not_finite(record, f"value model '{value_model}' gave a combined score that is not finite")
-        self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)
-        self.metrics.candidates.observe_soon(len(score_N))
-        model.metrics.observe(scored, value_model, score_N)
-        return scored, score_N
 
     @property
     def unready_reason(self) -> str | None:
@@ -202,6 +136,8 @@ class Service:
         self._drain_on_signals()
         self.store.start()
         flushing = asyncio.create_task(self._flush_metrics())
+        if self.impressions is not None:
+            self.impressions.start()
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
@@ -213,6 +149,8 @@ class Service:
             self.threads.close()
             flushing.cancel()
             self.metrics.flush()
+            if self.impressions is not None:
+                await asyncio.to_thread(self.impressions.stop)
             await asyncio.to_thread(self.store.stop)
 
     async def _flush_metrics(self) -> None:
@@ -306,6 +244,18 @@ def create_app(settings: Settings) -> ASGIApp:
     return Observe(Authorize(application, keys, service.metrics), service.metrics)
 
 
+def _impression_log(settings: Settings, metrics: Metrics) -> ImpressionLog | None:
+    if settings.impression_log is None:
+        return None
+    return ImpressionLog(
+        settings.impression_log,
+        metrics,
+        sample=settings.impression_log_sample,
+        max_bytes=settings.impression_log_max_bytes,
+        workers=settings.workers,
+    )
+
+
 class _Application:
     """An ASGI function as an object: a function would be taken for one of a request that returns a response."""
 
@@ -355,17 +305,3 @@ def _deadline(scope: Scope, record: RequestRecord) -> float | None:
         rule = "expected a whole number of milliseconds, from 1 to 999999999"
         raise Problem.wrong_content([Fault(f"header {TIMEOUT_HEADER}", rule)])
     return record.started + int(given) / 1000
-
-
-def _check_deadline(deadline: float | None) -> None:
-    if deadline is not None and time.perf_counter() >= deadline:
-        raise _deadline_passed()
-
-
-def _not_finite(record: RequestRecord, reason: str) -> Problem:
-    _log.error("scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": reason}})
-    return Problem(500, "the model's scores are not finite, so none is given", reason="not_finite")
-
-
-def _deadline_passed() -> Problem:
-    return Problem(504, f"the deadline of {TIMEOUT_HEADER} has passed", reason="deadline")

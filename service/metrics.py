@@ -62,6 +62,7 @@ REJECTIONS = (
     "forbidden",
     "not_finite",
 )
+IMPRESSION_RESULTS = ("written", "dropped", "failed")
 LOAD_RESULTS = (
     "ready",
     "compiled_refused",
@@ -204,6 +205,19 @@ class Metrics:
             self.task_score,
             self.combined_score,
         )
+        self.impressions = Counter(
+            "ranking_impression_log",
+            "Lines of the impression log: written, dropped because too many waited, failed on the disk",
+            ["result"],
+            registry=registry,
+        )
+        self.impression_files_removed = Counter(
+            "ranking_impression_log_files_removed",
+            "Oldest files of the impression log, removed to keep it within its bound",
+            registry=registry,
+        )
+        for result in IMPRESSION_RESULTS:
+            self.impressions.labels(result)
         for endpoint in ENDPOINTS:
             self.request_seconds.labels(endpoint)
             for code in SCORING_CODES if endpoint in SCORING else (200,):

@@ -84,13 +84,13 @@ class OpenInference:
             if inference.id is not None and is_request_id(inference.id):
                 record.request_id = inference.id
             model = service.store.find(asked["name"], asked.get("version"))
-            value_model = service.chosen(model, inference.value_model, "parameters.value_model", record)
+            value_model = service.ranking.chosen(model, inference.value_model, "parameters.value_model", record)
             outputs = open_inference.chosen_outputs(inference, model.scorer.tasks)
             request_columns, candidate_columns, rows = open_inference.columns(
                 inference, model.scorer.encoder, settings.max_candidates
             )
             record.candidates = rows
-            scored, score_N = service.scores(
+            scored, score_N = service.ranking.scores(
                 model,
                 value_model,
                 lambda: model.scorer.score(request_columns, candidate_columns, rows),

@@ -24,6 +24,19 @@ EXAMPLE_ANSWER = {
     "value_model_version": "9f2c01ab",
     "candidates": {"id": ["v2", "v1"], "score": [0.81, 0.37], "tasks": {"click": [0.62, 0.31], "like": [0.05, 0.01]}},
 }
+EXAMPLE_EXPLAINED = {
+    **EXAMPLE_ANSWER,
+    "explain": {
+        "contributions": {"click": [0.62, 0.31], "like": [0.19, 0.06]},
+        "expert_weights": [
+            {
+                "units": ["click", "like"],
+                "experts": ["click.1", "like.1"],
+                "weights": [[[0.9, 0.1], [0.4, 0.6]], [[0.7, 0.3], [0.2, 0.8]]],
+            }
+        ],
+    },
+}
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "number"}
 _VALUE = {"description": "as the model's schema says: an id, a list of ids, a number, or null where it is missing"}
@@ -38,6 +51,10 @@ def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "array", "items": items, **more}
 
 
+_LEVEL = _object(
+    {"units": _list(_TEXT), "experts": _list(_TEXT), "weights": _list(_list(_list(_NUMBER)))},
+    ["units", "experts", "weights"],
+)
 SCHEMAS: dict[str, Any] = {
     "RankRequest": _object(
         {
@@ -60,7 +77,11 @@ SCHEMAS: dict[str, Any] = {
                 ]
             },
             "top_k": {"type": "integer", "minimum": 1, "description": "more than there are candidates means all"},
-            "explain": {"type": "boolean", "default": False, "description": "not available yet: false alone"},
+            "explain": {
+                "type": "boolean",
+                "default": False,
+                "description": "true adds `explain` to the answer; costs a little more time",
+            },
         },
         ["user", "candidates"],
     ),
@@ -94,6 +115,25 @@ SCHEMAS: dict[str, Any] = {
                     ),
                 ],
             },
+            "explain": _object(
+                {
+                    "contributions": {
+                        "type": "object",
+                        "additionalProperties": _list(_NUMBER),
+                        "description": "by task that the value model reads, what it adds to each candidate's score. Of "
+                        "a weighted_sum: weight x answer. Of a weighted_product: exponent x log of the floored answer; "
+                        "they add up to the logarithm of the score. Of an expression: the Shapley value; they add up "
+                        "to the score less that of the tasks' mean answers at export",
+                    },
+                    "expert_weights": {
+                        "description": "level by level the weight of each expert in each fused unit, "
+                        "[candidates][units][experts]; null where the network mixes no experts",
+                        "oneOf": [{"type": "null"}, _list(_LEVEL)],
+                    },
+                },
+                ["contributions", "expert_weights"],
+                description="where the request asks for it; lists in the order of the answer, whatever its shape",
+            ),
         },
         ["request_id", "model", "model_version", "value_model", "value_model_version", "candidates"],
     ),
@@ -144,7 +184,12 @@ RANK_OPERATION: dict[str, Any] = {
     "responses": {
         "200": {
             "description": "the ranked candidates",
-            "content": {"application/json": {"schema": _reference("RankAnswer"), "example": EXAMPLE_ANSWER}},
+            "content": {
+                "application/json": {
+                    "schema": _reference("RankAnswer"),
+                    "examples": {"plain": {"value": EXAMPLE_ANSWER}, "explained": {"value": EXAMPLE_EXPLAINED}},
+                }
+            },
         },
         **{
             status: {"description": what, "content": {MEDIA_TYPE: {"schema": _reference("Problem")}}}

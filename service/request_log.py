@@ -10,9 +10,12 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from service.impressions import Impression
 
 LOGGER = "feedrank"
 _requests = logging.getLogger(f"{LOGGER}.requests")
@@ -33,6 +36,8 @@ class RequestRecord:
     value_model_version: str | None = None
     candidates: int | None = None
     seconds: float = 0.0
+    # For the impression log alone, where that is switched on and has this request in its sample.
+    impression: "Impression | None" = None
 
     def log(self, level: int) -> None:
         """Writes the request's line."""

@@ -42,6 +42,13 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
     max_candidates: int = Field(2_000, ge=1, le=1_000_000, description="most candidates in one request")
+    impression_log: Path | None = Field(
+        None, description="folder for a log of whole requests, feature values and ids included, with their scores"
+    )
+    impression_log_sample: float = Field(1.0, gt=0, le=1, description="share of requests in the impression log")
+    impression_log_max_bytes: int = Field(
+        2**30, ge=2**20, description="most that the impression log takes on disk, in bytes; the oldest files go"
+    )
     poll_seconds: float = Field(2.0, gt=0, le=3600, description="seconds between looks at the models folder")
     startup_seconds: float = Field(
         60.0, ge=0, description="seconds that the first load may take before the port opens all the same"
@@ -63,7 +70,8 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     parser = argparse.ArgumentParser(
         prog="python -m service",
         description="Serve published rankers over HTTP.",
-        epilog=f"Every flag can be an environment variable instead: --max-candidates is {PREFIX}MAX_CANDIDATES.",
+        epilog=f"Every flag can be an environment variable instead: --max-candidates is {PREFIX}MAX_CANDIDATES. "
+        "`python -m service replay --help` says how logged requests are scored anew.",
     )
     for name, field in Settings.model_fields.items():
         default = "" if field.is_required() else f" (default: {field.default})"
@@ -86,6 +94,9 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         parser.error(str(error))
     if not settings.models.is_dir():
         parser.error(f"--models ({_variable('models')}): no folder '{settings.models}'; it must exist, empty or not")
+    if settings.impression_log is not None and not settings.impression_log.is_dir():
+        flag = f"{_flag('impression_log')} ({_variable('impression_log')})"
+        parser.error(f"{flag}: no folder '{settings.impression_log}'; it must exist")
     return settings
 
 

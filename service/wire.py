@@ -70,6 +70,7 @@ class Question:
     features: Mapping[str, list[Any] | msgspec.Raw]
     rows: list[dict[str, Any]] | None
     top_k: int | None
+    explain: bool = False
 
 
 def read_columnar(body: bytes) -> Question | None:
@@ -81,8 +82,7 @@ def read_columnar(body: bytes) -> Question | None:
         return None
     ids, features = given.candidates.id, given.candidates.features
     if (
-        given.explain
-        or not ids
+        not ids
         or (given.top_k is not None and given.top_k < 1)
         or not (given.request_id is None or is_request_id(given.request_id))
         or any(memoryview(text)[0] != _OPENING for text in features.values())
@@ -98,6 +98,7 @@ def read_columnar(body: bytes) -> Question | None:
         features=features,
         rows=None,
         top_k=given.top_k,
+        explain=bool(given.explain),
     )
 
 
@@ -165,8 +166,6 @@ def parse(document: Mapping[str, Any], max_candidates: int) -> Question:
     explain = document.get("explain")
     if explain is not None and not isinstance(explain, bool):
         faults.append(Fault("explain", f"expected true or false, got {_kind(explain)}"))
-    elif explain:
-        faults.append(Fault("explain", "explanations are not available yet; leave it out or send false"))
     user = document.get("user")
     if not isinstance(user, dict):
         got = "nothing" if "user" not in document else _kind(user)
@@ -195,6 +194,7 @@ def parse(document: Mapping[str, Any], max_candidates: int) -> Question:
         features=features,
         rows=rows,
         top_k=top_k,
+        explain=bool(explain),
     )
 
 

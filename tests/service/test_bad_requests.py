@@ -58,7 +58,7 @@ WRONG = [
     (changed(top_k=True), "top_k", "at least 1, got true or false"),
     (changed(top_k=2.0), "top_k", "got a fraction"),
     (changed(explain=1), "explain", "expected true or false"),
-    (changed(explain=True), "explain", "not available yet"),
+    (changed(explain="yes"), "explain", "expected true or false, got a string"),
     ({"candidates": TINY_REQUEST["candidates"]}, "user", "got nothing"),
     (changed(user=[1]), "user", "got a list"),
     (changed(user={"tabs": 1}), "user.tabs", "unknown feature; did you mean 'tab'?"),

@@ -29,6 +29,8 @@ CONTRACT = {
     "ranking_model_info",
     "ranking_model_loaded_timestamp_seconds",
     "ranking_model_load_total",
+    "ranking_impression_log_total",
+    "ranking_impression_log_files_removed_total",
 }
 
 

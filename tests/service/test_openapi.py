@@ -19,6 +19,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "number": (int, float),
     "integer": (int,),
     "boolean": (bool,),
+    "null": (type(None),),
 }
 
 
@@ -58,11 +59,13 @@ def test_the_scoring_route_is_described_by_what_it_takes_and_answers(client: Tes
     asked = operation["requestBody"]["content"]["application/json"]
     answered = operation["responses"]["200"]["content"]["application/json"]
     assert conforms(asked["example"], asked["schema"], document)
-    assert conforms(answered["example"], answered["schema"], document)
+    for example in answered["examples"].values():
+        assert conforms(example["value"], answered["schema"], document)
     assert set(document["components"]["schemas"]["RankRequest"]["properties"]) == set(KEYS)
 
     rows = [{"id": "a", "features": {"video_id": 3}}, {"id": "b", "features": {"tag": "x"}}]
-    for request in (TINY_REQUEST, {**TINY_REQUEST, "candidates": rows, "request_id": "r", "top_k": 1}):
+    explained = {**TINY_REQUEST, "explain": True}
+    for request in (TINY_REQUEST, explained, {**explained, "candidates": rows, "request_id": "r", "top_k": 1}):
         assert conforms(request, asked["schema"], document)
         assert conforms(client.post("/v1/rank", json=request).json(), answered["schema"], document)
     refused = client.post("/v1/rank", json={"user": {"tab": "x"}, "candidates": {}})

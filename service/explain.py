@@ -1,0 +1,54 @@
+"""What a combined score is made of: the answer to `"explain": true`, computed only for requests that ask.
+
+In: a request's columns and answers, and the value model that combined them. Out: each task's contribution to every
+candidate's score, by the value model's own rule (model/value_model.py), measured against the task's mean answer at
+export; and the weights with which the fusion network mixed its experts for every candidate.
+
+Shapes: N candidates, K of them answered, T tasks of the ranker, G fused units and E experts of a fusion level.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.features import Column
+from model.scorer import ExpertWeights, NonFiniteScoresError, Scorer
+from model.value_model import ValueModel
+
+
+class Explanation(NamedTuple):
+    """By task that the value model reads, contribution_N in request order; and each fusion level's expert weights."""
+
+    contributions: dict[str, NDArray[np.float64]]
+    levels: list[ExpertWeights]
+
+    def of(self, order_K: NDArray[np.intp]) -> dict[str, Any]:
+        """`explain` of an answer that holds the candidates at positions order_K, in that order; `expert_weights` is
+        null where the network mixes no experts."""
+        levels = [
+            {"units": level.units, "experts": level.experts, "weights": level.weights_NGE[order_K].tolist()}
+            for level in self.levels
+        ]
+        return {
+            "contributions": {task: given_N[order_K].tolist() for task, given_N in self.contributions.items()},
+            "expert_weights": levels or None,
+        }
+
+
+def explain(
+    scorer: Scorer,
+    value_model: ValueModel,
+    request: Mapping[str, Column],
+    candidates: Mapping[str, Column],
+    answers_NT: NDArray[np.float32],
+) -> Explanation:
+    """The explanation of a request's combined scores. Raises NonFiniteScoresError."""
+    with np.errstate(all="ignore"):  # the next line is what looks for it
+        contributions = value_model.contributions(answers_NT, scorer.reference_T)
+    if not all(np.isfinite(given_N).all() for given_N in contributions.values()):
+        raise NonFiniteScoresError(f"value model '{value_model.name}' gave a contribution that is not finite")
+    # A pass of its own, so that a request gets the same scores whether it asks for reasons or not, compiled or not.
+    _, levels = scorer.explain(request, candidates, len(answers_NT))
+    return Explanation(contributions, levels)

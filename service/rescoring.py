@@ -1,0 +1,126 @@
+"""A logged request under another value model or model version: what it would have scored.
+
+In: a line of the impression log. Out: the answers and combined scores that it has now. What the log holds decides:
+answers are computed anew only by another version than the logged one, scores only from other answers or by another
+value model; so what is equal does not move by rounding.
+
+Shapes: N candidates, T tasks.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.artifact import Artifact, model_names, versions
+from model.features import ColumnErrors
+from model.schema import Block
+from model.scorer import NonFiniteScoresError, Scorer
+from model.value_model import FILE_NAME, ValueModels
+from service.impressions import Logged
+
+
+class Rescored(NamedTuple):
+    """Scores in request order; `answers_N` by task."""
+
+    score_N: NDArray[np.float64]
+    answers_N: dict[str, NDArray[np.float64]]
+
+
+class Rescoring:
+    """What requests are scored under. `version` None keeps the logged answers; `value_model` None keeps each request's
+    own by name. Raises ValueError where there is no such model, version, file or value model."""
+
+    def __init__(
+        self,
+        models: Path,
+        *,
+        model: str | None = None,
+        version: int | None = None,
+        value_models: Path | None = None,
+        value_model: str | None = None,
+    ) -> None:
+        self.model = _model(models, model)
+        published = versions(models, self.model)
+        if version is not None and version not in published:
+            known = ", ".join(map(str, published))
+            raise ValueError(f"{models / self.model}: no version {version}; published: {known}")
+        self._scorer = None if version is None else Scorer.load(models / self.model / str(version))
+        # Logged answers are combined by value models that fit the newest version.
+        newest = models / self.model / str(published[-1])
+        self._schema = Artifact.open(newest).manifest.feed if self._scorer is None else self._scorer.schema
+        file = value_models or models / self.model / FILE_NAME
+        if value_models is None and not file.exists():
+            self._value_models = ValueModels.built_in(self._schema)
+        else:
+            self._value_models = ValueModels.from_yaml(file, self._schema)
+        if value_model is not None and value_model not in self._value_models:
+            raise ValueError(f"no value model '{value_model}'; {file} has: {', '.join(self._value_models.names)}")
+        self._value_model = value_model
+        self.version = None if version is None else str(version)
+        # Requests by feature: asked for but not logged, and logged but not asked for.
+        self.missing: Counter[str] = Counter()
+        self.unknown: Counter[str] = Counter()
+        # Requests by value model: (logged name, logged version, name, version).
+        self.value_models: Counter[tuple[str, str, str, str]] = Counter()
+
+    def __call__(self, logged: Logged) -> Rescored:
+        """The request's scores now. Raises ValueError where it cannot be scored."""
+        name = self._value_model or logged.value_model
+        if name not in self._value_models:
+            raise ValueError(f"no value model '{name}'; there are: {', '.join(self._value_models.names)}")
+        value_model = self._value_models[name]
+        is_logged_version = self.version is None or self.version == logged.model_version
+        answers_NT = self._logged_answers(logged) if is_logged_version else self._new_answers(logged)
+        if is_logged_version and value_model.version == logged.value_model_version:
+            score_N = np.array(logged.score)
+        else:
+            with np.errstate(all="ignore"):  # the next line is what looks for it
+                score_N = value_model.score(answers_NT)
+            if not np.isfinite(score_N).all():
+                raise ValueError(f"value model '{name}' gives a score that is not finite")
+        self.value_models[logged.value_model, logged.value_model_version, name, value_model.version] += 1
+        tasks = [task.name for task in self._schema.tasks]
+        return Rescored(score_N, dict(zip(tasks, answers_NT.T.astype(np.float64), strict=True)))
+
+    def _logged_answers(self, logged: Logged) -> NDArray[np.float32]:
+        lacking = [task.name for task in self._schema.tasks if task.name not in logged.tasks]
+        if lacking:
+            raise ValueError(f"the log has no answers of task {', '.join(lacking)}; give --version to score it anew")
+        return np.array([logged.tasks[task.name] for task in self._schema.tasks], np.float32).T
+
+    def _new_answers(self, logged: Logged) -> NDArray[np.float32]:
+        assert self._scorer is not None, "a version was given"
+        rows = len(logged.candidates.id)
+        user = {name: [value] for name, value in self._known("request", logged.user).items()}
+        features = self._known("candidate", logged.candidates.features)
+        encoder = self._scorer.encoder
+        try:
+            request, candidates = encoder.columns("request", user, 1), encoder.columns("candidate", features, rows)
+            return self._scorer.score(request, candidates, rows).answers_NT
+        except (ColumnErrors, NonFiniteScoresError) as error:
+            raise ValueError(str(error)) from None
+
+    def _known(self, block: Block, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those features that the schema asks for; counts what is over and what is missing."""
+        asked = {feature.name for feature in self._schema.asked(block)}
+        self.unknown.update(given.keys() - asked)
+        self.missing.update(asked - given.keys())
+        return {name: value for name, value in given.items() if name in asked}
+
+
+def _model(models: Path, name: str | None) -> str:
+    try:
+        names = model_names(models)
+    except OSError as error:
+        raise ValueError(f"{models}: cannot be read ({error.strerror})") from None
+    if not names:
+        raise ValueError(f"{models}: no published version of any model")
+    if name is None and len(names) > 1:
+        raise ValueError(f"{models}: several models, give --model: {', '.join(names)}")
+    if name is not None and name not in names:
+        raise ValueError(f"{models}: no model '{name}'; there are: {', '.join(names)}")
+    return name or names[0]
