@@ -256,11 +256,10 @@ def _refuse_extensions(parameters: Mapping[str, Any] | None, place: str, faults:
 
 
 def _flag(parameters: Mapping[str, Any], name: str, default: bool, place: str, faults: list[Fault]) -> bool:
-    given = parameters.get(name, default)
-    if not isinstance(given, bool):
+    given = parameters.get(name)
+    if given is not None and not isinstance(given, bool):
         faults.append(Fault(f"{place}.{name}", "expected true or false"))
-        return default
-    return given
+    return given if isinstance(given, bool) else default
 
 
 def _check_names(what: str, given: Iterable[str], known: Sequence[str]) -> None:

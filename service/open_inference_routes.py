@@ -100,7 +100,9 @@ class OpenInference:
             with np.errstate(over="ignore"):
                 score = score_N.astype(np.float32)
             if not np.isfinite(score).all():
-                raise Problem(500, f"value model '{value_model}' gave a combined score beyond FP32; none is given")
+                raise Problem(
+                    500, f"value model '{value_model}' gave a combined score beyond FP32", reason="not_finite"
+                )
             values = dict(zip(model.scorer.tasks, scored.answers_NT.T, strict=True))
             return open_inference.write(_head(model, value_model, inference.id), outputs, {**values, SCORE: score})
 

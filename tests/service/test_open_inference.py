@@ -195,6 +195,16 @@ def test_the_value_model_is_a_parameter_and_others_are_passed_over(client: TestC
     np.testing.assert_array_equal(got["score"], got["like"])
 
 
+def test_a_null_is_as_good_as_a_key_left_out(client: TestClient) -> None:
+    inputs = [{**tensor.as_json(), "parameters": {"binary_data_size": None}} for tensor in tensors_of(WHOLE)]
+    nulls: dict[str, Any] = {"parameters": {"binary_data_output": None, "value_model": None}, "id": None}
+    outputs = [{"name": name, "parameters": {"binary_data": None}} for name in (*TASKS, "score")]
+    bodies: list[dict[str, Any]] = [{**nulls, "outputs": None}, {**nulls, "outputs": outputs}, {"outputs": []}]
+    for body in bodies:
+        response = client.post(INFER, json={**body, "inputs": inputs})
+        assert_same(outputs_of(response.json()), ranked(client, WHOLE))
+
+
 @pytest.mark.parametrize("identifier", ["42", "é\n", "", "x" * 500])
 def test_the_id_is_echoed(client: TestClient, identifier: str) -> None:
     assert infer(client, tensors_of(WHOLE), id=identifier)["id"] == identifier

@@ -312,6 +312,7 @@ def test_a_score_beyond_fp32_is_500_and_no_score(tmp_path: Path) -> None:
     with client_of(tmp_path) as client:
         assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
         assert "beyond FP32" in error(client.post(INFER, json={"inputs": RIGHT}), 500)
+        assert sample(client, "ranking_requests_rejected_total", reason="not_finite") == 1
 
 
 HOSTILE: dict[str, Any] = {
