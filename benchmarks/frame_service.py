@@ -28,5 +28,5 @@ def make_app() -> ASGIApp:
             remembered[size] = answer(ranking, body, record, deadline)
         return remembered[size]
 
-    Ranking.answer = remember  # type: ignore[method-assign]
+    Ranking.answer = remember  # type: ignore[method-assign, assignment]
     return create_app(Settings.model_validate({"models": Path(os.environ["FRAME_MODELS"]), "threads": 1}))

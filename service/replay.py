@@ -52,7 +52,7 @@ class Tally:
         self.score = Shift.empty()
         self.tasks: dict[str, Shift] = {}
         # A heap of the requests that moved most, the least of them first.
-        self._moved: list[tuple[float, int, Moved]] = []
+        self._moved: list[tuple[float, float, int, Moved]] = []
 
     def refuse(self, kind: str, place: str, fault: Exception) -> None:
         """Counts a line that is damaged or cannot be scored; names the first ones."""
@@ -78,13 +78,14 @@ class Tally:
         if moved.kendall_tau is not None:
             self.kendall_tau.add(moved.kendall_tau)
             if moved.kendall_tau < 1.0:
-                entry = (-moved.kendall_tau, -self.replayed, Moved(place, logged, rescored, moved))
+                order = (-moved.overlaps[-1], -moved.kendall_tau, -self.replayed)
+                entry = (*order, Moved(place, logged, rescored, moved))
                 (heapq.heappush if len(self._moved) < MOVED_MOST else heapq.heappushpop)(self._moved, entry)
 
     @property
     def moved_most(self) -> list[Moved]:
-        """Requests by how far they moved, the most first."""
-        return [entry[2] for entry in sorted(self._moved, reverse=True, key=lambda entry: entry[:2])]
+        """The requests that moved most: by how few of the best 10 stay, then by rank correlation."""
+        return [entry[-1] for entry in sorted(self._moved, reverse=True)]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 _RANKING = {
@@ -18,11 +18,14 @@ _RANKING = {
     "first_changes": "requests with another first",
 }
 _FAULTS_SHOWN = 10
+_WIDTH = 160
 
 
 def print_report(document: Mapping[str, Any]) -> None:
     """Prints the tables."""
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:  # a file or a pipe has no width to keep to
+        console.width = _WIDTH
 
     def say(line: str) -> None:
         console.print(_printable(line), markup=False)
@@ -64,7 +67,7 @@ def print_report(document: Mapping[str, Any]) -> None:
     console.print(shifts)
 
     if document["moved_most"]:
-        most = Table("line", title="Requests that move most", title_justify="left")
+        most = Table(Column("line", overflow="fold"), title="Requests that move most", title_justify="left")
         has_ids = "request_id" in document["moved_most"][0]
         for heading in ("candidates", "tau", "best 10", *(("request", "first", "first now") if has_ids else ())):
             most.add_column(heading, justify="right", overflow="fold")
