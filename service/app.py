@@ -24,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import answers
+from service.admission import Admission
 from service.authorize import Authorize
 from service.errors import Fault, Problem, refusal
 from service.impression_log import ImpressionLog
@@ -63,6 +64,7 @@ class Service:
             engine=settings.engine,
         )
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
+        self.admission = Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates)
         self.impressions = _impression_log(settings, self.metrics)
         self.ranking = Ranking(self.store, self.metrics, self.impressions, settings.max_candidates)
         self.is_draining = False
@@ -78,16 +80,9 @@ class Service:
             if self.is_draining:
                 raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
             deadline = _deadline(scope, record)
+            self.admission.check(_content_length(scope))
             body = await _read_body_in_time(scope, receive, self.settings.max_body_bytes, self.settings.body_seconds)
-            submitted = time.perf_counter()
-
-            def job() -> answers.Reply:
-                self.metrics.queue_seconds.observe_soon(time.perf_counter() - submitted)
-                check_deadline(deadline)
-                return answer(body, record, deadline)
-
-            remaining = None if deadline is None else deadline - submitted
-            reply = await asyncio.wait_for(self.threads.run(job), remaining)
+            reply = await self._scored(body, record, deadline, answer)
         except TimeoutError:
             problem = deadline_passed()
         except ClientDisconnect:
@@ -105,6 +100,29 @@ class Service:
         if problem.reason is not None:
             self.metrics.rejected.labels(problem.reason).inc()
         await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
+
+    async def _scored(
+        self, body: bytes, record: RequestRecord, deadline: float | None, answer: Answer
+    ) -> answers.Reply:
+        """The answer of a scoring thread, if there is room for the work and time left. Raises Problem, TimeoutError."""
+        ticket = record.ticket = self.admission.admit(body)
+        self.metrics.work_in_flight.set(self.admission.in_flight)
+        submitted = time.perf_counter()
+
+        def job() -> answers.Reply:
+            begun = time.perf_counter()
+            self.metrics.queue_seconds.observe_soon(begun - submitted)
+            check_deadline(deadline)
+            reply = answer(body, record, deadline)
+            ticket.scored(time.perf_counter() - begun)
+            return reply
+
+        try:
+            remaining = None if deadline is None else deadline - submitted
+            return await asyncio.wait_for(self.threads.run(job), remaining)
+        finally:
+            ticket.release()
+            self.metrics.work_in_flight.set(self.admission.in_flight)
 
     @property
     def unready_reason(self) -> str | None:
@@ -276,9 +294,8 @@ async def _read_body_in_time(scope: Scope, receive: Receive, limit: int, seconds
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The body, if it keeps the limit: no more than `limit` bytes are ever held. Raises Problem, ClientDisconnect."""
-    announced = header(scope, "content-length") or ""
     chunks: list[bytes] = []
-    size = int(announced) if announced.isdecimal() else 0
+    size = _content_length(scope) or 0
     if size <= limit:
         size = 0
         while True:
@@ -294,6 +311,12 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     detail = f"the body is over the limit of {limit} bytes; send fewer candidates"
     raise Problem(413, detail, reason="body_too_large")
+
+
+def _content_length(scope: Scope) -> int | None:
+    """The announced size of the body, None where the client does not say."""
+    announced = header(scope, "content-length") or ""
+    return int(announced) if announced.isdecimal() and len(announced) <= 18 else None
 
 
 def _deadline(scope: Scope, record: RequestRecord) -> float | None:

@@ -26,6 +26,7 @@ _TITLES = {
     413: ("too-large", "The request is over a limit"),
     415: ("encoding-not-supported", "The body is encoded in a way that is not read"),
     422: ("wrong-content", "The content of the request is wrong"),
+    429: ("busy", "The service is busy"),
     500: ("internal-error", "The service failed"),
     503: ("not-ready", "The service cannot score now"),
     504: ("deadline-passed", "The deadline has passed"),

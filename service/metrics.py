@@ -50,10 +50,11 @@ ENDPOINTS = (
     "/docs",
     "other",
 )
-SCORING_CODES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 500, 503, 504)
+SCORING_CODES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
 REJECTIONS = (
     "body_too_large",
     "slow_body",
+    "shed",
     "too_many_candidates",
     "not_ready",
     "draining",
@@ -150,6 +151,12 @@ class Metrics:
         )
         self.candidates = BatchedHistogram(
             "ranking_candidates_per_request", "Candidates of a scored request", buckets=_COUNTS, registry=registry
+        )
+        self.work_in_flight = Gauge(
+            "ranking_work_in_flight",
+            "Candidates of scoring requests that were let in and are not answered, and 50 for each request",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.in_flight = Gauge(
             "ranking_requests_in_flight",

@@ -89,7 +89,7 @@ class OpenInference:
             request_columns, candidate_columns, rows = open_inference.columns(
                 inference, model.scorer.encoder, settings.max_candidates
             )
-            record.candidates = rows
+            record.know_candidates(rows)
             scored, score_N = service.ranking.scores(
                 model,
                 value_model,

@@ -52,7 +52,7 @@ class Ranking:
         wire.check_count(question, most)
         model = self.store.find(question.model, question.version)
         name = self.chosen(model, question.value_model, "value_model", record)
-        record.candidates = len(question.ids)
+        record.know_candidates(len(question.ids))
         request_columns, candidate_columns = wire.columns(question, model.scorer.encoder)
         scored, score_N = self.scores(
             model,

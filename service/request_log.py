@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from service.admission import Ticket
+
 if TYPE_CHECKING:
     from service.impressions import Impression
 
@@ -35,9 +37,16 @@ class RequestRecord:
     value_model: str | None = None
     value_model_version: str | None = None
     candidates: int | None = None
+    ticket: Ticket | None = None
     seconds: float = 0.0
     # For the impression log alone, where that is switched on and has this request in its sample.
     impression: "Impression | None" = None
+
+    def know_candidates(self, count: int) -> None:
+        """The body is parsed: the work that was guessed is known."""
+        self.candidates = count
+        if self.ticket is not None:
+            self.ticket.correct(count)
 
     def log(self, level: int) -> None:
         """Writes the request's line."""

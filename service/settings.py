@@ -49,6 +49,9 @@ class Settings(BaseModel):
     impression_log_max_bytes: int = Field(
         2**30, ge=2**20, description="most that the impression log takes on disk, in bytes; the oldest files go"
     )
+    queue_seconds: float = Field(
+        0.1, gt=0, le=60, description="seconds that a request may have to wait for others; beyond, it is answered 429"
+    )
     poll_seconds: float = Field(2.0, gt=0, le=3600, description="seconds between looks at the models folder")
     startup_seconds: float = Field(
         60.0, ge=0, description="seconds that the first load may take before the port opens all the same"

@@ -1,0 +1,114 @@
+"""How much work a process takes at once: bounded in candidates, so that whoever is let in is answered soon.
+
+In: the size of a request before its body is read, its candidates once they are known, the time it took. Out: a
+`Ticket`, or Problem 429 with the seconds after which the work before it will be done. Work is candidates and, for what
+a request costs besides, FIXED_WORK of them. It is guessed from Content-Length by what a byte has meant lately, and
+corrected when the body is parsed. The bound is what the scoring threads do in a given time at the rate seen lately.
+"""
+
+import math
+import threading
+
+from service.errors import Problem
+
+# What a request costs besides its candidates, in candidates (benchmarks/results/serving.md: N = 1 against N = 100).
+FIXED_WORK = 50
+# Work per second of a thread and bytes of a candidate before any was seen: slow and small, so that a process that has
+# not measured yet takes less rather than more.
+FIRST_RATE = 20_000.0
+FIRST_BYTES = 50.0
+# The share of the newest request in what is remembered.
+_NEWEST = 0.05
+
+
+class Admission:
+    """The work of one process; safe from several threads. `seconds` is the longest wait that is planned for, `largest`
+    the most candidates that a request may have."""
+
+    def __init__(self, threads: int, seconds: float, largest: int) -> None:
+        self._threads = threads
+        self._seconds = seconds
+        self._largest = largest
+        self._rate = FIRST_RATE
+        self._bytes = FIRST_BYTES
+        self._in_flight = 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def in_flight(self) -> float:
+        """Work that was let in and is not answered."""
+        return self._in_flight
+
+    @property
+    def limit(self) -> float:
+        """Work that the threads do in the time that is planned for."""
+        return self._threads * self._rate * self._seconds
+
+    def check(self, content_length: int | None) -> None:
+        """Raises Problem 429 where a request of this size would not be let in now; asked before its body is read, so
+        that a slow one holds no place meanwhile."""
+        with self._lock:
+            self._refuse_over(self._guessed(content_length))
+
+    def admit(self, body: bytes) -> "Ticket":
+        """Lets a request in, whose body is there and not parsed. Raises Problem 429.
+
+        As many of its size as there are threads, and one that waits, are let in whatever their size: so large requests
+        keep the threads busy too."""
+        with self._lock:
+            work = self._guessed(len(body))
+            self._refuse_over(work)
+            self._in_flight += work
+        return Ticket(self, work, len(body))
+
+    def _guessed(self, content_length: int | None) -> float:
+        guess = self._largest if content_length is None else min(content_length / self._bytes, self._largest)
+        return FIXED_WORK + guess
+
+    def _refuse_over(self, work: float) -> None:
+        if self._in_flight + work > max(self.limit, (self._threads + 1) * work):
+            wait = self._in_flight / (self._threads * self._rate)
+            raise Problem(
+                429,
+                "the service is busy, and this request would wait too long",
+                reason="shed",
+                headers={"Retry-After": str(max(1, math.ceil(wait)))},
+            )
+
+    def _change(self, work: float) -> None:
+        with self._lock:
+            self._in_flight += work
+
+    def _learn_size(self, candidates: int, content_length: int) -> None:
+        with self._lock:
+            self._bytes += _NEWEST * (content_length / candidates - self._bytes)
+
+    def _learn_rate(self, work: float, seconds: float) -> None:
+        with self._lock:
+            # Of times, not of rates: those are what adds up.
+            self._rate = 1 / ((1 - _NEWEST) / self._rate + _NEWEST * seconds / work)
+
+
+class Ticket:
+    """A request that was let in. Release it once, whatever has become of it."""
+
+    def __init__(self, admission: Admission, work: float, content_length: int) -> None:
+        self._admission = admission
+        self._content_length = content_length
+        self._work = work
+
+    def correct(self, candidates: int) -> None:
+        """The body is parsed, and holds this many candidates."""
+        before, self._work = self._work, float(FIXED_WORK + candidates)
+        self._admission._change(self._work - before)
+        if candidates:
+            self._admission._learn_size(candidates, self._content_length)
+
+    def scored(self, seconds: float) -> None:
+        """A scoring thread has answered it in this time."""
+        self._admission._learn_rate(self._work, seconds)
+
+    def release(self) -> None:
+        """The request is over."""
+        self._admission._change(-self._work)
+        self._work = 0.0
