@@ -18,13 +18,17 @@ import torch
 from numpy.typing import NDArray
 
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
+from model.catalogue import Catalogue, generations
+from model.catalogue import folder_of as catalogues_of
 from model.compiled import CompiledAnswers, folder_of, open_compiled
-from model.features import Column, EncodedBlock, FeatureEncoder, FittedFeatures
+from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
+from model.named_candidates import NamedCandidates, resolve
 
 Engine = Literal["torchscript", "compiled"]
 EngineChoice = Literal["auto", "torchscript", "compiled"]
 # What bfloat16 may change of a score, and a difference of scores below which two candidates count as level.
 COMPILED_TOLERANCE = 1e-3
+CHECKED_ITEMS = 100
 
 
 class NonFiniteScoresError(RuntimeError):
@@ -51,6 +55,8 @@ class Scorer:
         self.module = module
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
+        # Replaced in one assignment whenever a newer generation holds.
+        self.catalogue: Catalogue | None = None
         self._compiled: CompiledAnswers | None = None
 
     @property
@@ -104,18 +110,87 @@ class Scorer:
         encoded_request = self.encoder.encode("request", request, 1, as_served=True)
         encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
         with torch.inference_mode():
-            request_tensors, tensors = block_tensors(encoded_request.block), block_tensors(encoded.block)
-            if self._compiled is None:
-                answers = self.module(*request_tensors, *tensors)
+            answers = self._answers(block_tensors(encoded_request.block), block_tensors(encoded.block))
+        return self._scored(answers, encoded_request, encoded.missing, encoded.oov)
+
+    def catalogue_generations(self) -> list[Path]:
+        """The published generations of the version's catalogue, oldest first."""
+        folder = catalogues_of(self.artifact)
+        return [folder / str(generation) for generation in generations(folder)]
+
+    def open_catalogue(self, path: Path) -> Catalogue:
+        """Opens a generation of the version's catalogue and has it answer for some of its items. Raises ArtifactError
+        where it does not hold."""
+        catalogue = Catalogue.open(path, self.artifact)
+        rows_N = np.unique(np.linspace(0, catalogue.manifest.items - 1, CHECKED_ITEMS).astype(np.int64))
+        try:
+            fault = self.sums_fault(catalogue.block(rows_N), catalogue.sums(rows_N), COMPILED_TOLERANCE)
+        except (RuntimeError, IndexError) as error:
+            raise ArtifactError(f"{path}: this version cannot score it ({error})") from None
+        if fault is not None:
+            raise ArtifactError(f"{path}: its sums are not those of its features: {fault}")
+        return catalogue
+
+    def sums_fault(self, block: EncodedBlock, sums_NF: torch.Tensor, tolerance: float) -> str | None:
+        """How the answers by candidates' sums differ from those by their features, for the users of the golden
+        requests; None where they do not (`disagreement`)."""
+        for golden in self.golden_requests()["requests"]:
+            user = self.encoder.columns("request", {name: [value] for name, value in golden["user"].items()}, 1)
+            request = block_tensors(self.encoder.encode("request", user, 1, as_served=True).block)
+            with torch.inference_mode():
+                expected_NT = self.module(*request, *block_tensors(block)).numpy()
+                answers_NT = self.module.answer_sums(sums_NF, self.module.request_sums(*request)).numpy()
+            fault = disagreement(expected_NT, answers_NT, tolerance)
+            if fault is not None:
+                return fault
+        return None
+
+    def name(
+        self, ids: Sequence[str], candidates: Mapping[str, Column], nulls: Mapping[str, NDArray[np.bool_]]
+    ) -> NamedCandidates | None:
+        """What the catalogue of this moment knows of candidates (model.named_candidates); None without a catalogue."""
+        catalogue = self.catalogue
+        return None if catalogue is None else resolve(self.encoder, catalogue, ids, candidates, nulls)
+
+    def score_named(self, request: Mapping[str, Column], named: NamedCandidates) -> Scored:
+        """Scores candidates that a catalogue was asked for. Raises NonFiniteScoresError.
+
+        Where a request says something of every candidate this is `score`; else the sums of the others come from the
+        catalogue and TorchScript answers."""
+        encoded_request = self.encoder.encode("request", request, 1, as_served=True)
+        tensors = block_tensors(encoded_request.block)
+        with torch.inference_mode():
+            encoded = None if named.encoded is None else block_tensors(named.encoded)
+            if encoded is not None and named.is_encoded_N.all():
+                answers = self._answers(tensors, encoded)
             else:
-                sums_1F = self.module.request_sums(*request_tensors)
-                answers = self._compiled(self.module.candidate_rows(*tensors), sums_1F)
+                sums_NF = named.catalogue.sums(named.rows_N[~named.is_encoded_N])
+                sums_1F = self.module.request_sums(*tensors)
+                if encoded is not None:
+                    is_encoded_N = torch.from_numpy(named.is_encoded_N)
+                    gathered, sums_NF = sums_NF, torch.empty(len(is_encoded_N), sums_1F.shape[1])
+                    sums_NF[~is_encoded_N] = gathered.float()
+                    sums_NF[is_encoded_N] = self.module.candidate_sums(self.module.candidate_rows(*encoded))
+                answers = self.module.answer_sums(sums_NF, sums_1F)
+        return self._scored(answers, encoded_request, named.missing, named.oov)
+
+    def _answers(self, request: tuple[torch.Tensor, ...], candidates: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """answers_NT of both blocks' tensors, by the engine of this scorer."""
+        answers_NT: torch.Tensor
+        if self._compiled is None:
+            answers_NT = self.module(*request, *candidates)
+        else:
+            sums_1F = self.module.request_sums(*request)
+            answers_NT = self._compiled(self.module.candidate_rows(*candidates), sums_1F)
+        return answers_NT
+
+    def _scored(
+        self, answers: torch.Tensor, request: Encoded, missing: Mapping[str, int], oov: Mapping[str, int]
+    ) -> Scored:
         answers_NT: NDArray[np.float32] = answers.numpy()
         if not np.isfinite(answers_NT).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
-        return Scored(
-            answers_NT, {**encoded_request.missing, **encoded.missing}, {**encoded_request.oov, **encoded.oov}
-        )
+        return Scored(answers_NT, {**request.missing, **missing}, {**request.oov, **oov})
 
     def _take_compiled(self) -> None:
         """Scores by the compiled package from now on. Raises ArtifactError where it may not run or is not right."""

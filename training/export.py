@@ -22,6 +22,7 @@ from model.features import EncodedBlock, FeatureEncoder
 from model.ranker import Ranker, ScoringModule, to_torchscript, write_torchscript
 from model.schema import BinaryTask, Feature, FeedSchema
 from model.scorer import Scorer, block_tensors
+from training.catalogue import build_catalogue
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
 from training.run import Run, library_versions, read_json
@@ -39,8 +40,9 @@ HISTOGRAM_BINS = 50
 HISTOGRAM_ROWS = 50_000
 
 
-def export(run: Run, models: Path, name: str | None = None) -> Path:
-    """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder."""
+def export(run: Run, models: Path, name: str | None = None, items: Path | None = None) -> Path:
+    """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder; with
+    `items`, its catalogue too."""
     summary = run.summary()
     torch.set_num_threads(run.config.threads)
     ranker = run.best_ranker()
@@ -60,6 +62,12 @@ def export(run: Run, models: Path, name: str | None = None) -> Path:
         _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, table))
         _write(folder / REFERENCE, reference_scores(run, ranker, module, table))
 
+    def check(folder: Path) -> None:
+        Scorer.load(folder, engine="torchscript")
+        if items is not None:
+            # Before the version can be seen: who asks by ids alone is not refused while its catalogue is being built.
+            build_catalogue(folder, items)
+
     path = publish(
         models,
         name or run.schema.name,
@@ -74,15 +82,11 @@ def export(run: Run, models: Path, name: str | None = None) -> Path:
         },
         metrics=_metrics(run),
         libraries=library_versions(),
-        check=_check,
+        check=check,
     )
     shown = ", ".join(f"{pair} {error:.1e}" for pair, error in parity.items())
     log.info("published %s; largest differences: %s", path, shown)
     return path
-
-
-def _check(folder: Path) -> None:
-    Scorer.load(folder, engine="torchscript")
 
 
 def _metrics(run: Run) -> dict[str, Any]:
