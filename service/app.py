@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.scorer import NonFiniteScoresError
 from model.value_model import DEFAULT
-from service import answers, wire
+from service import answers, candidates, wire
 from service.errors import Fault, Problem, problem_response
 from service.metrics import Metrics
 from service.model_store import ModelStore, not_ready
@@ -113,7 +113,8 @@ class Service:
         _check_deadline(deadline)
         started = time.perf_counter()
         try:
-            scored = model.scorer.score(request_columns, candidate_columns, len(question.ids))
+            unknown = self.settings.unknown_candidates
+            scored = candidates.score(model, question, request_columns, candidate_columns, unknown)
             with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
                 score_N = value_model.score(scored.answers_NT)
             if not np.isfinite(score_N).all():

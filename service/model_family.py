@@ -13,11 +13,12 @@ from typing import Any, Literal
 from model.artifact import versions
 from model.scorer import Engine, EngineChoice, Scorer
 from model.value_model import FILE_NAME, ValueModels
+from service.catalogue_watch import CatalogueWatch
 from service.metrics import Metrics, ModelMetrics
+from service.model_files import Fingerprint, fingerprint
 from service.request_log import LOGGER
 
 State = Literal["loading", "ready", "quarantined", "retired"]
-Fingerprint = tuple[tuple[str, int, int], ...]
 
 _log = logging.getLogger(f"{LOGGER}.models")
 
@@ -55,10 +56,11 @@ class ModelFamily:
         self._engine: EngineChoice = engine
         self._tried: dict[int, Fingerprint] = {}
         self._value_file_tried: Fingerprint | None = None
+        self._catalogue = CatalogueWatch(name, metrics, self._place_free)
 
     def refresh(self) -> None:
         """Takes up what has changed on disk: a newer version, another value-model file."""
-        value_file = _fingerprint([self._folder / FILE_NAME])
+        value_file = fingerprint([self._folder / FILE_NAME])
         if self.served is not None and value_file != self._value_file_tried:
             self._reload_value_models(self.served)
         self._value_file_tried = value_file
@@ -68,12 +70,14 @@ class ModelFamily:
             if version <= serving:
                 break
             # The value models belong to the fingerprint: where they did not fit a version, a new file is a new try.
-            state = (*_fingerprint(sorted((self._folder / str(version)).glob("*"))), *value_file)
+            state = (*fingerprint(sorted((self._folder / str(version)).glob("*"))), *value_file)
             if self._tried.get(version) != state:
                 self._tried[version] = state
                 self._try_version(version)
             if self.states[version].state == "ready":
                 break
+        if self.served is not None:
+            self._catalogue.refresh(self.served.scorer)
         known = {version: self.states.get(version, VersionState("retired")) for version in published}
         if self.served is not None:  # it serves on from memory, even where its folder is gone
             known[self.served.scorer.artifact.manifest.version] = self._ready(self.served.scorer)
@@ -94,6 +98,7 @@ class ModelFamily:
             if served is None
             else [{"name": name, "version": served.value_models[name].version} for name in served.value_models.names],
             "value_models_error": self.value_models_error,
+            "catalogue": None if served is None else self._catalogue.entry(served.scorer),
         }
 
     def _try_version(self, version: int) -> None:
@@ -101,6 +106,7 @@ class ModelFamily:
         try:
             scorer = Scorer.load(self._folder / str(version), self._engine)
             value_models = self._value_models_for(scorer)
+            self._catalogue.refresh(scorer)  # before it is served: who asks by ids alone meets a catalogue
         except Exception as error:  # whatever a published folder holds, the version before it serves on
             reason = self._place_free(str(error) or repr(error))
             self.states = {**self.states, version: VersionState("quarantined", reason)}
@@ -175,14 +181,3 @@ class ModelFamily:
     def _place_free(self, reason: str) -> str:
         # Where the models folder lies is no business of clients.
         return reason.replace(f"{self._models}/", "")
-
-
-def _fingerprint(files: list[Path]) -> Fingerprint:
-    entries = []
-    for file in files:
-        try:
-            status = file.stat()
-        except OSError:
-            continue
-        entries.append((file.name, status.st_size, status.st_mtime_ns))
-    return tuple(entries)

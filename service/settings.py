@@ -32,6 +32,10 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
     max_candidates: int = Field(2_000, ge=1, le=1_000_000, description="most candidates in one request")
+    unknown_candidates: Literal["refuse", "defaults"] = Field(
+        "refuse",
+        description="refuse candidates that neither catalogue nor request describes, or score them by defaults",
+    )
     poll_seconds: float = Field(2.0, gt=0, le=3600, description="seconds between looks at the models folder")
     startup_seconds: float = Field(
         60.0, ge=0, description="seconds that the first load may take before the port opens all the same"

@@ -29,6 +29,9 @@ CONTRACT = {
     "ranking_model_info",
     "ranking_model_loaded_timestamp_seconds",
     "ranking_model_load_total",
+    "ranking_catalogue_lookups_total",
+    "ranking_catalogue_items",
+    "ranking_catalogue_created_timestamp_seconds",
 }
 
 
