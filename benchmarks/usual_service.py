@@ -17,6 +17,7 @@ from pydantic import BaseModel, create_model
 
 from benchmarks.reference_feed import BUCKETS, TASKS, names_of
 from model.features import hash_integers
+from model.scorer import Scorer
 
 USER_IDS, USER_LISTS, USER_NUMBERS = names_of("request")
 IDS, LISTS, _ = names_of("candidate")
@@ -53,7 +54,7 @@ class Answer(BaseModel):
 
 
 torch.set_num_threads(1)
-_module = torch.jit.load(Path(os.environ["USUAL_SERVICE_ARTIFACT"]) / "ranker.pt")  # type: ignore[no-untyped-call]
+_module = Scorer.load(Path(os.environ["USUAL_SERVICE_ARTIFACT"]), "torchscript").module
 app = FastAPI()
 
 

@@ -2,12 +2,14 @@
 
 `publish` writes a new version into a hidden folder and renames it: a reader sees a whole version or none. `Artifact`
 opens a version and vouches for it: format version, the manifest's own checksum, the sha256 of every file. TorchScript
-is code, so bytes are hashed first and loaded from memory after: what was vouched for is what runs.
+is code, so bytes are hashed first and loaded from memory after: what was vouched for is what runs. Tables are data and
+large: they are mapped, hashed there once, and read where they were hashed.
 """
 
 import errno
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -22,8 +24,9 @@ from pydantic import Field
 
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel
+from model.tables import TABLE, map_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had the tables in ranker.pt
 MANIFEST = "manifest.json"
 RANKER = "ranker.pt"
 FITTED = "fitted_features.json"
@@ -63,11 +66,12 @@ class Manifest(StrictModel):
 
 
 class Artifact:
-    """A verified version. `read` returns the bytes of a file that the manifest vouches for."""
+    """A verified version. `read` returns the bytes of a file that the manifest vouches for, `map` maps a table's."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        self._mapped: dict[str, mmap.mmap] = {}
 
     @property
     def version(self) -> str:
@@ -79,7 +83,10 @@ class Artifact:
         """Reads and checks the manifest and the checksum of every file. Raises ArtifactError."""
         artifact = cls(path, _read_manifest(path))
         for name in artifact.manifest.files:
-            artifact.read(name)
+            if TABLE.fullmatch(name):
+                artifact.map(name)
+            else:
+                artifact.read(name)
         missing = {RANKER, FITTED, GOLDEN, REFERENCE} - set(artifact.manifest.files)
         if missing:
             raise ArtifactError(f"{path}: the manifest does not list {', '.join(sorted(missing))}")
@@ -87,16 +94,40 @@ class Artifact:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file, hashed on this very read. Raises ArtifactError if they are not the manifest's."""
-        entry = self.manifest.files.get(name)
-        if entry is None:
-            raise ArtifactError(f"{self.path}: {name} is not in the manifest, so nothing vouches for it")
+        entry = self._entry(name)
         try:
             content = (self.path / name).read_bytes()
         except OSError as error:
-            raise ArtifactError(f"{self.path / name}: cannot be read ({error.strerror})") from None
+            raise self._unreadable(name, error) from None
+        self._check(name, entry, content)
+        return content
+
+    def map(self, name: str) -> mmap.mmap:
+        """A file mapped read-only, hashed when it is asked for first. Raises ArtifactError as `read` does."""
+        if name not in self._mapped:
+            entry = self._entry(name)
+            try:
+                with (self.path / name).open("rb") as file:
+                    content = map_file(file)
+            except OSError as error:
+                raise self._unreadable(name, error) from None
+            except ValueError as error:  # an empty file
+                raise ArtifactError(f"{self.path / name}: {error}") from None
+            self._check(name, entry, content)
+            self._mapped[name] = content
+        return self._mapped[name]
+
+    def _entry(self, name: str) -> FileEntry:
+        if name not in self.manifest.files:
+            raise ArtifactError(f"{self.path}: {name} is not in the manifest, so nothing vouches for it")
+        return self.manifest.files[name]
+
+    def _unreadable(self, name: str, error: OSError) -> ArtifactError:
+        return ArtifactError(f"{self.path / name}: cannot be read ({error.strerror})")
+
+    def _check(self, name: str, entry: FileEntry, content: bytes | mmap.mmap) -> None:
         if hashlib.sha256(content).hexdigest() != entry.sha256:
             raise ArtifactError(f"{self.path / name}: checksum differs from the manifest's; the file was changed")
-        return content
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the artifact."""
@@ -207,7 +238,8 @@ def read_manifest(path: Path, format_version: int) -> dict[str, Any]:
         raise ArtifactError(f"{place}: not a manifest (no format_version)")
     if content["format_version"] != format_version:
         raise ArtifactError(
-            f"{place}: format version {content['format_version']!r}, this reader knows {format_version} alone"
+            f"{place}: format version {content['format_version']!r}, this reader knows {format_version} alone; "
+            "make it again with this release"
         )
     if _checksum({key: value for key, value in content.items() if key != "checksum"}) != content.get("checksum"):
         raise ArtifactError(f"{place}: its checksum does not hold; the manifest was changed")
@@ -236,8 +268,8 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 def file_entry(file: Path) -> dict[str, Any]:
     """Checksum and size, as a manifest lists them."""
-    content = file.read_bytes()
-    return {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    with file.open("rb") as content:
+        return {"sha256": hashlib.file_digest(content, "sha256").hexdigest(), "size_bytes": file.stat().st_size}
 
 
 def sync(path: Path) -> None:

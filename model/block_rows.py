@@ -7,9 +7,6 @@ Shapes: B rows, R rows of all tables of a width, W their columns, K single-id fe
 D numbers.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,29 +14,10 @@ from torch.nn import functional
 from model.embeddings import block_features, table_name
 from model.fusion.experts import side_by_side
 from model.schema import Block, FeedSchema
+from model.tables import StackedTables
 
 # TorchScript reads these modules: lists are filled by loops.
 # ruff: noqa: PERF401
-
-
-class StackedTables(NamedTuple):
-    """By width, all tables below one another; and by table, at which row it starts."""
-
-    stacked_RW: dict[int, nn.Parameter]
-    starts: dict[str, int]
-
-    @classmethod
-    def of(cls, tables: Mapping[str, Tensor]) -> "StackedTables":
-        """The tables, copied."""
-        starts: dict[str, int] = {}
-        by_width: dict[int, list[Tensor]] = {}
-        for name, table in tables.items():
-            below = by_width.setdefault(table.shape[1], [])
-            starts[name] = sum(len(other) for other in below)
-            below.append(table.detach())
-        return cls(
-            {width: nn.Parameter(torch.cat(below), requires_grad=False) for width, below in by_width.items()}, starts
-        )
 
 
 class BlockRows(nn.Module):

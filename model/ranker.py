@@ -16,16 +16,18 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from model.block_rows import BlockRows, StackedTables
+from model.block_rows import BlockRows
 from model.embeddings import BlockTensors, Embeddings, owners
 from model.features import FittedFeatures
 from model.fusion import FusionConfig, NoSharingConfig
 from model.fusion.experts import side_by_side
 from model.fusion.frozen import FrozenNetwork
+from model.fusion.names import mixed_names
 from model.fusion.slots import Layers, Slots, layer_slots, linears, typed
 from model.schema import BinaryTask, Block, FeedSchema, RegressionTask
 from model.scoring_network import RequestSums, ScoringNetwork
 from model.strict_yaml import StrictModel
+from model.tables import StackedTables, without_tables
 
 
 class NetworkConfig(StrictModel):
@@ -64,6 +66,7 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig, input_width: int, num_tasks: int) -> None:
         super().__init__()
         self.has_own_embeddings = config.has_own_embeddings
+        self.config = config.fusion
         self.fusion = config.fusion.build(input_width, num_tasks)
         self.towers = nn.ModuleList([Tower(self.fusion.output_width, config.tower) for _ in range(num_tasks)])
 
@@ -152,15 +155,21 @@ class ScoringModule(nn.Module):
     """What is exported: one request block and N candidates -> answers_NT.
 
     `forward` is the whole. Its steps: `request_sums` once a request, `candidate_rows`, then `answer`, which may be
-    compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it."""
+    compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it;
+    `explained` is `answer` with the weights that experts were mixed by, of `unit_names` and `expert_names`."""
 
-    def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, tables: dict[str, Tensor]) -> None:
+    unit_names: list[list[str]]
+    expert_names: list[list[str]]
+
+    def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, stacked: StackedTables) -> None:
         super().__init__()
         whose = owners(schema, for_each_task=network.has_own_embeddings)
-        stacked = StackedTables.of(tables)
         request = [BlockRows(schema, "request", stacked, owner) for owner in whose]
         candidate = [BlockRows(schema, "candidate", stacked, owner) for owner in whose]
         frozen = network.frozen(len(schema.tasks))
+        names = mixed_names(network.config, frozen, [task.name for task in schema.tasks])
+        self.unit_names = [units for units, _ in names]
+        self.expert_names = [experts for _, experts in names]
         self.request = nn.ModuleList(request)
         self.candidate = nn.ModuleList(candidate)
         self.sums = RequestSums(frozen, torch.tensor(request[0].columns, dtype=torch.int64))
@@ -212,6 +221,12 @@ class ScoringModule(nn.Module):
         answers_NT: Tensor = self.answer.answers(self.answer.network.from_sums(sums_NF, sums_1F))
         return answers_NT
 
+    @torch.jit.export
+    def explained(self, rows_ND: Tensor, sums_1F: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """answers_NT, and by level weights_NGE: with which weight each expert was mixed into each unit."""
+        logits_NT, weights = self.answer.network.with_expert_weights(rows_ND, sums_1F)
+        return self.answer.answers(logits_NT), weights
+
 
 class CandidateAnswers(nn.Module):
     """rows_ND, sums_1F -> answers_NT: all that is neither a look-up nor the request's alone, and what is compiled."""
@@ -236,10 +251,10 @@ def to_torchscript(module: nn.Module) -> torch.jit.ScriptModule:
 
 
 def write_torchscript(module: torch.jit.ScriptModule, path: Path) -> None:
-    """Writes a scripted module. Raises OSError where the disk is full: torch's own writer to a path would end the
-    whole process there, so the file is made in memory first."""
+    """Writes a scripted module without its tables (model/tables.py). Raises OSError where the disk is full: torch's
+    own writer to a path would end the whole process there, so the file is made in memory first."""
     content = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_tables(module):
         warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated without a successor (docs/decisions)
         torch.jit.save(module, content)
     path.write_bytes(content.getbuffer())

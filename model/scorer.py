@@ -23,6 +23,7 @@ from model.catalogue import folder_of as catalogues_of
 from model.compiled import CompiledAnswers, folder_of, open_compiled
 from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
 from model.named_candidates import NamedCandidates, resolve
+from model.tables import as_table, set_tables, table_file, widths_of
 
 Engine = Literal["torchscript", "compiled"]
 EngineChoice = Literal["auto", "torchscript", "compiled"]
@@ -41,6 +42,17 @@ class Scored(NamedTuple):
     answers_NT: NDArray[np.float32]
     missing: dict[str, int]
     oov: dict[str, int]
+
+
+class ExpertWeights(NamedTuple):
+    """One fusion level of a network that mixes experts: weights_NGE of every expert in every unit, by candidate.
+
+    Where experts are gated, the gate's weight and the native one together; a network may also mix them by fixed
+    numbers, the same for all candidates."""
+
+    units: list[str]
+    experts: list[str]
+    weights_NGE: NDArray[np.float32]
 
 
 class Scorer:
@@ -81,6 +93,7 @@ class Scorer:
                 module = torch.jit.load(  # type: ignore[no-untyped-call]
                     io.BytesIO(artifact.read(RANKER)), map_location="cpu"
                 )
+            set_tables(module, {width: _table(artifact, width) for width in widths_of(module)})
         except (ValueError, RuntimeError) as error:
             if isinstance(error, ArtifactError):
                 raise
@@ -173,6 +186,22 @@ class Scorer:
                     sums_NF[is_encoded_N] = self.module.candidate_sums(self.module.candidate_rows(*encoded))
                 answers = self.module.answer_sums(sums_NF, sums_1F)
         return self._scored(answers, encoded_request, named.missing, named.oov)
+
+    def explain(
+        self, request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int
+    ) -> tuple[Scored, list[ExpertWeights]]:
+        """`score` by TorchScript, and the weights that experts were mixed by, level by level; none where the network
+        mixes no experts. Raises NonFiniteScoresError."""
+        assert rows > 0, "a request has at least one candidate"
+        encoded_request = self.encoder.encode("request", request, 1, as_served=True)
+        encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
+        with torch.inference_mode():
+            sums_1F = self.module.request_sums(*block_tensors(encoded_request.block))
+            rows_ND = self.module.candidate_rows(*block_tensors(encoded.block))
+            answers, weights = self.module.explained(rows_ND, sums_1F)
+        names = zip(self.module.unit_names, self.module.expert_names, weights, strict=True)
+        levels = [ExpertWeights(units, experts, weights_NGE.numpy()) for units, experts, weights_NGE in names]
+        return self._scored(answers, encoded_request, encoded.missing, encoded.oov), levels
 
     def _answers(self, request: tuple[torch.Tensor, ...], candidates: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """answers_NT of both blocks' tensors, by the engine of this scorer."""
@@ -269,6 +298,16 @@ def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float3
         if (apart_NN & (got_N[:, None] <= got_N[None, :])).any():
             return f"task {task} ranks candidates in another order"
     return None
+
+
+def _table(artifact: Artifact, width: int) -> torch.Tensor:
+    name = table_file(width)
+    try:
+        return as_table(artifact.map(name), width)
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.path / name}: {error}") from None
 
 
 def block_tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:

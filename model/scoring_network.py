@@ -85,14 +85,17 @@ class ScoringNetwork(nn.Module):
 
     def forward(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
         """logits_NT in task order."""
-        rows_ND = rows_ND.to(self.dtype)
-        parts: list[Tensor] = []
-        start = 0
-        for part_ND, weight_HD in self._over_raw_row(rows_ND):
-            end = start + weight_HD.shape[0]
-            parts.append(self._plus(part_ND, weight_HD, sums_1F[:, start:end]))
-            start = end
-        return self._logits(parts)
+        return self._mixed_logits(self._parts(rows_ND, sums_1F))[0]
+
+    def with_expert_weights(self, rows_ND: Tensor, sums_1F: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """logits_NT, and for every level that mixes its experts their weights [N, G, E] in each of its units: those of
+        its gates and native weights together, or fixed ones."""
+        logits_NT, levels = self._mixed_logits(self._parts(rows_ND, sums_1F))
+        weights: list[Tensor] = []
+        for weights_BGE in levels:
+            if weights_BGE.numel() > 0:
+                weights.append(weights_BGE.expand(logits_NT.shape[0], -1, -1))
+        return logits_NT, weights
 
     def candidate_sums(self, rows_ND: Tensor) -> Tensor:
         """sums_NF: what the candidates add to each output over the raw row, which no request changes; in `dtype`."""
@@ -109,7 +112,17 @@ class ScoringNetwork(nn.Module):
         for width in self.widths:
             parts.append(sums_NF.narrow(1, start, width))
             start += width
-        return self._logits(parts)
+        return self._mixed_logits(parts)[0]
+
+    def _parts(self, rows_ND: Tensor, sums_1F: Tensor) -> list[Tensor]:
+        """All that is over the raw row, product by product."""
+        parts: list[Tensor] = []
+        start = 0
+        for part_ND, weight_HD in self._over_raw_row(rows_ND.to(self.dtype)):
+            end = start + weight_HD.shape[0]
+            parts.append(self._plus(part_ND, weight_HD, sums_1F[:, start:end]))
+            start = end
+        return parts
 
     def _over_raw_row(self, rows_ND: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Columns and weights of each product over the raw row."""
@@ -120,19 +133,22 @@ class ScoringNetwork(nn.Module):
             products.append((rows_ND, gates.weight))  # type: ignore[arg-type]
         return products
 
-    def _logits(self, parts: list[Tensor]) -> Tensor:
-        """logits_NT of all that is over the raw row."""
+    def _mixed_logits(self, parts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """logits_NT of all that is over the raw row, and by level the weights of its experts, empty where it mixes
+        none."""
         units: list[Tensor] = []
         for part_NH in parts[: len(self.experts)]:
             units.append(torch.relu(part_NH).to(self.dtype))
         # The gates' logits where there are any; no level asks for them else.
         logits_NK = parts[-1]
+        weights: list[Tensor] = []
         for level in self.levels:
-            units = level(units, logits_NK)
+            units, weights_BGE = level(units, logits_NK)
+            weights.append(weights_BGE)
         logits: list[Tensor] = []
         for task, tower in enumerate(self.towers):
             logits.append(tower(units[self.unit_of_task[task]]))
-        return torch.cat(logits, dim=1)
+        return torch.cat(logits, dim=1), weights
 
     def _plus(self, rows_ND: Tensor, weight_HD: Tensor, sums_1H: Tensor) -> Tensor:
         if self.is_compiled:
@@ -189,8 +205,8 @@ class ScoringLevel(nn.Module):
         self.register_buffer("native_GE", torch.zeros(0) if native is None else native.clone())
         self.register_buffer("mix_GE", level.mix.clone() if isinstance(level.mix, Tensor) else torch.zeros(0))
 
-    def forward(self, units: list[Tensor], row_logits_NK: Tensor) -> list[Tensor]:
-        """The level's units, [N, H] each."""
+    def forward(self, units: list[Tensor], row_logits_NK: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The level's units, [N, H] each, and weights_BGE that they are mixed by, empty where they are not."""
         hidden: list[Tensor] = []
         if self.is_first:
             hidden = units
@@ -206,10 +222,10 @@ class ScoringLevel(nn.Module):
             weights_NGE = torch.softmax(logits_NK.reshape(-1, self.num_outputs, self.num_experts), dim=2)
             if self.has_native:
                 weights_NGE = weights_NGE + self.native_GE
-            return self._mixed(hidden, weights_NGE)
+            return self._mixed(hidden, weights_NGE), weights_NGE
         if self.has_fixed_mix:
-            return self._mixed(hidden, self.mix_GE.unsqueeze(0))
-        return self._apart(hidden, hidden[0].shape[1] if self.is_deep else self.first_width)
+            return self._mixed(hidden, self.mix_GE.unsqueeze(0)), self.mix_GE.unsqueeze(0)
+        return self._apart(hidden, hidden[0].shape[1] if self.is_deep else self.first_width), self.mix_GE
 
     def _gate_logits(self, units: list[Tensor], row_logits_NK: Tensor) -> Tensor:
         if self.reads_row:

@@ -23,7 +23,7 @@ class Settings(BaseModel):
     models: Path = Field(description="folder of published models: <models>/<name>/<version>/")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is every interface")
     port: int = Field(8080, ge=0, le=65535, description="TCP port to listen on; 0 lets the system choose")
-    workers: int = Field(1, ge=1, le=256, description="worker processes; each loads its own copy of the models")
+    workers: int = Field(1, ge=1, le=256, description="worker processes; they share the embedding tables, no more")
     threads: int = Field(0, ge=0, le=256, description="scoring threads per worker; 0 is one per core given")
     torch_threads: int = Field(1, ge=1, le=256, description="threads that torch uses inside one scoring thread")
     engine: Literal["auto", "torchscript", "compiled"] = Field(

@@ -13,9 +13,10 @@ import torch
 
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
 from model.features import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
-from model.ranker import Network, NetworkConfig, ScoringModule
+from model.ranker import Network, NetworkConfig, ScoringModule, to_torchscript, write_torchscript
 from model.schema import FeedSchema, NumberFeature
 from model.scorer import block_tensors
+from model.tables import StackedTables
 
 TINY_SCHEMA: dict[str, Any] = {
     "name": "tiny",
@@ -75,7 +76,8 @@ def publish_artifact(
     schema = schema or tiny_schema()
     fitted = _fitted(schema)
     encoder = FeatureEncoder(schema, fitted)
-    module = _module(schema, fitted, encoder, NetworkConfig.from_mapping(network, "network"), seed)
+    dense, tables = _weights(schema, encoder, NetworkConfig.from_mapping(network, "network"), seed)
+    module = ScoringModule(schema, fitted, dense, StackedTables.of(tables)).eval()
     rows = len(request["candidates"]["id"])
     columns = encoder.columns("request", {key: [value] for key, value in request["user"].items()}, 1)
     blocks = [
@@ -91,7 +93,8 @@ def publish_artifact(
     golden = {"tolerance": 1e-4, "requests": [{**request, "expected": expected}]}
 
     def write_files(folder: Path) -> None:
-        torch.jit.save(torch.jit.script(module), folder / RANKER)
+        StackedTables.written(tables, folder)
+        write_torchscript(to_torchscript(module), folder / RANKER)
         for file, content in (
             (FITTED, fitted.model_dump(mode="json")),
             (GOLDEN, golden),
@@ -122,13 +125,12 @@ def _fitted(schema: FeedSchema) -> FittedFeatures:
     )
 
 
-def _module(
-    schema: FeedSchema, fitted: FittedFeatures, encoder: FeatureEncoder, network: NetworkConfig, seed: int
-) -> ScoringModule:
+def _weights(
+    schema: FeedSchema, encoder: FeatureEncoder, network: NetworkConfig, seed: int
+) -> tuple[Network, dict[str, torch.Tensor]]:
     dims = {name: table.dim for table in schema.tables for name in table.features}
     width = sum(1 if isinstance(feature, NumberFeature) else dims[feature.name] for feature in schema.features)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tables = {table.name: torch.randn(encoder.rows_of_table[table.name], table.dim) for table in schema.tables}
-        dense = Network(network, width, len(schema.tasks))
-    return ScoringModule(schema, fitted, dense, tables).eval()
+        return Network(network, width, len(schema.tasks)), tables

@@ -52,8 +52,6 @@ def compile_version(version: Path) -> Path:
         raise ValueError("this system does not tell its CPU's instruction sets (/proc/cpuinfo); compile on Linux")
     torch.set_num_threads(1)
     scorer = Scorer.load(version, engine="torchscript")
-    if not hasattr(scorer.module, "candidate_rows"):
-        raise ValueError(f"{version}: exported before there was compiling; export its run again")
     rows_ND, sums_1F = _inputs(scorer)
     candidates: dict[Dtype, bytes] = {}
     answers: dict[str, Answer] = {"torchscript": scorer.module.answer}

@@ -1,8 +1,8 @@
 """Publishes a run's best ranker: TorchScript, golden requests, reference histograms, manifest, one atomic rename.
 
-The same weights leave TorchRec for plain torch tables, so that a service needs torch alone. Before anything is
-visible, eager, scripted and reloaded modules must agree at several batch sizes, and the whole version must load and
-answer its golden requests as a service would.
+The same weights leave TorchRec for plain tables in files that readers map, so that a service needs torch alone. Before
+anything is visible, eager, scripted and reloaded modules must agree at several batch sizes, and the whole version must
+load and answer its golden requests as a service would.
 """
 
 import json
@@ -22,6 +22,7 @@ from model.features import EncodedBlock, FeatureEncoder
 from model.ranker import Ranker, ScoringModule, to_torchscript, write_torchscript
 from model.schema import BinaryTask, Feature, FeedSchema
 from model.scorer import Scorer, block_tensors
+from model.tables import StackedTables, set_tables
 from training.catalogue import build_catalogue
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
@@ -46,17 +47,19 @@ def export(run: Run, models: Path, name: str | None = None, items: Path | None =
     summary = run.summary()
     torch.set_num_threads(run.config.threads)
     ranker = run.best_ranker()
-    module = ScoringModule(run.schema, run.fitted, ranker.network, ranker.embeddings.table_weights()).eval()
-    scripted = to_torchscript(module)
     split: SplitName = "validation" if run.config.data.split.test is None else "test"
     table = read_splits(run.config.data, run.schema, (split,))[split]
     parity: dict[str, float] = {}
 
     def write_files(folder: Path) -> None:
+        stacked = StackedTables.written(ranker.embeddings.table_weights(), folder)
+        module = ScoringModule(run.schema, run.fitted, ranker.network, stacked).eval()
+        scripted = to_torchscript(module)
         write_torchscript(scripted, folder / RANKER)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             reloaded = torch.jit.load(str(folder / RANKER))  # type: ignore[no-untyped-call]
+        set_tables(reloaded, stacked.stacked_RW)
         parity.update(_parity(run, ranker, module, scripted, reloaded, table))
         _write(folder / FITTED, run.fitted.model_dump(mode="json"))
         _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, table))

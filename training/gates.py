@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.fusion import AdaTTConfig, FusionConfig, MMoEConfig, PLEConfig
+from model.fusion import FusionConfig
 from model.fusion.adatt import FusionLevel
-from model.fusion.levels import experts_by_task
+from model.fusion.names import unit_and_expert_names
 from model.ranker import Ranker
 from training.data import Batch, Rows
 
@@ -116,19 +116,3 @@ class _Sums:
             largest_BGE.sum(dim=0, dtype=torch.float64),
         )
         self.parts = [before + part for before, part in zip(self.parts, more, strict=True)]
-
-
-def unit_and_expert_names(
-    config: FusionConfig, tasks: list[str], num_units: int, num_experts: int, *, is_last: bool
-) -> tuple[list[str], list[str]]:
-    """Names of a level's fused units ("click", "shared") and experts ("click.1", "shared.2"; counted from 1).
-
-    The experts of an MMoE are all shared; below the last level of an ML-MMoE a unit is named by the expert it feeds."""
-    own: list[str] = []
-    if isinstance(config, AdaTTConfig | PLEConfig):
-        counts = experts_by_task(config.experts_per_task, len(tasks))
-        own = [f"{task}.{i + 1}" for task, count in zip(tasks, counts, strict=True) for i in range(count)]
-    experts = [*own, *(f"shared.{i + 1}" for i in range(num_experts - len(own)))]
-    if isinstance(config, MMoEConfig) and not is_last:
-        return experts, experts
-    return [*tasks, "shared"][:num_units], experts

@@ -42,6 +42,13 @@ class FrozenLevel(NamedTuple):
     experts: list[Expert]
     mix: Gates | Tensor | None
 
+    @property
+    def num_mixed(self) -> int:
+        """The units that experts are mixed into; 0 where their outputs are the units."""
+        if self.mix is None:
+            return 0
+        return len(self.mix.bias_GE if isinstance(self.mix, Gates) else self.mix)
+
 
 class FrozenNetwork(NamedTuple):
     """A whole network: `num_rows` raw rows, levels, and which unit of the last one each task's tower reads."""

@@ -13,6 +13,7 @@ from model.features import EncodedBlock, FeatureEncoder, FittedFeatures, TargetS
 from model.fusion.adatt import AdaTTConfig
 from model.ranker import Answers, Network, NetworkConfig, Ranker, ScoringModule, Tower
 from model.schema import FeedSchema
+from model.tables import StackedTables
 from tests.model.feeds import columns_of, encoder_of, everything, random_rows, schema_of
 
 CONFIG = NetworkConfig(fusion=AdaTTConfig(kind="adatt", levels=(8, (6, 5))), tower=(4,))
@@ -44,7 +45,9 @@ def build(schema: FeedSchema, encoder: FeatureEncoder, fused: FusedOptimizer | N
     torch.manual_seed(0)
     embeddings = Embeddings(schema, encoder, fused=fused, learning_rate=0.1)
     ranker = Ranker(embeddings, Network(CONFIG, embeddings.width, len(schema.tasks))).eval()
-    return ranker, ScoringModule(schema, encoder.fitted, ranker.network, embeddings.table_weights()).eval()
+    return ranker, ScoringModule(
+        schema, encoder.fitted, ranker.network, StackedTables.of(embeddings.table_weights())
+    ).eval()
 
 
 def reloaded(module: ScoringModule) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
@@ -77,6 +80,28 @@ def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | No
                 sums_NF = one_of.candidate_sums(one_of.candidate_rows(*tensors(candidates)))
                 stepwise = one_of.answer_sums(sums_NF, one_of.request_sums(*tensors(one)))
                 torch.testing.assert_close(stepwise, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_an_explained_answer_names_its_experts_and_their_weights() -> None:
+    schema = everything()
+    encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
+    ranker, module = build(schema, encoder, None)
+    scripted, again = reloaded(module)
+    one, repeated, candidates = request_and_candidates(encoder, 7, seed=5)
+    with torch.no_grad():
+        rows_BD = ranker.embeddings(tensors(repeated), tensors(candidates))
+        expected = ranker.network.fusion.expert_weights(rows_BD)  # type: ignore[operator]
+        for stored in (module, scripted, again):
+            sums_1F = stored.request_sums(*tensors(one))
+            rows_ND = stored.candidate_rows(*tensors(candidates))
+            answers_NT, levels = stored.explained(rows_ND, sums_1F)
+            assert torch.equal(answers_NT, stored.answer(rows_ND, sums_1F))
+            torch.testing.assert_close(levels, expected, atol=1e-6, rtol=1e-6)
+            tasks = [task.name for task in schema.tasks]
+            for units, experts, weights_NGE in zip(stored.unit_names, stored.expert_names, levels, strict=True):
+                assert (7, len(units), len(experts)) == weights_NGE.shape
+                assert units[: len(tasks)] == tasks
+                assert experts[:3] == [f"{tasks[0]}.1", f"{tasks[0]}.2", f"{tasks[1]}.1"]
 
 
 def test_candidate_sums_are_finite_and_no_request_changes_them() -> None:

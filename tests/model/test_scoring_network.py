@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.fusion.cross_stitch import CrossStitch
 from model.fusion.slots import linears
 from model.ranker import Tower
 from model.scoring_network import RequestSums, ScoringNetwork
@@ -72,6 +73,29 @@ def test_every_network_scores_as_it_was_trained(name: str, is_compiled: bool) ->
             for _ in range(2):
                 again = scoring.from_sums(sums_NF, sums_1F)
                 torch.testing.assert_close(again, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_experts_are_mixed_by_the_weights_of_the_trained_network(name: str) -> None:
+    network, towers, (sums, scoring) = split_of(CASES[name], False)
+    request, candidate = columns()
+    for count in (1, 9):
+        rows = rows_of_one_request(count)
+        with torch.no_grad():
+            logits_NT, levels = scoring.with_expert_weights(rows[:, candidate], sums([rows[:1, request]]))
+            torch.testing.assert_close(logits_NT, logits_of(network, towers, rows), rtol=TOLERANCE, atol=TOLERANCE)
+            expected = expert_weights(network, rows)
+        assert [weights.shape for weights in levels] == [weights.shape for weights in expected]
+        for weights_NGE, expected_NGE in zip(levels, expected, strict=True):
+            torch.testing.assert_close(weights_NGE, expected_NGE, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def expert_weights(network: torch.nn.Module, rows: Tensor) -> list[Tensor]:
+    """What the trained network mixes by: gates of its own, a cross-stitch unit's matrix, or nothing."""
+    if isinstance(network, CrossStitch):
+        stitches = [stitch.weight for stitch in network.stitches]
+        return [torch.as_tensor(weight).expand(len(rows), -1, -1) for weight in stitches]
+    return list(network.expert_weights(rows)) if hasattr(network, "expert_weights") else []  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["adatt-sp", "ple-deep-unequal", "ml-mmoe", "cross-stitch", "routing"])

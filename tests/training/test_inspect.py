@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.embeddings import Embeddings
 from model.fusion.adatt import AdaTT
+from model.fusion.names import unit_and_expert_names
 from model.ranker import Network, NetworkConfig, Ranker
 from tests.training_data import training_file, write_feed
 from training import checkpoint
@@ -25,7 +26,7 @@ from training.__main__ import main
 from training.config import TrainingConfig
 from training.conflicts import Conflicts, cosines, cosines_where_both, task_conflicts
 from training.data import Rows, columns_from_arrow, read_splits
-from training.gates import LevelGates, gate_use, level_gates, unit_and_expert_names
+from training.gates import LevelGates, gate_use, level_gates
 from training.inspect import expert_weights, gradient_conflicts, inspect
 from training.losses import TaskLosses
 from training.plots import plot_conflicts, plot_expert_weights

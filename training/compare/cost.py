@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.ranker import ScoringModule, to_torchscript
+from model.tables import StackedTables
 from training.compare.predictions import rows_of
 from training.data import Rows
 from training.losses import TaskLosses
@@ -74,7 +75,8 @@ def _step_seconds(run: Run, rows: Rows) -> float:
 
 def _scoring_seconds(run: Run, rows: Rows) -> float:
     ranker = run.best_ranker()
-    module = ScoringModule(run.schema, run.fitted, ranker.network, ranker.embeddings.table_weights()).eval()
+    stacked = StackedTables.of(ranker.embeddings.table_weights())
+    module = ScoringModule(run.schema, run.fitted, ranker.network, stacked).eval()
     scripted = to_torchscript(module)
     request = rows.take(torch.zeros(1, dtype=torch.int64)).request
     candidate = rows.take(torch.arange(CANDIDATES) % len(rows)).candidate

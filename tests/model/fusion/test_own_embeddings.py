@@ -10,6 +10,7 @@ from model.features import FeatureEncoder
 from model.fusion.no_sharing import NoSharing
 from model.ranker import Answers, Network, NetworkConfig, Ranker, ScoringModule
 from model.schema import FeedSchema
+from model.tables import StackedTables
 from tests.model.feeds import encoder_of, everything, random_rows
 from tests.model.test_ranker import reloaded, request_and_candidates, tensors
 
@@ -109,7 +110,9 @@ def test_a_fused_step_of_one_task_moves_its_tables_alone(fused: FusedOptimizer) 
 @pytest.mark.parametrize("fused", FUSED)
 def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | None) -> None:
     schema, encoder, ranker = built(fused)
-    module = ScoringModule(schema, encoder.fitted, ranker.network, ranker.embeddings.table_weights()).eval()
+    module = ScoringModule(
+        schema, encoder.fitted, ranker.network, StackedTables.of(ranker.embeddings.table_weights())
+    ).eval()
     scripted, again = reloaded(module)
     for count in (1, 2, 50):
         one, repeated, candidates = request_and_candidates(encoder, count, seed=count)
