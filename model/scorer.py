@@ -9,7 +9,7 @@ only where there is one that this process may run and that agrees with TorchScri
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
 from model.catalogue import Catalogue, generations
 from model.catalogue import folder_of as catalogues_of
-from model.compiled import CompiledAnswers, folder_of, open_compiled
+from model.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
 from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
 from model.named_candidates import NamedCandidates, resolve
 from model.tables import as_table, set_tables, table_file, widths_of
@@ -70,6 +70,7 @@ class Scorer:
         # Replaced in one assignment whenever a newer generation holds.
         self.catalogue: Catalogue | None = None
         self._compiled: CompiledAnswers | None = None
+        self._compiled_sums: CompiledAnswers | None = None
 
     @property
     def version(self) -> str:
@@ -148,8 +149,7 @@ class Scorer:
         """How the answers by candidates' sums differ from those by their features, for the users of the golden
         requests; None where they do not (`disagreement`)."""
         for golden in self.golden_requests()["requests"]:
-            user = self.encoder.columns("request", {name: [value] for name, value in golden["user"].items()}, 1)
-            request = block_tensors(self.encoder.encode("request", user, 1, as_served=True).block)
+            request = self._golden_user(golden)
             with torch.inference_mode():
                 expected_NT = self.module(*request, *block_tensors(block)).numpy()
                 answers_NT = self.module.answer_sums(sums_NF, self.module.request_sums(*request)).numpy()
@@ -169,7 +169,7 @@ class Scorer:
         """Scores candidates that a catalogue was asked for. Raises NonFiniteScoresError.
 
         Where a request says something of every candidate this is `score`; else the sums of the others come from the
-        catalogue and TorchScript answers."""
+        catalogue, and what is compiled answers where they are in bfloat16."""
         encoded_request = self.encoder.encode("request", request, 1, as_served=True)
         tensors = block_tensors(encoded_request.block)
         with torch.inference_mode():
@@ -181,10 +181,14 @@ class Scorer:
                 sums_1F = self.module.request_sums(*tensors)
                 if encoded is not None:
                     is_encoded_N = torch.from_numpy(named.is_encoded_N)
-                    gathered, sums_NF = sums_NF, torch.empty(len(is_encoded_N), sums_1F.shape[1])
-                    sums_NF[~is_encoded_N] = gathered.float()
-                    sums_NF[is_encoded_N] = self.module.candidate_sums(self.module.candidate_rows(*encoded))
-                answers = self.module.answer_sums(sums_NF, sums_1F)
+                    dtype = torch.float32 if self._compiled_sums is None else sums_NF.dtype
+                    known_NF, sums_NF = sums_NF, torch.empty(len(is_encoded_N), sums_1F.shape[1], dtype=dtype)
+                    sums_NF[~is_encoded_N] = known_NF.to(dtype)
+                    sums_NF[is_encoded_N] = self.module.candidate_sums(self.module.candidate_rows(*encoded)).to(dtype)
+                if self._compiled_sums is not None and sums_NF.dtype == torch.bfloat16:
+                    answers = self._compiled_sums(sums_NF, sums_1F)
+                else:
+                    answers = self.module.answer_sums(sums_NF, sums_1F)
         return self._scored(answers, encoded_request, named.missing, named.oov)
 
     def explain(
@@ -228,13 +232,16 @@ class Scorer:
         # What this very process answers by TorchScript: candidates that are level there may change places.
         expected = self._golden_answers()
         try:
-            self._compiled = CompiledAnswers(package)
-            for number, (expected_NT, answers_NT) in enumerate(zip(expected, self._golden_answers(), strict=True)):
-                fault = disagreement(expected_NT, answers_NT, manifest.tolerance)
-                if fault is not None:
-                    raise ArtifactError(f"{place}: golden request {number}: {fault}")
+            self._compiled, self._compiled_sums = CompiledAnswers(package), CompiledAnswers(package, BY_SUMS)
+            by_columns = zip(expected, self._golden_answers(), strict=True)
+            by_sums = self._golden_answers_by_sums(self._compiled_sums)
+            for number, pairs in enumerate(zip(by_columns, by_sums, strict=True)):
+                for expected_NT, answers_NT in pairs:
+                    fault = disagreement(expected_NT, answers_NT, manifest.tolerance)
+                    if fault is not None:
+                        raise ArtifactError(f"{place}: golden request {number}: {fault}")
         except (RuntimeError, AttributeError, ArtifactError) as error:
-            self._compiled = None
+            self._compiled = self._compiled_sums = None
             raise error if isinstance(error, ArtifactError) else ArtifactError(f"{place}: {error}") from error
         self.engine = "compiled"
 
@@ -243,6 +250,24 @@ class Scorer:
             self.score_values(one["user"], one["candidates"]["features"], len(one["candidates"]["id"]))
             for one in self.golden_requests()["requests"]
         ]
+
+    def _golden_answers_by_sums(
+        self, compiled: CompiledAnswers
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """What TorchScript and what is compiled answer by the same sums."""
+        for golden in self.golden_requests()["requests"]:
+            features, rows = golden["candidates"]["features"], len(golden["candidates"]["id"])
+            columns = self.encoder.columns("candidate", features, rows)
+            encoded = self.encoder.encode("candidate", columns, rows, as_served=True)
+            with torch.inference_mode():
+                sums_1F = self.module.request_sums(*self._golden_user(golden))
+                rows_ND = self.module.candidate_rows(*block_tensors(encoded.block))
+                sums_NF = self.module.candidate_sums(rows_ND).bfloat16()
+                yield self.module.answer_sums(sums_NF, sums_1F).numpy(), compiled(sums_NF, sums_1F).numpy()
+
+    def _golden_user(self, golden: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        user = self.encoder.columns("request", {name: [value] for name, value in golden["user"].items()}, 1)
+        return block_tensors(self.encoder.encode("request", user, 1, as_served=True).block)
 
     def golden_requests(self) -> dict[str, Any]:
         """The golden requests: `tolerance` and `requests`, each with `user`, `candidates` and `expected` answers."""

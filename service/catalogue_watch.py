@@ -26,7 +26,7 @@ class CatalogueWatch:
         self._model = model
         self._metrics = metrics
         self._shown = shown
-        self._tried: dict[Path, Fingerprint] = {}
+        self._refused: dict[Path, Fingerprint] = {}
         self._reasons: dict[Path, str] = {}
 
     def refresh(self, scorer: Scorer) -> None:
@@ -37,9 +37,8 @@ class CatalogueWatch:
             if int(place.name) <= _generation(scorer):
                 break
             state = fingerprint(sorted(place.glob("*")))
-            if self._tried.get(place) != state:
-                self._tried[place] = state
-                self._try(scorer, place)
+            if self._refused.get(place) != state and not self._try(scorer, place):
+                self._refused[place] = state
         manifest = None if scorer.catalogue is None else scorer.catalogue.manifest
         created = 0.0 if manifest is None else datetime.fromisoformat(manifest.created).timestamp()
         self._metrics.catalogue_items.labels(self._model).set(0 if manifest is None else manifest.items)
@@ -55,7 +54,7 @@ class CatalogueWatch:
         shown = {"generation": manifest.generation, "items": manifest.items, "created": manifest.created}
         return {**shown, "reason": reason}
 
-    def _try(self, scorer: Scorer, place: Path) -> None:
+    def _try(self, scorer: Scorer, place: Path) -> bool:
         fields = {"model": self._model, "model_version": scorer.version, "generation": place.name}
         try:
             scorer.catalogue = scorer.open_catalogue(place)
@@ -68,9 +67,10 @@ class CatalogueWatch:
                 extra={"fields": {**fields, "reason": reason}},
                 exc_info=None if isinstance(error, ValueError) else error,
             )
-            return
+            return False
         self._metrics.loads.labels("catalogue_ready").inc()
         _log.info("catalogue ready", extra={"fields": {**fields, "items": scorer.catalogue.manifest.items}})
+        return True
 
 
 def _generation(scorer: Scorer) -> int:
