@@ -28,7 +28,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-serve-only lint format check train export serve \
-	bench-quality bench-census bench-training bench-networks bench-balancing bench-request bench-compare clean
+	bench-quality bench-census bench-training bench-networks bench-balancing bench-request bench-start bench-parity bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -111,6 +111,12 @@ bench-balancing: $(STAMP) ## CPU time of a training step with every balancing me
 
 bench-request: $(STAMP) ## CPU time of a request, against a service written the usual way
 	@exec $(PY) -m benchmarks.request_cost $(ARGS)
+
+bench-start: $(STAMP) ## seconds from exec to ready, memory of one and of each further worker
+	@exec $(PY) -m benchmarks.start $(ARGS)
+
+bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure
+	@exec $(PY) -m benchmarks.score_parity $(ARGS)
 
 bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired tests (EXPERIMENT=FILE)
 	@[ -n "$(EXPERIMENT)" ] || { echo "make bench-compare EXPERIMENT=FILE: see configs/experiments/" >&2; exit 2; }

@@ -135,10 +135,10 @@ class ScoringNetwork(nn.Module):
 
     def _mixed_logits(self, parts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """logits_NT of all that is over the raw row, and by level the weights of its experts, empty where it mixes
-        none."""
+        none. `parts` are written to."""
         units: list[Tensor] = []
         for part_NH in parts[: len(self.experts)]:
-            units.append(torch.relu(part_NH).to(self.dtype))
+            units.append(_relu(part_NH, self.is_compiled).to(self.dtype))
         # The gates' logits where there are any; no level asks for them else.
         logits_NK = parts[-1]
         weights: list[Tensor] = []
@@ -211,7 +211,7 @@ class ScoringLevel(nn.Module):
         if self.is_first:
             hidden = units
         for group, linear in enumerate(self.first):
-            hidden.append(torch.relu(linear(units[self.sources[group]])))
+            hidden.append(_relu(linear(units[self.sources[group]]), self.is_compiled))
         if self.is_deep:
             experts = self._apart(hidden, self.first_width)
             hidden = []
@@ -268,6 +268,12 @@ class ScoringTower(nn.Module):
         """logit_N1."""
         logit_N1: Tensor = self.last(self.hidden(representation_NH).float())
         return logit_N1
+
+
+def _relu(outputs_NH: Tensor, is_compiled: bool) -> Tensor:
+    """ReLU of outputs that nobody else reads."""
+    # In place a pass over a new block of memory is saved; a compiler has none, and fuses it with the product before.
+    return torch.relu(outputs_NH) if is_compiled else torch.relu_(outputs_NH)
 
 
 def _row_gates(frozen: FrozenNetwork) -> list[Gates]:
