@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
+from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
+from model.calibration import Calibration, Isotonic, Platt, calibrated
 from model.catalogue import Catalogue, generations
 from model.catalogue import folder_of as catalogues_of
 from model.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
@@ -71,6 +72,7 @@ class Scorer:
         self.catalogue: Catalogue | None = None
         self._compiled: CompiledAnswers | None = None
         self._compiled_sums: CompiledAnswers | None = None
+        self._calibration: Mapping[int, Platt | Isotonic] = {}
 
     @property
     def version(self) -> str:
@@ -101,6 +103,7 @@ class Scorer:
             raise ArtifactError(f"{path}: cannot be loaded ({error})") from error
         module.eval()
         scorer = cls(artifact, encoder, module)
+        scorer._calibration = _calibration(artifact)
         scorer.check_golden_requests()
         if engine == "compiled" or (engine == "auto" and folder_of(artifact).exists()):
             try:
@@ -151,9 +154,9 @@ class Scorer:
         for golden in self.golden_requests()["requests"]:
             request = self._golden_user(golden)
             with torch.inference_mode():
-                expected_NT = self.module(*request, *block_tensors(block)).numpy()
-                answers_NT = self.module.answer_sums(sums_NF, self.module.request_sums(*request)).numpy()
-            fault = disagreement(expected_NT, answers_NT, tolerance)
+                expected = self.module(*request, *block_tensors(block))
+                answers = self.module.answer_sums(sums_NF, self.module.request_sums(*request))
+            fault = disagreement(self._calibrated(expected), self._calibrated(answers), tolerance)
             if fault is not None:
                 return fault
         return None
@@ -220,10 +223,14 @@ class Scorer:
     def _scored(
         self, answers: torch.Tensor, request: Encoded, missing: Mapping[str, int], oov: Mapping[str, int]
     ) -> Scored:
-        answers_NT: NDArray[np.float32] = answers.numpy()
+        answers_NT = self._calibrated(answers)
         if not np.isfinite(answers_NT).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
         return Scored(answers_NT, {**request.missing, **missing}, {**request.oov, **oov})
+
+    def _calibrated(self, answers: torch.Tensor) -> NDArray[np.float32]:
+        answers_NT: NDArray[np.float32] = answers.numpy()
+        return calibrated(answers_NT, self._calibration) if self._calibration else answers_NT
 
     def _take_compiled(self) -> None:
         """Scores by the compiled package from now on. Raises ArtifactError where it may not run or is not right."""
@@ -263,7 +270,8 @@ class Scorer:
                 sums_1F = self.module.request_sums(*self._golden_user(golden))
                 rows_ND = self.module.candidate_rows(*block_tensors(encoded.block))
                 sums_NF = self.module.candidate_sums(rows_ND).bfloat16()
-                yield self.module.answer_sums(sums_NF, sums_1F).numpy(), compiled(sums_NF, sums_1F).numpy()
+                answers = (self.module.answer_sums(sums_NF, sums_1F), compiled(sums_NF, sums_1F))
+            yield self._calibrated(answers[0]), self._calibrated(answers[1])
 
     def _golden_user(self, golden: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
         user = self.encoder.columns("request", {name: [value] for name, value in golden["user"].items()}, 1)
@@ -323,6 +331,18 @@ def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float3
         if (apart_NN & (got_N[:, None] <= got_N[None, :])).any():
             return f"task {task} ranks candidates in another order"
     return None
+
+
+def _calibration(artifact: Artifact) -> Mapping[int, Platt | Isotonic]:
+    if CALIBRATION not in artifact.manifest.files:
+        return {}
+    place = str(artifact.path / CALIBRATION)
+    try:
+        return Calibration.from_mapping(artifact.read_json(CALIBRATION), place).bound(artifact.manifest.feed)
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(str(error) if place in str(error) else f"{place}: {error}") from None
 
 
 def _table(artifact: Artifact, width: int) -> torch.Tensor:

@@ -4,52 +4,196 @@ In: `<models>/<name>/value_models.yaml`, validated against the model's tasks bef
 with a version that is a hash of its content. Loss weights belong to training; the task weights here to serving, where
 negative ones are normal (a dislike should cost).
 
-Shapes: N candidates, T tasks.
+Shapes: N candidates, T tasks of the ranker, M tasks that a value model reads.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import product
+from math import factorial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, FiniteFloat, PositiveFloat, PrivateAttr, field_validator
 
+from model.formula import Formula
 from model.schema import BinaryTask, FeedSchema
-from model.strict_yaml import StrictModel, read_yaml, unknown_key
+from model.strict_yaml import StrictModel, read_yaml, refuse_unknown_kind, unknown_key
 
 FILE_NAME = "value_models.yaml"
 DEFAULT = "default"
+# So that exact Shapley values stay cheap: 2 ** 12 evaluations of the formula a candidate.
+MAX_FORMULA_TASKS = 12
+_EVALUATIONS_AT_ONCE = 2**18
+# What a task may answer, at its worst: a probability's bounds, and quantities up to a day in milliseconds.
+_PROBES_BINARY = (0.0, 1.0)
+_PROBES_QUANTITY = (0.0, 1.0, 8.64e7)
+
+Array = NDArray[np.float64]
 
 
 class WeightedSum(StrictModel):
     """score = sum over tasks of weight x answer; tasks without a weight do not count."""
 
     kind: Literal["weighted_sum"]
-    weights: dict[str, float] = Field(min_length=1)
+    weights: dict[str, FiniteFloat] = Field(min_length=1)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that it reads, M."""
+        return tuple(self.weights)
+
+    def score(self, answers_NM: Array) -> Array:
+        """score_N."""
+        score_N: Array = answers_NM @ np.array(list(self.weights.values()))
+        return score_N
+
+    def contributions(self, answers_NM: Array, reference_M: Array) -> Array:
+        """contributions_NM: weight x answer, which sum to the score."""
+        del reference_M
+        contributions_NM: Array = answers_NM * np.array(list(self.weights.values()))
+        return contributions_NM
+
+
+class WeightedProduct(StrictModel):
+    """score = product over tasks of max(answer, floor) ** exponent; the floor keeps one tiny probability from deciding
+    alone."""
+
+    kind: Literal["weighted_product"]
+    exponents: dict[str, FiniteFloat] = Field(min_length=1)
+    floor: PositiveFloat = Field(1e-4, allow_inf_nan=False)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that it reads, M."""
+        return tuple(self.exponents)
+
+    def score(self, answers_NM: Array) -> Array:
+        """score_N."""
+        # The sum of logarithms: a product of many small powers would lose its digits on the way.
+        score_N: Array = np.exp(self._logarithms(answers_NM).sum(axis=1))
+        return score_N
+
+    def contributions(self, answers_NM: Array, reference_M: Array) -> Array:
+        """contributions_NM: exponent x log of the floored answer, which sum to the logarithm of the score."""
+        del reference_M
+        return self._logarithms(answers_NM)
+
+    def _logarithms(self, answers_NM: Array) -> Array:
+        logarithms_NM: Array = np.log(np.maximum(answers_NM, self.floor)) * np.array(list(self.exponents.values()))
+        return logarithms_NM
+
+
+class Expression(StrictModel):
+    """score = a formula over the tasks' names (model/formula.py)."""
+
+    kind: Literal["expression"]
+    formula: str = Field(min_length=1)
+    _formula: Formula = PrivateAttr()
+
+    @field_validator("formula")
+    @classmethod
+    def _check_formula(cls, text: str) -> str:
+        names = Formula(text).names
+        if not 0 < len(names) <= MAX_FORMULA_TASKS:
+            raise ValueError(f"a formula reads 1 to {MAX_FORMULA_TASKS} tasks, this one {len(names)}")
+        return text
+
+    def model_post_init(self, _: Any) -> None:
+        """Keeps the formula as it was read."""
+        self._formula = Formula(self.formula)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that it reads, M."""
+        return self._formula.names
+
+    def score(self, answers_NM: Array) -> Array:
+        """score_N."""
+        return self._formula(dict(zip(self.tasks, answers_NM.T, strict=True)))
+
+    def contributions(self, answers_NM: Array, reference_M: Array) -> Array:
+        """contributions_NM: each task's Shapley value (Shapley 1953) of the step from the reference answers to the
+        candidate's, exact; they sum to the score less the score of the reference."""
+        num_tasks = len(self.tasks)
+        # Row S of the coalitions: bit m says whether task m has the candidate's answer.
+        is_given_SM = (np.arange(2**num_tasks)[:, None] >> np.arange(num_tasks)) & 1 == 1
+        size_S = is_given_SM.sum(axis=1)
+        weights = [factorial(s) * factorial(num_tasks - s - 1) / factorial(num_tasks) for s in range(num_tasks)]
+        weight_S = np.array([*weights, 0.0])[size_S]
+        contributions_NM = np.empty_like(answers_NM)
+        step = max(1, _EVALUATIONS_AT_ONCE // len(is_given_SM))
+        for start in range(0, len(answers_NM), step):
+            some_nM = answers_NM[start : start + step]
+            mixed = {
+                task: np.where(is_given_SM[:, m, None], some_nM[None, :, m], reference_M[m])
+                for m, task in enumerate(self.tasks)
+            }
+            score_Sn = self._formula(mixed)
+            for m in range(num_tasks):
+                without_S = np.flatnonzero(~is_given_SM[:, m])
+                gain_Sn = score_Sn[without_S + 2**m] - score_Sn[without_S]
+                contributions_NM[start : start + step, m] = weight_S[without_S] @ gain_Sn
+        return contributions_NM
+
+
+Definition = WeightedSum | WeightedProduct | Expression
+KINDS: dict[str, type[Definition]] = {
+    "weighted_sum": WeightedSum,
+    "weighted_product": WeightedProduct,
+    "expression": Expression,
+}
 
 
 class ValueModel:
-    """A value model bound to the tasks of a ranker."""
+    """A value model bound to the tasks of a ranker. Raises ValueError: a task that is not one of the ranker's, or a
+    score that is not finite for answers that it may give."""
 
-    def __init__(self, name: str, definition: WeightedSum, tasks: Sequence[str]) -> None:
+    def __init__(self, name: str, definition: Definition, schema: FeedSchema) -> None:
         self.name = name
         self.definition = definition
-        for task, weight in definition.weights.items():
+        tasks = [task.name for task in schema.tasks]
+        for task in definition.tasks:
             if task not in tasks:
-                raise ValueError(unknown_key(task, list(tasks), "task"))
-            if not np.isfinite(weight):
-                raise ValueError(f"the weight of '{task}' must be a finite number")
-        self._weights_T = np.array([definition.weights.get(task, 0.0) for task in tasks])
+                raise ValueError(unknown_key(task, tasks, "task"))
+        self._positions_M = [tasks.index(task) for task in definition.tasks]
+        self._refuse_unbounded(schema)
         canonical = json.dumps(definition.model_dump(mode="json"), sort_keys=True)
         self.version = hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
-    def score(self, answers_NT: NDArray[np.float32]) -> NDArray[np.float64]:
+    def score(self, answers_NT: NDArray[np.float32]) -> Array:
         """score_N of answers_NT; float64, so that large weights do not cost the small tasks their digits."""
-        score_N: NDArray[np.float64] = answers_NT.astype(np.float64) @ self._weights_T
-        return score_N
+        return self.definition.score(self._read(answers_NT))
+
+    def contributions(self, answers_NT: NDArray[np.float32], reference_T: ArrayLike) -> dict[str, Array]:
+        """By task that it reads, contribution_N to the combined score; `reference_T` are the tasks' mean answers.
+
+        Of a weighted sum: weight x answer. Of a weighted product: exponent x log of the floored answer. Of an
+        expression: the Shapley value against the reference."""
+        reference_M = np.asarray(reference_T, np.float64)[self._positions_M]
+        contributions_NM = self.definition.contributions(self._read(answers_NT), reference_M)
+        return dict(zip(self.definition.tasks, contributions_NM.T, strict=True))
+
+    def _read(self, answers_NT: NDArray[np.float32]) -> Array:
+        answers_NM: Array = answers_NT[:, self._positions_M].astype(np.float64)
+        return answers_NM
+
+    def _refuse_unbounded(self, schema: FeedSchema) -> None:
+        if not isinstance(self.definition, Expression):
+            return
+        used = [schema.tasks[position] for position in self._positions_M]
+        probes = [_PROBES_BINARY if isinstance(task, BinaryTask) else _PROBES_QUANTITY for task in used]
+        answers_PM = np.array(list(product(*probes)))
+        score_P = self.definition.score(answers_PM)
+        if not np.isfinite(score_P).all():
+            worst = int(np.flatnonzero(~np.isfinite(score_P))[0])
+            given = ", ".join(f"{task.name} = {value:g}" for task, value in zip(used, answers_PM[worst], strict=True))
+            raise ValueError(
+                f"formula: gives {score_P[worst]:g} for {given}; keep it finite, for example by max(task, 1e-6)"
+            )
 
 
 class ValueModels:
@@ -76,9 +220,8 @@ class ValueModels:
         weights = {task.name: 1.0 for task in schema.tasks if isinstance(task, BinaryTask)}
         if not weights:
             weights = {task.name: 1.0 for task in schema.tasks}
-        tasks = [task.name for task in schema.tasks]
         definition = WeightedSum(kind="weighted_sum", weights=weights)
-        return cls({DEFAULT: ValueModel(DEFAULT, definition, tasks)}, is_built_in=True)
+        return cls({DEFAULT: ValueModel(DEFAULT, definition, schema)}, is_built_in=True)
 
     @classmethod
     def from_yaml(cls, path: Path, schema: FeedSchema) -> "ValueModels":
@@ -86,14 +229,19 @@ class ValueModels:
         data = read_yaml(path)
         if not isinstance(data, Mapping) or DEFAULT not in data:
             raise ValueError(f"{path}: needs a mapping of value models with one named '{DEFAULT}'")
-        tasks = [task.name for task in schema.tasks]
         models = {}
         for name, entry in data.items():
             if not isinstance(name, str):
                 raise ValueError(f"{path}: the name of a value model must be a string, got {name!r}")
-            definition = WeightedSum.from_mapping(entry, f"{path}: {name}")
+            place = f"{path}: {name}"
             try:
-                models[name] = ValueModel(name, definition, tasks)
+                refuse_unknown_kind(entry, list(KINDS), "value model")
             except ValueError as error:
-                raise ValueError(f"{path}: {name}: {error}") from None
+                raise ValueError(f"{place}: {error}") from None
+            kind = KINDS[entry["kind"]] if isinstance(entry, Mapping) else WeightedSum
+            definition = kind.from_mapping(entry, place)
+            try:
+                models[name] = ValueModel(name, definition, schema)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
         return cls(models, is_built_in=False)

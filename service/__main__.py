@@ -1,11 +1,13 @@
 """`python -m service --models DIR`: serve published models until SIGTERM or Ctrl-C, then finish and exit 0.
 
+`python -m service key` makes an API key instead.
 In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in this process; several run under uvicorn's
 supervisor, which restarts one that dies, and share the listening socket and one folder of metrics.
 """
 
 import os
 import signal
+import ssl
 import sys
 import tempfile
 from functools import partial
@@ -13,6 +15,8 @@ from functools import partial
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
+from service import new_key
+from service.http_protocol import GuardedProtocol
 from service.request_log import logging_config
 from service.settings import read_settings
 from service.worker import make_app
@@ -22,6 +26,8 @@ METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 def main() -> int:
     """Serves; returns the exit status."""
+    if sys.argv[1:2] == ["key"]:
+        return new_key.main(sys.argv[2:])
     settings = read_settings(sys.argv[1:], os.environ)
     config = uvicorn.Config(
         partial(make_app, settings),
@@ -30,7 +36,7 @@ def main() -> int:
         port=settings.port,
         workers=settings.workers,
         loop="uvloop",
-        http="httptools",
+        http=GuardedProtocol,
         ws="none",
         lifespan="on",
         access_log=False,
@@ -38,6 +44,10 @@ def main() -> int:
         log_config=logging_config(settings.log_level),
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+        ssl_ca_certs=None if settings.tls_client_ca is None else str(settings.tls_client_ca),
+        ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
     )
     # Left over from a parent, it would mix this service's metrics with another's.
     os.environ.pop(METRICS_FOLDER, None)

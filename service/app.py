@@ -27,7 +27,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from model.scorer import NonFiniteScoresError
 from model.value_model import DEFAULT
 from service import answers, candidates, wire
+from service.authorize import Authorize
 from service.errors import Fault, Problem, problem_response
+from service.keys import Keys
 from service.metrics import Metrics
 from service.model_store import ModelStore, not_ready
 from service.observe import RANK, Observe, header, record_of
@@ -65,7 +67,7 @@ class Service:
             if self.is_draining:
                 raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
             deadline = _deadline(scope, record)
-            body = await _read_body(scope, receive, self.settings.max_body_bytes)
+            body = await _read_body_in_time(scope, receive, self.settings.max_body_bytes, self.settings.body_seconds)
             submitted = time.perf_counter()
 
             def job() -> bytes:
@@ -252,7 +254,8 @@ def create_app(settings: Settings) -> ASGIApp:
         is_rank = scope["type"] == "http" and scope["path"] == RANK and scope["method"] == "POST"
         await (service.rank if is_rank else app)(scope, receive, send)
 
-    return Observe(application, service.metrics)
+    keys = Keys(settings.keys_file, settings.poll_seconds)
+    return Observe(Authorize(application, keys, service.metrics), service.metrics)
 
 
 class _Application:
@@ -263,6 +266,14 @@ class _Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._function(scope, receive, send)
+
+
+async def _read_body_in_time(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read_body(scope, receive, limit)
+    except TimeoutError:
+        raise Problem(408, f"the body took more than {seconds:g} s to arrive", reason="slow_body") from None
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -15,8 +15,11 @@ FAULTS_SHOWN = 20
 
 _TITLES = {
     400: ("not-json", "The body is not JSON"),
+    401: ("no-key", "A key is needed"),
+    403: ("wrong-scope", "This is not allowed"),
     404: ("not-found", "There is no such thing"),
     405: ("method-not-allowed", "The method does not fit this address"),
+    408: ("too-slow", "The request took too long to arrive"),
     413: ("too-large", "The request is over a limit"),
     422: ("wrong-content", "The content of the request is wrong"),
     500: ("internal-error", "The service failed"),

@@ -39,8 +39,17 @@ ENDPOINTS = (
     "/docs",
     "other",
 )
-RANK_CODES = (200, 400, 404, 405, 413, 422, 500, 503, 504)
-REJECTIONS = ("body_too_large", "too_many_candidates", "not_ready", "draining", "deadline")
+RANK_CODES = (200, 400, 401, 403, 404, 405, 408, 413, 422, 500, 503, 504)
+REJECTIONS = (
+    "body_too_large",
+    "slow_body",
+    "too_many_candidates",
+    "not_ready",
+    "draining",
+    "deadline",
+    "unauthenticated",
+    "forbidden",
+)
 LOAD_RESULTS = (
     "ready",
     "compiled_refused",

@@ -1,8 +1,8 @@
 """Log lines: one JSON object each, to stderr.
 
 In: standard logging records; fields beside the message come as `extra={"fields": {...}}`. Out: lines with `time`
-(UTC), `level`, `logger`, `message` and the fields. `RequestRecord` is what is logged of a request: identifiers,
-counts, seconds and a status, never a feature value, a user or a candidate id.
+(UTC), `level`, `logger`, `message` and the fields. `RequestRecord` is what is logged of a request: identifiers
+(of a key its name), counts, seconds and a status, never a feature value, a user or a candidate id.
 """
 
 import logging
@@ -24,6 +24,7 @@ class RequestRecord:
 
     request_id: str
     endpoint: str
+    key: str | None = None
     started: float = field(default_factory=time.perf_counter)
     status: int = 500
     model: str | None = None
@@ -39,6 +40,7 @@ class RequestRecord:
             fields = {
                 "request_id": self.request_id,
                 "endpoint": self.endpoint,
+                "key": self.key,
                 "status": self.status,
                 "seconds": round(self.seconds, 6),
                 "model": self.model,

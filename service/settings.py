@@ -6,11 +6,14 @@ names the flag and the rule.
 
 import argparse
 import os
+import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.keys import KeyFile
 
 PREFIX = "FEEDRANK_"
 
@@ -29,6 +32,12 @@ class Settings(BaseModel):
     engine: Literal["auto", "torchscript", "compiled"] = Field(
         "auto", description="auto scores by a compiled package where one holds; compiled refuses versions without"
     )
+    keys_file: Path | None = Field(
+        None, description="YAML file of API keys; without one scoring and metrics are open and the admin API is off"
+    )
+    tls_certificate: Path | None = Field(None, description="PEM certificate chain: serve HTTPS; read at the start")
+    tls_key: Path | None = Field(None, description="PEM private key of --tls-certificate, without a passphrase")
+    tls_client_ca: Path | None = Field(None, description="PEM certificates; only clients signed by one may connect")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
     max_candidates: int = Field(2_000, ge=1, le=1_000_000, description="most candidates in one request")
@@ -41,6 +50,9 @@ class Settings(BaseModel):
         60.0, ge=0, description="seconds that the first load may take before the port opens all the same"
     )
     shutdown_seconds: int = Field(30, ge=0, description="seconds that running requests get to finish after SIGTERM")
+    header_seconds: float = Field(10.0, gt=0, le=3600, description="seconds that the headers of a request may take")
+    header_bytes: int = Field(32 * 1024, ge=1024, description="largest headers of a request, in bytes")
+    body_seconds: float = Field(10.0, gt=0, le=3600, description="seconds that the body of a request may take")
     keep_alive_seconds: int = Field(75, ge=1, description="seconds after which an idle connection is closed")
 
     @property
@@ -71,9 +83,35 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
             for fault in error.errors()
         ]
         parser.error("; ".join(faults))
+    try:
+        _check_files(settings)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     if not settings.models.is_dir():
         parser.error(f"--models ({_variable('models')}): no folder '{settings.models}'; it must exist, empty or not")
     return settings
+
+
+def _check_files(settings: Settings) -> None:
+    """Reads what the service reads at its start, so that a wrong file ends the program and not every worker."""
+    if settings.keys_file is not None:
+        KeyFile.from_yaml(settings.keys_file)
+    certificate, key, authorities = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+    if (certificate is None) != (key is None):
+        raise ValueError("--tls-certificate and --tls-key go together; give both or neither")
+    if authorities is not None and certificate is None:
+        raise ValueError("--tls-client-ca needs --tls-certificate and --tls-key")
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # Without this OpenSSL would ask for a passphrase, and wait.
+            context.load_cert_chain(certificate, key, password=lambda: "")
+        except OSError as error:
+            raise ValueError(f"--tls-certificate, --tls-key: not a certificate and its key in PEM ({error})") from None
+        try:
+            context.load_verify_locations(authorities or certificate)
+        except OSError as error:
+            raise ValueError(f"--tls-client-ca: not certificates in PEM ({error})") from None
 
 
 def _flag(name: str) -> str:

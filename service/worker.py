@@ -2,6 +2,7 @@
 
 from starlette.types import ASGIApp
 
+from service.http_protocol import GuardedProtocol, Limits
 from service.settings import Settings
 
 
@@ -9,4 +10,5 @@ def make_app(settings: Settings) -> ASGIApp:
     """The application; torch and prometheus_client are imported here, in the worker, and nowhere before."""
     from service.app import create_app
 
+    GuardedProtocol.limits = Limits(settings.header_seconds, settings.header_bytes)
     return create_app(settings)

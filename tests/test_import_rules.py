@@ -24,7 +24,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "model": (),
     "training": ("model",),
     "service": tuple(
-        f"model.{name}" for name in ("schema", "features", "calibration", "value_model", "artifact", "scorer")
+        f"model.{name}"
+        for name in ("schema", "features", "calibration", "value_model", "artifact", "scorer", "strict_yaml")
     ),
     "deploy": ("service.metrics", "training.simulate"),
 }

@@ -9,6 +9,7 @@ import pytest
 
 from model.schema import FeedSchema
 from model.scorer import Scorer
+from model.value_model import FILE_NAME, ValueModels
 from training.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,7 @@ def _blocks(language: str) -> list[str]:
 
 def test_your_own_feed_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (make_data,) = _blocks("python")
-    schema, config = _blocks("yaml")
+    schema, config, value_models = _blocks("yaml")
     (tmp_path / "podcasts-schema.yaml").write_text(schema)
     (tmp_path / "podcasts.yaml").write_text(config)
     monkeypatch.chdir(tmp_path)
@@ -34,6 +35,8 @@ def test_your_own_feed_works_as_written(tmp_path: Path, monkeypatch: pytest.Monk
         assert main(command[3:]) == 0
     scorer = Scorer.load(tmp_path / "models" / "podcasts" / "1")
     assert scorer.tasks == ["play", "minutes"]
+    (tmp_path / FILE_NAME).write_text(value_models)
+    assert ValueModels.from_yaml(tmp_path / FILE_NAME, scorer.schema).names == ["default", "careful", "custom"]
     # The data are made so that shows and listeners differ: a ranker that learned nothing would be at one half.
     evaluation = json.loads((tmp_path / "runs/podcasts/evaluation-test.json").read_text())
     assert evaluation["tasks"]["play"]["auc"]["low"] > 0.55

@@ -76,6 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--models", type=Path, required=True, help="the models folder that a service reads")
     command.add_argument("--name", help="the model's name (default: the schema's)")
     command.add_argument("--compile", action="store_true", help="also compile it for CPUs of this host's kind")
+    command.add_argument(
+        "--calibrate",
+        choices=["isotonic", "platt"],
+        help="fit each binary task's probabilities to the rates of the validation split",
+    )
+    command.add_argument(
+        "--segment-by",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="report what that changes for every value of this column of the data; may be given again",
+    )
     command.add_argument("--catalogue", type=Path, metavar="ITEMS", help="also build its catalogue of these items")
     command.set_defaults(run=_export)
 
@@ -151,7 +163,16 @@ def _export(options: argparse.Namespace) -> None:
     from training.export import export
     from training.run import Run
 
-    version = export(Run.open(options.folder), options.models, options.name, options.catalogue)
+    if options.segment_by and options.calibrate is None:
+        raise ValueError("--segment-by reports what a calibration changes: give --calibrate too")
+    version = export(
+        Run.open(options.folder),
+        options.models,
+        options.name,
+        calibration=options.calibrate,
+        segment_by=options.segment_by,
+        items=options.catalogue,
+    )
     print(version)
     if options.compile:
         options.version = version

@@ -1,18 +1,24 @@
 """Value models: the weighted sum by hand, versions that follow content, and files that are refused by name."""
 
+import itertools
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model.value_model import DEFAULT, ValueModel, ValueModels, WeightedSum
+from model.value_model import DEFAULT, Expression, ValueModel, ValueModels, WeightedProduct, WeightedSum
 from tests.model.feeds import everything, schema_of, write
 
-TASKS = ["click", "like", "play_time", "depth"]  # those of `everything()`
+TASKS = ["click", "like", "play_time", "depth"]  # those of `everything()`: two probabilities, two quantities
 
 
 def value_model(weights: dict[str, float]) -> ValueModel:
-    return ValueModel("v", WeightedSum(kind="weighted_sum", weights=weights), TASKS)
+    return ValueModel("v", WeightedSum(kind="weighted_sum", weights=weights), everything())
+
+
+def expression(formula: str) -> ValueModel:
+    return ValueModel("v", Expression(kind="expression", formula=formula), everything())
 
 
 def test_score_is_the_weighted_sum() -> None:
@@ -33,6 +39,85 @@ def test_a_large_weight_does_not_cost_the_small_tasks_their_digits() -> None:
 
 def test_score_of_no_candidate_is_empty() -> None:
     assert value_model({"click": 1.0}).score(np.zeros((0, 4), np.float32)).shape == (0,)
+
+
+ANSWERS = np.array([[0.5, 0.1, 1000.0, 3.0], [0.25, 1e-9, 20.0, 7.0], [0.75, 0.9, 0.0, 0.0]], np.float32)
+REFERENCE = [0.3, 0.02, 400.0, 2.0]
+
+
+def product_model(exponents: dict[str, float], floor: float = 1e-4) -> ValueModel:
+    definition = WeightedProduct(kind="weighted_product", exponents=exponents, floor=floor)
+    return ValueModel("v", definition, everything())
+
+
+def test_weighted_product_is_the_product_of_floored_powers() -> None:
+    model = product_model({"like": -0.5, "click": 1.2}, floor=0.01)
+    rows = ANSWERS.astype(float).tolist()
+    expected = [math.pow(max(click, 0.01), 1.2) * math.pow(max(like, 0.01), -0.5) for click, like, _, _ in rows]
+    np.testing.assert_allclose(model.score(ANSWERS), expected, rtol=1e-13)
+    contributions = model.contributions(ANSWERS, REFERENCE)
+    assert list(contributions) == ["like", "click"]
+    np.testing.assert_allclose(contributions["like"], [-0.5 * math.log(max(row[1], 0.01)) for row in rows], rtol=1e-13)
+    np.testing.assert_allclose(sum(contributions.values()), np.log(expected), rtol=1e-13)
+    assert model.score(ANSWERS[:0]).shape == (0,)
+
+
+def test_floor_is_part_of_the_version() -> None:
+    versions = {product_model({"click": 1.0}, floor).version for floor in (1e-4, 1e-3)}
+    assert len(versions | {value_model({"click": 1.0}).version}) == 3
+
+
+def test_contributions_of_a_weighted_sum_are_its_terms() -> None:
+    contributions = value_model({"like": -74.0, "click": 2.0}).contributions(ANSWERS, REFERENCE)
+    np.testing.assert_array_equal(contributions["like"], -74.0 * ANSWERS[:, 1].astype(float))
+    np.testing.assert_array_equal(contributions["click"], 2.0 * ANSWERS[:, 0].astype(float))
+    assert list(contributions) == ["like", "click"]
+
+
+FORMULA = "click * (1 + 4 * like) - 20 * max(like, 0.05) + log(1 + depth) * sqrt(click) - -(2 ** -depth) / 3"
+
+
+def by_hand(click: float, like: float, depth: float) -> float:
+    """FORMULA, in Python's own arithmetic."""
+    terms = click * (1 + 4 * like) - 20 * max(like, 0.05) + math.log(1 + depth) * math.sqrt(click)
+    return terms + 2**-depth / 3
+
+
+def test_expression_is_its_formula() -> None:
+    score = expression(FORMULA).score(ANSWERS)
+    rows = ANSWERS.astype(float).tolist()
+    np.testing.assert_allclose(score, [by_hand(click, like, depth) for click, like, _, depth in rows], rtol=1e-13)
+
+
+def test_contributions_of_an_expression_are_shapley_values() -> None:
+    """Shapley's own definition: the mean gain of a task over every order in which tasks may take the candidate's
+    answer in place of the reference's."""
+    contributions = expression(FORMULA).contributions(ANSWERS, REFERENCE)
+    names, reference = ["click", "like", "depth"], dict(zip(TASKS, REFERENCE, strict=True))
+    for row, answers in enumerate(ANSWERS.astype(float).tolist()):
+        candidate = dict(zip(TASKS, answers, strict=True))
+        gains = dict.fromkeys(names, 0.0)
+        orders = list(itertools.permutations(names))
+        for order in orders:
+            now = {name: reference[name] for name in names}
+            for name in order:
+                before = by_hand(**now)
+                now[name] = candidate[name]
+                gains[name] += (by_hand(**now) - before) / len(orders)
+        assert {name: values[row] for name, values in contributions.items()} == pytest.approx(gains, rel=1e-12)
+
+
+def test_contributions_of_many_candidates_are_those_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = expression("click * like + depth")
+    random = np.random.default_rng(0)
+    answers = random.random((50, 4)).astype(np.float32)
+    whole = model.contributions(answers, REFERENCE)
+    monkeypatch.setattr("model.value_model._EVALUATIONS_AT_ONCE", 8 * 7)
+    parts = model.contributions(answers, REFERENCE)
+    for task, values in whole.items():
+        np.testing.assert_allclose(values, parts[task], rtol=1e-12, atol=1e-15)  # sums in another order
+        alone = [model.contributions(answers[row : row + 1], REFERENCE)[task][0] for row in range(50)]
+        np.testing.assert_allclose(values, alone, rtol=1e-12, atol=1e-15)
 
 
 def test_version_follows_content_alone() -> None:
@@ -72,15 +157,28 @@ def test_built_in_of_regression_tasks_alone_sums_them() -> None:
 @pytest.mark.parametrize(("text", "message"), [
     ("default: {kind: weighted_sum, weights: {clock: 1}}", "default: unknown task 'clock'; did you mean 'click'"),
     ("default: {kind: weighted_sum, weights: {zzz: 1}}", "unknown task 'zzz'; valid tasks: click, like, play_time"),
-    ("default: {kind: weighted_sum, weights: {click: .nan}}", "default: the weight of 'click' must be a finite"),
-    ("default: {kind: weighted_sum, weights: {click: -.inf}}", "default: the weight of 'click' must be a finite"),
+    ("default: {kind: weighted_sum, weights: {click: .nan}}", "default: weights.click: Input should be a finite"),
+    ("default: {kind: weighted_sum, weights: {click: -.inf}}", "default: weights.click: Input should be a finite"),
     ("default: {kind: weighted_sum, weights: {click: high}}", "default: weights.click: .*got 'high'"),
     ("default: {kind: weighted_sum, weights: {click: yes}}", "default: weights: got true or false"),
     ("default: {kind: weighted_sum, weights: {}}", "default: weights"),
     ("default: {kind: weighted_sum}", "default: weights: Field required"),
-    ("default: {kind: weighted_some, weights: {click: 1}}", "default: kind: .*got 'weighted_some'"),
+    ("default: {kind: weighted_some, weights: {click: 1}}", "default: unknown kind 'weighted_some'; did you mean"),
     ("default: {kind: weighted_sum, wieghts: {click: 1}}", "did you mean 'weights'"),
     ("default: 3", "default: expected a mapping"),
+    ("default: {weights: {click: 1}}", "default: key 'kind' is missing; it names the value model: weighted_sum, weig"),
+    ("default: {kind: weighted_product, exponents: {clock: 1}}", "unknown task 'clock'; did you mean 'click'"),
+    ("default: {kind: weighted_product, exponents: {click: 1}, floor: 0}", "floor: .*greater than 0"),
+    ("default: {kind: weighted_product, exponents: {click: 1}, floor: .inf}", "floor: .*finite"),
+    ("default: {kind: weighted_product, weights: {click: 1}}", "unknown key 'weights'"),
+    ("default: {kind: expression, formula: clock * 2}", "unknown task 'clock'; did you mean 'click'"),
+    ("default: {kind: expression, formula: click *}", "default: formula: not a formula"),
+    ("default: {kind: expression, formula: 3}", "default: formula: "),
+    ("default: {kind: expression, formula: '1 + 2'}", "reads 1 to 12 tasks, this one 0"),
+    ("default: {kind: expression, formula: click / like}", "gives nan for click = 0, like = 0; keep it finite"),
+    ("default: {kind: expression, formula: log(like)}", "gives -inf for like = 0; keep it finite"),
+    ("default: {kind: expression, formula: exp(play_time)}", "gives inf for play_time = 8.64e"),
+    ("default: {kind: expression, formula: (click - like) ** 0.5}", "gives nan for click = 0, like = 1"),
     ("other: {kind: weighted_sum, weights: {click: 1}}", "one named 'default'"),
     ("", "one named 'default'"),
     ("[default]", "one named 'default'"),

@@ -13,7 +13,7 @@ from training.compare.experiment import Experiment
 from training.compare.plans import plans
 from training.compare.runner import load
 from training.compare.space import Span, all_points, around
-from training.compare.storage import described, open_storage, shared_storage
+from training.compare.storage import described, opened, shared_storage
 from training.config import TrainingConfig
 
 
@@ -89,8 +89,8 @@ def test_storage_and_trials_need_a_search(tmp_path: Path, capsys: pytest.Capture
 
 def test_braces_in_a_folders_name_are_no_template(tmp_path: Path) -> None:
     url = shared_storage(f"sqlite:///{tmp_path}/a{{b}}.db")
-    open_storage(url)
-    assert (tmp_path / "a{b}.db").exists()
+    with opened(url):
+        assert (tmp_path / "a{b}.db").exists()
     assert described(url) == f"--storage {tmp_path}/a{{b}}.db"
 
 

@@ -33,7 +33,7 @@ from training.compare.plans import Plan
 from training.compare.predictions import prediction_file, read_predictions, truth_of
 from training.compare.progress import ShownJobs
 from training.compare.space import Point, decoded, distributions, encoded
-from training.compare.storage import named_faults, open_storage, own_storage, shared_storage
+from training.compare.storage import opened, own_storage, shared_storage
 from training.compare.workers import Job, is_done, refuse_changed
 from training.config import TrainingConfig
 from training.run import Run, read_json, write_json
@@ -59,10 +59,9 @@ def search(experiment: Experiment, plans: Sequence[Plan], *, storage: str | None
         raise ValueError(f"{left[0]}: has not ended, so nothing is chosen; run compare without --report")
     if left:
         url = own_storage(experiment.output) if storage is None else shared_storage(storage)
-        with named_faults(url):
-            opened = open_storage(url)
+        with opened(url) as database:
             remedy += ", or (in a shared storage) another name for the experiment"
-            studies = [Study(experiment, plan, opened, remedy, is_shared=storage is not None) for plan in left]
+            studies = [Study(experiment, plan, database, remedy, is_shared=storage is not None) for plan in left]
             _run(experiment, studies)
             for study in studies:
                 found.setdefault(study.plan.dataset, {})[study.plan.network] = study.found()

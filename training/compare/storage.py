@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import OptunaError
@@ -41,25 +42,39 @@ def shared_storage(text: str) -> URL:
     return url
 
 
-def open_storage(url: URL) -> RDBStorage:
-    """Opens, or creates, the tables of a search. Raises ValueError naming the database."""
+@contextlib.contextmanager
+def opened(url: URL) -> Iterator[RDBStorage]:
+    """The storage of a search, its tables created where they are missing, until the block ends. Faults of the
+    database, in the block too, are ValueError naming it."""
+    with named_faults(url):
+        storage = _open(url)
+        try:
+            yield storage
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+def _open(url: URL) -> RDBStorage:
     # Optuna's own words go where ours go, and only its warnings.
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    settings = {"connect_args": {"timeout": BUSY_SECONDS}} if url.get_backend_name() == "sqlite" else {}
+    # Trials take hours: a connection that the server or a firewall has closed meanwhile is opened again.
+    settings: dict[str, Any] = {"pool_pre_ping": True}
+    if url.get_backend_name() == "sqlite":
+        settings["connect_args"] = {"timeout": BUSY_SECONDS}
     # Optuna fills a template in the URL, so that braces stand for themselves only when doubled.
     text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    with named_faults(url):
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return RDBStorage(text, engine_kwargs=dict(settings))
-            except (OperationalError, ProgrammingError, IntegrityError) as error:
-                # Machines that begin at once all create the tables, and trip over those that another one made.
-                is_race = isinstance(error, IntegrityError) or "already exists" in str(error)
-                if not is_race or attempt == ATTEMPTS:
-                    raise
-                time.sleep(0.2 * attempt)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return RDBStorage(text, engine_kwargs=dict(settings))
+        except (OperationalError, ProgrammingError, IntegrityError) as error:
+            # Machines that begin at once all create the tables, and trip over those that another one made.
+            is_race = isinstance(error, IntegrityError) or "already exists" in str(error)
+            if not is_race or attempt == ATTEMPTS:
+                raise
+            time.sleep(0.2 * attempt)
     raise AssertionError("the last attempt returns or raises")
 
 

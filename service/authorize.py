@@ -1,0 +1,34 @@
+"""Asks for a key before anything of a request is read.
+
+In: any ASGI application and the keys. Out: the same, behind them. What only looks at a path needs no key: health checks
+and the description of the API.
+"""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import Problem, problem_response
+from service.keys import Keys, needed_for
+from service.metrics import Metrics
+from service.observe import header, record_of
+
+
+class Authorize:
+    """Wraps `app`: a request gets through with a key for its path, and is refused before its body is read."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics) -> None:
+        self._app = app
+        self._keys = keys
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        needed = needed_for(scope["path"]) if scope["type"] == "http" else None
+        if needed is not None:
+            record = record_of(scope)
+            try:
+                record.key = self._keys.check(header(scope, "Authorization"), needed)
+            except Problem as problem:
+                self._metrics.rejected.labels(problem.reason).inc()
+                await problem_response(problem, record.request_id)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,0 +1,98 @@
+"""uvicorn's HTTP protocol with limits on what a client may take before its request is known.
+
+uvicorn waits for headers without end and keeps however many arrive. Here a request's headers have a time and a size;
+past them the client is answered 408 or 431 and cut off. Bodies are limited where they are read (service/app.py).
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_ANSWER = (
+    "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\n"
+    "connection: close\r\n\r\n{text}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds from the first byte of a request to the end of its headers, and their size in bytes."""
+
+    header_seconds: float = 10.0
+    header_bytes: int = 32 * 1024
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection. `limits` are those of the whole process, set before its server starts."""
+
+    limits: ClassVar[Limits] = Limits()
+    _timer: asyncio.TimerHandle | None = None
+    _is_in_headers = False
+    _is_cut_off = False
+    _header_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A connection on which nothing arrives is idle, as one between two requests is."""
+        super().connection_made(transport)
+        self._start_timer(self.timeout_keep_alive, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request: a part of one, or several."""
+        if self._is_cut_off:
+            return
+        self._header_bytes += len(data)
+        super().data_received(data)
+        # Whole reads are counted, after the one in which the headers began: no more than that one is over the limit.
+        if self._is_in_headers and self._header_bytes > self.limits.header_bytes:
+            self._cut_off("431 Request Header Fields Too Large", f"over {self.limits.header_bytes} bytes of headers")
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._is_in_headers, self._header_bytes = True, 0
+        self._start_timer(self.limits.header_seconds, self._too_slow)
+
+    def on_headers_complete(self) -> None:
+        """The request is known: from here on the application decides."""
+        self._is_in_headers = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer that did not wait for the body gives the client some time to see it and to stop sending."""
+        unread = self.cycle.more_body
+        super().on_response_complete()
+        if unread and not self.transport.is_closing():
+            self._start_timer(self.limits.header_seconds, self.transport.close)
+
+    def on_message_complete(self) -> None:
+        """The last byte of a request."""
+        self._stop_timer()
+        super().on_message_complete()
+
+    def _too_slow(self) -> None:
+        self._cut_off("408 Request Timeout", f"the headers took more than {self.limits.header_seconds:g} s")
+
+    def _cut_off(self, status: str, text: str) -> None:
+        self._stop_timer()
+        self._is_cut_off = True
+        if not self.transport.is_closing():
+            self.transport.write(_ANSWER.format(status=status, length=len(text), text=text).encode("ascii"))
+            self.transport.close()
+
+    def _start_timer(self, seconds: float, then: Callable[[], None]) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(seconds, then)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
