@@ -293,6 +293,8 @@ class Scorer:
         try:
             golden = self.golden_requests()
             tolerance = float(golden["tolerance"])
+            if self.engine == "compiled":
+                tolerance = max(tolerance, COMPILED_TOLERANCE)
             if not golden["requests"]:
                 raise ArtifactError(f"{place}: no golden request, so nothing shows that the ranker still answers right")
             for number, request in enumerate(golden["requests"]):

@@ -19,9 +19,7 @@ from service import new_key
 from service.http_protocol import GuardedProtocol
 from service.request_log import logging_config
 from service.settings import read_settings
-from service.worker import make_app
-
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+from service.worker import METRICS_FOLDER, make_app
 
 
 def main() -> int:

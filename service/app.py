@@ -7,6 +7,7 @@ rank, encode. A request has one user and many candidates; user and context are p
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,28 +19,37 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
+from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model.scorer import NonFiniteScoresError
+from model.scorer import NonFiniteScoresError, Scored
 from model.value_model import DEFAULT
 from service import answers, candidates, wire
 from service.authorize import Authorize
-from service.errors import Fault, Problem, problem_response
+from service.errors import Fault, Problem, refusal
 from service.keys import Keys
-from service.metrics import Metrics
+from service.metrics import INFER, RANK, Metrics
+from service.model_family import ServedModel
 from service.model_store import ModelStore, not_ready
-from service.observe import RANK, Observe, header, record_of
+from service.observe import Observe, header, record_of
+from service.open_inference_openapi import with_infer
+from service.open_inference_routes import INFER_VERSION, OpenInference
 from service.openapi import with_rank
 from service.request_log import LOGGER, RequestRecord
 from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+# How old the histograms may be that another worker reads for a scrape.
+_FLUSH_SECONDS = 0.5
 _DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
+
+# The body, what is known of the request, and its deadline in seconds of time.perf_counter.
+Answer = Callable[[bytes, RequestRecord, float | None], answers.Reply]
 
 _log = logging.getLogger(LOGGER)
 
@@ -62,6 +72,10 @@ class Service:
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/rank, as plain ASGI: what a framework's route costs is half of a small request."""
+        await self.respond(scope, receive, send, lambda *given: answers.Reply(self.answer(*given)))
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send, answer: Answer) -> None:
+        """Reads the body of a scoring request, has it answered in a scoring thread, sends that or the problem."""
         record = record_of(scope)
         try:
             if self.is_draining:
@@ -70,12 +84,13 @@ class Service:
             body = await _read_body_in_time(scope, receive, self.settings.max_body_bytes, self.settings.body_seconds)
             submitted = time.perf_counter()
 
-            def job() -> bytes:
-                self.metrics.queue_seconds.observe(time.perf_counter() - submitted)
-                return self.answer(body, record, deadline)
+            def job() -> answers.Reply:
+                self.metrics.queue_seconds.observe_soon(time.perf_counter() - submitted)
+                _check_deadline(deadline)
+                return answer(body, record, deadline)
 
             remaining = None if deadline is None else deadline - submitted
-            content = await asyncio.wait_for(self.threads.run(job), remaining)
+            reply = await asyncio.wait_for(self.threads.run(job), remaining)
         except TimeoutError:
             problem = _deadline_passed()
         except ClientDisconnect:
@@ -84,59 +99,79 @@ class Service:
         except Problem as raised:
             problem = raised
         else:
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": content})
+            headers = [(b"content-type", reply.media_type), (b"content-length", str(len(reply.body)).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": [*headers, *reply.headers]})
+            await send({"type": "http.response.body", "body": reply.body})
             return
         if problem.reason is not None:
             self.metrics.rejected.labels(problem.reason).inc()
-        await problem_response(problem, record.request_id)(scope, receive, send)
+        await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
 
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> bytes:
         """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
-        _check_deadline(deadline)
-        question = wire.read_columnar(body, self.settings.max_candidates)
+        most = self.settings.max_candidates
+        question = wire.read_columnar(body)
         if question is None:
-            document = wire.decode(body)
+            document = wire.decode(body, most)
             record.request_id = wire.request_id_of(document) or record.request_id
-            question = wire.parse(document, self.settings.max_candidates)
+            question = wire.parse(document, most)
         record.request_id = question.request_id or record.request_id
+        wire.check_count(question, most)
         model = self.store.find(question.model, question.version)
-        name = question.value_model or DEFAULT
-        if name not in model.value_models:
-            rule = f"no such value model; model '{model.name}' has: {', '.join(model.value_models.names)}"
-            raise Problem.wrong_content([Fault("value_model", rule)])
-        value_model = model.value_models[name]
-        record.model, record.model_version = model.name, model.scorer.version
-        record.value_model, record.value_model_version = name, value_model.version
+        name = self.chosen(model, question.value_model, "value_model", record)
         record.candidates = len(question.ids)
         request_columns, candidate_columns = wire.columns(question, model.scorer.encoder)
-
-        _check_deadline(deadline)
-        started = time.perf_counter()
-        try:
-            unknown = self.settings.unknown_candidates
-            scored = candidates.score(model, question, request_columns, candidate_columns, unknown)
-            with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
-                score_N = value_model.score(scored.answers_NT)
-            if not np.isfinite(score_N).all():
-                raise NonFiniteScoresError(f"value model '{name}' gave a combined score that is not finite")
-        except NonFiniteScoresError as error:
-            _log.error(
-                "scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": str(error)}}
-            )
-            raise Problem(500, "the model's scores are not finite, so none is given") from None
-        self.metrics.inference_seconds.observe(time.perf_counter() - started)
-        self.metrics.candidates.observe(len(question.ids))
-        model.metrics.observe(scored, name, score_N)
+        unknown = self.settings.unknown_candidates
+        scored, score_N = self.scores(
+            model,
+            name,
+            lambda: candidates.score(model, question, request_columns, candidate_columns, unknown),
+            record,
+            deadline,
+        )
         head = {
             "request_id": record.request_id,
             "model": model.name,
             "model_version": model.scorer.version,
             "value_model": name,
-            "value_model_version": value_model.version,
+            "value_model_version": model.value_models[name].version,
         }
         return answers.write(head, question, model.scorer.tasks, score_N, scored.answers_NT)
+
+    def chosen(self, model: ServedModel, asked: str | None, path: str, record: RequestRecord) -> str:
+        """The name of the value model that is asked for at `path`; it and the model are noted in the record."""
+        name = asked or DEFAULT
+        if name not in model.value_models:
+            rule = f"no such value model; model '{model.name}' has: {', '.join(model.value_models.names)}"
+            raise Problem.wrong_content([Fault(path, rule)])
+        record.model, record.model_version = model.name, model.scorer.version
+        record.value_model, record.value_model_version = name, model.value_models[name].version
+        return name
+
+    def scores(
+        self,
+        model: ServedModel,
+        value_model: str,
+        score: Callable[[], Scored],
+        record: RequestRecord,
+        deadline: float | None,
+    ) -> tuple[Scored, NDArray[np.float64]]:
+        """What `score` answers and its combined score_N, counted and measured. Raises Problem: 500 not finite, 504."""
+        _check_deadline(deadline)
+        started = time.perf_counter()
+        try:
+            scored = score()
+        except NonFiniteScoresError as error:
+            self.store.doubt(model)
+            raise _not_finite(record, str(error)) from None
+        with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
+            score_N = model.value_models[value_model].score(scored.answers_NT)
+        if not np.isfinite(score_N).all():
+            raise _not_finite(record, f"value model '{value_model}' gave a combined score that is not finite")
+        self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)
+        self.metrics.candidates.observe_soon(len(score_N))
+        model.metrics.observe(scored, value_model, score_N)
+        return scored, score_N
 
     @property
     def unready_reason(self) -> str | None:
@@ -158,6 +193,8 @@ class Service:
                     "models": str(settings.models),
                     "scoring_threads": settings.scoring_threads,
                     "torch_threads_per_scoring_thread": settings.torch_threads,
+                    "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+                    "cores": sorted(os.sched_getaffinity(0)),
                     "max_body_bytes": settings.max_body_bytes,
                     "max_candidates": settings.max_candidates,
                 }
@@ -165,6 +202,7 @@ class Service:
         )
         self._drain_on_signals()
         self.store.start()
+        flushing = asyncio.create_task(self._flush_metrics())
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
@@ -174,7 +212,14 @@ class Service:
         finally:
             self.is_draining = True
             self.threads.close()
+            flushing.cancel()
+            self.metrics.flush()
             await asyncio.to_thread(self.store.stop)
+
+    async def _flush_metrics(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            self.metrics.flush()
 
     def _drain_on_signals(self) -> None:
         """Turns readiness off at the first SIGTERM or Ctrl-C, then lets the server's own handler finish."""
@@ -207,6 +252,10 @@ def create_app(settings: Settings) -> ASGIApp:
         redoc_url=None,
     )
     app.router.routes.append(Route(RANK, _Application(service.rank), methods=["POST"]))
+    open_inference = OpenInference(service, app.title, app.version)
+    app.include_router(open_inference.router())
+    for path in (INFER, INFER_VERSION):
+        app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))
 
     @app.get("/v1/models", summary="All models and the state of their versions")
     async def models() -> dict[str, Any]:
@@ -236,7 +285,7 @@ def create_app(settings: Settings) -> ASGIApp:
             error = Problem(error.status_code, str(error.detail), headers=error.headers)
         elif not isinstance(error, Problem):
             error = Problem(500, "an error of the service, not of the request; its log says more")
-        return problem_response(error, record_of(request.scope).request_id)
+        return refusal(error, request.url.path, record_of(request.scope).request_id)
 
     for kind in (Problem, HTTPException, Exception):
         app.add_exception_handler(kind, refuse)
@@ -244,7 +293,7 @@ def create_app(settings: Settings) -> ASGIApp:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            app.openapi_schema = with_rank(document)
+            app.openapi_schema = with_infer(with_rank(document))
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -312,6 +361,11 @@ def _deadline(scope: Scope, record: RequestRecord) -> float | None:
 def _check_deadline(deadline: float | None) -> None:
     if deadline is not None and time.perf_counter() >= deadline:
         raise _deadline_passed()
+
+
+def _not_finite(record: RequestRecord, reason: str) -> Problem:
+    _log.error("scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": reason}})
+    return Problem(500, "the model's scores are not finite, so none is given", reason="not_finite")
 
 
 def _deadline_passed() -> Problem:
