@@ -4,6 +4,8 @@ Such a package is machine code. Before any of it is loaded, its manifest must be
 and to a CPU that has every instruction set of the one it was made on (another would die of an illegal instruction), and
 its bytes must be those that the manifest vouches for. Whether it answers rightly the scorer finds out.
 
+It holds two functions: candidates by their columns, and by the sums that a catalogue has of them (in bfloat16).
+
 Shapes: N candidates, D their columns, F outputs over the raw row, T tasks.
 """
 
@@ -23,6 +25,7 @@ from model.strict_yaml import StrictModel
 
 FORMAT_VERSION = 1
 PACKAGE = "answers.pt2"
+BY_COLUMNS, BY_SUMS = "model", "sums"
 # Extensions that compilers use by themselves; the rest of the kernel's flags says nothing about code.
 _X86 = re.compile(r"(?:sse|ssse|avx|amx|fma|bmi|vaes|sha|vpcl|pcl|gfni|f16c|abm|lzcnt|popcnt|movbe|adx|aes)\w*")
 
@@ -49,24 +52,25 @@ class CompiledManifest(StrictModel):
 
 
 class CompiledAnswers:
-    """rows_ND, sums_1F -> answers_NT, compiled. Safe from as many threads at once as there are cores; more wait."""
+    """One function of a package: rows_ND or sums_NF, sums_1F -> answers_NT. Safe from as many threads at once as there
+    are cores; more wait."""
 
-    def __init__(self, package: bytes) -> None:
+    def __init__(self, package: bytes, function: str = BY_COLUMNS) -> None:
         cores = len(os.sched_getaffinity(0))
         # torch loads from a path alone: a folder that nobody else may write to, so what was vouched for is what runs.
         with tempfile.TemporaryDirectory(prefix="feedrank-compiled-") as folder:
             path = Path(folder) / PACKAGE
             path.write_bytes(package)
             # torch.inductor's own loader does the same, after importing the whole compiler.
-            self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, cores, -1)
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), function, False, cores, -1)
 
-    def __call__(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
+    def __call__(self, candidates_NX: Tensor, sums_1F: Tensor) -> Tensor:
         """answers_NT."""
-        if len(rows_ND) > 1:
-            answers_NT: Tensor = self._loader.run([rows_ND, sums_1F])[0]
+        if len(candidates_NX) > 1:
+            answers_NT: Tensor = self._loader.run([candidates_NX, sums_1F])[0]
             return answers_NT
         # The code is made for two candidates or more: torch.export takes 1 to be a size of its own.
-        return self(rows_ND.expand(2, -1).contiguous(), sums_1F)[:1]
+        return self(candidates_NX.expand(2, -1).contiguous(), sums_1F)[:1]
 
 
 def folder_of(artifact: Artifact) -> Path:

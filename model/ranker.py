@@ -242,6 +242,20 @@ class CandidateAnswers(nn.Module):
         return answers_NT
 
 
+class SumsAnswers(nn.Module):
+    """sums_NF, sums_1F -> answers_NT: what is left of `CandidateAnswers` where a catalogue has the candidates' sums."""
+
+    def __init__(self, whole: CandidateAnswers) -> None:
+        super().__init__()
+        self.network = whole.network
+        self.answers = whole.answers
+
+    def forward(self, sums_NF: Tensor, sums_1F: Tensor) -> Tensor:
+        """answers_NT."""
+        answers_NT: Tensor = self.answers(self.network.from_sums(sums_NF, sums_1F))
+        return answers_NT
+
+
 def to_torchscript(module: nn.Module) -> torch.jit.ScriptModule:
     """The scripted module."""
     with warnings.catch_warnings():

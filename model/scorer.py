@@ -9,7 +9,7 @@ only where there is one that this process may run and that agrees with TorchScri
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,14 +19,19 @@ from numpy.typing import NDArray
 
 from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
 from model.calibration import Calibration, Isotonic, Platt, calibrated
-from model.compiled import CompiledAnswers, folder_of, open_compiled
+from model.catalogue import Catalogue, generations
+from model.catalogue import folder_of as catalogues_of
+from model.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
 from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
+from model.named_candidates import NamedCandidates as NamedCandidates
+from model.named_candidates import resolve
 from model.tables import as_table, set_tables, table_file, widths_of
 
 Engine = Literal["torchscript", "compiled"]
 EngineChoice = Literal["auto", "torchscript", "compiled"]
 # What bfloat16 may change of a score, and a difference of scores below which two candidates count as level.
 COMPILED_TOLERANCE = 1e-3
+CHECKED_ITEMS = 100
 
 
 class NonFiniteScoresError(RuntimeError):
@@ -67,7 +72,10 @@ class Scorer:
         self.reference_T = _reference_means(artifact, self.tasks)
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
+        # Replaced in one assignment whenever a newer generation holds.
+        self.catalogue: Catalogue | None = None
         self._compiled: CompiledAnswers | None = None
+        self._compiled_sums: CompiledAnswers | None = None
         self._calibration: Mapping[int, Platt | Isotonic] = {}
 
     @property
@@ -123,37 +131,129 @@ class Scorer:
         encoded_request = self.encoder.encode("request", request, 1, as_served=True)
         encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
         with torch.inference_mode():
-            request_tensors, tensors = block_tensors(encoded_request.block), block_tensors(encoded.block)
-            if self._compiled is None:
-                answers = self.module(*request_tensors, *tensors)
+            answers = self._answers(block_tensors(encoded_request.block), block_tensors(encoded.block))
+        return self._scored(answers, encoded_request, encoded.missing, encoded.oov)
+
+    def catalogue_generations(self) -> list[Path]:
+        """The published generations of the version's catalogue, oldest first."""
+        folder = catalogues_of(self.artifact)
+        return [folder / str(generation) for generation in generations(folder)]
+
+    def open_catalogue(self, path: Path) -> Catalogue:
+        """Opens a generation of the version's catalogue and has it answer for some of its items. Raises ArtifactError
+        where it does not hold."""
+        catalogue = Catalogue.open(path, self.artifact)
+        rows_N = np.unique(np.linspace(0, catalogue.manifest.items - 1, CHECKED_ITEMS).astype(np.int64))
+        try:
+            fault = self.sums_fault(catalogue.block(rows_N), catalogue.sums(rows_N), COMPILED_TOLERANCE)
+        except (RuntimeError, IndexError) as error:
+            raise ArtifactError(f"{path}: this version cannot score it ({error})") from None
+        if fault is not None:
+            raise ArtifactError(f"{path}: its sums are not those of its features: {fault}")
+        return catalogue
+
+    def sums_fault(self, block: EncodedBlock, sums_NF: torch.Tensor, tolerance: float) -> str | None:
+        """How the answers by candidates' sums differ from those by their features, for the users of the golden
+        requests; None where they do not (`disagreement`)."""
+        for golden in self.golden_requests()["requests"]:
+            request = self._golden_user(golden)
+            with torch.inference_mode():
+                expected = self.module(*request, *block_tensors(block))
+                answers = self.module.answer_sums(sums_NF, self.module.request_sums(*request))
+            fault = disagreement(self._calibrated(expected), self._calibrated(answers), tolerance)
+            if fault is not None:
+                return fault
+        return None
+
+    def name(
+        self, ids: Sequence[str], candidates: Mapping[str, Column], nulls: Mapping[str, NDArray[np.bool_]]
+    ) -> NamedCandidates | None:
+        """What the catalogue of this moment knows of candidates (model.named_candidates); None without a catalogue."""
+        catalogue = self.catalogue
+        return None if catalogue is None else resolve(self.encoder, catalogue, ids, candidates, nulls)
+
+    def score_named(self, request: Mapping[str, Column], named: NamedCandidates) -> Scored:
+        """Scores candidates that a catalogue was asked for. Raises NonFiniteScoresError.
+
+        Where a request says something of every candidate this is `score`; else the sums of the others come from the
+        catalogue, and what is compiled answers where they are in bfloat16."""
+        encoded_request = self.encoder.encode("request", request, 1, as_served=True)
+        tensors = block_tensors(encoded_request.block)
+        with torch.inference_mode():
+            encoded = None if named.encoded is None else block_tensors(named.encoded)
+            if encoded is not None and named.is_encoded_N.all():
+                answers = self._answers(tensors, encoded)
             else:
-                sums_1F = self.module.request_sums(*request_tensors)
-                answers = self._compiled(self.module.candidate_rows(*tensors), sums_1F)
-        return self._scored(answers, encoded_request, encoded)
+                sums_NF = named.catalogue.sums(named.rows_N[~named.is_encoded_N])
+                sums_1F = self.module.request_sums(*tensors)
+                if encoded is not None:
+                    is_encoded_N = torch.from_numpy(named.is_encoded_N)
+                    dtype = torch.float32 if self._compiled_sums is None else sums_NF.dtype
+                    known_NF, sums_NF = sums_NF, torch.empty(len(is_encoded_N), sums_1F.shape[1], dtype=dtype)
+                    sums_NF[~is_encoded_N] = known_NF.to(dtype)
+                    sums_NF[is_encoded_N] = self.module.candidate_sums(self.module.candidate_rows(*encoded)).to(dtype)
+                if self._compiled_sums is not None and sums_NF.dtype == torch.bfloat16:
+                    answers = self._compiled_sums(sums_NF, sums_1F)
+                else:
+                    answers = self.module.answer_sums(sums_NF, sums_1F)
+        return self._scored(answers, encoded_request, named.missing, named.oov)
 
     def explain(
-        self, request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int
+        self, request: Mapping[str, Column], candidates: Mapping[str, Column] | NamedCandidates, rows: int
     ) -> tuple[Scored, list[ExpertWeights]]:
-        """`score` by TorchScript, and the weights that experts were mixed by, level by level; none where the network
-        mixes no experts. Raises NonFiniteScoresError."""
+        """`score` by TorchScript, from features alone, and the weights that experts were mixed by, level by level; none
+        where the network mixes no experts. Raises NonFiniteScoresError."""
         assert rows > 0, "a request has at least one candidate"
         encoded_request = self.encoder.encode("request", request, 1, as_served=True)
-        encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
         with torch.inference_mode():
             sums_1F = self.module.request_sums(*block_tensors(encoded_request.block))
-            rows_ND = self.module.candidate_rows(*block_tensors(encoded.block))
+            if isinstance(candidates, NamedCandidates):
+                rows_ND, missing, oov = self._rows_named(candidates), candidates.missing, candidates.oov
+            else:
+                encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
+                rows_ND, missing, oov = self._rows(encoded.block), encoded.missing, encoded.oov
             answers, weights = self.module.explained(rows_ND, sums_1F)
         names = zip(self.module.unit_names, self.module.expert_names, weights, strict=True)
         levels = [ExpertWeights(units, experts, weights_NGE.numpy()) for units, experts, weights_NGE in names]
-        return self._scored(answers, encoded_request, encoded), levels
+        return self._scored(answers, encoded_request, missing, oov), levels
 
-    def _scored(self, answers: torch.Tensor, request: Encoded, candidates: Encoded) -> Scored:
-        answers_NT: NDArray[np.float32] = answers.numpy()
-        if self._calibration:
-            answers_NT = calibrated(answers_NT, self._calibration)
+    def _rows(self, block: EncodedBlock) -> torch.Tensor:
+        rows_ND: torch.Tensor = self.module.candidate_rows(*block_tensors(block))
+        return rows_ND
+
+    def _rows_named(self, named: NamedCandidates) -> torch.Tensor:
+        """rows_ND of candidates that a catalogue was asked for, all from their features."""
+        if named.encoded is not None and named.is_encoded_N.all():
+            return self._rows(named.encoded)
+        known = self._rows(named.catalogue.block(named.rows_N[~named.is_encoded_N]))
+        if named.encoded is None:
+            return known
+        rows_ND = known.new_empty(len(named.is_encoded_N), known.shape[1])
+        rows_ND[torch.from_numpy(~named.is_encoded_N)] = known
+        rows_ND[torch.from_numpy(named.is_encoded_N)] = self._rows(named.encoded)
+        return rows_ND
+
+    def _answers(self, request: tuple[torch.Tensor, ...], candidates: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """answers_NT of both blocks' tensors, by the engine of this scorer."""
+        answers_NT: torch.Tensor
+        if self._compiled is None:
+            answers_NT = self.module(*request, *candidates)
+        else:
+            sums_1F = self.module.request_sums(*request)
+            answers_NT = self._compiled(self.module.candidate_rows(*candidates), sums_1F)
+        return answers_NT
+
+    def _scored(
+        self, answers: torch.Tensor, request: Encoded, missing: Mapping[str, int], oov: Mapping[str, int]
+    ) -> Scored:
+        answers_NT = self._calibrated(answers)
         if not np.isfinite(answers_NT).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
-        return Scored(answers_NT, {**request.missing, **candidates.missing}, {**request.oov, **candidates.oov})
+        return Scored(answers_NT, {**request.missing, **missing}, {**request.oov, **oov})
+
+    def _calibrated(self, answers: torch.Tensor) -> NDArray[np.float32]:
+        answers_NT: NDArray[np.float32] = answers.numpy()
+        return calibrated(answers_NT, self._calibration) if self._calibration else answers_NT
 
     def _take_compiled(self) -> None:
         """Scores by the compiled package from now on. Raises ArtifactError where it may not run or is not right."""
@@ -162,13 +262,16 @@ class Scorer:
         # What this very process answers by TorchScript: candidates that are level there may change places.
         expected = self._golden_answers()
         try:
-            self._compiled = CompiledAnswers(package)
-            for number, (expected_NT, answers_NT) in enumerate(zip(expected, self._golden_answers(), strict=True)):
-                fault = disagreement(expected_NT, answers_NT, manifest.tolerance)
-                if fault is not None:
-                    raise ArtifactError(f"{place}: golden request {number}: {fault}")
+            self._compiled, self._compiled_sums = CompiledAnswers(package), CompiledAnswers(package, BY_SUMS)
+            by_columns = zip(expected, self._golden_answers(), strict=True)
+            by_sums = self._golden_answers_by_sums(self._compiled_sums)
+            for number, pairs in enumerate(zip(by_columns, by_sums, strict=True)):
+                for expected_NT, answers_NT in pairs:
+                    fault = disagreement(expected_NT, answers_NT, manifest.tolerance)
+                    if fault is not None:
+                        raise ArtifactError(f"{place}: golden request {number}: {fault}")
         except (RuntimeError, AttributeError, ArtifactError) as error:
-            self._compiled = None
+            self._compiled = self._compiled_sums = None
             raise error if isinstance(error, ArtifactError) else ArtifactError(f"{place}: {error}") from error
         self.engine = "compiled"
 
@@ -177,6 +280,25 @@ class Scorer:
             self.score_values(one["user"], one["candidates"]["features"], len(one["candidates"]["id"]))
             for one in self.golden_requests()["requests"]
         ]
+
+    def _golden_answers_by_sums(
+        self, compiled: CompiledAnswers
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """What TorchScript and what is compiled answer by the same sums."""
+        for golden in self.golden_requests()["requests"]:
+            features, rows = golden["candidates"]["features"], len(golden["candidates"]["id"])
+            columns = self.encoder.columns("candidate", features, rows)
+            encoded = self.encoder.encode("candidate", columns, rows, as_served=True)
+            with torch.inference_mode():
+                sums_1F = self.module.request_sums(*self._golden_user(golden))
+                rows_ND = self.module.candidate_rows(*block_tensors(encoded.block))
+                sums_NF = self.module.candidate_sums(rows_ND).bfloat16()
+                answers = (self.module.answer_sums(sums_NF, sums_1F), compiled(sums_NF, sums_1F))
+            yield self._calibrated(answers[0]), self._calibrated(answers[1])
+
+    def _golden_user(self, golden: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        user = self.encoder.columns("request", {name: [value] for name, value in golden["user"].items()}, 1)
+        return block_tensors(self.encoder.encode("request", user, 1, as_served=True).block)
 
     def golden_requests(self) -> dict[str, Any]:
         """The golden requests: `tolerance` and `requests`, each with `user`, `candidates` and `expected` answers."""

@@ -66,7 +66,9 @@ class Service:
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
         self.admission = Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates)
         self.impressions = _impression_log(settings, self.metrics)
-        self.ranking = Ranking(self.store, self.metrics, self.impressions, settings.max_candidates)
+        self.ranking = Ranking(
+            self.store, self.metrics, self.impressions, settings.max_candidates, settings.unknown_candidates
+        )
         self.is_draining = False
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features import Column
-from model.scorer import ExpertWeights, NonFiniteScoresError, Scorer
+from model.scorer import ExpertWeights, NamedCandidates, NonFiniteScoresError, Scorer
 from model.value_model import ValueModel
 
 
@@ -41,7 +41,7 @@ def explain(
     scorer: Scorer,
     value_model: ValueModel,
     request: Mapping[str, Column],
-    candidates: Mapping[str, Column],
+    candidates: Mapping[str, Column] | NamedCandidates,
     answers_NT: NDArray[np.float32],
 ) -> Explanation:
     """The explanation of a request's combined scores. Raises NonFiniteScoresError."""

@@ -71,7 +71,11 @@ LOAD_RESULTS = (
     "golden_failed",
     "value_models_ready",
     "value_models_refused",
+    "catalogue_ready",
+    "catalogue_refused",
 )
+# Known, known with features of the request before the catalogue's, unknown with features of its own, nothing known.
+LOOKUP_RESULTS = ("known", "overridden", "inline", "unknown")
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _COUNTS = (1, 5, 10, 25, 50, 100, 200, 300, 500, 1000, 2000, 5000)
@@ -204,6 +208,26 @@ class Metrics:
         self.oov = Counter(
             "ranking_feature_oov", "Ids that the table does not hold", ["model", "feature"], registry=registry
         )
+        self.lookups = Counter(
+            "ranking_catalogue_lookups",
+            "Candidates of requests to a model with a catalogue, by what the catalogue knew of them",
+            ["model", "result"],
+            registry=registry,
+        )
+        self.catalogue_items = Gauge(
+            "ranking_catalogue_items",
+            "Items of the catalogue that is served, 0 where there is none",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.catalogue_created_at = Gauge(
+            "ranking_catalogue_created_timestamp_seconds",
+            "Unix time at which the catalogue that is served was built, 0 where there is none",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self._histograms = (
             self.request_seconds,
             self.queue_seconds,
@@ -269,6 +293,11 @@ class ModelMetrics:
             for feature in asked
             if not isinstance(feature, NumberFeature)
         }
+        self._lookups = {result: metrics.lookups.labels(model, result) for result in LOOKUP_RESULTS}
+
+    def count_lookups(self, results: Mapping[str, int]) -> None:
+        """Counts the candidates of one request by LOOKUP_RESULTS."""
+        _add(self._lookups, results)
 
     def know_value_models(self, names: Sequence[str]) -> None:
         """Exports the combined scores of these value models from 0."""

@@ -14,11 +14,12 @@ from typing import Any, Literal
 from model.artifact import ArtifactError, versions
 from model.scorer import Engine, EngineChoice, Scorer
 from model.value_model import FILE_NAME, ValueModels
+from service.catalogue_watch import CatalogueWatch
 from service.metrics import Metrics, ModelMetrics
+from service.model_files import Fingerprint, fingerprint
 from service.request_log import LOGGER
 
 State = Literal["loading", "ready", "quarantined", "retired"]
-Fingerprint = tuple[tuple[str, int, int], ...]
 
 _log = logging.getLogger(f"{LOGGER}.models")
 
@@ -60,10 +61,11 @@ class ModelFamily:
         self._doubted: Scorer | None = None
         self._golden_error: str | None = None
         self._value_file_tried: Fingerprint | None = None
+        self._catalogue = CatalogueWatch(name, metrics, self._place_free)
 
     def refresh(self) -> None:
         """Takes up what has changed on disk: a newer version, another value-model file."""
-        value_file = _fingerprint([self._folder / FILE_NAME])
+        value_file = fingerprint([self._folder / FILE_NAME])
         if self.served is not None and value_file != self._value_file_tried:
             self._reload_value_models(self.served)
         self._value_file_tried = value_file
@@ -77,13 +79,15 @@ class ModelFamily:
             if version <= serving:
                 break
             # The value models belong to the fingerprint: where they did not fit a version, a new file is a new try.
-            files = _fingerprint(sorted((self._folder / str(version)).glob("*")))
+            files = fingerprint(sorted((self._folder / str(version)).glob("*")))
             state = (*files, *value_file, *self._derived(version))
             if self._tried.get(version) != state:
                 self._tried[version] = state
                 self._try_version(version)
             if self.states[version].state == "ready":
                 break
+        if self.served is not None:
+            self._catalogue.refresh(self.served.scorer)
         known = {version: self.states.get(version, VersionState("retired")) for version in published}
         if self.served is not None:  # it serves on from memory, even where its folder is gone
             known[self.served.scorer.manifest.version] = self._ready(self.served.scorer)
@@ -104,6 +108,7 @@ class ModelFamily:
             if served is None
             else [{"name": name, "version": served.value_models[name].version} for name in served.value_models.names],
             "value_models_error": self.value_models_error,
+            "catalogue": None if served is None else self._catalogue.entry(served.scorer),
         }
 
     def doubt(self, scorer: Scorer) -> None:
@@ -117,6 +122,7 @@ class ModelFamily:
         try:
             scorer = Scorer.load(self._folder / str(version), self._engine)
             value_models = self._value_models_for(scorer)
+            self._catalogue.refresh(scorer)  # before it is served: who asks by ids alone meets a catalogue
         except Exception as error:  # whatever a published folder holds, the version before it serves on
             reason = self._place_free(str(error) or repr(error))
             self.states = {**self.states, version: VersionState("quarantined", reason)}
@@ -167,6 +173,7 @@ class ModelFamily:
                 exc_info=None if isinstance(error, ValueError) else error,
             )
             return
+        scorer.catalogue = served.scorer.catalogue
         self._serve(scorer, served.value_models)
 
     def _check_doubted(self, scorer: Scorer) -> None:
@@ -188,7 +195,7 @@ class ModelFamily:
             _log.warning("golden requests hold after a score that was not finite", extra={"fields": fields})
 
     def _derived(self, version: int) -> Fingerprint:
-        return _fingerprint(sorted((self._folder / "derived" / str(version) / "compiled").glob("*")))
+        return fingerprint(sorted((self._folder / "derived" / str(version) / "compiled").glob("*")))
 
     def _ready(self, scorer: Scorer) -> VersionState:
         reason = self._golden_error or scorer.engine_reason
@@ -238,14 +245,3 @@ class ModelFamily:
     def _place_free(self, reason: str) -> str:
         # Where the models folder lies is no business of clients.
         return reason.replace(f"{self._models}/", "")
-
-
-def _fingerprint(files: list[Path]) -> Fingerprint:
-    entries = []
-    for file in files:
-        try:
-            status = file.stat()
-        except OSError:
-            continue
-        entries.append((file.name, status.st_size, status.st_mtime_ns))
-    return tuple(entries)

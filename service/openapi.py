@@ -64,17 +64,19 @@ SCHEMAS: dict[str, Any] = {
             "value_model": {**_TEXT, "default": "default"},
             "user": {**_FEATURES, "description": "user and context features, one value each"},
             "candidates": {
+                "description": "a feature that is null or left out is the catalogue's where the model has one; "
+                "`features` may be left out where the catalogue knows the candidate",
                 "oneOf": [
                     _object(
                         {
                             "id": _list(_TEXT, minItems=1),
                             "features": {"type": "object", "additionalProperties": _list(_VALUE)},
                         },
-                        ["id", "features"],
+                        ["id"],
                         title="columns: the cheaper shape",
                     ),
-                    _list(_object({"id": _TEXT, "features": _FEATURES}, ["id", "features"]), minItems=1, title="rows"),
-                ]
+                    _list(_object({"id": _TEXT, "features": _FEATURES}, ["id"]), minItems=1, title="rows"),
+                ],
             },
             "top_k": {"type": "integer", "minimum": 1, "description": "more than there are candidates means all"},
             "explain": {

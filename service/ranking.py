@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from model.scorer import NonFiniteScoresError, Scored
 from model.value_model import DEFAULT
-from service import answers, wire
+from service import answers, candidates, wire
+from service.candidates import UnknownCandidates
 from service.errors import Fault, Problem
 from service.explain import explain
 from service.impression_log import ImpressionLog
@@ -33,12 +34,18 @@ class Ranking:
     """What scoring requests need of a service."""
 
     def __init__(
-        self, store: ModelStore, metrics: Metrics, impressions: ImpressionLog | None, max_candidates: int
+        self,
+        store: ModelStore,
+        metrics: Metrics,
+        impressions: ImpressionLog | None,
+        max_candidates: int,
+        unknown_candidates: UnknownCandidates,
     ) -> None:
         self.store = store
         self.metrics = metrics
         self.impressions = impressions
         self.max_candidates = max_candidates
+        self.unknown_candidates = unknown_candidates
 
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> answers.Reply:
         """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
@@ -54,19 +61,21 @@ class Ranking:
         name = self.chosen(model, question.value_model, "value_model", record)
         record.know_candidates(len(question.ids))
         request_columns, candidate_columns = wire.columns(question, model.scorer.encoder)
-        scored, score_N = self.scores(
-            model,
-            name,
-            lambda: model.scorer.score(request_columns, candidate_columns, len(question.ids)),
-            record,
-            deadline,
-        )
+        named = candidates.named(model, question, candidate_columns, self.unknown_candidates)
+
+        def score() -> Scored:
+            if named is None:
+                return model.scorer.score(request_columns, candidate_columns, len(question.ids))
+            return model.scorer.score_named(request_columns, named)
+
+        scored, score_N = self.scores(model, name, score, record, deadline)
         value_model = model.value_models[name]
         explanation = None
         if question.explain:
             try:
-                columns = (request_columns, candidate_columns)
-                explanation = explain(model.scorer, value_model, *columns, scored.answers_NT)
+                explanation = explain(
+                    model.scorer, value_model, request_columns, named or candidate_columns, scored.answers_NT
+                )
             except NonFiniteScoresError as error:
                 raise _not_finite(record, str(error)) from None
         if self.impressions is not None:

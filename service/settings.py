@@ -42,6 +42,10 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
     max_candidates: int = Field(2_000, ge=1, le=1_000_000, description="most candidates in one request")
+    unknown_candidates: Literal["refuse", "defaults"] = Field(
+        "refuse",
+        description="refuse candidates that neither catalogue nor request describes, or score them by defaults",
+    )
     impression_log: Path | None = Field(
         None, description="folder for a log of whole requests, feature values and ids included, with their scores"
     )

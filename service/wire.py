@@ -31,7 +31,7 @@ _decoder = msgspec.json.Decoder()
 
 class _Columns(msgspec.Struct, forbid_unknown_fields=True):
     id: list[str]
-    features: dict[str, msgspec.Raw]
+    features: dict[str, msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Columnar(msgspec.Struct, forbid_unknown_fields=True):
@@ -59,7 +59,8 @@ _BYTES_A_ROW = 512
 @dataclass(frozen=True, slots=True)
 class Question:
     """A request of a checked shape, in request order: candidates' features as columns, whose values may be JSON text
-    still, or as `rows` of features."""
+    still, or as `rows` of features. `featureless` is the first place without any, for which only a catalogue can make
+    up."""
 
     request_id: str | None
     model: str | None
@@ -71,6 +72,7 @@ class Question:
     rows: list[dict[str, Any]] | None
     top_k: int | None
     explain: bool = False
+    featureless: str | None = None
 
 
 def read_columnar(body: bytes) -> Question | None:
@@ -81,6 +83,9 @@ def read_columnar(body: bytes) -> Question | None:
     except (ValueError, RecursionError):
         return None
     ids, features = given.candidates.id, given.candidates.features
+    featureless = None
+    if features is msgspec.UNSET:
+        featureless, features = "candidates.features", {}
     if (
         not ids
         or (given.top_k is not None and given.top_k < 1)
@@ -99,6 +104,7 @@ def read_columnar(body: bytes) -> Question | None:
         rows=None,
         top_k=given.top_k,
         explain=bool(given.explain),
+        featureless=featureless,
     )
 
 
@@ -175,10 +181,12 @@ def parse(document: Mapping[str, Any], max_candidates: int) -> Question:
     ids: list[str] = []
     features: dict[str, list[Any]] = {}
     rows: list[dict[str, Any]] | None = None
+    featureless = None
     if isinstance(candidates, dict):
         ids, features = _columnar(candidates, max_candidates, faults)
+        featureless = None if "features" in candidates else "candidates.features"
     elif isinstance(candidates, list):
-        ids, rows = _rows(candidates, max_candidates, faults)
+        ids, rows, featureless = _rows(candidates, max_candidates, faults)
     else:
         got = "nothing" if "candidates" not in document else _kind(candidates)
         faults.append(Fault("candidates", f"expected an object of columns or a list of rows, got {got}"))
@@ -195,6 +203,7 @@ def parse(document: Mapping[str, Any], max_candidates: int) -> Question:
         rows=rows,
         top_k=top_k,
         explain=bool(explain),
+        featureless=featureless,
     )
 
 
@@ -235,15 +244,14 @@ def _columnar(
     candidates: dict[str, Any], max_candidates: int, faults: list[Fault]
 ) -> tuple[list[str], dict[str, list[Any]]]:
     faults += _unknown_keys("candidates", candidates)
-    ids, features = candidates.get("id"), candidates.get("features")
+    ids, features = candidates.get("id"), candidates.get("features", {})
     if isinstance(ids, list):
         _check_ids(ids, "candidates.id[{}]", "candidates.id", max_candidates, faults)
     else:
         got = "nothing" if "id" not in candidates else _kind(ids)
         faults.append(Fault("candidates.id", f"expected a list of strings, got {got}"))
     if not isinstance(features, dict):
-        got = "nothing" if "features" not in candidates else _kind(features)
-        faults.append(Fault("candidates.features", f"expected an object of columns, got {got}"))
+        faults.append(Fault("candidates.features", f"expected an object of columns, got {_kind(features)}"))
         features = {}
     wrong = [name for name, column in features.items() if not isinstance(column, list)]
     faults += [
@@ -253,7 +261,9 @@ def _columnar(
     return ids if isinstance(ids, list) else [], features
 
 
-def _rows(rows: list[Any], max_candidates: int, faults: list[Fault]) -> tuple[list[str], list[dict[str, Any]]]:
+def _rows(
+    rows: list[Any], max_candidates: int, faults: list[Fault]
+) -> tuple[list[str], list[dict[str, Any]], str | None]:
     _check_count(len(rows), "candidates", max_candidates, faults)
     before = len(faults)
     for position, row in enumerate(rows):
@@ -264,19 +274,22 @@ def _rows(rows: list[Any], max_candidates: int, faults: list[Fault]) -> tuple[li
         elif row.keys() != {"id", "features"} or not isinstance(row["features"], dict):
             faults += _row_faults(row, f"candidates[{position}]")
     if len(faults) > before:
-        return [], []
+        return [], [], None
     ids = list(map(itemgetter("id"), rows))
     _check_ids(ids, "candidates[{}].id", "candidates", max_candidates, faults)
-    return ids, list(map(itemgetter("features"), rows))
+    try:
+        return ids, list(map(itemgetter("features"), rows)), None
+    except KeyError:
+        first = next(position for position, row in enumerate(rows) if "features" not in row)
+        return ids, [row.get("features", {}) for row in rows], f"candidates[{first}].features"
 
 
 def _row_faults(row: dict[str, Any], place: str) -> list[Fault]:
     faults = _unknown_keys(place, row)
     if "id" not in row:
         faults.append(Fault(f"{place}.id", "expected a string, got nothing"))
-    if not isinstance(row.get("features"), dict):
-        got = "nothing" if "features" not in row else _kind(row["features"])
-        faults.append(Fault(f"{place}.features", f"expected an object of features, got {got}"))
+    if not isinstance(features := row.get("features", {}), dict):
+        faults.append(Fault(f"{place}.features", f"expected an object of features, got {_kind(features)}"))
     return faults
 
 

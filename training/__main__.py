@@ -88,11 +88,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="COLUMN",
         help="report what that changes for every value of this column of the data; may be given again",
     )
+    command.add_argument("--catalogue", type=Path, metavar="ITEMS", help="also build its catalogue of these items")
     command.set_defaults(run=_export)
 
     command = commands.add_parser("compile", help="compile a published version for CPUs of this host's kind")
     command.add_argument("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
     command.set_defaults(run=_compile)
+
+    command = commands.add_parser("catalogue", help="build, or refresh, the catalogue of a published version's items")
+    command.add_argument("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
+    command.add_argument("items", type=Path, metavar="ITEMS", help="Parquet file: id and every candidate feature")
+    command.set_defaults(run=_catalogue)
 
     command = commands.add_parser("compare", help="compare networks over seeds and datasets, and report")
     command.add_argument("experiment", type=Path, metavar="EXPERIMENT")
@@ -165,6 +171,7 @@ def _export(options: argparse.Namespace) -> None:
         options.name,
         calibration=options.calibrate,
         segment_by=options.segment_by,
+        items=options.catalogue,
     )
     print(version)
     if options.compile:
@@ -176,6 +183,12 @@ def _compile(options: argparse.Namespace) -> None:
     from training.compile import compile_version
 
     print(compile_version(options.version))
+
+
+def _catalogue(options: argparse.Namespace) -> None:
+    from training.catalogue import build_catalogue
+
+    print(build_catalogue(options.version, options.items))
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -21,11 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.artifact import file_entry, hidden_folder, sync, write_manifest
-from model.compiled import FORMAT_VERSION, PACKAGE, CompiledAnswers, Dtype, folder_of, instructions
-from model.ranker import Answers, CandidateAnswers, Network, NetworkConfig, row_width
+from model.compiled import (
+    BY_COLUMNS,
+    BY_SUMS,
+    FORMAT_VERSION,
+    PACKAGE,
+    CompiledAnswers,
+    Dtype,
+    folder_of,
+    instructions,
+)
+from model.ranker import Answers, CandidateAnswers, Network, NetworkConfig, SumsAnswers, row_width
 from model.scorer import COMPILED_TOLERANCE, Scorer, block_tensors, disagreement
 from model.scoring_network import ScoringNetwork
 
@@ -33,6 +42,12 @@ log = logging.getLogger(__name__)
 
 COMPILED_ROWS = 512  # what the compiler tunes for
 MEASURED_ROWS = (1, 10, 100, 500)
+SETTINGS: dict[str, Any] = {
+    "freezing": True,
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP,ATEN",
+    "aot_inductor.package": True,
+}
 TURNS = 5
 SECONDS_PER_TURN = 0.1
 # A CPU without one of these multiplies bfloat16 by way of float32, slower than float32 itself.
@@ -53,19 +68,19 @@ def compile_version(version: Path) -> Path:
     torch.set_num_threads(1)
     scorer = Scorer.load(version, engine="torchscript")
     rows_ND, sums_1F = _inputs(scorer)
-    candidates: dict[Dtype, bytes] = {}
+    candidates: dict[Dtype, list[Any]] = {}
     answers: dict[str, Answer] = {"torchscript": scorer.module.answer}
     with torch.inference_mode():
         expected_NT = scorer.module.answer(rows_ND, sums_1F).numpy()
         dtypes: list[Dtype] = ["float32", *(["bfloat16"] if sets & set(BFLOAT16_SETS) else [])]  # type: ignore[list-item]
         for dtype in dtypes:
-            package = _compile(_dense(scorer, dtype), rows_ND, sums_1F)
-            compiled = CompiledAnswers(package)
+            files = _compile(_dense(scorer, dtype), rows_ND, sums_1F)
+            compiled = CompiledAnswers(_packed({BY_COLUMNS: files}))
             fault = disagreement(expected_NT, compiled(rows_ND, sums_1F).numpy(), COMPILED_TOLERANCE)
             if fault is not None:
                 log.warning("%s is left out: %s", dtype, fault)
                 continue
-            candidates[dtype], answers[dtype] = package, compiled
+            candidates[dtype], answers[dtype] = files, compiled
         if not candidates:
             raise ValueError(f"{version}: nothing compiled answers as TorchScript does; it serves on alone")
         cpu_ms = {name: {str(n): 0.0 for n in MEASURED_ROWS} for name in answers}
@@ -76,7 +91,9 @@ def compile_version(version: Path) -> Path:
     fastest = min(candidates, key=lambda dtype: cpu_ms[dtype][most])
     if cpu_ms[fastest][most] >= cpu_ms["torchscript"][most]:
         raise ValueError(f"{version}: not faster than TorchScript on this host, nothing published: {cpu_ms}")
-    path = _publish(scorer, fastest, candidates[fastest], sorted(sets), cpu_ms)
+    files = _compile_sums(scorer, fastest, rows_ND, sums_1F, cpu_ms)
+    package = _packed({BY_COLUMNS: candidates[fastest], BY_SUMS: files})
+    path = _publish(scorer, fastest, package, sorted(sets), cpu_ms)
     log.info("published %s; CPU ms by number of candidates: %s", path, cpu_ms)
     return path
 
@@ -115,17 +132,48 @@ def _dense(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
     return dense
 
 
-def _compile(dense: CandidateAnswers, rows_ND: Tensor, sums_1F: Tensor) -> bytes:
+def _compile_sums(
+    scorer: Scorer, dtype: Dtype, rows_ND: Tensor, sums_1F: Tensor, cpu_ms: dict[str, dict[str, float]]
+) -> list[Any]:
+    """The function that answers by a catalogue's sums, compiled; its times go to `cpu_ms`. Raises ValueError where it
+    does not answer as TorchScript does."""
+    with torch.inference_mode():
+        sums_NF = scorer.module.candidate_sums(rows_ND).bfloat16().clone()
+        files = _compile(SumsAnswers(_dense(scorer, dtype)).eval(), sums_NF, sums_1F)
+        compiled = CompiledAnswers(_packed({BY_SUMS: files}), BY_SUMS)
+        torchscript: Answer = scorer.module.answer_sums
+        expected_NT, answers_NT = torchscript(sums_NF, sums_1F).numpy(), compiled(sums_NF, sums_1F).numpy()
+        if (fault := disagreement(expected_NT, answers_NT, COMPILED_TOLERANCE)) is not None:
+            raise ValueError(f"{scorer.artifact.path}: answers by sums, compiled in {dtype}: {fault}")
+        answers: dict[str, Answer] = {"torchscript by sums": torchscript, f"{dtype} by sums": compiled}
+        for rows in MEASURED_ROWS:
+            for name, value in _cpu_ms(answers, sums_NF[:rows], sums_1F).items():
+                cpu_ms.setdefault(name, {})[str(rows)] = round(value, 4)
+    return files
+
+
+def _compile(module: nn.Module, candidates_NX: Tensor, sums_1F: Tensor) -> list[Any]:
+    """The compiled files of a function of candidates, any number of them from two, and of the request's sums."""
     import torch._inductor  # the compiler: seconds to import
 
-    with tempfile.TemporaryDirectory(prefix="feedrank-compile-") as folder, warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's compiler warns of its own innards
-        inputs = (rows_ND, sums_1F)
+        inputs = (candidates_NX, sums_1F)
         shapes = ({0: torch.export.Dim("N", min=2)}, None)
-        program = torch.export.export(dense, inputs, dynamic_shapes=shapes)
-        settings = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+        program = torch.export.export(module, inputs, dynamic_shapes=shapes).module()
+        files = torch._inductor.aot_compile(program, inputs, options=SETTINGS)
+        assert isinstance(files, list), "a package is made of files"
+        return files
+
+
+def _packed(functions: dict[str, list[Any]]) -> bytes:
+    """Compiled functions as one package."""
+    from torch._inductor.package.package import package_aoti
+
+    with tempfile.TemporaryDirectory(prefix="feedrank-compile-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         path = str(Path(folder) / PACKAGE)
-        torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=settings)
+        package_aoti(path, functions)
         return Path(path).read_bytes()
 
 

@@ -26,6 +26,7 @@ from model.scorer import Scorer, block_tensors
 from model.tables import StackedTables, set_tables
 from training.calibration import Kind as CalibrationKind
 from training.calibration import calibrate
+from training.catalogue import build_catalogue
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
 from training.run import Run, library_versions, read_json
@@ -52,11 +53,12 @@ def export(
     *,
     calibration: CalibrationKind | None = None,
     segment_by: Sequence[str] = (),
+    items: Path | None = None,
 ) -> Path:
     """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder.
 
     With `calibration` its binary tasks are calibrated (training/calibration.py), and the manifest says what that
-    changed, also by the values of the columns `segment_by`."""
+    changed, also by the values of the columns `segment_by`. With `items`, its catalogue is there before it is."""
     summary = run.summary()
     torch.set_num_threads(run.config.threads)
     ranker = run.best_ranker()
@@ -85,6 +87,12 @@ def export(
         if fitted.tasks:
             _write(folder / CALIBRATION, fitted.model_dump(mode="json"))
 
+    def check(folder: Path) -> None:
+        Scorer.load(folder, engine="torchscript")
+        if items is not None:
+            # Before the version can be seen: who asks by ids alone is not refused while its catalogue is being built.
+            build_catalogue(folder, items)
+
     path = publish(
         models,
         name or run.schema.name,
@@ -99,15 +107,11 @@ def export(
         },
         metrics=metrics,
         libraries=library_versions(),
-        check=_check,
+        check=check,
     )
     shown = ", ".join(f"{pair} {error:.1e}" for pair, error in parity.items())
     log.info("published %s; largest differences: %s", path, shown)
     return path
-
-
-def _check(folder: Path) -> None:
-    Scorer.load(folder, engine="torchscript")
 
 
 def _metrics(run: Run) -> dict[str, Any]:

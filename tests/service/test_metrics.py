@@ -31,6 +31,9 @@ CONTRACT = {
     "ranking_model_load_total",
     "ranking_impression_log_total",
     "ranking_impression_log_files_removed_total",
+    "ranking_catalogue_lookups_total",
+    "ranking_catalogue_items",
+    "ranking_catalogue_created_timestamp_seconds",
 }
 
 

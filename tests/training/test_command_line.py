@@ -20,7 +20,7 @@ from training.config import TrainingConfig
 from training.run import BEST, LAST, LOG, SUMMARY, Run
 from training.train import train
 
-COMMANDS = ("simulate", "prepare", "train", "evaluate", "inspect", "export", "compare", "images")
+COMMANDS = ("simulate", "prepare", "train", "evaluate", "inspect", "export", "catalogue", "compare", "images")
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,10 @@ from model.artifact import MANIFEST, ArtifactError, write_manifest
 from model.compiled import PACKAGE
 from model.scorer import COMPILED_TOLERANCE, Scorer, disagreement
 from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.items import tiny_items, values_of, write_items
 from tests.service.in_process import client_of, sample
+from training import compile as compile_module
+from training.catalogue import build_catalogue
 from training.compile import compile_version
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not there; compiling takes it")
@@ -25,7 +28,10 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not 
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with one compiled version, compiled once for all tests."""
     folder = tmp_path_factory.mktemp("models")
-    compile_version(publish_artifact(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        # Trying out every kernel for products this small takes most of the time and changes nothing that is tested.
+        patch.setitem(compile_module.SETTINGS, "max_autotune", False)
+        compile_version(publish_artifact(folder))
     return folder
 
 
@@ -57,6 +63,41 @@ def test_threads_do_not_meet_in_a_compiled_package(models: Path) -> None:
     expected = scorer.score_values(TINY_REQUEST["user"], features_of(64), 64)
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(ask, [1 + n % 64 for n in range(300)]))
+
+
+@pytest.mark.slow
+def test_candidates_by_id_are_answered_by_the_compiled_function_of_sums(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(models, tmp_path / "models"))
+    version = copy / "tiny" / "1"
+    items = tiny_items(30)
+    place = build_catalogue(version, write_items(tmp_path / "items.parquet", items))
+    scorer = Scorer.load(version, "compiled")
+    scorer.catalogue = scorer.open_catalogue(place)
+    assert scorer.catalogue.manifest.sums_dtype == "bfloat16"
+    asked: list[int] = []
+    compiled = scorer._compiled_sums
+    assert compiled is not None
+
+    def counted(sums_NF: torch.Tensor, sums_1F: torch.Tensor) -> torch.Tensor:
+        asked.append(len(sums_NF))
+        return compiled(sums_NF, sums_1F)
+
+    monkeypatch.setattr(scorer, "_compiled_sums", counted)
+    request = scorer.encoder.columns("request", {name: [value] for name, value in TINY_REQUEST["user"].items()}, 1)
+    for picked, tags in (([4], None), ([7, 3, 29], None), ([7, 3, 29], [None, "y", None])):
+        said = {} if tags is None else {"tag": tags}
+        columns = scorer.encoder.columns("candidate", said, len(picked))
+        named = scorer.name([f"item-{n}" for n in picked], columns, {})
+        assert named is not None
+        values = values_of(items, picked)
+        if tags is not None:
+            values["tag"] = [a or b for a, b in zip(tags, values["tag"], strict=True)]
+        expected_NT = scorer.score_values(TINY_REQUEST["user"], values, len(picked))
+        got_NT = scorer.score_named(request, named).answers_NT
+        np.testing.assert_allclose(got_NT, expected_NT, rtol=COMPILED_TOLERANCE, atol=COMPILED_TOLERANCE)
+    assert asked == [1, 3, 3]
 
 
 def changed(key: str, value: Any) -> Callable[[Path], None]:

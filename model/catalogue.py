@@ -1,0 +1,178 @@
+"""The candidate catalogue of a model version: items by id, encoded, with what their columns add to the first layers.
+
+In: a generation, `<models>/<name>/derived/<version>/catalogue/<generation>/`, published by training.catalogue for this
+very version, checksums and all. Out: `Catalogue`: ids of a request -> rows of items, rows -> encoded features or sums.
+Everything is memory-mapped: workers share it, and a generation that is deleted stays until its last reader lets go.
+
+Ids are found by the XXH3-128 hash of their UTF-8 bytes: 16 bytes an item, sorted, no string kept.
+
+Shapes: I items, N candidates, K single-id features, L list features, V list values, D numbers, F outputs over the raw
+row (model/scoring_network.py).
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.artifact import Artifact, ArtifactError, FileEntry, read_manifest, versions
+from model.columns import Ids
+from model.features import EncodedBlock
+from model.strict_yaml import StrictModel
+
+FORMAT_VERSION = 1
+UNKNOWN = -1
+
+SumsDtype = Literal["bfloat16", "float32"]
+
+
+class Widths(StrictModel):
+    """Columns of a catalogue's arrays: single ids, lists, numbers and sums of an item; list values of all items."""
+
+    ids: int
+    lists: int
+    numbers: int
+    sums: int
+    list_values: int
+
+
+class CatalogueManifest(StrictModel):
+    """What a generation is; `parent` is the checksum of the version's manifest. `missing` and `oov` count, by feature,
+    the items without a value and the ids that their table does not hold."""
+
+    format_version: int
+    kind: Literal["catalogue"]
+    name: str
+    version: int
+    parent: str
+    generation: int
+    created: str
+    source: str
+    items: int
+    widths: Widths
+    sums_dtype: SumsDtype
+    missing: dict[str, int]
+    oov: dict[str, int]
+    files: dict[str, FileEntry]
+    checksum: str
+
+
+def layout(items: int, widths: Widths, sums_dtype: SumsDtype) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Every file of a generation: its dtype and shape, little-endian and row by row."""
+    return {
+        "keys.bin": ("<u8", (2, items)),  # halves of the ids' hashes, ascending by the first
+        "rows.bin": ("<i8", (items,)),  # the row of the item behind each key
+        "ids.bin": ("<i4", (items, widths.ids)),
+        "list_starts.bin": ("<i8", (items, widths.lists)),
+        "list_lengths.bin": ("<i4", (items, widths.lists)),
+        "list_values.bin": ("<i4", (widths.list_values,)),
+        "numbers.bin": ("<f4", (items, widths.numbers)),
+        # numpy has no bfloat16: the words are torch's to read
+        "sums.bin": ("<u2" if sums_dtype == "bfloat16" else "<f4", (items, widths.sums)),
+    }
+
+
+def keys_of(ids: Sequence[str]) -> NDArray[np.uint64]:
+    """The two halves of the hash of each id's UTF-8 bytes, [2, N]."""
+    digests = b"".join(map(xxhash.xxh3_128_digest, map(str.encode, ids)))
+    return np.frombuffer(digests, ">u8").reshape(-1, 2).T.astype(np.uint64)
+
+
+def folder_of(artifact: Artifact) -> Path:
+    """Where the generations of a version's catalogue lie, if there is one."""
+    return artifact.path.parent / "derived" / artifact.version / "catalogue"
+
+
+def generations(folder: Path) -> list[int]:
+    """The published generations, ascending."""
+    return versions(folder.parent, folder.name)
+
+
+class Catalogue:
+    """One verified generation, mapped. Reading is safe from several threads."""
+
+    def __init__(self, manifest: CatalogueManifest, arrays: dict[str, NDArray[Any]]) -> None:
+        self.manifest = manifest
+        self._keys, self._rows = arrays["keys.bin"], arrays["rows.bin"]
+        self.ids_IK = arrays["ids.bin"]
+        self.starts_IL, self.lengths_IL = arrays["list_starts.bin"], arrays["list_lengths.bin"]
+        self.values_V = arrays["list_values.bin"]
+        self.numbers_ID = arrays["numbers.bin"]
+        self._sums_IF = torch.from_numpy(arrays["sums.bin"]).view(getattr(torch, manifest.sums_dtype))
+
+    @classmethod
+    def open(cls, path: Path, artifact: Artifact) -> "Catalogue":
+        """Verifies and maps a generation. Raises ArtifactError: damaged, or made for another model version."""
+        try:
+            manifest = CatalogueManifest.from_mapping(read_manifest(path, FORMAT_VERSION), str(path))
+        except ArtifactError:
+            raise
+        except ValueError as error:
+            raise ArtifactError(str(error)) from None
+        if (manifest.name, manifest.parent) != (artifact.manifest.name, artifact.manifest.checksum):
+            raise ArtifactError(
+                f"{path}: made for another model version ({manifest.name} {manifest.version}), whose features may mean "
+                f"something else; build it again for {artifact.manifest.name} {artifact.version}"
+            )
+        if manifest.items < 1 or min(manifest.widths.model_dump().values()) < 0:
+            raise ArtifactError(f"{path}: the manifest counts {manifest.items} items and {manifest.widths}")
+        files = layout(manifest.items, manifest.widths, manifest.sums_dtype)
+        return cls(manifest, {name: _mapped(path / name, manifest, *file) for name, file in files.items()})
+
+    def rows_of(self, ids: Sequence[str]) -> Ids:
+        """rows_N: each id's item, UNKNOWN where there is none."""
+        keys_2N = keys_of(ids)
+        places_N = np.minimum(np.searchsorted(self._keys[0], keys_2N[0]), self.manifest.items - 1)
+        is_known_N = (self._keys[0, places_N] == keys_2N[0]) & (self._keys[1, places_N] == keys_2N[1])
+        return np.where(is_known_N, self._rows[places_N], UNKNOWN)
+
+    def block(self, rows_N: Ids) -> EncodedBlock:
+        """The encoded features of items, as `FeatureEncoder.encode` makes them."""
+        lengths_LN = self.lengths_IL[rows_N].T.astype(np.int64)
+        positions_V = places(self.starts_IL[rows_N].T, lengths_LN)
+        return EncodedBlock(
+            ids_BK=self.ids_IK[rows_N].astype(np.int64),
+            list_values_V=self.values_V[positions_V].astype(np.int64),
+            list_lengths_LB=lengths_LN,
+            numbers_BD=self.numbers_ID[rows_N],
+        )
+
+    def sums(self, rows_N: Ids) -> Tensor:
+        """sums_NF of items in the dtype that they are stored in."""
+        return self._sums_IF.index_select(0, torch.from_numpy(rows_N))
+
+
+def places(starts_LN: Ids, lengths_LN: Ids) -> Ids:
+    """Where the values of lists stand, list after list: each list's start and what follows it."""
+    lengths = lengths_LN.reshape(-1)
+    # Value v of what is gathered stands at its list's start plus its rank within the list.
+    before = np.cumsum(lengths) - lengths
+    positions_V: Ids = np.repeat(starts_LN.reshape(-1) - before, lengths) + np.arange(lengths.sum())
+    return positions_V
+
+
+def _mapped(path: Path, manifest: CatalogueManifest, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The array of one file, whose bytes are those that the manifest vouches for."""
+    entry = manifest.files.get(path.name)
+    wanted = math.prod(shape) * np.dtype(dtype).itemsize
+    if entry is None or entry.size_bytes != wanted:
+        raise ArtifactError(f"{path}: the manifest lists {entry and entry.size_bytes} bytes, {wanted} are needed")
+    try:
+        size = path.stat().st_size
+        if size != wanted:
+            raise ArtifactError(f"{path}: {size} bytes, the manifest says {wanted}; the file was cut or changed")
+        # Private pages that nobody writes to: torch would warn of an array that it may not write to.
+        array: NDArray[Any] = np.memmap(path, dtype, "c", shape=shape) if wanted else np.zeros(shape, dtype)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+    array = np.asarray(array)
+    if hashlib.sha256(array.data).hexdigest() != entry.sha256:
+        raise ArtifactError(f"{path}: checksum differs from the manifest's; the file was changed")
+    return array
