@@ -21,14 +21,17 @@ PY := .venv/bin/python
 STAMP := .venv/.installed-$(DEVICE)
 SERVE_PY := .venv-serve/bin/python
 SERVE_STAMP := .venv-serve/.installed
+MLSERVER_STAMP := .venv-mlserver/.installed
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
-LOCKS := $(wildcard requirements/*.txt)
+# MLServer has an environment of its own.
+LOCKS := $(filter-out requirements/mlserver.txt,$(wildcard requirements/*.txt))
 # The serving image carries fewer packages than a checkout.
 TYPED := $(wildcard model training service deploy benchmarks tests)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-serve-only lint format check train export serve \
-	bench-quality bench-census bench-training bench-networks bench-balancing bench-request bench-start bench-parity bench-compare clean
+	bench-quality bench-census bench-training bench-networks bench-balancing bench-serving bench-workers \
+	bench-start bench-parity bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -59,6 +62,11 @@ $(STAMP): $(LOCKS)
 
 $(SERVE_STAMP): requirements/serve.txt
 	$(call make_environment,.venv-serve,-r requirements/serve.txt)
+	@touch $@
+
+# For `make bench-serving ARGS=--peers`, which asks for it.
+$(MLSERVER_STAMP): requirements/mlserver.txt
+	$(call make_environment,.venv-mlserver,-r requirements/mlserver.txt)
 	@touch $@
 
 # exec: Ctrl-C then reaches the program itself and nothing stands between.
@@ -109,8 +117,11 @@ bench-networks: $(STAMP) ## CPU time of a training step of AdaTT-sp, against a m
 bench-balancing: $(STAMP) ## CPU time of a training step with every balancing method
 	@exec $(PY) -m benchmarks.balancing_cost $(ARGS)
 
-bench-request: $(STAMP) ## CPU time of a request, against a service written the usual way
-	@exec $(PY) -m benchmarks.request_cost $(ARGS)
+bench-serving: $(STAMP) ## what a request costs, against other services around the same network
+	@exec $(PY) -m benchmarks.serving $(ARGS)
+
+bench-workers: $(STAMP) ## threads and workers: CPU time, growth, memory, what batches could save
+	@exec $(PY) -m benchmarks.workers $(ARGS)
 
 bench-start: $(STAMP) ## seconds from exec to ready, memory of one and of each further worker
 	@exec $(PY) -m benchmarks.start $(ARGS)
@@ -123,5 +134,5 @@ bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired t
 	@exec $(PY) -m benchmarks.comparison "$(EXPERIMENT)" $(ARGS)
 
 clean: ## remove environments and caches; data, runs and models stay
-	@rm -rf .venv .venv-serve .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-serve .venv-mlserver .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

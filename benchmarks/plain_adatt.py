@@ -1,18 +1,20 @@
 """AdaTT-sp with its towers as public multi-task code writes it: a module per expert, loops over tasks.
 
-The yardstick of benchmarks/network_speed.py: the equations of model/fusion/adatt.py, and no batched product. `NAMES`
-maps the project's names to those of `PlainAdaTT`.
+The yardstick of benchmarks/network_speed.py and of benchmarks/serving.py: the equations of model/fusion/adatt.py, and
+no batched product. `NAMES` maps the project's names to those of `PlainAdaTT`, which TorchScript can script.
 
 Shapes: B rows, T tasks, E experts of a level, M native experts of a task, D input, H width of a layer.
 """
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from model.embeddings import BlockTensors
+
+# TorchScript reads these modules: lists are filled by loops, and only lists of modules stand in a zip.
+# ruff: noqa: B905, PERF401
 
 NAMES = {
     "level.{level}.expert.{task}.{expert}.{layer}.{part}": (
@@ -60,15 +62,17 @@ class Level(nn.Module):
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
         """Each task's fused_BH of each task's input_BD."""
-        outputs = [
-            torch.stack([expert(input_BD) for expert in cast(nn.ModuleList, experts)], dim=1)
-            for experts, input_BD in zip(self.task_experts, inputs, strict=True)
-        ]
+        outputs: list[Tensor] = []
+        for task, experts in enumerate(self.task_experts):
+            native: list[Tensor] = []
+            for expert in experts:  # type: ignore[attr-defined]
+                native.append(expert(inputs[task]))
+            outputs.append(torch.stack(native, dim=1))
         experts_BEH = torch.cat(outputs, dim=1)
-        fused = []
-        for gate, native_1M, native_BMH, input_BD in zip(self.gates, self.native_weights, outputs, inputs, strict=True):
-            gated_B1H = torch.bmm(gate(input_BD).unsqueeze(1), experts_BEH)
-            fused.append((gated_B1H + torch.matmul(native_1M, native_BMH)).squeeze(1))
+        fused: list[Tensor] = []
+        for task, (gate, native_1M) in enumerate(zip(self.gates, self.native_weights)):
+            gated_B1H = torch.bmm(gate(inputs[task]).unsqueeze(1), experts_BEH)
+            fused.append((gated_B1H + torch.matmul(native_1M, outputs[task])).squeeze(1))
         return fused
 
 
@@ -95,7 +99,10 @@ class PlainAdaTT(nn.Module):
         inputs = [rows_BD] * self.num_tasks
         for level in self.levels:
             inputs = level(inputs)
-        return torch.cat([tower(input_BH) for tower, input_BH in zip(self.towers, inputs, strict=True)], dim=1)
+        logits: list[Tensor] = []
+        for task, tower in enumerate(self.towers):
+            logits.append(tower(inputs[task]))
+        return torch.cat(logits, dim=1)
 
 
 class PlainRanker(nn.Module):

@@ -1,6 +1,6 @@
 """`make bench-start`: from exec of the service to ready, and what a worker and each further one cost in memory.
 
-    python -m benchmarks.start [--turns 5]
+    python -m benchmarks.start [--turns 3]
 
 Two random artifacts of the reference network: the reference feed, and the same feed with ids enough for about 1 GB of
 tables. A start is timed from exec until GET /readyz answers 200; `import torch` alone is timed in the same turn,
@@ -200,7 +200,7 @@ def _memory_rows(data: dict[str, Any]) -> list[list[str]]:
 def main() -> None:
     """Measures, prints and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     turns = parser.parse_args().turns
     data = {name: measure(buckets, turns) for name, buckets in (("reference", 20_000), ("large", LARGE_BUCKETS))}
     extra = {}

@@ -7,7 +7,7 @@ changes. Fitted at export, on the validation split (training/calibration.py); pa
 Shapes: N candidates, T tasks. Probabilities are in [0, 1]; 0 and 1 stay what they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
+from model.schema import BinaryTask, FeedSchema
 from model.strict_yaml import StrictModel
 
 Array = NDArray[np.float64]
@@ -67,12 +68,13 @@ class Calibration(StrictModel):
 
     tasks: dict[str, Annotated[Platt | Isotonic, Field(discriminator="kind")]]
 
-    def bound(self, tasks: Sequence[str]) -> Mapping[int, Platt | Isotonic]:
-        """By a task's position, its mapping. Raises ValueError for a task that is none of `tasks`."""
+    def bound(self, schema: FeedSchema) -> Mapping[int, Platt | Isotonic]:
+        """By a task's position, its mapping. Raises ValueError for one that is no binary task of the schema."""
+        positions = {task.name: place for place, task in enumerate(schema.tasks) if isinstance(task, BinaryTask)}
         for task in self.tasks:
-            if task not in tasks:
+            if task not in positions:
                 raise ValueError(f"calibrates '{task}', which is no binary task of this model")
-        return {tasks.index(task): mapping for task, mapping in self.tasks.items()}
+        return {positions[task]: mapping for task, mapping in self.tasks.items()}
 
 
 def calibrated(answers_NT: NDArray[np.float32], mappings: Mapping[int, Platt | Isotonic]) -> NDArray[np.float32]:

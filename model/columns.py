@@ -4,7 +4,8 @@ In: JSON values (`column_from_values`); training.data makes the same columns fro
 with every faulty row. Checks run in C over whole columns; a loop over values runs only to say which value was wrong.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import NamedTuple
 
@@ -46,6 +47,13 @@ class ColumnErrors(ValueError):
         super().__init__("; ".join(map(str, errors)))
 
 
+class Kind(NamedTuple):
+    """What the values of a feature are: ids of a dtype, alone or in lists; numbers have none."""
+
+    dtype: Dtype | None
+    is_list: bool
+
+
 class Column(NamedTuple):
     """Raw values of one feature. `missing` marks nulls among `values` (their value is a placeholder); lists are
     flattened, with `lengths_B` values in each row."""
@@ -69,6 +77,21 @@ def column_from_values(feature: Feature, dtype: Dtype | None, values: Sequence[o
     except _Unfit:
         raise ColumnError(feature.name, _faults(dtype, values, range(len(values)))) from None
     return Column(flat, missing)
+
+
+def columns_of_one_row(
+    values: Mapping[str, object], names_of: Mapping[Dtype | None, Sequence[str]]
+) -> dict[str, Column]:
+    """The columns of one value each of the features in `names_of`, ids by their dtype and numbers as None: all of a
+    dtype are checked and converted at once, and none of them is given where one does not fit."""
+    columns: dict[str, Column] = {}
+    for dtype, names in names_of.items():
+        given = [name for name in names if name in values]
+        with suppress(_Unfit):
+            flat, missing = _flat_column(dtype, [values[name] for name in given])
+            for row, name in enumerate(given):
+                columns[name] = Column(flat[row : row + 1], None if missing is None else missing[row : row + 1])
+    return columns
 
 
 class _Unfit(Exception):

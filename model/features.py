@@ -10,17 +10,27 @@ Shapes: B rows, K single-id features, L list features, V list values in all, D n
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.column_text import column_from_text
-from model.columns import FAULTS_SHOWN, Column, ColumnError, ColumnErrors, ColumnFault, Ids, column_from_values
+from model.column_text import columns_from_texts
+from model.columns import (
+    FAULTS_SHOWN,
+    Column,
+    ColumnError,
+    ColumnErrors,
+    ColumnFault,
+    Ids,
+    Kind,
+    column_from_values,
+    columns_of_one_row,
+)
 from model.fitted import RAW_LIMIT, FittedFeatures, NumberStep, TargetScale, transform_target
 from model.lookups import OOV_ROW, Lookup, hash_integers, lookup_of
-from model.schema import Block, Dtype, Feature, FeedSchema, IdFeature, IdListFeature, NumberFeature, Side
+from model.schema import Block, Dtype, Feature, FeedSchema, IdFeature, IdListFeature, NumberFeature
 
 __all__ = [
     "Column",
@@ -38,6 +48,8 @@ __all__ = [
     "transform_target",
 ]
 
+# So many values are hashed at once, whatever they are.
+_TOGETHER = 100_000
 # Beyond this a float32 network may overflow to infinity; no feature of a feed lives there.
 NUMBER_LIMIT = 1e9
 
@@ -78,6 +90,17 @@ class FeatureEncoder:
         blocks: tuple[Block, Block] = ("request", "candidate")
         self._encoders = {block: _BlockEncoder(schema.block(block), lookups, fitted) for block in blocks}
         self._asked = {block: {feature.name: feature for feature in schema.asked(block)} for block in blocks}
+        # Asking a pydantic model for its class costs more than converting its feature's value.
+        self._kinds = {
+            feature.name: Kind(self._dtypes.get(feature.name), isinstance(feature, IdListFeature))
+            for feature in schema.features
+            if feature.side != "training_only"
+        }
+        self._candidate_kinds = {name: self._kinds[name] for name in self._asked["candidate"]}
+        single = [name for name in self._asked["request"] if not self._kinds[name].is_list]
+        self._single: dict[Dtype | None, list[str]] = {
+            dtype: [name for name in single if self._kinds[name].dtype == dtype] for dtype in ("int64", "string", None)
+        }
 
     def dtype(self, feature: str) -> Dtype:
         """The dtype of an id or id_list feature's values."""
@@ -107,12 +130,16 @@ class FeatureEncoder:
             raise ColumnErrors(errors)
         return columns
 
-    def column_of_text(self, block: Block, name: str, text: bytes, rows: int) -> Column | None:
-        """The column of a feature from its JSON text where that is plain numbers, `rows` of them; None where it is not,
-        for `columns` to take or to refuse."""
-        feature = self._asked[block].get(name)
-        column = None if feature is None else column_from_text(feature, self._dtypes.get(name), text)
-        return None if column is None or column.rows != rows else column
+    def request_columns(self, values: Mapping[str, object]) -> dict[str, Column]:
+        """What `columns` makes of a request's block, from one JSON value per feature."""
+        columns = columns_of_one_row(values, self._single)
+        rest = {name: [value] for name, value in values.items() if name not in columns}
+        return columns | self.columns("request", rest, 1) if rest else columns
+
+    def candidate_columns(self, texts: Mapping[str, bytes], rows: int) -> dict[str, Column]:
+        """What `columns` makes of the candidates' block, from JSON texts; but not of those that are anything else than
+        `rows` plain numbers: what is left out is for `columns` to take or to refuse."""
+        return columns_from_texts(texts, self._candidate_kinds, rows)
 
     def _unknown(self, name: str, asked: list[str]) -> str:
         sides = {feature.name: feature.side for feature in self.schema.features}
@@ -131,19 +158,20 @@ class _BlockEncoder:
     """Encodes the features of one block, those that are computed alike in one go."""
 
     def __init__(self, features: Sequence[Feature], lookups: Mapping[str, Lookup], fitted: FittedFeatures) -> None:
-        ids = [feature for feature in features if isinstance(feature, IdFeature)]
         numbers = [feature for feature in features if isinstance(feature, NumberFeature)]
-        self._id_names = [feature.name for feature in ids]
-        self._number_names = [feature.name for feature in numbers]
-        hashed = [feature.name for feature in ids if lookups[feature.name].integer_buckets is not None]
-        self._hashed = _HashedIntegers(hashed, self._id_names, lookups) if hashed else None
-        self._looked_up = [(k, name, lookups[name]) for k, name in enumerate(self._id_names) if name not in hashed]
-        self._lists = [(f, lookups[f.name]) for f in features if isinstance(f, IdListFeature)]
+        self._ids = [feature.name for feature in features if isinstance(feature, IdFeature)]
+        self._lists = [feature for feature in features if isinstance(feature, IdListFeature)]
+        lookups = {name: lookups[name] for name in (*self._ids, *(feature.name for feature in self._lists))}
+        hashed = {name: lookup.integer_buckets for name, lookup in lookups.items() if lookup.integer_buckets}
+        self._hashed = _HashedIntegers(hashed)
+        self._looked_up = {name: lookup for name, lookup in lookups.items() if name not in hashed}
+        self._names = [*self._ids, *(feature.name for feature in numbers)]
+        self._width = len(numbers)
         by_transform: dict[tuple[str, ...], list[NumberFeature]] = {}
         for feature in numbers:
             by_transform.setdefault(feature.transform, []).append(feature)
-        self._numbers = [_Numbers(group, self._number_names, fitted) for group in by_transform.values()]
-        self._sides: dict[str, Side] = {feature.name: feature.side for feature in features}
+        order = [feature.name for feature in numbers]
+        self._numbers = [_Numbers(group, order, fitted) for group in by_transform.values()]
         self._serving = {f.name: _serving_column(f) for f in features if f.side == "training_only"}
 
     def encode(self, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
@@ -151,55 +179,77 @@ class _BlockEncoder:
         if fixed:
             served = {name: _repeated(column, rows) for name, column in fixed.items()}
             columns = {**columns, **served}
-        ids_BK = np.zeros((rows, len(self._id_names)), np.int64)
-        if self._hashed is not None:
-            self._hashed.write(ids_BK, columns)
-        for k, name, lookup in self._looked_up:
+        found = self._hashed.find(columns)
+        for name, lookup in self._looked_up.items():
             if name in columns:
-                ids_BK[:, k] = lookup(columns[name])
-        numbers_BD = np.empty((rows, len(self._number_names)), np.float32)
+                found[name] = lookup(columns[name])
+        numbers_BD = np.empty((rows, self._width), np.float32)
         for group in self._numbers:
             group.write(numbers_BD, columns)
-        lists = [_list_ids(feature, lookup, columns.get(feature.name), rows) for feature, lookup in self._lists]
-        missing = {
-            name: _missing(columns.get(name), rows)
-            for name in (*self._id_names, *self._number_names)
-            if name not in fixed
-        }
-        unknown = (ids_BK == OOV_ROW).sum(axis=0).tolist()
-        oov = {name: unknown[k] - missing[name] for k, name in enumerate(self._id_names) if name not in fixed}
-        for (feature, _), (values_V, lengths_B) in zip(self._lists, lists, strict=True):
-            missing[feature.name] = int(np.count_nonzero(lengths_B == 0))
-            oov[feature.name] = int(np.count_nonzero(values_V == OOV_ROW))
+        missing = {name: _missing(columns.get(name), rows) for name in self._names if name not in fixed}
+        # A bucket is never unknown, so what was hashed is not counted.
+        oov = dict.fromkeys((name for name in self._ids if name not in fixed), 0)
+        for name in self._looked_up:
+            if name in oov and name in found:
+                oov[name] = rows - int(np.count_nonzero(found[name])) - missing[name]
+        values: list[Ids] = []
+        lengths: list[Ids] = []
+        for feature in self._lists:
+            values_V, lengths_B = _list_ids(feature, found, columns, rows)
+            missing[feature.name] = rows - int(np.count_nonzero(lengths_B))
+            oov[feature.name] = len(values_V) - int(np.count_nonzero(values_V))
+            values.append(values_V)
+            lengths.append(lengths_B)
         block = EncodedBlock(
-            ids_BK=ids_BK,
-            list_values_V=np.concatenate([values_V for values_V, _ in lists]) if lists else np.zeros(0, np.int64),
-            list_lengths_LB=np.stack([lengths_B for _, lengths_B in lists]) if lists else np.zeros((0, rows), np.int64),
+            ids_BK=self._side_by_side(found, rows),
+            list_values_V=np.concatenate([np.zeros(0, np.int64), *values]),
+            list_lengths_LB=np.array(lengths, np.int64).reshape(len(lengths), rows),
             numbers_BD=numbers_BD,
         )
         return Encoded(block, missing, oov)
 
+    def _side_by_side(self, found: Mapping[str, Ids], rows: int) -> Ids:
+        """The single ids of the block; the OOV row where a column is absent."""
+        if not self._ids:
+            return np.zeros((rows, 0), np.int64)
+        absent_B = np.zeros(rows, np.int64)
+        ids_KB = np.concatenate([found.get(name, absent_B) for name in self._ids]).reshape(len(self._ids), rows)
+        return np.ascontiguousarray(ids_KB.T)
+
 
 class _HashedIntegers:
-    """The single-id features of a block that hash integers into buckets: one hash for G features at once."""
+    """The features of a block that hash integers into buckets, single ids and lists: one hash for all of them."""
 
-    def __init__(self, names: list[str], order: list[str], lookups: Mapping[str, Lookup]) -> None:
-        self._names = names
-        self._positions_G = np.array([order.index(name) for name in names])
-        self._buckets_G1 = np.array([[lookups[name].integer_buckets] for name in names], np.uint64)
+    def __init__(self, buckets: Mapping[str, int]) -> None:
+        self._names = list(buckets)
+        self._buckets_F = np.array(list(buckets.values()), np.uint64)
 
-    def write(self, ids_BK: Ids, columns: Mapping[str, Column]) -> None:
-        raw_GB = np.zeros((len(self._names), len(ids_BK)), np.int64)
-        for g, name in enumerate(self._names):
-            if name in columns:
-                raw_GB[g] = columns[name].values
-        ids_GB = (hash_integers(raw_GB) % self._buckets_G1).astype(np.int64) + 1
-        for g, name in enumerate(self._names):
-            if name not in columns:
-                ids_GB[g] = OOV_ROW
-            elif (is_missing_B := columns[name].missing) is not None:
-                ids_GB[g, is_missing_B] = OOV_ROW
-        ids_BK[:, self._positions_G] = ids_GB.T
+    def find(self, columns: Mapping[str, Column]) -> dict[str, Ids]:
+        """Table rows of the values of each feature that has a column."""
+        given = [f for f, name in enumerate(self._names) if name in columns]
+        lengths = [len(columns[self._names[f]].values) for f in given]
+        # Where calls are few beside values, all at once would only take memory: a training log is one call.
+        parts = [given] if sum(lengths) <= _TOGETHER else [[f] for f in given]
+        found: dict[str, Ids] = {}
+        for part in parts:
+            found.update(self._hashed(part, columns))
+        return found
+
+    def _hashed(self, part: list[int], columns: Mapping[str, Column]) -> Iterator[tuple[str, Ids]]:
+        given = [columns[self._names[f]] for f in part]
+        if not given:
+            return
+        words_V = hash_integers(np.concatenate([column.values for column in given]))
+        words_V %= np.repeat(self._buckets_F[part], [len(column.values) for column in given])
+        ids_V = words_V.view(np.int64)
+        ids_V += 1
+        start = 0
+        for f, column in zip(part, given, strict=True):
+            ids = ids_V[start : start + len(column.values)]
+            start += len(ids)
+            if column.missing is not None:
+                ids[column.missing] = OOV_ROW
+            yield self._names[f], ids
 
 
 class _Numbers:
@@ -213,13 +263,17 @@ class _Numbers:
         self._steps = [_Step(steps) for steps in zip(*chains, strict=True)]
 
     def write(self, numbers_BD: NDArray[np.float32], columns: Mapping[str, Column]) -> None:
-        values_GB = np.empty((len(self._names), len(numbers_BD)))
-        for g, (name, missing_value) in enumerate(zip(self._names, self._missing, strict=True)):
+        rows = len(numbers_BD)
+        raw: list[NDArray[np.float64]] = []
+        for name, missing_value in zip(self._names, self._missing, strict=True):
             column = columns.get(name)
-            values_GB[g] = missing_value if column is None else column.values
-            if column is not None and column.missing is not None:
-                values_GB[g, column.missing] = missing_value
-        values_GB = values_GB.clip(-RAW_LIMIT, RAW_LIMIT)
+            if column is None:
+                raw.append(np.full(rows, missing_value))
+            elif column.missing is not None:
+                raw.append(np.where(column.missing, missing_value, column.values))
+            else:
+                raw.append(column.values)  # type: ignore[arg-type]
+        values_GB = np.concatenate(raw).reshape(len(raw), rows).clip(-RAW_LIMIT, RAW_LIMIT)
         for step in self._steps:
             values_GB = step.apply(values_GB)
         numbers_BD[:, self._positions_G] = values_GB.clip(-NUMBER_LIMIT, NUMBER_LIMIT).T
@@ -243,11 +297,14 @@ class _Step:
         return np.stack([step.apply(values_B) for step, values_B in zip(self._steps, values_GB, strict=True)])
 
 
-def _list_ids(feature: IdListFeature, lookup: Lookup, column: Column | None, rows: int) -> tuple[Ids, Ids]:
-    if column is None:
+def _list_ids(
+    feature: IdListFeature, found: Mapping[str, Ids], columns: Mapping[str, Column], rows: int
+) -> tuple[Ids, Ids]:
+    if feature.name not in columns:
         return np.zeros(0, np.int64), np.zeros(rows, np.int64)
-    assert column.lengths_B is not None
-    return keep_latest(lookup(column), column.lengths_B, feature.max_length)
+    lengths_B = columns[feature.name].lengths_B
+    assert lengths_B is not None
+    return keep_latest(found[feature.name], lengths_B, feature.max_length)
 
 
 def keep_latest(values_V: Ids, lengths_B: Ids, most: int) -> tuple[Ids, Ids]:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
+from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
+from model.calibration import Calibration, Isotonic, Platt, calibrated
 from model.compiled import CompiledAnswers, folder_of, open_compiled
 from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
 from model.tables import as_table, set_tables, table_file, widths_of
@@ -67,6 +68,7 @@ class Scorer:
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
         self._compiled: CompiledAnswers | None = None
+        self._calibration: Mapping[int, Platt | Isotonic] = {}
 
     @property
     def version(self) -> str:
@@ -97,6 +99,7 @@ class Scorer:
             raise ArtifactError(f"{path}: cannot be loaded ({error})") from error
         module.eval()
         scorer = cls(artifact, encoder, module)
+        scorer._calibration = _calibration(artifact)
         scorer.check_golden_requests()
         if engine == "compiled" or (engine == "auto" and folder_of(artifact).exists()):
             try:
@@ -146,6 +149,8 @@ class Scorer:
 
     def _scored(self, answers: torch.Tensor, request: Encoded, candidates: Encoded) -> Scored:
         answers_NT: NDArray[np.float32] = answers.numpy()
+        if self._calibration:
+            answers_NT = calibrated(answers_NT, self._calibration)
         if not np.isfinite(answers_NT).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
         return Scored(answers_NT, {**request.missing, **candidates.missing}, {**request.oov, **candidates.oov})
@@ -189,6 +194,8 @@ class Scorer:
         try:
             golden = self.golden_requests()
             tolerance = float(golden["tolerance"])
+            if self.engine == "compiled":
+                tolerance = max(tolerance, COMPILED_TOLERANCE)
             if not golden["requests"]:
                 raise ArtifactError(f"{place}: no golden request, so nothing shows that the ranker still answers right")
             for number, request in enumerate(golden["requests"]):
@@ -238,6 +245,18 @@ def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float3
         if (apart_NN & (got_N[:, None] <= got_N[None, :])).any():
             return f"task {task} ranks candidates in another order"
     return None
+
+
+def _calibration(artifact: Artifact) -> Mapping[int, Platt | Isotonic]:
+    if CALIBRATION not in artifact.manifest.files:
+        return {}
+    place = str(artifact.path / CALIBRATION)
+    try:
+        return Calibration.from_mapping(artifact.read_json(CALIBRATION), place).bound(artifact.manifest.feed)
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(str(error) if place in str(error) else f"{place}: {error}") from None
 
 
 def _table(artifact: Artifact, width: int) -> torch.Tensor:

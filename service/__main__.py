@@ -1,6 +1,7 @@
 """`python -m service --models DIR`: serve published models until SIGTERM or Ctrl-C, then finish and exit 0.
 
-`python -m service replay` scores logged requests anew, `python -m service key` makes an API key instead.
+`python -m service replay` scores logged requests anew (service/replay.py); `python -m service key` makes an API key.
+
 In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in this process; several run under uvicorn's
 supervisor, which restarts one that dies, and share the listening socket and one folder of metrics.
 """
@@ -19,9 +20,7 @@ from service import new_key
 from service.http_protocol import GuardedProtocol
 from service.request_log import logging_config
 from service.settings import read_settings
-from service.worker import make_app
-
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+from service.worker import METRICS_FOLDER, make_app
 
 
 def main() -> int:

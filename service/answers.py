@@ -7,7 +7,7 @@ Shapes: N candidates, T tasks, K of them answered.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,6 +17,14 @@ from service.explain import Explanation
 from service.wire import Question
 
 _encoder = msgspec.json.Encoder()
+
+
+class Reply(NamedTuple):
+    """A body and the headers that go with it, beside its length."""
+
+    body: bytes
+    media_type: bytes = b"application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def ranking(score_N: NDArray[np.float64], top_k: int | None) -> NDArray[np.intp]:

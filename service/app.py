@@ -1,12 +1,12 @@
 """The service: routes, and the way of a request from bytes to ranked candidates.
 
-In: HTTP. Out: `create_app(settings)`, an ASGI application for any server. A scoring request is read under a limit on
-the event loop; everything else that it costs happens in one scoring thread: decode, check, columns, score, combine,
-rank, encode. A request has one user and many candidates; user and context are parsed and embedded once.
+In: HTTP. Out: `create_app(settings)`, an ASGI application for any server. A scoring request is read under limits on
+the event loop; everything else that it costs happens in one scoring thread (service/ranking.py).
 """
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
@@ -24,24 +23,28 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model.scorer import NonFiniteScoresError
-from model.value_model import DEFAULT
-from service import answers, wire
+from service import answers
 from service.authorize import Authorize
-from service.errors import Fault, Problem, problem_response
-from service.explain import explain
+from service.errors import Fault, Problem, refusal
 from service.impression_log import ImpressionLog
 from service.keys import Keys
-from service.metrics import Metrics
+from service.metrics import INFER, RANK, Metrics
 from service.model_store import ModelStore, not_ready
-from service.observe import RANK, Observe, header, record_of
+from service.observe import Observe, header, record_of
+from service.open_inference_openapi import with_infer
+from service.open_inference_routes import INFER_VERSION, OpenInference
 from service.openapi import with_rank
+from service.ranking import TIMEOUT_HEADER, Ranking, check_deadline, deadline_passed
 from service.request_log import LOGGER, RequestRecord
 from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
 
-TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+# How old the histograms may be that another worker reads for a scrape.
+_FLUSH_SECONDS = 0.5
 _DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
+
+# The body, what is known of the request, and its deadline in seconds of time.perf_counter.
+Answer = Callable[[bytes, RequestRecord, float | None], answers.Reply]
 
 _log = logging.getLogger(LOGGER)
 
@@ -61,10 +64,15 @@ class Service:
         )
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
         self.impressions = _impression_log(settings, self.metrics)
+        self.ranking = Ranking(self.store, self.metrics, self.impressions, settings.max_candidates)
         self.is_draining = False
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/rank, as plain ASGI: what a framework's route costs is half of a small request."""
+        await self.respond(scope, receive, send, self.ranking.answer)
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send, answer: Answer) -> None:
+        """Reads the body of a scoring request, has it answered in a scoring thread, sends that or the problem."""
         record = record_of(scope)
         try:
             if self.is_draining:
@@ -73,80 +81,30 @@ class Service:
             body = await _read_body_in_time(scope, receive, self.settings.max_body_bytes, self.settings.body_seconds)
             submitted = time.perf_counter()
 
-            def job() -> bytes:
-                self.metrics.queue_seconds.observe(time.perf_counter() - submitted)
-                return self.answer(body, record, deadline)
+            def job() -> answers.Reply:
+                self.metrics.queue_seconds.observe_soon(time.perf_counter() - submitted)
+                check_deadline(deadline)
+                return answer(body, record, deadline)
 
             remaining = None if deadline is None else deadline - submitted
-            content = await asyncio.wait_for(self.threads.run(job), remaining)
+            reply = await asyncio.wait_for(self.threads.run(job), remaining)
         except TimeoutError:
-            problem = _deadline_passed()
+            problem = deadline_passed()
         except ClientDisconnect:
             await Response(status_code=_DISCONNECTED)(scope, receive, send)
             return
         except Problem as raised:
             problem = raised
         else:
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": content})
+            headers = [(b"content-type", reply.media_type), (b"content-length", str(len(reply.body)).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": [*headers, *reply.headers]})
+            await send({"type": "http.response.body", "body": reply.body})
             if self.impressions is not None:
                 self.impressions.offer(record)
             return
         if problem.reason is not None:
             self.metrics.rejected.labels(problem.reason).inc()
-        await problem_response(problem, record.request_id)(scope, receive, send)
-
-    def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> bytes:
-        """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
-        _check_deadline(deadline)
-        question = wire.read_columnar(body, self.settings.max_candidates)
-        if question is None:
-            document = wire.decode(body)
-            record.request_id = wire.request_id_of(document) or record.request_id
-            question = wire.parse(document, self.settings.max_candidates)
-        record.request_id = question.request_id or record.request_id
-        model = self.store.find(question.model, question.version)
-        name = question.value_model or DEFAULT
-        if name not in model.value_models:
-            rule = f"no such value model; model '{model.name}' has: {', '.join(model.value_models.names)}"
-            raise Problem.wrong_content([Fault("value_model", rule)])
-        value_model = model.value_models[name]
-        record.model, record.model_version = model.name, model.scorer.version
-        record.value_model, record.value_model_version = name, value_model.version
-        record.candidates = len(question.ids)
-        request_columns, candidate_columns = wire.columns(question, model.scorer.encoder)
-
-        _check_deadline(deadline)
-        started = time.perf_counter()
-        try:
-            scored = model.scorer.score(request_columns, candidate_columns, len(question.ids))
-            with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
-                score_N = value_model.score(scored.answers_NT)
-            if not np.isfinite(score_N).all():
-                raise NonFiniteScoresError(f"value model '{name}' gave a combined score that is not finite")
-            explanation = None
-            if question.explain:
-                columns = (request_columns, candidate_columns)
-                explanation = explain(model.scorer, value_model, *columns, scored.answers_NT)
-        except NonFiniteScoresError as error:
-            _log.error(
-                "scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": str(error)}}
-            )
-            raise Problem(500, "the model's scores are not finite, so none is given") from None
-        self.metrics.inference_seconds.observe(time.perf_counter() - started)
-        self.metrics.candidates.observe(len(question.ids))
-        model.metrics.observe(scored, name, score_N)
-        if self.impressions is not None:
-            self.impressions.take(record, question, model.scorer.tasks, score_N, scored.answers_NT, len(body))
-        head = {
-            "request_id": record.request_id,
-            "model": model.name,
-            "model_version": model.scorer.version,
-            "value_model": name,
-            "value_model_version": value_model.version,
-        }
-        return answers.write(head, question, model.scorer.tasks, score_N, scored.answers_NT, explanation)
+        await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
 
     @property
     def unready_reason(self) -> str | None:
@@ -168,6 +126,8 @@ class Service:
                     "models": str(settings.models),
                     "scoring_threads": settings.scoring_threads,
                     "torch_threads_per_scoring_thread": settings.torch_threads,
+                    "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+                    "cores": sorted(os.sched_getaffinity(0)),
                     "max_body_bytes": settings.max_body_bytes,
                     "max_candidates": settings.max_candidates,
                 }
@@ -175,6 +135,7 @@ class Service:
         )
         self._drain_on_signals()
         self.store.start()
+        flushing = asyncio.create_task(self._flush_metrics())
         if self.impressions is not None:
             self.impressions.start()
         try:
@@ -186,9 +147,16 @@ class Service:
         finally:
             self.is_draining = True
             self.threads.close()
+            flushing.cancel()
+            self.metrics.flush()
             if self.impressions is not None:
                 await asyncio.to_thread(self.impressions.stop)
             await asyncio.to_thread(self.store.stop)
+
+    async def _flush_metrics(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            self.metrics.flush()
 
     def _drain_on_signals(self) -> None:
         """Turns readiness off at the first SIGTERM or Ctrl-C, then lets the server's own handler finish."""
@@ -221,6 +189,10 @@ def create_app(settings: Settings) -> ASGIApp:
         redoc_url=None,
     )
     app.router.routes.append(Route(RANK, _Application(service.rank), methods=["POST"]))
+    open_inference = OpenInference(service, app.title, app.version)
+    app.include_router(open_inference.router())
+    for path in (INFER, INFER_VERSION):
+        app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))
 
     @app.get("/v1/models", summary="All models and the state of their versions")
     async def models() -> dict[str, Any]:
@@ -250,7 +222,7 @@ def create_app(settings: Settings) -> ASGIApp:
             error = Problem(error.status_code, str(error.detail), headers=error.headers)
         elif not isinstance(error, Problem):
             error = Problem(500, "an error of the service, not of the request; its log says more")
-        return problem_response(error, record_of(request.scope).request_id)
+        return refusal(error, request.url.path, record_of(request.scope).request_id)
 
     for kind in (Problem, HTTPException, Exception):
         app.add_exception_handler(kind, refuse)
@@ -258,7 +230,7 @@ def create_app(settings: Settings) -> ASGIApp:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            app.openapi_schema = with_rank(document)
+            app.openapi_schema = with_infer(with_rank(document))
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -333,12 +305,3 @@ def _deadline(scope: Scope, record: RequestRecord) -> float | None:
         rule = "expected a whole number of milliseconds, from 1 to 999999999"
         raise Problem.wrong_content([Fault(f"header {TIMEOUT_HEADER}", rule)])
     return record.started + int(given) / 1000
-
-
-def _check_deadline(deadline: float | None) -> None:
-    if deadline is not None and time.perf_counter() >= deadline:
-        raise _deadline_passed()
-
-
-def _deadline_passed() -> Problem:
-    return Problem(504, f"the deadline of {TIMEOUT_HEADER} has passed", reason="deadline")

@@ -6,7 +6,7 @@ and the description of the API.
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Problem, problem_response
+from service.errors import Problem, refusal
 from service.keys import Keys, needed_for
 from service.metrics import Metrics
 from service.observe import header, record_of
@@ -29,6 +29,6 @@ class Authorize:
                 record.key = self._keys.check(header(scope, "Authorization"), needed)
             except Problem as problem:
                 self._metrics.rejected.labels(problem.reason).inc()
-                await problem_response(problem, record.request_id)(scope, receive, send)
+                await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

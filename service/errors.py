@@ -1,4 +1,5 @@
-"""Refusals: every answer that is not a score is an RFC 9457 problem, `application/problem+json`.
+"""Refusals: every answer that is not a score is an RFC 9457 problem, `application/problem+json`; under /v2, what the
+Open Inference Protocol asks for instead.
 
 In: a `Problem` raised anywhere on the way. Out: its response. Faults name their place by a path into the request body
 (`user.tab`, `candidates.features.duration_ms[3]`) and the rule, never the value: features stay out of logs.
@@ -12,6 +13,8 @@ from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
 FAULTS_SHOWN = 20
+_NAME_SHOWN = 60
+_OPEN_INFERENCE = "/v2"
 
 _TITLES = {
     400: ("not-json", "The body is not JSON"),
@@ -21,6 +24,7 @@ _TITLES = {
     405: ("method-not-allowed", "The method does not fit this address"),
     408: ("too-slow", "The request took too long to arrive"),
     413: ("too-large", "The request is over a limit"),
+    415: ("encoding-not-supported", "The body is encoded in a way that is not read"),
     422: ("wrong-content", "The content of the request is wrong"),
     500: ("internal-error", "The service failed"),
     503: ("not-ready", "The service cannot score now"),
@@ -60,6 +64,30 @@ class Problem(Exception):
         first = faults[0]
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         return cls(422, f"{first.path}: {first.message}{more}", faults=faults[:FAULTS_SHOWN])
+
+
+def shown(name: str) -> str:
+    """A name that came from outside, cut to a length and to characters that a log line can hold."""
+    printable = "".join(c if c.isprintable() else "?" for c in name[:_NAME_SHOWN])
+    return (printable + "..." if len(name) > _NAME_SHOWN else printable) or "''"
+
+
+def refusal(problem: Problem, path: str, request_id: str) -> Response:
+    """The response that tells `problem` to a client of the address `path`."""
+    if path == _OPEN_INFERENCE or path.startswith(f"{_OPEN_INFERENCE}/"):
+        return _open_inference_error(problem)
+    return problem_response(problem, request_id)
+
+
+def _open_inference_error(problem: Problem) -> Response:
+    """The protocol's error object; it knows no 422, and a list of faults only as text."""
+    faults = [f"{fault.path}: {fault.message}" for fault in problem.faults]
+    return Response(
+        msgspec.json.encode({"error": "; ".join(faults) if len(faults) > 1 else problem.detail}),
+        status_code=400 if problem.status == 422 else problem.status,
+        headers=problem.headers,
+        media_type="application/json",
+    )
 
 
 def problem_response(problem: Problem, request_id: str) -> Response:

@@ -10,8 +10,11 @@ Shapes: N candidates, T tasks.
 
 import os
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +31,26 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from model.schema import FeedSchema, NumberFeature
 from model.scorer import Scored
 
+RANK = "/v1/rank"
+INFER = "/v2/models/{name}/infer"
+SCORING = (RANK, INFER)
 ENDPOINTS = (
-    "/v1/rank",
+    *SCORING,
     "/v1/models",
     "/v1/models/{name}",
     "/healthz",
     "/readyz",
     "/metrics",
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/{name}",
+    "/v2/models/{name}/ready",
     "/openapi.json",
     "/docs",
     "other",
 )
-RANK_CODES = (200, 400, 401, 403, 404, 405, 408, 413, 422, 500, 503, 504)
+SCORING_CODES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 500, 503, 504)
 REJECTIONS = (
     "body_too_large",
     "slow_body",
@@ -49,9 +60,17 @@ REJECTIONS = (
     "deadline",
     "unauthenticated",
     "forbidden",
+    "not_finite",
 )
 IMPRESSION_RESULTS = ("written", "dropped", "failed")
-LOAD_RESULTS = ("ready", "compiled_refused", "quarantined", "value_models_ready", "value_models_refused")
+LOAD_RESULTS = (
+    "ready",
+    "compiled_refused",
+    "quarantined",
+    "golden_failed",
+    "value_models_ready",
+    "value_models_refused",
+)
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _COUNTS = (1, 5, 10, 25, 50, 100, 200, 300, 500, 1000, 2000, 5000)
@@ -59,18 +78,44 @@ _COUNTS = (1, 5, 10, 25, 50, 100, 200, 300, 500, 1000, 2000, 5000)
 _SCORES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 _COMBINED = (-100.0, -10.0, -3.0, -1.0, -0.3, -0.1, 0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 
+# Values or arrays of them; some megabytes at the most, where every request has as many candidates as it may have.
+_MOST_WAITING = 256
+
 # One more series for every label set, which nothing reads and workers do not have.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class ScoreHistogram(Histogram):
-    """A histogram that takes an array at once: a request's scores cost one pass in C, not a loop over candidates."""
+class BatchedHistogram(Histogram):
+    """A histogram that keeps what it is told until `flush` and then takes it in one pass in C: counting one value by
+    itself costs as much as encoding a whole column."""
 
-    def observe_all(self, values: NDArray[np.floating]) -> None:
-        """Observes every value."""
-        self._raise_if_not_observable()  # type: ignore[no-untyped-call]
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._waiting: deque[float | NDArray[np.floating]] = deque()
+
+    def observe_soon(self, observed: float | NDArray[np.floating]) -> None:
+        """Observes a value, or every value of an array, at the next flush."""
+        self._waiting.append(observed)
+        if len(self._waiting) >= _MOST_WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Counts what waits, in every label set."""
+        if self._is_parent():  # type: ignore[no-untyped-call]
+            children: list[Any] = list(self._metrics.values())
+            for child in children:
+                child.flush()
+            return
+        waiting = []
+        with suppress(IndexError):  # drained by two threads at once, each value is still taken by one
+            while True:
+                waiting.append(self._waiting.popleft())
+        if waiting:
+            self._observe_all(np.concatenate(list(map(np.atleast_1d, waiting))))
+
+    def _observe_all(self, values: NDArray[np.floating]) -> None:
         counts = np.bincount(np.searchsorted(self._upper_bounds, values, side="left"), minlength=len(self._buckets))
-        self._sum.inc(float(values.sum()))
+        self._sum.inc(float(values.sum(dtype=np.float64)))
         for bucket in np.flatnonzero(counts).tolist():
             self._buckets[bucket].inc(int(counts[bucket]))
 
@@ -84,26 +129,26 @@ class Metrics:
         self.requests = Counter(
             "ranking_requests", "Requests answered, by route and status", ["endpoint", "code"], registry=registry
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = BatchedHistogram(
             "ranking_request_duration_seconds",
             "From the first byte of a request to the last byte of its answer",
             ["endpoint"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self.queue_seconds = Histogram(
+        self.queue_seconds = BatchedHistogram(
             "ranking_queue_duration_seconds",
             "What a scoring request waited for a scoring thread",
             buckets=_SECONDS,
             registry=registry,
         )
-        self.inference_seconds = Histogram(
+        self.inference_seconds = BatchedHistogram(
             "ranking_inference_duration_seconds",
             "Encoding of the features and the ranker, per request",
             buckets=_SECONDS,
             registry=registry,
         )
-        self.candidates = Histogram(
+        self.candidates = BatchedHistogram(
             "ranking_candidates_per_request", "Candidates of a scored request", buckets=_COUNTS, registry=registry
         )
         self.in_flight = Gauge(
@@ -132,14 +177,14 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
-        self.task_score = ScoreHistogram(
+        self.task_score = BatchedHistogram(
             "ranking_task_score",
             "Answers per candidate and task, in the task's own unit",
             ["model", "version", "task"],
             buckets=_SCORES,
             registry=registry,
         )
-        self.combined_score = ScoreHistogram(
+        self.combined_score = BatchedHistogram(
             "ranking_combined_score",
             "Combined score per candidate",
             ["model", "version", "value_model"],
@@ -151,6 +196,14 @@ class Metrics:
         )
         self.oov = Counter(
             "ranking_feature_oov", "Ids that the table does not hold", ["model", "feature"], registry=registry
+        )
+        self._histograms = (
+            self.request_seconds,
+            self.queue_seconds,
+            self.inference_seconds,
+            self.candidates,
+            self.task_score,
+            self.combined_score,
         )
         self.impressions = Counter(
             "ranking_impression_log",
@@ -167,15 +220,22 @@ class Metrics:
             self.impressions.labels(result)
         for endpoint in ENDPOINTS:
             self.request_seconds.labels(endpoint)
-            for code in RANK_CODES if endpoint == "/v1/rank" else (200,):
+            for code in SCORING_CODES if endpoint in SCORING else (200,):
                 self.requests.labels(endpoint, code)
         for reason in REJECTIONS:
             self.rejected.labels(reason)
         for result in LOAD_RESULTS:
             self.loads.labels(result)
 
+    def flush(self) -> None:
+        """Counts what the histograms were told: before each scrape here, and now and then for the scrapes of other
+        workers, who read what this one has written."""
+        for histogram in self._histograms:
+            histogram.flush()
+
     def exposition(self) -> bytes:
         """The metrics of all workers in Prometheus' text format."""
+        self.flush()
         if self._folder is None:
             return generate_latest(self.registry)
         _forget_dead_workers(Path(self._folder))
@@ -193,6 +253,7 @@ class ModelMetrics:
         metrics.loaded_at.labels(model, version).set(time.time())
         self._task_scores = [metrics.task_score.labels(model, version, task.name) for task in schema.tasks]
         self._combined = metrics.combined_score
+        self._combined_scores: dict[str, BatchedHistogram] = {}
         self._labels = (model, version)
         asked = [*schema.asked("request"), *schema.asked("candidate")]
         self._missing = {feature.name: metrics.missing.labels(model, feature.name) for feature in asked}
@@ -204,14 +265,15 @@ class ModelMetrics:
 
     def know_value_models(self, names: Sequence[str]) -> None:
         """Exports the combined scores of these value models from 0."""
-        for name in names:
-            self._combined.labels(*self._labels, name)
+        self._combined_scores = {name: self._combined.labels(*self._labels, name) for name in names}
 
     def observe(self, scored: Scored, value_model: str, score_N: NDArray[np.float64]) -> None:
         """Counts one scored request."""
         for histogram, answers_N in zip(self._task_scores, scored.answers_NT.T, strict=True):
-            histogram.observe_all(answers_N)
-        self._combined.labels(*self._labels, value_model).observe_all(score_N)
+            histogram.observe_soon(answers_N)
+        combined = self._combined_scores.get(value_model)
+        # A request that has begun may still score with a value model that has just been taken out of the file.
+        (combined or self._combined.labels(*self._labels, value_model)).observe_soon(score_N)
         _add(self._missing, scored.missing)
         _add(self._oov, scored.oov)
 

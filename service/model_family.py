@@ -2,7 +2,8 @@
 
 In: the folder, looked at again and again by the store's polling thread. Out: a `ServedModel`, replaced in one
 assignment: a request that has begun keeps the one it took. The newest version that verifies is served. One that does
-not is quarantined with its reason and tried again only when its files change; the one before it serves on.
+not is quarantined with its reason and tried again only when its files change; the one before it serves on. What is
+made later beside a version (a compiled package) is taken up when it appears.
 """
 
 import logging
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from model.artifact import versions
+from model.artifact import ArtifactError, versions
 from model.scorer import Engine, EngineChoice, Scorer
 from model.value_model import FILE_NAME, ValueModels
 from service.metrics import Metrics, ModelMetrics
@@ -34,7 +35,8 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class VersionState:
-    """What became of one published version, as /v1/models tells it; of a ready one, `reason` is why not compiled."""
+    """What became of one published version, as /v1/models tells it; of a ready one, `reason` is why it is not compiled,
+    or that it answers its golden requests no more."""
 
     state: State
     reason: str | None = None
@@ -54,6 +56,9 @@ class ModelFamily:
         self._metrics = metrics
         self._engine: EngineChoice = engine
         self._tried: dict[int, Fingerprint] = {}
+        self._derived_tried: Fingerprint | None = None
+        self._doubted: Scorer | None = None
+        self._golden_error: str | None = None
         self._value_file_tried: Fingerprint | None = None
 
     def refresh(self) -> None:
@@ -62,13 +67,18 @@ class ModelFamily:
         if self.served is not None and value_file != self._value_file_tried:
             self._reload_value_models(self.served)
         self._value_file_tried = value_file
-        serving = 0 if self.served is None else self.served.scorer.artifact.manifest.version
+        if self.served is not None:
+            self._check_doubted(self.served.scorer)
+            if self._derived(self.served.scorer.manifest.version) != self._derived_tried:
+                self._reload_engine(self.served)
+        serving = 0 if self.served is None else self.served.scorer.manifest.version
         published = versions(self._models, self.name)
         for version in reversed(published):
             if version <= serving:
                 break
             # The value models belong to the fingerprint: where they did not fit a version, a new file is a new try.
-            state = (*_fingerprint(sorted((self._folder / str(version)).glob("*"))), *value_file)
+            files = _fingerprint(sorted((self._folder / str(version)).glob("*")))
+            state = (*files, *value_file, *self._derived(version))
             if self._tried.get(version) != state:
                 self._tried[version] = state
                 self._try_version(version)
@@ -76,7 +86,7 @@ class ModelFamily:
                 break
         known = {version: self.states.get(version, VersionState("retired")) for version in published}
         if self.served is not None:  # it serves on from memory, even where its folder is gone
-            known[self.served.scorer.artifact.manifest.version] = self._ready(self.served.scorer)
+            known[self.served.scorer.manifest.version] = self._ready(self.served.scorer)
         self.states = known
 
     def entry(self) -> dict[str, Any]:
@@ -96,8 +106,14 @@ class ModelFamily:
             "value_models_error": self.value_models_error,
         }
 
+    def doubt(self, scorer: Scorer) -> None:
+        """Has the next refresh see whether a version that gave a score which is not finite still answers its golden
+        requests."""
+        self._doubted = scorer
+
     def _try_version(self, version: int) -> None:
         self.states = {**self.states, version: VersionState("loading")}
+        derived = self._derived(version)
         try:
             scorer = Scorer.load(self._folder / str(version), self._engine)
             value_models = self._value_models_for(scorer)
@@ -111,24 +127,71 @@ class ModelFamily:
                 exc_info=None if isinstance(error, ValueError) else error,
             )
             return
+        self._derived_tried = derived
+        self._serve(scorer, value_models)
+
+    def _serve(self, scorer: Scorer, value_models: ValueModels) -> None:
         metrics = ModelMetrics(self._metrics, scorer.schema, self.name, scorer.version, scorer.engine)
         metrics.know_value_models(value_models.names)
         before, self.served = self.served, ServedModel(self.name, scorer, value_models, metrics)
-        states = {**self.states, version: self._ready(scorer)}
+        self._golden_error = None
+        states = dict(self.states)
         if before is not None:
-            before.metrics.retire()
-            states[before.scorer.artifact.manifest.version] = VersionState("retired")
+            if (before.scorer.version, before.scorer.engine) != (scorer.version, scorer.engine):
+                before.metrics.retire()
+            states[before.scorer.manifest.version] = VersionState("retired")
+        states[scorer.manifest.version] = self._ready(scorer)
         self.states = states
         self._metrics.loads.labels("ready").inc()
         if scorer.engine_reason is not None:
             self._metrics.loads.labels("compiled_refused").inc()
-            refused = {"model": self.name, "model_version": scorer.version, "reason": states[version].reason}
+            reason = self._place_free(scorer.engine_reason)
+            refused = {"model": self.name, "model_version": scorer.version, "reason": reason}
             _log.warning("compiled package refused; TorchScript serves", extra={"fields": refused})
         fields = {"model": self.name, "model_version": scorer.version, "engine": scorer.engine}
         _log.info("model version ready", extra={"fields": {**fields, "value_models": value_models.names}})
 
+    def _reload_engine(self, served: ServedModel) -> None:
+        """Loads the served version once more, as something beside it has changed; until then, and where that fails, it
+        serves as it is."""
+        self._derived_tried = self._derived(served.scorer.manifest.version)
+        if self._engine == "torchscript":
+            return
+        try:
+            scorer = Scorer.load(served.scorer.artifact.path, self._engine)
+        except Exception as error:  # as in _try_version
+            fields = {"model": self.name, "model_version": served.scorer.version}
+            _log.error(
+                "model version serves as it was loaded before; what lies beside it cannot be taken up",
+                extra={"fields": {**fields, "reason": self._place_free(str(error) or repr(error))}},
+                exc_info=None if isinstance(error, ValueError) else error,
+            )
+            return
+        self._serve(scorer, served.value_models)
+
+    def _check_doubted(self, scorer: Scorer) -> None:
+        doubted, self._doubted = self._doubted, None
+        if doubted is not scorer:
+            return
+        fields = {"model": self.name, "model_version": scorer.version}
+        try:
+            scorer.check_golden_requests()
+        except ArtifactError as error:
+            self._golden_error = self._place_free(str(error))
+            self._metrics.loads.labels("golden_failed").inc()
+            _log.error(
+                "model version answers its golden requests no more, yet serves; publish another",
+                extra={"fields": {**fields, "reason": self._golden_error}},
+            )
+        else:
+            self._golden_error = None
+            _log.warning("golden requests hold after a score that was not finite", extra={"fields": fields})
+
+    def _derived(self, version: int) -> Fingerprint:
+        return _fingerprint(sorted((self._folder / "derived" / str(version) / "compiled").glob("*")))
+
     def _ready(self, scorer: Scorer) -> VersionState:
-        reason = scorer.engine_reason
+        reason = self._golden_error or scorer.engine_reason
         return VersionState("ready", None if reason is None else self._place_free(reason), scorer.engine)
 
     def _value_models_for(self, scorer: Scorer) -> ValueModels:

@@ -96,6 +96,10 @@ class ModelStore:
             raise Problem(404, rule, faults=[Fault("version", rule)])
         return model
 
+    def doubt(self, model: ServedModel) -> None:
+        """Has the golden requests of a model run again at the next look: it gave a score that is not finite."""
+        self._families[model.name].doubt(model.scorer)
+
     @property
     def unready_reason(self) -> str | None:
         """Why no request can be scored, None if one can."""

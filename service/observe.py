@@ -5,20 +5,21 @@ the whole of a request and no answer escapes without an `X-Request-Id`.
 """
 
 import logging
+import re
 import time
 import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Problem, problem_response
-from service.metrics import ENDPOINTS, RANK_CODES, Metrics
+from service.errors import Problem, refusal
+from service.metrics import ENDPOINTS, SCORING, SCORING_CODES, Metrics
 from service.request_log import LOGGER, RequestRecord
 from service.wire import is_request_id
 
-RANK = "/v1/rank"
 REQUEST_ID = "X-Request-Id"
 _MODEL = "/v1/models/"
-_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+_OPEN_INFERENCE_MODEL = re.compile(r"(/v2/models/)[^/]+(?:/versions/[^/]+)?(/infer|/ready|)")
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _KEY = "feedrank.record"
 _REQUEST_ID_KEY = REQUEST_ID.lower().encode("latin-1")
 
@@ -49,7 +50,7 @@ class Observe:
         self._metrics = metrics
         # Looked up once: finding a label set costs more than counting in it.
         self._seconds = {endpoint: metrics.request_seconds.labels(endpoint) for endpoint in ENDPOINTS}
-        self._rank_codes = {code: metrics.requests.labels(RANK, code) for code in RANK_CODES}
+        self._codes = {(path, code): metrics.requests.labels(path, code) for path in SCORING for code in SCORING_CODES}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
@@ -73,8 +74,8 @@ class Observe:
                 message["headers"] = [*message.get("headers", ()), identifier]
             await send(message)
 
-        is_rank = record.endpoint == RANK
-        if is_rank:
+        is_scoring = record.endpoint in SCORING
+        if is_scoring:
             self._metrics.in_flight.inc()
         try:
             await self._app(scope, receive, send_with_id)
@@ -82,17 +83,17 @@ class Observe:
             _log.exception("a request failed", extra={"fields": {"request_id": record.request_id}})
             if not is_started:
                 problem = Problem(500, "an error of the service, not of the request; its log says more")
-                await problem_response(problem, record.request_id)(scope, receive, send_with_id)
+                await refusal(problem, scope["path"], record.request_id)(scope, receive, send_with_id)
         finally:
-            if is_rank:
+            if is_scoring:
                 self._metrics.in_flight.dec()
             record.seconds = time.perf_counter() - record.started
             self._count(record)
             record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)
 
     def _count(self, record: RequestRecord) -> None:
-        self._seconds[record.endpoint].observe(record.seconds)
-        known = self._rank_codes.get(record.status) if record.endpoint == RANK else None
+        self._seconds[record.endpoint].observe_soon(record.seconds)
+        known = self._codes.get((record.endpoint, record.status))
         (known or self._metrics.requests.labels(record.endpoint, record.status)).inc()
 
 
@@ -100,4 +101,7 @@ def _endpoint(path: str) -> str:
     """The route of a path: a metric must not have a label for every path that a scanner invents."""
     if path.startswith(_MODEL):
         return "/v1/models/{name}"
+    model = _OPEN_INFERENCE_MODEL.fullmatch(path)
+    if model is not None:
+        return f"{model[1]}{{name}}{model[2]}"
     return path if path in ENDPOINTS else "other"

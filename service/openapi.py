@@ -167,17 +167,16 @@ def _reference(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+DEADLINE_HEADER: dict[str, Any] = {
+    "name": "X-Request-Timeout-Ms",
+    "in": "header",
+    "description": "milliseconds after which the answer is of no use: 504 instead",
+    "schema": {"type": "integer", "minimum": 1},
+}
 RANK_OPERATION: dict[str, Any] = {
     "summary": "Score the candidates of one user and rank them",
     "operationId": "rank",
-    "parameters": [
-        {
-            "name": "X-Request-Timeout-Ms",
-            "in": "header",
-            "description": "milliseconds after which the answer is of no use: 504 instead",
-            "schema": {"type": "integer", "minimum": 1},
-        }
-    ],
+    "parameters": [DEADLINE_HEADER],
     "requestBody": {
         "required": True,
         "content": {"application/json": {"schema": _reference("RankRequest"), "example": EXAMPLE_REQUEST}},

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -70,23 +71,22 @@ class ScoringThreads:
         torch.set_num_threads(torch_threads)
         while (given := self._jobs.get()) is not None:
             job, future = given
-            if not future.cancelled():
-                self._run(job, future)
-            with self._lock:
+            settle = None if future.cancelled() else _outcome(job, future)
+            with self._lock:  # before anyone hears of the result: who asks then finds no job that waits
                 self._pending -= 1
                 self._last_progress = time.monotonic()
-            del given, job, future  # an idle thread keeps no request alive
+            if settle is not None:
+                with suppress(RuntimeError):  # the loop is closed: nobody waits
+                    future.get_loop().call_soon_threadsafe(settle)
+            del given, job, future, settle  # an idle thread keeps no request alive
 
-    @staticmethod
-    def _run(job: Callable[[], Any], future: asyncio.Future[Any]) -> None:
-        result: Any = None
-        error: BaseException | None = None
-        try:
-            result = job()
-        except BaseException as raised:
-            error = raised
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            future.get_loop().call_soon_threadsafe(_settle, future, result, error)
+
+def _outcome(job: Callable[[], Any], future: asyncio.Future[Any]) -> Callable[[], None]:
+    """Runs the job; what is returned settles its future, on the loop."""
+    try:
+        return partial(_settle, future, job(), None)
+    except BaseException as error:
+        return partial(_settle, future, None, error)
 
 
 def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:

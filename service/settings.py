@@ -29,6 +29,7 @@ class Settings(BaseModel):
     workers: int = Field(1, ge=1, le=256, description="worker processes; they share the embedding tables, no more")
     threads: int = Field(0, ge=0, le=256, description="scoring threads per worker; 0 is one per core given")
     torch_threads: int = Field(1, ge=1, le=256, description="threads that torch uses inside one scoring thread")
+    bind_cores: bool = Field(False, description="true binds each of several workers to cores of its own")
     engine: Literal["auto", "torchscript", "compiled"] = Field(
         "auto", description="auto scores by a compiled package where one holds; compiled refuses versions without"
     )

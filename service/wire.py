@@ -8,6 +8,7 @@ transposed once and go the same way. Raises Problem: 400 not JSON, 413 too many 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain, islice
@@ -18,6 +19,7 @@ import msgspec
 
 from model.features import Column, ColumnErrors, FeatureEncoder
 from service.errors import FAULTS_SHOWN, Fault, Problem
+from service.errors import shown as _shown
 
 KEYS = ("request_id", "model", "version", "value_model", "user", "candidates", "top_k", "explain")
 MAX_REQUEST_ID = 128
@@ -43,7 +45,15 @@ class _Columnar(msgspec.Struct, forbid_unknown_fields=True):
     explain: bool | None = None
 
 
+class _Rows(msgspec.Struct):
+    candidates: list[msgspec.Raw]
+    request_id: Any = None
+
+
 _columnar_decoder = msgspec.json.Decoder(_Columnar)
+_rows_decoder = msgspec.json.Decoder(_Rows)
+# A body with more bytes for each candidate that is allowed has its rows counted before they are decoded.
+_BYTES_A_ROW = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +73,16 @@ class Question:
     explain: bool = False
 
 
-def read_columnar(body: bytes, max_candidates: int) -> Question | None:
-    """The question of a columnar body of the right shape; None for any other body, which `decode` and `parse` read."""
+def read_columnar(body: bytes) -> Question | None:
+    """The question of a columnar body of the right shape, with however many candidates; None for any other body, which
+    `decode` and `parse` read."""
     try:
         given = _columnar_decoder.decode(body)
     except (ValueError, RecursionError):
         return None
     ids, features = given.candidates.id, given.candidates.features
     if (
-        not 0 < len(ids) <= max_candidates
+        not ids
         or (given.top_k is not None and given.top_k < 1)
         or not (given.request_id is None or is_request_id(given.request_id))
         or any(memoryview(text)[0] != _OPENING for text in features.values())
@@ -91,7 +102,24 @@ def read_columnar(body: bytes, max_candidates: int) -> Question | None:
     )
 
 
-def decode(body: bytes) -> dict[str, Any]:
+def check_count(question: Question, max_candidates: int) -> None:
+    """Raises Problem 413 for a question with more candidates."""
+    if question.rows is None:
+        _check_count(len(question.ids), "candidates.id", max_candidates, [])
+
+
+def decode(body: bytes, max_candidates: int) -> dict[str, Any]:
+    """The JSON object of a body; of one with too many rows, as much as `parse` refuses it for. Raises Problem 400 (not
+    JSON) or 422 (not an object)."""
+    if len(body) > _BYTES_A_ROW * max_candidates:
+        with suppress(ValueError, RecursionError):
+            given = _rows_decoder.decode(body)
+            if len(given.candidates) > max_candidates:
+                return {"request_id": given.request_id, "candidates": given.candidates}
+    return json_object(body)
+
+
+def json_object(body: bytes) -> dict[str, Any]:
     """The JSON object of a body. Raises Problem 400 (not JSON) or 422 (not an object)."""
     document = _decoded(body)
     if not isinstance(document, dict):
@@ -176,23 +204,22 @@ def columns(question: Question, encoder: FeatureEncoder) -> tuple[dict[str, Colu
     request: dict[str, Column] = {}
     candidates: dict[str, Column] = {}
     try:
-        request = encoder.columns("request", {name: [value] for name, value in question.user.items()}, 1)
+        request = encoder.request_columns(question.user)
     except ColumnErrors as errors:
         faults += [Fault(f"user.{_shown(e.feature)}", fault.message) for e in errors.errors for fault in e.faults]
-    plain: dict[str, Column] = {}
-    features: dict[str, list[Any]] = {}
+    features: Mapping[str, list[Any]]
     if question.rows is not None:
         features = _transposed(question.rows, {feature.name for feature in encoder.schema.asked("candidate")})
-    for name, given in question.features.items():
-        if isinstance(given, msgspec.Raw):
-            column = encoder.column_of_text("candidate", name, bytes(given), len(question.ids))
-            if column is not None:
-                plain[name] = column
-                continue
-            given = _decoded(given)
-        features[name] = given
+    else:
+        texts = {name: bytes(given) for name, given in question.features.items() if isinstance(given, msgspec.Raw)}
+        candidates = encoder.candidate_columns(texts, len(question.ids))
+        features = {
+            name: _decoded(given) if isinstance(given, msgspec.Raw) else given
+            for name, given in question.features.items()
+            if name not in candidates
+        }
     try:
-        candidates = encoder.columns("candidate", features, len(question.ids)) | plain
+        candidates |= encoder.columns("candidate", features, len(question.ids))
     except ColumnErrors as errors:
         faults += [
             Fault(_candidate_path(question, e.feature, fault.row), fault.message)
@@ -301,12 +328,6 @@ def _unknown_keys(place: str, given: Mapping[str, Any]) -> list[Fault]:
 def _unknown(key: str, valid: Sequence[str]) -> str:
     nearest = get_close_matches(key[:_SHOWN], valid, n=1, cutoff=0.5)
     return "unknown key; " + (f"did you mean '{nearest[0]}'?" if nearest else f"valid keys: {', '.join(valid)}")
-
-
-def _shown(name: str) -> str:
-    # Names come from outside: cut to a length and to characters that a log line can hold.
-    shown = "".join(c if c.isprintable() else "?" for c in name[:_SHOWN])
-    return (shown + "..." if len(name) > _SHOWN else shown) or "''"
 
 
 def _kind(value: object) -> str:

@@ -1,13 +1,26 @@
 """What a worker process runs. Apart from the parent, which must not pay for torch just to watch its workers."""
 
+import os
+from pathlib import Path
+
 from starlette.types import ASGIApp
 
+from service.cores import bind_to_a_share
 from service.http_protocol import GuardedProtocol, Limits
 from service.settings import Settings
+
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def make_app(settings: Settings) -> ASGIApp:
     """The application; torch and prometheus_client are imported here, in the worker, and nowhere before."""
+    # Threads that nobody has set a number for, such as those that load models, would otherwise be as many as cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(settings.torch_threads))
+    # How many threads there are is a matter of the cores of all workers: it is settled before they are shared out.
+    settings = settings.model_copy(update={"threads": settings.scoring_threads})
+    shared = os.environ.get(METRICS_FOLDER)
+    if settings.bind_cores and shared is not None:
+        bind_to_a_share(Path(shared), settings.workers)
     from service.app import create_app
 
     GuardedProtocol.limits = Limits(settings.header_seconds, settings.header_bytes)

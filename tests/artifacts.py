@@ -5,11 +5,12 @@ files, real checksums, golden requests that the eager network answered. Its scor
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
 from model.features import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
@@ -70,13 +71,17 @@ def publish_artifact(
     network: Mapping[str, Any] = TINY_NETWORK,
     request: Mapping[str, Any] = TINY_REQUEST,
     spoil: float = 0.0,
+    fill: Callable[[Network, dict[str, Tensor]], None] | None = None,
 ) -> Path:
     """Publishes the next version of `name` with weights drawn from `seed`; `request` becomes its golden request.
-    `spoil` is added to the expected answers, so that the golden check of a reader fails."""
+    `spoil` is added to the expected answers, so that the golden check of a reader fails; `fill` sees the network and
+    its tables before they are exported, and may write to them."""
     schema = schema or tiny_schema()
     fitted = _fitted(schema)
     encoder = FeatureEncoder(schema, fitted)
     dense, tables = _weights(schema, encoder, NetworkConfig.from_mapping(network, "network"), seed)
+    if fill is not None:
+        fill(dense, tables)
     module = ScoringModule(schema, fitted, dense, StackedTables.of(tables)).eval()
     rows = len(request["candidates"]["id"])
     columns = encoder.columns("request", {key: [value] for key, value in request["user"].items()}, 1)

@@ -76,6 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--models", type=Path, required=True, help="the models folder that a service reads")
     command.add_argument("--name", help="the model's name (default: the schema's)")
     command.add_argument("--compile", action="store_true", help="also compile it for CPUs of this host's kind")
+    command.add_argument(
+        "--calibrate",
+        choices=["isotonic", "platt"],
+        help="fit each binary task's probabilities to the rates of the validation split",
+    )
+    command.add_argument(
+        "--segment-by",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="report what that changes for every value of this column of the data; may be given again",
+    )
     command.set_defaults(run=_export)
 
     command = commands.add_parser("compile", help="compile a published version for CPUs of this host's kind")
@@ -145,7 +157,15 @@ def _export(options: argparse.Namespace) -> None:
     from training.export import export
     from training.run import Run
 
-    version = export(Run.open(options.folder), options.models, options.name)
+    if options.segment_by and options.calibrate is None:
+        raise ValueError("--segment-by reports what a calibration changes: give --calibrate too")
+    version = export(
+        Run.open(options.folder),
+        options.models,
+        options.name,
+        calibration=options.calibrate,
+        segment_by=options.segment_by,
+    )
     print(version)
     if options.compile:
         options.version = version

@@ -8,21 +8,24 @@ load and answer its golden requests as a service would.
 import json
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
-from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
+from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, publish
+from model.calibration import Calibration, Isotonic, Platt, calibrated
 from model.embeddings import BlockTensors
 from model.features import EncodedBlock, FeatureEncoder
 from model.ranker import Ranker, ScoringModule, to_torchscript, write_torchscript
 from model.schema import BinaryTask, Feature, FeedSchema
 from model.scorer import Scorer, block_tensors
 from model.tables import StackedTables, set_tables
+from training.calibration import Kind as CalibrationKind
+from training.calibration import calibrate
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
 from training.run import Run, library_versions, read_json
@@ -39,15 +42,32 @@ GOLDEN_CANDIDATES = (1, 2, 5, 20, 100)
 HISTOGRAM_BINS = 50
 HISTOGRAM_ROWS = 50_000
 
+Mappings = Mapping[int, Platt | Isotonic]
 
-def export(run: Run, models: Path, name: str | None = None) -> Path:
-    """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder."""
+
+def export(
+    run: Run,
+    models: Path,
+    name: str | None = None,
+    *,
+    calibration: CalibrationKind | None = None,
+    segment_by: Sequence[str] = (),
+) -> Path:
+    """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder.
+
+    With `calibration` its binary tasks are calibrated (training/calibration.py), and the manifest says what that
+    changed, also by the values of the columns `segment_by`."""
     summary = run.summary()
     torch.set_num_threads(run.config.threads)
     ranker = run.best_ranker()
     split: SplitName = "validation" if run.config.data.split.test is None else "test"
     table = read_splits(run.config.data, run.schema, (split,))[split]
     parity: dict[str, float] = {}
+    metrics = _metrics(run)
+    fitted = Calibration(tasks={})
+    if calibration is not None:
+        fitted, metrics["calibration"] = calibrate(run, ranker, calibration, segment_by)
+    mappings = fitted.bound(run.schema)
 
     def write_files(folder: Path) -> None:
         stacked = StackedTables.written(ranker.embeddings.table_weights(), folder)
@@ -60,8 +80,10 @@ def export(run: Run, models: Path, name: str | None = None) -> Path:
         set_tables(reloaded, stacked.stacked_RW)
         parity.update(_parity(run, ranker, module, scripted, reloaded, table))
         _write(folder / FITTED, run.fitted.model_dump(mode="json"))
-        _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, table))
-        _write(folder / REFERENCE, reference_scores(run, ranker, module, table))
+        _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, mappings, table))
+        _write(folder / REFERENCE, reference_scores(run, ranker, module, mappings, table))
+        if fitted.tasks:
+            _write(folder / CALIBRATION, fitted.model_dump(mode="json"))
 
     path = publish(
         models,
@@ -75,7 +97,7 @@ def export(run: Run, models: Path, name: str | None = None) -> Path:
             "data_window": run.config.data.split.model_dump(mode="json"),
             **{key: summary[key] for key in ("epochs", "best_epoch", "best_objective", "rows", "seconds")},
         },
-        metrics=_metrics(run),
+        metrics=metrics,
         libraries=library_versions(),
         check=_check,
     )
@@ -155,9 +177,9 @@ def _repeated(block: EncodedBlock, count: int) -> BlockTensors:
 
 
 def golden_requests(
-    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, table: pa.Table
+    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, mappings: Mappings, table: pa.Table
 ) -> dict[str, Any]:
-    """Requests made of real rows, with the eager module's answers: users and candidates spread evenly over the split.
+    """Requests made of real rows, with calibrated answers: users and candidates spread evenly over the split.
 
     One further request sends nothing but ids and one candidate without any feature: defaults are part of the contract.
     """
@@ -181,7 +203,7 @@ def golden_requests(
         )
     requests.append({"user": {}, "candidates": {"id": ["nothing-known"], "features": {}}})
     for request in requests:
-        request["expected"] = _answers(schema, encoder, module, request)
+        request["expected"] = _answers(schema, encoder, module, mappings, request)
     return {"tolerance": GOLDEN_TOLERANCE, "requests": requests}
 
 
@@ -193,7 +215,7 @@ def _value(feature: Feature, value: Any) -> Any:
 
 
 def _answers(
-    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, request: dict[str, Any]
+    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, mappings: Mappings, request: dict[str, Any]
 ) -> dict[str, Any]:
     rows = len(request["candidates"]["id"])
     user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
@@ -203,18 +225,21 @@ def _answers(
         *block_tensors(encoder.encode("candidate", candidates, rows, as_served=True).block),
     )
     with torch.no_grad():
-        answers_NT: NDArray[np.float32] = module(*inputs).numpy()
+        answers_NT = calibrated(module(*inputs).numpy(), mappings)
     return {task.name: answers_NT[:, position].astype(float).tolist() for position, task in enumerate(schema.tasks)}
 
 
-def reference_scores(run: Run, ranker: Ranker, module: ScoringModule, table: pa.Table) -> dict[str, Any]:
+def reference_scores(
+    run: Run, ranker: Ranker, module: ScoringModule, mappings: Mappings, table: pa.Table
+) -> dict[str, Any]:
     """Per task a histogram of the answers on the newest split, against which drift is measured.
 
     Even bins over [0, 1] for probabilities, over the middle 99.8 % for quantities (outer bins take the rest)."""
     newest = table.slice(0, HISTOGRAM_ROWS)
     rows = Rows.encode(run.schema, run.encoder, newest, columns_from_arrow(run.schema, newest), as_served=True)
     with torch.no_grad():
-        answers_BT = module.answer.answers(torch.from_numpy(predict(ranker, rows))).numpy().astype(np.float64)
+        answers_BT = module.answer.answers(torch.from_numpy(predict(ranker, rows))).numpy()
+    answers_BT = calibrated(answers_BT, mappings).astype(np.float64)
     histograms = {}
     for position, task in enumerate(run.schema.tasks):
         answers_B = answers_BT[:, position]

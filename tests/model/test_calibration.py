@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.calibration import Calibration, Isotonic, Platt, calibrated
+from tests.model.feeds import everything
 
 ISOTONIC = Isotonic(kind="isotonic", inputs=(0.1, 0.4), outputs=(0.05, 0.6))
 PLATT = Platt(kind="platt", slope=1.5, intercept=-0.3)
@@ -36,11 +37,12 @@ def test_order_is_kept(values: list[float], mapping: Isotonic | Platt) -> None:
 
 
 def test_only_the_named_tasks_change_and_the_given_array_does_not() -> None:
-    answers = np.array([[0.1, 0.25, 9.0], [0.4, 0.5, 1.0]], np.float32)
-    mappings = Calibration(tasks={"like": PLATT, "click": ISOTONIC}).bound(["click", "like", "play_time"])
+    answers = np.array([[0.1, 0.25, 9.0, 2.0], [0.4, 0.5, 1.0, 0.0]], np.float32)
+    before = answers.copy()
+    mappings = Calibration(tasks={"like": PLATT, "click": ISOTONIC}).bound(everything())
     changed = calibrated(answers, mappings)
-    np.testing.assert_array_equal(answers, np.array([[0.1, 0.25, 9.0], [0.4, 0.5, 1.0]], np.float32))
-    np.testing.assert_array_equal(changed[:, 2], answers[:, 2])
+    np.testing.assert_array_equal(answers, before)
+    np.testing.assert_array_equal(changed[:, 2:], before[:, 2:])
     np.testing.assert_allclose(changed[:, 0], [0.05, 0.6], rtol=1e-6)  # 0.1 and 0.4 are not float32
     np.testing.assert_allclose(changed[:, 1], PLATT(np.array([0.25, 0.5])), rtol=1e-6)
     assert changed.dtype == np.float32
@@ -68,6 +70,7 @@ def test_faults_are_named(content: dict[str, object], message: str) -> None:
         Calibration.from_mapping({"tasks": {"click": content}}, "calibration.json")
 
 
-def test_unknown_task_is_named() -> None:
-    with pytest.raises(ValueError, match="calibrates 'like', which is no binary task"):
-        Calibration(tasks={"like": PLATT}).bound(["click"])
+@pytest.mark.parametrize("task", ["clock", "play_time"])
+def test_task_that_is_no_binary_task_is_named(task: str) -> None:
+    with pytest.raises(ValueError, match=f"calibrates '{task}', which is no binary task"):
+        Calibration(tasks={task: PLATT}).bound(everything())

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.column_text import column_from_text
-from model.columns import ColumnError, column_from_values
+from model.column_text import columns_from_texts
+from model.columns import ColumnError, Kind, column_from_values
 from model.schema import Dtype, Feature, IdFeature, IdListFeature, NumberFeature
 from tests.artifacts import tiny_schema
 
@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[Feature, Dtype | None]] = {
     "string": (_FEATURES["tag"], "string"),
     "number": (_FEATURES["duration_ms"], None),
 }
+TEXT_KINDS = {name: Kind(dtype, name == "list") for name, (_, dtype) in KINDS.items()}
 
 IDS = st.integers(-(2**65), 2**65) | st.integers(-20, 20)
 NUMBERS = IDS | st.floats(allow_nan=False, allow_infinity=False)
@@ -38,10 +39,11 @@ COLUMNS = (
 def check(kind: str, text: str) -> bool:
     """Whether the text was taken; if it was, the decoded values give the same column."""
     feature, dtype = KINDS[kind]
-    taken = column_from_text(feature, dtype, text.encode())
+    values = json.loads(text)
+    taken = columns_from_texts({kind: text.encode()}, TEXT_KINDS, len(values)).get(kind)
     if taken is None:
         return False
-    expected = column_from_values(feature, dtype, json.loads(text))
+    expected = column_from_values(feature, dtype, values)
     assert isinstance(taken.values, np.ndarray)
     assert isinstance(expected.values, np.ndarray)
     assert taken.values.dtype == expected.values.dtype
@@ -67,13 +69,15 @@ def test_what_is_taken_is_what_the_values_give(column: list[Any], separators: tu
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("id", "[]"),
+        ("id", "[7]"),
         ("id", "[1, -2,3 ]"),
         ("id", "[999999999999999999]"),
         ("number", "[1, 0.25, -3e-2]"),
         ("list", "[[1, 2], [3]]"),
         ("list", "[[],[1],[],[2,3],[]]"),
         ("list", "[[], []]"),
+        ("list", "[[1], [], [2, 3], []]"),
+        ("id", f"[{2**63 - 2}, {-(2**63) + 1}]"),
     ],
 )
 def test_plain_numbers_are_taken(kind: str, text: str) -> None:
@@ -89,9 +93,8 @@ BEYOND_64_BITS = str(2**63)
     ["[true]", "[1.0]", "[1e3]", '["1"]', "[[[1]]]", "[{}]", f"[{BEYOND_64_BITS}]", f"[-{BEYOND_64_BITS}]"],
 )
 def test_what_is_no_id_is_left_to_the_general_way(kind: str, values: str) -> None:
-    feature, dtype = KINDS[kind]
     text = values if kind == "id" else f"[{values}]"
-    assert column_from_text(feature, dtype, text.encode()) is None
+    assert columns_from_texts({kind: text.encode()}, TEXT_KINDS, 1) == {}
 
 
 @pytest.mark.parametrize("text", ["[[1],2]", "[1,[2]]", "[[1],2,[3]]", "[[1,[2]],[3]]", "[[1],[[2]]]", "[[],1]", "[1]"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from service import wire
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of, sample
 
@@ -219,6 +220,26 @@ def test_too_many_candidates_are_413_in_both_shapes(client: TestClient) -> None:
     assert sample(client, "ranking_requests_rejected_total", reason="too_many_candidates") == rejected + 2
 
 
+def test_too_many_candidates_are_counted_before_their_features_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_artifact(tmp_path)
+    features = {"duration_ms": 1.5, "video_id": "wrong", "topics": list(range(200))}
+    rows = [{"id": "a", "features": features}] * 51
+    columns = {"id": ["a"] * 51, "features": {name: [value] * 51 for name, value in features.items()}}
+
+    def no_decoding(_: object) -> None:
+        raise AssertionError("decoded")
+
+    with client_of(tmp_path, max_candidates=50) as client:
+        monkeypatch.setattr(wire, "_decoded", no_decoding)
+        for candidates in (rows, columns):
+            response = client.post("/v1/rank", json=changed(candidates=candidates, request_id="r-1"))
+            content = problem(response, 413)
+            assert content["request_id"] == "r-1"
+            assert "51 candidates, 50 at most" in content["detail"]
+
+
 def test_a_body_over_the_limit_is_413(client: TestClient) -> None:
     before = sample(client, "ranking_requests_rejected_total", reason="body_too_large")
     problem(client.post("/v1/rank", content=b" " * 20_001), 413)
@@ -236,7 +257,7 @@ def test_a_deadline_that_is_no_number_of_milliseconds_is_422(client: TestClient,
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v1/rank", 405), ("POST", "/v1/models", 405), ("GET", "/v2", 404), ("GET", "/v1/models/nope", 404)],
+    [("GET", "/v1/rank", 405), ("POST", "/v1/models", 405), ("GET", "/v3", 404), ("GET", "/v1/models/nope", 404)],
 )
 def test_other_routes_refuse_with_problems_too(client: TestClient, method: str, path: str, status: int) -> None:
     problem(client.request(method, path), status)

@@ -51,6 +51,8 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
     ("/v1/admin/models/tiny/labels", {"operator"}),
     ("/v1/admin", {"operator"}),
     ("/v1/nothing-there", {"feed", "operator"}),
+    ("/v2", {"feed", "operator"}),
+    ("/v2/models/tiny/infer", {"feed", "operator"}),
     ("/metrics", {"scraper", "operator"}),
 ])  # fmt: skip
 def test_each_path_opens_to_its_scope_alone(client: TestClient, path: str, may: set[str]) -> None:
@@ -62,8 +64,11 @@ def test_each_path_opens_to_its_scope_alone(client: TestClient, path: str, may: 
     assert client.get(path).status_code == 401
 
 
+PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs")
+
+
 def test_probes_and_the_description_are_open(client: TestClient) -> None:
-    assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/openapi.json", "/docs")] == [200] * 4
+    assert [client.get(path).status_code for path in PROBES] == [200] * len(PROBES)
 
 
 @pytest.mark.parametrize("given", [

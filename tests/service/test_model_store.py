@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from model.artifact import GOLDEN, MANIFEST, RANKER
+from model.scorer import Scorer
 from service.errors import Problem
 from service.metrics import Metrics
 from service.model_store import ModelStore
@@ -287,3 +288,57 @@ def test_a_load_is_counted_in_the_exposition(tmp_path: Path) -> None:
     with client_of(tmp_path) as client:
         assert sample(client, "ranking_model_load_total", result="ready") == 1
         assert sample(client, "ranking_model_load_total", result="quarantined") == 0
+
+
+def test_a_compiled_package_is_taken_up_while_the_version_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_artifact(tmp_path)
+    store = store_of(tmp_path)
+    (tmp_path / "tiny" / VALUE_MODELS).write_text(GOOD)
+    store.refresh()
+    begun = store.find(None, None)
+    folder = tmp_path / "tiny" / "derived" / "1" / "compiled"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text("{}")
+    store.refresh()
+    assert store.find(None, None).scorer.engine == "torchscript"
+    (version,) = store.entry("tiny")["versions"]
+    assert version["state"] == "ready"
+    assert "derived/1/compiled" in version["reason"]
+    assert loads(store, "compiled_refused") == 1
+
+    def take(scorer: Scorer) -> None:
+        scorer.engine = "compiled"
+
+    monkeypatch.setattr(Scorer, "_take_compiled", take)
+    store.refresh()
+    assert loads(store, "ready") == 2  # nothing has changed since: nothing is loaded
+    (folder / MANIFEST).write_text("{ }")
+    store.refresh()
+    served = store.find(None, None)
+    assert served.scorer.engine == "compiled"
+    assert served.value_models["default"].version == begun.value_models["default"].version
+    assert store.entry("tiny")["versions"] == [{"version": "1", "state": "ready", "engine": "compiled", "reason": None}]
+    labels = {"model": "tiny", "version": "1"}
+    info = {
+        engine: store._metrics.registry.get_sample_value("ranking_model_info", {**labels, "engine": engine})
+        for engine in ("torchscript", "compiled")
+    }
+    assert info == {"torchscript": 0, "compiled": 1}
+    assert begun.scorer.engine == "torchscript"
+
+
+def test_a_version_that_waits_for_its_compiled_package_is_tried_when_that_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_artifact(tmp_path)
+    store = ModelStore(tmp_path, Metrics(), poll_seconds=3600, torch_threads=1, engine="compiled")
+    store.refresh()
+    assert states(store) == {"1": "quarantined"}
+    monkeypatch.setattr(Scorer, "_take_compiled", lambda scorer: None)
+    folder = tmp_path / "tiny" / "derived" / "1" / "compiled"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text("{}")
+    store.refresh()
+    assert states(store) == {"1": "ready"}

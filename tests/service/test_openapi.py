@@ -87,4 +87,8 @@ def test_docs_can_be_read(client: TestClient) -> None:
 
 def test_every_route_is_described(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/rank", "/v1/models", "/v1/models/{name}", "/healthz", "/readyz", "/metrics"}
+    model = "/v2/models/{name}"
+    version = f"{model}/versions/{{version}}"
+    v2 = {"/v2", "/v2/health/live", "/v2/health/ready"}
+    v2 |= {f"{path}{verb}" for path in (model, version) for verb in ("", "/ready", "/infer")}
+    assert set(paths) == {"/v1/rank", "/v1/models", "/v1/models/{name}", "/healthz", "/readyz", "/metrics"} | v2

@@ -14,6 +14,8 @@ from starlette.testclient import TestClient
 from model.scorer import Scored, Scorer
 from service import app, scoring_threads, wire
 from service.app import Service
+from service.metrics import Metrics
+from service.model_store import ModelStore
 from service.scoring_threads import ScoringThreads
 from service.settings import Settings
 from tests.artifacts import TINY_REQUEST, publish_artifact
@@ -148,7 +150,35 @@ def test_scores_that_are_not_finite_are_500_and_no_score(
     response = client.post("/v1/rank", json=TINY_REQUEST)
     assert response.status_code == 500
     assert "not finite" in response.json()["detail"]
+    assert response.json()["request_id"] == response.headers["x-request-id"]
     assert sample(client, "ranking_requests_total", endpoint="/v1/rank", code="500") == 1
+    assert sample(client, "ranking_requests_rejected_total", reason="not_finite") == 1
+
+
+@pytest.mark.parametrize("is_broken", [True, False], ids=["for good", "once"])
+def test_golden_requests_run_again_after_a_score_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_broken: bool
+) -> None:
+    publish_artifact(tmp_path)
+    store = ModelStore(tmp_path, Metrics(), poll_seconds=3600, torch_threads=1)
+    store.refresh()
+    model = store.find(None, None)
+    store.refresh()
+    assert store.entry("tiny")["versions"][0]["reason"] is None
+    if is_broken:
+        monkeypatch.setattr(model.scorer, "module", lambda *_: torch.full((4, 3), float("nan")))
+    for _ in range(2):
+        store.doubt(model)
+        store.refresh()
+    (version,) = store.entry("tiny")["versions"]
+    failed = store._metrics.registry.get_sample_value("ranking_model_load_total", {"result": "golden_failed"})
+    assert version["state"] == "ready"
+    assert failed == (2 if is_broken else 0)
+    assert (version["reason"] is not None and "golden_requests.json" in version["reason"]) == is_broken
+    publish_artifact(tmp_path, seed=1)
+    store.doubt(model)
+    store.refresh()
+    assert [entry["reason"] for entry in store.entry("tiny")["versions"]] == [None, None]
 
 
 def test_a_job_that_nobody_waits_for_never_begins() -> None:

@@ -1,0 +1,212 @@
+"""The services that `make bench-serving` compares, running, and the ways to ask each of them.
+
+In: a folder for models, request bodies and logs. Out: `Way`s: a service, a shape of request, how its answer is read.
+All run the same random weights of the reference feed; answers are compared before anything is timed.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import as_trained
+from benchmarks.reference_feed import SCHEMA, TASKS, as_rows, columnar_request
+from benchmarks.serving_processes import SERVER_CORES, Server, free_port, serve
+from model.schema import IdFeature, IdListFeature
+from model.scorer import COMPILED_TOLERANCE, disagreement
+
+USUAL = "usual service, rows"
+TUNED = "hand-tuned ASGI, columns"
+MLSERVER = "MLServer, columns"
+TORCHSCRIPT, TORCHSCRIPT_ROWS = "feedrank TorchScript, columns", "feedrank TorchScript, rows"
+COMPILED, COMPILED_ROWS = "feedrank compiled, columns", "feedrank compiled, rows"
+# Not a service that scores: what a request costs before and after all that.
+FRAME = {"columns": "feedrank's frame, columns", "rows": "feedrank's frame, rows"}
+MLSERVER_ENVIRONMENT = Path(".venv-mlserver")
+REQUESTS = 4  # different ones of each size, so that no cache of values answers
+# float32 sums in another order: whole rows against the request's part and the candidate's.
+TOLERANCE = 1e-5
+
+Request = dict[str, Any]
+Answers = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to ask: `encode` makes its body from a columnar request, `read` takes the answers by candidate."""
+
+    server: Server
+    path: str
+    encode: Callable[[Request], Request]
+    read: Callable[[Any, Request], Answers]
+    tolerance: float = TOLERANCE
+
+    def ask(self, request: Request) -> NDArray[np.float32]:
+        """answers_NT in request order. Raises RuntimeError where it is refused."""
+        url = self.server.url + self.path
+        answer = httpx.post(url, json=self.encode(request), trust_env=False, timeout=60)
+        if answer.status_code != 200:
+            raise RuntimeError(f"{self.path} answered with {answer.status_code}: {answer.text[:300]}")
+        by_id = self.read(answer.json(), request)
+        return np.array([by_id[one] for one in request["candidates"]["id"]], np.float32)
+
+
+class Services:
+    """Started by `start`, ended with the stack they were given."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        self._stack, self._folder = stack, folder
+        self._models = folder / "models"
+        self._models.mkdir()
+        self.as_trained = folder / "as_trained.pt"
+        self.artifact = as_trained.publish(self._models, columnar_request(100, 0), self.as_trained)
+        self.ways: dict[str, Way] = {}
+        self.left_out: dict[str, str] = {}
+
+    def start(self, say: Callable[[str], None], *, with_mlserver: bool) -> None:
+        """Starts them all. Raises RuntimeError where one does not start; a package that cannot be compiled on this
+        machine is left out, with the reason in `left_out`."""
+        say("the usual service and the hand-tuned application")
+        self.ways[USUAL] = Way(self._uvicorn("usual_service"), "/rank", usual_body, _read_rows)
+        self.ways[TUNED] = Way(self._uvicorn("columnar_service"), "/v1/rank", dict, _read_columns)
+        if with_mlserver:
+            say("MLServer, in an environment of its own (made once)")
+            self.ways[MLSERVER] = Way(self._mlserver(), "/v2/models/reference/infer", v2_body, _read_v2)
+        say("feedrank")
+        server = self._feedrank("torchscript")
+        self.ways[TORCHSCRIPT] = Way(server, "/v1/rank", dict, _read_columns)
+        self.ways[TORCHSCRIPT_ROWS] = Way(server, "/v1/rank", as_rows, _read_rows)
+        server = self._frame()
+        self.ways[FRAME["columns"]] = Way(server, "/v1/rank", dict, _read_columns)
+        self.ways[FRAME["rows"]] = Way(server, "/v1/rank", as_rows, _read_rows)
+        say("compiling the artifact for this CPU (a minute)")
+        compiling = subprocess.run(
+            [sys.executable, "-m", "training", "compile", str(self.artifact)], capture_output=True, text=True
+        )
+        if compiling.returncode:
+            reason = (compiling.stderr.strip() or f"status {compiling.returncode}").splitlines()[-1]
+            # Where the artifact lay for these minutes is of no interest.
+            self.left_out["feedrank compiled"] = reason.removeprefix("error: ").replace(f"{self.artifact}: ", "")
+            return
+        server = self._feedrank("compiled")
+        self.ways[COMPILED] = Way(server, "/v1/rank", dict, _read_columns, COMPILED_TOLERANCE)
+        self.ways[COMPILED_ROWS] = Way(server, "/v1/rank", as_rows, _read_rows, COMPILED_TOLERANCE)
+
+    def bodies(self, candidates: int) -> dict[str, Path]:
+        """For each way a file with the bodies of a few requests for so many candidates."""
+        requests = [columnar_request(candidates, seed) for seed in range(REQUESTS)]
+        files: dict[str, Path] = {}
+        for number, (name, way) in enumerate(self.ways.items()):
+            files[name] = self._folder / f"bodies-{candidates}-{number}.json"
+            files[name].write_text(json.dumps([json.dumps(way.encode(request)) for request in requests]))
+        return files
+
+    def check(self, candidates: int) -> float:
+        """The largest difference of any way's answers from the usual service's. Raises RuntimeError where one answers
+        otherwise: there is nothing to compare then."""
+        request = columnar_request(candidates, 0)
+        expected_NT = self.ways[USUAL].ask(request)
+        largest = 0.0
+        for name, way in self.ways.items():
+            answers_NT = way.ask(request)
+            fault = disagreement(expected_NT, answers_NT, way.tolerance)
+            if fault is not None:
+                raise RuntimeError(f"{name} answers {candidates} candidates otherwise than {USUAL}: {fault}")
+            largest = max(largest, float(np.abs(answers_NT - expected_NT).max()))
+        return largest
+
+    def _uvicorn(self, app: str) -> Server:
+        port = free_port()
+        command = [sys.executable, "-m", "uvicorn", "--factory", f"benchmarks.{app}:make_app", "--port", str(port)]
+        command += ["--log-level", "warning"]
+        return self._serve(app, command, "/ready", port, AS_TRAINED=str(self.as_trained))
+
+    def _feedrank(self, engine: str) -> Server:
+        port = free_port()
+        command = [sys.executable, "-m", "service", "--models", str(self._models), "--port", str(port)]
+        command += ["--threads", "1", "--engine", engine, "--log-level", "warning"]
+        return self._serve(f"feedrank-{engine}", command, "/readyz", port)
+
+    def _frame(self) -> Server:
+        port = free_port()
+        command = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.frame_service:make_app"]
+        # As service/__main__.py has it.
+        command += ["--port", str(port), "--loop", "uvloop", "--http", "httptools", "--ws", "none"]
+        command += ["--no-access-log", "--no-server-header", "--log-level", "warning"]
+        return self._serve("frame", command, "/readyz", port, FRAME_MODELS=str(self._models))
+
+    def _mlserver(self) -> Server:
+        # The Makefile knows how an environment is made from a lock file, and from which index torch comes.
+        making = subprocess.run(["make", "-s", str(MLSERVER_ENVIRONMENT / ".installed")])
+        if making.returncode:
+            raise RuntimeError("MLServer's environment cannot be made, as make says above; leave out --peers")
+        folder = self._folder / "mlserver" / "reference"
+        folder.mkdir(parents=True)
+        port = free_port()
+        # No worker processes: on one core they only add a queue between two processes. No log line for each request.
+        settings = {"debug": False, "parallel_workers": 0, "host": "127.0.0.1", "http_port": port}
+        settings |= {"grpc_port": free_port(), "metrics_port": free_port()}
+        (folder.parent / "settings.json").write_text(json.dumps(settings))
+        model = {
+            "name": "reference",
+            "implementation": "benchmarks.mlserver_runtime.AsTrainedRuntime",
+            "parameters": {"uri": str(self.as_trained)},
+        }
+        (folder / "model-settings.json").write_text(json.dumps(model))
+        command = [str(MLSERVER_ENVIRONMENT / "bin" / "mlserver"), "start", str(folder.parent)]
+        metrics = str(folder.parent / "metrics")
+        ready = "/v2/models/reference/ready"
+        return self._serve("mlserver", command, ready, port, PYTHONPATH=".", MLSERVER_METRICS_DIR=metrics)
+
+    def _serve(self, name: str, command: list[str], ready: str, port: int, **environment: str) -> Server:
+        log = self._folder / f"{name}.log"
+        return self._stack.enter_context(serve(command, ready, port, log, SERVER_CORES, **environment))
+
+
+def usual_body(request: Request) -> Request:
+    """Candidates as flat rows, each with its id."""
+    rows = as_rows(request)["candidates"]
+    return {"user": request["user"], "candidates": [{"id": row["id"], **row["features"]} for row in rows]}
+
+
+def v2_body(request: Request) -> Request:
+    """The same request in the Open Inference Protocol."""
+    inputs: list[Request] = []
+
+    def add(name: str, datatype: str, data: list[Any]) -> None:
+        inputs.append({"name": name, "datatype": datatype, "shape": [len(data)], "data": data})
+
+    user = {name: [value] for name, value in request["user"].items()}
+    columns = {**user, **request["candidates"]["features"]}
+    for feature in (*SCHEMA.asked("request"), *SCHEMA.asked("candidate")):
+        column = columns[feature.name]
+        if isinstance(feature, IdListFeature):
+            add(f"{feature.name}.values", "INT64", [value for values in column for value in values])
+            add(f"{feature.name}.lengths", "INT64", [len(values) for values in column])
+        else:
+            add(feature.name, "INT64" if isinstance(feature, IdFeature) else "FP32", column)
+    return {"inputs": inputs}
+
+
+def _read_columns(answer: Any, _: Request) -> Answers:
+    candidates = answer["candidates"]
+    by_task = zip(*(candidates["tasks"][task] for task in TASKS), strict=True)
+    return dict(zip(candidates["id"], map(list, by_task), strict=True))
+
+
+def _read_rows(answer: Any, _: Request) -> Answers:
+    return {row["id"]: [row["tasks"][task] for task in TASKS] for row in answer["candidates"]}
+
+
+def _read_v2(answer: Any, request: Request) -> Answers:
+    outputs: Mapping[str, Any] = {output["name"]: output["data"] for output in answer["outputs"]}
+    by_task = zip(*(outputs[task] for task in TASKS), strict=True)
+    return dict(zip(request["candidates"]["id"], map(list, by_task), strict=True))

@@ -1,0 +1,181 @@
+"""Where the CPU time of a scoring request goes inside feedrank, stage by stage, and how near the network is to a GEMM.
+
+In: an artifact of the reference feed, request bodies. Out: microseconds a stage, one torch thread: the functions that
+service/app.py calls, in its order, whole requests one after the other in this process, so that every stage finds the
+caches as the one before it left them. What is around them is measured by a server of its own (frame_service.py). Of
+FLOP, a multiplication and an addition are two.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.as_trained_calls import AsTrainedFile, Inputs
+from benchmarks.reference_feed import NETWORK, SCHEMA, TASKS, names_of
+from model.columns import Column
+from model.compiled import CompiledAnswers, open_compiled
+from model.ranker import row_width
+from model.schema import Block
+from model.scorer import Engine, Scorer, block_tensors
+from model.value_model import DEFAULT, ValueModels
+from service import answers, wire
+from service.metrics import Metrics, ModelMetrics
+
+MAX_CANDIDATES = 2_000
+SECONDS = 0.5
+FEWEST = 30
+MODEL_STAGES = ("user part", "look-ups", "network")
+
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
+    """CPU microseconds of each stage of a request, medians over many; `network` is what an engine computes."""
+    encoder, module = scorer.encoder, scorer.module
+    value_model = ValueModels.built_in(scorer.schema)[DEFAULT]
+    metrics = ModelMetrics(Metrics(), scorer.schema, "reference", scorer.version, scorer.engine)
+    head = {"request_id": "bench", "model": "reference", "model_version": scorer.version}
+    question = _read(body)
+    rows = len(question.ids)
+    scored = scorer.score(*wire.columns(question, encoder), rows)
+
+    def one_request() -> dict[str, float]:
+        spent: dict[str, float] = {}
+        clock = time.thread_time_ns()
+
+        def end(stage: str) -> None:
+            nonlocal clock
+            now = time.thread_time_ns()
+            spent[stage] = (now - clock) / 1e3
+            clock = time.thread_time_ns()
+
+        question = _read(body)
+        end("parse")
+        request, candidates = wire.columns(question, encoder)
+        end("columns")
+        request_block = encoder.encode("request", request, 1, as_served=True).block
+        block = encoder.encode("candidate", candidates, rows, as_served=True).block
+        end("features")
+        sums_1F = module.request_sums(*block_tensors(request_block))
+        end("user part")
+        rows_ND = module.candidate_rows(*block_tensors(block))
+        end("look-ups")
+        answers_NT = network(rows_ND, sums_1F).numpy()
+        end("network")
+        score_N = value_model.score(answers_NT)
+        end("value model")
+        metrics.observe(scored, DEFAULT, score_N)
+        end("metrics")
+        answers.write(head, question, scorer.tasks, score_N, answers_NT)
+        end("answer")
+        return spent
+
+    seen: list[dict[str, float]] = []
+    with torch.inference_mode():
+        for _ in range(FEWEST):
+            one_request()
+        started = time.process_time()
+        while len(seen) < FEWEST or time.process_time() - started < SECONDS:
+            seen.append(one_request())
+    return {stage: statistics.median(one[stage] for one in seen) for stage in seen[0]}
+
+
+def _read(body: bytes) -> wire.Question:
+    return wire.read_columnar(body) or wire.parse(wire.decode(body, MAX_CANDIDATES), MAX_CANDIDATES)
+
+
+def microseconds(call: Callable[[], Any]) -> float:
+    """CPU microseconds of a call, the median over many."""
+    spent: list[int] = []
+    for _ in range(FEWEST):
+        call()
+    while len(spent) < FEWEST or sum(spent) < SECONDS * 1e9:
+        started = time.thread_time_ns()
+        call()
+        spent.append(time.thread_time_ns() - started)
+    return statistics.median(spent) / 1e3
+
+
+def flop_per_candidate(columns: int) -> int:
+    """FLOP of the reference network for a candidate of which it reads so many columns; products and mixes alone."""
+    tasks, experts = len(TASKS), len(TASKS) * NETWORK["fusion"]["experts_per_task"]
+    flop, width = 0, columns
+    for level in NETWORK["fusion"]["levels"]:
+        # Every expert and every gate reads one row; a gate and the native weights then mix the experts' outputs.
+        flop += 2 * width * (experts * level + tasks * experts) + 2 * tasks * experts * level
+        width = level
+    for hidden in (*NETWORK["tower"], 1):
+        flop += 2 * tasks * width * hidden
+        width = hidden
+    return flop
+
+
+def largest_weight() -> tuple[int, int]:
+    """Outputs and inputs of the network's largest product: the candidate's columns into the first level's experts."""
+    experts = len(TASKS) * NETWORK["fusion"]["experts_per_task"]
+    return experts * NETWORK["fusion"]["levels"][0], row_width(SCHEMA, "candidate")
+
+
+def gemm_flops(rows: int) -> float:
+    """FLOP/s of one float32 product of `rows` rows by the largest weight, one thread, in this run."""
+    outputs, width = largest_weight()
+    inputs, weight = torch.rand(rows, width), torch.rand(outputs, width)
+    with torch.inference_mode():
+        spent = microseconds(lambda: torch.nn.functional.linear(inputs, weight))
+    return 2 * rows * outputs * width / (spent / 1e6)
+
+
+def measure(
+    artifact: Path, as_trained: Path, bodies: dict[int, dict[str, bytes]], engines: Sequence[Engine]
+) -> dict[str, Any]:
+    """By size, engine and shape the stages; by size the GEMM of this run and the ranker as it was trained, alone."""
+    torch.set_num_threads(1)
+    scorer = Scorer.load(artifact, "torchscript")
+    networks: dict[Engine, Network] = {"torchscript": scorer.module.answer}
+    if "compiled" in engines:
+        networks["compiled"] = CompiledAnswers(open_compiled(scorer.artifact)[1])
+    plain = AsTrainedFile(as_trained)
+    candidate, request = row_width(SCHEMA, "candidate"), row_width(SCHEMA, "request")
+    sizes: dict[str, Any] = {}
+    for size, by_shape in bodies.items():
+        inputs = _inputs(scorer, by_shape["columns"])
+        sizes[str(size)] = {
+            "gemm_flops_per_second": gemm_flops(size),
+            "as_trained_us": microseconds(lambda inputs=inputs: plain(*inputs)),  # type: ignore[misc]
+            "stages_us": {
+                engine: {shape: stages(scorer, network, body) for shape, body in by_shape.items()}
+                for engine, network in networks.items()
+            },
+        }
+    return {
+        "gemm_shape": list(largest_weight()),
+        "flop_per_candidate": {
+            "needed": flop_per_candidate(candidate),
+            "as_trained": flop_per_candidate(request + candidate),
+        },
+        "sizes": sizes,
+    }
+
+
+def _inputs(scorer: Scorer, body: bytes) -> tuple[Inputs, Inputs]:
+    request, candidates = wire.columns(_read(body), scorer.encoder)
+    return _block_inputs("request", request), _block_inputs("candidate", candidates)
+
+
+def _block_inputs(block: Block, columns: dict[str, Column]) -> Inputs:
+    ids, lists, numbers = names_of(block)
+    ids_RK = np.stack([np.asarray(columns[name].values, np.int64) for name in ids], axis=1)
+    numbers_DR = [np.asarray(columns[name].values, np.float32) for name in numbers]
+    pairs = []
+    for name in lists:
+        lengths_R = columns[name].lengths_B
+        assert lengths_R is not None
+        pairs.append((np.asarray(columns[name].values, np.int64), lengths_R))
+    numbers_RD = np.stack(numbers_DR, axis=1) if numbers else np.zeros((len(ids_RK), 0), np.float32)
+    return Inputs.of(ids_RK, pairs, numbers_RD)

@@ -1,0 +1,135 @@
+"""The infer routes of the Open Inference Protocol in OpenAPI: written by hand, as openapi.py is and for its reason."""
+
+from typing import Any
+
+from service.metrics import INFER
+from service.open_inference import HEADER_LENGTH
+from service.open_inference_routes import INFER_VERSION
+from service.openapi import DEADLINE_HEADER
+
+EXAMPLE_REQUEST: dict[str, Any] = {
+    "id": "r-1",
+    "parameters": {"value_model": "default"},
+    "inputs": [
+        {"name": "user_id", "shape": [1], "datatype": "INT64", "data": [17]},
+        {"name": "history.values", "shape": [3], "datatype": "INT64", "data": [3, 9, 4]},
+        {"name": "history.lengths", "shape": [1], "datatype": "INT64", "data": [3]},
+        {"name": "video_id", "shape": [2], "datatype": "INT64", "data": [3, 9]},
+        {"name": "duration_ms", "shape": [2], "datatype": "FP32", "data": [8000, 31000]},
+    ],
+    "outputs": [{"name": "click"}, {"name": "score"}],
+}
+EXAMPLE_ANSWER: dict[str, Any] = {
+    "model_name": "kuairand",
+    "model_version": "3",
+    "id": "r-1",
+    "parameters": {"value_model": "default", "value_model_version": "9f2c01ab"},
+    "outputs": [
+        {"name": "click", "datatype": "FP32", "shape": [2], "data": [0.31, 0.62]},
+        {"name": "score", "datatype": "FP32", "shape": [2], "data": [0.37, 0.81]},
+    ],
+}
+_TEXT = {"type": "string"}
+_PARAMETERS = {"type": "object", "additionalProperties": {}}
+_SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "maxItems": 1}
+_DATA = {"type": "array", "items": {}, "description": "left out where binary_data_size is a parameter"}
+_TENSOR = {"name": _TEXT, "shape": _SHAPE, "datatype": {**_TEXT, "enum": ["INT64", "FP32", "FP64", "BYTES"]}}
+
+
+def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+SCHEMAS: dict[str, Any] = {
+    "InferRequest": _object(
+        {
+            "id": {**_TEXT, "description": "echoed"},
+            "parameters": {**_PARAMETERS, "description": "value_model, binary_data_output; others are passed over"},
+            "inputs": _list(
+                _object({**_TENSOR, "parameters": _PARAMETERS, "data": _DATA}, ["name", "shape", "datatype"])
+            ),
+            "outputs": {
+                **_list(_object({"name": _TEXT, "parameters": _PARAMETERS}, ["name"])),
+                "description": "tasks of the model and score; all where it is left out",
+            },
+        },
+        ["inputs"],
+    ),
+    "InferAnswer": _object(
+        {
+            "model_name": _TEXT,
+            "model_version": _TEXT,
+            "id": _TEXT,
+            "parameters": _object({"value_model": _TEXT, "value_model_version": _TEXT}, []),
+            "outputs": {
+                **_list(_object({**_TENSOR, "parameters": _PARAMETERS, "data": _DATA}, ["name", "shape", "datatype"])),
+                "description": "in request order, not ranked",
+            },
+        },
+        ["model_name", "model_version", "parameters", "outputs"],
+    ),
+    "InferError": _object({"error": _TEXT}, ["error"]),
+}
+_ERRORS = {
+    "400": "malformed; the error names every faulty tensor",
+    "404": "no such model or version",
+    "413": "body or candidates over the limit",
+    "415": "a Content-Encoding other than gzip and deflate",
+    "500": "scores not finite",
+    "503": "not ready or draining",
+    "504": "the deadline passed",
+}
+
+
+def _reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _operation(path: str) -> dict[str, Any]:
+    names = [name for name in ("name", "version") if f"{{{name}}}" in path]
+    return {
+        "summary": "Score the candidates of one user, tensors in and tensors out (Open Inference Protocol)",
+        "operationId": "infer" + ("_version" if "version" in names else ""),
+        "parameters": [
+            *({"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names),
+            {
+                "name": HEADER_LENGTH,
+                "in": "header",
+                "description": "bytes of the JSON, where the bytes of tensors follow it",
+                "schema": {"type": "integer", "minimum": 0},
+            },
+            DEADLINE_HEADER,
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": _reference("InferRequest"), "example": EXAMPLE_REQUEST},
+                "application/octet-stream": {"schema": {**_TEXT, "format": "binary"}},
+            },
+        },
+        "responses": {
+            "200": {
+                "description": "the scores",
+                "content": {
+                    "application/json": {"schema": _reference("InferAnswer"), "example": EXAMPLE_ANSWER},
+                    "application/octet-stream": {"schema": {**_TEXT, "format": "binary"}},
+                },
+            },
+            **{
+                status: {"description": what, "content": {"application/json": {"schema": _reference("InferError")}}}
+                for status, what in _ERRORS.items()
+            },
+        },
+    }
+
+
+def with_infer(document: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document with the infer routes added."""
+    for path in (INFER, INFER_VERSION):
+        document.setdefault("paths", {})[path] = {"post": _operation(path)}
+    document.setdefault("components", {}).setdefault("schemas", {}).update(SCHEMAS)
+    return document

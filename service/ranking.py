@@ -1,0 +1,132 @@
+"""A scoring request from its bytes to the bytes of its answer: decode, check, columns, score, combine, rank, encode.
+
+In: the body of POST /v1/rank, in a scoring thread. Out: the answer, or a Problem. /v2 reads and writes another form and
+takes the same steps between. A request has one user and many candidates; user and context are computed once.
+
+Shapes: N candidates, T tasks.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.scorer import NonFiniteScoresError, Scored
+from model.value_model import DEFAULT
+from service import answers, wire
+from service.errors import Fault, Problem
+from service.explain import explain
+from service.impression_log import ImpressionLog
+from service.metrics import Metrics
+from service.model_family import ServedModel
+from service.model_store import ModelStore
+from service.request_log import LOGGER, RequestRecord
+
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+
+_log = logging.getLogger(LOGGER)
+
+
+class Ranking:
+    """What scoring requests need of a service."""
+
+    def __init__(
+        self, store: ModelStore, metrics: Metrics, impressions: ImpressionLog | None, max_candidates: int
+    ) -> None:
+        self.store = store
+        self.metrics = metrics
+        self.impressions = impressions
+        self.max_candidates = max_candidates
+
+    def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> answers.Reply:
+        """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
+        most = self.max_candidates
+        question = wire.read_columnar(body)
+        if question is None:
+            document = wire.decode(body, most)
+            record.request_id = wire.request_id_of(document) or record.request_id
+            question = wire.parse(document, most)
+        record.request_id = question.request_id or record.request_id
+        wire.check_count(question, most)
+        model = self.store.find(question.model, question.version)
+        name = self.chosen(model, question.value_model, "value_model", record)
+        record.candidates = len(question.ids)
+        request_columns, candidate_columns = wire.columns(question, model.scorer.encoder)
+        scored, score_N = self.scores(
+            model,
+            name,
+            lambda: model.scorer.score(request_columns, candidate_columns, len(question.ids)),
+            record,
+            deadline,
+        )
+        value_model = model.value_models[name]
+        explanation = None
+        if question.explain:
+            try:
+                columns = (request_columns, candidate_columns)
+                explanation = explain(model.scorer, value_model, *columns, scored.answers_NT)
+            except NonFiniteScoresError as error:
+                raise _not_finite(record, str(error)) from None
+        if self.impressions is not None:
+            self.impressions.take(record, question, model.scorer.tasks, score_N, scored.answers_NT, len(body))
+        head = {
+            "request_id": record.request_id,
+            "model": model.name,
+            "model_version": model.scorer.version,
+            "value_model": name,
+            "value_model_version": value_model.version,
+        }
+        return answers.Reply(answers.write(head, question, model.scorer.tasks, score_N, scored.answers_NT, explanation))
+
+    def chosen(self, model: ServedModel, asked: str | None, path: str, record: RequestRecord) -> str:
+        """The name of the value model that is asked for at `path`; it and the model are noted in the record."""
+        name = asked or DEFAULT
+        if name not in model.value_models:
+            rule = f"no such value model; model '{model.name}' has: {', '.join(model.value_models.names)}"
+            raise Problem.wrong_content([Fault(path, rule)])
+        record.model, record.model_version = model.name, model.scorer.version
+        record.value_model, record.value_model_version = name, model.value_models[name].version
+        return name
+
+    def scores(
+        self,
+        model: ServedModel,
+        value_model: str,
+        score: Callable[[], Scored],
+        record: RequestRecord,
+        deadline: float | None,
+    ) -> tuple[Scored, NDArray[np.float64]]:
+        """What `score` answers and its combined score_N, counted and measured. Raises Problem: 500 not finite, 504."""
+        check_deadline(deadline)
+        started = time.perf_counter()
+        try:
+            scored = score()
+        except NonFiniteScoresError as error:
+            self.store.doubt(model)
+            raise _not_finite(record, str(error)) from None
+        with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
+            score_N = model.value_models[value_model].score(scored.answers_NT)
+        if not np.isfinite(score_N).all():
+            raise _not_finite(record, f"value model '{value_model}' gave a combined score that is not finite")
+        self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)
+        self.metrics.candidates.observe_soon(len(score_N))
+        model.metrics.observe(scored, value_model, score_N)
+        return scored, score_N
+
+
+def check_deadline(deadline: float | None) -> None:
+    """Raises Problem 504 once it has passed: what nobody waits for is not computed."""
+    if deadline is not None and time.perf_counter() >= deadline:
+        raise deadline_passed()
+
+
+def _not_finite(record: RequestRecord, reason: str) -> Problem:
+    _log.error("scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": reason}})
+    return Problem(500, "the model's scores are not finite, so none is given", reason="not_finite")
+
+
+def deadline_passed() -> Problem:
+    """504."""
+    return Problem(504, f"the deadline of {TIMEOUT_HEADER} has passed", reason="deadline")
