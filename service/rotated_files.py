@@ -88,16 +88,17 @@ class RotatedFiles:
         if self._descriptor is not None:
             try:
                 os.fsync(self._descriptor)
-                self._publish(self._part, self._descriptor)
+                _publish(self._part, self._descriptor, self._folder / self._name)
             finally:
                 self._abandon()
         self.settle()
 
     def settle(self) -> None:
         """Names what dead writers left, and removes the oldest files beyond the bound. Raises OSError."""
-        for part in sorted(self._folder.glob(f".{PREFIX}*.part")):
-            with suppress(OSError):  # another writer's: at work, just taken care of, or not ours to touch
-                self._take_over(part)
+        for part in sorted(self._folder.iterdir()):
+            if (named := _PART.fullmatch(part.name)) is not None:
+                with suppress(OSError):  # another writer's: at work, just taken care of, or not ours to touch
+                    self._take_over(part, self._folder / named.group(1))
         sizes = {}
         for file in whole_files(self._folder):
             with suppress(FileNotFoundError):
@@ -138,21 +139,22 @@ class RotatedFiles:
         descriptor, self._descriptor = self._descriptor, None
         os.close(descriptor)
 
-    def _take_over(self, part: Path) -> None:
+    @staticmethod
+    def _take_over(part: Path, whole: Path) -> None:
         descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(descriptor, _end_of_last_line(descriptor))
-            self._publish(part, descriptor)
+            _publish(part, descriptor, whole)
         finally:
             os.close(descriptor)
 
-    def _publish(self, part: Path, descriptor: int) -> None:
-        named = _PART.fullmatch(part.name)
-        if os.fstat(descriptor).st_size == 0 or named is None:
-            part.unlink()
-        else:
-            part.rename(self._folder / named.group(1))
+
+def _publish(part: Path, descriptor: int, whole: Path) -> None:
+    if os.fstat(descriptor).st_size:
+        part.rename(whole)
+    else:
+        part.unlink()
 
 
 def _end_of_last_line(descriptor: int) -> int:

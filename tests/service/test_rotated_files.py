@@ -112,7 +112,7 @@ def test_what_a_writer_at_work_holds_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_other_files_of_the_folder_are_never_touched(tmp_path: Path) -> None:
-    others = [tmp_path / name for name in ("notes.jsonl", ".hidden.part", "impressions-x.csv")]
+    others = [tmp_path / name for name in ("notes.jsonl", ".hidden.part", ".impressions-x.part", "impressions-x.csv")]
     for other in others:
         other.write_bytes(b"half a line")
     with (tmp_path / ".impressions-held.jsonl.part").open("wb") as held:
@@ -120,8 +120,12 @@ def test_other_files_of_the_folder_are_never_touched(tmp_path: Path) -> None:
         writer = Writer(tmp_path, keep_bytes=0)
         writer.append([b"one\n"])
         writer.close()
-        assert [other.read_bytes() for other in others] == [b"half a line"] * 3
-        assert [part.name for part in parts(tmp_path)] == [".hidden.part", ".impressions-held.jsonl.part"]
+        assert [other.read_bytes() for other in others] == [b"half a line"] * 4
+        assert [part.name for part in parts(tmp_path)] == [
+            ".hidden.part",
+            ".impressions-held.jsonl.part",
+            ".impressions-x.part",
+        ]
 
 
 def test_a_full_disk_keeps_whole_lines_and_says_how_many(tmp_path: Path) -> None:
