@@ -123,6 +123,12 @@ def start_costs(models: Path, turns: int) -> dict[str, list[tuple[float, float]]
 def memory(models: Path, workers: int) -> dict[str, Any]:
     """MiB of all processes of a service that has scored, and of each process that maps a table."""
     with service(models, workers) as (process, port, _):
+        # Ready is a service of which one worker is.
+        give_up = time.monotonic() + GIVE_UP_SECONDS
+        while sum(one["is_worker"] for one in _processes(process.pid)) < workers:
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"{workers} workers had not loaded the model within {GIVE_UP_SECONDS:g} s")
+            time.sleep(0.1)
         connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(8 * workers)]
         for number in range(REQUESTS * workers):
             connection = connections[number % len(connections)]
@@ -132,11 +138,15 @@ def memory(models: Path, workers: int) -> dict[str, Any]:
             answer.read()
             if answer.status != 200:
                 raise RuntimeError(f"a request was refused: {answer.status}")
-        processes = [_smaps(pid) for pid in (process.pid, *_descendants(process.pid))]
+        processes = _processes(process.pid)
     return {
         "pss_mib": sum(one["Pss"] for one in processes),
         "workers": [one for one in processes if one["is_worker"]],
     }
+
+
+def _processes(pid: int) -> list[dict[str, float]]:
+    return [_smaps(one) for one in (pid, *_descendants(pid))]
 
 
 def _descendants(pid: int) -> list[int]:
@@ -222,6 +232,8 @@ def main() -> None:
         "A third worker adds "
         + " and ".join(f"{more:.0f} MiB with {tables:.0f} MiB of tables" for more, tables in extra.values())
         + ".",
+        "",
+        "Load average of the machine at the end, of which one is this: " + f"{os.getloadavg()[1]:.1f} over 5 minutes.",
     ]
     print("\n".join(body))
     print(
