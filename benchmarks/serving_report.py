@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks import report
 from benchmarks.serving_services import (
@@ -156,6 +157,7 @@ def picture(data: dict[str, Any]) -> bytes:
         axes.plot(sizes, medians, marker="o", linestyle="--" if name.endswith("rows") else "-", label=name)
     axes.set(xscale="log", yscale="log", xlabel="candidates of a request", ylabel="CPU ms of the server per request")
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
     axes.grid(visible=True, which="both", alpha=0.3)
