@@ -55,7 +55,7 @@ def names_of(block: Block) -> tuple[list[str], list[str], list[str]]:
 
 
 def columnar_request(candidates: int, seed: int) -> dict[str, Any]:
-    """A scoring request with random values, every feature given."""
+    """A scoring request with random values, every feature given; its candidates are nobody else's."""
     random = np.random.default_rng(seed)
 
     def ids(*shape: int) -> Any:
@@ -70,7 +70,7 @@ def columnar_request(candidates: int, seed: int) -> dict[str, Any]:
             **{name: float(random.normal()) for name in numbers},
         },
         "candidates": {
-            "id": [f"v{n}" for n in range(candidates)],
+            "id": [f"v{seed}-{candidates}-{n}" for n in range(candidates)],
             "features": {
                 **{name: ids(candidates) for name in candidate_ids},
                 **{name: ids(candidates, LIST_LENGTH) for name in candidate_lists},

@@ -80,7 +80,7 @@ def measure(
     Raises RuntimeError where a service fails, or answers otherwise than the usual one."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="feedrank-bench-")))
-        services = Services(stack, folder)
+        services = Services(stack, folder, sizes)
         with console.status("starting") as status:
             services.start(lambda what: status.update(f"starting: {what}"), with_mlserver=with_mlserver)
             for what, reason in services.left_out.items():

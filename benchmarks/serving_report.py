@@ -21,6 +21,8 @@ from benchmarks.serving_stages import MODEL_STAGES
 from training.plots import as_png
 
 PICTURE = "serving.png"
+# How a line is drawn, by the last word of its way to ask: rows, columns, catalogue ids.
+STYLES = {"rows": "--", "columns": "-", "ids": ":"}
 # What the growth of cost is stated for.
 FROM, TO = "100", "1000"
 OURS = {
@@ -154,7 +156,7 @@ def picture(data: dict[str, Any]) -> bytes:
     sizes = [int(size) for size in data["sizes"]]
     for name in _services(data):
         medians = [statistics.median(ways[name]["1"]["cpu_ms"]) for ways in data["sizes"].values()]
-        axes.plot(sizes, medians, marker="o", linestyle="--" if name.endswith("rows") else "-", label=name)
+        axes.plot(sizes, medians, marker="o", linestyle=STYLES[name.rpartition(" ")[2]], label=name)
     axes.set(xscale="log", yscale="log", xlabel="candidates of a request", ylabel="CPU ms of the server per request")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

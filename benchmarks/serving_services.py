@@ -5,9 +5,10 @@ All run the same random weights of the reference feed; answers are compared befo
 """
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks import as_trained
 from benchmarks.reference_feed import SCHEMA, TASKS, as_rows, columnar_request
+from benchmarks.reference_items import write_items
 from benchmarks.serving_processes import SERVER_CORES, Server, free_port, serve
 from model.schema import IdFeature, IdListFeature
 from model.scorer import COMPILED_TOLERANCE, disagreement
@@ -28,6 +30,7 @@ TUNED = "hand-tuned ASGI, columns"
 MLSERVER = "MLServer, columns"
 TORCHSCRIPT, TORCHSCRIPT_ROWS = "feedrank TorchScript, columns", "feedrank TorchScript, rows"
 COMPILED, COMPILED_ROWS = "feedrank compiled, columns", "feedrank compiled, rows"
+TORCHSCRIPT_IDS, COMPILED_IDS = "feedrank TorchScript, catalogue ids", "feedrank compiled, catalogue ids"
 # Not a service that scores: what a request costs before and after all that.
 FRAME = {"columns": "feedrank's frame, columns", "rows": "feedrank's frame, rows"}
 MLSERVER_ENVIRONMENT = Path(".venv-mlserver")
@@ -62,8 +65,8 @@ class Way:
 class Services:
     """Started by `start`, ended with the stack they were given."""
 
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        self._stack, self._folder = stack, folder
+    def __init__(self, stack: ExitStack, folder: Path, sizes: Sequence[int]) -> None:
+        self._stack, self._folder, self._sizes = stack, folder, sizes
         self._models = folder / "models"
         self._models.mkdir()
         self.as_trained = folder / "as_trained.pt"
@@ -81,7 +84,7 @@ class Services:
             say("MLServer, in an environment of its own (made once)")
             self.ways[MLSERVER] = Way(self._mlserver(), "/v2/models/reference/infer", v2_body, _read_v2)
         say("feedrank")
-        server = self._feedrank("torchscript")
+        server = self._feedrank("torchscript", self._models)
         self.ways[TORCHSCRIPT] = Way(server, "/v1/rank", dict, _read_columns)
         self.ways[TORCHSCRIPT_ROWS] = Way(server, "/v1/rank", as_rows, _read_rows)
         server = self._frame()
@@ -95,14 +98,21 @@ class Services:
             reason = (compiling.stderr.strip() or f"status {compiling.returncode}").splitlines()[-1]
             # Where the artifact lay for these minutes is of no interest.
             self.left_out["feedrank compiled"] = reason.removeprefix("error: ").replace(f"{self.artifact}: ", "")
-            return
-        server = self._feedrank("compiled")
-        self.ways[COMPILED] = Way(server, "/v1/rank", dict, _read_columns, COMPILED_TOLERANCE)
-        self.ways[COMPILED_ROWS] = Way(server, "/v1/rank", as_rows, _read_rows, COMPILED_TOLERANCE)
+        else:
+            server = self._feedrank("compiled", self._models)
+            self.ways[COMPILED] = Way(server, "/v1/rank", dict, _read_columns, COMPILED_TOLERANCE)
+            self.ways[COMPILED_ROWS] = Way(server, "/v1/rank", as_rows, _read_rows, COMPILED_TOLERANCE)
+        say("a candidate catalogue")
+        models = self._catalogued()
+        for engine, name in (("torchscript", TORCHSCRIPT_IDS), ("compiled", COMPILED_IDS)):
+            if engine == "torchscript" or COMPILED in self.ways:
+                server = self._feedrank(engine, models)
+                # Its sums are bfloat16.
+                self.ways[name] = Way(server, "/v1/rank", ids_body, _read_columns, COMPILED_TOLERANCE)
 
     def bodies(self, candidates: int) -> dict[str, Path]:
         """For each way a file with the bodies of a few requests for so many candidates."""
-        requests = [columnar_request(candidates, seed) for seed in range(REQUESTS)]
+        requests = _requests(candidates)
         files: dict[str, Path] = {}
         for number, (name, way) in enumerate(self.ways.items()):
             files[name] = self._folder / f"bodies-{candidates}-{number}.json"
@@ -129,11 +139,24 @@ class Services:
         command += ["--log-level", "warning"]
         return self._serve(app, command, "/ready", port, AS_TRAINED=str(self.as_trained))
 
-    def _feedrank(self, engine: str) -> Server:
+    def _catalogued(self) -> Path:
+        """A models folder with the same artifact and a catalogue: without one, no request is looked up in it."""
+        models = self._folder / "models-with-catalogue"
+        shutil.copytree(self._models, models)
+        items = self._folder / "items.parquet"
+        write_items(items, [request for size in self._sizes for request in _requests(size)])
+        version = models / self.artifact.relative_to(self._models)
+        command = [sys.executable, "-m", "training", "catalogue", str(version), str(items)]
+        building = subprocess.run(command, capture_output=True, text=True)
+        if building.returncode:
+            raise RuntimeError(f"the catalogue cannot be built: {building.stderr.strip()[-500:]}")
+        return models
+
+    def _feedrank(self, engine: str, models: Path) -> Server:
         port = free_port()
-        command = [sys.executable, "-m", "service", "--models", str(self._models), "--port", str(port)]
+        command = [sys.executable, "-m", "service", "--models", str(models), "--port", str(port)]
         command += ["--threads", "1", "--engine", engine, "--log-level", "warning"]
-        return self._serve(f"feedrank-{engine}", command, "/readyz", port)
+        return self._serve(f"{models.name}-{engine}", command, "/readyz", port)
 
     def _frame(self) -> Server:
         port = free_port()
@@ -171,10 +194,19 @@ class Services:
         return self._stack.enter_context(serve(command, ready, port, log, SERVER_CORES, **environment))
 
 
+def _requests(candidates: int) -> list[Request]:
+    return [columnar_request(candidates, seed) for seed in range(REQUESTS)]
+
+
 def usual_body(request: Request) -> Request:
     """Candidates as flat rows, each with its id."""
     rows = as_rows(request)["candidates"]
     return {"user": request["user"], "candidates": [{"id": row["id"], **row["features"]} for row in rows]}
+
+
+def ids_body(request: Request) -> Request:
+    """Candidates by id alone."""
+    return {"user": request["user"], "candidates": {"id": request["candidates"]["id"]}}
 
 
 def v2_body(request: Request) -> Request:
