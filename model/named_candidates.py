@@ -39,6 +39,11 @@ class NamedCandidates(NamedTuple):
     results: dict[str, int]
     unknown: Sequence[int]
 
+    @property
+    def uses_catalogue(self) -> bool:
+        """Whether any candidate takes features from the catalogue."""
+        return self.results[KNOWN] + self.results[OVERRIDDEN] > 0
+
 
 def resolve(
     encoder: FeatureEncoder,

@@ -1,9 +1,10 @@
 """One scored request as a line of the impression log, and back: what replay and training read.
 
 In: a question and its scores. Out: a line of JSON, candidates in request order:
-`{"format": 1, "time", "request_id", "model", "model_version", "value_model", "value_model_version", "top_k", "user",
-"candidates": {"id", "features"}, "score", "tasks"}`; `user` and `candidates` are those of POST /v1/rank, as columns
-whatever the shape of the request, with null where a row has no value. Numbers are written with all their digits.
+`{"format": 1, "time", "request_id", "model", "model_version", "value_model", "value_model_version", "top_k",
+"catalogue", "user", "candidates": {"id", "features"}, "score", "tasks"}`; `user` and `candidates` are those of POST
+/v1/rank, as columns whatever the shape of the request, with null where a row has no value; `catalogue` says whether a
+catalogue gave features beside them. Numbers are written with all their digits.
 
 Shapes: N candidates, T tasks.
 """
@@ -68,6 +69,7 @@ class Impression(NamedTuple):
                 "value_model": record.value_model,
                 "value_model_version": record.value_model_version,
                 "top_k": question.top_k,
+                "catalogue": record.uses_catalogue,
                 "user": question.user,
                 "candidates": {"id": question.ids, "features": features},
                 "score": self.score_N.tolist(),
@@ -99,6 +101,7 @@ class Logged(msgspec.Struct):
     candidates: LoggedCandidates
     score: list[float]
     tasks: dict[str, list[float]]
+    catalogue: bool = False
 
 
 _decoder = msgspec.json.Decoder(Logged)

@@ -62,6 +62,7 @@ class Ranking:
         record.know_candidates(len(question.ids))
         request_columns, candidate_columns = wire.columns(question, model.scorer.encoder)
         named = candidates.named(model, question, candidate_columns, self.unknown_candidates)
+        record.uses_catalogue = named is not None and named.uses_catalogue
 
         def score() -> Scored:
             if named is None:

@@ -38,6 +38,8 @@ class RequestRecord:
     value_model_version: str | None = None
     candidates: int | None = None
     ticket: Ticket | None = None
+    # Whether a catalogue gave features of candidates, which the request alone then does not tell.
+    uses_catalogue: bool = False
     seconds: float = 0.0
     # For the impression log alone, where that is switched on and has this request in its sample.
     impression: "Impression | None" = None

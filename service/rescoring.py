@@ -94,6 +94,8 @@ class Rescoring:
 
     def _new_answers(self, logged: Logged) -> NDArray[np.float32]:
         assert self._scorer is not None, "a version was given"
+        if logged.catalogue:
+            raise ValueError("a catalogue gave features that the log does not hold; score such requests by value model")
         rows = len(logged.candidates.id)
         user = {name: [value] for name, value in self._known("request", logged.user).items()}
         features = self._known("candidate", logged.candidates.features)

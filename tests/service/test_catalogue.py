@@ -1,5 +1,6 @@
 """Candidates by id alone: scored as if their features had been sent, counted, and refreshed while the service runs."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 
 from service.metrics import LOOKUP_RESULTS, Metrics
 from service.model_store import ModelStore
+from service.replay import main as replay
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.items import Items, tiny_items, values_of, write_items
 from tests.service.in_process import client_of, sample
@@ -267,7 +269,10 @@ def test_new_items_are_served_without_a_restart(tmp_path: Path) -> None:
 
 def test_explanations_of_ids_are_those_of_their_features(client: TestClient) -> None:
     new = {"video_id": 12, "tag": "new", "topics": [8], "duration_ms": 100.0}
-    inline = [{"id": f"item-{n}", "features": {name: values[n] for name, values in ITEMS.items()}} for n in (3, 1)]
+    inline = [
+        {"id": f"item-{n}", "features": {name: values[n] for name, values in ITEMS.items() if name != "id"}}
+        for n in (3, 1)
+    ]
     by_id = [{"id": "item-3"}, {"id": "item-1", "features": {}}]
     extra = [{"id": "new", "features": new}]
     for more in ([], extra):
@@ -283,3 +288,16 @@ def test_explanations_of_ids_are_those_of_their_features(client: TestClient) -> 
             np.testing.assert_allclose(other["weights"], level["weights"], rtol=1e-6)
         for task, values in expected["contributions"].items():
             np.testing.assert_allclose(got["contributions"][task], values, atol=TOLERANCE)
+
+
+def test_what_a_catalogue_gave_is_not_rescored_by_a_version_as_if_it_were_missing(models: Path, tmp_path: Path) -> None:
+    with client_of(models, impression_log=tmp_path) as client:
+        ask(client, named([1, 2, 3]))
+        ask(client, sent([1, 2, 3], duration_ms=[1.0, 2.0, 3.0], topics=[[], [7], [8]], tag=["a", "b", "c"]))
+    shutil.copytree(models / "tiny" / "1", tmp_path / "models" / "tiny" / "1")
+    publish_artifact(tmp_path / "models", seed=1)
+    for flags, unscorable in (([], 0), (["--version", "1"], 0), (["--version", "2"], 1)):
+        out = tmp_path / "report.json"
+        assert replay([str(tmp_path), "--models", str(tmp_path / "models"), "--json", str(out), *flags]) == 0
+        requests = json.loads(out.read_text())["requests"]
+        assert (requests["replayed"], requests["unscorable"]) == (2 - unscorable, unscorable)
