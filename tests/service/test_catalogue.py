@@ -293,7 +293,7 @@ def test_explanations_of_ids_are_those_of_their_features(client: TestClient) -> 
 def test_what_a_catalogue_gave_is_not_rescored_by_a_version_as_if_it_were_missing(models: Path, tmp_path: Path) -> None:
     with client_of(models, impression_log=tmp_path) as client:
         ask(client, named([1, 2, 3]))
-        whole = {
+        whole: dict[str, list[Any]] = {
             "video_id": [1, 2, 3],
             "duration_ms": [1.0, 2.0, 3.0],
             "topics": [[], [7], [8]],
