@@ -3,8 +3,8 @@
     python -m benchmarks.reliability [--seconds 30] [--swaps 20]
 
 One worker on one core, open-loop Poisson load from another core, requests of 100 candidates of the reference feed. Its
-capacity is found first, by two clients that ask as fast as they are answered. Then, in turn: 80 % of it undisturbed and
-with each disturbance, and three times of it. Latency counts from the moment at which a request was due.
+capacity is found first, by four clients that ask again as soon as they are answered. Then, in turn: 80 % of it
+undisturbed and with each disturbance, and three times of it. Latency counts from the moment at which a request was due.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import statistics
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,7 +28,7 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from benchmarks.serving_processes import CLIENT_CORES, SERVER_CORES, free_port, serve
-from deploy.open_loop import Outcome, message, offer, poisson
+from deploy.open_loop import Outcome, closed_loop, message, offer, poisson
 from tests.artifacts import publish_artifact
 
 CANDIDATES = 100
@@ -48,29 +47,12 @@ class Bench:
         self.staged = staged
         bodies = [json.dumps(columnar_request(CANDIDATES, seed)).encode() for seed in range(8)]
         self.messages = [message(url, "/v1/rank", body) for body in bodies]
-        self._bodies = bodies
         self._seed = 0
 
     def capacity(self, seconds: float) -> float:
-        """Requests a second of two clients that ask again as soon as they are answered."""
-        answered = [0, 0]
-        give_up = time.perf_counter() + seconds
-
-        def ask(position: int) -> None:
-            with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as client:
-                while time.perf_counter() < give_up:
-                    body = self._bodies[answered[position] % len(self._bodies)]
-                    client.post(
-                        "/v1/rank", content=body, headers={"content-type": "application/json"}
-                    ).raise_for_status()
-                    answered[position] += 1
-
-        clients = [threading.Thread(target=ask, args=(position,)) for position in (0, 1)]
-        for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
-        return sum(answered) / seconds
+        """Answers a second to four clients that ask again as soon as they are answered."""
+        answered, taken = asyncio.run(closed_loop(self.url, self.messages, seconds, 4))
+        return answered / taken
 
     def load(self, rate: float, seconds: float) -> Outcome:
         """Open-loop load."""

@@ -56,7 +56,7 @@ async def offer(url: str, requests: Sequence[bytes], due_R: Array, *, timeout: f
     """Sends one of `requests` (whole HTTP messages), in turn, at each of `due_R`, in seconds from now."""
     address = urlsplit(url)
     assert address.hostname is not None
-    connections = _Connections(address.hostname, address.port or 80)
+    connections = Connections(address.hostname, address.port or 80)
     seconds_R = np.zeros(len(due_R))
     status_R = np.full(len(due_R), FAILED, np.int64)
     lateness = 0.0
@@ -86,7 +86,30 @@ async def offer(url: str, requests: Sequence[bytes], due_R: Array, *, timeout: f
     return Outcome(due_R, seconds_R, status_R, lateness)
 
 
-class _Connections:
+async def closed_loop(url: str, requests: Sequence[bytes], seconds: float, clients: int) -> tuple[int, float]:
+    """How many answers with status 200 so many clients get, each asking again as soon as it is answered, and in how many
+    seconds: what the service can do at most, not how long anybody waits."""
+    address = urlsplit(url)
+    assert address.hostname is not None
+    connections = Connections(address.hostname, address.port or 80)
+    begun = time.perf_counter()
+    answered = 0
+
+    async def client(first: int) -> None:
+        nonlocal answered
+        number = first
+        while time.perf_counter() - begun < seconds:
+            status = await connections.ask(requests[number % len(requests)])
+            answered += status == 200
+            number += clients
+
+    await asyncio.gather(*(client(first) for first in range(clients)))
+    taken = time.perf_counter() - begun
+    connections.close()
+    return answered, taken
+
+
+class Connections:
     """Connections to one address; as many as requests are in flight."""
 
     def __init__(self, host: str, port: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from deploy.open_loop import FAILED, TIMED_OUT, Outcome, message, offer, poisson
+from deploy.open_loop import FAILED, TIMED_OUT, Outcome, closed_loop, message, offer, poisson
 
 
 def run(
@@ -70,6 +70,30 @@ def test_every_end_has_its_status() -> None:
     outcome = run(lambda number: answers[number], [0.1 * n for n in range(6)], timeout=1.5)
     assert outcome.status_R.tolist() == [200, 429, 503, FAILED, TIMED_OUT, 200]
     assert len(outcome.of(200)) == 2
+
+
+def test_a_closed_loop_counts_every_answer_of_all_its_clients() -> None:
+    async def main() -> tuple[int, float, int]:
+        served = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal served
+            try:
+                while True:
+                    await reader.readuntil(b"{}")
+                    await asyncio.sleep(0.01)
+                    served += 1
+                    writer.write(reply(200))
+            except asyncio.IncompleteReadError:
+                writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            return *await closed_loop(url, [message(url, "/v1/rank", b"{}")], 0.5, clients=5), served
+
+    answered, seconds, served = asyncio.run(main())
+    assert answered == served > 5
+    assert seconds >= 0.5
 
 
 def test_nobody_there_is_a_failure_of_every_request() -> None:
