@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -82,12 +83,12 @@ async def offer(url: str, requests: Sequence[bytes], due_R: Array, *, timeout: f
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.gather(*running)
-    connections.close()
+    await connections.close()
     return Outcome(due_R, seconds_R, status_R, lateness)
 
 
 async def closed_loop(url: str, requests: Sequence[bytes], seconds: float, clients: int) -> tuple[int, float]:
-    """How many answers with status 200 so many clients get, each asking again as soon as it is answered, and in how many
+    """Answers with status 200 that so many clients get, each asking again as soon as it is answered, and in how many
     seconds: what the service can do at most, not how long anybody waits."""
     address = urlsplit(url)
     assert address.hostname is not None
@@ -105,7 +106,7 @@ async def closed_loop(url: str, requests: Sequence[bytes], seconds: float, clien
 
     await asyncio.gather(*(client(first) for first in range(clients)))
     taken = time.perf_counter() - begun
-    connections.close()
+    await connections.close()
     return answered, taken
 
 
@@ -131,7 +132,7 @@ class Connections:
             if is_kept:
                 self._idle.append((reader, writer))
             else:
-                writer.close()
+                await _closed(writer)
         return status
 
     async def _take(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -139,13 +140,19 @@ class Connections:
             reader, writer = self._idle.pop()
             if not writer.is_closing() and not reader.at_eof():
                 return reader, writer
-            writer.close()
+            await _closed(writer)
         return await asyncio.open_connection(self._host, self._port)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Closes what is open."""
         while self._idle:
-            self._idle.pop()[1].close()
+            await _closed(self._idle.pop()[1])
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 def message(url: str, path: str, body: bytes, **headers: str) -> bytes:

@@ -18,9 +18,13 @@ def run(
     async def main() -> Outcome:
         served = 0
         opened = asyncio.get_running_loop().time()
+        handlers: set[asyncio.Task[None]] = set()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             nonlocal served
+            task = asyncio.current_task()
+            assert task is not None
+            handlers.add(task)
             try:
                 while True:
                     head = await reader.readuntil(b"\r\n\r\n")
@@ -29,17 +33,20 @@ def run(
                     await asyncio.sleep(opened + stall - asyncio.get_running_loop().time())
                     content = answer(number)
                     if content is None:
-                        await asyncio.sleep(60)
+                        await reader.read()  # until the client gives up
                         return
                     writer.write(content)
             except (asyncio.IncompleteReadError, ConnectionError):
                 pass
             finally:
                 writer.close()
+                await asyncio.wait({asyncio.ensure_future(writer.wait_closed())})
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            return await offer(url, [message(url, "/v1/rank", b"{}")], np.array(due), timeout=timeout)
+            outcome = await offer(url, [message(url, "/v1/rank", b"{}")], np.array(due), timeout=timeout)
+            await asyncio.wait(handlers)
+            return outcome
 
     return asyncio.run(main())
 
@@ -86,6 +93,7 @@ def test_a_closed_loop_counts_every_answer_of_all_its_clients() -> None:
                     writer.write(reply(200))
             except asyncio.IncompleteReadError:
                 writer.close()
+                await writer.wait_closed()
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
