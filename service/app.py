@@ -62,6 +62,7 @@ class Service:
             poll_seconds=settings.poll_seconds,
             torch_threads=settings.torch_threads,
             engine=settings.engine,
+            verify_key=settings.verify_key,
         )
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
         self.admission = Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates)
