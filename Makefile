@@ -31,11 +31,11 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-reliability test-serve-only lint format check train export serve \
 	bench-quality bench-census bench-training bench-networks bench-balancing bench-serving bench-workers \
-	bench-start bench-parity bench-compare clean
+	bench-start bench-parity bench-reliability bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-17s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-18s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv from the lock files (DEVICE=cpu|gpu, TORCH_INDEX=URL)
 
@@ -131,6 +131,9 @@ bench-start: $(STAMP) ## seconds from exec to ready, memory of one and of each f
 
 bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure
 	@exec $(PY) -m benchmarks.score_parity $(ARGS)
+
+bench-reliability: $(STAMP) ## a service under load: new versions, slow clients, three times its capacity
+	@exec $(PY) -m benchmarks.reliability $(ARGS)
 
 bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired tests (EXPERIMENT=FILE)
 	@[ -n "$(EXPERIMENT)" ] || { echo "make bench-compare EXPERIMENT=FILE: see configs/experiments/" >&2; exit 2; }

@@ -29,4 +29,6 @@ def make_app() -> ASGIApp:
         return remembered[size]
 
     Ranking.answer = remember  # type: ignore[method-assign, assignment]
-    return create_app(Settings.model_validate({"models": Path(os.environ["FRAME_MODELS"]), "threads": 1}))
+    return create_app(
+        Settings.model_validate({"models": Path(os.environ["FRAME_MODELS"]), "threads": 1, "queue_seconds": 60})
+    )

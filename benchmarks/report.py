@@ -56,8 +56,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _commit() -> str:
-    answer = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
+    """The commit that is checked out, `-dirty` where a tracked file differs from it; what a benchmark has written in
+    benchmarks/results does not count."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+    commit = git("describe", "--always")
+    return commit + ("-dirty" if changed else "") if commit else "unknown"
 
 
 def _version(name: str) -> str | None:

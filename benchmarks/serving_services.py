@@ -155,7 +155,7 @@ class Services:
     def _feedrank(self, engine: str, models: Path) -> Server:
         port = free_port()
         command = [sys.executable, "-m", "service", "--models", str(models), "--port", str(port)]
-        command += ["--threads", "1", "--engine", engine, "--log-level", "warning"]
+        command += ["--threads", "1", "--engine", engine, "--log-level", "warning", "--queue-seconds", "60"]
         return self._serve(f"{models.name}-{engine}", command, "/readyz", port)
 
     def _frame(self) -> Server:

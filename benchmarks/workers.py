@@ -97,7 +97,8 @@ def measure(console: Console, turns: int, requests: int) -> dict[str, Any]:
                 command = [sys.executable, "-m", "service", "--models", str(models), "--port", str(port), *flags]
                 cores = frozenset([min(CORES)]) if name == ONE else CORES
                 log = folder / f"{name}.log"
-                server = serve([*command, "--log-level", "warning"], "/readyz", port, log, cores)
+                command += ["--log-level", "warning", "--queue-seconds", "60"]
+                server = serve(command, "/readyz", port, log, cores)
                 servers[name] = stack.enter_context(server)
         services = Services(servers, stack.enter_context(load_generator()), folder)
         for name in servers:

@@ -1,0 +1,132 @@
+"""Open-loop load: requests leave when they are due, whether or not those before them were answered.
+
+In: an address, encoded requests, and the seconds at which each is due. Out: per request its status and how long after
+it was due the answer was there, so that a service which stalls is charged for all who would have asked meanwhile (no
+coordinated omission). One process, asyncio streams, connections kept alive and opened as they are needed.
+
+Shapes: R requests.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+# What a request without an answer has for a status: refused or reset, and none within the time.
+FAILED, TIMED_OUT = 0, -1
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of every request: when it was due, the seconds from then to its answer, and its status."""
+
+    due_R: Array
+    seconds_R: Array
+    status_R: NDArray[np.int64]
+    # How late requests left, at worst: beyond a few milliseconds the client itself was too slow.
+    lateness: float
+
+    def of(self, status: int) -> Array:
+        """Seconds of the requests with a status."""
+        seconds: Array = self.seconds_R[self.status_R == status]
+        return seconds
+
+    def between(self, start: float, end: float) -> "Outcome":
+        """The requests that were due between."""
+        chosen = (self.due_R >= start) & (self.due_R < end)
+        return Outcome(self.due_R[chosen], self.seconds_R[chosen], self.status_R[chosen], self.lateness)
+
+
+def poisson(rate: float, seconds: float, seed: int) -> Array:
+    """Arrival times of a Poisson process: `rate` a second on average, over so many seconds."""
+    random = np.random.default_rng(seed)
+    gaps = random.exponential(1 / rate, int(rate * seconds + 6 * np.sqrt(rate * seconds) + 10))
+    times: Array = np.cumsum(gaps)
+    return times[times < seconds]
+
+
+async def offer(url: str, requests: Sequence[bytes], due_R: Array, *, timeout: float = 30.0) -> Outcome:
+    """Sends one of `requests` (whole HTTP messages), in turn, at each of `due_R`, in seconds from now."""
+    address = urlsplit(url)
+    assert address.hostname is not None
+    connections = _Connections(address.hostname, address.port or 80)
+    seconds_R = np.zeros(len(due_R))
+    status_R = np.full(len(due_R), FAILED, np.int64)
+    lateness = 0.0
+    begun = time.perf_counter()
+
+    async def one(number: int) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                status_R[number] = await connections.ask(requests[number % len(requests)])
+        except TimeoutError:
+            status_R[number] = TIMED_OUT
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
+            pass
+        seconds_R[number] = time.perf_counter() - begun - due_R[number]
+
+    running: set[asyncio.Task[None]] = set()
+    for number, due in enumerate(due_R.tolist()):
+        wait = due - (time.perf_counter() - begun)
+        if wait > 0:
+            await asyncio.sleep(wait)
+        lateness = max(lateness, time.perf_counter() - begun - due)
+        task = asyncio.create_task(one(number))
+        running.add(task)
+        task.add_done_callback(running.discard)
+    await asyncio.gather(*running)
+    connections.close()
+    return Outcome(due_R, seconds_R, status_R, lateness)
+
+
+class _Connections:
+    """Connections to one address; as many as requests are in flight."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = host, port
+        self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
+
+    async def ask(self, message: bytes) -> int:
+        """The status of the answer to a message."""
+        reader, writer = await self._take()
+        is_kept = False
+        try:
+            writer.write(message)
+            head = await reader.readuntil(b"\r\n\r\n")
+            status = int(head[9:12])
+            lower = head.lower()
+            await reader.readexactly(int(lower.partition(b"content-length:")[2].partition(b"\r\n")[0]))
+            is_kept = b"connection: close" not in lower
+        finally:
+            if is_kept:
+                self._idle.append((reader, writer))
+            else:
+                writer.close()
+        return status
+
+    async def _take(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not writer.is_closing() and not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(self._host, self._port)
+
+    def close(self) -> None:
+        """Closes what is open."""
+        while self._idle:
+            self._idle.pop()[1].close()
+
+
+def message(url: str, path: str, body: bytes, **headers: str) -> bytes:
+    """A POST of JSON as it goes over the wire."""
+    lines = [f"POST {path} HTTP/1.1", f"Host: {urlsplit(url).netloc}", "Content-Type: application/json"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode("ascii") + body
