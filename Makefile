@@ -29,7 +29,7 @@ LOCKS := $(filter-out requirements/mlserver.txt,$(wildcard requirements/*.txt))
 TYPED := $(wildcard model training service deploy benchmarks tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-serve-only lint format check train export serve \
+.PHONY: help setup demo test test-reliability test-serve-only lint format check train export serve \
 	bench-quality bench-census bench-training bench-networks bench-balancing bench-serving bench-workers \
 	bench-start bench-parity bench-reliability bench-compare clean
 
@@ -76,6 +76,9 @@ demo: $(STAMP) ## simulate, train, export, serve and ask once (PORT=, DATA=DIR, 
 
 test: $(STAMP) ## the whole test suite (FEEDRANK_DATA=DIR in the environment adds the real data; ARGS=)
 	@exec $(PY) -m pytest $(ARGS)
+
+test-reliability: $(STAMP) ## reloads, overload, killed workers, damage, soak: the long form (half an hour)
+	@exec env FEEDRANK_RELIABILITY=long $(PY) -m pytest tests/reliability -o timeout=3600 $(ARGS)
 
 test-serve-only: $(STAMP) $(SERVE_STAMP) ## the service in an environment without torchrec
 	@tests/serve_only.sh $(PY) $(SERVE_PY)

@@ -107,7 +107,7 @@ def serve(
 ) -> Iterator[Server]:
     """A server process on `cores` until the block ends; `log` takes what it prints. Raises RuntimeError if it does not
     start."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "FEEDRANK_DRAIN_SECONDS": "0", **environment}
     with (
         log.open("w", encoding="utf-8") as output,
         # A session of its own: Ctrl-C reaches this program alone, which then ends its servers in order.

@@ -64,7 +64,7 @@ def service(models: Path, workers: int) -> Iterator[tuple[subprocess.Popen[bytes
     start."""
     port = _free_port()
     flags = ["--port", str(port), "--workers", str(workers), "--threads", "1", "--log-level", "error"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "FEEDRANK_DRAIN_SECONDS": "0"}
     started = time.perf_counter()
     with subprocess.Popen([sys.executable, "-m", "service", "--models", str(models), *flags], env=variables) as process:
         try:

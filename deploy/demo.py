@@ -170,7 +170,7 @@ def _manifest(artifact: Path) -> dict[str, Any]:
 @contextmanager
 def _service(port: int) -> Iterator[str]:
     """The service as a child process, ready; it is ended and waited for on the way out."""
-    arguments = ["--models", str(MODELS), "--port", str(port), "--log-level", "warning"]
+    arguments = ["--models", str(MODELS), "--port", str(port), "--log-level", "warning", "--drain-seconds", "0"]
     console.print(f"\npython -m service {shlex.join(arguments)}", style="bold", markup=False, soft_wrap=True)
     base = f"http://127.0.0.1:{port}"
     with _child("service", *arguments) as process:

@@ -1,9 +1,10 @@
 """The published artifact: `<models>/<name>/<version>/`, written once, verified before anything in it is used.
 
 `publish` writes a new version into a hidden folder and renames it: a reader sees a whole version or none. `Artifact`
-opens a version and vouches for it: format version, the manifest's own checksum, the sha256 of every file. TorchScript
-is code, so bytes are hashed first and loaded from memory after: what was vouched for is what runs. Tables are data and
-large: they are mapped, hashed there once, and read where they were hashed.
+opens a version and vouches for it: a signature where trusted keys are given, format version, the manifest's own
+checksum, the sha256 of every file. TorchScript is code, so bytes are hashed first and loaded from memory after: what
+was vouched for is what runs. Tables are data and large: they are mapped, hashed there once, and read where they were
+hashed.
 """
 
 import errno
@@ -23,6 +24,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from model.schema import FeedSchema
+from model.signature import SIGNATURE, TrustedKeys
 from model.strict_yaml import StrictModel
 from model.tables import TABLE, map_file
 
@@ -68,11 +70,14 @@ class Manifest(StrictModel):
 
 
 class Artifact:
-    """A verified version. `read` returns the bytes of a file that the manifest vouches for, `map` maps a table's."""
+    """A verified version. `read` returns the bytes of a file that the manifest vouches for, `map` maps a table's.
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    `verify_key` is the file of trusted keys by which what lies beside the version has to be signed too."""
+
+    def __init__(self, path: Path, manifest: Manifest, verify_key: Path | None = None) -> None:
         self.path = path
         self.manifest = manifest
+        self.verify_key = verify_key
         self._mapped: dict[str, mmap.mmap] = {}
 
     @property
@@ -81,9 +86,10 @@ class Artifact:
         return str(self.manifest.version)
 
     @classmethod
-    def open(cls, path: Path) -> "Artifact":
-        """Reads and checks the manifest and the checksum of every file. Raises ArtifactError."""
-        artifact = cls(path, _read_manifest(path))
+    def open(cls, path: Path, verify_key: Path | None = None) -> "Artifact":
+        """Reads and checks the manifest, its signature where `verify_key` names a file of trusted keys, and the
+        checksum of every file. Raises ArtifactError."""
+        artifact = cls(path, _read_manifest(path, verify_key), verify_key)
         for name in artifact.manifest.files:
             if TABLE.fullmatch(name):
                 artifact.map(name)
@@ -227,13 +233,20 @@ def hidden_folder(family: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_manifest(path: Path, format_version: int) -> dict[str, Any]:
-    """The manifest of a folder, its own checksum checked. Raises ArtifactError."""
+def read_manifest(path: Path, format_version: int, verify_key: Path | None = None) -> dict[str, Any]:
+    """The manifest of a folder, its own checksum checked, and its signature where `verify_key` names a file of trusted
+    keys, read anew each time. Raises ArtifactError."""
     place = path / MANIFEST
     try:
-        content = json.loads(place.read_bytes())
+        text = place.read_bytes()
+        if verify_key is not None:
+            TrustedKeys(verify_key).check(text, path / SIGNATURE)
     except OSError as error:
         raise ArtifactError(f"{place}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ArtifactError(str(error)) from None
+    try:
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{place}: not valid JSON ({error})") from None
     if not isinstance(content, dict) or "format_version" not in content:
@@ -248,9 +261,9 @@ def read_manifest(path: Path, format_version: int) -> dict[str, Any]:
     return content
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path, verify_key: Path | None) -> Manifest:
     place = path / MANIFEST
-    content = read_manifest(path, FORMAT_VERSION)
+    content = read_manifest(path, FORMAT_VERSION, verify_key)
     try:
         manifest = Manifest.from_mapping(content, str(place))
     except ValueError as error:

@@ -109,9 +109,11 @@ class Catalogue:
 
     @classmethod
     def open(cls, path: Path, artifact: Artifact) -> "Catalogue":
-        """Verifies and maps a generation. Raises ArtifactError: damaged, or made for another model version."""
+        """Verifies and maps a generation. Raises ArtifactError: damaged, made for another model version, or not
+        signed where the version has to be."""
         try:
-            manifest = CatalogueManifest.from_mapping(read_manifest(path, FORMAT_VERSION), str(path))
+            content = read_manifest(path, FORMAT_VERSION, artifact.verify_key)
+            manifest = CatalogueManifest.from_mapping(content, str(path))
         except ArtifactError:
             raise
         except ValueError as error:

@@ -1,6 +1,7 @@
 """A compiled package beside a version, `<models>/<name>/derived/<version>/compiled/`: checked, then loaded.
 
-Such a package is machine code. Before any of it is loaded, its manifest must belong to this very version, to this torch
+Such a package is machine code. Before any of it is loaded, its manifest must be signed where the version's must, and
+belong to this very version, to this torch
 and to a CPU that has every instruction set of the one it was made on (another would die of an illegal instruction), and
 its bytes must be those that the manifest vouches for. Whether it answers rightly the scorer finds out.
 
@@ -82,7 +83,7 @@ def open_compiled(artifact: Artifact) -> tuple[CompiledManifest, bytes]:
     """The manifest and the package's bytes, if this process may run them. Raises ArtifactError with the reason."""
     path = folder_of(artifact)
     try:
-        manifest = CompiledManifest.from_mapping(read_manifest(path, FORMAT_VERSION), str(path))
+        manifest = CompiledManifest.from_mapping(read_manifest(path, FORMAT_VERSION, artifact.verify_key), str(path))
     except ArtifactError:
         raise
     except ValueError as error:

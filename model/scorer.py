@@ -84,12 +84,13 @@ class Scorer:
         return self.artifact.version
 
     @classmethod
-    def load(cls, path: Path, engine: EngineChoice = "auto") -> "Scorer":
+    def load(cls, path: Path, engine: EngineChoice = "auto", verify_key: Path | None = None) -> "Scorer":
         """Verifies an artifact, loads it and has it answer its golden requests. Raises ArtifactError.
+        With `verify_key`, a file of trusted keys, it and whatever is taken up beside it must be signed.
 
         `auto` takes a compiled package that holds, and else says why not (`engine_reason`; None where there is none);
         `compiled` refuses the artifact then; `torchscript` does not look for one."""
-        artifact = Artifact.open(path)
+        artifact = Artifact.open(path, verify_key)
         try:
             fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))
             encoder = FeatureEncoder(artifact.manifest.feed, fitted)

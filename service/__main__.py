@@ -2,8 +2,8 @@
 
 `python -m service replay` scores logged requests anew (service/replay.py); `python -m service key` makes an API key.
 
-In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in this process; several run under uvicorn's
-supervisor, which restarts one that dies, and share the listening socket and one folder of metrics.
+In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in this process; several run under a
+supervisor, which replaces one that dies, and share the listening socket and one folder of metrics.
 """
 
 import os
@@ -14,13 +14,16 @@ import tempfile
 from functools import partial
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from service import new_key
 from service.http_protocol import GuardedProtocol
 from service.request_log import logging_config
-from service.settings import read_settings
+from service.settings import Settings, read_settings
+from service.supervisor import Supervisor
 from service.worker import METRICS_FOLDER, make_app
+
+# What a worker may take to end once its requests have: it closes logs and waits for a model that is being loaded.
+END_SECONDS = 15.0
 
 
 def main() -> int:
@@ -54,7 +57,7 @@ def main() -> int:
     )
     # Left over from a parent, it would mix this service's metrics with another's.
     os.environ.pop(METRICS_FOLDER, None)
-    return _serve_here(config) if settings.workers == 1 else _serve_with_workers(config)
+    return _serve_here(config) if settings.workers == 1 else _serve_with_workers(config, settings)
 
 
 def _serve_here(config: uvicorn.Config) -> int:
@@ -67,12 +70,13 @@ def _serve_here(config: uvicorn.Config) -> int:
     return 0 if server.started else 1
 
 
-def _serve_with_workers(config: uvicorn.Config) -> int:
+def _serve_with_workers(config: uvicorn.Config, settings: Settings) -> int:
     # prometheus_client decides at import whether it writes to files, so the folder stands before any worker starts.
     with tempfile.TemporaryDirectory(prefix="feedrank-metrics-") as folder, config.bind_socket() as listener:
         os.environ[METRICS_FOLDER] = folder
-        Multiprocess(config, sockets=[listener]).run()
-    return 0
+        supervisor = Supervisor(config, [listener], settings.drain_seconds + settings.shutdown_seconds + END_SECONDS)
+        supervisor.run()
+    return supervisor.exit_status
 
 
 if __name__ == "__main__":

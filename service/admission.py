@@ -31,11 +31,11 @@ class Admission:
         self._largest = largest
         self._rate = FIRST_RATE
         self._bytes = FIRST_BYTES
-        self._in_flight = 0.0
+        self._in_flight = 0  # whole numbers: what was let in and has ended leaves nothing behind
         self._lock = threading.Lock()
 
     @property
-    def in_flight(self) -> float:
+    def in_flight(self) -> int:
         """Work that was let in and is not answered."""
         return self._in_flight
 
@@ -61,11 +61,11 @@ class Admission:
             self._in_flight += work
         return Ticket(self, work, len(body))
 
-    def _guessed(self, content_length: int | None) -> float:
+    def _guessed(self, content_length: int | None) -> int:
         guess = self._largest if content_length is None else min(content_length / self._bytes, self._largest)
-        return FIXED_WORK + guess
+        return FIXED_WORK + round(guess)
 
-    def _refuse_over(self, work: float) -> None:
+    def _refuse_over(self, work: int) -> None:
         if self._in_flight + work > max(self.limit, (self._threads + 1) * work):
             wait = self._in_flight / (self._threads * self._rate)
             raise Problem(
@@ -75,7 +75,7 @@ class Admission:
                 headers={"Retry-After": str(max(1, math.ceil(wait)))},
             )
 
-    def _change(self, work: float) -> None:
+    def _change(self, work: int) -> None:
         with self._lock:
             self._in_flight += work
 
@@ -92,14 +92,14 @@ class Admission:
 class Ticket:
     """A request that was let in. Release it once, whatever has become of it."""
 
-    def __init__(self, admission: Admission, work: float, content_length: int) -> None:
+    def __init__(self, admission: Admission, work: int, content_length: int) -> None:
         self._admission = admission
         self._content_length = content_length
         self._work = work
 
     def correct(self, candidates: int) -> None:
         """The body is parsed, and holds this many candidates."""
-        before, self._work = self._work, float(FIXED_WORK + candidates)
+        before, self._work = self._work, FIXED_WORK + candidates
         self._admission._change(self._work - before)
         if candidates:
             self._admission._learn_size(candidates, self._content_length)
@@ -111,4 +111,4 @@ class Ticket:
     def release(self) -> None:
         """The request is over."""
         self._admission._change(-self._work)
-        self._work = 0.0
+        self._work = 0

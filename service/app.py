@@ -62,6 +62,7 @@ class Service:
             poll_seconds=settings.poll_seconds,
             torch_threads=settings.torch_threads,
             engine=settings.engine,
+            verify_key=settings.verify_key,
         )
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
         self.admission = Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates)
@@ -69,7 +70,10 @@ class Service:
         self.ranking = Ranking(
             self.store, self.metrics, self.impressions, settings.max_candidates, settings.unknown_candidates
         )
+        # Readiness is off, and later no request is taken any more.
+        self.is_leaving = False
         self.is_draining = False
+        self._is_open = False
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/rank, as plain ASGI: what a framework's route costs is half of a small request."""
@@ -129,7 +133,7 @@ class Service:
     @property
     def unready_reason(self) -> str | None:
         """Why the service should get no traffic, None if it should."""
-        if self.is_draining:
+        if self.is_leaving or self.is_draining:
             return "the service is shutting down"
         if self.threads.is_stalled:
             return f"no scoring thread has made progress for {STALLED_SECONDS:g} s"
@@ -163,6 +167,7 @@ class Service:
             opens_at = time.monotonic() + settings.startup_seconds
             while not (self.store.has_looked or self.is_draining or time.monotonic() > opens_at):
                 await asyncio.sleep(0.02)
+            self._is_open = True
             yield
         finally:
             self.is_draining = True
@@ -179,10 +184,22 @@ class Service:
             self.metrics.flush()
 
     def _drain_on_signals(self) -> None:
-        """Turns readiness off at the first SIGTERM or Ctrl-C, then lets the server's own handler finish."""
+        """Turns readiness off at the first SIGTERM or Ctrl-C, then has the server's own handler finish: after SIGTERM
+        once those who watch readiness had time to send their requests elsewhere, or when another signal comes."""
+        loop = asyncio.get_running_loop()
+        seconds = self.settings.drain_seconds
 
         def install(number: signal.Signals, before: Callable[[int, FrameType | None], Any]) -> None:
+            def finish() -> None:
+                if not self.is_draining:
+                    self.is_draining = True
+                    before(number, None)
+
             def drain(received: int, frame: FrameType | None) -> None:
+                is_first, self.is_leaving = not self.is_leaving, True
+                if is_first and self._is_open and seconds and number == signal.SIGTERM:
+                    loop.call_soon_threadsafe(loop.call_later, seconds, finish)
+                    return
                 self.is_draining = True
                 before(received, frame)
 

@@ -36,7 +36,8 @@ class CatalogueWatch:
         for place in reversed(generations):
             if int(place.name) <= _generation(scorer):
                 break
-            state = fingerprint(sorted(place.glob("*")))
+            keys = [] if scorer.artifact.verify_key is None else [scorer.artifact.verify_key]
+            state = fingerprint([*sorted(place.glob("*")), *keys])
             if self._refused.get(place) != state and not self._try(scorer, place):
                 self._refused[place] = state
         manifest = None if scorer.catalogue is None else scorer.catalogue.manifest

@@ -47,7 +47,14 @@ class VersionState:
 class ModelFamily:
     """The versions of one model. `refresh` is called by one thread; the attributes are read by all."""
 
-    def __init__(self, models: Path, name: str, metrics: Metrics, engine: EngineChoice = "auto") -> None:
+    def __init__(
+        self,
+        models: Path,
+        name: str,
+        metrics: Metrics,
+        engine: EngineChoice = "auto",
+        verify_key: Path | None = None,
+    ) -> None:
         self.name = name
         self.served: ServedModel | None = None
         self.states: dict[int, VersionState] = {}
@@ -56,6 +63,7 @@ class ModelFamily:
         self._folder = models / name
         self._metrics = metrics
         self._engine: EngineChoice = engine
+        self._verify_key = verify_key
         self._tried: dict[int, Fingerprint] = {}
         self._derived_tried: Fingerprint | None = None
         self._doubted: Scorer | None = None
@@ -120,7 +128,7 @@ class ModelFamily:
         self.states = {**self.states, version: VersionState("loading")}
         derived = self._derived(version)
         try:
-            scorer = Scorer.load(self._folder / str(version), self._engine)
+            scorer = Scorer.load(self._folder / str(version), self._engine, self._verify_key)
             value_models = self._value_models_for(scorer)
             self._catalogue.refresh(scorer)  # before it is served: who asks by ids alone meets a catalogue
         except Exception as error:  # whatever a published folder holds, the version before it serves on
@@ -164,7 +172,7 @@ class ModelFamily:
         if self._engine == "torchscript":
             return
         try:
-            scorer = Scorer.load(served.scorer.artifact.path, self._engine)
+            scorer = Scorer.load(served.scorer.artifact.path, self._engine, self._verify_key)
         except Exception as error:  # as in _try_version
             fields = {"model": self.name, "model_version": served.scorer.version}
             _log.error(
@@ -195,7 +203,9 @@ class ModelFamily:
             _log.warning("golden requests hold after a score that was not finite", extra={"fields": fields})
 
     def _derived(self, version: int) -> Fingerprint:
-        return fingerprint(sorted((self._folder / "derived" / str(version) / "compiled").glob("*")))
+        files = sorted((self._folder / "derived" / str(version) / "compiled").glob("*"))
+        # Other keys may vouch for what was refused before.
+        return fingerprint(files if self._verify_key is None else [*files, self._verify_key])
 
     def _ready(self, scorer: Scorer) -> VersionState:
         reason = self._golden_error or scorer.engine_reason

@@ -34,12 +34,14 @@ class ModelStore:
         poll_seconds: float,
         torch_threads: int,
         engine: EngineChoice = "auto",
+        verify_key: Path | None = None,
     ) -> None:
         self._models = models
         self._metrics = metrics
         self._poll_seconds = poll_seconds
         self._torch_threads = torch_threads
         self._engine: EngineChoice = engine
+        self._verify_key = verify_key
         self._families: dict[str, ModelFamily] = {}
         self._folder_error: str | None = None
         self._has_looked = threading.Event()
@@ -70,7 +72,7 @@ class ModelStore:
             self._folder_error = f"the models folder cannot be read ({error.strerror})"
         for name in dict.fromkeys([*self._families, *names]):
             if name not in self._families:
-                family = ModelFamily(self._models, name, self._metrics, self._engine)
+                family = ModelFamily(self._models, name, self._metrics, self._engine, self._verify_key)
                 self._families = {**self._families, name: family}
             self._families[name].refresh()
         self._has_looked.set()

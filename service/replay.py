@@ -98,6 +98,7 @@ def main(arguments: Sequence[str]) -> int:
             options.models,
             model=options.model,
             version=options.version,
+            verify_key=options.verify_key,
             value_models=options.value_models,
             value_model=options.value_model,
         )
@@ -203,6 +204,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--value-model", metavar="NAME", help="the one of them to score by (default: of the name in the log)"
+    )
+    parser.add_argument(
+        "--verify-key", type=Path, metavar="FILE", help="read only what an Ed25519 public key of this file has signed"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to this file too")
     parser.add_argument("--show-ids", action="store_true", help="name requests and candidates that moved most")

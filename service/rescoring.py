@@ -40,6 +40,7 @@ class Rescoring:
         *,
         model: str | None = None,
         version: int | None = None,
+        verify_key: Path | None = None,
         value_models: Path | None = None,
         value_model: str | None = None,
     ) -> None:
@@ -48,10 +49,11 @@ class Rescoring:
         if version is not None and version not in published:
             known = ", ".join(map(str, published))
             raise ValueError(f"{models / self.model}: no version {version}; published: {known}")
-        self._scorer = None if version is None else Scorer.load(models / self.model / str(version))
+        place = models / self.model / str(version)
+        self._scorer = None if version is None else Scorer.load(place, verify_key=verify_key)
         # Logged answers are combined by value models that fit the newest version.
         newest = models / self.model / str(published[-1])
-        self._schema = Artifact.open(newest).manifest.feed if self._scorer is None else self._scorer.schema
+        self._schema = Artifact.open(newest, verify_key).manifest.feed if self._scorer is None else self._scorer.schema
         file = value_models or models / self.model / FILE_NAME
         if value_models is None and not file.exists():
             self._value_models = ValueModels.built_in(self._schema)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model.signature import TrustedKeys
 from service.keys import KeyFile
 
 PREFIX = "FEEDRANK_"
@@ -35,6 +36,9 @@ class Settings(BaseModel):
     )
     keys_file: Path | None = Field(
         None, description="YAML file of API keys; without one scoring and metrics are open and the admin API is off"
+    )
+    verify_key: Path | None = Field(
+        None, description="PEM file of Ed25519 public keys; serve only what one of them has signed"
     )
     tls_certificate: Path | None = Field(None, description="PEM certificate chain: serve HTTPS; read at the start")
     tls_key: Path | None = Field(None, description="PEM private key of --tls-certificate, without a passphrase")
@@ -60,7 +64,10 @@ class Settings(BaseModel):
     startup_seconds: float = Field(
         60.0, ge=0, description="seconds that the first load may take before the port opens all the same"
     )
-    shutdown_seconds: int = Field(30, ge=0, description="seconds that running requests get to finish after SIGTERM")
+    drain_seconds: float = Field(
+        5.0, ge=0, le=600, description="seconds after SIGTERM with readiness off and requests still answered"
+    )
+    shutdown_seconds: int = Field(30, ge=0, description="seconds that running requests get to finish after those")
     header_seconds: float = Field(10.0, gt=0, le=3600, description="seconds that the headers of a request may take")
     header_bytes: int = Field(32 * 1024, ge=1024, description="largest headers of a request, in bytes")
     body_seconds: float = Field(10.0, gt=0, le=3600, description="seconds that the body of a request may take")
@@ -111,6 +118,8 @@ def _check_files(settings: Settings) -> None:
     """Reads what the service reads at its start, so that a wrong file ends the program and not every worker."""
     if settings.keys_file is not None:
         KeyFile.from_yaml(settings.keys_file)
+    if settings.verify_key is not None:
+        TrustedKeys(settings.verify_key)
     certificate, key, authorities = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
     if (certificate is None) != (key is None):
         raise ValueError("--tls-certificate and --tls-key go together; give both or neither")

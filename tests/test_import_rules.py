@@ -23,9 +23,9 @@ TORCHREC = ("torchrec", "fbgemm_gpu")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "model": (),
     "training": ("model",),
-    "service": tuple(
-        f"model.{name}"
-        for name in ("schema", "features", "calibration", "value_model", "artifact", "scorer", "strict_yaml")
+    "service": (
+        *("model.schema", "model.features", "model.calibration", "model.value_model", "model.artifact", "model.scorer"),
+        *("model.signature", "model.strict_yaml"),
     ),
     "deploy": ("service.metrics", "training.simulate"),
 }

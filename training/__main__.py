@@ -10,6 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model.signature import SigningKey
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,16 +93,24 @@ def _parser() -> argparse.ArgumentParser:
         help="report what that changes for every value of this column of the data; may be given again",
     )
     command.add_argument("--catalogue", type=Path, metavar="ITEMS", help="also build its catalogue of these items")
+    _add_sign_key(command)
     command.set_defaults(run=_export)
 
     command = commands.add_parser("compile", help="compile a published version for CPUs of this host's kind")
     command.add_argument("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
+    _add_sign_key(command)
     command.set_defaults(run=_compile)
 
     command = commands.add_parser("catalogue", help="build, or refresh, the catalogue of a published version's items")
     command.add_argument("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
     command.add_argument("items", type=Path, metavar="ITEMS", help="Parquet file: id and every candidate feature")
+    _add_sign_key(command)
     command.set_defaults(run=_catalogue)
+
+    command = commands.add_parser("sign", help="sign a published version, compiled package or catalogue")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that holds its manifest.json")
+    command.add_argument("--key", type=Path, required=True, help="Ed25519 private key, PEM")
+    command.set_defaults(run=_sign)
 
     command = commands.add_parser("compare", help="compare networks over seeds and datasets, and report")
     command.add_argument("experiment", type=Path, metavar="EXPERIMENT")
@@ -120,6 +132,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--report", action="store_true", help="train nothing, report the cells that are finished")
     command.set_defaults(run=_images)
     return parser
+
+
+def _add_sign_key(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--sign-key", type=Path, metavar="FILE", help="sign it by this Ed25519 private key, PEM")
 
 
 # Commands import what they need when they run: `--help` and light commands do not wait for torch and torchrec.
@@ -172,6 +188,7 @@ def _export(options: argparse.Namespace) -> None:
         calibration=options.calibrate,
         segment_by=options.segment_by,
         items=options.catalogue,
+        sign_key=_signing_key(options),
     )
     print(version)
     if options.compile:
@@ -182,13 +199,26 @@ def _export(options: argparse.Namespace) -> None:
 def _compile(options: argparse.Namespace) -> None:
     from training.compile import compile_version
 
-    print(compile_version(options.version))
+    print(compile_version(options.version, _signing_key(options)))
 
 
 def _catalogue(options: argparse.Namespace) -> None:
     from training.catalogue import build_catalogue
 
-    print(build_catalogue(options.version, options.items))
+    print(build_catalogue(options.version, options.items, _signing_key(options)))
+
+
+def _sign(options: argparse.Namespace) -> None:
+    from model.signature import SigningKey
+    from training.sign import sign
+
+    print(sign(options.folder, SigningKey(options.key)))
+
+
+def _signing_key(options: argparse.Namespace) -> "SigningKey | None":
+    from model.signature import SigningKey
+
+    return None if options.sign_key is None else SigningKey(options.sign_key)
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -29,7 +29,9 @@ from model.catalogue import FORMAT_VERSION, Catalogue, SumsDtype, Widths, folder
 from model.columns import Column
 from model.features import FeatureEncoder
 from model.scorer import COMPILED_TOLERANCE, Scorer, block_tensors
+from model.signature import SigningKey
 from training.data import column_from_arrow
+from training.sign import sign
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +113,8 @@ class _Items:
             raise ValueError(f"{self.path}: row group {group}: cannot be read ({str(error).splitlines()[0]})") from None
 
 
-def build_catalogue(version: Path, items: Path) -> Path:
-    """Publishes the next generation of a version's catalogue and returns its folder.
+def build_catalogue(version: Path, items: Path, sign_key: SigningKey | None = None) -> Path:
+    """Publishes the next generation of a version's catalogue, signed if a key is given, and returns its folder.
 
     Raises ValueError for items that do not fit the version's schema, an id that two items have, or a full disk."""
     torch.set_num_threads(1)
@@ -123,6 +125,8 @@ def build_catalogue(version: Path, items: Path) -> Path:
         manifest = _write_checked(scorer, source, folder)
         final = family / str(max(generations(family), default=0) + 1)
         write_manifest(folder, {**manifest, "generation": int(final.name)})
+        if sign_key is not None:
+            sign(folder, sign_key)
         for file in (*folder.iterdir(), folder):
             sync(file)
         folder.rename(final)  # over the generation of a faster build this fails, for that folder is not empty

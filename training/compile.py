@@ -37,6 +37,8 @@ from model.compiled import (
 from model.ranker import Answers, CandidateAnswers, Network, NetworkConfig, SumsAnswers, row_width
 from model.scorer import COMPILED_TOLERANCE, Scorer, block_tensors, disagreement
 from model.scoring_network import ScoringNetwork
+from model.signature import SigningKey
+from training.sign import sign
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +58,9 @@ BFLOAT16_SETS = ("avx512_bf16", "amx_bf16", "bf16", "svebf16")
 Answer = Callable[[Tensor, Tensor], Tensor]
 
 
-def compile_version(version: Path) -> Path:
-    """Makes and publishes the compiled package of a version, in place of one that is there; returns its folder.
+def compile_version(version: Path, sign_key: SigningKey | None = None) -> Path:
+    """Makes and publishes the compiled package of a version, in place of one that is there, signed if a key is given;
+    returns its folder.
 
     Raises ValueError where there is no compiler, or nothing worth publishing comes out."""
     compiler = os.environ.get("CXX", "g++")
@@ -93,7 +96,7 @@ def compile_version(version: Path) -> Path:
         raise ValueError(f"{version}: not faster than TorchScript on this host, nothing published: {cpu_ms}")
     files = _compile_sums(scorer, fastest, rows_ND, sums_1F, cpu_ms)
     package = _packed({BY_COLUMNS: candidates[fastest], BY_SUMS: files})
-    path = _publish(scorer, fastest, package, sorted(sets), cpu_ms)
+    path = _publish(scorer, fastest, package, sorted(sets), cpu_ms, sign_key)
     log.info("published %s; CPU ms by number of candidates: %s", path, cpu_ms)
     return path
 
@@ -192,7 +195,12 @@ def _cpu_ms(answers: dict[str, Answer], rows_ND: Tensor, sums_1F: Tensor) -> dic
 
 
 def _publish(
-    scorer: Scorer, dtype: Dtype, package: bytes, sets: list[str], cpu_ms: dict[str, dict[str, float]]
+    scorer: Scorer,
+    dtype: Dtype,
+    package: bytes,
+    sets: list[str],
+    cpu_ms: dict[str, dict[str, float]],
+    sign_key: SigningKey | None,
 ) -> Path:
     final = folder_of(scorer.artifact)
     with hidden_folder(final.parent) as folder:
@@ -213,6 +221,8 @@ def _publish(
             "files": {PACKAGE: file_entry(folder / PACKAGE)},
         }
         write_manifest(folder, content)
+        if sign_key is not None:
+            sign(folder, sign_key)
         for file in (*folder.iterdir(), folder):
             sync(file)
         if final.exists():

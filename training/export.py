@@ -23,6 +23,7 @@ from model.features import EncodedBlock, FeatureEncoder
 from model.ranker import Ranker, ScoringModule, to_torchscript, write_torchscript
 from model.schema import BinaryTask, Feature, FeedSchema
 from model.scorer import Scorer, block_tensors
+from model.signature import SigningKey
 from model.tables import StackedTables, set_tables
 from training.calibration import Kind as CalibrationKind
 from training.calibration import calibrate
@@ -30,6 +31,7 @@ from training.catalogue import build_catalogue
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
 from training.run import Run, library_versions, read_json
+from training.sign import sign
 from training.validation import predict
 
 log = logging.getLogger(__name__)
@@ -54,11 +56,13 @@ def export(
     calibration: CalibrationKind | None = None,
     segment_by: Sequence[str] = (),
     items: Path | None = None,
+    sign_key: SigningKey | None = None,
 ) -> Path:
     """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder.
 
     With `calibration` its binary tasks are calibrated (training/calibration.py), and the manifest says what that
-    changed, also by the values of the columns `segment_by`. With `items`, its catalogue is there before it is."""
+    changed, also by the values of the columns `segment_by`. With `items`, its catalogue is there before it
+    is. With `sign_key`, both are signed."""
     summary = run.summary()
     torch.set_num_threads(run.config.threads)
     ranker = run.best_ranker()
@@ -91,7 +95,9 @@ def export(
         Scorer.load(folder, engine="torchscript")
         if items is not None:
             # Before the version can be seen: who asks by ids alone is not refused while its catalogue is being built.
-            build_catalogue(folder, items)
+            build_catalogue(folder, items, sign_key)
+        if sign_key is not None:
+            sign(folder, sign_key)
 
     path = publish(
         models,

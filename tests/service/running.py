@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 90.0  # importing torch on a busy machine takes most of it
@@ -26,7 +28,8 @@ class RunningService:
     """Use as a context manager; on leaving, what still runs is killed."""
 
     def __init__(self, models: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "service", "--models", str(models), "--port", "0", "--poll-seconds", "0.1"]
+        command = [sys.executable, "-m", "service", "--models", str(models), "--port", "0"]
+        command += ["--poll-seconds", "0.1", "--drain-seconds", "0"]
         # A session of its own, so that a test can do what Ctrl-C in a terminal does: signal the whole group.
         self.process = subprocess.Popen(
             [*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -73,6 +76,23 @@ class RunningService:
         status = self.process.wait(timeout=START_SECONDS)
         self._reader.join()
         return status
+
+    def workers(self) -> set[int]:
+        """The processes of several workers that are alive; uvicorn's children are these and a resource tracker."""
+        found = set()
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.Error):  # it has just ended
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.add(child.pid)
+        return found
+
+    def wait_workers(self, number: int, *, besides: Iterable[int] = ()) -> Self:
+        """Waits until the supervisor knows of so many workers that serve, `besides` left out."""
+        self.wait_for(lambda: len(self._serving() & self.workers() - set(besides)) == number)
+        return self
+
+    def _serving(self) -> set[int]:
+        return {line["pid"] for line in self.log_lines("feedrank.workers") if line["message"] == "worker serves"}
 
     def log_lines(self, logger: str) -> list[dict[str, Any]]:
         """The parsed log lines of one logger; a line that is not JSON is a fault."""

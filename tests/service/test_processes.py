@@ -166,18 +166,14 @@ def test_a_killed_worker_is_replaced_and_its_requests_stay_counted(tmp_path: Pat
     key = "ranking_candidates_per_request_count", frozenset[tuple[str, str]]()
     with RunningService(tmp_path, "--workers", "2", "--threads", "1") as service:
         service.wait_ready()
-        before = {child.pid for child in psutil.Process(service.process.pid).children()}
+        before = service.workers()
         _answer(service)
         assert _samples(service.client)[key] == 1
         service.client.close()
-        # uvicorn's children are its workers and the resource tracker of multiprocessing.
-        workers = {pid for pid in before if "spawn_main" in " ".join(psutil.Process(pid).cmdline())}
-        victim = min(workers)
+        victim = min(before)
         os.kill(victim, signal.SIGKILL)
         service.client = httpx.Client(base_url=service.client.base_url, timeout=30, trust_env=False)
-        service.wait_for(
-            lambda: len({c.pid for c in psutil.Process(service.process.pid).children()} - {victim}) == len(before)
-        )
+        service.wait_for(lambda: len(service.workers() - {victim}) == len(before))
         service.wait_ready()
         assert _samples(service.client)[key] == 1
 

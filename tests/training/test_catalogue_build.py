@@ -11,6 +11,7 @@ import torch
 
 from model.artifact import versions
 from model.scorer import Scorer, block_tensors
+from model.signature import SigningKey
 from tests.artifacts import publish_artifact
 from tests.items import Items, tiny_items, values_of, write_items
 from training import catalogue as catalogue_module
@@ -137,8 +138,8 @@ def test_export_has_the_catalogue_ready_before_the_version_can_be_seen(
     models = tmp_path / "models"
     seen: list[list[int]] = []
 
-    def watched(version: Path, items: Path) -> Path:
-        built = build_catalogue(version, items)
+    def watched(version: Path, items: Path, sign_key: SigningKey | None) -> Path:
+        built = build_catalogue(version, items, sign_key)
         seen.append(versions(models, "clips"))
         return built
 

@@ -14,12 +14,15 @@ import torch
 from model.artifact import MANIFEST, ArtifactError, write_manifest
 from model.compiled import PACKAGE
 from model.scorer import COMPILED_TOLERANCE, Scorer, disagreement
+from model.signature import SIGNATURE, SigningKey
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.items import tiny_items, values_of, write_items
+from tests.key_pairs import key_pair
 from tests.service.in_process import client_of, sample
 from training import compile as compile_module
 from training.catalogue import build_catalogue
 from training.compile import compile_version
+from training.sign import sign
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not there; compiling takes it")
 
@@ -31,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         # Trying out every kernel for products this small takes most of the time and changes nothing that is tested.
         patch.setitem(compile_module.SETTINGS, "max_autotune", False)
-        compile_version(publish_artifact(folder))
+        compile_version(publish_artifact(folder), SigningKey(key_pair(folder)[0]))
     return folder
 
 
@@ -143,6 +146,18 @@ def test_a_package_that_may_not_run_is_refused_and_torchscript_serves(
     assert scorer.engine == "torchscript"
     assert reason in (scorer.engine_reason or "")
     assert np.isfinite(scorer.score_values(TINY_REQUEST["user"], features_of(4), 4)).all()
+
+
+@pytest.mark.slow
+def test_a_package_has_to_be_signed_where_its_version_has(models: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(models, tmp_path / "models"))
+    version, public = copy / "tiny" / "1", copy / "mine.pub"
+    sign(version, SigningKey(copy / "mine.pem"))
+    assert Scorer.load(version, "compiled", public).engine == "compiled"
+    (copy / "tiny" / "derived" / "1" / "compiled" / SIGNATURE).unlink()
+    with pytest.raises(ArtifactError, match=r"compiled/manifest\.sig: missing"):
+        Scorer.load(version, "compiled", public)
+    assert Scorer.load(version, "auto", public).engine == "torchscript"
 
 
 @pytest.mark.slow

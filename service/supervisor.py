@@ -1,0 +1,99 @@
+"""The parent of several workers: keeps as many alive as were asked for, and ends with them.
+
+In: uvicorn's configuration and the listening socket. Out: worker processes, and the exit status. uvicorn's own
+supervisor, with what a night needs on top: a worker that had served is replaced at once, one that dies before it serves
+is started again after a pause that doubles, one that answers no ping is killed, and none can hold up the end.
+"""
+
+import logging
+import time
+from socket import socket
+
+from uvicorn import Config
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
+
+from service.request_log import LOGGER
+
+MOST_PAUSE_SECONDS = 30.0
+# Until a worker can answer a ping it imports; on a busy machine with many workers that takes its time.
+_START_SECONDS = 60.0
+
+_log = logging.getLogger(f"{LOGGER}.workers")
+
+
+class Supervisor(Multiprocess):
+    """`end_seconds` is what a worker gets between SIGTERM and SIGKILL."""
+
+    def __init__(self, config: Config, sockets: list[socket], end_seconds: float) -> None:
+        super().__init__(config, sockets)
+        self.exit_status = 0
+        self._end_seconds = end_seconds
+        self._failures = 0  # starts in a row that came to nothing
+        self._first_seen: dict[Process, float] = {}
+        self._has_served: set[Process] = set()
+        self._replace_at: dict[Process, float] = {}
+
+    def keep_subprocess_alive(self) -> None:
+        """One look at every worker."""
+        for index, process in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            if process in self._replace_at:
+                if time.monotonic() >= self._replace_at[process]:
+                    del self._replace_at[process]
+                    self._replace(index)
+            elif not self._is_well(process):
+                process.kill()
+                process.join()
+                self._bury(index, process)
+
+    def join_all(self) -> None:
+        """Waits for every worker, by force where one does not end."""
+        deadline = time.monotonic() + self._end_seconds
+        for process in self.processes:
+            process.process.join(max(0.0, deadline - time.monotonic()))
+            if process.process.is_alive():
+                _log.error("worker does not end; killed", extra={"fields": {"pid": process.pid}})
+                process.process.kill()
+                process.process.join()
+
+    def _is_well(self, process: Process) -> bool:
+        if not process.process.is_alive():
+            return False
+        patience = self.config.timeout_worker_healthcheck
+        if process in self._has_served:
+            return process.ping(patience)
+        first_seen = self._first_seen.setdefault(process, time.monotonic())
+        if process.is_ready(patience):
+            self._has_served.add(process)
+            self._failures = 0
+            _log.info("worker serves", extra={"fields": {"pid": process.pid}})
+            return True
+        return time.monotonic() - first_seen < _START_SECONDS or process.ping(patience)
+
+    def _bury(self, index: int, process: Process) -> None:
+        fields = {"pid": process.pid, "exit_status": process.exitcode}
+        self._first_seen.pop(process, None)
+        if process in self._has_served:
+            self._has_served.remove(process)
+            _log.error("worker died; another takes its place", extra={"fields": fields})
+            self._replace(index)
+        elif process.exitcode == STARTUP_FAILURE and not self._has_served:
+            _log.error("worker cannot start, nor could another", extra={"fields": fields})
+            self.exit_status = 1
+            self.should_exit.set()
+        else:
+            pause = min(MOST_PAUSE_SECONDS, 2.0**self._failures)
+            self._failures += 1
+            self._replace_at[process] = time.monotonic() + pause
+            _log.error(
+                "worker died before it served; another starts after a pause",
+                extra={"fields": {**fields, "failed_starts": self._failures, "pause_seconds": pause}},
+            )
+
+    def _replace(self, index: int) -> None:
+        process = Process(self.config, self.sockets)
+        process.start()
+        self.processes[index] = process

@@ -1,0 +1,31 @@
+"""How much of everything: a short form that `make test` runs, and with FEEDRANK_RELIABILITY=long the whole measure."""
+
+import os
+from dataclasses import dataclass
+
+VARIABLE = "FEEDRANK_RELIABILITY"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of what is done, and seconds."""
+
+    swaps: int = 3
+    overload_seconds: float = 2.0
+    kills: int = 2
+    rolls: int = 2
+    damages: int = 100
+    soak_rounds: int = 3
+    soak_round_seconds: float = 0.5
+
+
+def _sizes() -> Sizes:
+    given = os.environ.get(VARIABLE, "short")
+    if given not in ("short", "long"):
+        raise ValueError(f"{VARIABLE} is '{given}'; it is 'short' or 'long'")
+    if given == "short":
+        return Sizes()
+    return Sizes(swaps=20, overload_seconds=60, kills=20, rolls=20, damages=1000, soak_rounds=60, soak_round_seconds=10)
+
+
+SIZES = _sizes()
