@@ -19,6 +19,7 @@ FIRST_RATE = 20_000.0
 FIRST_BYTES = 50.0
 # The share of the newest request in what is remembered.
 _NEWEST = 0.05
+_MOST_SURPRISE = 4.0
 
 
 class Admission:
@@ -85,8 +86,12 @@ class Admission:
 
     def _learn_rate(self, work: float, seconds: float) -> None:
         with self._lock:
+            # One request that met a cold process, or a busy machine, is no measure: it may count for a few times longer
+            # than was expected, and only where requests go on like that does the rate fall with them.
+            expected = work / self._rate
+            seconds = min(seconds, _MOST_SURPRISE * expected)
             # Of times, not of rates: those are what adds up.
-            self._rate = 1 / ((1 - _NEWEST) / self._rate + _NEWEST * seconds / work)
+            self._rate = work / ((1 - _NEWEST) * expected + _NEWEST * seconds)
 
 
 class Ticket:

@@ -13,7 +13,8 @@ from tests.reliability.load import BROKEN, Load, Truth, ask, metric
 from tests.reliability.sizes import SIZES
 from tests.service.running import RunningService
 
-TWO_WORKERS = ("--workers", "2", "--threads", "1")
+# A queue without a bound: how busy this machine is besides must not decide what is shed.
+TWO_WORKERS = ("--workers", "2", "--threads", "1", "--queue-seconds", "60")
 
 
 def test_a_swap_fails_no_request_and_every_answer_is_of_one_version(tmp_path: Path) -> None:

@@ -62,6 +62,17 @@ def test_an_honest_wait_is_longer_when_the_threads_are_slower() -> None:
     assert raised.value.headers["Retry-After"] == "9"
 
 
+def test_one_slow_request_does_not_close_the_door() -> None:
+    """The first of a cold process may take seconds; those after it must not be shed for that."""
+    admission = Admission(threads=1, seconds=0.1, largest=2000)
+    before = admission.limit
+    admission.admit(body_of(1)).scored(5.0)
+    assert admission.limit > 0.8 * before
+    for _ in range(200):
+        admission.admit(body_of(1)).scored(5.0)  # and where it stays so slow, they are
+    assert admission.limit < 0.01 * before
+
+
 def test_the_guess_follows_the_bodies_that_were_seen() -> None:
     admission = Admission(threads=1, seconds=10, largest=2000)
     body = bytes(30_000)
