@@ -66,10 +66,11 @@ def test_one_slow_request_does_not_close_the_door() -> None:
     """The first of a cold process may take seconds; those after it must not be shed for that."""
     admission = Admission(threads=1, seconds=0.1, largest=2000)
     before = admission.limit
-    admission.admit(body_of(1)).scored(5.0)
+    ticket = admission.admit(body_of(1))
+    ticket.scored(5.0)
     assert admission.limit > 0.8 * before
-    for _ in range(200):
-        admission.admit(body_of(1)).scored(5.0)  # and where it stays so slow, they are
+    for _ in range(200):  # and where it stays so slow, they are
+        ticket.scored(5.0)
     assert admission.limit < 0.01 * before
 
 
