@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import answers
+from service.admin import admin_routes
 from service.admission import Admission
 from service.authorize import Authorize
 from service.errors import Fault, Problem, refusal
@@ -211,6 +213,7 @@ def create_app(settings: Settings) -> ASGIApp:
     app.router.routes.append(Route(RANK, _Application(service.rank), methods=["POST"]))
     open_inference = OpenInference(service, app.title, app.version)
     app.include_router(open_inference.router())
+    app.include_router(admin_routes(service.store, partial(_read_body_in_time, seconds=settings.body_seconds)))
     for path in (INFER, INFER_VERSION):
         app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))
 

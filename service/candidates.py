@@ -16,7 +16,7 @@ from model.features import Column
 from model.schema import FeedSchema, IdListFeature
 from model.scorer import NamedCandidates
 from service.errors import FAULTS_SHOWN, Fault, Problem
-from service.model_family import ServedModel
+from service.loaded_version import ServedModel
 from service.wire import Question
 
 UnknownCandidates = Literal["refuse", "defaults"]

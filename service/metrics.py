@@ -38,6 +38,7 @@ ENDPOINTS = (
     *SCORING,
     "/v1/models",
     "/v1/models/{name}",
+    "/v1/admin/models/{name}/labels",
     "/healthz",
     "/readyz",
     "/metrics",
@@ -73,6 +74,8 @@ LOAD_RESULTS = (
     "value_models_refused",
     "catalogue_ready",
     "catalogue_refused",
+    "labels_ready",
+    "labels_refused",
 )
 # Known, known with features of the request before the catalogue's, unknown with features of its own, nothing known.
 LOOKUP_RESULTS = ("known", "overridden", "inline", "unknown")
@@ -172,11 +175,11 @@ class Metrics:
             "ranking_requests_rejected", "Requests that the service refused to score", ["reason"], registry=registry
         )
         self.loads = Counter(
-            "ranking_model_load", "Model versions and value-model files tried", ["result"], registry=registry
+            "ranking_model_load", "Model versions and files beside them tried", ["result"], registry=registry
         )
         self.info = Gauge(
             "ranking_model_info",
-            "1 for a model version that is served, 0 for one that was",
+            "1 for a model version that is loaded, 0 for one that was",
             ["model", "version", "engine"],
             registry=registry,
             multiprocess_mode="livemax",

@@ -20,8 +20,8 @@ from service.candidates import UnknownCandidates
 from service.errors import Fault, Problem
 from service.explain import explain
 from service.impression_log import ImpressionLog
+from service.loaded_version import ServedModel
 from service.metrics import Metrics
-from service.model_family import ServedModel
 from service.model_store import ModelStore
 from service.request_log import LOGGER, RequestRecord
 
@@ -57,7 +57,7 @@ class Ranking:
             question = wire.parse(document, most)
         record.request_id = question.request_id or record.request_id
         wire.check_count(question, most)
-        model = self.store.find(question.model, question.version)
+        model = self.store.find(question.model, question.version, record.request_id)
         name = self.chosen(model, question.value_model, "value_model", record)
         record.know_candidates(len(question.ids))
         request_columns, candidate_columns = wire.columns(question, model.scorer.encoder)
