@@ -41,6 +41,7 @@ from service.ranking import TIMEOUT_HEADER, Ranking, check_deadline, deadline_pa
 from service.request_log import LOGGER, RequestRecord
 from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
+from service.shadow import ShadowScoring
 
 # How old the histograms may be that another worker reads for a scrape.
 _FLUSH_SECONDS = 0.5
@@ -68,8 +69,14 @@ class Service:
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
         self.admission = Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates)
         self.impressions = _impression_log(settings, self.metrics)
+        self.shadow = ShadowScoring(self.store, self.metrics, settings.shadow_sample, lambda: self.threads.is_full)
         self.ranking = Ranking(
-            self.store, self.metrics, self.impressions, settings.max_candidates, settings.unknown_candidates
+            self.store,
+            self.metrics,
+            self.impressions,
+            self.shadow,
+            settings.max_candidates,
+            settings.unknown_candidates,
         )
         self.is_draining = False
 
@@ -100,6 +107,7 @@ class Service:
             await send({"type": "http.response.body", "body": reply.body})
             if self.impressions is not None:
                 self.impressions.offer(record)
+            self.shadow.offer(record)
             return
         if problem.reason is not None:
             self.metrics.rejected.labels(problem.reason).inc()
@@ -160,6 +168,7 @@ class Service:
         flushing = asyncio.create_task(self._flush_metrics())
         if self.impressions is not None:
             self.impressions.start()
+        self.shadow.start()
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
@@ -173,6 +182,7 @@ class Service:
             self.metrics.flush()
             if self.impressions is not None:
                 await asyncio.to_thread(self.impressions.stop)
+            await asyncio.to_thread(self.shadow.stop)
             await asyncio.to_thread(self.store.stop)
 
     async def _flush_metrics(self) -> None:

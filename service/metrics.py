@@ -30,6 +30,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from model.schema import FeedSchema, NumberFeature
 from model.scorer import Scored
+from service.shadow_metrics import ShadowMetrics
 
 RANK = "/v1/rank"
 INFER = "/v2/models/{name}/infer"
@@ -250,6 +251,7 @@ class Metrics:
             "Oldest files of the impression log, removed to keep it within its bound",
             registry=registry,
         )
+        self.shadow = ShadowMetrics(registry)
         for result in IMPRESSION_RESULTS:
             self.impressions.labels(result)
         for endpoint in ENDPOINTS:

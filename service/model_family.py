@@ -178,6 +178,9 @@ class ModelFamily:
         kept = {version: loaded for version, loaded in self._loaded.items() if version in needed}
         served = {str(version): loaded.served for version, loaded in kept.items()}
         self.serving = Serving(served[str(default)], served, labels)
+        if labels.shadow is not None:
+            scorer = served[str(labels.shadow)].scorer
+            self._metrics.shadow.know(self.name, scorer.version, scorer.tasks)
         for version in self._loaded.keys() - needed:
             self._loaded[version].retire()
         self._loaded = kept

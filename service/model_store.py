@@ -20,7 +20,7 @@ import torch
 from model.artifact import model_names
 from model.scorer import EngineChoice
 from service.errors import Fault, Problem
-from service.labels import Labels
+from service.labels import SHADOW, Labels
 from service.loaded_version import ServedModel
 from service.metrics import Metrics
 from service.model_family import ModelFamily
@@ -108,6 +108,11 @@ class ModelStore:
             rule = f"this version of model '{name}' is not loaded; loaded: {loaded}"
             raise Problem(404, rule, faults=[Fault("version", rule)])
         return model
+
+    def shadow_of(self, model: ServedModel) -> ServedModel | None:
+        """The shadow version beside a model, None where there is none or the model is not what is served by default."""
+        serving = self._families[model.name].serving
+        return None if serving is None or serving.default is not model else serving.labelled(SHADOW)
 
     def set_labels(self, name: str, labels: Labels) -> dict[str, Any]:
         """Writes the labels of a model, takes them up and returns its entry; the work is the polling thread's, which

@@ -97,6 +97,8 @@ class OpenInference:
                 record,
                 deadline,
             )
+            columns = (request_columns, candidate_columns)
+            service.shadow.take(record, model, value_model, columns, None, scored.answers_NT, score_N)
             with np.errstate(over="ignore"):
                 score = score_N.astype(np.float32)
             if not np.isfinite(score).all():

@@ -24,6 +24,7 @@ from service.loaded_version import ServedModel
 from service.metrics import Metrics
 from service.model_store import ModelStore
 from service.request_log import LOGGER, RequestRecord
+from service.shadow import ShadowScoring
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
@@ -38,12 +39,14 @@ class Ranking:
         store: ModelStore,
         metrics: Metrics,
         impressions: ImpressionLog | None,
+        shadow: ShadowScoring,
         max_candidates: int,
         unknown_candidates: UnknownCandidates,
     ) -> None:
         self.store = store
         self.metrics = metrics
         self.impressions = impressions
+        self.shadow = shadow
         self.max_candidates = max_candidates
         self.unknown_candidates = unknown_candidates
 
@@ -79,6 +82,8 @@ class Ranking:
                 )
             except NonFiniteScoresError as error:
                 raise _not_finite(record, str(error)) from None
+        columns = (request_columns, candidate_columns)
+        self.shadow.take(record, model, name, columns, question, scored.answers_NT, score_N)
         if self.impressions is not None:
             self.impressions.take(record, question, model.scorer.tasks, score_N, scored.answers_NT, len(body))
         head = {
