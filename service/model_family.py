@@ -83,8 +83,9 @@ class ModelFamily:
         self._value_file_tried = value_file
         for loaded in self._loaded.values():
             loaded.refresh()
-        has_changed = self._labels_file.look()
         published = versions(self._models, self.name)
+        # A folder that is gone for a while (a volume being mounted anew) has not lost its pin.
+        has_changed = bool(published) and self._labels_file.look()
         default = self._default(published)
         if default is not None:
             self._settle(default, self._in_force(published, default, has_changed))

@@ -83,6 +83,22 @@ def test_a_pin_rolls_back_and_without_it_the_newest_serves_again(models: Path) -
     assert store.entry("tiny")["labels"] == {}
 
 
+def test_a_folder_that_is_gone_for_a_while_keeps_its_pin(models: Path) -> None:
+    put_labels(models, "{stable: 1, canary: {version: 2, share: 0.5}}")
+    store = store_of(models)
+    labels = store.entry("tiny")["labels"]
+    for hidden in (models / "tiny", models):
+        hidden.rename(hidden.with_name(".elsewhere"))
+        store.refresh()
+        assert default(store) == "1"
+        assert store.find("tiny", "canary").scorer.version == "2"
+        hidden.with_name(".elsewhere").rename(hidden)
+        store.refresh()
+        assert default(store) == "1"
+        assert store.entry("tiny")["labels"] == labels
+    assert loads(store, "ready") == 2  # nothing was loaded anew
+
+
 def test_every_labelled_version_answers_by_number_and_by_label(models: Path) -> None:
     publish_artifact(models, seed=3)
     put_labels(models, "{stable: 2, canary: {version: 3, share: 0.25}, shadow: 1}")
