@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import answers
+from service.admin import admin_routes
 from service.admission import Admission
 from service.authorize import Authorize
 from service.errors import Fault, Problem, refusal
@@ -39,6 +41,7 @@ from service.ranking import TIMEOUT_HEADER, Ranking, check_deadline, deadline_pa
 from service.request_log import LOGGER, RequestRecord
 from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
+from service.shadow import ShadowScoring
 
 # How old the histograms may be that another worker reads for a scrape.
 _FLUSH_SECONDS = 0.5
@@ -67,8 +70,14 @@ class Service:
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
         self.admission = Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates)
         self.impressions = _impression_log(settings, self.metrics)
+        self.shadow = ShadowScoring(self.store, self.metrics, settings.shadow_sample, lambda: self.threads.is_full)
         self.ranking = Ranking(
-            self.store, self.metrics, self.impressions, settings.max_candidates, settings.unknown_candidates
+            self.store,
+            self.metrics,
+            self.impressions,
+            self.shadow,
+            settings.max_candidates,
+            settings.unknown_candidates,
         )
         # Readiness is off, and later no request is taken any more.
         self.is_leaving = False
@@ -102,6 +111,7 @@ class Service:
             await send({"type": "http.response.body", "body": reply.body})
             if self.impressions is not None:
                 self.impressions.offer(record)
+            self.shadow.offer(record)
             return
         if problem.reason is not None:
             self.metrics.rejected.labels(problem.reason).inc()
@@ -162,6 +172,7 @@ class Service:
         flushing = asyncio.create_task(self._flush_metrics())
         if self.impressions is not None:
             self.impressions.start()
+        self.shadow.start()
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
@@ -176,6 +187,7 @@ class Service:
             self.metrics.flush()
             if self.impressions is not None:
                 await asyncio.to_thread(self.impressions.stop)
+            await asyncio.to_thread(self.shadow.stop)
             await asyncio.to_thread(self.store.stop)
 
     async def _flush_metrics(self) -> None:
@@ -228,6 +240,7 @@ def create_app(settings: Settings) -> ASGIApp:
     app.router.routes.append(Route(RANK, _Application(service.rank), methods=["POST"]))
     open_inference = OpenInference(service, app.title, app.version)
     app.include_router(open_inference.router())
+    app.include_router(admin_routes(service.store, partial(_read_body_in_time, seconds=settings.body_seconds)))
     for path in (INFER, INFER_VERSION):
         app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))
 

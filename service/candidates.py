@@ -16,7 +16,7 @@ from model.features import Column
 from model.schema import FeedSchema, IdListFeature
 from model.scorer import NamedCandidates
 from service.errors import FAULTS_SHOWN, Fault, Problem
-from service.model_family import ServedModel
+from service.loaded_version import ServedModel
 from service.wire import Question
 
 UnknownCandidates = Literal["refuse", "defaults"]
@@ -27,7 +27,7 @@ def named(
 ) -> NamedCandidates | None:
     """What the model's catalogue knows of a question's candidates; None where it has none. Raises Problem 422 for
     candidates that nothing describes."""
-    found = model.scorer.name(question.ids, candidates, _nulls(question, model.scorer.schema))
+    found = model.scorer.name(question.ids, candidates, nulls(question, model.scorer.schema))
     if found is None:
         if question.featureless is not None:
             rule = "expected an object of features, got nothing; this model has no catalogue to take them from"
@@ -44,7 +44,7 @@ def named(
     return found
 
 
-def _nulls(question: Question, schema: FeedSchema) -> dict[str, NDArray[np.bool_]]:
+def nulls(question: Question, schema: FeedSchema) -> dict[str, NDArray[np.bool_]]:
     """Where lists are null, which is not the same as empty: the catalogue's are then taken."""
     nulls = {}
     for feature in schema.asked("candidate"):

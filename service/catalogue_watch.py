@@ -40,6 +40,9 @@ class CatalogueWatch:
             state = fingerprint([*sorted(place.glob("*")), *keys])
             if self._refused.get(place) != state and not self._try(scorer, place):
                 self._refused[place] = state
+
+    def measure(self, scorer: Scorer) -> None:
+        """Sets the metrics of the model's catalogue to those of the scorer's."""
         manifest = None if scorer.catalogue is None else scorer.catalogue.manifest
         created = 0.0 if manifest is None else datetime.fromisoformat(manifest.created).timestamp()
         self._metrics.catalogue_items.labels(self._model).set(0 if manifest is None else manifest.items)

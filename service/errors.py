@@ -23,6 +23,7 @@ _TITLES = {
     404: ("not-found", "There is no such thing"),
     405: ("method-not-allowed", "The method does not fit this address"),
     408: ("too-slow", "The request took too long to arrive"),
+    409: ("conflict", "The service cannot do this as things stand"),
     413: ("too-large", "The request is over a limit"),
     415: ("encoding-not-supported", "The body is encoded in a way that is not read"),
     422: ("wrong-content", "The content of the request is wrong"),

@@ -30,6 +30,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from model.schema import FeedSchema, NumberFeature
 from model.scorer import Scored
+from service.shadow_metrics import ShadowMetrics
 
 RANK = "/v1/rank"
 INFER = "/v2/models/{name}/infer"
@@ -38,6 +39,7 @@ ENDPOINTS = (
     *SCORING,
     "/v1/models",
     "/v1/models/{name}",
+    "/v1/admin/models/{name}/labels",
     "/healthz",
     "/readyz",
     "/metrics",
@@ -73,6 +75,8 @@ LOAD_RESULTS = (
     "value_models_refused",
     "catalogue_ready",
     "catalogue_refused",
+    "labels_ready",
+    "labels_refused",
 )
 # Known, known with features of the request before the catalogue's, unknown with features of its own, nothing known.
 LOOKUP_RESULTS = ("known", "overridden", "inline", "unknown")
@@ -172,11 +176,11 @@ class Metrics:
             "ranking_requests_rejected", "Requests that the service refused to score", ["reason"], registry=registry
         )
         self.loads = Counter(
-            "ranking_model_load", "Model versions and value-model files tried", ["result"], registry=registry
+            "ranking_model_load", "Model versions and files beside them tried", ["result"], registry=registry
         )
         self.info = Gauge(
             "ranking_model_info",
-            "1 for a model version that is served, 0 for one that was",
+            "1 for a model version that is loaded, 0 for one that was",
             ["model", "version", "engine"],
             registry=registry,
             multiprocess_mode="livemax",
@@ -247,6 +251,7 @@ class Metrics:
             "Oldest files of the impression log, removed to keep it within its bound",
             registry=registry,
         )
+        self.shadow = ShadowMetrics(registry)
         for result in IMPRESSION_RESULTS:
             self.impressions.labels(result)
         for endpoint in ENDPOINTS:

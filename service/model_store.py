@@ -6,7 +6,13 @@ loaded in the polling thread while the old one serves.
 
 import logging
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -14,8 +20,10 @@ import torch
 from model.artifact import model_names
 from model.scorer import EngineChoice
 from service.errors import Fault, Problem
+from service.labels import SHADOW, Labels
+from service.loaded_version import ServedModel
 from service.metrics import Metrics
-from service.model_family import ModelFamily, ServedModel
+from service.model_family import ModelFamily
 from service.request_log import LOGGER
 
 _LOAD_SECONDS = 10.0
@@ -38,7 +46,7 @@ class ModelStore:
     ) -> None:
         self._models = models
         self._metrics = metrics
-        self._poll_seconds = poll_seconds
+        self.poll_seconds = poll_seconds
         self._torch_threads = torch_threads
         self._engine: EngineChoice = engine
         self._verify_key = verify_key
@@ -46,6 +54,8 @@ class ModelStore:
         self._folder_error: str | None = None
         self._has_looked = threading.Event()
         self._stop = threading.Event()
+        self._asking = threading.Lock()
+        self._asked: SimpleQueue[tuple[Callable[[], dict[str, Any]], Future[dict[str, Any]]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._poll, name="models", daemon=True)
 
     def start(self) -> None:
@@ -60,10 +70,11 @@ class ModelStore:
     def stop(self) -> None:
         """Ends polling; a load that has begun is waited for, but not for long."""
         self._stop.set()
+        self._asked.put(None)
         self._thread.join(_LOAD_SECONDS)
 
     def refresh(self) -> None:
-        """One look at the folder: new models, newer versions, changed value models."""
+        """One look at the folder: new models, newer versions, changed labels and value models."""
         try:
             names = model_names(self._models)
             self._folder_error = None
@@ -77,9 +88,10 @@ class ModelStore:
             self._families[name].refresh()
         self._has_looked.set()
 
-    def find(self, name: str | None, version: str | None) -> ServedModel:
-        """The model to answer with. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
-        served = {family.name: family.served for family in self._families.values() if family.served is not None}
+    def find(self, name: str | None, version: str | None, request_id: str | None = None) -> ServedModel:
+        """The model to answer with: of the version or label that is asked for, else the canary for requests whose id
+        falls to it, else what is served. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
+        served = {name: family.serving for name, family in self._families.items() if family.serving is not None}
         if name is None:
             if not served:
                 raise not_ready(self.unready_reason or "no model is loaded")
@@ -92,11 +104,32 @@ class ModelStore:
                 raise not_ready(f"no version of model '{name}' could be loaded; see /v1/models")
             known = f"models served: {', '.join(sorted(served)) or 'none'}"
             raise Problem(404, f"no such model; {known}", faults=[Fault("model", f"no such model; {known}")])
-        model = served[name]
-        if version is not None and version != model.scorer.version:
-            rule = f"this version of model '{name}' is not loaded; loaded: {model.scorer.version}"
+        model = served[name].chosen(version, request_id)
+        if model is None:
+            loaded = ", ".join(sorted(served[name].versions, key=int, reverse=True))
+            rule = f"this version of model '{name}' is not loaded; loaded: {loaded}"
             raise Problem(404, rule, faults=[Fault("version", rule)])
         return model
+
+    def shadow_of(self, model: ServedModel) -> ServedModel | None:
+        """The shadow version beside a model, None where there is none or the model is not what is served by default."""
+        serving = self._families[model.name].serving
+        return None if serving is None or serving.default is not model else serving.labelled(SHADOW)
+
+    def set_labels(self, name: str, labels: Labels) -> dict[str, Any]:
+        """Writes the labels of a model, takes them up and returns its entry; the work is the polling thread's, which
+        alone loads. Raises Problem: 404 or 409 for versions that cannot be served, 503 at the end."""
+        with self._asking:
+            if self._stop.is_set():
+                raise not_ready("the service is shutting down")
+            done: Future[dict[str, Any]] = Future()
+            self._asked.put((partial(self._set_labels, name, labels), done))
+        return done.result()
+
+    def _set_labels(self, name: str, labels: Labels) -> dict[str, Any]:
+        family = self._family(name)
+        family.set_labels(labels)
+        return family.entry()
 
     def doubt(self, model: ServedModel) -> None:
         """Has the golden requests of a model run again at the next look: it gave a score that is not finite."""
@@ -124,15 +157,19 @@ class ModelStore:
 
     def entry(self, name: str) -> dict[str, Any]:
         """One model with its schema and metrics. Raises Problem 404."""
-        family = self._families.get(name)
-        if family is None:
-            raise Problem(404, f"no such model; see /v1/models for all {len(self._families)}")
+        family = self._family(name)
         entry = family.entry()
         if family.served is not None:
             manifest = family.served.scorer.manifest
             entry["schema"] = manifest.feed.model_dump(mode="json", exclude_none=True)
             entry["metrics"] = manifest.metrics
         return entry
+
+    def _family(self, name: str) -> ModelFamily:
+        family = self._families.get(name)
+        if family is None:
+            raise Problem(404, f"no such model; see /v1/models for all {len(self._families)}")
+        return family
 
     def _poll(self) -> None:
         torch.set_num_threads(self._torch_threads)  # golden requests run in this thread
@@ -143,7 +180,22 @@ class ModelStore:
                 _log.exception("looking at the models folder failed; trying again")
                 self._folder_error = "looking at the models folder failed; the log says more"
                 self._has_looked.set()
-            self._stop.wait(self._poll_seconds)
+            self._do_what_is_asked(time.monotonic() + self.poll_seconds)
+        with self._asking, suppress(Empty):
+            while True:
+                asked = self._asked.get_nowait()
+                if asked is not None:
+                    asked[1].set_exception(not_ready("the service is shutting down"))
+
+    def _do_what_is_asked(self, until: float) -> None:
+        """Waits for the time of the next look at the folder, and does meanwhile what only this thread may do."""
+        with suppress(Empty):
+            while (asked := self._asked.get(timeout=max(0.0, until - time.monotonic()))) is not None:
+                job, done = asked
+                try:
+                    done.set_result(job())
+                except Exception as error:  # whoever asked for it is told
+                    done.set_exception(error)
 
 
 def not_ready(detail: str) -> Problem:

@@ -18,6 +18,7 @@ from service.wire import is_request_id
 
 REQUEST_ID = "X-Request-Id"
 _MODEL = "/v1/models/"
+_LABELS = re.compile(r"/v1/admin/models/[^/]+/labels")
 _OPEN_INFERENCE_MODEL = re.compile(r"(/v2/models/)[^/]+(?:/versions/[^/]+)?(/infer|/ready|)")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _KEY = "feedrank.record"
@@ -101,6 +102,8 @@ def _endpoint(path: str) -> str:
     """The route of a path: a metric must not have a label for every path that a scanner invents."""
     if path.startswith(_MODEL):
         return "/v1/models/{name}"
+    if _LABELS.fullmatch(path):
+        return "/v1/admin/models/{name}/labels"
     model = _OPEN_INFERENCE_MODEL.fullmatch(path)
     if model is not None:
         return f"{model[1]}{{name}}{model[2]}"

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from service import open_inference
 from service.answers import Reply
 from service.errors import Problem
-from service.model_family import ServedModel
+from service.loaded_version import ServedModel
 from service.model_store import not_ready
 from service.observe import header
 from service.open_inference import HEADER_LENGTH, SCORE
@@ -83,7 +83,7 @@ class OpenInference:
             inference = open_inference.read(body, header_length)
             if inference.id is not None and is_request_id(inference.id):
                 record.request_id = inference.id
-            model = service.store.find(asked["name"], asked.get("version"))
+            model = service.store.find(asked["name"], asked.get("version"), record.request_id)
             value_model = service.ranking.chosen(model, inference.value_model, "parameters.value_model", record)
             outputs = open_inference.chosen_outputs(inference, model.scorer.tasks)
             request_columns, candidate_columns, rows = open_inference.columns(
@@ -97,6 +97,8 @@ class OpenInference:
                 record,
                 deadline,
             )
+            columns = (request_columns, candidate_columns)
+            service.shadow.take(record, model, value_model, columns, None, scored.answers_NT, score_N)
             with np.errstate(over="ignore"):
                 score = score_N.astype(np.float32)
             if not np.isfinite(score).all():

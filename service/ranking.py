@@ -20,10 +20,11 @@ from service.candidates import UnknownCandidates
 from service.errors import Fault, Problem
 from service.explain import explain
 from service.impression_log import ImpressionLog
+from service.loaded_version import ServedModel
 from service.metrics import Metrics
-from service.model_family import ServedModel
 from service.model_store import ModelStore
 from service.request_log import LOGGER, RequestRecord
+from service.shadow import ShadowScoring
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
@@ -38,12 +39,14 @@ class Ranking:
         store: ModelStore,
         metrics: Metrics,
         impressions: ImpressionLog | None,
+        shadow: ShadowScoring,
         max_candidates: int,
         unknown_candidates: UnknownCandidates,
     ) -> None:
         self.store = store
         self.metrics = metrics
         self.impressions = impressions
+        self.shadow = shadow
         self.max_candidates = max_candidates
         self.unknown_candidates = unknown_candidates
 
@@ -57,7 +60,7 @@ class Ranking:
             question = wire.parse(document, most)
         record.request_id = question.request_id or record.request_id
         wire.check_count(question, most)
-        model = self.store.find(question.model, question.version)
+        model = self.store.find(question.model, question.version, record.request_id)
         name = self.chosen(model, question.value_model, "value_model", record)
         record.know_candidates(len(question.ids))
         request_columns, candidate_columns = wire.columns(question, model.scorer.encoder)
@@ -79,6 +82,8 @@ class Ranking:
                 )
             except NonFiniteScoresError as error:
                 raise _not_finite(record, str(error)) from None
+        columns = (request_columns, candidate_columns)
+        self.shadow.take(record, model, name, columns, question, scored.answers_NT, score_N)
         if self.impressions is not None:
             self.impressions.take(record, question, model.scorer.tasks, score_N, scored.answers_NT, len(body))
         head = {

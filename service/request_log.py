@@ -18,6 +18,7 @@ from service.admission import Ticket
 
 if TYPE_CHECKING:
     from service.impressions import Impression
+    from service.shadow import ShadowRequest
 
 LOGGER = "feedrank"
 _requests = logging.getLogger(f"{LOGGER}.requests")
@@ -43,6 +44,8 @@ class RequestRecord:
     seconds: float = 0.0
     # For the impression log alone, where that is switched on and has this request in its sample.
     impression: "Impression | None" = None
+    # For the shadow version, where there is one and it has this request in its sample.
+    shadow: "ShadowRequest | None" = None
 
     def know_candidates(self, count: int) -> None:
         """The body is parsed: the work that was guessed is known."""

@@ -53,6 +53,11 @@ class ScoringThreads:
         return await future
 
     @property
+    def is_full(self) -> bool:
+        """Whether no thread is free."""
+        return self._pending >= len(self._threads)
+
+    @property
     def is_stalled(self) -> bool:
         """Whether jobs wait and none has ended for STALLED_SECONDS."""
         with self._lock:

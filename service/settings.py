@@ -57,6 +57,9 @@ class Settings(BaseModel):
     impression_log_max_bytes: int = Field(
         2**30, ge=2**20, description="most that the impression log takes on disk, in bytes; the oldest files go"
     )
+    shadow_sample: float = Field(
+        1.0, ge=0, le=1, description="share of requests that a shadow version scores too, after their answers"
+    )
     queue_seconds: float = Field(
         0.1, gt=0, le=60, description="seconds that a request may have to wait for others; beyond, it is answered 429"
     )

@@ -1,0 +1,123 @@
+"""Labels of a model's versions: `stable` is served, `canary` has a share of the requests, `shadow` scores beside it.
+
+In: `<models>/<name>/labels.yaml`, `{stable: 3, canary: {version: 4, share: 0.05}, shadow: 5}`, written by hand or by
+the admin API; every key may be left out. Out: `Labels`. A file that does not hold leaves the labels before it in force.
+"""
+
+import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import xxhash
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
+
+from model.artifact import sync
+from model.strict_yaml import StrictModel
+
+FILE_NAME = "labels.yaml"
+STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
+# Seeds of the hash of a request id, so that being in one sample says nothing about being in another.
+CANARY_SEED, SHADOW_SEED = 1, 2
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_HASHES = 2**64
+
+
+def _version(given: object) -> int:
+    if (type(given) is int or isinstance(given, str)) and _VERSION.fullmatch(str(given)):
+        return int(str(given))
+    raise ValueError("expected a model version, a whole number of at least 1")
+
+
+Version = Annotated[int, BeforeValidator(_version)]
+
+
+class Canary(StrictModel):
+    """The version that a share of the requests goes to, in [0, 1]."""
+
+    version: Version
+    share: Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+class Labels(StrictModel):
+    """The labels of one model; without `stable` its newest version that verifies is served."""
+
+    stable: Version | None = None
+    canary: Canary | None = None
+    shadow: Version | None = None
+
+    @model_validator(mode="after")
+    def _canary_beside_stable(self) -> "Labels":
+        if self.canary is not None and self.stable is None:
+            raise ValueError("canary needs stable: without it the newest version is served to all")
+        return self
+
+    def versions(self) -> dict[str, int]:
+        """The labels that are set, `stable` first, and the version of each."""
+        canary = None if self.canary is None else self.canary.version
+        given = {STABLE: self.stable, CANARY: canary, SHADOW: self.shadow}
+        return {label: version for label, version in given.items() if version is not None}
+
+    def document(self) -> dict[str, Any]:
+        """As /v1/models shows them, versions as strings."""
+        shown: dict[str, Any] = {label: str(version) for label, version in self.versions().items()}
+        if self.canary is not None:
+            shown[CANARY] = {"version": shown[CANARY], "share": self.canary.share}
+        return shown
+
+
+def falls_within(request_id: str, share: float, seed: int) -> bool:
+    """Whether a request is in the share [0, 1] of all: the same id decides alike in every process, for good."""
+    return xxhash.xxh3_64_intdigest(request_id.encode(), seed) < round(share * _HASHES)
+
+
+class LabelsFile:
+    """The file of one model. `asked` is what it said when it held last, `error` why it does not hold now."""
+
+    def __init__(self, path: Path) -> None:
+        self.asked = Labels()
+        self.error: str | None = None
+        self._path = path
+        self._seen: bytes | None = None
+
+    def look(self) -> bool:
+        """Reads the file if it has changed; returns whether it has. Without a file no label is set."""
+        try:
+            seen = self._path.read_bytes()
+        except FileNotFoundError:
+            seen = None
+        except OSError as error:
+            changed = self.error is None
+            self.error = f"{self._path}: cannot be read ({error.strerror})"
+            self._seen = b""
+            return changed
+        if seen == self._seen:
+            return False
+        self._seen, self.error = seen, None
+        try:
+            self.asked = Labels() if seen is None else Labels.from_yaml(self._path)
+        except ValueError as error:
+            self.error = str(error)
+        return True
+
+    def write(self, labels: Labels) -> None:
+        """Replaces the file by one rename: a reader sees the labels before or these. Raises OSError."""
+        text = yaml.safe_dump(labels.model_dump(exclude_none=True), sort_keys=False, default_flow_style=None)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=self._path.parent, prefix=".labels-", encoding="utf-8", delete=False
+        ) as file:
+            place = Path(file.name)
+            try:
+                file.write(text)
+                file.close()
+                place.chmod(0o644)  # other workers, and who writes it by hand
+                sync(place)
+                place.replace(self._path)
+            except OSError:
+                with suppress(OSError):
+                    place.unlink()
+                raise
+        with suppress(OSError):  # the labels are in force by now: only their surviving a power cut is open
+            sync(self._path.parent)
