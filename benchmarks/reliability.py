@@ -255,7 +255,8 @@ def main() -> None:
     data = measure(options.seconds, options.swaps, options.turns, Console().print)
     body = _table(data)
     print("\n".join(body))
-    print(report.write("reliability", "A service disturbed", body, data, "python -m benchmarks.reliability"))
+    given = f"--seconds {options.seconds:g} --swaps {options.swaps} --turns {options.turns}"
+    print(report.write("reliability", "A service disturbed", body, data, f"python -m benchmarks.reliability {given}"))
 
 
 if __name__ == "__main__":
