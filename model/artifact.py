@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -259,6 +259,37 @@ def read_manifest(path: Path, format_version: int, verify_key: Path | None = Non
     if _checksum({key: value for key, value in content.items() if key != "checksum"}) != content.get("checksum"):
         raise ArtifactError(f"{place}: its checksum does not hold; the manifest was changed")
     return content
+
+
+class DerivedManifest(StrictModel):
+    """What the manifests of things made from a version have in common; `parent` is the checksum of its manifest."""
+
+    format_version: int
+    name: str
+    version: int
+    parent: str
+    created: str
+    files: dict[str, FileEntry]
+    checksum: str
+
+
+Derived = TypeVar("Derived", bound=DerivedManifest)
+
+
+def read_derived_manifest(
+    kind: type[Derived], path: Path, format_version: int, artifact: Artifact, remedy: str
+) -> Derived:
+    """The manifest of something made from this very version. Raises ArtifactError; `remedy` ends the message where it
+    was made from another."""
+    try:
+        manifest = kind.from_mapping(read_manifest(path, format_version, artifact.verify_key), str(path))
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(str(error)) from None
+    if (manifest.name, manifest.parent) != (artifact.manifest.name, artifact.manifest.checksum):
+        raise ArtifactError(f"{path}: made for another model version ({manifest.name} {manifest.version}){remedy}")
+    return manifest
 
 
 def _read_manifest(path: Path, verify_key: Path | None) -> Manifest:

@@ -22,7 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.artifact import Artifact, ArtifactError, FileEntry, read_manifest, versions
+from model.artifact import Artifact, ArtifactError, DerivedManifest, read_derived_manifest, versions
 from model.columns import Ids
 from model.features import EncodedBlock
 from model.strict_yaml import StrictModel
@@ -43,25 +43,18 @@ class Widths(StrictModel):
     list_values: int
 
 
-class CatalogueManifest(StrictModel):
-    """What a generation is; `parent` is the checksum of the version's manifest. `missing` and `oov` count, by feature,
-    the items without a value and the ids that their table does not hold."""
+class CatalogueManifest(DerivedManifest):
+    """What a generation is. `missing` and `oov` count, by feature, the items without a value and the ids that their
+    table does not hold."""
 
-    format_version: int
     kind: Literal["catalogue"]
-    name: str
-    version: int
-    parent: str
     generation: int
-    created: str
     source: str
     items: int
     widths: Widths
     sums_dtype: SumsDtype
     missing: dict[str, int]
     oov: dict[str, int]
-    files: dict[str, FileEntry]
-    checksum: str
 
 
 def layout(items: int, widths: Widths, sums_dtype: SumsDtype) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -111,18 +104,10 @@ class Catalogue:
     def open(cls, path: Path, artifact: Artifact) -> "Catalogue":
         """Verifies and maps a generation. Raises ArtifactError: damaged, made for another model version, or not
         signed where the version has to be."""
-        try:
-            content = read_manifest(path, FORMAT_VERSION, artifact.verify_key)
-            manifest = CatalogueManifest.from_mapping(content, str(path))
-        except ArtifactError:
-            raise
-        except ValueError as error:
-            raise ArtifactError(str(error)) from None
-        if (manifest.name, manifest.parent) != (artifact.manifest.name, artifact.manifest.checksum):
-            raise ArtifactError(
-                f"{path}: made for another model version ({manifest.name} {manifest.version}), whose features may mean "
-                f"something else; build it again for {artifact.manifest.name} {artifact.version}"
-            )
+        remedy = (
+            f", whose features may mean something else; build it again for {artifact.manifest.name} {artifact.version}"
+        )
+        manifest = read_derived_manifest(CatalogueManifest, path, FORMAT_VERSION, artifact, remedy)
         if manifest.items < 1 or min(manifest.widths.model_dump().values()) < 0:
             raise ArtifactError(f"{path}: the manifest counts {manifest.items} items and {manifest.widths}")
         files = layout(manifest.items, manifest.widths, manifest.sums_dtype)

@@ -21,8 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.artifact import Artifact, ArtifactError, FileEntry, read_manifest
-from model.strict_yaml import StrictModel
+from model.artifact import Artifact, ArtifactError, DerivedManifest, read_derived_manifest
 
 FORMAT_VERSION = 1
 PACKAGE = "answers.pt2"
@@ -33,23 +32,16 @@ _X86 = re.compile(r"(?:sse|ssse|avx|amx|fma|bmi|vaes|sha|vpcl|pcl|gfni|f16c|abm|
 Dtype = Literal["float32", "bfloat16"]
 
 
-class CompiledManifest(StrictModel):
-    """What a package is; `parent` is the checksum of the version's manifest, `cpu_ms` by engine and candidates."""
+class CompiledManifest(DerivedManifest):
+    """What a package is; `cpu_ms` by engine and candidates."""
 
-    format_version: int
     kind: Literal["compiled"]
-    name: str
-    version: int
-    parent: str
-    created: str
     torch: str
     machine: str
     instructions: tuple[str, ...]
     dtype: Dtype
     tolerance: float
     cpu_ms: dict[str, dict[str, float]]
-    files: dict[str, FileEntry]
-    checksum: str
 
 
 class CompiledAnswers:
@@ -82,16 +74,7 @@ def folder_of(artifact: Artifact) -> Path:
 def open_compiled(artifact: Artifact) -> tuple[CompiledManifest, bytes]:
     """The manifest and the package's bytes, if this process may run them. Raises ArtifactError with the reason."""
     path = folder_of(artifact)
-    try:
-        manifest = CompiledManifest.from_mapping(read_manifest(path, FORMAT_VERSION, artifact.verify_key), str(path))
-    except ArtifactError:
-        raise
-    except ValueError as error:
-        raise ArtifactError(str(error)) from None
-    if (manifest.name, manifest.parent) != (artifact.manifest.name, artifact.manifest.checksum):
-        raise ArtifactError(
-            f"{path}: made for another model version ({manifest.name} {manifest.version}); compile again"
-        )
+    manifest = read_derived_manifest(CompiledManifest, path, FORMAT_VERSION, artifact, "; compile again")
     if manifest.torch != str(torch.__version__):
         raise ArtifactError(f"{path}: made with torch {manifest.torch}, this is {torch.__version__}; compile again")
     lacking = sorted(set(manifest.instructions) - instructions())

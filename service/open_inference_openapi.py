@@ -5,7 +5,7 @@ from typing import Any
 from service.metrics import INFER
 from service.open_inference import HEADER_LENGTH
 from service.open_inference_routes import INFER_VERSION
-from service.openapi import DEADLINE_HEADER
+from service.openapi import DEADLINE_HEADER, REFUSALS, reference
 
 EXAMPLE_REQUEST: dict[str, Any] = {
     "id": "r-1",
@@ -76,17 +76,9 @@ SCHEMAS: dict[str, Any] = {
 }
 _ERRORS = {
     "400": "malformed; the error names every faulty tensor",
-    "404": "no such model or version",
-    "413": "body or candidates over the limit",
+    **REFUSALS,
     "415": "a Content-Encoding other than gzip and deflate",
-    "500": "scores not finite",
-    "503": "not ready or draining",
-    "504": "the deadline passed",
 }
-
-
-def _reference(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def _operation(path: str) -> dict[str, Any]:
@@ -107,7 +99,7 @@ def _operation(path: str) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": _reference("InferRequest"), "example": EXAMPLE_REQUEST},
+                "application/json": {"schema": reference("InferRequest"), "example": EXAMPLE_REQUEST},
                 "application/octet-stream": {"schema": {**_TEXT, "format": "binary"}},
             },
         },
@@ -115,12 +107,12 @@ def _operation(path: str) -> dict[str, Any]:
             "200": {
                 "description": "the scores",
                 "content": {
-                    "application/json": {"schema": _reference("InferAnswer"), "example": EXAMPLE_ANSWER},
+                    "application/json": {"schema": reference("InferAnswer"), "example": EXAMPLE_ANSWER},
                     "application/octet-stream": {"schema": {**_TEXT, "format": "binary"}},
                 },
             },
             **{
-                status: {"description": what, "content": {"application/json": {"schema": _reference("InferError")}}}
+                status: {"description": what, "content": {"application/json": {"schema": reference("InferError")}}}
                 for status, what in _ERRORS.items()
             },
         },

@@ -154,18 +154,19 @@ SCHEMAS: dict[str, Any] = {
     ),
 }
 
-_PROBLEMS = {
-    "400": "not JSON",
+# Refusals of every route that scores.
+REFUSALS = {
     "404": "no such model or version",
     "413": "body or candidates over the limit",
-    "422": "wrong content; `errors` names every fault",
     "500": "scores not finite",
     "503": "not ready or draining",
     "504": "the deadline passed",
 }
+_PROBLEMS = {"400": "not JSON", **REFUSALS, "422": "wrong content; `errors` names every fault"}
 
 
-def _reference(name: str) -> dict[str, str]:
+def reference(name: str) -> dict[str, str]:
+    """A schema of the document, by its name."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -181,20 +182,20 @@ RANK_OPERATION: dict[str, Any] = {
     "parameters": [DEADLINE_HEADER],
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": _reference("RankRequest"), "example": EXAMPLE_REQUEST}},
+        "content": {"application/json": {"schema": reference("RankRequest"), "example": EXAMPLE_REQUEST}},
     },
     "responses": {
         "200": {
             "description": "the ranked candidates",
             "content": {
                 "application/json": {
-                    "schema": _reference("RankAnswer"),
+                    "schema": reference("RankAnswer"),
                     "examples": {"plain": {"value": EXAMPLE_ANSWER}, "explained": {"value": EXAMPLE_EXPLAINED}},
                 }
             },
         },
         **{
-            status: {"description": what, "content": {MEDIA_TYPE: {"schema": _reference("Problem")}}}
+            status: {"description": what, "content": {MEDIA_TYPE: {"schema": reference("Problem")}}}
             for status, what in _PROBLEMS.items()
         },
     },
