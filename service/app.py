@@ -177,6 +177,7 @@ class Service:
         if self.impressions is not None:
             self.impressions.start()
         self.shadow.start()
+        self.metrics.drift.start()
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
@@ -192,6 +193,7 @@ class Service:
             if self.impressions is not None:
                 await asyncio.to_thread(self.impressions.stop)
             await asyncio.to_thread(self.shadow.stop)
+            await asyncio.to_thread(self.metrics.drift.stop)
             await asyncio.to_thread(self.store.stop)
             if self.tracing is not None:
                 await asyncio.to_thread(self.tracing.stop)

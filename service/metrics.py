@@ -11,7 +11,7 @@ Shapes: N candidates, T tasks.
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from model.schema import FeedSchema, NumberFeature
-from model.scorer import Scored
+from model.scorer import Reference, Scored
+from service.drift import Drift
 from service.shadow_metrics import ShadowMetrics
 
 RANK = "/v1/rank"
@@ -252,6 +254,7 @@ class Metrics:
             registry=registry,
         )
         self.shadow = ShadowMetrics(registry)
+        self.drift = Drift(registry)
         for result in IMPRESSION_RESULTS:
             self.impressions.labels(result)
         for endpoint in ENDPOINTS:
@@ -271,19 +274,39 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """The metrics of all workers in Prometheus' text format."""
+        return generate_latest(_Families(self.families()))
+
+    def families(self) -> Iterator[Metric]:
+        """The metrics of all workers."""
         self.flush()
-        if self._folder is None:
-            return generate_latest(self.registry)
-        _forget_dead_workers(Path(self._folder))
-        everyone = CollectorRegistry()
-        MultiProcessCollector(everyone, path=self._folder)  # type: ignore[no-untyped-call]
-        return generate_latest(everyone)
+        everyone = self.registry
+        if self._folder is not None:
+            _forget_dead_workers(Path(self._folder))
+            everyone = CollectorRegistry()
+            MultiProcessCollector(everyone, path=self._folder)  # type: ignore[no-untyped-call]
+        return self.drift.families(everyone.collect())
+
+
+class _Families(CollectorRegistry):
+    """Metrics that are collected already, for what writes a registry out."""
+
+    def __init__(self, families: Iterator[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics."""
+        return self._families
 
 
 class ModelMetrics:
     """The metrics of one served model version, with every label set exported from 0."""
 
-    def __init__(self, metrics: Metrics, schema: FeedSchema, model: str, version: str, engine: str) -> None:
+    def __init__(
+        self, metrics: Metrics, schema: FeedSchema, reference: Reference, model: str, version: str, engine: str
+    ) -> None:
+        self._drift = metrics.drift
+        self._drift.know(model, version, reference)
         self._info = metrics.info.labels(model, version, engine)
         self._info.set(1)
         metrics.loaded_at.labels(model, version).set(time.time())
@@ -321,6 +344,7 @@ class ModelMetrics:
     def retire(self) -> None:
         """Marks the version as served no more."""
         self._info.set(0)
+        self._drift.forget(*self._labels)
 
 
 def _add(counters: Mapping[str, Counter], counts: Mapping[str, int]) -> None:

@@ -5,7 +5,8 @@ server span for each that is sampled, with its wait for a scoring thread and its
 thread of the library's own: no request waits for the collector, and what it does not take is dropped. Attributes are
 identifiers of models, counts and statuses, never a feature value, a user or a candidate id.
 
-Everything else is configured as OpenTelemetry has it: OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, OTEL_EXPORTER_OTLP_HEADERS.
+Everything else is configured as OpenTelemetry has it: OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME,
+OTEL_EXPORTER_OTLP_HEADERS.
 """
 
 import os
