@@ -7,6 +7,7 @@ one it took. What is made later beside a version (a compiled package, a catalogu
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +112,8 @@ class LoadedVersion:
     def _taken(self, scorer: Scorer, value_models: ValueModels) -> ServedModel:
         metrics = ModelMetrics(self._metrics, scorer.schema, self.name, scorer.version, scorer.engine)
         metrics.know_value_models(value_models.names)
+        created = datetime.fromisoformat(scorer.manifest.created).timestamp()
+        metrics.describe(created, dict(zip(scorer.tasks, scorer.reference_T.tolist(), strict=True)))
         self._metrics.loads.labels("ready").inc()
         if scorer.engine_reason is not None:
             self._metrics.loads.labels("compiled_refused").inc()

@@ -31,6 +31,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from model.schema import FeedSchema, NumberFeature
 from model.scorer import Scored
 from service.shadow_metrics import ShadowMetrics
+from service.worker_restarts import worker_restarts
 
 RANK = "/v1/rank"
 INFER = "/v2/models/{name}/infer"
@@ -65,6 +66,8 @@ REJECTIONS = (
     "forbidden",
     "not_finite",
 )
+# Of a worker: gets requests from whoever looks at /readyz, or does not.
+WORKER_STATES = ("ready", "unready")
 IMPRESSION_RESULTS = ("written", "dropped", "failed")
 LOAD_RESULTS = (
     "ready",
@@ -192,6 +195,28 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.created_at = Gauge(
+            "ranking_model_created_timestamp_seconds",
+            "Unix time at which a model version was exported",
+            ["model", "version"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.reference_mean = Gauge(
+            "ranking_task_score_reference_mean",
+            "Mean answer of a task on the data that the version was exported with, in the task's own unit",
+            ["model", "version", "task"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.workers = Gauge(
+            "ranking_workers",
+            "Worker processes by whether they can score",
+            ["state"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.worker_restarts = worker_restarts(registry)
         self.task_score = BatchedHistogram(
             "ranking_task_score",
             "Answers per candidate and task, in the task's own unit",
@@ -262,6 +287,12 @@ class Metrics:
             self.rejected.labels(reason)
         for result in LOAD_RESULTS:
             self.loads.labels(result)
+        self.tell_worker(is_ready=False)
+
+    def tell_worker(self, *, is_ready: bool) -> None:
+        """Sets whether this worker can score."""
+        for state in WORKER_STATES:
+            self.workers.labels(state).set(is_ready == (state == "ready"))
 
     def flush(self) -> None:
         """Counts what the histograms were told: before each scrape here, and now and then for the scrapes of other
@@ -284,6 +315,7 @@ class ModelMetrics:
     """The metrics of one served model version, with every label set exported from 0."""
 
     def __init__(self, metrics: Metrics, schema: FeedSchema, model: str, version: str, engine: str) -> None:
+        self._metrics = metrics
         self._info = metrics.info.labels(model, version, engine)
         self._info.set(1)
         metrics.loaded_at.labels(model, version).set(time.time())
@@ -299,6 +331,12 @@ class ModelMetrics:
             if not isinstance(feature, NumberFeature)
         }
         self._lookups = {result: metrics.lookups.labels(model, result) for result in LOOKUP_RESULTS}
+
+    def describe(self, created: float, reference: Mapping[str, float]) -> None:
+        """Sets what the artifact says of itself: the Unix time of its export, and each task's mean answer there."""
+        self._metrics.created_at.labels(*self._labels).set(created)
+        for task, mean in reference.items():
+            self._metrics.reference_mean.labels(*self._labels, task).set(mean)
 
     def count_lookups(self, results: Mapping[str, int]) -> None:
         """Counts the candidates of one request by LOOKUP_RESULTS."""
