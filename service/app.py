@@ -200,8 +200,9 @@ class Service:
 
     async def _flush_metrics(self) -> None:
         while True:
-            await asyncio.sleep(_FLUSH_SECONDS)
+            self.metrics.tell_worker(is_ready=self.unready_reason is None)
             self.metrics.flush()
+            await asyncio.sleep(_FLUSH_SECONDS)
 
     def _drain_on_signals(self) -> None:
         """Turns readiness off at the first SIGTERM or Ctrl-C, then has the server's own handler finish: after SIGTERM
@@ -273,6 +274,7 @@ def create_app(settings: Settings) -> ASGIApp:
 
     @app.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
     def metrics() -> Response:
+        service.metrics.tell_worker(is_ready=service.unready_reason is None)
         return Response(service.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def refuse(request: Request, error: Exception) -> Response:

@@ -9,9 +9,8 @@ Shapes: N candidates, T tasks.
 """
 
 import os
-import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,9 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from model.schema import FeedSchema, NumberFeature
-from model.scorer import Reference, Scored
 from service.drift import Drift
 from service.shadow_metrics import ShadowMetrics
+from service.worker_restarts import worker_restarts
 
 RANK = "/v1/rank"
 INFER = "/v2/models/{name}/infer"
@@ -67,6 +65,8 @@ REJECTIONS = (
     "forbidden",
     "not_finite",
 )
+# Of a worker: gets requests from whoever looks at /readyz, or does not.
+WORKER_STATES = ("ready", "unready")
 IMPRESSION_RESULTS = ("written", "dropped", "failed")
 LOAD_RESULTS = (
     "ready",
@@ -140,6 +140,12 @@ class Metrics:
         self.requests = Counter(
             "ranking_requests", "Requests answered, by route and status", ["endpoint", "code"], registry=registry
         )
+        self.model_requests = Counter(
+            "ranking_model_requests",
+            "Scoring requests that came as far as a model version, by status: what a canary is judged by",
+            ["model", "version", "code"],
+            registry=registry,
+        )
         self.request_seconds = BatchedHistogram(
             "ranking_request_duration_seconds",
             "From the first byte of a request to the last byte of its answer",
@@ -194,6 +200,28 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.created_at = Gauge(
+            "ranking_model_created_timestamp_seconds",
+            "Unix time at which a model version was exported",
+            ["model", "version"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.reference_mean = Gauge(
+            "ranking_task_score_reference_mean",
+            "Mean answer of a task on the data that the version was exported with, in the task's own unit",
+            ["model", "version", "task"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.workers = Gauge(
+            "ranking_workers",
+            "Worker processes by whether they can score",
+            ["state"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.worker_restarts = worker_restarts(registry)
         self.task_score = BatchedHistogram(
             "ranking_task_score",
             "Answers per candidate and task, in the task's own unit",
@@ -265,6 +293,12 @@ class Metrics:
             self.rejected.labels(reason)
         for result in LOAD_RESULTS:
             self.loads.labels(result)
+        self.tell_worker(is_ready=False)
+
+    def tell_worker(self, *, is_ready: bool) -> None:
+        """Sets whether this worker can score."""
+        for state in WORKER_STATES:
+            self.workers.labels(state).set(is_ready == (state == "ready"))
 
     def flush(self) -> None:
         """Counts what the histograms were told: before each scrape here, and now and then for the scrapes of other
@@ -297,60 +331,6 @@ class _Families(CollectorRegistry):
     def collect(self) -> Iterator[Metric]:
         """The metrics."""
         return self._families
-
-
-class ModelMetrics:
-    """The metrics of one served model version, with every label set exported from 0."""
-
-    def __init__(
-        self, metrics: Metrics, schema: FeedSchema, reference: Reference, model: str, version: str, engine: str
-    ) -> None:
-        self._drift = metrics.drift
-        self._drift.know(model, version, reference)
-        self._info = metrics.info.labels(model, version, engine)
-        self._info.set(1)
-        metrics.loaded_at.labels(model, version).set(time.time())
-        self._task_scores = [metrics.task_score.labels(model, version, task.name) for task in schema.tasks]
-        self._combined = metrics.combined_score
-        self._combined_scores: dict[str, BatchedHistogram] = {}
-        self._labels = (model, version)
-        asked = [*schema.asked("request"), *schema.asked("candidate")]
-        self._missing = {feature.name: metrics.missing.labels(model, feature.name) for feature in asked}
-        self._oov = {
-            feature.name: metrics.oov.labels(model, feature.name)
-            for feature in asked
-            if not isinstance(feature, NumberFeature)
-        }
-        self._lookups = {result: metrics.lookups.labels(model, result) for result in LOOKUP_RESULTS}
-
-    def count_lookups(self, results: Mapping[str, int]) -> None:
-        """Counts the candidates of one request by LOOKUP_RESULTS."""
-        _add(self._lookups, results)
-
-    def know_value_models(self, names: Sequence[str]) -> None:
-        """Exports the combined scores of these value models from 0."""
-        self._combined_scores = {name: self._combined.labels(*self._labels, name) for name in names}
-
-    def observe(self, scored: Scored, value_model: str, score_N: NDArray[np.float64]) -> None:
-        """Counts one scored request."""
-        for histogram, answers_N in zip(self._task_scores, scored.answers_NT.T, strict=True):
-            histogram.observe_soon(answers_N)
-        combined = self._combined_scores.get(value_model)
-        # A request that has begun may still score with a value model that has just been taken out of the file.
-        (combined or self._combined.labels(*self._labels, value_model)).observe_soon(score_N)
-        _add(self._missing, scored.missing)
-        _add(self._oov, scored.oov)
-
-    def retire(self) -> None:
-        """Marks the version as served no more."""
-        self._info.set(0)
-        self._drift.forget(*self._labels)
-
-
-def _add(counters: Mapping[str, Counter], counts: Mapping[str, int]) -> None:
-    for name, count in counts.items():
-        if count:
-            counters[name].inc(count)
 
 
 def _forget_dead_workers(folder: Path) -> None:

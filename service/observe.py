@@ -101,6 +101,8 @@ class Observe:
         self._seconds[record.endpoint].observe_soon(record.seconds)
         known = self._codes.get((record.endpoint, record.status))
         (known or self._metrics.requests.labels(record.endpoint, record.status)).inc()
+        if record.model_version is not None:
+            self._metrics.model_requests.labels(record.model, record.model_version, record.status).inc()
 
 
 def _endpoint(path: str) -> str:
