@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, StringConstraints, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
 from model.ranker import NetworkConfig
 from model.schema import FeedSchema
@@ -60,8 +60,14 @@ class SplitConfig(StrictModel):
     test: Selection | None = None
 
 
+def _data_path(value: object) -> Path | str:
+    if not isinstance(value, Path | str):
+        raise ValueError(f"expected a folder, or the URL of one, got {type(value).__name__}")
+    return str(value) if "://" in str(value) else Path(value)
+
+
 # A folder of this machine, or the URL of one elsewhere (s3://bucket/folder) that fsspec can open.
-DataPath = Annotated[str, StringConstraints(pattern="://")] | Path
+DataPath = Annotated[Path | str, BeforeValidator(_data_path)]
 
 
 class DataConfig(StrictModel):
