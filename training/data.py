@@ -188,9 +188,9 @@ class Rows:
         return Batch(
             self._request.take(rows_B),
             self._candidate.take(rows_B),
-            self.targets_BT[rows_B],
-            self.observed_BT[rows_B],
-            None if self.weights_B is None else self.weights_B[rows_B],
+            self.targets_BT.index_select(0, rows_B),
+            self.observed_BT.index_select(0, rows_B),
+            None if self.weights_B is None else self.weights_B.index_select(0, rows_B),
             rows_B,
         )
 
@@ -216,29 +216,36 @@ class _Block:
 
     def __init__(self, block: BlockTensors) -> None:
         self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BN = block
-        flat = self.lengths_LB.reshape(-1)
-        self.starts_LB = (torch.cumsum(flat, 0) - flat).view(self.lengths_LB.shape)
+        # Where each list begins among the values, list feature by list feature, and at last where all end.
+        offsets = torch.cumsum(torch.cat([self.lengths_LB.new_zeros(1), self.lengths_LB.reshape(-1)]), 0)
+        self.starts_LB = offsets[:-1].view(self.lengths_LB.shape)
+        self._offsets = offsets.numpy()  # which gives single numbers sooner
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BN)
 
     def take(self, rows_B: Tensor) -> BlockTensors:
-        lengths_LB = self.lengths_LB[:, rows_B]
+        lengths_LB = self.lengths_LB.index_select(1, rows_B)
         flat = lengths_LB.reshape(-1)
         # Value v of a gathered list stands at its list's start plus its rank within the list.
         before = torch.cumsum(flat, 0) - flat
-        positions = torch.repeat_interleave(self.starts_LB[:, rows_B].reshape(-1) - before, flat)
+        positions = torch.repeat_interleave(self.starts_LB.index_select(1, rows_B).reshape(-1) - before, flat)
         positions += torch.arange(len(positions))
-        return BlockTensors(self.ids_BK[rows_B], self.values_V[positions], lengths_LB, self.numbers_BN[rows_B])
+        return BlockTensors(
+            self.ids_BK.index_select(0, rows_B),
+            self.values_V.index_select(0, positions),
+            lengths_LB,
+            self.numbers_BN.index_select(0, rows_B),
+        )
 
     def part(self, rows: slice) -> BlockTensors:
-        lengths_LB = self.lengths_LB[:, rows]
+        features, of_feature = self.lengths_LB.shape
         values = [
-            self.values_V[start : start + length]
-            for start, length in zip(self.starts_LB[:, rows.start].tolist(), lengths_LB.sum(1).tolist(), strict=True)
+            self.values_V[self._offsets[first + rows.start] : self._offsets[first + rows.stop]]
+            for first in range(0, features * of_feature, of_feature)
         ]
-        values_V = values[0] if len(values) == 1 else torch.cat([self.values_V[:0], *values])
-        return BlockTensors(self.ids_BK[rows], values_V, lengths_LB, self.numbers_BN[rows])
+        values_V = torch.cat(values) if len(values) > 1 else values[0] if values else self.values_V
+        return BlockTensors(self.ids_BK[rows], values_V, self.lengths_LB[:, rows], self.numbers_BN[rows])
 
 
 def joined(parts: Sequence[Batch]) -> Batch:
@@ -254,12 +261,14 @@ def joined(parts: Sequence[Batch]) -> Batch:
 
 
 def _joined_blocks(blocks: Sequence[BlockTensors]) -> BlockTensors:
-    # A block has the values of its lists feature by feature, so those of a feature are put together first.
-    values = [torch.split(block.list_values_V, block.list_lengths_LB.sum(1).tolist()) for block in blocks]
-    by_feature = [part for feature in zip(*values, strict=True) for part in feature]
+    values = [block.list_values_V for block in blocks]
+    if len(blocks[0].list_lengths_LB) > 1:
+        # A block has the values of its lists feature by feature, so those of a feature are put together first.
+        of_features = [torch.split(block.list_values_V, block.list_lengths_LB.sum(1).tolist()) for block in blocks]
+        values = [part for feature in zip(*of_features, strict=True) for part in feature]
     return BlockTensors(
         torch.cat([block.ids_BK for block in blocks]),
-        torch.cat([blocks[0].list_values_V[:0], *by_feature]),
+        torch.cat(values),
         torch.cat([block.list_lengths_LB for block in blocks], dim=1),
         torch.cat([block.numbers_BN for block in blocks]),
     )

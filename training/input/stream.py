@@ -17,9 +17,10 @@ import torch
 import xxhash
 
 from model.features import FeatureEncoder
+from training.config import SplitName
 from training.data import Batch, Rows, joined
 from training.input.bad_rows import BadRows
-from training.input.index import Group, LogIndex
+from training.input.index import LogIndex
 from training.input.order import Lane, Piece, Window, lane_rows, lanes_of_epoch, shuffled
 from training.input.reader import LogReader
 from training.input.source import unobserved
@@ -44,7 +45,7 @@ class StreamSource:
     ) -> None:
         """`batch_size` is that of the global batch. Raises ValueError for lanes that cannot be shared out."""
         config = reader.config
-        self._split = SplitReader(reader, index, encoder, index.groups("train"))
+        self._split = SplitReader(reader, index, encoder, "train")
         self._content = index.content()
         self._batch_size, self._seed = batch_size, seed
         self._lanes, self._window, self.readers = config.lanes, config.window, config.readers
@@ -97,27 +98,32 @@ class StreamSource:
 class SplitReader:
     """Reads and encodes pieces of a split's row groups; threads may share it."""
 
-    def __init__(self, reader: LogReader, index: LogIndex, encoder: FeatureEncoder, groups: Sequence[Group]) -> None:
-        self._reader, self._index, self._encoder, self._groups = reader, index, encoder, groups
+    def __init__(self, reader: LogReader, index: LogIndex, encoder: FeatureEncoder, split: SplitName) -> None:
+        self._reader, self._index, self._encoder, self._split = reader, index, encoder, split
+        self._groups = index.groups(split)
         self._footers: dict[int, pq.FileMetaData] = {}
-        self.rows_of_group = [group.rows for group in groups]
+        self.rows_of_group = [group.rows for group in self._groups]
 
     def rows(self, pieces: Sequence[Piece]) -> Rows:
         """The rows of the pieces, encoded, in their order."""
         return Rows(joined([part for piece in pieces for part in self._read(piece)]))
 
+    def whole(self) -> Rows:
+        """All rows of the split, in the order of the log."""
+        return self.rows([Piece(place, 0, rows) for place, rows in enumerate(self.rows_of_group)])
+
     def _read(self, piece: Piece) -> Iterator[Batch]:
         reader, group = self._reader, self._groups[piece.group]
         file = reader.files.files[group.file]
         self._check_unchanged(group.file)
-        weight = reader.config.weight
+        weight = reader.config.weight if self._split == "train" else None
         bad_rows = BadRows(reader.config.max_bad_rows)  # the index has counted and reported them
         given = 0
         with reader.files.opened(file, self._footers.get(group.file)) as parquet:
             self._keep_footer(group.file, parquet.metadata)
             for part in reader.parts(file, parquet, group.group):
                 rows_in = part.table.num_rows
-                is_in_B = np.ones(rows_in, bool) if group.is_whole else reader.of_split(part, "train")
+                is_in_B = np.ones(rows_in, bool) if group.is_whole else reader.of_split(part, self._split)
                 table, columns = reader.wanted(part, is_in_B, bad_rows)
                 first, given = given, given + table.num_rows
                 if first >= piece.stop:
@@ -130,7 +136,7 @@ class SplitReader:
                     yield rows.part(start, stop)
         if given < piece.stop:
             raise ValueError(
-                f"{reader.files.shown(file)}, row group {group.group}: {given} rows of split train where there were "
+                f"{reader.files.shown(file)}, row group {group.group}: {given} rows of split {self._split} where there were "
                 f"{group.rows}; {_CHANGED}"
             )
 
