@@ -27,10 +27,9 @@ from benchmarks.quality import data_folder
 from model.artifact import MANIFEST
 from model.schema import BinaryTask
 from model.scorer import COMPILED_TOLERANCE, Engine, Scorer
-from training.arrow_columns import columns_from_arrow
 from training.compile import compile_version
 from training.config import TrainingConfig
-from training.data import Rows, labels_of, observed_of, read_splits
+from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.evaluate import groups_of
 from training.export import export
 from training.metrics import auc, normalized_entropy, rmse, spearman

@@ -16,10 +16,9 @@ import torch
 
 from benchmarks.quality import mean_and_half_width
 from model.ranker import Ranker
-from training.arrow_columns import columns_from_arrow
 from training.balancing import Balancing
 from training.config import TrainingConfig
-from training.data import Batch, Rows, fit_features, read_splits
+from training.data import Batch, Rows, columns_from_arrow, fit_features, read_splits
 from training.losses import TaskLosses
 from training.optimizers import Optimizers
 from training.run import Run

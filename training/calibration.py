@@ -20,9 +20,8 @@ from scipy.special import expit, logit
 from model.calibration import Calibration, Isotonic, Platt
 from model.ranker import Answers, Ranker
 from model.schema import BinaryTask
-from training.arrow_columns import columns_from_arrow
 from training.config import SplitName
-from training.data import Rows, labels_of, observed_of, read_splits
+from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.metrics import calibration_ratio, normalized_entropy
 from training.run import Run
 from training.validation import predict

@@ -30,7 +30,7 @@ from model.columns import Column
 from model.features import FeatureEncoder
 from model.scorer import COMPILED_TOLERANCE, Scorer, block_tensors
 from model.signature import SigningKey
-from training.arrow_columns import column_from_arrow
+from training.data import column_from_arrow
 from training.sign import sign
 
 log = logging.getLogger(__name__)

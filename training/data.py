@@ -10,7 +10,7 @@ Shapes: B rows, T tasks, L list features, V list values.
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,12 @@ from torch import Tensor
 from model.columns import Column
 from model.embeddings import BlockTensors
 from model.features import Encoded, FeatureEncoder, FittedFeatures, transform_target
-from model.schema import BinaryTask, FeedSchema, RegressionTask, Task
-from training.arrow_columns import column_from_arrow, dtype_of, floats, plain
+from model.schema import ID_LIMITS, BinaryTask, Feature, FeedSchema, IdListFeature, NumberFeature, RegressionTask, Task
 from training.config import DataConfig, Range, Scalar, Selection, SplitName
+
+_NUMBER_KINDS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+_LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_STRING_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 def read_splits(
@@ -52,7 +55,7 @@ def read_splits(
         _check(table, file, schema)
         if config.weight is not None:
             _check_weights(table.column(config.weight), file, config.weight)
-        column = plain(table.column(config.split.column))
+        column = _plain(table.column(config.split.column))
         masks = {
             split: _selected(column, selection, file, config.split.column) for split, selection in selections.items()
         }
@@ -124,7 +127,7 @@ def _refuse_overlap(masks: Mapping[SplitName, pa.ChunkedArray], file: Path, colu
 def _check(table: pa.Table, file: Path, schema: FeedSchema) -> None:
     for feature in schema.features:
         try:
-            column_from_arrow(feature, dtype_of(schema, feature), table.column(feature.name))
+            column_from_arrow(feature, _dtype(schema, feature), table.column(feature.name))
         except ValueError as error:
             raise ValueError(f"{file}: column '{feature.name}': {error}") from None
     for task in schema.tasks:
@@ -143,21 +146,38 @@ def _check(table: pa.Table, file: Path, schema: FeedSchema) -> None:
 
 def _check_weights(weights: pa.ChunkedArray, file: Path, name: str) -> None:
     try:
-        weights_B = floats(weights)
+        weights_B = _floats(weights)
         with np.errstate(invalid="ignore"):
             _refuse(weights_B, ~((weights_B >= 0) & (weights_B <= 1e9)), "must be a number from 0 to 1e9")
     except ValueError as error:
         raise ValueError(f"{file}: column '{name}' (row weights, data.weight): {error}") from None
 
 
+def _dtype(schema: FeedSchema, feature: Feature) -> str | None:
+    return next((table.dtype for table in schema.tables if feature.name in table.features), None)
+
+
+def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A dictionary column as the values that it stands for; a null in the dictionary becomes a null of the column."""
+    return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+
+
+def _floats(values: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Numbers as float64, null as NaN."""
+    kind = values.type
+    if not any(is_kind(kind) for is_kind in _NUMBER_KINDS):
+        raise ValueError(f"is {kind}, not a number")
+    return cast(NDArray[np.float64], values.cast(pa.float64(), safe=False).to_numpy())
+
+
 def _binary(values: pa.ChunkedArray, observed_B: NDArray[np.bool_]) -> NDArray[np.float64]:
-    labels_B = floats(values)
+    labels_B = _floats(values)
     _refuse(labels_B, observed_B & ~np.isin(labels_B, (0.0, 1.0)), "must be 0 or 1")
     return labels_B
 
 
 def _quantity(values: pa.ChunkedArray, observed_B: NDArray[np.bool_]) -> NDArray[np.float64]:
-    labels_B = floats(values)
+    labels_B = _floats(values)
     with np.errstate(invalid="ignore"):
         _refuse(labels_B, observed_B & ~((labels_B >= 0) & np.isfinite(labels_B)), "must be a finite number >= 0")
     return labels_B
@@ -170,17 +190,71 @@ def _refuse(labels_B: NDArray[np.float64], is_bad_B: NDArray[np.bool_], rule: st
         raise ValueError(f"row {row}: {rule}, got {shown}; {int(is_bad_B.sum())} such rows")
 
 
+def column_from_arrow(feature: Feature, dtype: str | None, values: pa.ChunkedArray) -> Column:
+    """A `Column` from an Arrow column. Raises ValueError for a type that does not fit, and for NaN (write null)."""
+    values = _plain(values)
+    if isinstance(feature, NumberFeature):
+        floats = _floats(values)
+        missing = values.is_null().to_numpy() if values.null_count else None
+        is_bad = ~np.isfinite(floats) if missing is None else ~np.isfinite(floats) & ~missing
+        if is_bad.any():
+            raise ValueError(f"row {int(is_bad.argmax())}: NaN or infinity; write null where a number is missing")
+        return Column(np.where(missing, 0.0, floats) if missing is not None else floats, missing)
+    if isinstance(feature, IdListFeature):
+        if pa.types.is_null(values.type):
+            values = values.cast(pa.list_(pa.null()))
+        if not any(is_kind(values.type) for is_kind in _LIST_KINDS):
+            raise ValueError(f"is {values.type}, an id_list needs a list column")
+        lengths_B = pc.fill_null(pc.list_value_length(values), 0).to_numpy().astype(np.int64)
+        flat = _ids(dtype, _plain(pc.list_flatten(values)), lengths_B)
+        return Column(flat.values, flat.missing, lengths_B)
+    return _ids(dtype, values)
+
+
+def _ids(dtype: str | None, values: pa.ChunkedArray, lengths_B: NDArray[np.int64] | None = None) -> Column:
+    kind = values.type
+    missing = values.is_null().to_numpy() if values.null_count else None
+    if pa.types.is_null(kind):
+        empty: list[str] | NDArray[np.int64] = (
+            [""] * len(values) if dtype == "string" else np.zeros(len(values), np.int64)
+        )
+        return Column(empty, missing)
+    if dtype == "int64":
+        if not pa.types.is_integer(kind):
+            raise ValueError(f"is {values.type}, an id of dtype int64 needs an integer column")
+        try:
+            return Column(pc.fill_null(values.cast(pa.int64()), 0).to_numpy(), missing)
+        except pa.ArrowInvalid:
+            place = pc.index(pc.greater(values, pa.scalar(ID_LIMITS[1], kind)), True).as_py()
+            row = place if lengths_B is None else int(np.searchsorted(np.cumsum(lengths_B), place, side="right"))
+            raise ValueError(f"row {row}: an id beyond int64") from None
+    if not any(is_kind(kind) for is_kind in _STRING_KINDS):
+        raise ValueError(f"is {values.type}, an id of dtype string needs a string column")
+    # One Python string per distinct value: rows share it, whatever the column's length.
+    encoded = pc.fill_null(values.cast(pa.string()), "").combine_chunks().dictionary_encode()
+    distinct = np.array([*encoded.dictionary.to_pylist(), ""], dtype=object)[:-1]
+    return Column(cast(list[str], distinct[encoded.indices.to_numpy()].tolist()), missing)
+
+
+def columns_from_arrow(schema: FeedSchema, table: pa.Table) -> dict[str, Column]:
+    """The columns of every feature of a checked table."""
+    return {
+        feature.name: column_from_arrow(feature, _dtype(schema, feature), table.column(feature.name))
+        for feature in schema.features
+    }
+
+
 def observed_of(task: Task, table: pa.Table) -> NDArray[np.bool_]:
     """Where a task's label counts."""
     if task.mask is None:
         return np.ones(table.num_rows, bool)
-    observed_B: NDArray[np.bool_] = floats(table.column(task.mask)) == 1
+    observed_B: NDArray[np.bool_] = _floats(table.column(task.mask)) == 1
     return observed_B
 
 
 def labels_of(task: Task, table: pa.Table) -> NDArray[np.float64]:
     """A task's labels in their own unit; 0 where they do not count."""
-    return np.where(observed_of(task, table), floats(table.column(task.label)), 0.0)
+    return np.where(observed_of(task, table), _floats(table.column(task.label)), 0.0)
 
 
 def fit_features(schema: FeedSchema, table: pa.Table, columns: Mapping[str, Column]) -> FittedFeatures:
@@ -246,7 +320,7 @@ class Rows:
                 labels_B = (transform_target(labels_B, task.transform) - scale.mean) / scale.scale
             targets_BT[:, position] = labels_B
             observed_BT[:, position] = observed_of(task, table)
-        weights_B = None if weight is None else torch.from_numpy(floats(table.column(weight)).astype(np.float32))
+        weights_B = None if weight is None else torch.from_numpy(_floats(table.column(weight)).astype(np.float32))
         if weights_B is not None and not weights_B.any():
             raise ValueError(f"column '{weight}' (row weights, data.weight): all {rows} weights are 0")
         return cls(

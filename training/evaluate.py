@@ -21,9 +21,8 @@ from scipy.special import expit
 from model.features import TargetScale
 from model.ranker import Ranker
 from model.schema import BinaryTask, RegressionTask
-from training.arrow_columns import columns_from_arrow
 from training.config import SplitName
-from training.data import Rows, labels_of, observed_of, read_splits
+from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.metrics import evaluate_binary, evaluate_regression
 from training.run import Run, write_json
 from training.validation import predict

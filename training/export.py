@@ -25,12 +25,11 @@ from model.schema import BinaryTask, Feature, FeedSchema
 from model.scorer import Scorer, block_tensors
 from model.signature import SigningKey
 from model.tables import StackedTables, set_tables
-from training.arrow_columns import columns_from_arrow
 from training.calibration import Kind as CalibrationKind
 from training.calibration import calibrate
 from training.catalogue import build_catalogue
 from training.config import SplitName
-from training.data import Rows, read_splits
+from training.data import Rows, columns_from_arrow, read_splits
 from training.run import Run, library_versions, read_json
 from training.sign import sign
 from training.validation import predict

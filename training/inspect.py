@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from model.ranker import Ranker
-from training.arrow_columns import columns_from_arrow
 from training.config import SplitName
 from training.conflicts import Conflicts, task_conflicts
-from training.data import Rows, read_splits
+from training.data import Rows, columns_from_arrow, read_splits
 from training.gates import LevelGates, level_gates
 from training.losses import TaskLosses
 from training.plots import plot_conflicts, plot_expert_weights, plot_perplexity, plot_policies

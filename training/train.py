@@ -22,10 +22,9 @@ from model.features import FittedFeatures
 from model.ranker import Ranker
 from model.schema import FeedSchema
 from training import checkpoint
-from training.arrow_columns import columns_from_arrow
 from training.balancing import Balancing
 from training.config import TrainingConfig
-from training.data import Rows, fit_features, read_splits
+from training.data import Rows, columns_from_arrow, fit_features, read_splits
 from training.divergence import diverged
 from training.history import OBJECTIVE, VALIDATION, write_log
 from training.initial_weights import load_initial_weights

@@ -14,7 +14,7 @@ from model.columns import Column
 from model.features import Encoded, FeatureEncoder, FittedFeatures
 from service import wire
 from tests.model.feeds import schema_of
-from training.arrow_columns import column_from_arrow
+from training.data import column_from_arrow
 
 SCHEMA = schema_of("""
 name: served

@@ -10,7 +10,7 @@ import yaml
 
 from model.columns import Column
 from model.schema import FeedSchema
-from training.arrow_columns import column_from_arrow
+from training.data import column_from_arrow
 
 COLUMNS = FeedSchema.from_mapping(
     yaml.safe_load("""

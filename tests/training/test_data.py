@@ -17,9 +17,8 @@ from model.features import FeatureEncoder
 from model.schema import FeedSchema
 from tests.model.feeds import everything, fitted_of, random_rows
 from tests.training_data import SCHEMA, Json, feed_table
-from training.arrow_columns import columns_from_arrow
 from training.config import DataConfig, SplitName
-from training.data import Rows, fit_features, read_splits
+from training.data import Rows, columns_from_arrow, fit_features, read_splits
 
 # Splits
 

@@ -12,9 +12,8 @@ import torch
 
 from tests.training_data import SCHEMA, feed_table, training_file
 from training import checkpoint
-from training.arrow_columns import columns_from_arrow
 from training.config import TrainingConfig
-from training.data import Rows, read_splits
+from training.data import Rows, columns_from_arrow, read_splits
 from training.divergence import diverged
 from training.run import LAST, Run
 from training.train import train

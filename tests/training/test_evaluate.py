@@ -15,9 +15,8 @@ from sklearn.metrics import log_loss, mean_absolute_error, mean_squared_error, r
 
 from model.schema import FeedSchema
 from tests.training_data import SCHEMA, Json, feed_table, training_file, write_feed
-from training.arrow_columns import columns_from_arrow
 from training.config import TrainingConfig
-from training.data import Rows, fit_features, labels_of, read_splits
+from training.data import Rows, columns_from_arrow, fit_features, labels_of, read_splits
 from training.evaluate import evaluate, print_table
 from training.run import Run
 from training.train import train

@@ -23,8 +23,7 @@ from model.embeddings import Embeddings
 from model.scorer import Scorer
 from tests.training_data import Json, sigmoid, small_disk
 from training import export as export_module
-from training.arrow_columns import columns_from_arrow
-from training.data import Rows, read_splits
+from training.data import Rows, columns_from_arrow, read_splits
 from training.evaluate import evaluate
 from training.export import export
 from training.run import Run

@@ -23,10 +23,9 @@ from model.ranker import Network, NetworkConfig, Ranker
 from tests.training_data import training_file, write_feed
 from training import checkpoint
 from training.__main__ import main
-from training.arrow_columns import columns_from_arrow
 from training.config import TrainingConfig
 from training.conflicts import Conflicts, cosines, cosines_where_both, task_conflicts
-from training.data import Rows, read_splits
+from training.data import Rows, columns_from_arrow, read_splits
 from training.gates import LevelGates, gate_use, level_gates
 from training.inspect import expert_weights, gradient_conflicts, inspect
 from training.losses import TaskLosses

@@ -19,9 +19,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from tests.training_data import SCHEMA, Stopped, assert_same_state, feed_table, stop_at, training_file, write_feed
 from training import checkpoint
-from training.arrow_columns import columns_from_arrow
 from training.config import TrainingConfig
-from training.data import Rows, read_splits
+from training.data import Rows, columns_from_arrow, read_splits
 from training.evaluate import evaluate
 from training.run import BEST, CONFIG, FITTED, LAST, LOG, SUMMARY, Run, locked
 from training.run import SCHEMA as SCHEMA_FILE

@@ -25,13 +25,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.schema import BinaryTask, FeedSchema, Task
-from training.arrow_columns import columns_from_arrow
 from training.compare.cost import CANDIDATES, SCORING_CALLS, median_seconds
 from training.compare.predictions import keep_outputs, truth_of
 from training.compare.tree_config import SETTINGS, TreesConfig, kept_config
 from training.compare.tree_inputs import Inputs, Targets, TreeInputs, extra_columns, targets_of
 from training.config import SplitName
-from training.data import fit_features, read_splits
+from training.data import columns_from_arrow, fit_features, read_splits
 from training.run import SUMMARY, Run, library_versions, locked, write_json, write_text
 
 if TYPE_CHECKING:

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from model.features import transform_target
 from model.schema import RegressionTask
-from training.arrow_columns import columns_from_arrow
 from training.compare.measures import TaskTruth
 from training.config import SplitName
-from training.data import Rows, labels_of, observed_of, read_splits
+from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.evaluate import groups_of
 from training.run import Run
 from training.validation import predict
