@@ -7,8 +7,6 @@ A scorer exists only for an artifact that answered its golden requests within to
 only where there is one that this process may run and that agrees with TorchScript on them; else by TorchScript.
 """
 
-import io
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,12 +26,16 @@ from model.named_candidates import resolve
 from model.reference import Bins as Bins
 from model.reference import Reference as Reference
 from model.tables import as_table, set_tables, table_file, widths_of
+from model.torchscript import Load, load_script
+from model.torchscript import ScriptLoader as ScriptLoader
 
 Engine = Literal["torchscript", "compiled"]
 EngineChoice = Literal["auto", "torchscript", "compiled"]
 # What bfloat16 may change of a score, and a difference of scores below which two candidates count as level.
 COMPILED_TOLERANCE = 1e-3
 CHECKED_ITEMS = 100
+# TorchScript watches the first run of a code and optimises it at the second, which takes longer than many requests do.
+_RUNS_TO_WARM = 2
 
 
 class NonFiniteScoresError(RuntimeError):
@@ -86,23 +88,20 @@ class Scorer:
         return self.artifact.version
 
     @classmethod
-    def load(cls, path: Path, engine: EngineChoice = "auto", verify_key: Path | None = None) -> "Scorer":
+    def load(
+        cls, path: Path, engine: EngineChoice = "auto", verify_key: Path | None = None, load: Load = load_script
+    ) -> "Scorer":
         """Verifies an artifact, loads it and has it answer its golden requests. Raises ArtifactError.
         With `verify_key`, a file of trusted keys, it and whatever is taken up beside it must be signed.
 
         `auto` takes a compiled package that holds, and else says why not (`engine_reason`; None where there is none);
-        `compiled` refuses the artifact then; `torchscript` does not look for one."""
+        `compiled` refuses the artifact then; `torchscript` does not look for one. `load` makes the module of the bytes
+        of an archive (model.torchscript)."""
         artifact = Artifact.open(path, verify_key)
         try:
             fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))
             encoder = FeatureEncoder(artifact.manifest.feed, fitted)
-            with warnings.catch_warnings():
-                # torch.jit is deprecated without a successor that loads without a compiler; docs/decisions says more.
-                warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-                warnings.filterwarnings("ignore", message=".*torch.jit.*")
-                module = torch.jit.load(  # type: ignore[no-untyped-call]
-                    io.BytesIO(artifact.read(RANKER)), map_location="cpu"
-                )
+            module = load(artifact.read(RANKER))
             set_tables(module, {width: _table(artifact, width) for width in widths_of(module)})
         except (ValueError, RuntimeError) as error:
             if isinstance(error, ArtifactError):
@@ -112,6 +111,8 @@ class Scorer:
         scorer = cls(artifact, encoder, module)
         scorer._calibration = _calibration(artifact)
         scorer.check_golden_requests()
+        if len(scorer.golden_requests()["requests"]) < _RUNS_TO_WARM:
+            scorer.check_golden_requests()
         if engine == "compiled" or (engine == "auto" and folder_of(artifact).exists()):
             try:
                 scorer._take_compiled()
