@@ -13,6 +13,7 @@ from model import features
 from model.columns import Column
 from model.features import Encoded, FeatureEncoder, FittedFeatures
 from service import wire
+from service.columnar import read_columnar
 from tests.model.feeds import schema_of
 from training.data import column_from_arrow
 
@@ -89,7 +90,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
 
 def as_served(body: bytes) -> tuple[Encoded, Encoded]:
     """Both blocks as the service makes them of a body."""
-    question = wire.read_columnar(body) or wire.parse(wire.decode(body, 10_000), 10_000)
+    question = read_columnar(body) or wire.parse(wire.decode(body, 10_000), 10_000)
     return encoded(*wire.columns(question, ENCODER), len(question.ids))
 
 
