@@ -10,7 +10,7 @@ Shapes: B rows, K single-id features, L list features, V list values in all, D n
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -49,6 +49,7 @@ __all__ = [
 
 # So many values are hashed at once, whatever they are.
 _TOGETHER = 100_000
+_NO_IDS = np.zeros(0, np.int64)
 
 
 class FeatureEncoder:
@@ -141,7 +142,7 @@ class FeatureEncoder:
     def encode(self, block: Block, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
         """Encodes one block of `rows` rows. An absent column is missing in every row; with `as_served`, training_only
         features take their serving value, whatever the columns say."""
-        if isinstance(columns, EncodedColumns) and columns.encoder is self and as_served and block == "request":
+        if type(columns) is EncodedColumns and columns.encoder is self and as_served and block == "request":
             return columns.encoded
         return self._encoders[block].encode(columns, rows, as_served=as_served)
 
@@ -157,16 +158,15 @@ class _BlockEncoder:
         hashed = {name: lookup.integer_buckets for name, lookup in lookups.items() if lookup.integer_buckets}
         self._hashed = _HashedIntegers(hashed)
         self._looked_up = {name: lookup for name, lookup in lookups.items() if name not in hashed}
-        self._names = [*self._ids, *(feature.name for feature in numbers)]
         self._width = len(numbers)
         self._numbers = number_groups(numbers, fitted)
         self._serving = {f.name: serving_column(f) for f in features if f.side == "training_only"}
+        names = [*self._ids, *(feature.name for feature in numbers)]
+        self._counted = {False: names, True: [name for name in names if name not in self._serving]}
 
     def encode(self, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
-        fixed = self._serving if as_served else {}
-        if fixed:
-            served = {name: _repeated(column, rows) for name, column in fixed.items()}
-            columns = {**columns, **served}
+        if as_served and self._serving:
+            columns = {**columns, **{name: _repeated(column, rows) for name, column in self._serving.items()}}
         found = self._hashed.find(columns)
         for name, lookup in self._looked_up.items():
             if name in columns:
@@ -174,9 +174,15 @@ class _BlockEncoder:
         numbers_BD = np.empty((rows, self._width), np.float32)
         for group in self._numbers:
             group.write(numbers_BD, columns)
-        missing = {name: _missing(columns.get(name), rows) for name in self._names if name not in fixed}
+        missing: dict[str, int] = {}
+        for name in self._counted[as_served]:
+            column = columns.get(name)
+            if column is None:
+                missing[name] = rows
+            else:
+                missing[name] = 0 if column.missing is None else int(np.count_nonzero(column.missing))
         # A bucket is never unknown, so what was hashed is not counted.
-        oov = dict.fromkeys((name for name in self._ids if name not in fixed), 0)
+        oov = {name: 0 for name in self._ids if name in missing}
         for name in self._looked_up:
             if name in oov and name in found:
                 oov[name] = rows - int(np.count_nonzero(found[name])) - missing[name]
@@ -190,7 +196,7 @@ class _BlockEncoder:
             lengths.append(lengths_B)
         block = EncodedBlock(
             ids_BK=self._side_by_side(found, rows),
-            list_values_V=np.concatenate([np.zeros(0, np.int64), *values]),
+            list_values_V=values[0] if len(values) == 1 else np.concatenate([_NO_IDS, *values]),
             list_lengths_LB=np.array(lengths, np.int64).reshape(len(lengths), rows),
             numbers_BD=numbers_BD,
         )
@@ -200,51 +206,50 @@ class _BlockEncoder:
         """The single ids of the block; the OOV row where a column is absent."""
         if not self._ids:
             return np.zeros((rows, 0), np.int64)
-        absent_B = np.zeros(rows, np.int64)
-        ids_KB = np.concatenate([found.get(name, absent_B) for name in self._ids]).reshape(len(self._ids), rows)
-        return np.ascontiguousarray(ids_KB.T)
+        given = [found.get(name) for name in self._ids]
+        ids_KB = np.concatenate([np.zeros(rows, np.int64) if ids is None else ids for ids in given])
+        return np.ascontiguousarray(ids_KB.reshape(len(given), rows).T)
 
 
 class _HashedIntegers:
     """The features of a block that hash integers into buckets, single ids and lists: one hash for all of them."""
 
     def __init__(self, buckets: Mapping[str, int]) -> None:
-        self._names = list(buckets)
-        self._buckets_F = np.array(list(buckets.values()), np.uint64)
+        self._buckets = dict(buckets)
 
     def find(self, columns: Mapping[str, Column]) -> dict[str, Ids]:
         """Table rows of the values of each feature that has a column."""
-        given = [f for f, name in enumerate(self._names) if name in columns]
-        lengths = [len(columns[self._names[f]].values) for f in given]
+        given = {name: columns[name] for name in self._buckets if name in columns}
+        lengths = [len(column.values) for column in given.values()]
         # Where calls are few beside values, all at once would only take memory: a training log is one call.
-        parts = [given] if sum(lengths) <= _TOGETHER else [[f] for f in given]
-        found: dict[str, Ids] = {}
-        for part in parts:
-            found.update(self._hashed(part, columns))
-        return found
+        if sum(lengths) > _TOGETHER and len(given) > 1:
+            found: dict[str, Ids] = {}
+            for name in given:
+                found |= self.find({name: given[name]})
+            return found
+        return self._hashed(given, lengths) if given else {}
 
-    def _hashed(self, part: list[int], columns: Mapping[str, Column]) -> Iterator[tuple[str, Ids]]:
-        given = [columns[self._names[f]] for f in part]
-        if not given:
-            return
-        words_V = hash_integers(np.concatenate([column.values for column in given]))
-        words_V %= np.repeat(self._buckets_F[part], [len(column.values) for column in given])
+    def _hashed(self, given: Mapping[str, Column], lengths: list[int]) -> dict[str, Ids]:
+        words_V = hash_integers(np.concatenate([column.values for column in given.values()]))
+        buckets = [self._buckets[name] for name in given]
+        words_V %= np.uint64(buckets[0]) if len(set(buckets)) == 1 else np.array(buckets, np.uint64).repeat(lengths)
         ids_V = words_V.view(np.int64)
         ids_V += 1
-        start = 0
-        for f, column in zip(part, given, strict=True):
-            ids = ids_V[start : start + len(column.values)]
-            start += len(ids)
+        found: dict[str, Ids] = {}
+        end = 0
+        for (name, column), length in zip(given.items(), lengths, strict=True):
+            start, end = end, end + length
+            found[name] = ids_V[start:end]
             if column.missing is not None:
-                ids[column.missing] = OOV_ROW
-            yield self._names[f], ids
+                found[name][column.missing] = OOV_ROW
+        return found
 
 
 def _list_ids(
     feature: IdListFeature, found: Mapping[str, Ids], columns: Mapping[str, Column], rows: int
 ) -> tuple[Ids, Ids]:
     if feature.name not in columns:
-        return np.zeros(0, np.int64), np.zeros(rows, np.int64)
+        return _NO_IDS, np.zeros(rows, np.int64)
     lengths_B = columns[feature.name].lengths_B
     assert lengths_B is not None
     return _keep_latest(found[feature.name], lengths_B, feature.max_length)
@@ -257,12 +262,6 @@ def _keep_latest(values_V: Ids, lengths_B: Ids, most: int) -> tuple[Ids, Ids]:
     ends_B = np.cumsum(lengths_B)
     from_end_V = np.repeat(ends_B, lengths_B) - np.arange(len(values_V))
     return values_V[from_end_V <= most], np.minimum(lengths_B, most)
-
-
-def _missing(column: Column | None, rows: int) -> int:
-    if column is None:
-        return rows
-    return 0 if column.missing is None else int(np.count_nonzero(column.missing))
 
 
 def _repeated(column: Column, rows: int) -> Column:

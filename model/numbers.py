@@ -55,7 +55,8 @@ class NumberGroup:
 
     def transformed(self, values_GB: Numbers) -> Numbers:
         """The inputs of raw values, none of which is missing."""
-        values_GB = _cut(values_GB, RAW_LIMIT)
+        if self._steps:
+            values_GB = _cut(values_GB, RAW_LIMIT)
         for step in self._steps:
             values_GB = step.apply(values_GB)
         return _cut(values_GB, NUMBER_LIMIT)

@@ -100,9 +100,8 @@ class OneRow:
 
     def _encoded(self, get: Callable[[str], Any]) -> Encoded:
         missing, oov = self._none_missing.copy(), self._none_oov.copy()
-        ids_1K = self._ids_1K.copy()
         lists = [_listed(get(name)) for name, *_ in self._lists]
-        values, lengths = self._hash(get, lists, ids_1K, missing)
+        ids_1K, values, lengths = self._hash(get, lists, missing)
         for dtype, features in self._looked_up:
             flat, absent = flat_column(dtype, [get(name) for _, name, _ in features])
             for row, (k, name, lookup) in enumerate(features):
@@ -127,16 +126,16 @@ class OneRow:
         return Encoded(block, missing, oov)
 
     def _hash(
-        self, get: Callable[[str], Any], lists: list[list[Any]], ids_1K: Ids, missing: dict[str, int]
-    ) -> tuple[list[Ids], list[list[int]]]:
-        """Writes the hashed single ids; returns the hashed lists' values and lengths, of all others none."""
+        self, get: Callable[[str], Any], lists: list[list[Any]], missing: dict[str, int]
+    ) -> tuple[Ids, list[Ids], list[list[int]]]:
+        """ids_1K with the hashed single ids, and the hashed lists' values and lengths; of all others none."""
         values, lengths = [_NO_IDS] * len(lists), [[0]] * len(lists)
         flat = list(map(get, self._hashed))
         for buckets, given in zip(self._buckets_L, lists, strict=True):
             if buckets:
                 flat += given
         if not flat:
-            return values, lengths
+            return self._ids_1K.copy(), values, lengths
         given_V, absent_V = flat_column("int64", flat)
         assert isinstance(given_V, np.ndarray)
         words_V = hash_integers(given_V)  # type: ignore[arg-type]
@@ -154,23 +153,29 @@ class OneRow:
             rows_V[absent_V] = OOV_ROW
             for name, is_absent in zip(self._hashed, absent_V.tolist(), strict=False):
                 missing[name] = int(is_absent)
-        ids_1K[0, self._hashed_at_H] = rows_V[: len(self._hashed)]
+        ids_1K = rows_V[None, : len(self._hashed)]
+        if ids_1K.shape != self._ids_1K.shape:
+            ids_1K = self._ids_1K.copy()
+            ids_1K[0, self._hashed_at_H] = rows_V[: len(self._hashed)]
         for number, start, end in slices:
             values[number] = rows_V[max(start, end - self._lists[number][3]) : end]
             lengths[number] = [len(values[number])]
-        return values, lengths
+        return ids_1K, values, lengths
 
     def _numbers_1D(self, get: Callable[[str], Any], missing: dict[str, int]) -> np.ndarray[Any, np.dtype[np.float32]]:
         raw_D = self._raw_D
         if self._numbers:
             given, absent = flat_column(None, list(map(get, self._numbers)))
-            raw_D = raw_D.copy()
-            if absent is None:
-                raw_D[self._numbers_at] = given
+            if absent is None and len(given) == len(raw_D):
+                raw_D = np.asarray(given)
             else:
-                raw_D[self._numbers_at[~absent]] = np.asarray(given)[~absent]
-                for name, is_absent in zip(self._numbers, absent.tolist(), strict=True):
+                absent_D = np.zeros(len(given), np.bool_) if absent is None else absent
+                raw_D = raw_D.copy()
+                raw_D[self._numbers_at[~absent_D]] = np.asarray(given)[~absent_D]
+                for name, is_absent in zip(self._numbers, absent_D.tolist(), strict=True):
                     missing[name] = int(is_absent)
+        if len(self._groups) == 1:
+            return self._groups[0].transformed(raw_D[:, None]).astype(np.float32).reshape(1, -1)
         numbers_1D = np.empty((1, len(raw_D)), np.float32)
         for group in self._groups:
             numbers_1D[0, group.positions_G] = group.transformed(raw_D[group.positions_G, None])[:, 0]
