@@ -9,7 +9,7 @@ catalogue gave features beside them. Numbers are written with all their digits.
 Shapes: N candidates, T tasks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from service.request_log import RequestRecord
 from service.wire import Question
 
-# What the objects of a request in rows take in memory, over their text.
-_ROWS_COST = 10
+# What a request takes in memory, over its text: the text and arrays, or the objects of rows.
+_COLUMNS_COST, _ROWS_COST = 2, 10
 
 _encoder = msgspec.json.Encoder()
 
@@ -49,14 +49,17 @@ class Impression(NamedTuple):
         body_bytes: int,
     ) -> "Impression":
         """The impression of a request that has just been scored."""
-        held = body_bytes * (1 if question.rows is None else _ROWS_COST) + score_N.nbytes + answers_NT.nbytes
+        held = (
+            body_bytes * (_COLUMNS_COST if question.rows is None else _ROWS_COST) + score_N.nbytes + answers_NT.nbytes
+        )
         return cls(datetime.now(UTC), record, question, tasks, score_N, answers_NT, held)
 
     def line(self) -> bytes:
         """The line, with its end."""
         question, record = self.question, self.record
-        features: Mapping[str, object] = question.features
-        if question.rows is not None:
+        if question.rows is None:
+            features = question.written()
+        else:
             names = dict.fromkeys(chain.from_iterable(question.rows))
             features = {name: [row.get(name) for row in question.rows] for name in names}
         line = _encoder.encode(
