@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import simdjson
 
-from model.columns import Column
+from model.features import Column
 from service.wire import KEYS, Question, is_request_id
 
 # A parser keeps about fourteen times the largest body that it has seen; one for a large body is let go after it.

@@ -4,7 +4,7 @@ In: a question and its scores. Out: a line of JSON, candidates in request order:
 `{"format": 1, "time", "request_id", "model", "model_version", "value_model", "value_model_version", "top_k",
 "catalogue", "user", "candidates": {"id", "features"}, "score", "tasks"}`; `user` and `candidates` are those of POST
 /v1/rank, as columns whatever the shape of the request, with null where a row has no value; `catalogue` says whether a
-catalogue gave features beside them. Numbers are written with all their digits.
+catalogue gave features beside them. Scores have the digits of the answer.
 
 Shapes: N candidates, T tasks.
 """
@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from service.request_log import RequestRecord
@@ -75,12 +76,17 @@ class Impression(NamedTuple):
                 "catalogue": record.uses_catalogue,
                 "user": question.user,
                 "candidates": {"id": question.ids, "features": features},
-                "score": self.score_N.tolist(),
-                "tasks": dict(zip(self.tasks, self.answers_NT.T.tolist(), strict=True)),
+                "score": _as_answered(self.score_N),
+                "tasks": dict(zip(self.tasks, map(_as_answered, self.answers_NT.T), strict=True)),
             }
         )
         # Columns are passed on as the client wrote them; in JSON a line may break between values alone.
         return line.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
+
+
+def _as_answered(scores_N: NDArray[np.floating]) -> msgspec.Raw:
+    """Numbers as answers have them (service/answers.py)."""
+    return msgspec.Raw(orjson.dumps(np.ascontiguousarray(scores_N), option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 class LoggedCandidates(msgspec.Struct):
