@@ -24,8 +24,9 @@ from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, Fitted
 from model.named_candidates import NamedCandidates as NamedCandidates
 from model.named_candidates import resolve
 from model.tables import as_table, set_tables, table_file, widths_of
-from model.torchscript import Load, load_script
+from model.torchscript import Load as Load
 from model.torchscript import ScriptLoader as ScriptLoader
+from model.torchscript import load_script as load_script
 
 Engine = Literal["torchscript", "compiled"]
 EngineChoice = Literal["auto", "torchscript", "compiled"]

@@ -22,6 +22,7 @@ class Kept(torch.nn.Module):
     numbers: list[int]
     name: str
     maybe: float | None
+    offset: Tensor
 
     def __init__(self, numbers: list[int], name: str, maybe: float | None, weight: Tensor) -> None:
         super().__init__()
