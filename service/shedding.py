@@ -46,7 +46,7 @@ class Shedding:
         record.status = busy.status
         response = refusal(busy, scope["path"], record.request_id)
         self._shed.inc()
-        self._observe.finish(record)
+        self._observe.finish(record, scope)
         headers = [*response.raw_headers, (REQUEST_ID.encode("ascii"), record.request_id.encode("latin-1"))]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return b"HTTP/1.1 429 Too Many Requests\r\n%b\r\n%b" % (lines, bytes(response.body))
