@@ -21,7 +21,7 @@ import torch
 
 from model.artifact import model_names
 from model.scorer import EngineChoice, ScriptLoader, load_script
-from service.background import lower_priority
+from service.background import lower_priority, short_turns
 from service.errors import Fault, Problem
 from service.labels import SHADOW, Labels
 from service.loaded_version import Loading, ServedModel
@@ -183,7 +183,8 @@ class ModelStore:
         torch.set_num_threads(self._torch_threads)  # golden requests run in this thread
         while not self._stop.is_set():
             try:
-                self.refresh()
+                with short_turns():
+                    self.refresh()
             except Exception:  # the thread must outlive any surprise on disk: without it no new model would ever load
                 _log.exception("looking at the models folder failed; trying again")
                 self._folder_error = "looking at the models folder failed; the log says more"
@@ -202,7 +203,9 @@ class ModelStore:
             while (asked := self._asked.get(timeout=max(0.0, until - time.monotonic()))) is not None:
                 job, done = asked
                 try:
-                    done.set_result(job())
+                    with short_turns():
+                        result = job()
+                    done.set_result(result)
                 except Exception as error:  # whoever asked for it is told
                     done.set_exception(error)
 
