@@ -136,8 +136,8 @@ class SplitReader:
                     yield rows.part(start, stop)
         if given < piece.stop:
             raise ValueError(
-                f"{reader.files.shown(file)}, row group {group.group}: {given} rows of split {self._split} where there were "
-                f"{group.rows}; {_CHANGED}"
+                f"{reader.files.shown(file)}, row group {group.group}: {given} rows of split {self._split} where there "
+                f"were {group.rows}; {_CHANGED}"
             )
 
     def _check_unchanged(self, number: int) -> None:
