@@ -131,6 +131,8 @@ class TrainingConfig(StrictModel):
     data: DataConfig
     network: NetworkConfig
     output: Path
+    # Features fitted beforehand, by `python -m training vocabulary`; default: fitted on the training split.
+    fitted: Path | None = None
     # Weights of another implementation to start from, mapped by name; default: drawn from the seed.
     initial_weights: InitialWeights | None = None
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.columns import Column
@@ -47,6 +48,7 @@ __all__ = [
     "labels_of",
     "observed_of",
     "read_splits",
+    "regression_targets",
 ]
 
 log = logging.getLogger(__name__)
@@ -105,12 +107,16 @@ def _and(mask: pa.ChunkedArray, is_good_B: Mask | None) -> pa.ChunkedArray:
 
 def fit_features(schema: FeedSchema, table: pa.Table, columns: Mapping[str, Column]) -> FittedFeatures:
     """Fits vocabularies, transforms and label scales on the training split."""
-    targets = {
+    return FittedFeatures.fit(schema, columns, regression_targets(schema, table))
+
+
+def regression_targets(schema: FeedSchema, table: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """By regression task its transformed labels, of the rows where they count."""
+    return {
         task.name: transform_target(labels_of(task, table)[observed_of(task, table)], task.transform)
         for task in schema.tasks
         if isinstance(task, RegressionTask)
     }
-    return FittedFeatures.fit(schema, columns, targets)
 
 
 class Batch(NamedTuple):
