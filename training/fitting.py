@@ -140,8 +140,9 @@ def _fit_all(
         for piece in pieces:
             yield fit_piece(config, schema, split, piece)
         return
-    # Spawned: the threads of pyarrow and torch do not survive a fork.
-    context = multiprocessing.get_context("spawn")
+    # Forked from a process that has imported everything once and has no threads: those do not survive a fork.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(min(processes, len(pieces)), context, begin_worker)
     try:
         for future in as_completed([pool.submit(fit_piece, config, schema, split, piece) for piece in pieces]):
