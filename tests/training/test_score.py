@@ -140,7 +140,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(version: Path, tmp_path: Path) -> None:
-    folder = write_log(tmp_path / "in", log_table(400), row_group_size=10)
+    folder = write_log(tmp_path / "in", log_table(150), row_group_size=10)
     options = ["score", str(version), str(folder), "--columns", "row,request", "--group-by", "request"]
     options += ["--rows-per-part", "10"]
     whole, out = tmp_path / "whole", tmp_path / "out"

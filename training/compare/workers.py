@@ -19,7 +19,7 @@ from training.compare.predictions import prediction_file, write_predictions
 from training.compare.tree_config import TreesConfig, kept_config
 from training.config import SplitName, TrainingConfig
 from training.divergence import Diverged
-from training.processes import begin_worker
+from training.processes import belong_to_parent
 from training.run import CONFIG, SUMMARY, Run
 from training.train import train
 
@@ -119,7 +119,7 @@ class _Worker:
 
 
 def _serve(connection: Connection) -> None:
-    begin_worker()
+    belong_to_parent()
     while True:
         try:
             job = connection.recv()

@@ -6,7 +6,7 @@ import pyarrow as pa
 import torch
 
 from training.input.files import LogFiles
-from training.processes import begin_worker
+from training.processes import belong_to_parent
 from training.score.job import Job, Part
 from training.score.part import PartScorer
 
@@ -15,7 +15,7 @@ _scorers: list[PartScorer] = []
 
 def begin(job: Job, files: LogFiles) -> None:
     """Makes this process a worker of a job."""
-    begin_worker()
+    belong_to_parent()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
     _scorers.append(PartScorer(job, files))
