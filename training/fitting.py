@@ -26,7 +26,7 @@ from training.fitted_file import parts_of
 from training.input.bad_rows import BadRows
 from training.input.index import INDEX, LogIndex, index_of
 from training.input.reader import LogReader
-from training.processes import begin_worker
+from training.processes import belong_to_parent
 from training.whole import replace_file
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def _fit_all(
     # Forked from a process that has imported everything once and has no threads: those do not survive a fork.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(min(processes, len(pieces)), context, begin_worker)
+    pool = ProcessPoolExecutor(min(processes, len(pieces)), context, belong_to_parent)
     try:
         for future in as_completed([pool.submit(fit_piece, config, schema, split, piece) for piece in pieces]):
             yield future.result()
