@@ -14,8 +14,9 @@ from model.artifact import ArtifactError
 from model.scorer import Engine, EngineChoice, Scorer
 from model.value_model import ValueModels
 from service.catalogue_watch import CatalogueWatch
-from service.metrics import Metrics, ModelMetrics
+from service.metrics import Metrics
 from service.model_files import Fingerprint, fingerprint
+from service.model_metrics import ModelMetrics
 from service.request_log import LOGGER
 
 State = Literal["loading", "ready", "quarantined", "retired"]
@@ -109,7 +110,7 @@ class LoadedVersion:
         self.served.metrics.retire()
 
     def _taken(self, scorer: Scorer, value_models: ValueModels) -> ServedModel:
-        metrics = ModelMetrics(self._metrics, scorer.schema, self.name, scorer.version, scorer.engine)
+        metrics = ModelMetrics(self._metrics, self.name, scorer)
         metrics.know_value_models(value_models.names)
         self._metrics.loads.labels("ready").inc()
         if scorer.engine_reason is not None:
@@ -137,10 +138,10 @@ class LoadedVersion:
             )
             return
         scorer.catalogue = before.scorer.catalogue
-        self.served = self._taken(scorer, before.value_models)
-        self._golden_error = None
         if before.scorer.engine != scorer.engine:
             before.metrics.retire()
+        self.served = self._taken(scorer, before.value_models)
+        self._golden_error = None
 
     def _check_doubted(self) -> None:
         doubted, self._doubted = self._doubted, None
