@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from deploy.prometheus_rule import TARGET, prometheus_rule
 from service.__main__ import END_SECONDS
 from service.metrics import ENDPOINTS, Metrics
 from service.settings import Settings, read_settings
@@ -171,6 +172,15 @@ def test_autoscaler_asks_for_a_metric_that_there_is() -> None:
     assert rule["seriesQuery"].startswith(f"{name}{{")
     assert f"\n{name} ".encode() in Metrics().exposition()
     assert autoscaler["minReplicas"] >= 2
+
+
+def test_rules_are_those_that_prometheus_has_and_know_the_job_by_its_name() -> None:
+    assert TARGET.read_text(encoding="utf-8") == prometheus_rule(), "run `make manifests`"
+    configuration = yaml.safe_load((KUBERNETES.parent / "prometheus/prometheus.yml").read_text(encoding="utf-8"))
+    (scraped,) = configuration["scrape_configs"]
+    # Without a jobLabel the operator names a job after its Service.
+    assert "jobLabel" not in one("ServiceMonitor")["spec"]
+    assert scraped["job_name"] == one("Service")["metadata"]["name"]
 
 
 def _pods() -> list[tuple[str, dict[str, Any]]]:
