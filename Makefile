@@ -36,7 +36,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
-	image image-train image-layers sbom \
+	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-training bench-networks bench-balancing bench-serving bench-workers \
 	bench-start bench-parity bench-reliability bench-compare clean
 
@@ -136,6 +136,9 @@ image-train: ## build the image that trains, exports and puts load on a service
 
 image-layers: ## sizes of the serving image's layers
 	@$(ENGINE) save feedrank-serve:$(VERSION) | $(PYTHON) -m deploy.image_layers -
+
+manifests: $(STAMP) ## the PrometheusRule in deploy/kubernetes, from the rules in deploy/prometheus
+	@exec $(PY) -m deploy.prometheus_rule
 
 sbom: $(SERVE_STAMP) $(SBOM_STAMP) ## CycloneDX of what the images install, in sbom/
 	@mkdir -p sbom

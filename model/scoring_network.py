@@ -252,8 +252,10 @@ class ScoringLevel(nn.Module):
         first_NH = units[0].new_empty(units[0].shape[0], self.num_experts * self.first_width)
         end = 0
         for group, linear in enumerate(self.first):
-            start, end = end, end + linear.weight.shape[0]
-            torch.addmm(linear.bias, units[self.sources[group]], linear.weight.t(), out=first_NH[:, start:end])
+            weight_HD: Tensor = linear.weight  # type: ignore[assignment]
+            bias_H: Tensor = linear.bias  # type: ignore[assignment]
+            start, end = end, end + weight_HD.shape[0]
+            torch.addmm(bias_H, units[self.sources[group]], weight_HD.t(), out=first_NH[:, start:end])
         return torch.relu_(first_NH)
 
     def _apart(self, hidden: list[Tensor], width: int) -> list[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.load_test import _parser as load_parser
 from service.__main__ import END_SECONDS
 from service.settings import read_settings
 from training.__main__ import _parser as training_parser
@@ -80,3 +81,26 @@ def test_training_commands_are_ones_that_training_takes() -> None:
         options = training_parser().parse_args(command[3:])
         if hasattr(options, "config"):
             assert (ROOT / options.config).is_file()
+
+
+def test_what_is_mounted_from_the_repository_is_there() -> None:
+    mounted = [volume.split(":")[:2] for service in SERVICES.values() for volume in service.get("volumes", [])]
+    folders = {target: ROOT / source for source, target in mounted if source.startswith("./")}
+    assert all(folder.is_dir() for folder in folders.values())
+    prometheus = folders["/etc/prometheus"]
+    assert f"--config.file=/etc/prometheus/{prometheus.name}.yml" in SERVICES["prometheus"]["command"]
+    assert (prometheus / "prometheus.yml").is_file()
+    # Where Grafana is told to look, its dashboards are mounted, and its data source is the Prometheus of this file.
+    provisioning = folders["/etc/grafana/provisioning"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards/feedrank.yml").read_text())["providers"]
+    assert list(folders[provider["options"]["path"]].glob("*.json"))
+    (source,) = yaml.safe_load((provisioning / "datasources/feedrank.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+
+
+def test_load_goes_to_the_service_and_is_what_the_load_test_takes() -> None:
+    load = SERVICES["load"]
+    assert load["entrypoint"] == ["python", "-m", "deploy.load_test"]
+    options = load_parser().parse_args(load["command"])
+    assert options.url == "http://service:8080"
+    assert options.rate * options.seconds > 0
