@@ -92,7 +92,7 @@ class StatusPage:
             versions=window.by_version("ranking_model_requests_total"),
             drifts=_drifts(now.samples)[:_MOST_DRIFTS],
             errors=list(self._errors.lines),
-            now=datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
+            now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         )
 
     def _note(self) -> _Note:
@@ -166,7 +166,7 @@ class _LastErrors(logging.Handler):
         """Keeps a line."""
         fields = getattr(record, "fields", {})
         told = " ".join(str(fields[key]) for key in ("model", "model_version", "request_id") if key in fields)
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(sep=" ", timespec="seconds")
+        at = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
         line = {"time": at, "level": record.levelname.lower(), "message": record.getMessage(), "about": told}
         self.lines.appendleft(line)
 
