@@ -3,6 +3,7 @@
 # Everything runs in .venv, made from the lock files in requirements/. Variables, as NAME=value after the verb:
 #   PYTHON        the interpreter that makes the environment
 #   DEVICE        cpu (default) or gpu: which build of fbgemm goes beside torchrec
+#   PROCESSES     processes of the test suite, 2 by default; each needs a core and 2 GB
 #   TORCH_INDEX   URL of torch's own CPU index, where the default index would give a CUDA build
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,6 +11,7 @@ DEVICE ?= cpu
 TORCH_INDEX ?=
 MODELS ?= models
 ARGS ?=
+PROCESSES ?= 2
 
 ifeq ($(filter $(DEVICE),cpu gpu),)
 $(error DEVICE is '$(DEVICE)'; it must be cpu or gpu)
@@ -74,8 +76,9 @@ demo: $(STAMP) ## simulate, train, export, serve and ask once (PORT=, DATA=DIR, 
 	@exec $(PY) -m deploy.demo $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") \
 		$(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
 
-test: $(STAMP) ## the whole test suite (FEEDRANK_DATA=DIR in the environment adds the real data; ARGS=)
-	@exec $(PY) -m pytest $(ARGS)
+# A file's tests stay in one process, as they share its fixtures.
+test: $(STAMP) ## the whole test suite (FEEDRANK_DATA=DIR in the environment adds the real data; ARGS=, PROCESSES=2)
+	@exec $(PY) -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
 test-reliability: $(STAMP) ## reloads, overload, killed workers, damage, soak: the long form (half an hour)
 	@exec env FEEDRANK_RELIABILITY=long $(PY) -m pytest tests/reliability -o timeout=3600 $(ARGS)

@@ -25,7 +25,8 @@ from model.schema import Block
 from model.scorer import Engine, Scorer, block_tensors
 from model.value_model import DEFAULT, ValueModels
 from service import answers, wire
-from service.metrics import Metrics, ModelMetrics
+from service.metrics import Metrics
+from service.model_metrics import ModelMetrics
 
 MAX_CANDIDATES = 2_000
 SECONDS = 0.5
@@ -39,7 +40,7 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
     """CPU microseconds of each stage of a request, medians over many; `network` is what an engine computes."""
     encoder, module = scorer.encoder, scorer.module
     value_model = ValueModels.built_in(scorer.schema)[DEFAULT]
-    metrics = ModelMetrics(Metrics(), scorer.schema, "reference", scorer.version, scorer.engine)
+    metrics = ModelMetrics(Metrics(), "reference", scorer)
     head = {"request_id": "bench", "model": "reference", "model_version": scorer.version}
     question = _read(body)
     rows = len(question.ids)

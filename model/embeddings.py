@@ -5,6 +5,9 @@ embeddings | candidate numbers]; features keep the schema's order within a block
 exported module (plain torch) lays its row out the same way. With tables of each task's own there are T such rows side
 by side, a task's each, [B, T * D].
 
+A table with two hashes is one table of two halves, read by each of its features twice, under its own name and under
+`second_key`; the dense row has their sum.
+
 Shapes: B rows, K single-id features, L list features, V list values, D columns of the dense row, N numbers, T tasks.
 """
 
@@ -67,6 +70,17 @@ def table_name(table: str, owner: str | None) -> str:
     return table if owner is None else f"{table}@{owner}"
 
 
+def second_key(feature: str) -> str:
+    """The name by which a feature reads the second half of its table."""
+    return f"{feature}:2"
+
+
+def halves(pairs: Tensor, half_rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows, each within its half, of ids of tables with two hashes (model/lookups.py)."""
+    first = torch.div(pairs, half_rows, rounding_mode="floor")
+    return first, pairs - first * half_rows
+
+
 class Embeddings(nn.Module):
     """One EmbeddingBagCollection over all tables of a feed.
 
@@ -94,8 +108,13 @@ class Embeddings(nn.Module):
             names = [*(feature.name for feature in ids), *(feature.name for feature in lists)]
             self._order.append(names)
             self.width_of_block[block] = sum(dims[name] for name in names) + len(numbers)
-        self._keys = [name for names in self._order for name in names]
         self._table_of = {name: table.name for table in schema.tables for name in table.features}
+        # Rows of each half, by feature whose table has two.
+        self._half_rows = {
+            name: rows for table in schema.tables for name in table.features if (rows := table.half_rows)
+        }
+        self._keys = [name for names in self._order for name in names]
+        self._table_of |= {second_key(name): self._table_of[name] for name in self._half_rows}
         self.is_fused = fused is not None
         self.collection: nn.Module | None = None
         if not schema.tables:
@@ -105,7 +124,7 @@ class Embeddings(nn.Module):
                 name=table_name(table.name, owner),
                 embedding_dim=table.dim,
                 num_embeddings=encoder.rows_of_table[table.name],
-                feature_names=list(table.features),
+                feature_names=[*table.features, *(second_key(name) for name in table.features if table.half_rows)],
                 pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
             )
             # TorchRec 1.8 computes a fused collection pooling by pooling but names its outputs in table order: names
@@ -136,7 +155,7 @@ class Embeddings(nn.Module):
         for owner in self._owners:
             for names, numbers_BN in zip(self._order, numbers, strict=True):
                 # By key, in our own order: a KeyedTensor's order is the tables', and changes when they are sharded.
-                parts += [pooled[self._key(name, owner)] for name in names]
+                parts += [self._columns(pooled, name, owner) for name in names]
                 parts.append(numbers_BN)
         return torch.cat(parts, dim=1)
 
@@ -154,8 +173,22 @@ class Embeddings(nn.Module):
             for names, block in zip(self._order, (request, candidate), strict=True):
                 for name, ids_B in zip(names, block.ids_BK.unbind(1), strict=True):
                     bag = self.collection.embedding_bags[table_name(self._table_of[name], owner)]
-                    pooled[self._key(name, owner)] = bag.weight.index_select(0, ids_B)
+                    for key, rows_B in self._rows(name, ids_B):
+                        pooled[self._key(key, owner)] = bag.weight.index_select(0, rows_B)
         return pooled
+
+    def _rows(self, feature: str, ids: Tensor) -> list[tuple[str, Tensor]]:
+        """Which rows of its table a feature's ids are, under each key that it reads the table by."""
+        half_rows = self._half_rows.get(feature)
+        if half_rows is None:
+            return [(feature, ids)]
+        first, second = halves(ids, ids.new_tensor(half_rows))
+        return [(feature, first), (second_key(feature), second + half_rows)]
+
+    def _columns(self, pooled: dict[str, Tensor], feature: str, owner: str | None) -> Tensor:
+        """A feature's columns of the dense row."""
+        columns_BD = pooled[self._key(feature, owner)]
+        return columns_BD + pooled[self._key(second_key(feature), owner)] if feature in self._half_rows else columns_BD
 
     def _key(self, feature: str, owner: str | None) -> str:
         # TorchRec's name for a feature that several tables read.
@@ -182,4 +215,21 @@ class Embeddings(nn.Module):
             rows = block.ids_BK.shape[0]
             values += [block.ids_BK.t().reshape(-1), block.list_values_V]
             lengths += [block.ids_BK.new_ones(block.ids_BK.shape[1] * rows), block.list_lengths_LB.reshape(-1)]
-        return KeyedJaggedTensor(keys=self._keys, values=torch.cat(values), lengths=torch.cat(lengths))
+        whole = KeyedJaggedTensor(keys=self._keys, values=torch.cat(values), lengths=torch.cat(lengths))
+        return self._with_halves(whole) if self._half_rows else whole
+
+    def _with_halves(self, pairs: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """The same with the rows of both halves in place of ids that are pairs, the second's behind all others."""
+        values: list[Tensor] = []
+        behind: list[Tensor] = []
+        lengths_FB = pairs.lengths().view(len(self._keys), -1)
+        for name, ids_V in zip(self._keys, pairs.values().split(pairs.length_per_key()), strict=True):
+            (_, first_V), *second = self._rows(name, ids_V)
+            values.append(first_V)
+            behind += [rows_V for _, rows_V in second]
+        again = [place for place, name in enumerate(self._keys) if name in self._half_rows]
+        return KeyedJaggedTensor(
+            keys=[*self._keys, *(second_key(self._keys[place]) for place in again)],
+            values=torch.cat([*values, *behind]),
+            lengths=torch.cat([lengths_FB, lengths_FB[again]]).reshape(-1),
+        )

@@ -2,6 +2,11 @@
 
 Strings hash by XXH3 of their UTF-8 bytes, integers by SplitMix64's finaliser: stable across machines and versions.
 Row 0 is the OOV row: no bucket has it, and an id that a vocabulary does not hold takes it.
+
+In a table with two hashes an id has a row in each of two halves. Both travel as one number, `first * half_rows +
+second`, from here to the embeddings (model/embeddings.py in training, model/block_rows.py in scoring), so that whatever
+lies between has one number an id; a missing id is 0, the OOV rows of both. The second hash is SplitMix64's finaliser
+over the 64 bits of the first.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,6 +64,8 @@ def lookup_of(table: Table, fitted: FittedFeatures) -> Lookup:
     """The look-up of a table. Raises ValueError where its fitted vocabulary is absent."""
     if table.buckets is not None:
         buckets = table.buckets
+        if table.hashes == 2:
+            return Lookup(2 * (buckets + 1), lambda values: _pairs(values, buckets))
         of_integers = buckets if table.dtype == "int64" else None
         return Lookup(buckets + 1, lambda values: _bucket_rows(values, buckets), of_integers)
     entries = fitted.vocabularies.get(table.name, ()) if table.vocabulary == "fitted" else table.vocabulary
@@ -75,9 +82,22 @@ def lookup_of(table: Table, fitted: FittedFeatures) -> Lookup:
     return Lookup(len(entries) + 1, lambda values: _vocabulary_rows(values, sorted_entries, order + 1))
 
 
-def _bucket_rows(values: Values, buckets: int) -> Ids:
-    hashed = hash_strings(values) if isinstance(values, list) else hash_integers(values)  # type: ignore[arg-type]
+def _hashed(values: Values) -> NDArray[np.uint64]:
+    return hash_strings(values) if isinstance(values, list) else hash_integers(values)  # type: ignore[arg-type]
+
+
+def _bucket_of(hashed: NDArray[np.uint64], buckets: int) -> Ids:
     return (hashed % np.uint64(buckets)).astype(np.int64) + 1
+
+
+def _bucket_rows(values: Values, buckets: int) -> Ids:
+    return _bucket_of(_hashed(values), buckets)
+
+
+def _pairs(values: Values, buckets: int) -> Ids:
+    hashed = _hashed(values)
+    # At most (2**31 - 1)**2: a pair of any two halves is an int64.
+    return _bucket_of(hashed, buckets) * (buckets + 1) + _bucket_of(hash_integers(hashed.view(np.int64)), buckets)
 
 
 def _vocabulary_rows(values: Values, sorted_entries: Ids, rows: Ids) -> Ids:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
+from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, Artifact, ArtifactError
 from model.calibration import Calibration, Isotonic, Platt, calibrated
 from model.catalogue import Catalogue, generations
 from model.catalogue import folder_of as catalogues_of
@@ -25,6 +25,8 @@ from model.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
 from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
 from model.named_candidates import NamedCandidates as NamedCandidates
 from model.named_candidates import resolve
+from model.reference import Bins as Bins
+from model.reference import Reference as Reference
 from model.tables import as_table, set_tables, table_file, widths_of
 
 Engine = Literal["torchscript", "compiled"]
@@ -60,7 +62,7 @@ class ExpertWeights(NamedTuple):
 class Scorer:
     """One loaded model version. Scoring is safe from several threads.
 
-    `reference_T` are the tasks' mean answers when it was exported."""
+    `reference` is what it saw and answered when it was exported."""
 
     def __init__(self, artifact: Artifact, encoder: FeatureEncoder, module: torch.jit.ScriptModule) -> None:
         self.artifact = artifact
@@ -69,7 +71,7 @@ class Scorer:
         self.tasks = [task.name for task in self.schema.tasks]
         self.encoder = encoder
         self.module = module
-        self.reference_T = _reference_means(artifact, self.tasks)
+        self.reference = Reference.read(artifact, self.tasks)
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
         # Replaced in one assignment whenever a newer generation holds.
@@ -306,11 +308,6 @@ class Scorer:
         golden: dict[str, Any] = self.artifact.read_json(GOLDEN)
         return golden
 
-    def reference_scores(self) -> dict[str, Any]:
-        """The artifact's reference histograms, by task: bin edges and counts."""
-        reference: dict[str, Any] = self.artifact.read_json(REFERENCE)
-        return reference
-
     def check_golden_requests(self) -> None:
         """Answers every golden request. Raises ArtifactError where an answer is off by more than the tolerance."""
         place = f"{self.artifact.path / GOLDEN}"
@@ -343,17 +340,6 @@ class Scorer:
             raise ArtifactError(f"{place}: {error}") from None
         except RuntimeError as error:
             raise ArtifactError(f"{self.artifact.path / RANKER}: cannot score ({error})") from None
-
-
-def _reference_means(artifact: Artifact, tasks: Sequence[str]) -> NDArray[np.float64]:
-    reference = artifact.read_json(REFERENCE)
-    try:
-        means_T = np.array([float(reference[task]["mean"]) for task in tasks])
-    except (KeyError, TypeError, ValueError):
-        means_T = np.array([np.nan])
-    if not np.isfinite(means_T).all():
-        raise ArtifactError(f"{artifact.path / REFERENCE}: needs a finite `mean` of every task: {', '.join(tasks)}")
-    return means_T
 
 
 def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float32], tolerance: float) -> str | None:

@@ -42,6 +42,7 @@ from service.request_log import LOGGER, RequestRecord
 from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
 from service.shadow import ShadowScoring
+from service.tracing import Tracing
 
 # How old the histograms may be that another worker reads for a scrape.
 _FLUSH_SECONDS = 0.5
@@ -71,6 +72,8 @@ class Service:
         self.admission = Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates)
         self.impressions = _impression_log(settings, self.metrics)
         self.shadow = ShadowScoring(self.store, self.metrics, settings.shadow_sample, lambda: self.threads.is_full)
+        endpoint = settings.otlp_endpoint
+        self.tracing = None if endpoint is None else Tracing(endpoint)
         self.ranking = Ranking(
             self.store,
             self.metrics,
@@ -123,14 +126,15 @@ class Service:
         """The answer of a scoring thread, if there is room for the work and time left. Raises Problem, TimeoutError."""
         ticket = record.ticket = self.admission.admit(body)
         self.metrics.work_in_flight.set(self.admission.in_flight)
-        submitted = time.perf_counter()
+        submitted = record.submitted = time.perf_counter()
 
         def job() -> answers.Reply:
-            begun = time.perf_counter()
+            begun = record.begun = time.perf_counter()
             self.metrics.queue_seconds.observe_soon(begun - submitted)
             check_deadline(deadline)
             reply = answer(body, record, deadline)
-            ticket.scored(time.perf_counter() - begun)
+            record.scored = time.perf_counter()
+            ticket.scored(record.scored - begun)
             return reply
 
         try:
@@ -173,6 +177,7 @@ class Service:
         if self.impressions is not None:
             self.impressions.start()
         self.shadow.start()
+        self.metrics.drift.start()
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
@@ -188,7 +193,10 @@ class Service:
             if self.impressions is not None:
                 await asyncio.to_thread(self.impressions.stop)
             await asyncio.to_thread(self.shadow.stop)
+            await asyncio.to_thread(self.metrics.drift.stop)
             await asyncio.to_thread(self.store.stop)
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.stop)
 
     async def _flush_metrics(self) -> None:
         while True:
@@ -293,7 +301,7 @@ def create_app(settings: Settings) -> ASGIApp:
         await (service.rank if is_rank else app)(scope, receive, send)
 
     keys = Keys(settings.keys_file, settings.poll_seconds)
-    return Observe(Authorize(application, keys, service.metrics), service.metrics)
+    return Observe(Authorize(application, keys, service.metrics), service.metrics, service.tracing)
 
 
 def _impression_log(settings: Settings, metrics: Metrics) -> ImpressionLog | None:

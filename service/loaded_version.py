@@ -7,7 +7,6 @@ one it took. What is made later beside a version (a compiled package, a catalogu
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +14,9 @@ from model.artifact import ArtifactError
 from model.scorer import Engine, EngineChoice, Scorer
 from model.value_model import ValueModels
 from service.catalogue_watch import CatalogueWatch
-from service.metrics import Metrics, ModelMetrics
+from service.metrics import Metrics
 from service.model_files import Fingerprint, fingerprint
+from service.model_metrics import ModelMetrics
 from service.request_log import LOGGER
 
 State = Literal["loading", "ready", "quarantined", "retired"]
@@ -110,10 +110,8 @@ class LoadedVersion:
         self.served.metrics.retire()
 
     def _taken(self, scorer: Scorer, value_models: ValueModels) -> ServedModel:
-        metrics = ModelMetrics(self._metrics, scorer.schema, self.name, scorer.version, scorer.engine)
+        metrics = ModelMetrics(self._metrics, self.name, scorer)
         metrics.know_value_models(value_models.names)
-        created = datetime.fromisoformat(scorer.manifest.created).timestamp()
-        metrics.describe(created, dict(zip(scorer.tasks, scorer.reference_T.tolist(), strict=True)))
         self._metrics.loads.labels("ready").inc()
         if scorer.engine_reason is not None:
             self._metrics.loads.labels("compiled_refused").inc()
@@ -140,10 +138,10 @@ class LoadedVersion:
             )
             return
         scorer.catalogue = before.scorer.catalogue
-        self.served = self._taken(scorer, before.value_models)
-        self._golden_error = None
         if before.scorer.engine != scorer.engine:
             before.metrics.retire()
+        self.served = self._taken(scorer, before.value_models)
+        self._golden_error = None
 
     def _check_doubted(self) -> None:
         doubted, self._doubted = self._doubted, None

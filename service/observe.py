@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import Problem, refusal
 from service.metrics import ENDPOINTS, SCORING, SCORING_CODES, Metrics
 from service.request_log import LOGGER, RequestRecord
+from service.tracing import Tracing, trace_id_of
 from service.wire import is_request_id
 
 REQUEST_ID = "X-Request-Id"
@@ -46,8 +47,9 @@ def header(scope: Scope, name: str) -> str | None:
 class Observe:
     """Wraps `app`; see the module."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
+        self._tracing = tracing
         self._metrics = metrics
         # Looked up once: finding a label set costs more than counting in it.
         self._seconds = {endpoint: metrics.request_seconds.labels(endpoint) for endpoint in ENDPOINTS}
@@ -62,6 +64,7 @@ class Observe:
         record = RequestRecord(
             request_id=given if given is not None and is_request_id(given) else uuid.uuid4().hex,
             endpoint=_endpoint(scope["path"]),
+            trace_id=trace_id_of(header(scope, "traceparent")),
         )
         scope[_KEY] = record
         is_started = False
@@ -90,12 +93,16 @@ class Observe:
                 self._metrics.in_flight.dec()
             record.seconds = time.perf_counter() - record.started
             self._count(record)
+            if self._tracing is not None and is_scoring:
+                self._tracing.trace(record, {name: header(scope, name) or "" for name in ("traceparent", "tracestate")})
             record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)
 
     def _count(self, record: RequestRecord) -> None:
         self._seconds[record.endpoint].observe_soon(record.seconds)
         known = self._codes.get((record.endpoint, record.status))
         (known or self._metrics.requests.labels(record.endpoint, record.status)).inc()
+        if record.model_version is not None:
+            self._metrics.model_requests.labels(record.model, record.model_version, record.status).inc()
 
 
 def _endpoint(path: str) -> str:

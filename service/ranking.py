@@ -84,6 +84,7 @@ class Ranking:
                 raise _not_finite(record, str(error)) from None
         columns = (request_columns, candidate_columns)
         self.shadow.take(record, model, name, columns, question, scored.answers_NT, score_N)
+        self.metrics.drift.take(model, columns, scored.answers_NT, uses_catalogue=record.uses_catalogue)
         if self.impressions is not None:
             self.impressions.take(record, question, model.scorer.tasks, score_N, scored.answers_NT, len(body))
         head = {

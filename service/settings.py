@@ -57,6 +57,12 @@ class Settings(BaseModel):
     impression_log_max_bytes: int = Field(
         2**30, ge=2**20, description="most that the impression log takes on disk, in bytes; the oldest files go"
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/@]+(/[^\s]*)?$",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP, such as http://collector:4318) for traces of "
+        "scoring requests; the OTEL_* variables say the rest, OTEL_TRACES_SAMPLER how many",
+    )
     shadow_sample: float = Field(
         1.0, ge=0, le=1, description="share of requests that a shadow version scores too, after their answers"
     )

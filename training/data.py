@@ -268,13 +268,16 @@ def fit_features(schema: FeedSchema, table: pa.Table, columns: Mapping[str, Colu
 
 
 class Batch(NamedTuple):
-    """Inputs, targets_BT on the scale they are learned on, observed_BT (1 where a label counts), row weights if any."""
+    """Inputs, targets_BT on the scale they are learned on, observed_BT (1 where a label counts), row weights if any.
+
+    `numbers_B` are the rows' numbers in their split, where a reader has such, for what is said to the user."""
 
     request: BlockTensors
     candidate: BlockTensors
     targets_BT: Tensor
     observed_BT: Tensor
     weights_B: Tensor | None = None
+    numbers_B: Tensor | None = None
 
 
 class Rows:
@@ -349,6 +352,7 @@ class Rows:
             self.targets_BT[rows_B],
             self.observed_BT[rows_B],
             None if self.weights_B is None else self.weights_B[rows_B],
+            rows_B,
         )
 
     def batches(self, batch_size: int) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from model.embeddings import block_features
 from model.ranker import Ranker
 from model.schema import Block, FeedSchema, RegressionTask
 from training.config import SplitName
-from training.data import Batch, Rows
+from training.data import Batch
 from training.losses import TaskLosses
 from training.run import Run
 
@@ -34,14 +34,16 @@ class Diverged(ValueError):
     """Losses or answers that are not finite: the run's settings are at fault, and it would end so again."""
 
 
-def diverged(run: Run, ranker: Ranker, rows: Rows, rows_B: Tensor, split: SplitName, what: str) -> Diverged:
-    """The error for `what` was not finite on the rows `rows_B` (numbers in the split, from 0)."""
-    batch = rows.take(rows_B)
+def diverged(run: Run, ranker: Ranker, batch: Batch, split: SplitName, what: str) -> Diverged:
+    """The error for `what` was not finite on a batch of a split."""
     parts = [what, _first_not_finite(ranker, batch, run.schema)]
     extremes = sorted(_extremes(batch, run.schema), key=lambda found: -found[1])[:SHOWN]
     if extremes:
-        shown = ", ".join(f"{name} {value:.3g} in row {int(rows_B[row])}" for name, value, row in extremes)
-        parts.append(f"beyond {LARGE:g} after its transforms: {shown} (rows of the {split} split, from 0)")
+        numbers_B, whose = batch.numbers_B, f"the {split} split"
+        if numbers_B is None:
+            numbers_B, whose = torch.arange(len(batch.targets_BT)), "the batch"
+        shown = ", ".join(f"{name} {value:.3g} in row {int(numbers_B[row])}" for name, value, row in extremes)
+        parts.append(f"beyond {LARGE:g} after its transforms: {shown} (rows of {whose}, from 0)")
     return Diverged(f"{run.path}: {'; '.join([*parts, ADVICE])}")
 
 

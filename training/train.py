@@ -28,12 +28,13 @@ from training.data import Rows, columns_from_arrow, fit_features, read_splits
 from training.divergence import diverged
 from training.history import OBJECTIVE, VALIDATION, write_log
 from training.initial_weights import load_initial_weights
+from training.input.memory import MemorySource
+from training.input.source import Source
 from training.losses import TaskLosses
 from training.optimizers import Optimizers
 from training.progress import TrainingProgress
 from training.routing import PolicyLearner
 from training.run import BEST, LAST, SUMMARY, Run, library_versions, locked, write_json
-from training.seeds import derived_seed
 from training.validation import Validation, points_of_epoch
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
         for split, table in tables.items():
             weight = config.data.weight if split == "train" else None
             rows[split] = Rows.encode(schema, run.encoder, table, columns[split], as_served=False, weight=weight)
-        _fit(run, rows["train"], rows["validation"], show=show)
+        _fit(run, MemorySource(rows["train"], config.batch_size, config.seed), rows["validation"], show=show)
     return run
 
 
@@ -95,20 +96,20 @@ def _differs(output: Path, different: list[str]) -> ValueError:
     )
 
 
-def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> None:
+def _fit(run: Run, source: Source, validation_rows: Rows, *, show: bool) -> None:
     config = run.config
     torch.manual_seed(config.seed)
     ranker = run.new_ranker()
     if config.initial_weights is not None and not (run.path / LAST).exists():
         load_initial_weights(ranker, [task.name for task in run.schema.tasks], config.initial_weights)
-    steps_per_epoch = -(-len(train_rows) // config.batch_size)
-    points = points_of_epoch(config.evaluations_per_epoch, len(train_rows), config.batch_size)
+    steps_per_epoch = source.steps
+    points = points_of_epoch(config.evaluations_per_epoch, source.rows, config.batch_size)
     losses = TaskLosses(run.schema)
     balancing = config.balancing.build(losses, config.seed)
     optimizers = Optimizers(ranker, config.optimizer, steps_per_epoch * config.epochs, balancing)
     policies = PolicyLearner(ranker.network.fusion, run.schema, config.seed)
     validation = Validation(run, validation_rows)
-    data = [train_rows.fingerprint(), validation_rows.fingerprint()]
+    data = [source.fingerprint(), validation_rows.fingerprint()]
     progress = _resume(run, ranker, balancing, policies, optimizers, data)
     started = time.monotonic() - progress.seconds
     last_saved = time.monotonic()
@@ -125,17 +126,13 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
         }
         checkpoint.save(run.path / name, state)
 
-    with TrainingProgress(len(train_rows), config.epochs, show=show) as bar:
+    with TrainingProgress(source.rows, config.epochs, show=show) as bar:
         while not _is_finished(progress, config):
             ranker.train()
-            # The order depends on the seed and the epoch alone, so that a resumed epoch has the same.
-            shuffling = torch.Generator().manual_seed(derived_seed(config.seed, progress.epoch))
-            order = torch.randperm(len(train_rows), generator=shuffling)
-            batches = torch.split(order, config.batch_size)
             bar.start_epoch(progress.epoch, progress.step_in_epoch * config.batch_size)
             loss_sums_T = torch.tensor(progress.loss_sums or [0.0] * len(run.schema.tasks), dtype=torch.float64)
-            for position in range(progress.step_in_epoch, steps_per_epoch):
-                batch = train_rows.take(batches[position])
+            batches = source.batches(progress.epoch, progress.step_in_epoch)
+            for position, batch in enumerate(batches, start=progress.step_in_epoch):
                 step = progress.epoch * steps_per_epoch + position
                 place = f"epoch {progress.epoch + 1}, step {position + 1}"
                 optimizers.start_step(step)
@@ -148,7 +145,7 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
                 total = balancing.total(losses_T)
                 if not torch.isfinite(total):
                     what = f"the loss is not finite in {place}"
-                    raise diverged(run, ranker, train_rows, batches[position], "train", what)
+                    raise diverged(run, ranker, batch, "train", what)
                 # Saved before the step: only now is it known that these weights give a finite loss.
                 if time.monotonic() - last_saved > config.checkpoint_seconds:
                     progress.loss_sums = loss_sums_T.tolist()
@@ -159,7 +156,7 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
                     balancing.backward(losses_T, total, rows_BD, ranker.network, step)
                 except FloatingPointError as error:
                     what = f"{error} in {place}"
-                    raise diverged(run, ranker, train_rows, batches[position], "train", what) from None
+                    raise diverged(run, ranker, batch, "train", what) from None
                 optimizers.step()
                 balancing.after_step()
                 policies.learn(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
@@ -167,13 +164,13 @@ def _fit(run: Run, train_rows: Rows, validation_rows: Rows, *, show: bool) -> No
                 progress.step_in_epoch += 1
                 bar.advance(len(batch.targets_BT), float(total.detach()))
                 if (point := points.get(progress.step_in_epoch)) is not None:
-                    rows = progress.epoch * len(train_rows) + point.rows
+                    rows = progress.epoch * source.rows + point.rows
                     line = validation.measure(ranker, balancing, loss_sums_T / point.steps, progress.epoch + 1, rows)
                     bar.say(_end_point(run, progress, line, save, is_epoch_end=position + 1 == steps_per_epoch))
                     loss_sums_T.zero_()
                     ranker.train()
                     last_saved = time.monotonic()
-    _write_summary(run, progress, len(train_rows), len(validation_rows))
+    _write_summary(run, progress, source.rows, len(validation_rows))
 
 
 def _resume(

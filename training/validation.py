@@ -64,7 +64,7 @@ class Validation:
         if not is_finite_B.all():
             rows_B = torch.from_numpy(np.flatnonzero(~is_finite_B))
             what = f"the answers are not finite after epoch {epoch}, {rows_seen:,} rows"
-            raise diverged(run, ranker, self._rows, rows_B, "validation", what)
+            raise diverged(run, ranker, self._rows.take(rows_B), "validation", what)
         relative = relative_errors(run.schema, logits_BT, self._rows)
         line: dict[str, float] = {"epoch": epoch, "rows": rows_seen}
         for task, loss in zip(run.schema.tasks, train_losses_T.tolist(), strict=True):
