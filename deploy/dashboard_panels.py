@@ -17,8 +17,7 @@ _RATE = "[$__rate_interval]"
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel: queries by their legends. `limits` are lines at which an alert begins to count. `is_rare` says that
-    there may be nothing to show where all is well, or where a feature is not in use."""
+    """One panel: queries by their legends. `limits` are lines at which an alert begins to count."""
 
     title: str
     queries: dict[str, str]
@@ -26,7 +25,6 @@ class Panel:
     kind: Kind = "timeseries"
     width: int = 8
     limits: tuple[float, ...] = ()
-    is_rare: bool = False
     note: str = ""
 
 
@@ -235,7 +233,6 @@ ROWS = (
                 "Catalogue: age",
                 {"{{model}}": f"time() - min by (model) (ranking_catalogue_created_timestamp_seconds{{{_MODEL}}} > 0)"},
                 *("s", "timeseries", 8, (172_800.0,)),
-                is_rare=True,
             ),
         ),
     ),
@@ -285,7 +282,6 @@ ROWS = (
             Panel(
                 "Requests taken",
                 {"{{version}} {{result}}": _by("version, result", "ranking_shadow_requests_total", _MODEL)},
-                is_rare=True,
             ),
             Panel(
                 "Its ranking beside the one answered",
@@ -293,7 +289,6 @@ ROWS = (
                     "Kendall's tau": _mean("version", "ranking_shadow_rank_correlation", _MODEL),
                     "share of the ten best": _mean("version", "ranking_shadow_top10_overlap", _MODEL),
                 },
-                is_rare=True,
             ),
             Panel(
                 "Shift of a task's mean",
@@ -301,7 +296,6 @@ ROWS = (
                     "{{version}} {{task}}": f"({_shadow_answers('shadow')} - {_shadow_answers('stable')})"
                     f" / on (version) group_left {_by('version', 'ranking_shadow_candidates_total', _MODEL)}"
                 },
-                is_rare=True,
             ),
         ),
     ),
@@ -327,6 +321,6 @@ ROWS = (
     ),
     Row(
         "Alerts",
-        (Panel("Firing and pending", {"": f"ALERTS{{{_JOB}}}"}, "short", "table", 24, is_rare=True),),
+        (Panel("Firing and pending", {"": f"ALERTS{{{_JOB}}}"}, "short", "table", 24),),
     ),
 )

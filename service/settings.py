@@ -67,7 +67,7 @@ class Settings(BaseModel):
         1.0, ge=0, le=1, description="share of requests that a shadow version scores too, after their answers"
     )
     queue_seconds: float = Field(
-        0.1, gt=0, le=60, description="seconds that a request may have to wait for others; beyond, it is answered 429"
+        0.08, gt=0, le=60, description="seconds that a request may have to wait for others; beyond, it is answered 429"
     )
     poll_seconds: float = Field(2.0, gt=0, le=3600, description="seconds between looks at the models folder")
     startup_seconds: float = Field(
