@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.columns import Column
-from model.features import NUMBER_LIMIT, Encoded, FeatureEncoder, FittedFeatures, NumberStep, hash_integers
+from model.features import Encoded, FeatureEncoder, FittedFeatures, NumberStep, hash_integers
+from model.numbers import NUMBER_LIMIT
 from model.schema import Block, FeedSchema
 from tests.model.feeds import Rows, columns_of, encoder_of, everything, random_rows, schema_of
 
