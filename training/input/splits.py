@@ -5,6 +5,7 @@ the validation split, which is held in memory either way. Of several processes o
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from typing import Protocol
 
@@ -44,15 +45,20 @@ class Splits(Protocol):
         """Writes into a run's folder what its data holds. Raises ValueError for labels that teach nothing."""
         ...
 
-    def encoded(self, encoder: FeatureEncoder, rank: int, world: int) -> tuple[Source, Rows]:
+    def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
         """The training split as a source for a process, and the validation split."""
         ...
 
 
 def open_splits(
-    config: TrainingConfig, schema: FeedSchema, first_does: Callable[[Callable[[], object]], object], *, show: bool
+    config: TrainingConfig,
+    schema: FeedSchema,
+    first_does: Callable[[Callable[[], object]], object] = lambda what: what(),
+    *,
+    show: bool,
 ) -> Splits:
-    """Opens the data; `first_does` runs what one process does before the others go on. Raises ValueError for faults."""
+    """Opens the data; of several processes, `first_does` runs on one what the others wait for. Raises ValueError for
+    faults."""
     if config.data.read == "memory":
         return _InMemory(config, schema)
 
@@ -83,7 +89,7 @@ class _InMemory:
         train, validation = self._columns["train"], self._columns["validation"]
         write_id_report(run.path, reports_of_columns(self._schema, run.fitted, train, validation))
 
-    def encoded(self, encoder: FeatureEncoder, rank: int, world: int) -> tuple[Source, Rows]:
+    def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
         config = self._config
         rows = {
             split: Rows.encode(
@@ -111,10 +117,12 @@ class _Streamed:
         if self._config.fitted is not None:
             return read_fitted(self._config.fitted, self._schema)
         asked = f"{self._index.content()} {parts_of(self._schema)}"
-        kept = self._config.output / "fitting" / f"{xxhash.xxh3_128_hexdigest(asked.encode())}.json"
+        work = self._config.output / "fitting"
+        kept = self._config.output / f"fitted-{xxhash.xxh3_64_hexdigest(asked.encode())}.json"
         if not kept.exists():
-            fitting = fit_split(self._config, self._schema, "train", kept.parent, show=self._show)
+            fitting = fit_split(self._config, self._schema, "train", work, show=self._show)
             write_fitted(kept, self._schema, fitting.finish())
+            shutil.rmtree(work)
         return read_fitted(kept, self._schema)
 
     def report(self, run: Run) -> None:
@@ -125,7 +133,7 @@ class _Streamed:
         report.say()
         log.info("%s", report.write(run.path))
 
-    def encoded(self, encoder: FeatureEncoder, rank: int, world: int) -> tuple[Source, Rows]:
+    def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
         config = self._config
         source = StreamSource(
             self._reader, self._index, encoder, config.batch_size, config.seed, rank=rank, world=world
