@@ -240,4 +240,6 @@ def _how_exact(report: TableReport) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "not known of a sample" if share is None else f"{100 * share:.2f} %"
+    if share is None:
+        return "not known of a sample"
+    return f"{100 * share:.2f} %" if share == 0 or share >= 0.00005 else "< 0.01 %"
