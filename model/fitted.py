@@ -35,7 +35,7 @@ class NumberStep(StrictModel):
     def apply(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Transforms raw values, any shape."""
         if self.transform == "log1p":
-            return np.sign(values) * np.log1p(np.abs(values))
+            return np.copysign(np.log1p(np.abs(values)), values)
         if self.transform == "standardise":
             return (values - self.mean) / self.scale
         ranks = np.interp(values, *_ranked_knots(self.knots))
@@ -202,6 +202,7 @@ def _new_counts(table: Table, most_ids: int = MOST_IDS) -> Counts:
 
 def _known_ids(column: Column) -> Values:
     """A column's ids without nulls."""
+    column = column.decoded()
     if column.missing is None:
         return column.values
     if isinstance(column.values, list):
