@@ -237,10 +237,10 @@ class ScoringLevel(nn.Module):
 
     def _weights(self, logits_NK: Tensor) -> Tensor:
         """weights_NGE of gates and native weights together."""
-        if self.is_compiled:
+        if self.is_compiled or logits_NK.shape[0] < 32:
             weights_NGE = torch.softmax(logits_NK.reshape(-1, self.num_outputs, self.num_experts), dim=2)
             return weights_NGE + self.native_GE if self.has_native else weights_NGE
-        # Over few experts a softmax is slow unless what it runs along are the candidates.
+        # Over a few experts a softmax is slow where it does not run along the candidates.
         logits_GEN = logits_NK.t().contiguous().view(self.num_outputs, self.num_experts, -1)
         weights_GEN = torch.softmax(logits_GEN, dim=1)
         if self.has_native:
@@ -252,8 +252,10 @@ class ScoringLevel(nn.Module):
         first_NH = units[0].new_empty(units[0].shape[0], self.num_experts * self.first_width)
         end = 0
         for group, linear in enumerate(self.first):
-            start, end = end, end + linear.weight.shape[0]
-            torch.addmm(linear.bias, units[self.sources[group]], linear.weight.t(), out=first_NH[:, start:end])
+            weight_HD: Tensor = linear.weight  # type: ignore[assignment]
+            bias_H: Tensor = linear.bias  # type: ignore[assignment]
+            start, end = end, end + weight_HD.shape[0]
+            torch.addmm(bias_H, units[self.sources[group]], weight_HD.t(), out=first_NH[:, start:end])
         return torch.relu_(first_NH)
 
     def _apart(self, hidden: list[Tensor], width: int) -> list[Tensor]:
