@@ -313,8 +313,11 @@ ROWS = (
                 "Impression log: lines", {"{{result}}": _by("result", "ranking_impression_log_total", _JOB)}, width=12
             ),
             Panel(
-                "Impression log: oldest files removed a second",
-                {"{{instance}}": _by("instance", "ranking_impression_log_files_removed_total", _JOB)},
+                "Impression log: oldest files removed, and not made Parquet, a second",
+                {
+                    "removed {{instance}}": _by("instance", "ranking_impression_log_files_removed_total", _JOB),
+                    "failed {{instance}}": _by("instance", "ranking_impression_log_conversions_failed_total", _JOB),
+                },
                 width=12,
             ),
         ),

@@ -330,6 +330,7 @@ def _impression_log(settings: Settings, metrics: Metrics) -> ImpressionLog | Non
         sample=settings.impression_log_sample,
         max_bytes=settings.impression_log_max_bytes,
         workers=settings.workers,
+        is_hashed=settings.impression_log_features == "hash",
     )
 
 

@@ -1,9 +1,10 @@
 """The impression log: scored requests written to rotated files by a thread of its own, off unless switched on.
 
-In: impressions, offered after their answers have left. Out: lines in rotated files (service/rotated_files.py). What
-waits to be written is bounded: a disk that is full or slow costs lines, which are counted and told once a minute,
-never a request. Lines of JSON, not Parquet: what a killed process had written can be read to the last whole line, and
-the serving environment needs no Arrow.
+In: impressions, offered after their answers have left. Out: lines in rotated files (service/rotated_files.py), which
+become Parquet once they are closed (service/impression_conversion.py). What waits to be written is bounded: a disk that
+is full or slow costs lines, which are counted and told once a minute, never a request. Lines of JSON first: what a
+killed process had written can be read to the last whole line, while a Parquet file without its end is lost whole; and
+Arrow stays out of the process that serves.
 """
 
 import logging
@@ -19,6 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from service.background import lower_priority
+from service.impression_conversion import POLL_SECONDS, Conversion
 from service.impressions import Impression
 from service.metrics import Metrics
 from service.request_log import LOGGER, RequestRecord
@@ -40,16 +42,22 @@ _log = logging.getLogger(f"{LOGGER}.impressions")
 class ImpressionLog:
     """The impression log of one worker of `workers`. `take` and `offer` never wait for the disk."""
 
-    def __init__(self, folder: Path, metrics: Metrics, *, sample: float, max_bytes: int, workers: int) -> None:
-        # Beside the whole files every worker has one that it writes, and one that a killed worker left.
+    def __init__(
+        self, folder: Path, metrics: Metrics, *, sample: float, max_bytes: int, workers: int, is_hashed: bool = False
+    ) -> None:
+        # Beside the whole files every worker has one that it writes, and one that a killed worker left; and one of the
+        # folder is in both kinds while it becomes Parquet.
         file_bytes = min(_FILE_BYTES, max_bytes // (8 * workers))
         self._files = RotatedFiles(
             folder,
             file_bytes=file_bytes,
-            keep_bytes=max_bytes - 2 * workers * file_bytes,
+            keep_bytes=max_bytes - (2 * workers + 1) * file_bytes,
             age_seconds=_AGE_SECONDS,
             on_removed=metrics.impression_files_removed.inc,
+            on_closed=lambda: self._conversion.start(),
         )
+        self._conversion = Conversion(folder, metrics.impression_conversions_failed.inc)
+        self._is_hashed = is_hashed
         self._below = round(sample * _HASHES)
         self._written = metrics.impressions.labels("written")
         self._losses = _Losses(metrics)
@@ -97,7 +105,8 @@ class ImpressionLog:
             self._losses.count("dropped", 1, "the disk is too slow for what is logged")
 
     def stop(self) -> None:
-        """Has what waits written and closes the file, within DRAIN_SECONDS."""
+        """Has what waits written, closes the file and has it converted, within DRAIN_SECONDS."""
+        ends_at = time.monotonic() + DRAIN_SECONDS
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -109,13 +118,15 @@ class ImpressionLog:
         if left:
             self._losses.count("dropped", left, f"not written within {DRAIN_SECONDS:g} s at the end")
         self._losses.say()
+        self._conversion.finish(ends_at - time.monotonic())
 
     def _work(self) -> None:
         lower_priority(_NICENESS)
         self._attempt(self._files.settle)
+        self._conversion.start()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._is_closing, self._files.seconds_left)
+                self._changed.wait_for(lambda: self._queue or self._is_closing, self._seconds_left())
                 batch = list(self._queue)
                 self._queue.clear()
                 self._in_hand = len(batch)
@@ -126,13 +137,20 @@ class ImpressionLog:
             if is_over:
                 return
 
+    def _seconds_left(self) -> float | None:
+        """Until there is something to look after; None where there is nothing."""
+        seconds = self._files.seconds_left
+        if not self._conversion.is_running():
+            return seconds
+        return POLL_SECONDS if seconds is None else min(POLL_SECONDS, seconds)
+
     def _write(self, batch: list[Impression]) -> None:
         most = min(_WRITE_BYTES, self._files.file_bytes)
         lines: list[bytes] = []
         size = held = 0
         for impression in batch:
             try:
-                line = impression.line()
+                line = impression.line(is_hashed=self._is_hashed)
             except Exception:  # the thread must outlive any surprise in a request
                 _log.exception("an impression could not be written")
                 line = b""

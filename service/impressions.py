@@ -1,10 +1,12 @@
-"""One scored request as a line of the impression log, and back: what replay and training read.
+"""One scored request as a line of the impression log, which service/logged.py reads.
 
 In: a question and its scores. Out: a line of JSON, candidates in request order:
 `{"format": 1, "time", "request_id", "model", "model_version", "value_model", "value_model_version", "top_k",
 "catalogue", "user", "candidates": {"id", "features"}, "score", "tasks"}`; `user` and `candidates` are those of POST
 /v1/rank, as columns whatever the shape of the request, with null where a row has no value; `catalogue` says whether a
-catalogue gave features beside them. Scores have the digits of the answer.
+catalogue gave features beside them. Scores have the digits of the answer. In place of `user` and `candidates` there may
+be `"hashes": {"user", "candidate_id", "features"}`: XXH3-64 of the user, and of each candidate's id and features, as
+JSON without spaces, keys sorted, what is null left out.
 
 Shapes: N candidates, T tasks.
 """
@@ -12,11 +14,12 @@ Shapes: N candidates, T tasks.
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import orjson
+import xxhash
 from numpy.typing import NDArray
 
 from service.request_log import RequestRecord
@@ -26,6 +29,7 @@ from service.wire import Question
 _COLUMNS_COST, _ROWS_COST = 2, 10
 
 _encoder = msgspec.json.Encoder()
+_canonical = msgspec.json.Encoder(order="sorted")
 
 
 class Impression(NamedTuple):
@@ -55,14 +59,9 @@ class Impression(NamedTuple):
         )
         return cls(datetime.now(UTC), record, question, tasks, score_N, answers_NT, held)
 
-    def line(self) -> bytes:
+    def line(self, *, is_hashed: bool) -> bytes:
         """The line, with its end."""
         question, record = self.question, self.record
-        if question.rows is None:
-            features = question.written()
-        else:
-            names = dict.fromkeys(chain.from_iterable(question.rows))
-            features = {name: [row.get(name) for row in question.rows] for name in names}
         line = _encoder.encode(
             {
                 "format": 1,
@@ -74,8 +73,7 @@ class Impression(NamedTuple):
                 "value_model_version": record.value_model_version,
                 "top_k": question.top_k,
                 "catalogue": record.uses_catalogue,
-                "user": question.user,
-                "candidates": {"id": question.ids, "features": features},
+                **(_hashes(question) if is_hashed else _values(question)),
                 "score": _as_answered(self.score_N),
                 "tasks": dict(zip(self.tasks, map(_as_answered, self.answers_NT.T), strict=True)),
             }
@@ -89,48 +87,38 @@ def _as_answered(scores_N: NDArray[np.floating]) -> msgspec.Raw:
     return msgspec.Raw(orjson.dumps(np.ascontiguousarray(scores_N), option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-class LoggedCandidates(msgspec.Struct):
-    """The candidates of a logged request, as columns."""
-
-    id: list[str]
-    features: dict[str, list[Any]]
-
-
-class Logged(msgspec.Struct):
-    """A line of the log."""
-
-    format: Literal[1]
-    time: str
-    request_id: str
-    model: str
-    model_version: str
-    value_model: str
-    value_model_version: str
-    user: dict[str, Any]
-    candidates: LoggedCandidates
-    score: list[float]
-    tasks: dict[str, list[float]]
-    catalogue: bool = False
+def _values(question: Question) -> dict[str, Any]:
+    if question.rows is None:
+        features = question.written()
+    else:
+        names = dict.fromkeys(chain.from_iterable(question.rows))
+        features = {name: [row.get(name) for row in question.rows] for name in names}
+    return {"user": question.user, "candidates": {"id": question.ids, "features": features}}
 
 
-_decoder = msgspec.json.Decoder(Logged)
-
-
-def read_line(line: bytes) -> Logged:
-    """The request of a line. Raises ValueError saying what is wrong with it."""
-    try:
-        logged = _decoder.decode(line)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    rows = len(logged.candidates.id)
-    if not rows:
-        raise ValueError("no candidates")
-    lengths = {
-        "score": logged.score,
-        **{f"tasks.{name}": column for name, column in logged.tasks.items()},
-        **{f"candidates.features.{name}": column for name, column in logged.candidates.features.items()},
+def _hashes(question: Question) -> dict[str, Any]:
+    rows = question.rows
+    if rows is None:
+        written = question.written()
+        columns = [_decoded(column) for column in written.values()]
+        rows = [dict(zip(written, values, strict=True)) for values in zip(*columns, strict=True)]
+    return {
+        "hashes": {
+            "user": _hash(_present(question.user)),
+            "candidate_id": list(map(_hash, question.ids)),
+            # Where a catalogue knows the candidates, a request may give no features at all.
+            "features": [_hash(_present(row)) for row in rows] or [_hash({})] * len(question.ids),
+        }
     }
-    for name, column in lengths.items():
-        if len(column) != rows:
-            raise ValueError(f"{name}: {len(column)} values for {rows} candidates")
-    return logged
+
+
+def _decoded(column: Any) -> Any:
+    return msgspec.json.decode(column) if isinstance(column, msgspec.Raw) else column
+
+
+def _present(features: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in features.items() if value is not None}
+
+
+def _hash(value: object) -> int:
+    return xxhash.xxh3_64_intdigest(_canonical.encode(value))

@@ -282,6 +282,11 @@ class Metrics:
             "Oldest files of the impression log, removed to keep it within its bound",
             registry=registry,
         )
+        self.impression_conversions_failed = Counter(
+            "ranking_impression_log_conversions_failed",
+            "Times that closed files of the impression log did not become Parquet; they stay, and are tried again",
+            registry=registry,
+        )
         self.shadow = ShadowMetrics(registry)
         self.drift = Drift(registry)
         for result in IMPRESSION_RESULTS:

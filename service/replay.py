@@ -1,15 +1,16 @@
 """`python -m service replay LOG... --models DIR`: how rankings would move under another value model or model version.
 
-In: files of the impression log, and what to score them under. Out: a table of rank correlation, of how many of the
-best candidates stay and of what scores shift by; with --json the same as a file. Lines that are damaged or cannot be
-scored are counted and named, not fatal. Ids of requests and candidates are shown on request alone.
+In: files of the impression log, JSON lines or Parquet, and what to score them under. Out: a table of rank correlation,
+of how many of the best candidates stay and of what scores shift by; with --json the same as a file. Lines that are
+damaged or cannot be scored are counted and named, not fatal. Ids of requests and candidates are shown on request alone.
 """
 
 import argparse
 import heapq
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from service.answers import ranking
-from service.impressions import Logged, read_line
+from service.impression_reader import entries, log_files
+from service.logged import Logged
 from service.movement import TOP, Mean, Movement, Shift, movement
 from service.replay_report import print_report
 from service.rescoring import Rescored, Rescoring
-from service.rotated_files import whole_files
 
 FAULTS_KEPT = 20
 MOVED_MOST = 10
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     torch.set_num_threads(1)  # as in a scoring thread of the service
     try:
-        files = _files(options.log)
+        files = log_files(options.log)
         rescoring = Rescoring(
             options.models,
             model=options.model,
@@ -114,18 +115,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def replay(files: Sequence[Path], rescoring: Rescoring) -> Tally:
-    """Replays every line of the files; shows a bar on a terminal. Raises OSError for a file that cannot be read."""
+    """Replays every line of the files; shows a bar on a terminal. Raises OSError for a file that cannot be read,
+    ValueError for a Parquet file that is damaged."""
     tally = Tally()
     console = Console(stderr=True)
     columns = (TextColumn("replay"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task("", total=sum(file.stat().st_size for file in files))
-        for place, line in _lines(files):
-            progress.advance(bar, len(line))
-            try:
-                logged = read_line(line)
-            except ValueError as error:
-                tally.refuse("damaged", place, error)
+        bar = progress.add_task("", total=sum(file.stat().st_size for file in files if file.exists()))
+        for place, logged, size in chain.from_iterable(map(entries, files)):
+            progress.advance(bar, size)
+            if isinstance(logged, ValueError):
+                tally.refuse("damaged", place, logged)
                 continue
             if logged.model != rescoring.model:
                 tally.of_other_models += 1
@@ -169,23 +169,6 @@ def _entry(moved: Moved, show_ids: bool) -> dict[str, Any]:
     by_k = {f"top_{k}_overlap": overlap for k, overlap in zip(TOP, overlaps, strict=True)}
     counts = {"candidates": len(ids), "kendall_tau": kendall_tau, **by_k, "first_changes": first_changes}
     return {"place": moved.place, **counts, **shown}
-
-
-def _lines(files: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
-    for file in files:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                yield f"{file.name}:{number}", line
-
-
-def _files(given: Sequence[Path]) -> list[Path]:
-    files = []
-    for path in given:
-        found = whole_files(path) if path.is_dir() else [path] if path.is_file() else []
-        if not found:
-            raise ValueError(f"{path}: no impression log; give files, or a folder with whole ones")
-        files += found
-    return files
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

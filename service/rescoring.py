@@ -20,7 +20,7 @@ from model.features import ColumnErrors
 from model.schema import Block
 from model.scorer import NonFiniteScoresError, Scorer
 from model.value_model import FILE_NAME, ValueModels
-from service.impressions import Logged
+from service.logged import Logged
 
 
 class Rescored(NamedTuple):
@@ -98,6 +98,11 @@ class Rescoring:
         assert self._scorer is not None, "a version was given"
         if logged.catalogue:
             raise ValueError("a catalogue gave features that the log does not hold; score such requests by value model")
+        if logged.is_hashed:
+            raise ValueError(
+                "the log holds a hash of the features, not their values (--impression-log-features hash); score such "
+                "requests by value model"
+            )
         rows = len(logged.candidates.id)
         user = {name: [value] for name, value in self._known("request", logged.user).items()}
         features = self._known("candidate", logged.candidates.features)

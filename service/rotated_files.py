@@ -3,7 +3,8 @@
 In: encoded lines. Out: `<folder>/impressions-<UTC>-<token>.jsonl`, readable by their owner alone, in the order of
 their names. A file gets that name when it is full or old, so a reader meets whole lines only; until then it is hidden,
 ends in `.part` and is locked by its writer. What a writer leaves that died without closing is cut after its last
-whole line and named by the next one. Several processes may write to one folder, each by one thread.
+whole line and named by the next one. Several processes may write to one folder, each by one thread. What is closed may
+become Parquet (service/impressions_to_parquet.py): the same name but for its end, bounded with the others.
 """
 
 import fcntl
@@ -17,19 +18,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 PREFIX = "impressions-"
-SUFFIX = ".jsonl"
-_PART = re.compile(rf"\.({re.escape(PREFIX)}.+{re.escape(SUFFIX)})\.part")
+LINES, PARQUET = ".jsonl", ".parquet"
+_PART = re.compile(rf"\.({re.escape(PREFIX)}.+{re.escape(LINES)})\.part")
 _BLOCK = 65_536
 
 
 def whole_files(folder: Path) -> list[Path]:
-    """The files that are closed, oldest first."""
-    return sorted(folder.glob(f"{PREFIX}*{SUFFIX}"))
+    """The files that are closed, oldest first. Of one in both kinds, which it is for a moment, the Parquet alone."""
+    found = {file.stem: file for file in (*named(folder, LINES), *named(folder, PARQUET))}
+    return [found[stem] for stem in sorted(found)]
+
+
+def named(folder: Path, suffix: str) -> list[Path]:
+    """The closed files of one kind, oldest first."""
+    return sorted(folder.glob(f"{PREFIX}*{suffix}"))
 
 
 class RotatedFiles:
     """The files of one writer. Whole files of the folder beyond `keep_bytes` are removed, the oldest first, and
-    `on_removed` is told how many; at most `file_bytes` come on top of them for each writer."""
+    `on_removed` is told how many; at most `file_bytes` come on top of them for each writer. `on_closed` is called when
+    a file has been closed."""
 
     def __init__(
         self,
@@ -39,12 +47,14 @@ class RotatedFiles:
         keep_bytes: int,
         age_seconds: float,
         on_removed: Callable[[int], None],
+        on_closed: Callable[[], None],
     ) -> None:
         self.file_bytes = file_bytes
         self._folder = folder
         self._keep_bytes = keep_bytes
         self._age_seconds = age_seconds
         self._on_removed = on_removed
+        self._on_closed = on_closed
         self._descriptor: int | None = None
         self._name = ""
         self._size = 0
@@ -91,16 +101,18 @@ class RotatedFiles:
                 _publish(self._part, self._descriptor, self._folder / self._name)
             finally:
                 self._abandon()
+            self._on_closed()
         self.settle()
 
     def settle(self) -> None:
         """Names what dead writers left, and removes the oldest files beyond the bound. Raises OSError."""
         for part in sorted(self._folder.iterdir()):
-            if (named := _PART.fullmatch(part.name)) is not None:
+            if (left := _PART.fullmatch(part.name)) is not None:
                 with suppress(OSError):  # another writer's: at work, just taken care of, or not ours to touch
-                    self._take_over(part, self._folder / named.group(1))
+                    self._take_over(part, self._folder / left.group(1))
         sizes = {}
-        for file in whole_files(self._folder):
+        files = [*named(self._folder, LINES), *named(self._folder, PARQUET)]
+        for file in sorted(files, key=lambda file: file.stem):
             with suppress(FileNotFoundError):
                 sizes[file] = file.stat().st_size
         excess, removed = sum(sizes.values()) - self._keep_bytes, 0
@@ -120,7 +132,7 @@ class RotatedFiles:
 
     def _open(self) -> None:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-        self._name = f"{PREFIX}{now}-{uuid.uuid4().hex[:8]}{SUFFIX}"
+        self._name = f"{PREFIX}{now}-{uuid.uuid4().hex[:8]}{LINES}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(self._part, flags, 0o600)
         try:

@@ -51,11 +51,15 @@ class Settings(BaseModel):
         description="refuse candidates that neither catalogue nor request describes, or score them by defaults",
     )
     impression_log: Path | None = Field(
-        None, description="folder for a log of whole requests, feature values and ids included, with their scores"
+        None, description="folder for a log of requests with their scores, feature values and ids included or hashed"
     )
     impression_log_sample: float = Field(1.0, gt=0, le=1, description="share of requests in the impression log")
     impression_log_max_bytes: int = Field(
         2**30, ge=2**20, description="most that the impression log takes on disk, in bytes; the oldest files go"
+    )
+    impression_log_features: Literal["values", "hash"] = Field(
+        "values",
+        description="hash writes XXH3-64 of the user, of each candidate's id and of its features in place of them",
     )
     otlp_endpoint: str | None = Field(
         None,

@@ -63,7 +63,9 @@ def test_a_panel_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, panel: P
 def test_a_metric_that_no_panel_shows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tuple(row for row in dashboard_panels.ROWS if row.title != "Processes")
     monkeypatch.setattr(dashboard, "ROWS", rows)
-    with pytest.raises(ValueError, match="no panel shows ranking_impression_log, ranking_impression_log_files_removed"):
+    with pytest.raises(
+        ValueError, match="no panel shows ranking_impression_log, ranking_impression_log_conversions_failed, "
+    ):
         dashboard.text()
 
 

@@ -101,8 +101,8 @@ def test_files_threads_and_memory_stay_what_they_are(tmp_path: Path) -> None:
                 threads.append(process.num_threads())
                 resident.append(process.memory_info().rss)
     assert len(set(threads)) == 1, threads
-    # The impression log has a file of its own open, or is between two.
-    assert max(files) - min(files) <= 1, files
+    # The impression log has a file of its own open, or is between two; and hears what makes Parquet of them, or not.
+    assert max(files) - min(files) <= 2, files
     if len(resident) >= 30:  # in fewer rounds the allocator's own steps are larger than any trend
         found = trend(np.array(resident) / 2**20)
         print(f"resident: {resident[0] / 2**20:.1f} MiB at first, {found}")

@@ -18,13 +18,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import impression_log
 from service.impression_log import ImpressionLog
-from service.impressions import read_line
+from service.logged import read_line
 from service.metrics import Metrics
 from service.request_log import RequestRecord
 from service.rotated_files import whole_files
 from service.settings import read_settings
 from service.wire import Question
 from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.service.impressions_read import lines_of
 from tests.service.in_process import client_of, sample
 from tests.service.running import RunningService
 from tests.training_data import small_disk
@@ -43,10 +44,6 @@ def counted(client: httpx.Client, result: str) -> float:
         if sample.name == "ranking_impression_log_total"
     }
     return values[result]
-
-
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in whole_files(folder) for line in file.read_bytes().splitlines()]
 
 
 def spread(column: list[Any], order: list[str], ids: list[str]) -> list[Any]:

@@ -37,6 +37,7 @@ CONTRACT = {
     "ranking_workers",
     "ranking_worker_restarts_total",
     "ranking_impression_log_total",
+    "ranking_impression_log_conversions_failed_total",
     "ranking_impression_log_files_removed_total",
     "ranking_catalogue_lookups_total",
     "ranking_catalogue_items",

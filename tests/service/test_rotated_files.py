@@ -17,10 +17,18 @@ class Writer(RotatedFiles):
     def __init__(
         self, folder: Path, *, file_bytes: int = 100, keep_bytes: int = 10_000, age_seconds: float = 3600.0
     ) -> None:
-        self.removed = 0
+        self.removed = self.closed = 0
         super().__init__(
-            folder, file_bytes=file_bytes, keep_bytes=keep_bytes, age_seconds=age_seconds, on_removed=self._count
+            folder,
+            file_bytes=file_bytes,
+            keep_bytes=keep_bytes,
+            age_seconds=age_seconds,
+            on_removed=self._count,
+            on_closed=self._note_closed,
         )
+
+    def _note_closed(self) -> None:
+        self.closed += 1
 
     def _count(self, removed: int) -> None:
         self.removed += removed
@@ -43,6 +51,7 @@ def test_a_reader_sees_a_file_when_it_is_whole_and_the_owner_alone_may_read_it(t
     writer.close()
     assert contents(tmp_path) == [b"one\n", b"two\n"]
     assert parts(tmp_path) == []
+    assert writer.closed == 1
     (file,) = whole_files(tmp_path)
     assert file.stat().st_mode & 0o777 == 0o600
 
@@ -76,6 +85,27 @@ def test_files_and_folder_keep_their_bounds_and_the_newest_lines(
     # Nothing goes that could stay: one file more would be over the bound.
     assert kept == given_lines or sum(map(len, kept)) + 100 > keep_bytes
     assert writer.removed >= len(closed - {file.name for file in whole_files(tmp_path)})
+
+
+def test_the_bound_counts_both_kinds_and_the_oldest_goes_first(tmp_path: Path) -> None:
+    sizes = {"1.parquet": 40, "2.jsonl": 40, "2.parquet": 10, "3.parquet": 30, "4.jsonl": 30}
+    for name, size in sizes.items():
+        (tmp_path / f"impressions-{name}").write_bytes(b"x" * size)
+    (tmp_path / "impressions-0.csv").write_bytes(b"x" * 1000)
+    writer = Writer(tmp_path, keep_bytes=75)
+    writer.settle()
+    assert [file.name for file in whole_files(tmp_path)] == [
+        "impressions-2.parquet",
+        *(f"impressions-{name}" for name in ("3.parquet", "4.jsonl")),
+    ]
+    assert not (tmp_path / "impressions-2.jsonl").exists()
+    assert writer.removed == 2
+
+
+def test_of_a_file_in_both_kinds_a_reader_sees_one(tmp_path: Path) -> None:
+    for name in ("impressions-b.jsonl", "impressions-a.jsonl", "impressions-a.parquet", ".impressions-b.parquet.part"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [file.name for file in whole_files(tmp_path)] == ["impressions-a.parquet", "impressions-b.jsonl"]
 
 
 def test_an_old_file_is_due(tmp_path: Path) -> None:

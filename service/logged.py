@@ -1,0 +1,135 @@
+"""A request in the impression log, as the readers of the log have it: replay, and what makes Parquet of lines.
+
+In: a line of JSON. Out: the line as it stands (`Line`); checked and decoded, what it says of the request (`Logged`).
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+
+class Candidates(msgspec.Struct):
+    """The candidates of a line; `features` are JSON, columns by name."""
+
+    id: list[str]
+    features: msgspec.Raw
+
+
+class Hashes(msgspec.Struct):
+    """What stands for values and ids: XXH3-64 of the user, of each candidate's id, of each candidate's features."""
+
+    user: int
+    candidate_id: list[int]
+    features: list[int]
+
+
+class Line(msgspec.Struct):
+    """A line of the log, with `user` (JSON) and `candidates` or with `hashes`."""
+
+    format: Literal[1]
+    time: str
+    request_id: str
+    model: str
+    model_version: str
+    value_model: str
+    value_model_version: str
+    score: list[float]
+    tasks: dict[str, list[float]]
+    top_k: int | None = None
+    catalogue: bool = False
+    user: msgspec.Raw = msgspec.Raw()
+    candidates: Candidates | None = None
+    hashes: Hashes | None = None
+
+
+class LoggedCandidates(NamedTuple):
+    """The candidates of a logged request, features as columns."""
+
+    id: list[str]
+    features: dict[str, list[Any]]
+
+
+class Logged(NamedTuple):
+    """A logged request. Where the log has hashes, `is_hashed`, ids are those of the hashes in 16 hexadecimal digits,
+    and there are no features."""
+
+    request_id: str
+    model: str
+    model_version: str
+    value_model: str
+    value_model_version: str
+    catalogue: bool
+    is_hashed: bool
+    user: dict[str, Any]
+    candidates: LoggedCandidates
+    score: list[float]
+    tasks: dict[str, list[float]]
+
+
+_line_decoder = msgspec.json.Decoder(Line)
+_user_decoder = msgspec.json.Decoder(dict[str, Any])
+_features_decoder = msgspec.json.Decoder(dict[str, list[Any]])
+
+
+def decode(text: bytes) -> Line:
+    """The line that `text` is, its scores as many as its candidates. Raises ValueError saying what is wrong."""
+    try:
+        line = _line_decoder.decode(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    check(line)
+    return line
+
+
+def check(line: Line) -> None:
+    """Raises ValueError where scores are not as many as candidates, or there are none of these."""
+    if line.hashes is not None:
+        rows, lengths = len(line.hashes.candidate_id), {"hashes.features": len(line.hashes.features)}
+    elif line.candidates is not None and bytes(line.user):
+        rows, lengths = len(line.candidates.id), {}
+    else:
+        raise ValueError("neither user and candidates nor hashes")
+    if not rows:
+        raise ValueError("no candidates")
+    lengths["score"] = len(line.score)
+    _check_lengths(rows, lengths | {f"tasks.{name}": len(column) for name, column in line.tasks.items()})
+
+
+def logged(line: Line) -> Logged:
+    """What a line says of its request. Raises ValueError saying what is wrong with its features."""
+    user: dict[str, Any] = {}
+    if line.hashes is not None:
+        candidates = LoggedCandidates([f"{number:016x}" for number in line.hashes.candidate_id], {})
+    else:
+        assert line.candidates is not None, "checked"
+        try:
+            user, features = _user_decoder.decode(line.user), _features_decoder.decode(line.candidates.features)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        candidates = LoggedCandidates(line.candidates.id, features)
+        lengths = {f"candidates.features.{name}": len(column) for name, column in features.items()}
+        _check_lengths(len(candidates.id), lengths)
+    return Logged(
+        line.request_id,
+        line.model,
+        line.model_version,
+        line.value_model,
+        line.value_model_version,
+        line.catalogue,
+        line.hashes is not None,
+        user,
+        candidates,
+        line.score,
+        line.tasks,
+    )
+
+
+def read_line(text: bytes) -> Logged:
+    """The request of a line. Raises ValueError saying what is wrong with it."""
+    return logged(decode(text))
+
+
+def _check_lengths(rows: int, lengths: dict[str, int]) -> None:
+    for name, length in lengths.items():
+        if length != rows:
+            raise ValueError(f"{name}: {length} values for {rows} candidates")
