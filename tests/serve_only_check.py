@@ -3,7 +3,7 @@
 Input: a models folder with a published artifact. This file must lie beside copies of `model/` and `service/`
 and nothing else, and the interpreter must be that of the serving environment: only the standard library is used
 here. Exit status 0 when the service imported nothing of the training side, became ready, answered the artifact's
-first golden request as the artifact says, in descending score, and ended on SIGTERM.
+first golden request as the artifact says, in descending score, ended on SIGTERM, and what it logged became Parquet.
 """
 
 import argparse
@@ -103,6 +103,15 @@ def check_answer(golden: dict[str, Any], tolerance: float, answer: dict[str, Any
                 )
 
 
+def check_impressions(folder: Path) -> None:
+    """What was logged is Parquet, or becomes it: this environment has what that needs."""
+    if subprocess.run([sys.executable, "-m", "service.impressions_to_parquet", str(folder)], check=False).returncode:
+        raise SystemExit("the impression log could not be made Parquet in the serving environment")
+    files = [path.suffix for path in folder.glob("impressions-*")]
+    if files != [".parquet"]:
+        raise SystemExit(f"expected one Parquet file of impressions, found {files}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", type=Path, required=True, help="folder of published models")
@@ -115,7 +124,10 @@ def main() -> None:
 
     check_environment()
     port = free_port()
-    server = subprocess.Popen([sys.executable, "-m", "service", "--models", str(models), "--port", str(port)])
+    impressions = Path("impressions")
+    impressions.mkdir()
+    command = [sys.executable, "-m", "service", "--models", str(models), "--port", str(port)]
+    server = subprocess.Popen([*command, "--impression-log", str(impressions)])
     try:
         base = f"http://127.0.0.1:{port}"
         wait_until_ready(base, server)
@@ -130,6 +142,7 @@ def main() -> None:
         if server.poll() is None:
             server.kill()
             server.wait()
+    check_impressions(impressions)
     ranked = len(answer["candidates"]["id"])
     print(f"served without torchrec: {ranked} candidates, model version {answer['model_version']}")
 
