@@ -101,13 +101,11 @@ def test_a_service_makes_parquet_of_what_it_closes(tmp_path: Path) -> None:
     answers: list[dict[str, Any]] = []
     with RunningService(tmp_path / "models", *flags) as service:
         service.wait_ready()
-        while len(asked) < 100 and len(list(folder.glob("*.parquet"))) < 2:
-            user = {**TINY_REQUEST["user"], "country": str(len(asked)) * 20_000}
-            asked.append({**TINY_REQUEST, "user": user, "request_id": f"r-{len(asked):03}"})
+        for number in range(24):  # of 20 KB each, together within the bound of what is kept
+            user = {**TINY_REQUEST["user"], "country": f"{number:02}" * 10_000}
+            asked.append({**TINY_REQUEST, "user": user, "request_id": f"r-{number:03}"})
             answers.append(service.client.post("/v1/rank", json=asked[-1]).json())
-            if len(asked) % 8 == 0:  # a file is full: let it become Parquet before more come
-                service.wait_for(lambda: not list(folder.glob("*.jsonl")))
-        assert len(list(folder.glob("*.parquet"))) >= 2
+        service.wait_for(lambda: len(list(folder.glob("*.parquet"))) >= 3 and not list(folder.glob("*.jsonl")))
         imported = Path(f"/proc/{service.process.pid}/maps").read_text()
         assert "libarrow" not in imported
         assert service.stop(signal.SIGTERM) == 0
