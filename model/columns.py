@@ -55,16 +55,28 @@ class Kind(NamedTuple):
 
 class Column(NamedTuple):
     """Raw values of one feature. `missing` marks nulls among `values` (their value is a placeholder); lists are
-    flattened, with `lengths_B` values in each row."""
+    flattened, with `lengths_B` values in each row.
+
+    A log's strings may be given each once: then `codes_V` says which of `values` stands at each place."""
 
     values: Values
     missing: NDArray[np.bool_] | None = None
     lengths_B: Ids | None = None
+    codes_V: NDArray[np.int32] | None = None
 
     @property
     def rows(self) -> int:
         """How many rows the column has."""
-        return len(self.values) if self.lengths_B is None else len(self.lengths_B)
+        if self.lengths_B is not None:
+            return len(self.lengths_B)
+        return len(self.values if self.codes_V is None else self.codes_V)
+
+    def decoded(self) -> "Column":
+        """The same column with a value at each place."""
+        if self.codes_V is None:
+            return self
+        values: list[str] = np.array([*self.values, ""], dtype=object)[self.codes_V].tolist()
+        return Column(values, self.missing, self.lengths_B)
 
 
 def column_from_values(feature: Feature, dtype: Dtype | None, values: Sequence[object]) -> Column:

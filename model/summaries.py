@@ -147,6 +147,9 @@ class StringCounts:
             self.undercount += cut
 
 
+Counts = IntegerCounts | StringCounts
+
+
 def _cut(counts: NDArray[np.int64], most: int) -> int:
     """The greatest count that does not belong to the `most` commonest."""
     place = len(counts) - most - 1

@@ -26,7 +26,9 @@ from training.balancing import Balancing
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, read_splits
 from training.divergence import diverged
+from training.fitted_file import read_fitted
 from training.history import OBJECTIVE, VALIDATION, write_log
+from training.id_report import reports_of_columns, write_id_report
 from training.initial_weights import load_initial_weights
 from training.input.memory import MemorySource
 from training.input.source import Source
@@ -60,7 +62,12 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
     with locked(config.output):
         tables = read_splits(config.data, schema, ("train", "validation"))
         columns = {split: columns_from_arrow(schema, table) for split, table in tables.items()}
-        run = _open_or_create(config, schema, fit_features(schema, tables["train"], columns["train"]))
+        if config.fitted is not None:
+            fitted = read_fitted(config.fitted, schema)
+        else:
+            fitted = fit_features(schema, tables["train"], columns["train"])
+        run = _open_or_create(config, schema, fitted)
+        write_id_report(run.path, reports_of_columns(schema, fitted, columns["train"], columns["validation"]))
         rows = {}
         for split, table in tables.items():
             weight = config.data.weight if split == "train" else None

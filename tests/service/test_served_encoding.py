@@ -1,6 +1,7 @@
 """Features as served equal features as trained on: the same values as JSON text, as Python lists and as Arrow."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def as_rows(request: dict[str, Any]) -> dict[str, Any]:
     return {**request, "candidates": rows}
 
 
-def encoded(request: dict[str, Column], candidates: dict[str, Column], rows: int) -> tuple[Encoded, Encoded]:
+def encoded(request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int) -> tuple[Encoded, Encoded]:
     return (
         ENCODER.encode("request", request, 1, as_served=True),
         ENCODER.encode("candidate", candidates, rows, as_served=True),
