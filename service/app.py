@@ -29,11 +29,12 @@ from service.admin import admin_routes
 from service.admission import Admission
 from service.authorize import Authorize
 from service.errors import Fault, Problem, refusal
+from service.http_protocol import SHED
 from service.impression_log import ImpressionLog
 from service.keys import Keys
 from service.metrics import INFER, RANK, Metrics
 from service.model_store import ModelStore, not_ready
-from service.observe import Observe, header, record_of
+from service.observe import Observe, content_length, header, record_of
 from service.open_inference_openapi import with_infer
 from service.open_inference_routes import INFER_VERSION, OpenInference
 from service.openapi import with_rank
@@ -42,10 +43,14 @@ from service.request_log import LOGGER, RequestRecord
 from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
 from service.shadow import ShadowScoring
+from service.shedding import Shedding
+from service.status_page import StatusPage
 from service.tracing import Tracing
 
 # How old the histograms may be that another worker reads for a scrape.
 _FLUSH_SECONDS = 0.5
+# The page is whatever the service wrote into it, and nothing is loaded or run.
+_STATUS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 _DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
 
 # The body, what is known of the request, and its deadline in seconds of time.perf_counter.
@@ -82,10 +87,13 @@ class Service:
             settings.max_candidates,
             settings.unknown_candidates,
         )
+        self.status = StatusPage(self.metrics, self.store.entries, lambda: self.unready_reason)
         # Readiness is off, and later no request is taken any more.
         self.is_leaving = False
         self.is_draining = False
         self._is_open = False
+        # For the server's HTTP protocol, before a request reaches the application.
+        self.shed: Shedding | None = None
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/rank, as plain ASGI: what a framework's route costs is half of a small request."""
@@ -98,7 +106,7 @@ class Service:
             if self.is_draining:
                 raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
             deadline = _deadline(scope, record)
-            self.admission.check(_content_length(scope))
+            self.admission.check(content_length(scope))
             body = await _read_body_in_time(scope, receive, self.settings.max_body_bytes, self.settings.body_seconds)
             reply = await self._scored(body, record, deadline, answer)
         except TimeoutError:
@@ -116,6 +124,7 @@ class Service:
                 self.impressions.offer(record)
             self.shadow.offer(record)
             return
+        problem.__traceback__ = None  # it holds this frame, which holds it: only the garbage collector would free them
         if problem.reason is not None:
             self.metrics.rejected.labels(problem.reason).inc()
         await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
@@ -154,7 +163,7 @@ class Service:
         return self.store.unready_reason
 
     @asynccontextmanager
-    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[dict[str, Any]]:
         """Starts polling for models; at the end waits for what runs."""
         settings = self.settings
         _log.info(
@@ -173,7 +182,7 @@ class Service:
         )
         self._drain_on_signals()
         self.store.start()
-        flushing = asyncio.create_task(self._flush_metrics())
+        tasks = [asyncio.create_task(task) for task in (self._flush_metrics(), self.status.keep_notes())]
         if self.impressions is not None:
             self.impressions.start()
         self.shadow.start()
@@ -184,11 +193,12 @@ class Service:
             while not (self.store.has_looked or self.is_draining or time.monotonic() > opens_at):
                 await asyncio.sleep(0.02)
             self._is_open = True
-            yield
+            yield {SHED: self.shed}
         finally:
             self.is_draining = True
             self.threads.close()
-            flushing.cancel()
+            for task in tasks:
+                task.cancel()
             self.metrics.flush()
             if self.impressions is not None:
                 await asyncio.to_thread(self.impressions.stop)
@@ -261,6 +271,11 @@ def create_app(settings: Settings) -> ASGIApp:
     async def model(name: str) -> dict[str, Any]:
         return service.store.entry(name)
 
+    @app.get("/", include_in_schema=False)
+    def status() -> Response:
+        headers = {"Cache-Control": "no-store", "Content-Security-Policy": _STATUS_POLICY}
+        return Response(service.status.render(), media_type="text/html", headers=headers)
+
     @app.get("/healthz", summary="The process is alive")
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
@@ -301,7 +316,9 @@ def create_app(settings: Settings) -> ASGIApp:
         await (service.rank if is_rank else app)(scope, receive, send)
 
     keys = Keys(settings.keys_file, settings.poll_seconds)
-    return Observe(Authorize(application, keys, service.metrics), service.metrics, service.tracing)
+    observe = Observe(Authorize(application, keys, service.metrics), service.metrics, service.tracing)
+    service.shed = Shedding(service.admission, keys, observe, service.metrics, lambda: service.is_draining)
+    return observe
 
 
 def _impression_log(settings: Settings, metrics: Metrics) -> ImpressionLog | None:
@@ -337,7 +354,7 @@ async def _read_body_in_time(scope: Scope, receive: Receive, limit: int, seconds
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The body, if it keeps the limit: no more than `limit` bytes are ever held. Raises Problem, ClientDisconnect."""
     chunks: list[bytes] = []
-    size = _content_length(scope) or 0
+    size = content_length(scope) or 0
     if size <= limit:
         size = 0
         while True:
@@ -353,12 +370,6 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     detail = f"the body is over the limit of {limit} bytes; send fewer candidates"
     raise Problem(413, detail, reason="body_too_large")
-
-
-def _content_length(scope: Scope) -> int | None:
-    """The announced size of the body, None where the client does not say."""
-    announced = header(scope, "content-length") or ""
-    return int(announced) if announced.isdecimal() and len(announced) <= 18 else None
 
 
 def _deadline(scope: Scope, record: RequestRecord) -> float | None:
