@@ -1,7 +1,7 @@
 """What the training split teaches the features: vocabularies, number transforms, scales of regression labels.
 
 In: the training split's columns, whole or piece by piece. Out: `FittedFeatures`, which the artifact keeps as JSON and
-every encoder reads. What pieces are remembered by, and how exactly, is in summaries.py.
+every encoder reads. What pieces are remembered by, and how exactly, is in id_counts.py and summaries.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field, StrictInt, StrictStr
 
 from model.columns import Column, Values
+from model.id_counts import MOST_IDS, Arrays, Counts, IntegerCounts, StringCounts
 from model.schema import FeedSchema, NumberFeature, NumberTransform, RegressionTask, Table
 from model.strict_yaml import StrictModel
-from model.summaries import MOST_IDS, Arrays, Counts, IntegerCounts, Moments, Ranks, StringCounts
+from model.summaries import Moments, Ranks
 
 # Raw values are cut here, so that no transform overflows float64.
 RAW_LIMIT = 1e100
@@ -193,7 +194,10 @@ def _count(counts: Mapping[str, Counts], tables: Sequence[Table], columns: Mappi
 
 
 def _new_counts(table: Table, most_ids: int = MOST_IDS) -> Counts:
-    return StringCounts(most_ids) if table.dtype == "string" else IntegerCounts(most_ids)
+    # A vocabulary needs the commonest ids; of any other table a sample says more.
+    is_sampled = table.vocabulary != "fitted"
+    kind = StringCounts if table.dtype == "string" else IntegerCounts
+    return kind(most_ids, sampled=is_sampled)
 
 
 def _known_ids(column: Column) -> Values:
