@@ -120,10 +120,11 @@ export: $(STAMP) ## publish a training run as the next artifact version (RUN=DIR
 serve: $(STAMP) ## serve the published models (MODELS=models, PORT=, ARGS=)
 	@exec $(PY) -m service --models "$(MODELS)" $(if $(PORT),--port $(PORT)) $(ARGS)
 
-# $(1) the target of the Dockerfile
+# $(1) the target of the Dockerfile. Only docker's own format has health checks.
 define build_image
 	@[ -n "$(ENGINE)" ] || { echo "make image needs docker, podman or buildah, or ENGINE=COMMAND" >&2; exit 2; }
-	@exec $(ENGINE) build --target $(1) --tag feedrank-$(1):$(VERSION) --build-arg DEVICE=$(DEVICE) \
+	@exec $(ENGINE) build $(if $(filter %docker,$(ENGINE)),,--format docker) --target $(1) \
+		--tag feedrank-$(1):$(VERSION)$(if $(filter gpu,$(DEVICE)),-gpu) --build-arg DEVICE=$(DEVICE) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=40 --match=) \
 		$(if $(TORCH_INDEX),--build-arg PIP_EXTRA_INDEX_URL="$(TORCH_INDEX)") $(ARGS) .
 endef
