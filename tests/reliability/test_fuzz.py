@@ -22,7 +22,7 @@ from tests.reliability.sizes import SIZES
 from tests.service import test_fuzz as rank_bodies
 from tests.service import test_open_inference_fuzz as infer_bodies
 from tests.service.running import RunningService
-from tests.service.tensors import INFER
+from tests.service.tensors import HEADER_LENGTH, INFER
 
 PATIENCE_SECONDS = 30  # what hangs fails; a busy machine takes its time
 # Routes of one request of no arguments are asked a few times; these are where requests differ.
@@ -108,7 +108,7 @@ def test_requests_that_are_nearly_right(asked: Asked) -> None:
     @given(body=infer_bodies.BODIES | infer_bodies.JSON, after=st.binary(max_size=32), has_header=st.booleans())
     def infer(body: Any, after: bytes, has_header: bool) -> None:
         text = json.dumps(body).encode()
-        headers = {infer_bodies.HEADER_LENGTH: str(len(text))} if has_header else {}
+        headers = {HEADER_LENGTH: str(len(text))} if has_header else {}
         asked.post(INFER, text + after, headers)
 
     rank()
