@@ -116,8 +116,9 @@ def resized(body: Body, size: int) -> Body:
     candidates = body["candidates"]
     if isinstance(candidates, list):
         return {**body, "candidates": _again(candidates, size)}
-    features = {name: _again(column, size) for name, column in candidates.get("features", {}).items()}
-    changed = {"id": _again(candidates["id"], size)} | ({"features": features} if features else {})
+    changed: dict[str, Any] = {"id": _again(candidates["id"], size)}
+    if "features" in candidates:
+        changed["features"] = {name: _again(column, size) for name, column in candidates["features"].items()}
     return {**body, "candidates": changed}
 
 

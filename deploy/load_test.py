@@ -27,7 +27,7 @@ from rich.console import Console
 
 from deploy import load_report, load_requests
 from deploy.load_report import Step
-from deploy.local_cpu import ServiceCpu
+from deploy.local_cpu import Cpu, listening_at, spent_by
 from deploy.open_loop import Array, message, offer, poisson
 
 KEY_VARIABLE = "FEEDRANK_API_KEY"
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         steps = load.ramp(console) if options.ramp else [load.once(console)]
         slo = options.slo or (SLO_SECONDS if options.ramp else None)
         console.print(load_report.table(steps, slo, options.errors))
-        _explain(console, steps, load)
+        _explain(console, steps)
         held = [step for step in steps if slo is not None and step.holds(slo, options.errors)]
         capacity = max((step.rate for step in held), default=None)
         if options.ramp:
@@ -87,7 +87,7 @@ class Load:
         self._tls = None
         if address.scheme == "https":
             self._tls = ssl.create_default_context(cafile=options.ca)
-        self.cpu = ServiceCpu.of(self.url)
+        self.processes = listening_at(self.url)
 
     def once(self, console: Console) -> Step:
         """The rate, or the recorded arrivals, that was asked for."""
@@ -105,6 +105,10 @@ class Load:
         steps: list[Step] = []
 
         def holds(rate: float) -> bool:
+            # A rate that fails is tried again: a cold service, or a moment of the machine's, is no limit.
+            return tried(rate) or tried(rate)
+
+        def tried(rate: float) -> bool:
             step = self._step(console, rate, options.seconds)
             steps.append(step)
             p99, held = step.percentile(99), step.holds(options.slo or SLO_SECONDS, options.errors)
@@ -123,11 +127,18 @@ class Load:
     def _offered(self, console: Console, rate: float, seconds: float, due_R: Array) -> Step:
         # Twice a second: what draws shares the interpreter with what asks.
         with console.status(f"{rate:,.1f} requests a second for {seconds:,.0f} s", refresh_per_second=2):
-            if self.cpu is not None:
-                self.cpu.seconds()
+            before = self._cpu()
             asked = offer(self.url, self._messages, due_R, timeout=self._options.timeout, tls=self._tls)
             outcome = uvloop.run(asked)
-            return Step(rate, seconds, outcome, None if self.cpu is None else self.cpu.seconds())
+            after = self._cpu()
+            spent = None if before is None or after is None else after.seconds_since(before)
+            return Step(rate, seconds, outcome, spent)
+
+    def _cpu(self) -> Cpu | None:
+        try:
+            return spent_by(self.processes)
+        except (RuntimeError, OSError):  # nobody there, or nobody who may be looked at
+            return None
 
     def _made_messages(self) -> list[bytes]:
         options = self._options
@@ -172,7 +183,7 @@ def capacity(holds: Callable[[float], bool], first: float, most: float) -> float
     return good
 
 
-def _explain(console: Console, steps: list[Step], load: Load) -> None:
+def _explain(console: Console, steps: list[Step]) -> None:
     said = {status: text for step in steps for status, text in step.outcome.said.items()}
     for status, count in sorted(sum((Counter(step.statuses) for step in steps), Counter()).items()):
         if status != 200:
@@ -180,7 +191,7 @@ def _explain(console: Console, steps: list[Step], load: Load) -> None:
             console.print(
                 f"{count:,} x {load_report.kind(status)}{example}", style="yellow", markup=False, soft_wrap=True
             )
-    if load.cpu is None:
+    if all(step.cpu_seconds is None for step in steps):
         console.print("CPU per request: not known, the service is no process of this machine that may be looked at")
     lateness = max(step.outcome.lateness for step in steps)
     if lateness > 0.02:

@@ -1,10 +1,10 @@
 """What the training split teaches the features: vocabularies, number transforms, scales of regression labels.
 
 In: the training split's columns, whole or piece by piece. Out: `FittedFeatures`, which the artifact keeps as JSON and
-every encoder reads. What pieces are remembered by, and how exactly, is in summaries.py.
+every encoder reads. What pieces are remembered by, and how exactly, is in id_counts.py and summaries.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import compress
 from typing import Any, Literal, Self
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field, StrictInt, StrictStr
 
 from model.columns import Column, Values
+from model.id_counts import MOST_IDS, Arrays, Counts, IntegerCounts, StringCounts
 from model.schema import FeedSchema, NumberFeature, NumberTransform, RegressionTask, Table
 from model.strict_yaml import StrictModel
-from model.summaries import MOST_IDS, Arrays, IntegerCounts, Moments, Ranks, StringCounts
+from model.summaries import Moments, Ranks
 
 # Raw values are cut here, so that no transform overflows float64.
 RAW_LIMIT = 1e100
@@ -34,7 +35,7 @@ class NumberStep(StrictModel):
     def apply(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Transforms raw values, any shape."""
         if self.transform == "log1p":
-            return np.sign(values) * np.log1p(np.abs(values))
+            return np.copysign(np.log1p(np.abs(values)), values)
         if self.transform == "standardise":
             return (values - self.mean) / self.scale
         ranks = np.interp(values, *_ranked_knots(self.knots))
@@ -76,7 +77,7 @@ class FittingPass:
         self._numbers = [feature for feature in schema.features if isinstance(feature, NumberFeature)]
         self._most_ids = most_ids
         self.rows = 0
-        self.counts = {table.name: _counts_of(table)(most_ids) for table in self._tables}
+        self.counts = {table.name: _new_counts(table, most_ids) for table in self._tables}
         fitted = {feature.name: [t for t in feature.transform if t != "log1p"] for feature in self._numbers}
         self._moments = {name: Moments() for name, steps in fitted.items() if steps[:1] == ["standardise"]}
         # What comes after a fitted transform is computed from the values by rank: every transform keeps their order.
@@ -86,9 +87,7 @@ class FittingPass:
     def update(self, columns: Mapping[str, Column], targets: Mapping[str, NDArray[np.float64]]) -> None:
         """Takes a piece's columns, and the transformed labels of its regression tasks where they count."""
         self.rows += next(iter(columns.values())).rows
-        for table in self._tables:
-            for name in table.features:
-                self.counts[table.name].add(_known_ids(columns[name]))  # type: ignore[arg-type]
+        _count(self.counts, self._tables, columns)
         for feature in self._numbers:
             values = raw_numbers(columns[feature.name], feature.missing)
             if (ranks := self._ranks.get(feature.name)) is not None:
@@ -144,7 +143,7 @@ class FittingPass:
                 own = {key.removeprefix(start): array for key, array in arrays.items() if key.startswith(start)}
                 summary.restore(own)
 
-    def _summaries(self) -> Mapping[str, Mapping[str, IntegerCounts | StringCounts | Moments | Ranks]]:
+    def _summaries(self) -> Mapping[str, Mapping[str, Counts | Moments | Ranks]]:
         return {"counts": self.counts, "moments": self._moments, "ranks": self._ranks, "targets": self._targets}
 
     def _vocabulary(self, table: Table) -> tuple[int, ...] | tuple[str, ...]:
@@ -181,12 +180,29 @@ def raw_numbers(column: Column, missing_value: float) -> NDArray[np.float64]:
     return values.clip(-RAW_LIMIT, RAW_LIMIT)
 
 
-def _counts_of(table: Table) -> type[IntegerCounts] | type[StringCounts]:
-    return StringCounts if table.dtype == "string" else IntegerCounts
+def count_ids(tables: Sequence[Table], columns: Mapping[str, Column]) -> dict[str, Counts]:
+    """How often the ids of each table occur in columns."""
+    counts = {table.name: _new_counts(table) for table in tables}
+    _count(counts, tables, columns)
+    return counts
+
+
+def _count(counts: Mapping[str, Counts], tables: Sequence[Table], columns: Mapping[str, Column]) -> None:
+    for table in tables:
+        for name in table.features:
+            counts[table.name].add(_known_ids(columns[name]))  # type: ignore[arg-type]
+
+
+def _new_counts(table: Table, most_ids: int = MOST_IDS) -> Counts:
+    # A vocabulary needs the commonest ids; of any other table a sample says more.
+    is_sampled = table.vocabulary != "fitted"
+    kind = StringCounts if table.dtype == "string" else IntegerCounts
+    return kind(most_ids, sampled=is_sampled)
 
 
 def _known_ids(column: Column) -> Values:
     """A column's ids without nulls."""
+    column = column.decoded()
     if column.missing is None:
         return column.values
     if isinstance(column.values, list):

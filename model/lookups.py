@@ -1,6 +1,5 @@
 """Raw ids -> rows of their embedding table, vectorised: hashed buckets and vocabularies.
 
-Strings hash by XXH3 of their UTF-8 bytes, integers by SplitMix64's finaliser: stable across machines and versions.
 Row 0 is the OOV row: no bucket has it, and an id that a vocabulary does not hold takes it.
 
 In a table with two hashes an id has a row in each of two halves. Both travel as one number, `first * half_rows +
@@ -9,39 +8,25 @@ lies between has one number an id; a missing id is 0, the OOV rows of both. The 
 over the 64 bits of the first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from model.columns import Column, Ids, Values
 from model.fitted import FittedFeatures
-from model.schema import Table
+from model.hashing import hash_integers, hash_strings
+from model.schema import ID_LIMITS, Table
+
+__all__ = ["OOV_ROW", "Lookup", "hash_integers", "hash_strings", "lookup_of"]
 
 OOV_ROW = 0
-# SplitMix64's constants; made once, as numpy makes a scalar more slowly than it shifts a hundred words.
-_GAMMA, _FIRST, _SECOND = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
-_30, _27, _31 = np.array([30, 27, 31], np.uint64)
 
 
-def hash_strings(values: Sequence[str]) -> NDArray[np.uint64]:
-    """XXH3-64 of each string's UTF-8 bytes."""
-    return np.fromiter(map(xxhash.xxh3_64_intdigest, map(str.encode, values)), np.uint64, len(values))
-
-
-def hash_integers(values: Ids) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser over the two's-complement bits: a bijection of 64-bit words that spreads low bits."""
-    word: NDArray[np.uint64] = np.ascontiguousarray(values).view(np.uint64) + _GAMMA
-    shifted = word >> _30
-    for factor, shift in ((_FIRST, _27), (_SECOND, _31)):
-        word ^= shifted
-        word *= factor
-        np.right_shift(word, shift, out=shifted)
-    word ^= shifted
-    return word
+# A vocabulary of integers that lie so close is a table of them all: looked up in one step instead of by bisection.
+_DENSE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +40,8 @@ class Lookup:
 
     def __call__(self, column: Column) -> Ids:
         ids = self.find(column.values)
+        if column.codes_V is not None:
+            ids = ids[column.codes_V]
         if column.missing is not None:
             ids[column.missing] = OOV_ROW
         return ids
@@ -79,6 +66,12 @@ def lookup_of(table: Table, fitted: FittedFeatures) -> Lookup:
         )
     order = np.argsort(np.asarray(entries, np.int64), kind="stable")
     sorted_entries = np.asarray(entries, np.int64)[order]
+    low, high = int(sorted_entries[0]), int(sorted_entries[-1])
+    if high - low < _DENSE and ID_LIMITS[0] < low and high < ID_LIMITS[1]:
+        # A row for each value from one below the least to one above the greatest, which stand for all beyond them.
+        rows = np.zeros(high - low + 3, np.int64)
+        rows[sorted_entries - (low - 1)] = order + 1
+        return Lookup(len(entries) + 1, lambda values: _dense_rows(values, rows, low - 1, high + 1))
     return Lookup(len(entries) + 1, lambda values: _vocabulary_rows(values, sorted_entries, order + 1))
 
 
@@ -98,6 +91,11 @@ def _pairs(values: Values, buckets: int) -> Ids:
     hashed = _hashed(values)
     # At most (2**31 - 1)**2: a pair of any two halves is an int64.
     return _bucket_of(hashed, buckets) * (buckets + 1) + _bucket_of(hash_integers(hashed.view(np.int64)), buckets)
+
+
+def _dense_rows(values: Values, rows: Ids, low: int, high: int) -> Ids:
+    found: Ids = rows[np.clip(values, low, high) - low]
+    return found
 
 
 def _vocabulary_rows(values: Values, sorted_entries: Ids, rows: Ids) -> Ids:

@@ -79,7 +79,7 @@ class Scorer:
         self.engine_reason: str | None = None
         # Replaced in one assignment whenever a newer generation holds.
         self.catalogue: Catalogue | None = None
-        self._compiled: CompiledAnswers | None = None
+        self.compiled: CompiledAnswers | None = None
         self._compiled_sums: CompiledAnswers | None = None
         self._calibration: Mapping[int, Platt | Isotonic] = {}
 
@@ -137,7 +137,7 @@ class Scorer:
         encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
         with torch.inference_mode():
             answers = self._answers(block_tensors(encoded_request.block), block_tensors(encoded.block))
-        return self._scored(answers, encoded_request, encoded.missing, encoded.oov)
+        return self.scored(answers, encoded_request, encoded.missing, encoded.oov)
 
     def catalogue_generations(self) -> list[Path]:
         """The published generations of the version's catalogue, oldest first."""
@@ -201,7 +201,7 @@ class Scorer:
                     answers = self._compiled_sums(sums_NF, sums_1F)
                 else:
                     answers = self.module.answer_sums(sums_NF, sums_1F)
-        return self._scored(answers, encoded_request, named.missing, named.oov)
+        return self.scored(answers, encoded_request, named.missing, named.oov)
 
     def explain(
         self, request: Mapping[str, Column], candidates: Mapping[str, Column] | NamedCandidates, rows: int
@@ -220,7 +220,7 @@ class Scorer:
             answers, weights = self.module.explained(rows_ND, sums_1F)
         names = zip(self.module.unit_names, self.module.expert_names, weights, strict=True)
         levels = [ExpertWeights(units, experts, weights_NGE.numpy()) for units, experts, weights_NGE in names]
-        return self._scored(answers, encoded_request, missing, oov), levels
+        return self.scored(answers, encoded_request, missing, oov), levels
 
     def _rows(self, block: EncodedBlock) -> torch.Tensor:
         rows_ND: torch.Tensor = self.module.candidate_rows(*block_tensors(block))
@@ -241,16 +241,17 @@ class Scorer:
     def _answers(self, request: tuple[torch.Tensor, ...], candidates: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """answers_NT of both blocks' tensors, by the engine of this scorer."""
         answers_NT: torch.Tensor
-        if self._compiled is None:
+        if self.compiled is None:
             answers_NT = self.module(*request, *candidates)
         else:
             sums_1F = self.module.request_sums(*request)
-            answers_NT = self._compiled(self.module.candidate_rows(*candidates), sums_1F)
+            answers_NT = self.compiled(self.module.candidate_rows(*candidates), sums_1F)
         return answers_NT
 
-    def _scored(
+    def scored(
         self, answers: torch.Tensor, request: Encoded, missing: Mapping[str, int], oov: Mapping[str, int]
     ) -> Scored:
+        """The module's answers calibrated, with what was missing and unknown. Raises NonFiniteScoresError."""
         answers_NT = self._calibrated(answers)
         if not np.isfinite(answers_NT).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
@@ -267,7 +268,7 @@ class Scorer:
         # What this very process answers by TorchScript: candidates that are level there may change places.
         expected = self._golden_answers()
         try:
-            self._compiled, self._compiled_sums = CompiledAnswers(package), CompiledAnswers(package, BY_SUMS)
+            self.compiled, self._compiled_sums = CompiledAnswers(package), CompiledAnswers(package, BY_SUMS)
             by_columns = zip(expected, self._golden_answers(), strict=True)
             by_sums = self._golden_answers_by_sums(self._compiled_sums)
             for number, pairs in enumerate(zip(by_columns, by_sums, strict=True)):
@@ -276,7 +277,7 @@ class Scorer:
                     if fault is not None:
                         raise ArtifactError(f"{place}: golden request {number}: {fault}")
         except (RuntimeError, AttributeError, ArtifactError) as error:
-            self._compiled = self._compiled_sums = None
+            self.compiled = self._compiled_sums = None
             raise error if isinstance(error, ArtifactError) else ArtifactError(f"{place}: {error}") from error
         self.engine = "compiled"
 

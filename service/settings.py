@@ -76,7 +76,7 @@ class Settings(BaseModel):
     drain_seconds: float = Field(
         5.0, ge=0, le=600, description="seconds after SIGTERM with readiness off and requests still answered"
     )
-    shutdown_seconds: int = Field(30, ge=0, description="seconds that running requests get to finish after those")
+    shutdown_seconds: int = Field(20, ge=0, description="seconds that running requests get to finish after those")
     header_seconds: float = Field(10.0, gt=0, le=3600, description="seconds that the headers of a request may take")
     header_bytes: int = Field(32 * 1024, ge=1024, description="largest headers of a request, in bytes")
     body_seconds: float = Field(10.0, gt=0, le=3600, description="seconds that the body of a request may take")

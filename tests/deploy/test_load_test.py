@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from deploy import load_requests
 from deploy.load_report import Step
 from deploy.load_requests import Sizes
 from deploy.load_test import PRECISION, capacity, main
+from deploy.local_cpu import listening_at, spent_by
 from deploy.open_loop import FAILED, TIMED_OUT, Outcome
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.reliability.load import metric
@@ -35,6 +37,33 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
 def load_test(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "deploy.load_test", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_all_processes_that_share_a_port_are_found() -> None:
+    """As a service's workers do: the child has its socket from the parent."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        program = "import time; print(flush=True); time.sleep(60)"
+        with subprocess.Popen(
+            [sys.executable, "-c", program], pass_fds=[listener.fileno()], stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            found = listening_at(f"http://localhost:{listener.getsockname()[1]}")
+            child.kill()
+    assert found == {os.getpid(), child.pid}
+
+
+def test_cpu_time_is_that_of_children_too() -> None:
+    before = spent_by([os.getpid()])
+    busy = "import time; print(flush=True)\nwhile time.process_time() < 0.5: pass\nprint(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.stdout.readline()
+        assert spent_by([os.getpid()]).seconds_since(before) > 0.4
+        child.communicate("\n")
 
 
 def requests_file(folder: Path) -> Path:
