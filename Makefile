@@ -89,7 +89,7 @@ demo: $(STAMP) ## simulate, train, export, serve and ask once (PORT=, DATA=DIR, 
 test: $(STAMP) ## the whole test suite (FEEDRANK_DATA=DIR in the environment adds the real data; ARGS=, PROCESSES=2)
 	@exec $(PY) -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
-test-reliability: $(STAMP) ## reloads, overload, killed workers, damage, soak: the long form (half an hour)
+test-reliability: $(STAMP) ## reloads, overload, killed workers, damage, fuzzing, soak: the long form (an hour)
 	@exec env FEEDRANK_RELIABILITY=long $(PY) -m pytest tests/reliability -o timeout=3600 $(ARGS)
 
 test-serve-only: $(STAMP) $(SERVE_STAMP) ## the service in an environment without torchrec
