@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 
 from training.config import TrainingConfig
 

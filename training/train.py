@@ -108,7 +108,7 @@ def _differs(output: Path, different: list[str]) -> ValueError:
     )
 
 
-class _Training:
+class Training:
     """All that a step changes, and how it is saved and restored."""
 
     def __init__(self, run: Run, source: Source, ranks: Ranks) -> None:
@@ -156,7 +156,7 @@ def _fit(run: Run, source: Source, validation_rows: Rows, ranks: Ranks, *, show:
     config = run.config
     refuse_across(config, ranks)
     points = points_of_epoch(config.evaluations_per_epoch, source.rows, config.batch_size)
-    training = _Training(run, source, ranks)
+    training = Training(run, source, ranks)
     ranker, losses, balancing = training.ranker, training.losses, training.balancing
     optimizers, policies = training.optimizers, training.policies
     validation = Validation(run, validation_rows, ranks)
@@ -225,7 +225,7 @@ def _fit(run: Run, source: Source, validation_rows: Rows, ranks: Ranks, *, show:
         _write_summary(run, progress, source.rows, len(validation_rows), ranks.world)
 
 
-def _resume(run: Run, training: _Training, saved: Checkpoints, data: list[str], ranks: Ranks) -> None:
+def _resume(run: Run, training: Training, saved: Checkpoints, data: list[str], ranks: Ranks) -> None:
     newest = saved.newest()
     if newest is None:
         return
