@@ -34,6 +34,8 @@ RANKER = "ranker.pt"
 FITTED = "fitted_features.json"
 GOLDEN = "golden_requests.json"
 REFERENCE = "reference_scores.json"
+# Absent in versions from before there was any.
+REFERENCE_FEATURES = "reference_features.json"
 # Where probabilities are calibrated.
 CALIBRATION = "calibration.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")

@@ -7,8 +7,6 @@ A scorer exists only for an artifact that answered its golden requests within to
 only where there is one that this process may run and that agrees with TorchScript on them; else by TorchScript.
 """
 
-import io
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
+from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, Artifact, ArtifactError
 from model.calibration import Calibration, Isotonic, Platt, calibrated
 from model.catalogue import Catalogue, generations
 from model.catalogue import folder_of as catalogues_of
@@ -25,13 +23,20 @@ from model.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
 from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
 from model.named_candidates import NamedCandidates as NamedCandidates
 from model.named_candidates import resolve
+from model.reference import Bins as Bins
+from model.reference import Reference as Reference
 from model.tables import as_table, set_tables, table_file, widths_of
+from model.torchscript import Load as Load
+from model.torchscript import ScriptLoader as ScriptLoader
+from model.torchscript import load_script as load_script
 
 Engine = Literal["torchscript", "compiled"]
 EngineChoice = Literal["auto", "torchscript", "compiled"]
 # What bfloat16 may change of a score, and a difference of scores below which two candidates count as level.
 COMPILED_TOLERANCE = 1e-3
 CHECKED_ITEMS = 100
+# TorchScript watches the first run of a code and optimises it at the second, which takes longer than many requests do.
+_RUNS_TO_WARM = 2
 
 
 class NonFiniteScoresError(RuntimeError):
@@ -60,7 +65,7 @@ class ExpertWeights(NamedTuple):
 class Scorer:
     """One loaded model version. Scoring is safe from several threads.
 
-    `reference_T` are the tasks' mean answers when it was exported."""
+    `reference` is what it saw and answered when it was exported."""
 
     def __init__(self, artifact: Artifact, encoder: FeatureEncoder, module: torch.jit.ScriptModule) -> None:
         self.artifact = artifact
@@ -69,12 +74,12 @@ class Scorer:
         self.tasks = [task.name for task in self.schema.tasks]
         self.encoder = encoder
         self.module = module
-        self.reference_T = _reference_means(artifact, self.tasks)
+        self.reference = Reference.read(artifact, self.tasks)
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
         # Replaced in one assignment whenever a newer generation holds.
         self.catalogue: Catalogue | None = None
-        self._compiled: CompiledAnswers | None = None
+        self.compiled: CompiledAnswers | None = None
         self._compiled_sums: CompiledAnswers | None = None
         self._calibration: Mapping[int, Platt | Isotonic] = {}
 
@@ -84,23 +89,20 @@ class Scorer:
         return self.artifact.version
 
     @classmethod
-    def load(cls, path: Path, engine: EngineChoice = "auto", verify_key: Path | None = None) -> "Scorer":
+    def load(
+        cls, path: Path, engine: EngineChoice = "auto", verify_key: Path | None = None, load: Load = load_script
+    ) -> "Scorer":
         """Verifies an artifact, loads it and has it answer its golden requests. Raises ArtifactError.
         With `verify_key`, a file of trusted keys, it and whatever is taken up beside it must be signed.
 
         `auto` takes a compiled package that holds, and else says why not (`engine_reason`; None where there is none);
-        `compiled` refuses the artifact then; `torchscript` does not look for one."""
+        `compiled` refuses the artifact then; `torchscript` does not look for one. `load` makes the module of the bytes
+        of an archive (model.torchscript)."""
         artifact = Artifact.open(path, verify_key)
         try:
             fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))
             encoder = FeatureEncoder(artifact.manifest.feed, fitted)
-            with warnings.catch_warnings():
-                # torch.jit is deprecated without a successor that loads without a compiler; docs/decisions says more.
-                warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-                warnings.filterwarnings("ignore", message=".*torch.jit.*")
-                module = torch.jit.load(  # type: ignore[no-untyped-call]
-                    io.BytesIO(artifact.read(RANKER)), map_location="cpu"
-                )
+            module = load(artifact.read(RANKER))
             set_tables(module, {width: _table(artifact, width) for width in widths_of(module)})
         except (ValueError, RuntimeError) as error:
             if isinstance(error, ArtifactError):
@@ -110,6 +112,8 @@ class Scorer:
         scorer = cls(artifact, encoder, module)
         scorer._calibration = _calibration(artifact)
         scorer.check_golden_requests()
+        if len(scorer.golden_requests()["requests"]) < _RUNS_TO_WARM:
+            scorer.check_golden_requests()
         if engine == "compiled" or (engine == "auto" and folder_of(artifact).exists()):
             try:
                 scorer._take_compiled()
@@ -133,7 +137,7 @@ class Scorer:
         encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
         with torch.inference_mode():
             answers = self._answers(block_tensors(encoded_request.block), block_tensors(encoded.block))
-        return self._scored(answers, encoded_request, encoded.missing, encoded.oov)
+        return self.scored(answers, encoded_request, encoded.missing, encoded.oov)
 
     def catalogue_generations(self) -> list[Path]:
         """The published generations of the version's catalogue, oldest first."""
@@ -197,7 +201,7 @@ class Scorer:
                     answers = self._compiled_sums(sums_NF, sums_1F)
                 else:
                     answers = self.module.answer_sums(sums_NF, sums_1F)
-        return self._scored(answers, encoded_request, named.missing, named.oov)
+        return self.scored(answers, encoded_request, named.missing, named.oov)
 
     def explain(
         self, request: Mapping[str, Column], candidates: Mapping[str, Column] | NamedCandidates, rows: int
@@ -216,7 +220,7 @@ class Scorer:
             answers, weights = self.module.explained(rows_ND, sums_1F)
         names = zip(self.module.unit_names, self.module.expert_names, weights, strict=True)
         levels = [ExpertWeights(units, experts, weights_NGE.numpy()) for units, experts, weights_NGE in names]
-        return self._scored(answers, encoded_request, missing, oov), levels
+        return self.scored(answers, encoded_request, missing, oov), levels
 
     def _rows(self, block: EncodedBlock) -> torch.Tensor:
         rows_ND: torch.Tensor = self.module.candidate_rows(*block_tensors(block))
@@ -237,16 +241,17 @@ class Scorer:
     def _answers(self, request: tuple[torch.Tensor, ...], candidates: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """answers_NT of both blocks' tensors, by the engine of this scorer."""
         answers_NT: torch.Tensor
-        if self._compiled is None:
+        if self.compiled is None:
             answers_NT = self.module(*request, *candidates)
         else:
             sums_1F = self.module.request_sums(*request)
-            answers_NT = self._compiled(self.module.candidate_rows(*candidates), sums_1F)
+            answers_NT = self.compiled(self.module.candidate_rows(*candidates), sums_1F)
         return answers_NT
 
-    def _scored(
+    def scored(
         self, answers: torch.Tensor, request: Encoded, missing: Mapping[str, int], oov: Mapping[str, int]
     ) -> Scored:
+        """The module's answers calibrated, with what was missing and unknown. Raises NonFiniteScoresError."""
         answers_NT = self._calibrated(answers)
         if not np.isfinite(answers_NT).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
@@ -263,7 +268,7 @@ class Scorer:
         # What this very process answers by TorchScript: candidates that are level there may change places.
         expected = self._golden_answers()
         try:
-            self._compiled, self._compiled_sums = CompiledAnswers(package), CompiledAnswers(package, BY_SUMS)
+            self.compiled, self._compiled_sums = CompiledAnswers(package), CompiledAnswers(package, BY_SUMS)
             by_columns = zip(expected, self._golden_answers(), strict=True)
             by_sums = self._golden_answers_by_sums(self._compiled_sums)
             for number, pairs in enumerate(zip(by_columns, by_sums, strict=True)):
@@ -272,7 +277,7 @@ class Scorer:
                     if fault is not None:
                         raise ArtifactError(f"{place}: golden request {number}: {fault}")
         except (RuntimeError, AttributeError, ArtifactError) as error:
-            self._compiled = self._compiled_sums = None
+            self.compiled = self._compiled_sums = None
             raise error if isinstance(error, ArtifactError) else ArtifactError(f"{place}: {error}") from error
         self.engine = "compiled"
 
@@ -306,11 +311,6 @@ class Scorer:
         golden: dict[str, Any] = self.artifact.read_json(GOLDEN)
         return golden
 
-    def reference_scores(self) -> dict[str, Any]:
-        """The artifact's reference histograms, by task: bin edges and counts."""
-        reference: dict[str, Any] = self.artifact.read_json(REFERENCE)
-        return reference
-
     def check_golden_requests(self) -> None:
         """Answers every golden request. Raises ArtifactError where an answer is off by more than the tolerance."""
         place = f"{self.artifact.path / GOLDEN}"
@@ -343,17 +343,6 @@ class Scorer:
             raise ArtifactError(f"{place}: {error}") from None
         except RuntimeError as error:
             raise ArtifactError(f"{self.artifact.path / RANKER}: cannot score ({error})") from None
-
-
-def _reference_means(artifact: Artifact, tasks: Sequence[str]) -> NDArray[np.float64]:
-    reference = artifact.read_json(REFERENCE)
-    try:
-        means_T = np.array([float(reference[task]["mean"]) for task in tasks])
-    except (KeyError, TypeError, ValueError):
-        means_T = np.array([np.nan])
-    if not np.isfinite(means_T).all():
-        raise ArtifactError(f"{artifact.path / REFERENCE}: needs a finite `mean` of every task: {', '.join(tasks)}")
-    return means_T
 
 
 def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float32], tolerance: float) -> str | None:

@@ -5,6 +5,7 @@ What the user can mend ends in one line, `error: ...`, and exit status 2; an int
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--source", type=Path, required=True, help="folder with the data set's files")
     command.add_argument("--out", type=Path, required=True, help="folder for the Parquet files")
     command.set_defaults(run=_prepare)
+
+    command = commands.add_parser("vocabulary", help="fit vocabularies and transforms beforehand, and report on ids")
+    command.add_argument("config", type=Path, metavar="CONFIG")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
+    command.add_argument("--out", type=Path, metavar="FILE", help="default: <output>-fitted/fitted_features.json")
+    command.add_argument("--processes", type=int, default=1, help="pieces of the log read at once (default 1)")
+    command.set_defaults(run=_vocabulary)
 
     command = commands.add_parser("train", help="train, or resume, the run of a training file")
     command.add_argument("config", type=Path, metavar="CONFIG")
@@ -112,6 +120,31 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--key", type=Path, required=True, help="Ed25519 private key, PEM")
     command.set_defaults(run=_sign)
 
+    command = commands.add_parser("score", help="score Parquet files by a published version, as a service would")
+    command.add_argument("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
+    command.add_argument("input", metavar="INPUT", help="a Parquet file or a folder of them, any path of fsspec")
+    command.add_argument("--out", type=Path, required=True, help="folder for the Parquet files with the scores")
+    command.add_argument("--columns", default="", metavar="A,B", help="columns to carry through, ids for example")
+    command.add_argument(
+        "--group-by",
+        metavar="COLUMN",
+        help="rows with one value of it are one request: its user and context are computed once (default: none)",
+    )
+    command.add_argument("--value-model", default="default", metavar="NAME", help="what combines answers to scores")
+    command.add_argument(
+        "--engine",
+        choices=["auto", "torchscript", "compiled"],
+        default="auto",
+        help="auto (default): a compiled package where there is one and rows are grouped, else TorchScript",
+    )
+    command.add_argument("--processes", type=int, help="worker processes, one core each (default: the cores)")
+    command.add_argument("--rows-per-part", type=int, default=200_000, help="rows of an output file (default 200000)")
+    command.add_argument(
+        "--max-bad-rows", type=int, default=0, help="so many bad rows are left without score, not refused"
+    )
+    command.add_argument("--verify-key", type=Path, metavar="FILE", help="score only by what one of these keys signed")
+    command.set_defaults(run=_score)
+
     command = commands.add_parser("compare", help="compare networks over seeds and datasets, and report")
     command.add_argument("experiment", type=Path, metavar="EXPERIMENT")
     command.add_argument("--seeds", type=int, help="number of seeds (default: the file's)")
@@ -151,6 +184,14 @@ def _prepare(options: argparse.Namespace) -> None:
     from training.prepare import prepare
 
     prepare(options.dataset, options.source, options.out)
+
+
+def _vocabulary(options: argparse.Namespace) -> None:
+    from training.config import TrainingConfig
+    from training.vocabulary import build_vocabulary
+
+    config = TrainingConfig.load(options.config, options.set)
+    print(build_vocabulary(config, options.out, processes=options.processes))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -219,6 +260,27 @@ def _signing_key(options: argparse.Namespace) -> "SigningKey | None":
     from model.signature import SigningKey
 
     return None if options.sign_key is None else SigningKey(options.sign_key)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from training.score.job import Job
+    from training.score.run import score
+
+    for name in ("processes", "rows_per_part"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: at least 1, got {getattr(options, name)}")
+    job = Job.of(
+        options.version,
+        options.input,
+        options.out,
+        columns=[name for name in options.columns.split(",") if name],
+        group_by=options.group_by,
+        value_model=options.value_model,
+        engine=options.engine,
+        verify_key=options.verify_key,
+        max_bad_rows=options.max_bad_rows,
+    )
+    score(job, processes=options.processes or len(os.sched_getaffinity(0)), rows_per_part=options.rows_per_part)
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -61,17 +61,37 @@ class SplitConfig(StrictModel):
     test: Selection | None = None
 
 
+def _data_path(value: object) -> Path | str:
+    if not isinstance(value, Path | str):
+        raise ValueError(f"expected a folder, or the URL of one, got {type(value).__name__}")
+    return str(value) if "://" in str(value) else Path(value)
+
+
+# A folder of this machine, or the URL of one elsewhere (s3://bucket/folder) that fsspec can open.
+DataPath = Annotated[Path | str, BeforeValidator(_data_path)]
+
+
 class DataConfig(StrictModel):
     """A folder of *.parquet files; `group_by` names the user column of GAUC and of the bootstrap.
 
     `weight` names a column of row weights >= 0: losses become weighted means over the training rows; metrics and the
     validation objective do not use it.
+
+    `read: stream` trains on a split that is larger than memory (training/input/stream.py). An epoch then runs in
+    `lanes` side by side, each of which shuffles its rows within windows of `window` consecutive row groups; `readers`
+    threads a process read ahead (0: none, the training loop reads). Rows that break a rule stop the run, or are left
+    out and counted while there are `max_bad_rows` of them at most.
     """
 
-    path: Path
+    path: DataPath
     split: SplitConfig
     group_by: str | None = None
     weight: str | None = None
+    read: Literal["memory", "stream"] = "memory"
+    lanes: PositiveInt = 8
+    window: PositiveInt = 1
+    readers: Annotated[int, Field(ge=0, le=64)] = 1
+    max_bad_rows: Annotated[int, Field(ge=0)] = 0
 
 
 class TablesOptimizer(StrictModel):
@@ -145,6 +165,8 @@ class TrainingConfig(StrictModel):
     data: DataConfig
     network: NetworkConfig
     output: Path
+    # Features fitted beforehand, by `python -m training vocabulary`; default: fitted on the training split.
+    fitted: Path | None = None
     # Weights of another implementation to start from, mapped by name; default: drawn from the seed.
     initial_weights: InitialWeights | None = None
     optimizer: OptimizerConfig = OptimizerConfig()

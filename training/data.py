@@ -7,15 +7,13 @@ file, the column and, for a value, the row in that file.
 Shapes: B rows, T tasks, L list features, V list values.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import combinations
-from pathlib import Path
-from typing import NamedTuple, cast, get_args
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 import xxhash
 from numpy.typing import NDArray
@@ -23,45 +21,67 @@ from torch import Tensor
 
 from model.columns import Column
 from model.embeddings import BlockTensors
-from model.features import Encoded, FeatureEncoder, FittedFeatures, transform_target
-from model.schema import ID_LIMITS, BinaryTask, Feature, FeedSchema, IdListFeature, NumberFeature, RegressionTask, Task
-from training.config import DataConfig, Range, Scalar, Selection, SplitName
+from model.features import FeatureEncoder, FittedFeatures, transform_target
+from model.schema import Block, FeedSchema, RegressionTask
+from training.config import DataConfig, SplitName
+from training.input.arrow_columns import (
+    LogColumns,
+    Mask,
+    column_from_arrow,
+    columns_from_arrow,
+    floats,
+    labels_of,
+    observed_of,
+)
+from training.input.bad_rows import BadRows
+from training.input.files import LogFiles
+from training.input.selection import Selector
 
-_NUMBER_KINDS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
-_LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-_STRING_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+__all__ = [
+    "Batch",
+    "Rows",
+    "column_from_arrow",
+    "columns_from_arrow",
+    "columns_to_read",
+    "fit_features",
+    "joined",
+    "labels_of",
+    "observed_of",
+    "read_splits",
+    "regression_targets",
+]
+
+log = logging.getLogger(__name__)
+
+BLOCKS: tuple[Block, Block] = ("request", "candidate")
 
 
 def read_splits(
-    config: DataConfig, schema: FeedSchema, wanted: tuple[SplitName, ...], extra: tuple[str, ...] = ()
+    config: DataConfig,
+    schema: FeedSchema,
+    wanted: tuple[SplitName, ...],
+    extra: tuple[str, ...] = (),
+    bad_rows: BadRows | None = None,
 ) -> dict[SplitName, pa.Table]:
-    """The rows of each wanted split, in file and row order, with `extra` columns beside the schema's.
+    """The rows of each wanted split, in file and row order, with `extra` columns beside the schema's; `bad_rows` takes
+    the counts of those that were left out.
 
-    Raises ValueError where a split has no row."""
-    files = sorted(config.path.glob("*.parquet"))
-    if not files:
-        raise ValueError(f"{config.path}: no *.parquet file here")
-    selections: dict[SplitName, Selection] = {
-        split: selection for split in get_args(SplitName) if (selection := getattr(config.split, split)) is not None
-    }
+    Raises ValueError where a split has no row, and for more bad rows than data.max_bad_rows."""
+    files = LogFiles(config.path)
+    selector = Selector(config.split)
     for split in wanted:
-        if split not in selections:
-            raise ValueError(f"data.split.{split} is not given in the training file")
-    optional = [name for name in (config.group_by, config.weight) if name is not None]
-    names = list(dict.fromkeys([*schema.columns(), config.split.column, *optional, *extra]))
+        selector.require(split)
+    names = columns_to_read(config, schema, extra)
     parts: dict[SplitName, list[pa.Table]] = {split: [] for split in wanted}
-    for file in files:
-        table = _read(file, names)
-        _check(table, file, schema)
-        if config.weight is not None:
-            _check_weights(table.column(config.weight), file, config.weight)
-        column = _plain(table.column(config.split.column))
-        masks = {
-            split: _selected(column, selection, file, config.split.column) for split, selection in selections.items()
-        }
-        _refuse_overlap(masks, file, config.split.column)
+    columns = LogColumns(schema, config.weight)
+    bad_rows = bad_rows or BadRows(config.max_bad_rows)
+    for file in files.files:
+        table = files.read(file, names)
+        place = files.shown(file)
+        is_good_B = bad_rows.good_rows(columns.read(table, place)[1], place)
+        masks = selector.masks(table.column(config.split.column), place)
         for split in wanted:
-            parts[split].append(table.filter(masks[split]))
+            parts[split].append(table.filter(_and(masks[split], is_good_B)))
     try:
         splits = {split: pa.concat_tables(tables, promote_options="permissive") for split, tables in parts.items()}
     except pa.ArrowException as error:
@@ -69,202 +89,34 @@ def read_splits(
         raise ValueError(f"{config.path}: its files hold one column with types that do not mix ({reason})") from None
     for split, table in splits.items():
         if not table.num_rows:
-            raise ValueError(
-                f"{config.path}: no row is in split {split}: column '{config.split.column}' never matches "
-                f"{selections[split]}"
-            )
+            raise selector.no_row(config.path, split)
+    if bad_rows.skipped:
+        log.warning("%s: %s", config.path, bad_rows)
     return splits
 
 
-def _read(file: Path, names: list[str]) -> pa.Table:
-    try:
-        parquet = pq.ParquetFile(file)
-        absent = [name for name in names if name not in parquet.schema_arrow.names]
-        if absent:
-            raise ValueError(f"{file}: no column {', '.join(repr(name) for name in absent)}")
-        twice = [name for name in names if parquet.schema_arrow.names.count(name) > 1]
-        if twice:
-            raise ValueError(f"{file}: more than one column {', '.join(repr(name) for name in twice)}")
-        return parquet.read(columns=names)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+def columns_to_read(config: DataConfig, schema: FeedSchema, extra: Sequence[str] = ()) -> list[str]:
+    """The data columns that training reads."""
+    optional = [name for name in (config.group_by, config.weight) if name is not None]
+    return list(dict.fromkeys([*schema.columns(), config.split.column, *optional, *extra]))
 
 
-def _selected(column: pa.ChunkedArray, selection: Selection, file: Path, name: str) -> pa.ChunkedArray:
-    try:
-        if isinstance(selection, Range):
-            keep = pc.is_valid(column)
-            if selection.min is not None:
-                keep = pc.and_(keep, pc.greater_equal(column, _bound(selection.min, column.type)))
-            if selection.max is not None:
-                keep = pc.and_(keep, pc.less_equal(column, _bound(selection.max, column.type)))
-            return pc.fill_null(keep, False)
-        values = selection if isinstance(selection, list) else [selection]
-        return pc.is_in(column, value_set=pa.array(values).cast(column.type))
-    except (pa.ArrowException, OverflowError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{file}: split column '{name}' of type {column.type} does not compare with {selection} ({reason})"
-        ) from None
-
-
-def _bound(value: Scalar, kind: pa.DataType) -> pa.Scalar:
-    # Dates and times are written as text, for example "2022-05-06".
-    return pa.scalar(value).cast(kind) if pa.types.is_temporal(kind) else pa.scalar(value)
-
-
-def _refuse_overlap(masks: Mapping[SplitName, pa.ChunkedArray], file: Path, column: str) -> None:
-    for one, other in combinations(masks, 2):
-        both = pc.and_(masks[one], masks[other])
-        shared = pc.sum(both).as_py() or 0
-        if shared:
-            raise ValueError(
-                f"{file}: column '{column}': {shared} rows are in split {one} and in split {other} (first: row "
-                f"{pc.index(both, True).as_py()}); the splits of a row must not overlap"
-            )
-
-
-def _check(table: pa.Table, file: Path, schema: FeedSchema) -> None:
-    for feature in schema.features:
-        try:
-            column_from_arrow(feature, _dtype(schema, feature), table.column(feature.name))
-        except ValueError as error:
-            raise ValueError(f"{file}: column '{feature.name}': {error}") from None
-    for task in schema.tasks:
-        column = task.label
-        try:
-            observed_B = np.ones(table.num_rows, bool)
-            if task.mask is not None:
-                column = task.mask
-                observed_B = _binary(table.column(column), np.ones(table.num_rows, bool)) == 1
-            column = task.label
-            labels = table.column(column)
-            _binary(labels, observed_B) if isinstance(task, BinaryTask) else _quantity(labels, observed_B)
-        except ValueError as error:
-            raise ValueError(f"{file}: column '{column}' (task {task.name}): {error}") from None
-
-
-def _check_weights(weights: pa.ChunkedArray, file: Path, name: str) -> None:
-    try:
-        weights_B = _floats(weights)
-        with np.errstate(invalid="ignore"):
-            _refuse(weights_B, ~((weights_B >= 0) & (weights_B <= 1e9)), "must be a number from 0 to 1e9")
-    except ValueError as error:
-        raise ValueError(f"{file}: column '{name}' (row weights, data.weight): {error}") from None
-
-
-def _dtype(schema: FeedSchema, feature: Feature) -> str | None:
-    return next((table.dtype for table in schema.tables if feature.name in table.features), None)
-
-
-def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A dictionary column as the values that it stands for; a null in the dictionary becomes a null of the column."""
-    return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
-
-
-def _floats(values: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Numbers as float64, null as NaN."""
-    kind = values.type
-    if not any(is_kind(kind) for is_kind in _NUMBER_KINDS):
-        raise ValueError(f"is {kind}, not a number")
-    return cast(NDArray[np.float64], values.cast(pa.float64(), safe=False).to_numpy())
-
-
-def _binary(values: pa.ChunkedArray, observed_B: NDArray[np.bool_]) -> NDArray[np.float64]:
-    labels_B = _floats(values)
-    _refuse(labels_B, observed_B & ~np.isin(labels_B, (0.0, 1.0)), "must be 0 or 1")
-    return labels_B
-
-
-def _quantity(values: pa.ChunkedArray, observed_B: NDArray[np.bool_]) -> NDArray[np.float64]:
-    labels_B = _floats(values)
-    with np.errstate(invalid="ignore"):
-        _refuse(labels_B, observed_B & ~((labels_B >= 0) & np.isfinite(labels_B)), "must be a finite number >= 0")
-    return labels_B
-
-
-def _refuse(labels_B: NDArray[np.float64], is_bad_B: NDArray[np.bool_], rule: str) -> None:
-    if is_bad_B.any():
-        row = int(is_bad_B.argmax())
-        shown = "null (mask it or drop the row)" if np.isnan(labels_B[row]) else f"{labels_B[row]:g}"
-        raise ValueError(f"row {row}: {rule}, got {shown}; {int(is_bad_B.sum())} such rows")
-
-
-def column_from_arrow(feature: Feature, dtype: str | None, values: pa.ChunkedArray) -> Column:
-    """A `Column` from an Arrow column. Raises ValueError for a type that does not fit, and for NaN (write null)."""
-    values = _plain(values)
-    if isinstance(feature, NumberFeature):
-        floats = _floats(values)
-        missing = values.is_null().to_numpy() if values.null_count else None
-        is_bad = ~np.isfinite(floats) if missing is None else ~np.isfinite(floats) & ~missing
-        if is_bad.any():
-            raise ValueError(f"row {int(is_bad.argmax())}: NaN or infinity; write null where a number is missing")
-        return Column(np.where(missing, 0.0, floats) if missing is not None else floats, missing)
-    if isinstance(feature, IdListFeature):
-        if pa.types.is_null(values.type):
-            values = values.cast(pa.list_(pa.null()))
-        if not any(is_kind(values.type) for is_kind in _LIST_KINDS):
-            raise ValueError(f"is {values.type}, an id_list needs a list column")
-        lengths_B = pc.fill_null(pc.list_value_length(values), 0).to_numpy().astype(np.int64)
-        flat = _ids(dtype, _plain(pc.list_flatten(values)), lengths_B)
-        return Column(flat.values, flat.missing, lengths_B)
-    return _ids(dtype, values)
-
-
-def _ids(dtype: str | None, values: pa.ChunkedArray, lengths_B: NDArray[np.int64] | None = None) -> Column:
-    kind = values.type
-    missing = values.is_null().to_numpy() if values.null_count else None
-    if pa.types.is_null(kind):
-        empty: list[str] | NDArray[np.int64] = (
-            [""] * len(values) if dtype == "string" else np.zeros(len(values), np.int64)
-        )
-        return Column(empty, missing)
-    if dtype == "int64":
-        if not pa.types.is_integer(kind):
-            raise ValueError(f"is {values.type}, an id of dtype int64 needs an integer column")
-        try:
-            return Column(pc.fill_null(values.cast(pa.int64()), 0).to_numpy(), missing)
-        except pa.ArrowInvalid:
-            place = pc.index(pc.greater(values, pa.scalar(ID_LIMITS[1], kind)), True).as_py()
-            row = place if lengths_B is None else int(np.searchsorted(np.cumsum(lengths_B), place, side="right"))
-            raise ValueError(f"row {row}: an id beyond int64") from None
-    if not any(is_kind(kind) for is_kind in _STRING_KINDS):
-        raise ValueError(f"is {values.type}, an id of dtype string needs a string column")
-    # One Python string per distinct value: rows share it, whatever the column's length.
-    encoded = pc.fill_null(values.cast(pa.string()), "").combine_chunks().dictionary_encode()
-    distinct = np.array([*encoded.dictionary.to_pylist(), ""], dtype=object)[:-1]
-    return Column(cast(list[str], distinct[encoded.indices.to_numpy()].tolist()), missing)
-
-
-def columns_from_arrow(schema: FeedSchema, table: pa.Table) -> dict[str, Column]:
-    """The columns of every feature of a checked table."""
-    return {
-        feature.name: column_from_arrow(feature, _dtype(schema, feature), table.column(feature.name))
-        for feature in schema.features
-    }
-
-
-def observed_of(task: Task, table: pa.Table) -> NDArray[np.bool_]:
-    """Where a task's label counts."""
-    if task.mask is None:
-        return np.ones(table.num_rows, bool)
-    observed_B: NDArray[np.bool_] = _floats(table.column(task.mask)) == 1
-    return observed_B
-
-
-def labels_of(task: Task, table: pa.Table) -> NDArray[np.float64]:
-    """A task's labels in their own unit; 0 where they do not count."""
-    return np.where(observed_of(task, table), _floats(table.column(task.label)), 0.0)
+def _and(mask: pa.ChunkedArray, is_good_B: Mask | None) -> pa.ChunkedArray:
+    return mask if is_good_B is None else pc.and_(mask, pa.array(is_good_B))
 
 
 def fit_features(schema: FeedSchema, table: pa.Table, columns: Mapping[str, Column]) -> FittedFeatures:
     """Fits vocabularies, transforms and label scales on the training split."""
-    targets = {
+    return FittedFeatures.fit(schema, columns, regression_targets(schema, table))
+
+
+def regression_targets(schema: FeedSchema, table: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """By regression task its transformed labels, of the rows where they count."""
+    return {
         task.name: transform_target(labels_of(task, table)[observed_of(task, table)], task.transform)
         for task in schema.tasks
         if isinstance(task, RegressionTask)
     }
-    return FittedFeatures.fit(schema, columns, targets)
 
 
 class Batch(NamedTuple):
@@ -283,19 +135,12 @@ class Batch(NamedTuple):
 class Rows:
     """A split as tensors, from which batches are gathered by row number."""
 
-    def __init__(
-        self,
-        request: Encoded,
-        candidate: Encoded,
-        targets_BT: Tensor,
-        observed_BT: Tensor,
-        weights_B: Tensor | None = None,
-    ) -> None:
-        self._request = _Block(request)
-        self._candidate = _Block(candidate)
-        self.targets_BT = targets_BT
-        self.observed_BT = observed_BT
-        self.weights_B = weights_B
+    def __init__(self, rows: Batch) -> None:
+        self._request = _Block(rows.request)
+        self._candidate = _Block(rows.candidate)
+        self.targets_BT = rows.targets_BT
+        self.observed_BT = rows.observed_BT
+        self.weights_B = rows.weights_B
 
     def __len__(self) -> int:
         return len(self.targets_BT)
@@ -310,9 +155,11 @@ class Rows:
         *,
         as_served: bool,
         weight: str | None = None,
+        is_part: bool = False,
     ) -> "Rows":
         """Encodes a split's columns (`columns_from_arrow`); `as_served` gives training_only
-        features their serving value, `weight` names the column of row weights. Raises ValueError where all are 0."""
+        features their serving value, `weight` names the column of row weights. Raises ValueError where all are 0, but
+        for a part of a split."""
         rows = table.num_rows
         targets_BT = np.empty((rows, len(schema.tasks)), np.float32)
         observed_BT = np.empty((rows, len(schema.tasks)), np.float32)
@@ -323,16 +170,14 @@ class Rows:
                 labels_B = (transform_target(labels_B, task.transform) - scale.mean) / scale.scale
             targets_BT[:, position] = labels_B
             observed_BT[:, position] = observed_of(task, table)
-        weights_B = None if weight is None else torch.from_numpy(_floats(table.column(weight)).astype(np.float32))
-        if weights_B is not None and not weights_B.any():
+        weights_B = None if weight is None else torch.from_numpy(floats(table.column(weight)).astype(np.float32))
+        if weights_B is not None and not is_part and not weights_B.any():
             raise ValueError(f"column '{weight}' (row weights, data.weight): all {rows} weights are 0")
-        return cls(
-            encoder.encode("request", columns, rows, as_served=as_served),
-            encoder.encode("candidate", columns, rows, as_served=as_served),
-            torch.from_numpy(targets_BT),
-            torch.from_numpy(observed_BT),
-            weights_B,
+        request, candidate = (
+            BlockTensors(*map(torch.from_numpy, encoder.encode(block, columns, rows, as_served=as_served).block))
+            for block in BLOCKS
         )
+        return cls(Batch(request, candidate, torch.from_numpy(targets_BT), torch.from_numpy(observed_BT), weights_B))
 
     def fingerprint(self) -> str:
         """A hash over every row and label, in order: equal for the same split, encoded alike."""
@@ -349,10 +194,21 @@ class Rows:
         return Batch(
             self._request.take(rows_B),
             self._candidate.take(rows_B),
-            self.targets_BT[rows_B],
-            self.observed_BT[rows_B],
-            None if self.weights_B is None else self.weights_B[rows_B],
+            self.targets_BT.index_select(0, rows_B),
+            self.observed_BT.index_select(0, rows_B),
+            None if self.weights_B is None else self.weights_B.index_select(0, rows_B),
             rows_B,
+        )
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The rows from `start` to `stop`; their tensors share memory with these, several lists' values excepted."""
+        rows = slice(start, stop)
+        return Batch(
+            self._request.part(rows),
+            self._candidate.part(rows),
+            self.targets_BT[rows],
+            self.observed_BT[rows],
+            None if self.weights_B is None else self.weights_B[rows],
         )
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -364,23 +220,61 @@ class Rows:
 class _Block:
     """One encoded block with the offsets that a jagged gather needs."""
 
-    def __init__(self, encoded: Encoded) -> None:
-        block = encoded.block
-        self.ids_BK = torch.from_numpy(block.ids_BK)
-        self.numbers_BN = torch.from_numpy(block.numbers_BD)
-        self.values_V = torch.from_numpy(block.list_values_V)
-        self.lengths_LB = torch.from_numpy(block.list_lengths_LB)
-        flat = self.lengths_LB.reshape(-1)
-        self.starts_LB = (torch.cumsum(flat, 0) - flat).view(self.lengths_LB.shape)
+    def __init__(self, block: BlockTensors) -> None:
+        self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BN = block
+        # Where each list begins among the values, list feature by list feature, and at last where all end.
+        offsets = torch.cumsum(torch.cat([self.lengths_LB.new_zeros(1), self.lengths_LB.reshape(-1)]), 0)
+        self.starts_LB = offsets[:-1].view(self.lengths_LB.shape)
+        self._offsets = offsets.numpy()  # which gives single numbers sooner
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BN)
 
     def take(self, rows_B: Tensor) -> BlockTensors:
-        lengths_LB = self.lengths_LB[:, rows_B]
+        lengths_LB = self.lengths_LB.index_select(1, rows_B)
         flat = lengths_LB.reshape(-1)
         # Value v of a gathered list stands at its list's start plus its rank within the list.
         before = torch.cumsum(flat, 0) - flat
-        positions = torch.repeat_interleave(self.starts_LB[:, rows_B].reshape(-1) - before, flat)
+        positions = torch.repeat_interleave(self.starts_LB.index_select(1, rows_B).reshape(-1) - before, flat)
         positions += torch.arange(len(positions))
-        return BlockTensors(self.ids_BK[rows_B], self.values_V[positions], lengths_LB, self.numbers_BN[rows_B])
+        return BlockTensors(
+            self.ids_BK.index_select(0, rows_B),
+            self.values_V.index_select(0, positions),
+            lengths_LB,
+            self.numbers_BN.index_select(0, rows_B),
+        )
+
+    def part(self, rows: slice) -> BlockTensors:
+        features, of_feature = self.lengths_LB.shape
+        values = [
+            self.values_V[self._offsets[first + rows.start] : self._offsets[first + rows.stop]]
+            for first in range(0, features * of_feature, of_feature)
+        ]
+        values_V = torch.cat(values) if len(values) > 1 else values[0] if values else self.values_V
+        return BlockTensors(self.ids_BK[rows], values_V, self.lengths_LB[:, rows], self.numbers_BN[rows])
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """One batch of the rows of all parts, one part after the other; their row numbers are left behind."""
+    weights = [part.weights_B for part in parts if part.weights_B is not None]
+    return Batch(
+        _joined_blocks([part.request for part in parts]),
+        _joined_blocks([part.candidate for part in parts]),
+        torch.cat([part.targets_BT for part in parts]),
+        torch.cat([part.observed_BT for part in parts]),
+        torch.cat(weights) if weights else None,
+    )
+
+
+def _joined_blocks(blocks: Sequence[BlockTensors]) -> BlockTensors:
+    values = [block.list_values_V for block in blocks]
+    if len(blocks[0].list_lengths_LB) > 1:
+        # A block has the values of its lists feature by feature, so those of a feature are put together first.
+        of_features = [torch.split(block.list_values_V, block.list_lengths_LB.sum(1).tolist()) for block in blocks]
+        values = [part for feature in zip(*of_features, strict=True) for part in feature]
+    return BlockTensors(
+        torch.cat([block.ids_BK for block in blocks]),
+        torch.cat(values),
+        torch.cat([block.list_lengths_LB for block in blocks], dim=1),
+        torch.cat([block.numbers_BN for block in blocks]),
+    )

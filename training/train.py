@@ -28,7 +28,9 @@ from training.checkpoints import Checkpoints
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, read_splits
 from training.divergence import diverged
+from training.fitted_file import read_fitted
 from training.history import OBJECTIVE, VALIDATION, write_log
+from training.id_report import reports_of_columns, write_id_report
 from training.initial_weights import load_initial_weights
 from training.input.device import ahead
 from training.input.memory import MemorySource
@@ -67,8 +69,14 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
         ranks.first_does(lambda: held.enter_context(locked(config.output)))
         tables = read_splits(config.data, schema, ("train", "validation"))
         columns = {split: columns_from_arrow(schema, table) for split, table in tables.items()}
-        run = Run(config.output, config, schema, fit_features(schema, tables["train"], columns["train"]))
+        if config.fitted is not None:
+            fitted = read_fitted(config.fitted, schema)
+        else:
+            fitted = fit_features(schema, tables["train"], columns["train"])
+        run = Run(config.output, config, schema, fitted)
         ranks.first_does(lambda: _open_or_create(run))
+        if ranks.is_first:
+            write_id_report(run.path, reports_of_columns(schema, fitted, columns["train"], columns["validation"]))
         rows = {}
         for split, table in tables.items():
             weight = config.data.weight if split == "train" else None

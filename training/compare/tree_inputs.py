@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from model.features import transform_target
@@ -23,6 +22,7 @@ from model.strict_yaml import unknown_key
 from training.compare.target_encodings import Encoding, EncodingsConfig, from_all, from_earlier, out_of_fold
 from training.config import DataConfig
 from training.data import labels_of, observed_of
+from training.input.files import LogFiles
 
 DEFAULT_FOLDS = 5
 
@@ -66,16 +66,14 @@ def extra_columns(encodings: EncodingsConfig | None, data: DataConfig) -> tuple[
     if encodings is None:
         return ()
     named = {"columns": encodings.columns, "order": () if encodings.order is None else (encodings.order,)}
-    file = next(iter(sorted(data.path.glob("*.parquet"))), None)
-    if file is not None:
-        try:
-            known = pq.read_schema(file).names
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-        for key, names in named.items():
-            for name in names:
-                if name not in known:
-                    raise ValueError(f"{file}: encodings.{key}: {unknown_key(name, known, 'column')}")
+    files = LogFiles(data.path)
+    first = files.files[0]
+    with files.opened(first) as parquet:
+        known = [*parquet.schema_arrow.names, *first.partition]
+    for key, names in named.items():
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{files.shown(first)}: encodings.{key}: {unknown_key(name, known, 'column')}")
     return tuple(dict.fromkeys(name for names in named.values() for name in names))
 
 

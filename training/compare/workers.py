@@ -6,9 +6,6 @@ system kills. Workers are spawned, for torch's threads do not survive a fork, an
 
 import contextlib
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +19,7 @@ from training.compare.predictions import prediction_file, write_predictions
 from training.compare.tree_config import TreesConfig, kept_config
 from training.config import SplitName, TrainingConfig
 from training.divergence import Diverged
+from training.processes import belong_to_parent
 from training.run import CONFIG, SUMMARY, Run
 from training.train import train
 
@@ -121,23 +119,13 @@ class _Worker:
 
 
 def _serve(connection: Connection) -> None:
-    # Ctrl-C reaches the whole group: the parent alone decides, and terminates its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    belong_to_parent()
     while True:
         try:
             job = connection.recv()
         except EOFError:
             return
         connection.send(_attempt(job))
-
-
-def _end_with_parent() -> None:
-    # A killed parent terminates nobody, and a worker that went on would keep its cell from the next comparison.
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
-    parent.join()
-    os._exit(1)
 
 
 def _attempt(job: Job) -> Outcome:

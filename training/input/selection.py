@@ -1,0 +1,102 @@
+"""Which rows of a log are in which split: by a column's values, or by what a row group's statistics say of them.
+
+In: the training file's data.split. Out: masks of rows. Every fault is a ValueError that names the place.
+"""
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from training.config import Range, Scalar, Selection, SplitConfig, SplitName
+from training.input.arrow_columns import plain
+
+
+class Selector:
+    """The splits of a training file."""
+
+    def __init__(self, config: SplitConfig) -> None:
+        self.column = config.column
+        self.selections: dict[SplitName, Selection] = {
+            split: selection for split in get_args(SplitName) if (selection := getattr(config, split)) is not None
+        }
+
+    def require(self, split: SplitName) -> None:
+        """Raises ValueError where the training file does not give a split."""
+        if split not in self.selections:
+            raise ValueError(f"data.split.{split} is not given in the training file")
+
+    def no_row(self, folder: object, split: SplitName) -> ValueError:
+        """What is said of a split without rows."""
+        return ValueError(
+            f"{folder}: no row is in split {split}: column '{self.column}' never matches {self.selections[split]}"
+        )
+
+    def masks(self, values: pa.ChunkedArray, place: str) -> dict[SplitName, pa.ChunkedArray]:
+        """Which rows are in which split, from the split column's values. Raises ValueError for a type that does not
+        compare and for a row in two splits; `place` (a file, or a row group of one) opens the message."""
+        values = plain(values)
+        masks = {
+            split: _selected(values, selection, place, self.column) for split, selection in self.selections.items()
+        }
+        _refuse_overlap(masks, place, self.column)
+        return masks
+
+    def by_bounds(self, low: Any, high: Any, kind: pa.DataType) -> dict[SplitName, bool] | None:
+        """Whether all rows of a part are in a split (True) or none is (False), from the least and the greatest value
+        of a column without nulls; None where that does not decide it for every split."""
+        bounds = pa.chunked_array([pa.array([low, high], kind)])
+        decided: dict[SplitName, bool] = {}
+        for split, selection in self.selections.items():
+            is_convex = isinstance(selection, Range) or low == high
+            if is_convex and pc.all(_selected(bounds, selection, "", self.column)).as_py():
+                decided[split] = True
+            elif not self._may_overlap(bounds, selection):
+                decided[split] = False
+            else:
+                return None
+        return decided
+
+    def _may_overlap(self, bounds: pa.ChunkedArray, selection: Selection) -> bool:
+        if isinstance(selection, Range):
+            starts_before_end = _selected(bounds, Range(max=selection.max), "", self.column)[0].as_py()
+            ends_after_start = _selected(bounds, Range(min=selection.min), "", self.column)[1].as_py()
+            return bool(starts_before_end and ends_after_start)
+        values = selection if isinstance(selection, list) else [selection]
+        return any(self._may_overlap(bounds, Range(min=value, max=value)) for value in values)
+
+
+def _selected(column: pa.ChunkedArray, selection: Selection, place: str, name: str) -> pa.ChunkedArray:
+    try:
+        if isinstance(selection, Range):
+            keep = pc.is_valid(column)
+            if selection.min is not None:
+                keep = pc.and_(keep, pc.greater_equal(column, _bound(selection.min, column.type)))
+            if selection.max is not None:
+                keep = pc.and_(keep, pc.less_equal(column, _bound(selection.max, column.type)))
+            return pc.fill_null(keep, False)
+        values = selection if isinstance(selection, list) else [selection]
+        return pc.is_in(column, value_set=pa.array(values).cast(column.type))
+    except (pa.ArrowException, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{place}: split column '{name}' of type {column.type} does not compare with {selection} ({reason})"
+        ) from None
+
+
+def _bound(value: Scalar, kind: pa.DataType) -> pa.Scalar:
+    # Dates and times are written as text, for example "2022-05-06".
+    return pa.scalar(value).cast(kind) if pa.types.is_temporal(kind) else pa.scalar(value)
+
+
+def _refuse_overlap(masks: Mapping[SplitName, pa.ChunkedArray], place: str, column: str) -> None:
+    for one, other in combinations(masks, 2):
+        both = pc.and_(masks[one], masks[other])
+        shared = pc.sum(both).as_py() or 0
+        if shared:
+            raise ValueError(
+                f"{place}: column '{column}': {shared} rows are in split {one} and in split {other} (first: row "
+                f"{pc.index(both, True).as_py()}); the splits of a row must not overlap"
+            )

@@ -1,0 +1,158 @@
+"""What a batch-scoring job is: the version that scores, by which value model, which columns, cut into parts of files.
+
+In: the command's options. Out: a `Job`, which worker processes are given whole, and its `Part`s: consecutive row groups
+of one file, an output file each. A part's `identity` is a hash of all that decides what is in its output: the version,
+the value model, the engine, the columns, and the state of the input file.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.artifact import Artifact
+from model.scorer import Engine, EngineChoice, Scorer
+from model.value_model import DEFAULT, FILE_NAME, ValueModel, ValueModels
+from training.input.files import LogFile, LogFiles
+
+FORMAT_VERSION = 1
+SCORE = "score"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One batch-scoring job. `group_by` names the column of request ids, None: each row is a request of its own."""
+
+    version: Path
+    verify_key: Path | None
+    engine: Engine
+    value_model: str
+    columns: tuple[str, ...]
+    group_by: str | None
+    source: str
+    out: Path
+    max_bad_rows: int
+    about: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        version: Path,
+        source: str,
+        out: Path,
+        *,
+        columns: Sequence[str] = (),
+        group_by: str | None = None,
+        value_model: str = DEFAULT,
+        engine: EngineChoice = "auto",
+        verify_key: Path | None = None,
+        max_bad_rows: int = 0,
+    ) -> "Job":
+        """The job, its version loaded once and found to answer its golden requests. Raises ValueError, ArtifactError.
+
+        `auto` takes a compiled package only where rows are grouped: it is made for one request of many candidates."""
+        scorer = Scorer.load(version, "torchscript" if engine == "auto" and group_by is None else engine, verify_key)
+        combined = value_model_of(scorer, value_model)
+        taken = [name for name in columns if name in (SCORE, *scorer.tasks)]
+        if taken or len(set(columns)) < len(columns):
+            what = f"'{taken[0]}' is a column of the answers" if taken else "one is named twice"
+            raise ValueError(f"--columns: {what}; columns that are carried through need names of their own")
+        about = {
+            "format_version": FORMAT_VERSION,
+            "model": scorer.manifest.name,
+            "model_version": scorer.version,
+            "artifact": scorer.manifest.checksum,
+            "engine": scorer.engine,
+            "value_model": value_model,
+            "value_model_version": combined.version,
+            "columns": list(columns),
+            "group_by": group_by,
+        }
+        return cls(
+            version,
+            verify_key,
+            scorer.engine,
+            value_model,
+            tuple(columns),
+            group_by,
+            source,
+            out,
+            max_bad_rows,
+            about,
+        )
+
+    def load(self) -> tuple[Scorer, ValueModel]:
+        """The scorer and the value model, as a worker needs them. Raises ValueError where either is another by now."""
+        scorer = Scorer.load(self.version, self.engine, self.verify_key)
+        value_model = value_model_of(scorer, self.value_model)
+        found = (scorer.manifest.checksum, value_model.version)
+        if found != (self.about["artifact"], self.about["value_model_version"]):
+            raise ValueError(f"{self.version}: it, or its value model, changed after the job began; run it again")
+        return scorer, value_model
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Row groups `first` to `stop` - 1 of a file and the output file of their answers, row by row."""
+
+    file: LogFile
+    first: int
+    stop: int
+    rows: int
+    output: str
+    identity: str
+
+
+def value_model_of(scorer: Scorer, name: str) -> ValueModel:
+    """A value model of the version's family, as a service reads it. Raises ValueError for one that is not there."""
+    file = scorer.artifact.path.parent / FILE_NAME
+    exists = file.exists()
+    models = ValueModels.from_yaml(file, scorer.schema) if exists else ValueModels.built_in(scorer.schema)
+    if name not in models:
+        raise ValueError(f"--value-model: no '{name}' in {file}; there are: {', '.join(models.names)}")
+    return models[name]
+
+
+def parts_of(job: Job, files: LogFiles, artifact: Artifact, rows_per_part: int) -> list[Part]:
+    """The parts of all files, in order, each of about `rows_per_part` rows. Raises ValueError for a file that lacks a
+    column or is no Parquet."""
+    names = names_read(job, artifact)
+    parts: list[Part] = []
+    for number, file in enumerate(files.files):
+        with files.opened(file) as parquet:
+            files.check_names(file, parquet, names)
+            metadata = parquet.metadata
+            counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            # Of a file written anew in the same second, sizes and offsets of its columns tell more than the clock.
+            layout = [
+                [group.column(column).total_compressed_size for column in range(group.num_columns)]
+                for group in map(metadata.row_group, range(metadata.num_row_groups))
+            ]
+        about = {**job.about, "input": file.name, "state": files.state(file), "layout": layout}
+        for first, stop in _ranges(counts, rows_per_part):
+            identity = json.dumps({**about, "row_groups": [first, stop]}, sort_keys=True)
+            output = f"part-{number:05d}-{first:05d}.parquet"
+            digest = hashlib.sha256(identity.encode()).hexdigest()
+            parts.append(Part(file, first, stop, sum(counts[first:stop]), output, digest))
+    return parts
+
+
+def names_read(job: Job, artifact: Artifact) -> list[str]:
+    """The columns that are read: what a request asks for, the group, and those that are carried through."""
+    schema = artifact.manifest.feed
+    asked = [feature.name for feature in (*schema.asked("request"), *schema.asked("candidate"))]
+    group = [] if job.group_by is None else [job.group_by]
+    return list(dict.fromkeys([*asked, *group, *job.columns]))
+
+
+def _ranges(counts: Sequence[int], rows_per_part: int) -> list[tuple[int, int]]:
+    """Row groups from, to, of at least one row; a part ends with the group that fills it."""
+    ranges, first, rows = [], 0, 0
+    for group, count in enumerate(counts):
+        rows += count
+        if rows >= rows_per_part or (group + 1 == len(counts) and rows):
+            ranges.append((first, group + 1))
+            first, rows = group + 1, 0
+    return ranges

@@ -1,0 +1,140 @@
+"""Scores one part: the row groups of a file -> a Parquet file with one row for each of theirs, in their order.
+
+Out: the columns that are carried through, `score` (the combined score) and a column for each task; null in rows that
+broke a rule. The file appears whole, and its footer says what it was made of (`found`).
+
+Shapes: B rows of a batch, N good ones, T tasks.
+"""
+
+import json
+from bisect import bisect_right
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from model.batch_scoring import score_requests
+from model.scorer import NonFiniteScoresError
+from training.input.files import LogFiles, with_partition
+from training.score.job import SCORE, Job, Part, names_read
+from training.score.rows import BadRow, RowReader
+from training.whole import replace_file
+
+# What goes through the network at once: large enough for its products, small enough for a core's cache.
+BATCH_ROWS = 4096
+FAULTS_SHOWN = 20
+_KEY = b"feedrank.score"
+
+
+def found(path: Path) -> dict[str, Any] | None:
+    """What the footer of an output file says: `identity` of its part, rows, bad rows, faults, missing, oov. None of a
+    file that batch scoring did not write."""
+    try:
+        metadata = pq.read_metadata(path)
+        about = json.loads((metadata.metadata or {})[_KEY])
+        return about if about["rows"] == metadata.num_rows else None
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
+
+
+class PartScorer:
+    """Scores the parts of a job, one after the other, in one thread."""
+
+    def __init__(self, job: Job, files: LogFiles) -> None:
+        self._job = job
+        self._files = files
+        self._scorer, self._value_model = job.load()
+        self._names = names_read(job, self._scorer.artifact)
+        self._reader = RowReader(self._scorer.schema, job.group_by)
+
+    def score(self, part: Part) -> dict[str, Any]:
+        """Writes the part's file and returns what its footer says. Raises ValueError, with nothing written, for more
+        bad rows than the whole job may have."""
+        tables: list[pa.Table] = []
+        places = _Places(self._files.shown(part.file))
+        about: dict[str, Any] = {"identity": part.identity, "rows": part.rows, "bad_rows": 0, "faults": []}
+        missing: Counter[str] = Counter()
+        oov: Counter[str] = Counter()
+        with self._files.opened(part.file) as parquet:
+            groups = range(part.first, part.stop)
+            places.set_groups(part.first, [parquet.metadata.row_group(group).num_rows for group in groups])
+            held = [name for name in self._names if name not in part.file.partition]
+            before = 0
+            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=held, use_threads=False):
+                table = with_partition(pa.Table.from_batches([batch]), part.file, self._names)
+                answers, bad = self._answers(table, places, missing, oov)
+                for fault in bad:
+                    about["bad_rows"] += fault.rows
+                    about["faults"].append(places.shown(fault, before))
+                if about["bad_rows"] > self._job.max_bad_rows:
+                    raise ValueError(beyond_budget(about["faults"][0], self._job.max_bad_rows))
+                tables.append(pa.table({**{name: table.column(name) for name in self._job.columns}, **answers}))
+                before += table.num_rows
+        about["faults"] = about["faults"][:FAULTS_SHOWN]
+        about |= {"missing": dict(missing), "oov": dict(oov)}
+        whole = pa.concat_tables(tables, promote_options="permissive")
+        assert whole.num_rows == part.rows, "a batch was lost"
+        sink = pa.BufferOutputStream()
+        pq.write_table(whole.replace_schema_metadata({_KEY: json.dumps(about)}), sink, compression="zstd")
+        replace_file(self._job.out / part.output, (memoryview(sink.getvalue()),))
+        return about
+
+    def _answers(
+        self, table: pa.Table, places: "_Places", missing: Counter[str], oov: Counter[str]
+    ) -> tuple[dict[str, pa.Array], list[BadRow]]:
+        """`score` and the tasks' columns of a table's rows, null where a row is bad; counts into `missing`, `oov`."""
+        try:
+            good, bad = self._reader.read(table)
+        except ValueError as error:
+            raise ValueError(f"{places.file}: {error}") from None
+        tasks = len(self._scorer.tasks)
+        rows_N, answers_NT, score_N = np.zeros(0, np.int64), np.zeros((0, tasks), np.float32), np.zeros(0)
+        if good is not None:
+            try:
+                scored = score_requests(self._scorer, good.requests, good.num_requests, good.columns, good.request_of_N)
+                with np.errstate(over="ignore", invalid="ignore"):  # the next lines look for it
+                    score_N = self._value_model.score(scored.answers_NT)
+                if not np.isfinite(score_N).all():
+                    raise NonFiniteScoresError(f"value model '{self._job.value_model}' gave a score that is not finite")
+            except NonFiniteScoresError as error:
+                raise ValueError(f"{places.file}: {error}") from None
+            missing.update(scored.missing)
+            oov.update(scored.oov)
+            rows_N, answers_NT = good.rows_N, scored.answers_NT
+        columns: dict[str, NDArray[Any]] = {SCORE: score_N, **dict(zip(self._scorer.tasks, answers_NT.T, strict=True))}
+        return {name: _spread(values_N, rows_N, table.num_rows) for name, values_N in columns.items()}, bad
+
+
+class _Places:
+    """Where a row of a part stands: its file, row group and row in that group."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def set_groups(self, first: int, counts: list[int]) -> None:
+        self._first = first
+        self._starts = [0, *accumulate(counts)][:-1]
+
+    def shown(self, bad: BadRow, before: int) -> str:
+        group = bisect_right(self._starts, before + bad.row) - 1
+        place = f"{self.file}: row group {self._first + group}, row {before + bad.row - self._starts[group]}"
+        return f"{place}: column '{bad.column}': {bad.rule}" + (f"; {bad.rows} such rows" if bad.rows > 1 else "")
+
+
+def beyond_budget(fault: str, max_bad_rows: int) -> str:
+    """A message that names the first bad row; each file that is written before stays."""
+    allowed = f"; more rows are bad than --max-bad-rows {max_bad_rows:,} allows" if max_bad_rows else ""
+    return f"{fault}{allowed}"
+
+
+def _spread(values_N: NDArray[Any], rows_N: NDArray[np.int64], rows: int) -> pa.Array:
+    if len(rows_N) == rows:
+        return pa.array(np.ascontiguousarray(values_N))
+    values_B, is_bad_B = np.zeros(rows, values_N.dtype), np.ones(rows, bool)
+    values_B[rows_N], is_bad_B[rows_N] = values_N, False
+    return pa.array(values_B, mask=is_bad_B)

@@ -1,0 +1,155 @@
+"""Batch scoring, `python -m training score VERSION INPUT --out DIR`: logs in, combined scores and answers out.
+
+In: a published version and Parquet files on any fsspec path whose columns are its features. Out: a folder of Parquet
+files, one for each range of row groups of the input, and `_scored.json`, which is there when all of them are. They are
+scored by what a service scores by (model.scorer), so they are what it would answer. Killed at any moment and started
+again, the job keeps the files that are whole and were made of the same input by the same version.
+"""
+
+import logging
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from model.artifact import Artifact, file_entry
+from training.input.files import LogFiles
+from training.run import library_versions, locked, write_json
+from training.score.job import Job, Part, parts_of
+from training.score.part import FAULTS_SHOWN, PartScorer, beyond_budget, found
+from training.score.workers import begin, score_part
+
+log = logging.getLogger(__name__)
+
+# Underscored: who reads the folder as a dataset passes over it.
+SCORED = "_scored.json"
+ROWS_PER_PART = 200_000
+
+Done = tuple[Part, dict[str, Any]]
+
+
+def score(job: Job, *, processes: int = 1, rows_per_part: int = ROWS_PER_PART, show: bool = True) -> dict[str, Any]:
+    """Scores what of the job is not scored yet and returns the content of _scored.json. Raises ValueError naming the
+    file, row group, row and column of bad rows beyond --max-bad-rows; what is finished by then is kept."""
+    started = time.monotonic()
+    files = LogFiles(job.source)
+    parts = parts_of(job, files, Artifact.open(job.version, job.verify_key), rows_per_part)
+    with locked(job.out):
+        kept = _keep_finished(job, parts)
+        finished = {part.output for part, _ in kept}
+        left = [part for part in parts if part.output not in finished]
+        if left:
+            (job.out / SCORED).unlink(missing_ok=True)
+        done = list(kept)
+        bad_rows = sum(about["bad_rows"] for _, about in kept)
+        with _bar(show) as progress:
+            bar = progress.add_task("scoring", total=sum(part.rows for part in parts))
+            progress.advance(bar, sum(part.rows for part, _ in kept))
+            for part, about in _scored(job, files, left, processes):
+                done.append((part, about))
+                bad_rows += about["bad_rows"]
+                progress.advance(bar, part.rows)
+                if bad_rows > job.max_bad_rows:
+                    fault = next(about["faults"][0] for _, about in reversed(done) if about["faults"])
+                    raise ValueError(beyond_budget(fault, job.max_bad_rows))
+        manifest = _manifest(job, sorted(done, key=lambda one: one[0].output), time.monotonic() - started)
+        write_json(job.out / SCORED, manifest)
+    log.info(
+        "%s: %d rows in %d files (%d of them from before), %d bad rows, %.1f s",
+        job.out, manifest["rows"], len(parts), len(kept), bad_rows, manifest["seconds"],
+    )  # fmt: skip
+    return manifest
+
+
+def _keep_finished(job: Job, parts: Sequence[Part]) -> list[Done]:
+    """The parts that are finished in the output folder; removes what a job of another input or version left there.
+
+    Raises ValueError for Parquet files that no batch scoring wrote."""
+    wanted = {part.output: part for part in parts}
+    kept: list[Done] = []
+    for path in sorted(job.out.glob("*.parquet")):
+        about = found(path)
+        if about is None:
+            raise ValueError(f"{path}: not written by batch scoring; --out names a folder of its own")
+        part = wanted.get(path.name)
+        if part is not None and about["identity"] == part.identity:
+            kept.append((part, about))
+        else:
+            log.warning("%s: scored by another version or from another input; it is replaced", path)
+            path.unlink()
+    for partial in job.out.glob(".*.partial"):
+        partial.unlink()
+    return kept
+
+
+def _scored(job: Job, files: LogFiles, parts: Sequence[Part], processes: int) -> Iterator[Done]:
+    """Every part as it is finished."""
+    processes = min(processes, len(parts))
+    if processes <= 1:
+        torch.set_num_threads(1)
+        scorer = PartScorer(job, files) if parts else None
+        for part in parts:
+            assert scorer is not None
+            yield part, scorer.score(part)
+        return
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(processes, context, initializer=begin, initargs=(job, files))
+    try:
+        futures = {executor.submit(score_part, part): part for part in parts}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool:
+        raise ValueError(
+            "a worker process ended (out of memory? give fewer --processes); run it again, finished files are kept"
+        ) from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _bar(show: bool) -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
+    disable = not (show and console.is_terminal)
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=disable, transient=True)
+
+
+def _manifest(job: Job, done: Sequence[Done], seconds: float) -> dict[str, Any]:
+    missing: Counter[str] = Counter()
+    oov: Counter[str] = Counter()
+    faults: list[str] = []
+    for _, about in done:
+        missing.update(about["missing"])
+        oov.update(about["oov"])
+        faults += about["faults"]
+    return {
+        **job.about,
+        "input": job.source,
+        "rows": sum(part.rows for part, _ in done),
+        "bad_rows": sum(about["bad_rows"] for _, about in done),
+        "faults": faults[:FAULTS_SHOWN],
+        # By feature; what a request says once for each batch of its candidates.
+        "missing": dict(missing),
+        "oov": dict(oov),
+        "parts": [
+            {
+                "file": part.output,
+                "input": part.file.name,
+                "row_groups": [part.first, part.stop],
+                "rows": part.rows,
+                "bad_rows": about["bad_rows"],
+                **file_entry(job.out / part.output),
+            }
+            for part, about in done
+        ],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "libraries": library_versions(),
+    }
