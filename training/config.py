@@ -122,6 +122,14 @@ class EarlyStopping(StrictModel):
     patience: PositiveInt = 2
 
 
+class InitFrom(StrictModel):
+    """A published version, or a finished run, whose weights a run starts from (training/warm_start.py), and by how much
+    an error on the validation split may be larger than its parent's, relatively, before export refuses the run."""
+
+    path: Path
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+
+
 class TrainingConfig(StrictModel):
     """One training run."""
 
@@ -133,6 +141,10 @@ class TrainingConfig(StrictModel):
     output: Path
     # Weights of another implementation to start from, mapped by name; default: drawn from the seed.
     initial_weights: InitialWeights | None = None
+    # A path, or {path, tolerance}: the version of the day before, say.
+    init_from: (
+        Annotated[InitFrom, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)] | None
+    ) = None
     optimizer: OptimizerConfig = OptimizerConfig()
     balancing: BalancingConfig = NoBalancingConfig()
     batch_size: PositiveInt = 1024
@@ -147,6 +159,8 @@ class TrainingConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.init_from is not None and self.initial_weights is not None:
+            raise ValueError("init_from and initial_weights both say what to start from; give one")
         if self.network.has_own_embeddings and self.balancing.kind not in ("none", "uncertainty"):
             raise ValueError(
                 f"balancing: {self.balancing.kind} compares the tasks' gradients at the embeddings they share, and "

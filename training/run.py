@@ -4,6 +4,7 @@ config.json  schema.json  fitted_features.json     what was trained, defaults in
 checkpoints/last.pt  checkpoints/best.pt           resume point; best validation objective
 log.csv  summary.json                              one line per point (history.py); status, rows, times, versions
 evaluation-<split>.json                            written by evaluate
+parent.json                                        what it started from, if anything (lineage.py)
 inside/                                            numbers and heat maps, written by inspect
 """
 

@@ -30,8 +30,10 @@ from training.history import OBJECTIVE, VALIDATION, write_log
 from training.initial_weights import load_initial_weights
 from training.input.memory import MemorySource
 from training.input.source import Source
+from training.lineage import against_parent, start_from
 from training.losses import TaskLosses
 from training.optimizers import Optimizers
+from training.parent import Parent, open_parent
 from training.progress import TrainingProgress
 from training.routing import PolicyLearner
 from training.run import BEST, LAST, SUMMARY, Run, library_versions, locked, write_json
@@ -60,12 +62,16 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
     with locked(config.output):
         tables = read_splits(config.data, schema, ("train", "validation"))
         columns = {split: columns_from_arrow(schema, table) for split, table in tables.items()}
-        run = _open_or_create(config, schema, fit_features(schema, tables["train"], columns["train"]))
+        fitted = fit_features(schema, tables["train"], columns["train"])
+        parent = None if config.init_from is None else open_parent(config.init_from.path)
+        if parent is not None:
+            fitted = parent.extended(schema, fitted)
+        run = _open_or_create(config, schema, fitted)
         rows = {}
         for split, table in tables.items():
             weight = config.data.weight if split == "train" else None
             rows[split] = Rows.encode(schema, run.encoder, table, columns[split], as_served=False, weight=weight)
-        _fit(run, MemorySource(rows["train"], config.batch_size, config.seed), rows["validation"], show=show)
+        _fit(run, MemorySource(rows["train"], config.batch_size, config.seed), rows["validation"], parent, show=show)
     return run
 
 
@@ -96,12 +102,14 @@ def _differs(output: Path, different: list[str]) -> ValueError:
     )
 
 
-def _fit(run: Run, source: Source, validation_rows: Rows, *, show: bool) -> None:
+def _fit(run: Run, source: Source, validation_rows: Rows, parent: Parent | None, *, show: bool) -> None:
     config = run.config
     torch.manual_seed(config.seed)
     ranker = run.new_ranker()
     if config.initial_weights is not None and not (run.path / LAST).exists():
         load_initial_weights(ranker, [task.name for task in run.schema.tasks], config.initial_weights)
+    if parent is not None and not (run.path / LAST).exists():
+        start_from(parent, run, ranker, show=show)
     steps_per_epoch = source.steps
     points = points_of_epoch(config.evaluations_per_epoch, source.rows, config.batch_size)
     losses = TaskLosses(run.schema)
@@ -236,6 +244,7 @@ def _write_summary(run: Run, progress: Progress, train_rows: int, validation_row
         "seconds": round(progress.seconds, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "libraries": library_versions(),
+        **against_parent(run, progress.history),
     }
     write_json(run.path / SUMMARY, summary)
 
