@@ -20,6 +20,7 @@ from model.schema import FeedSchema
 from training.data import Rows, columns_from_arrow, read_splits
 from training.history import OBJECTIVE, VALIDATION
 from training.parent import Parent
+from training.ranks import Ranks
 from training.run import Run, read_json, write_json
 from training.validation import predict, relative_errors
 from training.warm_start import print_taken, warm_start
@@ -29,18 +30,23 @@ log = logging.getLogger(__name__)
 PARENT = "parent.json"
 
 
-def start_from(parent: Parent, run: Run, ranker: Ranker, *, show: bool) -> None:
-    """Fills a fresh ranker and writes parent.json. Raises ValueError where nothing of the parent fits."""
+def start_from(parent: Parent, run: Run, ranker: Ranker, ranks: Ranks, *, show: bool) -> None:
+    """Fills a fresh ranker, every process its part, and writes parent.json. Raises ValueError where nothing of the
+    parent fits."""
     taken = warm_start(ranker, run.schema, run.fitted, run.config.network, parent)
-    if show:
-        print_taken(taken, parent)
-    about: dict[str, Any] = {**parent.about, "taken": [asdict(one) for one in taken]}
-    try:
-        about["validation"] = _errors(parent, run)
-    except ValueError as error:
-        log.warning("the parent is not measured, so no guard holds this run against it: %s", error)
-        about |= {"validation": {}, "not_measured": str(error)}
-    write_json(run.path / PARENT, about)
+
+    def write() -> None:
+        if show:
+            print_taken(taken, parent)
+        about: dict[str, Any] = {**parent.about, "taken": [asdict(one) for one in taken]}
+        try:
+            about["validation"] = _errors(parent, run)
+        except ValueError as error:
+            log.warning("the parent is not measured, so no guard holds this run against it: %s", error)
+            about |= {"validation": {}, "not_measured": str(error)}
+        write_json(run.path / PARENT, about)
+
+    ranks.first_does(write)
 
 
 def against_parent(run: Run, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from training.data import Batch
+from training.data import Batch, Rows
 
 
 class Source(Protocol):
@@ -23,8 +24,8 @@ class Source(Protocol):
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """This process's part of each global batch of an epoch from `first_step` (0-based) on, nothing before it read
-        again. A part is never empty: where a global batch has fewer rows than there are processes it is
-        `unobserved`."""
+        again. All processes' parts of a global batch have the same number of rows, which TorchRec's exchanges ask for:
+        a shorter one ends in a row that does not count (`observed_BT` 0 for all tasks)."""
         ...
 
     def fingerprint(self) -> str:
@@ -37,6 +38,11 @@ def share(rows: int, rank: int, world: int) -> slice:
     return slice(rank * rows // world, (rank + 1) * rows // world)
 
 
-def unobserved(batch: Batch) -> Batch:
-    """The batch with no label that counts: it moves no weight, and stands where a process has no row of its own."""
-    return batch._replace(observed_BT=torch.zeros_like(batch.observed_BT))
+def take_share(rows: Rows, rows_B: Tensor, rank: int, world: int) -> Batch:
+    """A process's part of the global batch of the given row numbers, as long as every other's."""
+    own_B = rows_B[share(len(rows_B), rank, world)]
+    if len(own_B) == -(-len(rows_B) // world):
+        return rows.take(own_B)
+    batch = rows.take(torch.cat([own_B, rows_B[:1]]))
+    batch.observed_BT[-1] = 0.0
+    return batch
