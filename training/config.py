@@ -71,6 +71,14 @@ def _data_path(value: object) -> Path | str:
 DataPath = Annotated[Path | str, BeforeValidator(_data_path)]
 
 
+class NegativeSampling(StrictModel):
+    """Negatives of a binary task that are trained on: a share of them, drawn by a hash of (seed, row)."""
+
+    task: str
+    rate: Annotated[float, Field(gt=0, lt=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
 class DataConfig(StrictModel):
     """A folder of *.parquet files; `group_by` names the user column of GAUC and of the bootstrap.
 
@@ -92,6 +100,14 @@ class DataConfig(StrictModel):
     window: PositiveInt = 1
     readers: Annotated[int, Field(ge=0, le=64)] = 1
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    # Of the training split alone; answers stay those of the whole log (training/negative_sampling.py).
+    negative_sampling: NegativeSampling | None = None
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.negative_sampling is not None and self.read == "stream":
+            raise ValueError("negative_sampling samples a split that is in memory; use read: memory")
+        return self
 
 
 class TablesOptimizer(StrictModel):

@@ -35,6 +35,7 @@ from training.input.memory import MemorySource
 from training.input.source import Source
 from training.lineage import against_parent, start_from
 from training.losses import TaskLosses
+from training.negative_sampling import logit_offsets, thinned, weigh_kept_negatives
 from training.optimizers import Optimizers
 from training.parent import Parent, open_parent
 from training.precision import autocast, set_products
@@ -68,6 +69,9 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
     with joined(config.device) as ranks, ExitStack() as held:
         ranks.first_does(lambda: held.enter_context(locked(config.output)))
         tables = read_splits(config.data, schema, ("train", "validation"))
+        sampling = config.data.negative_sampling
+        if sampling is not None:
+            tables["train"] = thinned(tables["train"], schema, sampling)
         columns = {split: columns_from_arrow(schema, table) for split, table in tables.items()}
         fitted = fit_features(schema, tables["train"], columns["train"])
         parent = None if config.init_from is None else open_parent(config.init_from.path)
@@ -79,6 +83,8 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
         for split, table in tables.items():
             weight = config.data.weight if split == "train" else None
             rows[split] = Rows.encode(schema, run.encoder, table, columns[split], as_served=False, weight=weight)
+        if sampling is not None:
+            weigh_kept_negatives(rows["train"], schema, sampling)
         source = MemorySource(rows["train"], config.batch_size, config.seed, rank=ranks.rank, world=ranks.world)
         _fit(run, source, rows["validation"], ranks, parent, show=show)
     return run
@@ -123,7 +129,8 @@ class _Training:
         self.ranker = run.new_ranker(ranks)
         if config.initial_weights is not None and not checkpoints.any_found(run.path):
             load_initial_weights(self.ranker, [task.name for task in run.schema.tasks], config.initial_weights)
-        self.losses = TaskLosses(run.schema, ranks.across).to(ranks.device)
+        offsets = logit_offsets(run.schema, config.data.negative_sampling)
+        self.losses = TaskLosses(run.schema, ranks.across, offsets).to(ranks.device)
         self.balancing = config.balancing.build(self.losses, config.seed).to(ranks.device)
         self.optimizers = Optimizers(self.ranker, config.optimizer, source.steps * config.epochs, self.balancing)
         self.policies = PolicyLearner(self.ranker.network.fusion, run.schema, config.seed)
