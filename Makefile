@@ -38,7 +38,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-training bench-input bench-networks bench-balancing bench-serving bench-workers \
-	bench-start bench-parity bench-reliability bench-compare clean
+	bench-start bench-score bench-parity bench-reliability bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -175,6 +175,9 @@ bench-workers: $(STAMP) ## threads and workers: CPU time, growth, memory, what b
 
 bench-start: $(STAMP) ## seconds from exec to ready, memory of one and of each further worker
 	@exec $(PY) -m benchmarks.start $(ARGS)
+
+bench-score: $(STAMP) ## batch scoring, rows per CPU second against the loop people write
+	@exec $(PY) -m benchmarks.batch_scoring $(ARGS)
 
 bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure
 	@exec $(PY) -m benchmarks.score_parity $(ARGS)

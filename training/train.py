@@ -4,10 +4,10 @@
     torchrun --nproc-per-node 2 -m training train configs/simulated.yaml
 
 Reads the feed schema and the Parquet folder (input/splits.py: into memory, or as a stream), fits the features on the
-training split, trains with early stopping on the validation split, and keeps the newest checkpoints and the best. Killed at any moment and started again, it resumes
-from the newest undamaged one and ends with the same weights, bit for bit, as a run that was left alone (same number of
-processes and threads). `batch_size` rows are a step's whole batch, which several processes share out; what they reckon
-is what one would, but for rounding.
+training split, trains with early stopping on the validation split, and keeps the newest checkpoints and the best.
+Killed at any moment and started again, it resumes from the newest undamaged one and ends with the same weights, bit for
+bit, as a run that was left alone (same number of processes and threads). `batch_size` rows are a step's whole batch,
+which several processes share out; what they reckon is what one would, but for rounding.
 
 ranks.py joins the processes, sharding.py spreads the tables over them, validation.py answers the validation split,
 history.py says what is logged, checkpoints.py what is saved, divergence.py why a run stopped.
@@ -34,8 +34,11 @@ from training.initial_weights import load_initial_weights
 from training.input.device import ahead
 from training.input.source import Source
 from training.input.splits import open_splits
+from training.lineage import against_parent, start_from
 from training.losses import TaskLosses
+from training.negative_sampling import logit_offsets
 from training.optimizers import Optimizers
+from training.parent import Parent, open_parent
 from training.precision import autocast, set_products
 from training.progress import TrainingProgress
 from training.ranks import Ranks, joined, refuse_across
@@ -67,11 +70,15 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
     with joined(config.device) as ranks, ExitStack() as held:
         ranks.first_does(lambda: held.enter_context(locked(config.output)))
         splits = open_splits(config, schema, ranks.first_does, show=show and ranks.is_first)
-        run = Run(config.output, config, schema, splits.fitted())
+        fitted = splits.fitted()
+        parent = None if config.init_from is None else open_parent(config.init_from.path)
+        if parent is not None:
+            fitted = parent.extended(schema, fitted)
+        run = Run(config.output, config, schema, fitted)
         ranks.first_does(lambda: _open_or_create(run))
         ranks.first_does(lambda: splits.report(run))
         source, validation_rows = splits.encoded(run.encoder, ranks.rank, ranks.world)
-        _fit(run, source, validation_rows, splits.left_out, ranks, show=show)
+        _fit(run, source, validation_rows, splits.left_out, ranks, parent, show=show)
     return run
 
 
@@ -114,7 +121,8 @@ class Training:
         self.ranker = run.new_ranker(ranks)
         if config.initial_weights is not None and not checkpoints.any_found(run.path):
             load_initial_weights(self.ranker, [task.name for task in run.schema.tasks], config.initial_weights)
-        self.losses = TaskLosses(run.schema, ranks.across).to(ranks.device)
+        offsets = logit_offsets(run.schema, config.data.negative_sampling)
+        self.losses = TaskLosses(run.schema, ranks.across, offsets).to(ranks.device)
         self.balancing = config.balancing.build(self.losses, config.seed).to(ranks.device)
         self.optimizers = Optimizers(self.ranker, config.optimizer, source.steps * config.epochs, self.balancing)
         self.policies = PolicyLearner(self.ranker.network.fusion, run.schema, config.seed)
@@ -150,7 +158,14 @@ class Training:
 
 
 def _fit(
-    run: Run, source: Source, validation_rows: Rows, left_out: Mapping[str, int], ranks: Ranks, *, show: bool
+    run: Run,
+    source: Source,
+    validation_rows: Rows,
+    left_out: Mapping[str, int],
+    ranks: Ranks,
+    parent: Parent | None,
+    *,
+    show: bool,
 ) -> None:
     config = run.config
     refuse_across(config, ranks)
@@ -161,6 +176,8 @@ def _fit(
     validation = Validation(run, validation_rows, ranks)
     data = [source.fingerprint(), validation_rows.fingerprint()]
     saved = Checkpoints(run.path, ranks, keep=config.checkpoints_kept, about={"schema": run.schema.name})
+    if parent is not None and saved.newest() is None:
+        start_from(parent, run, ranker, ranks, show=show)
     _resume(run, training, saved, data, ranks)
     progress = training.progress
     started = time.monotonic() - progress.seconds
@@ -284,5 +301,6 @@ def _write_summary(
         "seconds": round(progress.seconds, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "libraries": library_versions(),
+        **against_parent(run, progress.history),
     }
     write_json(run.path / SUMMARY, summary)
