@@ -3,13 +3,17 @@
 # Everything runs in .venv, made from the lock files in requirements/. Variables, as NAME=value after the verb:
 #   PYTHON        the interpreter that makes the environment
 #   DEVICE        cpu (default) or gpu: which build of fbgemm goes beside torchrec
+#   PROCESSES     processes of the test suite, 2 by default; each needs a core and 2 GB
 #   TORCH_INDEX   URL of torch's own CPU index, where the default index would give a CUDA build
+#   ENGINE        what builds images: docker, podman or buildah, the first that is there
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEVICE ?= cpu
 TORCH_INDEX ?=
+ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(shell command -v $(engine))))
 MODELS ?= models
 ARGS ?=
+PROCESSES ?= 2
 
 ifeq ($(filter $(DEVICE),cpu gpu),)
 $(error DEVICE is '$(DEVICE)'; it must be cpu or gpu)
@@ -22,14 +26,17 @@ STAMP := .venv/.installed-$(DEVICE)
 SERVE_PY := .venv-serve/bin/python
 SERVE_STAMP := .venv-serve/.installed
 MLSERVER_STAMP := .venv-mlserver/.installed
+SBOM_STAMP := .venv-sbom/.installed
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
-# MLServer has an environment of its own.
-LOCKS := $(filter-out requirements/mlserver.txt,$(wildcard requirements/*.txt))
+# MLServer and the writer of SBOMs have environments of their own.
+LOCKS := $(filter-out requirements/mlserver.txt requirements/sbom.txt,$(wildcard requirements/*.txt))
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The serving image carries fewer packages than a checkout.
 TYPED := $(wildcard model training service deploy benchmarks tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-reliability test-serve-only lint format check train export serve \
+.PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
+	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-training bench-networks bench-balancing bench-serving bench-workers \
 	bench-start bench-score bench-parity bench-reliability bench-compare clean
 
@@ -64,6 +71,10 @@ $(SERVE_STAMP): requirements/serve.txt
 	$(call make_environment,.venv-serve,-r requirements/serve.txt)
 	@touch $@
 
+$(SBOM_STAMP): requirements/sbom.txt
+	$(call make_environment,.venv-sbom,-r requirements/sbom.txt)
+	@touch $@
+
 # For `make bench-serving ARGS=--peers`, which asks for it.
 $(MLSERVER_STAMP): requirements/mlserver.txt
 	$(call make_environment,.venv-mlserver,-r requirements/mlserver.txt)
@@ -74,14 +85,18 @@ demo: $(STAMP) ## simulate, train, export, serve and ask once (PORT=, DATA=DIR, 
 	@exec $(PY) -m deploy.demo $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") \
 		$(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
 
-test: $(STAMP) ## the whole test suite (FEEDRANK_DATA=DIR in the environment adds the real data; ARGS=)
-	@exec $(PY) -m pytest $(ARGS)
+# A file's tests stay in one process, as they share its fixtures.
+test: $(STAMP) ## the whole test suite (FEEDRANK_DATA=DIR in the environment adds the real data; ARGS=, PROCESSES=2)
+	@exec $(PY) -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
 test-reliability: $(STAMP) ## reloads, overload, killed workers, damage, soak: the long form (half an hour)
 	@exec env FEEDRANK_RELIABILITY=long $(PY) -m pytest tests/reliability -o timeout=3600 $(ARGS)
 
 test-serve-only: $(STAMP) $(SERVE_STAMP) ## the service in an environment without torchrec
 	@tests/serve_only.sh $(PY) $(SERVE_PY)
+
+test-image: $(STAMP) ## build both images and run them (FEEDRANK_BUILD_IMAGE="COMMAND", for example "buildah build")
+	@exec $(PY) -m pytest tests/deploy/test_image.py $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy, nothing is changed
 	@$(PY) -m ruff check .
@@ -104,6 +119,34 @@ export: $(STAMP) ## publish a training run as the next artifact version (RUN=DIR
 
 serve: $(STAMP) ## serve the published models (MODELS=models, PORT=, ARGS=)
 	@exec $(PY) -m service --models "$(MODELS)" $(if $(PORT),--port $(PORT)) $(ARGS)
+
+# $(1) the target of the Dockerfile
+define build_image
+	@[ -n "$(ENGINE)" ] || { echo "make image needs docker, podman or buildah, or ENGINE=COMMAND" >&2; exit 2; }
+	@exec $(ENGINE) build --target $(1) --tag feedrank-$(1):$(VERSION) --build-arg DEVICE=$(DEVICE) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=40 --match=) \
+		$(if $(TORCH_INDEX),--build-arg PIP_EXTRA_INDEX_URL="$(TORCH_INDEX)") $(ARGS) .
+endef
+
+image: ## build the image that serves (DEVICE=cpu|gpu, TORCH_INDEX=URL, ENGINE=, ARGS=)
+	$(call build_image,serve)
+
+image-train: ## build the image that trains, exports and puts load on a service
+	$(call build_image,train)
+
+image-layers: ## sizes of the serving image's layers
+	@$(ENGINE) save feedrank-serve:$(VERSION) | $(PYTHON) -m deploy.image_layers -
+
+manifests: $(STAMP) ## the PrometheusRule in deploy/kubernetes, from the rules in deploy/prometheus
+	@exec $(PY) -m deploy.prometheus_rule
+
+sbom: $(SERVE_STAMP) $(SBOM_STAMP) ## CycloneDX of what the images install, in sbom/
+	@mkdir -p sbom
+	@.venv-sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
+		-o sbom/serve.cdx.json $(SERVE_PY)
+	@.venv-sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --validate \
+		-o sbom/train.cdx.json requirements/train.txt
+	@ls sbom/*.cdx.json
 
 bench-quality: $(STAMP) ## quality on KuaiRand-Pure, three seeds
 	@exec $(PY) -m benchmarks.kuairand_quality $(ARGS)
@@ -143,5 +186,5 @@ bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired t
 	@exec $(PY) -m benchmarks.comparison "$(EXPERIMENT)" $(ARGS)
 
 clean: ## remove environments and caches; data, runs and models stay
-	@rm -rf .venv .venv-serve .venv-mlserver .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-serve .venv-mlserver .venv-sbom sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
 
 from benchmarks.load_generator import Block, Load
+from deploy.local_cpu import Cpu, spent_by
 
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
@@ -39,30 +40,9 @@ class Server:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
 
-    def cpu(self) -> "Cpu":
+    def cpu(self) -> Cpu:
         """What its threads, and those of all its children, have spent so far. Raises RuntimeError if nobody knows."""
-        nanoseconds: dict[int, int] = {}
-        waiting = [self.pid]
-        while waiting:
-            for thread in Path(f"/proc/{waiting.pop()}/task").iterdir():
-                with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
-                    waiting += map(int, (thread / "children").read_text(encoding="ascii").split())
-                    nanoseconds[int(thread.name)] = int((thread / "schedstat").read_text(encoding="ascii").split()[0])
-        if not nanoseconds:
-            raise RuntimeError(f"process {self.pid} has ended, or this kernel keeps no /proc/PID/task/TID/schedstat")
-        return Cpu(nanoseconds)
-
-
-@dataclass(frozen=True)
-class Cpu:
-    """CPU nanoseconds of each thread, user and system: the scheduler's own count, finer than that of a process."""
-
-    nanoseconds: dict[int, int]
-
-    def seconds_since(self, before: "Cpu") -> float:
-        """CPU seconds between. A thread that has ended meanwhile counts nothing: it was idle, or it would be there."""
-        spent = (after - before.nanoseconds.get(thread, 0) for thread, after in self.nanoseconds.items())
-        return sum(spent) / 1e9
+        return spent_by([self.pid])
 
 
 class LoadGenerator:

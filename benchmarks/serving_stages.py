@@ -8,7 +8,7 @@ FLOP, a multiplication and an addition are two.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from model.schema import Block
 from model.scorer import Engine, Scorer, block_tensors
 from model.value_model import DEFAULT, ValueModels
 from service import answers, wire
-from service.metrics import Metrics, ModelMetrics
+from service.columnar import read_columnar
+from service.metrics import Metrics
+from service.model_metrics import ModelMetrics
 
 MAX_CANDIDATES = 2_000
 SECONDS = 0.5
@@ -39,7 +41,7 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
     """CPU microseconds of each stage of a request, medians over many; `network` is what an engine computes."""
     encoder, module = scorer.encoder, scorer.module
     value_model = ValueModels.built_in(scorer.schema)[DEFAULT]
-    metrics = ModelMetrics(Metrics(), scorer.schema, "reference", scorer.version, scorer.engine)
+    metrics = ModelMetrics(Metrics(), "reference", scorer)
     head = {"request_id": "bench", "model": "reference", "model_version": scorer.version}
     question = _read(body)
     rows = len(question.ids)
@@ -87,7 +89,7 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
 
 
 def _read(body: bytes) -> wire.Question:
-    return wire.read_columnar(body) or wire.parse(wire.decode(body, MAX_CANDIDATES), MAX_CANDIDATES)
+    return read_columnar(body) or wire.parse(wire.decode(body, MAX_CANDIDATES), MAX_CANDIDATES)
 
 
 def microseconds(call: Callable[[], Any]) -> float:
@@ -168,7 +170,7 @@ def _inputs(scorer: Scorer, body: bytes) -> tuple[Inputs, Inputs]:
     return _block_inputs("request", request), _block_inputs("candidate", candidates)
 
 
-def _block_inputs(block: Block, columns: dict[str, Column]) -> Inputs:
+def _block_inputs(block: Block, columns: Mapping[str, Column]) -> Inputs:
     ids, lists, numbers = names_of(block)
     ids_RK = np.stack([np.asarray(columns[name].values, np.int64) for name in ids], axis=1)
     numbers_DR = [np.asarray(columns[name].values, np.float32) for name in numbers]

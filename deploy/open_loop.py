@@ -12,7 +12,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ssl import SSLContext
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 # What a request without an answer has for a status: refused or reset, and none within the time.
 FAILED, TIMED_OUT = 0, -1
+
+_SAID_BYTES = 500
 
 Array = NDArray[np.float64]
 
@@ -33,6 +36,8 @@ class Outcome:
     status_R: NDArray[np.int64]
     # How late requests left, at worst: beyond a few milliseconds the client itself was too slow.
     lateness: float
+    # The beginning of an answer of each status but 200.
+    said: dict[int, str] = field(default_factory=dict)
 
     def of(self, status: int) -> Array:
         """Seconds of the requests with a status."""
@@ -42,7 +47,7 @@ class Outcome:
     def between(self, start: float, end: float) -> "Outcome":
         """The requests that were due between."""
         chosen = (self.due_R >= start) & (self.due_R < end)
-        return Outcome(self.due_R[chosen], self.seconds_R[chosen], self.status_R[chosen], self.lateness)
+        return Outcome(self.due_R[chosen], self.seconds_R[chosen], self.status_R[chosen], self.lateness, self.said)
 
 
 def poisson(rate: float, seconds: float, seed: int) -> Array:
@@ -53,11 +58,12 @@ def poisson(rate: float, seconds: float, seed: int) -> Array:
     return times[times < seconds]
 
 
-async def offer(url: str, requests: Sequence[bytes], due_R: Array, *, timeout: float = 30.0) -> Outcome:
-    """Sends one of `requests` (whole HTTP messages), in turn, at each of `due_R`, in seconds from now."""
-    address = urlsplit(url)
-    assert address.hostname is not None
-    connections = Connections(address.hostname, address.port or 80)
+async def offer(
+    url: str, requests: Sequence[bytes], due_R: Array, *, timeout: float = 30.0, tls: SSLContext | None = None
+) -> Outcome:
+    """Sends one of `requests` (whole HTTP messages), in turn, at each of `due_R`, in seconds from now. `tls` says whom
+    to trust where the URL is one of HTTPS."""
+    connections = Connections(url, tls)
     seconds_R = np.zeros(len(due_R))
     status_R = np.full(len(due_R), FAILED, np.int64)
     lateness = 0.0
@@ -84,15 +90,13 @@ async def offer(url: str, requests: Sequence[bytes], due_R: Array, *, timeout: f
         task.add_done_callback(running.discard)
     await asyncio.gather(*running)
     await connections.close()
-    return Outcome(due_R, seconds_R, status_R, lateness)
+    return Outcome(due_R, seconds_R, status_R, lateness, connections.said)
 
 
 async def closed_loop(url: str, requests: Sequence[bytes], seconds: float, clients: int) -> tuple[int, float]:
     """Answers with status 200 that so many clients get, each asking again as soon as it is answered, and in how many
     seconds: what the service can do at most, not how long anybody waits."""
-    address = urlsplit(url)
-    assert address.hostname is not None
-    connections = Connections(address.hostname, address.port or 80)
+    connections = Connections(url)
     begun = time.perf_counter()
     answered = 0
 
@@ -113,8 +117,12 @@ async def closed_loop(url: str, requests: Sequence[bytes], seconds: float, clien
 class Connections:
     """Connections to one address; as many as requests are in flight."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
+    def __init__(self, url: str, tls: SSLContext | None = None) -> None:
+        address = urlsplit(url)
+        assert address.hostname is not None
+        self._tls = (tls or True) if address.scheme == "https" else None
+        self._host, self._port = address.hostname, address.port or (443 if self._tls else 80)
+        self.said: dict[int, str] = {}
         self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
 
     async def ask(self, message: bytes) -> int:
@@ -126,7 +134,9 @@ class Connections:
             head = await reader.readuntil(b"\r\n\r\n")
             status = int(head[9:12])
             lower = head.lower()
-            await reader.readexactly(int(lower.partition(b"content-length:")[2].partition(b"\r\n")[0]))
+            body = await reader.readexactly(int(lower.partition(b"content-length:")[2].partition(b"\r\n")[0]))
+            if status != 200 and status not in self.said:
+                self.said[status] = body[:_SAID_BYTES].decode(errors="replace")
             is_kept = b"connection: close" not in lower
         finally:
             if is_kept:
@@ -141,7 +151,7 @@ class Connections:
             if not writer.is_closing() and not reader.at_eof():
                 return reader, writer
             await _closed(writer)
-        return await asyncio.open_connection(self._host, self._port)
+        return await asyncio.open_connection(self._host, self._port, ssl=self._tls)
 
     async def close(self) -> None:
         """Closes what is open."""

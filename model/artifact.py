@@ -34,6 +34,8 @@ RANKER = "ranker.pt"
 FITTED = "fitted_features.json"
 GOLDEN = "golden_requests.json"
 REFERENCE = "reference_scores.json"
+# Absent in versions from before there was any.
+REFERENCE_FEATURES = "reference_features.json"
 # Where probabilities are calibrated.
 CALIBRATION = "calibration.json"
 # For training alone: the network as it was trained.

@@ -25,12 +25,15 @@ from torch import Tensor
 from model.artifact import Artifact, ArtifactError, DerivedManifest, read_derived_manifest, versions
 from model.columns import Ids
 from model.features import EncodedBlock
+from model.schema import FeedSchema
 from model.strict_yaml import StrictModel
 
 FORMAT_VERSION = 1
 UNKNOWN = -1
 
 SumsDtype = Literal["bfloat16", "float32"]
+# Rows of tables fit int32; pairs of rows, of tables with two hashes (model/lookups.py), need int64.
+IdsDtype = Literal["int32", "int64"]
 
 
 class Widths(StrictModel):
@@ -53,23 +56,33 @@ class CatalogueManifest(DerivedManifest):
     items: int
     widths: Widths
     sums_dtype: SumsDtype
+    ids_dtype: IdsDtype = "int32"
     missing: dict[str, int]
     oov: dict[str, int]
 
 
-def layout(items: int, widths: Widths, sums_dtype: SumsDtype) -> dict[str, tuple[str, tuple[int, ...]]]:
+def layout(
+    items: int, widths: Widths, sums_dtype: SumsDtype, ids_dtype: IdsDtype
+) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Every file of a generation: its dtype and shape, little-endian and row by row."""
+    ids = np.dtype(ids_dtype).newbyteorder("<").str
     return {
         "keys.bin": ("<u8", (2, items)),  # halves of the ids' hashes, ascending by the first
         "rows.bin": ("<i8", (items,)),  # the row of the item behind each key
-        "ids.bin": ("<i4", (items, widths.ids)),
+        "ids.bin": (ids, (items, widths.ids)),
         "list_starts.bin": ("<i8", (items, widths.lists)),
         "list_lengths.bin": ("<i4", (items, widths.lists)),
-        "list_values.bin": ("<i4", (widths.list_values,)),
+        "list_values.bin": (ids, (widths.list_values,)),
         "numbers.bin": ("<f4", (items, widths.numbers)),
         # numpy has no bfloat16: the words are torch's to read
         "sums.bin": ("<u2" if sums_dtype == "bfloat16" else "<f4", (items, widths.sums)),
     }
+
+
+def ids_dtype_of(schema: FeedSchema) -> IdsDtype:
+    """What a feed's candidate ids are stored as."""
+    pairs = {name for table in schema.tables if table.half_rows for name in table.features}
+    return "int64" if any(feature.name in pairs for feature in schema.block("candidate")) else "int32"
 
 
 def keys_of(ids: Sequence[str]) -> NDArray[np.uint64]:
@@ -110,7 +123,7 @@ class Catalogue:
         manifest = read_derived_manifest(CatalogueManifest, path, FORMAT_VERSION, artifact, remedy)
         if manifest.items < 1 or min(manifest.widths.model_dump().values()) < 0:
             raise ArtifactError(f"{path}: the manifest counts {manifest.items} items and {manifest.widths}")
-        files = layout(manifest.items, manifest.widths, manifest.sums_dtype)
+        files = layout(manifest.items, manifest.widths, manifest.sums_dtype, manifest.ids_dtype)
         return cls(manifest, {name: _mapped(path / name, manifest, *file) for name, file in files.items()})
 
     def rows_of(self, ids: Sequence[str]) -> Ids:

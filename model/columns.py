@@ -4,8 +4,7 @@ In: JSON values (`column_from_values`); training.data makes the same columns fro
 with every faulty row. Checks run in C over whole columns; a loop over values runs only to say which value was wrong.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -56,16 +55,28 @@ class Kind(NamedTuple):
 
 class Column(NamedTuple):
     """Raw values of one feature. `missing` marks nulls among `values` (their value is a placeholder); lists are
-    flattened, with `lengths_B` values in each row."""
+    flattened, with `lengths_B` values in each row.
+
+    A log's strings may be given each once: then `codes_V` says which of `values` stands at each place."""
 
     values: Values
     missing: NDArray[np.bool_] | None = None
     lengths_B: Ids | None = None
+    codes_V: NDArray[np.int32] | None = None
 
     @property
     def rows(self) -> int:
         """How many rows the column has."""
-        return len(self.values) if self.lengths_B is None else len(self.lengths_B)
+        if self.lengths_B is not None:
+            return len(self.lengths_B)
+        return len(self.values if self.codes_V is None else self.codes_V)
+
+    def decoded(self) -> "Column":
+        """The same column with a value at each place."""
+        if self.codes_V is None:
+            return self
+        values: list[str] = np.array([*self.values, ""], dtype=object)[self.codes_V].tolist()
+        return Column(values, self.missing, self.lengths_B)
 
 
 def column_from_values(feature: Feature, dtype: Dtype | None, values: Sequence[object]) -> Column:
@@ -73,28 +84,13 @@ def column_from_values(feature: Feature, dtype: Dtype | None, values: Sequence[o
     if isinstance(feature, IdListFeature):
         return _list_column(feature.name, dtype, values)
     try:
-        flat, missing = _flat_column(dtype, values)
-    except _Unfit:
+        flat, missing = flat_column(dtype, values)
+    except Unfit:
         raise ColumnError(feature.name, _faults(dtype, values, range(len(values)))) from None
     return Column(flat, missing)
 
 
-def columns_of_one_row(
-    values: Mapping[str, object], names_of: Mapping[Dtype | None, Sequence[str]]
-) -> dict[str, Column]:
-    """The columns of one value each of the features in `names_of`, ids by their dtype and numbers as None: all of a
-    dtype are checked and converted at once, and none of them is given where one does not fit."""
-    columns: dict[str, Column] = {}
-    for dtype, names in names_of.items():
-        given = [name for name in names if name in values]
-        with suppress(_Unfit):
-            flat, missing = _flat_column(dtype, [values[name] for name in given])
-            for row, name in enumerate(given):
-                columns[name] = Column(flat[row : row + 1], None if missing is None else missing[row : row + 1])
-    return columns
-
-
-class _Unfit(Exception):
+class Unfit(Exception):
     """Some value does not fit its dtype; which one is found on the slow path."""
 
 
@@ -110,8 +106,9 @@ _WANTED: dict[Dtype | None, str] = {
 }
 
 
-def _flat_column(dtype: Dtype | None, values: Sequence[object]) -> tuple[Values, NDArray[np.bool_] | None]:
-    """Checks and converts scalars with passes that run in C: one over the types, one over the values."""
+def flat_column(dtype: Dtype | None, values: Sequence[object]) -> tuple[Values, NDArray[np.bool_] | None]:
+    """Checks and converts scalars with passes that run in C: one over the types, one over the values. None is missing,
+    and marked so where there is one. Raises Unfit."""
     missing: NDArray[np.bool_] | None = None
     types = {type(values[0])} if len(values) == 1 else set(map(type, values))
     if type(None) in types:
@@ -120,22 +117,22 @@ def _flat_column(dtype: Dtype | None, values: Sequence[object]) -> tuple[Values,
         placeholder: object = "" if dtype == "string" else 0
         values = [placeholder if value is None else value for value in values]
     if not types <= _TYPES[dtype]:
-        raise _Unfit
+        raise Unfit
     if dtype == "string":
         strings: list[str] = list(values)  # type: ignore[arg-type]
         try:
             "".join(strings).encode()
         except UnicodeEncodeError:  # half of a surrogate pair: not a character, so it has no UTF-8 bytes to hash
-            raise _Unfit from None
+            raise Unfit from None
         return strings, missing
     try:
         if dtype == "int64":
             return np.array(values, dtype=np.int64), missing
         numbers = np.array(values, dtype=np.float64)
     except OverflowError:
-        raise _Unfit from None
+        raise Unfit from None
     if not np.isfinite(numbers).all():
-        raise _Unfit
+        raise Unfit
     return numbers, missing
 
 
@@ -151,8 +148,8 @@ def _list_column(name: str, dtype: Dtype | None, values: Sequence[object]) -> Co
     flat = list(chain.from_iterable(lists))
     lengths_B = np.fromiter(map(len, lists), np.int64, len(lists))
     try:
-        converted, missing = _flat_column(dtype, flat)
-    except _Unfit:
+        converted, missing = flat_column(dtype, flat)
+    except Unfit:
         rows = np.repeat(np.arange(len(lists)), lengths_B).tolist()
         raise ColumnError(name, _faults(dtype, flat, rows)) from None
     return Column(converted, missing, lengths_B)
@@ -177,8 +174,8 @@ def _faults(dtype: Dtype | None, values: Sequence[object], rows: Iterable[int]) 
 
 def _fits(dtype: Dtype | None, values: Sequence[object]) -> bool:
     try:
-        _flat_column(dtype, values)
-    except _Unfit:
+        flat_column(dtype, values)
+    except Unfit:
         return False
     return True
 

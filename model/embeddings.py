@@ -5,6 +5,9 @@ embeddings | candidate numbers]; features keep the schema's order within a block
 exported module (plain torch) lays its row out the same way. With tables of each task's own there are T such rows side
 by side, a task's each, [B, T * D].
 
+A table with two hashes is one table of two halves, read by each of its features twice, under its own name and under
+`second_key`; the dense row has their sum.
+
 Tables with a fused optimizer update inside backward. They may be sharded over processes (`shard`, which training hands
 in), or kept in plain torch (`engine="torch"`, model/torch_bags.py). First weights are the same in all these ways: drawn
 from torch's global generator, table by table.
@@ -14,7 +17,7 @@ Shapes: B rows, K single-id features, L list features, V list values, D columns 
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 
 from model.features import FeatureEncoder
 from model.schema import Block, FeedSchema, IdFeature, IdListFeature, NumberFeature, Table
+from model.table_rows import draw
 from model.torch_bags import BagTable, TorchBags
 
 torchrec_fault: str | None = None  # why TorchRec, or fbgemm below it, does not import here
@@ -44,7 +48,6 @@ logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 Engine = Literal["torchrec", "torch"]
 FusedOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd"]
 ADAGRAD_EPSILON = 1e-8
-_DRAWN_AT_ONCE = 1 << 20  # rows of a sharded table whose first weights are drawn at a time
 
 
 class TableOptimizer(NamedTuple):
@@ -92,8 +95,19 @@ def table_name(table: str, owner: str | None) -> str:
     return table if owner is None else f"{table}@{owner}"
 
 
+def second_key(feature: str) -> str:
+    """The name by which a feature reads the second half of its table."""
+    return f"{feature}:2"
+
+
+def halves(pairs: Tensor, half_rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows, each within its half, of ids of tables with two hashes (model/lookups.py)."""
+    first = torch.div(pairs, half_rows, rounding_mode="floor")
+    return first, pairs - first * half_rows
+
+
 class _Group(NamedTuple):
-    """Tables of one optimizer, and the features that read them."""
+    """Tables of one optimizer, and the keys that read them."""
 
     optimizer: TableOptimizer
     tables: list[Table]
@@ -138,6 +152,13 @@ class Embeddings(nn.Module):
             self.width_of_block[block] = sum(dims[name] for name in names) + len(numbers)
         self._keys = [name for names in self._order for name in names]
         self._table_of = {name: table.name for table in schema.tables for name in table.features}
+        # Rows of each half, by feature whose table has two.
+        self._half_rows = {
+            name: rows for table in schema.tables for name in table.features if (rows := table.half_rows)
+        }
+        self._table_of |= {second_key(name): self._table_of[name] for name in self._half_rows}
+        # What reads tables: every feature, and behind all of them second halves.
+        self._reads = [*self._keys, *(second_key(name) for name in self._keys if name in self._half_rows)]
         self._groups = self._grouped(schema, TableOptimizer(fused, learning_rate), dict(own or {}))
         made = [self._build(group, shard) for group in self._groups]
         self.collection: nn.Module | None = made[0] if made else None
@@ -148,9 +169,12 @@ class Embeddings(nn.Module):
         for table in sorted(schema.tables, key=lambda table: own.get(table.name, common) != common):
             groups.setdefault(own.get(table.name, common), []).append(table)
         return [
-            _Group(optimizer, tables, [key for key in self._keys if any(key in table.features for table in tables)])
+            _Group(optimizer, tables, [key for key in self._reads if self._table_of[key] in {t.name for t in tables}])
             for optimizer, tables in groups.items()
         ]
+
+    def _keys_of(self, table: Table) -> list[str]:
+        return [*table.features, *(second_key(name) for name in table.features if table.half_rows)]
 
     def _build(self, group: _Group, shard: Shard | None) -> nn.Module:
         fused, rate = group.optimizer
@@ -165,7 +189,7 @@ class Embeddings(nn.Module):
                     table_name(table.name, owner),
                     self._rows_of_table[table.name],
                     table.dim,
-                    {name: self._key(name, owner) for name in table.features},
+                    {key: self._key(key, owner) for key in self._keys_of(table)},
                     "mean" if table.pooling == "mean" else "sum",
                 )
                 for table, owner in ordered
@@ -176,7 +200,7 @@ class Embeddings(nn.Module):
                 name=table_name(table.name, owner),
                 embedding_dim=table.dim,
                 num_embeddings=self._rows_of_table[table.name],
-                feature_names=list(table.features),
+                feature_names=self._keys_of(table),
                 pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
             )
             for table, owner in ordered
@@ -205,7 +229,7 @@ class Embeddings(nn.Module):
         torch.set_rng_state(before)
         weights = _by_table(sharded.state_dict())
         for config in configs:
-            _draw(weights[config.name], config.num_embeddings, config.embedding_dim)
+            draw(weights[config.name], config.num_embeddings, config.embedding_dim)
         return sharded
 
     @property
@@ -221,7 +245,7 @@ class Embeddings(nn.Module):
         for owner in self._owners:
             for names, numbers_BN in zip(self._order, numbers, strict=True):
                 # By key, in our own order: a KeyedTensor's order is the tables', and changes when they are sharded.
-                parts += [pooled[self._key(name, owner)] for name in names]
+                parts += [self._columns(pooled, name, owner) for name in names]
                 parts.append(numbers_BN)
         return torch.cat(parts, dim=1)
 
@@ -235,16 +259,16 @@ class Embeddings(nn.Module):
         if not all(is_looked_up):
             values_V, lengths = self._values(request, candidate)
             if self.engine == "torchrec":
-                jagged = KeyedJaggedTensor(keys=self._keys, values=values_V, lengths=lengths)
+                jagged = KeyedJaggedTensor(keys=self._reads, values=values_V, lengths=lengths)
         for group, collection, by_row in zip(self._groups, self._collections(), is_looked_up, strict=True):
             if by_row:
                 pooled |= self._looked_up(group, collection, request, candidate)
             elif isinstance(collection, TorchBags):
-                pooled |= collection(self._keys, values_V, lengths.view(len(self._keys), -1))
+                pooled |= collection(self._reads, values_V, lengths.view(len(self._reads), -1))
             else:
                 own = jagged
                 if len(self._groups) > 1:
-                    own = jagged.permute([self._keys.index(key) for key in group.keys])
+                    own = jagged.permute([self._reads.index(key) for key in group.keys])
                 pooled |= collection(own).to_dict()
         return pooled
 
@@ -260,8 +284,22 @@ class Embeddings(nn.Module):
                 for name, ids_B in zip(names, block.ids_BK.unbind(1), strict=True):
                     if name in group.keys:
                         weight = cast(Tensor, bags[table_name(self._table_of[name], owner)].weight)
-                        pooled[self._key(name, owner)] = weight.index_select(0, ids_B)
+                        for key, rows_B in self._rows(name, ids_B):
+                            pooled[self._key(key, owner)] = weight.index_select(0, rows_B)
         return pooled
+
+    def _rows(self, feature: str, ids: Tensor) -> list[tuple[str, Tensor]]:
+        """Which rows of its table a feature's ids are, under each key that it reads the table by."""
+        half_rows = self._half_rows.get(feature)
+        if half_rows is None:
+            return [(feature, ids)]
+        first, second = halves(ids, ids.new_tensor(half_rows))
+        return [(feature, first), (second_key(feature), second + half_rows)]
+
+    def _columns(self, pooled: dict[str, Tensor], feature: str, owner: str | None) -> Tensor:
+        """A feature's columns of the dense row."""
+        columns_BD = pooled[self._key(feature, owner)]
+        return columns_BD + pooled[self._key(second_key(feature), owner)] if feature in self._half_rows else columns_BD
 
     def _collections(self) -> list[nn.Module]:
         return [] if self.collection is None else [self.collection, *self.others]
@@ -298,38 +336,27 @@ class Embeddings(nn.Module):
         ]
 
     def _values(self, request: BlockTensors, candidate: BlockTensors) -> tuple[Tensor, Tensor]:
-        """All features' values, and their lengths, of B rows each, in the order of `_keys`."""
+        """The rows of tables that are read, and the lengths_B of each key's lists, in the order of `_reads`."""
         values: list[Tensor] = []
         lengths: list[Tensor] = []
         for block in (request, candidate):
             rows = block.ids_BK.shape[0]
             values += [block.ids_BK.t().reshape(-1), block.list_values_V]
             lengths += [block.ids_BK.new_ones(block.ids_BK.shape[1] * rows), block.list_lengths_LB.reshape(-1)]
-        return torch.cat(values), torch.cat(lengths)
+        values_V, lengths_N = torch.cat(values), torch.cat(lengths)
+        if not self._half_rows:
+            return values_V, lengths_N
+        lengths_FB = lengths_N.view(len(self._keys), -1)
+        read, behind = [], []
+        for name, ids_V in zip(self._keys, torch.split(values_V, lengths_FB.sum(dim=1).tolist()), strict=True):
+            (_, first_V), *second = self._rows(name, ids_V)
+            read.append(first_V)
+            behind += [rows_V for _, rows_V in second]
+        again = [place for place, name in enumerate(self._keys) if name in self._half_rows]
+        return torch.cat([*read, *behind]), torch.cat([lengths_FB, lengths_FB[again]]).reshape(-1)
 
 
 def _by_table(state: Mapping[str, Any]) -> dict[str, Any]:
     """A collection's state by table."""
     prefix, suffix = "embedding_bags.", ".weight"
     return {key.removeprefix(prefix).removesuffix(suffix): value for key, value in state.items()}
-
-
-def local_rows(weight: Any) -> Iterator[tuple[int, Tensor]]:
-    """The rows of a table that this process holds: (number of the first, rows)."""
-    if isinstance(weight, Tensor) and not hasattr(weight, "local_shards"):
-        yield 0, weight
-    else:
-        for shard in weight.local_shards():
-            yield shard.metadata.shard_offsets[0], shard.tensor
-
-
-def _draw(weight: Any, rows: int, dim: int) -> None:
-    """First weights of a sharded table: every process draws the whole table, block by block, and keeps its own rows."""
-    own = list(local_rows(weight))
-    bound = rows**-0.5
-    for first in range(0, rows, _DRAWN_AT_ONCE):
-        block = torch.empty(min(_DRAWN_AT_ONCE, rows - first), dim).uniform_(-bound, bound)
-        for start, held in own:
-            low, high = max(first, start), min(first + len(block), start + len(held))
-            if low < high:
-                held[low - start : high - start].copy_(block[low - first : high - first])

@@ -10,13 +10,10 @@ Shapes: B rows, K single-id features, L list features, V list values in all, D n
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from model.column_text import columns_from_texts
 from model.columns import (
     FAULTS_SHOWN,
     Column,
@@ -26,10 +23,12 @@ from model.columns import (
     Ids,
     Kind,
     column_from_values,
-    columns_of_one_row,
 )
-from model.fitted import RAW_LIMIT, FittedFeatures, NumberStep, TargetScale, transform_target
+from model.encoded import Encoded, EncodedBlock, serving_column
+from model.fitted import FittedFeatures, NumberStep, TargetScale, transform_target
 from model.lookups import OOV_ROW, Lookup, hash_integers, lookup_of
+from model.numbers import number_groups
+from model.one_row import EncodedColumns, OneRow
 from model.schema import Block, Dtype, Feature, FeedSchema, IdFeature, IdListFeature, NumberFeature
 
 __all__ = [
@@ -50,26 +49,7 @@ __all__ = [
 
 # So many values are hashed at once, whatever they are.
 _TOGETHER = 100_000
-# Beyond this a float32 network may overflow to infinity; no feature of a feed lives there.
-NUMBER_LIMIT = 1e9
-
-
-class EncodedBlock(NamedTuple):
-    """One block (request or candidate) of model inputs: `ids_BK`, list ids feature by feature, `numbers_BD`."""
-
-    ids_BK: Ids
-    list_values_V: Ids
-    list_lengths_LB: Ids
-    numbers_BD: NDArray[np.float32]
-
-
-class Encoded(NamedTuple):
-    """An encoded block, and per feature how many rows were missing (an empty list counts as missing) and how many ids
-    were unknown to a vocabulary."""
-
-    block: EncodedBlock
-    missing: dict[str, int]
-    oov: dict[str, int]
+_NO_IDS = np.zeros(0, np.int64)
 
 
 class FeatureEncoder:
@@ -90,17 +70,12 @@ class FeatureEncoder:
         blocks: tuple[Block, Block] = ("request", "candidate")
         self._encoders = {block: _BlockEncoder(schema.block(block), lookups, fitted) for block in blocks}
         self._asked = {block: {feature.name: feature for feature in schema.asked(block)} for block in blocks}
-        # Asking a pydantic model for its class costs more than converting its feature's value.
+        # Asking a pydantic model for its class costs more than looking at its feature's column.
         self._kinds = {
-            feature.name: Kind(self._dtypes.get(feature.name), isinstance(feature, IdListFeature))
-            for feature in schema.features
-            if feature.side != "training_only"
+            block: {name: Kind(self._dtypes.get(name), isinstance(f, IdListFeature)) for name, f in asked.items()}
+            for block, asked in self._asked.items()
         }
-        self._candidate_kinds = {name: self._kinds[name] for name in self._asked["candidate"]}
-        single = [name for name in self._asked["request"] if not self._kinds[name].is_list]
-        self._single: dict[Dtype | None, list[str]] = {
-            dtype: [name for name in single if self._kinds[name].dtype == dtype] for dtype in ("int64", "string", None)
-        }
+        self._one_row = OneRow(schema.block("request"), lookups, self._dtypes, fitted)
 
     def dtype(self, feature: str) -> Dtype:
         """The dtype of an id or id_list feature's values."""
@@ -130,16 +105,32 @@ class FeatureEncoder:
             raise ColumnErrors(errors)
         return columns
 
-    def request_columns(self, values: Mapping[str, object]) -> dict[str, Column]:
-        """What `columns` makes of a request's block, from one JSON value per feature."""
-        columns = columns_of_one_row(values, self._single)
-        rest = {name: [value] for name, value in values.items() if name not in columns}
-        return columns | self.columns("request", rest, 1) if rest else columns
+    def request_columns(self, values: Mapping[str, object]) -> Mapping[str, Column]:
+        """What `columns` makes of a request's block, from one JSON value per feature. Raises ColumnErrors."""
 
-    def candidate_columns(self, texts: Mapping[str, bytes], rows: int) -> dict[str, Column]:
-        """What `columns` makes of the candidates' block, from JSON texts; but not of those that are anything else than
-        `rows` plain numbers: what is left out is for `columns` to take or to refuse."""
-        return columns_from_texts(texts, self._candidate_kinds, rows)
+        def columns() -> dict[str, Column]:
+            return self.columns("request", {name: [value] for name, value in values.items()}, 1)
+
+        encoded = self._one_row.encode(values)
+        return columns() if encoded is None else EncodedColumns(self, encoded, columns)
+
+    def plain_columns(self, given: Mapping[str, object], rows: int) -> dict[str, Column]:
+        """Those of the candidates' columns, of numbers without a null, that are what `columns` makes of their values;
+        what is left out is for `columns` to take or to refuse."""
+        columns: dict[str, Column] = {}
+        kinds = self._kinds["candidate"]
+        for name, column in given.items():
+            kind = kinds.get(name)
+            if kind is None or not isinstance(column, Column) or column.rows != rows:
+                continue
+            if kind.is_list != (column.lengths_B is not None):
+                continue
+            assert isinstance(column.values, np.ndarray)
+            if kind.dtype is None:
+                columns[name] = Column(column.values.astype(np.float64, copy=False))
+            elif kind.dtype == "int64" and column.values.dtype == np.int64:
+                columns[name] = column
+        return columns
 
     def _unknown(self, name: str, asked: list[str]) -> str:
         sides = {feature.name: feature.side for feature in self.schema.features}
@@ -151,6 +142,8 @@ class FeatureEncoder:
     def encode(self, block: Block, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
         """Encodes one block of `rows` rows. An absent column is missing in every row; with `as_served`, training_only
         features take their serving value, whatever the columns say."""
+        if type(columns) is EncodedColumns and columns.encoder is self and as_served and block == "request":
+            return columns.encoded
         return self._encoders[block].encode(columns, rows, as_served=as_served)
 
 
@@ -165,20 +158,15 @@ class _BlockEncoder:
         hashed = {name: lookup.integer_buckets for name, lookup in lookups.items() if lookup.integer_buckets}
         self._hashed = _HashedIntegers(hashed)
         self._looked_up = {name: lookup for name, lookup in lookups.items() if name not in hashed}
-        self._names = [*self._ids, *(feature.name for feature in numbers)]
         self._width = len(numbers)
-        by_transform: dict[tuple[str, ...], list[NumberFeature]] = {}
-        for feature in numbers:
-            by_transform.setdefault(feature.transform, []).append(feature)
-        order = [feature.name for feature in numbers]
-        self._numbers = [_Numbers(group, order, fitted) for group in by_transform.values()]
-        self._serving = {f.name: _serving_column(f) for f in features if f.side == "training_only"}
+        self._numbers = number_groups(numbers, fitted)
+        self._serving = {f.name: serving_column(f) for f in features if f.side == "training_only"}
+        names = [*self._ids, *(feature.name for feature in numbers)]
+        self._counted = {False: names, True: [name for name in names if name not in self._serving]}
 
     def encode(self, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
-        fixed = self._serving if as_served else {}
-        if fixed:
-            served = {name: _repeated(column, rows) for name, column in fixed.items()}
-            columns = {**columns, **served}
+        if as_served and self._serving:
+            columns = {**columns, **{name: _repeated(column, rows) for name, column in self._serving.items()}}
         found = self._hashed.find(columns)
         for name, lookup in self._looked_up.items():
             if name in columns:
@@ -186,9 +174,15 @@ class _BlockEncoder:
         numbers_BD = np.empty((rows, self._width), np.float32)
         for group in self._numbers:
             group.write(numbers_BD, columns)
-        missing = {name: _missing(columns.get(name), rows) for name in self._names if name not in fixed}
+        missing: dict[str, int] = {}
+        for name in self._counted[as_served]:
+            column = columns.get(name)
+            if column is None:
+                missing[name] = rows
+            else:
+                missing[name] = 0 if column.missing is None else int(np.count_nonzero(column.missing))
         # A bucket is never unknown, so what was hashed is not counted.
-        oov = dict.fromkeys((name for name in self._ids if name not in fixed), 0)
+        oov = {name: 0 for name in self._ids if name in missing}
         for name in self._looked_up:
             if name in oov and name in found:
                 oov[name] = rows - int(np.count_nonzero(found[name])) - missing[name]
@@ -202,7 +196,7 @@ class _BlockEncoder:
             lengths.append(lengths_B)
         block = EncodedBlock(
             ids_BK=self._side_by_side(found, rows),
-            list_values_V=np.concatenate([np.zeros(0, np.int64), *values]),
+            list_values_V=values[0] if len(values) == 1 else np.concatenate([_NO_IDS, *values]),
             list_lengths_LB=np.array(lengths, np.int64).reshape(len(lengths), rows),
             numbers_BD=numbers_BD,
         )
@@ -212,102 +206,56 @@ class _BlockEncoder:
         """The single ids of the block; the OOV row where a column is absent."""
         if not self._ids:
             return np.zeros((rows, 0), np.int64)
-        absent_B = np.zeros(rows, np.int64)
-        ids_KB = np.concatenate([found.get(name, absent_B) for name in self._ids]).reshape(len(self._ids), rows)
-        return np.ascontiguousarray(ids_KB.T)
+        given = [found.get(name) for name in self._ids]
+        ids_KB = np.concatenate([np.zeros(rows, np.int64) if ids is None else ids for ids in given])
+        return np.ascontiguousarray(ids_KB.reshape(len(given), rows).T)
 
 
 class _HashedIntegers:
     """The features of a block that hash integers into buckets, single ids and lists: one hash for all of them."""
 
     def __init__(self, buckets: Mapping[str, int]) -> None:
-        self._names = list(buckets)
-        self._buckets_F = np.array(list(buckets.values()), np.uint64)
+        self._buckets = dict(buckets)
 
     def find(self, columns: Mapping[str, Column]) -> dict[str, Ids]:
         """Table rows of the values of each feature that has a column."""
-        given = [f for f, name in enumerate(self._names) if name in columns]
-        lengths = [len(columns[self._names[f]].values) for f in given]
+        given = {name: columns[name] for name in self._buckets if name in columns}
+        lengths = [len(column.values) for column in given.values()]
         # Where calls are few beside values, all at once would only take memory: a training log is one call.
-        parts = [given] if sum(lengths) <= _TOGETHER else [[f] for f in given]
-        found: dict[str, Ids] = {}
-        for part in parts:
-            found.update(self._hashed(part, columns))
-        return found
+        if sum(lengths) > _TOGETHER and len(given) > 1:
+            found: dict[str, Ids] = {}
+            for name in given:
+                found |= self.find({name: given[name]})
+            return found
+        return self._hashed(given, lengths) if given else {}
 
-    def _hashed(self, part: list[int], columns: Mapping[str, Column]) -> Iterator[tuple[str, Ids]]:
-        given = [columns[self._names[f]] for f in part]
-        if not given:
-            return
-        words_V = hash_integers(np.concatenate([column.values for column in given]))
-        words_V %= np.repeat(self._buckets_F[part], [len(column.values) for column in given])
+    def _hashed(self, given: Mapping[str, Column], lengths: list[int]) -> dict[str, Ids]:
+        words_V = hash_integers(np.concatenate([column.values for column in given.values()]))
+        buckets = [self._buckets[name] for name in given]
+        words_V %= np.uint64(buckets[0]) if len(set(buckets)) == 1 else np.array(buckets, np.uint64).repeat(lengths)
         ids_V = words_V.view(np.int64)
         ids_V += 1
-        start = 0
-        for f, column in zip(part, given, strict=True):
-            ids = ids_V[start : start + len(column.values)]
-            start += len(ids)
+        found: dict[str, Ids] = {}
+        end = 0
+        for (name, column), length in zip(given.items(), lengths, strict=True):
+            start, end = end, end + length
+            found[name] = ids_V[start:end]
             if column.missing is not None:
-                ids[column.missing] = OOV_ROW
-            yield self._names[f], ids
-
-
-class _Numbers:
-    """The numbers of a block with the same chain of transforms: each transform once for G features."""
-
-    def __init__(self, features: list[NumberFeature], order: list[str], fitted: FittedFeatures) -> None:
-        self._names = [feature.name for feature in features]
-        self._missing = [feature.missing for feature in features]
-        self._positions_G = np.array([order.index(name) for name in self._names])
-        chains = [_fitted_steps(feature, fitted) for feature in features]
-        self._steps = [_Step(steps) for steps in zip(*chains, strict=True)]
-
-    def write(self, numbers_BD: NDArray[np.float32], columns: Mapping[str, Column]) -> None:
-        rows = len(numbers_BD)
-        raw: list[NDArray[np.float64]] = []
-        for name, missing_value in zip(self._names, self._missing, strict=True):
-            column = columns.get(name)
-            if column is None:
-                raw.append(np.full(rows, missing_value))
-            elif column.missing is not None:
-                raw.append(np.where(column.missing, missing_value, column.values))
-            else:
-                raw.append(column.values)  # type: ignore[arg-type]
-        values_GB = np.concatenate(raw).reshape(len(raw), rows).clip(-RAW_LIMIT, RAW_LIMIT)
-        for step in self._steps:
-            values_GB = step.apply(values_GB)
-        numbers_BD[:, self._positions_G] = values_GB.clip(-NUMBER_LIMIT, NUMBER_LIMIT).T
-
-
-class _Step:
-    """The same transform of G features, each with what was fitted for it."""
-
-    def __init__(self, steps: Sequence[NumberStep]) -> None:
-        self._steps = steps
-        self._mean_G1 = np.array([[step.mean] for step in steps])
-        self._scale_G1 = np.array([[step.scale] for step in steps])
-
-    def apply(self, values_GB: NDArray[np.float64]) -> NDArray[np.float64]:
-        transform = self._steps[0].transform
-        if transform == "standardise":
-            standardised_GB: NDArray[np.float64] = (values_GB - self._mean_G1) / self._scale_G1
-            return standardised_GB
-        if transform == "log1p":
-            return self._steps[0].apply(values_GB)
-        return np.stack([step.apply(values_B) for step, values_B in zip(self._steps, values_GB, strict=True)])
+                found[name][column.missing] = OOV_ROW
+        return found
 
 
 def _list_ids(
     feature: IdListFeature, found: Mapping[str, Ids], columns: Mapping[str, Column], rows: int
 ) -> tuple[Ids, Ids]:
     if feature.name not in columns:
-        return np.zeros(0, np.int64), np.zeros(rows, np.int64)
+        return _NO_IDS, np.zeros(rows, np.int64)
     lengths_B = columns[feature.name].lengths_B
     assert lengths_B is not None
-    return keep_latest(found[feature.name], lengths_B, feature.max_length)
+    return _keep_latest(found[feature.name], lengths_B, feature.max_length)
 
 
-def keep_latest(values_V: Ids, lengths_B: Ids, most: int) -> tuple[Ids, Ids]:
+def _keep_latest(values_V: Ids, lengths_B: Ids, most: int) -> tuple[Ids, Ids]:
     """Keeps the last `most` values of each row of a flattened list column."""
     if not len(lengths_B) or int(lengths_B.max()) <= most:
         return values_V, lengths_B
@@ -316,30 +264,7 @@ def keep_latest(values_V: Ids, lengths_B: Ids, most: int) -> tuple[Ids, Ids]:
     return values_V[from_end_V <= most], np.minimum(lengths_B, most)
 
 
-def _missing(column: Column | None, rows: int) -> int:
-    if column is None:
-        return rows
-    return 0 if column.missing is None else int(np.count_nonzero(column.missing))
-
-
-def _serving_column(feature: Feature) -> Column:
-    assert not isinstance(feature, IdListFeature)
-    assert feature.serving_value is not None
-    if isinstance(feature.serving_value, str):
-        return Column([feature.serving_value])
-    if isinstance(feature, NumberFeature):
-        return Column(np.array([feature.serving_value], np.float64))
-    return Column(np.array([feature.serving_value], np.int64))
-
-
 def _repeated(column: Column, rows: int) -> Column:
     if isinstance(column.values, list):
         return Column(column.values * rows)
     return Column(column.values.repeat(rows))
-
-
-def _fitted_steps(feature: NumberFeature, fitted: FittedFeatures) -> tuple[NumberStep, ...]:
-    steps = fitted.numbers.get(feature.name, ())
-    if tuple(step.transform for step in steps) != feature.transform:
-        raise ValueError(f"feature '{feature.name}': its fitted transforms are not the schema's {feature.transform}")
-    return steps

@@ -1,19 +1,22 @@
 """What the training split teaches the features: vocabularies, number transforms, scales of regression labels.
 
-In: the training split's columns. Out: `FittedFeatures`, which the artifact keeps as JSON and every encoder reads.
+In: the training split's columns, whole or piece by piece. Out: `FittedFeatures`, which the artifact keeps as JSON and
+every encoder reads. What pieces are remembered by, and how exactly, is in summaries.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Literal, Self
+from itertools import compress
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, StrictInt, StrictStr
 
-from model.columns import Column
+from model.columns import Column, Values
 from model.schema import FeedSchema, NumberFeature, NumberTransform, RegressionTask, Table
 from model.strict_yaml import StrictModel
+from model.summaries import MOST_IDS, Arrays, Counts, IntegerCounts, Moments, Ranks, StringCounts
 
 # Raw values are cut here, so that no transform overflows float64.
 RAW_LIMIT = 1e100
@@ -31,7 +34,7 @@ class NumberStep(StrictModel):
     def apply(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Transforms raw values, any shape."""
         if self.transform == "log1p":
-            return np.sign(values) * np.log1p(np.abs(values))
+            return np.copysign(np.log1p(np.abs(values)), values)
         if self.transform == "standardise":
             return (values - self.mean) / self.scale
         ranks = np.interp(values, *_ranked_knots(self.knots))
@@ -52,22 +55,120 @@ class FittedFeatures(StrictModel):
     numbers: dict[str, tuple[NumberStep, ...]] = Field(default_factory=dict)
     targets: dict[str, TargetScale] = Field(default_factory=dict)
 
-    @classmethod
-    def fit(cls, schema: FeedSchema, columns: Mapping[str, Column], targets: Mapping[str, NDArray[np.float64]]) -> Self:
+    @staticmethod
+    def fit(
+        schema: FeedSchema, columns: Mapping[str, Column], targets: Mapping[str, NDArray[np.float64]]
+    ) -> "FittedFeatures":
         """Fits on the training split's columns and on the transformed labels of its regression tasks."""
-        return cls(
-            vocabularies={
-                table.name: _fit_vocabulary(table, columns) for table in schema.tables if table.vocabulary == "fitted"
-            },
-            numbers={
-                feature.name: _fit_number(feature, columns[feature.name])
-                for feature in schema.features
-                if isinstance(feature, NumberFeature)
-            },
-            targets={
-                task.name: _fit_target(targets[task.name]) for task in schema.tasks if isinstance(task, RegressionTask)
-            },
+        fitting = FittingPass(schema)
+        fitting.update(columns, targets)
+        return fitting.finish()
+
+
+class FittingPass:
+    """Fits a feed's features on a training split given in pieces, in memory that does not grow with the rows.
+
+    `counts` has how often the ids of each table occur: of those with a fitted vocabulary, or with `every_table` of all,
+    `most_ids` of a table at most. `rows` is what was given."""
+
+    def __init__(self, schema: FeedSchema, *, every_table: bool = False, most_ids: int = MOST_IDS) -> None:
+        self._tables = [table for table in schema.tables if every_table or table.vocabulary == "fitted"]
+        self._numbers = [feature for feature in schema.features if isinstance(feature, NumberFeature)]
+        self._most_ids = most_ids
+        self.rows = 0
+        self.counts = {table.name: _new_counts(table, most_ids) for table in self._tables}
+        fitted = {feature.name: [t for t in feature.transform if t != "log1p"] for feature in self._numbers}
+        self._moments = {name: Moments() for name, steps in fitted.items() if steps[:1] == ["standardise"]}
+        # What comes after a fitted transform is computed from the values by rank: every transform keeps their order.
+        self._ranks = {name: Ranks() for name, steps in fitted.items() if steps[:1] == ["quantile"] or steps[1:]}
+        self._targets = {task.name: Moments() for task in schema.tasks if isinstance(task, RegressionTask)}
+
+    def update(self, columns: Mapping[str, Column], targets: Mapping[str, NDArray[np.float64]]) -> None:
+        """Takes a piece's columns, and the transformed labels of its regression tasks where they count."""
+        self.rows += next(iter(columns.values())).rows
+        _count(self.counts, self._tables, columns)
+        for feature in self._numbers:
+            values = raw_numbers(columns[feature.name], feature.missing)
+            if (ranks := self._ranks.get(feature.name)) is not None:
+                ranks.add(values)
+            if (moments := self._moments.get(feature.name)) is not None:
+                moments.add(_before_fitted(feature, values))
+        for task, scale in self._targets.items():
+            scale.add(targets[task])
+
+    def merge(self, other: Self) -> None:
+        """Takes what a pass over other rows of the same feed has taken."""
+        self.rows += other.rows
+        for name, counts in self.counts.items():
+            counts.merge(other.counts[name])  # type: ignore[arg-type]
+        for name, ranks in self._ranks.items():
+            ranks.merge(other._ranks[name])
+        for mine, others in ((self._moments, other._moments), (self._targets, other._targets)):
+            for name, moments in mine.items():
+                moments.merge(others[name])
+
+    def finish(self) -> FittedFeatures:
+        """What was fitted. Raises ValueError where there is nothing to fit on."""
+        vocabularies = {table.name: self._vocabulary(table) for table in self._tables if table.vocabulary == "fitted"}
+        if not self.rows:
+            raise ValueError("the training split has no row")
+        return FittedFeatures(
+            vocabularies=vocabularies,
+            numbers={feature.name: self._steps(feature) for feature in self._numbers},
+            targets={name: _target_scale(moments) for name, moments in self._targets.items()},
         )
+
+    @property
+    def rank_errors(self) -> dict[str, float]:
+        """By feature whose ranks are fitted, by which share of the rows a rank may be off; 0: all are exact."""
+        return {name: ranks.rank_error / max(self.rows, 1) for name, ranks in self._ranks.items()}
+
+    def arrays(self) -> Arrays:
+        """All that was taken, for a file."""
+        return {
+            "rows": np.array([self.rows]),
+            **{f"{group}/{name}/{key}": array
+               for group, summaries in self._summaries().items()
+               for name, summary in summaries.items()
+               for key, array in summary.arrays().items()},
+        }  # fmt: skip
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Takes the place of the pass that `arrays` was made of. Raises KeyError where that was another feed's."""
+        [self.rows] = arrays["rows"].tolist()
+        for group, summaries in self._summaries().items():
+            for name, summary in summaries.items():
+                start = f"{group}/{name}/"
+                own = {key.removeprefix(start): array for key, array in arrays.items() if key.startswith(start)}
+                summary.restore(own)
+
+    def _summaries(self) -> Mapping[str, Mapping[str, Counts | Moments | Ranks]]:
+        return {"counts": self.counts, "moments": self._moments, "ranks": self._ranks, "targets": self._targets}
+
+    def _vocabulary(self, table: Table) -> tuple[int, ...] | tuple[str, ...]:
+        ids, counts = self.counts[table.name].entries()
+        kept = np.flatnonzero(counts >= table.min_count)
+        if not len(kept):
+            raise ValueError(f"table '{table.name}': no value is seen {table.min_count} times in the training split")
+        return tuple(ids[place] for place in kept) if isinstance(ids, list) else tuple(ids[kept].tolist())
+
+    def _steps(self, feature: NumberFeature) -> tuple[NumberStep, ...]:
+        steps: list[NumberStep] = []
+        moments = self._moments.get(feature.name)
+        values, weights = self._ranks.get(feature.name, Ranks()).weighted()
+        for transform in feature.transform:
+            step = NumberStep(transform=transform)
+            if transform == "quantile":
+                step = NumberStep(transform=transform, knots=_knots(values, weights))
+            elif transform == "standardise" and moments is not None:
+                step = _standardise(moments.mean, moments.deviation)
+                moments = None  # of the first such step alone
+            elif transform == "standardise":
+                mean = float(np.average(values, weights=weights))
+                step = _standardise(mean, float(np.sqrt(np.average(np.square(values - mean), weights=weights))))
+            values = step.apply(values)
+            steps.append(step)
+        return tuple(steps)
 
 
 def raw_numbers(column: Column, missing_value: float) -> NDArray[np.float64]:
@@ -78,40 +179,55 @@ def raw_numbers(column: Column, missing_value: float) -> NDArray[np.float64]:
     return values.clip(-RAW_LIMIT, RAW_LIMIT)
 
 
-def _fit_vocabulary(table: Table, columns: Mapping[str, Column]) -> tuple[int, ...] | tuple[str, ...]:
-    counts: dict[int | str, int] = {}
-    for name in table.features:
-        column = columns[name]
-        kept = np.asarray(column.values, dtype=object if isinstance(column.values, list) else None)
-        if column.missing is not None:
-            kept = kept[~column.missing]
-        for value, count in zip(*(part.tolist() for part in np.unique(kept, return_counts=True)), strict=True):
-            counts[value] = counts.get(value, 0) + count
-    entries = sorted(value for value, count in counts.items() if count >= table.min_count)
-    if not entries:
-        raise ValueError(f"table '{table.name}': no value is seen {table.min_count} times in the training split")
-    return tuple(entries)  # type: ignore[return-value]
+def count_ids(tables: Sequence[Table], columns: Mapping[str, Column]) -> dict[str, Counts]:
+    """How often the ids of each table occur in columns."""
+    counts = {table.name: _new_counts(table) for table in tables}
+    _count(counts, tables, columns)
+    return counts
 
 
-def _fit_number(feature: NumberFeature, column: Column) -> tuple[NumberStep, ...]:
-    values = raw_numbers(column, feature.missing)
-    steps = []
+def _count(counts: Mapping[str, Counts], tables: Sequence[Table], columns: Mapping[str, Column]) -> None:
+    for table in tables:
+        for name in table.features:
+            counts[table.name].add(_known_ids(columns[name]))  # type: ignore[arg-type]
+
+
+def _new_counts(table: Table, most_ids: int = MOST_IDS) -> Counts:
+    return StringCounts(most_ids) if table.dtype == "string" else IntegerCounts(most_ids)
+
+
+def _known_ids(column: Column) -> Values:
+    """A column's ids without nulls."""
+    column = column.decoded()
+    if column.missing is None:
+        return column.values
+    if isinstance(column.values, list):
+        return list(compress(column.values, ~column.missing))
+    return column.values[~column.missing]
+
+
+def _before_fitted(feature: NumberFeature, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A feature's raw values by the transforms before its first fitted one."""
     for transform in feature.transform:
-        step = _fit_step(transform, values)
-        values = step.apply(values)
-        steps.append(step)
-    return tuple(steps)
+        if transform != "log1p":
+            break
+        values = NumberStep(transform=transform).apply(values)
+    return values
 
 
-def _fit_step(transform: NumberTransform, values: NDArray[np.float64]) -> NumberStep:
-    if transform == "standardise":
-        scale = float(values.std())
-        # A constant column has no spread to divide by: it becomes 0 in training and stays finite in serving.
-        return NumberStep(transform=transform, mean=float(values.mean()), scale=scale if scale > 1e-12 else 1.0)
-    if transform == "quantile":
-        knots = np.quantile(values, np.linspace(0, 1, QUANTILE_KNOTS), method="inverted_cdf")
-        return NumberStep(transform=transform, knots=tuple(knots.tolist()))
-    return NumberStep(transform=transform)
+def _knots(values: NDArray[np.float64], weights: NDArray[np.int64]) -> tuple[float, ...]:
+    """The values at even ranks, of ascending `values` that stand for `weights` values each."""
+    ends = np.cumsum(weights)
+    return tuple(values[np.searchsorted(ends, ends[-1] * np.linspace(0, 1, QUANTILE_KNOTS))].tolist())
+
+
+def _standardise(mean: float, deviation: float) -> NumberStep:
+    return NumberStep(transform="standardise", mean=mean, scale=_divisor(deviation))
+
+
+def _divisor(deviation: float) -> float:
+    # A constant column has no spread to divide by: it becomes 0 in training and stays finite in serving.
+    return deviation if deviation > 1e-12 else 1.0
 
 
 @lru_cache(maxsize=4096)
@@ -122,11 +238,10 @@ def _ranked_knots(knots: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArra
     return distinct, (first + end) / (2.0 * max(len(knots) - 1, 1))
 
 
-def _fit_target(values: NDArray[np.float64]) -> TargetScale:
-    if not len(values):
+def _target_scale(moments: Moments) -> TargetScale:
+    if not moments.count:
         raise ValueError("a regression task has no labelled row in the training split")
-    scale = float(values.std())
-    return TargetScale(mean=float(values.mean()), scale=scale if scale > 1e-12 else 1.0)
+    return TargetScale(mean=moments.mean, scale=_divisor(moments.deviation))
 
 
 TaskTransform = Literal["none", "log1p"]

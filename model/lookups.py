@@ -2,6 +2,11 @@
 
 Strings hash by XXH3 of their UTF-8 bytes, integers by SplitMix64's finaliser: stable across machines and versions.
 Row 0 is the OOV row: no bucket has it, and an id that a vocabulary does not hold takes it.
+
+In a table with two hashes an id has a row in each of two halves. Both travel as one number, `first * half_rows +
+second`, from here to the embeddings (model/embeddings.py in training, model/block_rows.py in scoring), so that whatever
+lies between has one number an id; a missing id is 0, the OOV rows of both. The second hash is SplitMix64's finaliser
+over the 64 bits of the first.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +19,7 @@ from numpy.typing import NDArray
 
 from model.columns import Column, Ids, Values
 from model.fitted import FittedFeatures
-from model.schema import Table
+from model.schema import ID_LIMITS, Table
 
 OOV_ROW = 0
 # SplitMix64's constants; made once, as numpy makes a scalar more slowly than it shifts a hundred words.
@@ -39,6 +44,10 @@ def hash_integers(values: Ids) -> NDArray[np.uint64]:
     return word
 
 
+# A vocabulary of integers that lie so close is a table of them all: looked up in one step instead of by bisection.
+_DENSE = 65_536
+
+
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """Raw values -> table rows, for one table."""
@@ -50,6 +59,8 @@ class Lookup:
 
     def __call__(self, column: Column) -> Ids:
         ids = self.find(column.values)
+        if column.codes_V is not None:
+            ids = ids[column.codes_V]
         if column.missing is not None:
             ids[column.missing] = OOV_ROW
         return ids
@@ -59,6 +70,8 @@ def lookup_of(table: Table, fitted: FittedFeatures) -> Lookup:
     """The look-up of a table. Raises ValueError where its fitted vocabulary is absent."""
     if table.buckets is not None:
         buckets = table.buckets
+        if table.hashes == 2:
+            return Lookup(2 * (buckets + 1), lambda values: _pairs(values, buckets))
         of_integers = buckets if table.dtype == "int64" else None
         return Lookup(buckets + 1, lambda values: _bucket_rows(values, buckets), of_integers)
     entries = fitted.vocabularies.get(table.name, ()) if table.vocabulary == "fitted" else table.vocabulary
@@ -72,12 +85,36 @@ def lookup_of(table: Table, fitted: FittedFeatures) -> Lookup:
         )
     order = np.argsort(np.asarray(entries, np.int64), kind="stable")
     sorted_entries = np.asarray(entries, np.int64)[order]
+    low, high = int(sorted_entries[0]), int(sorted_entries[-1])
+    if high - low < _DENSE and ID_LIMITS[0] < low and high < ID_LIMITS[1]:
+        # A row for each value from one below the least to one above the greatest, which stand for all beyond them.
+        rows = np.zeros(high - low + 3, np.int64)
+        rows[sorted_entries - (low - 1)] = order + 1
+        return Lookup(len(entries) + 1, lambda values: _dense_rows(values, rows, low - 1, high + 1))
     return Lookup(len(entries) + 1, lambda values: _vocabulary_rows(values, sorted_entries, order + 1))
 
 
-def _bucket_rows(values: Values, buckets: int) -> Ids:
-    hashed = hash_strings(values) if isinstance(values, list) else hash_integers(values)  # type: ignore[arg-type]
+def _hashed(values: Values) -> NDArray[np.uint64]:
+    return hash_strings(values) if isinstance(values, list) else hash_integers(values)  # type: ignore[arg-type]
+
+
+def _bucket_of(hashed: NDArray[np.uint64], buckets: int) -> Ids:
     return (hashed % np.uint64(buckets)).astype(np.int64) + 1
+
+
+def _bucket_rows(values: Values, buckets: int) -> Ids:
+    return _bucket_of(_hashed(values), buckets)
+
+
+def _pairs(values: Values, buckets: int) -> Ids:
+    hashed = _hashed(values)
+    # At most (2**31 - 1)**2: a pair of any two halves is an int64.
+    return _bucket_of(hashed, buckets) * (buckets + 1) + _bucket_of(hash_integers(hashed.view(np.int64)), buckets)
+
+
+def _dense_rows(values: Values, rows: Ids, low: int, high: int) -> Ids:
+    found: Ids = rows[np.clip(values, low, high) - low]
+    return found
 
 
 def _vocabulary_rows(values: Values, sorted_entries: Ids, rows: Ids) -> Ids:

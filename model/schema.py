@@ -32,6 +32,8 @@ class _Table(StrictModel):
     name: Name
     dtype: Dtype | None = None
     buckets: int | None = Field(default=None, ge=1, le=2**31 - 2)
+    # 2: an id is the sum of two rows, each `buckets` by a hash of its own; two ids then seldom have both in common.
+    hashes: Literal[1, 2] | None = None
     vocabulary: Literal["fitted"] | list[StrictInt] | list[StrictStr] | None = None
     min_count: int | None = Field(default=None, ge=1)
     table: Name | None = None
@@ -56,7 +58,7 @@ class _Table(StrictModel):
                 f"feature '{self.name}' needs exactly one of buckets, vocabulary, table; got {given or 'none'}"
             )
         if self.table is not None:
-            extra = [key for key in ("dim", "dtype", "min_count") if getattr(self, key) is not None]
+            extra = [key for key in ("dim", "dtype", "min_count", "hashes") if getattr(self, key) is not None]
             if extra:
                 raise ValueError(f"feature '{self.name}' takes {', '.join(extra)} from table '{self.table}'; remove it")
             return self
@@ -66,6 +68,10 @@ class _Table(StrictModel):
             raise ValueError(f"feature '{self.name}': dim must be a multiple of 4 (fused kernels), got {self.dim}")
         if self.min_count is not None and self.vocabulary != "fitted":
             raise ValueError(f"feature '{self.name}': min_count applies to `vocabulary: fitted` alone")
+        if self.hashes is not None and self.buckets is None:
+            raise ValueError(
+                f"feature '{self.name}': hashes applies to buckets alone; a vocabulary gives ids their own"
+            )
         if isinstance(self.vocabulary, list):
             self._check_vocabulary(self.vocabulary)
         return self
@@ -162,7 +168,9 @@ Task = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """An embedding table and the features that read it. Row 0 is the OOV row; `buckets` does not count it."""
+    """An embedding table and the features that read it. Row 0 is the OOV row; `buckets` does not count it.
+
+    With two `hashes` the table is two halves of `half_rows` rows, each with an OOV row of its own."""
 
     name: str
     dim: int
@@ -172,6 +180,12 @@ class Table:
     vocabulary: tuple[int, ...] | tuple[str, ...] | Literal["fitted"] | None
     min_count: int
     features: tuple[str, ...]
+    hashes: int = 1
+
+    @property
+    def half_rows(self) -> int | None:
+        """Rows of each half of a table with two hashes; None for any other."""
+        return self.buckets + 1 if self.hashes == 2 and self.buckets is not None else None
 
 
 class FeedSchema(StrictModel):
@@ -260,6 +274,7 @@ def _table(owner: IdFeature | IdListFeature, readers: list[IdFeature | IdListFea
         vocabulary=tuple(vocabulary) if isinstance(vocabulary, list) else vocabulary,  # type: ignore[arg-type]
         min_count=owner.min_count or 1,
         features=tuple(feature.name for feature in readers),
+        hashes=owner.hashes or 1,
     )
 
 

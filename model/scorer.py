@@ -7,8 +7,6 @@ A scorer exists only for an artifact that answered its golden requests within to
 only where there is one that this process may run and that agrees with TorchScript on them; else by TorchScript.
 """
 
-import io
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, Artifact, ArtifactError
+from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, Artifact, ArtifactError
 from model.calibration import Calibration, Isotonic, Platt, calibrated
 from model.catalogue import Catalogue, generations
 from model.catalogue import folder_of as catalogues_of
@@ -25,13 +23,20 @@ from model.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
 from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
 from model.named_candidates import NamedCandidates as NamedCandidates
 from model.named_candidates import resolve
+from model.reference import Bins as Bins
+from model.reference import Reference as Reference
 from model.tables import as_table, set_tables, table_file, widths_of
+from model.torchscript import Load as Load
+from model.torchscript import ScriptLoader as ScriptLoader
+from model.torchscript import load_script as load_script
 
 Engine = Literal["torchscript", "compiled"]
 EngineChoice = Literal["auto", "torchscript", "compiled"]
 # What bfloat16 may change of a score, and a difference of scores below which two candidates count as level.
 COMPILED_TOLERANCE = 1e-3
 CHECKED_ITEMS = 100
+# TorchScript watches the first run of a code and optimises it at the second, which takes longer than many requests do.
+_RUNS_TO_WARM = 2
 
 
 class NonFiniteScoresError(RuntimeError):
@@ -60,7 +65,7 @@ class ExpertWeights(NamedTuple):
 class Scorer:
     """One loaded model version. Scoring is safe from several threads.
 
-    `reference_T` are the tasks' mean answers when it was exported."""
+    `reference` is what it saw and answered when it was exported."""
 
     def __init__(self, artifact: Artifact, encoder: FeatureEncoder, module: torch.jit.ScriptModule) -> None:
         self.artifact = artifact
@@ -69,7 +74,7 @@ class Scorer:
         self.tasks = [task.name for task in self.schema.tasks]
         self.encoder = encoder
         self.module = module
-        self.reference_T = _reference_means(artifact, self.tasks)
+        self.reference = Reference.read(artifact, self.tasks)
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
         # Replaced in one assignment whenever a newer generation holds.
@@ -84,23 +89,20 @@ class Scorer:
         return self.artifact.version
 
     @classmethod
-    def load(cls, path: Path, engine: EngineChoice = "auto", verify_key: Path | None = None) -> "Scorer":
+    def load(
+        cls, path: Path, engine: EngineChoice = "auto", verify_key: Path | None = None, load: Load = load_script
+    ) -> "Scorer":
         """Verifies an artifact, loads it and has it answer its golden requests. Raises ArtifactError.
         With `verify_key`, a file of trusted keys, it and whatever is taken up beside it must be signed.
 
         `auto` takes a compiled package that holds, and else says why not (`engine_reason`; None where there is none);
-        `compiled` refuses the artifact then; `torchscript` does not look for one."""
+        `compiled` refuses the artifact then; `torchscript` does not look for one. `load` makes the module of the bytes
+        of an archive (model.torchscript)."""
         artifact = Artifact.open(path, verify_key)
         try:
             fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))
             encoder = FeatureEncoder(artifact.manifest.feed, fitted)
-            with warnings.catch_warnings():
-                # torch.jit is deprecated without a successor that loads without a compiler; docs/decisions says more.
-                warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-                warnings.filterwarnings("ignore", message=".*torch.jit.*")
-                module = torch.jit.load(  # type: ignore[no-untyped-call]
-                    io.BytesIO(artifact.read(RANKER)), map_location="cpu"
-                )
+            module = load(artifact.read(RANKER))
             set_tables(module, {width: _table(artifact, width) for width in widths_of(module)})
         except (ValueError, RuntimeError) as error:
             if isinstance(error, ArtifactError):
@@ -110,6 +112,8 @@ class Scorer:
         scorer = cls(artifact, encoder, module)
         scorer._calibration = _calibration(artifact)
         scorer.check_golden_requests()
+        if len(scorer.golden_requests()["requests"]) < _RUNS_TO_WARM:
+            scorer.check_golden_requests()
         if engine == "compiled" or (engine == "auto" and folder_of(artifact).exists()):
             try:
                 scorer._take_compiled()
@@ -307,11 +311,6 @@ class Scorer:
         golden: dict[str, Any] = self.artifact.read_json(GOLDEN)
         return golden
 
-    def reference_scores(self) -> dict[str, Any]:
-        """The artifact's reference histograms, by task: bin edges and counts."""
-        reference: dict[str, Any] = self.artifact.read_json(REFERENCE)
-        return reference
-
     def check_golden_requests(self) -> None:
         """Answers every golden request. Raises ArtifactError where an answer is off by more than the tolerance."""
         place = f"{self.artifact.path / GOLDEN}"
@@ -344,17 +343,6 @@ class Scorer:
             raise ArtifactError(f"{place}: {error}") from None
         except RuntimeError as error:
             raise ArtifactError(f"{self.artifact.path / RANKER}: cannot score ({error})") from None
-
-
-def _reference_means(artifact: Artifact, tasks: Sequence[str]) -> NDArray[np.float64]:
-    reference = artifact.read_json(REFERENCE)
-    try:
-        means_T = np.array([float(reference[task]["mean"]) for task in tasks])
-    except (KeyError, TypeError, ValueError):
-        means_T = np.array([np.nan])
-    if not np.isfinite(means_T).all():
-        raise ArtifactError(f"{artifact.path / REFERENCE}: needs a finite `mean` of every task: {', '.join(tasks)}")
-    return means_T
 
 
 def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float32], tolerance: float) -> str | None:

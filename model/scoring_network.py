@@ -210,18 +210,18 @@ class ScoringLevel(nn.Module):
         hidden: list[Tensor] = []
         if self.is_first:
             hidden = units
-        for group, linear in enumerate(self.first):
-            hidden.append(_relu(linear(units[self.sources[group]]), self.is_compiled))
+        elif self.is_compiled:
+            for group, linear in enumerate(self.first):
+                hidden.append(torch.relu(linear(units[self.sources[group]])))
+        else:
+            hidden.append(self._side_by_side(units))
         if self.is_deep:
             experts = self._apart(hidden, self.first_width)
             hidden = []
             for expert, layers in enumerate(self.deeper):
                 hidden.append(layers(experts[expert]))
         if self.has_gates:
-            logits_NK = self._gate_logits(units, row_logits_NK)
-            weights_NGE = torch.softmax(logits_NK.reshape(-1, self.num_outputs, self.num_experts), dim=2)
-            if self.has_native:
-                weights_NGE = weights_NGE + self.native_GE
+            weights_NGE = self._weights(self._gate_logits(units, row_logits_NK))
             return self._mixed(hidden, weights_NGE), weights_NGE
         if self.has_fixed_mix:
             return self._mixed(hidden, self.mix_GE.unsqueeze(0)), self.mix_GE.unsqueeze(0)
@@ -234,6 +234,29 @@ class ScoringLevel(nn.Module):
         for unit, gate in enumerate(self.gates):
             logits.append(gate(units[unit]).float())
         return side_by_side(logits)
+
+    def _weights(self, logits_NK: Tensor) -> Tensor:
+        """weights_NGE of gates and native weights together."""
+        if self.is_compiled:
+            weights_NGE = torch.softmax(logits_NK.reshape(-1, self.num_outputs, self.num_experts), dim=2)
+            return weights_NGE + self.native_GE if self.has_native else weights_NGE
+        # Over few experts a softmax is slow unless what it runs along are the candidates.
+        logits_GEN = logits_NK.t().contiguous().view(self.num_outputs, self.num_experts, -1)
+        weights_GEN = torch.softmax(logits_GEN, dim=1)
+        if self.has_native:
+            weights_GEN += self.native_GE.unsqueeze(2)
+        return weights_GEN.permute(2, 0, 1).contiguous()
+
+    def _side_by_side(self, units: list[Tensor]) -> Tensor:
+        """All experts' first layers of a level above the first, each group's product in its place: [N, E * H]."""
+        first_NH = units[0].new_empty(units[0].shape[0], self.num_experts * self.first_width)
+        end = 0
+        for group, linear in enumerate(self.first):
+            weight_HD: Tensor = linear.weight  # type: ignore[assignment]
+            bias_H: Tensor = linear.bias  # type: ignore[assignment]
+            start, end = end, end + weight_HD.shape[0]
+            torch.addmm(bias_H, units[self.sources[group]], weight_HD.t(), out=first_NH[:, start:end])
+        return torch.relu_(first_NH)
 
     def _apart(self, hidden: list[Tensor], width: int) -> list[Tensor]:
         experts: list[Tensor] = []

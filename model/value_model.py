@@ -40,6 +40,11 @@ class WeightedSum(StrictModel):
 
     kind: Literal["weighted_sum"]
     weights: dict[str, FiniteFloat] = Field(min_length=1)
+    _weights_M: Array = PrivateAttr()
+
+    def model_post_init(self, _: Any) -> None:
+        """Keeps the weights as an array."""
+        self._weights_M = np.array(list(self.weights.values()))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -48,13 +53,13 @@ class WeightedSum(StrictModel):
 
     def score(self, answers_NM: Array) -> Array:
         """score_N."""
-        score_N: Array = answers_NM @ np.array(list(self.weights.values()))
+        score_N: Array = answers_NM @ self._weights_M
         return score_N
 
     def contributions(self, answers_NM: Array, reference_M: Array) -> Array:
         """contributions_NM: weight x answer, which sum to the score."""
         del reference_M
-        contributions_NM: Array = answers_NM * np.array(list(self.weights.values()))
+        contributions_NM: Array = answers_NM * self._weights_M
         return contributions_NM
 
 
@@ -160,6 +165,7 @@ class ValueModel:
             if task not in tasks:
                 raise ValueError(unknown_key(task, tasks, "task"))
         self._positions_M = [tasks.index(task) for task in definition.tasks]
+        self._are_all_tasks = self._positions_M == list(range(len(tasks)))
         self._refuse_unbounded(schema)
         canonical = json.dumps(definition.model_dump(mode="json"), sort_keys=True)
         self.version = hashlib.sha256(canonical.encode()).hexdigest()[:8]
@@ -178,7 +184,9 @@ class ValueModel:
         return dict(zip(self.definition.tasks, contributions_NM.T, strict=True))
 
     def _read(self, answers_NT: NDArray[np.float32]) -> Array:
-        answers_NM: Array = answers_NT[:, self._positions_M].astype(np.float64)
+        if not self._are_all_tasks:
+            answers_NT = answers_NT[:, self._positions_M]
+        answers_NM: Array = answers_NT.astype(np.float64)
         return answers_NM
 
     def _refuse_unbounded(self, schema: FeedSchema) -> None:

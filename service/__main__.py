@@ -74,7 +74,12 @@ def _serve_with_workers(config: uvicorn.Config, settings: Settings) -> int:
     # prometheus_client decides at import whether it writes to files, so the folder stands before any worker starts.
     with tempfile.TemporaryDirectory(prefix="feedrank-metrics-") as folder, config.bind_socket() as listener:
         os.environ[METRICS_FOLDER] = folder
-        supervisor = Supervisor(config, [listener], settings.drain_seconds + settings.shutdown_seconds + END_SECONDS)
+        from prometheus_client import CollectorRegistry
+
+        from service.worker_restarts import worker_restarts
+
+        end_seconds = settings.drain_seconds + settings.shutdown_seconds + END_SECONDS
+        supervisor = Supervisor(config, [listener], end_seconds, worker_restarts(CollectorRegistry()).inc)
         supervisor.run()
     return supervisor.exit_status
 

@@ -29,11 +29,12 @@ from service.admin import admin_routes
 from service.admission import Admission
 from service.authorize import Authorize
 from service.errors import Fault, Problem, refusal
+from service.http_protocol import SHED
 from service.impression_log import ImpressionLog
 from service.keys import Keys
 from service.metrics import INFER, RANK, Metrics
 from service.model_store import ModelStore, not_ready
-from service.observe import Observe, header, record_of
+from service.observe import Observe, content_length, header, record_of
 from service.open_inference_openapi import with_infer
 from service.open_inference_routes import INFER_VERSION, OpenInference
 from service.openapi import with_rank
@@ -42,6 +43,8 @@ from service.request_log import LOGGER, RequestRecord
 from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
 from service.shadow import ShadowScoring
+from service.shedding import Shedding
+from service.tracing import Tracing
 
 # How old the histograms may be that another worker reads for a scrape.
 _FLUSH_SECONDS = 0.5
@@ -71,6 +74,8 @@ class Service:
         self.admission = Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates)
         self.impressions = _impression_log(settings, self.metrics)
         self.shadow = ShadowScoring(self.store, self.metrics, settings.shadow_sample, lambda: self.threads.is_full)
+        endpoint = settings.otlp_endpoint
+        self.tracing = None if endpoint is None else Tracing(endpoint)
         self.ranking = Ranking(
             self.store,
             self.metrics,
@@ -83,6 +88,8 @@ class Service:
         self.is_leaving = False
         self.is_draining = False
         self._is_open = False
+        # For the server's HTTP protocol, before a request reaches the application.
+        self.shed: Shedding | None = None
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/rank, as plain ASGI: what a framework's route costs is half of a small request."""
@@ -95,7 +102,7 @@ class Service:
             if self.is_draining:
                 raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
             deadline = _deadline(scope, record)
-            self.admission.check(_content_length(scope))
+            self.admission.check(content_length(scope))
             body = await _read_body_in_time(scope, receive, self.settings.max_body_bytes, self.settings.body_seconds)
             reply = await self._scored(body, record, deadline, answer)
         except TimeoutError:
@@ -113,6 +120,7 @@ class Service:
                 self.impressions.offer(record)
             self.shadow.offer(record)
             return
+        problem.__traceback__ = None  # it holds this frame, which holds it: only the garbage collector would free them
         if problem.reason is not None:
             self.metrics.rejected.labels(problem.reason).inc()
         await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
@@ -123,14 +131,15 @@ class Service:
         """The answer of a scoring thread, if there is room for the work and time left. Raises Problem, TimeoutError."""
         ticket = record.ticket = self.admission.admit(body)
         self.metrics.work_in_flight.set(self.admission.in_flight)
-        submitted = time.perf_counter()
+        submitted = record.submitted = time.perf_counter()
 
         def job() -> answers.Reply:
-            begun = time.perf_counter()
+            begun = record.begun = time.perf_counter()
             self.metrics.queue_seconds.observe_soon(begun - submitted)
             check_deadline(deadline)
             reply = answer(body, record, deadline)
-            ticket.scored(time.perf_counter() - begun)
+            record.scored = time.perf_counter()
+            ticket.scored(record.scored - begun)
             return reply
 
         try:
@@ -150,7 +159,7 @@ class Service:
         return self.store.unready_reason
 
     @asynccontextmanager
-    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[dict[str, Any]]:
         """Starts polling for models; at the end waits for what runs."""
         settings = self.settings
         _log.info(
@@ -173,13 +182,14 @@ class Service:
         if self.impressions is not None:
             self.impressions.start()
         self.shadow.start()
+        self.metrics.drift.start()
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
             while not (self.store.has_looked or self.is_draining or time.monotonic() > opens_at):
                 await asyncio.sleep(0.02)
             self._is_open = True
-            yield
+            yield {SHED: self.shed}
         finally:
             self.is_draining = True
             self.threads.close()
@@ -188,12 +198,16 @@ class Service:
             if self.impressions is not None:
                 await asyncio.to_thread(self.impressions.stop)
             await asyncio.to_thread(self.shadow.stop)
+            await asyncio.to_thread(self.metrics.drift.stop)
             await asyncio.to_thread(self.store.stop)
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.stop)
 
     async def _flush_metrics(self) -> None:
         while True:
-            await asyncio.sleep(_FLUSH_SECONDS)
+            self.metrics.tell_worker(is_ready=self.unready_reason is None)
             self.metrics.flush()
+            await asyncio.sleep(_FLUSH_SECONDS)
 
     def _drain_on_signals(self) -> None:
         """Turns readiness off at the first SIGTERM or Ctrl-C, then has the server's own handler finish: after SIGTERM
@@ -265,6 +279,7 @@ def create_app(settings: Settings) -> ASGIApp:
 
     @app.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
     def metrics() -> Response:
+        service.metrics.tell_worker(is_ready=service.unready_reason is None)
         return Response(service.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def refuse(request: Request, error: Exception) -> Response:
@@ -291,7 +306,9 @@ def create_app(settings: Settings) -> ASGIApp:
         await (service.rank if is_rank else app)(scope, receive, send)
 
     keys = Keys(settings.keys_file, settings.poll_seconds)
-    return Observe(Authorize(application, keys, service.metrics), service.metrics)
+    observe = Observe(Authorize(application, keys, service.metrics), service.metrics, service.tracing)
+    service.shed = Shedding(service.admission, keys, observe, service.metrics, lambda: service.is_draining)
+    return observe
 
 
 def _impression_log(settings: Settings, metrics: Metrics) -> ImpressionLog | None:
@@ -327,7 +344,7 @@ async def _read_body_in_time(scope: Scope, receive: Receive, limit: int, seconds
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The body, if it keeps the limit: no more than `limit` bytes are ever held. Raises Problem, ClientDisconnect."""
     chunks: list[bytes] = []
-    size = _content_length(scope) or 0
+    size = content_length(scope) or 0
     if size <= limit:
         size = 0
         while True:
@@ -343,12 +360,6 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     detail = f"the body is over the limit of {limit} bytes; send fewer candidates"
     raise Problem(413, detail, reason="body_too_large")
-
-
-def _content_length(scope: Scope) -> int | None:
-    """The announced size of the body, None where the client does not say."""
-    announced = header(scope, "content-length") or ""
-    return int(announced) if announced.isdecimal() and len(announced) <= 18 else None
 
 
 def _deadline(scope: Scope, record: RequestRecord) -> float | None:

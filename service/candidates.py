@@ -8,7 +8,6 @@ Shapes: N candidates.
 
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,9 +52,7 @@ def nulls(question: Question, schema: FeedSchema) -> dict[str, NDArray[np.bool_]
         values: list[Any] | None = None
         if question.rows is not None:
             values = [row.get(feature.name) for row in question.rows]
-        elif isinstance(given := question.features.get(feature.name), msgspec.Raw):
-            values = msgspec.json.decode(given) if b"null" in bytes(given) else None
-        else:
+        elif isinstance(given := question.features.get(feature.name), list):
             values = given
         if values is not None:
             nulls[feature.name] = np.fromiter((value is None for value in values), np.bool_, len(values))

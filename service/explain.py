@@ -46,7 +46,7 @@ def explain(
 ) -> Explanation:
     """The explanation of a request's combined scores. Raises NonFiniteScoresError."""
     with np.errstate(all="ignore"):  # the next line is what looks for it
-        contributions = value_model.contributions(answers_NT, scorer.reference_T)
+        contributions = value_model.contributions(answers_NT, scorer.reference.means_T)
     if not all(np.isfinite(given_N).all() for given_N in contributions.values()):
         raise NonFiniteScoresError(f"value model '{value_model.name}' gave a contribution that is not finite")
     # A pass of its own, so that a request gets the same scores whether it asks for reasons or not, compiled or not.

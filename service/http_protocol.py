@@ -1,7 +1,9 @@
 """uvicorn's HTTP protocol with limits on what a client may take before its request is known.
 
 uvicorn waits for headers without end and keeps however many arrive. Here a request's headers have a time and a size;
-past them the client is answered 408 or 431 and cut off. Bodies are limited where they are read (service/app.py).
+past them the client is answered 408 or 431 and cut off. Bodies are limited where they are read (service/app.py); of one
+that was refused little more is taken off the connection. What the application sheds (SHED in its lifespan's state) is
+answered without becoming a request of it.
 """
 
 import asyncio
@@ -9,7 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+# The key of the application's state under which there may be a function of a request's scope: the bytes of an answer,
+# or None where it goes on.
+SHED = "shed"
+# Of a body whose request is answered, what is still read: a client that sends no more can use its connection again.
+_MOST_UNREAD = 256 * 1024
+# What a client that sends more has to see its answer, before its connection ends.
+_LINGER_SECONDS = 2.0
 
 _ANSWER = (
     "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\n"
@@ -33,6 +44,8 @@ class GuardedProtocol(HttpToolsProtocol):
     _is_in_headers = False
     _is_cut_off = False
     _header_bytes = 0
+    _is_shed = False
+    _unread_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection on which nothing arrives is idle, as one between two requests is."""
@@ -58,13 +71,35 @@ class GuardedProtocol(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._is_in_headers, self._header_bytes = True, 0
+        self._is_shed, self._unread_bytes = False, 0
         self._start_timer(self.limits.header_seconds, self._too_slow)
 
     def on_headers_complete(self) -> None:
         """The request is known: from here on the application decides."""
         self._is_in_headers = False
         self._stop_timer()
-        super().on_headers_complete()
+        answer = self._shed()
+        if answer is None:
+            super().on_headers_complete()
+            return
+        self._is_shed = True
+        self.server_state.total_requests += 1
+        self.transport.write(answer)
+        self._start_timer(self.limits.header_seconds, self.transport.close)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body. The application is woken when it is whole, or more than is to be held: it has no use for
+        less, and slow clients send many parts."""
+        if self._is_shed or self.cycle.response_complete:
+            self._unread_bytes += len(body)
+            if self._unread_bytes > _MOST_UNREAD and not self.flow.read_paused:
+                self.flow.pause_reading()
+                self._start_timer(_LINGER_SECONDS, self.transport.close)
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         """An answer that did not wait for the body gives the client some time to see it and to stop sending."""
@@ -76,7 +111,24 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The last byte of a request."""
         self._stop_timer()
-        super().on_message_complete()
+        if self._unread_bytes > _MOST_UNREAD:  # the end came with what was over
+            self.flow.resume_reading()
+        if self._is_shed:
+            self._start_timer(self.timeout_keep_alive, self.transport.close)
+        else:
+            super().on_message_complete()
+
+    def _shed(self) -> bytes | None:
+        """The answer to a plain POST that the application has no room for; None where anything else may come of it."""
+        shed = self.app_state.get(SHED)
+        cycle: RequestResponseCycle | None = self.cycle
+        is_free = cycle is None or cycle.response_complete
+        if shed is None or not is_free or self.expect_100_continue or self.parser.get_method() != b"POST":
+            return None
+        if self.parser.get_http_version() != "1.1" or not self.parser.should_keep_alive() or b"?" in self.url:
+            return None
+        answer: bytes | None = shed({"path": self.url.decode("ascii", "replace"), "headers": self.headers})
+        return answer
 
     def _too_slow(self) -> None:
         self._cut_off("408 Request Timeout", f"the headers took more than {self.limits.header_seconds:g} s")

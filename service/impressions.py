@@ -4,25 +4,26 @@ In: a question and its scores. Out: a line of JSON, candidates in request order:
 `{"format": 1, "time", "request_id", "model", "model_version", "value_model", "value_model_version", "top_k",
 "catalogue", "user", "candidates": {"id", "features"}, "score", "tasks"}`; `user` and `candidates` are those of POST
 /v1/rank, as columns whatever the shape of the request, with null where a row has no value; `catalogue` says whether a
-catalogue gave features beside them. Numbers are written with all their digits.
+catalogue gave features beside them. Scores have the digits of the answer.
 
 Shapes: N candidates, T tasks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from service.request_log import RequestRecord
 from service.wire import Question
 
-# What the objects of a request in rows take in memory, over their text.
-_ROWS_COST = 10
+# What a request takes in memory, over its text: the text and arrays, or the objects of rows.
+_COLUMNS_COST, _ROWS_COST = 2, 10
 
 _encoder = msgspec.json.Encoder()
 
@@ -49,14 +50,17 @@ class Impression(NamedTuple):
         body_bytes: int,
     ) -> "Impression":
         """The impression of a request that has just been scored."""
-        held = body_bytes * (1 if question.rows is None else _ROWS_COST) + score_N.nbytes + answers_NT.nbytes
+        held = (
+            body_bytes * (_COLUMNS_COST if question.rows is None else _ROWS_COST) + score_N.nbytes + answers_NT.nbytes
+        )
         return cls(datetime.now(UTC), record, question, tasks, score_N, answers_NT, held)
 
     def line(self) -> bytes:
         """The line, with its end."""
         question, record = self.question, self.record
-        features: Mapping[str, object] = question.features
-        if question.rows is not None:
+        if question.rows is None:
+            features = question.written()
+        else:
             names = dict.fromkeys(chain.from_iterable(question.rows))
             features = {name: [row.get(name) for row in question.rows] for name in names}
         line = _encoder.encode(
@@ -72,12 +76,17 @@ class Impression(NamedTuple):
                 "catalogue": record.uses_catalogue,
                 "user": question.user,
                 "candidates": {"id": question.ids, "features": features},
-                "score": self.score_N.tolist(),
-                "tasks": dict(zip(self.tasks, self.answers_NT.T.tolist(), strict=True)),
+                "score": _as_answered(self.score_N),
+                "tasks": dict(zip(self.tasks, map(_as_answered, self.answers_NT.T), strict=True)),
             }
         )
         # Columns are passed on as the client wrote them; in JSON a line may break between values alone.
         return line.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
+
+
+def _as_answered(scores_N: NDArray[np.floating]) -> msgspec.Raw:
+    """Numbers as answers have them (service/answers.py)."""
+    return msgspec.Raw(orjson.dumps(np.ascontiguousarray(scores_N), option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 class LoggedCandidates(msgspec.Struct):

@@ -11,16 +11,30 @@ from pathlib import Path
 from typing import Literal
 
 from model.artifact import ArtifactError
-from model.scorer import Engine, EngineChoice, Scorer
+from model.scorer import Engine, EngineChoice, Load, Scorer, load_script
 from model.value_model import ValueModels
 from service.catalogue_watch import CatalogueWatch
-from service.metrics import Metrics, ModelMetrics
+from service.metrics import Metrics
 from service.model_files import Fingerprint, fingerprint
+from service.model_metrics import ModelMetrics
 from service.request_log import LOGGER
 
 State = Literal["loading", "ready", "quarantined", "retired"]
 
 _log = logging.getLogger(f"{LOGGER}.models")
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How versions are loaded: `load` makes a module of the bytes of an archive."""
+
+    engine: EngineChoice = "auto"
+    verify_key: Path | None = None
+    load: Load = load_script
+
+    def scorer(self, path: Path) -> Scorer:
+        """The scorer of a version. Raises ArtifactError where it does not hold."""
+        return Scorer.load(path, self.engine, self.verify_key, self.load)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +73,20 @@ class LoadedVersion:
         name: str,
         path: Path,
         metrics: Metrics,
-        engine: EngineChoice,
-        verify_key: Path | None,
+        loading: Loading,
         value_models_of: Callable[[Scorer], ValueModels],
         shown: Callable[[str], str],
     ) -> None:
         self.name = name
         self._path = path
         self._metrics = metrics
-        self._engine: EngineChoice = engine
-        self._verify_key = verify_key
+        self._loading = loading
         self._shown = shown
-        self._derived = derived_files(path, verify_key)
+        self._derived = derived_files(path, loading.verify_key)
         self._doubted: Scorer | None = None
         self._golden_error: str | None = None
         self.catalogue = CatalogueWatch(name, metrics, shown)
-        scorer = Scorer.load(path, engine, verify_key)
+        scorer = loading.scorer(path)
         value_models = value_models_of(scorer)
         self.catalogue.refresh(scorer)  # before it is served: who asks by ids alone meets a catalogue
         self.served = self._taken(scorer, value_models)
@@ -89,7 +101,7 @@ class LoadedVersion:
     def refresh(self) -> None:
         """Takes up what has appeared beside the version, and runs its golden requests where they are in doubt."""
         self._check_doubted()
-        if derived_files(self._path, self._verify_key) != self._derived:
+        if derived_files(self._path, self._loading.verify_key) != self._derived:
             self._reload_engine()
         self.catalogue.refresh(self.served.scorer)
 
@@ -109,7 +121,7 @@ class LoadedVersion:
         self.served.metrics.retire()
 
     def _taken(self, scorer: Scorer, value_models: ValueModels) -> ServedModel:
-        metrics = ModelMetrics(self._metrics, scorer.schema, self.name, scorer.version, scorer.engine)
+        metrics = ModelMetrics(self._metrics, self.name, scorer)
         metrics.know_value_models(value_models.names)
         self._metrics.loads.labels("ready").inc()
         if scorer.engine_reason is not None:
@@ -123,12 +135,12 @@ class LoadedVersion:
     def _reload_engine(self) -> None:
         """Loads the version once more, as something beside it has changed; until then, and where that fails, it serves
         as it is."""
-        self._derived = derived_files(self._path, self._verify_key)
-        if self._engine == "torchscript":
+        self._derived = derived_files(self._path, self._loading.verify_key)
+        if self._loading.engine == "torchscript":
             return
         before = self.served
         try:
-            scorer = Scorer.load(self._path, self._engine, self._verify_key)
+            scorer = self._loading.scorer(self._path)
         except Exception as error:  # whatever a published folder holds, what is loaded serves on
             _log.error(
                 "model version serves as it was loaded before; what lies beside it cannot be taken up",
@@ -137,10 +149,10 @@ class LoadedVersion:
             )
             return
         scorer.catalogue = before.scorer.catalogue
-        self.served = self._taken(scorer, before.value_models)
-        self._golden_error = None
         if before.scorer.engine != scorer.engine:
             before.metrics.retire()
+        self.served = self._taken(scorer, before.value_models)
+        self._golden_error = None
 
     def _check_doubted(self) -> None:
         doubted, self._doubted = self._doubted, None

@@ -9,9 +9,8 @@ Shapes: N candidates, T tasks.
 """
 
 import os
-import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from model.schema import FeedSchema, NumberFeature
-from model.scorer import Scored
+from service.drift import Drift
 from service.shadow_metrics import ShadowMetrics
+from service.worker_restarts import worker_restarts
 
 RANK = "/v1/rank"
 INFER = "/v2/models/{name}/infer"
@@ -65,6 +65,8 @@ REJECTIONS = (
     "forbidden",
     "not_finite",
 )
+# Of a worker: gets requests from whoever looks at /readyz, or does not.
+WORKER_STATES = ("ready", "unready")
 IMPRESSION_RESULTS = ("written", "dropped", "failed")
 LOAD_RESULTS = (
     "ready",
@@ -138,6 +140,12 @@ class Metrics:
         self.requests = Counter(
             "ranking_requests", "Requests answered, by route and status", ["endpoint", "code"], registry=registry
         )
+        self.model_requests = Counter(
+            "ranking_model_requests",
+            "Scoring requests that came as far as a model version, by status: what a canary is judged by",
+            ["model", "version", "code"],
+            registry=registry,
+        )
         self.request_seconds = BatchedHistogram(
             "ranking_request_duration_seconds",
             "From the first byte of a request to the last byte of its answer",
@@ -192,6 +200,28 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.created_at = Gauge(
+            "ranking_model_created_timestamp_seconds",
+            "Unix time at which a model version was exported",
+            ["model", "version"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.reference_mean = Gauge(
+            "ranking_task_score_reference_mean",
+            "Mean answer of a task on the data that the version was exported with, in the task's own unit",
+            ["model", "version", "task"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.workers = Gauge(
+            "ranking_workers",
+            "Worker processes by whether they can score",
+            ["state"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.worker_restarts = worker_restarts(registry)
         self.task_score = BatchedHistogram(
             "ranking_task_score",
             "Answers per candidate and task, in the task's own unit",
@@ -252,6 +282,7 @@ class Metrics:
             registry=registry,
         )
         self.shadow = ShadowMetrics(registry)
+        self.drift = Drift(registry)
         for result in IMPRESSION_RESULTS:
             self.impressions.labels(result)
         for endpoint in ENDPOINTS:
@@ -262,6 +293,12 @@ class Metrics:
             self.rejected.labels(reason)
         for result in LOAD_RESULTS:
             self.loads.labels(result)
+        self.tell_worker(is_ready=False)
+
+    def tell_worker(self, *, is_ready: bool) -> None:
+        """Sets whether this worker can score."""
+        for state in WORKER_STATES:
+            self.workers.labels(state).set(is_ready == (state == "ready"))
 
     def flush(self) -> None:
         """Counts what the histograms were told: before each scrape here, and now and then for the scrapes of other
@@ -271,62 +308,29 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """The metrics of all workers in Prometheus' text format."""
+        return generate_latest(_Families(self.families()))
+
+    def families(self) -> Iterator[Metric]:
+        """The metrics of all workers."""
         self.flush()
-        if self._folder is None:
-            return generate_latest(self.registry)
-        _forget_dead_workers(Path(self._folder))
-        everyone = CollectorRegistry()
-        MultiProcessCollector(everyone, path=self._folder)  # type: ignore[no-untyped-call]
-        return generate_latest(everyone)
+        everyone = self.registry
+        if self._folder is not None:
+            _forget_dead_workers(Path(self._folder))
+            everyone = CollectorRegistry()
+            MultiProcessCollector(everyone, path=self._folder)  # type: ignore[no-untyped-call]
+        return self.drift.families(everyone.collect())
 
 
-class ModelMetrics:
-    """The metrics of one served model version, with every label set exported from 0."""
+class _Families(CollectorRegistry):
+    """Metrics that are collected already, for what writes a registry out."""
 
-    def __init__(self, metrics: Metrics, schema: FeedSchema, model: str, version: str, engine: str) -> None:
-        self._info = metrics.info.labels(model, version, engine)
-        self._info.set(1)
-        metrics.loaded_at.labels(model, version).set(time.time())
-        self._task_scores = [metrics.task_score.labels(model, version, task.name) for task in schema.tasks]
-        self._combined = metrics.combined_score
-        self._combined_scores: dict[str, BatchedHistogram] = {}
-        self._labels = (model, version)
-        asked = [*schema.asked("request"), *schema.asked("candidate")]
-        self._missing = {feature.name: metrics.missing.labels(model, feature.name) for feature in asked}
-        self._oov = {
-            feature.name: metrics.oov.labels(model, feature.name)
-            for feature in asked
-            if not isinstance(feature, NumberFeature)
-        }
-        self._lookups = {result: metrics.lookups.labels(model, result) for result in LOOKUP_RESULTS}
+    def __init__(self, families: Iterator[Metric]) -> None:
+        super().__init__()
+        self._families = families
 
-    def count_lookups(self, results: Mapping[str, int]) -> None:
-        """Counts the candidates of one request by LOOKUP_RESULTS."""
-        _add(self._lookups, results)
-
-    def know_value_models(self, names: Sequence[str]) -> None:
-        """Exports the combined scores of these value models from 0."""
-        self._combined_scores = {name: self._combined.labels(*self._labels, name) for name in names}
-
-    def observe(self, scored: Scored, value_model: str, score_N: NDArray[np.float64]) -> None:
-        """Counts one scored request."""
-        for histogram, answers_N in zip(self._task_scores, scored.answers_NT.T, strict=True):
-            histogram.observe_soon(answers_N)
-        combined = self._combined_scores.get(value_model)
-        # A request that has begun may still score with a value model that has just been taken out of the file.
-        (combined or self._combined.labels(*self._labels, value_model)).observe_soon(score_N)
-        _add(self._missing, scored.missing)
-        _add(self._oov, scored.oov)
-
-    def retire(self) -> None:
-        """Marks the version as served no more."""
-        self._info.set(0)
-
-
-def _add(counters: Mapping[str, Counter], counts: Mapping[str, int]) -> None:
-    for name, count in counts.items():
-        if count:
-            counters[name].inc(count)
+    def collect(self) -> Iterator[Metric]:
+        """The metrics."""
+        return self._families
 
 
 def _forget_dead_workers(folder: Path) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from model.artifact import versions
-from model.scorer import EngineChoice, Scorer
+from model.scorer import Scorer
 from model.value_model import FILE_NAME, ValueModels
 from service import labels as labels_file
 from service.errors import Fault, Problem
 from service.labels import CANARY, CANARY_SEED, SHADOW, STABLE, Labels, LabelsFile, falls_within
-from service.loaded_version import LoadedVersion, ServedModel, VersionState, derived_files
+from service.loaded_version import LoadedVersion, Loading, ServedModel, VersionState, derived_files
 from service.metrics import Metrics
 from service.model_files import Fingerprint, fingerprint
 from service.request_log import LOGGER
@@ -60,8 +60,7 @@ class ModelFamily:
         models: Path,
         name: str,
         metrics: Metrics,
-        engine: EngineChoice = "auto",
-        verify_key: Path | None = None,
+        loading: Loading,
     ) -> None:
         self.name = name
         self.serving: Serving | None = None
@@ -71,10 +70,10 @@ class ModelFamily:
         self._models = models
         self._folder = models / name
         self._metrics = metrics
-        self._engine: EngineChoice = engine
-        self._verify_key = verify_key
+        self._loading = loading
         self._labels_file = LabelsFile(self._folder / labels_file.FILE_NAME)
         self._loaded: dict[int, LoadedVersion] = {}
+        self._let_go: list[LoadedVersion] = []
         self._tried: dict[int, Fingerprint] = {}
         self._value_file_tried: Fingerprint | None = None
 
@@ -85,6 +84,7 @@ class ModelFamily:
 
     def refresh(self) -> None:
         """Takes up what has changed on disk: newer versions, labels, value models, what lies beside a version."""
+        self._let_go.clear()
         value_file = fingerprint([self._folder / FILE_NAME])
         if self._loaded and value_file != self._value_file_tried:
             self._reload_value_models()
@@ -192,6 +192,8 @@ class ModelFamily:
             self._metrics.shadow.know(self.name, scorer.version, scorer.tasks)
         for version in self._loaded.keys() - needed:
             self._loaded[version].retire()
+            # Until the next look, so that it is freed in this thread and not where the last request that used it ends.
+            self._let_go.append(self._loaded[version])
         self._loaded = kept
 
     def _try_version(self, version: int, published: list[int]) -> bool:
@@ -203,7 +205,7 @@ class ModelFamily:
         # The value models belong to the fingerprint: where they did not fit a version, a new file is a new try.
         path = self._folder / str(version)
         files = fingerprint(sorted(path.glob("*")))
-        tried = (*files, *fingerprint([self._folder / FILE_NAME]), *derived_files(path, self._verify_key))
+        tried = (*files, *fingerprint([self._folder / FILE_NAME]), *derived_files(path, self._loading.verify_key))
         state = self.states.get(version)
         if state is not None and state.state == "quarantined" and self._tried.get(version) == tried:
             return False
@@ -214,8 +216,7 @@ class ModelFamily:
                 self.name,
                 path,
                 self._metrics,
-                self._engine,
-                self._verify_key,
+                self._loading,
                 self._value_models_for,
                 self._place_free,
             )

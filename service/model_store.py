@@ -1,14 +1,16 @@
 """The models that are served: a polling thread keeps them up to date, requests look them up.
 
 In: the models folder. Out: `ServedModel`s. Nothing a request does waits for a load; a new version is verified and
-loaded in the polling thread while the old one serves.
+loaded in the polling thread while the old one serves. Once it has looked for the first time that thread has the lowest
+priority: what it computes takes what is left of the cores. Compiling holds the interpreter's lock meanwhile, so that
+everyone would wait for a thread that nobody lets run: another thread, of the usual priority, does this.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,15 +20,17 @@ from typing import Any
 import torch
 
 from model.artifact import model_names
-from model.scorer import EngineChoice
+from model.scorer import EngineChoice, ScriptLoader, load_script
+from service.background import lower_priority, short_turns
 from service.errors import Fault, Problem
 from service.labels import SHADOW, Labels
-from service.loaded_version import ServedModel
+from service.loaded_version import Loading, ServedModel
 from service.metrics import Metrics
 from service.model_family import ModelFamily
 from service.request_log import LOGGER
 
 _LOAD_SECONDS = 10.0
+_NICENESS = 19
 
 _log = logging.getLogger(f"{LOGGER}.models")
 
@@ -48,8 +52,10 @@ class ModelStore:
         self._metrics = metrics
         self.poll_seconds = poll_seconds
         self._torch_threads = torch_threads
-        self._engine: EngineChoice = engine
-        self._verify_key = verify_key
+        self._compiling = ThreadPoolExecutor(1, "compiling")
+        self._loading = Loading(
+            engine, verify_key, ScriptLoader(lambda content: self._compiling.submit(load_script, content).result())
+        )
         self._families: dict[str, ModelFamily] = {}
         self._folder_error: str | None = None
         self._has_looked = threading.Event()
@@ -60,6 +66,7 @@ class ModelStore:
 
     def start(self) -> None:
         """Starts polling; the first look begins at once."""
+        self._compiling.submit(int).result()  # its thread has the priority of the one that starts it
         self._thread.start()
 
     @property
@@ -72,6 +79,7 @@ class ModelStore:
         self._stop.set()
         self._asked.put(None)
         self._thread.join(_LOAD_SECONDS)
+        self._compiling.shutdown(wait=False)
 
     def refresh(self) -> None:
         """One look at the folder: new models, newer versions, changed labels and value models."""
@@ -83,7 +91,7 @@ class ModelStore:
             self._folder_error = f"the models folder cannot be read ({error.strerror})"
         for name in dict.fromkeys([*self._families, *names]):
             if name not in self._families:
-                family = ModelFamily(self._models, name, self._metrics, self._engine, self._verify_key)
+                family = ModelFamily(self._models, name, self._metrics, self._loading)
                 self._families = {**self._families, name: family}
             self._families[name].refresh()
         self._has_looked.set()
@@ -175,11 +183,13 @@ class ModelStore:
         torch.set_num_threads(self._torch_threads)  # golden requests run in this thread
         while not self._stop.is_set():
             try:
-                self.refresh()
+                with short_turns():
+                    self.refresh()
             except Exception:  # the thread must outlive any surprise on disk: without it no new model would ever load
                 _log.exception("looking at the models folder failed; trying again")
                 self._folder_error = "looking at the models folder failed; the log says more"
                 self._has_looked.set()
+            lower_priority(_NICENESS)
             self._do_what_is_asked(time.monotonic() + self.poll_seconds)
         with self._asking, suppress(Empty):
             while True:
@@ -193,7 +203,9 @@ class ModelStore:
             while (asked := self._asked.get(timeout=max(0.0, until - time.monotonic()))) is not None:
                 job, done = asked
                 try:
-                    done.set_result(job())
+                    with short_turns():
+                        result = job()
+                    done.set_result(result)
                 except Exception as error:  # whoever asked for it is told
                     done.set_exception(error)
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import Problem, refusal
 from service.metrics import ENDPOINTS, SCORING, SCORING_CODES, Metrics
 from service.request_log import LOGGER, RequestRecord
+from service.tracing import Tracing, trace_id_of
 from service.wire import is_request_id
 
 REQUEST_ID = "X-Request-Id"
@@ -43,11 +44,28 @@ def header(scope: Scope, name: str) -> str | None:
     return None
 
 
+def content_length(scope: Scope) -> int | None:
+    """The announced size of the body, None where the client does not say."""
+    announced = header(scope, "content-length") or ""
+    return int(announced) if announced.isdecimal() and len(announced) <= 18 else None
+
+
+def new_record(scope: Scope) -> RequestRecord:
+    """The record of a request that begins."""
+    given = header(scope, REQUEST_ID)
+    return RequestRecord(
+        request_id=given if given is not None and is_request_id(given) else uuid.uuid4().hex,
+        endpoint=_endpoint(scope["path"]),
+        trace_id=trace_id_of(header(scope, "traceparent")),
+    )
+
+
 class Observe:
     """Wraps `app`; see the module."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
+        self._tracing = tracing
         self._metrics = metrics
         # Looked up once: finding a label set costs more than counting in it.
         self._seconds = {endpoint: metrics.request_seconds.labels(endpoint) for endpoint in ENDPOINTS}
@@ -58,12 +76,7 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = header(scope, REQUEST_ID)
-        record = RequestRecord(
-            request_id=given if given is not None and is_request_id(given) else uuid.uuid4().hex,
-            endpoint=_endpoint(scope["path"]),
-        )
-        scope[_KEY] = record
+        record = scope[_KEY] = new_record(scope)
         is_started = False
 
         async def send_with_id(message: Message) -> None:
@@ -88,14 +101,19 @@ class Observe:
         finally:
             if is_scoring:
                 self._metrics.in_flight.dec()
-            record.seconds = time.perf_counter() - record.started
-            self._count(record)
-            record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)
+            self.finish(record, scope)
 
-    def _count(self, record: RequestRecord) -> None:
+    def finish(self, record: RequestRecord, scope: Scope) -> None:
+        """Counts, traces and logs a request that is over."""
+        record.seconds = time.perf_counter() - record.started
         self._seconds[record.endpoint].observe_soon(record.seconds)
         known = self._codes.get((record.endpoint, record.status))
         (known or self._metrics.requests.labels(record.endpoint, record.status)).inc()
+        if record.model_version is not None:
+            self._metrics.model_requests.labels(record.model, record.model_version, record.status).inc()
+        if self._tracing is not None and record.endpoint in SCORING:
+            self._tracing.trace(record, {name: header(scope, name) or "" for name in ("traceparent", "tracestate")})
+        record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)
 
 
 def _endpoint(path: str) -> str:

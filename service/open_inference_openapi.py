@@ -5,7 +5,7 @@ from typing import Any
 from service.metrics import INFER
 from service.open_inference import HEADER_LENGTH
 from service.open_inference_routes import INFER_VERSION
-from service.openapi import DEADLINE_HEADER, REFUSALS, reference
+from service.openapi import DEADLINE_HEADER, REFUSALS, SECURITY, reference, refusals
 
 EXAMPLE_REQUEST: dict[str, Any] = {
     "id": "r-1",
@@ -86,6 +86,7 @@ def _operation(path: str) -> dict[str, Any]:
     return {
         "summary": "Score the candidates of one user, tensors in and tensors out (Open Inference Protocol)",
         "operationId": "infer" + ("_version" if "version" in names else ""),
+        "security": SECURITY,
         "parameters": [
             *({"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names),
             {
@@ -111,10 +112,7 @@ def _operation(path: str) -> dict[str, Any]:
                     "application/octet-stream": {"schema": {**_TEXT, "format": "binary"}},
                 },
             },
-            **{
-                status: {"description": what, "content": {"application/json": {"schema": reference("InferError")}}}
-                for status, what in _ERRORS.items()
-            },
+            **refusals(_ERRORS, "application/json", "InferError"),
         },
     }
 

@@ -99,6 +99,7 @@ class OpenInference:
             )
             columns = (request_columns, candidate_columns)
             service.shadow.take(record, model, value_model, columns, None, scored.answers_NT, score_N)
+            service.metrics.drift.take(model, columns, scored.answers_NT)
             with np.errstate(over="ignore"):
                 score = score_N.astype(np.float32)
             if not np.isfinite(score).all():

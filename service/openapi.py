@@ -4,6 +4,7 @@ The route itself reads bytes (wire.py) and has no body model for FastAPI to desc
 here, by hand, and a test holds it against real answers.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from service.errors import MEDIA_TYPE
@@ -156,18 +157,44 @@ SCHEMAS: dict[str, Any] = {
 
 # Refusals of every route that scores.
 REFUSALS = {
+    "401": "no key, or a wrong one, where keys are configured",
+    "403": "a key without the scope `score`",
     "404": "no such model or version",
+    "408": "the body took too long to arrive",
     "413": "body or candidates over the limit",
+    "429": "busy: try again after the seconds of Retry-After",
     "500": "scores not finite",
     "503": "not ready or draining",
     "504": "the deadline passed",
 }
+_RETRY_AFTER = {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}}
+_CHALLENGE = {"description": "how to send a key", "schema": {"type": "string"}}
+_HEADERS: dict[str, dict[str, Any]] = {
+    "401": {"WWW-Authenticate": _CHALLENGE},
+    "429": {"Retry-After": _RETRY_AFTER},
+    "503": {"Retry-After": _RETRY_AFTER},
+}
+# A key, or none: which of the two a service wants is its configuration.
+_KEY_SCHEME = "apiKey"
+SECURITY: list[dict[str, list[str]]] = [{_KEY_SCHEME: []}, {}]
 _PROBLEMS = {"400": "not JSON", **REFUSALS, "422": "wrong content; `errors` names every fault"}
 
 
 def reference(name: str) -> dict[str, str]:
     """A schema of the document, by its name."""
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+def refusals(descriptions: Mapping[str, str], media_type: str, schema: str) -> dict[str, Any]:
+    """The responses that refuse, by status, each with the headers that it carries."""
+    return {
+        status: {
+            "description": what,
+            "content": {media_type: {"schema": reference(schema)}},
+            **({"headers": _HEADERS[status]} if status in _HEADERS else {}),
+        }
+        for status, what in sorted(descriptions.items())
+    }
 
 
 DEADLINE_HEADER: dict[str, Any] = {
@@ -179,6 +206,7 @@ DEADLINE_HEADER: dict[str, Any] = {
 RANK_OPERATION: dict[str, Any] = {
     "summary": "Score the candidates of one user and rank them",
     "operationId": "rank",
+    "security": SECURITY,
     "parameters": [DEADLINE_HEADER],
     "requestBody": {
         "required": True,
@@ -194,10 +222,7 @@ RANK_OPERATION: dict[str, Any] = {
                 }
             },
         },
-        **{
-            status: {"description": what, "content": {MEDIA_TYPE: {"schema": reference("Problem")}}}
-            for status, what in _PROBLEMS.items()
-        },
+        **refusals(_PROBLEMS, MEDIA_TYPE, "Problem"),
     },
 }
 
@@ -205,5 +230,7 @@ RANK_OPERATION: dict[str, Any] = {
 def with_rank(document: dict[str, Any]) -> dict[str, Any]:
     """An OpenAPI document with the scoring route added."""
     document.setdefault("paths", {})["/v1/rank"] = {"post": RANK_OPERATION}
-    document.setdefault("components", {}).setdefault("schemas", {}).update(SCHEMAS)
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {}).update(SCHEMAS)
+    components.setdefault("securitySchemes", {})[_KEY_SCHEME] = {"type": "http", "scheme": "bearer"}
     return document

@@ -17,6 +17,7 @@ from model.scorer import NonFiniteScoresError, Scored
 from model.value_model import DEFAULT
 from service import answers, candidates, wire
 from service.candidates import UnknownCandidates
+from service.columnar import read_columnar
 from service.errors import Fault, Problem
 from service.explain import explain
 from service.impression_log import ImpressionLog
@@ -53,7 +54,7 @@ class Ranking:
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> answers.Reply:
         """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
         most = self.max_candidates
-        question = wire.read_columnar(body)
+        question = read_columnar(body)
         if question is None:
             document = wire.decode(body, most)
             record.request_id = wire.request_id_of(document) or record.request_id
@@ -84,6 +85,7 @@ class Ranking:
                 raise _not_finite(record, str(error)) from None
         columns = (request_columns, candidate_columns)
         self.shadow.take(record, model, name, columns, question, scored.answers_NT, score_N)
+        self.metrics.drift.take(model, columns, scored.answers_NT, uses_catalogue=record.uses_catalogue)
         if self.impressions is not None:
             self.impressions.take(record, question, model.scorer.tasks, score_N, scored.answers_NT, len(body))
         head = {

@@ -41,6 +41,12 @@ class RequestRecord:
     ticket: Ticket | None = None
     # Whether a catalogue gave features of candidates, which the request alone then does not tell.
     uses_catalogue: bool = False
+    # The trace that the client's traceparent names, or the one that was begun here.
+    trace_id: str | None = None
+    # Handed to the scoring threads, taken up by one, answered by it; on the clock of `started`.
+    submitted: float | None = None
+    begun: float | None = None
+    scored: float | None = None
     seconds: float = 0.0
     # For the impression log alone, where that is switched on and has this request in its sample.
     impression: "Impression | None" = None
@@ -58,6 +64,7 @@ class RequestRecord:
         if _requests.isEnabledFor(level):
             fields = {
                 "request_id": self.request_id,
+                "trace_id": self.trace_id,
                 "endpoint": self.endpoint,
                 "key": self.key,
                 "status": self.status,
@@ -97,6 +104,7 @@ def logging_config(level: str) -> dict[str, Any]:
         "formatters": {"json": {"()": "service.request_log.JsonFormatter"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}},
         "loggers": {
-            name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False} for name in (LOGGER, "uvicorn")
+            name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
+            for name in (LOGGER, "uvicorn", "opentelemetry")
         },
     }

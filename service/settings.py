@@ -57,11 +57,17 @@ class Settings(BaseModel):
     impression_log_max_bytes: int = Field(
         2**30, ge=2**20, description="most that the impression log takes on disk, in bytes; the oldest files go"
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/@]+(/[^\s]*)?$",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP, such as http://collector:4318) for traces of "
+        "scoring requests; the OTEL_* variables say the rest, OTEL_TRACES_SAMPLER how many",
+    )
     shadow_sample: float = Field(
         1.0, ge=0, le=1, description="share of requests that a shadow version scores too, after their answers"
     )
     queue_seconds: float = Field(
-        0.1, gt=0, le=60, description="seconds that a request may have to wait for others; beyond, it is answered 429"
+        0.08, gt=0, le=60, description="seconds that a request may have to wait for others; beyond, it is answered 429"
     )
     poll_seconds: float = Field(2.0, gt=0, le=3600, description="seconds between looks at the models folder")
     startup_seconds: float = Field(
@@ -70,7 +76,7 @@ class Settings(BaseModel):
     drain_seconds: float = Field(
         5.0, ge=0, le=600, description="seconds after SIGTERM with readiness off and requests still answered"
     )
-    shutdown_seconds: int = Field(30, ge=0, description="seconds that running requests get to finish after those")
+    shutdown_seconds: int = Field(20, ge=0, description="seconds that running requests get to finish after those")
     header_seconds: float = Field(10.0, gt=0, le=3600, description="seconds that the headers of a request may take")
     header_bytes: int = Field(32 * 1024, ge=1024, description="largest headers of a request, in bytes")
     body_seconds: float = Field(10.0, gt=0, le=3600, description="seconds that the body of a request may take")

@@ -11,7 +11,6 @@ Shapes: N candidates, T tasks.
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from model.features import Column, FeatureEncoder
 from model.schema import Block, Feature, IdListFeature, NumberFeature
 from model.scorer import Scored
+from service.background import lower_priority
 from service.candidates import nulls
 from service.labels import SHADOW_SEED, falls_within
 from service.loaded_version import ServedModel
@@ -117,8 +117,7 @@ class ShadowScoring:
 
     def _work(self) -> None:
         torch.set_num_threads(1)
-        with suppress(OSError):  # on Linux a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        lower_priority(NICENESS)
         while (taken := self._queue.get()) is not None and self._has_time():
             try:
                 result = self._compare(taken)

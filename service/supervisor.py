@@ -7,6 +7,7 @@ is started again after a pause that doubles, one that answers no ping is killed,
 
 import logging
 import time
+from collections.abc import Callable
 from socket import socket
 
 from uvicorn import Config
@@ -24,12 +25,19 @@ _log = logging.getLogger(f"{LOGGER}.workers")
 
 
 class Supervisor(Multiprocess):
-    """`end_seconds` is what a worker gets between SIGTERM and SIGKILL."""
+    """`end_seconds` is what a worker gets between SIGTERM and SIGKILL; `on_replaced` is told of every replacement."""
 
-    def __init__(self, config: Config, sockets: list[socket], end_seconds: float) -> None:
+    def __init__(
+        self,
+        config: Config,
+        sockets: list[socket],
+        end_seconds: float,
+        on_replaced: Callable[[], object] = lambda: None,
+    ) -> None:
         super().__init__(config, sockets)
         self.exit_status = 0
         self._end_seconds = end_seconds
+        self._on_replaced = on_replaced
         self._failures = 0  # starts in a row that came to nothing
         self._first_seen: dict[Process, float] = {}
         self._has_served: set[Process] = set()
@@ -94,6 +102,7 @@ class Supervisor(Multiprocess):
             )
 
     def _replace(self, index: int) -> None:
+        self._on_replaced()
         process = Process(self.config, self.sockets)
         process.start()
         self.processes[index] = process

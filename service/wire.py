@@ -1,10 +1,10 @@
 """A scoring request on the wire: bytes -> `Question` -> columns.
 
 In: the body of POST /v1/rank, columnar or rows. Out: plain lists and dicts of a checked shape, then the model's
-columns. A columnar body without a fault is read by its type, and its columns of numbers stay JSON text until their
-dtype is known (model.column_text). Whatever else comes is decoded as it stands and looked at key by key, to take it
-or to name its faults. Values of features are checked once, whole columns at a time, by the encoder; rows are
-transposed once and go the same way. Raises Problem: 400 not JSON, 413 too many candidates, 422 naming every fault.
+columns. A columnar body without a fault is read by service.columnar. Whatever else comes is decoded as it stands and
+looked at key by key, to take it or to name its faults. Values of features are checked once, whole columns at a time,
+by the encoder; rows are transposed once and go the same way. Raises Problem: 400 not JSON, 413 too many candidates,
+422 naming every fault.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,25 +24,15 @@ from service.errors import shown as _shown
 KEYS = ("request_id", "model", "version", "value_model", "user", "candidates", "top_k", "explain")
 MAX_REQUEST_ID = 128
 _SHOWN = 60
-_OPENING = ord("[")
-
 _decoder = msgspec.json.Decoder()
 
 
-class _Columns(msgspec.Struct, forbid_unknown_fields=True):
-    id: list[str]
-    features: dict[str, msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
+class _Columns(msgspec.Struct):
+    features: dict[str, msgspec.Raw]
 
 
-class _Columnar(msgspec.Struct, forbid_unknown_fields=True):
-    user: dict[str, Any]
+class _Columnar(msgspec.Struct):
     candidates: _Columns
-    request_id: str | None = None
-    model: str | None = None
-    version: str | int | None = None
-    value_model: str | None = None
-    top_k: int | None = None
-    explain: bool | None = None
 
 
 class _Rows(msgspec.Struct):
@@ -58,9 +48,9 @@ _BYTES_A_ROW = 512
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request of a checked shape, in request order: candidates' features as columns, whose values may be JSON text
-    still, or as `rows` of features. `featureless` is the first place without any, for which only a catalogue can make
-    up."""
+    """A request of a checked shape, in request order: candidates' features as columns or as `rows` of features. Columns
+    of numbers may be arrays already, whose `body` is kept for who wants them as the client wrote them. `featureless` is
+    the first place without any, for which only a catalogue can make up."""
 
     request_id: str | None
     model: str | None
@@ -68,44 +58,19 @@ class Question:
     value_model: str | None
     user: dict[str, Any]
     ids: list[str]
-    features: Mapping[str, list[Any] | msgspec.Raw]
+    features: Mapping[str, list[Any] | Column]
     rows: list[dict[str, Any]] | None
     top_k: int | None
     explain: bool = False
     featureless: str | None = None
+    body: bytes | None = None
 
-
-def read_columnar(body: bytes) -> Question | None:
-    """The question of a columnar body of the right shape, with however many candidates; None for any other body, which
-    `decode` and `parse` read."""
-    try:
-        given = _columnar_decoder.decode(body)
-    except (ValueError, RecursionError):
-        return None
-    ids, features = given.candidates.id, given.candidates.features
-    featureless = None
-    if features is msgspec.UNSET:
-        featureless, features = "candidates.features", {}
-    if (
-        not ids
-        or (given.top_k is not None and given.top_k < 1)
-        or not (given.request_id is None or is_request_id(given.request_id))
-        or any(memoryview(text)[0] != _OPENING for text in features.values())
-    ):
-        return None
-    return Question(
-        request_id=given.request_id,
-        model=given.model,
-        version=None if given.version is None else str(given.version),
-        value_model=given.value_model,
-        user=given.user,
-        ids=ids,
-        features=features,
-        rows=None,
-        top_k=given.top_k,
-        explain=bool(given.explain),
-        featureless=featureless,
-    )
+    def written(self) -> Mapping[str, Any]:
+        """The candidates' columns as something that msgspec writes as the client did."""
+        if not any(isinstance(column, Column) for column in self.features.values()):
+            return self.features
+        assert self.body is not None
+        return _columnar_decoder.decode(self.body).candidates.features
 
 
 def check_count(question: Question, max_candidates: int) -> None:
@@ -131,6 +96,11 @@ def json_object(body: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise Problem.wrong_content([Fault("$", f"expected an object, got {_kind(document)}")])
     return document
+
+
+def _listed(given: Any) -> list[Any]:
+    values: list[Any] = _decoded(given) if isinstance(given, msgspec.Raw) else given
+    return values
 
 
 def _decoded(text: bytes | msgspec.Raw) -> Any:
@@ -207,10 +177,10 @@ def parse(document: Mapping[str, Any], max_candidates: int) -> Question:
     )
 
 
-def columns(question: Question, encoder: FeatureEncoder) -> tuple[dict[str, Column], dict[str, Column]]:
+def columns(question: Question, encoder: FeatureEncoder) -> tuple[Mapping[str, Column], dict[str, Column]]:
     """The columns of the request's two blocks. Raises Problem 422 with every faulty value of both."""
     faults: list[Fault] = []
-    request: dict[str, Column] = {}
+    request: Mapping[str, Column] = {}
     candidates: dict[str, Column] = {}
     try:
         request = encoder.request_columns(question.user)
@@ -220,15 +190,14 @@ def columns(question: Question, encoder: FeatureEncoder) -> tuple[dict[str, Colu
     if question.rows is not None:
         features = _transposed(question.rows, {feature.name for feature in encoder.schema.asked("candidate")})
     else:
-        texts = {name: bytes(given) for name, given in question.features.items() if isinstance(given, msgspec.Raw)}
-        candidates = encoder.candidate_columns(texts, len(question.ids))
-        features = {
-            name: _decoded(given) if isinstance(given, msgspec.Raw) else given
-            for name, given in question.features.items()
-            if name not in candidates
-        }
+        candidates = encoder.plain_columns(question.features, len(question.ids))
+        features = {}
+        if len(candidates) < len(question.features):
+            written = question.written()
+            features = {name: _listed(written[name]) for name in question.features if name not in candidates}
     try:
-        candidates |= encoder.columns("candidate", features, len(question.ids))
+        if features:
+            candidates |= encoder.columns("candidate", features, len(question.ids))
     except ColumnErrors as errors:
         faults += [
             Fault(_candidate_path(question, e.feature, fault.row), fault.message)

@@ -1,5 +1,6 @@
 """What a worker process runs. Apart from the parent, which must not pay for torch just to watch its workers."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -23,5 +24,9 @@ def make_app(settings: Settings) -> ASGIApp:
         bind_to_a_share(Path(shared), settings.workers)
     from service.app import create_app
 
+    # What was imported stays: a look at all of it by the garbage collector would hold every thread for a tenth of a
+    # second, and again whenever enough has been made since.
+    gc.collect()
+    gc.freeze()
     GuardedProtocol.limits = Limits(settings.header_seconds, settings.header_bytes)
     return create_app(settings)

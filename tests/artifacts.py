@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
+from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
 from model.features import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
 from model.ranker import Network, NetworkConfig, ScoringModule, to_torchscript, write_torchscript
+from model.reference import of_features
 from model.schema import FeedSchema, NumberFeature
 from model.scorer import block_tensors
 from model.tables import StackedTables
@@ -98,6 +99,7 @@ def publish_artifact(
         task.name: {"edges": [0.0, 0.5, 1.0], "counts": [1, 1], "mean": 0.25 * (t + 1)}
         for t, task in enumerate(schema.tasks)
     }
+    features = of_features(schema, {"request": blocks[0], "candidate": blocks[1]})
     golden = {"tolerance": 1e-4, "requests": [{**request, "expected": expected}]}
 
     def write_files(folder: Path) -> None:
@@ -107,6 +109,7 @@ def publish_artifact(
             (FITTED, fitted.model_dump(mode="json")),
             (GOLDEN, golden),
             (REFERENCE, reference),
+            (REFERENCE_FEATURES, features.model_dump(mode="json")),
         ):
             (folder / file).write_text(json.dumps(content))
 

@@ -27,7 +27,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("model.schema", "model.features", "model.calibration", "model.value_model", "model.artifact", "model.scorer"),
         *("model.signature", "model.strict_yaml"),
     ),
-    "deploy": ("service.metrics", "training.simulate"),
+    "deploy": ("service.metrics", "training.feed_world"),
 }
 # Where torchrec may be named at all.
 TORCHREC_ALLOWED = ("model.embeddings", "training", "benchmarks", "tests")
@@ -179,11 +179,11 @@ CLEAN = {
     "model/artifact.py": "from . import schema\n",
     "training/__init__.py": "",
     "training/train.py": "import torchrec\nimport pyarrow\nfrom model.embeddings import Embeddings\n",
-    "training/simulate.py": "import numpy\n",
+    "training/feed_world.py": "import numpy\n",
     "service/__init__.py": "",
     "service/app.py": "from model import artifact\nfrom service.metrics import Metrics\n",
     "service/metrics.py": "import prometheus_client\n",
-    "deploy/load.py": "from training.simulate import FeedWorld\nimport service.metrics\n",
+    "deploy/load.py": "from training.feed_world import FeedWorld\nimport service.metrics\n",
 }
 
 

@@ -59,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="folder for the Parquet files")
     command.set_defaults(run=_prepare)
 
+    command = commands.add_parser("vocabulary", help="fit vocabularies and transforms beforehand, and report on ids")
+    command.add_argument("config", type=Path, metavar="CONFIG")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
+    command.add_argument("--out", type=Path, metavar="FILE", help="default: <output>-fitted/fitted_features.json")
+    command.add_argument("--processes", type=int, default=1, help="pieces of the log read at once (default 1)")
+    command.set_defaults(run=_vocabulary)
+
     command = commands.add_parser("train", help="train, or resume, the run of a training file")
     command.add_argument("config", type=Path, metavar="CONFIG")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
@@ -181,6 +188,14 @@ def _prepare(options: argparse.Namespace) -> None:
     from training.prepare import prepare
 
     prepare(options.dataset, options.source, options.out)
+
+
+def _vocabulary(options: argparse.Namespace) -> None:
+    from training.config import TrainingConfig
+    from training.vocabulary import build_vocabulary
+
+    config = TrainingConfig.load(options.config, options.set)
+    print(build_vocabulary(config, options.out, processes=options.processes))
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -25,7 +25,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model.artifact import file_entry, hidden_folder, sync, write_manifest
-from model.catalogue import FORMAT_VERSION, Catalogue, SumsDtype, Widths, folder_of, generations, keys_of, layout
+from model.catalogue import (
+    FORMAT_VERSION,
+    Catalogue,
+    SumsDtype,
+    Widths,
+    folder_of,
+    generations,
+    ids_dtype_of,
+    keys_of,
+    layout,
+)
 from model.columns import Column
 from model.features import FeatureEncoder
 from model.scorer import COMPILED_TOLERANCE, Scorer, block_tensors
@@ -163,6 +173,7 @@ def _write_checked(scorer: Scorer, source: _Items, folder: Path) -> dict[str, An
 
 def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) -> dict[str, Any]:
     module = scorer.module
+    ids_dtype = ids_dtype_of(scorer.encoder.schema)
     missing: Counter[str] = Counter()
     oov: Counter[str] = Counter()
     keys: list[NDArray[np.uint64]] = []
@@ -182,10 +193,10 @@ def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) 
             num_values += len(block.list_values_V)
             with torch.inference_mode():
                 sums_NF = module.candidate_sums(module.candidate_rows(*block_tensors(block)))
-            files["ids.bin"].write(block.ids_BK.astype("<i4").tobytes())
+            files["ids.bin"].write(block.ids_BK.astype(ids_dtype).tobytes())
             files["list_starts.bin"].write(starts_LB.T.astype("<i8").tobytes())
             files["list_lengths.bin"].write(block.list_lengths_LB.T.astype("<i4").tobytes())
-            files["list_values.bin"].write(block.list_values_V.astype("<i4").tobytes())
+            files["list_values.bin"].write(block.list_values_V.astype(ids_dtype).tobytes())
             files["numbers.bin"].write(block.numbers_BD.astype("<f4").tobytes())
             files["sums.bin"].write(_words(sums_NF, sums_dtype))
             bar.advance(task, len(batch.ids))
@@ -215,9 +226,10 @@ def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) 
         "items": source.count,
         "widths": widths.model_dump(),
         "sums_dtype": sums_dtype,
+        "ids_dtype": ids_dtype,
         "missing": dict(missing),
         "oov": dict(oov),
-        "files": {name: file_entry(folder / name) for name in layout(source.count, widths, sums_dtype)},
+        "files": {name: file_entry(folder / name) for name in layout(source.count, widths, sums_dtype, ids_dtype)},
     }
 
 

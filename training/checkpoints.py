@@ -10,6 +10,7 @@ A write takes copies and goes on in a thread, with a process group of its own; w
 newest `keep` and the best are kept. The folder must be one that all processes see.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -103,15 +104,16 @@ class Checkpoints:
         except Exception as error:
             if self._ranks.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
-            self._fault = f"{final}: the checkpoint cannot be written ({_reason(error)}); what was saved before is kept"
+            reason = _reason(error, self._folder)
+            self._fault = f"{final}: the checkpoint cannot be written ({reason}); what was saved before is kept"
 
     def _agree(self, what: Any, *arguments: Any) -> list[Any]:
         """Does `what` on this process and returns all processes' results; a fault of one is raised on all."""
         result, fault = None, None
         try:
             result = what(*arguments) if what is not None else None
-        except Exception as error:
-            fault = _reason(error)
+        except (Exception, CheckpointException) as error:  # the latter is no Exception to Python
+            fault = _reason(error, self._folder)
         found: list[Any] = [(result, fault)]
         if self._group is not None:
             found = [None] * self._ranks.world
@@ -167,7 +169,10 @@ class Checkpoints:
         """The newest checkpoint that is undamaged; None where there is none at all. Raises ValueError where all are
         damaged, and where one is of another schema."""
         name: str | None = self._ranks.first_does(self._newest)
-        return None if name is None else self._folder / name
+        if name is None:
+            return None
+        self._saved_step = int(name)  # it need not be written again
+        return self._folder / name
 
     def _newest(self) -> str | None:
         damaged = []
@@ -237,10 +242,16 @@ def _free_memory() -> int:
         return 1 << 62
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, CheckpointException):
-        causes = [str(cause[0]) for cause in error.failures.values()]
-        return causes[0].splitlines()[0] if causes else "unknown"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+def _reason(error: BaseException, folder: Path) -> str:
+    """Why a write failed, in a few words; torch's writers say of a full disk that a position was not expected."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    room = os.statvfs(folder if folder.exists() else folder.parent)
+    if room.f_bavail * room.f_frsize < 1 << 20:
+        return os.strerror(errno.ENOSPC)
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -189,6 +189,8 @@ class TrainingConfig(StrictModel):
     data: DataConfig
     network: NetworkConfig
     output: Path
+    # Features fitted beforehand, by `python -m training vocabulary`; default: fitted on the training split.
+    fitted: Path | None = None
     # Weights of another implementation to start from, mapped by name; default: drawn from the seed.
     initial_weights: InitialWeights | None = None
     # A path, or {path, tolerance}: the version of the day before, say.

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.columns import Column
 from model.embeddings import BlockTensors
-from model.features import Encoded, FeatureEncoder, FittedFeatures, transform_target
-from model.schema import FeedSchema, RegressionTask
+from model.features import FeatureEncoder, FittedFeatures, transform_target
+from model.schema import Block, FeedSchema, RegressionTask
 from training.config import DataConfig, SplitName
 from training.input.arrow_columns import (
     LogColumns,
@@ -43,12 +44,16 @@ __all__ = [
     "columns_from_arrow",
     "columns_to_read",
     "fit_features",
+    "joined",
     "labels_of",
     "observed_of",
     "read_splits",
+    "regression_targets",
 ]
 
 log = logging.getLogger(__name__)
+
+BLOCKS: tuple[Block, Block] = ("request", "candidate")
 
 
 def read_splits(
@@ -102,12 +107,16 @@ def _and(mask: pa.ChunkedArray, is_good_B: Mask | None) -> pa.ChunkedArray:
 
 def fit_features(schema: FeedSchema, table: pa.Table, columns: Mapping[str, Column]) -> FittedFeatures:
     """Fits vocabularies, transforms and label scales on the training split."""
-    targets = {
+    return FittedFeatures.fit(schema, columns, regression_targets(schema, table))
+
+
+def regression_targets(schema: FeedSchema, table: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """By regression task its transformed labels, of the rows where they count."""
+    return {
         task.name: transform_target(labels_of(task, table)[observed_of(task, table)], task.transform)
         for task in schema.tasks
         if isinstance(task, RegressionTask)
     }
-    return FittedFeatures.fit(schema, columns, targets)
 
 
 class Batch(NamedTuple):
@@ -126,19 +135,12 @@ class Batch(NamedTuple):
 class Rows:
     """A split as tensors, from which batches are gathered by row number."""
 
-    def __init__(
-        self,
-        request: Encoded,
-        candidate: Encoded,
-        targets_BT: Tensor,
-        observed_BT: Tensor,
-        weights_B: Tensor | None = None,
-    ) -> None:
-        self._request = _Block(request)
-        self._candidate = _Block(candidate)
-        self.targets_BT = targets_BT
-        self.observed_BT = observed_BT
-        self.weights_B = weights_B
+    def __init__(self, rows: Batch) -> None:
+        self._request = _Block(rows.request)
+        self._candidate = _Block(rows.candidate)
+        self.targets_BT = rows.targets_BT
+        self.observed_BT = rows.observed_BT
+        self.weights_B = rows.weights_B
 
     def __len__(self) -> int:
         return len(self.targets_BT)
@@ -153,9 +155,11 @@ class Rows:
         *,
         as_served: bool,
         weight: str | None = None,
+        is_part: bool = False,
     ) -> "Rows":
         """Encodes a split's columns (`columns_from_arrow`); `as_served` gives training_only
-        features their serving value, `weight` names the column of row weights. Raises ValueError where all are 0."""
+        features their serving value, `weight` names the column of row weights. Raises ValueError where all are 0, but
+        for a part of a split."""
         rows = table.num_rows
         targets_BT = np.empty((rows, len(schema.tasks)), np.float32)
         observed_BT = np.empty((rows, len(schema.tasks)), np.float32)
@@ -167,15 +171,13 @@ class Rows:
             targets_BT[:, position] = labels_B
             observed_BT[:, position] = observed_of(task, table)
         weights_B = None if weight is None else torch.from_numpy(floats(table.column(weight)).astype(np.float32))
-        if weights_B is not None and not weights_B.any():
+        if weights_B is not None and not is_part and not weights_B.any():
             raise ValueError(f"column '{weight}' (row weights, data.weight): all {rows} weights are 0")
-        return cls(
-            encoder.encode("request", columns, rows, as_served=as_served),
-            encoder.encode("candidate", columns, rows, as_served=as_served),
-            torch.from_numpy(targets_BT),
-            torch.from_numpy(observed_BT),
-            weights_B,
+        request, candidate = (
+            BlockTensors(*map(torch.from_numpy, encoder.encode(block, columns, rows, as_served=as_served).block))
+            for block in BLOCKS
         )
+        return cls(Batch(request, candidate, torch.from_numpy(targets_BT), torch.from_numpy(observed_BT), weights_B))
 
     def fingerprint(self) -> str:
         """A hash over every row and label, in order: equal for the same split, encoded alike."""
@@ -192,10 +194,21 @@ class Rows:
         return Batch(
             self._request.take(rows_B),
             self._candidate.take(rows_B),
-            self.targets_BT[rows_B],
-            self.observed_BT[rows_B],
-            None if self.weights_B is None else self.weights_B[rows_B],
+            self.targets_BT.index_select(0, rows_B),
+            self.observed_BT.index_select(0, rows_B),
+            None if self.weights_B is None else self.weights_B.index_select(0, rows_B),
             rows_B,
+        )
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The rows from `start` to `stop`; their tensors share memory with these, several lists' values excepted."""
+        rows = slice(start, stop)
+        return Batch(
+            self._request.part(rows),
+            self._candidate.part(rows),
+            self.targets_BT[rows],
+            self.observed_BT[rows],
+            None if self.weights_B is None else self.weights_B[rows],
         )
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -207,23 +220,61 @@ class Rows:
 class _Block:
     """One encoded block with the offsets that a jagged gather needs."""
 
-    def __init__(self, encoded: Encoded) -> None:
-        block = encoded.block
-        self.ids_BK = torch.from_numpy(block.ids_BK)
-        self.numbers_BN = torch.from_numpy(block.numbers_BD)
-        self.values_V = torch.from_numpy(block.list_values_V)
-        self.lengths_LB = torch.from_numpy(block.list_lengths_LB)
-        flat = self.lengths_LB.reshape(-1)
-        self.starts_LB = (torch.cumsum(flat, 0) - flat).view(self.lengths_LB.shape)
+    def __init__(self, block: BlockTensors) -> None:
+        self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BN = block
+        # Where each list begins among the values, list feature by list feature, and at last where all end.
+        offsets = torch.cumsum(torch.cat([self.lengths_LB.new_zeros(1), self.lengths_LB.reshape(-1)]), 0)
+        self.starts_LB = offsets[:-1].view(self.lengths_LB.shape)
+        self._offsets = offsets.numpy()  # which gives single numbers sooner
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BN)
 
     def take(self, rows_B: Tensor) -> BlockTensors:
-        lengths_LB = self.lengths_LB[:, rows_B]
+        lengths_LB = self.lengths_LB.index_select(1, rows_B)
         flat = lengths_LB.reshape(-1)
         # Value v of a gathered list stands at its list's start plus its rank within the list.
         before = torch.cumsum(flat, 0) - flat
-        positions = torch.repeat_interleave(self.starts_LB[:, rows_B].reshape(-1) - before, flat)
+        positions = torch.repeat_interleave(self.starts_LB.index_select(1, rows_B).reshape(-1) - before, flat)
         positions += torch.arange(len(positions))
-        return BlockTensors(self.ids_BK[rows_B], self.values_V[positions], lengths_LB, self.numbers_BN[rows_B])
+        return BlockTensors(
+            self.ids_BK.index_select(0, rows_B),
+            self.values_V.index_select(0, positions),
+            lengths_LB,
+            self.numbers_BN.index_select(0, rows_B),
+        )
+
+    def part(self, rows: slice) -> BlockTensors:
+        features, of_feature = self.lengths_LB.shape
+        values = [
+            self.values_V[self._offsets[first + rows.start] : self._offsets[first + rows.stop]]
+            for first in range(0, features * of_feature, of_feature)
+        ]
+        values_V = torch.cat(values) if len(values) > 1 else values[0] if values else self.values_V
+        return BlockTensors(self.ids_BK[rows], values_V, self.lengths_LB[:, rows], self.numbers_BN[rows])
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """One batch of the rows of all parts, one part after the other; their row numbers are left behind."""
+    weights = [part.weights_B for part in parts if part.weights_B is not None]
+    return Batch(
+        _joined_blocks([part.request for part in parts]),
+        _joined_blocks([part.candidate for part in parts]),
+        torch.cat([part.targets_BT for part in parts]),
+        torch.cat([part.observed_BT for part in parts]),
+        torch.cat(weights) if weights else None,
+    )
+
+
+def _joined_blocks(blocks: Sequence[BlockTensors]) -> BlockTensors:
+    values = [block.list_values_V for block in blocks]
+    if len(blocks[0].list_lengths_LB) > 1:
+        # A block has the values of its lists feature by feature, so those of a feature are put together first.
+        of_features = [torch.split(block.list_values_V, block.list_lengths_LB.sum(1).tolist()) for block in blocks]
+        values = [part for feature in zip(*of_features, strict=True) for part in feature]
+    return BlockTensors(
+        torch.cat([block.ids_BK for block in blocks]),
+        torch.cat(values),
+        torch.cat([block.list_lengths_LB for block in blocks], dim=1),
+        torch.cat([block.numbers_BN for block in blocks]),
+    )

@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, publish
+from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
 from model.calibration import Calibration, Isotonic, Platt, calibrated
 from model.embeddings import BlockTensors
 from model.features import EncodedBlock, FeatureEncoder
 from model.ranker import Ranker, ScoringModule, to_torchscript, write_torchscript
-from model.schema import BinaryTask, Feature, FeedSchema
+from model.reference import FeatureReference, of_features
+from model.schema import BinaryTask, Block, Feature, FeedSchema
 from model.scorer import Scorer, block_tensors
 from model.signature import SigningKey
 from model.tables import StackedTables, set_tables
@@ -95,6 +96,7 @@ def export(
         _write(folder / FITTED, run.fitted.model_dump(mode="json"))
         _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, mappings, table))
         _write(folder / REFERENCE, reference_scores(run, ranker, module, mappings, table))
+        _write(folder / REFERENCE_FEATURES, reference_features(run, table).model_dump(mode="json"))
         if fitted.tasks:
             _write(folder / CALIBRATION, fitted.model_dump(mode="json"))
 
@@ -266,6 +268,15 @@ def reference_scores(
         counts, _ = np.histogram(np.clip(answers_B, edges[0], edges[-1]), bins=edges)
         histograms[task.name] = {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(answers_B.mean())}
     return histograms
+
+
+def reference_features(run: Run, table: pa.Table) -> FeatureReference:
+    """The bins of every feature on the same rows, against which the drift of requests is measured."""
+    newest = table.slice(0, HISTOGRAM_ROWS)
+    columns = columns_from_arrow(run.schema, newest)
+    blocks: tuple[Block, Block] = ("request", "candidate")
+    encoded = {block: run.encoder.encode(block, columns, newest.num_rows, as_served=True).block for block in blocks}
+    return of_features(run.schema, encoded)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A training run's folder: what training writes, and evaluate and export read.
 
 config.json  schema.json  fitted_features.json     what was trained, defaults included
+ids.json                                           what became of the ids in each table (id_report.py)
 checkpoints/last  checkpoints/best                 resume point; best validation objective (checkpoints.py)
 sharding_plan.txt                                  which process holds which table, where there were several
 log.csv  summary.json                              one line per point (history.py); status, rows, times, versions

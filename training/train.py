@@ -28,7 +28,9 @@ from training.checkpoints import Checkpoints
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, read_splits
 from training.divergence import diverged
+from training.fitted_file import read_fitted
 from training.history import OBJECTIVE, VALIDATION, write_log
+from training.id_report import reports_of_columns, write_id_report
 from training.initial_weights import load_initial_weights
 from training.input.device import ahead
 from training.input.memory import MemorySource
@@ -73,12 +75,17 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
         if sampling is not None:
             tables["train"] = thinned(tables["train"], schema, sampling)
         columns = {split: columns_from_arrow(schema, table) for split, table in tables.items()}
-        fitted = fit_features(schema, tables["train"], columns["train"])
+        if config.fitted is not None:
+            fitted = read_fitted(config.fitted, schema)
+        else:
+            fitted = fit_features(schema, tables["train"], columns["train"])
         parent = None if config.init_from is None else open_parent(config.init_from.path)
         if parent is not None:
             fitted = parent.extended(schema, fitted)
         run = Run(config.output, config, schema, fitted)
         ranks.first_does(lambda: _open_or_create(run))
+        if ranks.is_first:
+            write_id_report(run.path, reports_of_columns(schema, fitted, columns["train"], columns["validation"]))
         rows = {}
         for split, table in tables.items():
             weight = config.data.weight if split == "train" else None
@@ -120,7 +127,7 @@ def _differs(output: Path, different: list[str]) -> ValueError:
     )
 
 
-class _Training:
+class Training:
     """All that a step changes, and how it is saved and restored."""
 
     def __init__(self, run: Run, source: Source, ranks: Ranks) -> None:
@@ -169,7 +176,7 @@ def _fit(run: Run, source: Source, validation_rows: Rows, ranks: Ranks, parent: 
     config = run.config
     refuse_across(config, ranks)
     points = points_of_epoch(config.evaluations_per_epoch, source.rows, config.batch_size)
-    training = _Training(run, source, ranks)
+    training = Training(run, source, ranks)
     ranker, losses, balancing = training.ranker, training.losses, training.balancing
     optimizers, policies = training.optimizers, training.policies
     validation = Validation(run, validation_rows, ranks)
@@ -240,7 +247,7 @@ def _fit(run: Run, source: Source, validation_rows: Rows, ranks: Ranks, parent: 
         _write_summary(run, progress, source.rows, len(validation_rows), ranks.world)
 
 
-def _resume(run: Run, training: _Training, saved: Checkpoints, data: list[str], ranks: Ranks) -> None:
+def _resume(run: Run, training: Training, saved: Checkpoints, data: list[str], ranks: Ranks) -> None:
     newest = saved.newest()
     if newest is None:
         return

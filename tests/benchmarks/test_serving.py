@@ -21,9 +21,10 @@ from benchmarks.as_trained import publish
 from benchmarks.load_generator import Block
 from benchmarks.plain_adatt import PlainAdaTT
 from benchmarks.reference_feed import SCHEMA, TASKS, columnar_request
-from benchmarks.serving_processes import Cpu, load_generator
+from benchmarks.serving_processes import load_generator
 from benchmarks.serving_services import usual_body
 from benchmarks.serving_stages import flop_per_candidate
+from deploy.local_cpu import Cpu
 from model.scorer import Scorer
 
 

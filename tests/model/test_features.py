@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.columns import Column
-from model.features import NUMBER_LIMIT, Encoded, FeatureEncoder, FittedFeatures, NumberStep, hash_integers
+from model.features import Encoded, FeatureEncoder, FittedFeatures, NumberStep, hash_integers
+from model.numbers import NUMBER_LIMIT
 from model.schema import Block, FeedSchema
 from tests.model.feeds import Rows, columns_of, encoder_of, everything, random_rows, schema_of
 
@@ -100,6 +101,17 @@ def test_vocabulary_rows_follow_the_list_and_0_is_unknown() -> None:
     assert encoded.block.ids_BK[:, 0].tolist() == [4, 3, 2, 1, 0, 0, 0, 0]
     assert encoded.missing == {"x": 1}
     assert encoded.oov == {"x": 3}
+
+
+@pytest.mark.parametrize("base", [0, -40, 2**63 - 31, -(2**63), 2**40])
+@given(entries=st.sets(st.integers(0, 30), min_size=1), width=st.sampled_from([1, 10_000]))
+def test_vocabularies_of_close_integers_answer_as_a_dictionary(entries: set[int], base: int, width: int) -> None:
+    ids = [base + entry * width for entry in entries if base + entry * width < 2**63] or [base]
+    schema = one_feature(f"kind: id, vocabulary: {ids}, dim: 4")
+    asked = [value for entry in ids for value in (entry - 1, entry, entry + 1) if -(2**63) <= value < 2**63]
+    asked += [-(2**63), 2**63 - 1]
+    row_of = {value: row for row, value in enumerate(ids, start=1)}
+    assert encode_x(schema, asked).block.ids_BK[:, 0].tolist() == [row_of.get(value, 0) for value in asked]
 
 
 def test_string_vocabulary_tells_forms_of_a_character_apart() -> None:

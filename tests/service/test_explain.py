@@ -156,5 +156,7 @@ def test_a_version_without_the_means_is_refused_by_name(tmp_path: Path, content:
                 (folder / file.name).write_bytes(file.read_bytes())
         (folder / REFERENCE).write_text(content)
 
-    with pytest.raises(ArtifactError, match=rf"{REFERENCE}.*`mean` of every task: click, like, play_time"):
+    with pytest.raises(
+        ArtifactError, match=rf"{REFERENCE}.*`mean` and a histogram of every task: click, like, play_time"
+    ):
         Scorer.load(publish_small(tmp_path, write_files))

@@ -1,6 +1,9 @@
 """Metrics: what a request adds to them, against counts made by hand, and what is there from the start."""
 
+import json
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,11 @@ CONTRACT = {
     "ranking_feature_oov_total",
     "ranking_model_info",
     "ranking_model_loaded_timestamp_seconds",
+    "ranking_model_created_timestamp_seconds",
     "ranking_model_load_total",
+    "ranking_task_score_reference_mean",
+    "ranking_workers",
+    "ranking_worker_restarts_total",
     "ranking_impression_log_total",
     "ranking_impression_log_files_removed_total",
     "ranking_catalogue_lookups_total",
@@ -91,6 +98,28 @@ def test_one_request_counts_what_it_holds(client: TestClient) -> None:
         # float32 sums against float64 sums of three values
         assert sample(client, "ranking_task_score_sum", **labels, task=task) == pytest.approx(sum(scores), rel=1e-6)
     assert sample(client, "ranking_combined_score_bucket", **labels, value_model="default", le="+Inf") == 3
+
+
+def test_a_version_tells_its_age_and_the_answers_it_was_exported_with(client: TestClient, tmp_path: Path) -> None:
+    manifest = json.loads((tmp_path / "tiny/1/manifest.json").read_text())
+    reference = json.loads((tmp_path / "tiny/1/reference_scores.json").read_text())
+    labels = {"model": "tiny", "version": "1"}
+    created = sample(client, "ranking_model_created_timestamp_seconds", **labels)
+    assert datetime.fromtimestamp(created, UTC).isoformat() == manifest["created"]
+    for task, histogram in reference.items():
+        assert sample(client, "ranking_task_score_reference_mean", **labels, task=task) == histogram["mean"]
+
+
+def test_a_worker_counts_as_ready_when_it_can_score(tmp_path: Path) -> None:
+    with client_of(tmp_path, poll_seconds=0.1) as client:
+        assert sample(client, "ranking_workers", state="ready") == 0
+        assert sample(client, "ranking_workers", state="unready") == 1
+        publish_artifact(tmp_path)
+        deadline = time.monotonic() + 60
+        while client.get("/readyz").status_code != 200:
+            assert time.monotonic() < deadline
+        assert sample(client, "ranking_workers", state="ready") == 1
+        assert sample(client, "ranking_workers", state="unready") == 0
 
 
 def test_refusals_are_counted_by_their_status(client: TestClient) -> None:

@@ -1,13 +1,16 @@
 """The written description of the scoring route, held against real requests and answers."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from starlette.testclient import TestClient
 
+from service.metrics import SCORING_CODES
 from service.wire import KEYS
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of
@@ -72,6 +75,33 @@ def test_the_scoring_route_is_described_by_what_it_takes_and_answers(client: Tes
     problem = operation["responses"][str(refused.status_code)]["content"][refused.headers["content-type"]]
     assert conforms(refused.json(), problem["schema"], document)
     assert not conforms(TINY_REQUEST, answered["schema"], document)
+
+
+def test_every_status_that_scoring_can_end_in_is_described(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    every = {str(code) for code in SCORING_CODES} - {"405"}  # a wrong method is no use of the operation
+    # Only the protocol of /v2 allows a Content-Encoding, and it knows no 422.
+    assert set(paths["/v1/rank"]["post"]["responses"]) == every - {"415"}
+    assert set(paths["/v2/models/{name}/infer"]["post"]["responses"]) == every - {"422"}
+
+
+@pytest.mark.parametrize(("given", "status"), [({}, 401), ({"Authorization": "Bearer watcher"}, 403)])
+def test_refusals_of_keys_are_what_the_description_says(tmp_path: Path, given: dict[str, str], status: int) -> None:
+    publish_artifact(tmp_path / "models")
+    entry = {"name": "watcher", "scopes": ["metrics"], "sha256": hashlib.sha256(b"watcher").hexdigest()}
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(yaml.safe_dump({"keys": [entry]}))
+    with client_of(tmp_path / "models", keys_file=keys) as client:
+        document = client.get("/openapi.json").json()
+        operation = document["paths"]["/v1/rank"]["post"]
+        (scheme,) = operation["security"][0]
+        assert document["components"]["securitySchemes"][scheme] == {"type": "http", "scheme": "bearer"}
+        refused = client.post("/v1/rank", json=TINY_REQUEST, headers=given)
+    assert refused.status_code == status
+    described = operation["responses"][str(status)]
+    assert conforms(refused.json(), described["content"][refused.headers["content-type"]]["schema"], document)
+    assert {name.lower() for name in described.get("headers", ())} <= set(refused.headers)
+    assert ("www-authenticate" in refused.headers) == (status == 401)
 
 
 def test_docs_can_be_read(client: TestClient) -> None:

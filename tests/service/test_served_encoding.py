@@ -1,6 +1,7 @@
 """Features as served equal features as trained on: the same values as JSON text, as Python lists and as Arrow."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from model import features
 from model.columns import Column
 from model.features import Encoded, FeatureEncoder, FittedFeatures
 from service import wire
+from service.columnar import read_columnar
 from tests.model.feeds import schema_of
 from training.data import column_from_arrow
 
@@ -89,7 +91,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
 
 def as_served(body: bytes) -> tuple[Encoded, Encoded]:
     """Both blocks as the service makes them of a body."""
-    question = wire.read_columnar(body) or wire.parse(wire.decode(body, 10_000), 10_000)
+    question = read_columnar(body) or wire.parse(wire.decode(body, 10_000), 10_000)
     return encoded(*wire.columns(question, ENCODER), len(question.ids))
 
 
@@ -120,7 +122,7 @@ def as_rows(request: dict[str, Any]) -> dict[str, Any]:
     return {**request, "candidates": rows}
 
 
-def encoded(request: dict[str, Column], candidates: dict[str, Column], rows: int) -> tuple[Encoded, Encoded]:
+def encoded(request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int) -> tuple[Encoded, Encoded]:
     return (
         ENCODER.encode("request", request, 1, as_served=True),
         ENCODER.encode("candidate", candidates, rows, as_served=True),

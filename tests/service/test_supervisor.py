@@ -16,6 +16,7 @@ from uvicorn.supervisors import multiprocess
 from service import supervisor as supervisor_module
 from service.supervisor import MOST_PAUSE_SECONDS, Supervisor
 from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.reliability.load import metric
 from tests.service.running import RunningService
 
 
@@ -153,3 +154,6 @@ def test_a_stopped_worker_of_a_real_service_is_replaced(tmp_path: Path) -> None:
         service.client = type(service.client)(base_url=service.client.base_url, timeout=30, trust_env=False)
         assert service.client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
         assert any(line["message"].startswith("worker died") for line in service.log_lines("feedrank.workers"))
+        assert metric(service.client, "ranking_worker_restarts_total") == 1
+        service.wait_for(lambda: metric(service.client, "ranking_workers", state="ready") == 2)
+        assert metric(service.client, "ranking_workers") == 2

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from model.columns import Column
+from model.features import FeatureEncoder, FittedFeatures
 from model.schema import FeedSchema
 from training.data import column_from_arrow
 
@@ -129,3 +130,20 @@ def test_a_null_inside_a_dictionary_is_a_null() -> None:
 def test_a_column_that_does_not_fit_is_refused(name: str, values: pa.Array, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         convert(name, values)
+
+
+@pytest.mark.parametrize("name", ["string", "strings"])
+@pytest.mark.parametrize("values", [["b", None, "a", "b"], [None, None], []])
+def test_coded_strings_are_the_same_strings_once_each(name: str, values: list[Any]) -> None:
+    given = values if name == "string" else [values, None, [], values[::-1]]
+    chunked = pa.chunked_array([pa.array(given, pa.string() if name == "string" else pa.list_(pa.string()))])
+    whole, coded = (
+        column_from_arrow(FEATURES[name], "string", chunked, is_coded=is_coded) for is_coded in (False, True)
+    )
+    assert shown(coded.decoded()) == shown(whole)
+    assert coded.rows == whole.rows
+    assert len(coded.values) == len(set(coded.values))
+    encoder = FeatureEncoder(COLUMNS, FittedFeatures(numbers={"number": ()}))
+    one, other = (encoder.encode("candidate", {name: column}, whole.rows, as_served=False) for column in (whole, coded))
+    assert [part.tolist() for part in one.block] == [part.tolist() for part in other.block]
+    assert (one.missing, one.oov) == (other.missing, other.oov)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.artifact import ArtifactError
+from model.artifact import REFERENCE, ArtifactError
 from model.embeddings import Embeddings
 from model.scorer import Scorer
 from tests.training_data import Json, sigmoid, small_disk
@@ -144,7 +144,7 @@ def test_golden_requests_hold_real_rows_and_one_of_defaults_alone(run: Run, scor
 
 def test_reference_histograms_count_the_answers_as_served(run: Run, scorer: Scorer) -> None:
     _, expected_BT = measured_answers(run)
-    reference = scorer.reference_scores()
+    reference = scorer.artifact.read_json(REFERENCE)
     for position, task in enumerate(("click", "like", "watch")):
         histogram = reference[task]
         edges, answers = np.array(histogram["edges"]), expected_BT[:, position]

@@ -9,7 +9,7 @@ from tests.training_data import training_file, write_feed
 from training.config import TrainingConfig
 from training.data import Batch, Rows, columns_from_arrow, fit_features, read_splits
 from training.input.memory import MemorySource
-from training.input.source import share
+from training.input.source import filled, share
 from training.run import Run
 
 ROWS, BATCH = 101, 16
@@ -81,3 +81,18 @@ def test_a_process_without_a_row_of_a_batch_gets_one_that_does_not_count(rows: R
     counted = [int(batch.observed_BT[:, 0].sum()) for (batch,) in last]
     assert sorted(counted) == [0, 0, 1, 1, 1, 1, 1]
     assert all(len(batch.targets_BT) == 1 for (batch,) in last)
+
+
+def test_a_filled_batch_has_its_own_rows_and_unknown_ones_behind(rows: Rows) -> None:
+    batch = rows.take(torch.tensor([3, 8]))
+    longer = filled(batch, 4)
+    assert len(longer.targets_BT) == 4
+    assert longer.observed_BT[2:].sum() == 0
+    assert torch.equal(longer.observed_BT[:2], batch.observed_BT)
+    for before, after in ((batch.request, longer.request), (batch.candidate, longer.candidate)):
+        assert torch.equal(after.ids_BK[:2], before.ids_BK)
+        assert after.ids_BK[2:].sum() == 0
+        assert torch.equal(after.list_values_V, before.list_values_V)
+        assert torch.equal(after.list_lengths_LB[:, :2], before.list_lengths_LB)
+        assert after.list_lengths_LB[:, 2:].sum() == 0
+        assert after.numbers_BN.shape[0] == 4

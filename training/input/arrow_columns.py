@@ -53,7 +53,9 @@ class Fault(NamedTuple):
 class LogColumns:
     """The columns that training reads of a log: features, labels, masks, row weights."""
 
-    def __init__(self, schema: FeedSchema, weight: str | None = None) -> None:
+    def __init__(self, schema: FeedSchema, weight: str | None = None, *, is_coded: bool = False) -> None:
+        """Strings are given each once if `is_coded` (model.columns.Column)."""
+        self._is_coded = is_coded
         self._schema = schema
         self._weight = weight
         self._dtypes = dtypes_of(schema)
@@ -66,7 +68,9 @@ class LogColumns:
 
         def take(feature: Feature) -> None:
             values = table.column(feature.name)
-            columns[feature.name] = column_from_arrow(feature, self._dtypes.get(feature.name), values)
+            columns[feature.name] = column_from_arrow(
+                feature, self._dtypes.get(feature.name), values, is_coded=self._is_coded
+            )
 
         def collect(column: str, check: Callable[[], None]) -> None:
             try:
@@ -142,8 +146,11 @@ def floats(values: pa.ChunkedArray) -> NDArray[np.float64]:
     return cast(NDArray[np.float64], values.cast(pa.float64(), safe=False).to_numpy())
 
 
-def column_from_arrow(feature: Feature, dtype: str | None, values: pa.ChunkedArray) -> Column:
-    """A `Column` from an Arrow column. Raises ValueError for a type that does not fit, and for NaN (write null)."""
+def column_from_arrow(
+    feature: Feature, dtype: str | None, values: pa.ChunkedArray, *, is_coded: bool = False
+) -> Column:
+    """A `Column` from an Arrow column, of each string once if `is_coded`. Raises ValueError for a type that does not
+    fit, and for NaN (write null)."""
     values = plain(values)
     if isinstance(feature, NumberFeature):
         numbers_B = floats(values)
@@ -158,24 +165,25 @@ def column_from_arrow(feature: Feature, dtype: str | None, values: pa.ChunkedArr
         if not any(is_kind(values.type) for is_kind in _LIST_KINDS):
             raise ValueError(f"is {values.type}, an id_list needs a list column")
         lengths_B = pc.fill_null(pc.list_value_length(values), 0).to_numpy().astype(np.int64)
-        flat = _ids(dtype, plain(pc.list_flatten(values)), lengths_B)
-        return Column(flat.values, flat.missing, lengths_B)
-    return _ids(dtype, values)
+        return _ids(dtype, plain(pc.list_flatten(values)), lengths_B, is_coded=is_coded)
+    return _ids(dtype, values, is_coded=is_coded)
 
 
-def _ids(dtype: str | None, values: pa.ChunkedArray, lengths_B: NDArray[np.int64] | None = None) -> Column:
+def _ids(
+    dtype: str | None, values: pa.ChunkedArray, lengths_B: NDArray[np.int64] | None = None, *, is_coded: bool
+) -> Column:
     kind = values.type
     missing = values.is_null().to_numpy() if values.null_count else None
     if pa.types.is_null(kind):
         empty: list[str] | NDArray[np.int64] = (
             [""] * len(values) if dtype == "string" else np.zeros(len(values), np.int64)
         )
-        return Column(empty, missing)
+        return Column(empty, missing, lengths_B)
     if dtype == "int64":
         if not pa.types.is_integer(kind):
             raise ValueError(f"is {values.type}, an id of dtype int64 needs an integer column")
         try:
-            return Column(pc.fill_null(values.cast(pa.int64()), 0).to_numpy(), missing)
+            return Column(pc.fill_null(values.cast(pa.int64()), 0).to_numpy(), missing, lengths_B)
         except pa.ArrowInvalid:
             is_bad_V: Mask = pc.fill_null(pc.greater(values, pa.scalar(ID_LIMITS[1], kind)), False).to_numpy()
             if lengths_B is None:
@@ -187,15 +195,17 @@ def _ids(dtype: str | None, values: pa.ChunkedArray, lengths_B: NDArray[np.int64
         raise ValueError(f"is {values.type}, an id of dtype string needs a string column")
     # One Python string per distinct value: rows share it, whatever the column's length.
     encoded = pc.fill_null(values.cast(pa.string()), "").combine_chunks().dictionary_encode()
-    distinct = np.array([*encoded.dictionary.to_pylist(), ""], dtype=object)[:-1]
-    return Column(cast(list[str], distinct[encoded.indices.to_numpy()].tolist()), missing)
+    column = Column(encoded.dictionary.to_pylist(), missing, lengths_B, encoded.indices.to_numpy())
+    return column if is_coded else column.decoded()
 
 
-def columns_from_arrow(schema: FeedSchema, table: pa.Table) -> dict[str, Column]:
+def columns_from_arrow(schema: FeedSchema, table: pa.Table, *, is_coded: bool = False) -> dict[str, Column]:
     """The columns of every feature of a checked table."""
     dtypes = dtypes_of(schema)
     return {
-        feature.name: column_from_arrow(feature, dtypes.get(feature.name), table.column(feature.name))
+        feature.name: column_from_arrow(
+            feature, dtypes.get(feature.name), table.column(feature.name), is_coded=is_coded
+        )
         for feature in schema.features
     }
 

@@ -1,8 +1,8 @@
 """Reads a log by row group, in parts of a few thousand rows: checked, cut to a split, and freed of bad rows.
 
 In: the training file's data and the feed schema. Out: `LogReader`, whose parts are Arrow tables with the features'
-columns. What is held in memory is one part and one row group's compressed pages. Every fault is a ValueError that
-names the file, the row group, the column and the row in that row group.
+columns, strings each once. What is held in memory is one part and one row group's compressed pages. Every fault is a
+ValueError that names the file, the row group, the column and the row in that row group.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from training.input.files import LogFile, LogFiles, with_partition
 from training.input.selection import Selector
 
 # Arrays of so many rows stay in the processor's cache from decoding to encoding.
-PART_ROWS = 16_384
+PART_ROWS = 32_768
 
 
 class Part(NamedTuple):
@@ -43,7 +43,7 @@ class LogReader:
         self.files = LogFiles(config.path)
         self.selector = Selector(config.split)
         self.names = columns_to_read(config, schema)
-        self._columns = LogColumns(schema, config.weight)
+        self._columns = LogColumns(schema, config.weight, is_coded=True)
 
     def refuse_misfit(self, file: LogFile, held: pa.Schema, first: pa.Schema) -> None:
         """Raises ValueError for a file whose columns cannot be used, or have types that do not go with the first
@@ -85,4 +85,4 @@ class LogReader:
         if not part.faults and is_wanted_B.all():
             return part.table, part.columns
         table = part.table.filter(pa.array(is_wanted_B))
-        return table, columns_from_arrow(self.schema, table)
+        return table, columns_from_arrow(self.schema, table, is_coded=True)

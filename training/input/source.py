@@ -10,7 +10,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from model.embeddings import BlockTensors
 from training.data import Batch, Rows
 
 
@@ -40,9 +42,28 @@ def share(rows: int, rank: int, world: int) -> slice:
 
 def take_share(rows: Rows, rows_B: Tensor, rank: int, world: int) -> Batch:
     """A process's part of the global batch of the given row numbers, as long as every other's."""
-    own_B = rows_B[share(len(rows_B), rank, world)]
-    if len(own_B) == -(-len(rows_B) // world):
-        return rows.take(own_B)
-    batch = rows.take(torch.cat([own_B, rows_B[:1]]))
-    batch.observed_BT[-1] = 0.0
-    return batch
+    return filled(rows.take(rows_B[share(len(rows_B), rank, world)]), -(-len(rows_B) // world))
+
+
+def filled(batch: Batch, rows: int) -> Batch:
+    """The batch with rows that do not count behind its own, `rows` in all: ids unknown, lists empty, labels unobserved.
+    They move no weight."""
+    more = rows - len(batch.targets_BT)
+    if not more:
+        return batch
+
+    def longer(values_B: Tensor) -> Tensor:
+        return torch.cat([values_B, values_B.new_zeros(more, *values_B.shape[1:])])
+
+    def longer_block(block: BlockTensors) -> BlockTensors:
+        lengths_LB = functional.pad(block.list_lengths_LB, (0, more))
+        return BlockTensors(longer(block.ids_BK), block.list_values_V, lengths_LB, longer(block.numbers_BN))
+
+    return Batch(
+        longer_block(batch.request),
+        longer_block(batch.candidate),
+        longer(batch.targets_BT),
+        longer(batch.observed_BT),
+        None if batch.weights_B is None else longer(batch.weights_B),
+        None if batch.numbers_B is None else longer(batch.numbers_B),
+    )

@@ -1,0 +1,12 @@
+"""How many workers were replaced: counted by their parent, which stays clear of torch and so of service/metrics.py.
+
+In: a registry. Out: the counter, at 0 in every worker; where workers share a folder of metrics the parent's count is
+one more file of it.
+"""
+
+from prometheus_client import CollectorRegistry, Counter
+
+
+def worker_restarts(registry: CollectorRegistry) -> Counter:
+    """The counter of workers that died and were replaced."""
+    return Counter("ranking_worker_restarts", "Workers that died and were replaced", registry=registry)

@@ -1,0 +1,106 @@
+"""docker-compose.yml: valid to docker-compose itself, pinned, closed, and in step with the code it starts."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.load_test import _parser as load_parser
+from service.__main__ import END_SECONDS
+from service.settings import read_settings
+from training.__main__ import _parser as training_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = ROOT / "docker-compose.yml"
+SERVICES: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
+VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+def test_docker_compose_takes_the_file() -> None:
+    """It checks the file against the published schema, and resolves variables and profiles; no engine is asked."""
+    command = ["docker-compose", "--file", str(COMPOSE), "--profile", "train", "--profile", "load", "config"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(yaml.safe_load(done.stdout)["services"]) == set(SERVICES)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_images_are_pinned(name: str) -> None:
+    """What others publish by digest; what is built here by this version."""
+    service = SERVICES[name]
+    if "build" in service:
+        assert VERSION is not None
+        assert service["image"] == f"feedrank-{service['build']['target']}:{VERSION.group(1)}"
+        assert service["build"]["args"]["VERSION"] == VERSION.group(1)
+    else:
+        assert re.fullmatch(r"\S+:v?\d+\.\d+\.\d+@sha256:[0-9a-f]{64}", service["image"])
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_can_do_no_more_than_they_must(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    if "profiles" not in service:
+        assert service["restart"] == "unless-stopped"
+        assert service["healthcheck"]["retries"] > 0
+
+
+def test_service_is_told_what_it_understands_and_has_time_to_finish(tmp_path: Path) -> None:
+    service = SERVICES["service"]
+    settings = read_settings([], {"FEEDRANK_MODELS": str(tmp_path), **service["environment"]})
+    assert settings.workers == 2
+    known = {f"FEEDRANK_{name.upper()}" for name in type(settings).model_fields}
+    assert set(service["environment"]) <= known
+    grace = float(service["stop_grace_period"].removesuffix("s"))
+    assert grace > settings.drain_seconds + settings.shutdown_seconds + END_SECONDS
+    assert service["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
+
+
+def test_health_check_is_that_of_the_image() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    found = re.search(r"^HEALTHCHECK .*CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    assert found is not None
+    assert SERVICES["service"]["healthcheck"]["test"] == ["CMD", *yaml.safe_load(found.group(1))]
+
+
+def test_training_commands_are_ones_that_training_takes() -> None:
+    (script,) = SERVICES["train"]["command"]
+    commands = [shlex.split(line) for line in script.splitlines() if line.startswith("python")]
+    assert len(commands) == 4
+    for command in commands:
+        assert command[:3] == ["python", "-m", "training"]
+        options = training_parser().parse_args(command[3:])
+        if hasattr(options, "config"):
+            assert (ROOT / options.config).is_file()
+
+
+def test_what_is_mounted_from_the_repository_is_there() -> None:
+    mounted = [volume.split(":")[:2] for service in SERVICES.values() for volume in service.get("volumes", [])]
+    folders = {target: ROOT / source for source, target in mounted if source.startswith("./")}
+    assert all(folder.is_dir() for folder in folders.values())
+    prometheus = folders["/etc/prometheus"]
+    assert f"--config.file=/etc/prometheus/{prometheus.name}.yml" in SERVICES["prometheus"]["command"]
+    assert (prometheus / "prometheus.yml").is_file()
+    # Where Grafana is told to look, its dashboards are mounted, and its data source is the Prometheus of this file.
+    provisioning = folders["/etc/grafana/provisioning"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards/feedrank.yml").read_text())["providers"]
+    assert list(folders[provider["options"]["path"]].glob("*.json"))
+    (source,) = yaml.safe_load((provisioning / "datasources/feedrank.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+
+
+def test_load_goes_to_the_service_and_is_what_the_load_test_takes() -> None:
+    load = SERVICES["load"]
+    assert load["entrypoint"] == ["python", "-m", "deploy.load_test"]
+    options = load_parser().parse_args(load["command"])
+    assert options.url == "http://service:8080"
+    assert options.rate * options.seconds > 0

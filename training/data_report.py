@@ -1,0 +1,223 @@
+"""What a log holds, before anything is trained on it: `python -m training report CONFIG`.
+
+In: a training file. Out: data_report.json and data_report.md in its output folder: rows, label rates and observed
+shares by task, missing and unknown values and list lengths by feature, for each split and each value of the split
+column, and how far each of these has drifted from the training split. One pass over the log in bounded memory.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.progress import track
+
+from model.features import FittedFeatures
+from model.schema import BinaryTask, FeedSchema, IdListFeature, NumberFeature
+from training.config import SplitName
+from training.data_tally import Tally, drift, known_lookups
+from training.input.arrow_columns import columns_from_arrow, plain
+from training.input.bad_rows import BadRows
+from training.input.index import LogIndex
+from training.input.reader import LogReader
+from training.run import write_json, write_text
+
+log = logging.getLogger(__name__)
+
+REPORT_JSON, REPORT_MARKDOWN = "data_report.json", "data_report.md"
+# Values of the split column that are told apart; a column that has more splits rows at random, not by time.
+MOST_PARTITIONS = 100
+OTHERS = "(others)"
+# Jensen-Shannon divergence, bits, from which a feature is named: about where PSI, 8 ln 2 times as much, is at its
+# usual 0.25.
+DRIFTED = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """A report: what it says, as JSON, and what the user should look at."""
+
+    content: dict[str, Any]
+    warnings: tuple[str, ...]
+
+    def write(self, folder: Path) -> Path:
+        """Writes both files, and returns the Markdown's path."""
+        write_json(folder / REPORT_JSON, self.content)
+        write_text(folder / REPORT_MARKDOWN, "\n".join(_markdown(self.content)) + "\n")
+        return folder / REPORT_MARKDOWN
+
+
+def data_report(
+    reader: LogReader, index: LogIndex, fitted: FittedFeatures | None = None, *, show: bool = True
+) -> DataReport:
+    """Reads the log once. Without what was `fitted`, unknown ids are counted for vocabularies of the schema alone.
+
+    Raises ValueError for faults in the data and for a task whose training labels are all alike."""
+    schema = reader.schema
+    tallies = _tally(reader, index, fitted, show=show)
+    splits = {split: Tally(schema) for split in reader.selector.selections}
+    for (split, _), tally in tallies.items():
+        splits[split].merge(tally)
+    refuse_constant_labels(schema, splits["train"])
+    has_vocabulary = set(known_lookups(schema, fitted))
+    content = {
+        "data": str(reader.config.path),
+        "content": index.content(),
+        "split_column": reader.selector.column,
+        "left_out": index.skipped,
+        "splits": {
+            split: _described(schema, tally, splits["train"], has_vocabulary) for split, tally in splits.items()
+        },
+        "partitions": [
+            {"split": split, "value": value, **_described(schema, tally, splits["train"], has_vocabulary)}
+            for (split, value), tally in sorted(tallies.items(), key=lambda item: str(item[0]))
+        ],
+    }
+    warnings = tuple(_warnings(schema, content))
+    return DataReport({**content, "warnings": list(warnings)}, warnings)
+
+
+def refuse_constant_labels(schema: FeedSchema, train: Tally) -> None:
+    """Raises ValueError for a task that has nothing to learn in the training split."""
+    for task in schema.tasks:
+        observed, least, most = (which[task.name] for which in (train.observed, train.label_least, train.label_most))
+        if not observed:
+            raise ValueError(f"task {task.name}: no row of split train has a label (mask '{task.mask}' is never 1)")
+        if least == most:
+            raise ValueError(
+                f"task {task.name}: label '{task.label}' is {least:g} in all {observed:,} rows of split train that "
+                "count; mend the column, or leave the task out (tasks: [...])"
+            )
+
+
+def _tally(
+    reader: LogReader, index: LogIndex, fitted: FittedFeatures | None, *, show: bool
+) -> dict[tuple[SplitName, str], Tally]:
+    schema, lookups = reader.schema, known_lookups(reader.schema, fitted)
+    tallies: dict[tuple[SplitName, str], Tally] = {}
+    groups = sorted(
+        {(group.file, group.group) for split in reader.selector.selections for group in index.groups(split)}
+    )
+    console = Console(stderr=True, quiet=not show)
+    bad_rows = BadRows(reader.config.max_bad_rows)
+    for number, group in track(groups, "data report", console=console, disable=not (show and console.is_terminal)):
+        file = reader.files.files[number]
+        with reader.files.opened(file) as parquet:
+            for part in reader.parts(file, parquet, group):
+                for split, mask in reader.selector.masks(part.table.column(reader.selector.column), part.place).items():
+                    is_in_B = mask.to_numpy()
+                    if not is_in_B.any():
+                        continue
+                    table, columns = reader.wanted(part, is_in_B, bad_rows)
+                    for value, rows_B in _by_value(table, reader.selector.column):
+                        value = value if (split, value) in tallies or len(tallies) < MOST_PARTITIONS else OTHERS
+                        tally = tallies.setdefault((split, value), Tally(schema))
+                        if rows_B is None:
+                            tally.add(schema, table, columns, lookups)
+                        else:
+                            some = table.take(pa.array(rows_B))
+                            tally.add(schema, some, columns_from_arrow(schema, some, is_coded=True), lookups)
+    return tallies
+
+
+def _by_value(table: pa.Table, column: str) -> Iterator[tuple[str, np.ndarray[Any, Any] | None]]:
+    """Each value of a column, as text, with its rows; None for all of them."""
+    if not table.num_rows:
+        return
+    encoded = plain(table.column(column)).combine_chunks().dictionary_encode()
+    codes_B = pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy()
+    names = [*map(str, encoded.dictionary.to_pylist()), "null"]
+    held = np.unique(codes_B).tolist()
+    for code in held:
+        yield names[code], None if len(held) == 1 else np.flatnonzero(codes_B == code)
+
+
+def _described(schema: FeedSchema, tally: Tally, train: Tally, has_vocabulary: set[str]) -> dict[str, Any]:
+    drifts = drift(schema, tally, train)
+    tasks, features = {}, {}
+    for task in schema.tasks:
+        observed = tally.observed[task.name]
+        rate = tally.label_sum[task.name] / observed if observed else None
+        reference = train.label_sum[task.name] / max(train.observed[task.name], 1)
+        tasks[task.name] = {
+            "observed_share": _share(observed, tally.rows),
+            "label_rate" if isinstance(task, BinaryTask) else "label_mean": rate,
+            "against_train": rate / reference if rate is not None and reference else None,
+            "is_constant": bool(observed) and tally.label_least[task.name] == tally.label_most[task.name],
+        }
+    for feature in schema.features:
+        counts = tally.features[feature.name]
+        about: dict[str, Any] = {"missing_share": _share(counts.missing, tally.rows), "drift": drifts[feature.name]}
+        if feature.name in has_vocabulary:
+            about["unknown_share"] = _share(counts.unknown, counts.values)
+        if isinstance(feature, IdListFeature):
+            about |= {
+                "mean_length": _share(counts.values, tally.rows),
+                "longest": counts.longest,
+                "cut_share": _share(counts.cut, tally.rows),
+            }
+        features[feature.name] = about
+    return {"rows": tally.rows, "tasks": tasks, "features": features}
+
+
+def _share(count: int, of: int) -> float | None:
+    return count / of if of else None
+
+
+def _warnings(schema: FeedSchema, content: dict[str, Any]) -> Iterator[str]:
+    for split, about in content["splits"].items():
+        for name, task in about["tasks"].items():
+            if task["is_constant"] or not task["observed_share"]:
+                yield f"task {name}: split {split} has one label only"
+        for name, feature in about["features"].items():
+            if feature["missing_share"] == 1:
+                yield f"feature {name}: missing in every row of split {split}"
+            if split != "train" and feature["drift"] >= DRIFTED:
+                yield f"feature {name}: drift {feature['drift']:.3f} from split train to {split}"
+    for feature in schema.features:
+        if isinstance(feature, NumberFeature):
+            continue
+        unknown = content["splits"]["validation"]["features"][feature.name].get("unknown_share")
+        if unknown is not None and unknown >= 0.5:
+            yield f"feature {feature.name}: {unknown:.0%} of its ids in split validation are unknown"
+
+
+def _markdown(content: dict[str, Any]) -> list[str]:
+    lines = [f"# Data report: {content['data']}", ""]
+    lines += [f"- {warning}" for warning in content["warnings"]] or ["No warning."]
+    lines += [f"- left out, {count:,} rows: {reason}" for reason, count in content["left_out"].items()]
+    parts = [
+        *((split, "all", about) for split, about in content["splits"].items()),
+        *((about["split"], about["value"], about) for about in content["partitions"]),
+    ]
+    tasks = list(parts[0][2]["tasks"])
+    column = content["split_column"]
+    lines += ["", "## Labels: rate or mean (share of rows that count)", ""]
+    lines += [f"| split | {column} | rows | {' | '.join(tasks)} |", "|---" * (3 + len(tasks)) + "|"]
+    for split, value, about in parts:
+        cells = []
+        for task in about["tasks"].values():
+            rate = task.get("label_rate", task.get("label_mean"))
+            cells.append("-" if rate is None else f"{rate:.4g} ({task['observed_share']:.0%})")
+        lines.append(f"| {split} | {value} | {about['rows']:,} | {' | '.join(cells)} |")
+    lines += ["", "## Features, by split: missing / unknown / drift from train (Jensen-Shannon, bits)", ""]
+    splits = list(content["splits"])
+    lines += [f"| feature | {' | '.join(splits)} | most drifted part |", "|---" * (2 + len(splits)) + "|"]
+    for name in parts[0][2]["features"]:
+        cells = [_feature_cell(content["splits"][split]["features"][name]) for split in splits]
+        worst = max(content["partitions"], key=lambda part: part["features"][name]["drift"])
+        cells.append(f"{worst['split']} {worst['value']}: {worst['features'][name]['drift']:.3f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _feature_cell(about: dict[str, Any]) -> str:
+    shares = [about["missing_share"], about.get("unknown_share")]
+    shown = [*("-" if share is None else f"{share:.1%}" for share in shares), f"{about['drift']:.3f}"]
+    lengths = f", {about['mean_length']:.1f} long" if about.get("mean_length") is not None else ""
+    return " / ".join(shown) + lengths

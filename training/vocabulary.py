@@ -1,0 +1,77 @@
+"""Fits a feed's features beforehand, and reports what becomes of its ids.
+
+    python -m training vocabulary CONFIG [--out FILE] [--processes N]
+
+In: a training file. Out: FILE (default: fitted_features.json in the folder <output>-fitted), which training files then
+name as `fitted`, and the report beside it, FILE with -report.json and -report.md for its ending. Killed at any moment
+and started again, it goes on where it was (fitting.py); FILE is replaced in one step.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from model.fitted import FittingPass
+from model.schema import FeedSchema
+from training.config import SplitName, TrainingConfig
+from training.fitted_file import write_fitted
+from training.fitting import fit_log
+from training.id_report import as_markdown, table_reports
+from training.run import CONFIG, FITTED, locked, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+
+def build_vocabulary(config: TrainingConfig, out: Path | None = None, *, processes: int = 1, show: bool = True) -> Path:
+    """Fits and reports, and returns the file. Raises ValueError for what the user can mend."""
+    if processes < 1:
+        raise ValueError(f"--processes {processes}: must be at least 1")
+    schema = config.feed_schema()
+    out = out or config.output.with_name(f"{config.output.name}-fitted") / FITTED
+    if (out.parent / CONFIG).exists():
+        raise ValueError(f"{out.parent}: is the folder of a run; name a file somewhere else (--out)")
+    work = out.with_name(f".{out.stem}-work")
+    with locked(work):
+        passes: dict[SplitName, FittingPass] = {
+            split: fit_split(config, schema, split, work, processes, show=show) for split in ("train", "validation")
+        }
+        train, validation = passes["train"], passes["validation"]
+        fitted = train.finish()
+        reports = table_reports(schema, fitted, train.counts, validation.counts)
+        write_fitted(out, schema, fitted)
+        write_json(
+            out.with_name(f"{out.stem}-report.json"),
+            {
+                "rows": {split: fitting.rows for split, fitting in passes.items()},
+                "split": config.data.split.model_dump(mode="json"),
+                "rank_errors": train.rank_errors,
+                "tables": [report.model_dump(mode="json") for report in reports],
+            },
+        )
+        write_text(out.with_name(f"{out.stem}-report.md"), as_markdown(reports, train.rows, validation.rows))
+        shutil.rmtree(work)
+    for report in reports:
+        if report.undercount:
+            log.warning("table %s: counts are too low by %d at most; see the report", report.name, report.undercount)
+    return out
+
+
+def fit_split(
+    config: TrainingConfig, schema: FeedSchema, split: SplitName, work: Path, processes: int = 1, *, show: bool
+) -> FittingPass:
+    """A pass over a split (fitting.py) with its progress shown; `work` keeps what was read, and is the caller's to
+    remove."""
+    console = Console(stderr=True, quiet=not show)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not (show and console.is_terminal)) as bar:
+        task = bar.add_task(f"fitting on {split}", total=None)
+
+        def done(rows: int, of: int) -> None:
+            bar.update(task, advance=rows, total=of)
+            if show and not console.is_terminal:
+                log.info("%s: %d of %d rows", split, bar.tasks[0].completed, of)
+
+        return fit_log(config.data, schema, split, work, processes=processes, done=done)
