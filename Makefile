@@ -37,7 +37,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
-	bench-quality bench-census bench-training bench-networks bench-balancing bench-serving bench-workers \
+	bench-quality bench-census bench-training bench-input bench-networks bench-balancing bench-serving bench-workers \
 	bench-start bench-parity bench-reliability bench-compare clean
 
 help: ## this list
@@ -156,6 +156,9 @@ bench-census: $(STAMP) ## quality on Census-Income, five seeds
 
 bench-training: $(STAMP) ## training rows per CPU second, peak memory
 	@exec $(PY) -m benchmarks.training_speed $(ARGS)
+
+bench-input: $(STAMP) ## rows per CPU second of input alone, memory of a stream (ARGS="--rows 100000000")
+	@exec $(PY) -m benchmarks.input_speed $(ARGS)
 
 bench-networks: $(STAMP) ## CPU time of a training step of AdaTT-sp, against a module per expert
 	@exec $(PY) -m benchmarks.network_speed $(ARGS)

@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
     command.set_defaults(run=_train)
 
+    command = commands.add_parser("report", help="what a training file's data holds: labels, missing, unknown, drift")
+    command.add_argument("config", type=Path, metavar="CONFIG")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
+    command.set_defaults(run=_report)
+
     command = commands.add_parser("evaluate", help="measure a finished run on a split")
     command.add_argument("folder", type=Path, metavar="RUN")
     command.add_argument("--split", choices=["train", "validation", "test"], default="test")
@@ -199,6 +204,13 @@ def _train(options: argparse.Namespace) -> None:
     from training.train import train
 
     train(TrainingConfig.load(options.config, options.set))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from training.config import TrainingConfig
+    from training.data_report import report_of_file
+
+    print(report_of_file(TrainingConfig.load(options.config, options.set)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -2,9 +2,10 @@
 
     python -m training train configs/simulated.yaml [--set key=value ...]
 
-Reads the feed schema and the Parquet folder, fits the features on the training split, trains with early stopping on
-the validation split, and keeps `last` and `best` checkpoints. Killed at any moment and started again, it resumes from
-`last` and ends with the same weights, bit for bit, as a run that was left alone (same thread count).
+Reads the feed schema and the Parquet folder (input/splits.py: into memory, or as a stream), fits the features on the
+training split, trains with early stopping on the validation split, and keeps `last` and `best` checkpoints. Killed at
+any moment and started again, it resumes from `last` and ends with the same weights, bit for bit, as a run that was left
+alone (same thread count).
 
 validation.py answers the validation split, history.py says what is logged, divergence.py why a run stopped.
 """
@@ -12,7 +13,7 @@ validation.py answers the validation split, history.py says what is logged, dive
 import logging
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,14 +25,12 @@ from model.schema import FeedSchema
 from training import checkpoint
 from training.balancing import Balancing
 from training.config import TrainingConfig
-from training.data import Rows, columns_from_arrow, fit_features, read_splits
+from training.data import Rows
 from training.divergence import diverged
-from training.fitted_file import read_fitted
 from training.history import OBJECTIVE, VALIDATION, write_log
-from training.id_report import reports_of_columns, write_id_report
 from training.initial_weights import load_initial_weights
-from training.input.memory import MemorySource
 from training.input.source import Source
+from training.input.splits import open_splits
 from training.losses import TaskLosses
 from training.optimizers import Optimizers
 from training.progress import TrainingProgress
@@ -60,19 +59,11 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
     torch.set_num_threads(config.threads)
     schema = config.feed_schema()
     with locked(config.output):
-        tables = read_splits(config.data, schema, ("train", "validation"))
-        columns = {split: columns_from_arrow(schema, table) for split, table in tables.items()}
-        if config.fitted is not None:
-            fitted = read_fitted(config.fitted, schema)
-        else:
-            fitted = fit_features(schema, tables["train"], columns["train"])
-        run = _open_or_create(config, schema, fitted)
-        write_id_report(run.path, reports_of_columns(schema, fitted, columns["train"], columns["validation"]))
-        rows = {}
-        for split, table in tables.items():
-            weight = config.data.weight if split == "train" else None
-            rows[split] = Rows.encode(schema, run.encoder, table, columns[split], as_served=False, weight=weight)
-        _fit(run, MemorySource(rows["train"], config.batch_size, config.seed), rows["validation"], show=show)
+        splits = open_splits(config, schema, show=show)
+        run = _open_or_create(config, schema, splits.fitted())
+        splits.report(run)
+        source, validation_rows = splits.encoded(run.encoder)
+        _fit(run, source, validation_rows, splits.left_out, show=show)
     return run
 
 
@@ -103,7 +94,7 @@ def _differs(output: Path, different: list[str]) -> ValueError:
     )
 
 
-def _fit(run: Run, source: Source, validation_rows: Rows, *, show: bool) -> None:
+def _fit(run: Run, source: Source, validation_rows: Rows, left_out: Mapping[str, int], *, show: bool) -> None:
     config = run.config
     torch.manual_seed(config.seed)
     ranker = run.new_ranker()
@@ -177,7 +168,7 @@ def _fit(run: Run, source: Source, validation_rows: Rows, *, show: bool) -> None
                     loss_sums_T.zero_()
                     ranker.train()
                     last_saved = time.monotonic()
-    _write_summary(run, progress, source.rows, len(validation_rows))
+    _write_summary(run, progress, source.rows, len(validation_rows), left_out)
 
 
 def _resume(
@@ -232,7 +223,11 @@ def _end_point(
     return f"{place}: validation {line[OBJECTIVE]:.4f}{' *' if is_best else ''}  ({shown})"
 
 
-def _write_summary(run: Run, progress: Progress, train_rows: int, validation_rows: int) -> None:
+def _write_summary(
+    run: Run, progress: Progress, train_rows: int, validation_rows: int, left_out: Mapping[str, int]
+) -> None:
+    for reason, rows in left_out.items():
+        log.warning("%d rows were left out: %s", rows, reason)
     summary = {
         "status": "finished",
         "epochs": progress.epoch,
@@ -240,6 +235,7 @@ def _write_summary(run: Run, progress: Progress, train_rows: int, validation_row
         "best_rows": _best_rows(progress, train_rows),
         "best_objective": progress.best_objective,
         "rows": {"train": train_rows, "validation": validation_rows},
+        "rows_left_out": dict(left_out),
         "seconds": round(progress.seconds, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "libraries": library_versions(),
