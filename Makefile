@@ -38,7 +38,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-training bench-input bench-networks bench-balancing bench-serving bench-workers \
-	bench-start bench-parity bench-reliability bench-compare clean
+	bench-start bench-score bench-parity bench-reliability bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -120,10 +120,11 @@ export: $(STAMP) ## publish a training run as the next artifact version (RUN=DIR
 serve: $(STAMP) ## serve the published models (MODELS=models, PORT=, ARGS=)
 	@exec $(PY) -m service --models "$(MODELS)" $(if $(PORT),--port $(PORT)) $(ARGS)
 
-# $(1) the target of the Dockerfile
+# $(1) the target of the Dockerfile. Only docker's own format has health checks.
 define build_image
 	@[ -n "$(ENGINE)" ] || { echo "make image needs docker, podman or buildah, or ENGINE=COMMAND" >&2; exit 2; }
-	@exec $(ENGINE) build --target $(1) --tag feedrank-$(1):$(VERSION) --build-arg DEVICE=$(DEVICE) \
+	@exec $(ENGINE) build $(if $(filter %docker,$(ENGINE)),,--format docker) --target $(1) \
+		--tag feedrank-$(1):$(VERSION)$(if $(filter gpu,$(DEVICE)),-gpu) --build-arg DEVICE=$(DEVICE) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=40 --match=) \
 		$(if $(TORCH_INDEX),--build-arg PIP_EXTRA_INDEX_URL="$(TORCH_INDEX)") $(ARGS) .
 endef
@@ -174,6 +175,9 @@ bench-workers: $(STAMP) ## threads and workers: CPU time, growth, memory, what b
 
 bench-start: $(STAMP) ## seconds from exec to ready, memory of one and of each further worker
 	@exec $(PY) -m benchmarks.start $(ARGS)
+
+bench-score: $(STAMP) ## batch scoring, rows per CPU second against the loop people write
+	@exec $(PY) -m benchmarks.batch_scoring $(ARGS)
 
 bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure
 	@exec $(PY) -m benchmarks.score_parity $(ARGS)
