@@ -4,13 +4,14 @@ Relative paths are relative to the folder the command is run in. `--set optimize
 one key; unknown keys are refused with the nearest valid one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
 from model.ranker import NetworkConfig
 from model.schema import FeedSchema
@@ -109,11 +110,44 @@ class DenseOptimizer(StrictModel):
 
 
 class OptimizerConfig(StrictModel):
-    """Optimizers and the schedule of both: cosine falls from the learning rate to 0 over all epochs."""
+    """Optimizers and the schedule of all: cosine falls from the learning rate to 0 over all epochs; over
+    `warm_up_steps` steps the rates rise linearly to their schedule. `clip_norm` bounds the norm of the dense part's
+    gradient, and that of the gradient at the embedding row, from which all tables learn."""
 
     tables: TablesOptimizer = TablesOptimizer()
     dense: DenseOptimizer = DenseOptimizer()
     schedule: Literal["constant", "cosine"] = "constant"
+    warm_up_steps: NonNegativeInt = 0
+    clip_norm: PositiveFinite | None = None
+
+    def rate_factor(self, step: int, total_steps: int) -> float:
+        """What the learning rates are multiplied by at a step (0-based)."""
+        factor = 1.0
+        if self.schedule == "cosine":
+            factor = 0.5 * (1.0 + math.cos(math.pi * step / total_steps))
+        return factor * min(1.0, (step + 1) / self.warm_up_steps) if self.warm_up_steps else factor
+
+
+Sharding = Literal["auto", "table_wise", "row_wise", "data_parallel"]
+
+
+class TableConfig(StrictModel):
+    """What one embedding table has of its own; by default what all have."""
+
+    sharding: Sharding | None = None
+    optimizer: TablesOptimizer | None = None
+
+
+class EmbeddingsConfig(StrictModel):
+    """Who computes the embedding tables, and how several processes share them.
+
+    `engine: torch` is plain torch for machines where no build of fbgemm fits (one process); auto takes TorchRec where
+    it runs. Tables of fused optimizers are sharded: row_wise, table_wise, or (auto) as TorchRec's planner chooses;
+    those of optimizer adam have dense gradients and a copy in every process, data_parallel."""
+
+    engine: Literal["auto", "torchrec", "torch"] = "auto"
+    sharding: Sharding = "auto"
+    tables: dict[str, TableConfig] = Field(default_factory=dict)
 
 
 class EarlyStopping(StrictModel):
@@ -146,6 +180,12 @@ class TrainingConfig(StrictModel):
     # More threads than idle cores make OpenMP spin and training many times slower: raise it on a machine of your own.
     threads: PositiveInt = 1
     checkpoint_seconds: PositiveFinite = 60.0
+    # The newest checkpoints that are kept beside the best one; a damaged one is passed over for the one before it.
+    checkpoints_kept: PositiveInt = 2
+    device: Literal["cpu", "cuda"] = "cpu"
+    # Of the dense part: tf32 (GPU) rounds what is multiplied, bfloat16 computes by autocast; weights stay float32.
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -154,6 +194,8 @@ class TrainingConfig(StrictModel):
                 f"balancing: {self.balancing.kind} compares the tasks' gradients at the embeddings they share, and "
                 "network.fusion.own_embeddings shares none; use kind: none or uncertainty, or own_embeddings: false"
             )
+        if self.precision == "tf32" and self.device == "cpu":
+            raise ValueError("precision: tf32 is a format of GPUs; with device: cpu use float32")
         return self
 
     @classmethod
