@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
 from training.config import TrainingConfig
+from training.processes import end_with_launcher
 
 T = TypeVar("T")
 
@@ -124,6 +125,7 @@ def joined(device: str) -> Iterator[Ranks]:
         warnings.filterwarnings("ignore", message=words, category=FutureWarning)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     if world > 1:
+        end_with_launcher()
         dist.init_process_group(backend)
     else:  # TorchRec trains on a GPU by way of a group, if only of one
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)

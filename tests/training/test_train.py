@@ -52,8 +52,7 @@ def finish(config: TrainingConfig) -> Run:
 
 
 def log_of(run: Run) -> list[dict[str, str]]:
-    with (run.path / LOG).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader((run.path / LOG).read_text(encoding="utf-8").splitlines()))
 
 
 def assert_same_run(one: Run, other: Run) -> None:
