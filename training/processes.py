@@ -17,8 +17,8 @@ def belong_to_parent() -> None:
 
 
 def end_with_launcher() -> None:
-    """Has a process that a launcher (torchrun) started end when that is killed: nobody else would restart it, or stop it
-    where it waits for another that is gone."""
+    """Has a process that a launcher (torchrun) started end when that is killed: nobody else would restart it, or stop
+    it where it waits for another that is gone."""
     launcher = os.getppid()
 
     def watch() -> None:
