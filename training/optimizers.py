@@ -18,7 +18,7 @@ from model.embeddings import ADAGRAD_EPSILON, TableOptimizer
 from model.ranker import Ranker
 from training.balancing import Balancing
 from training.config import OptimizerConfig
-from training.rowwise_adagrad import RowwiseAdagrad
+from training.sparse_adagrad import SparseAdagrad
 
 
 class Optimizers:
@@ -114,9 +114,8 @@ def _sparse_optimizer(how: TableOptimizer, parameters: list[torch.nn.Parameter])
     """fbgemm's fused rules on sparse gradients."""
     if how.fused == "sgd":
         return torch.optim.SGD(parameters, lr=how.learning_rate)
-    if how.fused == "adagrad":
-        return torch.optim.Adagrad(parameters, lr=how.learning_rate, eps=ADAGRAD_EPSILON)
-    return RowwiseAdagrad(parameters, lr=how.learning_rate, eps=ADAGRAD_EPSILON)
+    rowwise = how.fused == "rowwise_adagrad"
+    return SparseAdagrad(parameters, lr=how.learning_rate, eps=ADAGRAD_EPSILON, rowwise=rowwise)
 
 
 class _ClippedOnTheWayBack(torch.autograd.Function):
