@@ -104,7 +104,7 @@ class TablesOptimizer(StrictModel):
 class DenseOptimizer(StrictModel):
     """The optimizer of everything that is not an embedding table."""
 
-    kind: Literal["adam"] = "adam"
+    kind: Literal["adam", "sgd"] = "adam"
     learning_rate: PositiveFinite = 1e-3
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
@@ -209,6 +209,12 @@ class TrainingConfig(StrictModel):
             )
         common = self.embeddings.sharding
         named = {name: table.optimizer or self.optimizer.tables for name, table in self.embeddings.tables.items()}
+        if self.optimizer.dense.kind == "sgd" and "adam" in {
+            one.kind for one in (self.optimizer.tables, *named.values())
+        }:
+            raise ValueError(
+                "optimizer: tables of optimizer adam step with the dense part, which has sgd; give both one"
+            )
         _check_sharding("all tables", common, self.optimizer.tables)
         for name, optimizer in named.items():
             _check_sharding(f"table '{name}'", self.embeddings.tables[name].sharding, optimizer)

@@ -52,7 +52,10 @@ class Optimizers:
         if balancing is not None and learned:
             groups.append({"params": learned, "lr": balancing.learning_rate, "weight_decay": 0.0})
         # fused=True: one kernel for all parameters; the rule is Adam's own (Kingma and Ba).
-        self._dense = torch.optim.Adam(groups, fused=True)
+        is_adam = config.dense.kind == "adam"
+        self._dense: torch.optim.Optimizer = (
+            torch.optim.Adam(groups, fused=True) if is_adam else torch.optim.SGD(groups)
+        )
         self._rates: list[float] = [group["lr"] for group in groups]
 
     def zero_grad(self) -> None:

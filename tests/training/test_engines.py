@@ -105,6 +105,10 @@ def test_rates_rise_to_their_schedule(tmp_path: Path) -> None:
         (["embeddings.tables={vdeo: {sharding: row_wise}}"], "unknown table 'vdeo'; did you mean 'video'"),
         (["embeddings.sharding=data_parallel"], "data_parallel.*optimizer adam"),
         (["embeddings.tables={tab: {sharding: row_wise, optimizer: {kind: adam}}}"], "'tab'.*adam.*data_parallel"),
+        (
+            ["optimizer.dense.kind=sgd", "optimizer.tables.kind=adam"],
+            "tables of optimizer adam step with",
+        ),
         (["precision=tf32"], "precision: tf32 is a format of GPUs"),
     ],
 )
