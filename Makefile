@@ -37,8 +37,8 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
-	bench-quality bench-census bench-training bench-input bench-networks bench-balancing bench-serving bench-workers \
-	bench-start bench-score bench-parity bench-reliability bench-compare clean
+	bench-quality bench-census bench-training bench-distributed bench-kills bench-tables bench-input bench-networks \
+	bench-balancing bench-serving bench-workers bench-start bench-score bench-parity bench-reliability bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -160,6 +160,15 @@ bench-training: $(STAMP) ## training rows per CPU second, peak memory
 
 bench-input: $(STAMP) ## rows per CPU second of input alone, memory of a stream (ARGS="--rows 100000000")
 	@exec $(PY) -m benchmarks.input_speed $(ARGS)
+
+bench-distributed: $(STAMP) ## two processes beside one: losses, rows per second
+	@exec $(PY) -m benchmarks.distributed $(ARGS)
+
+bench-kills: $(STAMP) ## kill -9 at twenty random moments of training, and what is left (ARGS="--processes 2")
+	@exec $(PY) -m benchmarks.kills $(ARGS)
+
+bench-tables: $(STAMP) ## step time and peak memory from 1M to 100M rows of tables (ARGS="--rows 1 10")
+	@exec $(PY) -m benchmarks.table_sizes $(ARGS)
 
 bench-networks: $(STAMP) ## CPU time of a training step of AdaTT-sp, against a module per expert
 	@exec $(PY) -m benchmarks.network_speed $(ARGS)

@@ -120,7 +120,7 @@ class TablesOptimizer(StrictModel):
 class DenseOptimizer(StrictModel):
     """The optimizer of everything that is not an embedding table."""
 
-    kind: Literal["adam"] = "adam"
+    kind: Literal["adam", "sgd"] = "adam"
     learning_rate: PositiveFinite = 1e-3
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
@@ -164,6 +164,19 @@ class EmbeddingsConfig(StrictModel):
     engine: Literal["auto", "torchrec", "torch"] = "auto"
     sharding: Sharding = "auto"
     tables: dict[str, TableConfig] = Field(default_factory=dict)
+
+
+def _check_sharding(whose: str, sharding: Sharding | None, optimizer: TablesOptimizer) -> None:
+    if sharding == "data_parallel" and optimizer.kind != "adam":
+        raise ValueError(
+            f"embeddings: {whose}: data_parallel, a copy in every process, needs the dense gradients of optimizer "
+            f"adam (got {optimizer.kind}); use row_wise, table_wise or auto"
+        )
+    if sharding in ("row_wise", "table_wise") and optimizer.kind == "adam":
+        raise ValueError(
+            f"embeddings: {whose}: optimizer adam has dense gradients and a copy in every process: use "
+            f"data_parallel or auto (got {sharding}), or another optimizer"
+        )
 
 
 class EarlyStopping(StrictModel):
@@ -224,6 +237,17 @@ class TrainingConfig(StrictModel):
                 f"balancing: {self.balancing.kind} compares the tasks' gradients at the embeddings they share, and "
                 "network.fusion.own_embeddings shares none; use kind: none or uncertainty, or own_embeddings: false"
             )
+        common = self.embeddings.sharding
+        named = {name: table.optimizer or self.optimizer.tables for name, table in self.embeddings.tables.items()}
+        if self.optimizer.dense.kind == "sgd" and "adam" in {
+            one.kind for one in (self.optimizer.tables, *named.values())
+        }:
+            raise ValueError(
+                "optimizer: tables of optimizer adam step with the dense part, which has sgd; give both one"
+            )
+        _check_sharding("all tables", common, self.optimizer.tables)
+        for name, optimizer in named.items():
+            _check_sharding(f"table '{name}'", self.embeddings.tables[name].sharding, optimizer)
         if self.precision == "tf32" and self.device == "cpu":
             raise ValueError("precision: tf32 is a format of GPUs; with device: cpu use float32")
         return self

@@ -18,7 +18,7 @@ from model.embeddings import ADAGRAD_EPSILON, TableOptimizer
 from model.ranker import Ranker
 from training.balancing import Balancing
 from training.config import OptimizerConfig
-from training.rowwise_adagrad import RowwiseAdagrad
+from training.sparse_adagrad import SparseAdagrad
 
 
 class Optimizers:
@@ -52,7 +52,10 @@ class Optimizers:
         if balancing is not None and learned:
             groups.append({"params": learned, "lr": balancing.learning_rate, "weight_decay": 0.0})
         # fused=True: one kernel for all parameters; the rule is Adam's own (Kingma and Ba).
-        self._dense = torch.optim.Adam(groups, fused=True)
+        is_adam = config.dense.kind == "adam"
+        self._dense: torch.optim.Optimizer = (
+            torch.optim.Adam(groups, fused=True) if is_adam else torch.optim.SGD(groups)
+        )
         self._rates: list[float] = [group["lr"] for group in groups]
 
     def zero_grad(self) -> None:
@@ -114,9 +117,8 @@ def _sparse_optimizer(how: TableOptimizer, parameters: list[torch.nn.Parameter])
     """fbgemm's fused rules on sparse gradients."""
     if how.fused == "sgd":
         return torch.optim.SGD(parameters, lr=how.learning_rate)
-    if how.fused == "adagrad":
-        return torch.optim.Adagrad(parameters, lr=how.learning_rate, eps=ADAGRAD_EPSILON)
-    return RowwiseAdagrad(parameters, lr=how.learning_rate, eps=ADAGRAD_EPSILON)
+    rowwise = how.fused == "rowwise_adagrad"
+    return SparseAdagrad(parameters, lr=how.learning_rate, eps=ADAGRAD_EPSILON, rowwise=rowwise)
 
 
 class _ClippedOnTheWayBack(torch.autograd.Function):

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from training.config import TrainingConfig
 from training.processes import end_with_launcher
@@ -126,7 +127,11 @@ def joined(device: str) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     if world > 1:
         end_with_launcher()
-        dist.init_process_group(backend)
+        # torch 2.13 lets processes that torchrun has started again read in its store what the dead wrote there, and
+        # wait for them for ever.
+        store, _, _ = next(rendezvous("env://"))
+        again = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=again, rank=rank, world_size=world)
     else:  # TorchRec trains on a GPU by way of a group, if only of one
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     if rank:

@@ -82,7 +82,7 @@ class Sharder:
         tables: Any = collection.embedding_bag_configs()  # type: ignore[operator]
         constraints = {
             table.name: ParameterConstraints(
-                sharding_types=self._types(table.name, table.num_embeddings), compute_kernels=["fused"]
+                sharding_types=self.types(table.name, table.num_embeddings), compute_kernels=["fused"]
             )
             for table in tables
         }
@@ -106,7 +106,8 @@ class Sharder:
         DistributedModelParallel(whole, device=self._ranks.device, plan=plan, sharders=sharders)
         return whole.collection
 
-    def _types(self, table: str, rows: int) -> list[str]:
+    def types(self, table: str, rows: int) -> list[str]:
+        """The ways in which a table may be sharded. Raises ValueError where it cannot be as it is asked for."""
         wanted = sharding_of(self._config, table)
         # A process without a row of a table that is sharded by rows is more than fbgemm takes.
         is_too_small = -(-rows // self._ranks.world) * (self._ranks.world - 1) >= rows > 0 and self._ranks.world > 1
