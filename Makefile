@@ -38,7 +38,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-training bench-input bench-networks bench-balancing bench-serving bench-workers \
-	bench-start bench-parity bench-reliability bench-compare clean
+	bench-start bench-score bench-parity bench-reliability bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -89,7 +89,7 @@ demo: $(STAMP) ## simulate, train, export, serve and ask once (PORT=, DATA=DIR, 
 test: $(STAMP) ## the whole test suite (FEEDRANK_DATA=DIR in the environment adds the real data; ARGS=, PROCESSES=2)
 	@exec $(PY) -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
-test-reliability: $(STAMP) ## reloads, overload, killed workers, damage, soak: the long form (half an hour)
+test-reliability: $(STAMP) ## reloads, overload, killed workers, damage, fuzzing, soak: the long form (an hour)
 	@exec env FEEDRANK_RELIABILITY=long $(PY) -m pytest tests/reliability -o timeout=3600 $(ARGS)
 
 test-serve-only: $(STAMP) $(SERVE_STAMP) ## the service in an environment without torchrec
@@ -175,6 +175,9 @@ bench-workers: $(STAMP) ## threads and workers: CPU time, growth, memory, what b
 
 bench-start: $(STAMP) ## seconds from exec to ready, memory of one and of each further worker
 	@exec $(PY) -m benchmarks.start $(ARGS)
+
+bench-score: $(STAMP) ## batch scoring, rows per CPU second against the loop people write
+	@exec $(PY) -m benchmarks.batch_scoring $(ARGS)
 
 bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure
 	@exec $(PY) -m benchmarks.score_parity $(ARGS)
