@@ -14,6 +14,7 @@ from torch.distributed.run import get_args_parser
 
 from tests.deploy.manifests import KUBERNETES, literals, one
 from training.__main__ import _parser as training_parser
+from training.config import TrainingConfig
 
 ROOT = KUBERNETES.parents[1]
 SETTINGS = literals("training", "feedrank-training")
@@ -25,6 +26,8 @@ def _jobs() -> dict[str, Any]:
 
 def _check_training_command(arguments: Sequence[str]) -> Any:
     options = training_parser().parse_args(list(arguments))
+    for given in getattr(options, "set", None) or []:
+        assert given.partition("=")[0].partition(".")[0] in TrainingConfig.model_fields, given
     if hasattr(options, "config"):
         assert (ROOT / options.config).is_file()
     return options
@@ -109,6 +112,7 @@ def test_a_day_begins_from_the_newest_version_and_publishes_once(tmp_path: Path,
     for name in ("2", "10", "9", "derived", ".publishing-x", "labels.yaml"):
         (tmp_path / "models" / SETTINGS["MODEL"] / name).mkdir(parents=True)
     train, *_ = _daily(tmp_path, programs)
+    _check_training_command(train[2:])
     assert train[6:] == ["--set", f"init_from={tmp_path}/models/{SETTINGS['MODEL']}/10"]
 
 
