@@ -1,21 +1,25 @@
 """`make bench-reliability`: what disturbs a service under load, and by how much.
 
-    python -m benchmarks.reliability [--seconds 30] [--swaps 20]
+    python -m benchmarks.reliability [--seconds 15] [--swaps 10] [--turns 2]
 
 One worker on one core, open-loop Poisson load from another core, requests of 100 candidates of the reference feed. Its
 capacity is found first, by four clients that ask again as soon as they are answered. Then, in turn: 80 % of it
 undisturbed and with each disturbance, and three times of it. Latency counts from the moment at which a request was due.
+A bad disk is one of a service beside the first, which is asked nothing meanwhile.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import socket
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,17 +27,21 @@ from typing import Any
 
 import httpx
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import report, slow_clients
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
+from benchmarks.service_on_a_bad_disk import SLOW_SECONDS
 from benchmarks.serving_processes import CLIENT_CORES, SERVER_CORES, free_port, serve
 from deploy.open_loop import Outcome, closed_loop, message, offer, poisson
 from tests.artifacts import publish_artifact
 
 CANDIDATES = 100
-SLOW_CLIENTS = 200
-HUGE = 50 * 2**20
+LOAD = 0.8
+UNDISTURBED = "80 % load"
+SLOW_START_SECONDS = 5.0  # until the process of the slow clients has imported, and has opened them all
+PATIENCE_SECONDS = 30.0
 RECOVERY_SECONDS = 5.0
 NAME = "reference"
 
@@ -87,53 +95,47 @@ class Bench:
 
     @contextmanager
     def slow_clients(self, seconds: float) -> Iterator[None]:
-        """Clients that send half a request and wait, each replaced when it is cut off, and one huge body a second."""
-        address = httpx.URL(self.url)
-        is_over = threading.Event()
-        half = self.messages[0][: len(self.messages[0]) // 2]
-
-        def linger() -> None:
-            open_connections: list[socket.socket] = []
-            while not is_over.wait(0.05):
-                open_connections = [one for one in open_connections if not _is_cut_off(one)]
-                for _ in range(SLOW_CLIENTS - len(open_connections)):
-                    connection = socket.create_connection((address.host, address.port or 80))
-                    connection.sendall(half)
-                    connection.setblocking(False)
-                    open_connections.append(connection)
-            for connection in open_connections:
-                connection.close()
-
-        def send_huge() -> None:
-            head = message(self.url, "/v1/rank", b"").replace(b"Content-Length: 0", b"Content-Length: %d" % HUGE)
-            while not is_over.wait(1.0):
-                with socket.create_connection((address.host, address.port or 80)) as connection:
-                    connection.settimeout(5)
-                    try:
-                        connection.sendall(head + b" " * 2**20)
-                        connection.recv(4096)
-                    except OSError:
-                        continue
-
+        """Clients that dribble, and huge bodies (benchmarks.slow_clients)."""
         del seconds
-        threads = [threading.Thread(target=work) for work in (linger, send_huge)]
-        for thread in threads:
-            thread.start()
+        command = [sys.executable, "-m", "benchmarks.slow_clients", self.url]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            try:
+                time.sleep(SLOW_START_SECONDS)
+                yield
+            finally:
+                process.kill()
+
+    @contextmanager
+    def shadow(self, seconds: float) -> Iterator[None]:
+        """The first version scores beside the one that is served, as much as there is time for."""
+        del seconds
+        self._label("{shadow: 1}", {"shadow": "1"})
         try:
             yield
         finally:
-            is_over.set()
-            for thread in threads:
-                thread.join()
+            self._label("{}", {})
 
+    def _label(self, text: str, expected: dict[str, Any]) -> None:
+        (self.models / NAME / "labels.yaml").write_text(text, encoding="utf-8")
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while self.entry()["labels"] != expected:
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"labels {text} were not taken up: {self.entry()}")
+            time.sleep(0.1)
 
-def _is_cut_off(connection: socket.socket) -> bool:
-    try:
-        return not connection.recv(4096)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    def entry(self) -> dict[str, Any]:
+        """The model as /v1/models shows it."""
+        entry: dict[str, Any] = httpx.get(f"{self.url}/v1/models", trust_env=False).json()["models"][0]
+        return entry
+
+    def results(self, metric: str) -> Counter[str]:
+        """The samples of a metric by their label `result`."""
+        found: Counter[str] = Counter()
+        for family in text_string_to_metric_families(httpx.get(f"{self.url}/metrics", trust_env=False).text):
+            for sample in family.samples:
+                if sample.name == metric:
+                    found[sample.labels["result"]] += int(sample.value)
+        return found
 
 
 def _milliseconds(seconds: Any, percentile: float) -> float | None:
@@ -155,6 +157,21 @@ def _summary(outcome: Outcome, seconds: float) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _service(folder: Path, disk: str | None) -> Iterator[Bench]:
+    """A running service; with `disk`, slow or full, its impression log is on one."""
+    port = free_port()
+    flags = ["--threads", "1", "--log-level", "error", "--poll-seconds", "0.2"]
+    module = ["service"]
+    if disk is not None:
+        (folder / disk).mkdir()
+        module = ["benchmarks.service_on_a_bad_disk", disk]
+        flags += ["--impression-log", str(folder / disk)]
+    command = [sys.executable, "-m", *module, "--models", str(folder / "models"), "--port", str(port), *flags]
+    with serve(command, "/readyz", port, folder / f"log-{disk}", SERVER_CORES) as server:
+        yield Bench(server.url, folder / "models", folder / "staged")
+
+
 def measure(seconds: float, swaps: int, turns: int, show: Callable[[str], None]) -> dict[str, Any]:
     """All scenarios; each of a turn stands beside the undisturbed one of the same turn."""
     os.sched_setaffinity(0, CLIENT_CORES)
@@ -166,38 +183,46 @@ def measure(seconds: float, swaps: int, turns: int, show: Callable[[str], None])
             publish_artifact(folder / "all", NAME, schema=SCHEMA, network=NETWORK, request=request, seed=seed)
         (folder / "models" / NAME).mkdir(parents=True)
         (folder / "all" / NAME / "1").rename(folder / "models" / NAME / "1")
-        port = free_port()
-        flags = ["--threads", "1", "--log-level", "error", "--poll-seconds", "0.2"]
-        command = [sys.executable, "-m", "service", "--models", str(folder / "models"), "--port", str(port), *flags]
-        server = stack.enter_context(serve(command, "/readyz", port, folder / "log", SERVER_CORES))
-        staged = folder / "staged"
-        bench = Bench(server.url, folder / "models", staged)
+        bench = stack.enter_context(_service(folder, None))
         bench.capacity(2.0)
         capacity = bench.capacity(seconds / 3)
         show(f"capacity: {capacity:.0f} requests a second")
         rows: list[dict[str, Any]] = []
+
+        def add(turn: int, name: str, outcome: Outcome, seconds: float) -> None:
+            rows.append({"turn": turn, "name": name, **_summary(outcome, seconds)})
+            shown = _spread([rows[-1]["p99_ms"]]).partition(" ")[0]
+            show(f"turn {turn + 1}: {name}: {rows[-1]['statuses']}, p99 {shown} ms")
+
+        lost: dict[str, float] = {}
         for turn in range(turns):
-            staged.mkdir(exist_ok=True)
+            bench.staged.mkdir(exist_ok=True)
             for version in range(2 + turn * swaps, 2 + (turn + 1) * swaps):
-                (folder / "all" / NAME / str(version)).rename(staged / str(version))
+                (folder / "all" / NAME / str(version)).rename(bench.staged / str(version))
             for name, disturb in (
-                ("80 % load", bench.undisturbed),
-                (f"80 % load, {swaps} new versions", bench.swaps),
-                (f"80 % load, {SLOW_CLIENTS} slow clients, 50 MB bodies", bench.slow_clients),
+                (UNDISTURBED, bench.undisturbed),
+                (f"{swaps} new versions", bench.swaps),
+                (f"{slow_clients.CLIENTS} slow clients, 50 MB bodies", bench.slow_clients),
+                ("a shadow version", bench.shadow),
             ):
                 with disturb(seconds):
-                    outcome = bench.load(0.8 * capacity, seconds)
-                rows.append({"turn": turn, "name": name, **_summary(outcome, seconds)})
-                show(f"turn {turn + 1}: {name}: {rows[-1]['statuses']}, p99 {rows[-1]['p99_ms']:.1f} ms")
-            over = 2 * seconds
-            busy = bench.load(3 * capacity, over)
-            rows.append({"turn": turn, "name": "three times capacity", **_summary(busy, over)})
-            show(f"turn {turn + 1}: three times capacity: {rows[-1]['statuses']}, {rows[-1]['goodput']:.0f} a second")
-            after = bench.load(0.8 * capacity, RECOVERY_SECONDS + seconds / 3)
-            settled = after.between(RECOVERY_SECONDS, np.inf)
-            rows.append({"turn": turn, "name": "80 % load, 5 s later", **_summary(settled, seconds / 3)})
-        served = httpx.get(f"{server.url}/v1/models").json()["models"][0]["default_version"]
-    return {"capacity": capacity, "seconds": seconds, "rows": rows, "served_at_the_end": served}
+                    outcome = bench.load(LOAD * capacity, seconds)
+                add(turn, name, outcome, seconds)
+            for disk in ("slow", "full"):
+                with _service(folder, disk) as other:
+                    other.capacity(1.0)
+                    add(turn, f"impression log, disk {disk}", other.load(LOAD * capacity, seconds), seconds)
+                    impressions = other.results("ranking_impression_log_total")
+                    lost[disk] = 1 - impressions["written"] / max(1, impressions.total())
+                shutil.rmtree(folder / disk)
+            add(turn, "three times capacity", bench.load(3 * capacity, 2 * seconds), 2 * seconds)
+            after = bench.load(LOAD * capacity, RECOVERY_SECONDS + seconds / 3)
+            add(turn, "5 s later", after.between(RECOVERY_SECONDS, np.inf), seconds / 3)
+        shadowed = bench.results("ranking_shadow_requests_total")
+        loads = bench.results("ranking_model_load_total")["ready"]
+        served = bench.entry()["default_version"]
+    known = {"served_at_the_end": served, "loads": loads, "shadow": shadowed, "impressions_lost": lost}
+    return {"capacity": capacity, "seconds": seconds, "rows": rows, **known}
 
 
 def _spread(values: list[float | None], digits: int = 1) -> str:
@@ -209,7 +234,7 @@ def _spread(values: list[float | None], digits: int = 1) -> str:
 
 def _table(data: dict[str, Any]) -> list[str]:
     turns = sorted({row["turn"] for row in data["rows"]})
-    base = {row["turn"]: row for row in data["rows"] if row["name"] == "80 % load"}
+    base = {row["turn"]: row for row in data["rows"] if row["name"] == UNDISTURBED}
     names = list(dict.fromkeys(row["name"] for row in data["rows"]))
     rows = []
     for name in names:
@@ -241,6 +266,11 @@ def _table(data: dict[str, Any]) -> list[str]:
             rows,
         ),
         "",
+        f"Versions loaded: {data['loads']}. Requests that the shadow version scored: {data['shadow']['scored']}, and "
+        f"left out for want of time: {data['shadow']['dropped']}. Impressions lost on the slow disk, where a "
+        f"write takes {SLOW_SECONDS:g} s: {data['impressions_lost']['slow']:.0%}; on the full one: "
+        f"{data['impressions_lost']['full']:.0%}.",
+        "",
         f"The client left late by {max(row['client_lateness_ms'] for row in data['rows']):.1f} ms at worst.",
     ]
 
@@ -248,8 +278,8 @@ def _table(data: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Measures, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of one scenario; overload takes twice as long")
-    parser.add_argument("--swaps", type=int, default=20, help="new versions in a turn")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of one scenario; overload takes twice as long")
+    parser.add_argument("--swaps", type=int, default=10, help="new versions in a turn")
     parser.add_argument("--turns", type=int, default=2)
     options = parser.parse_args()
     data = measure(options.seconds, options.swaps, options.turns, Console().print)

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
+from model import hashed_ahead
 from model.schema import FeedSchema
 from model.signature import SIGNATURE, TrustedKeys
 from model.strict_yaml import StrictModel
@@ -38,6 +39,8 @@ REFERENCE = "reference_scores.json"
 REFERENCE_FEATURES = "reference_features.json"
 # Where probabilities are calibrated.
 CALIBRATION = "calibration.json"
+# For training alone: the network as it was trained.
+TRAINED = "trained.pt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _MOST_RACES = 100
@@ -109,7 +112,7 @@ class Artifact:
             content = (self.path / name).read_bytes()
         except OSError as error:
             raise self._unreadable(name, error) from None
-        self._check(name, entry, content)
+        self._check(name, entry, hashlib.sha256(content).hexdigest())
         return content
 
     def map(self, name: str) -> mmap.mmap:
@@ -118,12 +121,12 @@ class Artifact:
             entry = self._entry(name)
             try:
                 with (self.path / name).open("rb") as file:
-                    content = map_file(file)
+                    content, digest = hashed_ahead.take(file) or (map_file(file), None)
             except OSError as error:
                 raise self._unreadable(name, error) from None
             except ValueError as error:  # an empty file
                 raise ArtifactError(f"{self.path / name}: {error}") from None
-            self._check(name, entry, content)
+            self._check(name, entry, digest or hashlib.sha256(content).hexdigest())
             self._mapped[name] = content
         return self._mapped[name]
 
@@ -135,8 +138,8 @@ class Artifact:
     def _unreadable(self, name: str, error: OSError) -> ArtifactError:
         return ArtifactError(f"{self.path / name}: cannot be read ({error.strerror})")
 
-    def _check(self, name: str, entry: FileEntry, content: bytes | mmap.mmap) -> None:
-        if hashlib.sha256(content).hexdigest() != entry.sha256:
+    def _check(self, name: str, entry: FileEntry, sha256: str) -> None:
+        if sha256 != entry.sha256:
             raise ArtifactError(f"{self.path / name}: checksum differs from the manifest's; the file was changed")
 
     def read_json(self, name: str) -> Any:

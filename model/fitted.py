@@ -1,7 +1,7 @@
 """What the training split teaches the features: vocabularies, number transforms, scales of regression labels.
 
 In: the training split's columns, whole or piece by piece. Out: `FittedFeatures`, which the artifact keeps as JSON and
-every encoder reads. What pieces are remembered by, and how exactly, is in summaries.py.
+every encoder reads. What pieces are remembered by, and how exactly, is in id_counts.py and summaries.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field, StrictInt, StrictStr
 
 from model.columns import Column, Values
+from model.id_counts import MOST_IDS, Arrays, Counts, IntegerCounts, StringCounts
 from model.schema import FeedSchema, NumberFeature, NumberTransform, RegressionTask, Table
 from model.strict_yaml import StrictModel
-from model.summaries import MOST_IDS, Arrays, Counts, IntegerCounts, Moments, Ranks, StringCounts
+from model.summaries import Moments, Ranks
 
 # Raw values are cut here, so that no transform overflows float64.
 RAW_LIMIT = 1e100
@@ -189,16 +190,24 @@ def count_ids(tables: Sequence[Table], columns: Mapping[str, Column]) -> dict[st
 def _count(counts: Mapping[str, Counts], tables: Sequence[Table], columns: Mapping[str, Column]) -> None:
     for table in tables:
         for name in table.features:
-            counts[table.name].add(_known_ids(columns[name]))  # type: ignore[arg-type]
+            column, of_table = columns[name], counts[table.name]
+            if column.codes_V is not None and isinstance(column.values, list):
+                assert isinstance(of_table, StringCounts)
+                is_null = column.missing
+                of_table.add_coded(column.values, column.codes_V if is_null is None else column.codes_V[~is_null])
+            else:
+                of_table.add(_known_ids(column))  # type: ignore[arg-type]
 
 
 def _new_counts(table: Table, most_ids: int = MOST_IDS) -> Counts:
-    return StringCounts(most_ids) if table.dtype == "string" else IntegerCounts(most_ids)
+    # A vocabulary needs the commonest ids; of any other table a sample says more.
+    is_sampled = table.vocabulary != "fitted"
+    kind = StringCounts if table.dtype == "string" else IntegerCounts
+    return kind(most_ids, sampled=is_sampled)
 
 
 def _known_ids(column: Column) -> Values:
     """A column's ids without nulls."""
-    column = column.decoded()
     if column.missing is None:
         return column.values
     if isinstance(column.values, list):

@@ -1,6 +1,5 @@
 """Raw ids -> rows of their embedding table, vectorised: hashed buckets and vocabularies.
 
-Strings hash by XXH3 of their UTF-8 bytes, integers by SplitMix64's finaliser: stable across machines and versions.
 Row 0 is the OOV row: no bucket has it, and an id that a vocabulary does not hold takes it.
 
 In a table with two hashes an id has a row in each of two halves. Both travel as one number, `first * half_rows +
@@ -9,39 +8,21 @@ lies between has one number an id; a missing id is 0, the OOV rows of both. The 
 over the 64 bits of the first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from model.columns import Column, Ids, Values
 from model.fitted import FittedFeatures
+from model.hashing import hash_integers, hash_strings
 from model.schema import ID_LIMITS, Table
 
+__all__ = ["OOV_ROW", "Lookup", "hash_integers", "hash_strings", "lookup_of"]
+
 OOV_ROW = 0
-# SplitMix64's constants; made once, as numpy makes a scalar more slowly than it shifts a hundred words.
-_GAMMA, _FIRST, _SECOND = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
-_30, _27, _31 = np.array([30, 27, 31], np.uint64)
-
-
-def hash_strings(values: Sequence[str]) -> NDArray[np.uint64]:
-    """XXH3-64 of each string's UTF-8 bytes."""
-    return np.fromiter(map(xxhash.xxh3_64_intdigest, map(str.encode, values)), np.uint64, len(values))
-
-
-def hash_integers(values: Ids) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser over the two's-complement bits: a bijection of 64-bit words that spreads low bits."""
-    word: NDArray[np.uint64] = np.ascontiguousarray(values).view(np.uint64) + _GAMMA
-    shifted = word >> _30
-    for factor, shift in ((_FIRST, _27), (_SECOND, _31)):
-        word ^= shifted
-        word *= factor
-        np.right_shift(word, shift, out=shifted)
-    word ^= shifted
-    return word
 
 
 # A vocabulary of integers that lie so close is a table of them all: looked up in one step instead of by bisection.

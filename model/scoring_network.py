@@ -237,10 +237,10 @@ class ScoringLevel(nn.Module):
 
     def _weights(self, logits_NK: Tensor) -> Tensor:
         """weights_NGE of gates and native weights together."""
-        if self.is_compiled:
+        if self.is_compiled or logits_NK.shape[0] < 32:
             weights_NGE = torch.softmax(logits_NK.reshape(-1, self.num_outputs, self.num_experts), dim=2)
             return weights_NGE + self.native_GE if self.has_native else weights_NGE
-        # Over few experts a softmax is slow unless what it runs along are the candidates.
+        # Over a few experts a softmax is slow where it does not run along the candidates.
         logits_GEN = logits_NK.t().contiguous().view(self.num_outputs, self.num_experts, -1)
         weights_GEN = torch.softmax(logits_GEN, dim=1)
         if self.has_native:

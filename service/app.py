@@ -44,10 +44,13 @@ from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
 from service.shadow import ShadowScoring
 from service.shedding import Shedding
+from service.status_page import StatusPage
 from service.tracing import Tracing
 
 # How old the histograms may be that another worker reads for a scrape.
 _FLUSH_SECONDS = 0.5
+# The page is whatever the service wrote into it, and nothing is loaded or run.
+_STATUS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 _DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
 
 # The body, what is known of the request, and its deadline in seconds of time.perf_counter.
@@ -84,6 +87,7 @@ class Service:
             settings.max_candidates,
             settings.unknown_candidates,
         )
+        self.status = StatusPage(self.metrics, self.store.entries, lambda: self.unready_reason)
         # Readiness is off, and later no request is taken any more.
         self.is_leaving = False
         self.is_draining = False
@@ -178,7 +182,7 @@ class Service:
         )
         self._drain_on_signals()
         self.store.start()
-        flushing = asyncio.create_task(self._flush_metrics())
+        tasks = [asyncio.create_task(task) for task in (self._flush_metrics(), self.status.keep_notes())]
         if self.impressions is not None:
             self.impressions.start()
         self.shadow.start()
@@ -193,7 +197,8 @@ class Service:
         finally:
             self.is_draining = True
             self.threads.close()
-            flushing.cancel()
+            for task in tasks:
+                task.cancel()
             self.metrics.flush()
             if self.impressions is not None:
                 await asyncio.to_thread(self.impressions.stop)
@@ -265,6 +270,11 @@ def create_app(settings: Settings) -> ASGIApp:
     @app.get("/v1/models/{name}", summary="One model, with the schema and metrics of the version that is served")
     async def model(name: str) -> dict[str, Any]:
         return service.store.entry(name)
+
+    @app.get("/", include_in_schema=False)
+    def status() -> Response:
+        headers = {"Cache-Control": "no-store", "Content-Security-Policy": _STATUS_POLICY}
+        return Response(service.status.render(), media_type="text/html", headers=headers)
 
     @app.get("/healthz", summary="The process is alive")
     async def healthz() -> dict[str, str]:

@@ -7,7 +7,7 @@ and the description of the API.
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Problem, refusal
-from service.keys import Keys, needed_for
+from service.keys import BROWSER_CHALLENGE, STATUS, Keys, from_browser, needed_for
 from service.metrics import Metrics
 from service.observe import header, record_of
 
@@ -26,8 +26,11 @@ class Authorize:
         if needed is not None:
             record = record_of(scope)
             try:
-                record.key = self._keys.check(header(scope, "Authorization"), needed)
+                given = header(scope, "Authorization")
+                record.key = self._keys.check(from_browser(given) if scope["path"] == STATUS else given, needed)
             except Problem as problem:
+                if problem.status == 401 and scope["path"] == STATUS:
+                    problem.headers = BROWSER_CHALLENGE
                 self._metrics.rejected.labels(problem.reason).inc()
                 await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
                 return

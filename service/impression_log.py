@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from service.background import lower_priority
 from service.impressions import Impression
 from service.metrics import Metrics
 from service.request_log import LOGGER, RequestRecord
@@ -30,6 +31,7 @@ _FILE_BYTES = 64 * 2**20
 _AGE_SECONDS = 3600.0
 _WRITE_BYTES = 2**20
 _SAY_SECONDS = 60.0
+_NICENESS = 10
 _HASHES = 2**64
 
 _log = logging.getLogger(f"{LOGGER}.impressions")
@@ -109,6 +111,7 @@ class ImpressionLog:
         self._losses.say()
 
     def _work(self) -> None:
+        lower_priority(_NICENESS)
         self._attempt(self._files.settle)
         while True:
             with self._changed:

@@ -9,6 +9,7 @@ Keys are random, 256 bits (`python -m service key`), so one pass of sha256 is en
 guess. Without a file scoring and metrics are open, and the admin API is off.
 """
 
+import base64
 import hashlib
 import hmac
 import logging
@@ -26,6 +27,9 @@ from service.request_log import LOGGER
 Right = Literal["score", "metrics", "admin"]
 _PREFIX = "feedrank_"
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="feedrank"'}
+# What people open in a browser, which knows how to ask for a name and a password: any name, and the key.
+STATUS = "/"
+BROWSER_CHALLENGE = {"WWW-Authenticate": 'Basic realm="feedrank: any name, and a key as the password"'}
 # A longer header is no key of ours, and not worth hashing.
 _MAX_KEY = 256
 
@@ -102,11 +106,24 @@ def needed_for(path: str) -> Right | None:
     """The scope that a path needs; None for what anybody may read: probes and the description of the API."""
     if path.startswith("/v1/admin"):
         return "admin"
-    if path == "/metrics":
+    if path in ("/metrics", STATUS):
         return "metrics"
     if path.startswith("/v2/health/"):
         return None
     return "score" if path.startswith(("/v1", "/v2")) else None
+
+
+def from_browser(given: str | None) -> str | None:
+    """An Authorization header as `Keys.check` reads it, where a browser's is one of HTTP Basic: the key is its
+    password."""
+    scheme, _, text = (given or "").partition(" ")
+    if scheme.lower() != "basic" or len(text) > 2 * _MAX_KEY:
+        return given
+    try:
+        password = base64.b64decode(text, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return None
+    return f"Bearer {password}"
 
 
 def random_key() -> str:

@@ -40,6 +40,7 @@ ENDPOINTS = (
     "/v1/models",
     "/v1/models/{name}",
     "/v1/admin/models/{name}/labels",
+    "/",
     "/healthz",
     "/readyz",
     "/metrics",

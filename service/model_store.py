@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from model import hashed_ahead
 from model.artifact import model_names
 from model.scorer import EngineChoice, ScriptLoader, load_script
 from service.background import lower_priority, short_turns
@@ -94,6 +95,7 @@ class ModelStore:
                 family = ModelFamily(self._models, name, self._metrics, self._loading)
                 self._families = {**self._families, name: family}
             self._families[name].refresh()
+        hashed_ahead.forget()
         self._has_looked.set()
 
     def find(self, name: str | None, version: str | None, request_id: str | None = None) -> ServedModel:

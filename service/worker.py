@@ -6,6 +6,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
+from model import hashed_ahead
 from service.cores import bind_to_a_share
 from service.http_protocol import GuardedProtocol, Limits
 from service.settings import Settings
@@ -22,6 +23,7 @@ def make_app(settings: Settings) -> ASGIApp:
     shared = os.environ.get(METRICS_FOLDER)
     if settings.bind_cores and shared is not None:
         bind_to_a_share(Path(shared), settings.workers)
+    hashed_ahead.begin(settings.models)
     from service.app import create_app
 
     # What was imported stays: a look at all of it by the garbage collector would hold every thread for a tenth of a

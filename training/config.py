@@ -71,6 +71,14 @@ def _data_path(value: object) -> Path | str:
 DataPath = Annotated[Path | str, BeforeValidator(_data_path)]
 
 
+class NegativeSampling(StrictModel):
+    """Negatives of a binary task that are trained on: a share of them, drawn by a hash of (seed, row)."""
+
+    task: str
+    rate: Annotated[float, Field(gt=0, lt=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
 class DataConfig(StrictModel):
     """A folder of *.parquet files; `group_by` names the user column of GAUC and of the bootstrap.
 
@@ -92,6 +100,14 @@ class DataConfig(StrictModel):
     window: PositiveInt = 1
     readers: Annotated[int, Field(ge=0, le=64)] = 1
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    # Of the training split alone; answers stay those of the whole log (training/negative_sampling.py).
+    negative_sampling: NegativeSampling | None = None
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.negative_sampling is not None and self.read == "stream":
+            raise ValueError("negative_sampling samples a split that is in memory; use read: memory")
+        return self
 
 
 class TablesOptimizer(StrictModel):
@@ -169,6 +185,14 @@ class EarlyStopping(StrictModel):
     patience: PositiveInt = 2
 
 
+class InitFrom(StrictModel):
+    """A published version, or a finished run, whose weights a run starts from (training/warm_start.py), and by how much
+    an error on the validation split may be larger than its parent's, relatively, before export refuses the run."""
+
+    path: Path
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+
+
 class TrainingConfig(StrictModel):
     """One training run."""
 
@@ -182,6 +206,10 @@ class TrainingConfig(StrictModel):
     fitted: Path | None = None
     # Weights of another implementation to start from, mapped by name; default: drawn from the seed.
     initial_weights: InitialWeights | None = None
+    # A path, or {path, tolerance}: the version of the day before, say.
+    init_from: (
+        Annotated[InitFrom, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)] | None
+    ) = None
     optimizer: OptimizerConfig = OptimizerConfig()
     balancing: BalancingConfig = NoBalancingConfig()
     batch_size: PositiveInt = 1024
@@ -202,6 +230,8 @@ class TrainingConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.init_from is not None and self.initial_weights is not None:
+            raise ValueError("init_from and initial_weights both say what to start from; give one")
         if self.network.has_own_embeddings and self.balancing.kind not in ("none", "uncertainty"):
             raise ValueError(
                 f"balancing: {self.balancing.kind} compares the tasks' gradients at the embeddings they share, and "

@@ -179,6 +179,13 @@ class Rows:
         )
         return cls(Batch(request, candidate, torch.from_numpy(targets_BT), torch.from_numpy(observed_BT), weights_B))
 
+    @property
+    def num_bytes(self) -> int:
+        """The memory that the rows take."""
+        weights = () if self.weights_B is None else (self.weights_B,)
+        blocks = (*self._request.tensors(), *self._candidate.tensors())
+        return sum(tensor.nbytes for tensor in (*blocks, self.targets_BT, self.observed_BT, *weights))
+
     def fingerprint(self) -> str:
         """A hash over every row and label, in order: equal for the same split, encoded alike."""
         digest = xxhash.xxh3_128()

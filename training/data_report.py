@@ -19,11 +19,12 @@ from rich.progress import track
 
 from model.features import FittedFeatures
 from model.schema import BinaryTask, FeedSchema, IdListFeature, NumberFeature
-from training.config import SplitName
-from training.data_tally import Tally, drift, known_lookups
+from training.config import SplitName, TrainingConfig
+from training.data_tally import Tally, by_chance, drift, known_lookups
+from training.fitted_file import read_fitted
 from training.input.arrow_columns import columns_from_arrow, plain
 from training.input.bad_rows import BadRows
-from training.input.index import LogIndex
+from training.input.index import LogIndex, index_of
 from training.input.reader import LogReader
 from training.run import write_json, write_text
 
@@ -36,6 +37,7 @@ OTHERS = "(others)"
 # Jensen-Shannon divergence, bits, from which a feature is named: about where PSI, 8 ln 2 times as much, is at its
 # usual 0.25.
 DRIFTED = 0.05
+SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,29 @@ class DataReport:
     content: dict[str, Any]
     warnings: tuple[str, ...]
 
+    def say(self) -> None:
+        """Logs it shortly: the rows of each split, and what to look at."""
+        rows = ", ".join(f"{split} {about['rows']:,} rows" for split, about in self.content["splits"].items())
+        log.info("%s: %s", self.content["data"], rows)
+        for warning in self.warnings:
+            log.warning("%s", warning)
+
     def write(self, folder: Path) -> Path:
         """Writes both files, and returns the Markdown's path."""
         write_json(folder / REPORT_JSON, self.content)
         write_text(folder / REPORT_MARKDOWN, "\n".join(_markdown(self.content)) + "\n")
         return folder / REPORT_MARKDOWN
+
+
+def report_of_file(config: TrainingConfig, *, show: bool = True) -> Path:
+    """Reports on a training file's data into its output folder, and returns the Markdown's path. Raises ValueError for
+    faults in the data."""
+    schema = config.feed_schema()
+    reader = LogReader(config.data, schema)
+    fitted = None if config.fitted is None else read_fitted(config.fitted, schema)
+    report = data_report(reader, index_of(reader), fitted, show=show)
+    report.say()
+    return report.write(config.output)
 
 
 def data_report(
@@ -177,8 +197,12 @@ def _warnings(schema: FeedSchema, content: dict[str, Any]) -> Iterator[str]:
         for name, feature in about["features"].items():
             if feature["missing_share"] == 1:
                 yield f"feature {name}: missing in every row of split {split}"
-            if split != "train" and feature["drift"] >= DRIFTED:
-                yield f"feature {name}: drift {feature['drift']:.3f} from split train to {split}"
+        of_chance = by_chance(schema, about["rows"], content["splits"]["train"]["rows"])
+        drifts = sorted(((feature["drift"], name) for name, feature in about["features"].items()), reverse=True)
+        drifted = [f"{name} {value:.2f}" for value, name in drifts if value - of_chance[name] >= DRIFTED]
+        if drifted and split != "train":
+            shown = ", ".join(drifted[:SHOWN]) + (" ..." if len(drifted) > SHOWN else "")
+            yield f"split {split}: {len(drifted)} features have drifted from split train by {DRIFTED:g} bits: {shown}"
     for feature in schema.features:
         if isinstance(feature, NumberFeature):
             continue

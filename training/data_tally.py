@@ -94,6 +94,13 @@ class Tally:
         self, schema: FeedSchema, table: pa.Table, columns: Mapping[str, Column], lookups: Mapping[str, Lookup]
     ) -> None:
         """Counts rows."""
+        self.add_labels(schema, table)
+        for feature in schema.features:
+            most = feature.max_length if isinstance(feature, IdListFeature) else None
+            self.features[feature.name].add(columns[feature.name], lookups.get(feature.name), most)
+
+    def add_labels(self, schema: FeedSchema, table: pa.Table) -> None:
+        """Counts rows, their labels alone."""
         self.rows += table.num_rows
         for task in schema.tasks:
             labels = labels_of(task, table)[observed_of(task, table)]
@@ -102,9 +109,6 @@ class Tally:
                 self.label_sum[task.name] += float(labels.sum())
                 self.label_least[task.name] = min(self.label_least[task.name], float(labels.min()))
                 self.label_most[task.name] = max(self.label_most[task.name], float(labels.max()))
-        for feature in schema.features:
-            most = feature.max_length if isinstance(feature, IdListFeature) else None
-            self.features[feature.name].add(columns[feature.name], lookups.get(feature.name), most)
 
     def merge(self, other: "Tally") -> None:
         """Takes another tally's counts."""
@@ -130,6 +134,16 @@ def drift(schema: FeedSchema, one: Tally, reference: Tally) -> dict[str, float]:
         feature.name: _divergence(
             one.features[feature.name], reference.features[feature.name], isinstance(feature, NumberFeature)
         )
+        for feature in schema.features
+    }
+
+
+def by_chance(schema: FeedSchema, rows: int, reference_rows: int) -> dict[str, float]:
+    """By feature the drift that is expected of two samples of so many rows of one law, to first order: the statistic
+    of a chi-squared test has as many degrees of freedom as there are bins, less one."""
+    scale = (1 / max(rows, 1) + 1 / max(reference_rows, 1)) / (8 * np.log(2))
+    return {
+        feature.name: (NUMBER_BINS if isinstance(feature, NumberFeature) else ID_BINS) * scale
         for feature in schema.features
     }
 

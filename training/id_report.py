@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from model.columns import Column, Ids
 from model.fitted import FittedFeatures, count_ids
+from model.id_counts import Counts
 from model.lookups import OOV_ROW, lookup_of
 from model.schema import FeedSchema, Table
 from model.strict_yaml import StrictModel
-from model.summaries import Counts
 from training.run import write_json
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,11 @@ IDS_PER_ROW = 4
 
 class Collisions(StrictModel):
     """Ids of a hashed table that have all their rows in common with another: the share of distinct ids, of occurrences,
-    and what chance makes of as many ids. `buckets` would leave SHARING of them."""
+    and what chance makes of as many ids. A sample of the ids leaves the first two unknown. `buckets` would leave
+    SHARING of them."""
 
-    ids: float
-    occurrences: float
+    ids: float | None
+    occurrences: float | None
     expected: float
     buckets: int
 
@@ -50,10 +51,10 @@ class Vocabulary(StrictModel):
 
 
 class TableReport(StrictModel):
-    """One table. `occurrences` are ids in the training split, nulls left out, `distinct` those that differ; both are
-    exact where `undercount` is 0, else ids as rare as that may be left out of `distinct`, and counts be too low by it.
-    `unseen` is the share of the validation split's ids that the training split does not have, `oov_...` the share that
-    takes the OOV row."""
+    """One table. `occurrences` are ids in the training split, nulls left out, `distinct` those that differ. `unseen` is
+    the share of the validation split's ids that the training split does not have, `oov_...` the share that takes the
+    OOV row. Where ids were too many to count all, either `sampled` of them stand for all, or the rarest were dropped:
+    counts are then too low by at most `undercount`, and shares of unknown ids upper bounds."""
 
     name: str
     features: tuple[str, ...]
@@ -62,6 +63,7 @@ class TableReport(StrictModel):
     occurrences: int
     distinct: int
     undercount: int
+    sampled: float
     unseen: float
     oov_train: float
     oov_validation: float
@@ -86,8 +88,13 @@ def reports_of_columns(
 def _report(table: Table, fitted: FittedFeatures, train: Counts, validation: Counts) -> TableReport:
     lookup = lookup_of(table, fitted)
     ids, counts = train.entries()
+    validation.thin_out(train.halvings)
     later_ids, later_counts = validation.entries()
     rows = lookup(Column(ids))
+    share = 0.5**train.halvings
+    # Without a sample what was dropped counts as unknown.
+    total = int(counts.sum()) if train.sampled else train.total
+    later_total = int(later_counts.sum()) if validation.sampled else validation.total
     is_known = _is_among(later_ids, ids)
     return TableReport(
         name=table.name,
@@ -95,17 +102,18 @@ def _report(table: Table, fitted: FittedFeatures, train: Counts, validation: Cou
         rows=lookup.rows,
         dim=table.dim,
         occurrences=train.total,
-        distinct=len(ids),
+        distinct=round(len(ids) / share),
         undercount=train.undercount,
-        unseen=_share(int(later_counts[is_known].sum()), validation.total),
-        oov_train=_share(int(counts[rows != OOV_ROW].sum()), train.total),
-        oov_validation=_share(int(later_counts[lookup(Column(later_ids)) != OOV_ROW].sum()), validation.total),
-        collisions=None if table.buckets is None else _collisions(table.buckets, table.hashes, rows, counts),
+        sampled=share,
+        unseen=_share(int(later_counts[is_known].sum()), later_total),
+        oov_train=_share(int(counts[rows != OOV_ROW].sum()), total),
+        oov_validation=_share(int(later_counts[lookup(Column(later_ids)) != OOV_ROW].sum()), later_total),
+        collisions=None if table.buckets is None else _collisions(table.buckets, table.hashes, rows, counts, share),
         vocabularies=tuple(
             Vocabulary(
                 min_count=least,
-                ids=int((counts >= least).sum()),
-                oov=_share(int(counts[counts >= least].sum()), train.total),
+                ids=round(int((counts >= least).sum()) / share),
+                oov=_share(int(counts[counts >= least].sum()), total),
             )
             for least in MIN_COUNTS
         ),
@@ -124,14 +132,18 @@ def _is_among(ids: NDArray[np.int64] | list[str], others: NDArray[np.int64] | li
     return np.isin(ids, others, assume_unique=True)
 
 
-def _collisions(buckets: int, hashes: int, rows: Ids, counts: NDArray[np.int64]) -> Collisions:
+def _collisions(buckets: int, hashes: int, rows: Ids, counts: NDArray[np.int64], share: float) -> Collisions:
+    ids = round(len(rows) / share)
+    expected, recommended = expected_sharing(ids, buckets, hashes), recommended_buckets(ids, hashes)
+    if share < 1:
+        return Collisions(ids=None, occurrences=None, expected=expected, buckets=recommended)
     _, place, times = np.unique(rows, return_inverse=True, return_counts=True)
     shares = times[place] > 1
     return Collisions(
         ids=float(shares.mean()) if len(rows) else 0.0,
         occurrences=int(counts[shares].sum()) / max(int(counts.sum()), 1),
-        expected=expected_sharing(len(rows), buckets, hashes),
-        buckets=recommended_buckets(len(rows), hashes),
+        expected=expected,
+        buckets=recommended,
     )
 
 
@@ -152,11 +164,11 @@ def write_id_report(run: Path, reports: Sequence[TableReport]) -> None:
     """Writes a run's `ids.json`, and says of which hashed tables many ids share their rows."""
     write_json(run / IDS, {"tables": [report.model_dump(mode="json") for report in reports]})
     for report in reports:
-        if report.collisions is not None and report.collisions.ids > SHARING:
+        if report.collisions is not None and report.collisions.expected > SHARING:
             log.info(
-                "table %s: %s of its %s ids share all their rows with another; with %s buckets %s would",
+                "table %s: about %s of its %s ids share all their rows with another; with %s buckets %s would",
                 report.name,
-                _percent(report.collisions.ids),
+                _percent(report.collisions.expected),
                 f"{report.distinct:,}",
                 f"{report.collisions.buckets:,}",
                 _percent(SHARING),
@@ -175,7 +187,7 @@ def as_markdown(reports: Sequence[TableReport], train_rows: int, validation_rows
     ]
     lines += [
         f"| {report.name} | {', '.join(report.features)} | {report.rows:,} x {report.dim} | {report.occurrences:,} | "
-        f"{'at least ' if report.undercount else ''}{report.distinct:,} | {_percent(report.oov_train)} | "
+        f"{_how_exact(report)}{report.distinct:,} | {_percent(report.oov_train)} | "
         f"{_percent(report.oov_validation)} | {_percent(report.unseen)} |"
         for report in reports
     ]
@@ -207,16 +219,27 @@ def as_markdown(reports: Sequence[TableReport], train_rows: int, validation_rows
         f"| {report.name} | {' | '.join(f'{kept.ids:,} ({_percent(kept.oov)})' for kept in report.vocabularies)} |"
         for report in reports
     ]
-    cut = [report for report in reports if report.undercount]
-    if cut:
-        lines += ["", "Tables with more distinct ids than are counted exactly:", ""]
-        lines += [
-            f"- {report.name}: counts are too low by {report.undercount:,} at most; every id that occurs min_count + "
-            f"{report.undercount:,} times is kept, and shares of unknown ids are upper bounds."
-            for report in cut
-        ]
+    notes = [
+        f"- {report.name}: counts are too low by {report.undercount:,} at most; every id that occurs min_count + "
+        f"{report.undercount:,} times is kept, and shares of unknown ids are upper bounds."
+        for report in reports
+        if report.undercount
+    ]
+    notes += [
+        f"- {report.name}: estimated from {_percent(report.sampled)} of its distinct ids."
+        for report in reports
+        if report.sampled < 1
+    ]
+    if notes:
+        lines += ["", "Tables with more distinct ids than are counted exactly:", "", *notes]
     return "\n".join(lines) + "\n"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+def _how_exact(report: TableReport) -> str:
+    return "at least " if report.undercount else "about " if report.sampled < 1 else ""
+
+
+def _percent(share: float | None) -> str:
+    if share is None:
+        return "not known of a sample"
+    return f"{100 * share:.2f} %" if share == 0 or share >= 0.00005 else "< 0.01 %"

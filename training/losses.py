@@ -10,7 +10,7 @@ gradient on a process is that of the process's own rows: gradients are added up,
 Shapes: B rows, T tasks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -27,9 +27,16 @@ class TaskLosses(nn.Module):
     is_binary_T: Tensor
     weights_T: Tensor
     positive_weights_T: Tensor
+    offsets_T: Tensor
 
-    def __init__(self, schema: FeedSchema, across: Callable[[Tensor], Tensor] | None = None) -> None:
-        """`across` sums a tensor over all processes, in place, where there are several."""
+    def __init__(
+        self,
+        schema: FeedSchema,
+        across: Callable[[Tensor], Tensor] | None = None,
+        offsets: Sequence[float] | None = None,
+    ) -> None:
+        """`across` sums a tensor over all processes, in place, where there are several; `offsets` are added to binary
+        tasks' logits (training/negative_sampling.py)."""
         super().__init__()
         self.across = across
         binary = [isinstance(task, BinaryTask) for task in schema.tasks]
@@ -37,7 +44,9 @@ class TaskLosses(nn.Module):
         self.register_buffer("is_binary_T", torch.tensor(binary), persistent=False)
         self.register_buffer("weights_T", torch.tensor([task.loss_weight for task in schema.tasks]), persistent=False)
         self.register_buffer("positive_weights_T", torch.tensor(positive), persistent=False)
-        self._weighs_positives = any(weight != 1.0 for weight in positive)
+        offsets_T = torch.tensor(positive).log() + torch.tensor(offsets or [0.0] * len(schema.tasks))
+        self.register_buffer("offsets_T", offsets_T, persistent=False)
+        self._is_plain = bool((offsets_T == 0).all()) and all(weight == 1.0 for weight in positive)
 
     def forward(
         self, logits_BT: Tensor, targets_BT: Tensor, observed_BT: Tensor, row_weights_B: Tensor | None = None
@@ -61,11 +70,10 @@ class TaskLosses(nn.Module):
         return (losses_T * self.weights_T).sum()
 
     def _entropy(self, logits_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        if not self._weighs_positives:
+        if self._is_plain:
             return functional.binary_cross_entropy_with_logits(logits_BT, targets_BT, reduction="none")
-        weights_T = self.positive_weights_T
         return functional.binary_cross_entropy_with_logits(
-            logits_BT + weights_T.log(), targets_BT, reduction="none", pos_weight=weights_T
+            logits_BT + self.offsets_T, targets_BT, reduction="none", pos_weight=self.positive_weights_T
         )
 
 

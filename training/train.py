@@ -3,11 +3,11 @@
     python -m training train configs/simulated.yaml [--set key=value ...]
     torchrun --nproc-per-node 2 -m training train configs/simulated.yaml
 
-Reads the feed schema and the Parquet folder, fits the features on the training split, trains with early stopping on
-the validation split, and keeps the newest checkpoints and the best. Killed at any moment and started again, it resumes
-from the newest undamaged one and ends with the same weights, bit for bit, as a run that was left alone (same number of
-processes and threads). `batch_size` rows are a step's whole batch, which several processes share out; what they reckon
-is what one would, but for rounding.
+Reads the feed schema and the Parquet folder (input/splits.py: into memory, or as a stream), fits the features on the
+training split, trains with early stopping on the validation split, and keeps the newest checkpoints and the best.
+Killed at any moment and started again, it resumes from the newest undamaged one and ends with the same weights, bit for
+bit, as a run that was left alone (same number of processes and threads). `batch_size` rows are a step's whole batch,
+which several processes share out; what they reckon is what one would, but for rounding.
 
 ranks.py joins the processes, sharding.py spreads the tables over them, validation.py answers the validation split,
 history.py says what is logged, checkpoints.py what is saved, divergence.py why a run stopped.
@@ -16,6 +16,7 @@ history.py says what is logged, checkpoints.py what is saved, divergence.py why 
 import logging
 import resource
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,17 +27,18 @@ import torch
 from training import checkpoint, checkpoints, table_files
 from training.checkpoints import Checkpoints
 from training.config import TrainingConfig
-from training.data import Rows, columns_from_arrow, fit_features, read_splits
+from training.data import Rows
 from training.divergence import diverged
-from training.fitted_file import read_fitted
 from training.history import OBJECTIVE, VALIDATION, write_log
-from training.id_report import reports_of_columns, write_id_report
 from training.initial_weights import load_initial_weights
 from training.input.device import ahead
-from training.input.memory import MemorySource
 from training.input.source import Source
+from training.input.splits import open_splits
+from training.lineage import against_parent, start_from
 from training.losses import TaskLosses
+from training.negative_sampling import logit_offsets
 from training.optimizers import Optimizers
+from training.parent import Parent, open_parent
 from training.precision import autocast, set_products
 from training.progress import TrainingProgress
 from training.ranks import Ranks, joined, refuse_across
@@ -67,22 +69,16 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
     schema = config.feed_schema()
     with joined(config.device) as ranks, ExitStack() as held:
         ranks.first_does(lambda: held.enter_context(locked(config.output)))
-        tables = read_splits(config.data, schema, ("train", "validation"))
-        columns = {split: columns_from_arrow(schema, table) for split, table in tables.items()}
-        if config.fitted is not None:
-            fitted = read_fitted(config.fitted, schema)
-        else:
-            fitted = fit_features(schema, tables["train"], columns["train"])
+        splits = open_splits(config, schema, ranks.first_does, show=show and ranks.is_first)
+        fitted = splits.fitted()
+        parent = None if config.init_from is None else open_parent(config.init_from.path)
+        if parent is not None:
+            fitted = parent.extended(schema, fitted)
         run = Run(config.output, config, schema, fitted)
         ranks.first_does(lambda: _open_or_create(run))
-        if ranks.is_first:
-            write_id_report(run.path, reports_of_columns(schema, fitted, columns["train"], columns["validation"]))
-        rows = {}
-        for split, table in tables.items():
-            weight = config.data.weight if split == "train" else None
-            rows[split] = Rows.encode(schema, run.encoder, table, columns[split], as_served=False, weight=weight)
-        source = MemorySource(rows["train"], config.batch_size, config.seed, rank=ranks.rank, world=ranks.world)
-        _fit(run, source, rows["validation"], ranks, show=show)
+        ranks.first_does(lambda: splits.report(run))
+        source, validation_rows = splits.encoded(run.encoder, ranks.rank, ranks.world)
+        _fit(run, source, validation_rows, splits.left_out, ranks, parent, show=show)
     return run
 
 
@@ -125,7 +121,8 @@ class Training:
         self.ranker = run.new_ranker(ranks)
         if config.initial_weights is not None and not checkpoints.any_found(run.path):
             load_initial_weights(self.ranker, [task.name for task in run.schema.tasks], config.initial_weights)
-        self.losses = TaskLosses(run.schema, ranks.across).to(ranks.device)
+        offsets = logit_offsets(run.schema, config.data.negative_sampling)
+        self.losses = TaskLosses(run.schema, ranks.across, offsets).to(ranks.device)
         self.balancing = config.balancing.build(self.losses, config.seed).to(ranks.device)
         self.optimizers = Optimizers(self.ranker, config.optimizer, source.steps * config.epochs, self.balancing)
         self.policies = PolicyLearner(self.ranker.network.fusion, run.schema, config.seed)
@@ -160,7 +157,16 @@ class Training:
         self.progress = Progress(**state["progress"])
 
 
-def _fit(run: Run, source: Source, validation_rows: Rows, ranks: Ranks, *, show: bool) -> None:
+def _fit(
+    run: Run,
+    source: Source,
+    validation_rows: Rows,
+    left_out: Mapping[str, int],
+    ranks: Ranks,
+    parent: Parent | None,
+    *,
+    show: bool,
+) -> None:
     config = run.config
     refuse_across(config, ranks)
     points = points_of_epoch(config.evaluations_per_epoch, source.rows, config.batch_size)
@@ -170,6 +176,8 @@ def _fit(run: Run, source: Source, validation_rows: Rows, ranks: Ranks, *, show:
     validation = Validation(run, validation_rows, ranks)
     data = [source.fingerprint(), validation_rows.fingerprint()]
     saved = Checkpoints(run.path, ranks, keep=config.checkpoints_kept, about={"schema": run.schema.name})
+    if parent is not None and saved.newest() is None:
+        start_from(parent, run, ranker, ranks, show=show)
     _resume(run, training, saved, data, ranks)
     progress = training.progress
     started = time.monotonic() - progress.seconds
@@ -230,7 +238,7 @@ def _fit(run: Run, source: Source, validation_rows: Rows, ranks: Ranks, *, show:
                     last_saved = time.monotonic()
         saved.wait()
     if ranks.is_first:
-        _write_summary(run, progress, source.rows, len(validation_rows), ranks.world)
+        _write_summary(run, progress, source.rows, len(validation_rows), left_out, ranks.world)
 
 
 def _resume(run: Run, training: Training, saved: Checkpoints, data: list[str], ranks: Ranks) -> None:
@@ -276,7 +284,11 @@ def _in_words(run: Run, line: dict[str, float], *, is_best: bool, is_epoch_end: 
     return f"{place}: validation {line[OBJECTIVE]:.4f}{' *' if is_best else ''}  ({shown})"
 
 
-def _write_summary(run: Run, progress: Progress, train_rows: int, validation_rows: int, processes: int) -> None:
+def _write_summary(
+    run: Run, progress: Progress, train_rows: int, validation_rows: int, left_out: Mapping[str, int], processes: int
+) -> None:
+    for reason, rows in left_out.items():
+        log.warning("%d rows were left out: %s", rows, reason)
     summary = {
         "status": "finished",
         "epochs": progress.epoch,
@@ -284,9 +296,11 @@ def _write_summary(run: Run, progress: Progress, train_rows: int, validation_row
         "best_rows": int(min(progress.history, key=lambda line: line[OBJECTIVE])["rows"]),
         "best_objective": progress.best_objective,
         "rows": {"train": train_rows, "validation": validation_rows},
+        "rows_left_out": dict(left_out),
         "processes": processes,
         "seconds": round(progress.seconds, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "libraries": library_versions(),
+        **against_parent(run, progress.history),
     }
     write_json(run.path / SUMMARY, summary)

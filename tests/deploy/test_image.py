@@ -12,11 +12,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
-from tests.deploy.images import ANY_UID, Image, why_not
+from tests.deploy.images import ANY_UID, REPOSITORY, Image, why_not
 from tests.serve_only_check import ask, check_answer
 
 pytestmark = [
@@ -129,7 +132,7 @@ def test_serve_image_scores_what_the_train_image_published(
 
 def _health_check() -> list[str]:
     """The command of HEALTHCHECK, which an image in OCI format does not carry."""
-    dockerfile = (Path(__file__).resolve().parents[2] / "Dockerfile").read_text()
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
     command: list[str] = json.loads(dockerfile.partition("HEALTHCHECK")[2].partition("CMD ")[2].partition("\n")[0])
     return command
 
@@ -147,6 +150,26 @@ def test_serve_image_is_small_and_holds_nothing_to_build_with(serve: Image, caps
     assert programs & {"gcc", "cc", "g++", "c++", "clang", "ld", "make", "nvcc"} == set()
     assert not list(serve.root.glob("root/.cache/*"))
     assert {path.name for path in (serve.root / "app").iterdir()} == {"model", "service", "requirements"}
+
+
+def _pins(name: str) -> dict[str, str]:
+    pins: dict[str, str] = {}
+    for line in (REPOSITORY / "requirements" / name).read_text().splitlines():
+        if line.startswith("-r "):
+            pins |= _pins(line.removeprefix("-r "))
+        elif line and not line.startswith("#"):
+            package, _, version = line.partition("==")
+            pins[canonicalize_name(package)] = version
+    return pins
+
+
+def test_images_hold_what_the_lock_files_say_and_nothing_else(serve: Image, train: Image) -> None:
+    expected = {"serve": _pins("serve.txt"), "train": _pins("train.txt") | _pins("fbgemm-cpu.txt")}
+    for name, image in (("serve", serve), ("train", train)):
+        (packages,) = image.root.glob("opt/venv/lib/python3*/site-packages")
+        found = [PathDistribution(folder) for folder in packages.glob("*.dist-info")]
+        installed = {canonicalize_name(one.metadata["Name"]): Version(one.version).public for one in found}
+        assert installed == {package: Version(version).public for package, version in expected[name].items()}
 
 
 def test_images_say_what_they_are_and_run_as_nobody_in_particular(serve: Image, train: Image) -> None:

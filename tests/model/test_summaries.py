@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.summaries import IntegerCounts, Moments, Ranks, StringCounts
+from model.id_counts import IntegerCounts, StringCounts
+from model.summaries import Moments, Ranks
 
 PIECES = st.lists(st.lists(st.integers(-4, 12), max_size=30), min_size=1, max_size=6)
 
@@ -91,6 +92,38 @@ def test_moments_of_pieces_are_those_of_the_whole(values: list[float], cuts: lis
     size = float(np.abs(whole).max())
     assert merged.mean == pytest.approx(whole.mean(), rel=1e-12, abs=1e-12 * size)
     assert merged.deviation == pytest.approx(whole.std(), rel=1e-12, abs=1e-12 * size)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("dtype", ["int64", "string"])
+def test_a_sample_of_too_many_ids_stands_for_all(dtype: str, merged: bool) -> None:
+    """Ids of a sample have their exact counts, and are about as many as their share says, however ids are written."""
+    generator = np.random.default_rng(0)
+    pieces = [np.concatenate([generator.integers(0, 20_000, 3000) * 1024, np.arange(10)]) for _ in range(20)]
+    truth = Counter(np.concatenate(pieces).tolist())
+
+    def new() -> IntegerCounts | StringCounts:
+        return StringCounts(1000, sampled=True) if dtype == "string" else IntegerCounts(1000, sampled=True)
+
+    whole = new()
+    for piece in pieces:
+        part = new() if merged else whole
+        part.add([str(value) for value in piece] if dtype == "string" else piece)  # type: ignore[arg-type]
+        if merged:
+            again = new()
+            again.restore(part.arrays())
+            whole.merge(again)  # type: ignore[arg-type]
+    ids, counts = whole.entries()
+    assert (whole.total, whole.undercount) == (truth.total(), 0)
+    assert {int(value): int(count) for value, count in zip(ids, counts, strict=True)}.items() <= truth.items()
+    assert whole.halvings > 0
+    assert 500 < len(ids) <= 1250
+    # Half of 1,000 to 1,250 ids are drawn each time: five standard deviations.
+    assert abs(len(ids) * 2**whole.halvings / len(truth) - 1) < 5 / np.sqrt(len(ids))
+    before, once_more = len(ids), whole.halvings + 1
+    whole.thin_out(once_more)
+    assert whole.halvings == once_more
+    assert len(whole.entries()[0]) == pytest.approx(before / 2, abs=5 * np.sqrt(before) / 2)
 
 
 def rank_errors(ranks: Ranks, whole: NDArray[np.float64]) -> NDArray[np.int64]:

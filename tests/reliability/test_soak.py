@@ -19,7 +19,6 @@ from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.reliability.sizes import SIZES
 from tests.service.running import RunningService
 
-SETTLED = 2  # rounds after which everything that is made once has been made
 LOAD = 0.7
 CAPACITY_SECONDS = 1.0
 
@@ -82,7 +81,7 @@ def test_files_threads_and_memory_stay_what_they_are(tmp_path: Path) -> None:
         asked = [message(url, "/v1/rank", json.dumps(TINY_REQUEST).encode())]
         process = psutil.Process(service.process.pid)
         answered, taken = asyncio.run(closed_loop(url, asked, CAPACITY_SECONDS, 2))
-        for number in range(SETTLED + SIZES.soak_rounds):
+        for number in range(SIZES.soak_settling + SIZES.soak_rounds):
             due_R = poisson(LOAD * answered / taken, SIZES.soak_round_seconds, number)
             with beside(lambda seed=number + 1: publish_artifact(models, seed=seed)):  # type: ignore[misc]
                 outcome = asyncio.run(offer(url, asked, due_R))
@@ -96,7 +95,7 @@ def test_files_threads_and_memory_stay_what_they_are(tmp_path: Path) -> None:
             )
             # The last connections close when the service has seen that their clients are gone.
             service.wait_for(lambda: len(process.net_connections()) == 2)  # the port, and this test's client
-            if number >= SETTLED:
+            if number >= SIZES.soak_settling:
                 files.append(process.num_fds())
                 threads.append(process.num_threads())
                 resident.append(process.memory_info().rss)
@@ -105,5 +104,5 @@ def test_files_threads_and_memory_stay_what_they_are(tmp_path: Path) -> None:
     assert max(files) - min(files) <= 1, files
     if len(resident) >= 30:  # in fewer rounds the allocator's own steps are larger than any trend
         found = trend(np.array(resident) / 2**20)
-        print(f"resident: {resident[0] / 2**20:.1f} MiB at first, {found}")
+        print("resident, MiB:", *(f"{one / 2**20:.1f}" for one in resident), found)
         assert not is_growing(np.array(resident) / 2**20), (found, resident)

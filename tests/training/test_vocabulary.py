@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from numpy.typing import NDArray
 
 import training.fitting
 from model.features import FittedFeatures
+from model.id_counts import IntegerCounts
 from model.schema import FeedSchema
 from tests.model.test_features import split_mix_64
 from tests.training_data import SCHEMA, Json, feed_table, training_file
@@ -21,7 +23,7 @@ from training.config import TrainingConfig
 from training.data import columns_from_arrow, fit_features, read_splits
 from training.fitted_file import read_fitted
 from training.fitting import Piece, fit_log, fit_piece
-from training.id_report import IDS, expected_sharing, recommended_buckets
+from training.id_report import IDS, as_markdown, expected_sharing, recommended_buckets, table_reports
 from training.run import Run
 from training.train import train
 from training.vocabulary import build_vocabulary
@@ -215,6 +217,34 @@ def test_both_reports_are_what_a_slow_count_finds(config: TrainingConfig, tmp_pa
     assert f"| user_id | user_id | 101 x 4 | {expected['user_id']['occurrences']:,} |" in page
     run = train(config.model_copy(update={"epochs": 1}), show=False)
     assert_report(json.loads((run.path / IDS).read_text())["tables"], expected)
+
+
+def test_a_report_on_too_many_ids_is_an_estimate_of_the_exact_one() -> None:
+    generator = np.random.default_rng(0)
+    content = yaml.safe_load(SCHEMA)
+    schema = FeedSchema.from_mapping({**content, "features": [{**content["features"][0], "side": "candidate"}]}, "test")
+    splits = (generator.integers(0, 40_000, 60_000), generator.integers(10_000, 50_000, 30_000))
+    [whole], [estimate] = (
+        table_reports(schema, FittedFeatures(), *({"user_id": counts_of(values, most)} for values in splits))
+        for most in (10**6, 2000)
+    )
+    assert whole.sampled == 1
+    assert estimate.sampled < 0.1
+    assert (estimate.occurrences, estimate.oov_train, estimate.oov_validation) == (60_000, 0, 0)
+    # About 1,500 ids are drawn: five standard errors.
+    assert estimate.distinct == pytest.approx(whole.distinct, rel=5 / np.sqrt(1000))
+    assert estimate.unseen == pytest.approx(whole.unseen, abs=5 * 0.5 / np.sqrt(1000))
+    assert estimate.collisions is not None
+    assert whole.collisions is not None
+    assert estimate.collisions.ids is None
+    assert estimate.collisions.expected == pytest.approx(whole.collisions.expected, abs=1e-6)
+    assert "about " in as_markdown([estimate], 60_000, 30_000)
+
+
+def counts_of(values: NDArray[np.int64], most: int) -> IntegerCounts:
+    counts = IntegerCounts(most, sampled=True)
+    counts.add(values)
+    return counts
 
 
 @pytest.mark.parametrize(("ids", "buckets", "hashes"), [(400, 1000, 1), (2000, 40, 2), (1, 5, 1), (3, 1, 2), (0, 4, 1)])

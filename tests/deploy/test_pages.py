@@ -1,0 +1,89 @@
+"""Pages as a browser shows them: headless Chromium takes a screenshot, reads the page, and has nothing to complain of.
+
+Screenshots stay in the test's temporary folder (pytest --basetemp keeps it where one likes).
+"""
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from tests.artifacts import publish_artifact
+from tests.deploy.programs import program
+from tests.service.running import RunningService
+from training.compare.document import Block, Heading, Image, Paragraph, Table, write_document
+
+# Every console.* call, uncaught exception and resource that fails to load is such a line.
+_CONSOLE = re.compile(r"CONSOLE:\d+\] (.*)")
+SIZE = (1280, 1000)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A page: what its console says, its document after scripts have run, its screenshot."""
+
+    console: list[str]
+    document: str
+    screenshot: Picture.Image
+
+    @property
+    def colours(self) -> int:
+        """How many colours there are; a blank page has one."""
+        return len(np.unique(np.asarray(self.screenshot.convert("RGB")).reshape(-1, 3), axis=0))
+
+
+def show(url: str, folder: Path) -> Shown:
+    """Opens a page in a browser of its own and gives its scripts ten seconds of the browser's time."""
+    path = folder / "screenshot.png"
+    command = [
+        *(program("chromium", "chromium"), "--headless", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
+        *(f"--user-data-dir={folder}/profile", f"--window-size={SIZE[0]},{SIZE[1]}", "--virtual-time-budget=10000"),
+        *("--enable-logging=stderr", "--v=0", "--dump-dom", f"--screenshot={path}"),
+        # Chromium's sandbox does not start for root, who runs tests in containers.
+        *(["--no-sandbox"] if os.geteuid() == 0 else []),
+        url,
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert path.exists(), run.stderr
+    return Shown(_CONSOLE.findall(run.stderr), run.stdout, Picture.open(BytesIO(path.read_bytes())))
+
+
+def test_the_api_page_reads_well_without_any_other_host(tmp_path: Path) -> None:
+    publish_artifact(tmp_path / "models")
+    with RunningService(tmp_path / "models", "--threads", "1") as service:
+        shown = show(f"{service.wait_ready().client.base_url}/docs", tmp_path)
+    assert shown.console == []
+    assert "opblock-post" in shown.document, "Swagger's scripts draw the routes"
+    assert "/v1/rank" in shown.document
+    assert shown.screenshot.size == SIZE
+    assert shown.colours > 50
+
+
+def test_a_report_reads_well_from_its_file(tmp_path: Path) -> None:
+    picture = BytesIO()
+    Picture.new("RGB", (400, 200), (200, 30, 30)).save(picture, "PNG")
+    blocks: list[Block] = [
+        Heading(1, "Networks compared"),
+        Paragraph("A name of somebody else's: <script>console.error('run')</script>"),
+        Table(["network", "AUC"], [["adatt", "0.71"], ["mmoe", "0.70"]]),
+        Image("a picture", picture.getvalue()),
+    ]
+    page = write_document(tmp_path, "report", blocks)
+    shown = show(page.as_uri(), tmp_path)
+    assert shown.console == []
+    assert "Networks compared" in shown.document
+    pixels_N3 = np.asarray(shown.screenshot.convert("RGB")).reshape(-1, 3)
+    assert (pixels_N3 == (200, 30, 30)).all(axis=1).sum() == 400 * 200, "the picture is drawn at its own size"
+
+
+@pytest.mark.parametrize("script", ["console.error('planted')", "nobody.there()", "fetch('/missing.js')"])
+def test_what_a_page_does_wrong_is_seen(tmp_path: Path, script: str) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(f"<!doctype html><script>{script}</script>")
+    assert show(page.as_uri(), tmp_path).console

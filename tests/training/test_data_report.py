@@ -1,0 +1,167 @@
+"""The data report against counts by pandas-like plain loops, and against divergences worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from model.columns import Column
+from model.schema import FeedSchema
+from tests.training_data import SCHEMA, feed_table, training_file, write_feed
+from training.__main__ import main
+from training.config import TrainingConfig
+from training.data_report import data_report, report_of_file
+from training.data_tally import Tally, by_chance, drift
+from training.input.index import index_of
+from training.input.reader import LogReader
+
+ROWS = 900
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("report")
+    write_feed(folder / "data", ROWS)
+    assert report_of_file(TrainingConfig.load(training_file(folder)), show=False) == folder / "run" / "data_report.md"
+    found: dict[str, Any] = json.loads((folder / "run" / "data_report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def rows_where(days: set[int]) -> list[dict[str, Any]]:
+    return [row for row in feed_table(ROWS).to_pylist() if row["day"] in days]
+
+
+SPLITS = {"train": {1, 2, 3, 4}, "validation": {5}, "test": {6}}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_splits_are_counted_as_by_a_loop(content: dict[str, Any], split: str) -> None:
+    rows, found = rows_where(SPLITS[split]), content["splits"][split]
+    assert found["rows"] == len(rows)
+    known = [row for row in rows if row["like_known"]]
+    assert found["tasks"]["like"]["observed_share"] == pytest.approx(len(known) / len(rows))
+    assert found["tasks"]["like"]["label_rate"] == pytest.approx(sum(row["is_like"] for row in known) / len(known))
+    assert found["tasks"]["watch"]["label_mean"] == pytest.approx(sum(row["watch_ms"] for row in rows) / len(rows))
+    durations = found["features"]["duration"]
+    assert durations["missing_share"] == pytest.approx(sum(row["duration"] is None for row in rows) / len(rows))
+    tabs = found["features"]["tab"]
+    assert tabs["unknown_share"] == pytest.approx(sum(row["tab"] == "elsewhere" for row in rows) / len(rows))
+    assert "unknown_share" not in found["features"]["video"]  # its vocabulary is not fitted yet
+    lengths = [len(row["history"] or []) for row in rows]
+    history = found["features"]["history"]
+    assert history["missing_share"] == pytest.approx(lengths.count(0) / len(rows))
+    assert history["mean_length"] == pytest.approx(sum(lengths) / len(rows))
+    assert history["longest"] == max(lengths)
+    assert history["cut_share"] == pytest.approx(sum(length > 3 for length in lengths) / len(rows))
+
+
+def test_each_day_is_a_partition(content: dict[str, Any]) -> None:
+    assert {part["value"]: part["split"] for part in content["partitions"]} == {
+        **dict.fromkeys("1234", "train"),
+        "5": "validation",
+        "6": "test",
+    }
+    for part in content["partitions"]:
+        rows = rows_where({int(part["value"])})
+        assert part["rows"] == len(rows)
+        assert part["tasks"]["click"]["label_rate"] == pytest.approx(sum(r["is_click"] for r in rows) / len(rows))
+
+
+def test_the_training_split_has_not_drifted_from_itself(content: dict[str, Any]) -> None:
+    drifts = [about["drift"] for about in content["splits"]["train"]["features"].values()]
+    assert drifts == pytest.approx([0.0] * len(drifts), abs=1e-12)
+
+
+def reported(folder: Path, table: pa.Table) -> dict[str, Any]:
+    (folder / "data").mkdir(exist_ok=True)
+    pq.write_table(table, folder / "data" / "log.parquet", row_group_size=200)
+    config = TrainingConfig.load(training_file(folder))
+    reader = LogReader(config.data, config.feed_schema())
+    return data_report(reader, index_of(reader), show=False).content
+
+
+def replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, values)
+
+
+def test_drift_is_the_jensen_shannon_divergence(tmp_path: Path) -> None:
+    """A number whose upper half takes all of the validation day, and strings of which half are others."""
+    table = feed_table(ROWS)
+    validates = np.asarray(table.column("day")) == 5
+    durations = np.where(np.arange(ROWS) % 2 == 0, 1.0, 1000.0)
+    durations[validates] = 1000.0
+    tabs = np.where(validates & (np.arange(ROWS) % 2 == 0), "follow", "home")
+    table = replaced(replaced(table, "duration", pa.array(durations)), "tab", pa.array(tabs))
+    features = reported(tmp_path, table)["splits"]["validation"]["features"]
+    days = np.asarray(table.column("day"))
+    trains = days <= 4
+
+    def divergence(p: float, q: float) -> float:
+        """Of two coins."""
+
+        def against(one: float, other: float) -> float:
+            return sum(a * math.log2(2 * a / (a + b)) for a, b in ((one, other), (1 - one, 1 - other)) if a)
+
+        return (against(p, q) + against(q, p)) / 2
+
+    low = float(np.mean(durations[trains] == 1.0))
+    assert features["duration"]["drift"] == pytest.approx(divergence(0.0, low), abs=1e-9)
+    follow = float(np.mean(tabs[validates] == "follow"))
+    assert features["tab"]["drift"] == pytest.approx(divergence(follow, 0.0), abs=1e-9)
+
+
+def test_the_drift_of_chance_is_what_two_samples_of_one_law_have() -> None:
+    """Over 200 pairs of samples; the mean of as many is known to a few parts in a hundred."""
+    schema = FeedSchema.from_mapping(yaml.safe_load(SCHEMA), "test")
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        tallies = [Tally(schema), Tally(schema)]
+        for tally, rows in zip(tallies, (500, 2000), strict=True):
+            tally.features["user_id"].add(Column(rng.integers(0, 10_000, rows)), None, None)
+        found.append(drift(schema, *tallies)["user_id"])
+    assert np.mean(found) == pytest.approx(by_chance(schema, 500, 2000)["user_id"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "says"),
+    [
+        ("is_click", pa.array([0] * ROWS), r"task click: label 'is_click' is 0 in all [\d,]+ rows of split train that"),
+        ("watch_ms", pa.array([5.0] * ROWS), r"task watch: label 'watch_ms' is 5 in all"),
+        ("like_known", pa.array([False] * ROWS), r"task like: no row of split train has a label \(mask 'like_known'"),
+    ],
+)
+def test_labels_that_are_all_alike_are_refused_by_name(tmp_path: Path, name: str, values: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        reported(tmp_path, replaced(feed_table(ROWS), name, values))
+
+
+def test_what_is_odd_is_said_first(tmp_path: Path) -> None:
+    table = feed_table(ROWS)
+    validates = np.asarray(table.column("day")) == 5
+    table = replaced(table, "duration", pa.array(np.ones(ROWS), mask=np.ones(ROWS, bool)))
+    table = replaced(table, "is_click", pa.array(np.where(validates, 1, np.asarray(table.column("is_click")))))
+    table = replaced(table, "tab", pa.array(np.where(validates, "elsewhere", "home")))
+    warnings = reported(tmp_path, table)["warnings"]
+    assert "task click: split validation has one label only" in warnings
+    assert "feature duration: missing in every row of split train" in warnings
+    assert "feature tab: 100% of its ids in split validation are unknown" in warnings
+    assert any(line.startswith("split validation: 1 features have drifted") and "tab 1.00" in line for line in warnings)
+
+
+def test_the_command_writes_both_files_and_names_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_feed(tmp_path / "data", 300)
+    assert main(["report", str(training_file(tmp_path))]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "data_report.md")
+    table = replaced(feed_table(300), "is_click", pa.array([3] * 300))
+    pq.write_table(table, tmp_path / "data" / "part-1.parquet")
+    assert main(["report", str(training_file(tmp_path))]) == 2
+    assert (
+        "part-1.parquet, row group 0: column 'is_click' (task click): row 0: must be 0 or 1" in capsys.readouterr().err
+    )

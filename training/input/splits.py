@@ -1,0 +1,149 @@
+"""A training file's data as training takes it: held in memory (data.read: memory) or read as a stream (stream).
+
+In: the training file and its feed schema. Out: what was fitted on the training split, a source of training rows, and
+the validation split, which is held in memory either way. Of several processes one does what all need first.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from typing import Protocol
+
+import xxhash
+
+from model.features import FeatureEncoder, FittedFeatures
+from model.schema import FeedSchema
+from training.config import TrainingConfig
+from training.data import Rows, columns_from_arrow, fit_features, read_splits
+from training.data_report import REPORT_JSON, data_report, refuse_constant_labels
+from training.data_tally import Tally
+from training.fitted_file import parts_of, read_fitted, write_fitted
+from training.id_report import reports_of_columns, write_id_report
+from training.input.bad_rows import BadRows
+from training.input.index import INDEX, index_of
+from training.input.memory import MemorySource
+from training.input.reader import LogReader
+from training.input.source import Source
+from training.input.stream import SplitReader, StreamSource
+from training.negative_sampling import thinned, weigh_kept_negatives
+from training.run import Run, read_json
+from training.vocabulary import fit_split
+
+log = logging.getLogger(__name__)
+
+
+class Splits(Protocol):
+    """The data of a training file."""
+
+    left_out: dict[str, int]
+    """Rows that broke a rule, by what was wrong."""
+
+    def fitted(self) -> FittedFeatures:
+        """What the training split teaches the features, or what the training file names as such."""
+        ...
+
+    def report(self, run: Run) -> None:
+        """Writes into a run's folder what its data holds. Raises ValueError for labels that teach nothing."""
+        ...
+
+    def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
+        """The training split as a source for a process, and the validation split."""
+        ...
+
+
+def open_splits(
+    config: TrainingConfig,
+    schema: FeedSchema,
+    first_does: Callable[[Callable[[], object]], object] = lambda what: what(),
+    *,
+    show: bool,
+) -> Splits:
+    """Opens the data; of several processes, `first_does` runs on one what the others wait for. Raises ValueError for
+    faults."""
+    if config.data.read == "memory":
+        return _InMemory(config, schema)
+
+    def prepare() -> None:
+        _Streamed(config, schema, show=show).fitted()
+
+    first_does(prepare)
+    return _Streamed(config, schema, show=show)
+
+
+class _InMemory:
+    def __init__(self, config: TrainingConfig, schema: FeedSchema) -> None:
+        self._config, self._schema = config, schema
+        bad_rows = BadRows(config.data.max_bad_rows)
+        self._tables = read_splits(config.data, schema, ("train", "validation"), bad_rows=bad_rows)
+        self.left_out = dict(bad_rows.skipped)
+        self._sampling = config.data.negative_sampling
+        if self._sampling is not None:
+            self._tables["train"] = thinned(self._tables["train"], schema, self._sampling)
+        labels = Tally(schema)
+        labels.add_labels(schema, self._tables["train"])
+        refuse_constant_labels(schema, labels)
+        self._columns = {split: columns_from_arrow(schema, table) for split, table in self._tables.items()}
+
+    def fitted(self) -> FittedFeatures:
+        if self._config.fitted is not None:
+            return read_fitted(self._config.fitted, self._schema)
+        return fit_features(self._schema, self._tables["train"], self._columns["train"])
+
+    def report(self, run: Run) -> None:
+        train, validation = self._columns["train"], self._columns["validation"]
+        write_id_report(run.path, reports_of_columns(self._schema, run.fitted, train, validation))
+
+    def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
+        config = self._config
+        rows = {
+            split: Rows.encode(
+                self._schema,
+                encoder,
+                table,
+                self._columns[split],
+                as_served=False,
+                weight=config.data.weight if split == "train" else None,
+            )
+            for split, table in self._tables.items()
+        }
+        if self._sampling is not None:
+            weigh_kept_negatives(rows["train"], self._schema, self._sampling)
+        source = MemorySource(rows["train"], config.batch_size, config.seed, rank=rank, world=world)
+        return source, rows["validation"]
+
+
+class _Streamed:
+    def __init__(self, config: TrainingConfig, schema: FeedSchema, *, show: bool) -> None:
+        self._config, self._schema, self._show = config, schema, show
+        self._reader = LogReader(config.data, schema)
+        self._index = index_of(self._reader, config.output / INDEX)
+        self.left_out = self._index.skipped
+
+    def fitted(self) -> FittedFeatures:
+        if self._config.fitted is not None:
+            return read_fitted(self._config.fitted, self._schema)
+        asked = f"{self._index.content()} {parts_of(self._schema)}"
+        work = self._config.output / "fitting"
+        kept = self._config.output / f"fitted-{xxhash.xxh3_64_hexdigest(asked.encode())}.json"
+        if not kept.exists():
+            fitting = fit_split(self._config, self._schema, "train", work, show=self._show)
+            write_fitted(kept, self._schema, fitting.finish())
+            shutil.rmtree(work)
+        return read_fitted(kept, self._schema)
+
+    def report(self, run: Run) -> None:
+        kept = run.path / REPORT_JSON
+        if kept.exists() and read_json(kept).get("content") == self._index.content():
+            return
+        report = data_report(self._reader, self._index, run.fitted, show=self._show)
+        report.say()
+        log.info("%s", report.write(run.path))
+
+    def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
+        config = self._config
+        source = StreamSource(
+            self._reader, self._index, encoder, config.batch_size, config.seed, rank=rank, world=world
+        )
+        validation = SplitReader(self._reader, self._index, encoder, "validation").whole()
+        log.info("validation: %s rows, %.0f MiB in memory", f"{len(validation):,}", validation.num_bytes / 2**20)
+        return source, validation
