@@ -311,8 +311,7 @@ def test_damaged_checkpoints_are_passed_over_aloud_and_all_of_them_refused(
     for state in (whole, again):
         del state["progress"]["seconds"]
     assert_same_state(again, whole)
-    folders = [path for path in (run.path / FOLDER).iterdir() if path.name.isdigit()]
-    for folder in folders:
+    for folder in (run.path / FOLDER).glob("[0-9]*"):
         (folder / MANIFEST).write_text("{}", encoding="utf-8")
     before = files_of(run.path / FOLDER)
     with pytest.raises(ValueError, match="every checkpoint is damaged"):
