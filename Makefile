@@ -158,12 +158,9 @@ bench-census: $(STAMP) ## quality on Census-Income, five seeds
 bench-training: $(STAMP) ## training rows per CPU second, peak memory
 	@exec $(PY) -m benchmarks.training_speed $(ARGS)
 
-<<<<<<< HEAD
 bench-input: $(STAMP) ## rows per CPU second of input alone, memory of a stream (ARGS="--rows 100000000")
 	@exec $(PY) -m benchmarks.input_speed $(ARGS)
 
-=======
->>>>>>> engine
 bench-distributed: $(STAMP) ## two processes beside one: losses, rows per second
 	@exec $(PY) -m benchmarks.distributed $(ARGS)
 
@@ -172,12 +169,6 @@ bench-kills: $(STAMP) ## kill -9 at twenty random moments of training, and what 
 
 bench-tables: $(STAMP) ## step time and peak memory from 1M to 100M rows of tables (ARGS="--rows 1 10")
 	@exec $(PY) -m benchmarks.table_sizes $(ARGS)
-<<<<<<< HEAD
-=======
-
-bench-input: $(STAMP) ## rows per CPU second of input alone, memory of a stream (ARGS="--rows 100000000")
-	@exec $(PY) -m benchmarks.input_speed $(ARGS)
->>>>>>> engine
 
 bench-networks: $(STAMP) ## CPU time of a training step of AdaTT-sp, against a module per expert
 	@exec $(PY) -m benchmarks.network_speed $(ARGS)
