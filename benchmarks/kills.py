@@ -71,7 +71,7 @@ def main() -> None:
 
 def _file(folder: Path, run: str) -> Path:
     content = yaml.safe_load(Path("configs/simulated.yaml").read_text(encoding="utf-8"))
-    content |= {"output": str(folder / run), "epochs": 40, "early_stopping": None, "checkpoint_seconds": 0.001}
+    content |= {"output": str(folder / run), "epochs": 12, "early_stopping": None, "checkpoint_seconds": 0.001}
     content["data"]["path"] = str(folder / "data")
     path = folder / f"{run}.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
