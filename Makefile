@@ -37,8 +37,8 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
-	bench-quality bench-census bench-training bench-input bench-networks bench-balancing bench-serving bench-workers \
-	bench-start bench-parity bench-reliability bench-compare clean
+	bench-quality bench-census bench-training bench-distributed bench-kills bench-tables bench-input bench-networks \
+	bench-balancing bench-serving bench-workers bench-start bench-score bench-parity bench-reliability bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -89,7 +89,7 @@ demo: $(STAMP) ## simulate, train, export, serve and ask once (PORT=, DATA=DIR, 
 test: $(STAMP) ## the whole test suite (FEEDRANK_DATA=DIR in the environment adds the real data; ARGS=, PROCESSES=2)
 	@exec $(PY) -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
-test-reliability: $(STAMP) ## reloads, overload, killed workers, damage, soak: the long form (half an hour)
+test-reliability: $(STAMP) ## reloads, overload, killed workers, damage, fuzzing, soak: the long form (an hour)
 	@exec env FEEDRANK_RELIABILITY=long $(PY) -m pytest tests/reliability -o timeout=3600 $(ARGS)
 
 test-serve-only: $(STAMP) $(SERVE_STAMP) ## the service in an environment without torchrec
@@ -120,10 +120,11 @@ export: $(STAMP) ## publish a training run as the next artifact version (RUN=DIR
 serve: $(STAMP) ## serve the published models (MODELS=models, PORT=, ARGS=)
 	@exec $(PY) -m service --models "$(MODELS)" $(if $(PORT),--port $(PORT)) $(ARGS)
 
-# $(1) the target of the Dockerfile
+# $(1) the target of the Dockerfile. Only docker's own format has health checks.
 define build_image
 	@[ -n "$(ENGINE)" ] || { echo "make image needs docker, podman or buildah, or ENGINE=COMMAND" >&2; exit 2; }
-	@exec $(ENGINE) build --target $(1) --tag feedrank-$(1):$(VERSION) --build-arg DEVICE=$(DEVICE) \
+	@exec $(ENGINE) build $(if $(filter %docker,$(ENGINE)),,--format docker) --target $(1) \
+		--tag feedrank-$(1):$(VERSION)$(if $(filter gpu,$(DEVICE)),-gpu) --build-arg DEVICE=$(DEVICE) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=40 --match=) \
 		$(if $(TORCH_INDEX),--build-arg PIP_EXTRA_INDEX_URL="$(TORCH_INDEX)") $(ARGS) .
 endef
@@ -160,6 +161,15 @@ bench-training: $(STAMP) ## training rows per CPU second, peak memory
 bench-input: $(STAMP) ## rows per CPU second of input alone, memory of a stream (ARGS="--rows 100000000")
 	@exec $(PY) -m benchmarks.input_speed $(ARGS)
 
+bench-distributed: $(STAMP) ## two processes beside one: losses, rows per second
+	@exec $(PY) -m benchmarks.distributed $(ARGS)
+
+bench-kills: $(STAMP) ## kill -9 at twenty random moments of training, and what is left (ARGS="--processes 2")
+	@exec $(PY) -m benchmarks.kills $(ARGS)
+
+bench-tables: $(STAMP) ## step time and peak memory from 1M to 100M rows of tables (ARGS="--rows 1 10")
+	@exec $(PY) -m benchmarks.table_sizes $(ARGS)
+
 bench-networks: $(STAMP) ## CPU time of a training step of AdaTT-sp, against a module per expert
 	@exec $(PY) -m benchmarks.network_speed $(ARGS)
 
@@ -174,6 +184,9 @@ bench-workers: $(STAMP) ## threads and workers: CPU time, growth, memory, what b
 
 bench-start: $(STAMP) ## seconds from exec to ready, memory of one and of each further worker
 	@exec $(PY) -m benchmarks.start $(ARGS)
+
+bench-score: $(STAMP) ## batch scoring, rows per CPU second against the loop people write
+	@exec $(PY) -m benchmarks.batch_scoring $(ARGS)
 
 bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure
 	@exec $(PY) -m benchmarks.score_parity $(ARGS)

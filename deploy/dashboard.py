@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.dashboard_panels import ROWS, Panel
 from service.metrics import Metrics
@@ -79,7 +80,7 @@ class _Names:
     """What a name in a query is, and who else reads it."""
 
     def __init__(self) -> None:
-        collected: list[Metric] = list(Metrics().registry.collect())
+        collected: list[Metric] = list(text_string_to_metric_families(Metrics().exposition().decode()))
         self._help = {f"{one.name}{suffix}": one.documentation for one in collected for suffix in _SUFFIXES}
         self._exported = {one.name for one in collected}
         self._recorded = {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}

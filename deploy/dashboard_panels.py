@@ -201,8 +201,9 @@ ROWS = (
         (
             Panel("Versions that are loaded", {"": f"ranking_model_info{{{_MODEL}}} == 1"}, "short", "table"),
             Panel(
-                "Candidates a second, by version",
-                {"{{model}} {{version}}": _by("model, version", "ranking_combined_score_count", _MODEL)},
+                "Requests by version and status",
+                {"{{model}} {{version}} {{code}}": _by("model, version, code", "ranking_model_requests_total", _MODEL)},
+                "reqps",
             ),
             Panel(
                 "Loaded and refused",
@@ -246,13 +247,25 @@ ROWS = (
             ),
             Panel(
                 "Mean answer against that of the export",
-                {"{{version}} {{task}}": f"task:ranking_score_drift:ratio1h{{{_MODEL}}}"},
+                {"{{version}} {{task}}": f"task:ranking_score_mean:ratio1h{{{_MODEL}}}"},
                 *("short", "timeseries", 8, (0.5, 2.0)),
-                note="Over an hour. 1 is no drift.",
+                note="Over an hour; 1 is as it was.",
             ),
             Panel(
                 "Mean answer at the export",
                 {"{{version}} {{task}}": f"max by (version, task) (ranking_task_score_reference_mean{{{_MODEL}}})"},
+            ),
+            Panel(
+                "Drift of answers",
+                {"{{version}} {{task}}": f"max by (version, task) (ranking_score_drift{{{_MODEL}}})"},
+                *("short", "timeseries", 12),
+                note="What tells is a change: candidates are not the impressions that the reference is of.",
+            ),
+            Panel(
+                "Drift of features, the ten largest",
+                {"{{version}} {{feature}}": f"topk(10, max by (version, feature) (ranking_feature_drift{{{_MODEL}}}))"},
+                *("short", "timeseries", 12),
+                note="What tells is a change: candidates are not the impressions that the reference is of.",
             ),
             Panel(
                 "Combined score", {"{{le}}": _by("le", "ranking_combined_score_bucket", _MODEL)}, "short", "heatmap", 12

@@ -39,6 +39,8 @@ REFERENCE = "reference_scores.json"
 REFERENCE_FEATURES = "reference_features.json"
 # Where probabilities are calibrated.
 CALIBRATION = "calibration.json"
+# For training alone: the network as it was trained.
+TRAINED = "trained.pt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _MOST_RACES = 100

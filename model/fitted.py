@@ -190,7 +190,13 @@ def count_ids(tables: Sequence[Table], columns: Mapping[str, Column]) -> dict[st
 def _count(counts: Mapping[str, Counts], tables: Sequence[Table], columns: Mapping[str, Column]) -> None:
     for table in tables:
         for name in table.features:
-            counts[table.name].add(_known_ids(columns[name]))  # type: ignore[arg-type]
+            column, of_table = columns[name], counts[table.name]
+            if column.codes_V is not None and isinstance(column.values, list):
+                assert isinstance(of_table, StringCounts)
+                is_null = column.missing
+                of_table.add_coded(column.values, column.codes_V if is_null is None else column.codes_V[~is_null])
+            else:
+                of_table.add(_known_ids(column))  # type: ignore[arg-type]
 
 
 def _new_counts(table: Table, most_ids: int = MOST_IDS) -> Counts:
@@ -202,7 +208,6 @@ def _new_counts(table: Table, most_ids: int = MOST_IDS) -> Counts:
 
 def _known_ids(column: Column) -> Values:
     """A column's ids without nulls."""
-    column = column.decoded()
     if column.missing is None:
         return column.values
     if isinstance(column.values, list):

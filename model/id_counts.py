@@ -137,6 +137,15 @@ class StringCounts:
         self.total += len(values)
         self._take(Counter(values) if self.halvings else values)
 
+    def add_coded(self, values: Sequence[str], codes_V: NDArray[np.int32]) -> None:
+        """Counts the values that `codes_V` say, each its place among `values`."""
+        self.total += len(codes_V)
+        counted: Counter[str] = Counter()
+        for value, count in zip(values, np.bincount(codes_V, minlength=len(values)).tolist(), strict=True):
+            if count:
+                counted[value] += count
+        self._take(counted)
+
     def merge(self, other: Self) -> None:
         """Counts what another has counted."""
         self.total += other.total

@@ -20,7 +20,10 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from training import checkpoint, table_files
+from training.checkpoints import STATE
 from training.progress import TrainingProgress
+from training.run import WEIGHTS
 
 SCHEMA = """
 name: clips
@@ -144,6 +147,26 @@ def assert_same_state(one: Any, other: Any, place: str = "") -> None:
         assert torch.equal(one, other), place
     else:
         assert one == other, place
+
+
+def saved_state(path: Path) -> dict[str, Any]:
+    """All that a run's checkpoint folder holds; the ranker's weights by their names in the ranker, where all tables
+    have one optimizer."""
+    state = checkpoint.load(path / STATE)
+    ranker = {f"network.{name}": value for name, value in state.pop("network").items()}
+    state["ranker"], state["momenta"] = ranker, {}
+    if (path / table_files.INDEX).exists():
+        for name, value in sorted(table_files.read_whole(path).items()):
+            if name.startswith(WEIGHTS):
+                ranker[f"embeddings.collection.embedding_bags.{name.removeprefix(WEIGHTS)}.weight"] = value
+            else:
+                state["momenta"][name] = value
+    return state
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of every file below a folder (or a link to one)."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @contextmanager

@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", help="train, or resume, the run of a training file")
     command.add_argument("config", type=Path, metavar="CONFIG")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
+    command.add_argument(
+        "--init-from", metavar="PARENT", help="start from the weights of models/NAME/VERSION, or of a finished run"
+    )
     command.set_defaults(run=_train)
 
     command = commands.add_parser("report", help="what a training file's data holds: labels, missing, unknown, drift")
@@ -105,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="COLUMN",
         help="report what that changes for every value of this column of the data; may be given again",
     )
+    command.add_argument("--accept-worse", action="store_true", help="publish it though it is worse than its parent")
     command.add_argument("--catalogue", type=Path, metavar="ITEMS", help="also build its catalogue of these items")
     _add_sign_key(command)
     command.set_defaults(run=_export)
@@ -203,7 +207,8 @@ def _train(options: argparse.Namespace) -> None:
     from training.config import TrainingConfig
     from training.train import train
 
-    train(TrainingConfig.load(options.config, options.set))
+    changes = [*options.set, *([f"init_from.path={options.init_from}"] if options.init_from else [])]
+    train(TrainingConfig.load(options.config, changes))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -242,6 +247,7 @@ def _export(options: argparse.Namespace) -> None:
         segment_by=options.segment_by,
         items=options.catalogue,
         sign_key=_signing_key(options),
+        accept_worse=options.accept_worse,
     )
     print(version)
     if options.compile:

@@ -19,11 +19,15 @@ _MAGIC = b"feedrank-checkpoint-1\n"
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes `state` and replaces `path` in one step; a crash leaves the old file."""
+    replace_file(path, encoded(state))
+
+
+def encoded(state: dict[str, Any]) -> tuple[bytes, memoryview]:
+    """The content of a checkpoint's file, a copy of `state`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
-    head = _MAGIC + hashlib.sha256(content).digest() + struct.pack("<Q", len(content))
-    replace_file(path, (head, content))
+    return _MAGIC + hashlib.sha256(content).digest() + struct.pack("<Q", len(content)), content
 
 
 def load(path: Path) -> dict[str, Any]:

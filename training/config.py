@@ -4,13 +4,14 @@ Relative paths are relative to the folder the command is run in. `--set optimize
 one key; unknown keys are refused with the nearest valid one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
 from model.ranker import NetworkConfig
 from model.schema import FeedSchema
@@ -70,6 +71,14 @@ def _data_path(value: object) -> Path | str:
 DataPath = Annotated[Path | str, BeforeValidator(_data_path)]
 
 
+class NegativeSampling(StrictModel):
+    """Negatives of a binary task that are trained on: a share of them, drawn by a hash of (seed, row)."""
+
+    task: str
+    rate: Annotated[float, Field(gt=0, lt=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
 class DataConfig(StrictModel):
     """A folder of *.parquet files; `group_by` names the user column of GAUC and of the bootstrap.
 
@@ -91,6 +100,14 @@ class DataConfig(StrictModel):
     window: PositiveInt = 1
     readers: Annotated[int, Field(ge=0, le=64)] = 1
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    # Of the training split alone; answers stay those of the whole log (training/negative_sampling.py).
+    negative_sampling: NegativeSampling | None = None
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.negative_sampling is not None and self.read == "stream":
+            raise ValueError("negative_sampling samples a split that is in memory; use read: memory")
+        return self
 
 
 class TablesOptimizer(StrictModel):
@@ -103,23 +120,77 @@ class TablesOptimizer(StrictModel):
 class DenseOptimizer(StrictModel):
     """The optimizer of everything that is not an embedding table."""
 
-    kind: Literal["adam"] = "adam"
+    kind: Literal["adam", "sgd"] = "adam"
     learning_rate: PositiveFinite = 1e-3
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class OptimizerConfig(StrictModel):
-    """Optimizers and the schedule of both: cosine falls from the learning rate to 0 over all epochs."""
+    """Optimizers and the schedule of all: cosine falls from the learning rate to 0 over all epochs; over
+    `warm_up_steps` steps the rates rise linearly to their schedule. `clip_norm` bounds the norm of the dense part's
+    gradient, and that of the gradient at the embedding row, from which all tables learn."""
 
     tables: TablesOptimizer = TablesOptimizer()
     dense: DenseOptimizer = DenseOptimizer()
     schedule: Literal["constant", "cosine"] = "constant"
+    warm_up_steps: NonNegativeInt = 0
+    clip_norm: PositiveFinite | None = None
+
+    def rate_factor(self, step: int, total_steps: int) -> float:
+        """What the learning rates are multiplied by at a step (0-based)."""
+        factor = 1.0
+        if self.schedule == "cosine":
+            factor = 0.5 * (1.0 + math.cos(math.pi * step / total_steps))
+        return factor * min(1.0, (step + 1) / self.warm_up_steps) if self.warm_up_steps else factor
+
+
+Sharding = Literal["auto", "table_wise", "row_wise", "data_parallel"]
+
+
+class TableConfig(StrictModel):
+    """What one embedding table has of its own; by default what all have."""
+
+    sharding: Sharding | None = None
+    optimizer: TablesOptimizer | None = None
+
+
+class EmbeddingsConfig(StrictModel):
+    """Who computes the embedding tables, and how several processes share them.
+
+    `engine: torch` is plain torch for machines where no build of fbgemm fits (one process); auto takes TorchRec where
+    it runs. Tables of fused optimizers are sharded: row_wise, table_wise, or (auto) as TorchRec's planner chooses;
+    those of optimizer adam have dense gradients and a copy in every process, data_parallel."""
+
+    engine: Literal["auto", "torchrec", "torch"] = "auto"
+    sharding: Sharding = "auto"
+    tables: dict[str, TableConfig] = Field(default_factory=dict)
+
+
+def _check_sharding(whose: str, sharding: Sharding | None, optimizer: TablesOptimizer) -> None:
+    if sharding == "data_parallel" and optimizer.kind != "adam":
+        raise ValueError(
+            f"embeddings: {whose}: data_parallel, a copy in every process, needs the dense gradients of optimizer "
+            f"adam (got {optimizer.kind}); use row_wise, table_wise or auto"
+        )
+    if sharding in ("row_wise", "table_wise") and optimizer.kind == "adam":
+        raise ValueError(
+            f"embeddings: {whose}: optimizer adam has dense gradients and a copy in every process: use "
+            f"data_parallel or auto (got {sharding}), or another optimizer"
+        )
 
 
 class EarlyStopping(StrictModel):
     """Stops after `patience` epochs without a better validation objective at any of their points."""
 
     patience: PositiveInt = 2
+
+
+class InitFrom(StrictModel):
+    """A published version, or a finished run, whose weights a run starts from (training/warm_start.py), and by how much
+    an error on the validation split may be larger than its parent's, relatively, before export refuses the run."""
+
+    path: Path
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
 
 
 class TrainingConfig(StrictModel):
@@ -135,6 +206,10 @@ class TrainingConfig(StrictModel):
     fitted: Path | None = None
     # Weights of another implementation to start from, mapped by name; default: drawn from the seed.
     initial_weights: InitialWeights | None = None
+    # A path, or {path, tolerance}: the version of the day before, say.
+    init_from: (
+        Annotated[InitFrom, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)] | None
+    ) = None
     optimizer: OptimizerConfig = OptimizerConfig()
     balancing: BalancingConfig = NoBalancingConfig()
     batch_size: PositiveInt = 1024
@@ -146,14 +221,35 @@ class TrainingConfig(StrictModel):
     # More threads than idle cores make OpenMP spin and training many times slower: raise it on a machine of your own.
     threads: PositiveInt = 1
     checkpoint_seconds: PositiveFinite = 60.0
+    # The newest checkpoints that are kept beside the best one; a damaged one is passed over for the one before it.
+    checkpoints_kept: PositiveInt = 2
+    device: Literal["cpu", "cuda"] = "cpu"
+    # Of the dense part: tf32 (GPU) rounds what is multiplied, bfloat16 computes by autocast; weights stay float32.
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.init_from is not None and self.initial_weights is not None:
+            raise ValueError("init_from and initial_weights both say what to start from; give one")
         if self.network.has_own_embeddings and self.balancing.kind not in ("none", "uncertainty"):
             raise ValueError(
                 f"balancing: {self.balancing.kind} compares the tasks' gradients at the embeddings they share, and "
                 "network.fusion.own_embeddings shares none; use kind: none or uncertainty, or own_embeddings: false"
             )
+        common = self.embeddings.sharding
+        named = {name: table.optimizer or self.optimizer.tables for name, table in self.embeddings.tables.items()}
+        if self.optimizer.dense.kind == "sgd" and "adam" in {
+            one.kind for one in (self.optimizer.tables, *named.values())
+        }:
+            raise ValueError(
+                "optimizer: tables of optimizer adam step with the dense part, which has sgd; give both one"
+            )
+        _check_sharding("all tables", common, self.optimizer.tables)
+        for name, optimizer in named.items():
+            _check_sharding(f"table '{name}'", self.embeddings.tables[name].sharding, optimizer)
+        if self.precision == "tf32" and self.device == "cpu":
+            raise ValueError("precision: tf32 is a format of GPUs; with device: cpu use float32")
         return self
 
     @classmethod

@@ -31,6 +31,8 @@ from training.calibration import calibrate
 from training.catalogue import build_catalogue
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
+from training.lineage import refuse_worse
+from training.parent import write_trained
 from training.run import Run, library_versions, read_json
 from training.sign import sign
 from training.validation import predict
@@ -58,13 +60,17 @@ def export(
     segment_by: Sequence[str] = (),
     items: Path | None = None,
     sign_key: SigningKey | None = None,
+    accept_worse: bool = False,
 ) -> Path:
     """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder.
 
     With `calibration` its binary tasks are calibrated (training/calibration.py), and the manifest says what that
     changed, also by the values of the columns `segment_by`. With `items`, its catalogue is there before it
-    is. With `sign_key`, both are signed."""
+    is. With `sign_key`, both are signed. A run that is worse than the parent it started from
+    (training/lineage.py) is refused unless `accept_worse`."""
     summary = run.summary()
+    if not accept_worse:
+        refuse_worse(run, summary)
     torch.set_num_threads(run.config.threads)
     ranker = run.best_ranker()
     split: SplitName = "validation" if run.config.data.split.test is None else "test"
@@ -81,6 +87,7 @@ def export(
         module = ScoringModule(run.schema, run.fitted, ranker.network, stacked).eval()
         scripted = to_torchscript(module)
         write_torchscript(scripted, folder / RANKER)
+        write_trained(folder, ranker, stacked)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             reloaded = torch.jit.load(str(folder / RANKER))  # type: ignore[no-untyped-call]
@@ -109,9 +116,10 @@ def export(
         network=run.config.network.model_dump(mode="json"),
         training={
             "run": run.path.name,
-            "config": run.config.model_dump(mode="json", by_alias=True, exclude={"output", "feed"}),
+            "config": run.config.model_dump(mode="json", by_alias=True, exclude={"output", "feed", "init_from"}),
             "data_window": run.config.data.split.model_dump(mode="json"),
             **{key: summary[key] for key in ("epochs", "best_epoch", "best_objective", "rows", "seconds")},
+            **{key: summary[key] for key in ("parent",) if key in summary},
         },
         metrics=metrics,
         libraries=library_versions(),

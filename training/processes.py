@@ -1,9 +1,12 @@
-"""What every worker process of an offline job does: it leaves Ctrl-C to its parent and ends when that does."""
+"""What every process of an offline job that another one started does: it ends when that one does."""
 
 import multiprocessing
 import os
 import signal
 import threading
+import time
+
+_LOOK_SECONDS = 0.5
 
 
 def belong_to_parent() -> None:
@@ -11,6 +14,19 @@ def belong_to_parent() -> None:
     # Ctrl-C reaches the whole group: the parent alone decides, and terminates its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def end_with_launcher() -> None:
+    """Has a process that a launcher (torchrun) started end when that is killed: nobody else would restart it, or stop
+    it where it waits for another that is gone."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _end_with_parent() -> None:

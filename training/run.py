@@ -2,9 +2,11 @@
 
 config.json  schema.json  fitted_features.json     what was trained, defaults included
 ids.json                                           what became of the ids in each table (id_report.py)
-checkpoints/last.pt  checkpoints/best.pt           resume point; best validation objective
+checkpoints/last  checkpoints/best                 resume point; best validation objective (checkpoints.py)
+sharding_plan.txt                                  which process holds which table, where there were several
 log.csv  summary.json                              one line per point (history.py); status, rows, times, versions
 evaluation-<split>.json                            written by evaluate
+parent.json                                        what it started from, if anything (lineage.py)
 inside/                                            numbers and heat maps, written by inspect
 """
 
@@ -16,12 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model.embeddings import Embeddings
+from model.embeddings import Embeddings, FusedOptimizer, TableOptimizer
 from model.features import FeatureEncoder, FittedFeatures
 from model.ranker import Network, Ranker
 from model.schema import FeedSchema
-from training import checkpoint
-from training.config import TrainingConfig
+from model.strict_yaml import unknown_key
+from training import checkpoint, checkpoints, table_files
+from training.config import TablesOptimizer, TrainingConfig
+from training.ranks import ALONE, Ranks
+from training.sharding import chosen_engine, new_sharder
 from training.whole import replace_file
 
 CONFIG = "config.json"
@@ -29,8 +34,10 @@ SCHEMA = "schema.json"
 FITTED = "fitted_features.json"
 SUMMARY = "summary.json"
 LOG = "log.csv"
-LAST = "checkpoints/last.pt"
-BEST = "checkpoints/best.pt"
+WEIGHTS, MOMENTA = "weights.", "momenta."  # how tables and their optimizers' states are named in a checkpoint
+LAST = "checkpoints/last"
+BEST = "checkpoints/best"
+OLD_BEST, OLD_LAST = "checkpoints/best.pt", "checkpoints/last.pt"  # until checkpoints were folders
 
 
 class Run:
@@ -59,29 +66,54 @@ class Run:
         """Writes what was decided before the first step, and removes what a run before it left behind here."""
         self.path.mkdir(parents=True, exist_ok=True)
         made_later = (*self.path.glob("evaluation-*.json"), *self.path.glob("inside/*"))
-        for stale in (self.path / SUMMARY, self.path / LOG, self.path / BEST, *made_later):
+        for stale in (self.path / SUMMARY, self.path / LOG, self.path / BEST, self.path / OLD_BEST, *made_later):
             stale.unlink(missing_ok=True)
         write_json(self.path / SCHEMA, self.schema.model_dump(mode="json", exclude_none=True))
         write_json(self.path / FITTED, self.fitted.model_dump(mode="json"))
         write_json(self.path / CONFIG, self.config.dump())
 
-    def new_ranker(self) -> Ranker:
-        """A ranker with fresh weights, drawn from torch's global generator."""
-        tables = self.config.optimizer.tables
+    def new_ranker(self, ranks: Ranks = ALONE) -> Ranker:
+        """A ranker with fresh weights, drawn from torch's global generator; over several processes tables are sharded,
+        and begin with the same weights. Raises ValueError for a table or an engine that is not there."""
+        tables, config = self.config.optimizer.tables, self.config.embeddings
+        known = [table.name for table in self.schema.tables]
+        for name in config.tables:
+            if name not in known:
+                raise ValueError(f"embeddings.tables: {unknown_key(name, known, 'table')}")
+        # One process on a CPU computes what is saved whatever it was trained on: `evaluate` and `export` need no GPU.
+        engine = chosen_engine(self.config, ranks)
+        sharder = new_sharder(self.config, ranks) if engine == "torchrec" else None
         embeddings = Embeddings(
             self.schema,
             self.encoder,
-            fused=None if tables.kind == "adam" else tables.kind,
+            fused=_fused(tables),
             learning_rate=tables.learning_rate,
+            own={
+                name: TableOptimizer(_fused(table.optimizer), table.optimizer.learning_rate)
+                for name, table in config.tables.items()
+                if table.optimizer is not None
+            },
             for_each_task=self.config.network.has_own_embeddings,
+            engine=engine,
+            device=ranks.device,
+            shard=sharder,
         )
-        return Ranker(embeddings, Network(self.config.network, embeddings.width, len(self.schema.tasks)))
+        if sharder is not None:
+            ranks.first_does(lambda: sharder.write(self.path))
+        return Ranker(
+            embeddings, Network(self.config.network, embeddings.width, len(self.schema.tasks)).to(ranks.device)
+        )
 
     def best_ranker(self) -> Ranker:
         """The ranker of the best point, in evaluation mode. Raises ValueError where its weights do not fit."""
         ranker = self.new_ranker()
         try:
-            ranker.load_state_dict(checkpoint.load(self.path / BEST)["ranker"])
+            if (self.path / OLD_BEST).exists():
+                ranker.load_state_dict(checkpoint.load(self.path / OLD_BEST)["ranker"])
+            else:
+                checkpoints.verified(self.path / BEST)
+                state = checkpoint.load(self.path / BEST / checkpoints.STATE)
+                load_weights(ranker, self.path / BEST, state)
         except (RuntimeError, KeyError):
             raise ValueError(
                 f"{self.path / BEST}: holds the weights of another network than {CONFIG} and {SCHEMA} describe"
@@ -94,6 +126,18 @@ class Run:
         if summary.get("status") != "finished":
             raise ValueError(f"{self.path}: this run has not finished; run train again with its file to resume it")
         return dict(summary)
+
+
+def load_weights(ranker: Ranker, folder: Path, state: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
+    """Sets a ranker's weights from a checkpoint's folder and its state. Raises RuntimeError, KeyError or ValueError
+    where they do not fit."""
+    ranker.network.load_state_dict(state["network"])
+    weights = {f"{WEIGHTS}{name}": weight for name, weight in ranker.embeddings.table_weights().items()}
+    table_files.read(folder, weights, ranks.group)
+
+
+def _fused(tables: TablesOptimizer) -> FusedOptimizer | None:
+    return None if tables.kind == "adam" else tables.kind
 
 
 @contextmanager

@@ -1,41 +1,49 @@
 """The main path of training: a training file -> a run folder with the best ranker of the validation objective.
 
     python -m training train configs/simulated.yaml [--set key=value ...]
+    torchrun --nproc-per-node 2 -m training train configs/simulated.yaml
 
 Reads the feed schema and the Parquet folder (input/splits.py: into memory, or as a stream), fits the features on the
-training split, trains with early stopping on the validation split, and keeps `last` and `best` checkpoints. Killed at
-any moment and started again, it resumes from `last` and ends with the same weights, bit for bit, as a run that was left
-alone (same thread count).
+training split, trains with early stopping on the validation split, and keeps the newest checkpoints and the best.
+Killed at any moment and started again, it resumes from the newest undamaged one and ends with the same weights, bit for
+bit, as a run that was left alone (same number of processes and threads). `batch_size` rows are a step's whole batch,
+which several processes share out; what they reckon is what one would, but for rounding.
 
-validation.py answers the validation split, history.py says what is logged, divergence.py why a run stopped.
+ranks.py joins the processes, sharding.py spreads the tables over them, validation.py answers the validation split,
+history.py says what is logged, checkpoints.py what is saved, divergence.py why a run stopped.
 """
 
 import logging
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from model.features import FittedFeatures
-from model.ranker import Ranker
-from model.schema import FeedSchema
-from training import checkpoint
-from training.balancing import Balancing
+from training import checkpoint, checkpoints, table_files
+from training.checkpoints import Checkpoints
 from training.config import TrainingConfig
 from training.data import Rows
 from training.divergence import diverged
 from training.history import OBJECTIVE, VALIDATION, write_log
 from training.initial_weights import load_initial_weights
+from training.input.device import ahead
 from training.input.source import Source
 from training.input.splits import open_splits
+from training.lineage import against_parent, start_from
 from training.losses import TaskLosses
+from training.negative_sampling import logit_offsets
 from training.optimizers import Optimizers
+from training.parent import Parent, open_parent
+from training.precision import autocast, set_products
 from training.progress import TrainingProgress
+from training.ranks import Ranks, joined, refuse_across
 from training.routing import PolicyLearner
-from training.run import BEST, LAST, SUMMARY, Run, library_versions, locked, write_json
+from training.run import MOMENTA, OLD_LAST, SUMMARY, WEIGHTS, Run, library_versions, locked, write_json
 from training.validation import Validation, points_of_epoch
 
 log = logging.getLogger(__name__)
@@ -57,22 +65,33 @@ class Progress:
 def train(config: TrainingConfig, *, show: bool = True) -> Run:
     """Trains, or resumes, the run of a training file, and returns it. Raises ValueError for what the user can mend."""
     torch.set_num_threads(config.threads)
+    set_products(config.precision)
     schema = config.feed_schema()
-    with locked(config.output):
-        splits = open_splits(config, schema, show=show)
-        run = _open_or_create(config, schema, splits.fitted())
-        splits.report(run)
-        source, validation_rows = splits.encoded(run.encoder)
-        _fit(run, source, validation_rows, splits.left_out, show=show)
+    with joined(config.device) as ranks, ExitStack() as held:
+        ranks.first_does(lambda: held.enter_context(locked(config.output)))
+        splits = open_splits(config, schema, ranks.first_does, show=show and ranks.is_first)
+        fitted = splits.fitted()
+        parent = None if config.init_from is None else open_parent(config.init_from.path)
+        if parent is not None:
+            fitted = parent.extended(schema, fitted)
+        run = Run(config.output, config, schema, fitted)
+        ranks.first_does(lambda: _open_or_create(run))
+        ranks.first_does(lambda: splits.report(run))
+        source, validation_rows = splits.encoded(run.encoder, ranks.rank, ranks.world)
+        _fit(run, source, validation_rows, splits.left_out, ranks, parent, show=show)
     return run
 
 
-def _open_or_create(config: TrainingConfig, schema: FeedSchema, fitted: FittedFeatures) -> Run:
-    fresh = Run(config.output, config, schema, fitted)
-    if not (config.output / LAST).exists():
+def _open_or_create(fresh: Run) -> None:
+    if (fresh.path / OLD_LAST).exists():
+        raise ValueError(
+            f"{fresh.path / OLD_LAST}: a checkpoint of an earlier version, which this one does not resume; evaluate "
+            "and export still read that run. Choose another output (--set output=...)"
+        )
+    if not checkpoints.any_found(fresh.path):
         fresh.write()
-        return fresh
-    existing = Run.open(config.output)
+        return
+    existing = Run.open(fresh.path)
     different = [
         name
         for name, old, new in (
@@ -83,8 +102,7 @@ def _open_or_create(config: TrainingConfig, schema: FeedSchema, fitted: FittedFe
         if old != new
     ]
     if different:
-        raise _differs(config.output, different)
-    return existing
+        raise _differs(fresh.path, different)
 
 
 def _differs(output: Path, different: list[str]) -> ValueError:
@@ -94,103 +112,148 @@ def _differs(output: Path, different: list[str]) -> ValueError:
     )
 
 
-def _fit(run: Run, source: Source, validation_rows: Rows, left_out: Mapping[str, int], *, show: bool) -> None:
+class Training:
+    """All that a step changes, and how it is saved and restored."""
+
+    def __init__(self, run: Run, source: Source, ranks: Ranks) -> None:
+        config = run.config
+        torch.manual_seed(config.seed)
+        self.ranker = run.new_ranker(ranks)
+        if config.initial_weights is not None and not checkpoints.any_found(run.path):
+            load_initial_weights(self.ranker, [task.name for task in run.schema.tasks], config.initial_weights)
+        offsets = logit_offsets(run.schema, config.data.negative_sampling)
+        self.losses = TaskLosses(run.schema, ranks.across, offsets).to(ranks.device)
+        self.balancing = config.balancing.build(self.losses, config.seed).to(ranks.device)
+        self.optimizers = Optimizers(self.ranker, config.optimizer, source.steps * config.epochs, self.balancing)
+        self.policies = PolicyLearner(self.ranker.network.fusion, run.schema, config.seed)
+        self.progress = Progress()
+
+    def state(self) -> dict[str, Any]:
+        """What every process has a copy of."""
+        return {
+            "network": self.ranker.network.state_dict(),
+            "balancing": self.balancing.state_dict(),
+            "policies": self.policies.state(),
+            "optimizers": self.optimizers.state(),
+            "random": torch.get_rng_state(),
+            "progress": asdict(self.progress),
+        }
+
+    def tables(self) -> dict[str, Any]:
+        """Tables and their optimizers' states, sharded ones in part."""
+        weights, momenta = self.ranker.embeddings.table_weights(), self.optimizers.momenta()
+        return {f"{WEIGHTS}{name}": weight for name, weight in weights.items()} | {
+            f"{MOMENTA}{name}": momentum for name, momentum in momenta.items()
+        }
+
+    def restore(self, folder: Path, state: dict[str, Any], ranks: Ranks) -> None:
+        """Sets everything as it was when `state` and its folder were written."""
+        self.ranker.network.load_state_dict(state["network"])
+        table_files.read(folder, self.tables(), ranks.group)
+        self.balancing.load_state_dict(state["balancing"])
+        self.policies.load_state(state["policies"])
+        self.optimizers.load_state(state["optimizers"])
+        torch.set_rng_state(state["random"])
+        self.progress = Progress(**state["progress"])
+
+
+def _fit(
+    run: Run,
+    source: Source,
+    validation_rows: Rows,
+    left_out: Mapping[str, int],
+    ranks: Ranks,
+    parent: Parent | None,
+    *,
+    show: bool,
+) -> None:
     config = run.config
-    torch.manual_seed(config.seed)
-    ranker = run.new_ranker()
-    if config.initial_weights is not None and not (run.path / LAST).exists():
-        load_initial_weights(ranker, [task.name for task in run.schema.tasks], config.initial_weights)
-    steps_per_epoch = source.steps
+    refuse_across(config, ranks)
     points = points_of_epoch(config.evaluations_per_epoch, source.rows, config.batch_size)
-    losses = TaskLosses(run.schema)
-    balancing = config.balancing.build(losses, config.seed)
-    optimizers = Optimizers(ranker, config.optimizer, steps_per_epoch * config.epochs, balancing)
-    policies = PolicyLearner(ranker.network.fusion, run.schema, config.seed)
-    validation = Validation(run, validation_rows)
+    training = Training(run, source, ranks)
+    ranker, losses, balancing = training.ranker, training.losses, training.balancing
+    optimizers, policies = training.optimizers, training.policies
+    validation = Validation(run, validation_rows, ranks)
     data = [source.fingerprint(), validation_rows.fingerprint()]
-    progress = _resume(run, ranker, balancing, policies, optimizers, data)
+    saved = Checkpoints(run.path, ranks, keep=config.checkpoints_kept, about={"schema": run.schema.name})
+    if parent is not None and saved.newest() is None:
+        start_from(parent, run, ranker, ranks, show=show)
+    _resume(run, training, saved, data, ranks)
+    progress = training.progress
     started = time.monotonic() - progress.seconds
     last_saved = time.monotonic()
 
-    def save(name: str) -> None:
+    def save(*, is_best: bool = False) -> None:
         progress.seconds = time.monotonic() - started
-        state = {
-            "ranker": ranker.state_dict(),
-            "balancing": balancing.state_dict(),
-            "policies": policies.state(),
-            "optimizers": optimizers.state(),
-            "progress": asdict(progress),
-            "data": data,
-        }
-        checkpoint.save(run.path / name, state)
+        step = progress.epoch * source.steps + progress.step_in_epoch
+        saved.save(step, {**training.state(), "data": data}, training.tables(), is_best=is_best)
 
-    with TrainingProgress(source.rows, config.epochs, show=show) as bar:
+    with saved, TrainingProgress(source.rows, config.epochs, show=show and ranks.is_first) as bar:
         while not _is_finished(progress, config):
             ranker.train()
             bar.start_epoch(progress.epoch, progress.step_in_epoch * config.batch_size)
             loss_sums_T = torch.tensor(progress.loss_sums or [0.0] * len(run.schema.tasks), dtype=torch.float64)
-            batches = source.batches(progress.epoch, progress.step_in_epoch)
+            batches = ahead(source.batches(progress.epoch, progress.step_in_epoch), ranks.device)
             for position, batch in enumerate(batches, start=progress.step_in_epoch):
-                step = progress.epoch * steps_per_epoch + position
+                step = progress.epoch * source.steps + position
                 place = f"epoch {progress.epoch + 1}, step {position + 1}"
                 optimizers.start_step(step)
                 policies.start_step(progress.epoch, step)
-                rows_BD = ranker.embeddings(batch.request, batch.candidate)
+                rows_BD = optimizers.clipped(ranker.embeddings(batch.request, batch.candidate), ranks.across)
                 if not rows_BD.requires_grad:  # a feed of numbers alone; methods on gradients still look at the row
                     rows_BD.requires_grad_()
-                logits_BT = ranker.network(rows_BD)
+                with autocast(config.precision, ranks.device):
+                    logits_BT = ranker.network(rows_BD).float()
                 losses_T = losses(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
                 total = balancing.total(losses_T)
                 if not torch.isfinite(total):
-                    what = f"the loss is not finite in {place}"
-                    raise diverged(run, ranker, batch, "train", what)
+                    raise diverged(run, ranker, batch, "train", f"the loss is not finite in {place}")
                 # Saved before the step: only now is it known that these weights give a finite loss.
-                if time.monotonic() - last_saved > config.checkpoint_seconds:
+                if ranks.first_decides(time.monotonic() - last_saved > config.checkpoint_seconds):
                     progress.loss_sums = loss_sums_T.tolist()
-                    save(LAST)
+                    save()
                     last_saved = time.monotonic()
                 optimizers.zero_grad()
                 try:
                     balancing.backward(losses_T, total, rows_BD, ranker.network, step)
                 except FloatingPointError as error:
-                    what = f"{error} in {place}"
-                    raise diverged(run, ranker, batch, "train", what) from None
-                optimizers.step()
+                    raise diverged(run, ranker, batch, "train", f"{error} in {place}") from None
+                optimizers.step(ranks.sum_gradients)
                 balancing.after_step()
                 policies.learn(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
-                loss_sums_T += losses_T.detach()
+                loss_sums_T += losses_T.detach().cpu()
                 progress.step_in_epoch += 1
-                bar.advance(len(batch.targets_BT), float(total.detach()))
+                bar.advance(min(config.batch_size, source.rows - position * config.batch_size), float(total.detach()))
                 if (point := points.get(progress.step_in_epoch)) is not None:
                     rows = progress.epoch * source.rows + point.rows
                     line = validation.measure(ranker, balancing, loss_sums_T / point.steps, progress.epoch + 1, rows)
-                    bar.say(_end_point(run, progress, line, save, is_epoch_end=position + 1 == steps_per_epoch))
+                    is_epoch_end = position + 1 == source.steps
+                    is_best = _take(progress, line, is_epoch_end=is_epoch_end)
+                    save(is_best=is_best)
+                    if ranks.is_first:
+                        write_log(run.path, progress.history)
+                    bar.say(_in_words(run, line, is_best=is_best, is_epoch_end=is_epoch_end))
                     loss_sums_T.zero_()
                     ranker.train()
                     last_saved = time.monotonic()
-    _write_summary(run, progress, source.rows, len(validation_rows), left_out)
+        saved.wait()
+    if ranks.is_first:
+        _write_summary(run, progress, source.rows, len(validation_rows), left_out, ranks.world)
 
 
-def _resume(
-    run: Run,
-    ranker: Ranker,
-    balancing: Balancing,
-    policies: PolicyLearner,
-    optimizers: Optimizers,
-    data: list[str],
-) -> Progress:
-    if not (run.path / LAST).exists():
-        return Progress()
-    state = checkpoint.load(run.path / LAST)
+def _resume(run: Run, training: Training, saved: Checkpoints, data: list[str], ranks: Ranks) -> None:
+    newest = saved.newest()
+    if newest is None:
+        return
+    state = checkpoint.load(newest / checkpoints.STATE)
     if state.get("data") != data:
         raise _differs(run.path, ["the data"])
-    ranker.load_state_dict(state["ranker"])
-    balancing.load_state_dict(state.get("balancing", {}))  # absent in runs from before there was any
-    policies.load_state(state.get("policies", {}))
-    optimizers.load_state(state["optimizers"])
-    progress = Progress(**state["progress"])
+    try:
+        training.restore(newest, state, ranks)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{newest}: does not fit this run ({' '.join(str(error).split())[:200]})") from None
+    progress = training.progress
     log.info("resuming %s at epoch %d, step %d", run.path, progress.epoch + 1, progress.step_in_epoch)
-    return progress
 
 
 def _is_finished(progress: Progress, config: TrainingConfig) -> bool:
@@ -200,10 +263,8 @@ def _is_finished(progress: Progress, config: TrainingConfig) -> bool:
     return config.early_stopping is not None and without_gain >= config.early_stopping.patience
 
 
-def _end_point(
-    run: Run, progress: Progress, line: dict[str, float], save: Callable[[str], None], *, is_epoch_end: bool
-) -> str:
-    """Takes a point of validation into the run's progress, checkpoints and log; returns it in words."""
+def _take(progress: Progress, line: dict[str, float], *, is_epoch_end: bool) -> bool:
+    """Takes a point of validation into the run's progress; whether it is the best so far."""
     is_best = line[OBJECTIVE] < progress.best_objective
     if is_best:
         progress.best_objective, progress.best_epoch = line[OBJECTIVE], progress.epoch
@@ -212,10 +273,10 @@ def _end_point(
         progress.step_in_epoch = 0
     progress.loss_sums = []
     progress.history.append(line)
-    if is_best:
-        save(BEST)
-    save(LAST)
-    write_log(run.path, progress.history)
+    return is_best
+
+
+def _in_words(run: Run, line: dict[str, float], *, is_best: bool, is_epoch_end: bool) -> str:
     shown = "  ".join(
         f"{task.name} {line[column]:.4f}" for task in run.schema.tasks if (column := f"{VALIDATION}{task.name}") in line
     )
@@ -224,7 +285,7 @@ def _end_point(
 
 
 def _write_summary(
-    run: Run, progress: Progress, train_rows: int, validation_rows: int, left_out: Mapping[str, int]
+    run: Run, progress: Progress, train_rows: int, validation_rows: int, left_out: Mapping[str, int], processes: int
 ) -> None:
     for reason, rows in left_out.items():
         log.warning("%d rows were left out: %s", rows, reason)
@@ -232,18 +293,14 @@ def _write_summary(
         "status": "finished",
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch + 1,
-        "best_rows": _best_rows(progress, train_rows),
+        "best_rows": int(min(progress.history, key=lambda line: line[OBJECTIVE])["rows"]),
         "best_objective": progress.best_objective,
         "rows": {"train": train_rows, "validation": validation_rows},
         "rows_left_out": dict(left_out),
+        "processes": processes,
         "seconds": round(progress.seconds, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "libraries": library_versions(),
+        **against_parent(run, progress.history),
     }
     write_json(run.path / SUMMARY, summary)
-
-
-def _best_rows(progress: Progress, train_rows: int) -> int:
-    """Training rows seen at the best point; the log of a run from before there were several has epochs alone."""
-    best = min(progress.history, key=lambda line: line[OBJECTIVE])
-    return int(best.get("rows", best["epoch"] * train_rows))

@@ -33,7 +33,10 @@ from training.history import (
     TRAIN_LOSS,
     VALIDATION,
 )
+from training.input.device import on_device
+from training.input.source import share, take_share
 from training.metrics import normalized_entropy
+from training.ranks import ALONE, Ranks
 from training.run import Run
 
 log = logging.getLogger(__name__)
@@ -46,12 +49,13 @@ SAMPLE_SEED = 0
 class Validation:
     """Measures a ranker on the validation split of a run, again and again in the same way."""
 
-    def __init__(self, run: Run, rows: Rows) -> None:
+    def __init__(self, run: Run, rows: Rows, ranks: Ranks = ALONE) -> None:
         self._run = run
         self._rows = rows
+        self._ranks = ranks
         # Drawn, for logs are ordered by time or user.
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SAMPLE_SEED))
-        self._sample = rows.take(order[:GATE_ROWS])
+        self._sample = on_device(rows.take(order[:GATE_ROWS]), ranks.device)
 
     def measure(
         self, ranker: Ranker, balancing: Balancing, train_losses_T: Tensor, epoch: int, rows_seen: int
@@ -59,12 +63,12 @@ class Validation:
         """A line of the log, in `epoch` (from 1); leaves the ranker in evaluation mode. Raises ValueError where an
         answer is not finite or no task can be measured."""
         run = self._run
-        logits_BT = predict(ranker, self._rows)
+        logits_BT = predict(ranker, self._rows, ranks=self._ranks)
         is_finite_B = np.isfinite(logits_BT).all(axis=1)
         if not is_finite_B.all():
             rows_B = torch.from_numpy(np.flatnonzero(~is_finite_B))
             what = f"the answers are not finite after epoch {epoch}, {rows_seen:,} rows"
-            raise diverged(run, ranker, self._rows.take(rows_B), "validation", what)
+            raise diverged(run, ranker, on_device(self._rows.take(rows_B), self._ranks.device), "validation", what)
         relative = relative_errors(run.schema, logits_BT, self._rows)
         line: dict[str, float] = {"epoch": epoch, "rows": rows_seen}
         for task, loss in zip(run.schema.tasks, train_losses_T.tolist(), strict=True):
@@ -108,14 +112,19 @@ def points_of_epoch(evaluations: int, rows: int, batch_size: int) -> dict[int, P
     return {end: Point(end - before, min(end * batch_size, rows)) for before, end in itertools.pairwise(ends)}
 
 
-def predict(ranker: Ranker, rows: Rows, batch_size: int = 8192) -> NDArray[np.float32]:
-    """logits_BT of all rows, in order."""
+def predict(ranker: Ranker, rows: Rows, batch_size: int = 8192, ranks: Ranks = ALONE) -> NDArray[np.float32]:
+    """logits_BT of all rows, in order; several processes share the rows out, and all get all answers."""
     ranker.eval()
+    parts: list[NDArray[np.float32]] = []
     # Not inference_mode: fbgemm's CPU lookups have no kernel under it.
     with torch.no_grad():
-        parts = [ranker(batch.request, batch.candidate) for batch in rows.batches(batch_size)]
-    logits_BT: NDArray[np.float32] = torch.cat(parts).numpy()
-    return logits_BT
+        for start in range(0, len(rows), batch_size):
+            rows_B = torch.arange(start, min(start + batch_size, len(rows)))
+            batch = on_device(take_share(rows, rows_B, ranks.rank, ranks.world), ranks.device)
+            own = share(len(rows_B), ranks.rank, ranks.world)
+            logits_BT = ranker(batch.request, batch.candidate)[: own.stop - own.start].float().cpu().numpy()
+            parts += ranks.gather(logits_BT)
+    return np.concatenate(parts)
 
 
 def relative_errors(schema: FeedSchema, logits_BT: NDArray[np.float32], rows: Rows) -> dict[str, float]:

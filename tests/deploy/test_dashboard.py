@@ -40,7 +40,7 @@ def test_every_panel_explains_itself_and_names_its_alerts() -> None:
     shown = {panel["title"]: panel for panel in panels() if panel["type"] != "row"}
     assert "RankingShedding" in shown["Refused, by reason"]["description"]
     assert "Requests that the service refused to score" in shown["Refused, by reason"]["description"]
-    assert "RankingScoreDrift" in shown["Mean answer, by task"]["description"]
+    assert "RankingScoreMeanOff" in shown["Mean answer, by task"]["description"]
     assert all(target["expr"] for panel in shown.values() for target in panel["targets"])
 
 

@@ -24,7 +24,7 @@ from tests.serve_only_check import ask, check_answer
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from tests.artifacts import publish_artifact
+from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.deploy.programs import program
 from tests.service.running import RunningService
 from training.compare.document import Block, Heading, Image, Paragraph, Table, write_document
@@ -63,6 +63,18 @@ def test_the_api_page_reads_well_without_any_other_host(tmp_path: Path) -> None:
     assert "/v1/rank" in shown.document
     assert shown.screenshot.size == SIZE
     assert shown.colours > 50
+
+
+def test_the_status_page_reads_well(tmp_path: Path) -> None:
+    publish_artifact(tmp_path / "models")
+    with RunningService(tmp_path / "models", "--threads", "1") as service:
+        for _ in range(5):
+            service.wait_ready().client.post("/v1/rank", json=TINY_REQUEST)
+        shown = show(f"{service.client.base_url}/", tmp_path)
+    assert shown.console == []
+    assert "version 1 is served" in shown.document
+    assert "requests/s" in shown.document
+    assert shown.colours > 20
 
 
 def test_a_report_reads_well_from_its_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.columns import Column
-from model.fitted import FittedFeatures, FittingPass, NumberStep, transform_target
+from model.fitted import FittedFeatures, FittingPass, NumberStep, count_ids, transform_target
 from model.schema import FeedSchema, RegressionTask
 from tests.model.feeds import Rows, columns_of, everything, random_rows, schema_of
 
@@ -115,6 +115,22 @@ def test_a_vocabulary_of_too_many_ids_keeps_the_common_ones() -> None:
     undercount = fitting.counts["x"].undercount
     assert 0 < undercount < 45
     assert fitting.finish().vocabularies["x"] == tuple(range(100))
+
+
+def test_strings_given_once_count_as_often_as_they_stand() -> None:
+    """A log's strings come as places in a list of all; a null's place may be anywhere, and a value may be in no row."""
+    [table] = schema_of(
+        "name: f\nfeatures: [{name: x, side: candidate, kind: id, dtype: string, buckets: 9, dim: 4}]\n"
+        "tasks: [{name: click, kind: binary, label: clicked}]"
+    ).tables
+    codes_V = np.array([2, 0, 2, 3, 0, 2, 0], np.int32)
+    is_null = np.array([False, False, False, False, False, False, True])
+    coded = Column(["a", "never", "é", "b"], is_null, None, codes_V)
+    plain = Column(["é", "a", "é", "b", "a", "é", ""], is_null)
+    for column in (coded, plain):
+        counts = count_ids([table], {"x": column})["x"]
+        ids, times = counts.entries()
+        assert (list(ids), times.tolist(), counts.total) == (["a", "b", "é"], [2, 1, 3], 6)
 
 
 def test_nothing_to_fit_on_is_refused() -> None:

@@ -15,6 +15,9 @@ class Sizes:
     kills: int = 2
     rolls: int = 2
     damages: int = 100
+    fuzzed: int = 160
+    # Rounds after which everything that is made once has been made, and those that count.
+    soak_settling: int = 2
     soak_rounds: int = 3
     soak_round_seconds: float = 0.5
 
@@ -25,7 +28,17 @@ def _sizes() -> Sizes:
         raise ValueError(f"{VARIABLE} is '{given}'; it is 'short' or 'long'")
     if given == "short":
         return Sizes()
-    return Sizes(swaps=20, overload_seconds=60, kills=20, rolls=20, damages=1000, soak_rounds=60, soak_round_seconds=10)
+    return Sizes(
+        swaps=20,
+        overload_seconds=60,
+        kills=20,
+        rolls=20,
+        damages=1000,
+        fuzzed=20_000,
+        soak_settling=10,
+        soak_rounds=50,
+        soak_round_seconds=10,
+    )
 
 
 SIZES = _sizes()

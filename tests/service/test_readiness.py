@@ -79,14 +79,14 @@ def test_a_deadline_passes_while_others_are_scored(client: TestClient, monkeypat
 def test_a_deadline_that_has_passed_before_the_model_spares_the_model(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow_parse(*arguments: Any) -> Any:
+    def slow_columns(*arguments: Any) -> Any:
         deadline = time.perf_counter() + 0.02
         while time.perf_counter() < deadline:
             pass
-        return parse(*arguments)
+        return columns(*arguments)
 
-    parse = wire.parse
-    monkeypatch.setattr(wire, "parse", slow_parse)
+    columns = wire.columns
+    monkeypatch.setattr(wire, "columns", slow_columns)
     response = client.post("/v1/rank", json=TINY_REQUEST, headers={"X-Request-Timeout-Ms": "10"})
     assert response.status_code == 504
     assert sample(client, "ranking_inference_duration_seconds_count") == 0

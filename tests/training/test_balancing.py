@@ -15,8 +15,7 @@ from model.embeddings import BlockTensors, Embeddings
 from model.features import FeatureEncoder, FittedFeatures
 from model.ranker import Network, NetworkConfig, Ranker
 from model.schema import FeedSchema
-from tests.training_data import Stopped, assert_same_state, stop_at, training_file, write_feed
-from training import checkpoint
+from tests.training_data import Stopped, assert_same_state, saved_state, stop_at, training_file, write_feed
 from training.balancing import KINDS, Balancing, BalancingConfig, GradientBalancing, GradNorm, UncertaintyWeighting
 from training.config import OptimizerConfig, TrainingConfig
 from training.losses import TaskLosses
@@ -342,7 +341,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_left_alone(
             train(TrainingConfig.load(path), show=False)
     resumed = train(TrainingConfig.load(path), show=False)
     for name in (LAST, BEST):
-        states = [checkpoint.load(run.path / name) for run in (whole, resumed)]
+        states = [saved_state(run.path / name) for run in (whole, resumed)]
         for state in states:
             del state["progress"]["seconds"]
         assert_same_state(states[0], states[1], name)

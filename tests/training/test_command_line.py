@@ -1,5 +1,6 @@
 """The command line: help at once, every mistake in one line, and signals that lose no work."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.training_data import assert_same_state, feed_table, training_file, write_feed
-from training import checkpoint
+from tests.training_data import assert_same_state, feed_table, saved_state, training_file, write_feed
 from training.__main__ import main
 from training.config import TrainingConfig
 from training.run import BEST, LAST, LOG, SUMMARY, Run
@@ -140,7 +140,10 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
         "has not finished",
     ),
     "negative replicates": (_evaluate("--replicates", "-1"), "replicates"),
-    "damaged best checkpoint": (_after(_truncate(f"run/{BEST}"), _evaluate()), "best.pt: the checkpoint is damaged"),
+    "damaged best checkpoint": (
+        _after(_truncate(f"run/{BEST}/state.pt"), _evaluate()),
+        "best: the checkpoint is damaged (state.pt",
+    ),
     "broken run file": (_after(_truncate("run/schema.json"), _export), "schema.json: not readable as JSON"),
     "data gone": (_after(lambda folder: shutil.rmtree(folder / "data"), _evaluate()), "no *.parquet file here"),
     "export nothing": (lambda folder: ["export", str(folder), "--models", str(folder)], "not a training run"),
@@ -204,10 +207,10 @@ def start_training(config: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_a_checkpoint(process: subprocess.Popen[str], path: Path, after: bytes) -> None:
-    """Returns as soon as `path` holds something else than `after`."""
+def wait_for_a_checkpoint(process: subprocess.Popen[str], path: Path, after: str) -> None:
+    """Returns as soon as the link `path` leads elsewhere than to `after`."""
     deadline = time.monotonic() + 120
-    while not path.exists() or path.read_bytes() == after:
+    while not path.is_symlink() or os.readlink(path) == after:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "no checkpoint in two minutes"
         time.sleep(0.002)
@@ -220,7 +223,7 @@ def test_interrupted_killed_and_resumed_training_ends_as_if_left_alone(tmp_path:
     last = tmp_path / "run" / LAST
 
     interrupted = start_training(config)
-    wait_for_a_checkpoint(interrupted, last, b"")
+    wait_for_a_checkpoint(interrupted, last, "")
     interrupted.send_signal(signal.SIGINT)
     _, errors = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130
@@ -229,7 +232,7 @@ def test_interrupted_killed_and_resumed_training_ends_as_if_left_alone(tmp_path:
     assert not (tmp_path / "run" / SUMMARY).exists()
 
     killed = start_training(config)
-    wait_for_a_checkpoint(killed, last, last.read_bytes())
+    wait_for_a_checkpoint(killed, last, os.readlink(last))
     killed.kill()
     _, errors = killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
@@ -243,7 +246,7 @@ def test_interrupted_killed_and_resumed_training_ends_as_if_left_alone(tmp_path:
 
 def assert_equal_weights(one: Run, other: Run) -> None:
     for name in (LAST, BEST):
-        states = [checkpoint.load(run.path / name) for run in (one, other)]
+        states = [saved_state(run.path / name) for run in (one, other)]
         for part in ("ranker", "optimizers"):
             assert_same_state(states[0][part], states[1][part], f"{name}/{part}")
     assert (one.path / LOG).read_bytes() == (other.path / LOG).read_bytes()

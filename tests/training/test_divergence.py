@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.training_data import SCHEMA, feed_table, training_file
-from training import checkpoint
+from tests.training_data import SCHEMA, feed_table, saved_state, training_file
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, read_splits
 from training.divergence import diverged
@@ -49,7 +48,7 @@ def test_a_huge_learning_rate_names_the_layer_and_no_column(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=told) as raised:
         train(config, show=False)
     assert "after its transforms" not in str(raised.value)
-    for name, weights in checkpoint.load(config.output / LAST)["ranker"].items():
+    for name, weights in saved_state(config.output / LAST)["ranker"].items():
         assert torch.isfinite(weights).all(), name
 
 

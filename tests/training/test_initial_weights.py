@@ -13,8 +13,7 @@ from model.ranker import Network, NetworkConfig
 from tests.model.fusion.cases import CASES, INPUT_WIDTH, Case, rows_of
 from tests.model.fusion.equations import routes_of
 from tests.model.fusion.plain import TOWER, Plain, names_of
-from tests.training_data import training_file, write_feed
-from training import checkpoint
+from tests.training_data import saved_state, training_file, write_feed
 from training.config import TrainingConfig
 from training.initial_weights import NameMap, load_mapped, read_state
 from training.run import LAST
@@ -162,7 +161,7 @@ def test_training_starts_from_them_and_resumes_without_them(tmp_path: Path) -> N
     keys |= {"initial_weights": {"path": str(weights), "names": str(names)}, "output": str(tmp_path / "second")}
     config = TrainingConfig.load(training_file(tmp_path, **keys))
     run = train(config, show=False)
-    state = checkpoint.load(run.path / LAST)["ranker"]
+    state = saved_state(run.path / LAST)["ranker"]
     torch.testing.assert_close(state["network.fusion.layers.0.weight"], theirs["bottom.weight"], atol=1e-12, rtol=0)
     torch.testing.assert_close(state["network.towers.2.layers.2.bias"], theirs["watch.1.bias"], atol=1e-12, rtol=0)
     found = run.best_ranker().embeddings.table_weights()[table]

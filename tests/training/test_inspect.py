@@ -20,8 +20,7 @@ from model.embeddings import Embeddings
 from model.fusion.adatt import AdaTT
 from model.fusion.names import unit_and_expert_names
 from model.ranker import Network, NetworkConfig, Ranker
-from tests.training_data import training_file, write_feed
-from training import checkpoint
+from tests.training_data import files_of, saved_state, training_file, write_feed
 from training.__main__ import main
 from training.config import TrainingConfig
 from training.conflicts import Conflicts, cosines, cosines_where_both, task_conflicts
@@ -264,8 +263,8 @@ def run(finished_run: Run, tmp_path: Path) -> Run:
 
 
 def test_inspect_writes_numbers_and_pictures(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (run.path / BEST).read_bytes()
-    tables = checkpoint.load(run.path / BEST)["ranker"]
+    before = files_of(run.path / BEST)
+    tables = saved_state(run.path / BEST)["ranker"]
     assert main(["inspect", str(run.path)]) == 0
     assert "gate entropy" in capsys.readouterr().out
     written = json.loads((run.path / "inside/inside.json").read_text(encoding="utf-8"))
@@ -278,7 +277,7 @@ def test_inspect_writes_numbers_and_pictures(run: Run, capsys: pytest.CaptureFix
     for name in ("expert_weights", "gradient_conflicts"):
         image = pixels(run.path / f"inside/{name}.png")
         assert image.std() > 0.05, "blank"
-    assert (run.path / BEST).read_bytes() == before
+    assert files_of(run.path / BEST) == before
     again = run.best_ranker().state_dict()
     assert all(torch.equal(again[name], value) for name, value in tables.items())
 
@@ -295,7 +294,7 @@ def test_functions_for_reports_agree_with_the_file(run: Run) -> None:
 
 def test_fused_tables_do_not_move(finished_run: Run, rows: Rows) -> None:
     ranker = finished_run.best_ranker()
-    assert ranker.embeddings.is_fused
+    assert ranker.embeddings.fused_optimizers()
     before = {name: weight.clone() for name, weight in ranker.embeddings.table_weights().items()}
     losses = TaskLosses(finished_run.schema)
     task_conflicts(ranker, rows, losses, TASKS, batch_size=64, num_batches=2)

@@ -20,8 +20,7 @@ from model.fusion.learned_routing import RoutedLayer
 from model.fusion.policy import probabilities
 from model.ranker import NetworkConfig
 from model.schema import FeedSchema
-from tests.training_data import assert_same_state, training_file, write_feed
-from training import checkpoint
+from tests.training_data import assert_same_state, saved_state, training_file, write_feed
 from training.__main__ import main
 from training.config import TrainingConfig
 from training.routing import PolicyLearner
@@ -239,7 +238,7 @@ def config_of(folder: Path, output: str = "run", **fusion: Any) -> TrainingConfi
 
 
 def policies(run: Run, name: str = LAST) -> list[Tensor]:
-    state = checkpoint.load(run.path / name)["ranker"]
+    state = saved_state(run.path / name)["ranker"]
     return [value for key, value in state.items() if key.endswith("policy_TM")]
 
 
@@ -307,7 +306,7 @@ def test_the_same_seed_learns_the_same_and_a_killed_run_ends_alike(
     monkeypatch.undo()
     resumed = train(config, show=False)
     for name in (LAST, BEST):
-        states = [checkpoint.load(run.path / name) for run in (straight, resumed)]
+        states = [saved_state(run.path / name) for run in (straight, resumed)]
         for state in states:
             del state["progress"]["seconds"]
         assert_same_state(states[0], states[1], name)

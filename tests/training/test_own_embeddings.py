@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.artifact import Artifact
-from tests.training_data import assert_same_state, training_file, write_feed
-from training import checkpoint
+from tests.training_data import assert_same_state, saved_state, training_file, write_feed
 from training.__main__ import main
 from training.balancing import KINDS
 from training.compare.cost import sizes
@@ -50,7 +49,7 @@ def test_a_killed_run_resumes_to_the_same_tables(own_run: Run, tmp_path: Path, m
             train(config, show=False)
     run = train(config, show=False)
     for name in (LAST, BEST):
-        one, other = checkpoint.load(run.path / name), checkpoint.load(own_run.path / name)
+        one, other = saved_state(run.path / name), saved_state(own_run.path / name)
         for state in (one, other):
             del state["progress"]["seconds"]
         assert_same_state(one, other)

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.training_data import assert_same_state, feed_table, training_file
-from training import checkpoint
+from tests.training_data import assert_same_state, feed_table, saved_state, training_file
 from training.config import TrainingConfig
 from training.run import LAST, LOG, Run
 from training.train import train
@@ -31,7 +30,7 @@ def run_of(folder: Path, weights: Any, *changes: str, table: pa.Table | None = N
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    state: dict[str, Any] = checkpoint.load(run.path / LAST)["ranker"]
+    state: dict[str, Any] = saved_state(run.path / LAST)["ranker"]
     return state
 
 

@@ -7,9 +7,9 @@ import torch
 
 from tests.training_data import training_file, write_feed
 from training.config import TrainingConfig
-from training.data import Rows, columns_from_arrow, fit_features, read_splits
+from training.data import Batch, Rows, columns_from_arrow, fit_features, read_splits
 from training.input.memory import MemorySource
-from training.input.source import share
+from training.input.source import filled, share
 from training.run import Run
 
 ROWS, BATCH = 101, 16
@@ -45,9 +45,15 @@ def test_the_sequence_of_global_batches_is_the_same_on_any_number_of_processes(r
     alone = MemorySource(rows, BATCH, 7)
     for whole, *parts in zip(alone.batches(2, 0), *(source.batches(2, 0) for source in sources), strict=True):
         assert whole.numbers_B is not None
-        numbers = [part.numbers_B for part in parts if part.numbers_B is not None]
+        assert len({len(part.targets_BT) for part in parts}) == 1
+        numbers = [counted(part, part.numbers_B) for part in parts if part.numbers_B is not None]
         assert torch.equal(torch.cat(numbers), whole.numbers_B)
-        assert torch.equal(torch.cat([part.targets_BT for part in parts]), whole.targets_BT)
+        assert torch.equal(torch.cat([counted(part, part.targets_BT) for part in parts]), whole.targets_BT)
+
+
+def counted(batch: Batch, values: torch.Tensor) -> torch.Tensor:
+    """The values of the rows that count; task click is observed in all rows of the log."""
+    return values[batch.observed_BT[:, 0] > 0]
 
 
 def test_an_epoch_is_a_permutation_and_epochs_differ(rows: Rows) -> None:
@@ -75,3 +81,18 @@ def test_a_process_without_a_row_of_a_batch_gets_one_that_does_not_count(rows: R
     counted = [int(batch.observed_BT[:, 0].sum()) for (batch,) in last]
     assert sorted(counted) == [0, 0, 1, 1, 1, 1, 1]
     assert all(len(batch.targets_BT) == 1 for (batch,) in last)
+
+
+def test_a_filled_batch_has_its_own_rows_and_unknown_ones_behind(rows: Rows) -> None:
+    batch = rows.take(torch.tensor([3, 8]))
+    longer = filled(batch, 4)
+    assert len(longer.targets_BT) == 4
+    assert longer.observed_BT[2:].sum() == 0
+    assert torch.equal(longer.observed_BT[:2], batch.observed_BT)
+    for before, after in ((batch.request, longer.request), (batch.candidate, longer.candidate)):
+        assert torch.equal(after.ids_BK[:2], before.ids_BK)
+        assert after.ids_BK[2:].sum() == 0
+        assert torch.equal(after.list_values_V, before.list_values_V)
+        assert torch.equal(after.list_lengths_LB[:, :2], before.list_lengths_LB)
+        assert after.list_lengths_LB[:, 2:].sum() == 0
+        assert after.numbers_BN.shape[0] == 4

@@ -17,8 +17,18 @@ import torch
 from scipy.special import expit, logit
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tests.training_data import SCHEMA, Stopped, assert_same_state, feed_table, stop_at, training_file, write_feed
-from training import checkpoint
+from tests.training_data import (
+    SCHEMA,
+    Stopped,
+    assert_same_state,
+    feed_table,
+    files_of,
+    saved_state,
+    stop_at,
+    training_file,
+    write_feed,
+)
+from training.checkpoints import FOLDER, MANIFEST
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, read_splits
 from training.evaluate import evaluate
@@ -42,14 +52,13 @@ def finish(config: TrainingConfig) -> Run:
 
 
 def log_of(run: Run) -> list[dict[str, str]]:
-    with (run.path / LOG).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader((run.path / LOG).read_text(encoding="utf-8").splitlines()))
 
 
 def assert_same_run(one: Run, other: Run) -> None:
     """Weights, optimizer state and history of two runs are equal bit for bit; only their clocks differ."""
     for name in (LAST, BEST):
-        states = [checkpoint.load(run.path / name) for run in (one, other)]
+        states = [saved_state(run.path / name) for run in (one, other)]
         for state in states:
             del state["progress"]["seconds"]
         assert_same_state(states[0], states[1], name)
@@ -126,7 +135,7 @@ def test_the_best_checkpoint_is_the_minimum_of_the_log(finished_run: Run) -> Non
     lines = log_of(finished_run)
     objectives = [float(line["validation_objective"]) for line in lines]
     best = int(np.argmin(objectives))
-    progress = checkpoint.load(finished_run.path / BEST)["progress"]
+    progress = saved_state(finished_run.path / BEST)["progress"]
     assert progress["best_epoch"] == best == progress["epoch"] - 1
     assert finished_run.summary()["best_epoch"] == best + 1
     assert finished_run.summary()["best_objective"] == objectives[best]
@@ -219,23 +228,23 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_left_alone(
                 finish(config_of(tmp_path, *changes))
         assert not (tmp_path / "run" / SUMMARY).exists()
         if save_every_step:
-            assert checkpoint.load(tmp_path / "run" / LAST)["progress"]["step_in_epoch"] > 0
+            assert saved_state(tmp_path / "run" / LAST)["progress"]["step_in_epoch"] > 0
     assert_same_run(finish(config_of(tmp_path, *changes)), whole)
 
 
 def test_a_finished_run_started_again_changes_nothing(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     run = finish(config)
-    shutil.copytree(run.path, tmp_path / "before")
+    shutil.copytree(run.path, tmp_path / "before", symlinks=True)
     finish(config)
-    for name in (BEST, LAST, LOG):
-        assert (run.path / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+    assert files_of(run.path / FOLDER) == files_of(tmp_path / "before" / FOLDER)
+    assert (run.path / LOG).read_bytes() == (tmp_path / "before" / LOG).read_bytes()
 
 
 def test_a_fresh_start_does_not_pass_for_the_run_that_was_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = finish(config_of(tmp_path))
     evaluate(run, "test", replicates=2)
-    (run.path / LAST).unlink()
+    shutil.rmtree(run.path / FOLDER)
     stop_at(monkeypatch, 2)
     with pytest.raises(Stopped):
         finish(config_of(tmp_path, "seed=8"))
@@ -255,13 +264,13 @@ def test_a_fresh_start_does_not_pass_for_the_run_that_was_here(tmp_path: Path, m
 )
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path, what: str, changes: dict[str, Any]) -> None:
     run = finish(config_of(tmp_path))
-    before = (run.path / LAST).read_bytes()
+    before = files_of(run.path / FOLDER)
     if not changes:
         shutil.rmtree(tmp_path / "data")
         write_feed(tmp_path / "data", 600, seed=1)
     with pytest.raises(ValueError, match=f"run: holds a run from which .*{what}.* differ"):
         finish(config_of(tmp_path, **changes))
-    assert (run.path / LAST).read_bytes() == before
+    assert files_of(run.path / FOLDER) == before
 
 
 @pytest.mark.parametrize("day", [1, 5])
@@ -286,13 +295,28 @@ def test_a_second_run_in_one_folder_at_the_same_time_is_refused(tmp_path: Path) 
     finish(config)
 
 
-def test_a_damaged_checkpoint_is_named_and_left_alone(tmp_path: Path) -> None:
-    run = finish(config_of(tmp_path))
-    (run.path / SUMMARY).unlink()
-    (run.path / LAST).write_bytes(content := (run.path / LAST).read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"last\.pt: the checkpoint is damaged"):
-        finish(config_of(tmp_path))
-    assert (run.path / LAST).read_bytes() == content
+def test_damaged_checkpoints_are_passed_over_aloud_and_all_of_them_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(tmp_path, "checkpoint_seconds=1e-9")
+    run = finish(config)
+    whole = saved_state(run.path / LAST)
+    newest = (run.path / LAST).resolve()
+    tables = newest / "__0_0.distcp"
+    tables.write_bytes(tables.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        finish(config)
+    assert f"{newest}: the checkpoint is damaged (__0_0.distcp: its checksum does not hold); using" in caplog.text
+    again = saved_state(run.path / LAST)
+    for state in (whole, again):
+        del state["progress"]["seconds"]
+    assert_same_state(again, whole)
+    for folder in (run.path / FOLDER).glob("[0-9]*"):
+        (folder / MANIFEST).write_text("{}", encoding="utf-8")
+    before = files_of(run.path / FOLDER)
+    with pytest.raises(ValueError, match="every checkpoint is damaged"):
+        finish(config)
+    assert files_of(run.path / FOLDER) == before
 
 
 # What cannot be trained
@@ -302,7 +326,7 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_step(tmp_path: Path) -> 
     changes = ["optimizer.dense.learning_rate=1e30", "checkpoint_seconds=1e-9"]
     with pytest.raises(ValueError, match=r"not finite in epoch 1, step [23]; .*; the last good checkpoint is kept"):
         finish(config_of(tmp_path, *changes))
-    state = checkpoint.load(tmp_path / "run" / LAST)
+    state = saved_state(tmp_path / "run" / LAST)
     for name, weights in state["ranker"].items():
         assert torch.isfinite(weights).all(), name
     assert not (tmp_path / "run" / SUMMARY).exists()
@@ -357,7 +381,7 @@ def test_a_full_disk_ends_training_and_keeps_the_checkpoint_before(
 
     def full(descriptor: int) -> None:
         saves[0] += 1
-        if saves[0] == 7:
+        if saves[0] == 30:  # five or six a checkpoint
             raise OSError(28, "No space left on device")
         original(descriptor)
 
@@ -365,7 +389,7 @@ def test_a_full_disk_ends_training_and_keeps_the_checkpoint_before(
         patched.setattr(os, "fsync", full)
         with pytest.raises(ValueError, match="No space left on device"):
             finish(config)
-    assert checkpoint.load(config.output / LAST)["progress"]["step_in_epoch"] > 0
+    assert saved_state(config.output / LAST)["progress"]["step_in_epoch"] > 0
     assert_same_run(finish(config), whole)
 
 

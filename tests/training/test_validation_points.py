@@ -1,6 +1,5 @@
 """Several points of validation an epoch: where they lie, that they change nothing else, and what each of them logs."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training_data import Stopped, assert_same_state, stop_at, training_file, write_feed
-from training import checkpoint
+from tests.training_data import Stopped, assert_same_state, saved_state, stop_at, training_file, write_feed
 from training.config import TrainingConfig
 from training.history import read_log, series
-from training.run import BEST, CONFIG, LAST, LOG, SUMMARY, Run
+from training.run import BEST, LAST, LOG, Run
 from training.train import train
 from training.validation import points_of_epoch
 
@@ -52,7 +50,7 @@ def test_more_points_than_steps_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fusion", ["adatt", "routing"])
 def test_looking_more_often_trains_the_same(tmp_path: Path, fusion: str) -> None:
     one, three = (run_of(tmp_path, f"run-{n}", fusion=fusion, evaluations_per_epoch=n) for n in (1, 3))
-    states = [checkpoint.load(run.path / LAST) for run in (one, three)]
+    states = [saved_state(run.path / LAST) for run in (one, three)]
     for name in ("ranker", "optimizers", "policies"):
         assert_same_state(states[0][name], states[1][name], name)
     rare, often = read_log(one), read_log(three)
@@ -82,7 +80,7 @@ def test_the_best_point_may_lie_within_an_epoch(tmp_path: Path) -> None:
     summary = run.summary()
     assert (summary["best_rows"], summary["best_epoch"]) == (best["rows"], best["epoch"])
     assert summary["best_objective"] == best["validation_objective"]
-    assert checkpoint.load(run.path / BEST)["progress"]["history"][-1] == best
+    assert saved_state(run.path / BEST)["progress"]["history"][-1] == best
     assert best["rows"] % summary["rows"]["train"], "the case wants a best point within an epoch"
     # Patience is counted in epochs, whichever of their points was the best.
     assert summary["epochs"] == lines[-1]["epoch"] == best["epoch"] + 2
@@ -104,31 +102,11 @@ def test_a_run_killed_around_its_points_ends_like_one_left_alone(
                 run_of(tmp_path, "killed", **settings)
     killed = run_of(tmp_path, "killed", **settings)
     for name in (LAST, BEST):
-        states = [checkpoint.load(run.path / name) for run in (whole, killed)]
+        states = [saved_state(run.path / name) for run in (whole, killed)]
         for state in states:
             del state["progress"]["seconds"]
         assert_same_state(states[0], states[1], name)
     assert (whole.path / LOG).read_bytes() == (killed.path / LOG).read_bytes()
-
-
-def test_a_run_from_before_there_were_points_opens_and_goes_on(tmp_path: Path) -> None:
-    run = run_of(tmp_path, "run")
-    log = (run.path / LOG).read_bytes()
-    config = json.loads((run.path / CONFIG).read_text(encoding="utf-8"))
-    del config["evaluations_per_epoch"]
-    (run.path / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-    state = checkpoint.load(run.path / LAST)
-    state["progress"]["epoch"] = 1
-    state["progress"]["history"] = [
-        {name: value for name, value in state["progress"]["history"][0].items() if name != "rows"}
-    ]
-    checkpoint.save(run.path / LAST, state)
-    (run.path / SUMMARY).unlink()
-    again = run_of(tmp_path, "run")
-    assert again.summary()["epochs"] == 2
-    assert again.summary()["best_rows"] > 0
-    assert len(read_log(again)) == 2
-    assert (run.path / LOG).read_bytes() != log
 
 
 # What is logged
@@ -159,7 +137,7 @@ def test_networks_log_what_they_have(tmp_path: Path) -> None:
 
 def test_the_logged_factors_of_uncertainty_are_those_of_its_variances(tmp_path: Path) -> None:
     run = run_of(tmp_path, "run", balancing={"kind": "uncertainty", "learning_rate": 0.1})
-    log_variances_T = checkpoint.load(run.path / LAST)["balancing"]["log_variances_T"]
+    log_variances_T = saved_state(run.path / LAST)["balancing"]["log_variances_T"]
     expected = torch.exp(-log_variances_T).tolist()
     # A regression task's squared error has half a factor: the Gaussian's 1 / (2 sigma^2).
     expected[2] /= 2

@@ -4,9 +4,13 @@ In: losses_T of a batch, still attached to the graph, and the dense row they cam
 parameters, and one backward pass through the embeddings, inside which fused tables update. A balancing is a module:
 what it learns is stepped by `Optimizers`, and all its state is in the checkpoint.
 
+With several processes losses_T are those of the global batch, equal on all; what else a method measures it sums over
+them (`losses.across`), so that its weights are equal too and no learned one needs its gradient exchanged.
+
 Shapes: B rows, T tasks, D columns of the dense row, N = B * D.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -53,9 +57,11 @@ class NoBalancingConfig(StrictModel):
         return Balancing(losses)
 
 
-def flat_gradients(gradients: list[Tensor]) -> Tensor:
-    """J_TN: the gradients of T tasks at rows_BD, a row each. Raises FloatingPointError where they are not finite."""
+def flat_gradients(gradients: list[Tensor], across: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """J_TN: the gradients of T tasks at rows_BD, a row each. Raises FloatingPointError where they are not finite, on
+    any process."""
     jacobian_TN = torch.stack([gradient.flatten() for gradient in gradients])
-    if not torch.isfinite(jacobian_TN).all():
+    is_broken = (~torch.isfinite(jacobian_TN).all()).float()
+    if is_broken if across is None else across(is_broken):
         raise FloatingPointError("the gradients of the tasks at the embedding row are not finite")
     return jacobian_TN

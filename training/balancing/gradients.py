@@ -63,8 +63,11 @@ class GradientBalancing(Balancing):
 
     def combine(self, jacobian_TN: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The combined gradient_N and w_T (ones for an aggregation); random numbers come from seed and step alone."""
-        weights_T = torch.ones(len(jacobian_TN))
+        across = self.losses.across
+        weights_T = torch.ones(len(jacobian_TN), device=jacobian_TN.device)
         is_heard_T = (jacobian_TN != 0).any(dim=1)
+        if across is not None:
+            is_heard_T = across(is_heard_T.float()) > 0
         if not is_heard_T.any():
             return torch.zeros_like(jacobian_TN[0]), weights_T
         heard_TN = jacobian_TN[is_heard_T]
@@ -73,10 +76,13 @@ class GradientBalancing(Balancing):
             torch.manual_seed(int(np.random.SeedSequence([self._seed, step]).generate_state(1, np.uint64)[0] >> 1))
             if self._weighting is None:
                 assert self._aggregation is not None
+                assert across is None, "refused before training"
                 return self._aggregation(heard_TN), weights_T
             gramian_TT = (heard_TN @ heard_TN.T).double()
+            if across is not None:
+                gramian_TT = across(gramian_TT)
             # A method sees directions and relative lengths: its tolerances are then the same for all feeds.
-            found_T = self._weighting(gramian_TT / gramian_TT.diagonal().mean()).to(heard_TN.dtype)
+            found_T = self._weighting((gramian_TT / gramian_TT.diagonal().mean()).cpu()).to(heard_TN)
         weights_T[is_heard_T] = found_T
         return found_T @ heard_TN, weights_T
 
@@ -89,7 +95,7 @@ class GradientBalancing(Balancing):
             at_rows, *at_tower = torch.autograd.grad(loss, [rows_BD, *own], retain_graph=True)
             gradients.append(at_rows)
             _set(own, at_tower)
-        combined_N, weights_T = self.combine(flat_gradients(gradients), step)
+        combined_N, weights_T = self.combine(flat_gradients(gradients, self.losses.across), step)
         in_towers = {id(parameter) for parameter in network.towers.parameters()}
         shared = [p for p in network.parameters() if p.requires_grad and id(p) not in in_towers]
         if shared:

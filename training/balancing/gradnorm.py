@@ -43,7 +43,9 @@ class GradNorm(Balancing):
         """Gradients of the network by the weights of this step, and of the weights for the next."""
         weighted_T = losses_T * self.losses.weights_T
         gradients = [torch.autograd.grad(loss, rows_BD, retain_graph=True)[0] for loss in weighted_T]
-        norms_T = flat_gradients(gradients).norm(dim=1)
+        norms_T = flat_gradients(gradients, self.losses.across).norm(dim=1)
+        if self.losses.across is not None:
+            norms_T = self.losses.across(norms_T.square()).sqrt()
         values_T = weighted_T.detach()
         # Tasks without a counting label in this batch (or with loss weight 0) say nothing about rates of training.
         is_heard_T = (norms_T > 0) & (values_T > 0)

@@ -12,7 +12,7 @@ from training.compare.space import Choices, Point, Span, all_points, around, fla
 from training.config import TrainingConfig
 
 # Where a run is or reads from, and how it is carried out, change no result; the run's folder checks its own data.
-WHERE = ("output", "schema", "seed", "threads", "checkpoint_seconds")
+WHERE = ("output", "schema", "seed", "threads", "checkpoint_seconds", "checkpoints_kept")
 
 Json = dict[str, Any]
 

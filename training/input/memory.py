@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from training.data import Batch, Rows
-from training.input.source import share, unobserved
+from training.input.source import take_share
 from training.seeds import derived_seed
 
 
@@ -26,8 +26,7 @@ class MemorySource:
         shuffling = torch.Generator().manual_seed(derived_seed(self._seed, epoch))
         order = torch.randperm(self.rows, generator=shuffling)
         for rows_B in torch.split(order, self._batch_size)[first_step:]:
-            own_B = rows_B[share(len(rows_B), self._rank, self._world)]
-            yield self._rows.take(own_B) if len(own_B) else unobserved(self._rows.take(rows_B[:1]))
+            yield take_share(self._rows, rows_B, self._rank, self._world)
 
     def fingerprint(self) -> str:
         """A hash over every row and label."""

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
-from training.data import Batch
+from model.embeddings import BlockTensors
+from training.data import Batch, Rows
 
 
 class Source(Protocol):
@@ -23,8 +26,8 @@ class Source(Protocol):
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """This process's part of each global batch of an epoch from `first_step` (0-based) on, nothing before it read
-        again. A part is never empty: where a global batch has fewer rows than there are processes it is
-        `unobserved`."""
+        again. All processes' parts of a global batch have the same number of rows, which TorchRec's exchanges ask for:
+        a shorter one ends in a row that does not count (`observed_BT` 0 for all tasks)."""
         ...
 
     def fingerprint(self) -> str:
@@ -37,6 +40,30 @@ def share(rows: int, rank: int, world: int) -> slice:
     return slice(rank * rows // world, (rank + 1) * rows // world)
 
 
-def unobserved(batch: Batch) -> Batch:
-    """The batch with no label that counts: it moves no weight, and stands where a process has no row of its own."""
-    return batch._replace(observed_BT=torch.zeros_like(batch.observed_BT))
+def take_share(rows: Rows, rows_B: Tensor, rank: int, world: int) -> Batch:
+    """A process's part of the global batch of the given row numbers, as long as every other's."""
+    return filled(rows.take(rows_B[share(len(rows_B), rank, world)]), -(-len(rows_B) // world))
+
+
+def filled(batch: Batch, rows: int) -> Batch:
+    """The batch with rows that do not count behind its own, `rows` in all: ids unknown, lists empty, labels unobserved.
+    They move no weight."""
+    more = rows - len(batch.targets_BT)
+    if not more:
+        return batch
+
+    def longer(values_B: Tensor) -> Tensor:
+        return torch.cat([values_B, values_B.new_zeros(more, *values_B.shape[1:])])
+
+    def longer_block(block: BlockTensors) -> BlockTensors:
+        lengths_LB = functional.pad(block.list_lengths_LB, (0, more))
+        return BlockTensors(longer(block.ids_BK), block.list_values_V, lengths_LB, longer(block.numbers_BN))
+
+    return Batch(
+        longer_block(batch.request),
+        longer_block(batch.candidate),
+        longer(batch.targets_BT),
+        longer(batch.observed_BT),
+        None if batch.weights_B is None else longer(batch.weights_B),
+        None if batch.numbers_B is None else longer(batch.numbers_B),
+    )

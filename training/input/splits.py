@@ -25,6 +25,7 @@ from training.input.memory import MemorySource
 from training.input.reader import LogReader
 from training.input.source import Source
 from training.input.stream import SplitReader, StreamSource
+from training.negative_sampling import thinned, weigh_kept_negatives
 from training.run import Run, read_json
 from training.vocabulary import fit_split
 
@@ -75,6 +76,9 @@ class _InMemory:
         bad_rows = BadRows(config.data.max_bad_rows)
         self._tables = read_splits(config.data, schema, ("train", "validation"), bad_rows=bad_rows)
         self.left_out = dict(bad_rows.skipped)
+        self._sampling = config.data.negative_sampling
+        if self._sampling is not None:
+            self._tables["train"] = thinned(self._tables["train"], schema, self._sampling)
         labels = Tally(schema)
         labels.add_labels(schema, self._tables["train"])
         refuse_constant_labels(schema, labels)
@@ -102,6 +106,8 @@ class _InMemory:
             )
             for split, table in self._tables.items()
         }
+        if self._sampling is not None:
+            weigh_kept_negatives(rows["train"], self._schema, self._sampling)
         source = MemorySource(rows["train"], config.batch_size, config.seed, rank=rank, world=world)
         return source, rows["validation"]
 

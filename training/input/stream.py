@@ -23,7 +23,7 @@ from training.input.bad_rows import BadRows
 from training.input.index import LogIndex
 from training.input.order import Lane, Piece, Window, lane_rows, lanes_of_epoch, shuffled
 from training.input.reader import LogReader
-from training.input.source import unobserved
+from training.input.source import filled
 
 # Footers of so many files are kept, so that a file's next row group does not need it read again.
 _FOOTERS = 256
@@ -82,11 +82,13 @@ class StreamSource:
                 ends = [lane_rows(min(end, self.rows), lane.number, self._lanes) for lane in own]
                 parts = [part for cursor, stop in zip(cursors, ends, strict=True) for part in cursor.take(stop)]
                 # The last batch may have fewer rows than there are processes.
-                yield (
-                    joined(parts)
-                    if parts
-                    else unobserved(self.read(epoch, own[0].number, own[0].windows[-1]).part(0, 1))
-                )
+                part = joined(parts) if parts else self.read(epoch, own[0].number, own[0].windows[-1]).part(0, 0)
+                yield filled(part, self._longest(end - self._batch_size, min(end, self.rows)))
+
+    def _longest(self, start: int, end: int) -> int:
+        """Rows of the longest process's part of the global batch from row `start` to `end` of an epoch."""
+        taken = [lane_rows(end, lane, self._lanes) - lane_rows(start, lane, self._lanes) for lane in range(self._lanes)]
+        return max(sum(taken[rank :: self._world]) for rank in range(self._world))
 
     def read(self, epoch: int, lane: int, window: Window) -> Rows:
         """The rows of a window, shuffled."""

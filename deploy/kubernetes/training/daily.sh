@@ -1,15 +1,20 @@
 #!/bin/sh
-# One day's training: from the last run that finished, on the logs that have come since, and its export as the next
-# version. A run is named by its day, so that a job that was killed goes on where it was. CONFIG and MODEL are set.
+# One day's training: from the newest published version, on the logs that have come since, and its export as the next
+# version, which is refused where it answers worse than the one it began from. A run is named by its day, so that a job
+# that was killed goes on where it was. CONFIG and MODEL are set.
 set -eu
+models="${MODELS:-/models}"
 today="runs/daily/$(date -u +%F)"
-previous=
-for run in runs/daily/*/; do
-    run="${run%/}"
-    if [ "$run" != "$today" ] && grep -qs '"status": "finished"' "$run/summary.json"; then previous="$run"; fi
+if [ -e "$today/published" ]; then exit 0; fi
+newest=0
+for version in "$models/$MODEL"/*/; do
+    number="$(basename "$version")"
+    case "$number" in *[!0-9]*) continue ;; esac
+    if [ "$number" -gt "$newest" ]; then newest="$number"; fi
 done
 set -- --set "output=$today"
-if [ -n "$previous" ]; then set -- "$@" --set "init_from=$previous"; fi
+if [ "$newest" -gt 0 ]; then set -- "$@" --set "init_from=$models/$MODEL/$newest"; fi
 python -m training train "$CONFIG" "$@"
 python -m training evaluate "$today"
-python -m training export "$today" --models /models --name "$MODEL"
+python -m training export "$today" --models "$models" --name "$MODEL"
+touch "$today/published"

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.features import FeatureEncoder
-from tests.training_data import Stopped, assert_same_state, feed_table, stop_at, training_file
-from training import checkpoint
+from tests.training_data import Stopped, assert_same_state, feed_table, saved_state, stop_at, training_file
 from training.config import TrainingConfig
 from training.data import read_splits
 from training.input.reader import LogReader
@@ -71,7 +70,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path: Path, monke
                     with pytest.raises(Stopped):
                         train(config, show=False)
         train(config, show=False)
-        states.append(checkpoint.load(tmp_path / name / "run" / LAST))
+        states.append(saved_state(tmp_path / name / "run" / LAST))
     for state in states:
         state["progress"]["seconds"] = 0.0
     assert_same_state(states[0], states[1])
@@ -154,7 +153,7 @@ def test_a_file_that_goes_away_midway_leaves_a_checkpoint_to_go_on_from(
             train(config, show=False)
     for file in (tmp_path / "data").glob("*.away"):
         file.rename(file.with_suffix(".parquet"))
-    stood = checkpoint.load(tmp_path / "run" / LAST)["progress"]
+    stood = saved_state(tmp_path / "run" / LAST)["progress"]
     assert (stood["epoch"], stood["step_in_epoch"]) > (0, 0)
     train(config, show=False)
     assert summary_of(tmp_path)["status"] == "finished"

@@ -1,0 +1,134 @@
+"""Several real processes over gloo: what they reckon is what one does, and what they save either can go on with.
+
+One launch of torchrun takes some ten seconds, so each scenario here is one launch that proves several things.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.training.resaved import resave
+from tests.training_data import assert_same_state, saved_state, training_file, write_feed
+from training.checkpoints import verified
+from training.config import TrainingConfig
+from training.history import read_log
+from training.run import BEST, LAST, LOG, Run
+from training.sharding import PLAN
+from training.train import train
+
+pytestmark = pytest.mark.slow
+
+TIMEOUT = 280
+
+
+def launch(config: Path, *changes: str, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
+    """torchrun on a training file, on a port of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [f"--max-restarts={restarts}", "-m", "training", "train", str(config)]
+    for change in changes:
+        command += ["--set", change]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What the processes said on stderr; they must have ended well."""
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, errors[-3000:]
+    return errors
+
+
+def losses(run: Run) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Training losses, validation errors and gate numbers of every point."""
+    return np.array([list(line.values()) for line in read_log(run)])
+
+
+def assert_close_runs(one: Run, other: Run, tolerance: float) -> None:
+    np.testing.assert_allclose(losses(one), losses(other), rtol=0, atol=tolerance)
+    first, second = saved_state(one.path / LAST), saved_state(other.path / LAST)
+    assert list(first["ranker"]) == list(second["ranker"])
+    for name, weights in first["ranker"].items():
+        np.testing.assert_allclose(weights, second["ranker"][name], rtol=0, atol=10 * tolerance, err_msg=name)
+
+
+def wait_for_a_checkpoint(process: subprocess.Popen[str], run: Path) -> None:
+    """Returns as soon as a checkpoint is whole."""
+    deadline = time.monotonic() + TIMEOUT
+    while not (run / LAST).is_symlink():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training processes that torchrun has started."""
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "training" in child.cmdline() and "torch.distributed.run" not in child.cmdline()
+    ]
+
+
+def test_two_processes_reckon_what_one_does_and_export_reads_them(tmp_path: Path) -> None:
+    """Default optimizers; one table by rows, one whole, one with a copy in each process, one as the planner likes; a
+    masked task; a last batch of 399 - 6 * 64 = 15 rows, one of which lacks a partner; clipping, warm-up, cosine."""
+    write_feed(tmp_path / "data", 600)
+    changes: dict[str, Any] = {
+        "embeddings": {
+            "tables": {
+                "video": {"sharding": "row_wise", "optimizer": {"kind": "adagrad"}},
+                "user_id": {"sharding": "table_wise"},
+                "tab": {"sharding": "data_parallel", "optimizer": {"kind": "adam", "learning_rate": 0.01}},
+            }
+        },
+        "optimizer": {"clip_norm": 0.05, "warm_up_steps": 5, "schedule": "cosine"},
+    }
+    config = training_file(tmp_path, **changes)
+    said = finish(launch(config))
+    assert "row_wise" in said
+    assert "Traceback" not in said
+    assert said.count("epoch 2: validation") <= 1, "one process alone speaks"
+    two = Run.open(tmp_path / "run")
+    assert "table_wise" in (two.path / PLAN).read_text(encoding="utf-8")
+    assert two.summary()["processes"] == 2
+    one = train(TrainingConfig.load(config, [f"output={tmp_path}/one"]), show=False)
+    assert_close_runs(one, two, 1e-6)  # the sums of a batch in another order
+    assert not two.best_ranker().training
+
+
+def test_a_killed_process_costs_nothing_and_a_checkpoint_serves_any_number_of_processes(tmp_path: Path) -> None:
+    """kill -9 of one process: torchrun starts both again, and the end is that of a run left alone, bit for bit. Then
+    2 -> 1 -> 2 processes: each saves what it has read."""
+    write_feed(tmp_path / "data", 1200)
+    config = training_file(tmp_path, epochs=4, early_stopping=None, batch_size=64, checkpoint_seconds=0.2)
+    killed = launch(config, restarts=3)
+    wait_for_a_checkpoint(killed, tmp_path / "run")
+    workers(killed)[-1].kill()
+    assert "resuming" in finish(killed)
+    finish(launch(config, f"output={tmp_path}/whole"))
+    runs = [Run.open(tmp_path / name) for name in ("run", "whole")]
+    for name in (LAST, BEST):
+        states = [saved_state(run.path / name) for run in runs]
+        for state in states:
+            del state["progress"]["seconds"]
+        assert_same_state(states[0], states[1], name)
+    assert (runs[0].path / LOG).read_bytes() == (runs[1].path / LOG).read_bytes()
+
+    shutil.copytree(runs[0].path, tmp_path / "again", symlinks=True)
+    resave(tmp_path / "again", tmp_path / "by-one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.training.resaved", str(tmp_path / "by-one"), str(tmp_path / "by-two")]
+    subprocess.run(command, check=True, timeout=TIMEOUT, capture_output=True)
+    one, two = (verified(tmp_path / name / LAST)["processes"] for name in ("by-one", "by-two"))
+    assert (one, two) == (1, 2)
+    original = saved_state(runs[0].path / LAST)
+    for name in ("by-one", "by-two"):
+        assert_same_state(saved_state(tmp_path / name / LAST), original, name)

@@ -1,0 +1,47 @@
+"""Batches on the device that trains: on a GPU copied ahead, beside the step before."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from model.embeddings import BlockTensors
+from training.data import Batch
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device: itself on the CPU; to a GPU it is copied from pinned memory beside what runs there."""
+    if device.type == "cpu":
+        return batch
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    return Batch(
+        BlockTensors(*map(moved, batch.request)),
+        BlockTensors(*map(moved, batch.candidate)),
+        moved(batch.targets_BT),
+        moved(batch.observed_BT),
+        None if batch.weights_B is None else moved(batch.weights_B),
+        batch.numbers_B,
+    )
+
+
+def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a device; on a GPU the next one's copy is under way while a batch is used."""
+    if device.type == "cpu":
+        yield from batches
+        return
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: Batch | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = on_device(batch, device)
+        if waiting is not None:
+            yield waiting
+        torch.cuda.current_stream(device).wait_stream(copies)
+        for tensor in (*moved.request, *moved.candidate, moved.targets_BT, moved.observed_BT):
+            tensor.record_stream(torch.cuda.current_stream(device))
+        waiting = moved
+    if waiting is not None:
+        yield waiting
