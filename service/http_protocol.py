@@ -17,8 +17,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 # The key of the application's state under which there may be a function of a request's scope: the bytes of an answer,
 # or None where it goes on.
 SHED = "shed"
-# Of a body whose request is answered, what is still read: a client that sends no more can use its connection again.
-_MOST_UNREAD = 256 * 1024
+# Of a body whose request is answered, what is still read, and so much at once, with a pause after it: most clients look
+# for an answer when they have sent all, and many of them at once must not take the time of others. Beyond it, and for a
+# client that would send for ever, the connection ends.
+_MOST_UNREAD = 16 * 1024 * 1024
+_AT_ONCE = 256 * 1024
+_PAUSE_SECONDS = 0.05
 # What a client that sends more has to see its answer, before its connection ends.
 _LINGER_SECONDS = 2.0
 
@@ -46,6 +50,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _header_bytes = 0
     _is_shed = False
     _unread_bytes = 0
+    _pause: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection on which nothing arrives is idle, as one between two requests is."""
@@ -55,6 +60,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         self._stop_timer()
+        self._end_pause()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -91,10 +97,14 @@ class GuardedProtocol(HttpToolsProtocol):
         """A part of a body. The application is woken when it is whole, or more than is to be held: it has no use for
         less, and slow clients send many parts."""
         if self._is_shed or self.cycle.response_complete:
-            self._unread_bytes += len(body)
-            if self._unread_bytes > _MOST_UNREAD and not self.flow.read_paused:
+            before, self._unread_bytes = self._unread_bytes, self._unread_bytes + len(body)
+            if self._unread_bytes > _MOST_UNREAD:
+                if not self.flow.read_paused:
+                    self.flow.pause_reading()
+                    self._start_timer(_LINGER_SECONDS, self.transport.close)
+            elif self._unread_bytes // _AT_ONCE > before // _AT_ONCE and not self.flow.read_paused:
                 self.flow.pause_reading()
-                self._start_timer(_LINGER_SECONDS, self.transport.close)
+                self._pause = self.loop.call_later(_PAUSE_SECONDS, self._end_pause)
             return
         self.cycle.body += body
         if len(self.cycle.body) > HIGH_WATER_LIMIT:
@@ -111,6 +121,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The last byte of a request."""
         self._stop_timer()
+        self._end_pause()
         if self._unread_bytes > _MOST_UNREAD:  # the end came with what was over
             self.flow.resume_reading()
         if self._is_shed:
@@ -129,6 +140,13 @@ class GuardedProtocol(HttpToolsProtocol):
             return None
         answer: bytes | None = shed({"path": self.url.decode("ascii", "replace"), "headers": self.headers})
         return answer
+
+    def _end_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+            if not self.transport.is_closing():
+                self.flow.resume_reading()
 
     def _too_slow(self) -> None:
         self._cut_off("408 Request Timeout", f"the headers took more than {self.limits.header_seconds:g} s")

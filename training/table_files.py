@@ -68,6 +68,8 @@ def read_index(folder: Path) -> Metadata:
 
 
 def _entries(folder: Path) -> dict[str, TensorStorageMetadata]:
+    if not (folder / INDEX).exists():  # of a feed of numbers alone
+        return {}
     found = read_index(folder).state_dict_metadata
     return {name: entry for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
 

@@ -140,6 +140,7 @@ def test_counters_and_p99_are_those_of_the_load_test(monitored: Monitored) -> No
     raise AssertionError(f"p99 of client and service are apart by {differences} buckets")
 
 
+@pytest.mark.timeout(600)  # windows of minutes have to fill and to empty, on a machine that does other things
 def test_an_overload_fires_the_shedding_alert_and_its_end_resolves_it(monitored: Monitored, tmp_path: Path) -> None:
     """Two hundred large requests at once, again and again: too much however fast the machine is."""
     arrivals = tmp_path / "arrivals"

@@ -160,7 +160,7 @@ def test_reference_histograms_count_the_answers_as_served(run: Run, scorer: Scor
 def test_the_weights_are_those_of_the_best_epoch(run: Run, tmp_path: Path) -> None:
     # A later, worse epoch in the newest checkpoint changes nothing.
     copy = Path(shutil.copytree(run.path, tmp_path / "run-b"))
-    (copy / "checkpoints" / "last").unlink()
+    shutil.rmtree(copy / "checkpoints" / "last")
     one, two = (Scorer.load(export(opened, tmp_path / "models")) for opened in (run, Run.open(copy)))
     request = one.golden_requests()["requests"][3]
     answers = [s.score_values(request["user"], request["candidates"]["features"], 20) for s in (one, two)]

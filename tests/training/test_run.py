@@ -73,7 +73,7 @@ def test_weights_of_another_network_are_refused_by_name(finished_run: Run, tmp_p
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config["network"]["tower"] = [7]
     write_json(folder / CONFIG, config)
-    with pytest.raises(ValueError, match=r"best\.pt: .*another network"):
+    with pytest.raises(ValueError, match=r"best: .*another network"):
         Run.open(folder).best_ranker()
 
 
