@@ -17,7 +17,7 @@ Shapes: B rows, K single-id features, L list features, V list values, D columns 
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -237,10 +237,10 @@ class Embeddings(nn.Module):
         """Columns of the dense row, of all tasks' parts where they have such."""
         return sum(self.width_of_block.values()) * len(self._owners)
 
-    def forward(self, request: BlockTensors, candidate: BlockTensors) -> Tensor:
-        """rows_BD of a batch whose blocks both have B rows."""
+    def forward(self, request: BlockTensors, candidate: BlockTensors, jagged: Sequence[Any] | None = None) -> Tensor:
+        """rows_BD of a batch whose blocks both have B rows; `jagged` is that of the batch where it is made already."""
         numbers = (request.numbers_BN, candidate.numbers_BN)
-        pooled = self._pooled(request, candidate)
+        pooled = self._pooled(request, candidate, jagged)
         parts: list[Tensor] = []
         for owner in self._owners:
             for names, numbers_BN in zip(self._order, numbers, strict=True):
@@ -249,28 +249,39 @@ class Embeddings(nn.Module):
                 parts.append(numbers_BN)
         return torch.cat(parts, dim=1)
 
-    def _pooled(self, request: BlockTensors, candidate: BlockTensors) -> dict[str, Tensor]:
+    def _pooled(
+        self, request: BlockTensors, candidate: BlockTensors, jagged: Sequence[Any] | None
+    ) -> dict[str, Tensor]:
         """Every feature's pooled rows, by TorchRec's name for it."""
-        has_lists = bool(request.list_lengths_LB.shape[0] or candidate.list_lengths_LB.shape[0])
-        is_looked_up = [
-            not has_lists and group.optimizer.fused is None and self.engine == "torchrec" for group in self._groups
-        ]
         pooled: dict[str, Tensor] = {}
-        if not all(is_looked_up):
+        if self.engine == "torch":
             values_V, lengths = self._values(request, candidate)
-            if self.engine == "torchrec":
-                jagged = KeyedJaggedTensor(keys=self._reads, values=values_V, lengths=lengths)
-        for group, collection, by_row in zip(self._groups, self._collections(), is_looked_up, strict=True):
-            if by_row:
-                pooled |= self._looked_up(group, collection, request, candidate)
-            elif isinstance(collection, TorchBags):
-                pooled |= collection(self._reads, values_V, lengths.view(len(self._reads), -1))
-            else:
-                own = jagged
-                if len(self._groups) > 1:
-                    own = jagged.permute([self._reads.index(key) for key in group.keys])
-                pooled |= collection(own).to_dict()
+            for bags in self.collections():
+                pooled |= bags(self._reads, values_V, lengths.view(len(self._reads), -1))
+            return pooled
+        if jagged is None:
+            jagged = self.jagged(request, candidate)
+        for group, collection, own in zip(self._groups, self.collections(), jagged, strict=True):
+            pooled |= (
+                self._looked_up(group, collection, request, candidate) if own is None else collection(own).to_dict()
+            )
         return pooled
+
+    def jagged(self, request: BlockTensors, candidate: BlockTensors) -> list[Any]:
+        """The KeyedJaggedTensor that each of TorchRec's collections reads of a batch, in the order of `collections`;
+        None for one whose rows are looked up without it."""
+        has_lists = bool(request.list_lengths_LB.shape[0] or candidate.list_lengths_LB.shape[0])
+        is_looked_up = [not has_lists and group.optimizer.fused is None for group in self._groups]
+        if all(is_looked_up):
+            return [None] * len(self._groups)
+        values_V, lengths = self._values(request, candidate)
+        whole = KeyedJaggedTensor(keys=self._reads, values=values_V, lengths=lengths)
+        if len(self._groups) == 1:
+            return [whole]
+        return [
+            None if by_row else whole.permute([self._reads.index(key) for key in group.keys])
+            for group, by_row in zip(self._groups, is_looked_up, strict=True)
+        ]
 
     def _looked_up(
         self, group: _Group, collection: nn.Module, request: BlockTensors, candidate: BlockTensors
@@ -301,7 +312,8 @@ class Embeddings(nn.Module):
         columns_BD = pooled[self._key(feature, owner)]
         return columns_BD + pooled[self._key(second_key(feature), owner)] if feature in self._half_rows else columns_BD
 
-    def _collections(self) -> list[nn.Module]:
+    def collections(self) -> list[nn.Module]:
+        """What holds the tables, a module for each group of one optimizer."""
         return [] if self.collection is None else [self.collection, *self.others]
 
     def _key(self, feature: str, owner: str | None) -> str:
@@ -311,7 +323,7 @@ class Embeddings(nn.Module):
     def table_weights(self) -> dict[str, Any]:
         """The weights of every table by name, [rows, dim], detached; of a sharded table a ShardedTensor."""
         found: dict[str, Any] = {}
-        for collection in self._collections():
+        for collection in self.collections():
             found |= {name: value.detach() for name, value in _by_table(collection.state_dict()).items()}
         return found
 
@@ -320,7 +332,7 @@ class Embeddings(nn.Module):
         if self.engine == "torch":
             return []
         found = []
-        for group, collection in zip(self._groups, self._collections(), strict=True):
+        for group, collection in zip(self._groups, self.collections(), strict=True):
             if group.optimizer.fused is not None:
                 fused: Any = collection.fused_optimizer
                 # A method of FusedEmbeddingBagCollection, a property of a sharded one.
@@ -331,7 +343,7 @@ class Embeddings(nn.Module):
         """The tables that an optimizer outside of backward steps: dense gradients, or (plain torch) sparse ones."""
         return [
             (group.optimizer, list(collection.parameters()))
-            for group, collection in zip(self._groups, self._collections(), strict=True)
+            for group, collection in zip(self._groups, self.collections(), strict=True)
             if group.optimizer.fused is None or self.engine == "torch"
         ]
 

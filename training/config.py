@@ -159,10 +159,13 @@ class EmbeddingsConfig(StrictModel):
 
     `engine: torch` is plain torch for machines where no build of fbgemm fits (one process); auto takes TorchRec where
     it runs. Tables of fused optimizers are sharded: row_wise, table_wise, or (auto) as TorchRec's planner chooses;
-    those of optimizer adam have dense gradients and a copy in every process, data_parallel."""
+    those of optimizer adam have dense gradients and a copy in every process, data_parallel. Of sharded tables the next
+    batch's ids are exchanged during a step (training/lookup.py): `pipeline: false` exchanges a batch's own within it,
+    with two batches less in memory."""
 
     engine: Literal["auto", "torchrec", "torch"] = "auto"
     sharding: Sharding = "auto"
+    pipeline: bool = True
     tables: dict[str, TableConfig] = Field(default_factory=dict)
 
 

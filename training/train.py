@@ -9,7 +9,8 @@ Killed at any moment and started again, it resumes from the newest undamaged one
 bit, as a run that was left alone (same number of processes and threads). `batch_size` rows are a step's whole batch,
 which several processes share out; what they reckon is what one would, but for rounding.
 
-ranks.py joins the processes, sharding.py spreads the tables over them, validation.py answers the validation split,
+ranks.py joins the processes, sharding.py spreads the tables over them, lookup.py has each step's rows ready,
+validation.py answers the validation split,
 history.py says what is logged, checkpoints.py what is saved, divergence.py why a run stopped.
 """
 
@@ -31,10 +32,10 @@ from training.data import Rows
 from training.divergence import diverged
 from training.history import OBJECTIVE, VALIDATION, write_log
 from training.initial_weights import load_initial_weights
-from training.input.device import ahead
 from training.input.source import Source
 from training.input.splits import open_splits
 from training.lineage import against_parent, start_from
+from training.lookup import new_lookup
 from training.losses import TaskLosses
 from training.negative_sampling import logit_offsets
 from training.optimizers import Optimizers
@@ -173,6 +174,7 @@ def _fit(
     training = Training(run, source, ranks)
     ranker, losses, balancing = training.ranker, training.losses, training.balancing
     optimizers, policies = training.optimizers, training.policies
+    lookup = new_lookup(ranker.embeddings, config.embeddings, ranks)
     validation = Validation(run, validation_rows, ranks)
     data = [source.fingerprint(), validation_rows.fingerprint()]
     saved = Checkpoints(run.path, ranks, keep=config.checkpoints_kept, about={"schema": run.schema.name})
@@ -193,13 +195,14 @@ def _fit(
             ranker.train()
             bar.start_epoch(progress.epoch, progress.step_in_epoch * config.batch_size)
             loss_sums_T = torch.tensor(progress.loss_sums or [0.0] * len(run.schema.tasks), dtype=torch.float64)
-            batches = ahead(source.batches(progress.epoch, progress.step_in_epoch), ranks.device)
-            for position, batch in enumerate(batches, start=progress.step_in_epoch):
+            lookup.start(source.batches(progress.epoch, progress.step_in_epoch))
+            for position in range(progress.step_in_epoch, source.steps):
                 step = progress.epoch * source.steps + position
                 place = f"epoch {progress.epoch + 1}, step {position + 1}"
                 optimizers.start_step(step)
                 policies.start_step(progress.epoch, step)
-                rows_BD = optimizers.clipped(ranker.embeddings(batch.request, batch.candidate), ranks.across)
+                batch, rows_BD = lookup.next()
+                rows_BD = optimizers.clipped(rows_BD, ranks.across)
                 if not rows_BD.requires_grad:  # a feed of numbers alone; methods on gradients still look at the row
                     rows_BD.requires_grad_()
                 with autocast(config.precision, ranks.device):
@@ -207,7 +210,8 @@ def _fit(
                 losses_T = losses(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
                 total = balancing.total(losses_T)
                 if not torch.isfinite(total):
-                    raise diverged(run, ranker, batch, "train", f"the loss is not finite in {place}")
+                    with lookup.paused():
+                        raise diverged(run, ranker, batch, "train", f"the loss is not finite in {place}")
                 # Saved before the step: only now is it known that these weights give a finite loss.
                 if ranks.first_decides(time.monotonic() - last_saved > config.checkpoint_seconds):
                     progress.loss_sums = loss_sums_T.tolist()
@@ -217,7 +221,8 @@ def _fit(
                 try:
                     balancing.backward(losses_T, total, rows_BD, ranker.network, step)
                 except FloatingPointError as error:
-                    raise diverged(run, ranker, batch, "train", f"{error} in {place}") from None
+                    with lookup.paused():
+                        raise diverged(run, ranker, batch, "train", f"{error} in {place}") from None
                 optimizers.step(ranks.sum_gradients)
                 balancing.after_step()
                 policies.learn(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
@@ -226,7 +231,10 @@ def _fit(
                 bar.advance(min(config.batch_size, source.rows - position * config.batch_size), float(total.detach()))
                 if (point := points.get(progress.step_in_epoch)) is not None:
                     rows = progress.epoch * source.rows + point.rows
-                    line = validation.measure(ranker, balancing, loss_sums_T / point.steps, progress.epoch + 1, rows)
+                    with lookup.paused():
+                        line = validation.measure(
+                            ranker, balancing, loss_sums_T / point.steps, progress.epoch + 1, rows
+                        )
                     is_epoch_end = position + 1 == source.steps
                     is_best = _take(progress, line, is_epoch_end=is_epoch_end)
                     save(is_best=is_best)

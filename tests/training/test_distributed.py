@@ -27,6 +27,12 @@ from training.train import train
 pytestmark = pytest.mark.slow
 
 TIMEOUT = 280
+# Three groups of one optimizer: two of sharded tables, by rows and whole, and one with a copy in each process.
+TABLES: dict[str, Any] = {
+    "video": {"sharding": "row_wise", "optimizer": {"kind": "adagrad"}},
+    "user_id": {"sharding": "table_wise"},
+    "tab": {"sharding": "data_parallel", "optimizer": {"kind": "adam", "learning_rate": 0.01}},
+}
 
 
 def launch(config: Path, *changes: str, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
@@ -81,17 +87,8 @@ def test_two_processes_reckon_what_one_does_and_export_reads_them(tmp_path: Path
     """Default optimizers; one table by rows, one whole, one with a copy in each process, one as the planner likes; a
     masked task; a last batch of 399 - 6 * 64 = 15 rows, one of which lacks a partner; clipping, warm-up, cosine."""
     write_feed(tmp_path / "data", 600)
-    changes: dict[str, Any] = {
-        "embeddings": {
-            "tables": {
-                "video": {"sharding": "row_wise", "optimizer": {"kind": "adagrad"}},
-                "user_id": {"sharding": "table_wise"},
-                "tab": {"sharding": "data_parallel", "optimizer": {"kind": "adam", "learning_rate": 0.01}},
-            }
-        },
-        "optimizer": {"clip_norm": 0.05, "warm_up_steps": 5, "schedule": "cosine"},
-    }
-    config = training_file(tmp_path, **changes)
+    optimizer = {"clip_norm": 0.05, "warm_up_steps": 5, "schedule": "cosine"}
+    config = training_file(tmp_path, embeddings={"tables": TABLES}, optimizer=optimizer)
     said = finish(launch(config))
     assert "row_wise" in said
     assert "Traceback" not in said
@@ -105,15 +102,18 @@ def test_two_processes_reckon_what_one_does_and_export_reads_them(tmp_path: Path
 
 
 def test_a_killed_process_costs_nothing_and_a_checkpoint_serves_any_number_of_processes(tmp_path: Path) -> None:
-    """kill -9 of one process: torchrun starts both again, and the end is that of a run left alone, bit for bit. Then
-    2 -> 1 -> 2 processes: each saves what it has read."""
+    """kill -9 of one process: torchrun starts both again, and the end is that of a run left alone, bit for bit, though
+    that one exchanges each batch's ids within its step. Then 2 -> 1 -> 2 processes: each saves what it has read."""
     write_feed(tmp_path / "data", 1200)
-    config = training_file(tmp_path, epochs=4, early_stopping=None, batch_size=64, checkpoint_seconds=0.2)
+    often: dict[str, Any] = {"evaluations_per_epoch": 3, "checkpoint_seconds": 0.2}
+    config = training_file(tmp_path, epochs=4, early_stopping=None, embeddings={"tables": TABLES}, **often)
     killed = launch(config, restarts=3)
     wait_for_a_checkpoint(killed, tmp_path / "run")
     workers(killed)[-1].kill()
-    assert "resuming" in finish(killed)
-    finish(launch(config, f"output={tmp_path}/whole"))
+    said = finish(killed)
+    assert "resuming" in said
+    assert "pipelined steps" in said
+    assert "plain steps" in finish(launch(config, f"output={tmp_path}/whole", "embeddings.pipeline=false"))
     runs = [Run.open(tmp_path / name) for name in ("run", "whole")]
     for name in (LAST, BEST):
         states = [saved_state(run.path / name) for run in runs]

@@ -27,6 +27,13 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     )
 
 
+def record_stream(batch: Batch, stream: torch.Stream) -> None:
+    """Keeps the memory of a batch, which another stream has copied, until `stream` has done with it."""
+    for tensor in (*batch.request, *batch.candidate, batch.targets_BT, batch.observed_BT, batch.weights_B):
+        if tensor is not None:
+            tensor.record_stream(stream)
+
+
 def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """The batches on a device; on a GPU the next one's copy is under way while a batch is used."""
     if device.type == "cpu":
@@ -40,8 +47,7 @@ def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         if waiting is not None:
             yield waiting
         torch.cuda.current_stream(device).wait_stream(copies)
-        for tensor in (*moved.request, *moved.candidate, moved.targets_BT, moved.observed_BT):
-            tensor.record_stream(torch.cuda.current_stream(device))
+        record_stream(moved, torch.cuda.current_stream(device))
         waiting = moved
     if waiting is not None:
         yield waiting
