@@ -37,8 +37,8 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
-	bench-quality bench-census bench-training bench-distributed bench-kills bench-tables bench-input bench-networks \
-	bench-balancing bench-serving bench-workers bench-start bench-score bench-parity bench-reliability bench-compare clean
+	bench-quality bench-census bench-training bench-checkpoints bench-distributed bench-kills bench-tables bench-input \
+	bench-networks bench-balancing bench-serving bench-workers bench-start bench-score bench-parity bench-reliability bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -155,8 +155,11 @@ bench-quality: $(STAMP) ## quality on KuaiRand-Pure, three seeds
 bench-census: $(STAMP) ## quality on Census-Income, five seeds
 	@exec $(PY) -m benchmarks.census_quality $(ARGS)
 
-bench-training: $(STAMP) ## training rows per CPU second, peak memory
+bench-training: $(STAMP) ## training rows per CPU second, peak memory, the loops people write beside it
 	@exec $(PY) -m benchmarks.training_speed $(ARGS)
+
+bench-checkpoints: $(STAMP) ## what a checkpoint costs training: CPU time, seconds, memory
+	@exec $(PY) -m benchmarks.checkpoint_cost $(ARGS)
 
 bench-input: $(STAMP) ## rows per CPU second of input alone, memory of a stream (ARGS="--rows 100000000")
 	@exec $(PY) -m benchmarks.input_speed $(ARGS)

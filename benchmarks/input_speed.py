@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         speeds = [
-            _measured("KuaiRand-Pure", *_kuairand(Path(scratch) / "kuairand"), options.turns),
-            _measured("26 int64 ids, 13 numbers", *_made(Path(scratch) / "ids", 26, "int64"), options.turns),
-            _measured("26 string ids, 13 numbers", *_made(Path(scratch) / "strings", 26, "string"), options.turns),
+            _measured("KuaiRand-Pure", *kuairand(Path(scratch) / "kuairand"), options.turns),
+            _measured("26 int64 ids, 13 numbers", *made(Path(scratch) / "ids", 26, "int64"), options.turns),
+            _measured("26 string ids, 13 numbers", *made(Path(scratch) / "strings", 26, "string"), options.turns),
         ]
         memory = [_memory(Path(scratch), rows) for rows in options.rows or (1_000_000, 10_000_000)]
     body = [
@@ -95,7 +95,7 @@ def main() -> None:
     print(path.read_text(encoding="utf-8"))
 
 
-def _kuairand(folder: Path) -> tuple[FeedSchema, DataConfig, FeatureEncoder]:
+def kuairand(folder: Path) -> tuple[FeedSchema, DataConfig, FeatureEncoder]:
     config = TrainingConfig.load(Path("configs/kuairand.yaml"))
     schema = config.feed_schema()
     folder.mkdir()
@@ -109,10 +109,17 @@ def _kuairand(folder: Path) -> tuple[FeedSchema, DataConfig, FeatureEncoder]:
     return schema, config.data.model_copy(update={"path": folder, "readers": 0}), encoder
 
 
-def _made(folder: Path, ids: int, dtype: str, numbers: int = 13) -> tuple[FeedSchema, DataConfig, FeatureEncoder]:
-    """A log of MADE_ROWS training rows; ids follow a power law over a million values."""
+def made(
+    folder: Path, ids: int, dtype: str, numbers: int = 13, *, buckets: int = 1_000_000
+) -> tuple[FeedSchema, DataConfig, FeatureEncoder]:
+    """A log of MADE_ROWS training rows, written where it is not there yet; ids follow a power law over a million
+    values."""
+    schema = _schema(ids, dtype, numbers, buckets)
+    config = DataConfig.from_mapping({"path": folder, "split": SPLIT, "read": "stream", "readers": 0}, "made")
+    encoder = FeatureEncoder(schema, unfitted(schema))
+    if folder.exists():
+        return schema, config, encoder
     folder.mkdir()
-    schema = _schema(ids, dtype, numbers)
     rng = np.random.default_rng(0)
     for name, rows, day in (("train", MADE_ROWS, 1), ("validation", 1_000, 2)):
         columns: dict[str, Any] = {}
@@ -127,12 +134,11 @@ def _made(folder: Path, ids: int, dtype: str, numbers: int = 13) -> tuple[FeedSc
         pq.write_table(pa.table(columns), folder / f"{name}.parquet", row_group_size=MADE_GROUP)
     for copy in range(1, COPIES // 2):
         os.link(folder / "train.parquet", folder / f"train-{copy}.parquet")
-    config = DataConfig.from_mapping({"path": folder, "split": SPLIT, "read": "stream", "readers": 0}, "made")
-    return schema, config, FeatureEncoder(schema, _unfitted(schema))
+    return schema, config, encoder
 
 
-def _schema(ids: int, dtype: str, numbers: int) -> FeedSchema:
-    of_id = {"side": "candidate", "kind": "id", "dtype": dtype, "buckets": 1_000_000, "dim": 16}
+def _schema(ids: int, dtype: str, numbers: int, buckets: int = 1_000_000) -> FeedSchema:
+    of_id = {"side": "candidate", "kind": "id", "dtype": dtype, "buckets": buckets, "dim": 16}
     of_number = {"side": "candidate", "kind": "number", "transform": "log1p"}
     features = [{"name": f"c{i}", **of_id} for i in range(ids)]
     features += [{"name": f"n{i}", **of_number} for i in range(numbers)]
@@ -140,7 +146,7 @@ def _schema(ids: int, dtype: str, numbers: int) -> FeedSchema:
     return FeedSchema.from_mapping({"name": "made", "features": features, "tasks": tasks}, "made")
 
 
-def _unfitted(schema: FeedSchema) -> FittedFeatures:
+def unfitted(schema: FeedSchema) -> FittedFeatures:
     numbers = {f.name: [{"transform": t} for t in f.transform] for f in schema.features if isinstance(f, NumberFeature)}
     return FittedFeatures.from_mapping({"numbers": numbers}, "made")
 
@@ -152,7 +158,7 @@ def _measured(feed: str, schema: FeedSchema, config: DataConfig, encoder: Featur
     table = next(pq.ParquetFile(first).iter_batches(LISTED_ROWS, columns=[*schema.columns()]))
     ways: dict[str, Callable[[], int]] = {
         "stream": lambda: sum(len(batch.targets_BT) for batch in source.batches(0, 0)),
-        "listed": lambda: sum(len(labels) for _, labels in _listed(schema, table)),
+        "listed": lambda: sum(len(labels) for _, labels in listed(schema, table, encoder.rows_of_table)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(turns):
@@ -166,9 +172,12 @@ def _measured(feed: str, schema: FeedSchema, config: DataConfig, encoder: Featur
     return {"feed": feed, **speeds, "ratio": str(ratio), "seconds_per_row": seconds}
 
 
-def _listed(schema: FeedSchema, table: pa.RecordBatch) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-    """The loop that people write first: rows as dictionaries, made tensors when a batch is put together."""
-    buckets = {name: owner.buckets or 100_000 for owner in schema.tables for name in owner.features}
+def listed(
+    schema: FeedSchema, table: pa.RecordBatch, rows_of_table: Mapping[str, int], batch_size: int = BATCH
+) -> DataLoader[Any]:
+    """The loop that people write first: rows as dictionaries, made tensors when a batch is put together. It gives
+    each feature's tensor by name (of a list also `<name>.lengths`) and labels_BT."""
+    buckets = {name: rows_of_table[owner.name] - 1 for owner in schema.tables for name in owner.features}
 
     def collate(rows: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         inputs: dict[str, torch.Tensor] = {}
@@ -190,12 +199,12 @@ def _listed(schema: FeedSchema, table: pa.RecordBatch) -> Iterator[tuple[dict[st
         return inputs, torch.tensor(labels)
 
     rows: Any = table.to_pylist()
-    yield from DataLoader(rows, batch_size=BATCH, shuffle=True, collate_fn=collate)
+    return DataLoader(rows, batch_size=batch_size, shuffle=True, collate_fn=collate)
 
 
 def _memory(scratch: Path, rows: int) -> dict[str, float]:
     folder = scratch / f"rows-{rows}"
-    _made(folder, 4, "int64", 2)
+    made(folder, 4, "int64", 2)
     for copy in range(COPIES // 2, -(-rows // MADE_ROWS)):
         os.link(folder / "train.parquet", folder / f"train-{copy}.parquet")
     for copy in range(-(-rows // MADE_ROWS), COPIES // 2):
@@ -211,7 +220,7 @@ def _stream_all(folder: Path) -> dict[str, float]:
     schema = _schema(4, "int64", 2)
     config = DataConfig.from_mapping({"path": folder, "split": SPLIT, "read": "stream"}, "made")
     reader = LogReader(config, schema)
-    source = StreamSource(reader, index_of(reader), FeatureEncoder(schema, _unfitted(schema)), BATCH * 8, 0)
+    source = StreamSource(reader, index_of(reader), FeatureEncoder(schema, unfitted(schema)), BATCH * 8, 0)
     began, cpu, start = time.monotonic(), time.process_time(), _memory_mib("VmRSS")
     rows = sum(len(batch.targets_BT) for batch in source.batches(0, 0))
     assert rows == source.rows

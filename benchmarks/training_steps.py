@@ -8,7 +8,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def load(path: Path) -> tuple[Run, list[Batch]]:
     return run, [rows.take(part) for part in torch.split(order, config.batch_size)[:NUM_BATCHES]]
 
 
-def ranker_step(run: Run, ranker: Ranker, batches: Sequence[Batch], balancing: Balancing | None = None) -> Step:
+def ranker_step(run: Run, ranker: Ranker, batches: Iterable[Batch], balancing: Balancing | None = None) -> Step:
     """A step of training: forward, backward and the optimizers, as training/train.py makes it."""
     balancing = balancing or Balancing(TaskLosses(run.schema))
     optimizers = Optimizers(ranker.train(), run.config.optimizer, 1, balancing)

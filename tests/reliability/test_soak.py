@@ -105,8 +105,8 @@ def test_files_threads_and_memory_stay_what_they_are(tmp_path: Path) -> None:
                 resident.append(process.memory_info().rss)
     assert len(set(threads)) == 1, threads
     print("open files:", *files)
-    # The impression log has a file of its own open or is between two, and the process that makes Parquet of them is there
-    # (a lock, two pipes) or not: these come and go, and what is left behind adds up.
+    # The impression log has a file of its own open or is between two, and the process that makes Parquet of them is
+    # there (a lock, two pipes) or not: these come and go, and what is left behind adds up.
     assert max(files) - min(files) <= 4, files
     third = max(1, len(files) // 3)
     assert np.median(files[-third:]) - np.median(files[:third]) <= 1, files

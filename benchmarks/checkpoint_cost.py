@@ -1,0 +1,128 @@
+"""`make bench-checkpoints`: what a checkpoint costs training, in CPU time, seconds and memory.
+
+    FEEDRANK_DATA=<folder with kuairand_pure> python -m benchmarks.checkpoint_cost [--turns N]
+
+After a few training steps one checkpoint after the other is written, while nothing else runs in the process: its CPU
+time (copy, writing and checksums, all threads), how long training would have to wait for the copy, and how long it
+takes in all. Over 60 s that is the share of a checkpoint a minute; the differences of paired runs are smaller than
+what a shared machine changes meanwhile. Feeds are those of benchmarks/training_loops.py: KuaiRand, and 26 tables of 1M,
+10M and 26M rows in all.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from benchmarks import report
+from benchmarks.training_loops import IDS, endless, open_feed
+from training import table_files
+from training.checkpoints import Checkpoints
+from training.data import Batch
+from training.ranks import ALONE
+from training.train import Training
+
+MINUTE, ASKED = 60.0, 0.05
+# Name, feed, rows of a table, whether 5 % is asked of it.
+FEEDS = (
+    ("KuaiRand-Pure", "kuairand", 0, True),
+    ("26 tables, 1M rows in all", "tables", 1_000_000 // IDS, True),
+    ("26 tables, 10M rows in all", "tables", 10_000_000 // IDS, False),
+    ("26 tables, 26M rows in all", "tables", 1_000_000, False),
+)
+
+
+def main() -> None:
+    """Measures, prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    found = []
+    for name, feed, buckets, is_asked in FEEDS:
+        with tempfile.TemporaryDirectory() as folder:
+            found.append({"name": name, "asked": is_asked, **_measure(feed, buckets, Path(folder), options.turns)})
+        print(found[-1], flush=True)
+    lines = [
+        [
+            one["name"],
+            f"{one['bytes'] / 2**20:,.1f}",
+            f"{one['cpu']:.2f}",
+            f"{one['blocked']:.3f}",
+            f"{one['wall']:.2f}",
+            f"{one['cpu'] / MINUTE:.2%}",
+            f"{one['blocked'] / MINUTE:.2%}",
+            f"{one['cpu'] / ASKED:,.0f}",
+        ]
+        for one in found
+    ]
+    worst = max(one["cpu"] / MINUTE for one in found if one["asked"])
+    body = [
+        f"Medians of {options.turns} checkpoints; one thread trains, another writes.",
+        "",
+        *report.table(
+            [
+                "feed",
+                "a checkpoint and its copy in memory, MiB",
+                "CPU s",
+                "s that training waits",
+                "s in all",
+                "CPU, share of a minute",
+                "waiting, share of a minute",
+                "interval for 5 % of CPU, s",
+            ],
+            lines,
+        ),
+        "",
+        f"At most {ASKED:.0%} is asked with a checkpoint a minute on KuaiRand and 1M rows: "
+        f"{'reached' if worst <= ASKED else 'missed'} ({worst:.2%}).",
+    ]
+    path = report.write("checkpoint_cost", "Cost of a checkpoint", body, {"feeds": found}, "make bench-checkpoints")
+    print(path.read_text(encoding="utf-8"))
+
+
+def _measure(feed: str, buckets: int, folder: Path, turns: int) -> dict[str, Any]:
+    run, source, _ = open_feed(feed, folder, buckets=buckets)
+    rows = source()
+    training = Training(run, rows, ALONE)
+    saved = Checkpoints(run.path, ALONE, keep=1, about={})
+    _steps(training, endless(rows), 5)
+    spent: dict[str, list[float]] = {"cpu": [], "wall": [], "blocked": []}
+    for turn in range(turns + 1):  # the first warms up
+        cpu, wall = time.process_time(), time.monotonic()
+        saved.save(turn + 1, training.state(), training.tables())
+        blocked = time.monotonic() - wall
+        saved.wait()
+        found = {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall, "blocked": blocked}
+        for clock, values in spent.items():
+            values += [found[clock]] if turn else []
+    newest = saved.newest()
+    assert newest is not None
+    return {
+        "bytes": table_files.size_of(training.tables()) + (newest / "state.pt").stat().st_size,
+        **{clock: statistics.median(values) for clock, values in spent.items()},
+        "turns": spent,
+    }
+
+
+def _steps(training: Training, batches: Iterator[Batch], steps: int) -> None:
+    ranker, optimizers = training.ranker.train(), training.optimizers
+    for _ in range(steps):
+        batch = next(batches)
+        optimizers.start_step(0)
+        logits_BT = ranker(batch.request, batch.candidate)
+        losses_T = training.losses(logits_BT, batch.targets_BT, batch.observed_BT)
+        optimizers.zero_grad()
+        training.balancing.total(losses_T).backward()  # type: ignore[no-untyped-call]
+        optimizers.step()
+
+
+if __name__ == "__main__":
+    main()
