@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.remote_device import _remote_device
@@ -42,8 +42,17 @@ _PARTS = {
 }  # fmt: skip
 
 
+def _member(kind: object, name: str) -> _MEM_FORMAT_ENCODING:
+    """For getattr, which Pythons before 3.11.4 write in place of a member of an enumeration; it gives nothing else."""
+    if kind is not _MEM_FORMAT_ENCODING:
+        raise pickle.UnpicklingError("getattr of anything but an encoding is no part of an index of tensors")
+    return _MEM_FORMAT_ENCODING[name]
+
+
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if (module, name) not in _PARTS:
             raise pickle.UnpicklingError(f"{module}.{name} is no part of an index of tensors")
         return super().find_class(module, name)

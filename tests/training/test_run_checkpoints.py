@@ -1,16 +1,19 @@
 """A run's checkpoint folders: found again, pruned, verified, refused by name; a full disk and a forged index."""
 
+import io
 import logging
 import os
 import pickle
 import shutil
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata
 
 from tests.training_data import files_of, saved_state, small_disk, training_file, write_feed
 from training import checkpoint, table_files
@@ -135,6 +138,35 @@ def test_code_in_an_index_is_refused_and_does_not_run(saved: Checkpoints, tmp_pa
         with pytest.raises(ValueError, match=r"\.metadata: not an index of tables"):
             table_files.read_whole(index.parent)
     assert not proof.exists()
+
+
+class _OlderPickler(pickle.Pickler):
+    """Writes a member of an enumeration as Pythons before 3.11.4 do."""
+
+    def reducer_override(self, one: Any) -> Any:
+        return (getattr, (type(one), one.name)) if isinstance(one, Enum) else NotImplemented
+
+
+class _Got:
+    """What getattr would reach further than to a member."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (Metadata, "__init__")
+
+
+def test_an_index_that_an_older_python_wrote_is_read_and_reaches_no_further(saved: Checkpoints, tmp_path: Path) -> None:
+    save(saved, 1)
+    folder = tmp_path / FOLDER / LAST_LINK
+    index = folder / table_files.INDEX
+    with io.BytesIO() as content:
+        _OlderPickler(content).dump(pickle.loads(index.read_bytes()))
+        index.write_bytes(content.getvalue())
+    assert b"getattr" in index.read_bytes()
+    read = table_files.read_whole(folder)
+    assert all(torch.equal(read[name], tensor) for name, tensor in tables(1).items())
+    index.write_bytes(pickle.dumps(_Got()))
+    with pytest.raises(ValueError, match="getattr of anything but an encoding"):
+        table_files.read_whole(folder)
 
 
 def test_a_table_of_another_shape_or_name_is_named(saved: Checkpoints, tmp_path: Path) -> None:
