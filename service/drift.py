@@ -90,6 +90,7 @@ class Drift:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._is_shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
         self._windows: dict[Key, _Window] = {}
         self._queue: Queue[_Sample | None] = Queue(_MOST_WAITING)
         self._next_at = 0.0
@@ -123,7 +124,12 @@ class Drift:
 
     def forget(self, model: str, version: str) -> None:
         """A version is served no more."""
-        self._windows = {key: window for key, window in self._windows.items() if key[1:3] != (model, version)}
+        gone = {key: window for key, window in self._windows.items() if key[1:3] == (model, version)}
+        self._windows = {key: window for key, window in self._windows.items() if key not in gone}
+        if not self._is_shared:  # from files that workers share nothing can be taken back
+            for key, window in gone.items():
+                for number in range(len(window.counts_K)):
+                    self._gauge.remove(*key, str(number))
 
     def take(
         self,

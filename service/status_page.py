@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,11 @@ WINDOW_SECONDS = 300.0
 _MOST_ERRORS = 20
 _MOST_DRIFTS = 15
 _LATENCY = "ranking_request_duration_seconds"
+# What rates are told of.
+_COUNTED = frozenset({
+    "ranking_requests_total", "ranking_requests_rejected_total", "ranking_model_requests_total",
+    "ranking_candidates_per_request_sum", f"{_LATENCY}_bucket",
+})  # fmt: skip
 
 _page = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -63,7 +68,7 @@ class StatusPage:
         logger.addHandler(self._errors)
         try:
             while True:
-                self._notes.append(await asyncio.to_thread(self._note))
+                self._notes.append(await asyncio.to_thread(self._note, _COUNTED))
                 await asyncio.sleep(NOTE_SECONDS)
         finally:
             logger.removeHandler(self._errors)
@@ -95,8 +100,9 @@ class StatusPage:
             now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         )
 
-    def _note(self) -> _Note:
-        return _Note(time.monotonic(), _samples(self._metrics.families()))
+    def _note(self, names: Collection[str] | None = None) -> _Note:
+        """Every sample of now, or those of the names: what is kept is bounded, whatever else there is to scrape."""
+        return _Note(time.monotonic(), _samples(self._metrics.families(), names))
 
 
 class Window:
@@ -171,11 +177,12 @@ class _LastErrors(logging.Handler):
         self.lines.appendleft(line)
 
 
-def _samples(families: Iterable[Metric]) -> Samples:
+def _samples(families: Iterable[Metric], names: Collection[str] | None) -> Samples:
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families
         for sample in family.samples
+        if names is None or (sample.name in names and sample.value)  # what is absent began at 0
     }
 
 
