@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
 import service.drift
+from model.reference import NumberBins
+from model.scorer import Reference
+from service.drift import Drift
 from tests.artifacts import publish_artifact
 from tests.service.in_process import client_of, samples
 from tests.service.running import RunningService
@@ -85,6 +89,21 @@ def test_a_version_that_goes_takes_its_drift_along(tmp_path: Path) -> None:
                 break
         else:
             raise AssertionError(drift_of(client, "task"))
+
+
+def test_a_version_that_goes_leaves_no_gauges_behind() -> None:
+    registry = CollectorRegistry()
+    drift = Drift(registry)
+    reference = Reference(np.zeros(1), {"click": NumberBins(edges=(0.5,), shares=(0.5, 0.5))}, None)
+
+    def versions() -> set[str]:
+        return {sample.labels["version"] for family in registry.collect() for sample in family.samples}
+
+    for version in ("1", "2"):
+        drift.know("tiny", version, reference)
+    assert versions() == {"1", "2"}
+    drift.forget("tiny", "1")
+    assert versions() == {"2"}
 
 
 def test_the_windows_of_all_workers_add_up(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The page at `/`, as a browser would read it."""
 
+import asyncio
 import base64
 import hashlib
 import logging
@@ -14,7 +15,8 @@ import yaml
 from starlette.testclient import TestClient
 
 import service.status_page
-from service.status_page import Window
+from service.metrics import Metrics
+from service.status_page import StatusPage, Window
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of
 
@@ -151,6 +153,25 @@ def test_quantiles_are_those_of_the_values_to_within_their_bucket(share: float) 
     assert told is not None
     assert lower <= told <= upper
     assert window.quantile("x", share, endpoint=("/v2",)) is None
+
+
+def test_what_is_kept_does_not_grow_with_what_there_is_to_scrape() -> None:
+    metrics = Metrics()
+    page = StatusPage(metrics, list, lambda: None)
+    asyncio.run(notes(page, 1))
+    before = len(page._notes[0].samples)
+    for version in range(100):
+        metrics.task_score.labels("tiny", str(version), "click").observe(0.5)
+    asyncio.run(notes(page, 2))
+    assert len(page._notes[1].samples) == before
+
+
+async def notes(page: StatusPage, number: int) -> None:
+    """Has the page note the metrics until it has so many notes."""
+    keeping = asyncio.create_task(page.keep_notes())
+    while len(page._notes) < number:
+        await asyncio.sleep(0.001)
+    keeping.cancel()
 
 
 def test_a_counter_that_began_anew_counts_from_0() -> None:
