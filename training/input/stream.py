@@ -25,8 +25,8 @@ from training.input.order import Lane, Piece, Window, lane_rows, lanes_of_epoch,
 from training.input.reader import LogReader
 from training.input.source import filled
 
-# Footers of so many files are kept, so that a file's next row group does not need it read again.
-_FOOTERS = 256
+# Footers of so many files are kept, for their next row groups; a footer takes about a megabyte, so no more than these.
+_FOOTERS = 32
 
 
 class StreamSource:
