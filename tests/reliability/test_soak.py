@@ -108,9 +108,9 @@ def test_files_threads_and_memory_stay_what_they_are(tmp_path: Path) -> None:
     # The impression log has a file of its own open or is between two, and the process that makes Parquet of them is
     # there (a lock, two pipes) or not: these come and go, and what is left behind adds up.
     assert max(files) - min(files) <= 4, files
-    third = max(1, len(files) // 3)
-    assert np.median(files[-third:]) - np.median(files[:third]) <= 1, files
     if len(resident) >= 30:  # in fewer rounds the allocator's own steps are larger than any trend
+        third = len(files) // 3
+        assert np.median(files[-third:]) - np.median(files[:third]) <= 1, files
         found = trend(np.array(resident) / 2**20)
         print("resident, MiB:", *(f"{one / 2**20:.1f}" for one in resident), found)
         assert not is_growing(np.array(resident) / 2**20, KEPT_MIB), (found, resident)
