@@ -14,7 +14,6 @@ maximum of the workers' own indices would be neither.
 
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from prometheus_client.metrics_core import Metric
 from model.features import Column
 from model.schema import Block
 from model.scorer import Bins, Reference
+from service.background import lower_priority
 from service.request_log import LOGGER
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ _MOST_WAITING = 8
 _STOP_SECONDS = 5.0
 # Counts by bin, for the exposition to read; they do not leave it.
 _WINDOW = "ranking_drift_window"
-_FAMILIES = {
+# By what they are of: name and help.
+FAMILIES = {
     "task": ("ranking_score_drift", "Population stability index of a task's answers against those at export"),
     "feature": ("ranking_feature_drift", "Population stability index of a feature's values against those at export"),
 }
@@ -80,9 +81,9 @@ class _Window:
 
 
 class Drift:
-    """The windows of one worker. `take` never waits."""
+    """The windows of one worker, of several if the registry `is_shared`. `take` never waits."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, is_shared: bool = False) -> None:
         self._gauge = Gauge(
             _WINDOW,
             "Counts of the drift window",
@@ -90,7 +91,7 @@ class Drift:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self._is_shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        self._is_shared = is_shared
         self._windows: dict[Key, _Window] = {}
         self._queue: Queue[_Sample | None] = Queue(_MOST_WAITING)
         self._next_at = 0.0
@@ -163,7 +164,7 @@ class Drift:
             key = (labels["what"], labels["model"], labels["version"], labels["name"])
             if key in known:
                 counts.setdefault(key, np.zeros(len(known[key].counts_K)))[int(labels["bin"])] = sample.value
-        for what, (name, help_text) in _FAMILIES.items():
+        for what, (name, help_text) in FAMILIES.items():
             family = GaugeMetricFamily(name, help_text, labels=["model", "version", what])
             for key, counts_K in counts.items():
                 if key[0] == what:
@@ -171,8 +172,7 @@ class Drift:
             yield family
 
     def _work(self) -> None:
-        with suppress(OSError):  # on Linux a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        lower_priority(_NICENESS)
         while True:
             with suppress(Empty):
                 sample = self._queue.get(timeout=_WRITE_SECONDS)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from service.background import lower_priority
 from service.impression_conversion import POLL_SECONDS, Conversion
 from service.impressions import Impression
+from service.labels import IMPRESSION_SEED, falls_within
 from service.metrics import Metrics
 from service.request_log import LOGGER, RequestRecord
 from service.rotated_files import RotatedFiles
@@ -34,7 +34,6 @@ _AGE_SECONDS = 3600.0
 _WRITE_BYTES = 2**20
 _SAY_SECONDS = 60.0
 _NICENESS = 10
-_HASHES = 2**64
 
 _log = logging.getLogger(f"{LOGGER}.impressions")
 
@@ -58,7 +57,7 @@ class ImpressionLog:
         )
         self._conversion = Conversion(folder, metrics.impression_conversions_failed.inc)
         self._is_hashed = is_hashed
-        self._below = round(sample * _HASHES)
+        self._sample = sample
         self._written = metrics.impressions.labels("written")
         self._losses = _Losses(metrics)
         self._changed = threading.Condition()
@@ -85,7 +84,7 @@ class ImpressionLog:
         """Keeps a scored request in its record where the sample has it, for `offer` when its answer has left.
 
         The sample goes by a hash of the request id: whoever sees the same id decides alike."""
-        if xxhash.xxh3_64_intdigest(record.request_id.encode()) < self._below:
+        if falls_within(record.request_id, self._sample, IMPRESSION_SEED):
             record.impression = Impression.of(record, question, tasks, score_N, answers_NT, body_bytes)
 
     def offer(self, record: RequestRecord) -> None:

@@ -20,7 +20,7 @@ from model.strict_yaml import StrictModel
 FILE_NAME = "labels.yaml"
 STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
 # Seeds of the hash of a request id, so that being in one sample says nothing about being in another.
-CANARY_SEED, SHADOW_SEED = 1, 2
+IMPRESSION_SEED, CANARY_SEED, SHADOW_SEED = 0, 1, 2
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _HASHES = 2**64
 

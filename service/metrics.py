@@ -288,7 +288,7 @@ class Metrics:
             registry=registry,
         )
         self.shadow = ShadowMetrics(registry)
-        self.drift = Drift(registry)
+        self.drift = Drift(registry, is_shared=self._folder is not None)
         for result in IMPRESSION_RESULTS:
             self.impressions.labels(result)
         for endpoint in ENDPOINTS:

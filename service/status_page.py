@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from prometheus_client.metrics_core import Metric
 
+from service.drift import FAMILIES
 from service.metrics import SCORING, Metrics
 from service.request_log import LOGGER
 
@@ -189,8 +190,7 @@ def _samples(families: Iterable[Metric], names: Collection[str] | None) -> Sampl
 def _drifts(samples: Samples) -> list[tuple[str, str, str, float]]:
     """Model, version, what and its index, the highest first."""
     found = []
-    for what in ("task", "feature"):
-        name = {"task": "ranking_score_drift", "feature": "ranking_feature_drift"}[what]
+    for what, (name, _) in FAMILIES.items():
         for (known, pairs), value in samples.items():
             if known == name and not math.isnan(value):
                 labels = dict(pairs)

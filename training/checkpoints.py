@@ -24,6 +24,7 @@ from typing import Any, Self
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
+from model.artifact import sync
 from training import checkpoint, table_files
 from training.ranks import Ranks
 from training.whole import replace_file
@@ -141,11 +142,11 @@ class Checkpoints:
     def _publish(self, partial: Path, final: Path, files: Mapping[str, Any], is_best: bool) -> None:
         manifest = {"format": FORMAT, **self._about, "processes": self._ranks.world, "files": files}
         replace_file(partial / MANIFEST, (json.dumps(manifest, indent=1).encode(),))
-        _sync(partial)
+        sync(partial)
         if final.exists():  # one that was passed over as damaged, or that this run has written before
             shutil.rmtree(final)
         partial.rename(final)
-        _sync(self._folder)
+        sync(self._folder)
         for link in (LAST_LINK, *([BEST_LINK] if is_best else [])):
             self._link(link, final.name)
         kept = {path.name for path in self.found()[: self._keep]} | {_target(self._folder / BEST_LINK), final.name}
@@ -219,14 +220,6 @@ def verified(path: Path) -> dict[str, Any]:
 def _entry(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _target(link: Path) -> str:
