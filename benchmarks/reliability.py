@@ -59,8 +59,7 @@ class Bench:
 
     def capacity(self, seconds: float) -> float:
         """Answers a second to four clients that ask again as soon as they are answered."""
-        answered, taken = asyncio.run(closed_loop(self.url, self.messages, seconds, 4))
-        return answered / taken
+        return asyncio.run(closed_loop(self.url, self.messages, seconds, 4)).rate
 
     def load(self, rate: float, seconds: float) -> Outcome:
         """Open-loop load."""

@@ -9,6 +9,7 @@ from matplotlib.ticker import LogLocator
 
 from benchmarks import report
 from benchmarks.serving_services import (
+    BARE,
     COMPILED,
     COMPILED_ROWS,
     FRAME,
@@ -122,12 +123,13 @@ def _stages(data: dict[str, Any]) -> list[str]:
             if parts is None:
                 continue
             stages = list(parts)
-            frame, total = (
-                statistics.median(data["sizes"][size][way]["1"]["cpu_ms"]) * 1e3 for way in (FRAME[shape], name)
+            bare, frame, total = (
+                statistics.median(data["sizes"][size][way]["1"]["cpu_ms"]) * 1e3
+                for way in (BARE[shape], FRAME[shape], name)
             )
             data_path = sum(parts[stage] for stage in parts if stage not in MODEL_STAGES)
             rest = total - frame - sum(parts.values())
-            rows.append([size, name, *(f"{us:.0f}" for us in (frame, *parts.values(), rest, frame + data_path))])
+            rows.append([size, name, *(f"{us:.0f}" for us in (bare, frame, *parts.values(), rest, frame + data_path))])
             if shape == "columns":
                 speed = int(size) * flop["needed"] / (parts["network"] / 1e6)
                 per_second = [f"{value / 1e9:.1f}" for value in (speed, gemm)]
@@ -135,11 +137,12 @@ def _stages(data: dict[str, Any]) -> list[str]:
     outputs, inputs = measured["gemm_shape"]
     return [
         "Where a request to feedrank spends its CPU time, in microseconds. The frame (HTTP, event loop, the way to a "
-        "scoring thread and back) is a server of its own in the same turns, which remembers its answers; the stages "
+        "scoring thread and back) is a server of its own in the same turns, which remembers its answers; the HTTP "
+        "server alone, of which the frame is a part more, is another that remembers them on its event loop. The stages "
         "are timed in this order, whole requests in one process; the rest is what the whole server spends beyond both. "
         "The last column is the frame and the data path: all but user part, look-ups, network and rest.",
         "",
-        *report.table(["N", "request", "frame", *stages, "rest", "all but the model"], rows),
+        *report.table(["N", "request", "HTTP server alone", "frame", *stages, "rest", "all but the model"], rows),
         "",
         f"The network alone, one thread. It takes {flop['needed'] / 1e6:.2f} MFLOP a candidate once the user's part is "
         f"there, {flop['as_trained'] / 1e6:.2f} as trained (whole rows, look-ups included); the last column is one "
@@ -169,7 +172,7 @@ def picture(data: dict[str, Any]) -> bytes:
 
 def _services(data: dict[str, Any]) -> list[str]:
     """Those that score, in the order of their turns."""
-    return [name for name in next(iter(data["sizes"].values())) if name not in FRAME.values()]
+    return [name for name in next(iter(data["sizes"].values())) if name not in (*FRAME.values(), *BARE.values())]
 
 
 def _ratios(others: Sequence[float], mine: Sequence[float]) -> list[float]:

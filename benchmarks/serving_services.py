@@ -33,6 +33,7 @@ COMPILED, COMPILED_ROWS = "feedrank compiled, columns", "feedrank compiled, rows
 TORCHSCRIPT_IDS, COMPILED_IDS = "feedrank TorchScript, catalogue ids", "feedrank compiled, catalogue ids"
 # Not a service that scores: what a request costs before and after all that.
 FRAME = {"columns": "feedrank's frame, columns", "rows": "feedrank's frame, rows"}
+BARE = {"columns": "the HTTP server alone, columns", "rows": "the HTTP server alone, rows"}
 MLSERVER_ENVIRONMENT = Path(".venv-mlserver")
 REQUESTS = 4  # different ones of each size, so that no cache of values answers
 # float32 sums in another order: whole rows against the request's part and the candidate's.
@@ -87,9 +88,10 @@ class Services:
         server = self._feedrank("torchscript", self._models)
         self.ways[TORCHSCRIPT] = Way(server, "/v1/rank", dict, _read_columns)
         self.ways[TORCHSCRIPT_ROWS] = Way(server, "/v1/rank", as_rows, _read_rows)
-        server = self._frame()
-        self.ways[FRAME["columns"]] = Way(server, "/v1/rank", dict, _read_columns)
-        self.ways[FRAME["rows"]] = Way(server, "/v1/rank", as_rows, _read_rows)
+        for names, make_app in ((FRAME, "make_app"), (BARE, "make_bare_app")):
+            server = self._frame(make_app)
+            self.ways[names["columns"]] = Way(server, "/v1/rank", dict, _read_columns)
+            self.ways[names["rows"]] = Way(server, "/v1/rank", as_rows, _read_rows)
         say("compiling the artifact for this CPU (a minute)")
         # As `python -m training compile` does it, but where TorchScript is faster: the table then shows by how much.
         anyway = "from training.compile import compile_version; compile_version(Path(sys.argv[1]), even_if_slower=True)"
@@ -162,13 +164,13 @@ class Services:
         command += ["--threads", "1", "--engine", engine, "--log-level", "warning", "--queue-seconds", "60"]
         return self._serve(f"{models.name}-{engine}", command, "/readyz", port)
 
-    def _frame(self) -> Server:
+    def _frame(self, make_app: str) -> Server:
         port = free_port()
-        command = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.frame_service:make_app"]
+        command = [sys.executable, "-m", "uvicorn", "--factory", f"benchmarks.frame_service:{make_app}"]
         # As service/__main__.py has it.
         command += ["--port", str(port), "--loop", "uvloop", "--http", "httptools", "--ws", "none"]
         command += ["--no-access-log", "--no-server-header", "--log-level", "warning"]
-        return self._serve("frame", command, "/readyz", port, FRAME_MODELS=str(self._models))
+        return self._serve(make_app, command, "/readyz", port, FRAME_MODELS=str(self._models))
 
     def _mlserver(self) -> Server:
         # The Makefile knows how an environment is made from a lock file, and from which index torch comes.

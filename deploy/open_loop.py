@@ -1,4 +1,4 @@
-"""Open-loop load: requests leave when they are due, whether or not those before them were answered.
+"""Load on a service. Open loop: requests leave when they are due, whether or not those before them were answered.
 
 In: an address, encoded requests, and the seconds at which each is due. Out: per request its status and how long after
 it was due the answer was there, so that a service which stalls is charged for all who would have asked meanwhile (no
@@ -8,6 +8,7 @@ Shapes: R requests.
 """
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -93,25 +94,56 @@ async def offer(
     return Outcome(due_R, seconds_R, status_R, lateness, connections.said)
 
 
-async def closed_loop(url: str, requests: Sequence[bytes], seconds: float, clients: int) -> tuple[int, float]:
-    """Answers with status 200 that so many clients get, each asking again as soon as it is answered, and in how many
-    seconds: what the service can do at most, not how long anybody waits."""
+@dataclass(frozen=True)
+class Answered:
+    """Seconds of each answer with status 200 that a closed loop got, how long all of it took, and the beginning of an
+    answer of each other status."""
+
+    latencies: list[float]
+    seconds: float
+    said: dict[int, str]
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return len(self.latencies) / self.seconds
+
+
+async def closed_loop(
+    url: str,
+    requests: Sequence[bytes],
+    seconds: float,
+    clients: int,
+    *,
+    most: int | None = None,
+    timeout: float = 30.0,
+) -> Answered:
+    """So many clients, each asking again as soon as it is answered, for so many seconds and `most` requests: what the
+    service can do, or what a request costs it, not how long anybody waits who asks when it suits him.
+
+    Raises OSError, EOFError or TimeoutError where there is no answer."""
     connections = Connections(url)
+    await connections.open(clients)
+    numbers = iter(range(sys.maxsize if most is None else most))
+    latencies: list[float] = []
     begun = time.perf_counter()
-    answered = 0
 
-    async def client(first: int) -> None:
-        nonlocal answered
-        number = first
-        while time.perf_counter() - begun < seconds:
-            status = await connections.ask(requests[number % len(requests)])
-            answered += status == 200
-            number += clients
+    async def client() -> None:
+        for number in numbers:
+            sent = time.perf_counter()
+            if sent - begun >= seconds:
+                break
+            async with asyncio.timeout(timeout):
+                status = await connections.ask(requests[number % len(requests)])
+            if status == 200:
+                latencies.append(time.perf_counter() - sent)
 
-    await asyncio.gather(*(client(first) for first in range(clients)))
-    taken = time.perf_counter() - begun
-    await connections.close()
-    return answered, taken
+    try:
+        await asyncio.gather(*(client() for _ in range(clients)))
+        taken = time.perf_counter() - begun
+    finally:
+        await connections.close()
+    return Answered(latencies, taken, connections.said)
 
 
 class Connections:
@@ -124,6 +156,11 @@ class Connections:
         self._host, self._port = address.hostname, address.port or (443 if self._tls else 80)
         self.said: dict[int, str] = {}
         self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
+
+    async def open(self, number: int) -> None:
+        """Opens so many before they are needed."""
+        for _ in range(number):
+            self._idle.append(await self._opened())
 
     async def ask(self, message: bytes) -> int:
         """The status of the answer to a message."""
@@ -151,6 +188,9 @@ class Connections:
             if not writer.is_closing() and not reader.at_eof():
                 return reader, writer
             await _closed(writer)
+        return await self._opened()
+
+    async def _opened(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self._host, self._port, ssl=self._tls)
 
     async def close(self) -> None:

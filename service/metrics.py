@@ -2,8 +2,8 @@
 
 In: what requests and model loads report. Out: the text of GET /metrics. Units: seconds; task scores in the task's own
 unit. With several workers (PROMETHEUS_MULTIPROC_DIR is set by the parent before this module is imported) each worker
-writes its own files and any worker answers with the sum over all of them; there, a label set cannot be withdrawn, so
-`ranking_model_info` of a model version that is served no more is 0.
+writes its own files and any worker answers with the sum over all of them; there, a label set cannot be withdrawn;
+`ranking_model_info` of a model version that is served no more is 0 in either case.
 
 Shapes: N candidates, T tasks.
 """
@@ -90,6 +90,9 @@ _COUNTS = (1, 5, 10, 25, 50, 100, 200, 300, 500, 1000, 2000, 5000)
 _SCORES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 _COMBINED = (-100.0, -10.0, -3.0, -1.0, -0.3, -0.1, 0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 
+# Of versions that are served no more, so many keep their metrics: the last scrapes still read them, and one that comes
+# back goes on counting. A service that is given a new version every hour does not grow with each.
+_RETIRED_KEPT = 8
 # Values or arrays of them; some megabytes at the most, where every request has as many candidates as it may have.
 _MOST_WAITING = 256
 
@@ -288,6 +291,17 @@ class Metrics:
             registry=registry,
         )
         self.shadow = ShadowMetrics(registry)
+        self._of_versions = (
+            self.model_requests,
+            self.info,
+            self.loaded_at,
+            self.created_at,
+            self.reference_mean,
+            self.task_score,
+            self.combined_score,
+            *self.shadow.of_versions,
+        )
+        self._retired: dict[tuple[str, str], None] = {}  # in the order in which they were
         self.drift = Drift(registry, is_shared=self._folder is not None)
         for result in IMPRESSION_RESULTS:
             self.impressions.labels(result)
@@ -305,6 +319,21 @@ class Metrics:
         """Sets whether this worker can score."""
         for state in WORKER_STATES:
             self.workers.labels(state).set(is_ready == (state == "ready"))
+
+    def know_version(self, model: str, version: str) -> None:
+        """A version is served, for the first time or again."""
+        self._retired.pop((model, version), None)
+
+    def retire_version(self, model: str, version: str) -> None:
+        """A version is served no more: when some others have gone after it, so do its metrics."""
+        if self._folder is not None:  # from files that workers share nothing can be taken back
+            return
+        self._retired[model, version] = None
+        while len(self._retired) > _RETIRED_KEPT:
+            oldest = next(iter(self._retired))
+            del self._retired[oldest]
+            for metric in self._of_versions:
+                metric.remove_by_labels(dict(zip(("model", "version"), oldest, strict=True)))
 
     def flush(self) -> None:
         """Counts what the histograms were told: before each scrape here, and now and then for the scrapes of other

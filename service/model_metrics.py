@@ -25,6 +25,8 @@ class ModelMetrics:
     def __init__(self, metrics: Metrics, model: str, scorer: Scorer) -> None:
         schema, version, reference = scorer.schema, scorer.version, scorer.reference
         self._labels = (model, version)
+        self._metrics = metrics
+        metrics.know_version(model, version)
         self._drift = metrics.drift
         self._drift.know(model, version, reference)
         self._info = metrics.info.labels(model, version, scorer.engine)
@@ -69,6 +71,7 @@ class ModelMetrics:
         """Marks the version as served no more."""
         self._info.set(0)
         self._drift.forget(*self._labels)
+        self._metrics.retire_version(*self._labels)
 
 
 def _add(counters: Mapping[str, Counter], counts: Mapping[str, int]) -> None:

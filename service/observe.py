@@ -6,8 +6,8 @@ the whole of a request and no answer escapes without an `X-Request-Id`.
 
 import logging
 import re
+import secrets
 import time
-import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +23,7 @@ _LABELS = re.compile(r"/v1/admin/models/[^/]+/labels")
 _OPEN_INFERENCE_MODEL = re.compile(r"(/v2/models/)[^/]+(?:/versions/[^/]+)?(/infer|/ready|)")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _KEY = "feedrank.record"
+_HEADERS = "feedrank.headers"  # by name: several are looked up in every request
 _REQUEST_ID_KEY = REQUEST_ID.lower().encode("latin-1")
 
 _log = logging.getLogger(LOGGER)
@@ -36,12 +37,11 @@ def record_of(scope: Scope) -> RequestRecord:
 
 def header(scope: Scope, name: str) -> str | None:
     """The first header of that name, None if there is none."""
-    key = name.lower().encode("latin-1")
-    for given, value in scope["headers"]:
-        if given == key:
-            text: str = value.decode("latin-1")
-            return text
-    return None
+    headers: dict[bytes, bytes] | None = scope.get(_HEADERS)
+    if headers is None:
+        headers = scope[_HEADERS] = dict(reversed(scope["headers"]))
+    value = headers.get(name.lower().encode("latin-1"))
+    return None if value is None else value.decode("latin-1")
 
 
 def content_length(scope: Scope) -> int | None:
@@ -54,7 +54,7 @@ def new_record(scope: Scope) -> RequestRecord:
     """The record of a request that begins."""
     given = header(scope, REQUEST_ID)
     return RequestRecord(
-        request_id=given if given is not None and is_request_id(given) else uuid.uuid4().hex,
+        request_id=given if given is not None and is_request_id(given) else secrets.token_hex(16),
         endpoint=_endpoint(scope["path"]),
         trace_id=trace_id_of(header(scope, "traceparent")),
     )

@@ -62,6 +62,11 @@ class ShadowMetrics:
             registry=registry,
         )
 
+    @property
+    def of_versions(self) -> tuple[Counter | Histogram, ...]:
+        """Those that have a label set, or several, for a version."""
+        return (self._requests, self._candidates, self._correlation, self._overlap, self._answers)
+
     def know(self, model: str, version: str, tasks: Sequence[str]) -> None:
         """Exports what is counted of a shadow version from 0."""
         for result in RESULTS:

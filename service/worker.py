@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 from model import hashed_ahead
 from service.cores import bind_to_a_share
 from service.http_protocol import GuardedProtocol, Limits
+from service.request_log import spare_unwritten_fields
 from service.settings import Settings
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -30,5 +31,6 @@ def make_app(settings: Settings) -> ASGIApp:
     # second, and again whenever enough has been made since.
     gc.collect()
     gc.freeze()
+    spare_unwritten_fields()
     GuardedProtocol.limits = Limits(settings.header_seconds, settings.header_bytes)
     return create_app(settings)

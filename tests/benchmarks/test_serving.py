@@ -136,7 +136,7 @@ def test_load_generator_keeps_its_bounds_and_refuses_what_is_not_answered(tmp_pa
             assert 0 < max(load.latencies) <= load.seconds
             late = generator(Block(port, "/x", str(file), requests=10**9, concurrency=2, seconds=0.05))
             assert len(late.latencies) == len(bodies) - 11
-        with _server(503) as (port, _), pytest.raises(RuntimeError, match=r"answered with http/1\.1 503"):
+        with _server(503) as (port, _), pytest.raises(RuntimeError, match=r"answered with 503"):
             generator(Block(port, "/x", str(file), requests=2, concurrency=1, seconds=60))
         with pytest.raises(RuntimeError, match="ConnectionRefusedError"):
             generator(Block(port, "/x", str(file), requests=2, concurrency=1, seconds=60))

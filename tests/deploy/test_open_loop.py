@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from deploy.open_loop import FAILED, TIMED_OUT, Outcome, closed_loop, message, offer, poisson
+from deploy.open_loop import FAILED, TIMED_OUT, Answered, Outcome, closed_loop, message, offer, poisson
 
 
 def run(
@@ -80,7 +80,7 @@ def test_every_end_has_its_status() -> None:
 
 
 def test_a_closed_loop_counts_every_answer_of_all_its_clients() -> None:
-    async def main() -> tuple[int, float, int]:
+    async def main() -> tuple[Answered, Answered, int]:
         served = 0
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -97,11 +97,18 @@ def test_a_closed_loop_counts_every_answer_of_all_its_clients() -> None:
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            return *await closed_loop(url, [message(url, "/v1/rank", b"{}")], 0.5, clients=5), served
+            asked = [message(url, "/v1/rank", b"{}")]
+            timed = await closed_loop(url, asked, 0.5, clients=5)
+            return timed, await closed_loop(url, asked, 60, clients=3, most=7), served
 
-    answered, seconds, served = asyncio.run(main())
-    assert answered == served > 5
-    assert seconds >= 0.5
+    timed, counted, served = asyncio.run(main())
+    assert len(timed.latencies) + len(counted.latencies) == served
+    assert len(timed.latencies) > 5
+    assert timed.seconds >= 0.5
+    assert len(counted.latencies) == 7
+    # The server takes a hundredth of a second for each.
+    assert 0.01 <= min(timed.latencies) <= max(timed.latencies) <= timed.seconds
+    assert timed.rate == len(timed.latencies) / timed.seconds
 
 
 def test_nobody_there_is_a_failure_of_every_request() -> None:

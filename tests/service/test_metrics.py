@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 from starlette.testclient import TestClient
 
-from service.metrics import BatchedHistogram
+from service.metrics import BatchedHistogram, Metrics
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of, sample, samples
 
@@ -55,6 +55,43 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
 @pytest.mark.parametrize("name", sorted(CONTRACT))
 def test_every_metric_is_there_before_the_first_request(client: TestClient, name: str) -> None:
     assert samples(client, name)
+
+
+def test_versions_that_have_gone_take_their_metrics_along_but_for_the_last_eight() -> None:
+    metrics = Metrics()
+
+    def known() -> set[str]:
+        return {
+            sample.labels["version"]
+            for family in metrics.registry.collect()
+            for sample in family.samples
+            if "version" in sample.labels
+        }
+
+    def serve(version: int) -> None:
+        metrics.know_version("tiny", str(version))
+        metrics.task_score.labels("tiny", version, "click").observe(0.5)
+        metrics.combined_score.labels("tiny", version, "default").observe(0.5)
+        metrics.model_requests.labels("tiny", version, 200).inc()
+        metrics.info.labels("tiny", version, "torchscript").set(1)
+        for gauge in (metrics.loaded_at, metrics.created_at):
+            gauge.labels("tiny", version).set(1)
+        metrics.reference_mean.labels("tiny", version, "click").set(1)
+        metrics.shadow.know("tiny", str(version), ["click"])
+
+    for version in range(1, 13):
+        serve(version)
+        if version > 1:
+            metrics.retire_version("tiny", str(version - 1))
+    assert known() == {str(version) for version in range(4, 13)}
+    # One that comes back counts on, and is not the next to go.
+    serve(4)
+    for version in (12, 13):
+        metrics.retire_version("tiny", str(version))
+    assert known() == {str(version) for version in [4, *range(6, 13)]}
+    assert metrics.registry.get_sample_value(
+        "ranking_model_requests_total", {"model": "tiny", "version": "4", "code": "200"}
+    ) == pytest.approx(2)
 
 
 def test_feature_counters_start_at_0_for_every_feature_of_a_request(client: TestClient) -> None:
