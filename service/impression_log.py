@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 
 from service.background import lower_priority
 from service.impression_conversion import POLL_SECONDS, Conversion
-from service.impressions import Impression
+from service.impressions import Asked, Impression
 from service.labels import IMPRESSION_SEED, falls_within
 from service.metrics import Metrics
 from service.request_log import LOGGER, RequestRecord
 from service.rotated_files import RotatedFiles
-from service.wire import Question
 
 MAX_HELD_BYTES = 32 * 2**20
 DRAIN_SECONDS = 5.0
@@ -75,7 +74,7 @@ class ImpressionLog:
     def take(
         self,
         record: RequestRecord,
-        question: Question,
+        question: Asked,
         tasks: Sequence[str],
         score_N: NDArray[np.float64],
         answers_NT: NDArray[np.float32],

@@ -3,18 +3,19 @@
 In: a question and its scores. Out: a line of JSON, candidates in request order:
 `{"format": 1, "time", "request_id", "model", "model_version", "value_model", "value_model_version", "top_k",
 "catalogue", "user", "candidates": {"id", "features"}, "score", "tasks"}`; `user` and `candidates` are those of POST
-/v1/rank, as columns whatever the shape of the request, with null where a row has no value; `catalogue` says whether a
-catalogue gave features beside them. Scores have the digits of the answer. In place of `user` and `candidates` there may
-be `"hashes": {"user", "candidate_id", "features"}`: XXH3-64 of the user, and of each candidate's id and features, as
-JSON without spaces, keys sorted, what is null left out.
+/v1/rank, as columns whatever the shape of the request, with null where a row has no value (of /v2, which has no ids of
+candidates, their positions stand for them); `catalogue` says whether a catalogue gave features beside them. Scores have
+the digits of the answer. In place of `user` and `candidates` there may be `"hashes": {"user", "candidate_id",
+"features"}`: XXH3-64 of the user, and of each candidate's id and features, as JSON without spaces, keys sorted, what is
+null left out.
 
 Shapes: N candidates, T tasks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -22,8 +23,8 @@ import orjson
 import xxhash
 from numpy.typing import NDArray
 
+from model.columns import Column
 from service.request_log import RequestRecord
-from service.wire import Question
 
 # What a request takes in memory, over its text: the text and arrays, or the objects of rows.
 _COLUMNS_COST, _ROWS_COST = 2, 10
@@ -32,12 +33,59 @@ _encoder = msgspec.json.Encoder()
 _canonical = msgspec.json.Encoder(order="sorted")
 
 
+class Asked(Protocol):
+    """What is kept of a request: a Question of /v1, `Tensors` of /v2."""
+
+    @property
+    def user(self) -> dict[str, Any]:
+        """User and context features."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The candidates' ids."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]] | None:
+        """The candidates' features where they came as rows."""
+
+    @property
+    def top_k(self) -> int | None:
+        """How many are answered."""
+
+    def written(self) -> Mapping[str, Any]:
+        """The candidates' columns, for JSON, where they did not come as rows."""
+
+
+class Tensors(NamedTuple):
+    """A request of /v2: the columns of its two blocks, and N."""
+
+    request: Mapping[str, Column]
+    candidates: Mapping[str, Column]
+    num_candidates: int
+    rows: None = None
+    top_k: None = None
+
+    @property
+    def user(self) -> dict[str, Any]:
+        """User and context features."""
+        return {name: _listed(column)[0] for name, column in self.request.items()}
+
+    @property
+    def ids(self) -> list[str]:
+        """The candidates' positions."""
+        return list(map(str, range(self.num_candidates)))
+
+    def written(self) -> Mapping[str, Any]:
+        """The candidates' columns."""
+        return {name: _listed(column) for name, column in self.candidates.items()}
+
+
 class Impression(NamedTuple):
     """A scored request; `held_bytes` is about what keeping it costs."""
 
     time: datetime
     record: RequestRecord
-    question: Question
+    question: Asked
     tasks: Sequence[str]
     score_N: NDArray[np.float64]
     answers_NT: NDArray[np.float32]
@@ -47,7 +95,7 @@ class Impression(NamedTuple):
     def of(
         cls,
         record: RequestRecord,
-        question: Question,
+        question: Asked,
         tasks: Sequence[str],
         score_N: NDArray[np.float64],
         answers_NT: NDArray[np.float32],
@@ -87,7 +135,19 @@ def _as_answered(scores_N: NDArray[np.floating]) -> msgspec.Raw:
     return msgspec.Raw(orjson.dumps(np.ascontiguousarray(scores_N), option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-def _values(question: Question) -> dict[str, Any]:
+def _listed(column: Column) -> list[Any]:
+    """A column as JSON has it."""
+    values: list[Any] = column.values.tolist() if isinstance(column.values, np.ndarray) else column.values
+    if column.missing is not None:
+        values = [None if is_null else value for value, is_null in zip(values, column.missing.tolist(), strict=True)]
+    if column.lengths_B is None:
+        return values
+    ends_B = np.cumsum(column.lengths_B)
+    starts_B = ends_B - column.lengths_B
+    return [values[start:end] for start, end in zip(starts_B.tolist(), ends_B.tolist(), strict=True)]
+
+
+def _values(question: Asked) -> dict[str, Any]:
     if question.rows is None:
         features = question.written()
     else:
@@ -96,7 +156,7 @@ def _values(question: Question) -> dict[str, Any]:
     return {"user": question.user, "candidates": {"id": question.ids, "features": features}}
 
 
-def _hashes(question: Question) -> dict[str, Any]:
+def _hashes(question: Asked) -> dict[str, Any]:
     rows = question.rows
     if rows is None:
         written = question.written()

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from service import open_inference
 from service.answers import Reply
 from service.errors import Problem
+from service.impressions import Tensors
 from service.loaded_version import ServedModel
 from service.model_store import not_ready
 from service.observe import header
@@ -106,6 +107,9 @@ class OpenInference:
                 raise Problem(
                     500, f"value model '{value_model}' gave a combined score beyond FP32", reason="not_finite"
                 )
+            if service.impressions is not None:
+                asked_for = Tensors(request_columns, candidate_columns, rows)
+                service.impressions.take(record, asked_for, model.scorer.tasks, score_N, scored.answers_NT, len(body))
             values = dict(zip(model.scorer.tasks, scored.answers_NT.T, strict=True))
             return open_inference.write(_head(model, value_model, inference.id), outputs, {**values, SCORE: score})
 

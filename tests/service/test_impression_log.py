@@ -28,6 +28,7 @@ from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.impressions_read import lines_of
 from tests.service.in_process import client_of, sample
 from tests.service.running import RunningService
+from tests.service.tensors import INFER, Given, binary_body, tensors_of
 from tests.training_data import small_disk
 
 ROWS = [
@@ -82,6 +83,44 @@ def test_a_line_is_the_request_its_versions_and_its_scores(tmp_path: Path) -> No
     assert rows["candidates"]["features"] == {"video_id": [3, 9], "tag": ["x", None], "topics": [None, [7, 8]]}
     ranked = answers[1]["candidates"]
     assert rows["score"] == spread([row["score"] for row in ranked], [row["id"] for row in ranked], ["a", "b"])
+
+
+def test_tensors_are_logged_as_the_columns_that_they_are(tmp_path: Path) -> None:
+    publish_artifact(tmp_path / "models")
+    folder = tmp_path / "log"
+    folder.mkdir()
+    # FP32 holds these numbers as they are.
+    features = {
+        "video_id": [3, 2**63 - 1, -4],
+        "tag": ["x", "", "ünï☃"],
+        "topics": [[7], [], [8, 9, 7]],
+        "duration_ms": [8000.0, 31000.5, 0.0],
+    }
+    given = {"user": TINY_REQUEST["user"], "candidates": {"id": ["0", "1", "2"], "features": features}}
+    tensors = tensors_of(given)
+    nulled = [Given(one.name, one.datatype, [None, "y", "z"]) if one.name == "tag" else one for one in tensors]
+    body, headers = binary_body(tensors, id="r-2")
+    with RunningService(tmp_path / "models", "--impression-log", str(folder)) as service:
+        service.wait_ready()
+        for name, one in (("r-1", tensors), ("r-3", nulled)):
+            content = {"id": name, "inputs": [tensor.as_json() for tensor in one]}
+            service.client.post(INFER, json=content).raise_for_status()
+        service.client.post(INFER, content=body, headers=headers).raise_for_status()
+        refused = {"inputs": [tensor.as_json() for tensor in tensors[:1]]}
+        assert service.client.post(INFER, json=refused).status_code == 400
+        service.wait_for(lambda: counted(service.client, "written") == 3)
+        again = service.client.post("/v1/rank", json=given).json()["candidates"]
+        assert service.stop(signal.SIGTERM) == 0
+    lines = {line["request_id"]: line for line in lines_of(folder)}
+    for name in ("r-1", "r-2"):
+        assert lines[name]["user"] == given["user"]
+        assert lines[name]["candidates"] == given["candidates"]
+        assert lines[name]["catalogue"] is False
+        # What is logged, asked of /v1, is answered alike.
+        assert lines[name]["score"] == spread(again["score"], again["id"], ["0", "1", "2"])
+        for task, column in again["tasks"].items():
+            assert lines[name]["tasks"][task] == spread(column, again["id"], ["0", "1", "2"])
+    assert lines["r-3"]["candidates"]["features"] == {**features, "tag": [None, "y", "z"]}
 
 
 def test_nothing_is_logged_unless_it_is_switched_on(tmp_path: Path) -> None:
