@@ -19,7 +19,7 @@ from tests.training.resaved import resave
 from tests.training_data import assert_same_state, saved_state, training_file, write_feed
 from training.checkpoints import verified
 from training.config import TrainingConfig
-from training.history import read_log
+from training.history import TRAIN_LOSS, read_log
 from training.run import BEST, LAST, LOG, Run
 from training.sharding import PLAN
 from training.train import train
@@ -99,6 +99,20 @@ def test_two_processes_reckon_what_one_does_and_export_reads_them(tmp_path: Path
     one = train(TrainingConfig.load(config, [f"output={tmp_path}/one"]), show=False)
     assert_close_runs(one, two, 1e-6)  # the sums of a batch in another order
     assert not two.best_ranker().training
+
+
+@pytest.mark.parametrize("kind", ["gradnorm", "pcgrad"])
+def test_two_processes_balance_tasks_as_one_does(kind: str, tmp_path: Path) -> None:
+    """By the norms of the tasks' gradients, by the gradients themselves: each of the whole batch."""
+    write_feed(tmp_path / "data", 600)
+    config = training_file(tmp_path, balancing={"kind": kind})
+    finish(launch(config))
+    one = train(TrainingConfig.load(config, [f"output={tmp_path}/one"]), show=False)
+    plain = train(TrainingConfig.load(config, [f"output={tmp_path}/plain", "balancing={kind: none}"]), show=False)
+    assert_close_runs(one, Run.open(tmp_path / "run"), 1e-6)  # the sums of a batch in another order
+    ends = [{name: value for name, value in read_log(run)[-1].items() if TRAIN_LOSS in name} for run in (one, plain)]
+    assert ends[0].keys() == ends[1].keys() != set()
+    assert ends[0] != ends[1], "the method changes nothing here"
 
 
 def test_a_killed_process_costs_nothing_and_a_checkpoint_serves_any_number_of_processes(tmp_path: Path) -> None:
