@@ -1,6 +1,6 @@
 """`make bench-reliability`: what disturbs a service under load, and by how much.
 
-    python -m benchmarks.reliability [--seconds 15] [--swaps 10] [--turns 2]
+    python -m benchmarks.reliability [--seconds 15] [--swaps 10] [--turns 4]
 
 One worker on one core, open-loop Poisson load from another core, requests of 100 candidates of the reference feed. Its
 capacity is found first, by four clients that ask again as soon as they are answered. Then, in turn: 80 % of it
@@ -62,7 +62,7 @@ class Bench:
         return asyncio.run(closed_loop(self.url, self.messages, seconds, 4)).rate
 
     def load(self, rate: float, seconds: float, turn: int) -> Outcome:
-        """Open-loop load; of a turn all scenarios have the same arrivals, whose bunching alone would move p99 by half."""
+        """Open-loop load; all scenarios of a turn have the same arrivals, whose bunching alone moves p99 by half."""
         return asyncio.run(offer(self.url, self.messages, poisson(rate, seconds, turn)))
 
     @contextmanager
