@@ -4,8 +4,9 @@
 
 One worker on one core, open-loop Poisson load from another core, requests of 100 candidates of the reference feed. Its
 capacity is found anew for each turn, by four clients that ask again as soon as they are answered: a shared machine is
-not as fast now as it was a minute ago. Then, in turn: 80 % of it undisturbed and with each disturbance, and three times of it. Latency counts from the moment at which a request was due.
-A bad disk is one of a service beside the first, which is asked nothing meanwhile.
+not as fast now as it was a minute ago. Then, in turn: 80 % of it undisturbed and with each disturbance, and three times
+of it. Latency counts from the moment at which a request was due. A bad disk is one of a service beside the first, which
+is asked nothing meanwhile.
 """
 
 import argparse
