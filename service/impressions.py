@@ -23,7 +23,7 @@ import orjson
 import xxhash
 from numpy.typing import NDArray
 
-from model.columns import Column
+from model.features import Column
 from service.request_log import RequestRecord
 
 # What a request takes in memory, over its text: the text and arrays, or the objects of rows.
