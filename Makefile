@@ -136,7 +136,8 @@ image-train: ## build the image that trains, exports and puts load on a service
 	$(call build_image,train)
 
 image-layers: ## sizes of the serving image's layers
-	@$(ENGINE) save feedrank-serve:$(VERSION) | $(PYTHON) -m deploy.image_layers -
+	@$(if $(filter %buildah,$(ENGINE)),$(ENGINE) push -q feedrank-serve:$(VERSION) docker-archive:/dev/stdout, \
+		$(ENGINE) save feedrank-serve:$(VERSION)) | $(PYTHON) -m deploy.image_layers -
 
 manifests: $(STAMP) ## the PrometheusRule in deploy/kubernetes, from the rules in deploy/prometheus
 	@exec $(PY) -m deploy.prometheus_rule
