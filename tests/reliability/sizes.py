@@ -35,7 +35,7 @@ def _sizes() -> Sizes:
         rolls=20,
         damages=1000,
         fuzzed=20_000,
-        soak_settling=10,
+        soak_settling=32,  # the status page keeps what it saw for five minutes
         soak_rounds=50,
         soak_round_seconds=10,
     )
