@@ -258,8 +258,8 @@ def _table(data: dict[str, Any]) -> list[str]:
     return [
         f"Medians (least to most) over {len(turns)} turns. Goodput is in shares of the turn's capacity, "
         f"{_spread([row['capacity'] for row in base.values()], 0)} requests of {CANDIDATES} candidates a second on one "
-        "core; latency in ms, from "
-        "the moment a request was due; the ratio is a geometric mean over turns with its 95 % interval.",
+        "core; latency in ms, from the moment a request was due; the ratio is a geometric mean over turns with its "
+        "95 % interval.",
         "",
         *report.table(
             ["load", "200", "429", "other", "goodput", "p50", "p99", "p99, times undisturbed", "429 p50", "429 p99"],

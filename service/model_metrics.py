@@ -27,8 +27,7 @@ class ModelMetrics:
         self._labels = (model, version)
         self._metrics = metrics
         metrics.know_version(model, version)
-        self._drift = metrics.drift
-        self._drift.know(model, version, reference)
+        metrics.drift.know(model, version, reference)
         self._info = metrics.info.labels(model, version, scorer.engine)
         self._info.set(1)
         metrics.loaded_at.labels(model, version).set(time.time())
@@ -38,7 +37,6 @@ class ModelMetrics:
         for code in (200, 500):
             metrics.model_requests.labels(model, version, code)
         self._task_scores = [metrics.task_score.labels(model, version, task) for task in scorer.tasks]
-        self._combined = metrics.combined_score
         self._combined_scores: dict[str, BatchedHistogram] = {}
         asked = [*schema.asked("request"), *schema.asked("candidate")]
         self._missing = {feature.name: metrics.missing.labels(model, feature.name) for feature in asked}
@@ -55,7 +53,7 @@ class ModelMetrics:
 
     def know_value_models(self, names: Sequence[str]) -> None:
         """Exports the combined scores of these value models from 0."""
-        self._combined_scores = {name: self._combined.labels(*self._labels, name) for name in names}
+        self._combined_scores = {name: self._metrics.combined_score.labels(*self._labels, name) for name in names}
 
     def observe(self, scored: Scored, value_model: str, score_N: NDArray[np.float64]) -> None:
         """Counts one scored request."""
@@ -63,14 +61,14 @@ class ModelMetrics:
             histogram.observe_soon(answers_N)
         combined = self._combined_scores.get(value_model)
         # A request that has begun may still score with a value model that has just been taken out of the file.
-        (combined or self._combined.labels(*self._labels, value_model)).observe_soon(score_N)
+        (combined or self._metrics.combined_score.labels(*self._labels, value_model)).observe_soon(score_N)
         _add(self._missing, scored.missing)
         _add(self._oov, scored.oov)
 
     def retire(self) -> None:
         """Marks the version as served no more."""
         self._info.set(0)
-        self._drift.forget(*self._labels)
+        self._metrics.drift.forget(*self._labels)
         self._metrics.retire_version(*self._labels)
 
 
