@@ -47,6 +47,7 @@ def main() -> int:
         lifespan="on",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody asks where a request comes from, and looking costs every one
         log_config=logging_config(settings.log_level),
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds,

@@ -22,6 +22,12 @@ _NEWEST = 0.05
 _MOST_SURPRISE = 4.0
 
 
+def busy(seconds: int) -> Problem:
+    """429: there is no room, and may be after so many seconds."""
+    detail = "the service is busy, and this request would wait too long"
+    return Problem(429, detail, reason="shed", headers={"Retry-After": str(seconds)})
+
+
 class Admission:
     """The work of one process; safe from several threads. `seconds` is the longest wait that is planned for, `largest`
     the most candidates that a request may have."""
@@ -45,11 +51,17 @@ class Admission:
         """Work that the threads do in the time that is planned for."""
         return self._threads * self._rate * self._seconds
 
-    def check(self, content_length: int | None) -> None:
-        """Raises Problem 429 where a request of this size would not be let in now; asked before its body is read, so
-        that a slow one holds no place meanwhile."""
+    def wait(self, content_length: int | None) -> int | None:
+        """None where a request of this size would be let in now, otherwise whole seconds after which it may be; asked
+        before its body is read, so that a slow one holds no place meanwhile."""
         with self._lock:
-            self._refuse_over(self._guessed(content_length))
+            return self._wait(self._guessed(content_length))
+
+    def check(self, content_length: int | None) -> None:
+        """Raises Problem 429 where `wait` has to."""
+        seconds = self.wait(content_length)
+        if seconds is not None:
+            raise busy(seconds)
 
     def admit(self, body: bytes) -> "Ticket":
         """Lets a request in, whose body is there and not parsed. Raises Problem 429.
@@ -58,7 +70,9 @@ class Admission:
         keep the threads busy too."""
         with self._lock:
             work = self._guessed(len(body))
-            self._refuse_over(work)
+            seconds = self._wait(work)
+            if seconds is not None:
+                raise busy(seconds)
             self._in_flight += work
         return Ticket(self, work, len(body))
 
@@ -66,15 +80,11 @@ class Admission:
         guess = self._largest if content_length is None else min(content_length / self._bytes, self._largest)
         return FIXED_WORK + round(guess)
 
-    def _refuse_over(self, work: int) -> None:
-        if self._in_flight + work > max(self.limit, (self._threads + 1) * work):
-            wait = self._in_flight / (self._threads * self._rate)
-            raise Problem(
-                429,
-                "the service is busy, and this request would wait too long",
-                reason="shed",
-                headers={"Retry-After": str(max(1, math.ceil(wait)))},
-            )
+    def _wait(self, work: int) -> int | None:
+        rate = self._threads * self._rate
+        if self._in_flight + work <= max(rate * self._seconds, (self._threads + 1) * work):
+            return None
+        return max(1, math.ceil(self._in_flight / rate))
 
     def _change(self, work: int) -> None:
         with self._lock:

@@ -29,7 +29,7 @@ from service.admin import admin_routes
 from service.admission import Admission
 from service.authorize import Authorize
 from service.errors import Fault, Problem, refusal
-from service.http_protocol import SHED
+from service.http_protocol import IS_WHOLE, SHED
 from service.impression_log import ImpressionLog
 from service.keys import Keys
 from service.metrics import INFER, RANK, Metrics
@@ -345,6 +345,8 @@ class _Application:
 
 
 async def _read_body_in_time(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
+    if IS_WHOLE in scope:
+        return await _read_body(scope, receive, limit)
     try:
         async with asyncio.timeout(seconds):
             return await _read_body(scope, receive, limit)

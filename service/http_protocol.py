@@ -17,6 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 # The key of the application's state under which there may be a function of a request's scope: the bytes of an answer,
 # or None where it goes on.
 SHED = "shed"
+# The key of a request's scope that is there when its body is: reading it takes no time then.
+IS_WHOLE = "feedrank.is_whole"
 # Of a body whose request is answered, what is still read, and so much at once, with a pause after it: most clients look
 # for an answer when they have sent all, and many of them at once must not take the time of others. Beyond it, and for a
 # client that would send for ever, the connection ends.
@@ -44,7 +46,11 @@ class GuardedProtocol(HttpToolsProtocol):
     """One connection. `limits` are those of the whole process, set before its server starts."""
 
     limits: ClassVar[Limits] = Limits()
+    # What happens next if nothing else does, and when: a timer for each of these would cost more than they.
+    _then: Callable[[], None] | None = None
+    _due = 0.0
     _timer: asyncio.TimerHandle | None = None
+    _timer_due = 0.0
     _is_in_headers = False
     _is_cut_off = False
     _header_bytes = 0
@@ -60,6 +66,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         self._stop_timer()
+        if self._timer is not None:
+            self._timer.cancel()
         self._end_pause()
         super().connection_lost(exc)
 
@@ -127,6 +135,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_shed:
             self._start_timer(self.timeout_keep_alive, self.transport.close)
         else:
+            self.scope[IS_WHOLE] = True  # type: ignore[typeddict-unknown-key]
             super().on_message_complete()
 
     def _shed(self) -> bytes | None:
@@ -138,7 +147,8 @@ class GuardedProtocol(HttpToolsProtocol):
             return None
         if self.parser.get_http_version() != "1.1" or not self.parser.should_keep_alive() or b"?" in self.url:
             return None
-        answer: bytes | None = shed({"path": self.url.decode("ascii", "replace"), "headers": self.headers})
+        self.scope["path"] = self.url.decode("ascii", "replace")
+        answer: bytes | None = shed(self.scope)
         return answer
 
     def _end_pause(self) -> None:
@@ -159,10 +169,26 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _start_timer(self, seconds: float, then: Callable[[], None]) -> None:
-        self._stop_timer()
-        self._timer = self.loop.call_later(seconds, then)
+        """Has `then` done in place of what was to be done before, unless that too is replaced or stopped in time."""
+        self._due, self._then = self.loop.time() + seconds, then
+        if self._timer is None or self._due < self._timer_due:
+            self._set_timer(seconds)
 
     def _stop_timer(self) -> None:
+        self._then = None
+
+    def _set_timer(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer, self._timer_due = self.loop.call_later(seconds, self._look_at_timer), self.loop.time() + seconds
+
+    def _look_at_timer(self) -> None:
+        self._timer = None
+        then, left = self._then, self._due - self.loop.time()
+        if then is None:
+            return
+        if left > 0:
+            self._set_timer(left)
+        else:
+            self._then = None
+            then()

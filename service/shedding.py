@@ -6,14 +6,19 @@ those that are answered.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
+import msgspec
 from starlette.types import Scope
 
-from service.admission import Admission
+from service.admission import Admission, busy
 from service.errors import Problem, refusal
 from service.keys import Keys
 from service.metrics import SCORING, Metrics
 from service.observe import REQUEST_ID, Observe, content_length, header, new_record
+
+# Stands for a request's id until there is one; in no other part of an answer.
+_ANY_ID = "<id>"
 
 
 class Shedding:
@@ -30,11 +35,8 @@ class Shedding:
 
     def __call__(self, scope: Scope) -> bytes | None:
         """The answer to a POST with the `path` and `headers` of `scope`, None where it is not refused here."""
-        try:
-            self._admission.check(content_length(scope))
-        except Problem as problem:
-            busy = problem
-        else:
+        seconds = self._admission.wait(content_length(scope))
+        if seconds is None:
             return None
         record = new_record(scope)
         if record.endpoint not in SCORING or self._is_leaving():
@@ -43,10 +45,20 @@ class Shedding:
             record.key = self._keys.check(header(scope, "Authorization"), "score")
         except Problem:
             return None
-        record.status = busy.status
-        response = refusal(busy, scope["path"], record.request_id)
+        record.status = 429
         self._shed.inc()
         self._observe.finish(record, scope)
-        headers = [*response.raw_headers, (REQUEST_ID.encode("ascii"), record.request_id.encode("latin-1"))]
-        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        return b"HTTP/1.1 429 Too Many Requests\r\n%b\r\n%b" % (lines, bytes(response.body))
+        lines, parts = _answer(record.endpoint, seconds)
+        body = msgspec.json.encode(record.request_id)[1:-1].join(parts)
+        return lines % (len(body), record.request_id.encode("ascii")) + body
+
+
+@lru_cache(maxsize=256)
+def _answer(endpoint: str, seconds: int) -> tuple[bytes, list[bytes]]:
+    """What all refusals of an endpoint with the same wait have in common: the lines before the body, with places for
+    its length and the request's id, and the body around that id."""
+    response = refusal(busy(seconds), endpoint, _ANY_ID)
+    lines = [b"HTTP/1.1 429 Too Many Requests"]
+    lines += [b"%b: %b" % header for header in response.raw_headers if header[0] != b"content-length"]
+    lines += [b"content-length: %d", REQUEST_ID.encode("ascii") + b": %b", b"", b""]
+    return b"\r\n".join(lines), bytes(response.body).split(_ANY_ID.encode("ascii"))
