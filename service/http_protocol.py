@@ -135,7 +135,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_shed:
             self._start_timer(self.timeout_keep_alive, self.transport.close)
         else:
-            self.scope[IS_WHOLE] = True  # type: ignore[typeddict-unknown-key]
+            self.scope[IS_WHOLE] = True  # type: ignore[literal-required]
             super().on_message_complete()
 
     def _shed(self) -> bytes | None:
