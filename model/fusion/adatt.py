@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts, side_by_side
 from model.fusion.frozen import Expert, FrozenLevel, gates_of, units_of
+from model.fusion.layers import softmax_over_experts
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
 from model.fusion.slots import Slots, expert_names, gate_slots, typed, unit_names
 from model.fusion.stack import FusionStack
@@ -122,13 +123,14 @@ class FusionLevel(nn.Module):
 
     def forward(self, units_BUD: Tensor) -> tuple[Tensor, Tensor]:
         """(fused_BGH, weights_BGE) from the level's inputs: [B, 1, D] at the first level, [B, U, D] above it."""
-        experts_BEH = self.experts(units_BUD)
-        logits: list[Tensor] = []
-        inputs = units_BUD.unbind(1)
-        for unit, gate in enumerate(self.gates):
-            logits.append(gate(inputs[unit]))
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for gate in self.gates:
+            weights.append(gate.weight)  # type: ignore[arg-type]
+            biases.append(gate.bias)  # type: ignore[arg-type]
+        experts_BEH, logits = self.experts.with_gates(units_BUD, weights, biases)
         logits_BGE = side_by_side(logits).view(-1, self.num_fused, self.num_experts)
-        weights_BGE = torch.softmax(logits_BGE, dim=2)
+        weights_BGE = softmax_over_experts(logits_BGE)
         if self.has_native:
             weights_BGE = weights_BGE + self.padded_native_weights()
         return torch.bmm(weights_BGE, experts_BEH), weights_BGE

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from model.fusion.layers import RowLinear, apply_linear, linear_and_gate
 from model.fusion.slots import Layers, Slots, layer_slots, typed
 
 
@@ -34,23 +35,38 @@ class UnitExperts(nn.Module):
         self.num_experts: int = sum(experts_per_unit)
         self.first_width: int = widths[0]
         counts = [self.num_experts] if has_one_input else experts_per_unit
-        self.first = nn.ModuleList([nn.Linear(input_width, count * widths[0]) for count in counts])
+        self.first = nn.ModuleList([RowLinear(input_width, count * widths[0]) for count in counts])
         self.deeper = nn.ModuleList(
             [ExpertLinear(self.num_experts, before, after) for before, after in itertools.pairwise(widths)]
         )
 
     def forward(self, units_BUD: Tensor) -> Tensor:
         """experts_BEH of the units' inputs."""
+        return self.with_gates(units_BUD, [], [])[0]
+
+    def with_gates(self, units_BUD: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """experts_BEH, and the logits, [B, K] each, of gates with `weights` [K, D] and `biases` [K] of first inputs.
+
+        Where there are several inputs, one product serves the experts and the gate of each. A lone input's is large,
+        and its experts' part would have to be copied out of it."""
         # unbind, not an index a unit: its backward is one stack, an index's is a tensor of zeros for each unit.
         inputs = units_BUD.unbind(1)
         hidden: list[Tensor] = []
-        for unit, linear in enumerate(self.first):
-            hidden.append(linear(inputs[unit]))
+        logits: list[Tensor] = []
+        for unit, first in enumerate(self.first):
+            if len(inputs) > 1 and unit < len(weights):
+                pair = linear_and_gate(inputs[unit], first.weight, first.bias, weights[unit], biases[unit])  # type: ignore[arg-type]
+                hidden.append(pair[0])
+                logits.append(pair[1])
+            else:
+                hidden.append(first(inputs[unit]))
+        if len(inputs) == 1 and weights:
+            logits.append(apply_linear(inputs[0], weights[0], biases[0]))
         # ReLU in place: no backward of a product reads its output, and a copy would cost as much as the ReLU.
         experts_BEH = torch.relu_(side_by_side(hidden)).view(-1, self.num_experts, self.first_width)
         for layer in self.deeper:
             experts_BEH = torch.relu_(layer(experts_BEH))
-        return experts_BEH
+        return experts_BEH, logits
 
     def layers(self) -> list[Layers]:
         """Every expert's weights and biases, layer by layer, views that are written to."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model.fusion.experts import UnitExperts
 from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork, gates_of, units_of
+from model.fusion.layers import RowLinear, softmax_over_experts
 from model.fusion.levels import Levels, all_widths, widths_by_level
 from model.fusion.slots import Slots, gate_slots, typed
 from model.strict_yaml import StrictModel
@@ -105,9 +106,9 @@ class MixtureLevel(nn.Module):
         self.num_gates: int = num_gates
         self.experts = UnitExperts(input_width, widths, [1] * num_experts, has_one_input=is_first)
         # All gates read the raw row, so they are one Linear.
-        self.gates = nn.Linear(raw_width, num_gates * num_experts)
+        self.gates = RowLinear(raw_width, num_gates * num_experts)
 
     def forward(self, rows_BD: Tensor, units_BUH: Tensor) -> tuple[Tensor, Tensor]:
         """(fused_BGH, weights_BGE)."""
-        weights_BGE = torch.softmax(self.gates(rows_BD).view(-1, self.num_gates, self.num_experts), dim=2)
+        weights_BGE = softmax_over_experts(self.gates(rows_BD).view(-1, self.num_gates, self.num_experts))
         return torch.bmm(weights_BGE, self.experts(units_BUH)), weights_BGE

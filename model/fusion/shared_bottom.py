@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork
+from model.fusion.layers import RowLinear
 from model.fusion.levels import Levels, all_widths
 from model.fusion.slots import Slots, layer_slots, linears
 from model.strict_yaml import StrictModel
@@ -34,7 +35,7 @@ class SharedBottom(nn.Module):
     def __init__(self, input_width: int, widths: list[int], num_tasks: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            [nn.Linear(input_width, widths[0])]
+            [RowLinear(input_width, widths[0])]
             + [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
         )
         self.num_tasks: int = num_tasks
