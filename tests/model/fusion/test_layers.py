@@ -62,7 +62,7 @@ def test_a_linear_and_a_gate_are_two_linears(width: int, outputs: int, experts: 
 def test_weights_of_experts_are_a_softmax(shape: tuple[int, ...]) -> None:
     logits, upstream = drawn(*shape, seed=1), drawn(*shape, seed=2)
     weights = softmax_over_experts(logits)
-    weights.backward(upstream)
+    torch.autograd.backward(weights, upstream)
     given, above = doubles(logits, upstream)
     powers = np.exp(given)
     expected = powers / powers.sum(-1, keepdims=True)
