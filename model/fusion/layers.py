@@ -1,6 +1,6 @@
 """Linears and a softmax as torch has them, at sizes for which torch's are slow on a CPU. Scripted by TorchScript.
 
-Both pad. The products of a Linear's backward take a third longer where it reads 119 columns than with 120, a multiple
+They pad. The products of a Linear's backward take a third longer where it reads 119 columns than with 120, a multiple
 of 4, and one of a few outputs takes as long alone as many more take in one product; a softmax over 7 values takes six
 times as long as one over 8, a vector's width.
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 def apply_linear(rows_BD: Tensor, weight_HD: Tensor, bias_H: Tensor) -> Tensor:
     """outputs_BH."""
-    missing = _short_of(rows_BD.size(1), 4)
+    missing = _padding(rows_BD.size(1), 4)
     if missing:
         rows_BD, weight_HD = functional.pad(rows_BD, [0, missing]), functional.pad(weight_HD, [0, missing])
     return functional.linear(rows_BD, weight_HD, bias_H)
@@ -24,7 +24,7 @@ def linear_and_gate(
     rows_BD: Tensor, weight_HD: Tensor, bias_H: Tensor, gate_ED: Tensor, gate_E: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(outputs_BH, logits_BE) of a Linear and a gate of the same rows, by one product."""
-    sizes = [bias_H.size(0), gate_E.size(0), _short_of(bias_H.size(0) + gate_E.size(0), 8)]
+    sizes = [bias_H.size(0), gate_E.size(0), _padding(bias_H.size(0) + gate_E.size(0), 8)]
     none_PD = weight_HD.new_zeros(sizes[2], weight_HD.size(1))
     outputs = apply_linear(
         rows_BD, torch.cat([weight_HD, gate_ED, none_PD]), torch.cat([bias_H, gate_E, none_PD[:, 0]])
@@ -53,3 +53,8 @@ def softmax_over_experts(logits_BGE: Tensor) -> Tensor:
 def _short_of(size: int, multiple: int) -> int:
     """What `size` lacks of the next multiple."""
     return (multiple - size % multiple) % multiple
+
+
+def _padding(size: int, multiple: int) -> int:
+    """As much, where a backward may follow; a forward alone hardly gains by it."""
+    return _short_of(size, multiple) if torch.is_grad_enabled() else 0
