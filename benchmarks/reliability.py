@@ -1,12 +1,12 @@
 """`make bench-reliability`: what disturbs a service under load, and by how much.
 
-    python -m benchmarks.reliability [--seconds 15] [--swaps 10] [--turns 4]
+    python -m benchmarks.reliability [--seconds 10] [--swaps 10] [--turns 8]
 
 One worker on one core, open-loop Poisson load from another core, requests of 100 candidates of the reference feed. Its
-capacity is found anew for each turn, by four clients that ask again as soon as they are answered: a shared machine is
-not as fast now as it was a minute ago. Then, in turn: 80 % of it undisturbed and with each disturbance, and three times
-of it. Latency counts from the moment at which a request was due. A bad disk is one of a service beside the first, which
-is asked nothing meanwhile.
+capacity is found anew for each turn, by four clients that ask again as soon as they are answered. Then 80 % of it with
+each disturbance, and three times of it, each right after 80 % undisturbed or, every other turn, right before: a shared
+machine is not as fast now as it was a minute ago. Latency counts from the moment at which a request was due. A bad disk
+is one of a service beside the first, which is asked nothing meanwhile.
 """
 
 import argparse
@@ -22,7 +22,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from tests.artifacts import publish_artifact
 
 CANDIDATES = 100
 LOAD = 0.8
-UNDISTURBED = "80 % load"
+UNDISTURBED, OVERLOAD, RECOVERED = "80 % load", "three times capacity", "5 s later"
 SLOW_START_SECONDS = 5.0  # until the process of the slow clients has imported, and has opened them all
 PATIENCE_SECONDS = 30.0
 RECOVERY_SECONDS = 5.0
@@ -65,12 +67,6 @@ class Bench:
     def load(self, rate: float, seconds: float, turn: int) -> Outcome:
         """Open-loop load; all scenarios of a turn have the same arrivals, whose bunching alone moves p99 by half."""
         return asyncio.run(offer(self.url, self.messages, poisson(rate, seconds, turn)))
-
-    @contextmanager
-    def undisturbed(self, seconds: float) -> Iterator[None]:
-        """Nothing happens."""
-        del seconds
-        yield
 
     @contextmanager
     def swaps(self, seconds: float) -> Iterator[None]:
@@ -171,8 +167,75 @@ def _service(folder: Path, disk: str | None) -> Iterator[Bench]:
         yield Bench(server.url, folder / "models", folder / "staged")
 
 
+@dataclass
+class Turn:
+    """One turn: every disturbance beside a time without it. `rows` and `lost` are what was measured in all turns."""
+
+    number: int
+    bench: Bench
+    folder: Path
+    seconds: float
+    show: Callable[[str], None]
+    rows: list[dict[str, Any]]
+    lost: dict[str, float]
+    capacity: float = 0.0
+
+    def run(self, swaps: int) -> None:
+        """All of them."""
+        self.capacity = self.bench.capacity(self.seconds / 3)
+        self.show(f"turn {self.number + 1}: capacity {self.capacity:.0f} requests a second")
+        for name, disturbance in (
+            (f"{swaps} new versions", self.bench.swaps),
+            (f"{slow_clients.CLIENTS} slow clients, 50 MB bodies", self.bench.slow_clients),
+            ("a shadow version", self.bench.shadow),
+        ):
+            self._compare(name, partial(self._disturbed, name, disturbance))
+        for disk in ("slow", "full"):
+            name = f"impression log, disk {disk}"
+            self._compare(name, partial(self._on_a_bad_disk, name, disk))
+        self._compare(OVERLOAD, self._overload)
+
+    def _compare(self, name: str, disturbed: Callable[[], None]) -> None:
+        steps: list[Callable[[], None]] = [partial(self._undisturbed, name), disturbed]
+        for step in steps if self.number % 2 == 0 else reversed(steps):
+            step()
+
+    def _add(self, name: str, outcome: Outcome, seconds: float, beside: str | None = None) -> None:
+        row: dict[str, Any] = {"turn": self.number, "name": name, "beside": beside, "capacity": self.capacity}
+        row |= _summary(outcome, seconds)
+        self.rows.append(row)
+        shown = _spread([row["p99_ms"]]).partition(" ")[0]
+        self.show(f"turn {self.number + 1}: {name}: {row['statuses']}, p99 {shown} ms")
+
+    def _load(self, bench: Bench, seconds: float) -> Outcome:
+        return bench.load(LOAD * self.capacity, seconds, self.number)
+
+    def _undisturbed(self, beside: str) -> None:
+        self._add(UNDISTURBED, self._load(self.bench, self.seconds), self.seconds, beside)
+
+    def _disturbed(self, name: str, disturbance: Callable[[float], AbstractContextManager[None]]) -> None:
+        with disturbance(self.seconds):
+            outcome = self._load(self.bench, self.seconds)
+        self._add(name, outcome, self.seconds)
+
+    def _on_a_bad_disk(self, name: str, disk: str) -> None:
+        with _service(self.folder, disk) as other:
+            other.capacity(1.0)
+            self._add(name, self._load(other, self.seconds), self.seconds)
+            impressions = other.results("ranking_impression_log_total")
+            self.lost[disk] = 1 - impressions["written"] / max(1, impressions.total())
+        shutil.rmtree(self.folder / disk)
+
+    def _overload(self) -> None:
+        self.capacity = self.bench.capacity(self.seconds)
+        outcome = self.bench.load(3 * self.capacity, 2 * self.seconds, self.number)
+        self._add(OVERLOAD, outcome, 2 * self.seconds)
+        after = self._load(self.bench, RECOVERY_SECONDS + self.seconds)
+        self._add(RECOVERED, after.between(RECOVERY_SECONDS, np.inf), self.seconds)
+
+
 def measure(seconds: float, swaps: int, turns: int, show: Callable[[str], None]) -> dict[str, Any]:
-    """All scenarios; each of a turn stands beside the undisturbed one of the same turn."""
+    """All scenarios, turn by turn."""
     os.sched_setaffinity(0, CLIENT_CORES)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="feedrank-bench-")))
@@ -185,38 +248,12 @@ def measure(seconds: float, swaps: int, turns: int, show: Callable[[str], None])
         bench = stack.enter_context(_service(folder, None))
         bench.capacity(2.0)
         rows: list[dict[str, Any]] = []
-
-        def add(turn: int, name: str, outcome: Outcome, seconds: float) -> None:
-            rows.append({"turn": turn, "name": name, "capacity": capacity, **_summary(outcome, seconds)})
-            shown = _spread([rows[-1]["p99_ms"]]).partition(" ")[0]
-            show(f"turn {turn + 1}: {name}: {rows[-1]['statuses']}, p99 {shown} ms")
-
         lost: dict[str, float] = {}
-        for turn in range(turns):
-            capacity = bench.capacity(seconds / 3)
-            show(f"turn {turn + 1}: capacity {capacity:.0f} requests a second")
-            bench.staged.mkdir(exist_ok=True)
-            for version in range(2 + turn * swaps, 2 + (turn + 1) * swaps):
+        bench.staged.mkdir()
+        for number in range(turns):
+            for version in range(2 + number * swaps, 2 + (number + 1) * swaps):
                 (folder / "all" / NAME / str(version)).rename(bench.staged / str(version))
-            for name, disturb in (
-                (UNDISTURBED, bench.undisturbed),
-                (f"{swaps} new versions", bench.swaps),
-                (f"{slow_clients.CLIENTS} slow clients, 50 MB bodies", bench.slow_clients),
-                ("a shadow version", bench.shadow),
-            ):
-                with disturb(seconds):
-                    outcome = bench.load(LOAD * capacity, seconds, turn)
-                add(turn, name, outcome, seconds)
-            for disk in ("slow", "full"):
-                with _service(folder, disk) as other:
-                    other.capacity(1.0)
-                    add(turn, f"impression log, disk {disk}", other.load(LOAD * capacity, seconds, turn), seconds)
-                    impressions = other.results("ranking_impression_log_total")
-                    lost[disk] = 1 - impressions["written"] / max(1, impressions.total())
-                shutil.rmtree(folder / disk)
-            add(turn, "three times capacity", bench.load(3 * capacity, 2 * seconds, turn), 2 * seconds)
-            after = bench.load(LOAD * capacity, RECOVERY_SECONDS + seconds / 3, turn)
-            add(turn, "5 s later", after.between(RECOVERY_SECONDS, np.inf), seconds / 3)
+            Turn(number, bench, folder, seconds, show, rows, lost).run(swaps)
         shadowed = bench.results("ranking_shadow_requests_total")
         loads = bench.results("ranking_model_load_total")["ready"]
         served = bench.entry()["default_version"]
@@ -233,14 +270,16 @@ def _spread(values: list[float | None], digits: int = 1) -> str:
 
 def _table(data: dict[str, Any]) -> list[str]:
     turns = sorted({row["turn"] for row in data["rows"]})
-    base = {row["turn"]: row for row in data["rows"] if row["name"] == UNDISTURBED}
+    base = {(row["turn"], row["beside"]): row for row in data["rows"] if row["name"] == UNDISTURBED}
     names = list(dict.fromkeys(row["name"] for row in data["rows"]))
     rows = []
     for name in names:
         of = [row for row in data["rows"] if row["name"] == name]
         total = {status: sum(row["statuses"].get(status, 0) for row in of) for status in ("200", "429")}
         other = sum(row["requests"] for row in of) - sum(total.values())
-        ratio = Ratio.of([row["p99_ms"] for row in of], [base[row["turn"]]["p99_ms"] for row in of])
+        beside = OVERLOAD if name == RECOVERED else name
+        bases = [base[row["turn"], beside] for row in of] if name != UNDISTURBED else of
+        ratio = Ratio.of([row["p99_ms"] for row in of], [row["p99_ms"] for row in bases])
         rows.append(
             [
                 name,
@@ -256,7 +295,8 @@ def _table(data: dict[str, Any]) -> list[str]:
             ]
         )
     return [
-        f"Medians (least to most) over {len(turns)} turns. Goodput is in shares of the turn's capacity, "
+        f"Medians (least to most) over {len(turns)} turns, an undisturbed time beside every other. Goodput is in shares "
+        "of the turn's capacity, which for the overload is measured again right before, "
         f"{_spread([row['capacity'] for row in base.values()], 0)} requests of {CANDIDATES} candidates a second on one "
         "core; latency in ms, from the moment a request was due; the ratio is a geometric mean over turns with its "
         "95 % interval.",
@@ -278,9 +318,9 @@ def _table(data: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Measures, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of one scenario; overload takes twice as long")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of one scenario; overload takes twice as long")
     parser.add_argument("--swaps", type=int, default=10, help="new versions in a turn")
-    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=8)
     options = parser.parse_args()
     data = measure(options.seconds, options.swaps, options.turns, Console().print)
     body = _table(data)
