@@ -295,8 +295,8 @@ def _table(data: dict[str, Any]) -> list[str]:
             ]
         )
     return [
-        f"Medians (least to most) over {len(turns)} turns, an undisturbed time beside every other. Goodput is in shares "
-        "of the turn's capacity, which for the overload is measured again right before, "
+        f"Medians (least to most) over {len(turns)} turns, an undisturbed time beside every other. Goodput is in "
+        "shares of the turn's capacity, which for the overload is measured again right before, "
         f"{_spread([row['capacity'] for row in base.values()], 0)} requests of {CANDIDATES} candidates a second on one "
         "core; latency in ms, from the moment a request was due; the ratio is a geometric mean over turns with its "
         "95 % interval.",
