@@ -16,7 +16,8 @@ from pydantic import TypeAdapter
 
 from benchmarks import report
 from benchmarks.quality import data_folder
-from benchmarks.training_steps import Ratio, Step, load, median, paired, ranker_step
+from benchmarks.ratio import Ratio
+from benchmarks.training_steps import Step, load, median, paired, ranker_step
 from training.balancing import KINDS, Balancing, BalancingConfig
 from training.losses import TaskLosses
 from training.run import Run

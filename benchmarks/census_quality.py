@@ -12,7 +12,8 @@ import statistics
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.quality import data_folder, evaluations, mean_and_half_width, metric
+from benchmarks.quality import data_folder, evaluations, metric
+from benchmarks.ratio import mean_and_half_width
 
 CONFIG = Path("configs/census.yaml")
 TASKS = ("income", "never_married", "education")

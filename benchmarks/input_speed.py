@@ -29,7 +29,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks import report
-from benchmarks.training_steps import Ratio
+from benchmarks.ratio import Ratio
 from model.features import FeatureEncoder
 from model.fitted import FittedFeatures
 from model.schema import FeedSchema, IdFeature, IdListFeature, NumberFeature

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from benchmarks import report
 from benchmarks.plain_adatt import NAMES, PlainAdaTT, PlainRanker
 from benchmarks.quality import data_folder
-from benchmarks.training_steps import Ratio, Step, load, median, paired, ranker_step
+from benchmarks.ratio import Ratio
+from benchmarks.training_steps import Step, load, median, paired, ranker_step
 from model.embeddings import block_features
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level

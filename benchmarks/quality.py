@@ -4,12 +4,9 @@ A finished seed is kept in its run folder and not trained again. Everything was 
 """
 
 import json
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from scipy.stats import t as student
 
 from training.config import TrainingConfig
 from training.evaluate import evaluate
@@ -44,10 +41,3 @@ def metric(results: Sequence[dict[str, Any]], task: str, name: str, scale: str |
     """One metric of one task, seed by seed."""
     tasks = [result["evaluation"]["tasks"][task] for result in results]
     return [float((task if scale is None else task[scale])[name]["value"]) for task in tasks]
-
-
-def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and the half-width of its 95 % interval over seeds (Student's t)."""
-    mean = statistics.fmean(values)
-    spread = statistics.stdev(values) / len(values) ** 0.5
-    return mean, float(student.ppf(0.975, len(values) - 1)) * spread

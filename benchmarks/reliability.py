@@ -34,10 +34,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from benchmarks import report, slow_clients
+from benchmarks.ratio import Ratio
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from benchmarks.service_on_a_bad_disk import SLOW_SECONDS
 from benchmarks.serving_processes import CLIENT_CORES, SERVER_CORES, free_port, serve
-from benchmarks.training_steps import Ratio
 from deploy.open_loop import Outcome, closed_loop, message, offer, poisson
 from tests.artifacts import publish_artifact
 

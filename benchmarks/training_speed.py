@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.quality import data_folder
+from benchmarks.ratio import Ratio
 from benchmarks.training_loops import STEP_ALONE, WITH_INPUT
-from benchmarks.training_steps import Ratio
 from training.run import SUMMARY
 
 CONFIG = "configs/kuairand.yaml"

@@ -5,16 +5,13 @@ the machine does meanwhile meets all of them alike. A ratio is taken within a tu
 """
 
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.quality import mean_and_half_width
 from model.ranker import Ranker
 from training.balancing import Balancing
 from training.config import TrainingConfig
@@ -25,25 +22,6 @@ from training.run import Run
 
 Step = Callable[[], None]
 NUM_BATCHES = 16
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How one way's times compare with another's: geometric mean over turns with its 95 % interval (Student's t)."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, mine: Sequence[float], others: Sequence[float]) -> "Ratio":
-        """From the times of the same turns."""
-        logs = [math.log(one / other) for one, other in zip(mine, others, strict=True)]
-        mean, half_width = mean_and_half_width(logs)
-        return cls(math.exp(mean), math.exp(mean - half_width), math.exp(mean + half_width))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def paired(ways: Mapping[str, Step], *, turns: int, steps: int) -> dict[str, list[float]]:
