@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -58,16 +59,57 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": text})
 
 
+class Timer:
+    """What a Clock's call_later gives."""
+
+    def __init__(self, due: float, callback: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        self.due = due
+        self.callback = partial(callback, *arguments)
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class Clock:
+    """An event loop whose time passes when it is told to, and whose tasks are the running loop's."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Timer] = []
+        self.create_task = asyncio.get_running_loop().create_task
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, callback: Callable[..., object], *arguments: object) -> Timer:
+        self.timers.append(Timer(self.now + seconds, callback, arguments))
+        return self.timers[-1]
+
+    def waiting(self) -> list[Timer]:
+        return sorted((timer for timer in self.timers if not timer.is_cancelled), key=lambda timer: timer.due)
+
+    def pass_by(self, seconds: float) -> None:
+        """What is due meanwhile is done when it is."""
+        end = self.now + seconds
+        while (waiting := self.waiting()) and waiting[0].due <= end:
+            self.timers.remove(waiting[0])
+            self.now = waiting[0].due
+            waiting[0].callback()
+        self.now = end
+
+
 class Connection:
     """A connection to a server that sheds while `is_busy`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.is_busy = True
         self.paths: list[str] = []
         config = Config(application, access_log=False, log_config=None, timeout_keep_alive=60)
         config.load()
         self.transport = Transport()
-        self.protocol = GuardedProtocol(config, ServerState(), {SHED: self._shed}, asyncio.get_running_loop())
+        loop: Any = clock or asyncio.get_running_loop()
+        self.protocol = GuardedProtocol(config, ServerState(), {SHED: self._shed}, loop)
         self.protocol.connection_made(self.transport)
 
     def _shed(self, scope: Scope) -> bytes | None:
@@ -141,6 +183,43 @@ def test_little_of_an_endless_body_is_read() -> None:
             sent += 65_536
         assert sent <= 512 * 1024
         assert not connection.transport.is_closed  # not yet: the client has to see its answer
+
+    asyncio.run(talk())
+
+
+def test_a_connection_is_closed_when_it_was_idle_for_long_and_not_before() -> None:
+    async def talk() -> None:
+        clock = Clock()
+        connection = Connection(clock)
+        for is_busy in (True, False, True, True, False, False, True):
+            clock.pass_by(59)
+            connection.is_busy = is_busy
+            assert await connection.send(POST % 2 + b"ab")
+            assert not connection.transport.is_closing()
+            # uvicorn's timer of an answered connection, and one of ours: none for each request or each of its parts.
+            assert len(clock.waiting()) <= 2
+        clock.pass_by(59)
+        assert not connection.transport.is_closing()
+        clock.pass_by(1)
+        assert connection.transport.is_closing()
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize(("parts", "seconds", "status"), [([POST[:9]], 10, b"408"), ([POST % 5, b"ab"], 10, b"429")])
+def test_a_request_without_an_end_is_cut_off_in_time(parts: list[bytes], seconds: float, status: bytes) -> None:
+    async def talk() -> None:
+        clock = Clock()
+        connection = Connection(clock)
+        await connection.send(POST % 1 + b"a")
+        clock.pass_by(50)
+        answer = await connection.send(*parts)
+        clock.pass_by(seconds - 0.5)
+        assert not connection.transport.is_closing()
+        answered = len(connection.transport.written)
+        clock.pass_by(0.5)
+        assert connection.transport.is_closing()
+        assert status in (answer or connection.transport.written[answered:])
 
     asyncio.run(talk())
 
