@@ -2,10 +2,12 @@
 
 In: uvicorn's configuration and the listening socket. Out: worker processes, and the exit status. uvicorn's own
 supervisor, with what a night needs on top: a worker that had served is replaced at once, one that dies before it serves
-is started again after a pause that doubles, one that answers no ping is killed, and none can hold up the end.
+is started again after a pause that doubles, one that answers no ping is killed, its event loop has to answer too, and
+none can hold up the end.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from socket import socket
@@ -22,6 +24,23 @@ MOST_PAUSE_SECONDS = 30.0
 _START_SECONDS = 60.0
 
 _log = logging.getLogger(f"{LOGGER}.workers")
+
+
+class Worker(Process):
+    """A worker process. uvicorn's answers pings from a thread of their own; here that thread asks the event loop first,
+    which alone answers requests and may hang by itself."""
+
+    def pong(self) -> None:
+        """Answers a ping, once the event loop of a server that has started has."""
+        self.child_conn.recv()
+        if self.server.started:
+            is_awake = threading.Event()
+            try:
+                self.server.servers[0].get_loop().call_soon_threadsafe(is_awake.set)
+                is_awake.wait()
+            except RuntimeError:  # the loop is closed: the process is at its end
+                pass
+        self.child_conn.send(self.server.started)
 
 
 class Supervisor(Multiprocess):
@@ -42,6 +61,11 @@ class Supervisor(Multiprocess):
         self._first_seen: dict[Process, float] = {}
         self._has_served: set[Process] = set()
         self._replace_at: dict[Process, float] = {}
+
+    def init_processes(self) -> None:
+        """Starts every worker."""
+        for _ in range(self.processes_num):
+            self.processes.append(self._started())
 
     def keep_subprocess_alive(self) -> None:
         """One look at every worker."""
@@ -103,6 +127,9 @@ class Supervisor(Multiprocess):
 
     def _replace(self, index: int) -> None:
         self._on_replaced()
-        process = Process(self.config, self.sockets)
+        self.processes[index] = self._started()
+
+    def _started(self) -> Process:
+        process = Worker(self.config, self.sockets)
         process.start()
-        self.processes[index] = process
+        return process

@@ -2,26 +2,30 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import multiprocess
 
 from service import supervisor as supervisor_module
 from service.supervisor import MOST_PAUSE_SECONDS, Supervisor
 from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.deploy.programs import free_port
 from tests.reliability.load import metric
 from tests.service.running import RunningService
 
 
 class Worker:
-    """Stands in for uvicorn's Process: does as `made` says."""
+    """Stands in for a worker process: does as `made` says."""
 
     made: Callable[["Worker"], None]
 
@@ -57,8 +61,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def supervisor(monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace) -> Supervisor:
     """Of two workers that serve as soon as they are started."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    for module in (multiprocess, supervisor_module):
-        monkeypatch.setattr(module, "Process", Worker)
+    monkeypatch.setattr(supervisor_module, "Worker", Worker)
     monkeypatch.setattr(Worker, "made", lambda worker: setattr(worker, "is_serving", True), raising=False)
     supervisor = Supervisor(uvicorn.Config("none", workers=2), [], end_seconds=1.0)
     supervisor.init_processes()
@@ -157,3 +160,24 @@ def test_a_stopped_worker_of_a_real_service_is_replaced(tmp_path: Path) -> None:
         assert metric(service.client, "ranking_worker_restarts_total") == 1
         service.wait_for(lambda: metric(service.client, "ranking_workers", state="ready") == 2)
         assert metric(service.client, "ranking_workers") == 2
+
+
+def test_a_worker_whose_event_loop_hangs_is_replaced() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "tests.service.hanging", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        try:
+            assert [next(parent.stdout) for _ in range(2)] == ["worker serves\n"] * 2
+            before = {child.pid for child in psutil.Process(parent.pid).children()}
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
+                with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):  # its process is killed
+                    http.get("/hang")
+                assert next(parent.stdout).startswith("worker died")
+                assert next(parent.stdout) == "worker serves\n"
+                after = {child.pid for child in psutil.Process(parent.pid).children()}
+                assert (len(after), len(before - after)) == (len(before), 1)
+                assert http.get("/").status_code == 200
+        finally:
+            parent.terminate()
+        assert parent.wait(30) == 0
