@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.fusion.layers import RowLinear, apply_linear, linear_and_gate
+from model.fusion.layers import RowLinear, linear_and_gate
 from model.fusion.slots import Layers, Slots, layer_slots, typed
 
 
@@ -42,31 +42,36 @@ class UnitExperts(nn.Module):
 
     def forward(self, units_BUD: Tensor) -> Tensor:
         """experts_BEH of the units' inputs."""
-        return self.with_gates(units_BUD, [], [])[0]
+        # unbind, not an index a unit: its backward is one stack, an index's is a tensor of zeros for each unit.
+        inputs = units_BUD.unbind(1)
+        hidden: list[Tensor] = []
+        for unit, first in enumerate(self.first):
+            hidden.append(first(inputs[unit]))
+        return self._above(hidden)
 
     def with_gates(self, units_BUD: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """experts_BEH, and the logits, [B, K] each, of gates with `weights` [K, D] and `biases` [K] of first inputs.
-
-        Where there are several inputs, one product serves the experts and the gate of each. A lone input's is large,
-        and its experts' part would have to be copied out of it."""
-        # unbind, not an index a unit: its backward is one stack, an index's is a tensor of zeros for each unit.
+        """experts_BEH, and the logits, [B, K] each, of gates with `weights` [K, D] and `biases` [K] of the first units'
+        inputs: one product for the experts and the gate of a unit, which pays where a backward follows. Of two units
+        at least: the outputs of one alone would be a view, which is not written to."""
         inputs = units_BUD.unbind(1)
         hidden: list[Tensor] = []
         logits: list[Tensor] = []
         for unit, first in enumerate(self.first):
-            if len(inputs) > 1 and unit < len(weights):
+            if unit < len(weights):
                 pair = linear_and_gate(inputs[unit], first.weight, first.bias, weights[unit], biases[unit])  # type: ignore[arg-type]
                 hidden.append(pair[0])
                 logits.append(pair[1])
             else:
                 hidden.append(first(inputs[unit]))
-        if len(inputs) == 1 and weights:
-            logits.append(apply_linear(inputs[0], weights[0], biases[0]))
-        # ReLU in place: no backward of a product reads its output, and a copy would cost as much as the ReLU.
+        return self._above(hidden), logits
+
+    def _above(self, hidden: list[Tensor]) -> Tensor:
+        """experts_BEH of their first layers' outputs before the ReLU, which are written to."""
+        # In place: no backward of a product reads its output, and a copy would cost as much as the ReLU.
         experts_BEH = torch.relu_(side_by_side(hidden)).view(-1, self.num_experts, self.first_width)
         for layer in self.deeper:
             experts_BEH = torch.relu_(layer(experts_BEH))
-        return experts_BEH, logits
+        return experts_BEH
 
     def layers(self) -> list[Layers]:
         """Every expert's weights and biases, layer by layer, views that are written to."""

@@ -13,9 +13,9 @@ import torch
 from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
-from model.fusion.experts import UnitExperts, side_by_side
+from model.fusion.experts import UnitExperts
 from model.fusion.frozen import Expert, FrozenLevel, gates_of, units_of
-from model.fusion.layers import softmax_over_experts
+from model.fusion.layers import RowLinear, softmax_over_experts
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
 from model.fusion.slots import Slots, expert_names, gate_slots, typed, unit_names
 from model.fusion.stack import FusionStack
@@ -90,26 +90,27 @@ class ExtractionLevel(nn.Module):
             seen_by_unit.append(list(range(self.num_experts)))
         self.num_fused: int = len(seen_by_unit)
         self.seen_by_unit: list[list[int]] = seen_by_unit
-        self.num_seen: list[int] = [len(seen) for seen in seen_by_unit]
-        self.gates = nn.ModuleList([nn.Linear(input_width, len(seen)) for seen in seen_by_unit])
+        self.gates = nn.ModuleList([RowLinear(input_width, len(seen)) for seen in seen_by_unit])
         # Where each gate's weights stand in the [G, E] matrix of all weights.
         positions = [unit * self.num_experts + expert for unit, seen in enumerate(seen_by_unit) for expert in seen]
         self.register_buffer("seen", torch.tensor(positions, dtype=torch.int64), persistent=False)
 
     def forward(self, units_BUD: Tensor) -> tuple[Tensor, Tensor]:
         """(fused_BGH, weights_BGE) from the level's inputs: [B, 1, D] at the first level, [B, U, D] above it."""
-        gate_weights: list[Tensor] = []
-        gate_biases: list[Tensor] = []
-        for gate in self.gates:
-            gate_weights.append(gate.weight)  # type: ignore[arg-type]
-            gate_biases.append(gate.bias)  # type: ignore[arg-type]
-        if self.is_first:  # all gates read the row
-            gate_weights, gate_biases = [torch.cat(gate_weights)], [torch.cat(gate_biases)]
-        experts_BEH, logits = self.experts.with_gates(units_BUD, gate_weights, gate_biases)
-        weights: list[Tensor] = []
-        for logits_BS in torch.split_with_sizes(side_by_side(logits), self.num_seen, dim=1):
-            weights += [softmax_over_experts(logits_BS)]
-        seen_BS = torch.cat(weights, dim=1)
+        logits: list[Tensor] = []
+        if torch.is_grad_enabled() and units_BUD.size(1) > 1:
+            gate_weights: list[Tensor] = []
+            gate_biases: list[Tensor] = []
+            for gate in self.gates:
+                gate_weights.append(gate.weight)  # type: ignore[arg-type]
+                gate_biases.append(gate.bias)  # type: ignore[arg-type]
+            experts_BEH, logits = self.experts.with_gates(units_BUD, gate_weights, gate_biases)
+        else:
+            experts_BEH = self.experts(units_BUD)
+            inputs = units_BUD.unbind(1)
+            for unit, gate in enumerate(self.gates):
+                logits.append(gate(inputs[0 if self.is_first else unit]))
+        seen_BS = torch.cat([softmax_over_experts(logits_BS) for logits_BS in logits], dim=1)
         weights_BGE = (
             seen_BS.new_zeros(seen_BS.shape[0], self.num_fused * self.num_experts)
             .index_copy(1, self.seen, seen_BS)
