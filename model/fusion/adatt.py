@@ -16,7 +16,7 @@ import torch
 from pydantic import NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from model.fusion.experts import UnitExperts, side_by_side
+from model.fusion.experts import GatedExperts, UnitExperts, side_by_side
 from model.fusion.frozen import Expert, FrozenLevel, gates_of, units_of
 from model.fusion.layers import RowLinear, softmax_over_experts
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
@@ -86,7 +86,7 @@ class AdaTT(FusionStack):
         super().__init__(stack, width)
 
 
-class FusionLevel(nn.Module):
+class FusionLevel(GatedExperts):
     """One level of fusion units (Equations 4 to 11)."""
 
     native_position: Tensor
@@ -102,16 +102,17 @@ class FusionLevel(nn.Module):
         is_first: bool,
         native_experts: bool,
     ) -> None:
-        super().__init__()
+        num_gates = 1 if is_first else num_fused
+        # At the first level all units read the same row, so their gates are one Linear.
+        gate_width = sum(experts_per_unit) * (num_fused if is_first else 1)
+        super().__init__(
+            UnitExperts(input_width, widths, experts_per_unit, has_one_input=is_first),
+            [RowLinear(input_width, gate_width) for _ in range(num_gates)],
+        )
         self.experts_per_unit: list[int] = list(experts_per_unit)
         self.num_experts: int = sum(experts_per_unit)
         self.num_fused: int = num_fused
         self.is_first: bool = is_first
-        self.experts = UnitExperts(input_width, widths, experts_per_unit, has_one_input=is_first)
-        num_gates = 1 if is_first else num_fused
-        # At the first level all units read the same row, so their gates are one Linear.
-        gate_width = self.num_experts * (num_fused if is_first else 1)
-        self.gates = nn.ModuleList([RowLinear(input_width, gate_width) for _ in range(num_gates)])
         native, is_learned = _native_weights(experts_per_unit, num_fused)
         self.has_native: bool = native_experts
         # One entry per native expert of a fused unit, at [unit, expert] = native_position of the padded matrix.
@@ -123,19 +124,7 @@ class FusionLevel(nn.Module):
 
     def forward(self, units_BUD: Tensor) -> tuple[Tensor, Tensor]:
         """(fused_BGH, weights_BGE) from the level's inputs: [B, 1, D] at the first level, [B, U, D] above it."""
-        logits: list[Tensor] = []
-        if torch.is_grad_enabled() and units_BUD.size(1) > 1:
-            weights: list[Tensor] = []
-            biases: list[Tensor] = []
-            for gate in self.gates:
-                weights.append(gate.weight)  # type: ignore[arg-type]
-                biases.append(gate.bias)  # type: ignore[arg-type]
-            experts_BEH, logits = self.experts.with_gates(units_BUD, weights, biases)
-        else:
-            experts_BEH = self.experts(units_BUD)
-            inputs = units_BUD.unbind(1)
-            for unit, gate in enumerate(self.gates):
-                logits.append(gate(inputs[unit]))
+        experts_BEH, logits = self.experts_and_logits(units_BUD)
         logits_BGE = side_by_side(logits).view(-1, self.num_fused, self.num_experts)
         weights_BGE = softmax_over_experts(logits_BGE)
         if self.has_native:

@@ -93,6 +93,32 @@ class UnitExperts(nn.Module):
         return slots
 
 
+class GatedExperts(nn.Module):
+    """A level's experts and the gates that read the same inputs as they: gate u unit u's, all of them a lone row."""
+
+    def __init__(self, experts: UnitExperts, gates: list[RowLinear]) -> None:
+        super().__init__()
+        self.experts = experts
+        self.gates = nn.ModuleList(gates)
+
+    def experts_and_logits(self, units_BUD: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """experts_BEH, and each gate's logits, [B, K]."""
+        if torch.is_grad_enabled() and units_BUD.size(1) > 1:
+            weights: list[Tensor] = []
+            biases: list[Tensor] = []
+            for gate in self.gates:
+                weights.append(gate.weight)  # type: ignore[arg-type]
+                biases.append(gate.bias)  # type: ignore[arg-type]
+            pair: tuple[Tensor, list[Tensor]] = self.experts.with_gates(units_BUD, weights, biases)
+            return pair
+        inputs = units_BUD.unbind(1)
+        logits: list[Tensor] = []
+        for unit, gate in enumerate(self.gates):
+            logits.append(gate(inputs[unit if len(inputs) > 1 else 0]))
+        experts_BEH: Tensor = self.experts(units_BUD)
+        return experts_BEH, logits
+
+
 def side_by_side(parts: list[Tensor]) -> Tensor:
     """The columns of all parts; a lone part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -13,7 +13,7 @@ import torch
 from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
-from model.fusion.experts import UnitExperts
+from model.fusion.experts import GatedExperts, UnitExperts
 from model.fusion.frozen import Expert, FrozenLevel, gates_of, units_of
 from model.fusion.layers import RowLinear, softmax_over_experts
 from model.fusion.levels import ExpertsPerTask, Levels, experts_by_task, widths_by_level
@@ -59,7 +59,7 @@ class PLE(FusionStack):
         super().__init__(stack, width)
 
 
-class ExtractionLevel(nn.Module):
+class ExtractionLevel(GatedExperts):
     """One level of PLE: experts of every unit, a gate for every fused unit over the experts that it sees."""
 
     seen: Tensor
@@ -74,42 +74,32 @@ class ExtractionLevel(nn.Module):
         is_first: bool,
         is_last: bool,
     ) -> None:
-        super().__init__()
         experts_per_unit = [*experts_per_task, *([shared_experts] if shared_experts else [])]
-        self.experts_per_unit: list[int] = experts_per_unit
-        self.num_experts: int = sum(experts_per_unit)
-        self.experts = UnitExperts(input_width, widths, experts_per_unit, has_one_input=is_first)
-        self.is_first: bool = is_first
-        shared = list(range(sum(experts_per_task), self.num_experts))
+        num_experts = sum(experts_per_unit)
+        shared = list(range(sum(experts_per_task), num_experts))
         seen_by_unit: list[list[int]] = []
         start = 0
         for count in experts_per_task:
             seen_by_unit.append([*range(start, start + count), *shared])
             start += count
         if shared and not is_last:
-            seen_by_unit.append(list(range(self.num_experts)))
+            seen_by_unit.append(list(range(num_experts)))
+        super().__init__(
+            UnitExperts(input_width, widths, experts_per_unit, has_one_input=is_first),
+            [RowLinear(input_width, len(seen)) for seen in seen_by_unit],
+        )
+        self.experts_per_unit: list[int] = experts_per_unit
+        self.num_experts: int = num_experts
+        self.is_first: bool = is_first
         self.num_fused: int = len(seen_by_unit)
         self.seen_by_unit: list[list[int]] = seen_by_unit
-        self.gates = nn.ModuleList([RowLinear(input_width, len(seen)) for seen in seen_by_unit])
         # Where each gate's weights stand in the [G, E] matrix of all weights.
         positions = [unit * self.num_experts + expert for unit, seen in enumerate(seen_by_unit) for expert in seen]
         self.register_buffer("seen", torch.tensor(positions, dtype=torch.int64), persistent=False)
 
     def forward(self, units_BUD: Tensor) -> tuple[Tensor, Tensor]:
         """(fused_BGH, weights_BGE) from the level's inputs: [B, 1, D] at the first level, [B, U, D] above it."""
-        logits: list[Tensor] = []
-        if torch.is_grad_enabled() and units_BUD.size(1) > 1:
-            gate_weights: list[Tensor] = []
-            gate_biases: list[Tensor] = []
-            for gate in self.gates:
-                gate_weights.append(gate.weight)  # type: ignore[arg-type]
-                gate_biases.append(gate.bias)  # type: ignore[arg-type]
-            experts_BEH, logits = self.experts.with_gates(units_BUD, gate_weights, gate_biases)
-        else:
-            experts_BEH = self.experts(units_BUD)
-            inputs = units_BUD.unbind(1)
-            for unit, gate in enumerate(self.gates):
-                logits.append(gate(inputs[0 if self.is_first else unit]))
+        experts_BEH, logits = self.experts_and_logits(units_BUD)
         seen_BS = torch.cat([softmax_over_experts(logits_BS) for logits_BS in logits], dim=1)
         weights_BGE = (
             seen_BS.new_zeros(seen_BS.shape[0], self.num_fused * self.num_experts)
