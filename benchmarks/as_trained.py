@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.plain_adatt import NAMES, PlainAdaTT
 from benchmarks.reference_feed import NETWORK, SCHEMA
-from model.embeddings import block_features
+from model.block_tensors import block_features
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
 from model.ranker import Network, NetworkConfig, row_width, to_torchscript

@@ -24,7 +24,7 @@ from benchmarks.plain_adatt import NAMES, PlainAdaTT, PlainRanker
 from benchmarks.quality import data_folder
 from benchmarks.ratio import Ratio
 from benchmarks.training_steps import Step, load, median, paired, ranker_step
-from model.embeddings import block_features
+from model.block_tensors import block_features
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
 from model.ranker import Network, NetworkConfig, Ranker

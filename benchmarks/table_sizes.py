@@ -18,7 +18,8 @@ import time
 import torch
 
 from benchmarks import report
-from model.embeddings import BlockTensors, Embeddings
+from model.block_tensors import BlockTensors
+from model.embeddings import Embeddings
 from model.features import FeatureEncoder, FittedFeatures
 from model.schema import FeedSchema
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.embeddings import block_features, halves, table_name
+from model.block_tensors import block_features
+from model.embeddings import halves, table_name
 from model.fusion.experts import side_by_side
 from model.schema import Block, FeedSchema
 from model.tables import StackedTables

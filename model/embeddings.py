@@ -23,8 +23,10 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from model.block_tensors import BLOCKS, BlockTensors, block_features
 from model.features import FeatureEncoder
-from model.schema import Block, FeedSchema, IdFeature, IdListFeature, NumberFeature, Table
+from model.id_map import IdMaps
+from model.schema import Block, FeedSchema, Table
 from model.table_rows import draw
 from model.torch_bags import BagTable, TorchBags
 
@@ -59,30 +61,6 @@ class TableOptimizer(NamedTuple):
 
 # An unsharded collection on the meta device -> the same tables sharded over processes, with memory, weights undefined.
 Shard = Callable[[nn.Module], nn.Module]
-
-
-_BLOCKS: tuple[Block, Block] = ("request", "candidate")
-
-
-class BlockTensors(NamedTuple):
-    """An `EncodedBlock` as tensors: int64 ids and lengths, float32 numbers."""
-
-    ids_BK: Tensor
-    list_values_V: Tensor
-    list_lengths_LB: Tensor
-    numbers_BN: Tensor
-
-
-def block_features(
-    schema: FeedSchema, block: Block
-) -> tuple[list[IdFeature], list[IdListFeature], list[NumberFeature]]:
-    """The features of a block by kind, in the order of their tensors."""
-    features = schema.block(block)
-    return (
-        [feature for feature in features if isinstance(feature, IdFeature)],
-        [feature for feature in features if isinstance(feature, IdListFeature)],
-        [feature for feature in features if isinstance(feature, NumberFeature)],
-    )
 
 
 def owners(schema: FeedSchema, *, for_each_task: bool) -> list[str | None]:
@@ -120,7 +98,8 @@ class Embeddings(nn.Module):
     With `fused` the tables' optimizer runs inside backward (TorchRec's FusedEmbeddingBagCollection: no dense gradient
     of a table ever exists); without it the tables are ordinary parameters for an optimizer outside. `own` names tables
     with another optimizer. With `for_each_task` every table exists once a task, under the name that `table_name` gives
-    it. `shard` shards the tables of fused optimizers; others have a copy in every process.
+    it. `shard` shards the tables of fused optimizers; others have a copy in every process. `id_maps` have the rows of
+    ids that come without (tables with slots, in training).
     """
 
     def __init__(
@@ -142,10 +121,11 @@ class Embeddings(nn.Module):
         self._device = torch.device("cpu") if device is None else device
         self._owners = owners(schema, for_each_task=for_each_task)
         self._rows_of_table = encoder.rows_of_table
+        self.id_maps = IdMaps(schema, encoder.unplaced, self._device)
         dims = {name: table.dim for table in schema.tables for name in table.features}
         self._order: list[list[str]] = []
         self.width_of_block: dict[Block, int] = {}
-        for block in _BLOCKS:
+        for block in BLOCKS:
             ids, lists, numbers = block_features(schema, block)
             names = [*(feature.name for feature in ids), *(feature.name for feature in lists)]
             self._order.append(names)
@@ -239,6 +219,7 @@ class Embeddings(nn.Module):
 
     def forward(self, request: BlockTensors, candidate: BlockTensors, jagged: Sequence[Any] | None = None) -> Tensor:
         """rows_BD of a batch whose blocks both have B rows; `jagged` is that of the batch where it is made already."""
+        request, candidate = self.id_maps.place(request, candidate)
         numbers = (request.numbers_BN, candidate.numbers_BN)
         pooled = self._pooled(request, candidate, jagged)
         parts: list[Tensor] = []
@@ -269,7 +250,7 @@ class Embeddings(nn.Module):
 
     def jagged(self, request: BlockTensors, candidate: BlockTensors) -> list[Any]:
         """The KeyedJaggedTensor that each of TorchRec's collections reads of a batch, in the order of `collections`;
-        None for one whose rows are looked up without it."""
+        None for one whose rows are looked up without it; of blocks in which every id has its row."""
         has_lists = bool(request.list_lengths_LB.shape[0] or candidate.list_lengths_LB.shape[0])
         is_looked_up = [not has_lists and group.optimizer.fused is None for group in self._groups]
         if all(is_looked_up):

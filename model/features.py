@@ -55,15 +55,20 @@ _NO_IDS = np.zeros(0, np.int64)
 class FeatureEncoder:
     """Turns raw columns into model inputs, for one schema and what was fitted for it."""
 
-    def __init__(self, schema: FeedSchema, fitted: FittedFeatures) -> None:
+    def __init__(self, schema: FeedSchema, fitted: FittedFeatures, *, in_training: bool = False) -> None:
+        """`in_training` ids of tables with slots are left without rows (`unplaced` has the tables' names) unless it is
+        known which ids hold them. Raises ValueError for what is absent from `fitted`."""
         self.schema = schema
         self.fitted = fitted
         self.rows_of_table: dict[str, int] = {}
+        self.unplaced: set[str] = set()
         self._dtypes: dict[str, Dtype] = {}
         lookups: dict[str, Lookup] = {}
         for table in schema.tables:
-            lookup = lookup_of(table, fitted)
+            lookup = lookup_of(table, fitted, in_training=in_training)
             self.rows_of_table[table.name] = lookup.rows
+            if lookup.is_unplaced:
+                self.unplaced.add(table.name)
             for name in table.features:
                 lookups[name] = lookup
                 self._dtypes[name] = table.dtype

@@ -6,6 +6,10 @@ In a table with two hashes an id has a row in each of two halves. Both travel as
 second`, from here to the embeddings (model/embeddings.py in training, model/block_rows.py in scoring), so that whatever
 lies between has one number an id; a missing id is 0, the OOV rows of both. The second hash is SplitMix64's finaliser
 over the 64 bits of the first.
+
+An id of a table with slots is a word: the integer itself, or a string's hash. Which words hold a row is known at the
+end of training, and then they are the table's vocabulary. Until then ids have no row: they travel as words with 0 for
+a missing one (`unplaced`), and the embeddings find their rows (model/id_map.py).
 """
 
 from collections.abc import Callable
@@ -20,9 +24,11 @@ from model.fitted import FittedFeatures
 from model.hashing import hash_integers, hash_strings
 from model.schema import ID_LIMITS, Table
 
-__all__ = ["OOV_ROW", "Lookup", "hash_integers", "hash_strings", "lookup_of"]
+__all__ = ["OOV_ROW", "Lookup", "hash_integers", "hash_strings", "lookup_of", "words_of"]
 
 OOV_ROW = 0
+# Stands for a missing id among words; the one int64 that is never given a slot.
+NO_WORD = ID_LIMITS[1]
 
 
 # A vocabulary of integers that lie so close is a table of them all: looked up in one step instead of by bisection.
@@ -37,6 +43,8 @@ class Lookup:
     find: Callable[[Values], Ids]
     # Set where integers are hashed: such look-ups of a block can be done in one go.
     integer_buckets: int | None = None
+    # Whether what it finds are ids without a row yet.
+    is_unplaced: bool = False
 
     def __call__(self, column: Column) -> Ids:
         ids = self.find(column.values)
@@ -47,8 +55,11 @@ class Lookup:
         return ids
 
 
-def lookup_of(table: Table, fitted: FittedFeatures) -> Lookup:
-    """The look-up of a table. Raises ValueError where its fitted vocabulary is absent."""
+def lookup_of(table: Table, fitted: FittedFeatures, *, in_training: bool = False) -> Lookup:
+    """The look-up of a table; `in_training` ids of a table with slots have no row unless their vocabulary is there.
+    Raises ValueError where a fitted vocabulary is absent."""
+    if table.slots is not None:
+        return _words_lookup(table.slots, table.name, fitted, in_training=in_training)
     if table.buckets is not None:
         buckets = table.buckets
         if table.hashes == 2:
@@ -73,6 +84,29 @@ def lookup_of(table: Table, fitted: FittedFeatures) -> Lookup:
         rows[sorted_entries - (low - 1)] = order + 1
         return Lookup(len(entries) + 1, lambda values: _dense_rows(values, rows, low - 1, high + 1))
     return Lookup(len(entries) + 1, lambda values: _vocabulary_rows(values, sorted_entries, order + 1))
+
+
+def _words_lookup(slots: int, name: str, fitted: FittedFeatures, *, in_training: bool) -> Lookup:
+    held = fitted.vocabularies.get(name)
+    if held is None and in_training:
+        return Lookup(slots + 1, lambda values: unplaced(words_of(values)), is_unplaced=True)
+    if held is None:
+        raise ValueError(f"table '{name}': the ids that hold its slots are absent from the fitted features")
+    words_H = np.asarray(held, np.int64)
+    if not len(words_H):
+        return Lookup(1, lambda values: np.full(len(values), OOV_ROW, np.int64))
+    order = np.argsort(words_H, kind="stable")
+    return Lookup(len(held) + 1, lambda values: _vocabulary_rows(words_of(values), words_H[order], order + 1))
+
+
+def words_of(values: Values) -> Ids:
+    """What an id of a table with slots is known by: the integer itself, or a string's hash."""
+    return hash_strings(values).view(np.int64) if isinstance(values, list) else values.astype(np.int64, copy=False)
+
+
+def unplaced(words: Ids) -> Ids:
+    """Words as they travel: NO_WORD is 0. The same again gives the words."""
+    return words ^ NO_WORD
 
 
 def _hashed(values: Values) -> NDArray[np.uint64]:

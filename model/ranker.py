@@ -17,7 +17,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from model.block_rows import BlockRows
-from model.embeddings import BlockTensors, Embeddings, owners
+from model.block_tensors import BlockTensors
+from model.embeddings import Embeddings, owners
 from model.features import FittedFeatures
 from model.fusion import FusionConfig, NoSharingConfig
 from model.fusion.experts import side_by_side

@@ -36,6 +36,8 @@ class _Table(StrictModel):
     hashes: Literal[1, 2] | None = None
     vocabulary: Literal["fitted"] | list[StrictInt] | list[StrictStr] | None = None
     min_count: int | None = Field(default=None, ge=1)
+    # Rows that ids take while training runs and lose to others: model/id_map.py, training/managed_ids.py.
+    slots: int | None = Field(default=None, ge=1, le=2**31 - 2)
     table: Name | None = None
     dim: int | None = Field(default=None, ge=4, le=1024)
 
@@ -52,10 +54,10 @@ class _Table(StrictModel):
 
     @model_validator(mode="after")
     def _one_source_of_rows(self) -> Self:
-        given = [key for key in ("buckets", "vocabulary", "table") if getattr(self, key) is not None]
+        given = [key for key in ("buckets", "vocabulary", "slots", "table") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"feature '{self.name}' needs exactly one of buckets, vocabulary, table; got {given or 'none'}"
+                f"feature '{self.name}' needs exactly one of buckets, vocabulary, slots, table; got {given or 'none'}"
             )
         if self.table is not None:
             extra = [key for key in ("dim", "dtype", "min_count", "hashes") if getattr(self, key) is not None]
@@ -168,7 +170,7 @@ Task = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """An embedding table and the features that read it. Row 0 is the OOV row; `buckets` does not count it.
+    """An embedding table and the features that read it. Row 0 is the OOV row; `buckets` and `slots` do not count it.
 
     With two `hashes` the table is two halves of `half_rows` rows, each with an OOV row of its own."""
 
@@ -181,6 +183,7 @@ class Table:
     min_count: int
     features: tuple[str, ...]
     hashes: int = 1
+    slots: int | None = None
 
     @property
     def half_rows(self) -> int | None:
@@ -275,6 +278,7 @@ def _table(owner: IdFeature | IdListFeature, readers: list[IdFeature | IdListFea
         min_count=owner.min_count or 1,
         features=tuple(feature.name for feature in readers),
         hashes=owner.hashes or 1,
+        slots=owner.slots,
     )
 
 

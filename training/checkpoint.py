@@ -44,7 +44,7 @@ def load(path: Path) -> dict[str, Any]:
     if len(body) != length or hashlib.sha256(body).digest() != digest:
         raise ValueError(f"{path}: the checkpoint is damaged (its checksum does not hold)")
     try:
-        state = torch.load(io.BytesIO(body), weights_only=True)
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception:  # a forged body can make the unpickler stop anywhere
         raise ValueError(
             f"{path}: holds more than tensors and plain values; a checkpoint of feedrank does not"

@@ -154,6 +154,16 @@ class TableConfig(StrictModel):
     optimizer: TablesOptimizer | None = None
 
 
+class SlotsConfig(StrictModel):
+    """How ids take and lose the rows of tables with `slots`, every `interval` steps (training/managed_ids.py).
+
+    TorchRec's policies: by how often an id was seen (lfu), how lately (lru), or both (distance_lfu: its count divided
+    by the turns since it was seen)."""
+
+    policy: Literal["distance_lfu", "lfu", "lru"] = "distance_lfu"
+    interval: PositiveInt = 100
+
+
 class EmbeddingsConfig(StrictModel):
     """Who computes the embedding tables, and how several processes share them.
 
@@ -166,6 +176,7 @@ class EmbeddingsConfig(StrictModel):
     engine: Literal["auto", "torchrec", "torch"] = "auto"
     sharding: Sharding = "auto"
     pipeline: bool = True
+    slots: SlotsConfig = SlotsConfig()
     tables: dict[str, TableConfig] = Field(default_factory=dict)
 
 

@@ -19,10 +19,10 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.block_tensors import BLOCKS, BlockTensors
 from model.columns import Column
-from model.embeddings import BlockTensors
 from model.features import FeatureEncoder, FittedFeatures, transform_target
-from model.schema import Block, FeedSchema, RegressionTask
+from model.schema import FeedSchema, RegressionTask
 from training.config import DataConfig, SplitName
 from training.input.arrow_columns import (
     LogColumns,
@@ -52,8 +52,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-BLOCKS: tuple[Block, Block] = ("request", "candidate")
 
 
 def read_splits(

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.embeddings import block_features
+from model.block_tensors import BLOCKS, block_features
 from model.ranker import Ranker
-from model.schema import Block, FeedSchema, RegressionTask
+from model.schema import FeedSchema, RegressionTask
 from training.config import SplitName
 from training.data import Batch
 from training.losses import TaskLosses
@@ -26,8 +26,6 @@ ADVICE = (
 # Standardised values beyond this are no part of any bulk; raw ones may be, and then want a transform.
 LARGE = 1e4
 SHOWN = 3
-# In the order of the dense row.
-BLOCKS: tuple[Block, ...] = ("request", "candidate")
 
 
 class Diverged(ValueError):

@@ -17,8 +17,8 @@ import pyarrow as pa
 import torch
 
 from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
+from model.block_tensors import BlockTensors
 from model.calibration import Calibration, Isotonic, Platt, calibrated
-from model.embeddings import BlockTensors
 from model.features import EncodedBlock, FeatureEncoder
 from model.ranker import Ranker, ScoringModule, to_torchscript, write_torchscript
 from model.reference import FeatureReference, of_features
@@ -32,6 +32,7 @@ from training.catalogue import build_catalogue
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
 from training.lineage import refuse_worse
+from training.managed_ids import settled, settled_maps
 from training.parent import write_trained
 from training.run import Run, library_versions, read_json
 from training.sign import sign
@@ -72,7 +73,8 @@ def export(
     if not accept_worse:
         refuse_worse(run, summary)
     torch.set_num_threads(run.config.threads)
-    ranker = run.best_ranker()
+    trained_run, trained = run, run.best_ranker()
+    run, ranker = settled(trained_run, trained)
     split: SplitName = "validation" if run.config.data.split.test is None else "test"
     table = read_splits(run.config.data, run.schema, (split,))[split]
     parity: dict[str, float] = {}
@@ -87,12 +89,12 @@ def export(
         module = ScoringModule(run.schema, run.fitted, ranker.network, stacked).eval()
         scripted = to_torchscript(module)
         write_torchscript(scripted, folder / RANKER)
-        write_trained(folder, ranker, stacked)
+        write_trained(folder, ranker, stacked, settled_maps(trained))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             reloaded = torch.jit.load(str(folder / RANKER))  # type: ignore[no-untyped-call]
         set_tables(reloaded, stacked.stacked_RW)
-        parity.update(_parity(run, ranker, module, scripted, reloaded, table))
+        parity.update(_parity(run, (trained_run, trained), module, scripted, reloaded, table))
         _write(folder / FITTED, run.fitted.model_dump(mode="json"))
         _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, mappings, table))
         _write(folder / REFERENCE, reference_scores(run, ranker, module, mappings, table))
@@ -140,7 +142,7 @@ def _metrics(run: Run) -> dict[str, Any]:
 
 def _parity(
     run: Run,
-    ranker: Ranker,
+    trained: tuple[Run, Ranker],
     module: ScoringModule,
     scripted: torch.jit.ScriptModule,
     reloaded: torch.jit.ScriptModule,
@@ -150,17 +152,21 @@ def _parity(
     the other modules from the eager one, for one user and 1 to 1000 candidates; relative where an answer is above 1.
 
     Raises ValueError where a difference is beyond PARITY."""
+    trained_encoder, ranker = trained[0].encoder, trained[1]
     worst = dict.fromkeys(("eager against trained", "scripted against eager", "reloaded against eager"), 0.0)
     for rows in PARITY_ROWS:
         picked = table.slice(0, rows)
         columns = columns_from_arrow(run.schema, picked)
         first = columns_from_arrow(run.schema, picked.slice(0, 1))
         count = picked.num_rows
-        request = run.encoder.encode("request", first, 1, as_served=True).block
-        candidate = run.encoder.encode("candidate", columns, count, as_served=True).block
+        blocks = []
+        for encoder in (run.encoder, trained_encoder):
+            request = encoder.encode("request", first, 1, as_served=True).block
+            blocks.append((request, encoder.encode("candidate", columns, count, as_served=True).block))
+        (request, candidate), (as_trained, candidates) = blocks
         inputs = (*block_tensors(request), *block_tensors(candidate))
         with torch.no_grad():
-            logits_NT = ranker(_repeated(request, count), BlockTensors(*block_tensors(candidate)))
+            logits_NT = ranker(_repeated(as_trained, count), BlockTensors(*block_tensors(candidates)))
             eager_NT = module(*inputs)
             for pair, answers_NT, expected_NT in (
                 ("eager against trained", eager_NT, module.answer.answers(logits_NT)),

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.columns import Column, Ids
+from model.columns import Column, Ids, Values
 from model.fitted import FittedFeatures, count_ids
 from model.id_counts import Counts
-from model.lookups import OOV_ROW, lookup_of
+from model.lookups import OOV_ROW, lookup_of, words_of
 from model.schema import FeedSchema, Table
 from model.strict_yaml import StrictModel
 from training.run import write_json
@@ -53,8 +53,9 @@ class Vocabulary(StrictModel):
 class TableReport(StrictModel):
     """One table. `occurrences` are ids in the training split, nulls left out, `distinct` those that differ. `unseen` is
     the share of the validation split's ids that the training split does not have, `oov_...` the share that takes the
-    OOV row. Where ids were too many to count all, either `sampled` of them stand for all, or the rarest were dropped:
-    counts are then too low by at most `undercount`, and shares of unknown ids upper bounds."""
+    OOV row; in a table with slots, if the commonest ids held them, better than which no policy of evictions does. Where
+    ids were too many to count all, either `sampled` of them stand for all, or the rarest were dropped: counts are then
+    too low by at most `undercount`, and shares of unknown ids upper bounds."""
 
     name: str
     features: tuple[str, ...]
@@ -86,8 +87,11 @@ def reports_of_columns(
 
 
 def _report(table: Table, fitted: FittedFeatures, train: Counts, validation: Counts) -> TableReport:
-    lookup = lookup_of(table, fitted)
     ids, counts = train.entries()
+    if table.slots is not None:
+        held = round(table.slots * 0.5**train.halvings)
+        fitted = _commonest_hold(held, table.name, ids, counts)
+    lookup = lookup_of(table, fitted)
     validation.thin_out(train.halvings)
     later_ids, later_counts = validation.entries()
     rows = lookup(Column(ids))
@@ -99,7 +103,7 @@ def _report(table: Table, fitted: FittedFeatures, train: Counts, validation: Cou
     return TableReport(
         name=table.name,
         features=table.features,
-        rows=lookup.rows,
+        rows=lookup.rows if table.slots is None else table.slots + 1,
         dim=table.dim,
         occurrences=train.total,
         distinct=round(len(ids) / share),
@@ -118,6 +122,12 @@ def _report(table: Table, fitted: FittedFeatures, train: Counts, validation: Cou
             for least in MIN_COUNTS
         ),
     )
+
+
+def _commonest_hold(slots: int, name: str, ids: Values, counts: NDArray[np.int64]) -> FittedFeatures:
+    """The slots of a table as no policy of evictions could hold them better for the training split."""
+    words_H = words_of(ids)[np.argsort(-counts, kind="stable")[:slots]]
+    return FittedFeatures(vocabularies={name: tuple(words_H.tolist())})
 
 
 def _share(held: int, total: int) -> float:

@@ -133,6 +133,8 @@ def new_lookup(embeddings: Embeddings, config: EmbeddingsConfig, ranks: Ranks) -
     """The pipeline where tables are sharded; the log says which it is, and why."""
     if embeddings.engine == "torch" or not _sharded(embeddings):
         log.info("plain steps: no table is sharded")
+    elif embeddings.id_maps.maps:
+        log.info("plain steps: between two steps an id of a table with slots may take another's row")
     elif not config.pipeline:
         log.info("plain steps: embeddings.pipeline: false")
     else:

@@ -18,6 +18,7 @@ from model.embeddings import ADAGRAD_EPSILON, TableOptimizer
 from model.ranker import Ranker
 from training.balancing import Balancing
 from training.config import OptimizerConfig
+from training.sharding import local_parts
 from training.sparse_adagrad import SparseAdagrad
 
 
@@ -103,6 +104,18 @@ class Optimizers:
             for parameter, state in optimizer.state.items():
                 found |= {self._name_of[id(parameter)]: value for key, value in state.items() if key == "sum"}
         return found
+
+    def forget(self, table: str, rows_R: Tensor) -> None:
+        """Clears what is kept of some rows of a table (or of a task's copy of it), in this process's part of it."""
+        momentum = self.momenta().get(table)
+        for part, (first_row, *_) in [] if momentum is None else local_parts(momentum):
+            here_R = (rows_R >= first_row) & (rows_R < first_row + len(part))
+            part[rows_R[here_R] - first_row] = 0.0
+        for parameter, state in self._dense.state.items():
+            if self._name_of.get(id(parameter)) == table:
+                for value in state.values():
+                    if value.shape == parameter.shape:
+                        value[rows_R] = 0.0
 
     def state(self) -> dict[str, Any]:
         """The state of what is not fused, for checkpoints."""

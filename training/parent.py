@@ -7,7 +7,7 @@ puts `trained.pt` beside it, an optional file of the manifest: the network's own
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from model.features import FeatureEncoder, FittedFeatures
 from model.ranker import Network, NetworkConfig, Ranker, row_width
 from model.schema import FeedSchema, NumberFeature, RegressionTask
 from model.tables import StackedTables, as_table, table_file
+from training.managed_ids import settled, settled_maps
 from training.run import CONFIG, Run
 
 
@@ -35,6 +36,8 @@ class Parent:
     network: Network
     tables: Mapping[str, Tensor]
     about: dict[str, Any]
+    # Which ids hold the slots of its tables, and with what merit (model/id_map.py); rows are those of `tables`.
+    id_maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     def extended(self, schema: FeedSchema, fitted: FittedFeatures) -> FittedFeatures:
         """`fitted` with what the parent learned in its place, so that rows and numbers keep their meaning: vocabularies
@@ -91,24 +94,26 @@ def open_parent(path: Path) -> Parent:
     )
 
 
-def write_trained(folder: Path, ranker: Ranker, stacked: StackedTables) -> None:
+def write_trained(folder: Path, ranker: Ranker, stacked: StackedTables, id_maps: Mapping[str, dict[str, Any]]) -> None:
     """Writes `trained.pt` beside the table files of an artifact. Raises OSError where the disk does not take it."""
     tables = {
         name: [weight.shape[1], stacked.starts[name], weight.shape[0]]
         for name, weight in ranker.embeddings.table_weights().items()
     }
     content = io.BytesIO()
-    torch.save({"network": ranker.network.state_dict(), "tables": tables}, content)
+    torch.save({"network": ranker.network.state_dict(), "tables": tables, "slots": dict(id_maps)}, content)
     (folder / TRAINED).write_bytes(content.getbuffer())
 
 
 def _of_run(path: Path) -> Parent:
     run = Run.open(path)
     run.summary()
-    ranker = run.best_ranker()
+    trained = run.best_ranker()
+    run, ranker = settled(run, trained)
     about = {"run": path.name, "data_window": run.config.data.split.model_dump(mode="json")}
     config = run.config.network
-    return Parent(path, run.schema, run.fitted, config, ranker.network, ranker.embeddings.table_weights(), about)
+    tables, id_maps = ranker.embeddings.table_weights(), settled_maps(trained)
+    return Parent(path, run.schema, run.fitted, config, ranker.network, tables, about, id_maps)
 
 
 def _of_version(path: Path) -> Parent:
@@ -139,7 +144,7 @@ def _of_version(path: Path) -> Parent:
         "checksum": manifest.checksum,
         "data_window": manifest.training.get("data_window"),
     }
-    return Parent(path, manifest.feed, fitted, config, network.eval(), tables, about)
+    return Parent(path, manifest.feed, fitted, config, network.eval(), tables, about, state.get("slots", {}))
 
 
 def _network(config: NetworkConfig, schema: FeedSchema) -> Network:

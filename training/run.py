@@ -34,6 +34,7 @@ SCHEMA = "schema.json"
 FITTED = "fitted_features.json"
 SUMMARY = "summary.json"
 LOG = "log.csv"
+SLOTS = "slots"  # which ids hold the rows of tables with slots
 WEIGHTS, MOMENTA = "weights.", "momenta."  # how tables and their optimizers' states are named in a checkpoint
 LAST = "checkpoints/last"
 BEST = "checkpoints/best"
@@ -48,7 +49,7 @@ class Run:
         self.config = config
         self.schema = schema
         self.fitted = fitted
-        self.encoder = FeatureEncoder(schema, fitted)
+        self.encoder = FeatureEncoder(schema, fitted, in_training=True)
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -134,6 +135,8 @@ def load_weights(ranker: Ranker, folder: Path, state: Mapping[str, Any], ranks: 
     ranker.network.load_state_dict(state["network"])
     weights = {f"{WEIGHTS}{name}": weight for name, weight in ranker.embeddings.table_weights().items()}
     table_files.read(folder, weights, ranks.group)
+    for name, id_map in ranker.embeddings.id_maps.maps.items():
+        id_map.load(state[SLOTS][name])
 
 
 def _fused(tables: TablesOptimizer) -> FusedOptimizer | None:

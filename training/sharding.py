@@ -8,12 +8,13 @@ means over the global batch already.
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from model.embeddings import Engine, torchrec_fault
 from training.config import EmbeddingsConfig, TrainingConfig
@@ -125,6 +126,15 @@ class Sharder:
         text = "\n".join([f"{self._ranks.world} processes", *self._plans]) + "\n"
         log.info("%s", text.rstrip())
         replace_file(folder / PLAN, (text.encode(),))
+
+
+def local_parts(tensor: Any) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """What this process holds of a tensor that may be sharded, with the place in it of each part's first element."""
+    if hasattr(tensor, "local_shards"):
+        for shard in tensor.local_shards():
+            yield shard.tensor.detach(), tuple(shard.metadata.shard_offsets)
+    else:
+        yield tensor, (0,) * tensor.ndim
 
 
 def sharding_of(config: EmbeddingsConfig, table: str) -> str:

@@ -37,6 +37,7 @@ from training.input.splits import open_splits
 from training.lineage import against_parent, start_from
 from training.lookup import new_lookup
 from training.losses import TaskLosses
+from training.managed_ids import ManagedIds
 from training.negative_sampling import logit_offsets
 from training.optimizers import Optimizers
 from training.parent import Parent, open_parent
@@ -44,7 +45,7 @@ from training.precision import autocast, set_products
 from training.progress import TrainingProgress
 from training.ranks import Ranks, joined, refuse_across
 from training.routing import PolicyLearner
-from training.run import MOMENTA, OLD_LAST, SUMMARY, WEIGHTS, Run, library_versions, locked, write_json
+from training.run import MOMENTA, OLD_LAST, SLOTS, SUMMARY, WEIGHTS, Run, library_versions, locked, write_json
 from training.validation import Validation, points_of_epoch
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class Training:
         self.losses = TaskLosses(run.schema, ranks.across, offsets).to(ranks.device)
         self.balancing = config.balancing.build(self.losses, config.seed).to(ranks.device)
         self.optimizers = Optimizers(self.ranker, config.optimizer, source.steps * config.epochs, self.balancing)
+        self.managed_ids = ManagedIds(self.ranker.embeddings, config.embeddings.slots, ranks)
         self.policies = PolicyLearner(self.ranker.network.fusion, run.schema, config.seed)
         self.progress = Progress()
 
@@ -136,6 +138,7 @@ class Training:
             "balancing": self.balancing.state_dict(),
             "policies": self.policies.state(),
             "optimizers": self.optimizers.state(),
+            SLOTS: self.managed_ids.state(),
             "random": torch.get_rng_state(),
             "progress": asdict(self.progress),
         }
@@ -154,6 +157,7 @@ class Training:
         self.balancing.load_state_dict(state["balancing"])
         self.policies.load_state(state["policies"])
         self.optimizers.load_state(state["optimizers"])
+        self.managed_ids.load_state(state.get(SLOTS, {}))
         torch.set_rng_state(state["random"])
         self.progress = Progress(**state["progress"])
 
@@ -224,6 +228,7 @@ def _fit(
                     with lookup.paused():
                         raise diverged(run, ranker, batch, "train", f"{error} in {place}") from None
                 optimizers.step(ranks.sum_gradients)
+                training.managed_ids.after_step(step, batch, optimizers)
                 balancing.after_step()
                 policies.learn(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
                 loss_sums_T += losses_T.detach().cpu()
@@ -246,7 +251,8 @@ def _fit(
                     last_saved = time.monotonic()
         saved.wait()
     if ranks.is_first:
-        _write_summary(run, progress, source.rows, len(validation_rows), left_out, ranks.world)
+        held = training.managed_ids.held()
+        _write_summary(run, progress, source.rows, len(validation_rows), left_out, ranks.world, held)
 
 
 def _resume(run: Run, training: Training, saved: Checkpoints, data: list[str], ranks: Ranks) -> None:
@@ -293,7 +299,13 @@ def _in_words(run: Run, line: dict[str, float], *, is_best: bool, is_epoch_end: 
 
 
 def _write_summary(
-    run: Run, progress: Progress, train_rows: int, validation_rows: int, left_out: Mapping[str, int], processes: int
+    run: Run,
+    progress: Progress,
+    train_rows: int,
+    validation_rows: int,
+    left_out: Mapping[str, int],
+    processes: int,
+    held: Mapping[str, Mapping[str, int]],
 ) -> None:
     for reason, rows in left_out.items():
         log.warning("%d rows were left out: %s", rows, reason)
@@ -309,6 +321,7 @@ def _write_summary(
         "seconds": round(progress.seconds, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "libraries": library_versions(),
+        **({SLOTS: held} if held else {}),
         **against_parent(run, progress.history),
     }
     write_json(run.path / SUMMARY, summary)

@@ -12,14 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from model.embeddings import block_features
+from model.block_tensors import BLOCKS, block_features
 from model.fusion.frozen import Gates
 from model.fusion.names import mixed_names
 from model.fusion.slots import Slots
 from model.ranker import Network, NetworkConfig
-from model.schema import Block, FeedSchema
-
-_BLOCKS: tuple[Block, Block] = ("request", "candidate")
+from model.schema import FeedSchema
 
 
 class Side:
@@ -92,7 +90,7 @@ def _columns(schema: FeedSchema) -> dict[str, range]:
     dims = {name: table.dim for table in schema.tables for name in table.features}
     columns: dict[str, range] = {}
     start = 0
-    for block in _BLOCKS:
+    for block in BLOCKS:
         for features in block_features(schema, block):
             for feature in features:
                 columns[feature.name] = range(start, start + dims.get(feature.name, 1))

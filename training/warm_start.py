@@ -9,9 +9,8 @@ vocabulary. Features whose values mean the same keep their columns of the networ
 Shapes: R rows of a table, W its width, P pairs of rows.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -20,9 +19,11 @@ from torch import Tensor
 
 from model.embeddings import owners, table_name
 from model.features import FittedFeatures
+from model.id_map import IdMaps
 from model.ranker import NetworkConfig, Ranker
 from model.schema import FeedSchema, IdListFeature, NumberFeature, Table
 from training.parent import Parent, is_same_number
+from training.sharding import local_parts
 from training.warm_network import Side, fill_network
 
 
@@ -41,6 +42,8 @@ def warm_start(
 ) -> list[Taken]:
     """Fills `ranker` from the parent and says what was taken. Raises ValueError where nothing of it fits."""
     own = config.has_own_embeddings
+    held = _inherit(ranker.embeddings.id_maps, schema, parent)
+    fitted = fitted.model_copy(update={"vocabularies": {**fitted.vocabularies, **held}})
     tables = _Tables(schema, fitted, parent)
     weights = ranker.embeddings.table_weights()
     taken = [
@@ -72,6 +75,28 @@ def print_taken(taken: list[Taken], parent: Parent) -> None:
     console.print(shown)
 
 
+def _inherit(id_maps: IdMaps, schema: FeedSchema, parent: Parent) -> dict[str, tuple[int, ...]]:
+    """Has the parent's ids hold slots, the best where slots are fewer; by table the words of rows 1, 2 ..."""
+    before = {table.name: table for table in parent.schema.tables}
+    for table in schema.tables:
+        id_map, old = id_maps.maps.get(table.name), parent.id_maps.get(table.name)
+        if id_map is not None and old is not None and not _differences(table, before[table.name]):
+            words_H = old["words"]
+            kept_H = torch.arange(len(words_H))
+            if len(words_H) > id_map.slots:
+                merit_H = next(iter(old["merits"].values()))  # counts, or when seen last
+                kept_H = merit_H.argsort(descending=True, stable=True)[: id_map.slots].sort().values
+            id_map.load(
+                {
+                    "words": words_H[kept_H],
+                    "rows": torch.arange(1, len(kept_H) + 1),
+                    "merits": {name: merit_H[kept_H] for name, merit_H in old["merits"].items()},
+                    "turns": old["turns"],
+                }
+            )
+    return {name: tuple(id_map.words_H.tolist()) for name, id_map in id_maps.maps.items()}
+
+
 class _Tables:
     """The parent's tables, as the child's rows see them."""
 
@@ -89,7 +114,7 @@ class _Tables:
             return Taken("table", name, "fresh", different)
         source_RW = self._parent.tables[name]
         rows, state, why = self._rows(table, before, len(source_RW))
-        for part, first_row, first_column in _parts(weight):
+        for part, (first_row, first_column) in local_parts(weight):
             here = (rows[:, 0] >= first_row) & (rows[:, 0] < first_row + len(part))
             ours, theirs = rows[here].unbind(1)
             part[ours - first_row] = source_RW[theirs, first_column : first_column + part.shape[1]].to(part)
@@ -110,8 +135,10 @@ class _Tables:
 
 
 def _entries(table: Table, fitted: FittedFeatures) -> tuple[int | str, ...] | None:
-    """The entries of a vocabulary, whose rows count from 1; None where ids are hashed."""
-    return fitted.vocabularies[table.name] if table.vocabulary == "fitted" else table.vocabulary
+    """The entries of a vocabulary, or the words that hold slots, whose rows count from 1; None where ids are hashed."""
+    if table.vocabulary == "fitted" or table.slots is not None:
+        return fitted.vocabularies[table.name]
+    return table.vocabulary
 
 
 def _differences(table: Table, before: Table) -> str:
@@ -121,19 +148,11 @@ def _differences(table: Table, before: Table) -> str:
 
 
 def _meaning(table: Table) -> dict[str, Any]:
-    """What decides what a row of a table means. A vocabulary's rows are told apart by entry; which features read a
-    table, and how they pool it, changes no row."""
-    fields = asdict(replace(table, vocabulary=None if table.vocabulary is None else "fitted"))
+    """What decides what a row of a table means. Rows of vocabularies and slots are told apart by entry; which features
+    read a table, and how they pool it, changes no row."""
+    vocabulary: Literal["fitted"] | None = None if table.vocabulary is None else "fitted"
+    fields = asdict(replace(table, vocabulary=vocabulary, slots=None if table.slots is None else 1))
     return {key: value for key, value in fields.items() if key not in ("name", "features", "pooling", "min_count")}
-
-
-def _parts(weight: Any) -> Iterator[tuple[Tensor, int, int]]:
-    """The tensors of a table that this process holds, with the first row and column of each."""
-    if hasattr(weight, "local_shards"):
-        for shard in weight.local_shards():
-            yield shard.tensor.detach(), *shard.metadata.shard_offsets
-    else:
-        yield weight, 0, 0
 
 
 def _features(schema: FeedSchema, parent: Parent, tables: set[str], *, own: bool) -> list[Taken]:

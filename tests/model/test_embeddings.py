@@ -7,7 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.embeddings import BlockTensors, Embeddings, FusedOptimizer, block_features
+from model.block_tensors import BlockTensors, block_features
+from model.embeddings import Embeddings, FusedOptimizer
 from model.features import EncodedBlock, FeatureEncoder, FittedFeatures
 from model.schema import Block, FeedSchema
 from tests.model.feeds import FEED, Rows, columns_of, encoder_of, everything, random_rows, schema_of

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.embeddings import BlockTensors, Embeddings, FusedOptimizer
+from model.block_tensors import BlockTensors
+from model.embeddings import Embeddings, FusedOptimizer
 from model.features import EncodedBlock, FeatureEncoder, FittedFeatures, TargetScale
 from model.fusion.adatt import AdaTTConfig
 from model.ranker import Answers, Network, NetworkConfig, Ranker, ScoringModule, Tower

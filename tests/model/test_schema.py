@@ -79,9 +79,14 @@ def test_masks_are_columns_that_training_reads_once() -> None:
 
 @pytest.mark.parametrize(("feature", "message"), [
     # one source of rows
-    ("{name: b, side: user, kind: id, dim: 4}", "'b' needs exactly one of buckets, vocabulary, table; got none"),
+    ("{name: b, side: user, kind: id, dim: 4}", "'b' needs exactly one of buckets, vocabulary, slots, table; got"),
     ("{name: b, side: user, kind: id, buckets: 3, vocabulary: [1], dim: 4}", "got ['buckets', 'vocabulary']"),
     ("{name: b, side: user, kind: id, buckets: 3, table: item}", "got ['buckets', 'table']"),
+    ("{name: b, side: user, kind: id, buckets: 3, slots: 3, dim: 4}", "got ['buckets', 'slots']"),
+    ("{name: b, side: user, kind: id, slots: 3, hashes: 2, dim: 4}", "hashes applies to buckets alone"),
+    ("{name: b, side: user, kind: id, slots: 3, min_count: 2, dim: 4}", "min_count applies to `vocabulary: fit"),
+    ("{name: b, side: user, kind: id, slots: 0, dim: 4}", "features.1.id.slots"),
+    ("{name: b, side: user, kind: id, slots: 2147483647, dim: 4}", "features.1.id.slots"),
     ("{name: b, side: user, kind: id, table: item, dim: 4}", "feature 'b' takes dim from table 'item'; remove it"),
     ("{name: b, side: user, kind: id, table: item, dtype: int64}", "takes dtype from table 'item'"),
     ("{name: b, side: user, kind: id, table: item, min_count: 2}", "takes min_count from table 'item'"),

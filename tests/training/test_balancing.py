@@ -11,7 +11,8 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from model.embeddings import BlockTensors, Embeddings
+from model.block_tensors import BlockTensors
+from model.embeddings import Embeddings
 from model.features import FeatureEncoder, FittedFeatures
 from model.ranker import Network, NetworkConfig, Ranker
 from model.schema import FeedSchema

@@ -33,6 +33,15 @@ def test_what_is_saved_is_loaded(saved: Path) -> None:
     assert_same_state(checkpoint.load(saved), STATE)
 
 
+def test_what_a_gpu_saved_is_loaded_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        checkpoint.save(tmp_path / "last.pt", STATE)
+    loaded = checkpoint.load(tmp_path / "last.pt")
+    assert_same_state(loaded, STATE)
+    assert loaded["weights"]["a"].device.type == "cpu"
+
+
 def test_a_second_save_replaces_the_first_and_leaves_nothing_beside_it(saved: Path) -> None:
     checkpoint.save(saved, {"step": 2})
     assert checkpoint.load(saved) == {"step": 2}

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.training.resaved import resave
-from tests.training_data import assert_same_state, saved_state, training_file, write_feed
+from tests.training_data import SCHEMA, assert_same_state, saved_state, training_file, write_feed
 from training.checkpoints import verified
 from training.config import TrainingConfig
 from training.history import TRAIN_LOSS, read_log
@@ -65,6 +65,13 @@ def assert_close_runs(one: Run, other: Run, tolerance: float) -> None:
         np.testing.assert_allclose(weights, second["ranker"][name], rtol=0, atol=10 * tolerance, err_msg=name)
 
 
+def resave_by_two(folder: Path, out: Path) -> None:
+    """Two processes read what a run's folder holds and write it into another."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.training.resaved", str(folder), str(out)]
+    subprocess.run(command, check=True, timeout=TIMEOUT, capture_output=True)
+
+
 def wait_for_a_checkpoint(process: subprocess.Popen[str], run: Path) -> None:
     """Returns as soon as a checkpoint is whole."""
     deadline = time.monotonic() + TIMEOUT
@@ -99,6 +106,27 @@ def test_two_processes_reckon_what_one_does_and_export_reads_them(tmp_path: Path
     one = train(TrainingConfig.load(config, [f"output={tmp_path}/one"]), show=False)
     assert_close_runs(one, two, 1e-6)  # the sums of a batch in another order
     assert not two.best_ranker().training
+
+
+def test_two_processes_give_slots_to_the_ids_that_one_does(tmp_path: Path) -> None:
+    """Tables by rows, whole, and with a copy in each process; what one process saved between turns two go on with."""
+    write_feed(tmp_path / "data", 600)
+    schema = SCHEMA.replace("vocabulary: fitted, dim: 4", "slots: 12, dim: 4").replace("buckets: 100", "slots: 30")
+    schema = schema.replace("dtype: string, vocabulary: [home, follow]", "dtype: string, slots: 2")
+    slots = {"policy": "lru", "interval": 3}
+    config = training_file(tmp_path, schema=schema, batch_size=16, embeddings={"tables": TABLES, "slots": slots})
+    assert "another's row" in finish(launch(config))
+    one = train(TrainingConfig.load(config, [f"output={tmp_path}/one"]), show=False)
+    two = Run.open(tmp_path / "run")
+    assert_close_runs(one, two, 1e-6)  # the sums of a batch in another order
+    states = [saved_state(run.path / LAST)["slots"] for run in (one, two)]
+    assert_same_state(states[0], states[1])
+    assert states[0]["video"]["turns"] > 10
+    assert states[0]["video"]["counts"].sum() > 0, "saved between turns"
+    resave(one.path, tmp_path / "by-one")
+    resave_by_two(tmp_path / "by-one", tmp_path / "by-two")
+    for name in ("by-one", "by-two"):
+        assert_same_state(saved_state(tmp_path / name / LAST)["slots"], states[0], name)
 
 
 @pytest.mark.parametrize("kind", ["gradnorm", "pcgrad"])
@@ -138,9 +166,7 @@ def test_a_killed_process_costs_nothing_and_a_checkpoint_serves_any_number_of_pr
 
     shutil.copytree(runs[0].path, tmp_path / "again", symlinks=True)
     resave(tmp_path / "again", tmp_path / "by-one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.training.resaved", str(tmp_path / "by-one"), str(tmp_path / "by-two")]
-    subprocess.run(command, check=True, timeout=TIMEOUT, capture_output=True)
+    resave_by_two(tmp_path / "by-one", tmp_path / "by-two")
     one, two = (verified(tmp_path / name / LAST)["processes"] for name in ("by-one", "by-two"))
     assert (one, two) == (1, 2)
     original = saved_state(runs[0].path / LAST)

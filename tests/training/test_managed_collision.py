@@ -1,4 +1,5 @@
-"""What docs/ids.md says of TorchRec's managed collision: it trains, and cannot be exported. Once this fails, it can."""
+"""What docs/ids.md says of TorchRec's own way of putting managed collision into a network: it trains, and TorchScript
+refuses it, which is why training/managed_ids.py takes another. Once this fails, it need not."""
 
 import pytest
 import torch

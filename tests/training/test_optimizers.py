@@ -10,7 +10,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from model.embeddings import BlockTensors, Embeddings
+from model.block_tensors import BlockTensors
+from model.embeddings import Embeddings
 from model.features import FeatureEncoder, FittedFeatures
 from model.ranker import Network, NetworkConfig, Ranker
 from model.schema import FeedSchema

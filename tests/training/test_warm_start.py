@@ -12,7 +12,8 @@ import yaml
 from numpy.typing import NDArray
 
 from model.artifact import TRAINED, write_manifest
-from model.embeddings import BlockTensors, Embeddings
+from model.block_tensors import BlockTensors
+from model.embeddings import Embeddings
 from model.features import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
 from model.ranker import Network, NetworkConfig, Ranker
 from model.schema import FeedSchema, NumberFeature, RegressionTask

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from model.embeddings import BlockTensors
+from model.block_tensors import BlockTensors
 from training.data import Batch
 
 

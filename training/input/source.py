@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.embeddings import BlockTensors
+from model.block_tensors import BlockTensors
 from training.data import Batch, Rows
 
 
