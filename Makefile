@@ -37,7 +37,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
-	bench-quality bench-census bench-training bench-checkpoints bench-distributed bench-kills bench-tables bench-input \
+	bench-quality bench-census bench-training bench-checkpoints bench-distributed bench-kills bench-tables bench-slots bench-input \
 	bench-networks bench-balancing bench-serving bench-workers bench-start bench-score bench-parity bench-reliability bench-compare clean
 
 help: ## this list
@@ -173,6 +173,9 @@ bench-kills: $(STAMP) ## kill -9 at twenty random moments of training, and what 
 
 bench-tables: $(STAMP) ## step time and peak memory from 1M to 100M rows of tables (ARGS="--rows 1 10")
 	@exec $(PY) -m benchmarks.table_sizes $(ARGS)
+
+bench-slots: $(STAMP) ## what tables with slots cost a training step, and a turn of evictions
+	@exec $(PY) -m benchmarks.slot_cost $(ARGS)
 
 bench-networks: $(STAMP) ## CPU time of a training step of AdaTT-sp, against a module per expert
 	@exec $(PY) -m benchmarks.network_speed $(ARGS)

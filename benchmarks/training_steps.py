@@ -17,7 +17,9 @@ from training.balancing import Balancing
 from training.config import TrainingConfig
 from training.data import Batch, Rows, columns_from_arrow, fit_features, read_splits
 from training.losses import TaskLosses
+from training.managed_ids import ManagedIds
 from training.optimizers import Optimizers
+from training.ranks import ALONE
 from training.run import Run
 
 Step = Callable[[], None]
@@ -44,34 +46,37 @@ def median(milliseconds: Sequence[float]) -> str:
     return f"{statistics.median(milliseconds):.2f}"
 
 
-def load(path: Path) -> tuple[Run, list[Batch]]:
-    """A training file's run, of which nothing is written, and its first training batches in random order."""
+def load(path: Path, changes: Sequence[str] = (), *, num_batches: int = NUM_BATCHES) -> tuple[Run, list[Batch]]:
+    """A training file's run (with `key=value` changes), of which nothing is written, and its first training batches in
+    random order, `num_batches` at most."""
     torch.set_num_threads(1)
-    config = TrainingConfig.load(path)
+    config = TrainingConfig.load(path, changes)
     schema = config.feed_schema()
     table = read_splits(config.data, schema, ("train",))["train"]
     columns = columns_from_arrow(schema, table)
     run = Run(config.output, config, schema, fit_features(schema, table, columns))
     rows = Rows.encode(schema, run.encoder, table, columns, as_served=False)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    return run, [rows.take(part) for part in torch.split(order, config.batch_size)[:NUM_BATCHES]]
+    return run, [rows.take(part) for part in torch.split(order, config.batch_size)[:num_batches]]
 
 
 def ranker_step(run: Run, ranker: Ranker, batches: Iterable[Batch], balancing: Balancing | None = None) -> Step:
     """A step of training: forward, backward and the optimizers, as training/train.py makes it."""
     balancing = balancing or Balancing(TaskLosses(run.schema))
     optimizers = Optimizers(ranker.train(), run.config.optimizer, 1, balancing)
+    managed_ids = ManagedIds(ranker.embeddings, run.config.embeddings.slots, ALONE)
     numbers, feed = itertools.count(), itertools.cycle(batches)
 
     def step() -> None:
-        batch = next(feed)
+        batch, number = next(feed), next(numbers)
         optimizers.start_step(0)
         rows_BD = ranker.embeddings(batch.request, batch.candidate)
         losses_T = balancing.losses(ranker.network(rows_BD), batch.targets_BT, batch.observed_BT)
         total = balancing.total(losses_T)
         optimizers.zero_grad()
-        balancing.backward(losses_T, total, rows_BD, ranker.network, next(numbers))
+        balancing.backward(losses_T, total, rows_BD, ranker.network, number)
         optimizers.step()
+        managed_ids.after_step(number, batch, optimizers)
         balancing.after_step()
 
     return step

@@ -61,6 +61,7 @@ class TableReport(StrictModel):
     features: tuple[str, ...]
     rows: int
     dim: int
+    slots: int | None = None
     occurrences: int
     distinct: int
     undercount: int
@@ -105,6 +106,7 @@ def _report(table: Table, fitted: FittedFeatures, train: Counts, validation: Cou
         features=table.features,
         rows=lookup.rows if table.slots is None else table.slots + 1,
         dim=table.dim,
+        slots=table.slots,
         occurrences=train.total,
         distinct=round(len(ids) / share),
         undercount=train.undercount,
@@ -201,6 +203,8 @@ def as_markdown(reports: Sequence[TableReport], train_rows: int, validation_rows
         f"{_percent(report.oov_validation)} | {_percent(report.unseen)} |"
         for report in reports
     ]
+    if slots := [report.name for report in reports if report.slots is not None]:
+        lines += ["", f"OOV of tables with slots ({', '.join(slots)}): if their commonest ids held them all."]
     if hashed := [(report, report.collisions) for report in reports if report.collisions is not None]:
         lines += [
             "",

@@ -24,6 +24,7 @@ from tests.training_data import SCHEMA, Stopped, assert_same_state, feed_table, 
 from training.config import SlotsConfig, TrainingConfig
 from training.data import Rows, columns_from_arrow, read_splits
 from training.export import export
+from training.id_report import TableReport, as_markdown
 from training.managed_ids import ManagedIds, settled, turn
 from training.optimizers import Optimizers
 from training.parent import open_parent
@@ -315,3 +316,7 @@ def test_the_report_says_what_slots_can_hold_at_best(tmp_path: Path) -> None:
     assert report["video"]["oov_train"] == pytest.approx(1 - held / len(of_train))
     assert report["video"]["rows"] == 21
     assert report["user_id"]["oov_train"] == 0.0
+    reports = [TableReport.from_mapping(one, "ids.json") for one in report.values()]
+    assert "OOV of tables with slots (user_id, video): if their commonest ids held them all." in as_markdown(
+        reports, 1, 1
+    )
