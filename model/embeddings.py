@@ -6,7 +6,8 @@ exported module (plain torch) lays its row out the same way. With tables of each
 by side, a task's each, [B, T * D].
 
 A table with two hashes is one table of two halves, read by each of its features twice, under its own name and under
-`second_key`; the dense row has their sum.
+`second_key`; the dense row has their sum. Lists are summed by their tables, and divided by their lengths here where
+their mean is asked for.
 
 Tables with a fused optimizer update inside backward. They may be sharded over processes (`shard`, which training hands
 in), or kept in plain torch (`engine="torch"`, model/torch_bags.py). First weights are the same in all these ways: drawn
@@ -124,11 +125,14 @@ class Embeddings(nn.Module):
         self.id_maps = IdMaps(schema, encoder.unplaced, self._device)
         dims = {name: table.dim for table in schema.tables for name in table.features}
         self._order: list[list[str]] = []
+        # By block the lists whose mean is asked for, and their places among its lists.
+        self._mean_lists: list[list[tuple[int, str]]] = []
         self.width_of_block: dict[Block, int] = {}
         for block in BLOCKS:
             ids, lists, numbers = block_features(schema, block)
             names = [*(feature.name for feature in ids), *(feature.name for feature in lists)]
             self._order.append(names)
+            self._mean_lists.append([(place, one.name) for place, one in enumerate(lists) if one.pooling == "mean"])
             self.width_of_block[block] = sum(dims[name] for name in names) + len(numbers)
         self._keys = [name for names in self._order for name in names]
         self._table_of = {name: table.name for table in schema.tables for name in table.features}
@@ -158,11 +162,7 @@ class Embeddings(nn.Module):
 
     def _build(self, group: _Group, shard: Shard | None) -> nn.Module:
         fused, rate = group.optimizer
-        # TorchRec 1.8 computes a fused collection pooling by pooling but names its outputs in table order: names
-        # and values belong together only with the tables of one pooling side by side.
-        ordered = [
-            (table, owner) for table in sorted(group.tables, key=lambda table: table.pooling) for owner in self._owners
-        ]
+        ordered = [(table, owner) for table in group.tables for owner in self._owners]
         if self.engine == "torch":
             bags = [
                 BagTable(
@@ -170,7 +170,6 @@ class Embeddings(nn.Module):
                     self._rows_of_table[table.name],
                     table.dim,
                     {key: self._key(key, owner) for key in self._keys_of(table)},
-                    "mean" if table.pooling == "mean" else "sum",
                 )
                 for table, owner in ordered
             ]
@@ -181,7 +180,7 @@ class Embeddings(nn.Module):
                 embedding_dim=table.dim,
                 num_embeddings=self._rows_of_table[table.name],
                 feature_names=self._keys_of(table),
-                pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
+                pooling=PoolingType.SUM,
             )
             for table, owner in ordered
         ]
@@ -222,11 +221,12 @@ class Embeddings(nn.Module):
         request, candidate = self.id_maps.place(request, candidate)
         numbers = (request.numbers_BN, candidate.numbers_BN)
         pooled = self._pooled(request, candidate, jagged)
+        divisors = self._divisors(request, candidate)
         parts: list[Tensor] = []
         for owner in self._owners:
             for names, numbers_BN in zip(self._order, numbers, strict=True):
                 # By key, in our own order: a KeyedTensor's order is the tables', and changes when they are sharded.
-                parts += [self._columns(pooled, name, owner) for name in names]
+                parts += [self._columns(pooled, name, owner, divisors.get(name)) for name in names]
                 parts.append(numbers_BN)
         return torch.cat(parts, dim=1)
 
@@ -288,10 +288,23 @@ class Embeddings(nn.Module):
         first, second = halves(ids, ids.new_tensor(half_rows))
         return [(feature, first), (second_key(feature), second + half_rows)]
 
-    def _columns(self, pooled: dict[str, Tensor], feature: str, owner: str | None) -> Tensor:
+    def _columns(
+        self, pooled: dict[str, Tensor], feature: str, owner: str | None, divisors_B1: Tensor | None
+    ) -> Tensor:
         """A feature's columns of the dense row."""
         columns_BD = pooled[self._key(feature, owner)]
-        return columns_BD + pooled[self._key(second_key(feature), owner)] if feature in self._half_rows else columns_BD
+        if feature in self._half_rows:
+            columns_BD = columns_BD + pooled[self._key(second_key(feature), owner)]
+        return columns_BD if divisors_B1 is None else columns_BD / divisors_B1
+
+    def _divisors(self, request: BlockTensors, candidate: BlockTensors) -> dict[str, Tensor]:
+        """What the sum of a list is divided by where its mean is asked for, [B, 1]. All tables pool by sums: fbgemm's
+        means take four times as long on a CPU, and each pooling is a kernel of its own."""
+        divisors: dict[str, Tensor] = {}
+        for names, block in zip(self._mean_lists, (request, candidate), strict=True):
+            for position, name in names:
+                divisors[name] = block.list_lengths_LB[position].clamp(min=1).unsqueeze(1)
+        return divisors
 
     def collections(self) -> list[nn.Module]:
         """What holds the tables, a module for each group of one optimizer."""

@@ -15,13 +15,12 @@ from torch.nn import functional
 
 
 class BagTable(NamedTuple):
-    """A table, the features that read it (by the names of their outputs), and how lists are pooled."""
+    """A table, the features that read it, by the names of their outputs."""
 
     name: str
     rows: int
     dim: int
     features: Mapping[str, str]
-    pooling: str
 
 
 class TorchBags(nn.Module):
@@ -40,7 +39,7 @@ class TorchBags(nn.Module):
             self.embedding_bags[table.name] = bag
 
     def forward(self, features: Sequence[str], values_V: Tensor, lengths_FB: Tensor) -> dict[str, Tensor]:
-        """The pooled rows of every feature by the name of its output; an empty list is a row of zeros."""
+        """The summed rows of every feature by the name of its output; an empty list is a row of zeros."""
         parts = dict(zip(features, torch.split(values_V, lengths_FB.sum(dim=1).tolist()), strict=True))
         lengths = dict(zip(features, lengths_FB, strict=True))
         pooled: dict[str, Tensor] = {}
@@ -49,6 +48,6 @@ class TorchBags(nn.Module):
             for feature, output in table.features.items():
                 offsets_B = torch.cumsum(lengths[feature], 0) - lengths[feature]
                 pooled[output] = functional.embedding_bag(
-                    parts[feature], weight, offsets_B, mode=table.pooling, sparse=self._sparse
+                    parts[feature], weight, offsets_B, mode="sum", sparse=self._sparse
                 )
         return pooled
