@@ -162,7 +162,10 @@ class Embeddings(nn.Module):
 
     def _build(self, group: _Group, shard: Shard | None) -> nn.Module:
         fused, rate = group.optimizer
-        ordered = [(table, owner) for table in group.tables for owner in self._owners]
+        # The order in which first weights are drawn: published results are those of these seeds.
+        ordered = [
+            (table, owner) for table in sorted(group.tables, key=lambda table: table.pooling) for owner in self._owners
+        ]
         if self.engine == "torch":
             bags = [
                 BagTable(
