@@ -13,7 +13,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ import torch
 
 from benchmarks import report
 from benchmarks.training_loops import IDS, endless, open_feed
+from benchmarks.training_steps import ranker_step
 from training import table_files
 from training.checkpoints import Checkpoints
-from training.data import Batch
 from training.ranks import ALONE
 from training.train import Training
 
@@ -93,7 +92,9 @@ def _measure(feed: str, buckets: int, folder: Path, turns: int) -> dict[str, Any
     rows = source()
     training = Training(run, rows, ALONE)
     saved = Checkpoints(run.path, ALONE, keep=1, about={})
-    _steps(training, endless(rows), 5)
+    step = ranker_step(run, training.ranker, endless(rows), training.balancing, training.optimizers)
+    for _ in range(5):
+        step()
     spent: dict[str, list[float]] = {"cpu": [], "wall": [], "blocked": []}
     for turn in range(turns + 1):  # the first warms up
         cpu, wall = time.process_time(), time.monotonic()
@@ -110,18 +111,6 @@ def _measure(feed: str, buckets: int, folder: Path, turns: int) -> dict[str, Any
         **{clock: statistics.median(values) for clock, values in spent.items()},
         "turns": spent,
     }
-
-
-def _steps(training: Training, batches: Iterator[Batch], steps: int) -> None:
-    ranker, optimizers = training.ranker.train(), training.optimizers
-    for _ in range(steps):
-        batch = next(batches)
-        optimizers.start_step(0)
-        logits_BT = ranker(batch.request, batch.candidate)
-        losses_T = training.losses(logits_BT, batch.targets_BT, batch.observed_BT)
-        optimizers.zero_grad()
-        training.balancing.total(losses_T).backward()  # type: ignore[no-untyped-call]
-        optimizers.step()
 
 
 if __name__ == "__main__":

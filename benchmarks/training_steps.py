@@ -60,10 +60,17 @@ def load(path: Path, changes: Sequence[str] = (), *, num_batches: int = NUM_BATC
     return run, [rows.take(part) for part in torch.split(order, config.batch_size)[:num_batches]]
 
 
-def ranker_step(run: Run, ranker: Ranker, batches: Iterable[Batch], balancing: Balancing | None = None) -> Step:
+def ranker_step(
+    run: Run,
+    ranker: Ranker,
+    batches: Iterable[Batch],
+    balancing: Balancing | None = None,
+    optimizers: Optimizers | None = None,
+) -> Step:
     """A step of training: forward, backward and the optimizers, as training/train.py makes it."""
     balancing = balancing or Balancing(TaskLosses(run.schema))
-    optimizers = Optimizers(ranker.train(), run.config.optimizer, 1, balancing)
+    optimizers = optimizers or Optimizers(ranker, run.config.optimizer, 1, balancing)
+    ranker.train()
     managed_ids = ManagedIds(ranker.embeddings, run.config.embeddings.slots, ALONE)
     numbers, feed = itertools.count(), itertools.cycle(batches)
 

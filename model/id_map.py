@@ -7,7 +7,7 @@ in their place; an id that holds none takes the OOV row. Who holds which is deci
 Shapes: B rows, K single-id features, L list features, V values, H ids that hold a row.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,14 +27,29 @@ class IdMap:
     def __init__(self, slots: int, device: torch.device) -> None:
         self.slots = slots
         self.device = device
-        self.load({"words": torch.zeros(0, dtype=torch.int64), "rows": torch.zeros(0, dtype=torch.int64)})
+        nobody = torch.zeros(0, dtype=torch.int64)
+        self.hold(nobody, nobody, {}, 0)
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Takes what `state` has told."""
-        self.words_H: Tensor = state["words"].to(self.device)
-        self.rows_H: Tensor = state["rows"].to(self.device)
-        self.merits: dict[str, Tensor] = {name: one.to(self.device) for name, one in state.get("merits", {}).items()}
-        self.turns: int = state.get("turns", 0)
+    def hold(self, words_H: Tensor, rows_H: Tensor, merits: Mapping[str, Tensor], turns: int) -> None:
+        """Gives the rows to these words."""
+        self.words_H, self.rows_H = words_H.to(self.device), rows_H.to(self.device)
+        self.merits = {name: one.to(self.device) for name, one in merits.items()}
+        self.turns = turns
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes what `state` has told. Raises RuntimeError, as torch does of a state dict, where no map is such."""
+        words_H, rows_H, merits, turns = (state[key] for key in ("words", "rows", "merits", "turns"))
+        of_each = [words_H, rows_H, *merits.values()]
+        if not (
+            all(one.dtype == torch.int64 and one.shape == (len(words_H),) for one in of_each)
+            and bool((words_H[1:] > words_H[:-1]).all() and (words_H != NO_WORD).all())
+            and torch.equal(rows_H.unique(), rows_H.sort().values)
+            and bool(((rows_H > OOV_ROW) & (rows_H <= self.slots)).all())
+            and isinstance(turns, int)
+            and turns >= 0
+        ):
+            raise RuntimeError(f"ids and rows of a table with {self.slots:,} slots that are not in order")
+        self.hold(words_H, rows_H, merits, turns)
 
     def state(self) -> dict[str, Any]:
         """All there is, for checkpoints."""

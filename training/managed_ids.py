@@ -146,14 +146,8 @@ def turn(id_map: IdMap, words_V: Tensor, config: SlotsConfig) -> Tensor:
     module({"words": JaggedTensor(values=words_V, lengths=lengths)})
     rows_R: Tensor | None = module.evict()
     is_held = state[_WORDS] != NO_WORD
-    id_map.load(
-        {
-            "words": state[_WORDS][is_held],
-            "rows": state[_ROWS][is_held],
-            "merits": {name: one[is_held] for name, one in merits.items()},
-            "turns": id_map.turns + 1,
-        }
-    )
+    kept = {name: one[is_held] for name, one in merits.items()}
+    id_map.hold(state[_WORDS][is_held], state[_ROWS][is_held], kept, id_map.turns + 1)
     assert rows_R is not None, "a turn was due"
     return rows_R
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from model.artifact import FITTED, MANIFEST, TRAINED, Artifact, ArtifactError
 from model.embeddings import Embeddings
 from model.features import FeatureEncoder, FittedFeatures
+from model.id_map import IdMap
 from model.ranker import Network, NetworkConfig, Ranker, row_width
 from model.schema import FeedSchema, NumberFeature, RegressionTask
 from model.tables import StackedTables, as_table, table_file
@@ -134,6 +135,9 @@ def _of_version(path: Path) -> Parent:
         tables = {}
         for name, (width, start, rows) in state["tables"].items():
             tables[name] = as_table(artifact.map(table_file(width)), width)[start : start + rows]
+        id_maps = state.get("slots", {})
+        for id_map in id_maps.values():
+            IdMap(len(id_map["words"]), torch.device("cpu")).load(id_map)
     except ArtifactError:
         raise
     except Exception as error:  # a forged body can make the unpickler stop anywhere
@@ -144,7 +148,7 @@ def _of_version(path: Path) -> Parent:
         "checksum": manifest.checksum,
         "data_window": manifest.training.get("data_window"),
     }
-    return Parent(path, manifest.feed, fitted, config, network.eval(), tables, about, state.get("slots", {}))
+    return Parent(path, manifest.feed, fitted, config, network.eval(), tables, about, id_maps)
 
 
 def _network(config: NetworkConfig, schema: FeedSchema) -> Network:

@@ -1,5 +1,6 @@
 """Tables with slots: who holds them, what a row begins with, and that what is trained is saved, exported and served."""
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,8 @@ from model.schema import Table
 from model.scorer import Scorer, block_tensors
 from tests.model.feeds import schema_of
 from tests.training_data import SCHEMA, Stopped, assert_same_state, feed_table, saved_state, stop_at, training_file
+from training import checkpoint
+from training.checkpoints import MANIFEST, STATE
 from training.config import SlotsConfig, TrainingConfig
 from training.data import Rows, columns_from_arrow, read_splits
 from training.export import export
@@ -114,6 +117,49 @@ def test_rows_of_ids_are_those_of_a_dictionary() -> None:
     assert id_map.rows(travelling).tolist() == [row_of.get(one, 0) for one in asked] + [0]
     assert all(row_of[one] > 0 for one in known)
     assert IdMap(3, CPU).rows(travelling).tolist() == [0] * (len(asked) + 1)
+
+
+def changed(state: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    return {**state, **parts}
+
+
+def test_a_state_that_no_map_has_is_refused_and_changes_nothing() -> None:
+    id_map = IdMap(5, CPU)
+    turn(id_map, words(3, 9, 9, -2), SlotsConfig())
+    state, before = id_map.state(), holders(id_map)
+    for broken in (
+        changed(state, words=words(9, 3, -2)),
+        changed(state, words=words(3, 3, 9)),
+        changed(state, words=words(-2, 3, 2**63 - 1)),
+        changed(state, words=state["words"].float()),
+        changed(state, words=state["words"][:2]),
+        changed(state, rows=words(1, 2, 2)),
+        changed(state, rows=words(0, 1, 2)),
+        changed(state, rows=words(1, 2, 6)),
+        changed(state, merits={"counts": words(1)}),
+        changed(state, turns=-1),
+        changed(state, turns=torch.tensor(1)),
+    ):
+        with pytest.raises(RuntimeError, match="of a table with 5 slots that are not in order"):
+            id_map.load(broken)
+    assert holders(id_map) == before
+    id_map.load(state)
+    assert holders(id_map) == before
+
+
+def test_a_checkpoint_with_such_a_state_is_refused_by_name(tmp_path: Path) -> None:
+    write_log(tmp_path)
+    run = trained(tmp_path)
+    best = run.path / BEST / STATE
+    state = checkpoint.load(best)
+    state["slots"]["video"]["rows"] += 10**6
+    checkpoint.save(best, state)
+    manifest = json.loads((best.parent / MANIFEST).read_text(encoding="utf-8"))
+    content = best.read_bytes()
+    manifest["files"][STATE] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (best.parent / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(ValueError, match="checkpoints/best: holds the weights of another network"):
+        run.best_ranker()
 
 
 def video_table() -> Table:
