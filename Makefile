@@ -38,7 +38,8 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-training bench-checkpoints bench-distributed bench-kills bench-tables bench-slots bench-input \
-	bench-networks bench-balancing bench-serving bench-workers bench-start bench-score bench-parity bench-reliability bench-compare clean
+	bench-networks bench-balancing bench-serving bench-workers bench-start bench-score bench-parity bench-reliability \
+	bench-compare clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
