@@ -1,6 +1,6 @@
 """Two workers of an application that hangs for ever when it is asked to; what their parent says goes to stdout.
 
-    python -m tests.service.hanging PORT
+python -m tests.service.hanging PORT
 """
 
 import logging
