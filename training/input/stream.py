@@ -115,9 +115,18 @@ class SplitReader:
         return self.rows([Piece(place, 0, rows) for place, rows in enumerate(self.rows_of_group)])
 
     def _read(self, piece: Piece) -> Iterator[Batch]:
+        file = self._groups[piece.group].file
+        self._check_unchanged(file)
+        try:
+            yield from self._read_group(piece)
+        except ValueError:
+            # Whatever a file that changes while it is read has broken: that it changed is what to say.
+            self._check_unchanged(file)
+            raise
+
+    def _read_group(self, piece: Piece) -> Iterator[Batch]:
         reader, group = self._reader, self._groups[piece.group]
         file = reader.files.files[group.file]
-        self._check_unchanged(group.file)
         weight = reader.config.weight if self._split == "train" else None
         bad_rows = BadRows(reader.config.max_bad_rows)  # the index has counted and reported them
         given = 0

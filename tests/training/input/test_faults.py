@@ -15,6 +15,7 @@ from training.data import read_splits
 from training.input.bad_rows import BadRows
 from training.input.index import index_of
 from training.input.reader import LogReader
+from training.input.stream import SplitReader
 
 # Rows 30 and 31 have faults; 39 has one too, and validates.
 FAULTS: dict[str, tuple[str, dict[int, Any], pa.DataType]] = {
@@ -126,6 +127,27 @@ def test_a_file_that_goes_away_midway_is_named(
     again = stream(data_config(tmp_path, readers=readers))
     assert again.fingerprint() == source.fingerprint()
     assert [numbers_of(b) for b in again.batches(0, 3)] == [numbers_of(b) for b in source.batches(0, 3)]
+
+
+@pytest.mark.parametrize("change", [gone, shrunk, shorter])
+def test_a_file_that_changes_while_it_is_read_is_named(
+    tmp_path: Path, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the look at it, before it is opened."""
+    write_groups(tmp_path, [[20] * 3])
+    source = stream(data_config(tmp_path))
+    original, looks = SplitReader._check_unchanged, []
+
+    def look(self: SplitReader, number: int) -> None:
+        original(self, number)
+        looks.append(number)
+        if len(looks) == 1:
+            change(tmp_path / "part-000.parquet")
+
+    monkeypatch.setattr(SplitReader, "_check_unchanged", look)
+    says = "is not there; put it back" if change is gone else "has changed since it was indexed"
+    with pytest.raises(ValueError, match=rf"part-000\.parquet: {says}"):
+        list(source.batches(0, 0))
 
 
 def test_damaged_pages_are_named(tmp_path: Path) -> None:
