@@ -75,15 +75,7 @@ def lookup_of(table: Table, fitted: FittedFeatures, *, in_training: bool = False
             len(row_of) + 1,
             lambda values: np.fromiter(map(row_of.get, values, repeat(OOV_ROW)), np.int64, len(values)),
         )
-    order = np.argsort(np.asarray(entries, np.int64), kind="stable")
-    sorted_entries = np.asarray(entries, np.int64)[order]
-    low, high = int(sorted_entries[0]), int(sorted_entries[-1])
-    if high - low < _DENSE and ID_LIMITS[0] < low and high < ID_LIMITS[1]:
-        # A row for each value from one below the least to one above the greatest, which stand for all beyond them.
-        rows = np.zeros(high - low + 3, np.int64)
-        rows[sorted_entries - (low - 1)] = order + 1
-        return Lookup(len(entries) + 1, lambda values: _dense_rows(values, rows, low - 1, high + 1))
-    return Lookup(len(entries) + 1, lambda values: _vocabulary_rows(values, sorted_entries, order + 1))
+    return _vocabulary_lookup(np.asarray(entries, np.int64))
 
 
 def _words_lookup(slots: int, name: str, fitted: FittedFeatures, *, in_training: bool) -> Lookup:
@@ -92,11 +84,23 @@ def _words_lookup(slots: int, name: str, fitted: FittedFeatures, *, in_training:
         return Lookup(slots + 1, lambda values: unplaced(words_of(values)), is_unplaced=True)
     if held is None:
         raise ValueError(f"table '{name}': the ids that hold its slots are absent from the fitted features")
-    words_H = np.asarray(held, np.int64)
-    if not len(words_H):
+    if not held:
         return Lookup(1, lambda values: np.full(len(values), OOV_ROW, np.int64))
-    order = np.argsort(words_H, kind="stable")
-    return Lookup(len(held) + 1, lambda values: _vocabulary_rows(words_of(values), words_H[order], order + 1))
+    of_words = _vocabulary_lookup(np.asarray(held, np.int64))
+    return Lookup(of_words.rows, lambda values: of_words.find(words_of(values)))
+
+
+def _vocabulary_lookup(entries: Ids) -> Lookup:
+    """The look-up of integers in a vocabulary, whose rows count from 1."""
+    order = np.argsort(entries, kind="stable")
+    sorted_entries, entry_rows = entries[order], order + 1
+    low, high = int(sorted_entries[0]), int(sorted_entries[-1])
+    if high - low < _DENSE and ID_LIMITS[0] < low and high < ID_LIMITS[1]:
+        # A row for each value from one below the least to one above the greatest, which stand for all beyond them.
+        rows = np.zeros(high - low + 3, np.int64)
+        rows[sorted_entries - (low - 1)] = entry_rows
+        return Lookup(len(entries) + 1, lambda values: _dense_rows(values, rows, low - 1, high + 1))
+    return Lookup(len(entries) + 1, lambda values: _vocabulary_rows(values, sorted_entries, entry_rows))
 
 
 def words_of(values: Values) -> Ids:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from training import checkpoint, table_files
 from training.checkpoints import STATE
 from training.progress import TrainingProgress
-from training.run import WEIGHTS
+from training.run import BEST, LAST, WEIGHTS, Run
 
 SCHEMA = """
 name: clips
@@ -162,6 +162,15 @@ def saved_state(path: Path) -> dict[str, Any]:
             else:
                 state["momenta"][name] = value
     return state
+
+
+def assert_same_checkpoints(one: Run, other: Run) -> None:
+    """The newest and the best checkpoint of two runs are equal, tensors bit for bit; only their clocks differ."""
+    for name in (LAST, BEST):
+        states = [saved_state(run.path / name) for run in (one, other)]
+        for state in states:
+            del state["progress"]["seconds"]
+        assert_same_state(states[0], states[1], name)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -27,7 +27,7 @@ from training.data import Batch
 from training.optimizers import Optimizers
 from training.ranks import Ranks
 from training.run import Run
-from training.sharding import local_parts
+from training.sharding import local_parts, local_rows
 
 _WORDS, _ROWS, _TURNS = "_mch_sorted_raw_ids", "_mch_remapped_ids_mapping", "_current_iter_tensor"
 _MERIT = "_mch_"  # how TorchRec names what a policy keeps of each slot
@@ -105,8 +105,8 @@ class ManagedIds:
             if hasattr(weight, "local_shards"):  # one process alone has the row
                 self._ranks.sum(oov_D)
             for part, (first_row, first_column) in parts:
-                here_R = (rows_R >= first_row) & (rows_R < first_row + len(part))
-                part[rows_R[here_R] - first_row] = oov_D[first_column : first_column + part.shape[1]]
+                of_part_D = oov_D[first_column : first_column + part.shape[1]]
+                part[local_rows(rows_R, part, first_row)] = of_part_D
             optimizers.forget(name, rows_R)
 
 
@@ -138,12 +138,11 @@ def turn(id_map: IdMap, words_V: Tensor, config: SlotsConfig) -> Tensor:
     state[_WORDS][:count] = id_map.words_H
     state[_ROWS][: id_map.slots] = torch.cat([id_map.rows_H, is_free.nonzero()[:, 0] + 1])
     state[_TURNS][0] = id_map.turns
-    merits = {key.removeprefix(_MERIT): one for key, one in state.items() if key.startswith(_MERIT)}
-    merits = {name: one for name, one in merits.items() if _MERIT + name not in (_WORDS, _ROWS)}
+    keys = [key for key in state if key.startswith(_MERIT) and key not in (_WORDS, _ROWS)]
+    merits = {key.removeprefix(_MERIT): state[key] for key in keys}
     for name, one in merits.items():
         one[:count] = id_map.merits.get(name, one[:count])
-    lengths = torch.ones_like(words_V)
-    module({"words": JaggedTensor(values=words_V, lengths=lengths)})
+    module({"words": JaggedTensor(values=words_V, lengths=torch.ones_like(words_V))})
     rows_R: Tensor | None = module.evict()
     is_held = state[_WORDS] != NO_WORD
     kept = {name: one[is_held] for name, one in merits.items()}

@@ -18,7 +18,7 @@ from model.embeddings import ADAGRAD_EPSILON, TableOptimizer
 from model.ranker import Ranker
 from training.balancing import Balancing
 from training.config import OptimizerConfig
-from training.sharding import local_parts
+from training.sharding import local_parts, local_rows
 from training.sparse_adagrad import SparseAdagrad
 
 
@@ -109,8 +109,7 @@ class Optimizers:
         """Clears what is kept of some rows of a table (or of a task's copy of it), in this process's part of it."""
         momentum = self.momenta().get(table)
         for part, (first_row, *_) in [] if momentum is None else local_parts(momentum):
-            here_R = (rows_R >= first_row) & (rows_R < first_row + len(part))
-            part[rows_R[here_R] - first_row] = 0.0
+            part[local_rows(rows_R, part, first_row)] = 0.0
         for parameter, state in self._dense.state.items():
             if self._name_of.get(id(parameter)) == table:
                 for value in state.values():

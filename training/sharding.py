@@ -137,6 +137,11 @@ def local_parts(tensor: Any) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
         yield tensor, (0,) * tensor.ndim
 
 
+def local_rows(rows_R: Tensor, part: Tensor, first_row: int) -> Tensor:
+    """Those of a table's rows that a part of it holds, counted from the part's first."""
+    return rows_R[(rows_R >= first_row) & (rows_R < first_row + len(part))] - first_row
+
+
 def sharding_of(config: EmbeddingsConfig, table: str) -> str:
     """How a table (or a task's copy of it, table@task) is sharded."""
     own = config.tables.get(table.partition("@")[0])

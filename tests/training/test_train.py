@@ -20,6 +20,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from tests.training_data import (
     SCHEMA,
     Stopped,
+    assert_same_checkpoints,
     assert_same_state,
     feed_table,
     files_of,
@@ -57,11 +58,7 @@ def log_of(run: Run) -> list[dict[str, str]]:
 
 def assert_same_run(one: Run, other: Run) -> None:
     """Weights, optimizer state and history of two runs are equal bit for bit; only their clocks differ."""
-    for name in (LAST, BEST):
-        states = [saved_state(run.path / name) for run in (one, other)]
-        for state in states:
-            del state["progress"]["seconds"]
-        assert_same_state(states[0], states[1], name)
+    assert_same_checkpoints(one, other)
     assert (one.path / LOG).read_bytes() == (other.path / LOG).read_bytes()
     summaries = [run.summary() for run in (one, other)]
     for summary in summaries:
