@@ -37,8 +37,8 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
-	bench-quality bench-census bench-training bench-checkpoints bench-distributed bench-kills bench-tables bench-slots bench-input \
-	bench-networks bench-balancing bench-serving bench-workers bench-start bench-score bench-parity bench-reliability \
+	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-tables \
+	bench-slots bench-input bench-networks bench-balancing bench-serving bench-workers bench-start bench-score bench-parity bench-reliability \
 	bench-compare clean
 
 help: ## this list
@@ -156,6 +156,9 @@ bench-quality: $(STAMP) ## quality on KuaiRand-Pure, three seeds
 
 bench-census: $(STAMP) ## quality on Census-Income, five seeds
 	@exec $(PY) -m benchmarks.census_quality $(ARGS)
+
+bench-next-day: $(STAMP) ## learning rates for a next day on KuaiRand-Pure, five days, three seeds
+	@exec $(PY) -m benchmarks.next_day $(ARGS)
 
 bench-training: $(STAMP) ## training rows per CPU second, peak memory, the loops people write beside it
 	@exec $(PY) -m benchmarks.training_speed $(ARGS)

@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--init-from", metavar="PARENT", help="start from the weights of models/NAME/VERSION, or of a finished run"
     )
+    command.add_argument(
+        "--rate-factor", metavar="F", help="with a parent: multiply every learning rate by F (init_from.rate_factor)"
+    )
     command.set_defaults(run=_train)
 
     command = commands.add_parser("report", help="what a training file's data holds: labels, missing, unknown, drift")
@@ -207,8 +210,9 @@ def _train(options: argparse.Namespace) -> None:
     from training.config import TrainingConfig
     from training.train import train
 
-    changes = [*options.set, *([f"init_from.path={options.init_from}"] if options.init_from else [])]
-    train(TrainingConfig.load(options.config, changes))
+    given = {"path": options.init_from, "rate_factor": options.rate_factor}
+    changes = [f"init_from.{key}={value}" for key, value in given.items() if value is not None]
+    train(TrainingConfig.load(options.config, [*options.set, *changes]))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -200,11 +200,14 @@ class EarlyStopping(StrictModel):
 
 
 class InitFrom(StrictModel):
-    """A published version, or a finished run, whose weights a run starts from (training/warm_start.py), and by how much
-    an error on the validation split may be larger than its parent's, relatively, before export refuses the run."""
+    """A published version, or a finished run, whose weights a run starts from (training/warm_start.py).
+
+    `tolerance` is by how much an error on the validation split may be larger than the parent's, relatively, before
+    export refuses the run. `rate_factor` multiplies every learning rate of the run (docs/daily.md)."""
 
     path: Path
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    rate_factor: PositiveFinite = 1.0
 
 
 class TrainingConfig(StrictModel):
@@ -220,7 +223,7 @@ class TrainingConfig(StrictModel):
     fitted: Path | None = None
     # Weights of another implementation to start from, mapped by name; default: drawn from the seed.
     initial_weights: InitialWeights | None = None
-    # A path, or {path, tolerance}: the version of the day before, say.
+    # A path, or {path, tolerance, rate_factor}: the version of the day before, say.
     init_from: (
         Annotated[InitFrom, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)] | None
     ) = None
@@ -305,6 +308,8 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     node = tree
     for part in parts[:-1]:
         child = node.get(part)
+        if part == "init_from" and isinstance(child, str):
+            child = {"path": child}  # the short form: a change of another key keeps the path
         node[part] = dict(child) if isinstance(child, Mapping) else {}
         node = node[part]
     node[parts[-1]] = value

@@ -23,13 +23,21 @@ from training.sparse_adagrad import SparseAdagrad
 
 
 class Optimizers:
-    """Steps a ranker, and what its balancing learns; `total_steps` is the length of the schedule."""
+    """Steps a ranker, and what its balancing learns; `total_steps` is the length of the schedule, `rate_factor`
+    multiplies every learning rate."""
 
     def __init__(
-        self, ranker: Ranker, config: OptimizerConfig, total_steps: int, balancing: Balancing | None = None
+        self,
+        ranker: Ranker,
+        config: OptimizerConfig,
+        total_steps: int,
+        balancing: Balancing | None = None,
+        *,
+        rate_factor: float = 1.0,
     ) -> None:
         self._config = config
         self._total_steps = total_steps
+        self._rate_factor = rate_factor
         self._fused = ranker.embeddings.fused_optimizers()
         self._network = list(ranker.network.parameters())
         groups: list[dict[str, Any]] = [
@@ -66,7 +74,7 @@ class Optimizers:
 
     def start_step(self, step: int) -> None:
         """Sets the learning rates of step `step` (0-based), before its backward, inside which fused tables update."""
-        factor = self._config.rate_factor(step, self._total_steps)
+        factor = self._rate_factor * self._config.rate_factor(step, self._total_steps)
         for group, rate in zip(self._dense.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         for optimizer, rate in (*self._fused, *self._sparse):

@@ -126,7 +126,13 @@ class Training:
         offsets = logit_offsets(run.schema, config.data.negative_sampling)
         self.losses = TaskLosses(run.schema, ranks.across, offsets).to(ranks.device)
         self.balancing = config.balancing.build(self.losses, config.seed).to(ranks.device)
-        self.optimizers = Optimizers(self.ranker, config.optimizer, source.steps * config.epochs, self.balancing)
+        self.optimizers = Optimizers(
+            self.ranker,
+            config.optimizer,
+            source.steps * config.epochs,
+            self.balancing,
+            rate_factor=1.0 if config.init_from is None else config.init_from.rate_factor,
+        )
         self.managed_ids = ManagedIds(self.ranker.embeddings, config.embeddings.slots, ranks)
         self.policies = PolicyLearner(self.ranker.network.fusion, run.schema, config.seed)
         self.progress = Progress()

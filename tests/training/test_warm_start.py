@@ -328,3 +328,31 @@ def test_a_run_that_is_worse_than_its_parent_is_not_exported_unasked(published: 
     with pytest.raises(ValueError, match=r"task \w+ is answered worse than by the parent.*--accept-worse"):
         export(run, tmp_path / "models")
     assert export(run, tmp_path / "models", accept_worse=True).name == "1"
+
+
+def test_a_rate_factor_multiplies_every_rate(published: Path, tmp_path: Path) -> None:
+    """A quarter of the rates by the factor is a quarter of the rates by hand, bit for bit."""
+    write_feed(tmp_path / "data")
+    config = training_file(tmp_path, epochs=1, init_from=str(published))
+    rates = TrainingConfig.load(config).optimizer
+    by_hand = [
+        f"optimizer.tables.learning_rate={rates.tables.learning_rate / 4}",
+        f"optimizer.dense.learning_rate={rates.dense.learning_rate / 4}",
+        f"output={tmp_path / 'by-hand'}",
+    ]
+    assert main(["train", str(config), "--rate-factor", "0.25"]) == 0
+    by_factor, slower = Run.open(tmp_path / "run"), train(TrainingConfig.load(config, by_hand), show=False)
+    assert by_factor.config.init_from is not None
+    assert by_factor.config.init_from.path == published  # the short form of the file keeps its path
+    for name, weight in by_factor.best_ranker().state_dict().items():
+        assert torch.equal(weight, slower.best_ranker().state_dict()[name]), name
+
+
+@pytest.mark.parametrize("factor", ["0", "-1", "fast", ".inf"])
+def test_a_rate_factor_that_is_no_factor_is_refused(
+    factor: str, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = training_file(tmp_path, init_from=str(published))
+    assert main(["train", str(config), f"--rate-factor={factor}"]) == 2
+    assert "init_from.rate_factor" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
