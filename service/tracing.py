@@ -6,10 +6,9 @@ thread of the library's own: no request waits for the collector, and what it doe
 identifiers of models, counts and statuses, never a feature value, a user or a candidate id.
 
 Everything else is configured as OpenTelemetry has it: OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME,
-OTEL_EXPORTER_OTLP_HEADERS.
+OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_HEADERS.
 """
 
-import os
 import re
 import threading
 import time
@@ -37,13 +36,14 @@ class Tracing:
         # Half a second of imports, for those alone who want traces.
         from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        # What is given here would come before the standard's own variable.
-        resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "feedrank")})
+        # An attribute given here overrides the standard's own variables.
+        is_named = OTELResourceDetector().detect().attributes.get(SERVICE_NAME)
+        resource = Resource.create({} if is_named else {SERVICE_NAME: "feedrank"})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))

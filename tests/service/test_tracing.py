@@ -13,7 +13,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from service.tracing import trace_id_of
+from service.request_log import RequestRecord
+from service.tracing import Tracing, trace_id_of
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of
 from tests.service.running import RunningService
@@ -52,7 +53,7 @@ def test_the_log_line_of_a_request_names_its_trace(tmp_path: Path, caplog: pytes
 
 
 @contextmanager
-def collector() -> Iterator[tuple[str, "Queue[Span]"]]:
+def collector(service_name: str = "feedrank") -> Iterator[tuple[str, "Queue[Span]"]]:
     """An OTLP/HTTP receiver, and the spans that it was sent."""
     spans: Queue[Span] = Queue()
 
@@ -62,7 +63,7 @@ def collector() -> Iterator[tuple[str, "Queue[Span]"]]:
             sent = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
             for of_resource in sent.resource_spans:
                 names = {entry.key: entry.value.string_value for entry in of_resource.resource.attributes}
-                assert names["service.name"] == "feedrank"
+                assert names["service.name"] == service_name
                 for of_scope in of_resource.scope_spans:
                     for span in of_scope.spans:
                         spans.put(span)
@@ -112,6 +113,29 @@ def test_a_collector_receives_the_spans_of_scoring_requests(tmp_path: Path) -> N
     assert inside["queue"].end_time_unix_nano == inside["score"].start_time_unix_nano
     # Identifiers and counts alone: no value of a feature, no id of a candidate.
     assert "candidate-" not in "".join(map(str, spans))
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "feedrank"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ads,service.namespace=feeds"}, "ads"),
+        ({"OTEL_SERVICE_NAME": "home"}, "home"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ads", "OTEL_SERVICE_NAME": "home"}, "home"),  # as the standard says
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.namespace=feeds"}, "feedrank"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "", "OTEL_SERVICE_NAME": ""}, "feedrank"),
+    ],
+)
+def test_the_service_has_the_name_that_the_standard_variables_give(
+    variables: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    with collector(name) as (url, sent):
+        tracing = Tracing(url)
+        tracing.trace(RequestRecord(request_id="r-1", endpoint="/v1/rank"), {})
+        tracing.stop()
+        assert sent.qsize() == 1
 
 
 def test_a_collector_that_is_away_costs_no_request_and_no_clean_end(tmp_path: Path) -> None:
