@@ -5,12 +5,20 @@ message that lists every fault as `place: rule, value, what to do`), never a tra
 """
 
 import difflib
+import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from model.untrusted_files import DOCUMENT_BYTES, read_bytes
+
+# Deeper than any configuration, and far from the end of the stack of whatever walks the result.
+_MAX_DEPTH = 100
+# Entries that aliases and merge keys may add to those that are written.
+_MAX_EXPANDED = 100_000
 
 
 class StrictModel(BaseModel):
@@ -54,6 +62,11 @@ class StrictModel(BaseModel):
         """Reads and validates a YAML file."""
         return cls.from_mapping(read_yaml(path), str(path))
 
+    @classmethod
+    def from_bytes(cls, content: bytes, place: str) -> Self:
+        """Validates the content of a YAML file that was read; `place` opens the error message."""
+        return cls.from_mapping(parse_yaml(content, place), place)
+
 
 def unknown_key(key: str, valid: list[str], what: str = "key") -> str:
     """The message for an unknown key (or `what` else): names it and the nearest valid one."""
@@ -77,20 +90,47 @@ def refuse_unknown_kind(data: Any, kinds: list[str], what: str) -> Any:
 def read_yaml(path: Path) -> object:
     """Parses a YAML file with safe types only. Raises ValueError naming the file, the place and the fault."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+        content = read_bytes(path, DOCUMENT_BYTES)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_yaml(content, str(path))
+
+
+def parse_yaml(content: bytes, place: str) -> object:
+    """Parses the content of a YAML file. Raises ValueError, opened by `place`; aliases expand to a bounded size."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: cannot be read ({error})") from None
     try:
         return yaml.load(text, Loader=_CarefulLoader)  # a SafeLoader with more checks
-    except RecursionError:
-        raise ValueError(f"{path}: nested too deeply to be a configuration") from None
     # PyYAML answers some malformed scalars and tags (`2022-13-45`, `!!bool x`, `!!set [1]`) with these.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{place}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 class _CarefulLoader(yaml.SafeLoader):
-    """Refuses what YAML 1.1 would silently read as something else: a key given twice, 010 (octal), 12:30 (base 60)."""
+    """Refuses what YAML 1.1 would silently read as something else: a key given twice, 010 (octal), 12:30 (base 60).
+
+    Refuses nesting without end, and aliases that expand a short text to a huge value, before anything is expanded."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self._depth == _MAX_DEPTH:
+            message = f"nested too deeply to be a configuration, over {_MAX_DEPTH} levels"
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, message, mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _refuse_expansion(node)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
@@ -118,6 +158,26 @@ class _CarefulLoader(yaml.SafeLoader):
 
 _CarefulLoader.add_constructor("tag:yaml.org,2002:int", _CarefulLoader.construct_integer)
 _CarefulLoader.add_constructor("tag:yaml.org,2002:str", _CarefulLoader.construct_text)
+
+
+def _refuse_expansion(root: yaml.Node) -> None:
+    """Raises where aliases and merge keys, each counted as what it stands for, make much of what is written."""
+    sizes: dict[int, tuple[float, float]] = {}
+
+    def size_of(node: yaml.Node) -> tuple[float, float]:
+        """Entries and levels."""
+        if id(node) not in sizes:
+            sizes[id(node)] = (math.inf, math.inf)  # while it is counted: a node within itself has no end
+            children = node.value if isinstance(node, yaml.CollectionNode) else []
+            parts = [size_of(part) for child in children for part in (child if isinstance(child, tuple) else (child,))]
+            sizes[id(node)] = (1 + sum(size for size, _ in parts), 1 + max((depth for _, depth in parts), default=0))
+        return sizes[id(node)]
+
+    size, depth = size_of(root)
+    if size == math.inf:
+        raise _fault(root, "an alias stands for something that it is part of")
+    if size > len(sizes) + _MAX_EXPANDED or depth > _MAX_DEPTH:
+        raise _fault(root, f"aliases and merge keys expand it by over {_MAX_EXPANDED} entries, or {_MAX_DEPTH} levels")
 
 
 def _fault(node: yaml.Node, message: str) -> yaml.constructor.ConstructorError:

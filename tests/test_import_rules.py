@@ -25,7 +25,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "training": ("model",),
     "service": (
         *("model.schema", "model.features", "model.calibration", "model.value_model", "model.artifact", "model.scorer"),
-        *("model.signature", "model.strict_yaml", "model.hashed_ahead"),
+        *("model.signature", "model.strict_yaml", "model.hashed_ahead", "model.untrusted_files"),
     ),
     "deploy": ("service.metrics", "training.feed_world"),
 }

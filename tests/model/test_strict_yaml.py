@@ -46,7 +46,7 @@ class Outer(StrictModel):
     ("- inner", "expected a mapping of keys to values, got list"),
     ("just words", "expected a mapping of keys to values, got str"),
     ("1: 2\ninner: {}", "unknown key '1'"),
-    ("inner: &x {anything: *x}", "unknown key 'anything'"),
+    ("inner: &x {anything: *x}", "an alias stands for something that it is part of"),
 ])  # fmt: skip
 def test_faults_of_content_name_file_and_place(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path / "outer.yaml", text)
@@ -112,6 +112,41 @@ def test_faults_of_yaml_name_the_file(tmp_path: Path, text: str, message: str) -
 def test_merge_keys_still_work(tmp_path: Path) -> None:
     path = write(tmp_path / "some.yaml", "base: &base {a: 1, b: 2}\nmore: {<<: *base, b: 3}")
     assert read_yaml(path) == {"base": {"a": 1, "b": 2}, "more": {"a": 1, "b": 3}}
+
+
+def _bomb(entry: str) -> str:
+    """A text of some hundred characters that would expand to 10 ** 9 entries."""
+    lines = ["a0: &a0 {k: 1}"]
+    lines += [f"a{n}: &a{n} " + entry.format(", ".join([f"*a{n - 1}"] * 10)) for n in range(1, 10)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("text", [
+    _bomb("{{<<: [{}]}}"),
+    _bomb("[{}]"),
+    "a: &a [*a]",
+    "a: &a {<<: *a}",
+    "- &a0 []\n" + "\n".join(f"- &a{n} [*a{n - 1}]" for n in range(1, 500)),
+], ids=["merge keys", "lists", "within itself", "merged into itself", "chain"])  # fmt: skip
+def test_aliases_that_expand_without_bound_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"aliases and merge keys expand it|an alias stands for"):
+        read_yaml(write(tmp_path / "bomb.yaml", text))
+
+
+def test_nesting_is_bounded_and_long_lists_are_not(tmp_path: Path) -> None:
+    deep = "[" * 99 + "]" * 99
+    assert str(read_yaml(write(tmp_path / "deep.yaml", deep))) == deep
+    with pytest.raises(ValueError, match="nested too deeply to be a configuration, over 100 levels"):
+        read_yaml(write(tmp_path / "deeper.yaml", f"[[{deep}]]"))
+    many = list(range(10_000))
+    assert read_yaml(write(tmp_path / "long.yaml", f"a: &a {many}\nb: [*a, *a]")) == {"a": many, "b": [many, many]}
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="at most 67108864 are read"):
+        read_yaml(tmp_path / "huge.yaml")
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
