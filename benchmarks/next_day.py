@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     data = data_folder("kuairand", Path(os.environ.get("FEEDRANK_DATA", ".")) / "kuairand_pure")
-    days = sorted(pc.unique(pyarrow.dataset.dataset(data, format="parquet").to_table(["date"])["date"]).to_pylist())
+    days = sorted(pc.unique(_impressions(data).to_table(["date"])["date"]).to_pylist())
     updates = range(len(days) - 2 - UPDATES, len(days) - 2)
     kept = FOLDER / "cells.json"
     cells: dict[str, dict[str, Errors]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
@@ -102,10 +102,14 @@ def _days(data: Path, first: int, last: int) -> Path:
     if not (folder / "log.parquet").exists():
         folder.mkdir(parents=True, exist_ok=True)
         chosen = (pc.field("date") >= first) & (pc.field("date") <= last)
-        rows = pyarrow.dataset.dataset(data, format="parquet").to_table(filter=chosen)
+        rows = _impressions(data).to_table(filter=chosen)
         pq.write_table(rows, folder / "partial")
         (folder / "partial").rename(folder / "log.parquet")
     return folder
+
+
+def _impressions(data: Path) -> pyarrow.dataset.Dataset:
+    return pyarrow.dataset.dataset(sorted(map(str, data.glob("*.parquet"))), format="parquet")
 
 
 def _errors(run: Run, data: Path, day: int) -> Errors:
