@@ -124,8 +124,8 @@ def test_without_conflict_the_sum_is_left_alone(kind: str) -> None:
 def test_a_method_for_all_tasks_hurts_none(kind: str, seed: int) -> None:
     jacobian_TN = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed))
     combined, _ = gradient_method(kind).combine(jacobian_TN, 0)
-    # MGDA's solver stops within a thousandth of its best; the other two are exact to float32.
-    assert float((jacobian_TN @ combined).min()) >= -1e-2 * float(combined.norm()) ** 2
+    # All are exact to float32; Nash-MTL's products are 1 / w, far from 0.
+    assert float((jacobian_TN @ combined).min()) >= -1e-5 * float(combined.norm()) ** 2
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -135,8 +135,8 @@ def test_mgda_is_the_shortest_combination(seed: int) -> None:
     assert float(weights.min()) >= 0
     assert float(weights.sum()) == pytest.approx(1, rel=1e-5)
     mixtures = np.random.default_rng(seed).dirichlet(np.full(4, 0.7), 5000) @ jacobian_TN.double().numpy()
-    # 1 %: where its solver, Frank and Wolfe's, stops.
-    assert float(combined.norm()) <= 1.01 * np.linalg.norm(mixtures, axis=1).min()
+    # Rounding of the float32 sum.
+    assert float(combined.norm()) <= (1 + 1e-5) * np.linalg.norm(mixtures, axis=1).min()
 
 
 def test_graddrop_keeps_one_sign_in_each_place_and_all_of_it() -> None:

@@ -1,12 +1,14 @@
 """Task weights of the gradient methods: optimality conditions, scipy on the problem as published, special cases."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from training.balancing.solvers import cagrad_weights, nash_weights, upgrad_weights
+from training.balancing.solvers import cagrad_weights, mgda_weights, nash_weights, upgrad_weights
 
 Array = NDArray[np.float64]
 
@@ -24,6 +26,36 @@ def gramian_of(jacobian: Array) -> torch.Tensor:
 
 
 CASES = [(seed, tasks) for seed in range(4) for tasks in (1, 2, 3, 6)]
+
+
+def ill_conditioned(seed: int, tasks: int) -> Array:
+    """Gradients close to a plane, with lengths over two orders of magnitude; mean squared length 1."""
+    rng = np.random.default_rng(seed)
+    jacobian = rng.normal(size=(tasks, 2)) @ rng.normal(size=(2, 8)) + 1e-3 * rng.normal(size=(tasks, 8))
+    jacobian *= np.geomspace(1, 1e-2, tasks)[:, None]
+    scaled: Array = jacobian / np.sqrt(np.mean((jacobian**2).sum(axis=1)))
+    return scaled
+
+
+@pytest.mark.parametrize("make", [gradients, ill_conditioned])
+@pytest.mark.parametrize(("seed", "tasks"), CASES)
+def test_mgda_is_the_point_of_least_norm(make: Callable[[int, int], Array], seed: int, tasks: int) -> None:
+    jacobian = make(seed, tasks)
+    weights = mgda_weights(gramian_of(jacobian)).numpy()
+    assert (weights >= 0).all()
+    assert weights.sum() == pytest.approx(1)
+    step = weights @ jacobian
+    # A point of a convex hull is its shortest exactly where no gradient has a smaller product with it than itself.
+    # 1e-12: sums of float64 whose terms are around 1.
+    assert (jacobian @ step).min() >= step @ step * (1 - 1e-6) - 1e-12
+
+
+def test_mgda_by_hand_and_where_gradients_cancel() -> None:
+    # On the segment from (2, 0) to (0, 1) the shortest point is (2/5, 4/5).
+    jacobian = np.array([[2.0, 0.0], [0.0, 1.0]])
+    np.testing.assert_allclose(mgda_weights(gramian_of(jacobian)).numpy() @ jacobian, [0.4, 0.8])
+    cancelling = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 5.0]])
+    np.testing.assert_allclose(mgda_weights(gramian_of(cancelling)).numpy(), [0.5, 0.5, 0.0], atol=1e-12)
 
 
 @pytest.mark.parametrize(("seed", "tasks"), CASES)

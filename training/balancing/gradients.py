@@ -2,7 +2,7 @@
 
 PCGrad (Yu et al., NeurIPS 2020), CAGrad (Liu et al., NeurIPS 2021), MGDA (Sener and Koltun, NeurIPS 2018), Nash-MTL
 (Navon et al., ICML 2022), UPGrad (Quinton and Rey, "Jacobian Descent", 2024), GradDrop (Chen et al., NeurIPS 2020).
-PCGrad, MGDA and GradDrop are TorchJD's; solvers.py has the others, for which TorchJD needs cvxpy, ECOS or quadprog.
+PCGrad and GradDrop are TorchJD's; solvers.py has the others, and says why.
 
 Where the methods act, and why there. The embedding row is what all networks share, and the cut that leaves fused
 tables alone: one gradient at rows_BD is backpropagated once, and the tables see no difference to a plain step.
@@ -36,7 +36,7 @@ from torch import Tensor
 from model.ranker import Network
 from model.strict_yaml import StrictModel
 from training.balancing.base import Balancing, flat_gradients
-from training.balancing.solvers import cagrad_weights, nash_weights, upgrad_weights
+from training.balancing.solvers import cagrad_weights, mgda_weights, nash_weights, upgrad_weights
 from training.losses import TaskLosses
 
 # Gramian_TT (float64) -> w_T; jacobian_TN -> the combined gradient_N.
@@ -119,13 +119,14 @@ class GradientConfig(StrictModel):
             return GradientBalancing(losses, seed, weighting=nash_weights)
         if self.kind == "upgrad":
             return GradientBalancing(losses, seed, weighting=upgrad_weights)
+        if self.kind == "mgda":
+            return GradientBalancing(losses, seed, weighting=mgda_weights)
         # Here, not above: the import takes half a second, and only these kinds need it.
-        from torchjd.aggregation import GradDrop, MGDAWeighting, PCGradWeighting
+        from torchjd.aggregation import GradDrop, PCGradWeighting
 
         if self.kind == "graddrop":
             return GradientBalancing(losses, seed, aggregation=GradDrop())
-        weighting = PCGradWeighting() if self.kind == "pcgrad" else MGDAWeighting()
-        return GradientBalancing(losses, seed, weighting=cast(Weighting, weighting))
+        return GradientBalancing(losses, seed, weighting=cast(Weighting, PCGradWeighting()))
 
 
 class CAGradConfig(StrictModel):

@@ -1,9 +1,10 @@
-"""Task weights that are solutions of small convex problems: Nash-MTL, CAGrad, UPGrad.
+"""Task weights that are solutions of small convex problems: MGDA, Nash-MTL, CAGrad, UPGrad.
 
 In: the Gramian of the tasks' gradients, float64 [T, T], scaled so that its mean diagonal is 1. Out: w_T, float64.
-TorchJD has all three by way of cvxpy, ECOS or quadprog; with at most a few dozen tasks they are a few lines of exact
-numpy and scipy, without state from one step to the next. All return ones for gradients that are orthogonal and of one
-length (CAGrad: with c = 0), that is the plain sum.
+TorchJD has the last three by way of cvxpy, ECOS or quadprog, and stops MGDA's Frank-Wolfe iteration short of the
+solution. With at most a few dozen tasks all are a few lines of exact numpy and scipy, without state from one step to
+the next. All but MGDA return ones for gradients that are orthogonal and of one length (CAGrad: with c = 0), that is
+the plain sum. MGDA's weights are a convex combination.
 
 Shapes: T tasks.
 """
@@ -17,6 +18,20 @@ from scipy.optimize import minimize, nnls
 from torch import Tensor
 
 _Array = NDArray[np.float64]
+
+
+def mgda_weights(gramian_TT: Tensor) -> Tensor:
+    """Desideri 2012, Sener and Koltun 2018, equation 3: the w on the simplex with the smallest w'Gw.
+
+    With G = R'R the non-negative least squares of R w = 0 beside 1'w = 1 have a multiple of that w as their solution:
+    for w = s v, v on the simplex, |R w|^2 + (s - 1)^2 is least where |R v|^2 is, whatever s. Active sets solve it
+    exactly, ill-conditioned or rank-deficient.
+    """
+    root = _root(gramian_TT)
+    tasks = len(root)
+    stacked: _Array = np.vstack([root, np.ones(tasks)])
+    found: _Array = nnls(stacked, np.append(np.zeros(tasks), 1.0))[0]
+    return torch.from_numpy(found / found.sum())
 
 
 def nash_weights(gramian_TT: Tensor) -> Tensor:
@@ -79,9 +94,15 @@ def upgrad_weights(gramian_TT: Tensor) -> Tensor:
     The projection of g_i has the weights v >= e_i with the smallest v'Gv (proposition 1 there). With v = e_i + z and
     G = R'R that is a least-squares problem in z >= 0, which active sets solve exactly, rank-deficient or not.
     """
-    values_T, vectors_TT = torch.linalg.eigh(gramian_TT)
-    root: _Array = (values_T.clamp(min=0.0).sqrt().unsqueeze(1) * vectors_TT.T).numpy()
+    root = _root(gramian_TT)
     weights = np.ones(len(root))
     for task in range(len(root)):
         weights += nnls(root, -root[:, task])[0]
     return torch.from_numpy(weights)
+
+
+def _root(gramian_TT: Tensor) -> _Array:
+    """R [T, T] with R'R = G; what rounding made negative of G's eigenvalues counts as 0."""
+    values_T, vectors_TT = torch.linalg.eigh(gramian_TT)
+    root: _Array = (values_T.clamp(min=0.0).sqrt().unsqueeze(1) * vectors_TT.T).numpy()
+    return root
