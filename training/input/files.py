@@ -1,14 +1,14 @@
 """The Parquet files of a log: a folder on any fsspec path, its Hive-style partitions (day=7/part.parquet) included.
 
-In: a path or a URL. Out: `LogFiles`, which lists, opens and reads them; the value of a partition folder is a column of
-every file in it. Sub-folders of other names are not part of the log. Every fault is a ValueError that names the file.
+In: a path or a URL. Out: `LogFiles`, which lists (listing.py), opens and reads them; the value of a partition folder is
+a column of every file in it. Every fault is a ValueError that names the file or folder.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import fsspec
@@ -17,8 +17,14 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from model.schema import ID_LIMITS
+from training.input.listing import listing_of
+from training.input.retries import TEMPORARY, first_line, retried
 
+# Entries that are passed over, so many of a kind are named.
+_NAMED = 4
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+# Faults of a file system, not of a file.
+_NOT_READ = {*TEMPORARY, errno.EACCES, errno.EPERM}
 # What filesystems call the time, or the tag, that changes with a file's content.
 _STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
@@ -41,15 +47,18 @@ class LogFiles:
             self._system, root = fsspec.url_to_fs(self._shown)
         except (ValueError, ImportError) as error:
             raise ValueError(f"{folder}: not a path that fsspec can open here ({error})") from None
-        found = [(name, path) for name, path in _walk(self._system, root, self._shown)]
-        if not found:
-            raise ValueError(f"{folder}: no *.parquet file here")
-        parts = {name: _partition(name) for name, _ in found}
+        listing = listing_of(self._system, root, self._shown)
+        if not listing.files:
+            others = "".join(f"; {counted}" for counted in counted_names(listing.passed_over))
+            raise ValueError(f"{folder}: no *.parquet file here{others}")
+        self.passed_over = listing.passed_over
+        parts = {name: _partition(name) for name in listing.files}
         self._refuse_mixed(parts)
-        texts = [key for key in parts[found[0][0]] if not all(_is_integer(part[key]) for part in parts.values())]
+        keys = next(iter(parts.values()))
+        texts = [key for key in keys if not all(_is_integer(part[key]) for part in parts.values())]
         self.files = [
             LogFile(name, path, {key: _value(text, key in texts) for key, text in parts[name].items()})
-            for name, path in sorted(found)
+            for name, path in sorted(listing.files.items())
         ]
 
     def shown(self, file: LogFile) -> str:
@@ -59,7 +68,7 @@ class LogFiles:
     def state(self, file: LogFile) -> tuple[int, str]:
         """Size in bytes, and the time or tag that changes with the content. Raises ValueError where it is gone."""
         try:
-            about = self._system.info(file.path)
+            about = retried(lambda: self._system.info(file.path), self.shown(file))
         except OSError as error:
             raise ValueError(f"{self.shown(file)}: {_gone(error)}") from None
         return int(about["size"]), str(next((about[key] for key in _STAMPS if about.get(key)), ""))
@@ -68,21 +77,22 @@ class LogFiles:
     def opened(self, file: LogFile, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
         """The file, open for reading; with `metadata` its footer is not read again. Raises ValueError, also for what
         goes wrong while it is open."""
+        place = self.shown(file)
         try:
-            # pyarrow reads local files without Python's lock; for others it asks fsspec.
-            if isinstance(self._system, LocalFileSystem):
-                with pq.ParquetFile(file.path, metadata=metadata, pre_buffer=False) as parquet:
-                    yield parquet
-            else:
-                with (
-                    self._system.open(file.path, "rb") as source,
-                    pq.ParquetFile(source, metadata=metadata, pre_buffer=False) as parquet,
-                ):
-                    yield parquet
+            with ExitStack() as held:
+                yield retried(lambda: self._open(file, metadata, held), place)
         except FileNotFoundError as error:
-            raise ValueError(f"{self.shown(file)}: {_gone(error)}") from None
+            raise ValueError(f"{place}: {_gone(error)}") from None
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.shown(file)}: not a readable Parquet file ({_first_line(error)})") from None
+            is_read = isinstance(error, OSError) and error.errno in _NOT_READ
+            what = "cannot be read" if is_read else "not a readable Parquet file"
+            raise ValueError(f"{place}: {what} ({first_line(error)})") from None
+
+    def _open(self, file: LogFile, metadata: pq.FileMetaData | None, held: ExitStack) -> pq.ParquetFile:
+        # pyarrow reads local files without Python's lock; for others it asks fsspec.
+        is_local = isinstance(self._system, LocalFileSystem)
+        source = file.path if is_local else held.enter_context(self._system.open(file.path, "rb"))
+        return held.enter_context(pq.ParquetFile(source, metadata=metadata, pre_buffer=False))
 
     def check_names(self, file: LogFile, parquet: pq.ParquetFile, names: Sequence[str]) -> None:
         """Raises ValueError where a file has not every column once."""
@@ -111,6 +121,14 @@ class LogFiles:
                 )
 
 
+def counted_names(names_by_kind: Mapping[str, Sequence[str]]) -> list[str]:
+    """In words for each kind of entry how many were passed over, and the first of them by name."""
+    return [
+        f"{len(names):,} {kind}: {', '.join(sorted(names)[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
+        for kind, names in names_by_kind.items()
+    ]
+
+
 def with_partition(table: pa.Table, file: LogFile, names: Sequence[str]) -> pa.Table:
     """The table with the partition columns among `names`."""
     for key in (key for key in file.partition if key in names):
@@ -123,22 +141,6 @@ def with_partition(table: pa.Table, file: LogFile, names: Sequence[str]) -> pa.T
 def partition_type(value: int | str | None) -> pa.DataType:
     """The Arrow type of a partition's value."""
     return pa.null() if value is None else pa.int64() if isinstance(value, int) else pa.string()
-
-
-def _walk(system: Any, folder: str, shown: str, name: str = "") -> Iterator[tuple[str, str]]:
-    try:
-        entries = system.ls(folder, detail=True)
-    except OSError:
-        return
-    except Exception as error:  # each cloud's client has errors of its own
-        raise ValueError(f"{shown}: cannot be listed ({_first_line(error)})") from None
-    for entry in entries:
-        path = entry["name"].rstrip("/")
-        last = path.rsplit("/", 1)[-1]
-        if last.endswith(".parquet"):
-            yield name + last, path
-        elif entry["type"] == "directory" and "=" in last and not last.startswith((".", "_")):
-            yield from _walk(system, path, shown, f"{name}{last}/")
 
 
 def _partition(name: str) -> dict[str, str]:
@@ -162,9 +164,5 @@ def _value(text: str, is_text: bool) -> int | str | None:
 
 
 def _gone(error: OSError) -> str:
-    what = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({_first_line(error)})"
+    what = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({first_line(error)})"
     return f"{what}; put it back, or start a run on the files that are left"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
