@@ -4,7 +4,8 @@
 
 Data (the built-in simulator, or KuaiRand-Pure from --data), train, evaluate, export the next version of model `demo`,
 serve it, send one request, print the ranking and the curl line that repeats it, serve on until Ctrl-C. Every step is a
-command that is printed and can be run by hand; Ctrl-C ends the step in progress and leaves no process behind.
+command that is printed and can be run by hand; Ctrl-C, or its terminal's end, ends the step in progress and leaves no
+process behind.
 """
 
 import argparse
@@ -80,10 +81,12 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--once", action="store_true", help="stop after the ranking")
     options = parser.parse_args()
-    # Either signal ends the step in progress and takes the children along; a shell's background job ignores SIGINT
-    # unless it is asked not to.
+    # Each of them ends the step in progress and takes the children along; a shell's background job ignores SIGINT
+    # unless it is asked not to. What nohup has ignored stays ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _end_with_terminal)
     try:
         _refuse_taken_port(options.port)
         feed = kuairand(options.data) if options.data else simulated(options.rows)
@@ -100,6 +103,13 @@ def main() -> int:
     except DemoError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 1
+
+
+def _end_with_terminal(*_: object) -> None:
+    # The kernel and the shell each say that the terminal is gone, which cannot be written to any more.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    console.quiet = True
+    raise KeyboardInterrupt
 
 
 class DemoError(Exception):

@@ -15,7 +15,7 @@ from functools import partial
 
 import uvicorn
 
-from service import new_key
+from service import new_key, signals
 from service.http_protocol import GuardedProtocol
 from service.request_log import logging_config
 from service.settings import Settings, read_settings
@@ -35,6 +35,7 @@ def main() -> int:
 
         return replay(sys.argv[2:])
     settings = read_settings(sys.argv[1:], os.environ)
+    signals.settle()
     config = uvicorn.Config(
         partial(make_app, settings),
         factory=True,

@@ -44,6 +44,7 @@ from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
 from service.shadow import ShadowScoring
 from service.shedding import Shedding
+from service.signals import reload_on_hangup
 from service.status_page import StatusPage
 from service.tracing import Tracing
 
@@ -65,6 +66,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.keys = Keys(settings.keys_file, settings.poll_seconds)
         self.store = ModelStore(
             settings.models,
             self.metrics,
@@ -193,7 +195,8 @@ class Service:
             while not (self.store.has_looked or self.is_draining or time.monotonic() > opens_at):
                 await asyncio.sleep(0.02)
             self._is_open = True
-            yield {SHED: self.shed}
+            with reload_on_hangup(self._reload):
+                yield {SHED: self.shed}
         finally:
             self.is_draining = True
             self.threads.close()
@@ -213,6 +216,11 @@ class Service:
             self.metrics.tell_worker(is_ready=self.unready_reason is None)
             self.metrics.flush()
             await asyncio.sleep(_FLUSH_SECONDS)
+
+    def _reload(self) -> None:
+        _log.info("SIGHUP: keys and models are read again")
+        self.keys.read_again_soon()
+        self.store.poll_soon()
 
     def _drain_on_signals(self) -> None:
         """Turns readiness off at the first SIGTERM or Ctrl-C, then has the server's own handler finish: after SIGTERM
@@ -315,9 +323,8 @@ def create_app(settings: Settings) -> ASGIApp:
         is_rank = scope["type"] == "http" and scope["path"] == RANK and scope["method"] == "POST"
         await (service.rank if is_rank else app)(scope, receive, send)
 
-    keys = Keys(settings.keys_file, settings.poll_seconds)
-    observe = Observe(Authorize(application, keys, service.metrics), service.metrics, service.tracing)
-    service.shed = Shedding(service.admission, keys, observe, service.metrics, lambda: service.is_draining)
+    observe = Observe(Authorize(application, service.keys, service.metrics), service.metrics, service.tracing)
+    service.shed = Shedding(service.admission, service.keys, observe, service.metrics, lambda: service.is_draining)
     return observe
 
 

@@ -82,6 +82,10 @@ class ModelStore:
         self._thread.join(_LOAD_SECONDS)
         self._compiling.shutdown(wait=False)
 
+    def poll_soon(self) -> None:
+        """Has the folder polled before its time."""
+        self._asked.put(None)
+
     def refresh(self) -> None:
         """One look at the folder: new models, newer versions, changed labels and value models."""
         try:

@@ -3,10 +3,14 @@
 In: uvicorn's configuration and the listening socket. Out: worker processes, and the exit status. uvicorn's own
 supervisor, with what a night needs on top: a worker that had served is replaced at once, one that dies before it serves
 is started again after a pause that doubles, one that answers no ping is killed, its event loop has to answer too, and
-none can hold up the end.
+none can hold up the end. A parent that is killed takes its workers along, after their drain. SIGHUP is passed on to the
+workers; it restarts nothing, and no signal adds or takes a worker.
 """
 
 import logging
+import multiprocessing
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +22,7 @@ from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
 from service.request_log import LOGGER
+from service.signals import ENDING, hears_hangup, settle
 
 MOST_PAUSE_SECONDS = 30.0
 # Until a worker can answer a ping it imports; on a busy machine with many workers that takes its time.
@@ -28,7 +33,28 @@ _log = logging.getLogger(f"{LOGGER}.workers")
 
 class Worker(Process):
     """A worker process. uvicorn's answers pings from a thread of their own; here that thread asks the event loop first,
-    which alone answers requests and may hang by itself."""
+    which alone answers requests and may hang by itself. `end_seconds` is what it gets to drain and end."""
+
+    def __init__(self, config: Config, sockets: list[socket], end_seconds: float) -> None:
+        super().__init__(config, sockets)
+        self._end_seconds = end_seconds
+
+    def target(self, sockets: list[socket] | None = None) -> None:
+        """Runs in the worker process."""
+        settle()
+        threading.Thread(target=self._end_with_parent, name="parent", daemon=True).start()
+        super().target(sockets)
+
+    def _end_with_parent(self) -> None:
+        # A killed parent terminates nobody, and its workers would keep the port from the next service. What is joined
+        # is a pipe: its other end closes with the parent, whatever ends it.
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "a worker has a parent"
+        parent.join()
+        _log.error("the parent is gone; this worker drains and ends", extra={"fields": {"pid": os.getpid()}})
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(self._end_seconds)
+        os._exit(1)
 
     def pong(self) -> None:
         """Answers a ping, once the event loop of a server that has started has."""
@@ -53,7 +79,13 @@ class Supervisor(Multiprocess):
         end_seconds: float,
         on_replaced: Callable[[], object] = lambda: None,
     ) -> None:
+        is_hangup_passed_on = hears_hangup()  # the base class takes every signal that it gives a meaning
         super().__init__(config, sockets)
+        settle()
+        for number in (*ENDING, signal.SIGHUP):
+            signal.signal(number, lambda received, _: self.signal_queue.append(received))
+        if not is_hangup_passed_on:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self.exit_status = 0
         self._end_seconds = end_seconds
         self._on_replaced = on_replaced
@@ -66,6 +98,18 @@ class Supervisor(Multiprocess):
         """Starts every worker."""
         for _ in range(self.processes_num):
             self.processes.append(self._started())
+
+    def handle_signals(self) -> None:
+        """Does what the signals since the last call mean."""
+        while self.signal_queue:
+            if self.signal_queue.pop(0) in ENDING:
+                self.should_exit.set()
+            else:
+                self._pass_on_hangup()
+
+    def restart_all(self) -> None:
+        """Is not to be reached: workers that the base class starts would not be supervised."""
+        raise AssertionError("no signal restarts workers")
 
     def keep_subprocess_alive(self) -> None:
         """One look at every worker."""
@@ -129,7 +173,17 @@ class Supervisor(Multiprocess):
         self._on_replaced()
         self.processes[index] = self._started()
 
+    def _pass_on_hangup(self) -> None:
+        for process in self.processes:
+            if process.pid is not None and process.process.is_alive():
+                os.kill(process.pid, signal.SIGHUP)
+
     def _started(self) -> Process:
-        process = Worker(self.config, self.sockets)
-        process.start()
+        process = Worker(self.config, self.sockets, self._end_seconds)
+        # A worker inherits what is blocked, and unblocks it once it knows what to do on it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return process

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+
+from tests.deploy.programs import program
 
 ROOT = Path(__file__).parents[2]
 ROWS = "4000"
@@ -59,11 +62,16 @@ class Demo:
 
     def left_over(self) -> list[str]:
         """Processes of the demo's session that are still there."""
-        return [
-            " ".join(process.cmdline())
-            for process in psutil.process_iter()
-            if process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) == self.process.pid
-        ]
+        return left_over(self.process.pid)
+
+
+def left_over(session: int) -> list[str]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has just ended
+            if process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) == session:
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 @pytest.fixture
@@ -108,6 +116,27 @@ def test_ctrl_c_in_training_leaves_no_process_and_no_version(demo: Demo) -> None
     assert demo.interrupt() == 130
     assert demo.left_over() == []
     assert not (demo.folder / "models").exists() or list((demo.folder / "models").rglob("manifest.json")) == []
+
+
+def test_a_terminal_that_closes_ends_the_demo_and_its_children(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    ours, its = os.openpty()
+    command = [program("setsid", "util-linux"), "--ctty", sys.executable, "-m", "deploy.demo", "--port"]
+    process = subprocess.Popen(
+        [*command, str(_free_port())],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=its,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
+    shown = b""
+    while b"simulate --rows" not in shown:
+        shown += os.read(ours, 65_536)
+    os.close(ours)
+    assert process.wait(timeout=DEADLINE_SECONDS) == 130
+    assert left_over(process.pid) == []
 
 
 def test_demo_refuses_a_taken_port_before_any_work(tmp_path: Path) -> None:
