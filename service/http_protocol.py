@@ -1,17 +1,19 @@
-"""uvicorn's HTTP protocol with limits on what a client may take before its request is known.
+"""uvicorn's HTTP protocol, guarded: each request gets one answer, and a client takes no more than its share.
 
-uvicorn waits for headers without end and keeps however many arrive. Here a request's headers have a time and a size;
-past them the client is answered 408 or 431 and cut off. Bodies are limited where they are read (service/app.py); of one
-that was refused little more is taken off the connection. What the application sheds (SHED in its lifespan's state) is
-answered without becoming a request of it.
+uvicorn waits for headers without end, keeps however many arrive, takes trailers for headers, and loses the body of a
+request that offers another protocol. Here a request's headers have a time and a size, and so have the trailers after
+its body; past them the client is answered 408 or 431 and cut off. Bodies are limited where they are read
+(service/request_body.py); of one that was refused little more is taken off the connection. What the application sheds
+(SHED in its lifespan's state) is answered without becoming a request of it.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 # The key of the application's state under which there may be a function of a request's scope: the bytes of an answer,
@@ -27,6 +29,8 @@ _AT_ONCE = 256 * 1024
 _PAUSE_SECONDS = 0.05
 # What a client that sends more has to see its answer, before its connection ends.
 _LINGER_SECONDS = 2.0
+# Requests of a connection that wait for the answers before theirs. One read holds thousands of small ones.
+_MOST_PIPELINED = 100
 
 _ANSWER = (
     "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\n"
@@ -36,10 +40,28 @@ _ANSWER = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds from the first byte of a request to the end of its headers, and their size in bytes."""
+    """Seconds from the first byte of a request to the end of its headers, and their size in bytes; trailers have as
+    much again."""
 
     header_seconds: float = 10.0
     header_bytes: int = 32 * 1024
+
+
+class RefusedError(Exception):
+    """A request that is refused at its headers: a status line's end, and a text."""
+
+
+class GuardedFlow(FlowControl):
+    """Reads on only where the protocol has a use for more."""
+
+    def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._may_read = may_read
+
+    def resume_reading(self) -> None:
+        """Whoever waits for a body, or has answered a request, asks for this."""
+        if self.read_paused and self._may_read():
+            super().resume_reading()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -51,59 +73,123 @@ class GuardedProtocol(HttpToolsProtocol):
     _due = 0.0
     _timer: asyncio.TimerHandle | None = None
     _timer_due = 0.0
+    # Of the request that is arriving: whether there is one, where it is, and its bytes since the last of its body.
+    _is_unfinished = False
     _is_in_headers = False
-    _is_cut_off = False
-    _header_bytes = 0
+    _is_upgrade = False
+    _is_after_chunk = False
+    _framing_bytes = 0
     _is_shed = False
     _unread_bytes = 0
     _pause: asyncio.TimerHandle | None = None
+    # The request that the application answers now, which is not the newest where a client pipelines.
+    _active: RequestResponseCycle | None = None
+    # Nothing more is taken. What was asked before is answered, then this is said.
+    _is_cut_off = False
+    _last_words = b""
+    _unread_answer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection on which nothing arrives is idle, as one between two requests is."""
         super().connection_made(transport)
+        self.flow = GuardedFlow(transport, lambda: not (self.pipeline or self._is_cut_off))
         self._start_timer(self.timeout_keep_alive, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         self._stop_timer()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._unread_answer):
+            if timer is not None:
+                timer.cancel()
         self._end_pause()
+        if self._active is not None and not self._active.response_complete:
+            _disconnect(self._active)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request: a part of one, or several."""
         if self._is_cut_off:
             return
-        self._header_bytes += len(data)
-        super().data_received(data)
-        # Whole reads are counted, after the one in which the headers began: no more than that one is over the limit.
-        if self._is_in_headers and self._header_bytes > self.limits.header_bytes:
-            self._cut_off("431 Request Header Fields Too Large", f"over {self.limits.header_bytes} bytes of headers")
+        self._unset_keepalive_if_required()
+        self._framing_bytes += len(data)
+        try:
+            self._parse(data)
+        except HttpParserError as error:
+            self._refuse(error)
+            return
+        # Whole reads are counted, after the one in which they began: no more than that one is over the limit.
+        if self._is_unfinished and self._framing_bytes > self.limits.header_bytes:
+            what = "headers" if self._is_in_headers else "trailers"
+            self._cut_off("431 Request Header Fields Too Large", f"over {self.limits.header_bytes} bytes of {what}")
+
+    def eof_received(self) -> bool | None:
+        """The client sends no more. Over plain TCP it may still read: it gets the answers to what it has asked."""
+        if self._is_unfinished and not self._is_cut_off:
+            self._cut_off("400 Bad Request", "the request ended before it was whole")
+        self._is_cut_off = True
+        is_waiting = self._active is not None and not self._active.response_complete
+        if not is_waiting or self.scheme == "https":
+            return None
+        if not self._last_words:
+            self.cycle.keep_alive = False
+        return True
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
-        self._is_in_headers, self._header_bytes = True, 0
-        self._is_shed, self._unread_bytes = False, 0
+        self._is_unfinished = self._is_in_headers = True
+        self._is_upgrade = self._is_after_chunk = self._is_shed = False
+        self._framing_bytes = self._unread_bytes = 0
         self._start_timer(self.limits.header_seconds, self._too_slow)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, without the blanks after its value (RFC 9110, 5.5). Trailers come here too and are dropped: a key,
+        for one, must not come after a body."""
+        name = name.lower()
+        if self._is_in_headers:
+            value = value.rstrip(b" \t")
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
+        elif name == b"connection":  # the parser would take nothing more, and not say so
+            raise RefusedError("400 Bad Request", "no trailer may be about the connection")
 
     def on_headers_complete(self) -> None:
         """The request is known: from here on the application decides."""
-        self._is_in_headers = False
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise RefusedError("400 Bad Request", "this is no proxy: there is no CONNECT")
+            self._is_upgrade = True  # and comes again without
+            return
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            raise RefusedError("429 Too Many Requests", f"over {_MOST_PIPELINED} requests wait for their answers")
         self._stop_timer()
         answer = self._shed()
         if answer is None:
-            super().on_headers_complete()
+            super().on_headers_complete()  # raises where an address is none
+        self._is_in_headers = False
+        self._framing_bytes = 0
+        if answer is None:
             return
         self._is_shed = True
         self.server_state.total_requests += 1
         self.transport.write(answer)
         self._start_timer(self.limits.header_seconds, self.transport.close)
 
+    def on_chunk_header(self) -> None:
+        """The size of a chunk; what follows is a body's, or trailers after the last of them."""
+        self._is_after_chunk = True
+        if self._then is None:
+            self._start_timer(self.limits.header_seconds, self._too_slow)
+
     def on_body(self, body: bytes) -> None:
         """A part of a body. The application is woken when it is whole, or more than is to be held: it has no use for
         less, and slow clients send many parts."""
+        self._framing_bytes = 0
+        if self._is_after_chunk:
+            self._is_after_chunk = False
+            if self._then == self._too_slow:
+                self._stop_timer()
         if self._is_shed or self.cycle.response_complete:
             before, self._unread_bytes = self._unread_bytes, self._unread_bytes + len(body)
             if self._unread_bytes > _MOST_UNREAD:
@@ -119,15 +205,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.cycle.message_event.set()
 
-    def on_response_complete(self) -> None:
-        """An answer that did not wait for the body gives the client some time to see it and to stop sending."""
-        unread = self.cycle.more_body
-        super().on_response_complete()
-        if unread and not self.transport.is_closing():
-            self._start_timer(self.limits.header_seconds, self.transport.close)
-
     def on_message_complete(self) -> None:
         """The last byte of a request."""
+        if self._is_upgrade:
+            return
+        self._is_unfinished = False
         self._stop_timer()
         self._end_pause()
         if self._unread_bytes > _MOST_UNREAD:  # the end came with what was over
@@ -137,6 +219,62 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self.scope[IS_WHOLE] = True  # type: ignore[literal-required]
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer that did not wait for the body gives the client some time to see it and to stop sending."""
+        is_unread = self._active is not None and self._active.more_body
+        is_last = not self.pipeline
+        super().on_response_complete()
+        if self._is_cut_off and is_last and not self.transport.is_closing():
+            self.transport.write(self._last_words)
+            self.transport.close()
+        if self.transport.is_closing():
+            if self.transport.get_write_buffer_size():
+                self._abort_later()
+        elif is_unread:
+            self._start_timer(self.limits.header_seconds, self.transport.close)
+
+    def pause_writing(self) -> None:
+        """More of answers waits for the client than is to be held: it has the time of an idle connection to read."""
+        super().pause_writing()
+        self._abort_later()
+
+    def resume_writing(self) -> None:
+        """The client reads."""
+        super().resume_writing()
+        if self._unread_answer is not None and not self.transport.is_closing():
+            self._unread_answer.cancel()
+            self._unread_answer = None
+
+    def _abort_later(self) -> None:
+        """A client that reads nothing would keep the rest of its answers, and its connection, for ever."""
+        if self._unread_answer is None:
+            self._unread_answer = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Has the parser read it all. The parser takes what follows a request that offers another protocol for that
+        protocol and stops. The offer is not taken up (RFC 9110, 7.8), so it is given the same head again without."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except HttpParserUpgrade as stopped:
+                read: int = stopped.args[0]
+            head = self._head_without_upgrade()
+            self.parser = HttpRequestParser(self)  # what was before has ended, where the request is the last one
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self.parser.feed_data(head)
+            data = memoryview(data)[read:]
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode("ascii")
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def _shed(self) -> bytes | None:
         """The answer to a plain POST that the application has no room for; None where anything else may come of it."""
@@ -159,13 +297,38 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.flow.resume_reading()
 
     def _too_slow(self) -> None:
-        self._cut_off("408 Request Timeout", f"the headers took more than {self.limits.header_seconds:g} s")
+        what = "headers" if self._is_in_headers else "trailers"
+        self._cut_off("408 Request Timeout", f"the {what} took more than {self.limits.header_seconds:g} s")
+
+    def _refuse(self, error: HttpParserError) -> None:
+        """Ends the connection for what is not HTTP, or what a callback of the parser has refused."""
+        cause = error.__context__ if isinstance(error, HttpParserCallbackError) else None
+        if isinstance(cause, RefusedError):
+            self._cut_off(*cause.args)
+            return
+        if cause is not None and not isinstance(cause, HttpParserError | UnicodeError):
+            self.logger.error("a fault of the service in reading a request", exc_info=cause)
+        self._cut_off("400 Bad Request", "not an HTTP request that is understood here")
 
     def _cut_off(self, status: str, text: str) -> None:
+        """Takes nothing more from the client: answers what it has asked before, and the request at hand with this where
+        it has no answer yet. The connection ends."""
         self._stop_timer()
         self._is_cut_off = True
-        if not self.transport.is_closing():
-            self.transport.write(_ANSWER.format(status=status, length=len(text), text=text).encode("ascii"))
+        answer = _ANSWER.format(status=status, length=len(text), text=text).encode("ascii")
+        if self._is_unfinished and not self._is_in_headers:
+            if self._is_shed or self.cycle.response_started:
+                answer = b""
+            if not self._is_shed:
+                _disconnect(self.cycle)
+                if self.pipeline and self.pipeline[0][0] is self.cycle:
+                    self.pipeline.popleft()
+        active = self._active
+        if active is not None and not active.response_complete and not active.disconnected:
+            self._last_words = answer
+            self.flow.pause_reading()
+        elif not self.transport.is_closing():
+            self.transport.write(answer)
             self.transport.close()
 
     def _start_timer(self, seconds: float, then: Callable[[], None]) -> None:
@@ -192,3 +355,8 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self._then = None
             then()
+
+
+def _disconnect(cycle: RequestResponseCycle) -> None:
+    cycle.disconnected = True
+    cycle.message_event.set()

@@ -2,128 +2,36 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from starlette.types import Receive, Scope, Send
-from uvicorn import Config
-from uvicorn.server import ServerState
+from starlette.types import Scope
 
 from service.admission import Admission, Ticket
-from service.http_protocol import SHED, GuardedProtocol
+from service.http_protocol import SHED
 from service.keys import Keys, hash_of
 from service.metrics import Metrics
 from service.observe import Observe
 from service.shedding import Shedding
+from tests.service import in_memory
+from tests.service.in_memory import Clock
 
 ANSWER = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 4\r\n\r\nbusy"
 POST = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
 
 
-class Transport(asyncio.Transport):
-    """Keeps what is written, and whether it is read from."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.is_read = True
-        self.is_closed = False
-
-    def write(self, data: Any) -> None:
-        self.written += data
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def pause_reading(self) -> None:
-        self.is_read = False
-
-    def resume_reading(self) -> None:
-        self.is_read = True
-
-
-async def application(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the body's size, once it has read it all."""
-    size, has_more = 0, True
-    while has_more:
-        part = await receive()
-        size += len(part["body"])
-        has_more = part["more_body"]
-    text = b"%d" % size
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
-    await send({"type": "http.response.body", "body": text})
-
-
-class Timer:
-    """What a Clock's call_later gives."""
-
-    def __init__(self, due: float, callback: Callable[..., object], arguments: tuple[object, ...]) -> None:
-        self.due = due
-        self.callback = partial(callback, *arguments)
-        self.is_cancelled = False
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
-
-
-class Clock:
-    """An event loop whose time passes when it is told to, and whose tasks are the running loop's."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.timers: list[Timer] = []
-        self.create_task = asyncio.get_running_loop().create_task
-
-    def time(self) -> float:
-        return self.now
-
-    def call_later(self, seconds: float, callback: Callable[..., object], *arguments: object) -> Timer:
-        self.timers.append(Timer(self.now + seconds, callback, arguments))
-        return self.timers[-1]
-
-    def waiting(self) -> list[Timer]:
-        return sorted((timer for timer in self.timers if not timer.is_cancelled), key=lambda timer: timer.due)
-
-    def pass_by(self, seconds: float) -> None:
-        """What is due meanwhile is done when it is."""
-        end = self.now + seconds
-        while (waiting := self.waiting()) and waiting[0].due <= end:
-            self.timers.remove(waiting[0])
-            self.now = waiting[0].due
-            waiting[0].callback()
-        self.now = end
-
-
-class Connection:
+class Connection(in_memory.Connection):
     """A connection to a server that sheds while `is_busy`."""
 
     def __init__(self, clock: Clock | None = None) -> None:
+        super().__init__(clock=clock, state={SHED: self._shed})
         self.is_busy = True
         self.paths: list[str] = []
-        config = Config(application, access_log=False, log_config=None, timeout_keep_alive=60)
-        config.load()
-        self.transport = Transport()
-        loop: Any = clock or asyncio.get_running_loop()
-        self.protocol = GuardedProtocol(config, ServerState(), {SHED: self._shed}, loop)
-        self.protocol.connection_made(self.transport)
 
     def _shed(self, scope: Scope) -> bytes | None:
         self.paths.append(scope["path"])
         return ANSWER if self.is_busy else None
-
-    async def send(self, *parts: bytes) -> bytes:
-        """What is answered to it."""
-        before = len(self.transport.written)
-        for part in parts:
-            self.protocol.data_received(part)
-        for _ in range(10):  # the application's task has no more steps than these
-            await asyncio.sleep(0)
-        return self.transport.written[before:]
 
 
 def test_a_connection_goes_on_after_what_was_shed() -> None:
@@ -240,7 +148,7 @@ def scope_of(path: str = "/v1/rank", **headers: str) -> dict[str, Any]:
 
 
 def shedding(admission: Admission, metrics: Metrics, keys: Keys, *, is_leaving: bool = False) -> Shedding:
-    return Shedding(admission, keys, Observe(application, metrics), metrics, lambda: is_leaving)
+    return Shedding(admission, keys, Observe(in_memory.application, metrics), metrics, lambda: is_leaving)
 
 
 def test_the_answer_is_a_problem_and_counted(full: Admission) -> None:
