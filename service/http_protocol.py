@@ -122,7 +122,7 @@ class GuardedProtocol(HttpToolsProtocol):
             what = "headers" if self._is_in_headers else "trailers"
             self._cut_off("431 Request Header Fields Too Large", f"over {self.limits.header_bytes} bytes of {what}")
 
-    def eof_received(self) -> bool | None:
+    def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more. Over plain TCP it may still read: it gets the answers to what it has asked."""
         if self._is_unfinished and not self._is_cut_off:
             self._cut_off("400 Bad Request", "the request ended before it was whole")

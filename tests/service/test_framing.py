@@ -250,14 +250,13 @@ def test_requests_that_wait_for_answers_are_bounded_and_not_read_on_for() -> Non
     async def run() -> tuple[list[tuple[int, bytes]], bool]:
         connection = Connection(echo)
         one = b"GET / HTTP/1.1\r\n\r\n"
-        connection.protocol.data_received(one * 50)
-        assert not connection.transport.is_read
-        written = b""
-        while not connection.transport.is_read:
-            more = await connection.send()
-            assert more
-            written += more
-            assert not (connection.protocol.pipeline and connection.transport.is_read)
+        written, reads = b"", 0
+        while reads < 3:  # it reads on when all of these are answered
+            if connection.transport.is_read:
+                reads += 1
+                connection.protocol.data_received(one * 50)
+            assert connection.transport.is_read != bool(connection.protocol.pipeline)
+            written += await connection.send()
         connection.protocol.data_received(one * 10_000)
         while more := await connection.send():
             written += more
@@ -265,7 +264,7 @@ def test_requests_that_wait_for_answers_are_bounded_and_not_read_on_for() -> Non
 
     found, is_closed = asyncio.run(run())
     assert [status for status, _ in found[:-1]] == [200] * (len(found) - 1)
-    assert 100 <= len(found) < 200
+    assert 100 <= len(found) <= 3 * 50 + 1 + 100 + 1
     assert found[-1][0] == 429
     assert is_closed
 
