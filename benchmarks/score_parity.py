@@ -25,6 +25,7 @@ from scipy.special import expit
 from benchmarks import report
 from benchmarks.quality import data_folder
 from model.artifact import MANIFEST
+from model.fitted import inverse_target
 from model.schema import BinaryTask
 from model.scorer import COMPILED_TOLERANCE, Engine, Scorer
 from training.compile import compile_version
@@ -53,7 +54,7 @@ def answers_of_training(run: Run, table: pa.Table) -> NDArray[np.float64]:
             continue
         scale = run.fitted.targets[task.name]
         values_B = logits_B * scale.scale + scale.mean
-        answers.append(np.maximum(np.expm1(values_B) if task.transform == "log1p" else values_B, 0.0))
+        answers.append(np.clip(inverse_target(values_B, task.transform), 0.0, scale.upper))
     return np.stack(answers, axis=1)
 
 

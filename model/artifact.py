@@ -29,7 +29,7 @@ from model.signature import SIGNATURE, TrustedKeys
 from model.strict_yaml import StrictModel
 from model.tables import TABLE, map_file
 
-FORMAT_VERSION = 2  # 1 had the tables in ranker.pt
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 RANKER = "ranker.pt"
 FITTED = "fitted_features.json"

@@ -25,7 +25,7 @@ from model.columns import (
     column_from_values,
 )
 from model.encoded import Encoded, EncodedBlock, serving_column
-from model.fitted import FittedFeatures, NumberStep, TargetScale, transform_target
+from model.fitted import FittedFeatures, NumberStep, TargetScale, inverse_target, transform_target
 from model.lookups import OOV_ROW, Lookup, hash_integers, lookup_of
 from model.numbers import number_groups
 from model.one_row import EncodedColumns, OneRow
@@ -44,6 +44,7 @@ __all__ = [
     "TargetScale",
     "column_from_values",
     "hash_integers",
+    "inverse_target",
     "transform_target",
 ]
 

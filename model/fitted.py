@@ -17,11 +17,12 @@ from model.columns import Column, Values
 from model.id_counts import MOST_IDS, Arrays, Counts, IntegerCounts, StringCounts
 from model.schema import FeedSchema, NumberFeature, NumberTransform, RegressionTask, Table
 from model.strict_yaml import StrictModel
-from model.summaries import Moments, Ranks
+from model.summaries import Largest, Moments, Ranks
 
 # Raw values are cut here, so that no transform overflows float64.
 RAW_LIMIT = 1e100
 QUANTILE_KNOTS = 101
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class NumberStep(StrictModel):
@@ -43,10 +44,12 @@ class NumberStep(StrictModel):
 
 
 class TargetScale(StrictModel):
-    """Mean and scale of a regression label after its transform, on the training split."""
+    """Mean and scale of a regression label after its transform, on the training split, and `upper`, in the label's own
+    unit: no answer is above it. It is a float32."""
 
     mean: float
     scale: float
+    upper: float = Field(ge=0, le=FLOAT32_MAX)
 
 
 class FittedFeatures(StrictModel):
@@ -82,7 +85,10 @@ class FittingPass:
         self._moments = {name: Moments() for name, steps in fitted.items() if steps[:1] == ["standardise"]}
         # What comes after a fitted transform is computed from the values by rank: every transform keeps their order.
         self._ranks = {name: Ranks() for name, steps in fitted.items() if steps[:1] == ["quantile"] or steps[1:]}
-        self._targets = {task.name: Moments() for task in schema.tasks if isinstance(task, RegressionTask)}
+        self._transforms = {task.name: task.transform for task in schema.tasks if isinstance(task, RegressionTask)}
+        self._targets = {name: Moments() for name in self._transforms}
+        # In the label's own unit.
+        self._largest = {name: Largest() for name in self._transforms}
 
     def update(self, columns: Mapping[str, Column], targets: Mapping[str, NDArray[np.float64]]) -> None:
         """Takes a piece's columns, and the transformed labels of its regression tasks where they count."""
@@ -96,6 +102,7 @@ class FittingPass:
                 moments.add(_before_fitted(feature, values))
         for task, scale in self._targets.items():
             scale.add(targets[task])
+            self._largest[task].add(inverse_target(targets[task], self._transforms[task]))
 
     def merge(self, other: Self) -> None:
         """Takes what a pass over other rows of the same feed has taken."""
@@ -107,6 +114,8 @@ class FittingPass:
         for mine, others in ((self._moments, other._moments), (self._targets, other._targets)):
             for name, moments in mine.items():
                 moments.merge(others[name])
+        for name, largest in self._largest.items():
+            largest.merge(other._largest[name])
 
     def finish(self) -> FittedFeatures:
         """What was fitted. Raises ValueError where there is nothing to fit on."""
@@ -116,7 +125,7 @@ class FittingPass:
         return FittedFeatures(
             vocabularies=vocabularies,
             numbers={feature.name: self._steps(feature) for feature in self._numbers},
-            targets={name: _target_scale(moments) for name, moments in self._targets.items()},
+            targets={name: _target_scale(moments, self._largest[name]) for name, moments in self._targets.items()},
         )
 
     @property
@@ -143,8 +152,14 @@ class FittingPass:
                 own = {key.removeprefix(start): array for key, array in arrays.items() if key.startswith(start)}
                 summary.restore(own)
 
-    def _summaries(self) -> Mapping[str, Mapping[str, Counts | Moments | Ranks]]:
-        return {"counts": self.counts, "moments": self._moments, "ranks": self._ranks, "targets": self._targets}
+    def _summaries(self) -> Mapping[str, Mapping[str, Counts | Moments | Ranks | Largest]]:
+        return {
+            "counts": self.counts,
+            "moments": self._moments,
+            "ranks": self._ranks,
+            "targets": self._targets,
+            "largest": self._largest,
+        }
 
     def _vocabulary(self, table: Table) -> tuple[int, ...] | tuple[str, ...]:
         ids, counts = self.counts[table.name].entries()
@@ -247,10 +262,11 @@ def _ranked_knots(knots: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArra
     return distinct, (first + end) / (2.0 * max(len(knots) - 1, 1))
 
 
-def _target_scale(moments: Moments) -> TargetScale:
+def _target_scale(moments: Moments, largest: Largest) -> TargetScale:
     if not moments.count:
         raise ValueError("a regression task has no labelled row in the training split")
-    return TargetScale(mean=moments.mean, scale=_divisor(moments.deviation))
+    upper = float(np.float32(min(largest.upper_bound(), FLOAT32_MAX)))
+    return TargetScale(mean=moments.mean, scale=_divisor(moments.deviation), upper=upper)
 
 
 TaskTransform = Literal["none", "log1p"]
@@ -259,3 +275,8 @@ TaskTransform = Literal["none", "log1p"]
 def transform_target(values: NDArray[np.float64], transform: TaskTransform) -> NDArray[np.float64]:
     """A regression label (>= 0, its own unit) on the scale where it is learned, before standardising."""
     return np.log1p(values) if transform == "log1p" else values
+
+
+def inverse_target(values: NDArray[np.float64], transform: TaskTransform) -> NDArray[np.float64]:
+    """What `transform_target` was given."""
+    return np.expm1(values) if transform == "log1p" else values

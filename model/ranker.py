@@ -113,37 +113,43 @@ class Ranker(nn.Module):
 
 
 class Answers(nn.Module):
-    """Logits -> answers in each task's unit: a probability, or a quantity >= 0. logits_NT -> answers_NT."""
+    """Logits -> answers in each task's unit: a probability, or a quantity from 0 to the task's upper bound, of
+    training labels. logits_NT -> answers_NT."""
 
     offset_T: Tensor
     scale_T: Tensor
+    upper_T: Tensor
     is_regression_T: Tensor
     is_log_T: Tensor
 
     def __init__(self, schema: FeedSchema, fitted: FittedFeatures) -> None:
         super().__init__()
-        offsets, scales, is_regression, is_log = [], [], [], []
+        offsets, scales, uppers, is_regression, is_log = [], [], [], [], []
         for task in schema.tasks:
             if isinstance(task, BinaryTask):
                 # Negatives kept at rate w inflate the odds by 1/w (He et al. 2014, section 6.3): undone in the logit.
                 offsets.append(float(torch.tensor(task.negative_sampling_rate, dtype=torch.float64).log()))
                 scales.append(1.0)
+                uppers.append(1.0)
             else:
                 offsets.append(fitted.targets[task.name].mean)
                 scales.append(fitted.targets[task.name].scale)
+                uppers.append(fitted.targets[task.name].upper)
             is_regression.append(isinstance(task, RegressionTask))
             is_log.append(isinstance(task, RegressionTask) and task.transform == "log1p")
         self.register_buffer("offset_T", torch.tensor(offsets))
         self.register_buffer("scale_T", torch.tensor(scales))
+        self.register_buffer("upper_T", torch.tensor(uppers))
         self.register_buffer("is_regression_T", torch.tensor(is_regression))
         self.register_buffer("is_log_T", torch.tensor(is_log))
 
     def forward(self, logits_NT: Tensor) -> Tensor:
         """answers_NT."""
         values_NT = logits_NT * self.scale_T + self.offset_T
-        # exp(60) is far beyond any play time, and float32 still holds it: an absurd logit stays a finite answer.
-        quantities_NT = torch.where(self.is_log_T, torch.expm1(values_NT.clamp(max=60.0)), values_NT)
-        return torch.where(self.is_regression_T, quantities_NT.clamp(min=0.0), torch.sigmoid(values_NT))
+        # The bound comes last: it makes even an infinite logit a finite answer, and leaves NaN what it is.
+        quantities_NT = torch.where(self.is_log_T, torch.expm1(values_NT), values_NT)
+        quantities_NT = torch.minimum(quantities_NT.clamp(min=0.0), self.upper_T)
+        return torch.where(self.is_regression_T, quantities_NT, torch.sigmoid(values_NT))
 
 
 def row_width(schema: FeedSchema, block: Block) -> int:

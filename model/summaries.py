@@ -1,4 +1,5 @@
-"""What a column of numbers is like, added up piece by piece in bounded memory: mean and scale, ranks of values.
+"""What a column of numbers is like, added up piece by piece in bounded memory: mean and scale, ranks of values, the
+largest of them.
 
 Every summary takes values (`add`), takes another summary of its kind (`merge`), and is kept as plain arrays (`arrays`,
 `restore`). The same pieces in the same order give the same summary, bit for bit.
@@ -18,6 +19,7 @@ from model.id_counts import Arrays
 
 EXACT_VALUES = 2**21
 COMPACT_VALUES = 2**17
+LARGEST_KEPT = 10
 
 
 class Moments:
@@ -62,6 +64,43 @@ class Moments:
         self.mean += apart * (count / total)
         self._squares += squares + apart * apart * (self.count / total) * count
         self.count = total
+
+
+class Largest:
+    """The LARGEST_KEPT largest values, repeats included."""
+
+    def __init__(self) -> None:
+        self._values = np.zeros(0)  # ascending
+
+    def upper_bound(self) -> float:
+        """The largest value, or ten times the tenth largest where that is less and not 0. Raises ValueError without a
+        value.
+
+        Nine values that are absurd (1e30 for an unknown one) do not move it; a value that is rare, as purchases are
+        among zeros, is not cut."""
+        if not len(self._values):
+            raise ValueError("no value, so there is no largest one")
+        largest = float(self._values[-1])
+        tenth = float(self._values[-LARGEST_KEPT]) if len(self._values) == LARGEST_KEPT else 0.0
+        return min(largest, LARGEST_KEPT * tenth) if tenth > 0 else largest
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Adds values."""
+        if len(values) > LARGEST_KEPT:
+            values = np.partition(values, -LARGEST_KEPT)[-LARGEST_KEPT:]
+        self._values = np.sort(np.concatenate([self._values, values]))[-LARGEST_KEPT:]
+
+    def merge(self, other: Self) -> None:
+        """Adds what another was made of."""
+        self.add(other._values)
+
+    def arrays(self) -> Arrays:
+        """All that it holds."""
+        return {"values": self._values}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Takes the place of what `arrays` was made of."""
+        self._values = arrays["values"]
 
 
 class Ranks:

@@ -132,7 +132,9 @@ def _fitted(schema: FeedSchema) -> FittedFeatures:
             for feature in schema.features
             if isinstance(feature, NumberFeature)
         },
-        targets={task.name: TargetScale(mean=2.0, scale=1.5) for task in schema.tasks if task.kind == "regression"},
+        targets={
+            task.name: TargetScale(mean=2.0, scale=1.5, upper=1e4) for task in schema.tasks if task.kind == "regression"
+        },
     )
 
 

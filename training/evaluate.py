@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import expit
 
-from model.features import TargetScale
+from model.features import TargetScale, inverse_target
 from model.ranker import Ranker
 from model.schema import BinaryTask, RegressionTask
 from training.config import SplitName
@@ -110,8 +110,7 @@ def _regression(
 ) -> dict[str, Any]:
     """The label's own unit, and beside it the transformed scale on which the task is learned."""
     transformed_B = np.maximum(logits_B * scale.scale + scale.mean, 0.0)
-    # The bound of the exported module (model.ranker.Answers), so that both answer alike.
-    own_unit_B = np.expm1(np.minimum(transformed_B, 60.0)) if task.transform == "log1p" else transformed_B
+    own_unit_B = np.minimum(inverse_target(transformed_B, task.transform), scale.upper)
     measured = asdict(evaluate_regression(labels_B, own_unit_B, groups_B, replicates=replicates, seed=SEED))
     if task.transform == "log1p":
         learned = evaluate_regression(np.log1p(labels_B), transformed_B, groups_B, replicates=replicates, seed=SEED)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 # Rows of a piece, unless a row group has more: what a kill loses at most, in each process.
 PIECE_ROWS = 2_000_000
 # Part of a piece's name: raised when what a piece holds changes.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.artifact import FITTED, MANIFEST, TRAINED, Artifact, ArtifactError
 from model.embeddings import Embeddings
-from model.features import FeatureEncoder, FittedFeatures
+from model.features import FeatureEncoder, FittedFeatures, TargetScale
 from model.id_map import IdMap
 from model.ranker import Network, NetworkConfig, Ranker, row_width
 from model.schema import FeedSchema, NumberFeature, RegressionTask
@@ -42,7 +42,8 @@ class Parent:
 
     def extended(self, schema: FeedSchema, fitted: FittedFeatures) -> FittedFeatures:
         """`fitted` with what the parent learned in its place, so that rows and numbers keep their meaning: vocabularies
-        keep their entries and new ones follow; transforms and label scales of the same definition stay."""
+        keep their entries and new ones follow; transforms and label scales of the same definition stay, and of the
+        labels' upper bounds the larger does."""
         before = {feature.name: feature for feature in self.schema.features if isinstance(feature, NumberFeature)}
         numbers = {
             feature.name: self.fitted.numbers[feature.name]
@@ -51,7 +52,7 @@ class Parent:
         }
         tasks = {task.name: task for task in self.schema.tasks if isinstance(task, RegressionTask)}
         targets = {
-            task.name: self.fitted.targets[task.name]
+            task.name: _of_both(self.fitted.targets[task.name], fitted.targets[task.name])
             for task in schema.tasks
             if isinstance(task, RegressionTask) and task.name in tasks and tasks[task.name].transform == task.transform
         }
@@ -76,6 +77,10 @@ class Parent:
         for name, weight in embeddings.table_weights().items():
             weight.copy_(self.tables[name])
         return Ranker(embeddings, self.network).eval()
+
+
+def _of_both(parent: TargetScale, child: TargetScale) -> TargetScale:
+    return parent.model_copy(update={"upper": max(parent.upper, child.upper)})
 
 
 def is_same_number(one: NumberFeature, other: NumberFeature | None) -> bool:

@@ -49,6 +49,7 @@ def assert_close(one: FittedFeatures, other: FittedFeatures) -> None:
         np.testing.assert_allclose(
             [one.targets[name].mean, one.targets[name].scale], [scale.mean, scale.scale], rtol=1e-12
         )
+        assert one.targets[name].upper == scale.upper
 
 
 @pytest.mark.parametrize("in_processes", [False, True])
@@ -69,6 +70,24 @@ def test_a_split_in_pieces_fits_as_the_whole(in_processes: bool) -> None:
             fitting.merge(again)
     assert fitting.rows == count
     assert_close(fitting.finish(), whole)
+
+
+@pytest.mark.parametrize("task", ["play_time", "depth"])
+@pytest.mark.parametrize(("values", "upper"), [
+    ([3.0, 70.0, 12.0], 70.0),                                # few labels: the largest
+    ([*range(1, 101), 1e30, 1e30], 930.0),                    # some that are absurd: ten times the tenth largest
+    ([0.0] * 1000 + [5e3, 800.0], 5e3),                       # mostly zeros: the largest, not a quantile
+    ([0.0] * 50, 0.0),
+    ([1e39] * 20, float(np.finfo(np.float32).max)),           # what an answer, a float32, can hold
+])  # fmt: skip
+def test_the_upper_bound_of_a_task_is_of_its_labels(task: str, values: list[float], upper: float) -> None:
+    schema = everything()
+    transforms = {task.name: task.transform for task in schema.tasks if isinstance(task, RegressionTask)}
+    targets = {name: transform_target(np.array(values), transform) for name, transform in transforms.items()}
+    columns = columns_of(schema, random_rows(np.random.default_rng(0), len(values)))
+    found = FittedFeatures.fit(schema, columns, targets).targets[task].upper
+    assert found == pytest.approx(upper, rel=1e-6)
+    assert np.float32(found) == found
 
 
 @pytest.mark.parametrize("chain", CHAINS)

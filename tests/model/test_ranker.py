@@ -188,7 +188,10 @@ tasks:
   - {name: depth, kind: regression, label: d}
 """
 FITTED = FittedFeatures(
-    targets={"play_time": TargetScale(mean=8.0, scale=1.5), "depth": TargetScale(mean=100.0, scale=40.0)}
+    targets={
+        "play_time": TargetScale(mean=8.0, scale=1.5, upper=1e7),
+        "depth": TargetScale(mean=100.0, scale=40.0, upper=400.0),
+    }
 )
 
 
@@ -208,14 +211,14 @@ def test_answers_are_in_the_unit_of_each_task() -> None:
         assert row[3] == pytest.approx(100.0 + 40.0 * depth, rel=1e-6)
 
 
-def test_quantities_are_never_negative_and_answers_always_finite() -> None:
-    for logit in (-1e4, -100.0, -6.0, 100.0, 1e4, 1e30):
+def test_quantities_stay_within_their_bounds_and_answers_finite() -> None:
+    for logit in (-math.inf, -1e4, -100.0, -6.0, 100.0, 1e4, 1e30, math.inf):
         [row] = answers_of([[logit] * 4])
         assert np.isfinite(row).all(), logit
         assert 0 <= row[0] <= 1
         assert 0 <= row[1] <= 1
-        assert row[2] >= 0
-        assert row[3] >= 0
+        assert 0 <= row[2] <= np.float32(1e7)
+        assert 0 <= row[3] <= 400
 
 
 def test_a_logit_that_is_not_a_number_stays_one() -> None:

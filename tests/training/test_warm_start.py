@@ -71,7 +71,9 @@ def fitted_for(schema: FeedSchema, items: tuple[int, ...] = ITEMS) -> FittedFeat
             for feature in numbers
         },
         targets={
-            task.name: TargetScale(mean=2.0, scale=1.5) for task in schema.tasks if isinstance(task, RegressionTask)
+            task.name: TargetScale(mean=2.0, scale=1.5, upper=1e5)
+            for task in schema.tasks
+            if isinstance(task, RegressionTask)
         },
     )
 
@@ -187,13 +189,16 @@ def test_rows_of_a_vocabulary_move_with_their_entries() -> None:
 
 def test_fitted_features_keep_what_the_parent_learned_and_append_what_is_new() -> None:
     parent, _ = parent_of("adatt")
+    targets = {name: TargetScale(mean=9.0, scale=9.0, upper=2e5) for name in parent.fitted.targets}
     fresh = fitted_for(parent.schema, items=(2, 5, 99)).model_copy(
-        update={"numbers": {"age": (NumberStep(transform="log1p"),), "price": ()}, "targets": {}}
+        update={"numbers": {"age": (NumberStep(transform="log1p"),), "price": ()}, "targets": targets}
     )
     extended = parent.extended(parent.schema, fresh)
     assert extended.vocabularies["item"] == (*ITEMS, 2, 99)
     assert extended.numbers == parent.fitted.numbers
-    assert extended.targets == parent.fitted.targets
+    assert targets
+    for name, scale in parent.fitted.targets.items():
+        assert extended.targets[name] == scale.model_copy(update={"upper": 2e5})
 
 
 @pytest.mark.parametrize(
