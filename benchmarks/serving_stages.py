@@ -40,7 +40,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
     """CPU microseconds of each stage of a request, medians over many; `network` is what an engine computes."""
     encoder, module = scorer.encoder, scorer.module
-    value_model = ValueModels.built_in(scorer.schema)[DEFAULT]
+    value_model = ValueModels.built_in(scorer.domain)[DEFAULT]
     metrics = ModelMetrics(Metrics(), "reference", scorer)
     head = {"request_id": "bench", "model": "reference", "model_version": scorer.version}
     question = _read(body)

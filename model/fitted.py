@@ -22,7 +22,8 @@ from model.summaries import Largest, Moments, Ranks
 # Raw values are cut here, so that no transform overflows float64.
 RAW_LIMIT = 1e100
 QUANTILE_KNOTS = 101
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+# Of a label: no answer is above it, and sums of answers still fit a float32.
+UPPER_LIMIT = float(np.float32(1e30))
 
 
 class NumberStep(StrictModel):
@@ -49,7 +50,7 @@ class TargetScale(StrictModel):
 
     mean: float
     scale: float
-    upper: float = Field(ge=0, le=FLOAT32_MAX)
+    upper: float = Field(ge=0, le=UPPER_LIMIT)
 
 
 class FittedFeatures(StrictModel):
@@ -265,7 +266,7 @@ def _ranked_knots(knots: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArra
 def _target_scale(moments: Moments, largest: Largest) -> TargetScale:
     if not moments.count:
         raise ValueError("a regression task has no labelled row in the training split")
-    upper = float(np.float32(min(largest.upper_bound(), FLOAT32_MAX)))
+    upper = float(np.float32(min(largest.upper_bound(), UPPER_LIMIT)))
     return TargetScale(mean=moments.mean, scale=_divisor(moments.deviation), upper=upper)
 
 

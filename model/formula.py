@@ -7,14 +7,14 @@ Shapes: N candidates.
 """
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Part = Callable[[Mapping[str, Array]], Any]
 
 FUNCTIONS: dict[str, tuple[np.ufunc, int]] = {
     "abs": (np.absolute, 1),
@@ -26,6 +26,7 @@ FUNCTIONS: dict[str, tuple[np.ufunc, int]] = {
 }
 MAX_CHARACTERS = 1000
 MAX_DEPTH = 50
+MOST_SHOWN = 60
 _OPERATORS: dict[type[ast.operator], np.ufunc] = {
     ast.Add: np.add,
     ast.Sub: np.subtract,
@@ -37,8 +38,24 @@ _SIGNS: dict[type[ast.unaryop], np.ufunc] = {ast.UAdd: np.positive, ast.USub: np
 _VALID = f"numbers, tasks, + - * / ** ( ) and {', '.join(FUNCTIONS)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A number or a name (`leaf`), or a function of other terms; `text` is how it is written."""
+
+    text: str
+    leaf: float | str = 0.0
+    function: np.ufunc | None = None
+    arguments: tuple["Term", ...] = ()
+
+    def value(self, values: Mapping[str, Array]) -> Any:
+        """value_N given those of the names, by numpy's rules; a number where it reads no name."""
+        if self.function is not None:
+            return self.function(*(argument.value(values) for argument in self.arguments))
+        return values[self.leaf] if isinstance(self.leaf, str) else np.float64(self.leaf)
+
+
 class Formula:
-    """A checked formula; `names` are those it reads, in the order in which they first stand in it.
+    """A checked formula: its terms (`whole`) and the `names` that they read, in the order in which they first stand.
 
     Raises ValueError: what is not allowed, at which character, and what is."""
 
@@ -54,35 +71,41 @@ class Formula:
             raise ValueError(f"not a formula{place}; it may hold {_VALID}") from None
         self._text = text.strip()
         names: dict[str, None] = {}
-        self._whole = self._part(tree.body, names, MAX_DEPTH)
+        self.whole = self._term(tree.body, names, MAX_DEPTH)
         self.names = tuple(names)
 
     def __call__(self, values: Mapping[str, Array]) -> Array:
         """value_N, given the value_N of every name; NaN and infinity where numpy's rules give them."""
         with np.errstate(all="ignore"):
-            value = self._whole(values)
+            value = self.whole.value(values)
         return np.broadcast_to(value, np.broadcast_shapes(*(array.shape for array in values.values())))
 
-    def _part(self, node: ast.expr, names: dict[str, None], depth: int) -> Part:
+    def _term(self, node: ast.expr, names: dict[str, None], depth: int) -> Term:
         if not depth:
             raise ValueError(f"the formula is nested deeper than {MAX_DEPTH} levels")
         match node:
             case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
                 # Python's own integers would grow without bound under **.
-                return _constant(self._finite(node, number))
+                return Term(self._shown(node), self._finite(node, number))
             case ast.Name(id=name):
                 names[name] = None
-                return lambda values: values[name]
+                return Term(name, name)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _applied(_OPERATORS[type(op)], [self._part(side, names, depth - 1) for side in (left, right)])
+                return self._applied(node, _OPERATORS[type(op)], [left, right], names, depth)
             case ast.UnaryOp(op=sign, operand=operand) if type(sign) in _SIGNS:
-                return _applied(_SIGNS[type(sign)], [self._part(operand, names, depth - 1)])
+                return self._applied(node, _SIGNS[type(sign)], [operand], names, depth)
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
                 function, count = FUNCTIONS[name]
                 if len(arguments) != count:
                     raise ValueError(f"{name} takes {count} value{'s' * (count > 1)}, got {len(arguments)}")
-                return _applied(function, [self._part(argument, names, depth - 1) for argument in arguments])
+                return self._applied(node, function, arguments, names, depth)
         raise ValueError(f"'{self._shown(node)}' at character {node.col_offset + 1} is not allowed; valid: {_VALID}")
+
+    def _applied(
+        self, node: ast.expr, function: np.ufunc, arguments: list[ast.expr], names: dict[str, None], depth: int
+    ) -> Term:
+        terms = tuple(self._term(argument, names, depth - 1) for argument in arguments)
+        return Term(self._shown(node), function=function, arguments=terms)
 
     def _finite(self, node: ast.expr, number: float) -> float:
         try:
@@ -93,13 +116,5 @@ class Formula:
         raise ValueError(f"'{self._shown(node)}' at character {node.col_offset + 1} is too large a number")
 
     def _shown(self, node: ast.expr) -> str:
-        return (ast.get_source_segment(self._text, node) or "")[:60]
-
-
-def _constant(number: float) -> Part:
-    value = np.float64(number)
-    return lambda _: value
-
-
-def _applied(function: np.ufunc, arguments: list[Part]) -> Part:
-    return lambda values: function(*(argument(values) for argument in arguments))
+        text = ast.get_source_segment(self._text, node) or ""
+        return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.answer_domain import AnswerDomain
 from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, Artifact, ArtifactError
 from model.calibration import Calibration, Isotonic, Platt, calibrated
 from model.catalogue import Catalogue, generations
@@ -72,6 +73,7 @@ class Scorer:
         self.manifest = artifact.manifest
         self.schema = artifact.manifest.feed
         self.tasks = [task.name for task in self.schema.tasks]
+        self.domain: AnswerDomain  # set by `load`, once the golden requests hold
         self.encoder = encoder
         self.module = module
         self.reference = Reference.read(artifact, self.tasks)
@@ -112,6 +114,7 @@ class Scorer:
         scorer = cls(artifact, encoder, module)
         scorer._calibration = _calibration(artifact)
         scorer.check_golden_requests()
+        scorer.domain = AnswerDomain.of(scorer.schema, fitted, scorer.golden_requests())
         if len(scorer.golden_requests()["requests"]) < _RUNS_TO_WARM:
             scorer.check_golden_requests()
         if engine == "compiled" or (engine == "auto" and folder_of(artifact).exists()):

@@ -10,17 +10,18 @@ Shapes: N candidates, T tasks of the ranker, M tasks that a value model reads.
 import hashlib
 import json
 from collections.abc import Mapping
-from itertools import product
 from math import factorial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, FiniteFloat, PositiveFloat, PrivateAttr, field_validator
 
-from model.formula import Formula
-from model.schema import BinaryTask, FeedSchema
+from model.answer_domain import AnswerDomain as AnswerDomain
+from model.finite_scores import refuse_not_finite
+from model.formula import Formula, Term
+from model.schema import BinaryTask
 from model.strict_yaml import StrictModel, read_yaml, refuse_unknown_kind, unknown_key
 
 FILE_NAME = "value_models.yaml"
@@ -28,16 +29,16 @@ DEFAULT = "default"
 # So that exact Shapley values stay cheap: 2 ** 12 evaluations of the formula a candidate.
 MAX_FORMULA_TASKS = 12
 _EVALUATIONS_AT_ONCE = 2**18
-# What a task may answer, at its worst: a probability's bounds, and quantities up to a day in milliseconds.
-_PROBES_BINARY = (0.0, 1.0)
-_PROBES_QUANTITY = (0.0, 1.0, 8.64e7)
 
 Array = NDArray[np.float64]
+# Of a logarithm: no sum of them comes near what a float64 holds, in whatever order it is added up.
+Exponent = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class WeightedSum(StrictModel):
     """score = sum over tasks of weight x answer; tasks without a weight do not count."""
 
+    remedy: ClassVar[str] = "use smaller weights"
     kind: Literal["weighted_sum"]
     weights: dict[str, FiniteFloat] = Field(min_length=1)
     _weights_M: Array = PrivateAttr()
@@ -50,6 +51,11 @@ class WeightedSum(StrictModel):
     def tasks(self) -> tuple[str, ...]:
         """The tasks that it reads, M."""
         return tuple(self.weights)
+
+    def whole(self) -> Term:
+        """The score as a formula."""
+        terms = [_binary(np.multiply, "*", _number(weight), Term(task, task)) for task, weight in self.weights.items()]
+        return _sum(terms)
 
     def score(self, answers_NM: Array) -> Array:
         """score_N."""
@@ -67,14 +73,27 @@ class WeightedProduct(StrictModel):
     """score = product over tasks of max(answer, floor) ** exponent; the floor keeps one tiny probability from deciding
     alone."""
 
+    remedy: ClassVar[str] = "use exponents nearer to 0, or another floor"
     kind: Literal["weighted_product"]
-    exponents: dict[str, FiniteFloat] = Field(min_length=1)
+    exponents: dict[str, Exponent] = Field(min_length=1)
     floor: PositiveFloat = Field(1e-4, allow_inf_nan=False)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that it reads, M."""
         return tuple(self.exponents)
+
+    def whole(self) -> Term:
+        """The score as a formula."""
+        terms = []
+        for task, exponent in self.exponents.items():
+            floored = Term(
+                f"max({task}, {self.floor:g})", function=np.maximum, arguments=(Term(task, task), _number(self.floor))
+            )
+            logarithm = Term(f"log({floored.text})", function=np.log, arguments=(floored,))
+            terms.append(_binary(np.multiply, "*", _number(exponent), logarithm))
+        logarithms = _sum(terms)
+        return Term(f"exp({logarithms.text})", function=np.exp, arguments=(logarithms,))
 
     def score(self, answers_NM: Array) -> Array:
         """score_N."""
@@ -95,6 +114,7 @@ class WeightedProduct(StrictModel):
 class Expression(StrictModel):
     """score = a formula over the tasks' names (model/formula.py)."""
 
+    remedy: ClassVar[str] = "keep it finite, for example by max(task, 1e-6)"
     kind: Literal["expression"]
     formula: str = Field(min_length=1)
     _formula: Formula = PrivateAttr()
@@ -115,6 +135,10 @@ class Expression(StrictModel):
     def tasks(self) -> tuple[str, ...]:
         """The tasks that it reads, M."""
         return self._formula.names
+
+    def whole(self) -> Term:
+        """The formula's terms."""
+        return self._formula.whole
 
     def score(self, answers_NM: Array) -> Array:
         """score_N."""
@@ -153,20 +177,39 @@ KINDS: dict[str, type[Definition]] = {
 }
 
 
+def _number(value: float) -> Term:
+    return Term(f"{value:g}", value)
+
+
+def _binary(function: np.ufunc, sign: str, left: Term, right: Term) -> Term:
+    return Term(f"{left.text} {sign} {right.text}", function=function, arguments=(left, right))
+
+
+def _sum(terms: list[Term]) -> Term:
+    """Their sum, as a tree whose depth grows with the logarithm of their number."""
+    if len(terms) == 1:
+        return terms[0]
+    middle = len(terms) // 2
+    return _binary(np.add, "+", _sum(terms[:middle]), _sum(terms[middle:]))
+
+
 class ValueModel:
     """A value model bound to the tasks of a ranker. Raises ValueError: a task that is not one of the ranker's, or a
-    score that is not finite for answers that it may give."""
+    score that is not finite for answers that it may give (model/finite_scores.py)."""
 
-    def __init__(self, name: str, definition: Definition, schema: FeedSchema) -> None:
+    def __init__(self, name: str, definition: Definition, domain: AnswerDomain) -> None:
         self.name = name
         self.definition = definition
-        tasks = [task.name for task in schema.tasks]
+        tasks = list(domain.uppers)
         for task in definition.tasks:
             if task not in tasks:
                 raise ValueError(unknown_key(task, tasks, "task"))
         self._positions_M = [tasks.index(task) for task in definition.tasks]
         self._are_all_tasks = self._positions_M == list(range(len(tasks)))
-        self._refuse_unbounded(schema)
+        uppers = {task: domain.uppers[task] for task in definition.tasks}
+        refuse_not_finite(definition.whole(), uppers, definition.remedy)
+        if not np.isfinite(self.score(domain.golden_NT)).all():
+            raise ValueError(f"gives no finite score for an answer of the golden requests; {definition.remedy}")
         canonical = json.dumps(definition.model_dump(mode="json"), sort_keys=True)
         self.version = hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
@@ -189,20 +232,6 @@ class ValueModel:
         answers_NM: Array = answers_NT.astype(np.float64)
         return answers_NM
 
-    def _refuse_unbounded(self, schema: FeedSchema) -> None:
-        if not isinstance(self.definition, Expression):
-            return
-        used = [schema.tasks[position] for position in self._positions_M]
-        probes = [_PROBES_BINARY if isinstance(task, BinaryTask) else _PROBES_QUANTITY for task in used]
-        answers_PM = np.array(list(product(*probes)))
-        score_P = self.definition.score(answers_PM)
-        if not np.isfinite(score_P).all():
-            worst = int(np.flatnonzero(~np.isfinite(score_P))[0])
-            given = ", ".join(f"{task.name} = {value:g}" for task, value in zip(used, answers_PM[worst], strict=True))
-            raise ValueError(
-                f"formula: gives {score_P[worst]:g} for {given}; keep it finite, for example by max(task, 1e-6)"
-            )
-
 
 class ValueModels:
     """The value models of one ranker, by name; `default` always exists."""
@@ -223,16 +252,16 @@ class ValueModels:
         return list(self._models)
 
     @classmethod
-    def built_in(cls, schema: FeedSchema) -> "ValueModels":
+    def built_in(cls, domain: AnswerDomain) -> "ValueModels":
         """The one that serves without a file: weight 1 on each binary task."""
-        weights = {task.name: 1.0 for task in schema.tasks if isinstance(task, BinaryTask)}
+        weights = {task.name: 1.0 for task in domain.schema.tasks if isinstance(task, BinaryTask)}
         if not weights:
-            weights = {task.name: 1.0 for task in schema.tasks}
+            weights = dict.fromkeys(domain.uppers, 1.0)
         definition = WeightedSum(kind="weighted_sum", weights=weights)
-        return cls({DEFAULT: ValueModel(DEFAULT, definition, schema)}, is_built_in=True)
+        return cls({DEFAULT: ValueModel(DEFAULT, definition, domain)}, is_built_in=True)
 
     @classmethod
-    def from_yaml(cls, path: Path, schema: FeedSchema) -> "ValueModels":
+    def from_yaml(cls, path: Path, domain: AnswerDomain) -> "ValueModels":
         """Reads a value-model file. Raises ValueError naming the file, the value model and the rule."""
         data = read_yaml(path)
         if not isinstance(data, Mapping) or DEFAULT not in data:
@@ -249,7 +278,7 @@ class ValueModels:
             kind = KINDS[entry["kind"]] if isinstance(entry, Mapping) else WeightedSum
             definition = kind.from_mapping(entry, place)
             try:
-                models[name] = ValueModel(name, definition, schema)
+                models[name] = ValueModel(name, definition, domain)
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from None
         return cls(models, is_built_in=False)

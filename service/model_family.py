@@ -262,7 +262,7 @@ class ModelFamily:
             if self._loaded:
                 raise
             self._refuse_value_models(error, "the built-in value model")
-            return ValueModels.built_in(scorer.schema)
+            return ValueModels.built_in(scorer.domain)
         self._took_value_models()
         return value_models
 
@@ -281,10 +281,10 @@ class ModelFamily:
     def _read_value_models(self, scorer: Scorer) -> ValueModels:
         path = self._folder / FILE_NAME
         if path.exists():
-            return ValueModels.from_yaml(path, scorer.schema)
+            return ValueModels.from_yaml(path, scorer.domain)
         fields = {"model": self.name}
         _log.warning(f"no {FILE_NAME}: 'default' is a sum with weight 1 on each binary task", extra={"fields": fields})
-        return ValueModels.built_in(scorer.schema)
+        return ValueModels.built_in(scorer.domain)
 
     def _took_value_models(self) -> None:
         self.value_models_error = None

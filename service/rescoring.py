@@ -19,7 +19,7 @@ from model.artifact import Artifact, model_names, versions
 from model.features import ColumnErrors
 from model.schema import Block
 from model.scorer import NonFiniteScoresError, Scorer
-from model.value_model import FILE_NAME, ValueModels
+from model.value_model import FILE_NAME, AnswerDomain, ValueModels
 from service.logged import Logged
 
 
@@ -53,12 +53,13 @@ class Rescoring:
         self._scorer = None if version is None else Scorer.load(place, verify_key=verify_key)
         # Logged answers are combined by value models that fit the newest version.
         newest = models / self.model / str(published[-1])
-        self._schema = Artifact.open(newest, verify_key).manifest.feed if self._scorer is None else self._scorer.schema
+        domain = AnswerDomain.read(Artifact.open(newest, verify_key)) if self._scorer is None else self._scorer.domain
+        self._schema = domain.schema
         file = value_models or models / self.model / FILE_NAME
         if value_models is None and not file.exists():
-            self._value_models = ValueModels.built_in(self._schema)
+            self._value_models = ValueModels.built_in(domain)
         else:
-            self._value_models = ValueModels.from_yaml(file, self._schema)
+            self._value_models = ValueModels.from_yaml(file, domain)
         if value_model is not None and value_model not in self._value_models:
             raise ValueError(f"no value model '{value_model}'; {file} has: {', '.join(self._value_models.names)}")
         self._value_model = value_model

@@ -36,7 +36,7 @@ def test_your_own_feed_works_as_written(tmp_path: Path, monkeypatch: pytest.Monk
     scorer = Scorer.load(tmp_path / "models" / "podcasts" / "1")
     assert scorer.tasks == ["play", "minutes"]
     (tmp_path / FILE_NAME).write_text(value_models)
-    assert ValueModels.from_yaml(tmp_path / FILE_NAME, scorer.schema).names == ["default", "careful", "custom"]
+    assert ValueModels.from_yaml(tmp_path / FILE_NAME, scorer.domain).names == ["default", "careful", "custom"]
     # The data are made so that shows and listeners differ: a ranker that learned nothing would be at one half.
     evaluation = json.loads((tmp_path / "runs/podcasts/evaluation-test.json").read_text())
     assert evaluation["tasks"]["play"]["auc"]["low"] > 0.55

@@ -78,7 +78,7 @@ def test_a_split_in_pieces_fits_as_the_whole(in_processes: bool) -> None:
     ([*range(1, 101), 1e30, 1e30], 930.0),                    # some that are absurd: ten times the tenth largest
     ([0.0] * 1000 + [5e3, 800.0], 5e3),                       # mostly zeros: the largest, not a quantile
     ([0.0] * 50, 0.0),
-    ([1e39] * 20, float(np.finfo(np.float32).max)),           # what an answer, a float32, can hold
+    ([1e39] * 20, 1e30),                                      # sums of answers still fit a float32
 ])  # fmt: skip
 def test_the_upper_bound_of_a_task_is_of_its_labels(task: str, values: list[float], upper: float) -> None:
     schema = everything()

@@ -7,18 +7,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.value_model import DEFAULT, Expression, ValueModel, ValueModels, WeightedProduct, WeightedSum
+from model.schema import FeedSchema
+from model.value_model import (
+    DEFAULT,
+    AnswerDomain,
+    Expression,
+    ValueModel,
+    ValueModels,
+    WeightedProduct,
+    WeightedSum,
+)
 from tests.model.feeds import everything, schema_of, write
 
 TASKS = ["click", "like", "play_time", "depth"]  # those of `everything()`: two probabilities, two quantities
 
 
+def domain_of(schema: FeedSchema) -> AnswerDomain:
+    """Probabilities to 1, quantities to a day in milliseconds; no golden answer."""
+    uppers = {task.name: 1.0 if task.kind == "binary" else 8.64e7 for task in schema.tasks}
+    return AnswerDomain(schema, uppers, np.zeros((0, len(uppers)), np.float32))
+
+
 def value_model(weights: dict[str, float]) -> ValueModel:
-    return ValueModel("v", WeightedSum(kind="weighted_sum", weights=weights), everything())
+    return ValueModel("v", WeightedSum(kind="weighted_sum", weights=weights), domain_of(everything()))
 
 
 def expression(formula: str) -> ValueModel:
-    return ValueModel("v", Expression(kind="expression", formula=formula), everything())
+    return ValueModel("v", Expression(kind="expression", formula=formula), domain_of(everything()))
 
 
 def test_score_is_the_weighted_sum() -> None:
@@ -47,7 +62,7 @@ REFERENCE = [0.3, 0.02, 400.0, 2.0]
 
 def product_model(exponents: dict[str, float], floor: float = 1e-4) -> ValueModel:
     definition = WeightedProduct(kind="weighted_product", exponents=exponents, floor=floor)
-    return ValueModel("v", definition, everything())
+    return ValueModel("v", definition, domain_of(everything()))
 
 
 def test_weighted_product_is_the_product_of_floored_powers() -> None:
@@ -131,7 +146,7 @@ def test_version_follows_content_alone() -> None:
 
 def test_version_is_the_same_under_another_name(tmp_path: Path) -> None:
     text = "default: {kind: weighted_sum, weights: {click: 1}}\nother: {weights: {click: 1.0}, kind: weighted_sum}"
-    models = ValueModels.from_yaml(write(tmp_path / "v.yaml", text), everything())
+    models = ValueModels.from_yaml(write(tmp_path / "v.yaml", text), domain_of(everything()))
     assert models["default"].version == models["other"].version
     assert models.names == ["default", "other"]
     assert "other" in models
@@ -140,7 +155,7 @@ def test_version_is_the_same_under_another_name(tmp_path: Path) -> None:
 
 
 def test_built_in_counts_each_binary_task_once() -> None:
-    models = ValueModels.built_in(everything())
+    models = ValueModels.built_in(domain_of(everything()))
     assert models.is_built_in
     assert models.names == [DEFAULT]
     assert models[DEFAULT].score(np.array([[0.5, 0.25, 1e6, 1e6]], np.float32)).tolist() == [0.75]
@@ -151,7 +166,7 @@ def test_built_in_of_regression_tasks_alone_sums_them() -> None:
         "name: f\nfeatures: [{name: a, side: candidate, kind: number}]\n"
         "tasks: [{name: x, kind: regression, label: x}, {name: y, kind: regression, label: y}]"
     )
-    assert ValueModels.built_in(schema)[DEFAULT].score(np.array([[2.0, 3.0]], np.float32)).tolist() == [5.0]
+    assert ValueModels.built_in(domain_of(schema))[DEFAULT].score(np.array([[2.0, 3.0]], np.float32)).tolist() == [5.0]
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -175,10 +190,16 @@ def test_built_in_of_regression_tasks_alone_sums_them() -> None:
     ("default: {kind: expression, formula: click *}", "default: formula: not a formula"),
     ("default: {kind: expression, formula: 3}", "default: formula: "),
     ("default: {kind: expression, formula: '1 + 2'}", "reads 1 to 12 tasks, this one 0"),
-    ("default: {kind: expression, formula: click / like}", "gives nan for click = 0, like = 0; keep it finite"),
-    ("default: {kind: expression, formula: log(like)}", "gives -inf for like = 0; keep it finite"),
-    ("default: {kind: expression, formula: exp(play_time)}", "gives inf for play_time = 8.64e"),
+    ("default: {kind: expression, formula: click / like}", "'click / like' gives nan for click = 0, like = 0; keep it"),
+    ("default: {kind: expression, formula: log(like)}", "'log.like.' gives -inf for like = 0; keep it finite"),
+    ("default: {kind: expression, formula: exp(play_time)}", "'exp.play_time.' gives inf for play_time = 8.64e"),
     ("default: {kind: expression, formula: (click - like) ** 0.5}", "gives nan for click = 0, like = 1"),
+    ("default: {kind: expression, formula: 2 - (abs(click - 0.5) - 0.25) ** 0.5}", r": '\(abs.* gives nan for cl"),
+    ("default: {kind: expression, formula: (click - click ** 2) ** 0.5}", r"shown to be finite .*\(click 0 to 1\)"),
+    ("default: {kind: weighted_sum, weights: {play_time: 1e308}}", "'1e.308 . play_time' gives inf for play_time"),
+    ("default: {kind: weighted_sum, weights: {like: 1, click: -1e39}}", "gives -1e.39, beyond 3e.38, for .*; use s"),
+    ("default: {kind: weighted_product, exponents: {click: -100000}}", "'exp.-100000 . log.* gives inf for click = 0;"),
+    ("default: {kind: weighted_product, exponents: {click: 1e9}}", "exponents.click: .*less than or equal to 1000000"),
     ("other: {kind: weighted_sum, weights: {click: 1}}", "one named 'default'"),
     ("", "one named 'default'"),
     ("[default]", "one named 'default'"),
@@ -188,10 +209,10 @@ def test_built_in_of_regression_tasks_alone_sums_them() -> None:
 def test_faults_name_file_value_model_and_rule(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path / "value_models.yaml", text)
     with pytest.raises(ValueError, match=message) as raised:
-        ValueModels.from_yaml(path, everything())
+        ValueModels.from_yaml(path, domain_of(everything()))
     assert str(raised.value).startswith(f"{path}: ")
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.yaml: cannot be read"):
-        ValueModels.from_yaml(tmp_path / "absent.yaml", everything())
+        ValueModels.from_yaml(tmp_path / "absent.yaml", domain_of(everything()))

@@ -12,6 +12,7 @@ import yaml
 from starlette.testclient import TestClient
 
 from model.artifact import REFERENCE, ArtifactError
+from model.reference import Reference
 from model.scorer import Scorer
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.model.small_artifact import publish_small
@@ -134,11 +135,15 @@ def test_a_request_that_does_not_ask_is_answered_without_and_alike(client: TestC
         assert plain == {key: value for key, value in explained.items() if key != "explain"}
 
 
-def test_a_contribution_that_is_not_finite_is_never_answered(tmp_path: Path) -> None:
+def test_a_contribution_that_is_not_finite_is_never_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The score of the candidates is finite, but not that of the means that they are compared with."""
     publish_artifact(tmp_path)
-    definition = {"kind": "expression", "formula": "click / (like - 0.5)"}
+    definition = {"kind": "expression", "formula": "click / sqrt(1.5 - like)"}
     (tmp_path / "tiny" / "value_models.yaml").write_text(yaml.safe_dump({"default": definition}))
+    # No task answers so, and so no artifact that export wrote has it as a mean.
+    read = Reference.read
+    means_T = np.array([0.5, 2.0, 1.0])
+    monkeypatch.setattr(Reference, "read", lambda *of: Reference(means_T, read(*of).scores, read(*of).features))
     with client_of(tmp_path) as client:
         assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
         refused = client.post("/v1/rank", json={**TINY_REQUEST, "explain": True})

@@ -305,16 +305,6 @@ def test_a_draining_service_takes_no_more(tmp_path: Path, monkeypatch: pytest.Mo
         assert client.get("/v2/health/live").status_code == 200
 
 
-def test_a_score_beyond_fp32_is_500_and_no_score(tmp_path: Path) -> None:
-    publish_artifact(tmp_path)
-    huge = "default: {kind: weighted_sum, weights: {play_time: 1.0e+300}}"
-    (tmp_path / "tiny" / "value_models.yaml").write_text(huge)
-    with client_of(tmp_path) as client:
-        assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
-        assert "beyond FP32" in error(client.post(INFER, json={"inputs": RIGHT}), 500)
-        assert sample(client, "ranking_requests_rejected_total", reason="not_finite") == 1
-
-
 HOSTILE: dict[str, Any] = {
     "unknown inputs": [tensor(f"k{n}", "INT64", [1], [1]) for n in range(60_000)],
     "the same input": [TWO.as_json()] * 50_000,

@@ -134,25 +134,36 @@ def test_threads_without_progress_turn_readiness_off(client: TestClient, monkeyp
     assert client.get("/readyz").status_code == 200
 
 
-@pytest.mark.parametrize("where", ["ranker", "value model"])
 def test_scores_that_are_not_finite_are_500_and_no_score(
-    client: TestClient, tmp_path: Path, services: list[Service], monkeypatch: pytest.MonkeyPatch, where: str
+    client: TestClient, services: list[Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if where == "ranker":
-        model = services[0].store.find(None, None)
-        monkeypatch.setattr(model.scorer, "module", lambda *_: torch.full((4, 3), float("nan")))
-    else:
-        # finite answers, finite weights, and a sum that is not
-        huge = "default: {kind: weighted_sum, weights: {click: 1.7e308, like: 1.7e308, play_time: 1.7e308}}"
-        (tmp_path / "tiny" / "value_models.yaml").write_text(huge)
-        services[0].store.stop()
-        services[0].store.refresh()
+    model = services[0].store.find(None, None)
+    monkeypatch.setattr(model.scorer, "module", lambda *_: torch.full((4, 3), float("nan")))
     response = client.post("/v1/rank", json=TINY_REQUEST)
     assert response.status_code == 500
     assert "not finite" in response.json()["detail"]
     assert response.json()["request_id"] == response.headers["x-request-id"]
     assert sample(client, "ranking_requests_total", endpoint="/v1/rank", code="500") == 1
     assert sample(client, "ranking_requests_rejected_total", reason="not_finite") == 1
+
+
+@pytest.mark.parametrize("definition", [
+    "{kind: weighted_sum, weights: {play_time: 1e308}}",
+    "{kind: weighted_sum, weights: {play_time: 1e+36}}",      # a float64 holds it, the float32 of /v2 does not
+    "{kind: weighted_product, exponents: {click: -100000}}",
+    "{kind: expression, formula: (abs(click - 0.5) - 0.25) ** 0.5}",
+])  # fmt: skip
+def test_a_value_model_that_may_not_be_finite_is_refused_before_it_answers(
+    client: TestClient, tmp_path: Path, services: list[Service], definition: str
+) -> None:
+    before = client.post("/v1/rank", json=TINY_REQUEST).json()
+    (tmp_path / "tiny" / "value_models.yaml").write_text(f"default: {definition}")
+    services[0].store.stop()
+    services[0].store.refresh()
+    assert "gives" in client.get("/v1/models/tiny").json()["value_models_error"]
+    after = client.post("/v1/rank", json=TINY_REQUEST).json()
+    assert after["candidates"] == before["candidates"]
+    assert after["value_model_version"] == before["value_model_version"]
 
 
 @pytest.mark.parametrize("is_broken", [True, False], ids=["for good", "once"])

@@ -109,7 +109,7 @@ def value_model_of(scorer: Scorer, name: str) -> ValueModel:
     """A value model of the version's family, as a service reads it. Raises ValueError for one that is not there."""
     file = scorer.artifact.path.parent / FILE_NAME
     exists = file.exists()
-    models = ValueModels.from_yaml(file, scorer.schema) if exists else ValueModels.built_in(scorer.schema)
+    models = ValueModels.from_yaml(file, scorer.domain) if exists else ValueModels.built_in(scorer.domain)
     if name not in models:
         raise ValueError(f"--value-model: no '{name}' in {file}; there are: {', '.join(models.names)}")
     return models[name]

@@ -1,0 +1,40 @@
+"""What a model version may answer: from 0 to a bound for each task. Value models are accepted for it.
+
+In: a schema, what was fitted, and the golden requests of an artifact. Out: an `AnswerDomain`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.artifact import FITTED, GOLDEN, Artifact
+from model.fitted import FittedFeatures
+from model.schema import BinaryTask, FeedSchema
+
+
+@dataclass(frozen=True)
+class AnswerDomain:
+    """`uppers` by task, in the schema's order: 1 of a probability, of a quantity the bound that the artifact has.
+    `golden_NT` are answers that the version gave when it was exported."""
+
+    schema: FeedSchema
+    uppers: Mapping[str, float]
+    golden_NT: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, schema: FeedSchema, fitted: FittedFeatures, golden: Mapping[str, Any]) -> "AnswerDomain":
+        """`golden` is the content of the file of golden requests."""
+        uppers = {
+            task.name: 1.0 if isinstance(task, BinaryTask) else fitted.targets[task.name].upper for task in schema.tasks
+        }
+        answers = [np.array([one["expected"][task] for task in uppers], np.float32).T for one in golden["requests"]]
+        return cls(schema, uppers, np.concatenate(answers))
+
+    @classmethod
+    def read(cls, artifact: Artifact) -> "AnswerDomain":
+        """That of a version which nobody loads. Raises ArtifactError, or ValueError naming the file."""
+        fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(artifact.path / FITTED))
+        return cls.of(artifact.manifest.feed, fitted, artifact.read_json(GOLDEN))
