@@ -2,9 +2,10 @@
 
 `publish` writes a new version into a hidden folder and renames it: a reader sees a whole version or none. `Artifact`
 opens a version and vouches for it: a signature where trusted keys are given, format version, the manifest's own
-checksum, the sha256 of every file. TorchScript is code, so bytes are hashed first and loaded from memory after: what
-was vouched for is what runs. Tables are data and large: they are mapped, hashed there once, and read where they were
-hashed.
+checksum, its name and number, the sha256 of every file. TorchScript is code, so bytes are hashed first and loaded from
+memory after: what was vouched for is what runs. Tables are data and large: they are hashed by read(2), which survives a
+file that is cut meanwhile, and mapped where nothing has changed since. Published files are read-only: a copy over them
+fails, unless it is root's.
 """
 
 import errno
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from pydantic import Field
 
@@ -28,6 +29,7 @@ from model.schema import FeedSchema
 from model.signature import SIGNATURE, TrustedKeys
 from model.strict_yaml import StrictModel
 from model.tables import TABLE, map_file
+from model.untrusted_files import DOCUMENT_BYTES, changed, fingerprint_of, open_regular, read_bytes, sha256_of
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -91,15 +93,16 @@ class Artifact:
         return str(self.manifest.version)
 
     @classmethod
-    def open(cls, path: Path, verify_key: Path | None = None) -> "Artifact":
+    def open(cls, path: Path, verify_key: Path | None = None, model: str | None = None) -> "Artifact":
         """Reads and checks the manifest, its signature where `verify_key` names a file of trusted keys, and the
-        checksum of every file. Raises ArtifactError."""
-        artifact = cls(path, _read_manifest(path, verify_key), verify_key)
+        checksum of every file. With `model` the version has to be one of that model. Raises ArtifactError."""
+        artifact = cls(path, _read_manifest(path, verify_key, model), verify_key)
         for name in artifact.manifest.files:
             if TABLE.fullmatch(name):
                 artifact.map(name)
             else:
-                artifact.read(name)
+                with artifact._opened(name) as file:
+                    artifact._check(name, sha256_of(file))
         missing = {RANKER, FITTED, GOLDEN, REFERENCE} - set(artifact.manifest.files)
         if missing:
             raise ArtifactError(f"{path}: the manifest does not list {', '.join(sorted(missing))}")
@@ -107,44 +110,59 @@ class Artifact:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file, hashed on this very read. Raises ArtifactError if they are not the manifest's."""
-        entry = self._entry(name)
-        try:
-            content = (self.path / name).read_bytes()
-        except OSError as error:
-            raise self._unreadable(name, error) from None
-        self._check(name, entry, hashlib.sha256(content).hexdigest())
+        with self._opened(name) as file:
+            content = file.read(self.manifest.files[name].size_bytes)
+        self._check(name, hashlib.sha256(content).hexdigest())
         return content
 
     def map(self, name: str) -> mmap.mmap:
         """A file mapped read-only, hashed when it is asked for first. Raises ArtifactError as `read` does."""
         if name not in self._mapped:
-            entry = self._entry(name)
-            try:
-                with (self.path / name).open("rb") as file:
-                    content, digest = hashed_ahead.take(file) or (map_file(file), None)
-            except OSError as error:
-                raise self._unreadable(name, error) from None
-            except ValueError as error:  # an empty file
-                raise ArtifactError(f"{self.path / name}: {error}") from None
-            self._check(name, entry, digest or hashlib.sha256(content).hexdigest())
-            self._mapped[name] = content
+            with self._opened(name) as file:
+                before = fingerprint_of(file)
+                self._check(name, hashed_ahead.take(file) or sha256_of(file))
+                try:
+                    mapped = map_file(file)
+                except ValueError as error:  # an empty file
+                    raise ArtifactError(f"{self.path / name}: {error}") from None
+                if fingerprint_of(file) != before:
+                    raise changed(self.path / name)
+            self._mapped[name] = mapped
         return self._mapped[name]
 
-    def _entry(self, name: str) -> FileEntry:
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
+        """A file that the manifest vouches for, of the size that it says. Raises ArtifactError."""
         if name not in self.manifest.files:
             raise ArtifactError(f"{self.path}: {name} is not in the manifest, so nothing vouches for it")
-        return self.manifest.files[name]
+        with opened(self.path / name, self.manifest.files[name]) as file:
+            yield file
 
-    def _unreadable(self, name: str, error: OSError) -> ArtifactError:
-        return ArtifactError(f"{self.path / name}: cannot be read ({error.strerror})")
-
-    def _check(self, name: str, entry: FileEntry, sha256: str) -> None:
-        if sha256 != entry.sha256:
-            raise ArtifactError(f"{self.path / name}: checksum differs from the manifest's; the file was changed")
+    def _check(self, name: str, sha256: str) -> None:
+        check_sha256(self.path / name, self.manifest.files[name], sha256)
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the artifact."""
         return json.loads(self.read(name))
+
+
+@contextmanager
+def opened(path: Path, entry: FileEntry) -> Iterator[BinaryIO]:
+    """A file of the size that its manifest says. Raises ArtifactError, also for what the disk says inside the block."""
+    try:
+        with open_regular(path) as file:
+            size = fingerprint_of(file).size_bytes
+            if size != entry.size_bytes:
+                raise ArtifactError(f"{path}: {size} bytes, the manifest says {entry.size_bytes}; the file was changed")
+            yield file
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def check_sha256(path: Path, entry: FileEntry, sha256: str) -> None:
+    """Returns if a file's hash is the manifest's. Raises ArtifactError."""
+    if sha256 != entry.sha256:
+        raise ArtifactError(f"{path}: checksum differs from the manifest's; the file was changed")
 
 
 def versions(models: Path, name: str) -> list[int]:
@@ -198,9 +216,7 @@ def publish(
         for version in range(first, first + _MOST_RACES):
             write_manifest(folder, {**content, "version": version})
             check(folder)
-            for file in folder.iterdir():
-                sync(file)
-            sync(folder)
+            seal(folder)
             final = family / str(version)
             try:
                 folder.rename(final)
@@ -218,7 +234,16 @@ def publish(
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     """Writes the manifest of a folder, with the checksum of its content."""
     text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, allow_nan=False)
+    (folder / MANIFEST).unlink(missing_ok=True)  # sealed by a try that lost its race
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def seal(folder: Path) -> None:
+    """Makes the files of a folder read-only, for what is published stays as it is, and has all of it on the disk."""
+    for file in folder.iterdir():
+        file.chmod(0o444)
+        sync(file)
+    sync(folder)
 
 
 @contextmanager
@@ -243,7 +268,7 @@ def read_manifest(path: Path, format_version: int, verify_key: Path | None = Non
     keys, read anew each time. Raises ArtifactError."""
     place = path / MANIFEST
     try:
-        text = place.read_bytes()
+        text = read_bytes(place, DOCUMENT_BYTES)
         if verify_key is not None:
             TrustedKeys(verify_key).check(text, path / SIGNATURE)
     except OSError as error:
@@ -292,12 +317,13 @@ def read_derived_manifest(
         raise
     except ValueError as error:
         raise ArtifactError(str(error)) from None
-    if (manifest.name, manifest.parent) != (artifact.manifest.name, artifact.manifest.checksum):
+    own = artifact.manifest
+    if (manifest.name, manifest.version, manifest.parent) != (own.name, own.version, own.checksum):
         raise ArtifactError(f"{path}: made for another model version ({manifest.name} {manifest.version}){remedy}")
     return manifest
 
 
-def _read_manifest(path: Path, verify_key: Path | None) -> Manifest:
+def _read_manifest(path: Path, verify_key: Path | None, model: str | None) -> Manifest:
     place = path / MANIFEST
     content = read_manifest(path, FORMAT_VERSION, verify_key)
     try:
@@ -309,6 +335,11 @@ def _read_manifest(path: Path, verify_key: Path | None) -> Manifest:
             raise ArtifactError(f"{place}: file name {name!r} is not a plain name, it may lead out of the artifact")
     if path.name != str(manifest.version) and _VERSION.fullmatch(path.name):
         raise ArtifactError(f"{place}: says version {manifest.version}, but the folder is {path.name}")
+    if model not in (None, manifest.name):
+        raise ArtifactError(
+            f"{place}: is a version of model '{manifest.name}', but its folder is of model '{model}'; a version is "
+            f"served under its own name alone: export --name {model} publishes it under another"
+        )
     return manifest
 
 
@@ -319,8 +350,8 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 def file_entry(file: Path) -> dict[str, Any]:
     """Checksum and size, as a manifest lists them."""
-    with file.open("rb") as content:
-        return {"sha256": hashlib.file_digest(content, "sha256").hexdigest(), "size_bytes": file.stat().st_size}
+    with open_regular(file) as content:
+        return {"sha256": sha256_of(content), "size_bytes": fingerprint_of(content).size_bytes}
 
 
 def sync(path: Path) -> None:

@@ -10,7 +10,6 @@ Shapes: I items, N candidates, K single-id features, L list features, V list val
 row (model/scoring_network.py).
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +21,20 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.artifact import Artifact, ArtifactError, DerivedManifest, read_derived_manifest, versions
+from model.artifact import (
+    Artifact,
+    ArtifactError,
+    DerivedManifest,
+    check_sha256,
+    opened,
+    read_derived_manifest,
+    versions,
+)
 from model.columns import Ids
 from model.features import EncodedBlock
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel
+from model.untrusted_files import changed, fingerprint_of, sha256_of
 
 FORMAT_VERSION = 1
 UNKNOWN = -1
@@ -121,6 +129,8 @@ class Catalogue:
             f", whose features may mean something else; build it again for {artifact.manifest.name} {artifact.version}"
         )
         manifest = read_derived_manifest(CatalogueManifest, path, FORMAT_VERSION, artifact, remedy)
+        if path.name.isdecimal() and path.name != str(manifest.generation):
+            raise ArtifactError(f"{path}: the manifest says generation {manifest.generation}; the folder was renamed")
         if manifest.items < 1 or min(manifest.widths.model_dump().values()) < 0:
             raise ArtifactError(f"{path}: the manifest counts {manifest.items} items and {manifest.widths}")
         files = layout(manifest.items, manifest.widths, manifest.sums_dtype, manifest.ids_dtype)
@@ -164,15 +174,12 @@ def _mapped(path: Path, manifest: CatalogueManifest, dtype: str, shape: tuple[in
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
     if entry is None or entry.size_bytes != wanted:
         raise ArtifactError(f"{path}: the manifest lists {entry and entry.size_bytes} bytes, {wanted} are needed")
-    try:
-        size = path.stat().st_size
-        if size != wanted:
-            raise ArtifactError(f"{path}: {size} bytes, the manifest says {wanted}; the file was cut or changed")
+    array: NDArray[Any]
+    with opened(path, entry) as file:
+        before = fingerprint_of(file)
+        check_sha256(path, entry, sha256_of(file))
         # Private pages that nobody writes to: torch would warn of an array that it may not write to.
-        array: NDArray[Any] = np.memmap(path, dtype, "c", shape=shape) if wanted else np.zeros(shape, dtype)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
-    array = np.asarray(array)
-    if hashlib.sha256(array.data).hexdigest() != entry.sha256:
-        raise ArtifactError(f"{path}: checksum differs from the manifest's; the file was changed")
-    return array
+        array = np.memmap(file, dtype, "c", shape=shape) if wanted else np.zeros(shape, dtype)
+        if fingerprint_of(file) != before:
+            raise changed(path)
+    return np.asarray(array)

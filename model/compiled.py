@@ -1,9 +1,9 @@
 """A compiled package beside a version, `<models>/<name>/derived/<version>/compiled/`: checked, then loaded.
 
 Such a package is machine code. Before any of it is loaded, its manifest must be signed where the version's must, and
-belong to this very version, to this torch
-and to a CPU that has every instruction set of the one it was made on (another would die of an illegal instruction), and
-its bytes must be those that the manifest vouches for. Whether it answers rightly the scorer finds out.
+belong to this very version, to this torch and to a CPU that has every instruction set of the one it was made on
+(another would die of an illegal instruction). Its bytes must be those that the manifest vouches for. The scorer finds
+out whether it answers rightly.
 
 It holds two functions: candidates by their columns, and by the sums that a catalogue has of them (in bfloat16).
 
@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.artifact import Artifact, ArtifactError, DerivedManifest, read_derived_manifest
+from model.artifact import Artifact, ArtifactError, DerivedManifest, check_sha256, opened, read_derived_manifest
 
 FORMAT_VERSION = 1
 PACKAGE = "answers.pt2"
@@ -46,7 +46,7 @@ class CompiledManifest(DerivedManifest):
 
 class CompiledAnswers:
     """One function of a package: rows_ND or sums_NF, sums_1F -> answers_NT. Safe from as many threads at once as there
-    are cores; more wait."""
+    are cores; more wait. Raises OSError where there is no room for the package in the folder of temporary files."""
 
     def __init__(self, package: bytes, function: str = BY_COLUMNS) -> None:
         cores = len(os.sched_getaffinity(0))
@@ -82,12 +82,11 @@ def open_compiled(artifact: Artifact) -> tuple[CompiledManifest, bytes]:
         what = ", ".join(lacking) or f"the architecture {manifest.machine}"
         raise ArtifactError(f"{path}: made for another CPU, this one lacks {what}; compile on a host of this kind")
     entry = manifest.files.get(PACKAGE)
-    try:
-        package = (path / PACKAGE).read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path / PACKAGE}: cannot be read ({error.strerror})") from None
-    if entry is None or hashlib.sha256(package).hexdigest() != entry.sha256:
-        raise ArtifactError(f"{path / PACKAGE}: checksum differs from the manifest's; the file was changed")
+    if entry is None:
+        raise ArtifactError(f"{path}: the manifest does not list {PACKAGE}")
+    with opened(path / PACKAGE, entry) as file:
+        package = file.read(entry.size_bytes)
+    check_sha256(path / PACKAGE, entry, hashlib.sha256(package).hexdigest())
     if any(name.startswith("amx") for name in manifest.instructions):
         torch._C._cpu._init_amx()  # the kernel grants the tiles on request only; without it the first use is fatal
     return manifest, package

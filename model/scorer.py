@@ -92,15 +92,21 @@ class Scorer:
 
     @classmethod
     def load(
-        cls, path: Path, engine: EngineChoice = "auto", verify_key: Path | None = None, load: Load = load_script
+        cls,
+        path: Path,
+        engine: EngineChoice = "auto",
+        verify_key: Path | None = None,
+        load: Load = load_script,
+        model: str | None = None,
     ) -> "Scorer":
         """Verifies an artifact, loads it and has it answer its golden requests. Raises ArtifactError.
-        With `verify_key`, a file of trusted keys, it and whatever is taken up beside it must be signed.
+        With `verify_key`, a file of trusted keys, it and whatever is taken up beside it must be signed. With `model` it
+        has to be a version of that model.
 
         `auto` takes a compiled package that holds, and else says why not (`engine_reason`; None where there is none);
         `compiled` refuses the artifact then; `torchscript` does not look for one. `load` makes the module of the bytes
         of an archive (model.torchscript)."""
-        artifact = Artifact.open(path, verify_key)
+        artifact = Artifact.open(path, verify_key, model)
         try:
             fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))
             encoder = FeatureEncoder(artifact.manifest.feed, fitted)
@@ -279,7 +285,7 @@ class Scorer:
                     fault = disagreement(expected_NT, answers_NT, manifest.tolerance)
                     if fault is not None:
                         raise ArtifactError(f"{place}: golden request {number}: {fault}")
-        except (RuntimeError, AttributeError, ArtifactError) as error:
+        except (RuntimeError, AttributeError, OSError, ArtifactError) as error:
             self.compiled = self._compiled_sums = None
             raise error if isinstance(error, ArtifactError) else ArtifactError(f"{place}: {error}") from error
         self.engine = "compiled"

@@ -10,6 +10,8 @@ import binascii
 import re
 from pathlib import Path
 
+from model.untrusted_files import read_bytes
+
 # The library is imported where a key is set, and nowhere else.
 SIGNATURE = "manifest.sig"
 # So that a signature made here means nothing to another program that trusts the same key, and the other way round.
@@ -69,7 +71,7 @@ class TrustedKeys:
         from cryptography.exceptions import InvalidSignature
 
         try:
-            content = base64.b64decode(signature.read_bytes().strip(), validate=True)
+            content = base64.b64decode(read_bytes(signature).strip(), validate=True)
         except FileNotFoundError:
             raise SignatureError(f"{signature}: missing; this service takes signed versions alone") from None
         except (OSError, binascii.Error) as error:
@@ -85,6 +87,6 @@ class TrustedKeys:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None

@@ -33,8 +33,8 @@ class Loading:
     load: Load = load_script
 
     def scorer(self, path: Path) -> Scorer:
-        """The scorer of a version. Raises ArtifactError where it does not hold."""
-        return Scorer.load(path, self.engine, self.verify_key, self.load)
+        """The scorer of a version, `<models>/<name>/<version>`. Raises ArtifactError where it does not verify."""
+        return Scorer.load(path, self.engine, self.verify_key, self.load, model=path.parent.name)
 
 
 @dataclass(frozen=True, slots=True)

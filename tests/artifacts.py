@@ -113,7 +113,7 @@ def publish_artifact(
         ):
             (folder / file).write_text(json.dumps(content))
 
-    return publish(
+    path = publish(
         models,
         name,
         write_files,
@@ -123,6 +123,14 @@ def publish_artifact(
         metrics={"test": {"click": {"auc": 0.5}}},
         libraries={"torch": torch.__version__},
     )
+    return writable(path)
+
+
+def writable(version: Path) -> Path:
+    """A published folder whose files a test may damage, though it does not run as root."""
+    for file in version.iterdir():
+        file.chmod(0o644)
+    return version
 
 
 def _fitted(schema: FeedSchema) -> FittedFeatures:

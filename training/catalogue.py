@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from model.artifact import file_entry, hidden_folder, sync, write_manifest
+from model.artifact import file_entry, hidden_folder, seal, sync, write_manifest
 from model.catalogue import (
     FORMAT_VERSION,
     Catalogue,
@@ -137,8 +137,7 @@ def build_catalogue(version: Path, items: Path, sign_key: SigningKey | None = No
         write_manifest(folder, {**manifest, "generation": int(final.name)})
         if sign_key is not None:
             sign(folder, sign_key)
-        for file in (*folder.iterdir(), folder):
-            sync(file)
+        seal(folder)
         folder.rename(final)  # over the generation of a faster build this fails, for that folder is not empty
         sync(family)
     for old in generations(family)[:-KEPT_GENERATIONS]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.artifact import file_entry, hidden_folder, sync, write_manifest
+from model.artifact import file_entry, hidden_folder, seal, sync, write_manifest
 from model.compiled import (
     BY_COLUMNS,
     BY_SUMS,
@@ -223,8 +223,7 @@ def _publish(
         write_manifest(folder, content)
         if sign_key is not None:
             sign(folder, sign_key)
-        for file in (*folder.iterdir(), folder):
-            sync(file)
+        seal(folder)
         if final.exists():
             # A folder that is not empty cannot be renamed over: the old one steps aside first.
             final.rename(final.with_name(f".replaced-{uuid.uuid4().hex}"))

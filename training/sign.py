@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from model.artifact import MANIFEST, FileEntry, file_entry, sync
+from model.artifact import MANIFEST, ArtifactError, FileEntry, check_sha256, opened, sync
 from model.signature import SIGNATURE, SigningKey
+from model.untrusted_files import DOCUMENT_BYTES, read_bytes, sha256_of
 
 
 class _Listed(BaseModel):
@@ -23,7 +24,7 @@ def sign(folder: Path, key: SigningKey) -> Path:
     """Signs a folder's manifest and returns the signature's file. Raises ValueError naming the file at fault."""
     place = folder / MANIFEST
     try:
-        manifest = place.read_bytes()
+        manifest = read_bytes(place, DOCUMENT_BYTES)
         listed = _Listed.model_validate_json(manifest).files
     except OSError as error:
         raise ValueError(f"{place}: cannot be read ({error.strerror}); a published folder has one") from None
@@ -31,13 +32,14 @@ def sign(folder: Path, key: SigningKey) -> Path:
         raise ValueError(f"{place}: not a manifest with the checksums of its files") from None
     for name, entry in listed.items():
         try:
-            found = file_entry(folder / name)["sha256"]
-        except OSError as error:
-            raise ValueError(f"{folder / name}: cannot be read ({error.strerror}); nothing was signed") from None
-        if found != entry.sha256:
-            raise ValueError(f"{folder / name}: checksum differs from the manifest's; nothing was signed")
+            with opened(folder / name, entry) as file:
+                check_sha256(folder / name, entry, sha256_of(file))
+        except ArtifactError as error:
+            raise ValueError(f"{error}; nothing was signed") from None
     signature, new = folder / SIGNATURE, folder / f".{SIGNATURE}"
+    new.unlink(missing_ok=True)
     new.write_text(key.sign(manifest), encoding="ascii")
+    new.chmod(0o444)
     sync(new)
     os.replace(new, signature)
     sync(folder)

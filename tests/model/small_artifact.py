@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
-from tests.artifacts import tiny_schema
+from tests.artifacts import tiny_schema, writable
 
 FILES = (RANKER, FITTED, GOLDEN, REFERENCE)
 SMALL = {RANKER: b"a ranker", FITTED: b"{}", GOLDEN: b"{}", REFERENCE: b"[1]"}
@@ -29,4 +29,4 @@ def publish_small(
     content: dict[str, Any] = {
         "network": {}, "training": {}, "metrics": {}, "libraries": {}, "name": "small", **changes
     }  # fmt: skip
-    return publish(models, write_files=write_files, schema=tiny_schema(), check=check, **content)
+    return writable(publish(models, write_files=write_files, schema=tiny_schema(), check=check, **content))

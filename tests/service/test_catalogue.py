@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from service.metrics import LOOKUP_RESULTS, Metrics
 from service.model_store import ModelStore
 from service.replay import main as replay
-from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.artifacts import TINY_REQUEST, publish_artifact, writable
 from tests.items import Items, tiny_items, values_of, write_items
 from tests.service.in_process import client_of, sample
 from tests.service.running import RunningService
@@ -211,6 +211,7 @@ def test_a_bad_generation_leaves_the_one_before_and_says_why(tmp_path: Path) -> 
 
     second = build_catalogue(version, write_items(tmp_path / "items.parquet", tiny_items(7)))
     sums = (second / "sums.bin").read_bytes()
+    writable(second)
     (second / "sums.bin").write_bytes(sums[:-1])
     for _ in range(3):  # it is tried once
         store.refresh()

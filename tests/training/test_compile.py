@@ -15,7 +15,7 @@ from model.artifact import MANIFEST, ArtifactError, write_manifest
 from model.compiled import PACKAGE
 from model.scorer import COMPILED_TOLERANCE, Scorer, disagreement
 from model.signature import SIGNATURE, SigningKey
-from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.artifacts import TINY_REQUEST, publish_artifact, writable
 from tests.items import tiny_items, values_of, write_items
 from tests.key_pairs import key_pair
 from tests.service.in_process import client_of, sample
@@ -112,12 +112,14 @@ def changed(key: str, value: Any) -> Callable[[Path], None]:
 
 
 def flipped(folder: Path) -> None:
+    writable(folder)
     content = bytearray((folder / PACKAGE).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / PACKAGE).write_bytes(content)
 
 
 def edited(folder: Path) -> None:
+    writable(folder)
     text = (folder / MANIFEST).read_text()
     (folder / MANIFEST).write_text(text.replace('"kind": "compiled"', '"kind": "Compiled"'))
 
