@@ -26,7 +26,6 @@ from model.schema import FeedSchema, RegressionTask
 from training.config import DataConfig, SplitName
 from training.input.arrow_columns import (
     LogColumns,
-    Mask,
     column_from_arrow,
     columns_from_arrow,
     floats,
@@ -35,6 +34,7 @@ from training.input.arrow_columns import (
 )
 from training.input.bad_rows import BadRows
 from training.input.files import LogFiles
+from training.input.row_faults import Mask
 from training.input.selection import Selector
 
 __all__ = [
@@ -76,8 +76,10 @@ def read_splits(
     for file in files.files:
         table = files.read(file, names)
         place = files.shown(file)
-        is_good_B = bad_rows.good_rows(columns.read(table, place)[1], place)
+        table, _, faults = columns.read(table, place)
         masks = selector.masks(table.column(config.split.column), place)
+        is_in_any_B = np.any([mask.to_numpy() for mask in masks.values()], axis=0)
+        is_good_B = bad_rows.good_rows(faults, place, is_in_any_B)
         for split in wanted:
             parts[split].append(table.filter(_and(masks[split], is_good_B)))
     try:

@@ -1,6 +1,7 @@
 """Arrow columns -> raw columns: every arrow type, nulls, and the types and values that are refused."""
 
 from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ tasks: [{name: click, kind: binary, label: y}]
 )
 FEATURES = {feature.name: feature for feature in COLUMNS.features}
 DTYPES = {"id": "int64", "ids": "int64", "string": "string", "strings": "string"}
+
+
+NOT_TEXT = pa.array([b"a", b"\xff", b"\xff", b"b"]).cast(pa.string(), safe=False)
+# Lists that do not lie in the order of their elements.
+SHUFFLED = pa.ListViewArray.from_arrays(pa.array([3, 0, 1], pa.int32()), pa.array([2, 3, 0], pa.int32()), [*range(5)])
 
 
 def convert(name: str, values: pa.Array | pa.ChunkedArray) -> Column:
@@ -72,6 +78,16 @@ def shown(column: Column) -> list[Any]:
         ("string", pa.nulls(2)),
         ("string", pa.chunked_array([["a"], ["b", None]])),
         ("string", pa.chunked_array([], pa.string())),
+        ("number", pa.array([Decimal("0.1"), None, Decimal("-12.34")], pa.decimal128(38, 18))),
+        ("number", pa.array([Decimal(7), None], pa.decimal128(9, 0))),
+        ("id", pa.array([Decimal(2**63 - 1), None, Decimal(-(2**63))], pa.decimal128(38, 0))),
+        ("id", pa.array([Decimal(1200), None], pa.decimal128(5, -2))),
+        ("ids", pa.array([[Decimal(1)], [], [Decimal(3), None]], pa.list_(pa.decimal128(20, 0)))),
+        ("ids", pa.array([[1, 2], [], [3, None]], pa.list_view(pa.int64()))),
+        ("ids", pa.array([[1, 2], [], [3, None]], pa.large_list_view(pa.int32())).slice(1)),
+        ("ids", SHUFFLED),
+        ("strings", pa.array([["a", None], [], ["é"]], pa.list_view(pa.string_view()))),
+        ("string", pa.array(["1", None]).cast(pa.json_())),
         ("ids", pa.array([[1, 2], [], [3, None]])),
         ("ids", pa.array([[1, 2], [3]], pa.large_list(pa.int32()))),
         ("ids", pa.array([[1, 2], [3, 4]], pa.list_(pa.int64(), 2))),
@@ -109,22 +125,37 @@ def test_a_null_inside_a_dictionary_is_a_null() -> None:
 @pytest.mark.parametrize(
     ("name", "values", "says"),
     [
-        ("number", pa.array([1.0, None, float("nan")]), "row 2: NaN or infinity"),
+        ("number", pa.array([1.0, None, float("nan")]), "row 2: NaN or infinity.*; 1 such row$"),
         ("number", pa.array([1.0, float("-inf")]), "row 1: NaN or infinity"),
         ("number", pa.array(["1"]), "is string, not a number"),
         ("number", pa.array([date(2024, 1, 1)]), r"is date32\[day\], not a number"),
         ("id", pa.array([1.0, 2.0]), "is double, an id of dtype int64 needs an integer column"),
         ("id", pa.array(["1"]), "is string, an id of dtype int64"),
         ("id", pa.array([True]), "is bool, an id of dtype int64"),
-        ("id", pa.array([1, None, 2**63], pa.uint64()), "row 2: an id beyond int64"),
+        ("id", pa.array([1, None, 2**63], pa.uint64()), "row 2: an id beyond int64; 1 such row$"),
+        ("string", pa.array([b"a"], pa.binary_view()), "is large_binary, an id of dtype string needs a string column"),
+        ("id", pa.array([1, 2], pa.duration("ms")), r"is duration\[ms\], an id of dtype int64"),
+        ("id", pa.array([Decimal("1.5")]), "is double, an id of dtype int64 needs an integer column"),
+        ("id", pa.array([Decimal(1), Decimal(2**63)]), "row 1: a decimal beyond int64; write an id as string"),
+        ("number", pa.array([Decimal("12345678901234567.8")]), "row 0: a decimal of more digits than float64 holds"),
+        ("string", NOT_TEXT, "row 1: text that is not valid UTF-8; 2 such rows$"),
+        (
+            "strings",
+            pa.ListArray.from_arrays([0, 1, 1, 3, 4], NOT_TEXT),
+            "row 2: text that is not valid UTF-8; 1 ",
+        ),
         ("string", pa.array([1]), "is int64, an id of dtype string needs a string column"),
         ("string", pa.array([b"a"]), "is binary, an id of dtype string"),
         ("ids", pa.array([1, 2]), "is int64, an id_list needs a list column"),
-        ("ids", pa.array([[1.5]]), "is double, an id of dtype int64"),
-        ("ids", pa.array([["1"]]), "is string, an id of dtype int64"),
+        ("ids", pa.array([[1.5]]), "is list<item: double>, an id of dtype int64 needs lists of integers"),
+        ("ids", pa.array([["1"]]), "is list<item: string>, an id of dtype int64"),
         ("ids", pa.array([[[1]]]), "is list<"),
-        ("ids", pa.array([[1, 2], None, [], [3, 2**64 - 1]], pa.list_(pa.uint64())), "row 3: an id beyond int64"),
-        ("strings", pa.array([[1]]), "is int64, an id of dtype string"),
+        (
+            "ids",
+            pa.array([[1, 2], None, [], [3, 2**64 - 1]], pa.list_(pa.uint64())),
+            "row 3: an id beyond int64; 1 ",
+        ),
+        ("strings", pa.array([[1]]), "is list<item: int64>, an id of dtype string needs lists of strings"),
     ],
 )
 def test_a_column_that_does_not_fit_is_refused(name: str, values: pa.Array, says: str) -> None:

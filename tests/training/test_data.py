@@ -144,7 +144,7 @@ def test_files_whose_types_do_not_mix_are_refused(tmp_path: Path) -> None:
 
 
 CLIPS = FeedSchema.from_mapping(yaml.safe_load(SCHEMA), "test")
-CLIPS_SPLIT = {"column": "day", "train": {"max": 4}, "validation": 5}
+CLIPS_SPLIT = {"column": "day", "train": {"max": 4}, "validation": 5, "test": 6}
 
 
 def read_clips(folder: Path, **config: Any) -> pa.Table:
@@ -215,7 +215,7 @@ def test_a_masked_row_may_hold_any_label(tmp_path: Path) -> None:
     read_clips(tmp_path)
     labels[known.index(True)] = 17
     write_clips(tmp_path, is_like=pa.array(labels))
-    with pytest.raises(ValueError, match=f"row {known.index(True)}: must be 0 or 1, got 17; 1 such rows"):
+    with pytest.raises(ValueError, match=f"row {known.index(True)}: must be 0 or 1, got 17; 1 such row"):
         read_clips(tmp_path)
 
 

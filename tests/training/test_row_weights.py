@@ -76,7 +76,7 @@ def test_changed_weights_are_changed_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        (-1.0, "must be a number from 0 to 1e9, got -1; 1 such rows"),
+        (-1.0, "must be a number from 0 to 1e9, got -1; 1 such row"),
         (None, "got null"),
         (float("nan"), "row 17"),
         (float("inf"), "got inf"),

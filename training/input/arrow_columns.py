@@ -8,7 +8,7 @@ Shapes: B rows, V list values.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,37 +17,13 @@ from numpy.typing import NDArray
 
 from model.columns import Column
 from model.schema import ID_LIMITS, BinaryTask, Dtype, Feature, FeedSchema, IdListFeature, NumberFeature, Task
+from training.input.row_faults import Fault, Mask, RowFault
+from training.input.usual_types import usual, usual_table
 
 _NUMBER_KINDS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
 _LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-_STRING_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-
-Mask = NDArray[np.bool_]
-
-
-class RowFault(ValueError):
-    """Rows of a column that break a rule: `is_bad_B` marks them."""
-
-    def __init__(self, rule: str, is_bad_B: Mask, got: Callable[[int], str] | None = None) -> None:
-        self.rule = rule
-        self.is_bad_B = is_bad_B
-        self._got = got
-        super().__init__(self.first_among(np.ones(len(is_bad_B), bool)))
-
-    def first_among(self, is_read_B: Mask, before: int = 0) -> str:
-        """The fault in words, by its first row among those read; `before` rows of the file come before this part."""
-        is_bad_B = self.is_bad_B & is_read_B
-        row = int(is_bad_B.argmax())
-        if self._got is None:
-            return f"row {before + row}: {self.rule}"
-        return f"row {before + row}: {self.rule}, got {self._got(row)}; {int(is_bad_B.sum())} such rows"
-
-
-class Fault(NamedTuple):
-    """A fault of rows with the column it is in, as a message names it."""
-
-    column: str
-    fault: RowFault
+_STRING_KINDS = (pa.types.is_string, pa.types.is_large_string)
+_NOT_TEXT = "text that is not valid UTF-8"
 
 
 class LogColumns:
@@ -59,12 +35,15 @@ class LogColumns:
         self._schema = schema
         self._weight = weight
         self._dtypes = dtypes_of(schema)
+        self._features = {feature.name for feature in schema.features}
 
-    def read(self, table: pa.Table, place: str) -> tuple[dict[str, Column], list[Fault]]:
-        """The features' columns and the faults of rows in all that is read; a feature at fault has no column. Raises
-        ValueError for a column that is no good at all; `place` (a file, say) opens the message."""
+    def read(self, table: pa.Table, place: str) -> tuple[pa.Table, dict[str, Column], list[Fault]]:
+        """The table in usual types, the features' columns, and the faults of rows in all that is read; a feature at
+        fault has no column. Raises ValueError for a column that is no good at all; `place` (a file, say) opens the
+        message."""
         columns: dict[str, Column] = {}
-        faults: list[Fault] = []
+        table, odd = usual_table(table)
+        faults = [Fault(f"column '{name}'", fault) for name, fault in odd.items()]
 
         def take(feature: Feature) -> None:
             values = table.column(feature.name)
@@ -89,7 +68,10 @@ class LogColumns:
         if self._weight is not None:
             column = f"column '{self._weight}' (row weights, data.weight)"
             collect(column, partial(_check_weights, table.column(self._weight)))
-        return columns, faults
+        for name in table.column_names:
+            if name not in self._features and _is_text(table.column(name).type):
+                collect(f"column '{name}'", partial(_check_text, table.column(name)))
+        return table, columns, faults
 
 
 def _check_mask(task: Task, table: pa.Table) -> None:
@@ -112,6 +94,29 @@ def _check_weights(weights: pa.ChunkedArray) -> None:
     weights_B = floats(weights)
     with np.errstate(invalid="ignore"):
         _refuse(weights_B, ~((weights_B >= 0) & (weights_B <= 1e9)), "must be a number from 0 to 1e9")
+
+
+def _check_text(values: pa.ChunkedArray) -> None:
+    # The text of features is checked where it is decoded.
+    values = plain(values)
+    try:
+        for chunk in values.chunks:
+            chunk.validate(full=True)
+    except pa.ArrowInvalid:
+        encoded = values.combine_chunks().dictionary_encode()
+        codes_B = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+        raise RowFault(_NOT_TEXT, np.isin(codes_B, _not_text(encoded.dictionary))) from None
+
+
+def _not_text(values: pa.Array) -> list[int]:
+    """The places of strings that are not valid UTF-8."""
+    places = []
+    for place, content in enumerate(values.cast(pa.large_binary()).to_pylist()):
+        try:
+            content.decode()
+        except UnicodeDecodeError:
+            places.append(place)
+    return places
 
 
 def _refuse_not_binary(values_B: NDArray[np.float64], observed_B: Mask | None = None) -> None:
@@ -151,7 +156,9 @@ def column_from_arrow(
 ) -> Column:
     """A `Column` from an Arrow column, of each string once if `is_coded`. Raises ValueError for a type that does not
     fit, and for NaN (write null)."""
-    values = plain(values)
+    values, fault = usual(plain(values))
+    if fault is not None:
+        raise fault
     if isinstance(feature, NumberFeature):
         numbers_B = floats(values)
         missing = values.is_null().to_numpy() if values.null_count else None
@@ -165,8 +172,24 @@ def column_from_arrow(
         if not any(is_kind(values.type) for is_kind in _LIST_KINDS):
             raise ValueError(f"is {values.type}, an id_list needs a list column")
         lengths_B = pc.fill_null(pc.list_value_length(values), 0).to_numpy().astype(np.int64)
-        return _ids(dtype, plain(pc.list_flatten(values)), lengths_B, is_coded=is_coded)
+        elements = plain(pc.list_flatten(values))
+        _refuse_kind(dtype, elements.type, str(values.type), "lists")
+        return _ids(dtype, elements, lengths_B, is_coded=is_coded)
+    _refuse_kind(dtype, values.type, str(values.type), "column")
     return _ids(dtype, values, is_coded=is_coded)
+
+
+def _refuse_kind(dtype: str | None, kind: pa.DataType, shown: str, what: str) -> None:
+    is_good = pa.types.is_integer(kind) if dtype == "int64" else _is_text(kind)
+    if not is_good and not pa.types.is_null(kind):
+        needs = {"column": "an integer column", "lists": "lists of integers"}
+        if dtype == "string":
+            needs = {"column": "a string column", "lists": "lists of strings"}
+        raise ValueError(f"is {shown}, an id of dtype {dtype} needs {needs[what]}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in _STRING_KINDS)
 
 
 def _ids(
@@ -180,23 +203,29 @@ def _ids(
         )
         return Column(empty, missing, lengths_B)
     if dtype == "int64":
-        if not pa.types.is_integer(kind):
-            raise ValueError(f"is {values.type}, an id of dtype int64 needs an integer column")
         try:
             return Column(pc.fill_null(values.cast(pa.int64()), 0).to_numpy(), missing, lengths_B)
         except pa.ArrowInvalid:
             is_bad_V: Mask = pc.fill_null(pc.greater(values, pa.scalar(ID_LIMITS[1], kind)), False).to_numpy()
-            if lengths_B is None:
-                raise RowFault("an id beyond int64", is_bad_V) from None
-            is_bad_B = np.zeros(len(lengths_B), bool)
-            is_bad_B[np.repeat(np.arange(len(lengths_B)), lengths_B)[is_bad_V]] = True
-            raise RowFault("an id beyond int64", is_bad_B) from None
-    if not any(is_kind(kind) for is_kind in _STRING_KINDS):
-        raise ValueError(f"is {values.type}, an id of dtype string needs a string column")
+            raise RowFault("an id beyond int64", _rows_of(is_bad_V, lengths_B)) from None
     # One Python string per distinct value: rows share it, whatever the column's length.
     encoded = pc.fill_null(values.cast(pa.string()), "").combine_chunks().dictionary_encode()
-    column = Column(encoded.dictionary.to_pylist(), missing, lengths_B, encoded.indices.to_numpy())
+    try:
+        strings = encoded.dictionary.to_pylist()
+    except UnicodeDecodeError:
+        is_bad_V = np.isin(encoded.indices.to_numpy(), _not_text(encoded.dictionary))
+        raise RowFault(_NOT_TEXT, _rows_of(is_bad_V, lengths_B)) from None
+    column = Column(strings, missing, lengths_B, encoded.indices.to_numpy())
     return column if is_coded else column.decoded()
+
+
+def _rows_of(is_bad_V: Mask, lengths_B: NDArray[np.int64] | None) -> Mask:
+    """The rows of values, which are in lists of the given lengths if any."""
+    if lengths_B is None:
+        return is_bad_V
+    is_bad_B = np.zeros(len(lengths_B), bool)
+    is_bad_B[np.repeat(np.arange(len(lengths_B)), lengths_B)[is_bad_V]] = True
+    return is_bad_B
 
 
 def columns_from_arrow(schema: FeedSchema, table: pa.Table, *, is_coded: bool = False) -> dict[str, Column]:

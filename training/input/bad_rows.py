@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.input.arrow_columns import Fault, Mask
+from training.input.row_faults import Fault, Mask
 
 
 class BadRows:

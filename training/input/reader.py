@@ -15,10 +15,12 @@ from model.columns import Column
 from model.schema import FeedSchema
 from training.config import DataConfig, SplitName
 from training.data import columns_to_read
-from training.input.arrow_columns import Fault, LogColumns, Mask, columns_from_arrow
+from training.input.arrow_columns import LogColumns, columns_from_arrow
 from training.input.bad_rows import BadRows
 from training.input.files import LogFile, LogFiles, with_partition
+from training.input.row_faults import Fault, Mask
 from training.input.selection import Selector
+from training.input.usual_types import usual_type
 
 # Arrays of so many rows stay in the processor's cache from decoding to encoding.
 PART_ROWS = 32_768
@@ -51,15 +53,16 @@ class LogReader:
         place = self.files.shown(file)
         for name in (name for name in self.names if name not in file.partition):
             kinds = [schema.field(name).type for schema in (first, held)]
+            fields = [pa.schema([(name, usual_type(kind))]) for kind in kinds]
             try:
-                pa.unify_schemas([pa.schema([(name, kind)]) for kind in kinds], promote_options="permissive")
+                pa.unify_schemas(fields, promote_options="permissive")
             except pa.ArrowException:
                 raise ValueError(
                     f"{place}: column '{name}' is {kinds[1]}, and {kinds[0]} in the log's first file; write it alike "
                     "in every file"
                 ) from None
-        fields = [held.field(name) for name in self.names if name not in file.partition]
-        empty = with_partition(pa.schema(fields).empty_table(), file, self.names)
+        read = pa.schema([held.field(name) for name in self.names if name not in file.partition])
+        empty = with_partition(read.empty_table(), file, self.names)
         self._columns.read(empty, place)
 
     def parts(self, file: LogFile, parquet: pq.ParquetFile, group: int) -> Iterator[Part]:
@@ -69,7 +72,7 @@ class LogReader:
         before = 0
         for batch in parquet.iter_batches(PART_ROWS, row_groups=[group], columns=names, use_threads=False):
             table = with_partition(pa.Table.from_batches([batch]), file, self.names)
-            yield Part(place, before, table, *self._columns.read(table, place))
+            yield Part(place, before, *self._columns.read(table, place))
             before += table.num_rows
 
     def of_split(self, part: Part, split: SplitName) -> Mask:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from training.config import Range, Scalar, Selection, SplitConfig, SplitName
 from training.input.arrow_columns import plain
+from training.input.usual_types import usual
 
 
 class Selector:
@@ -37,7 +38,7 @@ class Selector:
     def masks(self, values: pa.ChunkedArray, place: str) -> dict[SplitName, pa.ChunkedArray]:
         """Which rows are in which split, from the split column's values. Raises ValueError for a type that does not
         compare and for a row in two splits; `place` (a file, or a row group of one) opens the message."""
-        values = plain(values)
+        values, _ = usual(plain(values))  # a value that no usual type holds is in no split
         masks = {
             split: _selected(values, selection, place, self.column) for split, selection in self.selections.items()
         }

@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 
 from model.columns import Column, Ids
 from model.schema import Dtype, Feature, FeedSchema
-from training.input.arrow_columns import Mask, RowFault, column_from_arrow, dtypes_of, plain
+from training.input.arrow_columns import column_from_arrow, dtypes_of, plain
+from training.input.row_faults import Mask, RowFault
+from training.input.usual_types import usual_table
 
 
 class BadRow(NamedTuple):
@@ -44,17 +46,17 @@ class RowReader:
         self._request, self._candidate = schema.asked("request"), schema.asked("candidate")
         self._dtypes = dtypes_of(schema)
         self._group_by = group_by
+        names = [*(feature.name for feature in (*self._request, *self._candidate)), group_by]
+        self._names = list(dict.fromkeys(name for name in names if name is not None))
 
     def read(self, table: pa.Table) -> tuple[Candidates | None, list[BadRow]]:
         """The good rows, None where there is none, and what is wrong with the others. Raises ValueError naming a
         column that is no good at all."""
+        table, odd = usual_table(table.select(self._names))
+        faults = list(odd.items())
         rows_N = np.arange(table.num_rows)
         bad: list[BadRow] = []
-        while len(rows_N):
-            part = table if not bad else table.take(rows_N)
-            candidates, faults = self._read(part, rows_N)
-            if candidates is not None:
-                return candidates, bad
+        while True:
             is_bad_N = np.zeros(len(rows_N), bool)
             for column, fault in faults:
                 is_new_N = fault.is_bad_B & ~is_bad_N
@@ -62,7 +64,11 @@ class RowReader:
                     bad.append(BadRow(int(rows_N[is_new_N.argmax()]), column, fault.rule, int(is_new_N.sum())))
                 is_bad_N |= is_new_N
             rows_N = rows_N[~is_bad_N]
-        return None, bad
+            if not len(rows_N):
+                return None, bad
+            candidates, faults = self._read(table if not bad else table.take(rows_N), rows_N)
+            if candidates is not None:
+                return candidates, bad
 
     def _read(self, part: pa.Table, rows_N: Ids) -> tuple[Candidates | None, list[tuple[str, RowFault]]]:
         columns, faults = self._columns(self._candidate, part)
