@@ -3,8 +3,9 @@
 #
 #   docker build --target serve -t feedrank-serve .        (or `make image`, which fills in version and commit)
 #
-# Which torch: PIP_EXTRA_INDEX_URL names torch's own CPU index where the default index would give a CUDA build;
-# PIP_FIND_LINKS names a folder of wheels instead. DEVICE=gpu adds the CUDA libraries of requirements/torch-gpu.txt.
+# Which torch: requirements/install_torch.py takes the CPU build from PyTorch's own index, or from TORCH_INDEX, or from a
+# folder of wheels in PIP_FIND_LINKS; DEVICE=gpu the CUDA build and its libraries. Other packages come from pip's index,
+# and from PIP_EXTRA_INDEX_URL. Both stages end by importing what they installed.
 ARG BASE_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM ${BASE_IMAGE} AS base
@@ -24,15 +25,16 @@ RUN python -m venv --without-pip /opt/venv
 FROM base AS serve
 ARG PIP_FIND_LINKS
 ARG PIP_EXTRA_INDEX_URL
+ARG TORCH_INDEX
 ARG DEVICE=cpu
-COPY requirements/serve.txt requirements/torch-gpu.txt requirements/
+COPY requirements/serve.txt requirements/torch-gpu.txt requirements/install_torch.py requirements/
 # torch in a layer of its own: it is most of the image and changes least. Headers, its own tests and the compiler of
 # protocol buffers are for building against it, and go in the same layer or they would still be shipped.
-RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps "$(grep '^torch==' requirements/serve.txt)" \
-        $([ "$DEVICE" = gpu ] && echo "-r requirements/torch-gpu.txt") \
+RUN PIP_NO_CACHE_DIR=1 python requirements/install_torch.py --device "$DEVICE" --index "$TORCH_INDEX" \
     && cd /opt/venv/lib/python3*/site-packages/torch \
     && rm -rf include share/cmake test bin/test_* bin/*Test bin/protoc* lib/*_test.so
-RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r requirements/serve.txt
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r requirements/serve.txt \
+    && python requirements/install_torch.py --check torch
 COPY model model
 COPY service service
 RUN python -m compileall -q model service && mkdir -m 1777 /models
@@ -59,13 +61,14 @@ RUN apt-get update -qq \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb /var/log/apt /var/log/dpkg.log
 ARG PIP_FIND_LINKS
 ARG PIP_EXTRA_INDEX_URL
+ARG TORCH_INDEX
 ARG DEVICE=cpu
 COPY requirements/serve.txt requirements/train.txt requirements/torch-gpu.txt requirements/fbgemm-cpu.txt \
-     requirements/fbgemm-gpu.txt requirements/
-RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps "$(grep '^torch==' requirements/serve.txt)" \
-        $([ "$DEVICE" = gpu ] && echo "-r requirements/torch-gpu.txt")
+     requirements/fbgemm-gpu.txt requirements/install_torch.py requirements/
+RUN PIP_NO_CACHE_DIR=1 python requirements/install_torch.py --device "$DEVICE" --index "$TORCH_INDEX"
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
-        -r requirements/train.txt -r "requirements/fbgemm-$DEVICE.txt"
+        -r requirements/train.txt -r "requirements/fbgemm-$DEVICE.txt" \
+    && python requirements/install_torch.py --check torch fbgemm_gpu torchrec
 COPY configs configs
 COPY model model
 COPY service service

@@ -2,9 +2,9 @@
 #
 # Everything runs in .venv, made from the lock files in requirements/. Variables, as NAME=value after the verb:
 #   PYTHON        the interpreter that makes the environment
-#   DEVICE        cpu (default) or gpu: which build of fbgemm goes beside torchrec
+#   DEVICE        cpu (default) or gpu: which builds of torch and fbgemm; gpu brings the CUDA libraries along
 #   PROCESSES     processes of the test suite, 2 by default; each needs a core and 2 GB
-#   TORCH_INDEX   URL of torch's own CPU index, where the default index would give a CUDA build
+#   TORCH_INDEX   URL of an index of torch's builds; requirements/install_torch.py has the default
 #   ENGINE        what builds images: docker, podman or buildah, the first that is there
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -29,6 +29,7 @@ MLSERVER_STAMP := .venv-mlserver/.installed
 SBOM_STAMP := .venv-sbom/.installed
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
 # MLServer and the writer of SBOMs have environments of their own.
+INSTALL_TORCH := requirements/install_torch.py
 LOCKS := $(filter-out requirements/mlserver.txt requirements/sbom.txt,$(wildcard requirements/*.txt))
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The serving image carries fewer packages than a checkout.
@@ -47,29 +48,27 @@ help: ## this list
 
 setup: $(STAMP) ## make .venv from the lock files (DEVICE=cpu|gpu, TORCH_INDEX=URL)
 
-# $(1) folder, $(2) arguments naming the lock files
+# $(1) folder, $(2) arguments naming the lock files, $(3) modules that must import in the end, where torch is among them
 define make_environment
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	sys.exit(None if (3, 11) <= v < (3, 14) else "Python %d.%d found; 3.11 to 3.13 is needed: make PYTHON=python3.11" % v)'
-	@echo "installing into $(1) (some 300 MB to fetch the first time, a few minutes)"
+	@echo "installing into $(1) (a few minutes the first time; README.md says how much is fetched)"
 	@$(PYTHON) -m venv $(1)
-	@if [ -n "$(TORCH_INDEX)" ]; then \
-		$(1)/bin/python -m pip install $(PIP_FLAGS) --no-deps --index-url "$(TORCH_INDEX)" \
-			"$$(grep '^torch==' requirements/serve.txt)"; \
-	fi
+	$(if $(3),@$(1)/bin/python $(INSTALL_TORCH) --device $(DEVICE) --index "$(TORCH_INDEX)")
 	@$(1)/bin/python -m pip install $(PIP_FLAGS) --no-deps $(2)
+	$(if $(3),@$(1)/bin/python $(INSTALL_TORCH) --check $(3))
 endef
 
 # Both builds of fbgemm hold the same folder, so the other one goes before this one comes.
-$(STAMP): $(LOCKS)
+$(STAMP): $(LOCKS) $(INSTALL_TORCH)
 	@if [ -e .venv/.installed-$(OTHER_DEVICE) ]; then \
 		$(PY) -m pip uninstall $(PIP_FLAGS) -y $(OTHER_FBGEMM) && rm .venv/.installed-$(OTHER_DEVICE); \
 	fi
-	$(call make_environment,.venv,-r requirements/dev.txt -r requirements/fbgemm-$(DEVICE).txt)
+	$(call make_environment,.venv,-r requirements/dev.txt -r requirements/fbgemm-$(DEVICE).txt,torch fbgemm_gpu torchrec)
 	@touch $@
 
-$(SERVE_STAMP): requirements/serve.txt
-	$(call make_environment,.venv-serve,-r requirements/serve.txt)
+$(SERVE_STAMP): requirements/serve.txt $(INSTALL_TORCH)
+	$(call make_environment,.venv-serve,-r requirements/serve.txt,torch)
 	@touch $@
 
 $(SBOM_STAMP): requirements/sbom.txt
@@ -77,8 +76,8 @@ $(SBOM_STAMP): requirements/sbom.txt
 	@touch $@
 
 # For `make bench-serving ARGS=--peers`, which asks for it.
-$(MLSERVER_STAMP): requirements/mlserver.txt
-	$(call make_environment,.venv-mlserver,-r requirements/mlserver.txt)
+$(MLSERVER_STAMP): requirements/mlserver.txt $(INSTALL_TORCH)
+	$(call make_environment,.venv-mlserver,-r requirements/mlserver.txt,torch)
 	@touch $@
 
 # exec: Ctrl-C then reaches the program itself and nothing stands between.
@@ -127,7 +126,7 @@ define build_image
 	@exec $(ENGINE) build $(if $(filter %docker,$(ENGINE)),,--format docker) --target $(1) \
 		--tag feedrank-$(1):$(VERSION)$(if $(filter gpu,$(DEVICE)),-gpu) --build-arg DEVICE=$(DEVICE) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=40 --match=) \
-		$(if $(TORCH_INDEX),--build-arg PIP_EXTRA_INDEX_URL="$(TORCH_INDEX)") $(ARGS) .
+		$(if $(TORCH_INDEX),--build-arg TORCH_INDEX="$(TORCH_INDEX)") $(ARGS) .
 endef
 
 image: ## build the image that serves (DEVICE=cpu|gpu, TORCH_INDEX=URL, ENGINE=, ARGS=)

@@ -1,0 +1,266 @@
+"""A machine that has nothing yet: which torch `make setup` and the images install, by indexes on loopback.
+
+Wheels named torch are made up: one imports nowhere, as the CUDA build without its libraries, another one where the
+libraries of requirements/torch-gpu.txt are beside it. Where pip has a real CPU wheel on this machine's disk, that too.
+"""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.package_index import Wheel, package_index
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "requirements" / "install_torch.py"
+PIN = next(line for line in (ROOT / "requirements/serve.txt").read_text().splitlines() if line.startswith("torch=="))
+VERSION = PIN.partition("==")[2]
+MISSING = "libcudnn.so.9: cannot open shared object file: No such file or directory"
+
+CPU = Wheel(f"{VERSION}+cpu", {"torch/__init__.py": "", "torch/version.py": "cuda = None\n"})
+BROKEN = Wheel(f"{VERSION}+cpu", {"torch/__init__.py": "raise ImportError('libgomp.so.1: cut short')\n"})
+# As the CUDA build: of the plain version, and in need of a library that another package brings.
+CUDA = Wheel(
+    VERSION,
+    {
+        "torch/__init__.py": f"""
+try:
+    import nvidia_cudnn_cu13
+except ImportError:
+    raise ImportError({MISSING!r}) from None
+""",
+        "torch/version.py": "cuda = '13.0'\n",
+    },
+)
+LIBRARIES = {
+    name: Wheel(version, {f"{name.replace('-', '_')}/__init__.py": ""})
+    for name, _, version in (line.partition("==") for line in (ROOT / "requirements/torch-gpu.txt").read_text().split())
+    if version
+}
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    """The URL of an index that nobody answers for: the port is taken, and nothing listens on it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/simple"
+
+
+def settings_of(home: Path, own_index: str) -> dict[str, str]:
+    """The environment of a machine where pip knows one index and nothing else."""
+    # pip of the environment that runs the tests stands for that of the base image.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    home.mkdir(exist_ok=True)
+    pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": own_index, "PIP_RETRIES": "0", "PIP_NO_COMPILE": "1"}
+    return {"PATH": path, "HOME": str(home), **pip}
+
+
+class Machine:
+    """An empty environment, and pip's own index."""
+
+    def __init__(self, folder: Path, own_index: str) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+        self.python = folder / "venv/bin/python"
+        self.environment = settings_of(folder / "home", own_index)
+
+    def install(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """install_torch.py in the environment."""
+        command = [str(self.python), str(SCRIPT), *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+
+    def packages(self) -> set[str]:
+        """What is installed, as `name-version`."""
+        (packages,) = self.python.parents[1].glob("lib/python3*/site-packages")
+        return {path.name.removesuffix(".dist-info") for path in packages.glob("*.dist-info")}
+
+
+def only_line(done: "subprocess.CompletedProcess[str]") -> str:
+    """What a run that failed says on stderr: one line."""
+    assert done.returncode == 1, done
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_cuda_build_gets_its_libraries_where_torchs_own_index_refuses(tmp_path: Path, refusing: str) -> None:
+    with package_index({"torch": CUDA, **LIBRARIES}) as pips:
+        machine = Machine(tmp_path, pips)
+        done = machine.install("--index", refusing)
+        assert done.returncode == 0, done.stderr
+        assert f"no {PIN} from {refusing}" in done.stdout
+        assert f"torch {VERSION}, built for CUDA 13.0: its libraries come too" in done.stdout
+        assert machine.install("--check", "torch").returncode == 0
+    # Later torch's own index answers: the CPU build replaces it, and the libraries go.
+    with package_index({"torch": CPU}) as torchs:
+        assert machine.install("--index", torchs).returncode == 0
+    assert machine.packages() == {f"torch-{VERSION}+cpu"}
+
+
+def test_cuda_build_without_its_libraries_ends_in_one_line(tmp_path: Path, refusing: str) -> None:
+    with package_index({"torch": CUDA}) as pips:
+        machine = Machine(tmp_path, pips)
+        line = only_line(machine.install("--index", refusing))
+        assert f"torch {VERSION}, built for CUDA 13.0, needs requirements/torch-gpu.txt" in line
+        assert "TORCH_INDEX=URL" in line
+        # As an environment that was made without the libraries, by pip and the lock file.
+        line = only_line(machine.install("--check", "torch"))
+        assert MISSING in line
+        assert f"torch {VERSION}, built for CUDA 13.0: without a GPU give TORCH_INDEX=URL" in line
+    with package_index({"torch": CPU}) as torchs:
+        assert machine.install("--index", torchs).returncode == 0
+        assert machine.install("--check", "torch").returncode == 0
+
+
+def test_build_that_does_not_import_ends_in_one_line_and_gives_way(tmp_path: Path, refusing: str) -> None:
+    with package_index({"torch": BROKEN}) as torchs:
+        machine = Machine(tmp_path, refusing)
+        assert machine.install("--index", torchs).returncode == 0
+        line = only_line(machine.install("--check", "torch"))
+        assert line.startswith("error: `import torch` fails (ImportError: libgomp.so.1: cut short) beside torch")
+        assert "TORCH_INDEX=URL" in line
+    with package_index({"torch": CPU}) as torchs:
+        assert machine.install("--index", torchs).returncode == 0
+        assert machine.install("--check", "torch").returncode == 0
+
+
+def test_no_index_at_all_ends_in_one_line(tmp_path: Path, refusing: str) -> None:
+    machine = Machine(tmp_path, refusing)
+    assert f"no {PIN} from {refusing} nor from pip's own index" in only_line(machine.install("--index", refusing))
+    assert "no torch" in only_line(machine.install("--check", "torch"))
+
+
+def test_gpu_gets_the_cuda_build_and_its_libraries_or_one_line(tmp_path: Path) -> None:
+    with package_index({"torch": CPU, **LIBRARIES}) as pips, package_index({"torch": CUDA}) as torchs:
+        machine = Machine(tmp_path, pips)
+        assert "a CPU build from pip: DEVICE=gpu needs TORCH_INDEX=URL" in only_line(machine.install("--device", "gpu"))
+        machine.environment["PIP_EXTRA_INDEX_URL"] = pips
+        assert machine.install("--device", "gpu", "--index", torchs).returncode == 0
+        assert machine.packages() == {f"torch-{VERSION}"} | {
+            f"{name.replace('-', '_')}-{wheel.version}" for name, wheel in LIBRARIES.items()
+        }
+
+
+def test_index_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the environment that runs the tests: an index is asked, nothing is installed."""
+    script = runpy.run_path(str(SCRIPT))
+    assert script["PROBE"][1::2] == ["10", "1"]  # seconds, tries besides the first
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setitem(script["probe"].__globals__, "PROBE", ["--timeout", "0.2", "--retries", "0"])
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert script["probe"](f"http://127.0.0.1:{silent.getsockname()[1]}/simple") is not None
+        # And one that goes on sending, but never to an end.
+        monkeypatch.setitem(script["probe"].__globals__, "PROBE", [])
+        monkeypatch.setitem(script["probe"].__globals__, "PROBE_SECONDS", 2)
+        assert script["probe"](f"http://127.0.0.1:{silent.getsockname()[1]}/simple") == "no answer in 2 s"
+
+
+def real_wheel() -> Path:
+    """The CPU wheel that this machine's pip takes from its disk; skips where it would fetch one."""
+    command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--no-deps"]
+    done = subprocess.run([*command, "--report", "-", PIN], capture_output=True, text=True, check=False)
+    places = (
+        [item["download_info"]["url"] for item in json.loads(done.stdout)["install"]] if not done.returncode else []
+    )
+    if not places or not places[0].startswith("file:"):
+        pytest.skip("pip has no CPU wheel of torch on this machine's disk")
+    return Path(places[0].removeprefix("file://").replace("%2B", "+"))
+
+
+@pytest.mark.slow
+def test_real_cpu_wheel_is_installed_and_imports(tmp_path: Path, refusing: str) -> None:
+    wheel = real_wheel()
+    with package_index({"torch": Wheel(wheel.name.split("-")[1], path=wheel)}) as torchs:
+        machine = Machine(tmp_path, refusing)
+        done = machine.install("--index", torchs)
+        assert done.returncode == 0, done.stderr
+    # What torch needs besides lies in the environment that runs the tests, which comes last.
+    (packages,) = machine.python.parents[1].glob("lib/python3*/site-packages")
+    (packages / "others.pth").write_text(str(Path(pytest.__file__).parents[1]) + "\n")
+    done = machine.install("--check", "torch")
+    assert done.returncode == 0, done.stderr
+    where = subprocess.run(
+        [machine.python, "-c", "import torch; print(torch.__file__)"], capture_output=True, text=True
+    )
+    assert Path(where.stdout.strip()).is_relative_to(tmp_path)
+
+
+def checkout(folder: Path) -> Path:
+    """The Makefile and lock files of three packages, so that an environment takes seconds."""
+    folder.mkdir()
+    shutil.copy(ROOT / "Makefile", folder)
+    shutil.copytree(ROOT / "requirements", folder / "requirements")
+    (folder / "pyproject.toml").write_text('version = "0.1.0"\n')
+    for name, lines in {"serve": PIN, "train": "-r serve.txt\ntorchrec==1.8.0", "dev": "-r train.txt"}.items():
+        (folder / f"requirements/{name}.txt").write_text(lines + "\n")
+    return folder
+
+
+def make_setup(folder: Path, environment: dict[str, str], *variables: str) -> "subprocess.CompletedProcess[str]":
+    command = ["make", "--no-print-directory", "setup", f"PYTHON={sys.executable}", *variables]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def rest(module: str) -> dict[str, Wheel]:
+    """What `make setup` installs besides torch, in the trimmed lock files."""
+    return {
+        "fbgemm-gpu-cpu": Wheel("1.8.0", {"fbgemm_gpu/__init__.py": ""}),
+        "torchrec": Wheel("1.8.0", {"torchrec/__init__.py": f"import {module}\n"}),
+    }
+
+
+def test_make_setup_works_with_no_variable_where_pips_index_has_the_cuda_build(tmp_path: Path, refusing: str) -> None:
+    folder = checkout(tmp_path / "clone")
+    with package_index({"torch": CUDA, **LIBRARIES, **rest("fbgemm_gpu")}) as pips:
+        environment = settings_of(tmp_path / "home", pips)
+        done = make_setup(folder, {**environment, "TORCH_INDEX": refusing})
+        assert done.returncode == 0, done.stderr
+        assert (folder / ".venv/.installed-cpu").exists()
+    imported = [str(folder / ".venv/bin/python"), "-c", "import torch, fbgemm_gpu, torchrec"]
+    assert subprocess.run(imported, check=False).returncode == 0
+
+
+def test_make_setup_that_cannot_import_ends_in_one_line_and_is_not_done(tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "clone")
+    with package_index({"torch": CPU}) as torchs, package_index(rest("nothing_of_this_name")) as pips:
+        done = make_setup(folder, settings_of(tmp_path / "home", pips), f"TORCH_INDEX={torchs}")
+    assert done.returncode != 0
+    assert not (folder / ".venv/.installed-cpu").exists()
+    fault, end = done.stderr.splitlines()
+    assert "`import torchrec` fails (ModuleNotFoundError: No module named 'nothing_of_this_name')" in fault
+    assert f"beside torch {VERSION}+cpu, a CPU build: TORCH_INDEX=URL" in fault
+    assert end.startswith("make: ***")
+
+
+def stages() -> dict[str, str]:
+    parts = re.split(r"^FROM \S+ AS (\w+)$", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize(("stage", "modules"), [("serve", "torch"), ("train", "torch fbgemm_gpu torchrec")])
+def test_images_install_torch_as_make_setup_does(stage: str, modules: str) -> None:
+    """tests/deploy/test_image.py builds them; this needs no engine."""
+    text = stages()[stage]
+    assert re.search(r"^COPY (?:.*\\\n)?.*requirements/install_torch\.py requirements/$", text, re.MULTILINE)
+    assert 'python requirements/install_torch.py --device "$DEVICE" --index "$TORCH_INDEX"' in text
+    assert f"install_torch.py --check {modules}\n" in text
+    assert {"PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "TORCH_INDEX"} <= set(
+        re.findall(r"^ARG (\w+)$", text, re.MULTILINE)
+    )
+    assert "!requirements/install_torch.py" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_image_verbs_and_compose_pass_the_index_on(tmp_path: Path) -> None:
+    command = ["make", "-n", "image", "ENGINE=docker", "TORCH_INDEX=http://127.0.0.1:1/simple"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert '--build-arg TORCH_INDEX="http://127.0.0.1:1/simple"' in printed
+    compose = (ROOT / "docker-compose.yml").read_text()
+    assert 'TORCH_INDEX: "${TORCH_INDEX:-}"' in compose
