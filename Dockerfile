@@ -66,9 +66,10 @@ ARG DEVICE=cpu
 COPY requirements/serve.txt requirements/train.txt requirements/torch-gpu.txt requirements/fbgemm-cpu.txt \
      requirements/fbgemm-gpu.txt requirements/install_torch.py requirements/
 RUN PIP_NO_CACHE_DIR=1 python requirements/install_torch.py --device "$DEVICE" --index "$TORCH_INDEX"
+# fbgemm's CUDA build imports beside a GPU's driver alone, which a build does not have.
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
         -r requirements/train.txt -r "requirements/fbgemm-$DEVICE.txt" \
-    && python requirements/install_torch.py --check torch fbgemm_gpu torchrec
+    && python requirements/install_torch.py --check torch $([ "$DEVICE" = gpu ] || echo fbgemm_gpu torchrec)
 COPY configs configs
 COPY model model
 COPY service service

@@ -18,8 +18,6 @@ PROCESSES ?= 2
 ifeq ($(filter $(DEVICE),cpu gpu),)
 $(error DEVICE is '$(DEVICE)'; it must be cpu or gpu)
 endif
-OTHER_DEVICE := $(if $(filter cpu,$(DEVICE)),gpu,cpu)
-OTHER_FBGEMM := $(if $(filter cpu,$(DEVICE)),fbgemm-gpu,fbgemm-gpu-cpu)
 
 PY := .venv/bin/python
 STAMP := .venv/.installed-$(DEVICE)
@@ -59,11 +57,9 @@ define make_environment
 	$(if $(3),@$(1)/bin/python $(INSTALL_TORCH) --check $(3))
 endef
 
-# Both builds of fbgemm hold the same folder, so the other one goes before this one comes.
+# One environment for either device: it is the one or the other.
 $(STAMP): $(LOCKS) $(INSTALL_TORCH)
-	@if [ -e .venv/.installed-$(OTHER_DEVICE) ]; then \
-		$(PY) -m pip uninstall $(PIP_FLAGS) -y $(OTHER_FBGEMM) && rm .venv/.installed-$(OTHER_DEVICE); \
-	fi
+	@rm -f .venv/.installed-*
 	$(call make_environment,.venv,-r requirements/dev.txt -r requirements/fbgemm-$(DEVICE).txt,torch fbgemm_gpu torchrec)
 	@touch $@
 

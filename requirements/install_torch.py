@@ -14,6 +14,7 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import runpy
 import subprocess
 import sys
@@ -29,7 +30,9 @@ LIBRARIES = LOCKS / "torch-gpu.txt"
 PROBE = ["--timeout", "10", "--retries", "1"]
 PROBE_SECONDS = 60
 # A proxy that checks a wheel before it passes it on takes its time; a host that is cut off does not get all day.
+FBGEMM = ("fbgemm-gpu", "fbgemm-gpu-cpu")
 FETCH = ["--timeout", "60", "--retries", "2"]
+NO_DRIVER = "the driver of a GPU brings it, and DEVICE=gpu needs one; DEVICE=cpu does not"
 NAME_AN_INDEX = "TORCH_INDEX=URL names another index of torch's CPU builds"
 
 
@@ -57,7 +60,9 @@ def main() -> int:
     try:
         if options.check:
             check(options.check)
-        elif options.device == "cpu":
+            return 0
+        remove_fbgemm_unless(options.device)
+        if options.device == "cpu":
             install_for_cpu(options.index or CPU_INDEX)
         else:
             install_for_gpu(options.index)
@@ -65,6 +70,13 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def remove_fbgemm_unless(device: str) -> None:
+    """Both builds of fbgemm hold the same folder: where the other device's is there, both go."""
+    other = FBGEMM[device == "gpu"]
+    if version_of(other) is not None:
+        pip("uninstall", "--yes", *FBGEMM)
 
 
 def install_for_cpu(index: str) -> None:
@@ -123,7 +135,8 @@ def check(modules: Sequence[str]) -> None:
         fault = fault_of(module)
         if fault is not None:
             found = installed()
-            raise InstallError(f"`import {module}` fails ({fault}) beside {found or 'no torch'}: {remedy(found)}")
+            todo = NO_DRIVER if re.search(r"libnvidia-ml|libcuda\.", fault) else remedy(found)
+            raise InstallError(f"`import {module}` fails ({fault}) beside {found or 'no torch'}: {todo}")
 
 
 def remedy(found: Build | None) -> str:
@@ -134,28 +147,36 @@ def remedy(found: Build | None) -> str:
 
 
 def fault_of(module: str) -> str | None:
-    """The last line that `import module` ends with in a new process, None where it works."""
+    """The line that `import module` ends with in a new process, None where it works."""
     # -W: what libraries warn of at import is not the fault.
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", f"import {module}"], capture_output=True, text=True, check=False
     )
+    if done.returncode == 0:
+        return None
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    return None if done.returncode == 0 else lines[-1].strip()
+    # The library that is missing, where one is: what follows names the libraries that wanted it.
+    return next((line for line in lines if "cannot open shared object file" in line), lines[-1]).strip()
 
 
 def installed() -> Build | None:
     """The torch of this environment, read and not imported; None where there is none."""
     importlib.invalidate_caches()
     spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    try:
-        version = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
+    version = version_of("torch")
+    if spec is None or spec.origin is None or version is None:
         return None
     file = Path(spec.origin).with_name("version.py")
     cuda = runpy.run_path(str(file)).get("cuda") if file.exists() else None
     return Build(version, str(cuda) if cuda else None)
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def pinned() -> str:

@@ -13,6 +13,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.progress import pytest_timeout_set_timer
+
+__all__ = ["pytest_timeout_set_timer"]  # a hook: pytest finds it here
+
 DATA_VARIABLE = "FEEDRANK_DATA"
 REAL_DATA_MARK = "real data:"  # how a skip of this kind begins, so that the summary can count it
 
