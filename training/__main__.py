@@ -41,6 +41,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _output(text: str) -> Path:
+    from training.output_folder import output_path
+
+    try:
+        return output_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description="Offline jobs of feedrank.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -50,19 +59,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--users", type=int, default=5_000)
     command.add_argument("--items", type=int, default=2_000)
-    command.add_argument("--out", type=Path, required=True, help="folder for the Parquet files")
+    command.add_argument("--out", type=_output, required=True, help="folder for the Parquet files")
     command.set_defaults(run=_simulate)
 
     command = commands.add_parser("prepare", help="make training data of a public data set")
     command.add_argument("dataset", choices=["kuairand", "census"])
     command.add_argument("--source", type=Path, required=True, help="folder with the data set's files")
-    command.add_argument("--out", type=Path, required=True, help="folder for the Parquet files")
+    command.add_argument("--out", type=_output, required=True, help="folder for the Parquet files")
     command.set_defaults(run=_prepare)
 
     command = commands.add_parser("vocabulary", help="fit vocabularies and transforms beforehand, and report on ids")
     command.add_argument("config", type=Path, metavar="CONFIG")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
-    command.add_argument("--out", type=Path, metavar="FILE", help="default: <output>-fitted/fitted_features.json")
+    command.add_argument("--out", type=_output, metavar="FILE", help="default: <output>-fitted/fitted_features.json")
     command.add_argument("--processes", type=int, default=1, help="pieces of the log read at once (default 1)")
     command.set_defaults(run=_vocabulary)
 
@@ -96,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("export", help="publish a finished run as the next model version")
     command.add_argument("folder", type=Path, metavar="RUN")
-    command.add_argument("--models", type=Path, required=True, help="the models folder that a service reads")
+    command.add_argument("--models", type=_output, required=True, help="the models folder that a service reads")
     command.add_argument("--name", help="the model's name (default: the schema's)")
     command.add_argument("--compile", action="store_true", help="also compile it for CPUs of this host's kind")
     command.add_argument(
@@ -135,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("score", help="score Parquet files by a published version, as a service would")
     command.add_argument("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
     command.add_argument("input", metavar="INPUT", help="a Parquet file or a folder of them, any path of fsspec")
-    command.add_argument("--out", type=Path, required=True, help="folder for the Parquet files with the scores")
+    command.add_argument("--out", type=_output, required=True, help="folder for the Parquet files with the scores")
     command.add_argument("--columns", default="", metavar="A,B", help="columns to carry through, ids for example")
     command.add_argument(
         "--group-by",
@@ -162,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seeds", type=int, help="number of seeds (default: the file's)")
     command.add_argument("--baseline", help="the network to compare with (default: the file's); needs no new training")
     command.add_argument("--processes", type=int, help="cells trained at once (default: the file's)")
-    command.add_argument("--output", type=Path, help="folder for runs and report (default: the file's)")
+    command.add_argument("--output", type=_output, help="folder for runs and report (default: the file's)")
     command.add_argument("--search", action="store_true", help="tune learning rates where the file has no search block")
     command.add_argument("--trials", type=int, help="trials of the search for every network (default: the file's)")
     command.add_argument("--storage", metavar="URL", help="database of the trials (default: a file in the output)")
@@ -173,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("experiment", type=Path, metavar="EXPERIMENT")
     command.add_argument("--seeds", type=int, help="number of seeds (default: the file's)")
     command.add_argument("--device", choices=["cpu", "cuda"], help="where cells are trained (default: the file's)")
-    command.add_argument("--output", type=Path, help="folder for cells and report (default: the file's)")
+    command.add_argument("--output", type=_output, help="folder for cells and report (default: the file's)")
     command.add_argument("--report", action="store_true", help="train nothing, report the cells that are finished")
     command.set_defaults(run=_images)
     return parser

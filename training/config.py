@@ -18,6 +18,7 @@ from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, read_yaml
 from training.balancing import BalancingConfig, NoBalancingConfig
 from training.initial_weights import InitialWeights
+from training.output_folder import output_path
 
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -69,6 +70,10 @@ def _data_path(value: object) -> Path | str:
 
 # A folder of this machine, or the URL of one elsewhere (s3://bucket/folder) that fsspec can open.
 DataPath = Annotated[Path | str, BeforeValidator(_data_path)]
+
+
+# A folder of this machine that a job writes into (training/output_folder.py).
+OutputPath = Annotated[Path, BeforeValidator(output_path)]
 
 
 class NegativeSampling(StrictModel):
@@ -218,7 +223,7 @@ class TrainingConfig(StrictModel):
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     data: DataConfig
     network: NetworkConfig
-    output: Path
+    output: OutputPath
     # Features fitted beforehand, by `python -m training vocabulary`; default: fitted on the training split.
     fitted: Path | None = None
     # Weights of another implementation to start from, mapped by name; default: drawn from the seed.

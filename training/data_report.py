@@ -26,11 +26,10 @@ from training.input.arrow_columns import columns_from_arrow, plain
 from training.input.bad_rows import BadRows
 from training.input.index import LogIndex, index_of
 from training.input.reader import LogReader
-from training.run import write_json, write_text
+from training.run import REPORT_JSON, REPORT_MARKDOWN, refuse_no_run, write_json, write_text
 
 log = logging.getLogger(__name__)
 
-REPORT_JSON, REPORT_MARKDOWN = "data_report.json", "data_report.md"
 # Values of the split column that are told apart; a column that has more splits rows at random, not by time.
 MOST_PARTITIONS = 100
 OTHERS = "(others)"
@@ -64,6 +63,7 @@ class DataReport:
 def report_of_file(config: TrainingConfig, *, show: bool = True) -> Path:
     """Reports on a training file's data into its output folder, and returns the Markdown's path. Raises ValueError for
     faults in the data."""
+    refuse_no_run(config)
     schema = config.feed_schema()
     reader = LogReader(config.data, schema)
     fitted = None if config.fitted is None else read_fitted(config.fitted, schema)

@@ -23,6 +23,7 @@ from training.run import write_json
 log = logging.getLogger(__name__)
 
 IDS = "ids.json"
+PAGE_TITLE = "# Ids and tables"
 
 MIN_COUNTS = (1, 2, 5, 10, 20, 100)
 # Recommended buckets: so many of the ids share all their rows with another ...
@@ -190,7 +191,7 @@ def write_id_report(run: Path, reports: Sequence[TableReport]) -> None:
 def as_markdown(reports: Sequence[TableReport], train_rows: int, validation_rows: int) -> str:
     """The reports as a page."""
     lines = [
-        "# Ids and tables",
+        PAGE_TITLE,
         "",
         f"{train_rows:,} rows of the training split, {validation_rows:,} of the validation split; nulls do not count.",
         "",

@@ -25,12 +25,11 @@ from training.gates import LevelGates, level_gates
 from training.losses import TaskLosses
 from training.plots import plot_conflicts, plot_expert_weights, plot_perplexity, plot_policies
 from training.policies import layer_policies, perplexity_over_training
-from training.run import Run, write_json
+from training.run import INSIDE, INSIDE_FILES, Run, write_json
 from training.whole import replace_file
 
 log = logging.getLogger(__name__)
 
-FOLDER = "inside"
 # A backward pass per task each; the mean cosine over them is steady enough to be read.
 BATCHES = 50
 
@@ -49,7 +48,7 @@ def inspect(
     ranker, rows = _open(run, split, rows)
     levels = _levels(run, ranker, rows)
     conflicts = _conflicts(run, ranker, rows, num_batches)
-    kind, folder = run.config.network.fusion.kind, run.path / FOLDER
+    kind, folder = run.config.network.fusion.kind, run.path / INSIDE
     title = f"{name or run.path.name} ({kind}), {split} split"
     result: dict[str, Any] = {
         "run": run.path.name,
@@ -60,8 +59,8 @@ def inspect(
         "gradient_conflicts": None,
         "policies": None,
     }
-    for stale in folder.glob("*.png"):
-        stale.unlink()
+    for name_of_picture in INSIDE_FILES[1:]:
+        (folder / name_of_picture).unlink(missing_ok=True)
     policies = layer_policies(ranker.network.fusion, [task.name for task in run.schema.tasks])
     if policies:
         perplexity = perplexity_over_training(run)

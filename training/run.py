@@ -15,8 +15,9 @@ import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from model.embeddings import Embeddings, FusedOptimizer, TableOptimizer
 from model.features import FeatureEncoder, FittedFeatures
@@ -24,7 +25,8 @@ from model.ranker import Network, Ranker
 from model.schema import FeedSchema
 from model.strict_yaml import unknown_key
 from training import checkpoint, checkpoints, table_files
-from training.config import TablesOptimizer, TrainingConfig
+from training.config import SplitName, TablesOptimizer, TrainingConfig
+from training.output_folder import LEFT_BY_ANY, entries, is_json_with, refuse_foreign, refuse_within
 from training.ranks import ALONE, Ranks
 from training.sharding import chosen_engine, new_sharder
 from training.whole import replace_file
@@ -38,6 +40,11 @@ SLOTS = "slots"  # which ids hold the rows of tables with slots
 WEIGHTS, MOMENTA = "weights.", "momenta."  # how tables and their optimizers' states are named in a checkpoint
 LAST = "checkpoints/last"
 BEST = "checkpoints/best"
+REPORT_JSON, REPORT_MARKDOWN = "data_report.json", "data_report.md"
+INSIDE = "inside"
+INSIDE_FILES = ("inside.json", "expert_weights.png", "gradient_conflicts.png", "policies.png", "policy_perplexity.png")
+# What stands in a run's folder before its configuration does: written by `report`, or by training until its first step.
+_EARLY = (REPORT_JSON, REPORT_MARKDOWN, "data_index.json", "fitting", "fitted-*.json", SCHEMA, FITTED, "lightgbm.json")
 OLD_BEST, OLD_LAST = "checkpoints/best.pt", "checkpoints/last.pt"  # until checkpoints were folders
 
 
@@ -66,9 +73,10 @@ class Run:
     def write(self) -> None:
         """Writes what was decided before the first step, and removes what a run before it left behind here."""
         self.path.mkdir(parents=True, exist_ok=True)
-        made_later = (*self.path.glob("evaluation-*.json"), *self.path.glob("inside/*"))
-        for stale in (self.path / SUMMARY, self.path / LOG, self.path / BEST, self.path / OLD_BEST, *made_later):
-            stale.unlink(missing_ok=True)
+        made_later = [f"evaluation-{split}.json" for split in get_args(SplitName)]
+        made_later += [f"{INSIDE}/{name}" for name in INSIDE_FILES]
+        for stale in (SUMMARY, LOG, BEST, OLD_BEST, *made_later):
+            (self.path / stale).unlink(missing_ok=True)
         write_json(self.path / SCHEMA, self.schema.model_dump(mode="json", exclude_none=True))
         write_json(self.path / FITTED, self.fitted.model_dump(mode="json"))
         write_json(self.path / CONFIG, self.config.dump())
@@ -129,6 +137,26 @@ class Run:
         return dict(summary)
 
 
+def refuse_no_run(config: TrainingConfig) -> None:
+    """Raises ValueError for an output folder that is the data's, or holds something and is no run."""
+    path = config.output
+    refuse_within(path, config.data.path)
+    refuse_foreign(path, "training run", is_own=lambda: _is_run(path))
+
+
+def _is_run(path: Path) -> bool:
+    if not (path / CONFIG).is_file():
+        # Locked by a run that was killed early, or reported on.
+        early = (*LEFT_BY_ANY, *_EARLY)
+        is_ours = (path / ".lock").is_file() or is_json_with(path / REPORT_JSON, "split_column", "partitions")
+        return is_ours and all(any(fnmatch(name, pattern) for pattern in early) for name in entries(path))
+    try:
+        TrainingConfig.from_mapping(read_json(path / CONFIG), str(path / CONFIG))
+    except ValueError:
+        return False
+    return True
+
+
 def load_weights(ranker: Ranker, folder: Path, state: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
     """Sets a ranker's weights from a checkpoint's folder and its state. Raises RuntimeError, KeyError or ValueError
     where they do not fit."""
@@ -147,7 +175,7 @@ def _fused(tables: TablesOptimizer) -> FusedOptimizer | None:
 def locked(path: Path) -> Iterator[None]:
     """Holds a run's folder: a second run in it is refused instead of mixing two into one."""
     path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("w") as lock:
+    with (path / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

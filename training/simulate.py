@@ -27,6 +27,7 @@ from training.whole import replaced_folder
 __all__ = ["FeedWorld", "simulate"]
 
 MANIFEST = "simulated.json"
+_FILES = "impressions-*.parquet"
 DAYS = 14
 FIRST_DAY = np.datetime64("2024-01-01", "ms")
 HOUR_MS = 3_600_000
@@ -56,7 +57,10 @@ def simulate(rows: int, seed: int, out: Path, *, users: int = 5_000, items: int 
     totals = dict.fromkeys((*feed.BINARY_TASKS, "play_time_ms"), 0)
     pages = -(-rows // feed.PAGE)
     last_ms = int(FIRST_DAY.astype(np.int64)) - 1
-    with replaced_folder(out, MANIFEST) as folder, Progress(transient=True) as progress:
+    with (
+        replaced_folder(out, MANIFEST, own=(_FILES, f"truth/{_FILES}")) as folder,
+        Progress(transient=True) as progress,
+    ):
         bar = progress.add_task("simulating impressions", total=rows)
         with _Files(folder) as impressions, _Files(folder / "truth") as truth:
             for first_page in range(0, pages, CHUNK_PAGES):

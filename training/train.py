@@ -45,7 +45,18 @@ from training.precision import autocast, set_products
 from training.progress import TrainingProgress
 from training.ranks import Ranks, joined, refuse_across
 from training.routing import PolicyLearner
-from training.run import MOMENTA, OLD_LAST, SLOTS, SUMMARY, WEIGHTS, Run, library_versions, locked, write_json
+from training.run import (
+    MOMENTA,
+    OLD_LAST,
+    SLOTS,
+    SUMMARY,
+    WEIGHTS,
+    Run,
+    library_versions,
+    locked,
+    refuse_no_run,
+    write_json,
+)
 from training.validation import Validation, points_of_epoch
 
 log = logging.getLogger(__name__)
@@ -70,6 +81,7 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
     set_products(config.precision)
     schema = config.feed_schema()
     with joined(config.device) as ranks, ExitStack() as held:
+        ranks.first_does(lambda: refuse_no_run(config))
         ranks.first_does(lambda: held.enter_context(locked(config.output)))
         splits = open_splits(config, schema, ranks.first_does, show=show and ranks.is_first)
         fitted = splits.fitted()

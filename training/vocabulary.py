@@ -8,6 +8,7 @@ and started again, it goes on where it was (fitting.py); FILE is replaced in one
 """
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from model.schema import FeedSchema
 from training.config import SplitName, TrainingConfig
 from training.fitted_file import write_fitted
 from training.fitting import fit_log
-from training.id_report import as_markdown, table_reports
+from training.id_report import PAGE_TITLE, as_markdown, table_reports
+from training.input.index import INDEX
+from training.output_folder import LEFT_BY_ANY, is_json_with, refuse_foreign
 from training.run import CONFIG, FITTED, locked, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ def build_vocabulary(config: TrainingConfig, out: Path | None = None, *, process
     if (out.parent / CONFIG).exists():
         raise ValueError(f"{out.parent}: is the folder of a run; name a file somewhere else (--out)")
     work = out.with_name(f".{out.stem}-work")
+    report_file, page = (out.with_name(f"{out.stem}-report.{ending}") for ending in ("json", "md"))
+    _refuse_foreign(out, report_file, page, work)
     with locked(work):
         passes: dict[SplitName, FittingPass] = {
             split: fit_split(config, schema, split, work, processes, show=show) for split in ("train", "validation")
@@ -43,7 +48,7 @@ def build_vocabulary(config: TrainingConfig, out: Path | None = None, *, process
         reports = table_reports(schema, fitted, train.counts, validation.counts)
         write_fitted(out, schema, fitted)
         write_json(
-            out.with_name(f"{out.stem}-report.json"),
+            report_file,
             {
                 "rows": {split: fitting.rows for split, fitting in passes.items()},
                 "split": config.data.split.model_dump(mode="json"),
@@ -51,12 +56,25 @@ def build_vocabulary(config: TrainingConfig, out: Path | None = None, *, process
                 "tables": [report.model_dump(mode="json") for report in reports],
             },
         )
-        write_text(out.with_name(f"{out.stem}-report.md"), as_markdown(reports, train.rows, validation.rows))
+        write_text(page, as_markdown(reports, train.rows, validation.rows))
         shutil.rmtree(work)
     for report in reports:
         if report.undercount:
             log.warning("table %s: counts are too low by %d at most; see the report", report.name, report.undercount)
     return out
+
+
+def _refuse_foreign(out: Path, report: Path, page: Path, work: Path) -> None:
+    """Raises ValueError where one of the files to be written is there and was not written here."""
+    own = {
+        out: is_json_with(out, "made_for", "fitted"),
+        report: is_json_with(report, "rank_errors", "tables"),
+        page: page.is_file() and page.read_bytes().startswith(PAGE_TITLE.encode()),
+    }
+    for path, is_own in own.items():
+        if os.path.lexists(path) and not is_own:
+            raise ValueError(f"{path}: is there and was not written by this command; name another file (--out)")
+    refuse_foreign(work, "work folder", is_own=lambda: False, left=(*LEFT_BY_ANY, INDEX, "*.npz"))
 
 
 def fit_split(

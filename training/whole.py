@@ -3,9 +3,12 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
+
+from training.output_folder import entries
 
 
 def replace_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
@@ -25,15 +28,22 @@ def replace_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 @contextmanager
-def replaced_folder(out: Path, marker: str) -> Iterator[Path]:
+def replaced_folder(out: Path, marker: str, own: Sequence[str]) -> Iterator[Path]:
     """An empty folder beside `out` that takes its place when all went well, and is removed when not.
 
-    An existing `out` is replaced if it is empty or holds `marker`, the file by which its maker knows its own; anything
-    else is a ValueError."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
-        raise ValueError(f"{out}: is not empty and has no {marker}, so it is not replaced; name another folder")
+    An existing `out` is replaced if it is empty, or holds `marker`, the file by which its maker knows its own, and no
+    file beside it but those of the patterns `own`; anything else is a ValueError. Of a link its target is replaced."""
+    if entries(out):
+        if not (out / marker).is_file():
+            raise ValueError(f"{out}: is not empty and has no {marker}, so it is not replaced; name another folder")
+        files = [path.relative_to(out) for path in out.rglob("*") if path.is_symlink() or not path.is_dir()]
+        foreign = sorted(str(file) for file in files if not any(fnmatch(str(file), name) for name in (marker, *own)))
+        if foreign:
+            raise ValueError(
+                f"{out}: holds {foreign[0]!r} beside what is replaced ({len(foreign)} in all); move it away, or name "
+                "another folder"
+            )
+    out = Path(os.path.realpath(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

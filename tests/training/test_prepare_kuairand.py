@@ -363,9 +363,13 @@ def test_only_a_prepared_folder_is_replaced(tmp_path: Path) -> None:
     source, out = as_parquet(tmp_path / "source", make_log(300)), tmp_path / "out"
     out.mkdir()
     prepare("kuairand", source, out)  # empty: taken
-    (out / "stale.parquet").write_text("from before")
+    (out / "impressions-stale.parquet").write_text("from before")
     prepare("kuairand", source, out)
-    assert not (out / "stale.parquet").exists()
+    assert not (out / "impressions-stale.parquet").exists()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds 'thesis.txt' beside what is replaced \(1 in all\)"):
+        prepare("kuairand", source, out)
+    (out / "thesis.txt").unlink()
     (out / "prepared.json").unlink()
     with pytest.raises(ValueError, match=r"is not empty and has no prepared\.json"):
         prepare("kuairand", source, out)

@@ -31,7 +31,7 @@ from training.compare.tree_config import SETTINGS, TreesConfig, kept_config
 from training.compare.tree_inputs import Inputs, Targets, TreeInputs, extra_columns, targets_of
 from training.config import SplitName
 from training.data import columns_from_arrow, fit_features, read_splits
-from training.run import SUMMARY, Run, library_versions, locked, write_json, write_text
+from training.run import SUMMARY, Run, library_versions, locked, refuse_no_run, write_json, write_text
 
 if TYPE_CHECKING:
     from lightgbm import Booster
@@ -49,6 +49,7 @@ def train_trees(config: TreesConfig) -> Run:
     _lightgbm()
     started = time.monotonic()
     schema = config.feed_schema()
+    refuse_no_run(config)
     with locked(config.output):
         tables = _tables(config, schema, ("train", "validation"))
         train, validation = tables["train"], tables["validation"]

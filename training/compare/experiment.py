@@ -30,7 +30,7 @@ from training.compare.curves import Curve
 from training.compare.measures import METRICS, MetricName, TaskNames, measured_tasks
 from training.compare.space import Point, Search, Space, flat
 from training.compare.tree_config import LightGBMConfig, TreesConfig
-from training.config import TrainingConfig
+from training.config import OutputPath, TrainingConfig
 
 # Input width with which a network is built to see whether its sizes fit the tasks; any will do.
 TRIAL_WIDTH = 4
@@ -152,7 +152,7 @@ class Experiment(StrictModel):
     curves: tuple[Curve, ...] = ()
     search: Search | None = None
     changes: Changes
-    output: Path
+    output: OutputPath
     processes: PositiveInt = 1
     replicates: Annotated[int, Field(ge=100)] = 500
     # Whether the report looks inside the first seed of every network (seconds each, kept in its run folder).

@@ -19,9 +19,9 @@ from training.compare.document import Block, Heading, Image, Paragraph, Table
 from training.compare.experiment import Cell
 from training.compare.inside_plots import plot_inside_over_training, plot_policy_likeness
 from training.compare.predictions import rows_of
-from training.inspect import FOLDER, inspect
+from training.inspect import inspect
 from training.policies import layer_policies
-from training.run import BEST, Run, read_json
+from training.run import BEST, INSIDE, Run, read_json
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def look_inside(output: Path, runs: Mapping[Cell, Run]) -> Json:
     for network, by_seed in by_network.items():
         seed, run = min(by_seed.items())
         try:
-            folder = str((run.path / FOLDER).relative_to(output))
+            folder = str((run.path / INSIDE).relative_to(output))
             found["networks"][network] = {"seed": seed, "folder": folder, **_inspected(run, f"{network}, seed {seed}")}
             if run.config.network.fusion.kind == "learned_routing":
                 found["policies"][network] = {str(seed): _policies(run) for seed, run in sorted(by_seed.items())}
@@ -57,7 +57,7 @@ def look_inside(output: Path, runs: Mapping[Cell, Run]) -> Json:
 
 
 def _inspected(run: Run, name: str) -> Json:
-    file = run.path / FOLDER / "inside.json"
+    file = run.path / INSIDE / "inside.json"
     if file.exists():
         kept: Json = read_json(file)
         if kept.get("split") == "validation":

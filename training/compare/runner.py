@@ -7,7 +7,7 @@ alone. Epochs are chosen on the validation split; the test split is answered whe
 the final table alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from training.compare.analysis import analyse
 from training.compare.experiment import Cell, Experiment
 from training.compare.plans import plans
 from training.compare.progress import ShownJobs
-from training.compare.report import print_tables, write_report
+from training.compare.report import RESULTS, print_tables, write_report
 from training.compare.search import chosen_point, search
 from training.compare.space import LEARNING_RATES
 from training.compare.workers import Job, is_done, refuse_changed
 from training.config import SplitName, TrainingConfig
+from training.output_folder import LEFT_BY_ANY, is_json_with, refuse_foreign, refuse_within
 from training.run import locked
 
 
@@ -31,6 +32,7 @@ def compare(experiment: Experiment, *, report_only: bool = False, storage: str |
     trials. Raises ValueError for what the user can mend."""
     configs = experiment.configs()
     planned = plans(experiment)
+    _refuse_no_experiment(experiment, configs.values())
     with locked(experiment.output):
         found = search(experiment, planned, storage=storage, train=not report_only)
         choices = {plan.key: found[plan.dataset][plan.network] for plan in planned}
@@ -59,6 +61,20 @@ def compare(experiment: Experiment, *, report_only: bool = False, storage: str |
     path = write_report(experiment.output, results)
     print_tables(results)
     return path
+
+
+def _refuse_no_experiment(experiment: Experiment, configs: Iterable[TrainingConfig]) -> None:
+    """Raises ValueError for an output folder that is the data's, or holds something and no experiment."""
+    folder = experiment.output
+    for data in {str(config.data.path) for config in configs}:
+        refuse_within(folder, data)
+
+    def is_own() -> bool:
+        # A search ends before the first cell of the table begins.
+        cells = ("*/*/seed-*/.lock", "search/*/*/trial-*")
+        return any(any(folder.glob(pattern)) for pattern in cells) or is_json_with(folder / RESULTS, "experiment")
+
+    refuse_foreign(folder, "experiment's folder", is_own=is_own, left=(*LEFT_BY_ANY, "search.db*"))
 
 
 def _unfinished(configs: Mapping[Cell, TrainingConfig], split: SplitName) -> list[Job]:

@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from model.strict_yaml import StrictModel, unknown_key
 from training.compare.experiment import Name, Seeds
-from training.config import PositiveFinite
+from training.config import OutputPath, PositiveFinite
 from training.images.augment import AugmentationConfig
 from training.images.network import Method, RoutedMethod, TrunkConfig, check_layers
 from training.images.tasks import ImageDataConfig
@@ -76,7 +76,7 @@ class ImageExperiment(StrictModel):
     device: Literal["cpu", "cuda"] = "cpu"
     # More threads than idle cores make OpenMP spin and training many times slower.
     threads: PositiveInt = 1
-    output: Path
+    output: OutputPath
 
     @model_validator(mode="after")
     def _check(self) -> Self:

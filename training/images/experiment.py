@@ -18,9 +18,10 @@ from training.images.cell import RESULT, check_settings, is_finished, train_cell
 from training.images.config import Cell, ImageExperiment
 from training.images.network import ImageNetwork
 from training.images.pixels import Pixels
-from training.images.report import write_report
+from training.images.report import RESULTS, write_report
 from training.images.results import summarise
 from training.images.tasks import ImageTasks
+from training.output_folder import is_json_with, refuse_foreign, refuse_within
 from training.run import locked, read_json
 
 
@@ -37,6 +38,7 @@ def run(experiment: ImageExperiment, *, report_only: bool = False) -> Path:
     if experiment.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda: torch finds no CUDA device here; write device: cpu")
     torch.set_num_threads(experiment.threads)
+    _refuse_no_experiment(experiment)
     with locked(experiment.output):
         tasks = experiment.data.read()
         _refuse_unfit(experiment, tasks)
@@ -54,6 +56,17 @@ def run(experiment: ImageExperiment, *, report_only: bool = False) -> Path:
             raise ValueError(f"{experiment.output}: no cell is trained, so there is nothing to report{first}")
         results = summarise(experiment, tasks, finished, {str(cell): fault for cell, fault in failures.items()})
         return write_report(experiment.output, results)
+
+
+def _refuse_no_experiment(experiment: ImageExperiment) -> None:
+    """Raises ValueError for an output folder that is the data's, or holds something and no experiment."""
+    folder = experiment.output
+    refuse_within(folder, experiment.data.path)
+
+    def is_own() -> bool:
+        return any(folder.glob("*/seed-*/.lock")) or is_json_with(folder / RESULTS, "settings")
+
+    refuse_foreign(folder, "experiment's folder", is_own=is_own)
 
 
 def _refuse_unfit(experiment: ImageExperiment, tasks: ImageTasks) -> None:

@@ -12,12 +12,14 @@ from training.run import write_json
 
 Json = dict[str, Any]
 
+RESULTS = "results.json"
+
 
 def write_report(folder: Path, results: Json) -> Path:
     """Writes all files into `folder`; returns the page's path."""
     figures = _figures(results)
     images = [Image(text, png, name) for name, (text, png) in figures.items()]
-    write_json(folder / "results.json", results)
+    write_json(folder / RESULTS, results)
     blocks = [*_blocks(results), *([Heading(2, "Figures")] if images else []), *images]
     return write_document(folder, results["name"], blocks)
 

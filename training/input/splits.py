@@ -15,7 +15,7 @@ from model.features import FeatureEncoder, FittedFeatures
 from model.schema import FeedSchema
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, read_splits
-from training.data_report import REPORT_JSON, data_report, refuse_constant_labels
+from training.data_report import data_report, refuse_constant_labels
 from training.data_tally import Tally
 from training.fitted_file import parts_of, read_fitted, write_fitted
 from training.id_report import reports_of_columns, write_id_report
@@ -26,7 +26,7 @@ from training.input.reader import LogReader
 from training.input.source import Source
 from training.input.stream import SplitReader, StreamSource
 from training.negative_sampling import thinned, weigh_kept_negatives
-from training.run import Run, read_json
+from training.run import REPORT_JSON, Run, read_json
 from training.vocabulary import fit_split
 
 log = logging.getLogger(__name__)

@@ -38,7 +38,9 @@ def prepare(dataset: str, source: Path, out: Path) -> None:
     def progress(step: str) -> None:
         console.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {step}", highlight=False)
 
-    with replaced_folder(out, MANIFEST) as folder:  # refuses `out` before the work, not after it
+    with replaced_folder(
+        out, MANIFEST, own=("impressions-*.parquet",)
+    ) as folder:  # refuses `out` before the work, not after it
         prepared = _DATASETS[dataset](source, progress)
         progress(f"writing {out}")
         prepared.write(folder)

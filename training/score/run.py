@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from model.artifact import Artifact, file_entry
 from training.input.files import LogFiles
+from training.output_folder import is_json_with, refuse_foreign, refuse_within
 from training.run import library_versions, locked, write_json
 from training.score.job import Job, Part, parts_of
 from training.score.part import FAULTS_SHOWN, PartScorer, beyond_budget, found
@@ -40,6 +41,7 @@ def score(job: Job, *, processes: int = 1, rows_per_part: int = ROWS_PER_PART, s
     """Scores what of the job is not scored yet and returns the content of _scored.json. Raises ValueError naming the
     file, row group, row and column of bad rows beyond --max-bad-rows; what is finished by then is kept."""
     started = time.monotonic()
+    _refuse_foreign(job)
     files = LogFiles(job.source)
     parts = parts_of(job, files, Artifact.open(job.version, job.verify_key), rows_per_part)
     with locked(job.out):
@@ -85,9 +87,20 @@ def _keep_finished(job: Job, parts: Sequence[Part]) -> list[Done]:
         else:
             log.warning("%s: scored by another version or from another input; it is replaced", path)
             path.unlink()
-    for partial in job.out.glob(".*.partial"):
+    for partial in job.out.glob(".part-*.partial"):
         partial.unlink()
     return kept
+
+
+def _refuse_foreign(job: Job) -> None:
+    """Raises ValueError for an output folder that is the input's, or holds something and no scores."""
+    refuse_within(job.out, job.source, "input")
+
+    def is_own() -> bool:
+        is_done = is_json_with(job.out / SCORED, "model_version", "parts")
+        return is_done or any(found(path) is not None for path in job.out.glob("part-*.parquet"))
+
+    refuse_foreign(job.out, "folder of scores", is_own=is_own)
 
 
 def _scored(job: Job, files: LogFiles, parts: Sequence[Part], processes: int) -> Iterator[Done]:
