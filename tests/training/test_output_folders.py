@@ -139,7 +139,7 @@ def test_an_empty_path_and_a_url_are_refused(
 def test_the_datas_own_folder_is_refused(
     inside: str, writer: Writer, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = {_score: copied / "log", _images: copied / "fashion"}.get(writer, copied / "data")
+    data = copied / {"_score": "log", "_images": "fashion"}.get(writer.__name__, "data")
     command = writer(copied, data / inside)
     before = files_of(data)
     assert main(command) == 2
