@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("dataset", choices=["kuairand", "census"])
     command.add_argument("--source", type=Path, required=True, help="folder with the data set's files")
     command.add_argument("--out", type=_output, required=True, help="folder for the Parquet files")
+    for name, help_text in (
+        ("--train-to", "kuairand: last day of the training split (20220505)"),
+        ("--validation-to", "kuairand: last day of the validation split (20220506)"),
+        ("--test-to", "kuairand: last day of the test split (20220507)"),
+        ("--day", "kuairand: write this day alone, with statistics of the days before it"),
+    ):
+        command.add_argument(name, type=int, metavar="YYYYMMDD", help=help_text)
     command.set_defaults(run=_prepare)
 
     command = commands.add_parser("vocabulary", help="fit vocabularies and transforms beforehand, and report on ids")
@@ -202,9 +209,18 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from training.prepare import prepare
+    from training.prepare import Days, prepare
 
-    prepare(options.dataset, options.source, options.out)
+    given = {
+        "train_to": options.train_to,
+        "validation_to": options.validation_to,
+        "test_to": options.test_to,
+        "only": options.day,
+    }
+    days = {name: day for name, day in given.items() if day is not None}
+    if options.day is not None and len(days) > 1:
+        raise ValueError(f"--day {options.day} is written alone, in no split: leave the bounds of the splits out")
+    prepare(options.dataset, options.source, options.out, Days(**days) if days else None)
 
 
 def _vocabulary(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.schema import FeedSchema
-from training.prepare import prepare
+from training.__main__ import main
+from training.prepare import Days, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view", "is_profile_enter"]
@@ -83,7 +85,7 @@ def as_published(folder: Path, log: Log) -> Path:
 
 def as_parquet(folder: Path, log: Log) -> Path:
     folder.mkdir(parents=True)
-    shown = [row for row in log if 20220425 <= row["date"] <= 20220507]
+    shown = [row for row in log if row["date"] >= 20220425]
     past = [row for row in log if row["date"] <= 20220424]
     histories = []
     for user in sorted({row["user_id"] for row in past}):
@@ -130,8 +132,8 @@ def test_both_layouts_give_the_same_impressions(tmp_path: Path) -> None:
     prepare("kuairand", as_published(tmp_path / "csv", log), tmp_path / "from_csv")
     prepare("kuairand", as_parquet(tmp_path / "parquet", log), tmp_path / "from_parquet")
 
-    names = ["impressions-test.parquet", "impressions-train.parquet", "impressions-validation.parquet", "prepared.json"]
-    for name in names[:3]:
+    names = [f"impressions-{split}.parquet" for split in ("later", "test", "train", "validation")] + ["prepared.json"]
+    for name in names[:4]:
         assert pq.read_table(tmp_path / "from_csv" / name).equals(pq.read_table(tmp_path / "from_parquet" / name))
     for out, source_format, num_files in (("from_csv", "csv", 4), ("from_parquet", "parquet", 4)):
         assert sorted(path.name for path in (tmp_path / out).iterdir()) == names
@@ -139,7 +141,7 @@ def test_both_layouts_give_the_same_impressions(tmp_path: Path) -> None:
         assert manifest["source_format"] == source_format
         assert len(manifest["sources"]) == num_files
         assert manifest["licence"] == "CC BY-SA 4.0"
-        assert sum(manifest["rows"].values()) == sum(20220425 <= row["date"] <= 20220507 for row in log)
+        assert sum(manifest["rows"].values()) == sum(row["date"] >= 20220425 for row in log)
 
 
 def test_splits_go_by_date_and_hours_by_beijing_time(tmp_path: Path) -> None:
@@ -149,11 +151,73 @@ def test_splits_go_by_date_and_hours_by_beijing_time(tmp_path: Path) -> None:
     assert max(dates["impressions-train"]) == 20220505
     assert dates["impressions-validation"] == {20220506}
     assert dates["impressions-test"] == {20220507}
+    assert dates["impressions-later"] == {20220508}
     table = prepared(tmp_path / "out")
     # The made log's time_ms is at most 900 ms past the hour, on the very day of `date`.
     beijing = (numbers(table, "time_ms") + 8 * 3_600_000).astype("datetime64[ms]")
     assert np.array_equal(numbers(table, "hour"), [int(str(time)[11:13]) for time in beijing])
     assert np.array_equal(numbers(table, "weekday"), [time.item().weekday() for time in beijing])
+
+
+def test_every_row_read_is_counted_by_split_and_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """8 May is in the published files: in no split of the shipped file, and never dropped without a word."""
+    log = make_log()
+    prepare("kuairand", as_published(tmp_path / "source", log), tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    days = Counter(str(row["date"]) for row in log)
+    past = {day: count for day, count in days.items() if day < "20220425"}
+    assert manifest["rows_by_date"] == {day: days[day] for day in sorted(days) if day not in past}
+    assert manifest["left_out"] == {"days before 25 April, read for history lists alone": sum(past.values())}
+    assert manifest["rows"]["later"] == days["20220508"]
+    assert sum(manifest["rows"].values()) + sum(past.values()) == len(log)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{days['20220508']} rows are later than the test split" in said
+    assert f"left out, {sum(past.values())} rows: days before 25 April" in said
+
+
+def test_later_days_change_no_row_of_the_published_splits(tmp_path: Path) -> None:
+    log = make_log()
+    prepare("kuairand", as_parquet(tmp_path / "a", log), tmp_path / "with")
+    prepare(
+        "kuairand", as_parquet(tmp_path / "b", [row for row in log if row["date"] < 20220508]), tmp_path / "without"
+    )
+    for split in ("train", "validation", "test"):
+        one, other = (pq.read_table(tmp_path / out / f"impressions-{split}.parquet") for out in ("with", "without"))
+        assert one.equals(other)
+    assert not (tmp_path / "without" / "impressions-later.parquet").exists()
+
+
+def test_bounds_of_the_splits_are_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = as_published(tmp_path / "source", make_log()), tmp_path / "out"
+    command = ["prepare", "kuairand", "--source", str(source), "--out", str(out)]
+    assert main([*command, "--train-to", "20220506", "--validation-to", "20220507", "--test-to", "20220508"]) == 0
+    dates = {path.stem: set(pq.read_table(path)["date"].to_pylist()) for path in out.glob("*.parquet")}
+    assert max(dates["impressions-train"]) == 20220506
+    assert dates["impressions-validation"] == {20220507}
+    assert dates["impressions-test"] == {20220508}
+    assert dates.keys() == {"impressions-train", "impressions-validation", "impressions-test"}
+    for given, message in (
+        (["--train-to", "20220507"], "each must be later than the one before"),
+        (["--day", "20220508", "--test-to", "20220508"], "is written alone, in no split"),
+        (["--day", "20230508"], "no row has this date; the days are 20220425 to 20220508"),
+    ):
+        assert main([*command, *given]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["prepare", "census", *command[2:], "--day", "20220508"]) == 2
+    assert "are kuairand's; census has no days" in capsys.readouterr().err
+
+
+def test_a_day_prepared_alone_equals_the_same_day_of_all(tmp_path: Path) -> None:
+    source = as_published(tmp_path / "source", make_log())
+    prepare("kuairand", source, tmp_path / "all")
+    prepare("kuairand", source, tmp_path / "one", Days(only=20220508))
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
+        "impressions-20220508.parquet",
+        "prepared.json",
+    ]
+    whole = pq.read_table(tmp_path / "all" / "impressions-later.parquet")
+    assert pq.read_table(tmp_path / "one" / "impressions-20220508.parquet").equals(whole)
+    assert numbers(whole, "user_impressions").max() > 0
 
 
 def test_labels_from_a_day_on_change_no_input_of_that_day_or_before(tmp_path: Path) -> None:
@@ -317,6 +381,7 @@ def rewrite(path: Path, column: str, row: int, value: str) -> None:
         ("log_standard_4_08_to_4_21_pure.csv", "is_click", "", "the value is missing"),
         ("log_standard_4_08_to_4_21_pure.csv", "user_id", "99", "99 has no row in user_features_pure.csv"),
         ("log_standard_4_22_to_5_08_pure.csv", "duration_ms", "-1", "-1 is negative"),
+        ("log_standard_4_22_to_5_08_pure.csv", "date", "20220532", "20220532 is not a day"),
         ("video_features_basic_pure.csv", "tag", "20;43", "'20;43' is not as expected"),
         ("video_features_basic_pure.csv", "upload_dt", "10 April", "'10 April' is not as expected"),
         ("user_features_pure.csv", "user_id", "8", "8 comes twice"),
@@ -373,7 +438,7 @@ def test_only_a_prepared_folder_is_replaced(tmp_path: Path) -> None:
     (out / "prepared.json").unlink()
     with pytest.raises(ValueError, match=r"is not empty and has no prepared\.json"):
         prepare("kuairand", source, out)
-    assert len(list(out.iterdir())) == 3
+    assert len(list(out.iterdir())) == 4
     with pytest.raises(ValueError, match="dataset 'movielens' is not known; known are kuairand, census"):
         prepare("movielens", source, out)
     with pytest.raises(ValueError, match="no such folder"):

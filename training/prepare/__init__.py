@@ -14,6 +14,7 @@ from rich.console import Console
 
 from training.prepare import census, kuairand
 from training.prepare.folder import MANIFEST, Prepared
+from training.prepare.kuairand import Days
 from training.whole import replaced_folder
 
 _DATASETS: dict[str, Callable[[Path, Callable[[str], None]], Prepared]] = {
@@ -22,14 +23,17 @@ _DATASETS: dict[str, Callable[[Path, Callable[[str], None]], Prepared]] = {
 }
 
 
-def prepare(dataset: str, source: Path, out: Path) -> None:
+def prepare(dataset: str, source: Path, out: Path, days: Days | None = None) -> None:
     """Prepare `dataset` ("kuairand" or "census") from the files in `source` into the folder `out`.
 
-    Raises ValueError for an unknown dataset, for source files that are missing or wrong (naming file, column and row)
-    and for an `out` that holds something else; OSError where the disk does not play along.
+    `days` are those of kuairand's splits. Raises ValueError for an unknown dataset, for source files that are missing
+    or wrong (naming file, column and row) and for an `out` that holds something else; OSError where the disk does not
+    play along.
     """
     if dataset not in _DATASETS:
         raise ValueError(f"dataset {dataset!r} is not known; known are {', '.join(_DATASETS)}")
+    if days is not None and dataset != "kuairand":
+        raise ValueError(f"--train-to, --validation-to, --test-to and --day are kuairand's; {dataset} has no days")
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder; --source names the folder with the files of {dataset}")
     console = Console(stderr=True)
@@ -41,11 +45,15 @@ def prepare(dataset: str, source: Path, out: Path) -> None:
     with replaced_folder(
         out, MANIFEST, own=("impressions-*.parquet",)
     ) as folder:  # refuses `out` before the work, not after it
-        prepared = _DATASETS[dataset](source, progress)
+        prepared = _DATASETS[dataset](source, progress) if days is None else kuairand.read(source, progress, days)
         progress(f"writing {out}")
         prepared.write(folder)
     rows = json.dumps(prepared.rows_by_split).strip("{}").replace('"', "")
     progress(f"done: {rows}")
+    for reason, count in prepared.left_out.items():
+        progress(f"left out, {count} rows: {reason}")
+    if later := prepared.rows_by_split.get(kuairand.LATER):
+        progress(f"{later} rows are later than the test split: they are in no split of configs/kuairand.yaml")
 
 
-__all__ = ["prepare"]
+__all__ = ["Days", "prepare"]

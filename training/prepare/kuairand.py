@@ -1,14 +1,16 @@
 """KuaiRand-Pure to impressions with inputs known before each impression's day.
 
-Input: see kuairand_files. Output, one row per impression of 25 April to 7 May 2022: the log's keys and labels, user and
+Input: see kuairand_files. Output, one row per impression from 25 April 2022 on: the log's keys and labels, user and
 video features, context (tab, hour and weekday of time_ms in Beijing), the history lists up to 24 April, and statistics
-of earlier days (kuairand_inputs). Splits by `date`: train to 5 May, validation 6 May, test 7 May.
+of earlier days (kuairand_inputs). Splits by `date`: train to 5 May, validation 6 May, test 7 May unless `Days` says
+otherwise; days after the test are written too, as `later`.
 
 Nothing that is known only after the impression is an input: play_time_ms and the flags are labels, the times spent in
 profile and comments are not passed on.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,26 +34,56 @@ ATTRIBUTION = (
     "KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed Videos, CIKM 2022. "
     "DOI 10.1145/3511808.3557624. What is derived from it carries the same licence."
 )
-LAST_TRAIN_DATE = 20220505
-VALIDATION_DATE = 20220506
+
+SPLITS, LATER = ("train", "validation", "test"), "later"
 
 _BEIJING_MS = 8 * 3_600_000
 _DAY_MS = 86_400_000
 
 
-def read(source: Path, progress: Callable[[str], None]) -> Prepared:
+@dataclass(frozen=True, slots=True)
+class Days:
+    """The last day (yyyymmdd) of each split; with `only`, that day is written alone. Raises ValueError for days out of
+    order."""
+
+    train_to: int = 20220505
+    validation_to: int = 20220506
+    test_to: int = 20220507
+    only: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.train_to < self.validation_to < self.test_to:
+            raise ValueError(
+                f"--train-to {self.train_to}, --validation-to {self.validation_to}, --test-to {self.test_to}: each "
+                "must be later than the one before"
+            )
+
+    def split(self, impressions: pa.Table) -> dict[str, pa.Table]:
+        """The rows by split, or those of `only` under its date. Raises ValueError where it has none."""
+        date = impressions["date"].to_numpy()
+        if self.only is not None:
+            rows = impressions.filter(date == self.only)
+            if not rows.num_rows:
+                raise ValueError(f"--day {self.only}: no row has this date; the days are {date.min()} to {date.max()}")
+            return {str(self.only): rows}
+        ends = (self.train_to, self.validation_to, self.test_to)
+        place = np.searchsorted(ends, date)
+        splits = {name: impressions.filter(place == at) for at, name in enumerate(SPLITS)}
+        later = impressions.filter(place == len(SPLITS))
+        return {**splits, **({LATER: later} if later.num_rows else {})}
+
+
+SHIPPED = Days()
+
+
+def read(source: Path, progress: Callable[[str], None], days: Days = SHIPPED) -> Prepared:
     """Read the files in `source`, compute the inputs and split by date. Raises ValueError naming file, column, row."""
     data = read_kuairand(source, progress)
     progress(f"computing inputs of {data.log.num_rows} impressions from earlier days")
-    impressions = impressions_of(data)
-    date = impressions["date"].to_numpy()
     return Prepared(
         dataset="kuairand",
-        splits={
-            "train": impressions.filter(date <= LAST_TRAIN_DATE),
-            "validation": impressions.filter(date == VALIDATION_DATE),
-            "test": impressions.filter(date > VALIDATION_DATE),
-        },
+        splits=days.split(impressions_of(data)),
+        left_out=data.left_out,
         source_format=data.source_format,
         sources=data.files,
         licence=LICENCE,

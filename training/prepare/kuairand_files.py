@@ -1,13 +1,13 @@
 """KuaiRand-Pure as published (CSV), or as Parquet with a history per user, read into one form.
 
-Output: the impressions of 25 April to 7 May 2022 in time order, the user and video tables, and per user the lists of
+Output: the impressions from 25 April 2022 on in time order, the user and video tables, and per user the lists of
 videos watched, liked and long-viewed up to 24 April. The videos' aggregate statistics are never read: they cover the
 whole month, so they contain the labels.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from training.prepare.reading import INTEGER, INTEGER_LIST, TEXT, check_flags, r
 
 LAST_HISTORY_DATE = 20220424
 FIRST_DATE = 20220425
-LAST_DATE = 20220507
 MAX_HISTORY = 50
 _EPOCH = date(1970, 1, 1).toordinal()
 
@@ -80,6 +79,7 @@ class KuaiRand:
     history_length: Integers
     files: list[Path]
     source_format: str
+    left_out: dict[str, int]
 
 
 def read_kuairand(source: Path, progress: Callable[[str], None]) -> KuaiRand:
@@ -120,9 +120,11 @@ def read_kuairand(source: Path, progress: Callable[[str], None]) -> KuaiRand:
     else:
         progress(f"reading {files[3].name}")
         histories, history_length = _read_histories(files[3], user_rows, video_rows)
-    shown = (log_date >= FIRST_DATE) & (log_date <= LAST_DATE)
+    shown = log_date >= FIRST_DATE
     if not shown.any():
-        raise ValueError(f"{log_files[-1]}: column 'date': no row from {FIRST_DATE} to {LAST_DATE}")
+        raise ValueError(f"{log_files[-1]}: column 'date': no row from {FIRST_DATE} on")
+    earlier = int((~shown).sum())
+    read_for = "days before 25 April, read for history lists alone" if is_csv else "days before 25 April"
     return KuaiRand(
         log=log.filter(shown),
         users=users,
@@ -133,6 +135,7 @@ def read_kuairand(source: Path, progress: Callable[[str], None]) -> KuaiRand:
         history_length=history_length,
         files=files,
         source_format=source_format,
+        left_out={read_for: earlier} if earlier else {},
     )
 
 
@@ -148,12 +151,23 @@ def _find(source: Path) -> tuple[Path, str]:
 def _read_log(path: Path) -> pa.Table:
     log = read_table(path, dict.fromkeys(LOG_COLUMNS, INTEGER))
     check_flags(path, log, FLAGS)
+    _check_dates(path, log["date"].to_numpy())
     for name in _NOT_NEGATIVE:
         values = log[name].to_numpy()
         wrong = np.flatnonzero(values < 0)
         if wrong.size:
             raise ValueError(f"{path}: column {name!r}, row {wrong[0] + 1}: {values[wrong[0]]} is negative")
     return log
+
+
+def _check_dates(path: Path, date_B: Integers) -> None:
+    """Raise ValueError, naming a row, unless every value is a day as yyyymmdd."""
+    for day in np.unique(date_B).tolist():
+        try:
+            datetime.strptime(f"{day:08d}", "%Y%m%d")
+        except ValueError:
+            row = int(np.flatnonzero(date_B == day)[0]) + 1
+            raise ValueError(f"{path}: column 'date', row {row}: {day} is not a day (yyyymmdd)") from None
 
 
 def _read_users(path: Path) -> pa.Table:
