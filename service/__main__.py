@@ -6,24 +6,30 @@ In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in thi
 supervisor, which replaces one that dies, and share the listening socket and one folder of metrics.
 """
 
+import logging
 import os
 import signal
+import socket
 import ssl
 import sys
 import tempfile
 from functools import partial
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
 from service import new_key, signals
 from service.http_protocol import GuardedProtocol
-from service.request_log import logging_config
+from service.listener import bound_socket, url_of
+from service.request_log import LOGGER, logging_config
 from service.settings import Settings, read_settings
 from service.supervisor import Supervisor
 from service.worker import METRICS_FOLDER, make_app
 
 # What a worker may take to end once its requests have: it closes logs and waits for a model that is being loaded.
 END_SECONDS = 15.0
+
+_log = logging.getLogger(LOGGER)
 
 
 def main() -> int:
@@ -59,23 +65,47 @@ def main() -> int:
     )
     # Left over from a parent, it would mix this service's metrics with another's.
     os.environ.pop(METRICS_FOLDER, None)
-    return _serve_here(config) if settings.workers == 1 else _serve_with_workers(config, settings)
+    # Said before models are read, which may take its time.
+    _log.info("starting", extra={"fields": {"models": str(settings.models), "workers": settings.workers}})
+    try:
+        listener = bound_socket(settings.host, settings.port)
+    except OSError as error:
+        fields = {"host": settings.host, "port": settings.port, "reason": str(error)}
+        _log.error("cannot listen on --host and --port", extra={"fields": fields})
+        return STARTUP_FAILURE
+    with listener:
+        return (_serve_here if settings.workers == 1 else _serve_with_workers)(config, settings, listener)
 
 
-def _serve_here(config: uvicorn.Config) -> int:
+class _Server(uvicorn.Server):
+    """A server that says its address once it can be asked."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts it on `sockets`."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            _say_address(self.config, sockets[0])
+
+
+def _say_address(config: uvicorn.Config, listener: socket.socket) -> None:
+    _log.info("Uvicorn running on %s (Press CTRL+C to quit)", url_of(listener, config.host, is_tls=config.is_ssl))
+
+
+def _serve_here(config: uvicorn.Config, _: Settings, listener: socket.socket) -> int:
     # uvicorn raises the signal that ended it once more when all is finished: a good end is exit status 0. Before it
     # has put its own handlers in place there is nothing to finish, and the end is as good.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    server = uvicorn.Server(config)
-    server.run()
+    server = _Server(config)
+    server.run([listener])
     return 0 if server.started else 1
 
 
-def _serve_with_workers(config: uvicorn.Config, settings: Settings) -> int:
+def _serve_with_workers(config: uvicorn.Config, settings: Settings, listener: socket.socket) -> int:
     # prometheus_client decides at import whether it writes to files, so the folder stands before any worker starts.
-    with tempfile.TemporaryDirectory(prefix="feedrank-metrics-") as folder, config.bind_socket() as listener:
+    with tempfile.TemporaryDirectory(prefix="feedrank-metrics-") as folder:
         os.environ[METRICS_FOLDER] = folder
+        _say_address(config, listener)
         from prometheus_client import CollectorRegistry
 
         from service.worker_restarts import worker_restarts

@@ -29,7 +29,7 @@ from service.admin import admin_routes
 from service.admission import Admission
 from service.authorize import Authorize
 from service.errors import Fault, Problem, refusal
-from service.http_protocol import IS_WHOLE, SHED
+from service.http_protocol import SHED
 from service.impression_log import ImpressionLog
 from service.keys import Keys
 from service.metrics import INFER, RANK, Metrics
@@ -39,6 +39,7 @@ from service.open_inference_openapi import with_infer
 from service.open_inference_routes import INFER_VERSION, OpenInference
 from service.openapi import with_rank
 from service.ranking import TIMEOUT_HEADER, Ranking, check_deadline, deadline_passed
+from service.request_body import read_body_in_time
 from service.request_log import LOGGER, RequestRecord
 from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
@@ -109,7 +110,7 @@ class Service:
                 raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
             deadline = _deadline(scope, record)
             self.admission.check(content_length(scope))
-            body = await _read_body_in_time(scope, receive, self.settings.max_body_bytes, self.settings.body_seconds)
+            body = await read_body_in_time(scope, receive, self.settings.max_body_bytes, self.settings.body_seconds)
             reply = await self._scored(body, record, deadline, answer)
         except TimeoutError:
             problem = deadline_passed()
@@ -263,11 +264,12 @@ def create_app(settings: Settings) -> ASGIApp:
         description="Scores the candidates of a feed, one probability per task, and ranks them.",
         lifespan=service.lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # to where this service is for itself, not for those behind a proxy
     )
     app.router.routes.append(Route(RANK, _Application(service.rank), methods=["POST"]))
     open_inference = OpenInference(service, app.title, app.version)
     app.include_router(open_inference.router())
-    app.include_router(admin_routes(service.store, partial(_read_body_in_time, seconds=settings.body_seconds)))
+    app.include_router(admin_routes(service.store, partial(read_body_in_time, seconds=settings.body_seconds)))
     for path in (INFER, INFER_VERSION):
         app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))
 
@@ -349,37 +351,6 @@ class _Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._function(scope, receive, send)
-
-
-async def _read_body_in_time(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
-    if IS_WHOLE in scope:
-        return await _read_body(scope, receive, limit)
-    try:
-        async with asyncio.timeout(seconds):
-            return await _read_body(scope, receive, limit)
-    except TimeoutError:
-        raise Problem(408, f"the body took more than {seconds:g} s to arrive", reason="slow_body") from None
-
-
-async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The body, if it keeps the limit: no more than `limit` bytes are ever held. Raises Problem, ClientDisconnect."""
-    chunks: list[bytes] = []
-    size = content_length(scope) or 0
-    if size <= limit:
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > limit:
-                break
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    detail = f"the body is over the limit of {limit} bytes; send fewer candidates"
-    raise Problem(413, detail, reason="body_too_large")
 
 
 def _deadline(scope: Scope, record: RequestRecord) -> float | None:

@@ -1,8 +1,9 @@
 """`python -m service.healthcheck`: whether the service in this container is alive, for images without curl.
 
-In: FEEDRANK_PORT, FEEDRANK_TLS_CERTIFICATE and FEEDRANK_TLS_CLIENT_CA as the service has them; what was given as a flag
-is not seen here. Out: exit status 0 if `/healthz` answers 200 (where clients need a certificate, if the port is open),
-else 1 and one line. The standard library alone: it runs every few seconds.
+In: FEEDRANK_HOST, FEEDRANK_PORT, FEEDRANK_TLS_CERTIFICATE and FEEDRANK_TLS_CLIENT_CA as the service has them; what was
+given as a flag is not seen here. A host that is every interface is asked on its family's loopback. Out: exit status 0
+if `/healthz` answers 200 (where clients need a certificate, if the port is open), else 1 and one line. The standard
+library alone: it runs every few seconds.
 """
 
 import http.client
@@ -13,22 +14,26 @@ import sys
 from collections.abc import Mapping
 from contextlib import closing
 
+from service.listener import is_wildcard
+
 SECONDS = 4.0
-_HOST = "127.0.0.1"
 
 
 def main(environment: Mapping[str, str] = os.environ) -> int:
     """Asks, and returns the exit status."""
+    host = environment.get("FEEDRANK_HOST") or "127.0.0.1"
+    if is_wildcard(host):
+        host = "::1" if ":" in host else "127.0.0.1"
     port = int(environment.get("FEEDRANK_PORT") or 8080)
     try:
         if environment.get("FEEDRANK_TLS_CLIENT_CA"):
-            socket.create_connection((_HOST, port), SECONDS).close()
+            socket.create_connection((host, port), SECONDS).close()
             return 0
-        with closing(_connection(port, is_tls=bool(environment.get("FEEDRANK_TLS_CERTIFICATE")))) as connection:
+        with closing(_connection(host, port, is_tls=bool(environment.get("FEEDRANK_TLS_CERTIFICATE")))) as connection:
             connection.request("GET", "/healthz")
             status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
-        print(f"no answer on port {port}: {error}", file=sys.stderr)
+        print(f"no answer on port {port} of {host}: {error}", file=sys.stderr)
         return 1
     if status != 200:
         print(f"/healthz answered {status}", file=sys.stderr)
@@ -36,12 +41,12 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     return 0
 
 
-def _connection(port: int, *, is_tls: bool) -> http.client.HTTPConnection:
+def _connection(host: str, port: int, *, is_tls: bool) -> http.client.HTTPConnection:
     if not is_tls:
-        return http.client.HTTPConnection(_HOST, port, timeout=SECONDS)
+        return http.client.HTTPConnection(host, port, timeout=SECONDS)
     # The certificate names the service, not this address; nothing is sent that would be worth reading.
     context = ssl._create_unverified_context()
-    return http.client.HTTPSConnection(_HOST, port, timeout=SECONDS, context=context)
+    return http.client.HTTPSConnection(host, port, timeout=SECONDS, context=context)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any
 from service.metrics import INFER
 from service.open_inference import HEADER_LENGTH
 from service.open_inference_routes import INFER_VERSION
-from service.openapi import DEADLINE_HEADER, REFUSALS, SECURITY, reference, refusals
+from service.openapi import ANSWERED_ID, DEADLINE_HEADER, REFUSALS, REQUEST_ID_HEADER, SECURITY, reference, refusals
 
 EXAMPLE_REQUEST: dict[str, Any] = {
     "id": "r-1",
@@ -96,6 +96,7 @@ def _operation(path: str) -> dict[str, Any]:
                 "schema": {"type": "integer", "minimum": 0},
             },
             DEADLINE_HEADER,
+            REQUEST_ID_HEADER,
         ],
         "requestBody": {
             "required": True,
@@ -107,6 +108,7 @@ def _operation(path: str) -> dict[str, Any]:
         "responses": {
             "200": {
                 "description": "the scores",
+                "headers": ANSWERED_ID,
                 "content": {
                     "application/json": {"schema": reference("InferAnswer"), "example": EXAMPLE_ANSWER},
                     "application/octet-stream": {"schema": {**_TEXT, "format": "binary"}},

@@ -169,6 +169,7 @@ REFUSALS = {
 }
 _RETRY_AFTER = {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}}
 _CHALLENGE = {"description": "how to send a key", "schema": {"type": "string"}}
+ANSWERED_ID: dict[str, Any] = {"X-Request-Id": {"description": "the request's id", "schema": {"type": "string"}}}
 _HEADERS: dict[str, dict[str, Any]] = {
     "401": {"WWW-Authenticate": _CHALLENGE},
     "429": {"Retry-After": _RETRY_AFTER},
@@ -191,7 +192,7 @@ def refusals(descriptions: Mapping[str, str], media_type: str, schema: str) -> d
         status: {
             "description": what,
             "content": {media_type: {"schema": reference(schema)}},
-            **({"headers": _HEADERS[status]} if status in _HEADERS else {}),
+            "headers": {**ANSWERED_ID, **_HEADERS.get(status, {})},
         }
         for status, what in sorted(descriptions.items())
     }
@@ -203,11 +204,18 @@ DEADLINE_HEADER: dict[str, Any] = {
     "description": "milliseconds after which the answer is of no use: 504 instead",
     "schema": {"type": "integer", "minimum": 1},
 }
+REQUEST_ID_HEADER: dict[str, Any] = {
+    "name": "X-Request-Id",
+    "in": "header",
+    "description": "the request's id where its body gives none: 1 to 128 printable ASCII characters; another one is "
+    "passed over for a random id. Every answer has the id in a header of this name",
+    "schema": {"type": "string", "maxLength": 128},
+}
 RANK_OPERATION: dict[str, Any] = {
     "summary": "Score the candidates of one user and rank them",
     "operationId": "rank",
     "security": SECURITY,
-    "parameters": [DEADLINE_HEADER],
+    "parameters": [DEADLINE_HEADER, REQUEST_ID_HEADER],
     "requestBody": {
         "required": True,
         "content": {"application/json": {"schema": reference("RankRequest"), "example": EXAMPLE_REQUEST}},
@@ -215,6 +223,7 @@ RANK_OPERATION: dict[str, Any] = {
     "responses": {
         "200": {
             "description": "the ranked candidates",
+            "headers": ANSWERED_ID,
             "content": {
                 "application/json": {
                     "schema": reference("RankAnswer"),

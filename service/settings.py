@@ -25,7 +25,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     models: Path = Field(description="folder of published models: <models>/<name>/<version>/")
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is every interface")
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; 0.0.0.0 is every one in IPv4, :: every one in IPv6 and IPv4"
+    )
     port: int = Field(8080, ge=0, le=65535, description="TCP port to listen on; 0 lets the system choose")
     workers: int = Field(1, ge=1, le=256, description="worker processes; they share the embedding tables, no more")
     threads: int = Field(0, ge=0, le=256, description="scoring threads per worker; 0 is one per core given")

@@ -117,14 +117,16 @@ def request_id_of(document: Mapping[str, Any]) -> str | None:
     if given is None:
         return None
     if not is_request_id(given):
-        rule = f"expected a string of 1 to {MAX_REQUEST_ID} printable ASCII characters"
+        rule = f"expected a string of 1 to {MAX_REQUEST_ID} printable ASCII characters, not all blank"
         raise Problem.wrong_content([Fault("request_id", rule)])
     return str(given)
 
 
 def is_request_id(given: object) -> bool:
     """Whether `given` can be echoed in a header and a log line."""
-    return isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable()
+    if not isinstance(given, str) or len(given) > MAX_REQUEST_ID:
+        return False
+    return given.isascii() and given.isprintable() and given.strip(" ") != ""
 
 
 def parse(document: Mapping[str, Any], max_candidates: int) -> Question:

@@ -21,7 +21,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 90.0  # importing torch on a busy machine takes most of it
-_ADDRESS = re.compile(r"Uvicorn running on (https?://[0-9.]+:[0-9]+)")
+_ADDRESS = re.compile(r"Uvicorn running on (https?://[0-9a-f.:\[\]]+:[0-9]+)")
 
 
 class RunningService:

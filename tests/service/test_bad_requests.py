@@ -49,6 +49,8 @@ WRONG = [
     (changed(request_id=7), "request_id", "printable ASCII"),
     (changed(request_id="a\nb"), "request_id", "printable ASCII"),
     (changed(request_id="x" * 129), "request_id", "128"),
+    (changed(request_id=""), "request_id", "printable ASCII"),
+    (changed(request_id="  "), "request_id", "not all blank"),
     (changed(model=3), "model", "expected a string, got an integer"),
     (changed(version=1.5), "version", "expected a string, got a fraction"),
     (changed(version=True), "version", "expected a string, got true or false"),
@@ -261,6 +263,14 @@ def test_a_deadline_that_is_no_number_of_milliseconds_is_422(client: TestClient,
 )
 def test_other_routes_refuse_with_problems_too(client: TestClient, method: str, path: str, status: int) -> None:
     problem(client.request(method, path), status)
+
+
+@pytest.mark.parametrize("path", ["/v1/rank/", "/metrics/", "/docs/", "/v1/models/", "/static-offline-docs"])
+def test_a_trailing_slash_is_no_redirect(client: TestClient, path: str) -> None:
+    for method in ("GET", "POST"):
+        response = client.request(method, path, headers={"Host": "evil.example"}, follow_redirects=False)
+        assert "evil.example" not in response.text
+        problem(response, 404)
 
 
 def test_several_models_need_a_name(tmp_path: Path) -> None:
