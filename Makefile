@@ -37,7 +37,8 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-tables \
-	bench-slots bench-input bench-networks bench-balancing bench-serving bench-workers bench-start bench-score bench-parity bench-reliability \
+	bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-workers bench-start \
+	bench-score bench-parity bench-reliability \
 	bench-compare clean
 
 help: ## this list
@@ -184,6 +185,9 @@ bench-balancing: $(STAMP) ## CPU time of a training step with every balancing me
 
 bench-serving: $(STAMP) ## what a request costs, against other services around the same network
 	@exec $(PY) -m benchmarks.serving $(ARGS)
+
+bench-equal-rows: $(STAMP) ## what it costs a request to find equal candidates where there are none
+	@exec $(PY) -m benchmarks.equal_rows $(ARGS)
 
 bench-workers: $(STAMP) ## threads and workers: CPU time, growth, memory, what batches could save
 	@exec $(PY) -m benchmarks.workers $(ARGS)

@@ -1,11 +1,12 @@
 """Many requests at once -> answers: what batch scoring computes, by the same scorer and the same module as a service.
 
 In: the request columns of R requests, the candidate columns of N candidates, and which request each belongs to. Out:
-answers_NT. A request's part is computed once, whatever its candidates. By TorchScript all candidates go through the
-network together, each with its own request's sums; compiled code is made for one request and is called for each.
+answers_NT. A request's part is computed once, whatever its candidates, and so are equal candidates of equal requests.
+By TorchScript all candidates go through the network together, each with its own request's sums; compiled code is made
+for one request and is called for each.
 
-Shapes: R requests, N candidates, D columns of the dense row, F outputs over the raw row, T tasks, L list features,
-V list values, B rows of a block.
+Shapes: R requests, N candidates, S distinct pairs of both, D columns of the dense row, F outputs over the raw row,
+T tasks, L list features, V list values, B rows of a block.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from model.columns import Ids
 from model.compiled import CompiledAnswers
+from model.distinct import distinct, once, picked
 from model.features import Column, EncodedBlock
-from model.scorer import Scored, Scorer, block_tensors
+from model.scorer import Scored, Scorer, block_tensors, spread
 
 
 def score_requests(
@@ -33,17 +35,25 @@ def score_requests(
     rows = len(request_of_N)
     encoded_requests = scorer.encoder.encode("request", requests, num_requests, as_served=True)
     encoded = scorer.encoder.encode("candidate", candidates, rows, as_served=True)
+    requests_block, of_R = once(encoded_requests.block)
+    if of_R is not None:
+        request_of_N = of_R[request_of_N]
+    found = distinct(encoded.block, request_of_N)
+    block = encoded.block if found is None else picked(encoded.block, found.first_S)
+    request_of_S = request_of_N if found is None else request_of_N[found.first_S]
     with torch.inference_mode():
-        rows_ND = scorer.module.candidate_rows(*block_tensors(encoded.block))
+        rows_SD = scorer.module.candidate_rows(*block_tensors(block))
         if scorer.compiled is None:
-            sums_RF = scorer.module.request_sums(*block_tensors(encoded_requests.block))
-            sums_NF = scorer.module.candidate_sums(rows_ND)
-            if num_requests < rows:
-                sums_RF = sums_RF.index_select(0, torch.from_numpy(request_of_N))
-            answers_NT = scorer.module.answer_sums(sums_NF, sums_RF)
+            sums_RF = scorer.module.request_sums(*block_tensors(requests_block))
+            sums_SF = scorer.module.candidate_sums(rows_SD)
+            if len(sums_RF) < len(sums_SF) or found is not None or of_R is not None:
+                sums_RF = sums_RF.index_select(0, torch.from_numpy(request_of_S))
+            answers = scorer.module.answer_sums(sums_SF, sums_RF)
         else:
-            answers_NT = _by_request(scorer, scorer.compiled, encoded_requests.block, rows_ND, request_of_N)
-    return scorer.scored(answers_NT, encoded_requests, encoded.missing, encoded.oov)
+            answers = _by_request(scorer, scorer.compiled, requests_block, rows_SD, request_of_S)
+        if found is not None:
+            answers = spread(answers, found.of_N)
+    return scorer.scored(answers, encoded_requests, encoded.missing, encoded.oov)
 
 
 def _by_request(

@@ -31,6 +31,7 @@ from model.artifact import (
     versions,
 )
 from model.columns import Ids
+from model.distinct import places
 from model.features import EncodedBlock
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel
@@ -157,15 +158,6 @@ class Catalogue:
     def sums(self, rows_N: Ids) -> Tensor:
         """sums_NF of items in the dtype that they are stored in."""
         return self._sums_IF.index_select(0, torch.from_numpy(rows_N))
-
-
-def places(starts_LN: Ids, lengths_LN: Ids) -> Ids:
-    """Where the values of lists stand, list after list: each list's start and what follows it."""
-    lengths = lengths_LN.reshape(-1)
-    # Value v of what is gathered stands at its list's start plus its rank within the list.
-    before = np.cumsum(lengths) - lengths
-    positions_V: Ids = np.repeat(starts_LN.reshape(-1) - before, lengths) + np.arange(lengths.sum())
-    return positions_V
 
 
 def _mapped(path: Path, manifest: CatalogueManifest, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:

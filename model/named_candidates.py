@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.catalogue import UNKNOWN, Catalogue, places
+from model.catalogue import UNKNOWN, Catalogue
 from model.columns import Column, Ids
+from model.distinct import Positions, places, stacked, starts_of
 from model.features import EncodedBlock, FeatureEncoder
 from model.schema import IdFeature, IdListFeature, NumberFeature
 
@@ -43,6 +44,19 @@ class NamedCandidates(NamedTuple):
     def uses_catalogue(self) -> bool:
         """Whether any candidate takes features from the catalogue."""
         return self.results[KNOWN] + self.results[OVERRIDDEN] > 0
+
+    def whole(self) -> tuple[EncodedBlock, Ids, Positions]:
+        """The features of all candidates: those of the catalogue first, whose items `rows_K` are, then the encoded
+        ones; and `place_N`, where each candidate's stand."""
+        known_K, encoded_S = np.flatnonzero(~self.is_encoded_N), np.flatnonzero(self.is_encoded_N)
+        rows_K = self.rows_N[known_K]
+        block = self.catalogue.block(rows_K)
+        place_N = np.empty(len(self.rows_N), np.intp)
+        place_N[known_K] = np.arange(len(known_K))
+        if self.encoded is not None:
+            place_N[encoded_S] = np.arange(len(known_K), len(self.rows_N))
+            block = stacked(block, self.encoded)
+        return block, rows_K, place_N
 
 
 def resolve(
@@ -124,12 +138,10 @@ def _merged(
 def _merged_lists(
     catalogue: Catalogue, block: EncodedBlock, rows_S: Ids, is_taken_LS: Mask, picked_S: NDArray[np.intp]
 ) -> tuple[Ids, Ids]:
-    lengths = block.list_lengths_LB.reshape(-1)
-    starts_LB = (np.cumsum(lengths) - lengths).reshape(block.list_lengths_LB.shape)
     lengths_LS = np.where(
         is_taken_LS, catalogue.lengths_IL[rows_S].T.astype(np.int64), block.list_lengths_LB[:, picked_S]
     )
-    starts_LS = np.where(is_taken_LS, catalogue.starts_IL[rows_S].T, starts_LB[:, picked_S])
+    starts_LS = np.where(is_taken_LS, catalogue.starts_IL[rows_S].T, starts_of(block)[:, picked_S])
     positions_V = places(starts_LS, lengths_LS)
     is_taken_V = np.repeat(is_taken_LS.reshape(-1), lengths_LS.reshape(-1))
     values_V = np.empty(len(positions_V), np.int64)

@@ -21,6 +21,7 @@ from model.calibration import Calibration, Isotonic, Platt, calibrated
 from model.catalogue import Catalogue, generations
 from model.catalogue import folder_of as catalogues_of
 from model.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
+from model.distinct import Positions, distinct, once, picked
 from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
 from model.named_candidates import NamedCandidates as NamedCandidates
 from model.named_candidates import resolve
@@ -145,7 +146,7 @@ class Scorer:
         encoded_request = self.encoder.encode("request", request, 1, as_served=True)
         encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
         with torch.inference_mode():
-            answers = self._answers(block_tensors(encoded_request.block), block_tensors(encoded.block))
+            answers = self._answers(block_tensors(encoded_request.block), encoded.block)
         return self.scored(answers, encoded_request, encoded.missing, encoded.oov)
 
     def catalogue_generations(self) -> list[Path]:
@@ -194,23 +195,32 @@ class Scorer:
         encoded_request = self.encoder.encode("request", request, 1, as_served=True)
         tensors = block_tensors(encoded_request.block)
         with torch.inference_mode():
-            encoded = None if named.encoded is None else block_tensors(named.encoded)
-            if encoded is not None and named.is_encoded_N.all():
-                answers = self._answers(tensors, encoded)
+            if named.encoded is not None and named.is_encoded_N.all():
+                answers = self._answers(tensors, named.encoded)
             else:
-                sums_NF = named.catalogue.sums(named.rows_N[~named.is_encoded_N])
-                sums_1F = self.module.request_sums(*tensors)
-                if encoded is not None:
-                    is_encoded_N = torch.from_numpy(named.is_encoded_N)
-                    dtype = torch.float32 if self._compiled_sums is None else sums_NF.dtype
-                    known_NF, sums_NF = sums_NF, torch.empty(len(is_encoded_N), sums_1F.shape[1], dtype=dtype)
-                    sums_NF[~is_encoded_N] = known_NF.to(dtype)
-                    sums_NF[is_encoded_N] = self.module.candidate_sums(self.module.candidate_rows(*encoded)).to(dtype)
-                if self._compiled_sums is not None and sums_NF.dtype == torch.bfloat16:
-                    answers = self._compiled_sums(sums_NF, sums_1F)
-                else:
-                    answers = self.module.answer_sums(sums_NF, sums_1F)
+                answers = self._answers_named(tensors, named)
         return self.scored(answers, encoded_request, named.missing, named.oov)
+
+    def _answers_named(self, request: tuple[torch.Tensor, ...], named: NamedCandidates) -> torch.Tensor:
+        """answers_NT of candidates some of which the catalogue knows, equal ones computed once. One that the catalogue
+        knows stands for those that equal it: its sums are there."""
+        block, rows_K, place_N = named.whole()
+        encoded, found = named.encoded, distinct(block)
+        if found is not None:
+            is_known_S = found.first_S < len(rows_K)
+            encoded = None if is_known_S.all() else picked(block, found.first_S[~is_known_S])
+            rows_K, place_N = rows_K[found.first_S[is_known_S]], found.of_N[place_N]
+        sums_NF = named.catalogue.sums(rows_K)
+        sums_1F = self.module.request_sums(*request)
+        if encoded is not None:
+            dtype = torch.float32 if self._compiled_sums is None else sums_NF.dtype
+            rows_ND = self.module.candidate_rows(*block_tensors(encoded))
+            sums_NF = torch.cat([sums_NF.to(dtype), self.module.candidate_sums(rows_ND).to(dtype)])
+        if self._compiled_sums is not None and sums_NF.dtype == torch.bfloat16:
+            answers_NT = self._compiled_sums(sums_NF, sums_1F)
+        else:
+            answers_NT = self.module.answer_sums(sums_NF, sums_1F)
+        return spread(answers_NT, place_N)
 
     def explain(
         self, request: Mapping[str, Column], candidates: Mapping[str, Column] | NamedCandidates, rows: int
@@ -222,40 +232,30 @@ class Scorer:
         with torch.inference_mode():
             sums_1F = self.module.request_sums(*block_tensors(encoded_request.block))
             if isinstance(candidates, NamedCandidates):
-                rows_ND, missing, oov = self._rows_named(candidates), candidates.missing, candidates.oov
+                block, _, place_N = candidates.whole()
+                missing, oov = candidates.missing, candidates.oov
             else:
-                encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
-                rows_ND, missing, oov = self._rows(encoded.block), encoded.missing, encoded.oov
-            answers, weights = self.module.explained(rows_ND, sums_1F)
+                block, missing, oov = self.encoder.encode("candidate", candidates, rows, as_served=True)
+                place_N = np.arange(rows)
+            block, of_N = once(block)
+            answers, weights = self.module.explained(self.module.candidate_rows(*block_tensors(block)), sums_1F)
+            of_N = place_N if of_N is None else of_N[place_N]
+            answers, weights = spread(answers, of_N), [spread(level, of_N) for level in weights]
         names = zip(self.module.unit_names, self.module.expert_names, weights, strict=True)
         levels = [ExpertWeights(units, experts, weights_NGE.numpy()) for units, experts, weights_NGE in names]
         return self.scored(answers, encoded_request, missing, oov), levels
 
-    def _rows(self, block: EncodedBlock) -> torch.Tensor:
-        rows_ND: torch.Tensor = self.module.candidate_rows(*block_tensors(block))
-        return rows_ND
-
-    def _rows_named(self, named: NamedCandidates) -> torch.Tensor:
-        """rows_ND of candidates that a catalogue was asked for, all from their features."""
-        if named.encoded is not None and named.is_encoded_N.all():
-            return self._rows(named.encoded)
-        known = self._rows(named.catalogue.block(named.rows_N[~named.is_encoded_N]))
-        if named.encoded is None:
-            return known
-        rows_ND = known.new_empty(len(named.is_encoded_N), known.shape[1])
-        rows_ND[torch.from_numpy(~named.is_encoded_N)] = known
-        rows_ND[torch.from_numpy(named.is_encoded_N)] = self._rows(named.encoded)
-        return rows_ND
-
-    def _answers(self, request: tuple[torch.Tensor, ...], candidates: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """answers_NT of both blocks' tensors, by the engine of this scorer."""
+    def _answers(self, request: tuple[torch.Tensor, ...], candidates: EncodedBlock) -> torch.Tensor:
+        """answers_NT of the request's tensors and the candidates, by the engine of this scorer; equal candidates are
+        computed once."""
+        block, of_N = once(candidates)
         answers_NT: torch.Tensor
         if self.compiled is None:
-            answers_NT = self.module(*request, *candidates)
+            answers_NT = self.module(*request, *block_tensors(block))
         else:
             sums_1F = self.module.request_sums(*request)
-            answers_NT = self.compiled(self.module.candidate_rows(*candidates), sums_1F)
-        return answers_NT
+            answers_NT = self.compiled(self.module.candidate_rows(*block_tensors(block)), sums_1F)
+        return answers_NT if of_N is None else spread(answers_NT, of_N)
 
     def scored(
         self, answers: torch.Tensor, request: Encoded, missing: Mapping[str, int], oov: Mapping[str, int]
@@ -393,3 +393,8 @@ def _table(artifact: Artifact, width: int) -> torch.Tensor:
 def block_tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:
     """A block's arrays as the exported module takes them, in order; nothing is copied where memory allows."""
     return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in block)
+
+
+def spread(values: torch.Tensor, of_N: Positions) -> torch.Tensor:
+    """For each row the values of the distinct row that it equals."""
+    return values.index_select(0, torch.from_numpy(of_N))

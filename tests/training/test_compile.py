@@ -52,6 +52,8 @@ def test_compiled_answers_are_those_of_torchscript(models: Path) -> None:
         got, expected = (one.score_values(TINY_REQUEST["user"], features_of(rows), rows) for one in (compiled, plain))
         assert got.shape == (rows, 3)
         np.testing.assert_allclose(got, expected, rtol=COMPILED_TOLERANCE, atol=COMPILED_TOLERANCE)
+    # Of 1000 candidates four are distinct.
+    assert len(np.unique(got, axis=0)) == len(np.unique(expected, axis=0)) == 4
 
 
 @pytest.mark.slow

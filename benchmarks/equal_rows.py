@@ -1,0 +1,99 @@
+"""`make bench-equal-rows`: what it costs a request to find equal candidates where there are none.
+
+    python -m benchmarks.equal_rows [--turns N]
+
+Requests of the reference feed, TorchScript, one thread: from columns to answers, with the search and without it, in the
+same turns; the search alone; and a request a half of whose candidates equal the other half, which are scored once.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from benchmarks import report
+from benchmarks.ratio import Ratio
+from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
+from model.columns import Column
+from model.distinct import distinct
+from model.scorer import Scorer
+from tests.artifacts import publish_artifact
+
+SIZES = (20, 100, 500, 2000)
+CALLS = 20
+
+
+def main() -> None:
+    """Times, prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=100)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="feedrank-bench-") as folder:
+        version = publish_artifact(
+            Path(folder), "reference", schema=SCHEMA, network=NETWORK, request=columnar_request(2, 0)
+        )
+        scorer = Scorer.load(version, "torchscript")
+    timed = {size: _timed(scorer, size, options.turns) for size in SIZES}
+    cells = []
+    for size, by_way in timed.items():
+        medians = {way: f"{statistics.median(values):,.0f}" for way, values in by_way.items()}
+        cells.append([str(size), *medians.values(), str(Ratio.of(by_way["with the search"], by_way["without"]))])
+    body = [
+        "Requests of the reference feed (9 ids and a list of 10 a candidate), TorchScript, one thread: CPU "
+        f"microseconds from columns to answers, medians of {options.turns} paired turns of {CALLS} requests, and the "
+        "ratio with its 95 % interval. No two candidates of a request are equal, but in the last column of times.",
+        "",
+        *report.table(["candidates", *next(iter(timed.values())), "with the search / without"], cells),
+    ]
+    data = {"microseconds": {str(size): by_way for size, by_way in timed.items()}}
+    path = report.write("equal_rows", "Finding equal candidates", body, data, "make bench-equal-rows")
+    print(path.read_text(encoding="utf-8"))
+
+
+def _timed(scorer: Scorer, size: int, turns: int) -> dict[str, list[float]]:
+    asked = columnar_request(size, size)
+    features = asked["candidates"]["features"]
+    halves = {name: [*column[: size // 2], *column[: size // 2]] for name, column in features.items()}
+    request = scorer.encoder.request_columns(asked["user"])
+    columns, doubled = (scorer.encoder.columns("candidate", given, size) for given in (features, halves))
+    block = scorer.encoder.encode("candidate", columns, size, as_served=True).block
+
+    def score(given: Mapping[str, Column]) -> None:
+        scorer.score(request, given, size)
+
+    def without() -> None:
+        with patch("model.scorer.once", lambda block: (block, None)):
+            for _ in range(CALLS):
+                score(columns)
+
+    ways: dict[str, Callable[[], None]] = {
+        "without": without,
+        "with the search": lambda: _repeat(lambda: score(columns)),
+        "the search alone": lambda: _repeat(lambda: distinct(block)),
+        "half of them equal": lambda: _repeat(lambda: score(doubled)),
+    }
+    spent: dict[str, list[float]] = {way: [] for way in ways}
+    random = np.random.default_rng(size)
+    for turn in range(turns + 5):
+        for way in random.permutation(list(ways)).tolist():
+            started = time.thread_time_ns()
+            ways[way]()
+            if turn >= 5:  # the first warm up
+                spent[way].append((time.thread_time_ns() - started) / 1e3 / CALLS)
+    return spent
+
+
+def _repeat(call: Callable[[], object]) -> None:
+    for _ in range(CALLS):
+        call()
+
+
+if __name__ == "__main__":
+    main()
