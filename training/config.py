@@ -9,9 +9,19 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from model.ranker import NetworkConfig
 from model.schema import FeedSchema
@@ -30,6 +40,14 @@ def _scalar(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"expected a number, a text or a date, got {type(value).__name__}")
     return value
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError(f"no time zone '{name}' here; expected one like UTC or Europe/Berlin") from None
+    return name
 
 
 Scalar = Annotated[int | float | str, BeforeValidator(_scalar)]
@@ -54,12 +72,15 @@ SplitName = Literal["train", "validation", "test"]
 
 
 class SplitConfig(StrictModel):
-    """Which rows belong to which split, by the value of one column: a value, a list of values, or {min, max}."""
+    """Which rows belong to which split, by the value of one column: a value, a list of values, or {min, max}.
+
+    A date covers its whole day of `timezone` in a column of timestamps (training/input/bounds.py)."""
 
     column: str
     train: Selection
     validation: Selection
     test: Selection | None = None
+    timezone: Annotated[str, AfterValidator(_zone)] = "UTC"
 
 
 def _data_path(value: object) -> Path | str:

@@ -151,7 +151,10 @@ def _by_value(table: pa.Table, column: str) -> Iterator[tuple[str, np.ndarray[An
         return
     encoded = plain(table.column(column)).combine_chunks().dictionary_encode()
     codes_B = pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy()
-    names = [*map(str, encoded.dictionary.to_pylist()), "null"]
+    values = encoded.dictionary
+    if pa.types.is_timestamp(values.type):  # Python's times hold no nanoseconds
+        values = values.cast(pa.string())
+    names = [*map(str, values.to_pylist()), "null"]
     held = np.unique(codes_B).tolist()
     for code in held:
         yield names[code], None if len(held) == 1 else np.flatnonzero(codes_B == code)

@@ -65,7 +65,7 @@ DAYS = [date(2022, 5, day) for day in (4, 5, 6, 7)]
         (DAYS, {"train": {"max": DAYS[1]}, "validation": [DAYS[2]]}),
         (
             [datetime(2022, 5, day, 23, 59) for day in (4, 5, 6, 7)],
-            {"train": {"max": "2022-05-06"}, "validation": {"min": "2022-05-06", "max": "2022-05-07T00:00:00"}},
+            {"train": {"max": "2022-05-05"}, "validation": {"min": "2022-05-06", "max": "2022-05-07T00:00:00"}},
         ),
     ],
 )

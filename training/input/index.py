@@ -156,7 +156,7 @@ def _count(
             for split, mask in reader.selector.masks(part.table.column(column), place).items():
                 counts[split] += reader.wanted(part, mask.to_numpy(), bad_rows)[0].num_rows
         return counts
-    decided = _decided(reader, file, parquet, group)
+    decided = _decided(reader, file, parquet, group, place)
     if decided is not None and sum(decided.values()) <= 1:
         return {split: rows * is_in for split, is_in in decided.items()}
     if column in file.partition:
@@ -166,12 +166,14 @@ def _count(
     return {split: pc.sum(mask).as_py() or 0 for split, mask in reader.selector.masks(values, place).items()}
 
 
-def _decided(reader: LogReader, file: LogFile, parquet: pq.ParquetFile, group: int) -> dict[SplitName, bool] | None:
+def _decided(
+    reader: LogReader, file: LogFile, parquet: pq.ParquetFile, group: int, place: str
+) -> dict[SplitName, bool] | None:
     """Of which splits all rows of a row group are, by the partition or by statistics; None where these do not say."""
     name = reader.selector.column
     if name in file.partition:
         value = file.partition[name]
-        return None if value is None else reader.selector.by_bounds(value, value, partition_type(value))
+        return None if value is None else reader.selector.by_bounds(value, value, partition_type(value), place)
     about = parquet.metadata.row_group(group)
     chunks = (about.column(place) for place in range(about.num_columns))
     statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == name), None)
@@ -180,4 +182,8 @@ def _decided(reader: LogReader, file: LogFile, parquet: pq.ParquetFile, group: i
         return None
     if pa.types.is_floating(kind):  # NaN is in no bound
         return None
-    return reader.selector.by_bounds(statistics.min, statistics.max, kind)
+    try:
+        least, most = statistics.min, statistics.max
+    except ValueError:  # nanoseconds, which Python's times do not hold
+        return None
+    return reader.selector.by_bounds(least, most, kind, place)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from training.config import Range, Scalar, Selection, SplitConfig, SplitName
 from training.input.arrow_columns import plain
+from training.input.bounds import covers_day, literal, remedy, span_of
 from training.input.usual_types import usual
 
 
@@ -20,6 +21,7 @@ class Selector:
 
     def __init__(self, config: SplitConfig) -> None:
         self.column = config.column
+        self._zone = config.timezone
         self.selections: dict[SplitName, Selection] = {
             split: selection for split in get_args(SplitName) if (selection := getattr(config, split)) is not None
         }
@@ -40,56 +42,72 @@ class Selector:
         compare and for a row in two splits; `place` (a file, or a row group of one) opens the message."""
         values, _ = usual(plain(values))  # a value that no usual type holds is in no split
         masks = {
-            split: _selected(values, selection, place, self.column) for split, selection in self.selections.items()
+            split: _selected(values, selection, self._zone, place, self.column)
+            for split, selection in self.selections.items()
         }
         _refuse_overlap(masks, place, self.column)
         return masks
 
-    def by_bounds(self, low: Any, high: Any, kind: pa.DataType) -> dict[SplitName, bool] | None:
+    def by_bounds(self, low: Any, high: Any, kind: pa.DataType, place: str) -> dict[SplitName, bool] | None:
         """Whether all rows of a part are in a split (True) or none is (False), from the least and the greatest value
         of a column without nulls; None where that does not decide it for every split."""
-        bounds = pa.chunked_array([pa.array([low, high], kind)])
+        bounds, _ = usual(pa.chunked_array([pa.array([low, high], kind)]))
         decided: dict[SplitName, bool] = {}
         for split, selection in self.selections.items():
-            is_convex = isinstance(selection, Range) or low == high
-            if is_convex and pc.all(_selected(bounds, selection, "", self.column)).as_py():
+            is_convex = not isinstance(selection, list) or low == high
+            if is_convex and pc.all(_selected(bounds, selection, self._zone, place, self.column)).as_py():
                 decided[split] = True
-            elif not self._may_overlap(bounds, selection):
+            elif not self._may_overlap(bounds, selection, place):
                 decided[split] = False
             else:
                 return None
         return decided
 
-    def _may_overlap(self, bounds: pa.ChunkedArray, selection: Selection) -> bool:
+    def _may_overlap(self, bounds: pa.ChunkedArray, selection: Selection, place: str) -> bool:
         if isinstance(selection, Range):
-            starts_before_end = _selected(bounds, Range(max=selection.max), "", self.column)[0].as_py()
-            ends_after_start = _selected(bounds, Range(min=selection.min), "", self.column)[1].as_py()
-            return bool(starts_before_end and ends_after_start)
+            below, above = (
+                _selected(bounds, side, self._zone, place, self.column)
+                for side in (Range(max=selection.max), Range(min=selection.min))
+            )
+            return bool(below[0].as_py() and above[1].as_py())
         values = selection if isinstance(selection, list) else [selection]
-        return any(self._may_overlap(bounds, Range(min=value, max=value)) for value in values)
+        return any(self._may_overlap(bounds, Range(min=value, max=value), place) for value in values)
 
 
-def _selected(column: pa.ChunkedArray, selection: Selection, place: str, name: str) -> pa.ChunkedArray:
+def _selected(column: pa.ChunkedArray, selection: Selection, zone: str, place: str, name: str) -> pa.ChunkedArray:
     try:
         if isinstance(selection, Range):
-            keep = pc.is_valid(column)
-            if selection.min is not None:
-                keep = pc.and_(keep, pc.greater_equal(column, _bound(selection.min, column.type)))
-            if selection.max is not None:
-                keep = pc.and_(keep, pc.less_equal(column, _bound(selection.max, column.type)))
-            return pc.fill_null(keep, False)
+            return pc.fill_null(_in_range(column, selection, zone), False)
         values = selection if isinstance(selection, list) else [selection]
-        return pc.is_in(column, value_set=pa.array(values).cast(column.type))
-    except (pa.ArrowException, OverflowError) as error:
+        days = [value for value in values if covers_day(value, column.type)]
+        others = [value for value in values if not covers_day(value, column.type)]
+        keep = pc.is_in(column, value_set=_value_set(others, column.type, zone))
+        for day in days:
+            keep = pc.or_(keep, _in_range(column, Range(min=day, max=day), zone))
+        return pc.fill_null(keep, False)
+    except (pa.ArrowException, OverflowError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{place}: split column '{name}' of type {column.type} does not compare with {selection} ({reason})"
+            f"{remedy(column, selection, zone)}"
         ) from None
 
 
-def _bound(value: Scalar, kind: pa.DataType) -> pa.Scalar:
-    # Dates and times are written as text, for example "2022-05-06".
-    return pa.scalar(value).cast(kind) if pa.types.is_temporal(kind) else pa.scalar(value)
+def _in_range(column: pa.ChunkedArray, selection: Range, zone: str) -> pa.ChunkedArray:
+    keep = pc.is_valid(column)
+    if selection.min is not None:
+        keep = pc.and_(keep, pc.greater_equal(column, span_of(selection.min, column.type, zone).first))
+    if selection.max is not None:
+        span = span_of(selection.max, column.type, zone)
+        if span.last is not None:
+            keep = pc.and_(keep, (pc.less if span.is_open else pc.less_equal)(column, span.last))
+    return keep
+
+
+def _value_set(values: list[Scalar], kind: pa.DataType, zone: str) -> pa.Array:
+    if pa.types.is_timestamp(kind):
+        return pa.array([literal(value, kind, zone).as_py() for value in values], kind)
+    return pa.array(values).cast(kind)
 
 
 def _refuse_overlap(masks: Mapping[SplitName, pa.ChunkedArray], place: str, column: str) -> None:

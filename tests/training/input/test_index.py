@@ -96,7 +96,7 @@ def test_what_bounds_decide_is_what_the_values_say(values: list[int], train: Any
     content = {"column": "day", "train": train, "validation": absent}
     selector = Selector(SplitConfig.from_mapping(content, "test"))
     truth = selector.masks(pa.chunked_array([days]), "here")["train"].to_pylist()
-    decided = selector.by_bounds(min(days.to_pylist()), max(days.to_pylist()), days.type)
+    decided = selector.by_bounds(min(days.to_pylist()), max(days.to_pylist()), days.type, "here")
     if decided is None:
         assert any(truth) != all(truth) or isinstance(train, list) or min(values) != max(values)
     else:
