@@ -27,7 +27,7 @@ from benchmarks import report
 from model.schema import FeedSchema
 from model.scorer import Scorer
 from tests.artifacts import publish_artifact
-from training.score.job import Job
+from training.score.job import ANSWER, Job
 from training.score.run import score
 from training.simulate import simulate
 
@@ -63,12 +63,13 @@ def plain_loop(version: Path, source: Path, out: Path) -> None:
     pq.write_table(pa.Table.from_pylist(answers), out / "scored.parquet")
 
 
-def largest_difference(one: Path, other: Path, tasks: list[str]) -> dict[str, float]:
-    """By task, absolute up to 1 and relative above."""
-    tables = [pq.read_table(folder) for folder in (one, other)]
+def largest_difference(scored: Path, loop: Path, tasks: list[str]) -> dict[str, float]:
+    """By task, absolute up to 1 and relative above; batch scoring calls a task's column `answer_<task>`."""
+    ours, theirs = pq.read_table(scored), pq.read_table(loop)
     worst = {}
     for task in tasks:
-        a, b = (np.asarray(table.column(task), np.float64) for table in tables)
+        columns = (ours.column(f"{ANSWER}{task}"), theirs.column(task))
+        a, b = (np.asarray(column, np.float64) for column in columns)
         worst[task] = float((np.abs(a - b) / np.maximum(1.0, np.abs(b))).max())
     return worst
 

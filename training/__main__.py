@@ -152,7 +152,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
     command.add_argument("input", metavar="INPUT", help="a Parquet file or a folder of them, any path of fsspec")
     command.add_argument("--out", type=_output, required=True, help="folder for the Parquet files with the scores")
-    command.add_argument("--columns", default="", metavar="A,B", help="columns to carry through, ids for example")
+    command.add_argument("--columns", default="", metavar="A,B", help="columns to carry through: ids, labels")
+    command.add_argument(
+        "--prefix",
+        default="",
+        metavar="TEXT",
+        help="before the names of `score` and `answer_<task>` (default: nothing)",
+    )
     command.add_argument(
         "--group-by",
         metavar="COLUMN",
@@ -321,6 +327,7 @@ def _score(options: argparse.Namespace) -> None:
         options.input,
         options.out,
         columns=[name for name in options.columns.split(",") if name],
+        prefix=options.prefix,
         group_by=options.group_by,
         value_model=options.value_model,
         engine=options.engine,

@@ -107,8 +107,11 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scored(out: Path) -> dict[str, dict[str, Any]]:
-    """By row, what was written; pyarrow reads the folder as one dataset."""
-    return {row["row"]: row for row in pq.read_table(out).to_pylist()}
+    """By row, what was written, tasks by their names; pyarrow reads the folder as one dataset."""
+    rows = [
+        {name.removeprefix("answer_"): value for name, value in row.items()} for row in pq.read_table(out).to_pylist()
+    ]
+    return {row["row"]: row for row in rows}
 
 
 @pytest.mark.parametrize("group_by", [None, "request"])
@@ -254,10 +257,32 @@ def test_a_request_has_one_user(version: Path, tmp_path: Path) -> None:
         score(Job.of(version, str(folder), tmp_path / "null-out", group_by="request"), show=False)
 
 
+@pytest.mark.parametrize("prefix", ["", "new_"])
+def test_labels_are_carried_beside_the_answers_of_their_tasks(version: Path, tmp_path: Path, prefix: str) -> None:
+    """A log's labels have the names of tasks, and it may hold scores of another model."""
+    table = log_table(4)
+    labels = np.arange(table.num_rows) % 2
+    own = {"click": labels, **({"score": labels + 0.25, "answer_like": labels + 0.5} if prefix else {})}
+    for name, values in own.items():
+        table = table.append_column(name, pa.array(values))
+    folder, out = write_log(tmp_path / "in", table), tmp_path / "out"
+    options = ["--columns", ",".join(own), "--processes", "1", *(["--prefix", prefix] if prefix else [])]
+    assert main(["score", str(version), str(folder), "--out", str(out), *options]) == 0
+    written = pq.read_table(out)
+    answers = [f"{prefix}{name}" for name in ("score", "answer_click", "answer_like", "answer_play_time")]
+    assert written.column_names == [*own, *answers]
+    for name, values in own.items():
+        assert written.column(name).to_pylist() == values.tolist()
+    assert 0.0 < written.column(f"{prefix}answer_click")[0].as_py() < 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--columns", "click"], "'click' is a column of the answers"),
+        (["--columns", "answer_click"], "'answer_click' is a column of the answers; give those another --prefix"),
+        (["--columns", "score"], "'score' is a column of the answers; give those another --prefix"),
+        (["--columns", "p_score", "--prefix", "p_"], "'p_score' is a column of the answers"),
+        (["--columns", "row,row"], "'row' is named twice"),
         (["--columns", "nowhere"], "a.parquet: no column 'nowhere'"),
         (["--value-model", "other"], "no 'other' in .*there are: default"),
         (["--processes", "0"], "--processes: at least 1"),

@@ -17,19 +17,21 @@ from model.scorer import Engine, EngineChoice, Scorer
 from model.value_model import DEFAULT, FILE_NAME, ValueModel, ValueModels
 from training.input.files import LogFile, LogFiles
 
-FORMAT_VERSION = 1
-SCORE = "score"
+FORMAT_VERSION = 2
+SCORE, ANSWER = "score", "answer_"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One batch-scoring job. `group_by` names the column of request ids, None: each row is a request of its own."""
+    """One batch-scoring job. `group_by` names the column of request ids, None: each row is a request of its own;
+    `prefix` stands before the names of the answers' columns, so that columns of those names can be carried."""
 
     version: Path
     verify_key: Path | None
     engine: Engine
     value_model: str
     columns: tuple[str, ...]
+    prefix: str
     group_by: str | None
     source: str
     out: Path
@@ -44,6 +46,7 @@ class Job:
         out: Path,
         *,
         columns: Sequence[str] = (),
+        prefix: str = "",
         group_by: str | None = None,
         value_model: str = DEFAULT,
         engine: EngineChoice = "auto",
@@ -55,10 +58,10 @@ class Job:
         `auto` takes a compiled package only where rows are grouped: it is made for one request of many candidates."""
         scorer = Scorer.load(version, "torchscript" if engine == "auto" and group_by is None else engine, verify_key)
         combined = value_model_of(scorer, value_model)
-        taken = [name for name in columns if name in (SCORE, *scorer.tasks)]
-        if taken or len(set(columns)) < len(columns):
-            what = f"'{taken[0]}' is a column of the answers" if taken else "one is named twice"
-            raise ValueError(f"--columns: {what}; columns that are carried through need names of their own")
+        if taken := [name for name in columns if name in answer_columns(scorer.tasks, prefix)]:
+            raise ValueError(f"--columns: '{taken[0]}' is a column of the answers; give those another --prefix")
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise ValueError(f"--columns: '{twice[0]}' is named twice; name each column once")
         about = {
             "format_version": FORMAT_VERSION,
             "model": scorer.manifest.name,
@@ -68,6 +71,7 @@ class Job:
             "value_model": value_model,
             "value_model_version": combined.version,
             "columns": list(columns),
+            "prefix": prefix,
             "group_by": group_by,
         }
         return cls(
@@ -76,6 +80,7 @@ class Job:
             scorer.engine,
             value_model,
             tuple(columns),
+            prefix,
             group_by,
             source,
             out,
@@ -103,6 +108,11 @@ class Part:
     rows: int
     output: str
     identity: str
+
+
+def answer_columns(tasks: Sequence[str], prefix: str) -> list[str]:
+    """The columns that scoring adds: the combined score, then a column for each task."""
+    return [f"{prefix}{name}" for name in (SCORE, *(f"{ANSWER}{task}" for task in tasks))]
 
 
 def value_model_of(scorer: Scorer, name: str) -> ValueModel:

@@ -1,7 +1,7 @@
 """Scores one part: the row groups of a file -> a Parquet file with one row for each of theirs, in their order.
 
-Out: the columns that are carried through, `score` (the combined score) and a column for each task; null in rows that
-broke a rule. The file appears whole, and its footer says what it was made of (`found`).
+Out: the columns that are carried through, `score` (the combined score) and `answer_<task>` for each task, after the
+job's prefix; null in rows that broke a rule. The file appears whole, and its footer says what it was made of (`found`).
 
 Shapes: B rows of a batch, N good ones, T tasks.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from model.batch_scoring import score_requests
 from model.scorer import NonFiniteScoresError
 from training.input.files import LogFiles, with_partition
-from training.score.job import SCORE, Job, Part, names_read
+from training.score.job import Job, Part, answer_columns, names_read
 from training.score.rows import BadRow, RowReader
 from training.whole import replace_file
 
@@ -87,7 +87,7 @@ class PartScorer:
     def _answers(
         self, table: pa.Table, places: "_Places", missing: Counter[str], oov: Counter[str]
     ) -> tuple[dict[str, pa.Array], list[BadRow]]:
-        """`score` and the tasks' columns of a table's rows, null where a row is bad; counts into `missing`, `oov`."""
+        """The answers' columns of a table's rows, null where a row is bad; counts into `missing`, `oov`."""
         try:
             good, bad = self._reader.read(table)
         except ValueError as error:
@@ -106,8 +106,10 @@ class PartScorer:
             missing.update(scored.missing)
             oov.update(scored.oov)
             rows_N, answers_NT = good.rows_N, scored.answers_NT
-        columns: dict[str, NDArray[Any]] = {SCORE: score_N, **dict(zip(self._scorer.tasks, answers_NT.T, strict=True))}
-        return {name: _spread(values_N, rows_N, table.num_rows) for name, values_N in columns.items()}, bad
+        names = answer_columns(self._scorer.tasks, self._job.prefix)
+        columns: list[NDArray[Any]] = [score_N, *answers_NT.T]
+        spread = [_spread(values_N, rows_N, table.num_rows) for values_N in columns]
+        return dict(zip(names, spread, strict=True)), bad
 
 
 class _Places:
