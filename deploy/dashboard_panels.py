@@ -323,6 +323,10 @@ ROWS = (
             ),
             Panel("Scrapes answered", {"{{instance}}": f"up{{{_JOB}}}"}),
             Panel(
+                "Log lines dropped, a second",
+                {"{{instance}}": _by("instance", "ranking_log_lines_dropped_total", _JOB)},
+            ),
+            Panel(
                 "Impression log: lines", {"{{result}}": _by("result", "ranking_impression_log_total", _JOB)}, width=12
             ),
             Panel(

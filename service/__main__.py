@@ -21,7 +21,7 @@ from uvicorn.config import STARTUP_FAILURE
 from service import new_key, signals
 from service.http_protocol import GuardedProtocol
 from service.listener import bound_socket, url_of
-from service.request_log import LOGGER, logging_config
+from service.request_log import LOGGER, log_all, logging_config, stderr_queue
 from service.settings import Settings, read_settings
 from service.supervisor import Supervisor
 from service.worker import METRICS_FOLDER, make_app
@@ -63,6 +63,7 @@ def main() -> int:
         ssl_ca_certs=None if settings.tls_client_ca is None else str(settings.tls_client_ca),
         ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
     )
+    log_all()
     # Left over from a parent, it would mix this service's metrics with another's.
     os.environ.pop(METRICS_FOLDER, None)
     # Said before models are read, which may take its time.
@@ -108,10 +109,18 @@ def _serve_with_workers(config: uvicorn.Config, settings: Settings, listener: so
         _say_address(config, listener)
         from prometheus_client import CollectorRegistry
 
-        from service.worker_restarts import worker_restarts
+        from service.process_counters import log_lines_dropped, worker_restarts
 
+        registry = CollectorRegistry()
+        dropped = log_lines_dropped(registry)
         end_seconds = settings.drain_seconds + settings.shutdown_seconds + END_SECONDS
-        supervisor = Supervisor(config, [listener], end_seconds, worker_restarts(CollectorRegistry()).inc)
+        supervisor = Supervisor(
+            config,
+            [listener],
+            end_seconds,
+            on_replaced=worker_restarts(registry).inc,
+            on_poll=lambda: dropped.inc(stderr_queue().take_dropped()),
+        )
         supervisor.run()
     return supervisor.exit_status
 

@@ -29,8 +29,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service.drift import Drift
+from service.process_counters import log_lines_dropped, worker_restarts
+from service.request_log import stderr_queue
 from service.shadow_metrics import ShadowMetrics
-from service.worker_restarts import worker_restarts
 
 RANK = "/v1/rank"
 INFER = "/v2/models/{name}/infer"
@@ -226,6 +227,7 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self.worker_restarts = worker_restarts(registry)
+        self.log_lines_dropped = log_lines_dropped(registry)
         self.task_score = BatchedHistogram(
             "ranking_task_score",
             "Answers per candidate and task, in the task's own unit",
@@ -337,7 +339,8 @@ class Metrics:
 
     def flush(self) -> None:
         """Counts what the histograms were told: before each scrape here, and now and then for the scrapes of other
-        workers, who read what this one has written."""
+        workers, who read what this one has written. Counts the log lines that were dropped as well."""
+        self.log_lines_dropped.inc(stderr_queue().take_dropped())
         for histogram in self._histograms:
             histogram.flush()
 

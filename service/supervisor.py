@@ -21,7 +21,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
-from service.request_log import LOGGER
+from service.request_log import LOGGER, log_all
 from service.signals import ENDING, hears_hangup, settle
 
 MOST_PAUSE_SECONDS = 30.0
@@ -42,6 +42,7 @@ class Worker(Process):
     def target(self, sockets: list[socket] | None = None) -> None:
         """Runs in the worker process."""
         settle()
+        log_all()
         threading.Thread(target=self._end_with_parent, name="parent", daemon=True).start()
         super().target(sockets)
 
@@ -70,7 +71,8 @@ class Worker(Process):
 
 
 class Supervisor(Multiprocess):
-    """`end_seconds` is what a worker gets between SIGTERM and SIGKILL; `on_replaced` is told of every replacement."""
+    """`end_seconds` is what a worker gets between SIGTERM and SIGKILL; `on_replaced` is told of every replacement,
+    `on_poll` called at every poll of the workers."""
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class Supervisor(Multiprocess):
         sockets: list[socket],
         end_seconds: float,
         on_replaced: Callable[[], object] = lambda: None,
+        on_poll: Callable[[], object] = lambda: None,
     ) -> None:
         is_hangup_passed_on = hears_hangup()  # the base class takes every signal that it gives a meaning
         super().__init__(config, sockets)
@@ -89,6 +92,7 @@ class Supervisor(Multiprocess):
         self.exit_status = 0
         self._end_seconds = end_seconds
         self._on_replaced = on_replaced
+        self._on_poll = on_poll
         self._failures = 0  # starts in a row that came to nothing
         self._first_seen: dict[Process, float] = {}
         self._has_served: set[Process] = set()
@@ -113,6 +117,7 @@ class Supervisor(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         """One look at every worker."""
+        self._on_poll()
         for index, process in enumerate(self.processes):
             if self.should_exit.is_set():
                 return

@@ -16,6 +16,8 @@ class Sizes:
     rolls: int = 2
     damages: int = 100
     fuzzed: int = 160
+    # Answers while nobody reads the log: beyond what a pipe holds, and beyond what the service holds.
+    unread_answers: int = 600
     # Rounds after which everything that is made once has been made, and those that count.
     soak_settling: int = 2
     soak_rounds: int = 3
@@ -35,6 +37,7 @@ def _sizes() -> Sizes:
         rolls=20,
         damages=1000,
         fuzzed=20_000,
+        unread_answers=40_000,
         soak_settling=32,  # the status page keeps what it saw for five minutes
         soak_rounds=50,
         soak_round_seconds=10,

@@ -35,6 +35,8 @@ class RunningService:
             [*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         self.log: list[str] = []
+        self.reads = threading.Event()  # its log; cleared, this reader stops as one that hangs does
+        self.reads.set()
         self._has_address = threading.Event()
         self._address = ""
         self._reader = threading.Thread(target=self._read_log, daemon=True)
@@ -113,10 +115,12 @@ class RunningService:
             if found is not None:
                 self._address = found.group(1)
                 self._has_address.set()
+            self.reads.wait()
         self._has_address.set()
 
     def end(self) -> None:
         """Ends the process, if need be by force."""
+        self.reads.set()
         if self.process.poll() is None:
             self.process.terminate()
             try:
