@@ -2,8 +2,9 @@
 
 In: the size of a request before its body is read, its candidates once they are known, the time it took. Out: a
 `Ticket`, or Problem 429 with the seconds after which the work before it will be done. Work is candidates and, for what
-a request costs besides, FIXED_WORK of them. It is guessed from Content-Length by what a byte has meant lately, and
-corrected when the body is parsed. The bound is what the scoring threads do in a given time at the rate seen lately.
+a request costs besides, FIXED_WORK of them. It is guessed from the size of the body by what a byte has meant lately, is
+the most that there may be where the body is compressed, and is corrected when the body is parsed. The bound is what the
+scoring threads do in a given time at the rate seen lately.
 """
 
 import math
@@ -51,33 +52,33 @@ class Admission:
         """Work that the threads do in the time that is planned for."""
         return self._threads * self._rate * self._seconds
 
-    def wait(self, content_length: int | None) -> int | None:
+    def wait(self, size: int | None) -> int | None:
         """None where a request of this size would be let in now, otherwise whole seconds after which it may be; asked
         before its body is read, so that a slow one holds no place meanwhile."""
         with self._lock:
-            return self._wait(self._guessed(content_length))
+            return self._wait(self._guessed(size))
 
-    def check(self, content_length: int | None) -> None:
+    def check(self, size: int | None) -> None:
         """Raises Problem 429 where `wait` has to."""
-        seconds = self.wait(content_length)
+        seconds = self.wait(size)
         if seconds is not None:
             raise busy(seconds)
 
-    def admit(self, body: bytes) -> "Ticket":
-        """Lets a request in, whose body is there and not parsed. Raises Problem 429.
+    def admit(self, size: int | None) -> "Ticket":
+        """Lets a request in, whose body is there and not parsed; None is a compressed one. Raises Problem 429.
 
         As many of its size as there are threads, and one that waits, are let in whatever their size: so large requests
         keep the threads busy too."""
         with self._lock:
-            work = self._guessed(len(body))
+            work = self._guessed(size)
             seconds = self._wait(work)
             if seconds is not None:
                 raise busy(seconds)
             self._in_flight += work
-        return Ticket(self, work, len(body))
+        return Ticket(self, work, size)
 
-    def _guessed(self, content_length: int | None) -> int:
-        guess = self._largest if content_length is None else min(content_length / self._bytes, self._largest)
+    def _guessed(self, size: int | None) -> int:
+        guess = self._largest if size is None else min(size / self._bytes, self._largest)
         return FIXED_WORK + round(guess)
 
     def _wait(self, work: int) -> int | None:
@@ -90,9 +91,9 @@ class Admission:
         with self._lock:
             self._in_flight += work
 
-    def _learn_size(self, candidates: int, content_length: int) -> None:
+    def _learn_size(self, candidates: int, size: int) -> None:
         with self._lock:
-            self._bytes += _NEWEST * (content_length / candidates - self._bytes)
+            self._bytes += _NEWEST * (size / candidates - self._bytes)
 
     def _learn_rate(self, work: float, seconds: float) -> None:
         with self._lock:
@@ -105,19 +106,19 @@ class Admission:
 
 
 class Ticket:
-    """A request that was let in. Release it once, whatever has become of it."""
+    """A request that was let in. Release it once, whatever has become of it. `size` is of its body, as it is parsed."""
 
-    def __init__(self, admission: Admission, work: int, content_length: int) -> None:
+    def __init__(self, admission: Admission, work: int, size: int | None) -> None:
         self._admission = admission
-        self._content_length = content_length
+        self.size = size
         self._work = work
 
     def correct(self, candidates: int) -> None:
         """The body is parsed, and holds this many candidates."""
         before, self._work = self._work, FIXED_WORK + candidates
         self._admission._change(self._work - before)
-        if candidates:
-            self._admission._learn_size(candidates, self._content_length)
+        if candidates and self.size is not None:
+            self._admission._learn_size(candidates, self.size)
 
     def scored(self, seconds: float) -> None:
         """A scoring thread has answered it in this time."""

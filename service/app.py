@@ -28,18 +28,19 @@ from service import answers
 from service.admin import admin_routes
 from service.admission import Admission
 from service.authorize import Authorize
+from service.content_encoding import encoding_of, size_of, unpacked
 from service.errors import Fault, Problem, refusal
 from service.http_protocol import SHED
 from service.impression_log import ImpressionLog
 from service.keys import Keys
 from service.metrics import INFER, RANK, Metrics
 from service.model_store import ModelStore, not_ready
-from service.observe import Observe, content_length, header, record_of
+from service.observe import Observe, header, record_of
 from service.open_inference_openapi import with_infer
 from service.open_inference_routes import INFER_VERSION, OpenInference
 from service.openapi import with_rank
 from service.ranking import TIMEOUT_HEADER, Ranking, check_deadline, deadline_passed
-from service.request_body import read_body_in_time
+from service.request_body import read_body_in_time, read_plain_body
 from service.request_log import LOGGER, RequestRecord
 from service.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.settings import Settings
@@ -109,9 +110,10 @@ class Service:
             if self.is_draining:
                 raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
             deadline = _deadline(scope, record)
-            self.admission.check(content_length(scope))
+            encoding = encoding_of(scope)
+            self.admission.check(size_of(scope))
             body = await read_body_in_time(scope, receive, self.settings.max_body_bytes, self.settings.body_seconds)
-            reply = await self._scored(body, record, deadline, answer)
+            reply = await self._scored(body, encoding, record, deadline, answer)
         except TimeoutError:
             problem = deadline_passed()
         except ClientDisconnect:
@@ -133,10 +135,10 @@ class Service:
         await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
 
     async def _scored(
-        self, body: bytes, record: RequestRecord, deadline: float | None, answer: Answer
+        self, body: bytes, encoding: str | None, record: RequestRecord, deadline: float | None, answer: Answer
     ) -> answers.Reply:
         """The answer of a scoring thread, if there is room for the work and time left. Raises Problem, TimeoutError."""
-        ticket = record.ticket = self.admission.admit(body)
+        ticket = record.ticket = self.admission.admit(len(body) if encoding is None else None)
         self.metrics.work_in_flight.set(self.admission.in_flight)
         submitted = record.submitted = time.perf_counter()
 
@@ -144,7 +146,12 @@ class Service:
             begun = record.begun = time.perf_counter()
             self.metrics.queue_seconds.observe_soon(begun - submitted)
             check_deadline(deadline)
-            reply = answer(body, record, deadline)
+            if encoding is None:
+                reply = answer(body, record, deadline)
+            else:
+                plain = unpacked(body, encoding, self.settings.max_body_bytes)
+                ticket.size = len(plain)
+                reply = answer(plain, record, deadline)
             record.scored = time.perf_counter()
             ticket.scored(record.scored - begun)
             return reply
@@ -269,7 +276,7 @@ def create_app(settings: Settings) -> ASGIApp:
     app.router.routes.append(Route(RANK, _Application(service.rank), methods=["POST"]))
     open_inference = OpenInference(service, app.title, app.version)
     app.include_router(open_inference.router())
-    app.include_router(admin_routes(service.store, partial(read_body_in_time, seconds=settings.body_seconds)))
+    app.include_router(admin_routes(service.store, partial(read_plain_body, seconds=settings.body_seconds)))
     for path in (INFER, INFER_VERSION):
         app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))
 

@@ -2,13 +2,12 @@
 
 In: the body of POST /v2/models/<name>/infer, JSON or JSON followed by bytes (the binary tensor data extension). Out: a
 model's columns; then the body of the answer, FP32 tensors in request order. A feature is one tensor, an id_list two,
-`<feature>.values` (flattened) and `<feature>.lengths`. Raises Problem: 400 not JSON, 413 too many candidates, 415 an
-encoding that is not read, 422 naming every fault.
+`<feature>.values` (flattened) and `<feature>.lengths`. Raises Problem: 400 not JSON, 413 too many candidates,
+422 naming every fault.
 
 Shapes: N candidates. Every tensor has one dimension.
 """
 
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -31,7 +30,6 @@ _DATATYPES: dict[Dtype, str] = {"int64": "INT64", "string": "BYTES"}
 _BLOCKS: tuple[Block, Block] = ("request", "candidate")
 # Extensions of the protocol that would change what is read or answered; other parameters are hints and passed over.
 _EXTENSIONS = ("shared_memory_region", "classification")
-_WINDOW_BITS = {"gzip": 31, "deflate": 15}
 
 _encoder = msgspec.json.Encoder()
 
@@ -105,28 +103,6 @@ def metadata_inputs(encoder: FeatureEncoder) -> list[dict[str, Any]]:
 def metadata_outputs(tasks: Sequence[str]) -> list[dict[str, Any]]:
     """The tensors of an answer, as the protocol describes them."""
     return [TensorType(name, "FP32", -1).entry() for name in (*tasks, SCORE)]
-
-
-def decompressed(body: bytes, encoding: str, limit: int) -> bytes:
-    """A body as it was before `encoding`, a Content-Encoding; never more than `limit` bytes are made of it."""
-    encoding = encoding.strip().lower()
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in _WINDOW_BITS:
-        raise Problem(
-            415, f"the body's Content-Encoding is not read; send it as it is, or as {', '.join(_WINDOW_BITS)}"
-        )
-    stream = zlib.decompressobj(_WINDOW_BITS[encoding])
-    try:
-        plain = stream.decompress(body, limit + 1)
-    except zlib.error:
-        raise Problem(400, f"the body is not what its Content-Encoding says, {encoding}") from None
-    if len(plain) > limit:
-        detail = f"the body is over the limit of {limit} bytes once decompressed; send fewer candidates"
-        raise Problem(413, detail, reason="body_too_large")
-    if not stream.eof or stream.unused_data:
-        raise Problem(400, f"the body ends before its {encoding} does, or after it")
-    return plain
 
 
 def read(body: bytes, header_length: str | None) -> Inference:

@@ -75,11 +75,10 @@ class OpenInference:
     async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v2/models/{name}/infer and the same of a version, as plain ASGI."""
         asked: Mapping[str, str] = scope["path_params"]
-        encoding, header_length = header(scope, "Content-Encoding") or "", header(scope, HEADER_LENGTH)
+        header_length = header(scope, HEADER_LENGTH)
 
         def answer(body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
             service, settings = self._service, self._service.settings
-            body = open_inference.decompressed(body, encoding, settings.max_body_bytes)
             inference = open_inference.read(body, header_length)
             if inference.id is not None and is_request_id(inference.id):
                 record.request_id = inference.id

@@ -162,6 +162,7 @@ REFUSALS = {
     "404": "no such model or version",
     "408": "the body took too long to arrive",
     "413": "body or candidates over the limit",
+    "415": "a Content-Encoding that is not read; gzip and deflate are",
     "429": "busy: try again after the seconds of Retry-After",
     "500": "scores not finite",
     "503": "not ready or draining",
@@ -172,6 +173,7 @@ _CHALLENGE = {"description": "how to send a key", "schema": {"type": "string"}}
 ANSWERED_ID: dict[str, Any] = {"X-Request-Id": {"description": "the request's id", "schema": {"type": "string"}}}
 _HEADERS: dict[str, dict[str, Any]] = {
     "401": {"WWW-Authenticate": _CHALLENGE},
+    "415": {"Accept-Encoding": {"description": "encodings that are read", "schema": {"type": "string"}}},
     "429": {"Retry-After": _RETRY_AFTER},
     "503": {"Retry-After": _RETRY_AFTER},
 }

@@ -8,6 +8,7 @@ import asyncio
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
+from service.content_encoding import encoding_of, not_read
 from service.errors import Problem
 from service.http_protocol import IS_WHOLE
 from service.observe import content_length
@@ -22,6 +23,13 @@ async def read_body_in_time(scope: Scope, receive: Receive, limit: int, seconds:
             return await _read_body(scope, receive, limit)
     except TimeoutError:
         raise Problem(408, f"the body took more than {seconds:g} s to arrive", reason="slow_body") from None
+
+
+async def read_plain_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
+    """The same where nobody needs to compress. Raises Problem 415 besides."""
+    if encoding_of(scope) is not None:
+        raise not_read("the body is compressed; send it here as it is")
+    return await read_body_in_time(scope, receive, limit, seconds)
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

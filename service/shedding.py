@@ -12,10 +12,11 @@ import msgspec
 from starlette.types import Scope
 
 from service.admission import Admission, busy
+from service.content_encoding import size_of
 from service.errors import Problem, refusal
 from service.keys import Keys
 from service.metrics import SCORING, Metrics
-from service.observe import REQUEST_ID, Observe, content_length, header, new_record
+from service.observe import REQUEST_ID, Observe, header, new_record
 
 # Stands for a request's id until there is one; in no other part of an answer.
 _ANY_ID = "<id>"
@@ -35,7 +36,7 @@ class Shedding:
 
     def __call__(self, scope: Scope) -> bytes | None:
         """The answer to a POST with the `path` and `headers` of `scope`, None where it is not refused here."""
-        seconds = self._admission.wait(content_length(scope))
+        seconds = self._admission.wait(size_of(scope))
         if seconds is None:
             return None
         record = new_record(scope)

@@ -142,6 +142,7 @@ def test_other_refusals(client: TestClient, models: Path) -> None:
     assert client.put("/v1/admin/models/none/labels", json={}).status_code == 404
     assert client.put(PATH, content=b"{").status_code == 400
     assert client.put(PATH, content=b" " * 70_000).status_code == 413
+    assert client.put(PATH, content=b"{}", headers={"Content-Encoding": "gzip"}).status_code == 415
     assert client.post(PATH, json={}).status_code == 405
     del client.headers["Authorization"]
     assert client.put(PATH, json={}).status_code == 401

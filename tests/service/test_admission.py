@@ -19,46 +19,46 @@ from tests.service.in_process import client_of, sample
 from tests.service.running import RunningService
 
 
-def body_of(candidates: int) -> bytes:
-    """A body that is guessed to hold so many, before any was seen."""
-    return bytes(round(candidates * FIRST_BYTES))
+def size_of(candidates: int) -> int:
+    """The bytes of a body that is guessed to hold so many, before any was seen."""
+    return round(candidates * FIRST_BYTES)
 
 
 def test_an_idle_process_takes_the_largest_request_and_one_more_for_each_thread() -> None:
     admission = Admission(threads=2, seconds=0.001, largest=2000)
-    tickets = [admission.admit(body_of(2000)) for _ in range(3)]
+    tickets = [admission.admit(size_of(2000)) for _ in range(3)]
     with pytest.raises(Problem) as raised:
-        admission.admit(body_of(2000))
+        admission.admit(size_of(2000))
     assert raised.value.status == 429
     tickets[0].release()
-    admission.admit(body_of(2000))
+    admission.admit(size_of(2000))
 
 
 def test_the_bound_is_what_the_threads_do_in_the_time() -> None:
     admission = Admission(threads=2, seconds=0.5, largest=2000)
     assert admission.limit == 2 * 0.5 * FIRST_RATE
     for _ in range(math.floor(admission.limit / (100 + FIXED_WORK))):
-        admission.admit(body_of(100))
+        admission.admit(size_of(100))
     with pytest.raises(Problem) as raised:
-        admission.admit(body_of(100))
+        admission.admit(size_of(100))
     wait = admission.in_flight / (2 * FIRST_RATE)
     assert raised.value.headers["Retry-After"] == str(max(1, math.ceil(wait)))
     with pytest.raises(Problem):
-        admission.check(len(body_of(100)))
+        admission.check(size_of(100))
     with pytest.raises(Problem):
         admission.check(None)  # it may be the largest
 
 
 def test_an_honest_wait_is_longer_when_the_threads_are_slower() -> None:
     admission = Admission(threads=1, seconds=10, largest=2000)
-    ticket = admission.admit(body_of(100))
+    ticket = admission.admit(size_of(100))
     for _ in range(2000):  # so often that nothing of the first guess is left
         ticket.scored((100 + FIXED_WORK) / 50)
     # Fifty units of work a second now, so ten seconds hold three requests.
     for _ in range(2):
-        admission.admit(body_of(100))
+        admission.admit(size_of(100))
     with pytest.raises(Problem) as raised:
-        admission.admit(body_of(100))
+        admission.admit(size_of(100))
     assert raised.value.headers["Retry-After"] == "9"
 
 
@@ -66,7 +66,7 @@ def test_one_slow_request_does_not_close_the_door() -> None:
     """The first of a cold process may take seconds; those after it must not be shed for that."""
     admission = Admission(threads=1, seconds=0.1, largest=2000)
     before = admission.limit
-    ticket = admission.admit(body_of(1))
+    ticket = admission.admit(size_of(1))
     ticket.scored(5.0)
     assert admission.limit > 0.8 * before
     for _ in range(200):  # and where it stays so slow, they are
@@ -76,13 +76,30 @@ def test_one_slow_request_does_not_close_the_door() -> None:
 
 def test_the_guess_follows_the_bodies_that_were_seen() -> None:
     admission = Admission(threads=1, seconds=10, largest=2000)
-    body = bytes(30_000)
+    size = 30_000
     for _ in range(500):
-        ticket = admission.admit(body)
+        ticket = admission.admit(size)
         ticket.correct(100)  # 300 bytes a candidate
         ticket.release()
-    ticket = admission.admit(body)
+    ticket = admission.admit(size)
     assert admission.in_flight == pytest.approx(100 + FIXED_WORK, rel=1e-6)
+
+
+def test_a_compressed_body_is_the_largest_and_is_learned_as_it_was() -> None:
+    admission = Admission(threads=1, seconds=0.1, largest=2000)
+    ticket = admission.admit(None)
+    assert admission.in_flight == 2000 + FIXED_WORK
+    ticket.correct(100)  # of a body that nobody has unpacked nothing is learned
+    ticket.release()
+    assert admission.admit(size_of(100)).size == size_of(100)
+    assert admission.in_flight == 100 + FIXED_WORK
+    for _ in range(500):
+        ticket = admission.admit(None)
+        ticket.size = 30_000
+        ticket.correct(100)
+        ticket.release()
+    admission.admit(30_000)
+    assert admission.in_flight == pytest.approx(2 * (100 + FIXED_WORK), rel=1e-6)
 
 
 Operations = st.lists(st.tuples(st.sampled_from(["admit", "correct", "score", "release"]), st.integers(0, 3000)))
@@ -98,7 +115,7 @@ def test_work_in_flight_is_the_work_of_the_open_tickets(
         if operation == "admit":
             before = admission.in_flight
             try:
-                ticket = admission.admit(bytes(number))
+                ticket = admission.admit(number)
             except Problem:
                 assert open_tickets, "an idle process refuses nothing"
                 assert admission.in_flight == before

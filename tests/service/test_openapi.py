@@ -80,8 +80,8 @@ def test_the_scoring_route_is_described_by_what_it_takes_and_answers(client: Tes
 def test_every_status_that_scoring_can_end_in_is_described(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     every = {str(code) for code in SCORING_CODES} - {"405"}  # a wrong method is no use of the operation
-    # Only the protocol of /v2 allows a Content-Encoding, and it knows no 422.
-    assert set(paths["/v1/rank"]["post"]["responses"]) == every - {"415"}
+    assert set(paths["/v1/rank"]["post"]["responses"]) == every
+    # The protocol of /v2 knows no 422.
     assert set(paths["/v2/models/{name}/infer"]["post"]["responses"]) == every - {"422"}
 
 

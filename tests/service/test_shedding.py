@@ -136,7 +136,7 @@ def test_a_request_without_an_end_is_cut_off_in_time(parts: list[bytes], seconds
 def full() -> Iterator[Admission]:
     """One thread, and no room: the tickets are held."""
     admission = Admission(threads=1, seconds=1e-6, largest=100)
-    tickets: list[Ticket] = [admission.admit(bytes(1000)) for _ in range(2)]
+    tickets: list[Ticket] = [admission.admit(1000) for _ in range(2)]
     yield admission
     for ticket in tickets:
         ticket.release()
