@@ -73,9 +73,7 @@ class Run:
     def write(self) -> None:
         """Writes what was decided before the first step, and removes what a run before it left behind here."""
         self.path.mkdir(parents=True, exist_ok=True)
-        made_later = [f"evaluation-{split}.json" for split in get_args(SplitName)]
-        made_later += [f"{INSIDE}/{name}" for name in INSIDE_FILES]
-        for stale in (SUMMARY, LOG, BEST, OLD_BEST, *made_later):
+        for stale in (SUMMARY, LOG, BEST, OLD_BEST, *made_of_a_finished_run()):
             (self.path / stale).unlink(missing_ok=True)
         write_json(self.path / SCHEMA, self.schema.model_dump(mode="json", exclude_none=True))
         write_json(self.path / FITTED, self.fitted.model_dump(mode="json"))
@@ -155,6 +153,12 @@ def _is_run(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def made_of_a_finished_run() -> list[str]:
+    """The files in a run's folder that other commands make of it once it has finished."""
+    evaluations = [f"evaluation-{split}.json" for split in get_args(SplitName)]
+    return [*evaluations, *(f"{INSIDE}/{name}" for name in INSIDE_FILES)]
 
 
 def load_weights(ranker: Ranker, folder: Path, state: Mapping[str, Any], ranks: Ranks = ALONE) -> None:

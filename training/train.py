@@ -44,6 +44,7 @@ from training.parent import Parent, open_parent
 from training.precision import autocast, set_products
 from training.progress import TrainingProgress
 from training.ranks import Ranks, joined, refuse_across
+from training.resumption import another_run, go_on_as
 from training.routing import PolicyLearner
 from training.run import (
     MOMENTA,
@@ -105,25 +106,7 @@ def _open_or_create(fresh: Run) -> None:
     if not checkpoints.any_found(fresh.path):
         fresh.write()
         return
-    existing = Run.open(fresh.path)
-    different = [
-        name
-        for name, old, new in (
-            ("the configuration", existing.config, fresh.config),
-            ("the schema", existing.schema, fresh.schema),
-            ("the data", existing.fitted, fresh.fitted),
-        )
-        if old != new
-    ]
-    if different:
-        raise _differs(fresh.path, different)
-
-
-def _differs(output: Path, different: list[str]) -> ValueError:
-    return ValueError(
-        f"{output}: holds a run from which {' and '.join(different)} differ; "
-        "choose another output (--set output=...) or delete the folder"
-    )
+    go_on_as(fresh)
 
 
 class Training:
@@ -279,13 +262,25 @@ def _resume(run: Run, training: Training, saved: Checkpoints, data: list[str], r
         return
     state = checkpoint.load(newest / checkpoints.STATE)
     if state.get("data") != data:
-        raise _differs(run.path, ["the data"])
+        raise another_run(run.path, {"the data": _changed_rows(state.get("data"), data)})
     try:
         training.restore(newest, state, ranks)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{newest}: does not fit this run ({' '.join(str(error).split())[:200]})") from None
     progress = training.progress
-    log.info("resuming %s at epoch %d, step %d", run.path, progress.epoch + 1, progress.step_in_epoch)
+    if _is_finished(progress, run.config):
+        stopped = " (early_stopping)" if progress.epoch < run.config.epochs else ""
+        log.info("%s: has finished after %d epochs%s; nothing is left to train", run.path, progress.epoch, stopped)
+    else:
+        log.info("resuming %s at epoch %d, step %d", run.path, progress.epoch + 1, progress.step_in_epoch)
+
+
+def _changed_rows(before: object, data: list[str]) -> list[str]:
+    """Which of both splits' rows are others than those that a run was trained on."""
+    if not isinstance(before, list) or len(before) != len(data):
+        return []
+    splits = zip(("train", "validation"), before, data, strict=True)
+    return [f"rows of split {split} have changed" for split, was, now in splits if was != now]
 
 
 def _is_finished(progress: Progress, config: TrainingConfig) -> bool:
