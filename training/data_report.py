@@ -37,6 +37,8 @@ OTHERS = "(others)"
 # usual 0.25.
 DRIFTED = 0.05
 SHOWN = 5
+# A label so large, and so many times the mean of the others, is taken for a fault of its row.
+ABSURD, ABSURD_RATIO = 1e9, 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ def data_report(
 
 
 def refuse_constant_labels(schema: FeedSchema, train: Tally) -> None:
-    """Raises ValueError for a task that has nothing to learn in the training split."""
+    """Raises ValueError for a task that has nothing to learn in the training split, and warns of a label beside which
+    all others vanish."""
     for task in schema.tasks:
         observed, least, most = (which[task.name] for which in (train.observed, train.label_least, train.label_most))
         if not observed:
@@ -113,6 +116,13 @@ def refuse_constant_labels(schema: FeedSchema, train: Tally) -> None:
                 f"task {task.name}: label '{task.label}' is {least:g} in all {observed:,} rows of split train that "
                 "count; mend the column, or leave the task out (tasks: [...])"
             )
+        mean_of_others = max(train.label_sum[task.name] - most, 0.0) / max(observed - 1, 1)
+        if most > ABSURD and most > ABSURD_RATIO * mean_of_others:
+            log.warning(
+                "task %s: label '%s' is %g in a row of split train, and %g in the mean of all others, which vanish beside "
+                "it; mend that row, or leave it out",
+                task.name, task.label, most, mean_of_others,
+            )  # fmt: skip
 
 
 def _tally(

@@ -30,12 +30,10 @@ def go_on_as(fresh: Run) -> None:
     existing = Run.open(fresh.path)
     changed = list(_differences(existing.config.dump(), fresh.config.dump()))
     others = [change for change in changed if change[0] not in _FREE and not _is_longer(change, existing, fresh)]
-    schemas = (run.schema.model_dump(mode="json", exclude_none=True) for run in (existing, fresh))
-    fitted = (run.fitted.model_dump(mode="json") for run in (existing, fresh))
     different = {
         "the configuration": others,
-        "the schema": list(_differences(*schemas)),
-        "the data": list(_differences(*fitted)),
+        "the schema": list(_differences(existing.schema.model_dump(mode="json"), fresh.schema.model_dump(mode="json"))),
+        "the data": list(_differences(existing.fitted.model_dump(mode="json"), fresh.fitted.model_dump(mode="json"))),
     }
     if any(different.values()):
         raise another_run(fresh.path, {what: [*map(_in_words, found)] for what, found in different.items() if found})

@@ -135,7 +135,10 @@ def relative_errors(schema: FeedSchema, logits_BT: NDArray[np.float32], rows: Ro
         targets_B = rows.targets_BT[:, position].numpy()[observed_B].astype(np.float64)
         outputs_B = logits_BT[observed_B, position].astype(np.float64)
         if not len(targets_B) or targets_B.min() == targets_B.max():
-            log.warning("task %s has one label only in the validation split: not part of the objective", task.name)
+            what = (
+                "has one label only" if isinstance(task, BinaryTask) else "has labels that float32 does not tell apart"
+            )
+            log.warning("task %s %s in the validation split: not part of the objective", task.name, what)
         elif isinstance(task, BinaryTask):
             entropy = normalized_entropy(targets_B, expit(outputs_B))
             assert entropy is not None, "both labels are there"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.features import FeatureEncoder
-from tests.training_data import Stopped, assert_same_state, feed_table, saved_state, stop_at, training_file
+from tests.training_data import SCHEMA, Stopped, assert_same_state, feed_table, saved_state, stop_at, training_file
 from training.config import TrainingConfig
 from training.data import read_splits
 from training.input.reader import LogReader
@@ -159,3 +159,23 @@ def test_a_file_that_goes_away_midway_leaves_a_checkpoint_to_go_on_from(
     assert summary_of(tmp_path)["status"] == "finished"
     rows = read_splits(config.data, config.feed_schema(), ("train",))["train"].num_rows
     assert summary_of(tmp_path)["rows"]["train"] == rows
+
+
+@pytest.mark.parametrize("read", ["memory", "stream"])
+def test_a_label_beside_which_all_others_vanish_is_named(
+    tmp_path: Path, read: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = feed_table(300)
+    watched = table.column("watch_ms").to_pylist()
+    watched[5] = 1e30
+    place = table.schema.get_field_index("watch_ms")
+    write_log(tmp_path, table.set_column(place, "watch_ms", pa.array(watched)))
+    schema = SCHEMA.replace("label: watch_ms, transform: log1p", "label: watch_ms")
+    path = training_file(tmp_path, schema=schema, epochs=1)
+    config = TrainingConfig.load(path, [f"data.read={read}", "data.lanes=4"])
+    with caplog.at_level(logging.WARNING):
+        train(config, show=False)
+    assert (
+        "task watch: label 'watch_ms' is 1e+30 in a row of split train, and 0 in the mean of all others" in caplog.text
+    )
+    assert "task watch has labels that float32 does not tell apart in the validation split" in caplog.text
