@@ -119,8 +119,8 @@ def refuse_constant_labels(schema: FeedSchema, train: Tally) -> None:
         mean_of_others = max(train.label_sum[task.name] - most, 0.0) / max(observed - 1, 1)
         if most > ABSURD and most > ABSURD_RATIO * mean_of_others:
             log.warning(
-                "task %s: label '%s' is %g in a row of split train, and %g in the mean of all others, which vanish beside "
-                "it; mend that row, or leave it out",
+                "task %s: label '%s' is %g in a row of split train, and %g in the mean of all others, which vanish "
+                "beside it; fix that row, or leave it out",
                 task.name, task.label, most, mean_of_others,
             )  # fmt: skip
 

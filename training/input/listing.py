@@ -68,7 +68,7 @@ def _is_folder(system: Any, entry: dict[str, Any], place: str) -> bool:
         try:
             return bool(retried(lambda: system.info(entry["name"]), place)["type"] == "directory")
         except OSError as error:
-            raise ValueError(f"{place}: a link that leads nowhere ({first_line(error)}); remove or mend it") from None
+            raise ValueError(f"{place}: a link that leads nowhere ({first_line(error)}); remove or fix it") from None
     return bool(entry["type"] == "directory")
 
 
