@@ -5,8 +5,9 @@ drawn user, keeps that dependence; drawing rows would give intervals that are to
 functions of how often each group was drawn. Out: percentile intervals, or none, with the reason.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ Floats = npt.NDArray[np.float64]
 # Takes the times that each group was drawn, float64 [replicates, groups], gives one value per replicate; NaN
 # where it is undefined.
 Statistic = Callable[[Floats], Floats]
+Name = TypeVar("Name", bound=Hashable)
 
 NO_ROWS = "no rows"
 # An interval read from the few replicates in which a rare task has a positive would be too narrow and say
@@ -34,44 +36,51 @@ class Estimate:
     reason: str | None = None
 
 
-def bootstrap_intervals(
-    statistics: Mapping[str, Statistic], num_groups: int, *, replicates: int, seed: int, level: float = 0.95
-) -> dict[str, tuple[float, float] | None]:
-    """Percentile intervals (low, high) under resampling of whole groups with replacement.
+def bootstrap_values(
+    statistics: Mapping[Name, Statistic], num_groups: int, *, replicates: int, seed: int
+) -> dict[Name, Floats]:
+    """Values [replicates] of each statistic under resampling of whole groups with replacement.
 
     Impressions of one user depend on each other; drawing users, not rows, keeps that dependence, and
     intervals come out as wide as they should be. A draw is kept as the number of times each group came up.
-    One seed gives one sequence of draws, so two models on the same groups can be compared pair by pair: give
-    the difference as a statistic.
-
-    None stands where fewer than 95 % of the replicates define the statistic. Raises ValueError for arguments
-    out of range.
+    One seed gives one sequence of draws, so two models on the same groups can be compared pair by pair.
+    Raises ValueError for arguments out of range.
     """
-    if replicates < 1 or not 0 < level < 1 or num_groups < 2:
+    if replicates < 1 or num_groups < 2:
         raise ValueError(
-            f"a bootstrap needs replicates >= 1, a level between 0 and 1 and 2 groups or more; "
-            f"got replicates {replicates}, level {level}, groups {num_groups}"
+            f"a bootstrap needs replicates >= 1 and 2 groups or more; got replicates {replicates}, groups {num_groups}"
         )
     rng = np.random.default_rng(seed)
     chunk = max(1, min(replicates, CHUNK_CELLS // num_groups))
-    values: dict[str, list[Floats]] = {name: [] for name in statistics}
+    values: dict[Name, list[Floats]] = {name: [] for name in statistics}
     for start in range(0, replicates, chunk):
         count = min(chunk, replicates - start)
         draws = [np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups) for _ in range(count)]
         draws_RG = np.stack(draws).astype(np.float64)
         for name, statistic in statistics.items():
             values[name].append(statistic(draws_RG))
+    return {name: np.concatenate(parts) for name, parts in values.items()}
+
+
+def percentile_interval(values_R: Floats, level: float = 0.95) -> tuple[float, float] | None:
+    """Percentile interval (low, high) of a statistic's replicates, NaN where undefined; None where fewer than 95 % of
+    them are defined. Raises ValueError for a level out of range."""
+    if not 0 < level < 1:
+        raise ValueError(f"a level lies between 0 and 1; got {level}")
+    defined = values_R[~np.isnan(values_R)]
+    if defined.size < MIN_DEFINED_SHARE * values_R.size:
+        return None
     tail = (1 - level) / 2
-    intervals: dict[str, tuple[float, float] | None] = {}
-    for name, parts in values.items():
-        defined = np.concatenate(parts)
-        defined = defined[~np.isnan(defined)]
-        if defined.size < MIN_DEFINED_SHARE * replicates:
-            intervals[name] = None
-        else:
-            low, high = np.quantile(defined, [tail, 1 - tail])
-            intervals[name] = (float(low), float(high))
-    return intervals
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_intervals(
+    statistics: Mapping[str, Statistic], num_groups: int, *, replicates: int, seed: int, level: float = 0.95
+) -> dict[str, tuple[float, float] | None]:
+    """Percentile interval of each statistic over the same draws; None and errors as in the two functions above."""
+    values = bootstrap_values(statistics, num_groups, replicates=replicates, seed=seed)
+    return {name: percentile_interval(values_R, level) for name, values_R in values.items()}
 
 
 def estimates(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from training.compare.statistics import holm, minimum_detectable, paired_p, power, seeds_needed, spread
+from training.compare.statistics import crossed, holm, minimum_detectable, paired_p, power, seeds_needed, spread
 
 P_VALUES = st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0, 1), min_size=1, max_size=8)
 
@@ -113,3 +113,71 @@ def test_minimum_detectable_difference_has_the_power_asked_for(n: int) -> None:
 def test_minimum_detectable_difference_needs_a_spread() -> None:
     assert minimum_detectable(0.002, 1, 0.05, 0.8) is None
     assert minimum_detectable(0.0, 10, 0.05, 0.8) is None
+
+
+def crossed_effects(rng: np.random.Generator, seeds: int, users: int, parts: tuple[float, float, float]) -> np.ndarray:
+    """Differences [seeds, users] with a true mean of 0, whose mean has these standard errors of seeds, users and of
+    what one seed does on one user."""
+    of_seeds, of_users, of_both = parts
+    values: np.ndarray = of_seeds * math.sqrt(seeds) * rng.normal(size=(seeds, 1))
+    values = values + of_users * math.sqrt(users) * rng.normal(size=(1, users))
+    return values + of_both * math.sqrt(seeds * users) * rng.normal(size=(seeds, users))
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("parts", [(1, 0, 0), (0, 0, 1), (1, 1, 0.5)])
+def test_interval_over_seeds_and_users_covers(seeds: int, parts: tuple[float, float, float]) -> None:
+    """The true difference lies in 93 to 97 % of the intervals: 95 % give or take three standard errors of 1,000."""
+    rng = np.random.default_rng(seeds)
+    users, trials = 60, 1000
+    covered = 0
+    for _ in range(trials):
+        values = crossed_effects(rng, seeds, users, parts)
+        draws = rng.multinomial(users, np.full(users, 1 / users), size=100) / users
+        found = crossed(values.mean(axis=1).tolist(), draws @ values.T)
+        assert found is not None
+        assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+        covered += found.low <= 0 <= found.high
+    assert 0.93 <= covered / trials <= 0.97
+
+
+def test_without_users_the_interval_is_that_of_seeds() -> None:
+    differences = [0.1, 0.3, 0.2, 0.5]
+    found, over_seeds = crossed(differences, np.tile(differences, (100, 1))), spread(differences)
+    assert found is not None
+    # One formula, summed in another order.
+    assert (found.low, found.high) == pytest.approx((over_seeds.low, over_seeds.high))
+    assert found.p == pytest.approx(paired_p(differences))
+    assert found.users_sd == pytest.approx(0, abs=1e-12)
+
+
+def test_an_interval_needs_seeds_spread_and_draws_that_are_defined() -> None:
+    draws = np.random.default_rng(0).normal(size=(100, 2))
+    assert crossed([0.1], draws[:, :1]) is None
+    assert crossed([0.1, 0.1], np.full((100, 2), 0.1)) is None
+    draws[:5] = np.nan
+    assert crossed([0.1, 0.2], draws) is not None
+    draws[5, 0] = np.nan
+    assert crossed([0.1, 0.2], draws) is None
+
+
+def test_power_with_users_is_that_of_repeated_comparisons() -> None:
+    rng = np.random.default_rng(0)
+    seeds, users, parts, difference = 5, 60, (0.7, 0.7, 0.0), 2.5
+    found = 0
+    for _ in range(1000):
+        values = crossed_effects(rng, seeds, users, parts) + difference
+        draws = rng.multinomial(users, np.full(users, 1 / users), size=100) / users
+        result = crossed(values.mean(axis=1).tolist(), draws @ values.T)
+        found += result is not None and result.p < 0.05
+    expected = power(difference, parts[0] * math.sqrt(seeds), seeds, 0.05, parts[1])
+    # A standard error of 1,000 trials is .015.
+    assert found / 1000 == pytest.approx(expected, abs=0.05)
+
+
+def test_no_number_of_seeds_makes_up_for_too_few_users() -> None:
+    # Twice its standard error over users alone is found with a chance of about a half, whatever the seeds.
+    assert seeds_needed(0.02, 0.01, 0.05, 0.8, users_sd=0.01) is None
+    few = seeds_needed(0.02, 0.01, 0.05, 0.8, users_sd=0.005)
+    assert few is not None
+    assert power(0.02, 0.01, few, 0.05, 0.005) >= 0.8 > power(0.02, 0.01, few - 1, 0.05, 0.005)

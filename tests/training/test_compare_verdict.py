@@ -7,38 +7,42 @@ import pytest
 
 from training.compare.experiment import Verdict
 from training.compare.resampling import MEAN
-from training.compare.statistics import minimum_detectable, paired_p, seeds_needed, spread
+from training.compare.statistics import crossed, minimum_detectable, paired_p, seeds_needed, spread
 from training.compare.verdict import choice, verdicts
 
 Json = dict[str, Any]
 
 
-def table(differences: list[float], verdict: Verdict, users: tuple[float, float] | None = None) -> dict[str, Json]:
-    """The test tables of a baseline of .9 everywhere and a network that differs by so much, seed by seed."""
+def table(differences: list[float], verdict: Verdict, users_sd: float | None = 0.0) -> dict[str, Json]:
+    """The test tables of a baseline of .9 everywhere and a network that differs by so much, seed by seed.
+
+    Users move all seeds alike, with this standard deviation; None is a split without an interval over users."""
     found = spread(differences)
     wanted = verdict.difference or abs(found.mean)
+    draws_R = np.linspace(-1, 1, 201) * (users_sd or 0.0) * np.sqrt(3)
+    both = None if users_sd is None else crossed(differences, draws_R[:, None] + np.array(differences))
+    sd = users_sd or 0.0
     against: Json = {
         "seeds": found.n,
         "difference": found.mean,
         "sd": found.sd,
-        "low": found.low,
-        "high": found.high,
         "percent": 100 * found.mean / 0.9,
-        "p": paired_p(differences),
         "p_holm": paired_p(differences),
-        "users_low": None if users is None else users[0],
-        "users_high": None if users is None else users[1],
-        "minimum_detectable": minimum_detectable(found.sd, found.n, 0.05, 0.8) if found.sd else None,
+        "users_sd": sd,
+        "both_low": None if both is None else both.low,
+        "both_high": None if both is None else both.high,
+        "both_p_holm": None if both is None else both.p,
+        "minimum_detectable": minimum_detectable(found.sd, found.n, 0.05, 0.8, sd) if found.sd else None,
         "difference_wanted": wanted,
-        "seeds_needed": None if found.sd is None else seeds_needed(wanted, found.sd, 0.05, 0.8),
+        "seeds_needed": None if found.sd is None else seeds_needed(wanted, found.sd, 0.05, 0.8, sd),
     }
     entries = {"base": {"mean": 0.9}, "new": {"mean": 0.9 + found.mean, "against_baseline": against}}
     return {verdict.metric: {"click": entries, MEAN: entries}}
 
 
-def verdict_on(differences: list[float], users: tuple[float, float] | None = None, **keys: Any) -> tuple[str, str]:
+def verdict_on(differences: list[float], users_sd: float | None = 0.0, **keys: Any) -> tuple[str, str]:
     verdict = Verdict(**keys)
-    found = verdicts(verdict, ["click"], "base", table(differences, verdict, users))
+    found = verdicts(verdict, ["click"], "base", table(differences, verdict, users_sd))
     assert list(found) == ["new"], "the baseline has no verdict"
     return found["new"]["verdict"], found["new"]["text"]
 
@@ -61,7 +65,8 @@ def test_too_few_seeds_are_no_verdict_however_clear() -> None:
     word, text = verdict_on(CLEAR[:4])
     assert word == "refused"
     assert "4 seeds; a verdict needs 5 or more" in text
-    assert "seeds are needed (from the spread of 4)" in text
+    # Two would do by their spread alone, and would get no verdict either.
+    assert "about 5 seeds are needed (from the spread of 4)" in text
     assert verdict_on(CLEAR[:4], min_seeds=4)[0] == "better"
 
 
@@ -75,14 +80,23 @@ def test_noise_is_no_difference_and_says_what_could_have_been_found() -> None:
     noise = np.random.default_rng(0).normal(0, 0.01, 6)
     word, text = verdict_on((noise - noise.mean() + 1e-4).tolist(), difference=0.005)
     assert word == "no difference shown"
-    assert "6 seeds find a difference of" in text
+    assert "6 seeds on these users find a difference of" in text
     assert "to find the difference that matters, 0.00500, with power 0.8" in text
 
 
-def test_seeds_and_users_are_two_questions() -> None:
-    assert "for other users it may vanish" in verdict_on(CLEAR, (-0.001, 0.02))[1]
-    assert "other users would show it too" in verdict_on(CLEAR, (0.001, 0.02))[1]
-    assert "users" not in verdict_on(CLEAR, None)[1]
+def test_the_word_stands_only_where_one_interval_over_seeds_and_users_excludes_0() -> None:
+    assert verdict_on(CLEAR, users_sd=0.003)[0] == "better"
+    word, text = verdict_on(CLEAR, users_sd=0.006)
+    assert word == "no difference shown"
+    assert "another training would show it" in text
+    assert "other users may not" in text
+    assert "more users are needed, not more seeds" in text
+
+
+def test_seeds_alone_give_no_word() -> None:
+    word, text = verdict_on(CLEAR, users_sd=None)
+    assert word == "no difference shown"
+    assert "no interval over users" in text
 
 
 def test_equal_networks_have_no_test() -> None:

@@ -2,7 +2,8 @@
 
 results["datasets"][dataset]["tables"][split][metric][task or "mean"][network] holds the value of every seed, their mean
 with its t interval, and the difference from the baseline: over the seeds that both have, in the metric's unit and in
-percent, with a paired test (Holm over the networks) and, on the test split, a paired bootstrap over users.
+percent, with a paired test over seeds and, on the test split, a paired bootstrap over users and one interval and test
+over seeds and users together. Both tests are corrected after Holm over the networks.
 """
 
 import json
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.bootstrap import Floats, percentile_interval
 from training.compare.boosted_trees import is_trees, tree_costs, tree_times
+from training.compare.cautions import cautions
 from training.compare.contrasts import contrast_results
 from training.compare.cost import sizes, times
 from training.compare.curves import curve_results
@@ -26,8 +29,8 @@ from training.compare.inside import look_inside
 from training.compare.measures import METRICS
 from training.compare.over_training import during_training
 from training.compare.predictions import Truth, prediction_file, read_predictions, truth_of
-from training.compare.resampling import MEAN, paired_intervals
-from training.compare.statistics import holm, minimum_detectable, paired_p, seeds_needed, spread
+from training.compare.resampling import MEAN, Replicates, paired_replicates
+from training.compare.statistics import crossed, holm, minimum_detectable, paired_p, seeds_needed, spread
 from training.compare.verdict import choice, verdicts
 from training.config import SplitName, TrainingConfig
 from training.run import SUMMARY, Run, library_versions, read_json, write_json
@@ -83,6 +86,11 @@ def _dataset(experiment: Experiment, done: Mapping[Cell, TrainingConfig]) -> Jso
     tasks = experiment.verdict_tasks(first.schema)
     result["choice"] = choice(experiment.verdict, result["tables"]["validation"].get(experiment.verdict.metric, {}))
     result["verdicts"] = verdicts(experiment.verdict, tasks, experiment.baseline, result["tables"]["test"])
+    # `truth` and `outputs` are the last split's, the test split's.
+    auc = result["tables"]["test"].get("auc") or _table(experiment, "auc", truth, outputs, [], "test")
+    for name, found in result["verdicts"].items():
+        counts = result["splits"]["test"]["tasks"]
+        found["cautions"] = cautions(name, experiment.baseline, tasks, result["cost"], counts, auc)
     result["contrasts"] = contrast_results(experiment.contrasts, result["tables"]["test"])
     result["curves"] = curve_results(experiment.curves, result["tables"]["test"])
     result["during_training"] = during_training(experiment.baseline, runs)
@@ -123,10 +131,10 @@ def _table(
             name: {seed: statistics.fmean(values[task][name][seed] for task in averaged) for seed in by_seed}
             for name, by_seed in outputs.items()
         }
-    intervals: Mapping[str, Mapping[str, tuple[float, float] | None]] = {}
+    replicates = Replicates()
     if split == "test" and METRICS[metric].better is not None and experiment.baseline in outputs:
-        intervals = _over_users(experiment, metric, truth, outputs, averaged, list(values))
-    return {task: _entries(experiment, metric, of_task, intervals.get(task, {})) for task, of_task in values.items()}
+        replicates = _over_users(experiment, metric, truth, outputs, averaged, list(values))
+    return {task: _entries(experiment, metric, task, of_task, replicates) for task, of_task in values.items()}
 
 
 def _averaged_tasks(experiment: Experiment, metric: str, defined: list[str]) -> list[str]:
@@ -139,9 +147,9 @@ def _averaged_tasks(experiment: Experiment, metric: str, defined: list[str]) -> 
 
 def _over_users(
     experiment: Experiment, metric: str, truth: Truth, outputs: Outputs, averaged: list[str], defined: list[str]
-) -> dict[str, dict[str, tuple[float, float] | None]]:
+) -> Replicates:
     positions = {task.name: position for position, task in enumerate(truth.tasks)}
-    found: dict[str, dict[str, tuple[float, float] | None]] = {}
+    found = Replicates()
     # The mean's tasks together, for the mean needs them on the same draws; the others on their own.
     for names in (averaged, *([name] for name in defined if name not in (*averaged, MEAN))):
         tasks = [truth.tasks[positions[name]] for name in names]
@@ -154,23 +162,27 @@ def _over_users(
             }
             for network, by_seed in outputs.items()
         }
-        intervals = paired_intervals(
+        replicates = paired_replicates(
             metric, tasks, of_tasks, experiment.baseline, truth.num_groups, replicates=experiment.replicates
         )
-        if names is not averaged:
-            intervals.pop(MEAN)
-        found |= intervals
+        for name in (*names, MEAN) if names is averaged else names:
+            found.levels_R[name] = replicates.levels_R.get(name, {})
+            found.differences_RS[name] = replicates.differences_RS.get(name, {})
     return found
 
 
 def _entries(
     experiment: Experiment,
     metric: str,
+    task: str,
     by_network: Mapping[str, Mapping[int, float]],
-    intervals: Mapping[str, tuple[float, float] | None],
+    replicates: Replicates,
 ) -> Json:
+    levels_R, differences_RS = replicates.levels_R.get(task, {}), replicates.differences_RS.get(task, {})
     entries: Json = {
-        name: {"values": {str(seed): value for seed, value in by_seed.items()}} | asdict(spread([*by_seed.values()]))
+        name: {"values": {str(seed): value for seed, value in by_seed.items()}}
+        | asdict(spread([*by_seed.values()]))
+        | _over_users_alone(levels_R.get(name))
         for name, by_seed in by_network.items()
     }
     baseline = by_network.get(experiment.baseline)
@@ -179,17 +191,16 @@ def _entries(
     for name, by_seed in by_network.items():
         pairs = [(by_seed[seed], baseline[seed]) for seed in by_seed if seed in baseline]
         if name != experiment.baseline and pairs:
-            entries[name]["against_baseline"] = _difference(experiment, pairs, intervals.get(name))
+            entries[name]["against_baseline"] = _difference(experiment, pairs, differences_RS.get(name))
     tested = {name: found["against_baseline"] for name, found in entries.items() if "against_baseline" in found}
-    corrected = holm({name: found["p"] for name, found in tested.items() if found["p"] is not None})
-    for name, found in tested.items():
-        found["p_holm"] = corrected.get(name)
+    for p in ("p", "both_p"):
+        corrected = holm({name: found[p] for name, found in tested.items() if found[p] is not None})
+        for name, found in tested.items():
+            found[f"{p}_holm"] = corrected.get(name)
     return entries
 
 
-def _difference(
-    experiment: Experiment, pairs: list[tuple[float, float]], over_users: tuple[float, float] | None
-) -> Json:
+def _difference(experiment: Experiment, pairs: list[tuple[float, float]], replicates_RS: Floats | None) -> Json:
     differences = [one - other for one, other in pairs]
     found = spread(differences)
     verdict = experiment.verdict
@@ -197,7 +208,8 @@ def _difference(
     # Holm's first step, at which the smallest p of the family is tested: what is found there is found for certain.
     alpha = verdict.alpha / max(len(experiment.networks) - 1, 1)
     wanted = verdict.difference or abs(found.mean)
-    has_spread = found.sd is not None
+    both = None if replicates_RS is None else crossed(differences, replicates_RS)
+    users_sd = 0.0 if both is None else both.users_sd
     return {
         "seeds": found.n,
         "difference": found.mean,
@@ -206,14 +218,23 @@ def _difference(
         "high": found.high,
         "percent": 100 * found.mean / base if base else None,
         "p": paired_p(differences),
-        "users_low": None if over_users is None else over_users[0],
-        "users_high": None if over_users is None else over_users[1],
-        "minimum_detectable": minimum_detectable(found.sd, found.n, alpha, verdict.power)
-        if found.sd is not None
-        else None,
+        **_over_users_alone(None if replicates_RS is None else replicates_RS.mean(axis=1)),
+        "users_sd": users_sd,
+        "both_low": None if both is None else both.low,
+        "both_high": None if both is None else both.high,
+        "both_p": None if both is None else both.p,
+        "minimum_detectable": None
+        if found.sd is None
+        else minimum_detectable(found.sd, found.n, alpha, verdict.power, users_sd),
         "difference_wanted": wanted,
-        "seeds_needed": seeds_needed(wanted, found.sd or 0.0, alpha, verdict.power) if has_spread else None,
+        "seeds_needed": None if found.sd is None else seeds_needed(wanted, found.sd, alpha, verdict.power, users_sd),
     }
+
+
+def _over_users_alone(replicates_R: Floats | None) -> Json:
+    interval = None if replicates_R is None else percentile_interval(replicates_R)
+    low, high = (None, None) if interval is None else interval
+    return {"users_low": low, "users_high": high}
 
 
 def _costs(output: Path, runs: Mapping[Cell, Run]) -> Json:

@@ -26,6 +26,8 @@ th { border-bottom: 2px solid #888; }
 td:first-child, th:first-child, .words { text-align: left; }
 .words { white-space: normal; }
 .scroll { overflow-x: auto; }
+nav ul { list-style: none; padding: 0; }
+.level3 { margin-left: 1.2em; }
 img { max-width: 100%; }
 """
 
@@ -116,18 +118,30 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """One HTML page."""
-    body = "\n".join(_html(block) for block in blocks)
+    """One HTML page, with a list of its headings below the first."""
+    parts = [_html(block, number) for number, block in enumerate(blocks)]
+    parts.insert(1 if blocks and isinstance(blocks[0], Heading) else 0, _contents(blocks))
+    body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
-def _html(block: Block) -> str:
+def _contents(blocks: Sequence[Block]) -> str:
+    lines = [
+        f'<li class="level{block.level}"><a href="#s{number}">{escape(block.text)}</a></li>'
+        for number, block in enumerate(blocks)
+        if isinstance(block, Heading) and block.level > 1
+    ]
+    return "\n".join(["<nav><ul>", *lines, "</ul></nav>"]) if lines else ""
+
+
+def _html(block: Block, number: int) -> str:
+    """A block of the page; a heading is named by its `number` among the blocks."""
     match block:
         case Heading(level, text):
-            return f"<h{level}>{escape(text)}</h{level}>"
+            return f'<h{level} id="s{number}">{escape(text)}</h{level}>'
         case Paragraph(text):
             return f"<p>{escape(text)}</p>"
         case Image(text, png):

@@ -19,6 +19,8 @@ from training.compare.search_report import chosen_on_validation
 from training.run import write_json
 
 RESULTS = "results.json"
+# More would be wider than a page of 1,280 pixels.
+TASKS_ABREAST = 2
 
 Json = dict[str, Any]
 
@@ -59,9 +61,10 @@ def _blocks(results: Json, folder: Path | None = None) -> Iterator[Block]:
     yield Paragraph(
         f"{cells['finished']} of {cells['planned']} cells are finished; training them took "
         f"{cells['training_seconds'] / 60:.0f} minutes in all, one thread each. Epochs were chosen on the validation "
-        "split; the test split was read once training was over. Intervals are 95 %: over seeds by Student's t; "
-        f"over users by a paired bootstrap ({experiment['replicates']} draws). p is that of the paired t-test over "
-        "seeds, after Holm's correction for the number of networks."
+        "split; the test split was read once training was over. Intervals are 95 %: +- over seeds by Student's t; on "
+        "the test split one interval over seeds and users together, by a crossed bootstrap "
+        f"({experiment['replicates']} draws of users). p belongs to that interval, on the validation split to the "
+        "paired t-test over seeds, and is corrected after Holm for the number of networks."
     )
     if cells["finished"] < cells["planned"]:
         yield Paragraph(
@@ -88,11 +91,23 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
     yield Heading(2, f"Dataset {name}")
     if not brief:
         yield Paragraph("; ".join(_split_words(split, found) for split, found in dataset["splits"].items()) + ".")
+    yield Heading(3, "What is compared")
+    yield _cost_table(dataset["cost"])
+    if not brief:
+        yield Paragraph(
+            "Multiply-adds are those of the dense network's matrix products. Times are medians with one thread on the "
+            "machine of this report; training rows are those of forward, backward and step, without reading data."
+        )
+        if any("leaves" in cost for cost in dataset["cost"].values()):
+            yield Paragraph("Boosted trees: the leaves of all tasks' models; the time to score leaves encodings out.")
     yield from chosen_on_validation(dataset.get("search", {}), verdict["metric"])
     yield Heading(3, f"Verdicts against {baseline}")
     if dataset["verdicts"]:
-        rows = [[network, found["verdict"], found["text"]] for network, found in dataset["verdicts"].items()]
-        yield Table(["network", "verdict", "why"], rows, is_words=True)
+        rows = [
+            [network, found["verdict"], found["text"], "; ".join(found["cautions"]) or "-"]
+            for network, found in dataset["verdicts"].items()
+        ]
+        yield Table(["network", "verdict", "why", "cautions"], rows, is_words=True)
     else:
         metric = METRICS[verdict["metric"]].title
         yield Paragraph(f"None: {metric} is undefined on the test split, or {baseline} has no finished seed.")
@@ -109,25 +124,18 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
     for split in ("test",) if brief else ("test", "validation"):
         for metric, table in dataset["tables"][split].items():
             yield Heading(3, f"{METRICS[metric].title}, {split} split{_direction(metric)}")
-            yield _metric_table(table, dataset["seeds"], baseline, brief=brief)
+            yield from _metric_tables(table, dataset["seeds"], baseline, brief=brief)
             png = differences(table, baseline, METRICS[metric].title) if split == "test" and not brief else None
             if png is not None:
                 yield Image(f"differences of {METRICS[metric].title} from {baseline}", png)
     yield from contrast_blocks(dataset["contrasts"])
     yield from curve_blocks(dataset["curves"])
-    yield Heading(3, "Cost")
-    yield _cost_table(dataset["cost"])
     if not brief:
-        yield Paragraph(
-            "Multiply-adds are those of the dense network's matrix products. Times are medians with one thread on the "
-            "machine of this report; training rows are those of forward, backward and step, without reading data."
-        )
-        if any("leaves" in cost for cost in dataset["cost"].values()):
-            yield Paragraph("Boosted trees: the leaves of all tasks' models; the time to score leaves encodings out.")
         entries = dataset["tables"]["test"].get(verdict["metric"], {}).get(MEAN)
         title = f"mean {METRICS[verdict['metric']].title} (test)"
         png = quality_against_cost(entries, dataset["cost"], title) if entries else None
         if png is not None:
+            yield Heading(3, "Quality against cost")
             yield Image(f"{title} against multiply-adds", png)
 
 
@@ -146,38 +154,45 @@ def _direction(metric: str) -> str:
     return " (1 is calibrated)" if better is None else f" ({better} is better)"
 
 
-def _metric_table(table: Mapping[str, Json], seeds: Mapping[str, list[int]], baseline: str, *, brief: bool) -> Table:
-    """One row per network; validation tables have no interval over users.
+def _metric_tables(
+    table: Mapping[str, Json], seeds: Mapping[str, list[int]], baseline: str, *, brief: bool
+) -> Iterator[Table]:
+    """One row per network, TASKS_ABREAST tasks a table, the mean over tasks first. Validation tables have no interval
+    over users.
 
-    `brief`, for a terminal, leaves out all intervals and compares in the last column alone, the mean over tasks."""
+    `brief`, for a terminal, is one table without intervals that compares in the mean over tasks alone."""
     # The mean of one task is that task.
-    shown = {task: entries for task, entries in table.items() if task != MEAN or len(table) > 2}
-    head, columns = ["network", "seeds"], []
-    for task, entries in shown.items():
-        found = [entry["against_baseline"] for entry in entries.values() if "against_baseline" in entry]
-        with_users = not brief and any(difference["users_low"] is not None for difference in found)
-        is_compared = bool(found) and (not brief or task == list(shown)[-1])
-        columns.append((entries, is_compared, with_users))
-        head += ["mean over tasks" if task == MEAN else task, *(["difference %", "p"] if is_compared else [])]
-        head += ["over users"] if with_users else []
-    rows = []
-    for network, finished in seeds.items():
-        row = [network, str(len(finished))]
-        for entries, is_compared, with_users in columns:
-            row.append(_value(entries[network], brief=brief))
-            if is_compared:
-                found_here = entries[network].get("against_baseline")
-                row += _compared(found_here, is_baseline=network == baseline, with_users=with_users, brief=brief)
-        rows.append(row)
-    return Table(head, rows)
+    shown = [task for task in table if task != MEAN]
+    shown = [MEAN, *shown] if MEAN in table and len(shown) > 1 else shown
+    for start in range(0, len(shown), len(shown) if brief else TASKS_ABREAST):
+        tasks = shown[start:] if brief else shown[start : start + TASKS_ABREAST]
+        head, columns = ["network", "seeds"], []
+        for task in tasks:
+            found = [entry["against_baseline"] for entry in table[task].values() if "against_baseline" in entry]
+            with_users = not brief and any(difference["both_low"] is not None for difference in found)
+            is_compared = bool(found) and (not brief or task == tasks[0])
+            columns.append((table[task], is_compared, with_users))
+            head += ["mean over tasks" if task == MEAN else task, *(["difference %", "p"] if is_compared else [])]
+            head += ["over seeds and users"] if with_users else []
+        rows = []
+        for network, finished in seeds.items():
+            row = [network, str(len(finished))]
+            for entries, is_compared, with_users in columns:
+                row.append(_value(entries[network], brief=brief))
+                if is_compared:
+                    found_here = entries[network].get("against_baseline")
+                    row += _compared(found_here, is_baseline=network == baseline, with_users=with_users, brief=brief)
+            rows.append(row)
+        yield Table(head, rows)
 
 
 def _compared(found: Json | None, *, is_baseline: bool, with_users: bool, brief: bool) -> list[str]:
     if found is None:
         return ["baseline" if is_baseline else "-", "", *([""] if with_users else [])]
-    cells = [_percent(found, brief=brief), "-" if found["p_holm"] is None else f"{found['p_holm']:.2g}"]
+    p = found["p_holm"] if found["both_p_holm"] is None else found["both_p_holm"]
+    cells = [_percent(found, brief=brief), "-" if p is None else f"{p:.2g}"]
     if with_users:
-        low, high = found["users_low"], found["users_high"]
+        low, high = found["both_low"], found["both_high"]
         cells.append("-" if low is None else f"{low:+.5f}..{high:+.5f}")
     return cells
 

@@ -1,16 +1,19 @@
 """Paired bootstrap over users: how far the difference of two networks would move, had other users been logged.
 
-In: the outputs of every seed of every network, task by task. Out: percentile intervals of the difference of the
-seed-averaged metric from the baseline's, per task and for the mean over tasks. All networks, tasks and seeds are
-measured on the same draws of users, so what they have in common cancels.
+In: the outputs of every seed of every network, task by task. Out: the replicates of each seed's difference from the
+baseline, per task and for the mean over tasks. All networks, tasks and seeds are measured on the same draws of users,
+so what they have in common cancels, and what is left is crossed: every seed on every draw.
+
+Shapes: R draws of users, S seeds.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import expit
 
-from training.bootstrap import Floats, Statistic, bootstrap_intervals
+from training.bootstrap import Floats, Statistic, bootstrap_values
 from training.compare.measures import TaskTruth
 from training.metrics import WeightedAUC, auc_per_group, base_entropy, cross_entropy, divide
 
@@ -18,10 +21,19 @@ SEED = 0
 # The name of the mean over tasks, beside the tasks' own.
 MEAN = "mean"
 
-Interval = tuple[float, float] | None
+
+@dataclass(frozen=True, slots=True)
+class Replicates:
+    """[task or MEAN][network] -> a metric on every draw of users, NaN where undefined.
+
+    `levels_R` is its mean over the network's seeds, `differences_RS` its difference from the baseline for each seed
+    that both have."""
+
+    levels_R: dict[str, dict[str, Floats]] = field(default_factory=dict)
+    differences_RS: dict[str, dict[str, Floats]] = field(default_factory=dict)
 
 
-def paired_intervals(
+def paired_replicates(
     metric: str,
     tasks: Sequence[TaskTruth],
     outputs: Mapping[str, Mapping[str, Mapping[int, Floats]]],
@@ -29,58 +41,36 @@ def paired_intervals(
     num_groups: int,
     *,
     replicates: int,
-    level: float = 0.95,
-) -> dict[str, dict[str, Interval]]:
-    """[task or MEAN][network] -> (low, high) of the network's metric minus the baseline's; None where undefined.
+) -> Replicates:
+    """A metric of all networks on the same draws of users.
 
-    `outputs[network][task][seed]` are those on the task's observed rows; seeds that the baseline has not are left out.
-    `groups_B` of the tasks number the split's `num_groups` users."""
-    names = [task.name for task in tasks]
-    networks = [network for network in outputs if network != baseline]
-    if num_groups < 2 or not names:
-        return {name: dict.fromkeys(networks) for name in (*names, MEAN)}
-    measured = {
-        (network, task.name, seed): _remember_last(_statistic(metric, task, outputs_B, num_groups))
+    `outputs[network][task][seed]` are those on the task's observed rows. `groups_B` of the tasks number the split's
+    `num_groups` users; with fewer than 2 of them there is nothing to draw, and the result is empty. A network that
+    shares no seed with the baseline has no differences."""
+    if num_groups < 2 or not tasks:
+        return Replicates()
+    keys = {
+        (task.name, network, seed): _statistic(metric, task, outputs_B, num_groups)
         for network, of_network in outputs.items()
         for task in tasks
         for seed, outputs_B in of_network[task.name].items()
     }
-    differences: dict[str, Statistic] = {}
-    keys = [(name, network) for name in (*names, MEAN) for network in networks]
-    for number, (name, network) in enumerate(keys):
-        pairs = [
-            (measured[network, task, seed], measured[baseline, task, seed])
-            for task in (names if name == MEAN else [name])
-            for seed in outputs[network][task]
-            if seed in outputs[baseline][task]
-        ]
-        if pairs:
-            differences[str(number)] = _mean_difference(pairs)
-    found = bootstrap_intervals(differences, num_groups, replicates=replicates, seed=SEED, level=level)
-    result: dict[str, dict[str, Interval]] = {name: {} for name in (*names, MEAN)}
-    for number, (name, network) in enumerate(keys):
-        result[name][network] = found.get(str(number))
-    return result
-
-
-def _mean_difference(pairs: Sequence[tuple[Statistic, Statistic]]) -> Statistic:
-    def averaged(draws_RG: Floats) -> Floats:
-        total: Floats = np.sum([one(draws_RG) - other(draws_RG) for one, other in pairs], axis=0)
-        return total / len(pairs)
-
-    return averaged
-
-
-def _remember_last(statistic: Statistic) -> Statistic:
-    """Measures each chunk of draws once, however many differences read it."""
-    last: list[Floats] = []
-
-    def remembered(draws_RG: Floats) -> Floats:
-        if not last or last[0] is not draws_RG:
-            last[:] = [draws_RG, statistic(draws_RG)]
-        return last[1]
-
-    return remembered
+    values = bootstrap_values(keys, num_groups, replicates=replicates, seed=SEED)
+    found = Replicates()
+    for task in tasks:
+        levels = found.levels_R.setdefault(task.name, {})
+        differences = found.differences_RS.setdefault(task.name, {})
+        for network, of_network in outputs.items():
+            of_seed = {seed: values[task.name, network, seed] for seed in of_network[task.name]}
+            levels[network] = np.mean([*of_seed.values()], axis=0)
+            base = {seed: values[task.name, baseline, seed] for seed in outputs[baseline][task.name]}
+            pairs = [of_seed[seed] - base[seed] for seed in of_seed if seed in base]
+            if network != baseline and pairs:
+                differences[network] = np.stack(pairs, axis=1)
+    for of_tasks in (found.levels_R, found.differences_RS):
+        networks = [*of_tasks[tasks[0].name]]
+        of_tasks[MEAN] = {network: np.mean([of_tasks[t.name][network] for t in tasks], axis=0) for network in networks}
+    return found
 
 
 def _statistic(metric: str, task: TaskTruth, outputs_B: Floats, num_groups: int) -> Statistic:

@@ -1,8 +1,8 @@
 """Verdicts: what may be said of a network against the baseline, and when nothing may be said.
 
-A verdict needs `min_seeds` seeds that both networks finished. It rests on the paired test over seeds, corrected for
-the number of networks: whether another training would show the same. The interval over users answers another question,
-whether other users would show the same, and stands beside it.
+A verdict needs `min_seeds` seeds that both networks finished. It rests on one interval and test over seeds and users
+together, corrected for the number of networks: whether another training, on other users, would show the same. The
+words "better" and "worse" stand only where that interval excludes 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,8 @@ Json = dict[str, Any]
 
 
 def verdicts(verdict: Verdict, tasks: Sequence[str], baseline: str, tables: Mapping[str, Json]) -> dict[str, Json]:
-    """network -> {verdict: better | worse | no difference shown | refused, text}; `tables` are the test split's."""
+    """network -> {verdict: better | worse | no difference shown | refused, text}; `tables` are the test split's.
+    `cautions` are added by the analysis."""
     table = tables.get(verdict.metric, {})
     used = [task for task in tasks if task in table]
     if not used:
@@ -44,37 +45,45 @@ def _verdict(verdict: Verdict, tasks: Sequence[str], baseline: str, found: Json)
         seeds = "1 seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
         text = f"no verdict from {seeds}; a verdict needs {verdict.min_seeds} or more"
         return {"verdict": "refused", "text": text + _needed(verdict, found)}
-    if found["p_holm"] is None:
-        return {"verdict": "no difference shown", "text": f"{what}: no spread over seeds, so no test"}
+    difference = f"{what}: {found['difference']:+.5f} against {baseline}"
+    if found["percent"] is not None:
+        difference += f" ({found['percent']:+.3f} %)"
+    if found["both_p_holm"] is None:
+        why = (
+            "no spread over seeds" if not found["sd"] else "no interval over users (fewer than 2, or too few positives)"
+        )
+        return {"verdict": "no difference shown", "text": f"{difference}; {why}, so no test"}
     shown = (
-        f"{what}: {found['difference']:+.5f} against {baseline} ({found['percent']:+.3f} %), "
-        f"95 % over seeds {found['low']:+.5f}..{found['high']:+.5f}, corrected p {found['p_holm']:.2g}"
+        f"{difference}, 95 % over seeds and users {found['both_low']:+.5f}..{found['both_high']:+.5f}, "
+        f"corrected p {found['both_p_holm']:.2g}"
     )
-    if found["p_holm"] < verdict.alpha:
+    if found["both_p_holm"] < verdict.alpha:
         is_better = (found["difference"] > 0) == (metric.better == "higher")
-        return {"verdict": "better" if is_better else "worse", "text": shown + _users(found)}
-    text = f"{shown}; {found['seeds']} seeds find a difference of {found['minimum_detectable']:.5f} or more with power "
-    return {"verdict": "no difference shown", "text": f"{text}{verdict.power:g}" + _needed(verdict, found)}
+        return {"verdict": "better" if is_better else "worse", "text": shown}
+    text = shown + _seeds_alone(verdict, found)
+    if found["minimum_detectable"] is not None:
+        text += (
+            f"; {found['seeds']} seeds on these users find a difference of {found['minimum_detectable']:.5f} or more "
+        )
+        text += f"with power {verdict.power:g}"
+    return {"verdict": "no difference shown", "text": text + _needed(verdict, found)}
 
 
 def _needed(verdict: Verdict, found: Json) -> str:
     if found["sd"] is None:
         return "; how many would show a difference is not known from one seed"
     wanted = found["difference_wanted"]
-    if found["seeds_needed"] is None:
-        return "; no number of seeds within reason would show the observed difference"
     which = "one of the size observed" if verdict.difference is None else "the difference that matters"
-    return (
-        f"; to find {which}, {wanted:.5f}, with power {verdict.power:g}, about {found['seeds_needed']} seeds are needed"
-        f" (from the spread of {found['seeds']})"
-    )
+    which = f"to find {which}, {wanted:.5f}, with power {verdict.power:g}"
+    if found["seeds_needed"] is None:
+        reason = "more users are needed, not more seeds" if found["users_sd"] else "no number of seeds would do"
+        return f"; {which}, {reason}"
+    seeds = max(found["seeds_needed"], verdict.min_seeds)
+    return f"; {which}, about {seeds} seeds are needed (from the spread of {found['seeds']})"
 
 
-def _users(found: Json) -> str:
-    if found["users_low"] is None:
+def _seeds_alone(verdict: Verdict, found: Json) -> str:
+    """Where the seeds agree and the users do not, a reader of seeds alone would have found a difference."""
+    if found["p_holm"] is None or found["p_holm"] >= verdict.alpha:
         return ""
-    outside = found["users_low"] > 0 or found["users_high"] < 0
-    interval = f"{found['users_low']:+.5f}..{found['users_high']:+.5f}"
-    if outside:
-        return f"; other users would show it too (95 % over users {interval})"
-    return f"; for other users it may vanish (95 % over users {interval})"
+    return f" (another training would show it, corrected p {found['p_holm']:.2g}; other users may not)"
