@@ -18,6 +18,8 @@ from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.deploy.programs import program
 from tests.service.running import RunningService
 from training.compare.document import Block, Heading, Image, Paragraph, Table, write_document
+from training.compare.report import cost_table, metric_tables
+from training.compare.resampling import MEAN
 
 # Every console.* call, uncaught exception and resource that fails to load is such a line.
 _CONSOLE = re.compile(r"CONSOLE:\d+\] (.*)")
@@ -92,6 +94,33 @@ def test_a_report_reads_well_from_its_file(tmp_path: Path) -> None:
     assert "Networks compared" in shown.document
     pixels_N3 = np.asarray(shown.screenshot.convert("RGB")).reshape(-1, 3)
     assert (pixels_N3 == (200, 30, 30)).all(axis=1).sum() == 400 * 200, "the picture is drawn at its own size"
+
+
+def test_no_column_of_a_comparison_is_out_of_sight(tmp_path: Path) -> None:
+    networks = ["shared_bottom_same_size", "adatt_sp_without_native_experts"]
+    against = {"difference": -0.00145, "low": -0.00263, "high": -0.00027, "percent": -0.187, "p_holm": 0.0312}
+    against |= {"both_low": -0.00263, "both_high": -0.00027, "both_p_holm": 0.0312}
+    entry = {"mean": 0.77451, "low": 0.77434, "high": 0.77468}
+    entries = {networks[0]: entry, networks[1]: entry | {"against_baseline": against}}
+    table = dict.fromkeys(["click", "long_view", "profile_enter", "comments_opened", MEAN], entries)
+    tables = list(metric_tables(table, {name: [0, 1, 2, 3, 4] for name in networks}, networks[0], brief=False))
+    assert [head for one in tables for head in one.head if head in (*table, "mean over tasks")] == [
+        *("mean over tasks", "click", "long_view", "profile_enter", "comments_opened")
+    ]
+    why = "mean AUC over 5 tasks: -0.00145 against shared_bottom_same_size (-0.187 %), " * 4
+    verdicts = Table(
+        ["network", "verdict", "why", "cautions"], [[networks[1], "no difference shown", why, why]], is_words=True
+    )
+    cost = {"parameters": 183703, "parameters_range": [183703, 183703], "embedding_parameters": 12_345_678}
+    cost |= {"multiply_adds_per_row": 183_000, "training_rows_per_cpu_second": 29380, "ms_per_100_candidates": 1.24}
+    tables += [verdicts, cost_table(dict.fromkeys(networks, cost))]
+    page = write_document(tmp_path, "report", [Heading(1, "Comparison"), Heading(2, "Dataset"), *tables])
+    measure = (
+        "console.log(Math.max(...[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth - e.clientWidth)))"
+    )
+    page.write_text(page.read_text(encoding="utf-8") + f"<script>{measure}</script>", encoding="utf-8")
+    shown = show(page.as_uri(), tmp_path)
+    assert [line.split('"')[1] for line in shown.console] == ["0"], "pixels that every table is wider than its place"
 
 
 @pytest.mark.parametrize("script", ["console.error('planted')", "nobody.there()", "fetch('/missing.js')"])

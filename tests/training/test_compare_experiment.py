@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from model.ranker import Network, row_width
 from tests.training_data import training_file, write_feed
 from training.__main__ import main
+from training.compare.cautions import SIZE_RATIO
 from training.compare.experiment import Cell, Experiment
 from training.compare.plans import plans
 
@@ -126,6 +128,29 @@ def test_committed_experiments_hold(file: Path, monkeypatch: pytest.MonkeyPatch)
     assert experiment.name == file.stem
     assert len(experiment.configs()) == len(experiment.cells())
     assert len(plans(experiment)) == sum(bool(experiment.space_of(network)) for network in experiment.networks)
+
+
+def dense_parameters(experiment: Experiment, network: str) -> int:
+    """The size of a network's first cell, built for the dense row of its feed."""
+    cell = next(cell for cell in experiment.cells() if cell.network == network)
+    config = experiment.config(cell)
+    schema = config.feed_schema()
+    width = row_width(schema, "request") + row_width(schema, "candidate")
+    copies = len(schema.tasks) if config.network.has_own_embeddings else 1
+    built = Network(config.network, width * copies, len(schema.tasks))
+    return sum(weight.numel() for weight in built.parameters())
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_committed_experiments_have_a_row_of_the_largest_network_s_size(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    experiment = Experiment.from_yaml(file)
+    networks = [network.name for network in experiment.networks if network.fusion is not None]
+    sizes = {name: dense_parameters(experiment, name) for name in networks}
+    matched = [name for name in networks if name == experiment.baseline or name.endswith("same_size")]
+    assert any(max(sizes.values()) <= SIZE_RATIO * sizes[name] for name in matched), sizes
 
 
 def test_file_of_a_user(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def contrast_blocks(results: Sequence[Json]) -> Iterator[Block]:
     )
     head = ["claim", "metric", "tasks", "means", "difference"]
     head += [*(f"{title}: t, df, p" for title in TITLES.values()), "corrected p"]
-    yield Table(head, [_row(found) for found in results])
+    yield Table(head, [_row(found) for found in results], is_words=True)
 
 
 def one_sided_tests(better: Floats, other: Floats, pairs: Sequence[tuple[float, float]]) -> dict[str, Json | None]:

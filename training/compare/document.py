@@ -22,7 +22,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1100px; 
 h1, h2, h3 { line-height: 1.2; margin-top: 1.6em; }
 table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th { border-bottom: 2px solid #888; }
+th { border-bottom: 2px solid #888; white-space: normal; vertical-align: bottom; }
 td:first-child, th:first-child, .words { text-align: left; }
 .words { white-space: normal; }
 .scroll { overflow-x: auto; }

@@ -19,8 +19,9 @@ from training.compare.search_report import chosen_on_validation
 from training.run import write_json
 
 RESULTS = "results.json"
-# More would be wider than a page of 1,280 pixels.
-TASKS_ABREAST = 2
+# Tasks side by side in a table, with an interval over seeds and users and without: more would be wider than a page of
+# 1,280 pixels.
+TASKS_ABREAST = {True: 1, False: 2}
 
 Json = dict[str, Any]
 
@@ -92,7 +93,7 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
     if not brief:
         yield Paragraph("; ".join(_split_words(split, found) for split, found in dataset["splits"].items()) + ".")
     yield Heading(3, "What is compared")
-    yield _cost_table(dataset["cost"])
+    yield cost_table(dataset["cost"])
     if not brief:
         yield Paragraph(
             "Multiply-adds are those of the dense network's matrix products. Times are medians with one thread on the "
@@ -124,7 +125,7 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
     for split in ("test",) if brief else ("test", "validation"):
         for metric, table in dataset["tables"][split].items():
             yield Heading(3, f"{METRICS[metric].title}, {split} split{_direction(metric)}")
-            yield from _metric_tables(table, dataset["seeds"], baseline, brief=brief)
+            yield from metric_tables(table, dataset["seeds"], baseline, brief=brief)
             png = differences(table, baseline, METRICS[metric].title) if split == "test" and not brief else None
             if png is not None:
                 yield Image(f"differences of {METRICS[metric].title} from {baseline}", png)
@@ -154,30 +155,33 @@ def _direction(metric: str) -> str:
     return " (1 is calibrated)" if better is None else f" ({better} is better)"
 
 
-def _metric_tables(
+def metric_tables(
     table: Mapping[str, Json], seeds: Mapping[str, list[int]], baseline: str, *, brief: bool
 ) -> Iterator[Table]:
-    """One row per network, TASKS_ABREAST tasks a table, the mean over tasks first. Validation tables have no interval
+    """One row per network, a table for every few tasks, the mean over tasks first. Validation tables have no interval
     over users.
 
     `brief`, for a terminal, is one table without intervals that compares in the mean over tasks alone."""
     # The mean of one task is that task.
     shown = [task for task in table if task != MEAN]
     shown = [MEAN, *shown] if MEAN in table and len(shown) > 1 else shown
-    for start in range(0, len(shown), len(shown) if brief else TASKS_ABREAST):
-        tasks = shown[start:] if brief else shown[start : start + TASKS_ABREAST]
+    found = {
+        task: [entry["against_baseline"] for entry in table[task].values() if "against_baseline" in entry]
+        for task in shown
+    }
+    with_users = not brief and any(entry["both_low"] is not None for entries in found.values() for entry in entries)
+    abreast = len(shown) if brief else TASKS_ABREAST[with_users]
+    for start in range(0, len(shown), abreast):
         head, columns = ["network", "seeds"], []
-        for task in tasks:
-            found = [entry["against_baseline"] for entry in table[task].values() if "against_baseline" in entry]
-            with_users = not brief and any(difference["both_low"] is not None for difference in found)
-            is_compared = bool(found) and (not brief or task == tasks[0])
-            columns.append((table[task], is_compared, with_users))
-            head += ["mean over tasks" if task == MEAN else task, *(["difference %", "p"] if is_compared else [])]
-            head += ["over seeds and users"] if with_users else []
+        for task in shown[start : start + abreast]:
+            is_compared = bool(found[task]) and (not brief or task == shown[0])
+            columns.append((table[task], is_compared))
+            head += ["mean over tasks" if task == MEAN else task]
+            head += ["difference %", "p", *(["over seeds and users"] if with_users else [])] if is_compared else []
         rows = []
         for network, finished in seeds.items():
             row = [network, str(len(finished))]
-            for entries, is_compared, with_users in columns:
+            for entries, is_compared in columns:
                 row.append(_value(entries[network], brief=brief))
                 if is_compared:
                     found_here = entries[network].get("against_baseline")
@@ -212,7 +216,7 @@ def _percent(found: Json, *, brief: bool) -> str:
     return f"{found['percent']:+.3f} +- {half:.3f}"
 
 
-def _cost_table(costs: Mapping[str, Json]) -> Table:
+def cost_table(costs: Mapping[str, Json]) -> Table:
     scoring = f"ms_per_{CANDIDATES}_candidates"
     rows = []
     for name, cost in costs.items():

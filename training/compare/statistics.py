@@ -124,7 +124,7 @@ def power(difference: float, sd: float, n: int, alpha: float, users_sd: float = 
     student, normal = float(stats.t.isf(alpha / 2, freedom)), float(stats.norm.isf(alpha / 2))
 
     def bound(x: Floats) -> Floats:
-        """Half the width of the interval over `error`, where the spread of seeds was estimated as sd x / sqrt(n - 1)."""
+        """Half the width of the interval over `error` where the seeds' spread was estimated as sd x / sqrt(n - 1)."""
         of_seeds = sd**2 / n * x**2 / freedom
         total: Floats = (of_seeds * student + of_users * normal) / np.sqrt(of_seeds + of_users) / error
         return total
