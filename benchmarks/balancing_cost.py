@@ -7,7 +7,6 @@ its own, with the same weights at the start, and all take the same batches in pa
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from pydantic import TypeAdapter
 
 from benchmarks import report
-from benchmarks.quality import data_folder
+from benchmarks.command import data_folder, run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.training_steps import Step, load, median, paired, ranker_step
 from training.balancing import KINDS, Balancing, BalancingConfig
@@ -31,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=25)
     options = parser.parse_args()
-    data_folder("kuairand", Path(os.environ.get("FEEDRANK_DATA", ".")) / "kuairand_pure")
+    data_folder("kuairand")
     run, batches = load(CONFIG)
     ways: dict[str, Step] = {}
     for kind in KINDS:
@@ -61,4 +60,4 @@ def _balancing(kind: str, run: Run) -> Balancing:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

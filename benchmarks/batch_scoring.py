@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks import report
+from benchmarks.command import run_benchmark
 from model.schema import FeedSchema
 from model.scorer import Scorer
 from tests.artifacts import publish_artifact
@@ -145,4 +146,4 @@ def _random_version(models: Path, source: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -7,12 +7,12 @@ cosine), batch 512, equal weights.
 """
 
 import argparse
-import os
 import statistics
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.quality import data_folder, evaluations, metric
+from benchmarks.command import data_folder, run_benchmark
+from benchmarks.quality import evaluations, metric
 from benchmarks.ratio import mean_and_half_width
 
 CONFIG = Path("configs/census.yaml")
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    data_folder("census", Path(os.environ.get("FEEDRANK_DATA", ".")) / "census_income_kdd")
+    data_folder("census")
     rows, data = [], {}
     for epochs, target in TARGETS.items():
         folder = Path(f"runs/bench-census-{epochs}-epochs")
@@ -52,4 +52,4 @@ def _verdict(mean: float, target: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

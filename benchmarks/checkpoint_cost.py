@@ -20,6 +20,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks import report
+from benchmarks.command import run_benchmark
 from benchmarks.training_loops import IDS, endless, open_feed
 from benchmarks.training_steps import ranker_step
 from training import table_files
@@ -114,4 +115,4 @@ def _measure(feed: str, buckets: int, folder: Path, turns: int) -> dict[str, Any
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import report
+from benchmarks.command import run_benchmark
 from training.compare.document import MARKDOWN, PICTURES
 from training.compare.report import RESULTS
 from training.compare.runner import compare, load
@@ -68,4 +69,4 @@ def keep_pictures(body: Sequence[str], source: Path, name: str, wanted: Sequence
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

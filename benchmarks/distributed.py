@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from benchmarks import report
+from benchmarks.command import run_benchmark
 from training.checkpoints import FOLDER
 from training.config import TrainingConfig
 from training.history import TRAIN_LOSS, read_log
@@ -193,4 +194,4 @@ def _losses(run: Run) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -29,6 +29,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks import report
+from benchmarks.command import data_folder, run_benchmark
 from benchmarks.ratio import Ratio
 from model.features import FeatureEncoder
 from model.fitted import FittedFeatures
@@ -96,6 +97,7 @@ def main() -> None:
 
 
 def kuairand(folder: Path) -> tuple[FeedSchema, DataConfig, FeatureEncoder]:
+    data_folder("kuairand")
     config = TrainingConfig.load(Path("configs/kuairand.yaml"))
     schema = config.feed_schema()
     folder.mkdir()
@@ -240,4 +242,4 @@ def _memory_mib(kind: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from benchmarks import report
+from benchmarks.command import run_benchmark
 from training import checkpoint, table_files
 from training.checkpoints import FOLDER, STATE
 from training.run import LAST
@@ -112,4 +113,4 @@ def _tensors(value: Any, place: str = "") -> list[tuple[str, torch.Tensor]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

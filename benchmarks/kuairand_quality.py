@@ -4,12 +4,12 @@ FEEDRANK_DATA=<folder with kuairand_pure> python -m benchmarks.kuairand_quality
 """
 
 import argparse
-import os
 import statistics
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.quality import data_folder, evaluations, metric
+from benchmarks.command import data_folder, run_benchmark
+from benchmarks.quality import evaluations, metric
 from training.evaluate import evaluate
 from training.run import Run
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    data_folder("kuairand", Path(os.environ.get("FEEDRANK_DATA", ".")) / "kuairand_pure")
+    data_folder("kuairand")
     results = evaluations(CONFIG, [], range(options.seeds), Path("runs/bench-kuairand"), replicates=1000)
     first = results[0]["evaluation"]["tasks"]
     rows = []
@@ -86,4 +86,4 @@ def _tab_1(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -12,7 +12,6 @@ steps follow, for information.
 import argparse
 import copy
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import report
+from benchmarks.command import data_folder, run_benchmark
 from benchmarks.plain_adatt import NAMES, PlainAdaTT, PlainRanker
-from benchmarks.quality import data_folder
 from benchmarks.ratio import Ratio
 from benchmarks.training_steps import Step, load, median, paired, ranker_step
 from model.block_tensors import block_features
@@ -50,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=40)
     options = parser.parse_args()
-    data_folder("census", Path(os.environ.get("FEEDRANK_DATA", ".")) / "census_income_kdd")
+    data_folder("census")
     run, batches = load(CONFIG)
     torch.manual_seed(0)
     ranker = run.new_ranker()
@@ -198,4 +197,4 @@ def _step(
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

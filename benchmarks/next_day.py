@@ -10,7 +10,6 @@ left as it is, and a cold start on all days to d. A cell that was measured is ke
 import argparse
 import json
 import logging
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from benchmarks import report
-from benchmarks.quality import data_folder
+from benchmarks.command import data_folder, run_benchmark
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, read_splits
 from training.run import Run, write_json
@@ -48,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    data = data_folder("kuairand", Path(os.environ.get("FEEDRANK_DATA", ".")) / "kuairand_pure")
+    data = data_folder("kuairand")
     days = sorted(pc.unique(_impressions(data).to_table(["date"])["date"]).to_pylist())
     updates = range(len(days) - 2 - UPDATES, len(days) - 2)
     kept = FOLDER / "cells.json"
@@ -169,4 +168,4 @@ def _change(cells: Mapping[str, Mapping[str, Errors]], days: Sequence[str], arm:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

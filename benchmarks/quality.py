@@ -10,17 +10,8 @@ from typing import Any
 
 from training.config import TrainingConfig
 from training.evaluate import evaluate
-from training.prepare import prepare
 from training.run import SUMMARY
 from training.train import train
-
-
-def data_folder(dataset: str, source: Path) -> Path:
-    """data/<dataset>, prepared from `source` unless it is there."""
-    out = Path("data") / dataset
-    if not (out / "prepared.json").exists():
-        prepare(dataset, source, out)
-    return out
 
 
 def evaluations(

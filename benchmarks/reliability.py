@@ -34,6 +34,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from benchmarks import report, slow_clients
+from benchmarks.command import run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from benchmarks.service_on_a_bad_disk import SLOW_SECONDS
@@ -330,4 +331,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -10,7 +10,6 @@ the trained network), answers one by one, NE and AUC by task. An answer above 1,
 
 import argparse
 import json
-import os
 import tempfile
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from benchmarks import report
-from benchmarks.quality import data_folder
+from benchmarks.command import data_folder, run_benchmark
 from model.artifact import MANIFEST
 from model.fitted import inverse_target
 from model.schema import BinaryTask
@@ -121,7 +120,7 @@ def _of_some_users(run: Run, rows: int) -> pa.Table:
 
 
 def _run(folder: Path) -> Run:
-    data_folder("kuairand", Path(os.environ.get("FEEDRANK_DATA", ".")) / "kuairand_pure")
+    data_folder("kuairand")
     return train(TrainingConfig.load(CONFIG, ["epochs=1", f"output={folder / 'run'}"]), show=False)
 
 
@@ -166,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

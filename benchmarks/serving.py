@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import report, serving_report, serving_stages
+from benchmarks.command import run_benchmark
 from benchmarks.load_generator import Block, Load
 from benchmarks.reference_feed import as_rows, columnar_request
 from benchmarks.serving_processes import CLIENT_CORES, SERVER_CORES, LoadGenerator, load_generator
@@ -221,4 +222,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks import report
+from benchmarks.command import run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.training_steps import Step, load, median, paired, ranker_step
 from model.id_map import IdMap
@@ -108,4 +109,4 @@ def _turns(slots: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

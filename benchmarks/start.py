@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.command import run_benchmark
 from benchmarks.reference_feed import DIM, NETWORK, SCHEMA, columnar_request
 from model.schema import FeedSchema
 from tests.artifacts import publish_artifact
@@ -242,4 +243,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -18,6 +18,7 @@ import time
 import torch
 
 from benchmarks import report
+from benchmarks.command import run_benchmark
 from model.block_tensors import BlockTensors
 from model.embeddings import Embeddings
 from model.features import FeatureEncoder, FittedFeatures
@@ -118,4 +119,4 @@ def _peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
+from benchmarks.command import data_folder
 from benchmarks.input_speed import LISTED_ROWS, listed, made, unfitted
 from benchmarks.plain_adatt import PlainAdaTT
 from benchmarks.training_steps import Step, ranker_step
@@ -103,6 +104,7 @@ def open_feed(feed: str, folder: Path, *, buckets: int = 1_000_000) -> tuple[Run
     configuration has it, those of `tables` as a stream."""
     config = TrainingConfig.load(Path("configs/kuairand.yaml"))
     if feed == "kuairand":
+        data_folder(feed)
         schema = config.feed_schema()
         table = read_splits(config.data, schema, ("train",))["train"]
         run = Run(folder / feed, config, schema, fit_features(schema, table, columns_from_arrow(schema, table)))

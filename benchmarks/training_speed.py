@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.quality import data_folder
+from benchmarks.command import data_folder, run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.training_loops import STEP_ALONE, WITH_INPUT
 from training.run import SUMMARY
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
-    data_folder("kuairand", Path(os.environ.get("FEEDRANK_DATA", ".")) / "kuairand_pure")
+    data_folder("kuairand")
     runs = [{epochs: _train(epochs) for epochs in (SHORT, LONG)} for _ in range(options.pairs)]
     rows = runs[0][LONG]["rows"]
     speeds = [(LONG - SHORT) * rows / (run[LONG]["cpu_seconds"] - run[SHORT]["cpu_seconds"]) for run in runs]
@@ -151,4 +151,4 @@ def _all(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

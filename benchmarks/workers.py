@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import report
+from benchmarks.command import run_benchmark
 from benchmarks.load_generator import Block
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from benchmarks.serving_processes import LoadGenerator, Server, free_port, load_generator, serve
@@ -224,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)
