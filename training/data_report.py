@@ -2,14 +2,15 @@
 
 In: a training file. Out: data_report.json and data_report.md in its output folder: rows, label rates and observed
 shares by task, missing and unknown values and list lengths by feature, for each split and each value of the split
-column, and how far each of these has drifted from the training split. One pass over the log in bounded memory.
+column, and how far each of these has drifted from the training split. One pass over the log in bounded memory, after
+one over the training split where nothing was fitted beforehand.
 """
 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +19,16 @@ from rich.console import Console
 from rich.progress import track
 
 from model.features import FittedFeatures
-from model.schema import BinaryTask, FeedSchema, IdListFeature, NumberFeature
+from model.schema import BinaryTask, FeedSchema, IdListFeature
 from training.config import SplitName, TrainingConfig
 from training.data_tally import Tally, by_chance, drift, known_lookups
-from training.fitted_file import read_fitted
 from training.input.arrow_columns import columns_from_arrow, plain
 from training.input.bad_rows import BadRows
 from training.input.index import LogIndex, index_of
 from training.input.reader import LogReader
-from training.run import REPORT_JSON, REPORT_MARKDOWN, refuse_no_run, write_json, write_text
+from training.leaks import Times, Twins
+from training.run import REPORT_JSON, REPORT_MARKDOWN, locked, refuse_no_run, write_json, write_text
+from training.vocabulary import fitted_of_file
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ OTHERS = "(others)"
 # Jensen-Shannon divergence, bits, from which a feature is named: about where PSI, 8 ln 2 times as much, is at its
 # usual 0.25.
 DRIFTED = 0.05
+# Share of unknown ids from which a feature is named.
+UNKNOWN = 0.1
 SHOWN = 5
 # A label so large, and so many times the mean of the others, is taken for a fault of its row.
 ABSURD, ABSURD_RATIO = 1e9, 1e6
@@ -68,10 +72,12 @@ def report_of_file(config: TrainingConfig, *, show: bool = True) -> Path:
     refuse_no_run(config)
     schema = config.feed_schema()
     reader = LogReader(config.data, schema)
-    fitted = None if config.fitted is None else read_fitted(config.fitted, schema)
-    report = data_report(reader, index_of(reader), fitted, show=show)
-    report.say()
-    return report.write(config.output)
+    index = index_of(reader)
+    with locked(config.output):
+        fitted = fitted_of_file(config, schema, index.content(), show=show)
+        report = data_report(reader, index, fitted, show=show)
+        report.say()
+        return report.write(config.output)
 
 
 def data_report(
@@ -81,7 +87,7 @@ def data_report(
 
     Raises ValueError for faults in the data and for a task whose training labels are all alike."""
     schema = reader.schema
-    tallies = _tally(reader, index, fitted, show=show)
+    tallies, leaks = _tally(reader, index, fitted, show=show)
     splits = {split: Tally(schema) for split in reader.selector.selections}
     for (split, _), tally in tallies.items():
         splits[split].merge(tally)
@@ -97,11 +103,17 @@ def data_report(
         },
         "partitions": [
             {"split": split, "value": value, **_described(schema, tally, splits["train"], has_vocabulary)}
-            for (split, value), tally in sorted(tallies.items(), key=lambda item: str(item[0]))
+            for (split, value), tally in sorted(tallies.items(), key=lambda item: _in_order(*item[0]))
         ],
     }
-    warnings = tuple(_warnings(schema, content))
+    warnings = (*leaks, *_warnings(schema, content))
     return DataReport({**content, "warnings": list(warnings)}, warnings)
+
+
+def _in_order(split: SplitName, value: str) -> tuple[int, bool, float, str]:
+    """Splits as training takes them, numbers by size."""
+    is_number = value.removeprefix("-").isdecimal()
+    return get_args(SplitName).index(split), not is_number, float(value) if is_number else 0.0, value
 
 
 def refuse_constant_labels(schema: FeedSchema, train: Tally) -> None:
@@ -127,8 +139,10 @@ def refuse_constant_labels(schema: FeedSchema, train: Tally) -> None:
 
 def _tally(
     reader: LogReader, index: LogIndex, fitted: FittedFeatures | None, *, show: bool
-) -> dict[tuple[SplitName, str], Tally]:
+) -> tuple[dict[tuple[SplitName, str], Tally], list[str]]:
+    """Counts by split and value of its column, and what leaks."""
     schema, lookups = reader.schema, known_lookups(reader.schema, fitted)
+    times, twins = Times(reader.selector.column), Twins(schema)
     tallies: dict[tuple[SplitName, str], Tally] = {}
     groups = sorted(
         {(group.file, group.group) for split in reader.selector.selections for group in index.groups(split)}
@@ -144,6 +158,9 @@ def _tally(
                     if not is_in_B.any():
                         continue
                     table, columns = reader.wanted(part, is_in_B, bad_rows)
+                    times.add(split, table.column(reader.selector.column))
+                    if split == "train":
+                        twins.add(table, columns)
                     for value, rows_B in _by_value(table, reader.selector.column):
                         value = value if (split, value) in tallies or len(tallies) < MOST_PARTITIONS else OTHERS
                         tally = tallies.setdefault((split, value), Tally(schema))
@@ -152,7 +169,7 @@ def _tally(
                         else:
                             some = table.take(pa.array(rows_B))
                             tally.add(schema, some, columns_from_arrow(schema, some, is_coded=True), lookups)
-    return tallies
+    return tallies, [*times.warnings(), *twins.warnings()]
 
 
 def _by_value(table: pa.Table, column: str) -> Iterator[tuple[str, np.ndarray[Any, Any] | None]]:
@@ -215,13 +232,11 @@ def _warnings(schema: FeedSchema, content: dict[str, Any]) -> Iterator[str]:
         drifted = [f"{name} {value:.2f}" for value, name in drifts if value - of_chance[name] >= DRIFTED]
         if drifted and split != "train":
             shown = ", ".join(drifted[:SHOWN]) + (" ..." if len(drifted) > SHOWN else "")
-            yield f"split {split}: {len(drifted)} features have drifted from split train by {DRIFTED:g} bits: {shown}"
-    for feature in schema.features:
-        if isinstance(feature, NumberFeature):
-            continue
-        unknown = content["splits"]["validation"]["features"][feature.name].get("unknown_share")
-        if unknown is not None and unknown >= 0.5:
-            yield f"feature {feature.name}: {unknown:.0%} of its ids in split validation are unknown"
+            has = "1 feature has" if len(drifted) == 1 else f"{len(drifted)} features have"
+            yield f"split {split}: {has} drifted from split train by {DRIFTED:g} bits: {shown}"
+        for name, feature in about["features"].items():
+            if (unknown := feature.get("unknown_share")) is not None and unknown >= UNKNOWN:
+                yield f"feature {name}: {unknown:.0%} of its ids in split {split} are unknown"
 
 
 def _markdown(content: dict[str, Any]) -> list[str]:

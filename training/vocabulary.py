@@ -12,13 +12,14 @@ import os
 import shutil
 from pathlib import Path
 
+import xxhash
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from model.fitted import FittingPass
+from model.fitted import FittedFeatures, FittingPass
 from model.schema import FeedSchema
 from training.config import SplitName, TrainingConfig
-from training.fitted_file import write_fitted
+from training.fitted_file import parts_of, read_fitted, write_fitted
 from training.fitting import fit_log
 from training.id_report import PAGE_TITLE, as_markdown, table_reports
 from training.input.index import INDEX
@@ -75,6 +76,20 @@ def _refuse_foreign(out: Path, report: Path, page: Path, work: Path) -> None:
         if os.path.lexists(path) and not is_own:
             raise ValueError(f"{path}: is there and was not written by this command; name another file (--out)")
     refuse_foreign(work, "work folder", is_own=lambda: False, left=(*LEFT_BY_ANY, INDEX, "*.npz"))
+
+
+def fitted_of_file(config: TrainingConfig, schema: FeedSchema, content: str, *, show: bool) -> FittedFeatures:
+    """What the training file names as fitted, or what its training split teaches: fitted once for a log of this
+    `content` (a hash of its index) and kept in the output folder."""
+    if config.fitted is not None:
+        return read_fitted(config.fitted, schema)
+    asked = f"{content} {parts_of(schema)}"
+    kept = config.output / f"fitted-{xxhash.xxh3_64_hexdigest(asked.encode())}.json"
+    if not kept.exists():
+        work = config.output / "fitting"
+        write_fitted(kept, schema, fit_split(config, schema, "train", work, show=show).finish())
+        shutil.rmtree(work)
+    return read_fitted(kept, schema)
 
 
 def fit_split(

@@ -18,7 +18,7 @@ from training.__main__ import main
 from training.config import TrainingConfig
 from training.data_report import data_report, report_of_file
 from training.data_tally import Tally, by_chance, drift
-from training.input.index import index_of
+from training.input.index import LogIndex, index_of
 from training.input.reader import LogReader
 
 ROWS = 900
@@ -52,7 +52,9 @@ def test_splits_are_counted_as_by_a_loop(content: dict[str, Any], split: str) ->
     assert durations["missing_share"] == pytest.approx(sum(row["duration"] is None for row in rows) / len(rows))
     tabs = found["features"]["tab"]
     assert tabs["unknown_share"] == pytest.approx(sum(row["tab"] == "elsewhere" for row in rows) / len(rows))
-    assert "unknown_share" not in found["features"]["video"]  # its vocabulary is not fitted yet
+    trained = {row["video"] for row in rows_where(SPLITS["train"])}  # its vocabulary is fitted on the training split
+    videos = found["features"]["video"]
+    assert videos["unknown_share"] == pytest.approx(sum(row["video"] not in trained for row in rows) / len(rows))
     lengths = [len(row["history"] or []) for row in rows]
     history = found["features"]["history"]
     assert history["missing_share"] == pytest.approx(lengths.count(0) / len(rows))
@@ -67,6 +69,7 @@ def test_each_day_is_a_partition(content: dict[str, Any]) -> None:
         "5": "validation",
         "6": "test",
     }
+    assert [part["value"] for part in content["partitions"]] == list("123456")
     for part in content["partitions"]:
         rows = rows_where({int(part["value"])})
         assert part["rows"] == len(rows)
@@ -152,7 +155,46 @@ def test_what_is_odd_is_said_first(tmp_path: Path) -> None:
     assert "task click: split validation has one label only" in warnings
     assert "feature duration: missing in every row of split train" in warnings
     assert "feature tab: 100% of its ids in split validation are unknown" in warnings
-    assert any(line.startswith("split validation: 1 features have drifted") and "tab 1.00" in line for line in warnings)
+    assert any(line.startswith("split validation: 1 feature has drifted") and "tab 1.00" in line for line in warnings)
+
+
+def test_unknown_ids_of_fitted_vocabularies_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Half of the validation day's videos are new."""
+    table = feed_table(ROWS)
+    video, day = (np.asarray(table.column(name)) for name in ("video", "day"))
+    is_new = (day == 5) & (np.arange(ROWS) % 2 == 0)
+    table = replaced(table, "video", pa.array(np.where(is_new, video + 1000, video)))
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "log.parquet")
+    share = is_new.sum() / (day == 5).sum()
+    config = TrainingConfig.load(training_file(tmp_path))
+    page = report_of_file(config, show=False)
+    said = f"feature video: {share:.0%} of its ids in split validation are unknown"
+    assert said in caplog.messages
+    assert said in page.read_text()
+    assert not any("video" in line for line in caplog.messages if "split test" in line)
+    caplog.clear()
+    report_of_file(config, show=False)  # by what it has fitted
+    assert said in caplog.messages
+
+
+def test_numbers_stand_by_size_and_splits_in_the_order_of_training(tmp_path: Path) -> None:
+    table = feed_table(ROWS)
+    table = replaced(table, "day", pa.array(np.asarray(table.column("day")) * 4))
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "log.parquet")
+    split = {"column": "day", "train": {"min": 9}, "validation": 8, "test": 4}
+    config = TrainingConfig.load(training_file(tmp_path), [f"data.split={json.dumps(split)}"])
+    content = data_report(LogReader(config.data, config.feed_schema()), index_of_config(config), show=False).content
+    assert [(part["split"], part["value"]) for part in content["partitions"]] == [
+        *(("train", value) for value in ("12", "16", "20", "24")),
+        ("validation", "8"),
+        ("test", "4"),
+    ]
+
+
+def index_of_config(config: TrainingConfig) -> LogIndex:
+    return index_of(LogReader(config.data, config.feed_schema()))
 
 
 def test_the_command_writes_both_files_and_names_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

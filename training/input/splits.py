@@ -5,11 +5,8 @@ the validation split, which is held in memory either way. Of several processes o
 """
 
 import logging
-import shutil
 from collections.abc import Callable
 from typing import Protocol
-
-import xxhash
 
 from model.features import FeatureEncoder, FittedFeatures
 from model.schema import FeedSchema
@@ -17,7 +14,7 @@ from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, read_splits
 from training.data_report import data_report, refuse_constant_labels
 from training.data_tally import Tally
-from training.fitted_file import parts_of, read_fitted, write_fitted
+from training.fitted_file import read_fitted
 from training.id_report import reports_of_columns, write_id_report
 from training.input.bad_rows import BadRows
 from training.input.index import INDEX, index_of
@@ -25,9 +22,10 @@ from training.input.memory import MemorySource
 from training.input.reader import LogReader
 from training.input.source import Source
 from training.input.stream import SplitReader, StreamSource
+from training.leaks import Times, Twins
 from training.negative_sampling import thinned, weigh_kept_negatives
 from training.run import REPORT_JSON, Run, read_json
-from training.vocabulary import fit_split
+from training.vocabulary import fitted_of_file
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +89,17 @@ class _InMemory:
 
     def report(self, run: Run) -> None:
         train, validation = self._columns["train"], self._columns["validation"]
+        for warning in self._leaks():
+            log.warning("%s", warning)
         write_id_report(run.path, reports_of_columns(self._schema, run.fitted, train, validation))
+
+    def _leaks(self) -> list[str]:
+        column = self._config.data.split.column
+        times, twins = Times(column), Twins(self._schema)
+        for split, table in self._tables.items():
+            times.add(split, table.column(column))
+        twins.add(self._tables["train"], self._columns["train"])
+        return [*times.warnings(), *twins.warnings()]
 
     def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
         config = self._config
@@ -120,16 +128,7 @@ class _Streamed:
         self.left_out = self._index.skipped
 
     def fitted(self) -> FittedFeatures:
-        if self._config.fitted is not None:
-            return read_fitted(self._config.fitted, self._schema)
-        asked = f"{self._index.content()} {parts_of(self._schema)}"
-        work = self._config.output / "fitting"
-        kept = self._config.output / f"fitted-{xxhash.xxh3_64_hexdigest(asked.encode())}.json"
-        if not kept.exists():
-            fitting = fit_split(self._config, self._schema, "train", work, show=self._show)
-            write_fitted(kept, self._schema, fitting.finish())
-            shutil.rmtree(work)
-        return read_fitted(kept, self._schema)
+        return fitted_of_file(self._config, self._schema, self._index.content(), show=self._show)
 
     def report(self, run: Run) -> None:
         kept = run.path / REPORT_JSON
