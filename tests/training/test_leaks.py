@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from numpy.typing import NDArray
 
 from tests.training_data import SCHEMA, feed_table, training_file
 from training.config import TrainingConfig
@@ -80,8 +82,8 @@ def test_training_rows_later_than_validations_are_named(
 @pytest.mark.parametrize("read", READ)
 def test_every_way_of_reading_says_it(read: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = dated(feed_table(ROWS), "date")
-    split = {"column": "when", "train": {"min": "2024-01-03"}, "validation": "2024-01-02"}
-    (line,) = warnings_of(tmp_path, table, read, caplog, **split)
+    train_on = {"min": "2024-01-03"}
+    (line,) = warnings_of(tmp_path, table, read, caplog, column="when", train=train_on, validation="2024-01-02")
     assert "2024-01-06, later than the first of split validation (2024-01-02" in line
 
 
@@ -121,7 +123,9 @@ def with_feature(table: pa.Table, values: Any, **feature: Any) -> tuple[pa.Table
 
 
 NUMBER = {"kind": "number"}
-TWINS = {
+# By name: the feature's values from click and watch time, its schema, the task.
+Values = Callable[[NDArray[np.float64], NDArray[np.float64]], pa.Array]
+TWINS: dict[str, tuple[Values, dict[str, Any], str]] = {
     "equal": (lambda click, watch: pa.array(click), NUMBER, "click"),
     "inverted, with nulls": (
         lambda click, watch: pa.array(1.0 - click, mask=np.arange(ROWS) % 3 == 0),
