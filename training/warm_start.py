@@ -9,11 +9,13 @@ vocabulary. Features whose values mean the same keep their columns of the networ
 Shapes: R rows of a table, W its width, P pairs of rows.
 """
 
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as ShownTable
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from model.schema import FeedSchema, IdListFeature, NumberFeature, Table
 from training.parent import Parent, is_same_number
 from training.sharding import local_parts
 from training.warm_network import Side, fill_network
+from training.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,22 @@ def warm_start(
 
 
 def print_taken(taken: list[Taken], parent: Parent) -> None:
-    """Prints the table of what was taken, fresh and dropped."""
+    """Prints how much was taken whole, and a table of what was not: taken in part, fresh or dropped."""
     console = Console(stderr=True, highlight=False)
     console.width = max(console.width, 110)
-    shown = ShownTable("", "name", "", "", title=f"started from {parent.path}", title_justify="left")
-    for one in taken:
-        shown.add_row(*asdict(one).values())
-    console.print(shown)
+    whole = Counter(one.kind for one in taken if one.state == "taken")
+    nouns = {"table": "table", "feature": "feature", "network": "part"}
+    shown = ", ".join(
+        counted(whole[kind], noun) + (" of the network" if kind == "network" else "") for kind, noun in nouns.items()
+    )
+    console.print(f"started from {parent.path}: {shown} taken whole", soft_wrap=True, markup=False)
+    others = [one for one in taken if one.state != "taken"]
+    if not others:
+        return
+    table = ShownTable("", "name", "", "", title="not taken, or in part", title_justify="left")
+    for one in others:
+        table.add_row(*map(escape, asdict(one).values()))
+    console.print(table)
 
 
 def _inherit(id_maps: IdMaps, schema: FeedSchema, parent: Parent) -> dict[str, tuple[int, ...]]:

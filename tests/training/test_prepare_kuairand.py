@@ -171,7 +171,7 @@ def test_every_row_read_is_counted_by_split_and_day(tmp_path: Path, capsys: pyte
     assert manifest["rows"]["later"] == days["20220508"]
     assert sum(manifest["rows"].values()) + sum(past.values()) == len(log)
     said = " ".join(capsys.readouterr().err.split())
-    assert f"{days['20220508']} rows are later than the test split" in said
+    assert f"{days['20220508']} rows later than the test split" in said
     assert f"left out, {sum(past.values())} rows: days before 25 April" in said
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from training.export import export
 from training.parent import Parent, open_parent
 from training.run import Run
 from training.train import train
-from training.warm_start import Taken, warm_start
+from training.warm_start import Taken, print_taken, warm_start
 
 FEATURES = """
   - {name: user, side: user, kind: id, buckets: 40, dim: 8}
@@ -315,7 +316,9 @@ def test_the_next_day_is_trained_from_the_version_of_the_day_before(
     # One epoch of one small day from scratch stays far from what six epochs of four days have learned.
     scratch = train(TrainingConfig.load(config, [f"output={tmp_path / 'scratch'}"]), show=False)
     assert run.summary()["best_objective"] < scratch.summary()["best_objective"] - 0.02
-    assert "started from" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"started from {published}" in " ".join(said.split())
+    assert "taken whole" in said
 
     version = export(run, tmp_path / "models", "clips")
     manifest = json.loads((version / "manifest.json").read_text())["training"]
@@ -361,3 +364,25 @@ def test_a_rate_factor_that_is_no_factor_is_refused(
     assert main(["train", str(config), f"--rate-factor={factor}"]) == 2
     assert "init_from.rate_factor" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_what_was_not_taken_is_printed_and_the_rest_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    parent, _ = parent_of("adatt_sp")
+    _, _, all_taken = started(parent, schema_with())
+    print_taken(all_taken, parent)
+    kinds = Counter(one.kind for one in all_taken)
+    said = capsys.readouterr().err.strip()
+    assert said == (
+        f"started from parent: {kinds['table']} tables, {kinds['feature']} features, {kinds['network']} parts of the "
+        "network taken whole"
+    )
+    city = FEATURES + "  - {name: city, side: user, kind: id, buckets: 9, dim: 4}\n"
+    _, _, taken = started(parent, schema_with(city.replace("name: age", "name: years")))
+    print_taken(taken, parent)
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert "5 features" in first
+    shown = " ".join(rest)
+    for name in ("city", "years", "age"):
+        assert name in shown
+    for name in ("shop", "price", "seen"):
+        assert name not in shown

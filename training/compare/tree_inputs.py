@@ -23,6 +23,7 @@ from training.compare.target_encodings import Encoding, EncodingsConfig, from_al
 from training.config import DataConfig
 from training.data import labels_of, observed_of
 from training.input.files import LogFiles
+from training.wording import counted
 
 DEFAULT_FOLDS = 5
 
@@ -115,7 +116,9 @@ class TreeInputs:
         if pa.types.is_nested(column.type):
             raise ValueError(f"encodings.order: column '{name}' of type {column.type} has no order")
         if column.null_count:
-            raise ValueError(f"encodings.order: column '{name}' holds {column.null_count} nulls; a row needs its place")
+            raise ValueError(
+                f"encodings.order: column '{name}' holds {counted(column.null_count, 'null')}; a row needs a place"
+            )
         return np.unique(column.to_numpy(), return_inverse=True)[1].astype(np.int64)
 
     def common(self, table: pa.Table) -> Inputs:

@@ -14,6 +14,7 @@ from training.config import Range, Scalar, Selection, SplitConfig, SplitName
 from training.input.arrow_columns import plain
 from training.input.bounds import covers_day, literal, remedy, span_of
 from training.input.usual_types import usual
+from training.wording import counted
 
 
 class Selector:
@@ -116,6 +117,6 @@ def _refuse_overlap(masks: Mapping[SplitName, pa.ChunkedArray], place: str, colu
         shared = pc.sum(both).as_py() or 0
         if shared:
             raise ValueError(
-                f"{place}: column '{column}': {shared} rows are in split {one} and in split {other} (first: row "
+                f"{place}: column '{column}': {counted(shared, 'row')} in split {one} and in split {other} (first: row "
                 f"{pc.index(both, True).as_py()}); the splits of a row must not overlap"
             )

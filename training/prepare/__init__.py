@@ -16,6 +16,7 @@ from training.prepare import census, kuairand
 from training.prepare.folder import MANIFEST, Prepared
 from training.prepare.kuairand import Days
 from training.whole import replaced_folder
+from training.wording import counted
 
 _DATASETS: dict[str, Callable[[Path, Callable[[str], None]], Prepared]] = {
     "kuairand": kuairand.read,
@@ -51,9 +52,9 @@ def prepare(dataset: str, source: Path, out: Path, days: Days | None = None) -> 
     rows = json.dumps(prepared.rows_by_split).strip("{}").replace('"', "")
     progress(f"done: {rows}")
     for reason, count in prepared.left_out.items():
-        progress(f"left out, {count} rows: {reason}")
+        progress(f"left out, {counted(count, 'row')}: {reason}")
     if later := prepared.rows_by_split.get(kuairand.LATER):
-        progress(f"{later} rows are later than the test split: they are in no split of configs/kuairand.yaml")
+        progress(f"{counted(later, 'row')} later than the test split, in no split of configs/kuairand.yaml")
 
 
 __all__ = ["Days", "prepare"]

@@ -172,5 +172,5 @@ def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
 
 def test_a_row_in_two_splits_is_refused_with_its_row_group(tmp_path: Path) -> None:
     write_days(tmp_path, [1, 2])
-    with pytest.raises(ValueError, match="row group 0: column 'day': 10 rows are in split train and in split valid"):
+    with pytest.raises(ValueError, match="row group 0: column 'day': 10 rows in split train and in split valid"):
         index(data_config(tmp_path, split={"column": "day", "train": {"max": 2}, "validation": 2}))
