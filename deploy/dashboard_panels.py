@@ -194,6 +194,18 @@ ROWS = (
                 *("short", "timeseries", 4),
                 note="What a service refuses by: candidates, and 50 for each request.",
             ),
+            Panel("Connections", {"{{instance}}": f"ranking_connections{{{_JOB}}}"}),
+            Panel(
+                "Bytes of unfinished requests",
+                {"{{instance}}": f"ranking_unfinished_request_bytes{{{_JOB}}}"},
+                "bytes",
+                note="Over --max-unfinished-bytes of a worker the request that holds most is answered 429.",
+            ),
+            Panel(
+                "Connections ended, a second",
+                {"{{reason}}": _by("reason", "ranking_connections_ended_total", _JOB)},
+                note="By the service itself, but for idle ones whose time was over.",
+            ),
         ),
     ),
     Row(

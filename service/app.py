@@ -30,7 +30,7 @@ from service.admission import Admission
 from service.authorize import Authorize
 from service.content_encoding import encoding_of, size_of, unpacked
 from service.errors import Fault, Problem, refusal
-from service.http_protocol import SHED
+from service.http_protocol import SHED, GuardedProtocol
 from service.impression_log import ImpressionLog
 from service.keys import Keys
 from service.metrics import INFER, RANK, Metrics
@@ -222,6 +222,7 @@ class Service:
     async def _flush_metrics(self) -> None:
         while True:
             self.metrics.tell_worker(is_ready=self.unready_reason is None)
+            self.metrics.connections.tell(GuardedProtocol.shared)
             self.metrics.flush()
             await asyncio.sleep(_FLUSH_SECONDS)
 
@@ -307,6 +308,7 @@ def create_app(settings: Settings) -> ASGIApp:
     @app.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
     def metrics() -> Response:
         service.metrics.tell_worker(is_ready=service.unready_reason is None)
+        service.metrics.connections.tell(GuardedProtocol.shared)
         return Response(service.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def refuse(request: Request, error: Exception) -> Response:

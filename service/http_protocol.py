@@ -10,17 +10,23 @@ its body; past them the client is answered 408 or 431 and cut off. Bodies are li
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Any, ClassVar
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.connections import Connections, last_words
+from service.one_timer import OneTimer
+
 # The key of the application's state under which there may be a function of a request's scope: the bytes of an answer,
 # or None where it goes on.
 SHED = "shed"
-# The key of a request's scope that is there when its body is: reading it takes no time then.
+# Keys of a request's scope. This one is there when its body is: reading it takes no time then.
 IS_WHOLE = "feedrank.is_whole"
+# And this one where its body will not come whole, as unfinished requests hold too much together.
+NO_ROOM = "feedrank.no_room"
 # Of a body whose request is answered, what is still read, and so much at once, with a pause after it: most clients look
 # for an answer when they have sent all, and many of them at once must not take the time of others. Beyond it, and for a
 # client that would send for ever, the connection ends.
@@ -31,11 +37,8 @@ _PAUSE_SECONDS = 0.05
 _LINGER_SECONDS = 2.0
 # Requests of a connection that wait for the answers before theirs. One read holds thousands of small ones.
 _MOST_PIPELINED = 100
-
-_ANSWER = (
-    "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\n"
-    "connection: close\r\n\r\n{text}"
-)
+# Idle connections that end for new ones, at once: finding them takes a look at all.
+_IDLE_ENDED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Limits:
 
 
 class RefusedError(Exception):
-    """A request that is refused at its headers: a status line's end, and a text."""
+    """A request that is refused at its headers: a reason of service/connections.py, and a text."""
 
 
 class GuardedFlow(FlowControl):
@@ -65,14 +68,11 @@ class GuardedFlow(FlowControl):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection. `limits` are those of the whole process, set before its server starts."""
+    """One connection. `limits` and `shared` are those of the whole process, set before its server starts."""
 
     limits: ClassVar[Limits] = Limits()
-    # What happens next if nothing else does, and when: a timer for each of these would cost more than they.
-    _then: Callable[[], None] | None = None
-    _due = 0.0
-    _timer: asyncio.TimerHandle | None = None
-    _timer_due = 0.0
+    shared: ClassVar[Connections] = Connections()
+    held_bytes = 0  # of a request that is not whole, and of those that wait for the answers before theirs
     # Of the request that is arriving: whether there is one, where it is, and its bytes since the last of its body.
     _is_unfinished = False
     _is_in_headers = False
@@ -92,19 +92,25 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection on which nothing arrives is idle, as one between two requests is."""
         super().connection_made(transport)
+        self._next = OneTimer(self.loop)
+        self.shared.open = len(self.connections)
         self.flow = GuardedFlow(transport, lambda: not (self.pipeline or self._is_cut_off))
-        self._start_timer(self.timeout_keep_alive, self.transport.close)
+        if self.shared.open > self.shared.most and not self._end_idle():
+            self._cut_off("connections", f"over {self.shared.most} connections")
+            return
+        self._next.start(self.timeout_keep_alive, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
-        self._stop_timer()
-        for timer in (self._timer, self._unread_answer):
-            if timer is not None:
-                timer.cancel()
+        self._next.close()
+        if self._unread_answer is not None:
+            self._unread_answer.cancel()
         self._end_pause()
+        self.shared.release(self)
         if self._active is not None and not self._active.response_complete:
             _disconnect(self._active)
         super().connection_lost(exc)
+        self.shared.open = len(self.connections)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request: a part of one, or several."""
@@ -117,15 +123,19 @@ class GuardedProtocol(HttpToolsProtocol):
         except HttpParserError as error:
             self._refuse(error)
             return
+        if not (self._is_unfinished or self.pipeline):
+            return
         # Whole reads are counted, after the one in which they began: no more than that one is over the limit.
-        if self._is_unfinished and self._framing_bytes > self.limits.header_bytes:
+        if self._framing_bytes > self.limits.header_bytes and self._is_unfinished:
             what = "headers" if self._is_in_headers else "trailers"
-            self._cut_off("431 Request Header Fields Too Large", f"over {self.limits.header_bytes} bytes of {what}")
+            self._cut_off("large_headers", f"over {self.limits.header_bytes} bytes of {what}")
+        elif self._is_in_headers or self.pipeline or not self._is_refused():
+            self.shared.hold(self, len(data))
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more. Over plain TCP it may still read: it gets the answers to what it has asked."""
         if self._is_unfinished and not self._is_cut_off:
-            self._cut_off("400 Bad Request", "the request ended before it was whole")
+            self._cut_off("ended_early", "the request ended before it was whole")
         self._is_cut_off = True
         is_waiting = self._active is not None and not self._active.response_complete
         if not is_waiting or self.scheme == "https":
@@ -140,7 +150,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_unfinished = self._is_in_headers = True
         self._is_upgrade = self._is_after_chunk = self._is_shed = False
         self._framing_bytes = self._unread_bytes = 0
-        self._start_timer(self.limits.header_seconds, self._too_slow)
+        self._next.start(self.limits.header_seconds, self._too_slow)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, without the blanks after its value (RFC 9110, 5.5). Trailers come here too and are dropped: a key,
@@ -152,18 +162,18 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.expect_100_continue = True
             self.headers.append((name, value))
         elif name == b"connection":  # the parser would take nothing more, and not say so
-            raise RefusedError("400 Bad Request", "no trailer may be about the connection")
+            raise RefusedError("not_http", "no trailer may be about the connection")
 
     def on_headers_complete(self) -> None:
         """The request is known: from here on the application decides."""
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise RefusedError("400 Bad Request", "this is no proxy: there is no CONNECT")
+                raise RefusedError("not_http", "this is no proxy: there is no CONNECT")
             self._is_upgrade = True  # and comes again without
             return
         if len(self.pipeline) >= _MOST_PIPELINED:
-            raise RefusedError("429 Too Many Requests", f"over {_MOST_PIPELINED} requests wait for their answers")
-        self._stop_timer()
+            raise RefusedError("pipelined", f"over {_MOST_PIPELINED} requests wait for their answers")
+        self._next.stop()
         answer = self._shed()
         if answer is None:
             super().on_headers_complete()  # raises where an address is none
@@ -174,13 +184,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_shed = True
         self.server_state.total_requests += 1
         self.transport.write(answer)
-        self._start_timer(self.limits.header_seconds, self.transport.close)
+        self._next.start(self.limits.header_seconds, self.transport.close)
 
     def on_chunk_header(self) -> None:
         """The size of a chunk; what follows is a body's, or trailers after the last of them."""
         self._is_after_chunk = True
-        if self._then is None:
-            self._start_timer(self.limits.header_seconds, self._too_slow)
+        if self._next.then is None:
+            self._next.start(self.limits.header_seconds, self._too_slow)
 
     def on_body(self, body: bytes) -> None:
         """A part of a body. The application is woken when it is whole, or more than is to be held: it has no use for
@@ -188,14 +198,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._framing_bytes = 0
         if self._is_after_chunk:
             self._is_after_chunk = False
-            if self._then == self._too_slow:
-                self._stop_timer()
-        if self._is_shed or self.cycle.response_complete:
+            if self._next.then == self._too_slow:
+                self._next.stop()
+        if self._is_refused():
             before, self._unread_bytes = self._unread_bytes, self._unread_bytes + len(body)
             if self._unread_bytes > _MOST_UNREAD:
                 if not self.flow.read_paused:
                     self.flow.pause_reading()
-                    self._start_timer(_LINGER_SECONDS, self.transport.close)
+                    self._next.start(_LINGER_SECONDS, self.transport.close)
             elif self._unread_bytes // _AT_ONCE > before // _AT_ONCE and not self.flow.read_paused:
                 self.flow.pause_reading()
                 self._pause = self.loop.call_later(_PAUSE_SECONDS, self._end_pause)
@@ -210,12 +220,14 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_upgrade:
             return
         self._is_unfinished = False
-        self._stop_timer()
+        if self.held_bytes and not self.pipeline:
+            self.shared.release(self)
+        self._next.stop()
         self._end_pause()
         if self._unread_bytes > _MOST_UNREAD:  # the end came with what was over
             self.flow.resume_reading()
         if self._is_shed:
-            self._start_timer(self.timeout_keep_alive, self.transport.close)
+            self._next.start(self.timeout_keep_alive, self.transport.close)
         else:
             self.scope[IS_WHOLE] = True  # type: ignore[literal-required]
             super().on_message_complete()
@@ -225,6 +237,8 @@ class GuardedProtocol(HttpToolsProtocol):
         is_unread = self._active is not None and self._active.more_body
         is_last = not self.pipeline
         super().on_response_complete()
+        if self.held_bytes and not self.pipeline and (is_unread or not self._is_unfinished):
+            self.shared.release(self)
         if self._is_cut_off and is_last and not self.transport.is_closing():
             self.transport.write(self._last_words)
             self.transport.close()
@@ -232,7 +246,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if self.transport.get_write_buffer_size():
                 self._abort_later()
         elif is_unread:
-            self._start_timer(self.limits.header_seconds, self.transport.close)
+            self._next.start(self.limits.header_seconds, self.transport.close)
 
     def pause_writing(self) -> None:
         """More of answers waits for the client than is to be held: it has the time of an idle connection to read."""
@@ -249,7 +263,44 @@ class GuardedProtocol(HttpToolsProtocol):
     def _abort_later(self) -> None:
         """A client that reads nothing would keep the rest of its answers, and its connection, for ever."""
         if self._unread_answer is None:
-            self._unread_answer = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+            self._unread_answer = self.loop.call_later(self.timeout_keep_alive, self._abort)
+
+    def _abort(self) -> None:
+        self.shared.ends["unread_answers"] += 1
+        self.transport.abort()
+
+    def give_way(self) -> None:
+        """Unfinished requests hold too much together, and this connection most of it. A request whose headers are there
+        is answered by the application."""
+        if self.pipeline or self._is_in_headers:
+            self.pipeline.clear()
+            self._is_in_headers = True
+            self._cut_off("no_room", "requests that are not whole hold too much together; try again")
+        else:
+            self.scope[NO_ROOM] = True  # type: ignore[literal-required]
+            self.cycle.body = bytearray()
+            self.cycle.message_event.set()
+
+    def _end_idle(self) -> bool:
+        """Ends connections that are idle longest, as there are too many; whether there is room then."""
+        others = [one for one in self.connections if one is not self and not one.transport.is_closing()]
+        if len(others) < self.shared.most:
+            return True
+        idle = [one for one in others if isinstance(one, GuardedProtocol) and one.is_idle]
+        for one in nsmallest(_IDLE_ENDED, idle, key=lambda one: one.idle_until):
+            self.shared.ends["idle"] += 1
+            one.transport.close()
+        return bool(idle)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request has begun that is not answered."""
+        return not self._is_unfinished and (self._active is None or self._active.response_complete)
+
+    @property
+    def idle_until(self) -> float:
+        """When an idle connection ends by itself, in seconds of the event loop."""
+        return self._next.due if self.timeout_keep_alive_task is None else self.timeout_keep_alive_task.when()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
@@ -289,6 +340,10 @@ class GuardedProtocol(HttpToolsProtocol):
         answer: bytes | None = shed(self.scope)
         return answer
 
+    def _is_refused(self) -> bool:
+        """Whether nobody has a use for the body that is arriving."""
+        return self._is_shed or self.cycle.response_complete or NO_ROOM in self.scope
+
     def _end_pause(self) -> None:
         if self._pause is not None:
             self._pause.cancel()
@@ -298,7 +353,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         what = "headers" if self._is_in_headers else "trailers"
-        self._cut_off("408 Request Timeout", f"the {what} took more than {self.limits.header_seconds:g} s")
+        self._cut_off("slow_headers", f"the {what} took more than {self.limits.header_seconds:g} s")
 
     def _refuse(self, error: HttpParserError) -> None:
         """Ends the connection for what is not HTTP, or what a callback of the parser has refused."""
@@ -308,14 +363,16 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if cause is not None and not isinstance(cause, HttpParserError | UnicodeError):
             self.logger.error("a fault of the service in reading a request", exc_info=cause)
-        self._cut_off("400 Bad Request", "not an HTTP request that is understood here")
+        self._cut_off("not_http", "not an HTTP request that is understood here")
 
-    def _cut_off(self, status: str, text: str) -> None:
+    def _cut_off(self, reason: str, text: str) -> None:
         """Takes nothing more from the client: answers what it has asked before, and the request at hand with this where
         it has no answer yet. The connection ends."""
-        self._stop_timer()
+        self._next.stop()
         self._is_cut_off = True
-        answer = _ANSWER.format(status=status, length=len(text), text=text).encode("ascii")
+        self.shared.ends[reason] += 1
+        self.shared.release(self)
+        answer = last_words(reason, text)
         if self._is_unfinished and not self._is_in_headers:
             if self._is_shed or self.cycle.response_started:
                 answer = b""
@@ -330,31 +387,6 @@ class GuardedProtocol(HttpToolsProtocol):
         elif not self.transport.is_closing():
             self.transport.write(answer)
             self.transport.close()
-
-    def _start_timer(self, seconds: float, then: Callable[[], None]) -> None:
-        """Has `then` done in place of what was to be done before, unless that too is replaced or stopped in time."""
-        self._due, self._then = self.loop.time() + seconds, then
-        if self._timer is None or self._due < self._timer_due:
-            self._set_timer(seconds)
-
-    def _stop_timer(self) -> None:
-        self._then = None
-
-    def _set_timer(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._timer_due = self.loop.call_later(seconds, self._look_at_timer), self.loop.time() + seconds
-
-    def _look_at_timer(self) -> None:
-        self._timer = None
-        then, left = self._then, self._due - self.loop.time()
-        if then is None:
-            return
-        if left > 0:
-            self._set_timer(left)
-        else:
-            self._then = None
-            then()
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:

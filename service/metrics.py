@@ -28,6 +28,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from service.connection_metrics import ConnectionMetrics
 from service.drift import Drift
 from service.process_counters import log_lines_dropped, worker_restarts
 from service.request_log import stderr_queue
@@ -59,6 +60,7 @@ REJECTIONS = (
     "body_too_large",
     "slow_body",
     "shed",
+    "no_room",
     "too_many_candidates",
     "not_ready",
     "draining",
@@ -293,6 +295,7 @@ class Metrics:
             registry=registry,
         )
         self.shadow = ShadowMetrics(registry)
+        self.connections = ConnectionMetrics(registry)
         self._of_versions = (
             self.model_requests,
             self.info,

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope
 
 from service.content_encoding import encoding_of, not_read
 from service.errors import Problem
-from service.http_protocol import IS_WHOLE
+from service.http_protocol import IS_WHOLE, NO_ROOM
 from service.observe import content_length
 
 
@@ -42,6 +42,9 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
+            if NO_ROOM in scope:
+                detail = "requests that are not whole hold too much together; try again"
+                raise Problem(429, detail, reason="no_room", headers={"Retry-After": "1"})
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:

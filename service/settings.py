@@ -86,6 +86,14 @@ class Settings(BaseModel):
     header_seconds: float = Field(10.0, gt=0, le=3600, description="seconds that the headers of a request may take")
     header_bytes: int = Field(32 * 1024, ge=1024, description="largest headers of a request, in bytes")
     body_seconds: float = Field(10.0, gt=0, le=3600, description="seconds that the body of a request may take")
+    max_connections: int = Field(
+        4096, ge=1, description="most connections of a worker; less where the system lets it open fewer files"
+    )
+    max_unfinished_bytes: int = Field(
+        128 * 1024 * 1024,
+        ge=2048,
+        description="most that requests which are not whole may hold together in a worker, in bytes",
+    )
     keep_alive_seconds: int = Field(75, ge=1, description="seconds after which an idle connection is closed")
 
     @property
@@ -130,11 +138,14 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
 
 
 def _check_files(settings: Settings) -> None:
-    """Reads what the service reads at its start, so that a wrong file ends the program and not every worker."""
+    """Checks settings against each other and reads what the service reads at its start, so that a wrong file ends the
+    program and not every worker."""
     if settings.keys_file is not None:
         KeyFile.from_yaml(settings.keys_file)
     if settings.verify_key is not None:
         TrustedKeys(settings.verify_key)
+    if settings.max_unfinished_bytes < 2 * settings.max_body_bytes:
+        raise ValueError("--max-unfinished-bytes must be twice --max-body-bytes or more: one request has to fit")
     certificate, key, authorities = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
     if (certificate is None) != (key is None):
         raise ValueError("--tls-certificate and --tls-key go together; give both or neither")

@@ -2,16 +2,20 @@
 
 import gc
 import os
+import resource
 from pathlib import Path
 
 from starlette.types import ASGIApp
 
 from model import hashed_ahead
+from service.connections import Connections
 from service.cores import bind_to_a_share
 from service.http_protocol import GuardedProtocol, Limits
 from service.request_log import spare_unwritten_fields
 from service.settings import Settings
 
+# Files that a worker opens beside its connections; models are mapped, and are files while they are loaded.
+_OTHER_FILES = 256
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -33,4 +37,6 @@ def make_app(settings: Settings) -> ASGIApp:
     gc.freeze()
     spare_unwritten_fields()
     GuardedProtocol.limits = Limits(settings.header_seconds, settings.header_bytes)
+    most = min(settings.max_connections, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES))
+    GuardedProtocol.shared = Connections(most, settings.max_unfinished_bytes)
     return create_app(settings)

@@ -101,14 +101,19 @@ class Clock:
 
 
 class Connection:
-    """A connection to `application`, which has `state` from its lifespan."""
+    """A connection to `application`, which has `state` from its lifespan; one of those of `server_state`."""
 
     def __init__(
-        self, application: ASGIApp = application, clock: Clock | None = None, state: dict[str, Any] | None = None
+        self,
+        application: ASGIApp = application,
+        clock: Clock | None = None,
+        state: dict[str, Any] | None = None,
+        server_state: ServerState | None = None,
     ) -> None:
         self.transport = Transport()
+        self.server_state = server_state or ServerState()
         loop: Any = clock or asyncio.get_running_loop()
-        self.protocol = GuardedProtocol(_config_of(application), ServerState(), state or {}, loop)
+        self.protocol = GuardedProtocol(_config_of(application), self.server_state, state or {}, loop)
         self.protocol.connection_made(self.transport)
 
     async def send(self, *parts: bytes) -> bytes:

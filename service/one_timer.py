@@ -1,0 +1,50 @@
+"""What happens next if nothing else does, and when: one timer of an event loop for all that a connection waits for.
+
+A timer of the loop for each of these would cost more than they: of most nothing comes.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+
+class OneTimer:
+    """Does what was started last, unless that is replaced or stopped in time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.then: Callable[[], None] | None = None
+        self.due = 0.0  # in seconds of the loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+
+    def start(self, seconds: float, then: Callable[[], None]) -> None:
+        """Has `then` done in place of what was to be done before."""
+        self.due, self.then = self._loop.time() + seconds, then
+        if self._timer is None or self.due < self._timer_due:
+            self._set(seconds)
+
+    def stop(self) -> None:
+        """Has nothing done."""
+        self.then = None
+
+    def close(self) -> None:
+        """Ends it."""
+        self.then = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _set(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_due = self._loop.call_later(seconds, self._look), self._loop.time() + seconds
+
+    def _look(self) -> None:
+        self._timer = None
+        then, left = self.then, self.due - self._loop.time()
+        if then is None:
+            return
+        if left > 0:
+            self._set(left)
+        else:
+            self.then = None
+            then()
