@@ -18,6 +18,10 @@ class Sizes:
     fuzzed: int = 160
     # Answers while nobody reads the log: beyond what a pipe holds, and beyond what the service holds.
     unread_answers: int = 600
+    # Requests of clients of other kinds, twice as many of the JDK's; trailers of one request; connections that hold.
+    posts: int = 4
+    trailer_mebibytes: int = 64
+    held_connections: int = 40
     # Rounds after which everything that is made once has been made, and those that count.
     soak_settling: int = 2
     soak_rounds: int = 3
@@ -37,6 +41,9 @@ def _sizes() -> Sizes:
         rolls=20,
         damages=1000,
         fuzzed=20_000,
+        posts=1000,
+        trailer_mebibytes=300,
+        held_connections=400,
         unread_answers=40_000,
         soak_settling=32,  # the status page keeps what it saw for five minutes
         soak_rounds=50,
