@@ -23,6 +23,7 @@ from model.ranker import Ranker
 from model.schema import BinaryTask, RegressionTask
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
+from training.data_record import warn_of_changes
 from training.metrics import evaluate_binary, evaluate_regression
 from training.run import Run, write_json
 from training.validation import predict
@@ -35,6 +36,7 @@ def evaluate(run: Run, split: SplitName = "test", *, replicates: int = 500, wher
 
     `where` ("tab=1") measures the rows with that value of a column alone, and leaves the run's file as it is."""
     run.summary()
+    warn_of_changes(run)
     torch.set_num_threads(run.config.threads)
     table = read_splits(run.config.data, run.schema, (split,))[split]
     if where is not None:

@@ -31,6 +31,7 @@ from training.calibration import calibrate
 from training.catalogue import build_catalogue
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
+from training.data_record import warn_of_changes
 from training.lineage import refuse_worse
 from training.managed_ids import settled, settled_maps
 from training.parent import write_trained
@@ -72,6 +73,7 @@ def export(
     summary = run.summary()
     if not accept_worse:
         refuse_worse(run, summary)
+    warn_of_changes(run)
     torch.set_num_threads(run.config.threads)
     trained_run, trained = run, run.best_ranker()
     run, ranker = settled(trained_run, trained)

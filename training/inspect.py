@@ -21,6 +21,7 @@ from model.ranker import Ranker
 from training.config import SplitName
 from training.conflicts import Conflicts, task_conflicts
 from training.data import Rows, columns_from_arrow, read_splits
+from training.data_record import warn_of_changes
 from training.gates import LevelGates, level_gates
 from training.losses import TaskLosses
 from training.plots import plot_conflicts, plot_expert_weights, plot_perplexity, plot_policies
@@ -99,6 +100,7 @@ def _open(run: Run, split: SplitName, rows: Rows | None = None) -> tuple[Ranker,
     ranker = run.best_ranker()
     if rows is not None:
         return ranker, rows
+    warn_of_changes(run)
     table = read_splits(run.config.data, run.schema, (split,))[split]
     columns = columns_from_arrow(run.schema, table)
     return ranker, Rows.encode(run.schema, run.encoder, table, columns, as_served=False)

@@ -6,6 +6,7 @@ checkpoints/last  checkpoints/best                 resume point; best validation
 sharding_plan.txt                                  which process holds which table, where there were several
 log.csv  summary.json                              one line per point (history.py); status, rows, times, versions
 evaluation-<split>.json                            written by evaluate
+data_files.json                                    the files that it was trained on (data_record.py)
 parent.json                                        what it started from, if anything (lineage.py)
 inside/                                            numbers and heat maps, written by inspect
 """

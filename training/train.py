@@ -29,6 +29,7 @@ from training import checkpoint, checkpoints, table_files
 from training.checkpoints import Checkpoints
 from training.config import TrainingConfig
 from training.data import Rows
+from training.data_record import write_record
 from training.divergence import diverged
 from training.history import OBJECTIVE, VALIDATION, write_log
 from training.initial_weights import load_initial_weights
@@ -105,6 +106,7 @@ def _open_or_create(fresh: Run) -> None:
         )
     if not checkpoints.any_found(fresh.path):
         fresh.write()
+        write_record(fresh)
         return
     go_on_as(fresh)
 

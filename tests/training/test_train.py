@@ -32,6 +32,7 @@ from tests.training_data import (
 from training.checkpoints import FOLDER, MANIFEST
 from training.config import TrainingConfig
 from training.data import Rows, columns_from_arrow, read_splits
+from training.data_record import RECORD
 from training.evaluate import evaluate
 from training.id_report import IDS
 from training.run import BEST, CONFIG, FITTED, LAST, LOG, SUMMARY, Run, locked
@@ -245,7 +246,8 @@ def test_a_fresh_start_does_not_pass_for_the_run_that_was_here(tmp_path: Path, m
     stop_at(monkeypatch, 2)
     with pytest.raises(Stopped):
         finish(config_of(tmp_path, "seed=8"))
-    assert {path.name for path in run.path.iterdir() if path.is_file()} == {".lock", CONFIG, SCHEMA_FILE, FITTED, IDS}
+    left = {path.name for path in run.path.iterdir() if path.is_file()}
+    assert left == {".lock", CONFIG, SCHEMA_FILE, FITTED, RECORD, IDS}
     with pytest.raises(ValueError, match="has not finished"):
         Run.open(run.path).summary()
 
