@@ -15,6 +15,7 @@ from model.schema import ID_LIMITS, Dtype, Feature, IdListFeature
 
 FAULTS_SHOWN = 20
 _CHUNK = 4096
+_MOST_DIGITS = len(str(ID_LIMITS[0]))
 
 Ids = NDArray[np.int64]
 Values = NDArray[np.int64] | NDArray[np.float64] | list[str]
@@ -94,13 +95,14 @@ class Unfit(Exception):
     """Some value does not fit its dtype; which one is found on the slow path."""
 
 
+# Of an int64: JavaScript cannot hold every integer, and protobuf's JSON mapping writes strings of digits.
 _TYPES: dict[Dtype | None, frozenset[type]] = {
-    "int64": frozenset({int}),
+    "int64": frozenset({int, str}),
     "string": frozenset({str}),
     None: frozenset({int, float}),
 }
 _WANTED: dict[Dtype | None, str] = {
-    "int64": "an integer (int64)",
+    "int64": "an integer (int64), a string of its digits",
     "string": "a string of Unicode characters",
     None: "a finite number",
 }
@@ -118,6 +120,8 @@ def flat_column(dtype: Dtype | None, values: Sequence[object]) -> tuple[Values, 
         values = [placeholder if value is None else value for value in values]
     if not types <= _TYPES[dtype]:
         raise Unfit
+    if dtype == "int64" and str in types:
+        values = _integers(values)
     if dtype == "string":
         strings: list[str] = list(values)  # type: ignore[arg-type]
         try:
@@ -134,6 +138,22 @@ def flat_column(dtype: Dtype | None, values: Sequence[object]) -> tuple[Values, 
     if not np.isfinite(numbers).all():
         raise Unfit
     return numbers, missing
+
+
+def _integers(values: Sequence[object]) -> list[object]:
+    """Integers and strings of digits as integers. Raises Unfit for a string that an integer is not written as: with
+    blanks, a plus, zeros before it, an exponent, digits of another script."""
+    texts = [value for value in values if isinstance(value, str)]
+    if max(map(len, texts)) > _MOST_DIGITS:
+        raise Unfit
+    try:
+        integers = list(map(int, texts))
+    except ValueError:
+        raise Unfit from None
+    if list(map(str, integers)) != texts:
+        raise Unfit
+    following = iter(integers)
+    return [next(following) if isinstance(value, str) else value for value in values]
 
 
 def _list_column(name: str, dtype: Dtype | None, values: Sequence[object]) -> Column:
@@ -165,7 +185,7 @@ def _faults(dtype: Dtype | None, values: Sequence[object], rows: Iterable[int]) 
             continue
         for row, value in zip(places[chunk], values[chunk], strict=True):
             if not _fits(dtype, [value]):
-                faults.append(ColumnFault(row, f"expected {_WANTED[dtype]} or null, got {_shown(value)}"))
+                faults.append(ColumnFault(row, f"expected {_WANTED[dtype]} or null, got {_shown(value, dtype)}"))
                 if len(faults) == FAULTS_SHOWN:
                     return faults
     assert faults, "a column was refused without a faulty value"
@@ -180,8 +200,10 @@ def _fits(dtype: Dtype | None, values: Sequence[object]) -> bool:
     return True
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, dtype: Dtype | None = None) -> str:
     # Types only: values of a user's features do not belong in errors that end up in logs.
+    if dtype == "int64" and isinstance(value, str):
+        return "another string"
     names = {bool: "true or false", str: "a string", list: "a list", dict: "an object", type(None): "null"}
     if isinstance(value, float):
         return "a fraction" if np.isfinite(value) else "a number that is not finite"

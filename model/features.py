@@ -64,6 +64,8 @@ class FeatureEncoder:
         self.rows_of_table: dict[str, int] = {}
         self.unplaced: set[str] = set()
         self._dtypes: dict[str, Dtype] = {}
+        # Features whose ids are integers, which JSON may hold as strings too.
+        self.integers: frozenset[str]
         lookups: dict[str, Lookup] = {}
         for table in schema.tables:
             lookup = lookup_of(table, fitted, in_training=in_training)
@@ -73,6 +75,7 @@ class FeatureEncoder:
             for name in table.features:
                 lookups[name] = lookup
                 self._dtypes[name] = table.dtype
+        self.integers = frozenset(name for name, dtype in self._dtypes.items() if dtype == "int64")
         blocks: tuple[Block, Block] = ("request", "candidate")
         self._encoders = {block: _BlockEncoder(schema.block(block), lookups, fitted) for block in blocks}
         self._asked = {block: {feature.name: feature for feature in schema.asked(block)} for block in blocks}

@@ -45,6 +45,11 @@ class NamedCandidates(NamedTuple):
         """Whether any candidate takes features from the catalogue."""
         return self.results[KNOWN] + self.results[OVERRIDDEN] > 0
 
+    @property
+    def is_known_N(self) -> Mask:
+        """The candidates that the catalogue has."""
+        return self.rows_N != UNKNOWN
+
     def whole(self) -> tuple[EncodedBlock, Ids, Positions]:
         """The features of all candidates: those of the catalogue first, whose items `rows_K` are, then the encoded
         ones; and `place_N`, where each candidate's stand."""

@@ -29,7 +29,7 @@ from service.admin import admin_routes
 from service.admission import Admission
 from service.authorize import Authorize
 from service.content_encoding import encoding_of, size_of, unpacked
-from service.errors import Fault, Problem, refusal
+from service.errors import Fault, Problem, refusal, told
 from service.http_protocol import SHED, GuardedProtocol
 from service.impression_log import ImpressionLog
 from service.keys import Keys
@@ -368,6 +368,6 @@ def _deadline(scope: Scope, record: RequestRecord) -> float | None:
     if given is None:
         return None
     if not (given.isascii() and given.isdecimal() and len(given) <= 9 and int(given) > 0):
-        rule = "expected a whole number of milliseconds, from 1 to 999999999"
+        rule = f"expected a whole number of milliseconds, from 1 to 999999999, got {told(given)}"
         raise Problem.wrong_content([Fault(f"header {TIMEOUT_HEADER}", rule)])
     return record.started + int(given) / 1000

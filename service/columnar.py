@@ -92,6 +92,7 @@ def _question(document: Any, body: bytes) -> Question | None:
         rows=None,
         top_k=scalars.get("top_k"),
         explain=scalars.get("explain") or False,
+        strict=scalars.get("strict") or False,
         featureless=featureless,
         body=body,
     )
@@ -105,6 +106,7 @@ def _are_right(scalars: dict[str, Any]) -> bool:
         all(type(scalars.get(key)) in (str, type(None)) for key in _TEXTS)
         and type(scalars.get("version")) in (str, int, type(None))
         and type(scalars.get("explain")) in (bool, type(None))
+        and type(scalars.get("strict")) in (bool, type(None))
         and (top_k is None or (type(top_k) is int and top_k >= 1))
         and (request_id is None or is_request_id(request_id))
     )

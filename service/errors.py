@@ -14,6 +14,7 @@ from starlette.responses import Response
 MEDIA_TYPE = "application/problem+json"
 FAULTS_SHOWN = 20
 _NAME_SHOWN = 60
+_MOST_BITS = 64
 _OPEN_INFERENCE = "/v2"
 
 _TITLES = {
@@ -72,6 +73,31 @@ def shown(name: str) -> str:
     """A name that came from outside, cut to a length and to characters that a log line can hold."""
     printable = "".join(c if c.isprintable() else "?" for c in name[:_NAME_SHOWN])
     return (printable + "..." if len(name) > _NAME_SHOWN else printable) or "''"
+
+
+def told(value: object) -> str:
+    """A parameter as a refusal names it: its value where that is short, else its kind. Never for values of features,
+    which are a user's own."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case int() if value.bit_length() > _MOST_BITS:
+            return "an integer beyond 64 bits"
+        case int() | float():
+            return str(value)
+        case str():
+            return f"'{shown(value)}'" if value else "''"
+    return kind_of(value)
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is."""
+    if isinstance(value, bool):
+        return "true or false"
+    names = {str: "a string", int: "an integer", float: "a fraction", list: "a list", dict: "an object"}
+    return names.get(type(value), "null")
 
 
 def refusal(problem: Problem, path: str, request_id: str) -> Response:

@@ -2,7 +2,8 @@
 
 In: a request's columns and answers, and the value model that combined them. Out: each task's contribution to every
 candidate's score, by the value model's own rule (model/value_model.py), measured against the task's mean answer at
-export; and the weights with which the fusion network mixed its experts for every candidate.
+export; the weights with which the fusion network mixed its experts for every candidate; and how many values of each
+feature were missing, unknown, or lists cut to their length.
 
 Shapes: N candidates, K of them answered, T tasks of the ranker, G fused units and E experts of a fusion level.
 """
@@ -14,15 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features import Column
-from model.scorer import ExpertWeights, NamedCandidates, NonFiniteScoresError, Scorer
+from model.schema import Block, FeedSchema, IdListFeature
+from model.scorer import ExpertWeights, NamedCandidates, NonFiniteScoresError, Scored, Scorer
 from model.value_model import ValueModel
 
 
 class Explanation(NamedTuple):
-    """By task that the value model reads, contribution_N in request order; and each fusion level's expert weights."""
+    """By task that the value model reads, contribution_N in request order; each fusion level's expert weights; counts
+    of values by feature, of those features that have any."""
 
     contributions: dict[str, NDArray[np.float64]]
     levels: list[ExpertWeights]
+    inputs: dict[str, dict[str, int]]
 
     def of(self, order_K: NDArray[np.intp]) -> dict[str, Any]:
         """`explain` of an answer that holds the candidates at positions order_K, in that order; `expert_weights` is
@@ -34,6 +38,7 @@ class Explanation(NamedTuple):
         return {
             "contributions": {task: given_N[order_K].tolist() for task, given_N in self.contributions.items()},
             "expert_weights": levels or None,
+            "inputs": self.inputs,
         }
 
 
@@ -41,14 +46,30 @@ def explain(
     scorer: Scorer,
     value_model: ValueModel,
     request: Mapping[str, Column],
-    candidates: Mapping[str, Column] | NamedCandidates,
-    answers_NT: NDArray[np.float32],
+    columns: Mapping[str, Column],
+    named: NamedCandidates | None,
+    scored: Scored,
 ) -> Explanation:
-    """The explanation of a request's combined scores. Raises NonFiniteScoresError."""
+    """The explanation of a request's combined scores; `columns` are what the request says of its candidates, `named`
+    what a catalogue does. Raises NonFiniteScoresError."""
+    answers_NT = scored.answers_NT
     with np.errstate(all="ignore"):  # the next line is what looks for it
         contributions = value_model.contributions(answers_NT, scorer.reference.means_T)
     if not all(np.isfinite(given_N).all() for given_N in contributions.values()):
         raise NonFiniteScoresError(f"value model '{value_model.name}' gave a contribution that is not finite")
     # A pass of its own, so that a request gets the same scores whether it asks for reasons or not, compiled or not.
-    _, levels = scorer.explain(request, candidates, len(answers_NT))
-    return Explanation(contributions, levels)
+    _, levels = scorer.explain(request, columns if named is None else named, len(answers_NT))
+    cut = _cut(scorer.schema, request, "request") | _cut(scorer.schema, columns, "candidate")
+    counts = {"missing": scored.missing, "unknown": scored.oov, "cut": cut}
+    inputs = {what: {name: count for name, count in by_name.items() if count} for what, by_name in counts.items()}
+    return Explanation(contributions, levels, inputs)
+
+
+def _cut(schema: FeedSchema, columns: Mapping[str, Column], block: Block) -> dict[str, int]:
+    """Lists that are longer than their feature's `max_length`, of which the last ids alone are read."""
+    cut = {}
+    for feature in schema.asked(block):
+        if isinstance(feature, IdListFeature) and feature.name in columns:
+            lengths_B = columns[feature.name].lengths_B
+            cut[feature.name] = int(np.count_nonzero(lengths_B > feature.max_length))
+    return cut

@@ -79,12 +79,13 @@ class ImpressionLog:
         score_N: NDArray[np.float64],
         answers_NT: NDArray[np.float32],
         body_bytes: int,
+        integers: frozenset[str],
     ) -> None:
         """Keeps a scored request in its record where the sample has it, for `offer` when its answer has left.
 
         The sample goes by a hash of the request id: whoever sees the same id decides alike."""
         if falls_within(record.request_id, self._sample, IMPRESSION_SEED):
-            record.impression = Impression.of(record, question, tasks, score_N, answers_NT, body_bytes)
+            record.impression = Impression.of(record, question, tasks, score_N, answers_NT, body_bytes, integers)
 
     def offer(self, record: RequestRecord) -> None:
         """Has a request that was taken written; counts it as dropped where too much waits already."""

@@ -81,7 +81,8 @@ class Tensors(NamedTuple):
 
 
 class Impression(NamedTuple):
-    """A scored request; `held_bytes` is about what keeping it costs."""
+    """A scored request; `held_bytes` is about what keeping it costs. Features of `integers` may have been sent as
+    strings of digits."""
 
     time: datetime
     record: RequestRecord
@@ -90,6 +91,7 @@ class Impression(NamedTuple):
     score_N: NDArray[np.float64]
     answers_NT: NDArray[np.float32]
     held_bytes: int
+    integers: frozenset[str]
 
     @classmethod
     def of(
@@ -100,12 +102,13 @@ class Impression(NamedTuple):
         score_N: NDArray[np.float64],
         answers_NT: NDArray[np.float32],
         body_bytes: int,
+        integers: frozenset[str],
     ) -> "Impression":
         """The impression of a request that has just been scored."""
         held = (
             body_bytes * (_COLUMNS_COST if question.rows is None else _ROWS_COST) + score_N.nbytes + answers_NT.nbytes
         )
-        return cls(datetime.now(UTC), record, question, tasks, score_N, answers_NT, held)
+        return cls(datetime.now(UTC), record, question, tasks, score_N, answers_NT, held, integers)
 
     def line(self, *, is_hashed: bool) -> bytes:
         """The line, with its end."""
@@ -121,7 +124,7 @@ class Impression(NamedTuple):
                 "value_model_version": record.value_model_version,
                 "top_k": question.top_k,
                 "catalogue": record.uses_catalogue,
-                **(_hashes(question) if is_hashed else _values(question)),
+                **(_hashes(question, self.integers) if is_hashed else _values(question)),
                 "score": _as_answered(self.score_N),
                 "tasks": dict(zip(self.tasks, map(_as_answered, self.answers_NT.T), strict=True)),
             }
@@ -156,7 +159,7 @@ def _values(question: Asked) -> dict[str, Any]:
     return {"user": question.user, "candidates": {"id": question.ids, "features": features}}
 
 
-def _hashes(question: Asked) -> dict[str, Any]:
+def _hashes(question: Asked, integers: frozenset[str]) -> dict[str, Any]:
     rows = question.rows
     if rows is None:
         written = question.written()
@@ -164,10 +167,10 @@ def _hashes(question: Asked) -> dict[str, Any]:
         rows = [dict(zip(written, values, strict=True)) for values in zip(*columns, strict=True)]
     return {
         "hashes": {
-            "user": _hash(_present(question.user)),
+            "user": _hash(_present(question.user, integers)),
             "candidate_id": list(map(_hash, question.ids)),
             # Where a catalogue knows the candidates, a request may give no features at all.
-            "features": [_hash(_present(row)) for row in rows] or [_hash({})] * len(question.ids),
+            "features": [_hash(_present(row, integers)) for row in rows] or [_hash({})] * len(question.ids),
         }
     }
 
@@ -176,8 +179,16 @@ def _decoded(column: Any) -> Any:
     return msgspec.json.decode(column) if isinstance(column, msgspec.Raw) else column
 
 
-def _present(features: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in features.items() if value is not None}
+def _present(features: dict[str, Any], integers: frozenset[str]) -> dict[str, Any]:
+    """Features that have a value; 17 and "17" are one where ids are integers."""
+    present = {name: value for name, value in features.items() if value is not None}
+    return {name: _integer(value) if name in integers else value for name, value in present.items()}
+
+
+def _integer(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(map(_integer, value))
+    return int(value) if isinstance(value, str) else value
 
 
 def _hash(value: object) -> int:

@@ -21,8 +21,19 @@ from model.features import Column, ColumnErrors, FeatureEncoder
 from model.schema import Block, Dtype, Feature, IdListFeature, NumberFeature
 from service import wire
 from service.answers import Reply
-from service.errors import FAULTS_SHOWN, Fault, Problem, shown
-from service.tensors import NUMBERS, Tensor, WrongTensorError, check, finite, lengths_of, numbers_of, strings_of
+from service.errors import FAULTS_SHOWN, Fault, Problem, shown, told
+from service.tensors import (
+    NUMBERS,
+    Tensor,
+    WrongTensorError,
+    check,
+    check_integers,
+    finite,
+    lengths_of,
+    numbers_of,
+    shape_of,
+    strings_of,
+)
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 SCORE = "score"
@@ -113,7 +124,7 @@ def read(body: bytes, header_length: str | None) -> Inference:
     parameters = request.parameters or {}
     value_model = parameters.get("value_model")
     if value_model is not None and not isinstance(value_model, str):
-        faults.append(Fault("parameters.value_model", "expected a string"))
+        faults.append(Fault("parameters.value_model", f"expected a string, got {told(value_model)}"))
     is_binary = _flag(parameters, "binary_data_output", False, "parameters", faults)
     inputs = _inputs(request.inputs, memoryview(body)[size:], faults)
     outputs: dict[str, bool] = {}
@@ -185,7 +196,7 @@ def write(head: dict[str, Any], outputs: Mapping[str, bool], values: Mapping[str
 
 def _json_bytes(given: str, body: int) -> int:
     if not (given.isascii() and given.isdecimal() and len(given) <= 12 and int(given) <= body):
-        rule = f"expected how many of the body's {body} bytes are its JSON"
+        rule = f"expected how many of the body's {body} bytes are its JSON, got {told(given)}"
         raise Problem.wrong_content([Fault(f"header {HEADER_LENGTH}", rule)])
     return int(given)
 
@@ -214,7 +225,7 @@ def _inputs(given: Sequence[_Input], binary: memoryview, faults: list[Fault]) ->
         if size is not None:
             left = len(binary) - position
             if type(size) is not int or not 0 <= size <= left:
-                rule = f"expected binary_data_size to be within the {left} bytes that are left after the JSON"
+                rule = f"expected binary_data_size to be within the {left} bytes after the JSON, got {told(size)}"
                 faults.append(Fault(place, f"{rule}; the header {HEADER_LENGTH} says where it ends"))
                 return inputs
             raw = binary[position : position + size]
@@ -234,7 +245,7 @@ def _refuse_extensions(parameters: Mapping[str, Any] | None, place: str, faults:
 def _flag(parameters: Mapping[str, Any], name: str, default: bool, place: str, faults: list[Fault]) -> bool:
     given = parameters.get(name)
     if given is not None and not isinstance(given, bool):
-        faults.append(Fault(f"{place}.{name}", "expected true or false"))
+        faults.append(Fault(f"{place}.{name}", f"expected true or false, got {told(given)}"))
     return given if isinstance(given, bool) else default
 
 
@@ -259,7 +270,9 @@ def _candidates(inputs: Mapping[str, Tensor], types: Iterable[Sequence[TensorTyp
         raise Problem.wrong_content([Fault("inputs", rule)])
     place, shape = given[0].place, given[0].shape
     if len(shape) != 1 or shape[0] < 1:
-        raise Problem.wrong_content([Fault(place, "expected a shape of one dimension, one candidate or more")])
+        raise Problem.wrong_content(
+            [Fault(place, f"expected a shape of one dimension, one candidate or more, got {shape_of(shape)}")]
+        )
     if shape[0] > most:
         message = f"more than {most} candidates; send them in several requests"
         raise Problem(413, f"{place}: {message}", faults=[Fault(place, message)], reason="too_many_candidates")
@@ -296,6 +309,8 @@ def _values(tensor: Tensor, feature: Feature, encoder: FeatureEncoder, block: Bl
     )
     if data is None:
         return Column(numbers_of(tensor))
+    if tensor.datatype == "INT64":
+        check_integers(tensor, data)
     is_list = isinstance(feature, IdListFeature)
     try:
         return encoder.columns(block, {feature.name: [data] if is_list else data}, 1 if is_list else rows)[feature.name]

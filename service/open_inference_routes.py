@@ -102,7 +102,10 @@ class OpenInference:
             score = score_N.astype(np.float32)  # which holds it: no value model is accepted whose scores are beyond
             if service.impressions is not None:
                 asked_for = Tensors(request_columns, candidate_columns, rows)
-                service.impressions.take(record, asked_for, model.scorer.tasks, score_N, scored.answers_NT, len(body))
+                scorer, size = model.scorer, len(body)
+                service.impressions.take(
+                    record, asked_for, scorer.tasks, score_N, scored.answers_NT, size, scorer.encoder.integers
+                )
             values = dict(zip(model.scorer.tasks, scored.answers_NT.T, strict=True))
             return open_inference.write(_head(model, value_model, inference.id), outputs, {**values, SCORE: score})
 

@@ -36,16 +36,31 @@ EXAMPLE_EXPLAINED = {
                 "weights": [[[0.9, 0.1], [0.4, 0.6]], [[0.7, 0.3], [0.2, 0.8]]],
             }
         ],
+        "inputs": {"missing": {"duration_ms": 1}, "unknown": {}, "cut": {"history": 1}},
     },
 }
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "number"}
-_VALUE = {"description": "as the model's schema says: an id, a list of ids, a number, or null where it is missing"}
+_VALUE = {
+    "description": "as the model's schema says: an id, a list of ids, a number, or null where it is missing; an int64 "
+    "id may be a string of its digits"
+}
 _FEATURES = {"type": "object", "additionalProperties": _VALUE}
 
 
 def _object(properties: dict[str, Any], required: list[str], **more: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False, **more}
+    """An object of an answer, which may gain properties."""
+    return {"type": "object", "properties": properties, "required": required, **more}
+
+
+def _closed(properties: dict[str, Any], required: list[str], **more: Any) -> dict[str, Any]:
+    """An object of a request, where another property is refused."""
+    return _object(properties, required, additionalProperties=False, **more)
+
+
+def _optional(schema: dict[str, Any]) -> dict[str, Any]:
+    """A property for which null stands where it is left out."""
+    return {**schema, "type": [schema["type"], "null"]}
 
 
 def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -56,19 +71,25 @@ _LEVEL = _object(
     {"units": _list(_TEXT), "experts": _list(_TEXT), "weights": _list(_list(_list(_NUMBER)))},
     ["units", "experts", "weights"],
 )
+_COUNTS = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}}
 SCHEMAS: dict[str, Any] = {
-    "RankRequest": _object(
+    "RankRequest": _closed(
         {
-            "request_id": {**_TEXT, "maxLength": 128, "description": "echoed; generated where it is left out"},
-            "model": {**_TEXT, "description": "may be left out where one model is served"},
-            "version": {**_TEXT, "description": "a loaded version; the newest one where it is left out"},
-            "value_model": {**_TEXT, "default": "default"},
+            "request_id": _optional(
+                {**_TEXT, "maxLength": 128, "description": "echoed; generated where it is left out"}
+            ),
+            "model": _optional({**_TEXT, "description": "may be left out where one model is served"}),
+            "version": {
+                "type": ["string", "integer", "null"],
+                "description": "a loaded version or a label; what is served where it is left out",
+            },
+            "value_model": _optional({**_TEXT, "default": "default"}),
             "user": {**_FEATURES, "description": "user and context features, one value each"},
             "candidates": {
                 "description": "a feature that is null or left out is the catalogue's where the model has one; "
                 "`features` may be left out where the catalogue knows the candidate",
                 "oneOf": [
-                    _object(
+                    _closed(
                         {
                             "id": _list(_TEXT, minItems=1),
                             "features": {"type": "object", "additionalProperties": _list(_VALUE)},
@@ -76,15 +97,27 @@ SCHEMAS: dict[str, Any] = {
                         ["id"],
                         title="columns: the cheaper shape",
                     ),
-                    _list(_object({"id": _TEXT, "features": _FEATURES}, ["id"]), minItems=1, title="rows"),
+                    _list(_closed({"id": _TEXT, "features": _FEATURES}, ["id"]), minItems=1, title="rows"),
                 ],
             },
-            "top_k": {"type": "integer", "minimum": 1, "description": "more than there are candidates means all"},
-            "explain": {
-                "type": "boolean",
-                "default": False,
-                "description": "true adds `explain` to the answer; costs a little more time",
-            },
+            "top_k": _optional(
+                {"type": "integer", "minimum": 1, "description": "more than there are candidates means all"}
+            ),
+            "explain": _optional(
+                {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "true adds `explain` to the answer; costs a little more time",
+                }
+            ),
+            "strict": _optional(
+                {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "true refuses a request that leaves out a feature which no catalogue has for it; "
+                    "null says that a value is missing",
+                }
+            ),
         },
         ["user", "candidates"],
     ),
@@ -133,8 +166,14 @@ SCHEMAS: dict[str, Any] = {
                         "[candidates][units][experts]; null where the network mixes no experts",
                         "oneOf": [{"type": "null"}, _list(_LEVEL)],
                     },
+                    "inputs": _object(
+                        {"missing": _COUNTS, "unknown": _COUNTS, "cut": _COUNTS},
+                        ["missing", "unknown", "cut"],
+                        description="counts by feature, of those that have any: values missing in the request, ids "
+                        "that are not in their vocabulary, lists longer than their max_length",
+                    ),
                 },
-                ["contributions", "expert_weights"],
+                ["contributions", "expert_weights", "inputs"],
                 description="where the request asks for it; lists in the order of the answer, whatever its shape",
             ),
         },

@@ -18,7 +18,7 @@ from model.value_model import DEFAULT
 from service import answers, candidates, wire
 from service.candidates import UnknownCandidates
 from service.columnar import read_columnar
-from service.errors import Fault, Problem
+from service.errors import Fault, Problem, told
 from service.explain import explain
 from service.impression_log import ImpressionLog
 from service.loaded_version import ServedModel
@@ -26,6 +26,7 @@ from service.metrics import Metrics
 from service.model_store import ModelStore
 from service.request_log import LOGGER, RequestRecord
 from service.shadow import ShadowScoring
+from service.strict import check_strict
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
@@ -67,6 +68,8 @@ class Ranking:
         request_columns, candidate_columns = wire.columns(question, model.scorer.encoder)
         named = candidates.named(model, question, candidate_columns, self.unknown_candidates)
         record.uses_catalogue = named is not None and named.uses_catalogue
+        if question.strict:
+            check_strict(question, model.scorer.schema, None if named is None else named.is_known_N)
 
         def score() -> Scored:
             if named is None:
@@ -78,16 +81,17 @@ class Ranking:
         explanation = None
         if question.explain:
             try:
-                explanation = explain(
-                    model.scorer, value_model, request_columns, named or candidate_columns, scored.answers_NT
-                )
+                explanation = explain(model.scorer, value_model, request_columns, candidate_columns, named, scored)
             except NonFiniteScoresError as error:
                 raise _not_finite(record, str(error)) from None
         columns = (request_columns, candidate_columns)
         self.shadow.take(record, model, name, columns, question, scored.answers_NT, score_N)
         self.metrics.drift.take(model, columns, scored.answers_NT, uses_catalogue=record.uses_catalogue)
         if self.impressions is not None:
-            self.impressions.take(record, question, model.scorer.tasks, score_N, scored.answers_NT, len(body))
+            scorer, size = model.scorer, len(body)
+            self.impressions.take(
+                record, question, scorer.tasks, score_N, scored.answers_NT, size, scorer.encoder.integers
+            )
         head = {
             "request_id": record.request_id,
             "model": model.name,
@@ -101,7 +105,8 @@ class Ranking:
         """The name of the value model that is asked for at `path`; it and the model are noted in the record."""
         name = asked or DEFAULT
         if name not in model.value_models:
-            rule = f"no such value model; model '{model.name}' has: {', '.join(model.value_models.names)}"
+            has = ", ".join(model.value_models.names)
+            rule = f"no such value model, {told(name)}; model '{model.name}' has: {has}"
             raise Problem.wrong_content([Fault(path, rule)])
         record.model, record.model_version = model.name, model.scorer.version
         record.value_model, record.value_model_version = name, model.value_models[name].version

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.schema import ID_LIMITS
-from service.errors import FAULTS_SHOWN, Fault, shown
+from service.errors import FAULTS_SHOWN, Fault, shown, told
 
 # As a number may be given: FP64 is beyond what metadata asks for, and keeps a number that FP32 would round.
 NUMBERS = ("FP32", "FP64")
 _TYPES: dict[str, np.dtype[Any]] = {"INT64": np.dtype("<i8"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 _LENGTH_BYTES = 4
+_DIMENSIONS_SHOWN = 4
 
 
 class Tensor(NamedTuple):
@@ -48,23 +49,25 @@ def check(tensor: Tensor, datatypes: Sequence[str], size: int | None) -> None:
     if tensor.datatype not in datatypes:
         raise _wrong(tensor, f"expected datatype {' or '.join(datatypes)}, got {shown(tensor.datatype)}")
     if len(tensor.shape) != 1:
-        raise _wrong(tensor, f"expected a shape of one dimension, got {len(tensor.shape)}")
+        raise _wrong(tensor, f"expected a shape of one dimension, got {shape_of(tensor.shape)}")
     (count,) = tensor.shape
     if count < 0 if size is None else count != size:
-        raise _wrong(tensor, "a shape cannot be negative" if size is None else f"expected shape [{size}]")
+        expected = "0 or more values" if size is None else f"shape [{size}]"
+        raise _wrong(tensor, f"expected {expected}, got {shape_of(tensor.shape)}")
     if tensor.data is not None and tensor.raw is not None:
         raise _wrong(tensor, "has both data and binary_data_size; give one of them")
     if tensor.data is not None:
         if len(tensor.data) != count:
-            raise _wrong(tensor, f"its shape does not fit its {len(tensor.data)} values")
+            raise _wrong(tensor, f"its shape [{count}] does not fit its {len(tensor.data)} values")
     elif tensor.raw is None:
         raise _wrong(tensor, "has no values; give data, or binary_data_size and bytes after the JSON")
     elif tensor.datatype == "BYTES":
         if count > len(tensor.raw) // _LENGTH_BYTES:
-            raise _wrong(tensor, f"its shape does not fit its {len(tensor.raw)} bytes")
+            raise _wrong(tensor, f"its shape [{count}] does not fit its {len(tensor.raw)} bytes")
     elif count * _TYPES[tensor.datatype].itemsize != len(tensor.raw):
         size_of_one = _TYPES[tensor.datatype].itemsize
-        raise _wrong(tensor, f"its shape does not fit its {len(tensor.raw)} bytes, {size_of_one} for each value")
+        fit = f"does not fit its {len(tensor.raw)} bytes, {size_of_one} for each value"
+        raise _wrong(tensor, f"its shape [{count}] {fit}")
 
 
 def numbers_of(tensor: Tensor) -> NDArray[np.int64] | NDArray[np.float64]:
@@ -105,6 +108,15 @@ def strings_of(tensor: Tensor) -> list[str]:
     return strings
 
 
+def check_integers(tensor: Tensor, data: Sequence[object]) -> None:
+    """Checks JSON values of an INT64 tensor, of which the protocol takes no strings, while /v1 does."""
+    if set(map(type, data)) <= {int, type(None)}:
+        return
+    wrong = [position for position, value in enumerate(data) if type(value) not in (int, type(None))]
+    message = "expected an integer of INT64 or null"
+    raise WrongTensorError([Fault(f"{tensor.place}[{position}]", message) for position in wrong[:FAULTS_SHOWN]])
+
+
 def lengths_of(tensor: Tensor, values: int) -> NDArray[np.int64]:
     """The lengths of lists that hold `values` values in all."""
     if tensor.data is None:
@@ -117,6 +129,12 @@ def lengths_of(tensor: Tensor, values: int) -> NDArray[np.int64]:
     if (lengths < 0).any() or (lengths > values).any() or lengths.sum() != values:
         raise _wrong(tensor, f"expected lengths of 0 or more whose sum is the number of values, {values}")
     return lengths
+
+
+def shape_of(shape: Sequence[int]) -> str:
+    """A shape as a refusal names it; of one with many dimensions the first ones."""
+    dimensions = ", ".join(map(told, shape[:_DIMENSIONS_SHOWN]))
+    return f"[{dimensions}{', ...' if len(shape) > _DIMENSIONS_SHOWN else ''}]"
 
 
 def _wrong(tensor: Tensor, message: str) -> WrongTensorError:

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 
 from model.features import Column, ColumnErrors, FeatureEncoder
-from service.errors import FAULTS_SHOWN, Fault, Problem
+from service.errors import FAULTS_SHOWN, Fault, Problem, kind_of, told
 from service.errors import shown as _shown
 
-KEYS = ("request_id", "model", "version", "value_model", "user", "candidates", "top_k", "explain")
+KEYS = ("request_id", "model", "version", "value_model", "user", "candidates", "top_k", "explain", "strict")
 MAX_REQUEST_ID = 128
 _SHOWN = 60
 _decoder = msgspec.json.Decoder()
@@ -62,6 +62,7 @@ class Question:
     rows: list[dict[str, Any]] | None
     top_k: int | None
     explain: bool = False
+    strict: bool = False
     featureless: str | None = None
     body: bytes | None = None
 
@@ -94,7 +95,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     """The JSON object of a body. Raises Problem 400 (not JSON) or 422 (not an object)."""
     document = _decoded(body)
     if not isinstance(document, dict):
-        raise Problem.wrong_content([Fault("$", f"expected an object, got {_kind(document)}")])
+        raise Problem.wrong_content([Fault("$", f"expected an object, got {kind_of(document)}")])
     return document
 
 
@@ -117,7 +118,9 @@ def request_id_of(document: Mapping[str, Any]) -> str | None:
     if given is None:
         return None
     if not is_request_id(given):
-        rule = f"expected a string of 1 to {MAX_REQUEST_ID} printable ASCII characters, not all blank"
+        rule = (
+            f"expected a string of 1 to {MAX_REQUEST_ID} printable ASCII characters, not all blank, got {told(given)}"
+        )
         raise Problem.wrong_content([Fault("request_id", rule)])
     return str(given)
 
@@ -137,16 +140,17 @@ def parse(document: Mapping[str, Any], max_candidates: int) -> Question:
         version = str(version)
     for key, given in {**document, "version": version}.items():
         if key in ("model", "version", "value_model") and given is not None and not isinstance(given, str):
-            faults.append(Fault(key, f"expected a string, got {_kind(given)}"))
+            faults.append(Fault(key, f"expected a string, got {told(given)}"))
     top_k = document.get("top_k")
     if top_k is not None and (type(top_k) is not int or top_k < 1):
-        faults.append(Fault("top_k", f"expected an integer of at least 1, got {_kind(top_k)}"))
-    explain = document.get("explain")
-    if explain is not None and not isinstance(explain, bool):
-        faults.append(Fault("explain", f"expected true or false, got {_kind(explain)}"))
+        faults.append(Fault("top_k", f"expected an integer of at least 1, got {told(top_k)}"))
+    for key in ("explain", "strict"):
+        given = document.get(key)
+        if given is not None and not isinstance(given, bool):
+            faults.append(Fault(key, f"expected true or false, got {told(given)}"))
     user = document.get("user")
     if not isinstance(user, dict):
-        got = "nothing" if "user" not in document else _kind(user)
+        got = "nothing" if "user" not in document else kind_of(user)
         faults.append(Fault("user", f"expected an object of user and context features, got {got}"))
         user = {}
     candidates = document.get("candidates")
@@ -160,7 +164,7 @@ def parse(document: Mapping[str, Any], max_candidates: int) -> Question:
     elif isinstance(candidates, list):
         ids, rows, featureless = _rows(candidates, max_candidates, faults)
     else:
-        got = "nothing" if "candidates" not in document else _kind(candidates)
+        got = "nothing" if "candidates" not in document else kind_of(candidates)
         faults.append(Fault("candidates", f"expected an object of columns or a list of rows, got {got}"))
     if faults:
         raise Problem.wrong_content(faults)
@@ -174,7 +178,8 @@ def parse(document: Mapping[str, Any], max_candidates: int) -> Question:
         features=features,
         rows=rows,
         top_k=top_k,
-        explain=bool(explain),
+        explain=bool(document.get("explain")),
+        strict=bool(document.get("strict")),
         featureless=featureless,
     )
 
@@ -219,14 +224,14 @@ def _columnar(
     if isinstance(ids, list):
         _check_ids(ids, "candidates.id[{}]", "candidates.id", max_candidates, faults)
     else:
-        got = "nothing" if "id" not in candidates else _kind(ids)
+        got = "nothing" if "id" not in candidates else kind_of(ids)
         faults.append(Fault("candidates.id", f"expected a list of strings, got {got}"))
     if not isinstance(features, dict):
-        faults.append(Fault("candidates.features", f"expected an object of columns, got {_kind(features)}"))
+        faults.append(Fault("candidates.features", f"expected an object of columns, got {kind_of(features)}"))
         features = {}
     wrong = [name for name, column in features.items() if not isinstance(column, list)]
     faults += [
-        Fault(f"candidates.features.{_shown(name)}", f"expected a list of values, got {_kind(features[name])}")
+        Fault(f"candidates.features.{_shown(name)}", f"expected a list of values, got {kind_of(features[name])}")
         for name in wrong[:FAULTS_SHOWN]
     ]
     return ids if isinstance(ids, list) else [], features
@@ -241,7 +246,7 @@ def _rows(
         if len(faults) - before >= FAULTS_SHOWN:
             break
         if not isinstance(row, dict):
-            faults.append(Fault(f"candidates[{position}]", f"expected an object, got {_kind(row)}"))
+            faults.append(Fault(f"candidates[{position}]", f"expected an object, got {kind_of(row)}"))
         elif row.keys() != {"id", "features"} or not isinstance(row["features"], dict):
             faults += _row_faults(row, f"candidates[{position}]")
     if len(faults) > before:
@@ -260,7 +265,7 @@ def _row_faults(row: dict[str, Any], place: str) -> list[Fault]:
     if "id" not in row:
         faults.append(Fault(f"{place}.id", "expected a string, got nothing"))
     if not isinstance(features := row.get("features", {}), dict):
-        faults.append(Fault(f"{place}.features", f"expected an object of features, got {_kind(features)}"))
+        faults.append(Fault(f"{place}.features", f"expected an object of features, got {kind_of(features)}"))
     return faults
 
 
@@ -291,7 +296,7 @@ def _check_ids(ids: list[Any], place: str, whole: str, max_candidates: int, faul
     if not set(map(type, ids)) <= {str}:
         wrong = [position for position, given in enumerate(ids) if not isinstance(given, str)]
         faults += [
-            Fault(place.format(position), f"expected a string, got {_kind(ids[position])}")
+            Fault(place.format(position), f"expected a string, got {kind_of(ids[position])}")
             for position in wrong[:FAULTS_SHOWN]
         ]
 
@@ -312,13 +317,6 @@ def _unknown_keys(place: str, given: Mapping[str, Any]) -> list[Fault]:
 def _unknown(key: str, valid: Sequence[str]) -> str:
     nearest = get_close_matches(key[:_SHOWN], valid, n=1, cutoff=0.5)
     return "unknown key; " + (f"did you mean '{nearest[0]}'?" if nearest else f"valid keys: {', '.join(valid)}")
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    names = {str: "a string", int: "an integer", float: "a fraction", list: "a list", dict: "an object"}
-    return names.get(type(value), "null")
 
 
 def _json_fault(error: Exception, body: bytes) -> str:

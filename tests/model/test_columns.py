@@ -1,9 +1,12 @@
 """Raw values as requests hold them: what a column takes, what it refuses, and that every faulty row is named."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.columns import FAULTS_SHOWN, ColumnError, ColumnErrors, column_from_values
 from model.features import FeatureEncoder, FittedFeatures
@@ -36,18 +39,35 @@ def faults(name: str, values: list[object]) -> list[tuple[int | None, str]]:
 
 
 @pytest.mark.parametrize(("value", "shown"), [
-    (True, "true or false"), (False, "true or false"), (1.0, "a fraction"), (0.5, "a fraction"), ("1", "a string"),
-    (float("nan"), "a number that is not finite"), ([1], "a list"), ({}, "an object"),
+    (True, "true or false"), (False, "true or false"), (1.0, "a fraction"), (0.5, "a fraction"),
+    ("1.0", "another string"), (float("nan"), "a number that is not finite"), ([1], "a list"), ({}, "an object"),
     (2**63, "an integer beyond 64 bits"), (-(2**63) - 1, "an integer beyond 64 bits"), (10**400, "beyond 64 bits"),
 ])  # fmt: skip
 def test_an_id_is_an_int64_and_nothing_like_it(value: object, shown: str) -> None:
     [(row, message)] = faults("id", [1, None, value, 2])
     assert row == 2
-    assert message.startswith("expected an integer (int64) or null")
+    assert message.startswith("expected an integer (int64), a string of its digits or null")
     assert shown in message
     [(row, message)] = faults("ids", [[1], None, [2, value]])
     assert row == 2
     assert shown in message
+
+
+@given(text=st.one_of(
+    st.integers(-(2**64), 2**64).map(str), st.text("0123456789+-_ .ex\u0663", max_size=5),
+    st.sampled_from([str(2**63 - 1), str(2**63), str(-(2**63)), str(-(2**63) - 1), "9" * 5000, "0" * 30 + "1"]),
+))  # fmt: skip
+def test_a_string_is_an_id_where_it_is_the_decimal_form_of_an_int64(text: str) -> None:
+    is_decimal = re.fullmatch("0|-?[1-9][0-9]*", text, re.ASCII) is not None
+    is_id = is_decimal and len(text) < 100 and -(2**63) <= int(text) < 2**63
+    for values in ([text], [1, text, None], [text, text]):
+        if is_id:
+            column = column_from_values(FEATURES["id"], "int64", values)
+            assert isinstance(column.values, np.ndarray)
+            assert column.values.dtype == np.int64
+            assert column.values.tolist() == [0 if value is None else int(value) for value in values]
+        else:
+            assert [row for row, _ in faults("id", values)] == [n for n, value in enumerate(values) if value == text]
 
 
 @pytest.mark.parametrize(("value", "shown"), [

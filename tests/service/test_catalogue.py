@@ -104,6 +104,24 @@ def test_a_feature_of_the_request_comes_before_the_catalogue_s(
     assert lookups(client)["overridden"] >= 6
 
 
+def test_a_catalogue_speaks_for_its_candidates_where_a_request_is_strict(models: Path) -> None:
+    user = {**TINY_REQUEST["user"]}
+    with client_of(models, unknown_candidates="defaults") as client:
+        for candidates in (named([3, 1]), named([3, 1], tag=["x", None]), [{"id": "item-3"}]):
+            request = {"user": user, "candidates": candidates, "strict": True}
+            assert client.post("/v1/rank", json=request).status_code == 200
+        stranger = {"id": ["item-3", "nobody"], "features": {"tag": ["x", "y"], "topics": [None, [7]]}}
+        refused = client.post("/v1/rank", json={"user": user, "candidates": stranger, "strict": True})
+        assert [fault["path"] for fault in refused.json()["errors"]] == [
+            "candidates.features.video_id",
+            "candidates.features.duration_ms",
+        ]
+        assert "does not know candidates.id[1]" in refused.json()["detail"]
+        rows = [{"id": "item-3"}, {"id": "nobody", "features": {"tag": "y", "topics": None, "duration_ms": 3}}]
+        refused = client.post("/v1/rank", json={"user": user, "candidates": rows, "strict": True})
+        assert [fault["path"] for fault in refused.json()["errors"]] == ["candidates[1].features.video_id"]
+
+
 def test_a_null_takes_the_catalogue_s_value_and_an_empty_list_does_not(client: TestClient) -> None:
     full = next(n for n, topics in enumerate(ITEMS["topics"]) if topics == [7])
     expected = ask(client, sent([full], duration_ms=[5.0]))

@@ -36,6 +36,8 @@ KINDS = ("id", "list", "string", "number")
 
 IDS = st.integers(-(2**65), 2**65) | st.integers(-20, 20)
 NUMBERS = IDS | st.floats(allow_nan=False, allow_infinity=False)
+# Ids as strings of digits, and what is nearly so.
+DIGITS = IDS.map(str) | st.sampled_from(["+1", "01", "-0", " 1", "1e3", "1.0", "", str(2**63), str(-(2**63))])
 ODD: st.SearchStrategy[object] = (
     st.none() | st.booleans() | st.text(max_size=3) | st.just([]) | st.just([[1]]) | st.just({}) | st.just("[")
 )
@@ -45,6 +47,9 @@ COLUMNS = (
     | st.lists(st.lists(IDS), min_size=1)
     | st.lists(NUMBERS | ODD, min_size=1)
     | st.lists(st.lists(IDS | ODD), min_size=1)
+    | st.lists(DIGITS, min_size=1)
+    | st.lists(IDS | IDS.map(str) | st.none(), min_size=1)
+    | st.lists(st.lists(IDS | DIGITS), min_size=1)
 )
 
 
@@ -126,7 +131,7 @@ BEYOND_64_BITS = str(2**63)
 @pytest.mark.parametrize("kind", ["id", "list"])
 @pytest.mark.parametrize(
     "values",
-    ["[true]", "[1.0]", "[1e3]", '["1"]', "[[[1]]]", "[{}]", f"[{BEYOND_64_BITS}]", f"[-{BEYOND_64_BITS}1]", "[[1]]"],
+    ["[true]", "[1.0]", "[1e3]", '["01"]', "[[[1]]]", "[{}]", f"[{BEYOND_64_BITS}]", f"[-{BEYOND_64_BITS}1]", "[[1]]"],
 )
 def test_what_is_no_id_is_refused_as_in_general(kind: str, values: str) -> None:
     body = body_of({kind: values if kind == "id" else f"[{values}]"}, 1)
@@ -168,6 +173,7 @@ def test_a_bracket_in_a_string_hides_no_nesting() -> None:
         '"version": 1.5, ',
         '"version": true, ',
         '"explain": 1, ',
+        '"strict": "no", ',
         '"model": ["a"], ',
         '"colour": "red", ',
     ],
@@ -177,11 +183,23 @@ def test_another_head_is_left_to_be_read_key_by_key(more: str) -> None:
 
 
 def test_a_right_head_is_read() -> None:
-    more = '"request_id": "a", "model": "m", "version": 7, "value_model": null, "top_k": 2, "explain": true, '
+    more = '"request_id": "a", "model": "m", "version": 7, "value_model": null, "top_k": 2, '
+    more += '"explain": true, "strict": true, '
     body = body_of({"id": "[1]"}, 1, more=more)
     question, expected = read_columnar(body), generally(body)
     assert question is not None
-    for key in ("request_id", "model", "version", "value_model", "user", "ids", "top_k", "explain", "featureless"):
+    for key in (
+        "request_id",
+        "model",
+        "version",
+        "value_model",
+        "user",
+        "ids",
+        "top_k",
+        "explain",
+        "strict",
+        "featureless",
+    ):
         assert getattr(question, key) == getattr(expected, key)
 
 

@@ -127,6 +127,24 @@ def test_a_network_that_mixes_no_experts_has_no_expert_weights(tmp_path: Path) -
     assert list(explained["contributions"]) == ["click", "like"]
 
 
+def test_inputs_count_what_is_missing_unknown_and_cut(client: TestClient) -> None:
+    whole = ask(client)["explain"]["inputs"]
+    # Of history the last 3 of 4 are read; a list of no id is missing, and 1000 is no id of the vocabulary.
+    assert whole == {
+        "missing": {"video_id": 1, "tag": 1, "topics": 2, "duration_ms": 1},
+        "unknown": {"topics": 1},
+        "cut": {"history": 1},
+    }
+    features = {"topics": [[7] * 5, [6] * 4, [7] * 9]}
+    user = {"country": "it", "history": [1, 2, 3], "tab": 5, "age_days": None}
+    some = ask(client, user=user, candidates={"id": ["a", "b", "c"], "features": features}, top_k=1)
+    assert some["explain"]["inputs"] == {
+        "missing": {"user_id": 1, "age_days": 1, "video_id": 3, "tag": 3, "duration_ms": 3},
+        "unknown": {"country": 1, "tab": 1, "topics": 4},
+        "cut": {"topics": 2},
+    }
+
+
 def test_a_request_that_does_not_ask_is_answered_without_and_alike(client: TestClient) -> None:
     explained = ask(client, request_id="r")
     for given in (False, None):

@@ -244,7 +244,7 @@ def test_what_waited_is_written_when_the_disk_answers_again(tmp_path: Path, bloc
 def _taken(log: ImpressionLog, request_id: str) -> RequestRecord:
     question = Question(request_id, None, None, None, {}, ["a"], {}, None, None)
     record = RequestRecord(request_id, "/v1/rank")
-    log.take(record, question, ["click"], np.zeros(1), np.zeros((1, 1), np.float32), 100)
+    log.take(record, question, ["click"], np.zeros(1), np.zeros((1, 1), np.float32), 100, frozenset())
     return record
 
 

@@ -201,6 +201,14 @@ def test_hashes_stand_for_values_and_ids(tmp_path: Path, capsys: pytest.CaptureF
     with client_of(models, impression_log=folder, impression_log_features="hash") as client:
         for candidates in (TINY_REQUEST["candidates"], rows):
             assert client.post("/v1/rank", json={**TINY_REQUEST, "candidates": candidates}).status_code == 200
+        # Ids as strings of their digits are the same ids.
+        digits = json.loads(json.dumps(TINY_REQUEST))
+        digits["user"] |= {"user_id": "17", "history": ["3", 9, "4", 5]}
+        digits["candidates"]["features"] |= {
+            "video_id": ["3", "9", None, "-4"],
+            "topics": [["7"], [], None, [8, "9", 1000]],
+        }
+        assert client.post("/v1/rank", json=digits).status_code == 200
     publish_artifact(models, seed=1)
     in_files = b"".join(file.read_bytes() for file in whole_files(folder))
     assert convert(folder).returncode == 0

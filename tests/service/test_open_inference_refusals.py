@@ -57,16 +57,17 @@ WRONG_INPUTS = [
     ([tensor("video_id", "INT64", [2, 1], [1, 2])], "inputs.video_id: expected a shape of one dimension"),
     ([tensor("video_id", "INT64", [], [])], "inputs.video_id: expected a shape of one dimension"),
     ([tensor("video_id", "INT64", [-1], [])], "inputs.video_id: expected a shape"),
-    ([tensor("video_id", "INT64", [3], [1, 2])], "inputs.video_id: its shape does not fit its 2 values"),
+    ([tensor("video_id", "INT64", [3], [1, 2])], "inputs.video_id: its shape [3] does not fit its 2 values"),
     ([tensor("video_id", "INT64", [2.5], [1, 2])], "inputs[0].shape[0]: Expected `int`"),
     ([tensor("video_id", "INT64", "2", [1, 2])], "inputs[0].shape: Expected `array`"),
     ([tensor("video_id", 64, [2], [1, 2])], "inputs[0].datatype: Expected `str`"),
     ([tensor("video_id", "INT64", [2], 7)], "inputs[0].data: Expected"),
     ([tensor("video_id", "INT32", [2], [1, 2])], "inputs.video_id: expected datatype INT64, got INT32"),
-    ([tensor("video_id", "INT64", [2], [[1], [2]])], "inputs.video_id[0]: expected an integer (int64)"),
+    ([tensor("video_id", "INT64", [2], [[1], [2]])], "inputs.video_id[0]: expected an integer of INT64"),
     ([tensor("video_id", "INT64", [2], [1, True])], "inputs.video_id[1]: expected an integer"),
     ([tensor("video_id", "INT64", [2], [1, 2**63])], "inputs.video_id[1]: expected an integer"),
     ([tensor("video_id", "INT64", [2], [1, 1.5])], "inputs.video_id[1]: expected an integer"),
+    ([tensor("video_id", "INT64", [2], [1, "2"])], "inputs.video_id[1]: expected an integer of INT64 or null"),
     ([TWO.as_json(), TWO.as_json()], "inputs.video_id: given more than once"),
     ([TWO.claim()], "inputs.video_id: has no values"),
     (
@@ -92,7 +93,7 @@ WRONG_LISTS: list[tuple[list[Any], list[Any], str]] = [
     ([7, 8], [1, 2**64], "topics.lengths: expected integers"),
     ([7, 8], [1, None], "topics.lengths: expected integers"),
     ([7, 8], [1, 1, 0], "topics.lengths: expected shape [2]"),
-    ([7, "8"], [1, 1], "topics.values: expected an integer"),
+    ([7, "8"], [1, 1], "topics.values[1]: expected an integer"),
 ]
 WRONG_INPUTS += [
     (
@@ -144,7 +145,7 @@ def test_every_wrong_tensor_is_named_at_once(client: TestClient) -> None:
 
 
 WRONG_BYTES = [
-    ("INT64", [2], struct.pack("<q", 3), "video_id: its shape does not fit its 8 bytes, 8 for each value"),
+    ("INT64", [2], struct.pack("<q", 3), "video_id: its shape [2] does not fit its 8 bytes, 8 for each value"),
     ("INT64", [2**62], struct.pack("<2q", 3, 9), "video_id"),
     ("BYTES", [2], b"\x04\0\0\0abcd", "tag: its bytes end before the length of value 1"),
     ("BYTES", [2], b"\x01\0\0\0a\x05\0\0\0b", "tag: its bytes end within value 1"),
@@ -152,7 +153,7 @@ WRONG_BYTES = [
     ("BYTES", [2], b"\0\0\0\0\0\0\0\0\0", "tag: 1 bytes come after the last value"),
     ("BYTES", [2], b"\x01\0\0\0\xff\0\0\0\0", "tag[0]: expected UTF-8"),
     ("BYTES", [2], b"\x03\0\0\0\xed\xa0\x80\0\0\0\0", "tag[0]: expected UTF-8"),  # half of a surrogate pair
-    ("BYTES", [2], b"", "tag: its shape does not fit its 0 bytes"),
+    ("BYTES", [2], b"", "tag: its shape [2] does not fit its 0 bytes"),
     ("FP32", [2], struct.pack("<2f", 1, float("nan")), "duration_ms[1]: expected a finite number of FP32"),
     ("FP64", [2], struct.pack("<2d", float("-inf"), 1), "duration_ms[0]: expected a finite number of FP64"),
 ]

@@ -33,7 +33,8 @@ def conforms(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> bo
         return conforms(value, document["components"]["schemas"][name], document)
     if "oneOf" in schema:
         return sum(conforms(value, choice, document) for choice in schema["oneOf"]) == 1
-    if "type" in schema and not isinstance(value, _TYPES[schema["type"]]):
+    types = [schema["type"]] if isinstance(schema.get("type"), str) else schema.get("type", [])
+    if types and not any(isinstance(value, _TYPES[kind]) for kind in types):
         return False
     if isinstance(value, list):
         items = schema.get("items", {})

@@ -1,7 +1,7 @@
 """POST /v1/rank: what is answered, in both shapes, against the scorer and against plain sorting."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from model.scorer import Scorer
 from service import answers
+from service.errors import FAULTS_SHOWN
 from service.openapi import EXAMPLE_ANSWER
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of
@@ -97,7 +98,7 @@ def test_the_answer_names_what_gave_it(client: TestClient) -> None:
 
 
 def test_null_stands_for_an_optional_key_that_is_left_out(client: TestClient) -> None:
-    keys = ("request_id", "model", "version", "value_model", "top_k", "explain")
+    keys = ("request_id", "model", "version", "value_model", "top_k", "explain", "strict")
     answer = ask(client, {**TINY_REQUEST, **dict.fromkeys(keys)})
     assert answer["candidates"] == ask(client, TINY_REQUEST)["candidates"]
 
@@ -150,6 +151,140 @@ def test_one_candidate_scores_as_it_does_among_others(client: TestClient) -> Non
     got = ask(client, alone)["candidates"]
     # One row and four go through different kernels: float32 sums in another order.
     assert got["score"][0] == pytest.approx(whole["score"][whole["id"].index("b")], rel=1e-5)
+
+
+def test_equal_candidates_have_equal_answers_to_the_last_digit(client: TestClient) -> None:
+    """By both routes, in both shapes; the first four candidates stand at the end of a hundred again."""
+    features = TINY_REQUEST["candidates"]["features"]
+    columns = {name: [column[n % 4] for n in range(100)] for name, column in features.items()}
+    columns["video_id"][4:96] = range(4, 96)
+    columns["duration_ms"][4:96] = [n / 7 for n in range(4, 96)]
+    request = {**TINY_REQUEST, "candidates": {"id": [str(n) for n in range(100)], "features": columns}}
+    for question in (request, as_rows(request)):
+        given = ask(client, question)["candidates"]
+        rows = given if isinstance(given, list) else [
+            dict(zip(("id", "score", *TASKS), row, strict=True))
+            for row in zip(given["id"], given["score"], *given["tasks"].values(), strict=True)
+        ]  # fmt: skip
+        by_id = {row["id"]: {key: value for key, value in row.items() if key != "id"} for row in rows}
+        assert all(by_id[str(96 + n)] == by_id[str(n)] for n in range(4))
+
+
+def as_digits(request: dict[str, Any]) -> dict[str, Any]:
+    """The same with its integer ids as strings."""
+    user, candidates = dict(request["user"]), request["candidates"]
+    user |= {"user_id": str(user["user_id"]), "history": list(map(str, user["history"])), "tab": str(user["tab"])}
+    features = dict(candidates["features"])
+    features["video_id"] = [None if value is None else str(value) for value in features["video_id"]]
+    features["topics"] = [None if values is None else list(map(str, values)) for values in features["topics"]]
+    return {**request, "user": user, "candidates": {**candidates, "features": features}}
+
+
+def test_an_int64_id_may_be_a_string_of_its_digits(client: TestClient) -> None:
+    expected = ask(client, TINY_REQUEST)["candidates"]
+    assert ask(client, as_digits(TINY_REQUEST))["candidates"] == expected
+    in_rows = ask(client, as_rows(as_digits(TINY_REQUEST)))["candidates"]
+    assert [row["score"] for row in in_rows] == expected["score"]
+    mixed = as_digits(TINY_REQUEST)
+    mixed["candidates"]["features"]["video_id"] = ["3", 9, None, "-4"]
+    assert ask(client, mixed)["candidates"] == expected
+
+
+WRONG_DIGITS = [
+    "+3",
+    " 3",
+    "3 ",
+    "03",
+    "-0",
+    "3.0",
+    "3e0",
+    "0x3",
+    "1_0",
+    "\uff13",
+    "",
+    "x",
+    str(2**63),
+    str(-(2**63) - 1),
+]
+
+
+@pytest.mark.parametrize("digits", WRONG_DIGITS)
+@pytest.mark.parametrize("as_what", [lambda request: request, as_rows])
+def test_any_other_string_is_no_int64_id(
+    client: TestClient, digits: str, as_what: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    wrong = as_digits(TINY_REQUEST)
+    wrong["user"]["history"] = ["3", digits]
+    wrong["candidates"]["features"]["video_id"][1] = digits
+    wrong["candidates"]["features"]["topics"][3] = [8, digits]
+    refused = client.post("/v1/rank", json=as_what(wrong))
+    assert refused.status_code == 422
+    columns = ["candidates.features.video_id[1]", "candidates.features.topics[3]"]
+    rows = ["candidates[1].features.video_id", "candidates[3].features.topics"]
+    paths = [fault["path"] for fault in refused.json()["errors"]]
+    assert paths == ["user.history", *(columns if as_what(wrong) is wrong else rows)]
+    said = "expected an integer (int64), a string of its digits or null, got another string"
+    assert {fault["message"] for fault in refused.json()["errors"]} == {said}
+
+
+def test_a_strict_request_leaves_nothing_out(client: TestClient) -> None:
+    whole = {**TINY_REQUEST, "strict": True}
+    assert ask(client, whole)["candidates"] == ask(client, TINY_REQUEST)["candidates"]
+    nulls = copy.deepcopy(whole)
+    nulls["user"] = dict.fromkeys(nulls["user"])
+    assert ask(client, nulls)["candidates"]["id"]
+    for request in (whole, as_digits(whole)):
+        less = copy.deepcopy(request)
+        del less["user"]["tab"], less["candidates"]["features"]["topics"], less["candidates"]["features"]["tag"]
+        assert ask(client, {**less, "strict": False})["candidates"]["id"]
+        refused = client.post("/v1/rank", json=less)
+        assert refused.status_code == 422
+        paths = [fault["path"] for fault in refused.json()["errors"]]
+        assert paths == ["user.tab", "candidates.features.tag", "candidates.features.topics"]
+    rows = as_rows(whole)  # which leaves nulls out
+    refused = client.post("/v1/rank", json=rows)
+    paths = [fault["path"] for fault in refused.json()["errors"]]
+    assert paths == [
+        *(f"candidates[2].features.{name}" for name in ("video_id", "topics", "duration_ms")),
+        "candidates[3].features.tag",
+    ]
+    rows["candidates"][2]["features"] |= {"video_id": None, "topics": None, "duration_ms": None}
+    rows["candidates"][3]["features"]["tag"] = None
+    assert ask(client, rows)["candidates"]
+
+
+def test_a_strict_request_with_many_rows_is_refused_in_a_few_lines(client: TestClient) -> None:
+    rows = [{"id": str(n), "features": {}} for n in range(2000)]
+    refused = client.post("/v1/rank", json={"user": {}, "candidates": rows, "strict": True})
+    assert len(refused.json()["errors"]) == FAULTS_SHOWN
+    assert refused.json()["errors"][0]["path"] == "user.user_id"
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("top_k", 0, "expected an integer of at least 1, got 0"),
+    ("top_k", -7, "got -7"),
+    ("top_k", 1.5, "got 1.5"),
+    ("top_k", True, "got true"),
+    ("top_k", "3", "got '3'"),
+    ("top_k", [1], "got a list"),
+    ("top_k", -(10**30), "got an integer beyond 64 bits"),
+    ("explain", 1, "expected true or false, got 1"),
+    ("strict", "yes", "expected true or false, got 'yes'"),
+    ("version", 1.5, "expected a string, got 1.5"),
+    ("model", False, "expected a string, got false"),
+    ("model", "x" * 5000, "no such model"),
+    ("value_model", "nope", "no such value model, 'nope'; model 'tiny' has: default, likes"),
+    ("value_model", "x" * 5000, "no such value model, '" + "x" * 60 + "...'"),
+    ("request_id", "", "not all blank, got ''"),
+    ("request_id", 5, "not all blank, got 5"),
+])  # fmt: skip
+def test_a_refusal_names_the_value_of_a_parameter(client: TestClient, key: str, value: object, said: str) -> None:
+    refused = client.post("/v1/rank", json={**TINY_REQUEST, key: value})
+    assert refused.status_code in (404, 422)
+    (fault,) = refused.json()["errors"]
+    assert fault["path"] == key
+    assert said in fault["message"]
+    assert len(fault["message"]) < 300
 
 
 @given(

@@ -122,6 +122,20 @@ def as_rows(request: dict[str, Any]) -> dict[str, Any]:
     return {**request, "candidates": rows}
 
 
+def as_digits(request: dict[str, Any]) -> dict[str, Any]:
+    """The same, int64 ids as strings of their digits."""
+
+    def written(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [written(name, one) for one in value]
+        return str(value) if isinstance(value, int) and name in ENCODER.integers else value
+
+    user = {name: written(name, value) for name, value in request["user"].items()}
+    candidates = request["candidates"]
+    features = {name: written(name, column) for name, column in candidates["features"].items()}
+    return {**request, "user": user, "candidates": {**candidates, "features": features}}
+
+
 def encoded(request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int) -> tuple[Encoded, Encoded]:
     return (
         ENCODER.encode("request", request, 1, as_served=True),
@@ -136,6 +150,8 @@ def check_equal(request: dict[str, Any]) -> None:
         json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode(),
         json.dumps(request, indent=1).encode(),
         json.dumps(as_rows(request)).encode(),
+        json.dumps(as_digits(request)).encode(),
+        json.dumps(as_rows(as_digits(request))).encode(),
     ]
     for body in bodies:
         for served, trained in zip(as_served(body), expected, strict=True):
