@@ -48,7 +48,8 @@ class NamedCandidates(NamedTuple):
     @property
     def is_known_N(self) -> Mask:
         """The candidates that the catalogue has."""
-        return self.rows_N != UNKNOWN
+        is_known_N: Mask = self.rows_N != UNKNOWN
+        return is_known_N
 
     def whole(self) -> tuple[EncodedBlock, Ids, Positions]:
         """The features of all candidates: those of the catalogue first, whose items `rows_K` are, then the encoded

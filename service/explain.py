@@ -71,5 +71,6 @@ def _cut(schema: FeedSchema, columns: Mapping[str, Column], block: Block) -> dic
     for feature in schema.asked(block):
         if isinstance(feature, IdListFeature) and feature.name in columns:
             lengths_B = columns[feature.name].lengths_B
+            assert lengths_B is not None
             cut[feature.name] = int(np.count_nonzero(lengths_B > feature.max_length))
     return cut

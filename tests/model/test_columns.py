@@ -60,14 +60,17 @@ def test_an_id_is_an_int64_and_nothing_like_it(value: object, shown: str) -> Non
 def test_a_string_is_an_id_where_it_is_the_decimal_form_of_an_int64(text: str) -> None:
     is_decimal = re.fullmatch("0|-?[1-9][0-9]*", text, re.ASCII) is not None
     is_id = is_decimal and len(text) < 100 and -(2**63) <= int(text) < 2**63
-    for values in ([text], [1, text, None], [text, text]):
+    lists: list[list[int | str | None]] = [[text], [1, text, None], [text, text]]
+    for values in lists:
         if is_id:
             column = column_from_values(FEATURES["id"], "int64", values)
             assert isinstance(column.values, np.ndarray)
             assert column.values.dtype == np.int64
             assert column.values.tolist() == [0 if value is None else int(value) for value in values]
         else:
-            assert [row for row, _ in faults("id", values)] == [n for n, value in enumerate(values) if value == text]
+            assert [row for row, _ in faults("id", list(values))] == [
+                n for n, value in enumerate(values) if value == text
+            ]
 
 
 @pytest.mark.parametrize(("value", "shown"), [
