@@ -23,7 +23,8 @@ from scipy.special import expit
 
 from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
-from model.artifact import MANIFEST
+from model.artifact import CALIBRATION, MANIFEST
+from model.calibration import AnswerMaps, Calibration
 from model.fitted import inverse_target
 from model.schema import BinaryTask
 from model.scorer import COMPILED_TOLERANCE, Engine, Scorer
@@ -42,8 +43,9 @@ LIMITS = {"torchscript": 1e-5, "compiled": COMPILED_TOLERANCE}
 METRIC_LIMIT = 1e-4
 
 
-def answers_of_training(run: Run, table: pa.Table) -> NDArray[np.float64]:
-    """Training's evaluation of the rows, as served, in each task's own unit: float64 from its logits on."""
+def answers_of_training(run: Run, table: pa.Table, maps: AnswerMaps) -> NDArray[np.float64]:
+    """Training's evaluation of the rows, as served, in each task's own unit: float64 from its logits on; quantities
+    mapped to their labels' means as the version has them."""
     rows = Rows.encode(run.schema, run.encoder, table, columns_from_arrow(run.schema, table), as_served=True)
     logits_BT = predict(run.best_ranker(), rows).astype(np.float64)
     answers = []
@@ -54,6 +56,8 @@ def answers_of_training(run: Run, table: pa.Table) -> NDArray[np.float64]:
         scale = run.fitted.targets[task.name]
         values_B = logits_B * scale.scale + scale.mean
         answers.append(np.clip(inverse_target(values_B, task.transform), 0.0, scale.upper))
+    for position, mapping in maps.items():
+        answers[position] = mapping(answers[position])
     return np.stack(answers, axis=1)
 
 
@@ -90,7 +94,9 @@ def metrics(run: Run, table: pa.Table, answers_BT: NDArray[Any]) -> dict[str, di
 
 def compare(run: Run, version: Path, table: pa.Table) -> dict[str, Any]:
     """Largest difference and metrics of every path, against training's."""
-    expected_BT = answers_of_training(run, table)
+    content = json.loads((version / CALIBRATION).read_text(encoding="utf-8"))
+    maps = Calibration.from_mapping(content, str(version / CALIBRATION)).bound(run.schema)
+    expected_BT = answers_of_training(run, table, maps)
     tasks = [task.name for task in run.schema.tasks]
     result: dict[str, Any] = {"rows": table.num_rows, "training": metrics(run, table, expected_BT), "paths": {}}
     engines: tuple[Engine, ...] = ("torchscript", "compiled")

@@ -39,7 +39,7 @@ GOLDEN = "golden_requests.json"
 REFERENCE = "reference_scores.json"
 # Absent in versions from before there was any.
 REFERENCE_FEATURES = "reference_features.json"
-# Where probabilities are calibrated.
+# Where answers are mapped to means of labels.
 CALIBRATION = "calibration.json"
 # For training alone: the network as it was trained.
 TRAINED = "trained.pt"

@@ -1,25 +1,27 @@
-"""Calibration: a binary task's probability -> the rate at which its label is observed.
+"""Calibration: a task's answer -> the mean of its label: a probability's observed rate, or a quantity's mean.
 
 In: answers of the ranker, which already undo negative downsampling in the logit (model.ranker.Answers). Out: the same
-array with each calibrated task's probabilities mapped by a strictly increasing function, so that no ranking by one task
-changes. Fitted at export, on the validation split (training/calibration.py); part of the artifact.
+array with each mapped task's answers mapped by an increasing function, so that no ranking by one task changes. Fitted
+at export, on the validation split: of probabilities where that is asked for (training/calibration.py), of quantities
+that are learned on a transformed scale always (training/label_means.py). Part of the artifact.
 
-Shapes: N candidates, T tasks. Probabilities are in [0, 1]; 0 and 1 stay what they are.
+Shapes: N candidates, T tasks. Probabilities are in [0, 1], quantities >= 0; 0 stays 0, and a probability of 1 stays 1.
 """
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from model.schema import BinaryTask, FeedSchema
+from model.schema import BinaryTask, FeedSchema, RegressionTask
 from model.strict_yaml import StrictModel
 
 Array = NDArray[np.float64]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+Quantity = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Platt(StrictModel):
@@ -37,13 +39,11 @@ class Platt(StrictModel):
         return calibrated_N
 
 
-class Isotonic(StrictModel):
-    """Straight lines through the points of an isotonic regression, and through (0, 0) and (1, 1) (Zadrozny and Elkan
-    2002; interpolated, so that no two probabilities become one)."""
+class _Lines(StrictModel):
+    """Points between which a map is straight lines."""
 
-    kind: Literal["isotonic"]
-    inputs: tuple[Probability, ...]
-    outputs: tuple[Probability, ...]
+    inputs: tuple[float, ...]
+    outputs: tuple[float, ...]
 
     @field_validator("inputs", "outputs")
     @classmethod
@@ -53,32 +53,65 @@ class Isotonic(StrictModel):
         return values
 
     @model_validator(mode="after")
-    def _check_points(self) -> "Isotonic":
+    def _check_points(self) -> Self:
         if not 0 < len(self.inputs) == len(self.outputs):
             raise ValueError(f"{len(self.inputs)} inputs and {len(self.outputs)} outputs; as many as each other, not 0")
         return self
+
+
+class Isotonic(_Lines):
+    """Straight lines through the points of an isotonic regression, and through (0, 0) and (1, 1) (Zadrozny and Elkan
+    2002; interpolated, so that no two probabilities become one)."""
+
+    kind: Literal["isotonic"]
+    inputs: tuple[Probability, ...]
+    outputs: tuple[Probability, ...]
 
     def __call__(self, probability_N: Array) -> Array:
         """calibrated_N."""
         return np.interp(probability_N, (0.0, *self.inputs, 1.0), (0.0, *self.outputs, 1.0))
 
 
+class LabelMean(_Lines):
+    """A quantity -> the mean of its label, in the label's unit: straight lines from (0, 0) through the points, beyond
+    the last point in proportion, and nothing above `upper`, the task's bound."""
+
+    kind: Literal["label_mean"]
+    inputs: tuple[Quantity, ...]
+    outputs: tuple[Quantity, ...]
+    upper: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+    def __call__(self, quantity_N: Array) -> Array:
+        """mean_N."""
+        between_N = np.interp(quantity_N, (0.0, *self.inputs), (0.0, *self.outputs))
+        beyond_N = quantity_N * (self.outputs[-1] / self.inputs[-1])
+        mean_N: Array = np.minimum(np.where(quantity_N > self.inputs[-1], beyond_N, between_N), self.upper)
+        return mean_N
+
+
+AnswerMap = Platt | Isotonic | LabelMean
+# By the position of a task.
+AnswerMaps = Mapping[int, AnswerMap]
+
+
 class Calibration(StrictModel):
-    """The calibration of a ranker: by binary task, what its probabilities are mapped by."""
+    """The calibration of a ranker: by task, what its answers are mapped by."""
 
-    tasks: dict[str, Annotated[Platt | Isotonic, Field(discriminator="kind")]]
+    tasks: dict[str, Annotated[AnswerMap, Field(discriminator="kind")]]
 
-    def bound(self, schema: FeedSchema) -> Mapping[int, Platt | Isotonic]:
-        """By a task's position, its mapping. Raises ValueError for one that is no binary task of the schema."""
-        positions = {task.name: place for place, task in enumerate(schema.tasks) if isinstance(task, BinaryTask)}
-        for task in self.tasks:
-            if task not in positions:
-                raise ValueError(f"calibrates '{task}', which is no binary task of this model")
-        return {positions[task]: mapping for task, mapping in self.tasks.items()}
+    def bound(self, schema: FeedSchema) -> AnswerMaps:
+        """By a task's position, its map. Raises ValueError for one that is not of a task of the schema of its kind."""
+        places = {task.name: place for place, task in enumerate(schema.tasks)}
+        for name, mapping in self.tasks.items():
+            wanted = RegressionTask if isinstance(mapping, LabelMean) else BinaryTask
+            if name not in places or not isinstance(schema.tasks[places[name]], wanted):
+                kind = "regression" if wanted is RegressionTask else "binary"
+                raise ValueError(f"calibrates '{name}' by {mapping.kind}, which is no {kind} task of this model")
+        return {places[name]: mapping for name, mapping in self.tasks.items()}
 
 
-def calibrated(answers_NT: NDArray[np.float32], mappings: Mapping[int, Platt | Isotonic]) -> NDArray[np.float32]:
-    """A copy of answers_NT, the mapped tasks' probabilities calibrated; NaN stays NaN."""
+def calibrated(answers_NT: NDArray[np.float32], mappings: AnswerMaps) -> NDArray[np.float32]:
+    """A copy of answers_NT, the mapped tasks' answers mapped; NaN stays NaN."""
     answers_NT = answers_NT.copy()
     for position, mapping in mappings.items():
         answers_NT[:, position] = mapping(answers_NT[:, position].astype(np.float64))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model.answer_domain import AnswerDomain
 from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, Artifact, ArtifactError
-from model.calibration import Calibration, Isotonic, Platt, calibrated
+from model.calibration import AnswerMaps, Calibration, calibrated
 from model.catalogue import Catalogue, generations
 from model.catalogue import folder_of as catalogues_of
 from model.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
@@ -84,7 +84,7 @@ class Scorer:
         self.catalogue: Catalogue | None = None
         self.compiled: CompiledAnswers | None = None
         self._compiled_sums: CompiledAnswers | None = None
-        self._calibration: Mapping[int, Platt | Isotonic] = {}
+        self._calibration: AnswerMaps = {}
 
     @property
     def version(self) -> str:
@@ -368,7 +368,7 @@ def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float3
     return None
 
 
-def _calibration(artifact: Artifact) -> Mapping[int, Platt | Isotonic]:
+def _calibration(artifact: Artifact) -> AnswerMaps:
     if CALIBRATION not in artifact.manifest.files:
         return {}
     place = str(artifact.path / CALIBRATION)

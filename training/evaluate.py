@@ -1,12 +1,17 @@
 """Measures a run's best ranker on a split: what `python -m training evaluate RUN` prints and writes.
 
 Metrics compare the ranker with the log: training_only features have their logged value, and nothing corrects for
-sampled negatives. Where the schema has training_only features, the same is measured once more `as_served`, with their
-serving value: the order that users will see, and a calibration that is off by as much as those features explained.
-Intervals come from a bootstrap over users (`data.group_by`), or over rows where no user column is named.
+sampled negatives. A quantity that is learned on a transformed scale is measured on it, and in the label's unit as the
+mean that is answered (training/label_means.py): on the validation split by maps that did not see the row's user. Where
+the schema has training_only features, the same is measured once more `as_served`, with their serving value. What counts
+there is the order that users will see. Labels were observed where items stood, so how large answers are says little
+beside them, and is not printed. Intervals come from a bootstrap over users (`data.group_by`), or over rows where no
+user column is named.
 """
 
-from dataclasses import asdict
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,17 +23,19 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import expit
 
-from model.features import TargetScale, inverse_target
-from model.ranker import Ranker
+from model.features import transform_target
 from model.schema import BinaryTask, RegressionTask
+from training.bootstrap import Floats
 from training.config import SplitName
-from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
+from training.data import labels_of, observed_of, read_splits
 from training.data_record import warn_of_changes
+from training.label_means import NoLabelMeanError, bare_answers, cross_fitted, fit_label_mean, logits_of
 from training.metrics import evaluate_binary, evaluate_regression
 from training.run import Run, write_json
-from training.validation import predict
 
 SEED = 0
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(run: Run, split: SplitName = "test", *, replicates: int = 500, where: str | None = None) -> dict[str, Any]:
@@ -38,54 +45,105 @@ def evaluate(run: Run, split: SplitName = "test", *, replicates: int = 500, wher
     run.summary()
     warn_of_changes(run)
     torch.set_num_threads(run.config.threads)
-    table = read_splits(run.config.data, run.schema, (split,))[split]
-    if where is not None:
-        table = _segment(table, where)
+    has_means = any(isinstance(task, RegressionTask) and task.transform != "none" for task in run.schema.tasks)
+    splits: tuple[SplitName, ...] = ("validation", split) if has_means and split != "validation" else (split,)
+    tables = read_splits(run.config.data, run.schema, splits)
+    picked_B = np.ones(tables[split].num_rows, bool) if where is None else _segment(tables[split], where)
     ranker = run.best_ranker()
+    logged = {name: logits_of(run, ranker, table, as_served=False) for name, table in tables.items()}
+    measure = _Measure(run, split, tables, logged, picked_B, replicates)
     result: dict[str, Any] = {
         "run": run.path.name,
         "split": split if where is None else f"{split}, {where}",
-        "rows": table.num_rows,
+        "rows": int(picked_B.sum()),
         "intervals": {"level": 0.95, "over": run.config.data.group_by or "rows", "replicates": replicates},
-        "tasks": _measure(run, ranker, table, replicates, as_served=False),
+        "tasks": measure.all_tasks(logged[split], as_served=False),
     }
     if any(feature.side == "training_only" for feature in run.schema.features):
-        result["tasks_as_served"] = _measure(run, ranker, table, replicates, as_served=True)
+        served_BT = logits_of(run, ranker, tables[split], as_served=True)
+        result["tasks_as_served"] = measure.all_tasks(served_BT, as_served=True)
     if where is None:
         write_json(run.path / f"evaluation-{split}.json", result)
     return result
 
 
-def _segment(table: pa.Table, where: str) -> pa.Table:
+def _segment(table: pa.Table, where: str) -> NDArray[np.bool_]:
     name, separator, text = where.partition("=")
     if not separator or name not in table.column_names:
         raise ValueError(f"--where {where}: expected COLUMN=VALUE, with one of {', '.join(table.column_names)}")
     column = table.column(name)
     try:
-        segment = table.filter(pc.equal(column, pa.scalar(text).cast(column.type)))
+        is_in = pc.equal(column, pa.scalar(text).cast(column.type))
     except pa.ArrowException:
         raise ValueError(f"--where {where}: column '{name}' is {column.type} and has no such value") from None
-    if not segment.num_rows:
+    is_in_B: NDArray[np.bool_] = is_in.fill_null(False).to_numpy()
+    if not is_in_B.any():
         raise ValueError(f"--where {where}: no row of the split has this value")
-    return segment
+    return is_in_B
 
 
-def _measure(run: Run, ranker: Ranker, table: pa.Table, replicates: int, *, as_served: bool) -> dict[str, Any]:
-    columns = columns_from_arrow(run.schema, table)
-    rows = Rows.encode(run.schema, run.encoder, table, columns, as_served=as_served)
-    logits_BT = predict(ranker, rows).astype(np.float64)
-    groups_B = groups_of(run, table)
-    tasks: dict[str, Any] = {}
-    for position, task in enumerate(run.schema.tasks):
-        observed_B = observed_of(task, table)
-        labels_B, logits_B = labels_of(task, table)[observed_B], logits_BT[observed_B, position]
-        groups = groups_B[observed_B]
-        if isinstance(task, BinaryTask):
-            measured = asdict(evaluate_binary(labels_B, expit(logits_B), groups, replicates=replicates, seed=SEED))
-        else:
-            measured = _regression(task, run.fitted.targets[task.name], labels_B, logits_B, groups, replicates)
-        tasks[task.name] = {"kind": task.kind, **measured}
-    return tasks
+@dataclass(frozen=True)
+class _Measure:
+    """Measures answers on the picked rows of a split; `logged` are the logits of the tables, as logged."""
+
+    run: Run
+    split: SplitName
+    tables: Mapping[SplitName, pa.Table]
+    logged: Mapping[SplitName, Floats]
+    picked_B: NDArray[np.bool_]
+    replicates: int
+
+    def all_tasks(self, logits_BT: Floats, *, as_served: bool) -> dict[str, Any]:
+        """Metrics by task of the logits of the split's rows."""
+        table = self.tables[self.split]
+        groups_B = groups_of(self.run, table)
+        measured: dict[str, Any] = {}
+        for position, task in enumerate(self.run.schema.tasks):
+            labels_B, counts_B = labels_of(task, table), observed_of(task, table) & self.picked_B
+            labels_N, groups_N = labels_B[counts_B], groups_B[counts_B]
+            logits_B = logits_BT[:, position]
+            if isinstance(task, BinaryTask):
+                probabilities_N = expit(logits_B[counts_B])
+                found = asdict(
+                    evaluate_binary(labels_N, probabilities_N, groups_N, replicates=self.replicates, seed=SEED)
+                )
+            else:
+                means_B, how = self._means(task, position, logits_B, as_served=as_served)
+                found = self._regression(labels_N, means_B[counts_B], groups_N)
+                if task.transform != "none":
+                    scale = self.run.fitted.targets[task.name]
+                    learned_N = np.maximum(logits_B[counts_B] * scale.scale + scale.mean, 0.0)
+                    found["label_mean"] = how
+                    labels_N = transform_target(labels_N, task.transform)
+                    found[task.transform] = self._regression(labels_N, learned_N, groups_N)
+            measured[task.name] = {"kind": task.kind, **found}
+        return measured
+
+    def _regression(self, labels_N: Floats, answers_N: Floats, groups_N: NDArray[Any]) -> dict[str, Any]:
+        return asdict(evaluate_regression(labels_N, answers_N, groups_N, replicates=self.replicates, seed=SEED))
+
+    def _means(
+        self, task: RegressionTask, position: int, logits_B: Floats, *, as_served: bool
+    ) -> tuple[Floats, str | None]:
+        """means_B in the label's unit of all rows, and on what their map was fitted."""
+        scale = self.run.fitted.targets[task.name]
+        bare_B = bare_answers(task, scale, logits_B)
+        if task.transform == "none":
+            return bare_B, None
+        table = self.tables["validation"]
+        known_B = observed_of(task, table)
+        labels_N = labels_of(task, table)[known_B]
+        answers_N = bare_answers(task, scale, self.logged["validation"][known_B, position])
+        try:
+            if self.split != "validation" or as_served:
+                return fit_label_mean(labels_N, answers_N, scale.upper)(bare_B), "fitted on the validation split"
+            groups_N = groups_of(self.run, table)[known_B]
+            means_B = bare_B.copy()
+            means_B[known_B] = cross_fitted(labels_N, answers_N, groups_N, scale.upper)
+        except NoLabelMeanError as error:
+            log.warning("task %s is measured without a correction to its label's mean: %s", task.name, error)
+            return bare_B, f"none: {error}"
+        return means_B, "cross-fitted on the validation split"
 
 
 def groups_of(run: Run, table: pa.Table) -> NDArray[Any]:
@@ -102,56 +160,53 @@ def groups_of(run: Run, table: pa.Table) -> NDArray[Any]:
         raise ValueError(f"data.group_by: column '{group_by}' of type {column.type} does not name users") from None
 
 
-def _regression(
-    task: RegressionTask,
-    scale: TargetScale,
-    labels_B: NDArray[np.float64],
-    logits_B: NDArray[np.float64],
-    groups_B: NDArray[Any],
-    replicates: int,
-) -> dict[str, Any]:
-    """The label's own unit, and beside it the transformed scale on which the task is learned."""
-    transformed_B = np.maximum(logits_B * scale.scale + scale.mean, 0.0)
-    own_unit_B = np.minimum(inverse_target(transformed_B, task.transform), scale.upper)
-    measured = asdict(evaluate_regression(labels_B, own_unit_B, groups_B, replicates=replicates, seed=SEED))
-    if task.transform == "log1p":
-        learned = evaluate_regression(np.log1p(labels_B), transformed_B, groups_B, replicates=replicates, seed=SEED)
-        measured["log1p"] = asdict(learned)
-    return measured
-
-
 def print_table(result: dict[str, Any]) -> None:
     """Prints an evaluation for people."""
     # Wide enough for an interval under each value, also where the output is no terminal.
     console = Console()
-    console.width = max(console.width, 110)
+    console.width = max(console.width, 120)
     intervals = result["intervals"]
     console.print(
         f"\n{result['run']}: {result['split']} split, {result['rows']:,} rows; "
         f"95 % intervals from {intervals['replicates']} bootstrap samples over {intervals['over']}",
         highlight=False,
     )
-    _print_tasks(console, "", result["tasks"])
-    if "tasks_as_served" in result:
-        _print_tasks(console, "training_only features at their serving value", result["tasks_as_served"])
+    as_served = result.get("tasks_as_served")
+    _print_tasks(console, "" if as_served is None else "As logged: what was learned", result["tasks"])
+    if as_served is not None:
+        _print_as_served(console, as_served)
 
 
 def _print_tasks(console: Console, title: str, tasks: dict[str, Any]) -> None:
     binary = Table("task", "positives", "NE", "AUC", "GAUC", "calibration", title=title, title_justify="left")
-    regression = Table("task", "scale", "RMSE", "MAE", "Spearman", title=title, title_justify="left")
+    regression = Table("task", "scale", "calibration", "MSE", "RMSE", "MAE", "Spearman")
     for name, task in tasks.items():
         if task["kind"] == "binary":
             cells = [_cell(task[metric]) for metric in ("normalized_entropy", "auc", "gauc", "calibration_ratio")]
             binary.add_row(name, f"{task['positives']:,}", *cells)
-        else:
-            for scale, measured in {"label's unit": task, "log1p": task.get("log1p")}.items():
-                if measured is not None:
-                    regression.add_row(
-                        name, scale, *(_cell(measured[metric]) for metric in ("rmse", "mae", "spearman"))
-                    )
+            continue
+        for scale, measured in {"label's unit": task, "log1p": task.get("log1p")}.items():
+            if measured is not None:
+                metrics = ("calibration_ratio", "mse", "rmse", "mae", "spearman")
+                regression.add_row(name, scale, *(_cell(measured[metric]) for metric in metrics))
+    if not binary.row_count:
+        regression.title, regression.title_justify = title, "left"
     for table in (binary, regression):
         if table.row_count:
             console.print(table)
+
+
+def _print_as_served(console: Console, tasks: dict[str, Any]) -> None:
+    """The order alone."""
+    console.print(
+        "As served, training_only features (a position, say) have their serving value: the order that users will see. "
+        "Labels were observed at logged values, so only the order is measured here.",
+        highlight=False,
+    )
+    table = Table("task", "AUC", "GAUC", "Spearman")
+    for name, task in tasks.items():
+        table.add_row(name, *(_cell(task[metric]) if metric in task else "" for metric in ("auc", "gauc", "spearman")))
+    console.print(table)
 
 
 def _cell(estimate: dict[str, Any]) -> str:
@@ -162,4 +217,6 @@ def _cell(estimate: dict[str, Any]) -> str:
 
 
 def _short(value: float) -> str:
+    if abs(value) >= 1e6:
+        return f"{value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"

@@ -8,7 +8,7 @@ load and answer its golden requests as a service would.
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
 from model.block_tensors import BlockTensors
-from model.calibration import Calibration, Isotonic, Platt, calibrated
+from model.calibration import AnswerMaps, Calibration, calibrated
 from model.features import EncodedBlock, FeatureEncoder
 from model.ranker import Ranker, ScoringModule, to_torchscript, write_torchscript
 from model.reference import FeatureReference, of_features
@@ -32,6 +32,7 @@ from training.catalogue import build_catalogue
 from training.config import SplitName
 from training.data import Rows, columns_from_arrow, read_splits
 from training.data_record import warn_of_changes
+from training.label_means import label_means
 from training.lineage import refuse_worse
 from training.managed_ids import settled, settled_maps
 from training.parent import write_trained
@@ -50,8 +51,6 @@ GOLDEN_CANDIDATES = (1, 2, 5, 20, 100)
 HISTOGRAM_BINS = 50
 HISTOGRAM_ROWS = 50_000
 
-Mappings = Mapping[int, Platt | Isotonic]
-
 
 def export(
     run: Run,
@@ -66,10 +65,11 @@ def export(
 ) -> Path:
     """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder.
 
-    With `calibration` its binary tasks are calibrated (training/calibration.py), and the manifest says what that
-    changed, also by the values of the columns `segment_by`. With `items`, its catalogue is there before it
-    is. With `sign_key`, both are signed. A run that is worse than the parent it started from
-    (training/lineage.py) is refused unless `accept_worse`."""
+    Quantities learned on a transformed scale are mapped to means of their labels (training/label_means.py). With
+    `calibration` its binary tasks are calibrated (training/calibration.py), its quantities mapped as they are served,
+    and the manifest says what that changed, also by the values of the columns `segment_by`. With `items`, its
+    catalogue is there before it is. With `sign_key`, both are signed. A run that is worse than the parent it started
+    from (training/lineage.py) is refused unless `accept_worse`."""
     summary = run.summary()
     if not accept_worse:
         refuse_worse(run, summary)
@@ -81,9 +81,15 @@ def export(
     table = read_splits(run.config.data, run.schema, (split,))[split]
     parity: dict[str, float] = {}
     metrics = _metrics(run)
-    fitted = Calibration(tasks={})
+    # Uncalibrated probabilities are of an item where the serving values put it; so are the quantities beside them.
+    is_calibrated = calibration is not None
+    means, about_means = label_means(run, ranker, as_served=is_calibrated, every_task=is_calibrated)
+    if about_means:
+        metrics["label_means"] = about_means
+    fitted = Calibration(tasks=dict(means))
     if calibration is not None:
-        fitted, metrics["calibration"] = calibrate(run, ranker, calibration, segment_by)
+        probabilities, metrics["calibration"] = calibrate(run, ranker, calibration, segment_by)
+        fitted = Calibration(tasks={**means, **probabilities.tasks})
     mappings = fitted.bound(run.schema)
 
     def write_files(folder: Path) -> None:
@@ -205,7 +211,7 @@ def _repeated(block: EncodedBlock, count: int) -> BlockTensors:
 
 
 def golden_requests(
-    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, mappings: Mappings, table: pa.Table
+    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, mappings: AnswerMaps, table: pa.Table
 ) -> dict[str, Any]:
     """Requests made of real rows, with calibrated answers: users and candidates spread evenly over the split.
 
@@ -243,7 +249,7 @@ def _value(feature: Feature, value: Any) -> Any:
 
 
 def _answers(
-    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, mappings: Mappings, request: dict[str, Any]
+    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, mappings: AnswerMaps, request: dict[str, Any]
 ) -> dict[str, Any]:
     rows = len(request["candidates"]["id"])
     user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
@@ -258,7 +264,7 @@ def _answers(
 
 
 def reference_scores(
-    run: Run, ranker: Ranker, module: ScoringModule, mappings: Mappings, table: pa.Table
+    run: Run, ranker: Ranker, module: ScoringModule, mappings: AnswerMaps, table: pa.Table
 ) -> dict[str, Any]:
     """Per task a histogram of the answers on the newest split, against which drift is measured.
 

@@ -65,6 +65,7 @@ class RegressionMetrics:
     rmse: Estimate
     mae: Estimate
     spearman: Estimate
+    calibration_ratio: Estimate
 
 
 def log_loss(labels: npt.ArrayLike, probabilities: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
@@ -210,8 +211,8 @@ def evaluate_regression(
     """
     y, p, _ = _aligned(scores=predictions, labels=values, weights=None)
     codes, num_groups = _group_codes(groups, y.size)
-    squared_G, absolute_G, rows_G = (
-        np.bincount(codes, x, num_groups) for x in ((p - y) ** 2, np.abs(p - y), np.ones_like(y))
+    squared_G, absolute_G, rows_G, value_G, prediction_G = (
+        np.bincount(codes, x, num_groups) for x in ((p - y) ** 2, np.abs(p - y), np.ones_like(y), y, p)
     )
     ranks_y, ranks_p = _centred_ranks(y), _centred_ranks(p)
     moments_KG = np.stack([np.bincount(codes, x, num_groups) for x in _products(ranks_y, ranks_p)])
@@ -220,8 +221,12 @@ def evaluate_regression(
         "rmse": lambda draws_RG: np.sqrt(divide(draws_RG @ squared_G, draws_RG @ rows_G)),
         "mae": lambda draws_RG: divide(draws_RG @ absolute_G, draws_RG @ rows_G),
         "spearman": lambda draws_RG: _correlation(moments_KG @ draws_RG.T),
+        "calibration_ratio": lambda draws_RG: divide(draws_RG @ prediction_G, draws_RG @ value_G),
     }
-    undefined = {"spearman": "the values or the predictions are all equal"}
+    undefined = {
+        "spearman": "the values or the predictions are all equal",
+        "calibration_ratio": "the values are all 0",
+    }
     found = estimates(statistics, num_groups, undefined, replicates, seed, level)
     return RegressionMetrics(y.size, num_groups, **found)
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.calibration import Calibration, Isotonic, Platt, calibrated
+from model.calibration import AnswerMap, Calibration, Isotonic, LabelMean, Platt, calibrated
 from tests.model.feeds import everything
 
 ISOTONIC = Isotonic(kind="isotonic", inputs=(0.1, 0.4), outputs=(0.05, 0.6))
+LABEL_MEAN = LabelMean(kind="label_mean", inputs=(10.0, 40.0), outputs=(30.0, 45.0), upper=100.0)
 PLATT = Platt(kind="platt", slope=1.5, intercept=-0.3)
 
 
@@ -18,6 +19,12 @@ def test_isotonic_is_straight_between_its_points_and_the_corners() -> None:
     given_N = np.array([0.0, 0.05, 0.1, 0.25, 0.4, 0.7, 1.0])
     expected = [0.0, 0.025, 0.05, (0.05 + 0.6) / 2, 0.6, 0.6 + 0.4 * 0.5, 1.0]
     np.testing.assert_allclose(ISOTONIC(given_N), expected, rtol=1e-15)
+
+
+def test_a_label_mean_is_straight_between_its_points_in_proportion_beyond_and_bounded() -> None:
+    given_N = np.array([0.0, 5.0, 10.0, 20.0, 40.0, 80.0, 88.0, 1e30])
+    expected = [0.0, 15.0, 30.0, 35.0, 45.0, 90.0, 99.0, 100.0]
+    np.testing.assert_allclose(LABEL_MEAN(given_N), expected, rtol=1e-15)
 
 
 def test_platt_is_a_line_on_the_logit() -> None:
@@ -50,7 +57,7 @@ def test_only_the_named_tasks_change_and_the_given_array_does_not() -> None:
 
 def test_not_a_number_is_not_made_one() -> None:
     answers = np.array([[np.nan]], np.float32)
-    for mapping in (PLATT, ISOTONIC):
+    for mapping in (PLATT, ISOTONIC, LABEL_MEAN):
         assert np.isnan(calibrated(answers, {0: mapping})).all()
 
 
@@ -63,6 +70,8 @@ def test_not_a_number_is_not_made_one() -> None:
     ({"kind": "isotonic", "inputs": [0.5], "outputs": [float("nan")]}, "outputs.0: "),
     ({"kind": "platt", "slope": -1.0, "intercept": 0.0}, "slope: "),
     ({"kind": "platt", "slope": 1.0, "intercept": float("inf")}, "intercept: "),
+    ({"kind": "label_mean", "inputs": [1.0], "outputs": [0.0], "upper": 9.0}, "outputs.0: "),
+    ({"kind": "label_mean", "inputs": [1.0], "outputs": [2.0], "upper": -1.0}, "upper: "),
     ({"kind": "spline"}, "spline"),
 ])  # fmt: skip
 def test_faults_are_named(content: dict[str, object], message: str) -> None:
@@ -70,7 +79,11 @@ def test_faults_are_named(content: dict[str, object], message: str) -> None:
         Calibration.from_mapping({"tasks": {"click": content}}, "calibration.json")
 
 
-@pytest.mark.parametrize("task", ["clock", "play_time"])
-def test_task_that_is_no_binary_task_is_named(task: str) -> None:
-    with pytest.raises(ValueError, match=f"calibrates '{task}', which is no binary task"):
-        Calibration(tasks={task: PLATT}).bound(everything())
+@pytest.mark.parametrize(("task", "mapping", "message"), [
+    ("clock", PLATT, "calibrates 'clock' by platt, which is no binary task"),
+    ("play_time", ISOTONIC, "calibrates 'play_time' by isotonic, which is no binary task"),
+    ("click", LABEL_MEAN, "calibrates 'click' by label_mean, which is no regression task"),
+])  # fmt: skip
+def test_a_map_that_is_not_of_its_task_is_named(task: str, mapping: AnswerMap, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Calibration(tasks={task: mapping}).bound(everything())

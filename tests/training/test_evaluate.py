@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss, mean_absolute_error, mean_squared_error, r
 
 from model.schema import FeedSchema
 from tests.training_data import SCHEMA, Json, feed_table, training_file, write_feed
-from training.config import TrainingConfig
+from training.config import SplitName, TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, labels_of, read_splits
 from training.evaluate import evaluate, print_table
 from training.run import Run
@@ -31,9 +31,9 @@ def result(finished_run: Run) -> Json:
     return evaluate(finished_run, "test", replicates=50)
 
 
-def predictions(run: Run, *, as_served: bool) -> tuple[pa.Table, Array]:
-    """The test split and its logits."""
-    table = read_splits(run.config.data, run.schema, ("test",))["test"]
+def predictions(run: Run, *, as_served: bool, split: SplitName = "test") -> tuple[pa.Table, Array]:
+    """A split and its logits."""
+    table = read_splits(run.config.data, run.schema, (split,))[split]
     rows = Rows.encode(run.schema, run.encoder, table, columns_from_arrow(run.schema, table), as_served=as_served)
     return table, predict(run.best_ranker(), rows).astype(np.float64)
 
@@ -74,6 +74,14 @@ def test_binary_metrics_equal_scikit_learns(finished_run: Run, result: Json, key
             assert task[metric]["low"] <= task[metric]["value"] <= task[metric]["high"]
 
 
+def factor_to_the_mean(run: Run) -> float:
+    """Labels over bare answers on the validation split: what few rows make of a map."""
+    table, logits_BT = predictions(run, as_served=False, split="validation")
+    scale = run.fitted.targets["watch"]
+    bare = np.expm1(np.maximum(logits_BT[:, 2] * scale.scale + scale.mean, 0))
+    return float(table.column("watch_ms").to_numpy().sum() / bare.sum())
+
+
 def test_regression_metrics_equal_scipys_in_both_scales(finished_run: Run, result: Json) -> None:
     table, logits_BT = predictions(finished_run, as_served=False)
     train_table = read_splits(finished_run.config.data, finished_run.schema, ("train",))["train"]
@@ -81,7 +89,7 @@ def test_regression_metrics_equal_scipys_in_both_scales(finished_run: Run, resul
     values = table.column("watch_ms").to_numpy()
     learned = np.maximum(logits_BT[:, 2] * train_logs.std() + train_logs.mean(), 0)
     for measured, true, predicted in (
-        (result["tasks"]["watch"], values, np.expm1(learned)),
+        (result["tasks"]["watch"], values, np.expm1(learned) * factor_to_the_mean(finished_run)),
         (result["tasks"]["watch"]["log1p"], np.log1p(values), learned),
     ):
         squared = mean_squared_error(true, predicted)
@@ -90,6 +98,7 @@ def test_regression_metrics_equal_scipys_in_both_scales(finished_run: Run, resul
             "rmse": np.sqrt(squared),
             "mae": mean_absolute_error(true, predicted),
             "spearman": spearmanr(true, predicted).statistic,
+            "calibration_ratio": predicted.sum() / true.sum(),
         }
         assert {metric: measured[metric]["value"] for metric in expected} == pytest.approx(expected, rel=1e-9)
 
@@ -131,6 +140,33 @@ def test_another_split_has_its_own_file(finished_run: Run) -> None:
     assert (finished_run.path / "evaluation-validation.json").exists()
 
 
+def test_the_validation_split_is_measured_by_maps_that_did_not_see_the_row(finished_run: Run) -> None:
+    measured = evaluate(finished_run, "validation", replicates=2)["tasks"]["watch"]
+    assert measured["label_mean"] == "cross-fitted on the validation split"
+    assert measured["calibration_ratio"]["value"] == pytest.approx(1, abs=0.03)
+    # By a map that saw every label it would be exactly 1.
+    assert abs(measured["calibration_ratio"]["value"] - 1) > 1e-9
+    assert measured["log1p"]["calibration_ratio"]["value"] != measured["calibration_ratio"]["value"]
+
+
+def test_without_labels_to_fit_a_mean_on_the_bare_inverse_is_measured_and_said(tmp_path: Path) -> None:
+    schema = SCHEMA.replace("label: watch_ms,", "label: watch_ms, mask: watch_known,")
+    table = feed_table(400)
+    known = np.array(table.column("day").to_pylist()) != 5
+    table = table.append_column("watch_known", pa.array(known))
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "all.parquet")
+    run = train(TrainingConfig.load(training_file(tmp_path, schema=schema, epochs=1)), show=False)
+    watch = evaluate(run, "test", replicates=2)["tasks"]["watch"]
+    assert watch["label_mean"] == "none: 0 labels of the validation split are above 0, 20 are needed"
+    tested, logits_BT = predictions(run, as_served=False)
+    scale = run.fitted.targets["watch"]
+    bare = np.expm1(np.maximum(logits_BT[:, 2] * scale.scale + scale.mean, 0))
+    ratio = bare.sum() / tested.column("watch_ms").to_numpy().sum()
+    assert watch["calibration_ratio"]["value"] == pytest.approx(ratio, rel=1e-9)
+    assert evaluate(run, "validation", replicates=2)["tasks"]["watch"]["rows"] == 0
+
+
 def run_on_changed_test_day(folder: Path, **values: float) -> Run:
     """A run whose test day has one value in the given columns."""
     table = feed_table(500)
@@ -169,7 +205,14 @@ def test_the_printed_table_shows_every_task_and_its_values(result: Json, capsys:
         metric = "auc" if task["kind"] == "binary" else "spearman"
         assert f"{task[metric]['value']:.3f}" in printed
     assert "95 % intervals from 50 bootstrap samples over user_id" in printed
-    assert "serving value" in printed
+    logged, served = printed.split("As served")
+    assert "As logged: what was learned" in logged
+    assert "serving value" in served
+    # A probability at another position than the label's says nothing by its size.
+    assert "calibration" not in served
+    assert "NE" not in served
+    for task in result["tasks_as_served"].values():
+        assert f"{task['auc' if task['kind'] == 'binary' else 'spearman']['value']:.3f}" in served
 
 
 def test_rows_are_the_groups_where_no_user_column_is_named(tmp_path: Path) -> None:

@@ -43,19 +43,31 @@ def test_served_probabilities_are_mapped_and_nothing_else(finished_run: Run, ver
     rows = read_splits(finished_run.config.data, finished_run.schema, ("test",))["test"].slice(0, 60).to_pydict()
     plain, calibrated = (answers_of(version, rows) for version in versions)
     maps = json.loads((versions[1] / CALIBRATION).read_text())["tasks"]
-    assert list(maps) == ["click", "like"]
-    for task, points in maps.items():
+    assert sorted(maps) == ["click", "like", "watch"]
+    for task in ("click", "like"):
+        points = maps[task]
         expected = np.interp(plain[task], [0, *points["inputs"], 1], [0, *points["outputs"], 1])
         np.testing.assert_allclose(calibrated[task], expected, rtol=1e-5)  # float32 answers
-    np.testing.assert_array_equal(calibrated["watch"], plain["watch"])
-    assert not (versions[0] / CALIBRATION).exists()
+    # A quantity is a mean of its label in both: where its rows were logged, and where they are served.
+    assert list(json.loads((versions[0] / CALIBRATION).read_text())["tasks"]) == ["watch"]
+    ratios = calibrated["watch"].astype(float) / plain["watch"]
+    assert ratios == pytest.approx(ratios[0], rel=1e-5), "few rows: both are factors"
+    assert ratios[0] != 1
+
+
+def test_a_calibrated_quantity_has_the_labels_mean_as_it_is_served(
+    finished_run: Run, versions: tuple[Path, Path]
+) -> None:
+    rows = read_splits(finished_run.config.data, finished_run.schema, ("validation",))["validation"].to_pydict()
+    answers = answers_of(versions[1], rows)["watch"].astype(float)
+    assert answers.sum() == pytest.approx(sum(rows["watch_ms"]), rel=1e-5)
 
 
 def test_manifest_tells_what_changed(finished_run: Run, versions: tuple[Path, Path]) -> None:
     """NE and calibration ratio of the served answers, by scikit-learn; a sampled negative stands for two."""
     told = json.loads((versions[1] / "manifest.json").read_text())["metrics"]["calibration"]
     assert told["kind"] == "isotonic"
-    assert list(told["tasks"]) == ["click", "like"], "a quantity has nothing to calibrate"
+    assert list(told["tasks"]) == ["click", "like"], "of probabilities"
     table = read_splits(finished_run.config.data, finished_run.schema, ("test",))["test"]
     rows = table.to_pydict()
     for when, version in zip(("before", "after"), versions, strict=True):
@@ -92,7 +104,7 @@ def test_platt_and_a_task_with_too_few_labels(finished_run: Run, tmp_path: Path)
         assert main(command) == 0
     version = tmp_path / "clips" / "1"
     maps = json.loads((version / CALIBRATION).read_text())["tasks"]
-    assert {task: mapping["kind"] for task, mapping in maps.items()} == {"click": "platt"}
+    assert {task: mapping["kind"] for task, mapping in maps.items()} == {"click": "platt", "watch": "label_mean"}
     told = json.loads((version / "manifest.json").read_text())["metrics"]["calibration"]["tasks"]
     assert "at least 220 are needed" in told["like"]["not_calibrated"]
     assert Scorer.load(version).tasks == ["click", "like", "watch"]
@@ -111,7 +123,7 @@ def test_wrong_wishes_are_refused(
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ('{"tasks": {"watch": {"kind": "platt", "slope": 1, "intercept": 0}}}', "calibrates 'watch', which is no binary"),
+    ('{"tasks": {"watch": {"kind": "platt", "slope": 1, "intercept": 0}}}', "calibrates 'watch' by platt, which is"),
     ('{"tasks": {"click": {"kind": "platt", "slope": 0, "intercept": 0}}}', "slope"),
     ('{"task": {}}', "did you mean 'tasks'"),
     ("[]", "expected a mapping"),
