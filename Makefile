@@ -39,7 +39,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-tables \
 	bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-workers bench-start \
 	bench-score bench-parity bench-reliability \
-	bench-compare clean
+	bench-compare bench-label-means clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -197,6 +197,9 @@ bench-start: $(STAMP) ## seconds from exec to ready, memory of one and of each f
 
 bench-score: $(STAMP) ## batch scoring, rows per CPU second against the loop people write
 	@exec $(PY) -m benchmarks.batch_scoring $(ARGS)
+
+bench-label-means: $(STAMP) ## means of play time in its own unit, by several estimates, on KuaiRand-Pure and simulated
+	@exec $(PY) -m benchmarks.label_means $(ARGS)
 
 bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure
 	@exec $(PY) -m benchmarks.score_parity $(ARGS)
