@@ -8,6 +8,7 @@ Shapes: B rows, T tasks, L list features, V list values.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from model.columns import Column
 from model.features import FeatureEncoder, FittedFeatures, transform_target
 from model.schema import FeedSchema, RegressionTask
 from training.config import DataConfig, SplitName
+from training.groups import refuse_ungroupable, rows_without_group
 from training.input.arrow_columns import (
     LogColumns,
     column_from_arrow,
@@ -31,9 +33,11 @@ from training.input.arrow_columns import (
     floats,
     labels_of,
     observed_of,
+    plain,
 )
 from training.input.bad_rows import BadRows
 from training.input.files import LogFiles
+from training.input.found import Found
 from training.input.row_faults import Mask
 from training.input.selection import Selector
 
@@ -47,6 +51,7 @@ __all__ = [
     "joined",
     "labels_of",
     "observed_of",
+    "read_log",
     "read_splits",
     "regression_targets",
 ]
@@ -59,10 +64,19 @@ def read_splits(
     schema: FeedSchema,
     wanted: tuple[SplitName, ...],
     extra: tuple[str, ...] = (),
-    bad_rows: BadRows | None = None,
 ) -> dict[SplitName, pa.Table]:
-    """The rows of each wanted split, in file and row order, with `extra` columns beside the schema's; `bad_rows` takes
-    the counts of those that were left out.
+    """The rows of each wanted split (`read_log`); says what was left out."""
+    splits, found = read_log(config, schema, wanted, extra)
+    if found.left_out:
+        log.warning("%s: %s", config.path, "; ".join(found.left_out_lines()))
+    return splits
+
+
+def read_log(
+    config: DataConfig, schema: FeedSchema, wanted: tuple[SplitName, ...], extra: tuple[str, ...] = ()
+) -> tuple[dict[SplitName, pa.Table], Found]:
+    """The rows of each wanted split, in file and row order, with `extra` columns beside the schema's, and what was
+    found of the log.
 
     Raises ValueError where a split has no row, and for more bad rows than data.max_bad_rows."""
     files = LogFiles(config.path)
@@ -72,7 +86,9 @@ def read_splits(
     names = columns_to_read(config, schema, extra)
     parts: dict[SplitName, list[pa.Table]] = {split: [] for split in wanted}
     columns = LogColumns(schema, config.weight)
-    bad_rows = bad_rows or BadRows(config.max_bad_rows)
+    bad_rows = BadRows(config.max_bad_rows)
+    counts: Counter[str] = Counter(dict.fromkeys(selector.selections, 0))
+    found = Found(files, splits=counts, left_out=bad_rows.skipped, group_by=config.group_by)
     for file in files.files:
         table = files.read(file, names)
         place = files.shown(file)
@@ -80,8 +96,13 @@ def read_splits(
         masks = selector.masks(table.column(config.split.column), place)
         is_in_any_B = np.any([mask.to_numpy() for mask in masks.values()], axis=0)
         is_good_B = bad_rows.good_rows(faults, place, is_in_any_B)
-        for split in wanted:
-            parts[split].append(table.filter(_and(masks[split], is_good_B)))
+        found.rows += table.num_rows
+        found.ungrouped += rows_without_group(table.filter(pa.array(is_in_any_B)), config.group_by)
+        for split, mask in masks.items():
+            is_wanted = _and(mask, is_good_B)
+            counts[split] += pc.sum(is_wanted).as_py() or 0
+            if split in parts:
+                parts[split].append(table.filter(is_wanted))
     try:
         splits = {split: pa.concat_tables(tables, promote_options="permissive") for split, tables in parts.items()}
     except pa.ArrowException as error:
@@ -90,9 +111,9 @@ def read_splits(
     for split, table in splits.items():
         if not table.num_rows:
             raise selector.no_row(config.path, split)
-    if bad_rows.skipped:
-        log.warning("%s: %s", config.path, bad_rows)
-    return splits
+    if config.group_by is not None:
+        refuse_ungroupable(plain(splits[wanted[0]].column(config.group_by)).type, config.group_by)
+    return splits, found
 
 
 def columns_to_read(config: DataConfig, schema: FeedSchema, extra: Sequence[str] = ()) -> list[str]:

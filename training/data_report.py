@@ -53,9 +53,7 @@ class DataReport:
     warnings: tuple[str, ...]
 
     def say(self) -> None:
-        """Logs it shortly: the rows of each split, and what to look at."""
-        rows = ", ".join(f"{split} {about['rows']:,} rows" for split, about in self.content["splits"].items())
-        log.info("%s: %s", self.content["data"], rows)
+        """Logs what to look at."""
         for warning in self.warnings:
             log.warning("%s", warning)
 
@@ -73,6 +71,7 @@ def report_of_file(config: TrainingConfig, *, show: bool = True) -> Path:
     schema = config.feed_schema()
     reader = LogReader(config.data, schema)
     index = index_of(reader)
+    index.found(reader.files, config.data.group_by).say()
     with locked(config.output):
         fitted = fitted_of_file(config, schema, index.content(), show=show)
         report = data_report(reader, index, fitted, show=show)
@@ -98,6 +97,7 @@ def data_report(
         "content": index.content(),
         "split_column": reader.selector.column,
         "left_out": index.skipped,
+        "found": index.found(reader.files, reader.config.group_by).lines(),
         "splits": {
             split: _described(schema, tally, splits["train"], has_vocabulary) for split, tally in splits.items()
         },
@@ -242,7 +242,7 @@ def _warnings(schema: FeedSchema, content: dict[str, Any]) -> Iterator[str]:
 def _markdown(content: dict[str, Any]) -> list[str]:
     lines = [f"# Data report: {content['data']}", ""]
     lines += [f"- {warning}" for warning in content["warnings"]] or ["No warning."]
-    lines += [f"- left out, {count:,} rows: {reason}" for reason, count in content["left_out"].items()]
+    lines += ["", *(f"- {line}" for line in content["found"])]
     parts = [
         *((split, "all", about) for split, about in content["splits"].items()),
         *((about["split"], about["value"], about) for about in content["partitions"]),

@@ -29,6 +29,7 @@ from training.bootstrap import Floats
 from training.config import SplitName
 from training.data import labels_of, observed_of, read_splits
 from training.data_record import warn_of_changes
+from training.groups import group_codes, rows_without_group
 from training.label_means import NoLabelMeanError, bare_answers, cross_fitted, fit_label_mean, logits_of
 from training.metrics import evaluate_binary, evaluate_regression
 from training.run import Run, write_json
@@ -56,7 +57,14 @@ def evaluate(run: Run, split: SplitName = "test", *, replicates: int = 500, wher
         "run": run.path.name,
         "split": split if where is None else f"{split}, {where}",
         "rows": int(picked_B.sum()),
-        "intervals": {"level": 0.95, "over": run.config.data.group_by or "rows", "replicates": replicates},
+        "intervals": {
+            "level": 0.95,
+            "over": run.config.data.group_by or "rows",
+            "replicates": replicates,
+            "rows_without_group": rows_without_group(
+                tables[split].filter(pa.array(picked_B)), run.config.data.group_by
+            ),
+        },
         "tasks": measure.all_tasks(logged[split], as_served=False),
     }
     if any(feature.side == "training_only" for feature in run.schema.features):
@@ -148,16 +156,7 @@ class _Measure:
 
 def groups_of(run: Run, table: pa.Table) -> NDArray[Any]:
     """The group of every row, as codes: its user, or the row itself where no user column is named."""
-    group_by = run.config.data.group_by
-    if group_by is None:
-        return np.arange(table.num_rows)
-    column = table.column(group_by)
-    if column.null_count:
-        raise ValueError(f"data.group_by: column '{group_by}' holds {column.null_count} nulls; a row needs its user")
-    try:
-        return np.asarray(column.combine_chunks().dictionary_encode().indices)
-    except pa.ArrowNotImplementedError:
-        raise ValueError(f"data.group_by: column '{group_by}' of type {column.type} does not name users") from None
+    return group_codes(table, run.config.data.group_by)
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -166,9 +165,11 @@ def print_table(result: dict[str, Any]) -> None:
     console = Console()
     console.width = max(console.width, 120)
     intervals = result["intervals"]
+    ungrouped = intervals["rows_without_group"]
     console.print(
         f"\n{result['run']}: {result['split']} split, {result['rows']:,} rows; "
-        f"95 % intervals from {intervals['replicates']} bootstrap samples over {intervals['over']}",
+        f"95 % intervals from {intervals['replicates']} bootstrap samples over {intervals['over']}"
+        + (f"; {ungrouped:,} rows without it are one group" if ungrouped else ""),
         highlight=False,
     )
     as_served = result.get("tasks_as_served")

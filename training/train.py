@@ -94,7 +94,7 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
         ranks.first_does(lambda: _open_or_create(run))
         ranks.first_does(lambda: splits.report(run))
         source, validation_rows = splits.encoded(run.encoder, ranks.rank, ranks.world)
-        _fit(run, source, validation_rows, splits.left_out, ranks, parent, show=show)
+        _fit(run, source, validation_rows, splits.found.left_out, ranks, parent, show=show)
     return run
 
 

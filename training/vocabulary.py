@@ -22,7 +22,8 @@ from training.config import SplitName, TrainingConfig
 from training.fitted_file import parts_of, read_fitted, write_fitted
 from training.fitting import fit_log
 from training.id_report import PAGE_TITLE, as_markdown, table_reports
-from training.input.index import INDEX
+from training.input.index import INDEX, index_of
+from training.input.reader import LogReader
 from training.output_folder import LEFT_BY_ANY, is_json_with, refuse_foreign
 from training.run import CONFIG, FITTED, locked, write_json, write_text
 
@@ -41,6 +42,8 @@ def build_vocabulary(config: TrainingConfig, out: Path | None = None, *, process
     report_file, page = (out.with_name(f"{out.stem}-report.{ending}") for ending in ("json", "md"))
     _refuse_foreign(out, report_file, page, work)
     with locked(work):
+        reader = LogReader(config.data, schema)
+        index_of(reader, work / INDEX).found(reader.files, config.data.group_by).say()
         passes: dict[SplitName, FittingPass] = {
             split: fit_split(config, schema, split, work, processes, show=show) for split in ("train", "validation")
         }

@@ -18,6 +18,7 @@ from tests.training_data import SCHEMA, Json, feed_table, training_file, write_f
 from training.config import SplitName, TrainingConfig
 from training.data import Rows, columns_from_arrow, fit_features, labels_of, read_splits
 from training.evaluate import evaluate, print_table
+from training.export import export
 from training.run import Run
 from training.train import train
 from training.validation import predict
@@ -126,7 +127,7 @@ def test_the_written_file_is_strict_json_and_the_result(finished_run: Run, resul
     text = (finished_run.path / "evaluation-test.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=refuse) == result
     assert result["split"] == "test"
-    assert result["intervals"] == {"level": 0.95, "over": "user_id", "replicates": 50}
+    assert result["intervals"] == {"level": 0.95, "over": "user_id", "replicates": 50, "rows_without_group": 0}
 
 
 def test_the_same_run_gives_the_same_numbers_again(finished_run: Run, result: Json) -> None:
@@ -248,17 +249,32 @@ def test_users_of_any_type_make_the_same_groups(tmp_path: Path, kind: str) -> No
     assert measured["groups"] == len(np.unique(people))
 
 
-def test_a_row_without_its_user_is_refused(tmp_path: Path) -> None:
+def test_rows_without_a_user_are_one_group_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def users(table: pa.Table) -> pa.Array:
-        return pa.array([None if row == table.num_rows - 1 else 1 for row in range(table.num_rows)])
+        known = table.column("user_id").cast(pa.string()).to_pylist()
+        return pa.array([None if row % 7 == 0 else user for row, user in enumerate(known)])
 
-    with pytest.raises(ValueError, match="column 'person' holds 1 nulls; a row needs its user"):
-        evaluate(changed_users(tmp_path, users))
+    run = changed_users(tmp_path, users)
+    result = evaluate(run, "test", replicates=5)
+    table, logits_BT = predictions(run, as_served=False)
+    people = np.array([user or "nobody" for user in table.column("person").to_pylist()])
+    labels = labels_of(run.schema.tasks[0], table)
+    measured = result["tasks"]["click"]
+    assert measured["gauc"]["value"] == pytest.approx(grouped_auc(labels, logits_BT[:, 0], people), rel=1e-9)
+    assert measured["groups"] == len(np.unique(people))
+    assert measured["auc"]["low"] is not None
+    assert result["intervals"]["rows_without_group"] == (people == "nobody").sum() > 0
+    print_table(result)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{(people == 'nobody').sum()} rows without it are one group" in said
+    assert export(run, tmp_path / "models").is_dir()
+    manifest = json.loads((tmp_path / "models" / "clips" / "1" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["metrics"]["test"]["tasks"]["click"]["gauc"] == measured["gauc"]
 
 
 def test_users_of_a_type_that_makes_no_groups_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.group_by: column 'person' of type list.* does not name users"):
-        evaluate(changed_users(tmp_path, lambda table: pa.array([[1]] * table.num_rows)))
+        changed_users(tmp_path, lambda table: pa.array([[1]] * table.num_rows))  # before it trains
 
 
 def test_a_run_without_a_test_split_is_measured_on_another(tmp_path: Path) -> None:

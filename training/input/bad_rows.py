@@ -15,10 +15,6 @@ class BadRows:
         self.budget = budget
         self.skipped: Counter[str] = Counter()
 
-    def __str__(self) -> str:
-        reasons = "; ".join(f"{count:,} rows: {reason}" for reason, count in self.skipped.most_common())
-        return f"{self.skipped.total():,} rows are left out (data.max_bad_rows {self.budget:,}): {reasons}"
-
     def good_rows(
         self, faults: Sequence[Fault], place: str, is_wanted_B: Mask | None = None, before: int = 0
     ) -> Mask | None:

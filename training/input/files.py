@@ -42,12 +42,12 @@ class LogFiles:
     """The files of a folder, in the order of their names. Raises ValueError where there is none."""
 
     def __init__(self, folder: Path | str) -> None:
-        self._shown = str(folder)
+        self.place = str(folder)
         try:
-            self._system, root = fsspec.url_to_fs(self._shown)
+            self._system, root = fsspec.url_to_fs(self.place)
         except (ValueError, ImportError) as error:
             raise ValueError(f"{folder}: not a path that fsspec can open here ({error})") from None
-        listing = listing_of(self._system, root, self._shown)
+        listing = listing_of(self._system, root, self.place)
         if not listing.files:
             others = "".join(f"; {counted}" for counted in counted_names(listing.passed_over))
             raise ValueError(f"{folder}: no *.parquet file here{others}")
@@ -63,7 +63,7 @@ class LogFiles:
 
     def shown(self, file: LogFile) -> str:
         """A file's place, as a message names it."""
-        return f"{self._shown.rstrip('/')}/{file.name}"
+        return f"{self.place.rstrip('/')}/{file.name}"
 
     def state(self, file: LogFile) -> tuple[int, str]:
         """Size in bytes, and the time or tag that changes with the content. Raises ValueError where it is gone."""
@@ -116,7 +116,7 @@ class LogFiles:
         for name, part in parts.items():
             if list(part) != list(parts[first]):
                 raise ValueError(
-                    f"{self._shown}: {first} lies in partitions {list(parts[first])}, {name} in {list(part)}; every "
+                    f"{self.place}: {first} lies in partitions {list(parts[first])}, {name} in {list(part)}; every "
                     "file of a log has the same"
                 )
 

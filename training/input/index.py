@@ -7,9 +7,11 @@ out. The index is kept in a file and holds as long as every file has the size an
 
 import io
 import logging
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,8 +20,10 @@ import xxhash
 
 from model.strict_yaml import StrictModel
 from training.config import SplitName
+from training.input.arrow_columns import plain
 from training.input.bad_rows import BadRows
-from training.input.files import LogFile, partition_type, with_partition
+from training.input.files import LogFile, LogFiles, partition_type, with_partition
+from training.input.found import Found
 from training.input.reader import LogReader
 from training.whole import replace_file
 
@@ -57,6 +61,14 @@ class LogIndex(StrictModel):
     about: str
     files: tuple[FileIndex, ...]
     skipped: dict[str, int]
+    # Rows of the splits without a value of the column that names groups (data.group_by).
+    ungrouped: int
+
+    def found(self, files: LogFiles, group_by: str | None) -> Found:
+        """What was found of the log, as a job says it."""
+        rows = sum(sum(file.rows) for file in self.files)
+        splits = Counter({split: self.rows(split) for split in get_args(SplitName) if split in self.files[0].wanted})
+        return Found(files, rows, splits, self.skipped, group_by, self.ungrouped)
 
     def rows(self, split: SplitName) -> int:
         """Rows of a split."""
@@ -95,13 +107,14 @@ def index_of(reader: LogReader, kept: Path | None = None) -> LogIndex:
     log.info("%s: counting the rows of %d files", reader.config.path, len(states))
     bad_rows = BadRows(reader.config.max_bad_rows)
     first: pa.Schema | None = None
-    indexed = []
+    indexed, ungrouped = [], 0
     for file, (size, stamp) in zip(files.files, states, strict=True):
         with files.opened(file) as parquet:
             files.check_names(file, parquet, reader.names)
             first = first or parquet.schema_arrow
             reader.refuse_misfit(file, parquet.schema_arrow, first)
             counts = [_count(reader, file, parquet, group, bad_rows) for group in range(parquet.num_row_groups)]
+            ungrouped += sum(_ungrouped(reader, file, parquet, group, count) for group, count in enumerate(counts))
             indexed.append(
                 FileIndex(
                     name=file.name,
@@ -112,12 +125,10 @@ def index_of(reader: LogReader, kept: Path | None = None) -> LogIndex:
                     wanted={split: tuple(count[split] for count in counts) for split in reader.selector.selections},
                 )
             )
-    index = LogIndex(about=about, files=tuple(indexed), skipped=dict(bad_rows.skipped))
+    index = LogIndex(about=about, files=tuple(indexed), skipped=dict(bad_rows.skipped), ungrouped=ungrouped)
     for split in reader.selector.selections:
         if not index.rows(split):
             raise reader.selector.no_row(reader.config.path, split)
-    if bad_rows.skipped:
-        log.warning("%s: %s", reader.config.path, bad_rows)
     if kept is not None:
         replace_file(kept, (index.model_dump_json().encode(),))
     return index
@@ -166,6 +177,35 @@ def _count(
     return {split: pc.sum(mask).as_py() or 0 for split, mask in reader.selector.masks(values, place).items()}
 
 
+def _ungrouped(
+    reader: LogReader, file: LogFile, parquet: pq.ParquetFile, group: int, counts: Mapping[SplitName, int]
+) -> int:
+    """The rows of a row group that are in a split and name no group; bad ones among them."""
+    name, rows = reader.config.group_by, parquet.metadata.row_group(group).num_rows
+    in_splits = sum(counts.values())
+    if name is None or not in_splits:
+        return 0
+    if name in file.partition:
+        return in_splits if file.partition[name] is None else 0
+    statistics = _statistics(parquet, group, name)
+    if statistics is not None and statistics.has_null_count and not statistics.null_count:
+        return 0
+    column = reader.selector.column
+    names = [each for each in dict.fromkeys([name, column]) if each not in file.partition]
+    table = with_partition(parquet.read_row_group(group, columns=names, use_threads=False), file, [column])
+    is_null = plain(table.column(name)).is_null()
+    if in_splits == rows:
+        return int(pc.sum(is_null).as_py() or 0)
+    masks = reader.selector.masks(table.column(column), reader.files.shown(file)).values()
+    return sum(int(pc.sum(pc.and_(is_null, mask)).as_py() or 0) for mask in masks)
+
+
+def _statistics(parquet: pq.ParquetFile, group: int, name: str) -> pq.Statistics | None:
+    about = parquet.metadata.row_group(group)
+    chunks = (about.column(place) for place in range(about.num_columns))
+    return next((chunk.statistics for chunk in chunks if chunk.path_in_schema == name), None)
+
+
 def _decided(
     reader: LogReader, file: LogFile, parquet: pq.ParquetFile, group: int, place: str
 ) -> dict[SplitName, bool] | None:
@@ -174,9 +214,7 @@ def _decided(
     if name in file.partition:
         value = file.partition[name]
         return None if value is None else reader.selector.by_bounds(value, value, partition_type(value), place)
-    about = parquet.metadata.row_group(group)
-    chunks = (about.column(place) for place in range(about.num_columns))
-    statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == name), None)
+    statistics = _statistics(parquet, group, name)
     kind = parquet.schema_arrow.field(name).type
     if statistics is None or not statistics.has_min_max or not statistics.has_null_count or statistics.null_count:
         return None

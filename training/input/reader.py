@@ -15,6 +15,7 @@ from model.columns import Column
 from model.schema import FeedSchema
 from training.config import DataConfig, SplitName
 from training.data import columns_to_read
+from training.groups import refuse_ungroupable
 from training.input.arrow_columns import LogColumns, columns_from_arrow
 from training.input.bad_rows import BadRows
 from training.input.files import LogFile, LogFiles, with_partition
@@ -64,6 +65,11 @@ class LogReader:
         read = pa.schema([held.field(name) for name in self.names if name not in file.partition])
         empty = with_partition(read.empty_table(), file, self.names)
         self._columns.read(empty, place)
+        if (group_by := self.config.group_by) is not None:
+            try:
+                refuse_ungroupable(usual_type(empty.schema.field(group_by).type), group_by)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
 
     def parts(self, file: LogFile, parquet: pq.ParquetFile, group: int) -> Iterator[Part]:
         """The row group's rows in order, of whatever split."""

@@ -11,12 +11,12 @@ from typing import Protocol
 from model.features import FeatureEncoder, FittedFeatures
 from model.schema import FeedSchema
 from training.config import TrainingConfig
-from training.data import Rows, columns_from_arrow, fit_features, read_splits
+from training.data import Rows, columns_from_arrow, fit_features, read_log
 from training.data_report import data_report, refuse_constant_labels
 from training.data_tally import Tally
 from training.fitted_file import read_fitted
 from training.id_report import reports_of_columns, write_id_report
-from training.input.bad_rows import BadRows
+from training.input.found import Found
 from training.input.index import INDEX, index_of
 from training.input.memory import MemorySource
 from training.input.reader import LogReader
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 class Splits(Protocol):
     """The data of a training file."""
 
-    left_out: dict[str, int]
-    """Rows that broke a rule, by what was wrong."""
+    found: Found
+    """What there is of the log, and which rows are left out."""
 
     def fitted(self) -> FittedFeatures:
         """What the training split teaches the features, or what the training file names as such."""
@@ -59,10 +59,14 @@ def open_splits(
     """Opens the data; of several processes, `first_does` runs on one what the others wait for. Raises ValueError for
     faults."""
     if config.data.read == "memory":
-        return _InMemory(config, schema)
+        held = _InMemory(config, schema)
+        first_does(held.found.say)
+        return held
 
     def prepare() -> None:
-        _Streamed(config, schema, show=show).fitted()
+        streamed = _Streamed(config, schema, show=show)
+        streamed.found.say()
+        streamed.fitted()
 
     first_does(prepare)
     return _Streamed(config, schema, show=show)
@@ -71,9 +75,7 @@ def open_splits(
 class _InMemory:
     def __init__(self, config: TrainingConfig, schema: FeedSchema) -> None:
         self._config, self._schema = config, schema
-        bad_rows = BadRows(config.data.max_bad_rows)
-        self._tables = read_splits(config.data, schema, ("train", "validation"), bad_rows=bad_rows)
-        self.left_out = dict(bad_rows.skipped)
+        self._tables, self.found = read_log(config.data, schema, ("train", "validation"))
         self._sampling = config.data.negative_sampling
         if self._sampling is not None:
             self._tables["train"] = thinned(self._tables["train"], schema, self._sampling)
@@ -125,7 +127,7 @@ class _Streamed:
         self._config, self._schema, self._show = config, schema, show
         self._reader = LogReader(config.data, schema)
         self._index = index_of(self._reader, config.output / INDEX)
-        self.left_out = self._index.skipped
+        self.found = self._index.found(self._reader.files, config.data.group_by)
 
     def fitted(self) -> FittedFeatures:
         return fitted_of_file(self._config, self._schema, self._index.content(), show=self._show)

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from model.artifact import Artifact, file_entry
 from training.input.files import LogFiles
+from training.input.found import Found
 from training.output_folder import is_json_with, refuse_foreign, refuse_within
 from training.run import library_versions, locked, write_json
 from training.score.job import Job, Part, parts_of
@@ -44,6 +45,7 @@ def score(job: Job, *, processes: int = 1, rows_per_part: int = ROWS_PER_PART, s
     _refuse_foreign(job)
     files = LogFiles(job.source)
     parts = parts_of(job, files, Artifact.open(job.version, job.verify_key), rows_per_part)
+    Found(files, sum(part.rows for part in parts)).say()
     with locked(job.out):
         kept = _keep_finished(job, parts)
         finished = {part.output for part, _ in kept}

@@ -14,8 +14,7 @@ import pytest
 
 from tests.training.input.log_files import SCHEMA, data_config, encoder, numbered, numbers_of, stream, write_groups
 from training.config import DataConfig
-from training.data import read_splits
-from training.input.bad_rows import BadRows
+from training.data import read_log
 from training.input.index import index_of
 from training.input.reader import LogReader
 from training.input.stream import SplitReader, StreamSource
@@ -71,10 +70,9 @@ class Read(NamedTuple):
 
 
 def in_memory(config: DataConfig) -> Read:
-    bad_rows = BadRows(config.max_bad_rows)
-    tables = read_splits(config, SCHEMA, ("train", "validation"), bad_rows=bad_rows)
+    tables, found = read_log(config, SCHEMA, ("train", "validation"))
     train, validation = (tables[split].column("number").to_pylist() for split in ("train", "validation"))
-    return Read(train, validation, dict(bad_rows.skipped))
+    return Read(train, validation, dict(found.left_out))
 
 
 def as_stream(config: DataConfig) -> Read:
@@ -154,9 +152,8 @@ def test_a_row_with_two_faults_is_counted_once(tmp_path: Path) -> None:
     table = table.set_column(0, "number", pa.array(numbers))
     table = table.set_column(table.schema.get_field_index("odd"), "odd", pa.array(labels, pa.int8()))
     pq.write_table(table, tmp_path / "log.parquet")
-    bad_rows = BadRows(3)
-    read_splits(data_config(tmp_path), SCHEMA, ("train",), bad_rows=bad_rows)
-    assert sorted(bad_rows.skipped.values()) == [1, 2]
+    _, found = read_log(data_config(tmp_path, max_bad_rows=3), SCHEMA, ("train", "validation"))
+    assert sorted(found.left_out.values()) == [1, 2]
 
 
 def gone(file: Path) -> None:

@@ -1,0 +1,63 @@
+"""What a job found of its data, said once before it begins: files, folders, rows, and which rows it leaves out.
+
+In: a log's files, and counts of its rows. Out: a few lines, the same for every job that reads a log.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from training.input.files import LogFiles, counted_names
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Found:
+    """Counts of a log. `splits` counts the rows that are read, by split, and is None where a job has no splits;
+    `left_out` the rows of splits that break a rule, by what is wrong; `ungrouped` the rows of splits, bad ones among
+    them, without a value of the column that `group_by` names."""
+
+    files: LogFiles
+    rows: int = 0
+    splits: Counter[str] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    group_by: str | None = None
+    ungrouped: int = 0
+
+    @property
+    def in_no_split(self) -> int:
+        """Rows that no split takes."""
+        return 0 if self.splits is None else self.rows - self.splits.total() - sum(self.left_out.values())
+
+    def lines(self) -> list[str]:
+        """The statement: a line on the log, and one each for splits, what is left out, and what is not read."""
+        names = [file.name for file in self.files.files]
+        folders = len({name.rpartition("/")[0] for name in names})
+        read = f"{_counted(len(names), 'file')} in {_counted(folders, 'folder')}, {_rows(self.rows)}"
+        lines = [f"{self.files.place}: {read}"]
+        if self.splits is not None:
+            of_splits = ", ".join(f"{split} {_rows(rows)}" for split, rows in self.splits.items())
+            lines.append(f"{of_splits}; in no split {_rows(self.in_no_split)}")
+        lines += self.left_out_lines()
+        if self.ungrouped:
+            lines.append(f"one group of {_rows(self.ungrouped)} without '{self.group_by}' (data.group_by)")
+        lines += [f"not read: {counted}" for counted in counted_names(self.files.passed_over)]
+        return lines
+
+    def left_out_lines(self) -> list[str]:
+        """A line for each rule that rows were left out by."""
+        return [f"left out {_rows(rows)}: {reason}" for reason, rows in self.left_out.items()]
+
+    def say(self) -> None:
+        """Logs the statement."""
+        log.info("%s", "\n  ".join(self.lines()))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' if count != 1 else ''}"
+
+
+def _rows(count: int) -> str:
+    return _counted(count, "row")
