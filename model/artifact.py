@@ -166,7 +166,7 @@ def check_sha256(path: Path, entry: FileEntry, sha256: str) -> None:
 
 
 def versions(models: Path, name: str) -> list[int]:
-    """The published versions of a model, ascending."""
+    """The published versions of a model, ascending. Raises OSError where the folder cannot be listed."""
     try:
         entries = list((models / name).iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -175,10 +175,16 @@ def versions(models: Path, name: str) -> list[int]:
 
 
 def model_names(models: Path) -> list[str]:
-    """The models of a folder that have at least one version."""
-    return sorted(
-        entry.name for entry in models.iterdir() if _NAME.fullmatch(entry.name) and versions(models, entry.name)
-    )
+    """The models of a folder that have at least one version, or may have: their folder cannot be listed. Raises OSError
+    where that of the models cannot."""
+    return sorted(entry.name for entry in models.iterdir() if _NAME.fullmatch(entry.name) and _is_model(entry))
+
+
+def _is_model(family: Path) -> bool:
+    try:
+        return bool(versions(family.parent, family.name))
+    except OSError:
+        return True
 
 
 def publish(

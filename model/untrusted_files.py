@@ -45,6 +45,10 @@ class Fingerprint(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
+# The name and fingerprint of each of some files.
+Fingerprints = tuple[tuple[str, Fingerprint], ...]
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Opens a regular file for reading. Raises OSError, also for a file of another kind."""
     _refuse_other_kinds(path, os.stat(path))  # opening a device may already do something
@@ -97,7 +101,7 @@ def fingerprint(path: Path) -> Fingerprint | None:
         return None
 
 
-def fingerprints(paths: Iterable[Path]) -> tuple[tuple[str, Fingerprint], ...]:
+def fingerprints(paths: Iterable[Path]) -> Fingerprints:
     """Name and fingerprint of every file that is there, in the order of the names."""
     found = ((path.name, fingerprint(path)) for path in sorted(paths))
     return tuple((name, state) for name, state in found if state is not None)

@@ -9,6 +9,7 @@ Shapes: N candidates, T tasks of the ranker, M tasks that a value model reads.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from math import factorial
 from pathlib import Path
@@ -22,7 +23,8 @@ from model.answer_domain import AnswerDomain as AnswerDomain
 from model.finite_scores import refuse_not_finite
 from model.formula import Formula, Term
 from model.schema import BinaryTask
-from model.strict_yaml import StrictModel, read_yaml, refuse_unknown_kind, unknown_key
+from model.strict_yaml import StrictModel, parse_yaml, refuse_unknown_kind, unknown_key
+from model.untrusted_files import read_bytes
 
 FILE_NAME = "value_models.yaml"
 DEFAULT = "default"
@@ -263,9 +265,27 @@ class ValueModels:
     @classmethod
     def from_yaml(cls, path: Path, domain: AnswerDomain) -> "ValueModels":
         """Reads a value-model file. Raises ValueError naming the file, the value model and the rule."""
-        data = read_yaml(path)
+        try:
+            content = read_bytes(path)
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        return cls.from_bytes(content, str(path), domain)
+
+    @classmethod
+    def of_folder(cls, family: Path, domain: AnswerDomain) -> "ValueModels":
+        """What a service that starts now reads for a model, `<models>/<name>`. Raises ValueError as `from_yaml`."""
+        path = family / FILE_NAME
+        # A link that leads nowhere is no absence but a fault.
+        return cls.from_yaml(path, domain) if os.path.lexists(path) else cls.built_in(domain)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, path: str, domain: AnswerDomain) -> "ValueModels":
+        """The value models of a file's content; `{}` stands for the built-in one. Raises ValueError as `from_yaml`."""
+        data = parse_yaml(content, path)
+        if data == {}:
+            return cls.built_in(domain)
         if not isinstance(data, Mapping) or DEFAULT not in data:
-            raise ValueError(f"{path}: needs a mapping of value models with one named '{DEFAULT}'")
+            raise ValueError(f"{path}: needs a mapping of value models with one named '{DEFAULT}', or {{}} for none")
         models = {}
         for name, entry in data.items():
             if not isinstance(name, str):

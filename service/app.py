@@ -223,6 +223,8 @@ class Service:
         while True:
             self.metrics.tell_worker(is_ready=self.unready_reason is None)
             self.metrics.connections.tell(GuardedProtocol.shared)
+            self.keys.poll()
+            self.metrics.file_errors.labels("", "keys").set(self.keys.error is not None)
             self.metrics.flush()
             await asyncio.sleep(_FLUSH_SECONDS)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from model.scorer import Scorer
+from model.untrusted_files import Fingerprints, fingerprints
 from service.metrics import Metrics
-from service.model_files import Fingerprint, fingerprint
 from service.request_log import LOGGER
 
 _log = logging.getLogger(f"{LOGGER}.models")
@@ -26,20 +26,36 @@ class CatalogueWatch:
         self._model = model
         self._metrics = metrics
         self._shown = shown
-        self._refused: dict[Path, Fingerprint] = {}
+        # The files of generations: as they were refused, and at the last poll.
+        self._refused: dict[Path, Fingerprints] = {}
+        self._seen: dict[Path, Fingerprints] = {}
+        self._missing: str | None = None
         self._reasons: dict[Path, str] = {}
 
     def refresh(self, scorer: Scorer) -> None:
-        """Takes up the newest generation that holds, if there is one newer than the scorer's."""
+        """Takes up the newest generation that verifies, if there is one newer than the scorer's."""
         generations = scorer.catalogue_generations()
         self._reasons = {place: reason for place, reason in self._reasons.items() if place in generations}
+        keys = [] if scorer.artifact.verify_key is None else [scorer.artifact.verify_key]
+        seen, self._seen = self._seen, {}
         for place in reversed(generations):
             if int(place.name) <= _generation(scorer):
                 break
-            keys = [] if scorer.artifact.verify_key is None else [scorer.artifact.verify_key]
-            state = fingerprint([*sorted(place.glob("*")), *keys])
-            if self._refused.get(place) != state and not self._try(scorer, place):
+            state = self._seen[place] = fingerprints([*place.glob("*"), *keys])
+            refused = self._refused.get(place)
+            # A slow copy has other files at every poll: it is tried again when it is over.
+            is_due = refused is None or (state != refused and state == seen.get(place))
+            if is_due and not self._try(scorer, place):
                 self._refused[place] = state
+        self._look_for_served(scorer, generations)
+
+    def _look_for_served(self, scorer: Scorer, generations: list[Path]) -> None:
+        served, before = str(_generation(scorer)), self._missing
+        is_there = scorer.catalogue is None or served in [place.name for place in generations]
+        self._missing = None if is_there else f"generation {served}: missing; it serves on from memory"
+        fields = {"model": self._model, "model_version": scorer.version, "generation": served}
+        if self._missing is not None and before is None:
+            _log.error("catalogue is missing; it serves on from memory", extra={"fields": fields})
 
     def measure(self, scorer: Scorer) -> None:
         """Sets the metrics of the model's catalogue to those of the scorer's."""
@@ -51,7 +67,7 @@ class CatalogueWatch:
     def entry(self, scorer: Scorer) -> dict[str, Any] | None:
         """The catalogue as /v1/models shows it, with the reason why a newer one does not serve; None without any."""
         refused = [place for place in self._reasons if int(place.name) > _generation(scorer)]
-        reason = self._reasons[max(refused, key=lambda place: int(place.name))] if refused else None
+        reason = self._reasons[max(refused, key=lambda place: int(place.name))] if refused else self._missing
         if scorer.catalogue is None:
             return None if reason is None else {"generation": None, "items": 0, "created": None, "reason": reason}
         manifest = scorer.catalogue.manifest

@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from model.strict_yaml import StrictModel
+from model.untrusted_files import PolledFile
 from service.errors import Problem
 from service.request_log import LOGGER
 
@@ -58,11 +59,13 @@ class Keys:
         self._path = path
         self._poll_seconds = poll_seconds
         self._keys: tuple[Key, ...] = ()
-        self._seen: tuple[int, int, int] | None = None
-        self._looked = time.monotonic()
-        if path is not None:
-            self._seen = _fingerprint(path)
-            self._keys = KeyFile.from_yaml(path).keys
+        # Why the file is not in force as it is now, None where it is.
+        self.error: str | None = None
+        self._file = None if path is None else PolledFile(path)
+        self._polled = time.monotonic()
+        if self._file is not None:
+            self._file.poll()
+            self._keys = self._read(self._file)
 
     def check(self, given: str | None, needed: Right) -> str | None:
         """The name of the key whose Authorization header is `given`, None where nothing is asked. Raises Problem."""
@@ -70,7 +73,7 @@ class Keys:
             if needed == "admin":
                 raise Problem(403, "the admin API is off: no keys are configured", reason="forbidden")
             return None
-        self._look_again(self._path)
+        self.poll()
         scheme, _, text = (given or "").partition(" ")
         if scheme.lower() != "bearer" or not 0 < len(text) <= _MAX_KEY:
             raise _unauthenticated("a key is needed: Authorization: Bearer KEY")
@@ -87,24 +90,29 @@ class Keys:
         return found.name
 
     def read_again_soon(self) -> None:
-        """Has the file looked at with the next request, before its time."""
-        self._looked = -math.inf
+        """Has the file polled with the next request, before its time."""
+        self._polled = -math.inf
 
-    def _look_again(self, path: Path) -> None:
+    def poll(self) -> None:
+        """Reads the file again if the last time is long ago; one that is bad or gone leaves the keys in force."""
         now = time.monotonic()
-        if now - self._looked < self._poll_seconds:
+        if self._file is None or now - self._polled < self._poll_seconds:
             return
-        self._looked = now
-        seen = _fingerprint(path)
-        if seen == self._seen:
+        self._polled = now
+        if not self._file.poll():
             return
-        self._seen = seen
         try:
-            self._keys = KeyFile.from_yaml(path).keys
+            self._keys, self.error = self._read(self._file), None
         except ValueError as error:
-            _log.error("keys file refused; the keys before it stay in force", extra={"fields": {"reason": str(error)}})
+            self.error = str(error)
+            _log.error("keys file refused; the keys before it stay in force", extra={"fields": {"reason": self.error}})
             return
         _log.info("keys read again", extra={"fields": {"names": [key.name for key in self._keys]}})
+
+    def _read(self, file: PolledFile) -> tuple[Key, ...]:
+        if file.error is not None or file.content is None:
+            raise ValueError(file.error or f"{file.path}: missing")
+        return KeyFile.from_bytes(file.content, str(file.path)).keys
 
 
 def needed_for(path: str) -> Right | None:
@@ -143,11 +151,3 @@ def hash_of(key: str) -> str:
 
 def _unauthenticated(detail: str) -> Problem:
     return Problem(401, detail, reason="unauthenticated", headers=_CHALLENGE)
-
-
-def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns

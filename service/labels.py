@@ -1,12 +1,16 @@
 """Labels of a model's versions: `stable` is served, `canary` has a share of the requests, `shadow` scores beside it.
 
 In: `<models>/<name>/labels.yaml`, `{stable: 3, canary: {version: 4, share: 0.05}, shadow: 5}`, written by hand or by
-the admin API; every key may be left out. Out: `Labels`. A file that does not hold leaves the labels before it in force.
+the admin API; every key may be left out. Out: `Labels`. A file that is not valid, or goes away, leaves the labels
+before it in force.
 """
 
+import fcntl
+import os
 import re
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +20,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from model.artifact import sync
 from model.strict_yaml import StrictModel
+from model.untrusted_files import PolledFile
 
 FILE_NAME = "labels.yaml"
 STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
@@ -60,6 +65,10 @@ class Labels(StrictModel):
         given = {STABLE: self.stable, CANARY: canary, SHADOW: self.shadow}
         return {label: version for label, version in given.items() if version is not None}
 
+    def merged(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """These labels with changes (RFC 7396): null removes a label, and what is left out of one stays."""
+        return _merged(self.document(), changes)
+
     def document(self) -> dict[str, Any]:
         """As /v1/models shows them, versions as strings."""
         shown: dict[str, Any] = {label: str(version) for label, version in self.versions().items()}
@@ -68,39 +77,56 @@ class Labels(StrictModel):
         return shown
 
 
+def _merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(before)
+    for key, given in changes.items():
+        inner = before.get(key)
+        merged[key] = _merged(inner, given) if isinstance(inner, Mapping) and isinstance(given, Mapping) else given
+    return {key: given for key, given in merged.items() if given is not None}
+
+
 def falls_within(request_id: str, share: float, seed: int) -> bool:
     """Whether a request is in the share [0, 1] of all: the same id decides alike in every process, for good."""
     return xxhash.xxh3_64_intdigest(request_id.encode(), seed) < round(share * _HASHES)
 
 
 class LabelsFile:
-    """The file of one model. `asked` is what it said when it held last, `error` why it does not hold now."""
+    """The file of one model. `asked` is what it said when it was valid last, and stays when the file goes away: labels
+    are removed by a file that holds `{}`. `error` says why the file is not in force as it is now."""
 
     def __init__(self, path: Path) -> None:
         self.asked = Labels()
-        self.error: str | None = None
         self._path = path
-        self._seen: bytes | None = None
+        self._file = PolledFile(path)
+        self._content_error: str | None = None
 
-    def look(self) -> bool:
-        """Reads the file if it has changed; returns whether it has. Without a file no label is set."""
-        try:
-            seen = self._path.read_bytes()
-        except FileNotFoundError:
-            seen = None
-        except OSError as error:
-            changed = self.error is None
-            self.error = f"{self._path}: cannot be read ({error.strerror})"
-            self._seen = b""
-            return changed
-        if seen == self._seen:
+    @property
+    def error(self) -> str | None:
+        """Names the file; None where it is in force, or where there never was one."""
+        return self._file.error or self._content_error
+
+    def poll(self) -> bool:
+        """Reads the file and returns whether what is to be said of it has changed."""
+        before = self._file.content
+        if not self._file.poll():
             return False
-        self._seen, self.error = seen, None
-        try:
-            self.asked = Labels() if seen is None else Labels.from_yaml(self._path)
-        except ValueError as error:
-            self.error = str(error)
+        content = self._file.content
+        if content is not None and content != before:
+            try:
+                self.asked, self._content_error = Labels.from_bytes(content, str(self._path)), None
+            except ValueError as error:
+                self._content_error = str(error)
         return True
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps others who change labels, in any process, from writing meanwhile. Raises OSError."""
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def write(self, labels: Labels) -> None:
         """Replaces the file by one rename: a reader sees the labels before or these. Raises OSError."""

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from model.artifact import ArtifactError
+from model.artifact import MANIFEST, ArtifactError
 from model.scorer import Engine, EngineChoice, Load, Scorer, load_script
+from model.untrusted_files import Fingerprints, fingerprint, fingerprints
 from model.value_model import ValueModels
 from service.catalogue_watch import CatalogueWatch
 from service.metrics import Metrics
-from service.model_files import Fingerprint, fingerprint
 from service.model_metrics import ModelMetrics
 from service.request_log import LOGGER
 
-State = Literal["loading", "ready", "quarantined", "retired"]
+# Loading: being tried. Waiting: newer than what is served, and verified. Retired: older, and not needed.
+State = Literal["loading", "waiting", "ready", "quarantined", "retired"]
 
 _log = logging.getLogger(f"{LOGGER}.models")
 
@@ -57,10 +58,10 @@ class VersionState:
     engine: Engine = "torchscript"
 
 
-def derived_files(version: Path, verify_key: Path | None) -> Fingerprint:
+def derived_files(version: Path, verify_key: Path | None) -> Fingerprints:
     """What has been compiled for a version, and by which keys it may be taken up."""
-    files = sorted((version.parent / "derived" / version.name / "compiled").glob("*"))
-    return fingerprint(files if verify_key is None else [*files, verify_key])
+    keys = [] if verify_key is None else [verify_key]
+    return fingerprints([*(version.parent / "derived" / version.name / "compiled").glob("*"), *keys])
 
 
 class LoadedVersion:
@@ -85,6 +86,8 @@ class LoadedVersion:
         self._derived = derived_files(path, loading.verify_key)
         self._doubted: Scorer | None = None
         self._golden_error: str | None = None
+        # Why it could not be loaded anew, as its folder is gone.
+        self.missing: str | None = None
         self.catalogue = CatalogueWatch(name, metrics, shown)
         scorer = loading.scorer(path)
         value_models = value_models_of(scorer)
@@ -95,13 +98,14 @@ class LoadedVersion:
     def state(self) -> VersionState:
         """Ready, and what there is to say about that."""
         scorer = self.served.scorer
-        reason = self._golden_error or scorer.engine_reason
+        reason = self.missing or self._golden_error or scorer.engine_reason
         return VersionState("ready", None if reason is None else self._shown(reason), scorer.engine)
 
     def refresh(self) -> None:
         """Takes up what has appeared beside the version, and runs its golden requests where they are in doubt."""
         self._check_doubted()
-        if derived_files(self._path, self._loading.verify_key) != self._derived:
+        self._look_for_folder()
+        if self.missing is None and derived_files(self._path, self._loading.verify_key) != self._derived:
             self._reload_engine()
         self.catalogue.refresh(self.served.scorer)
 
@@ -131,6 +135,16 @@ class LoadedVersion:
         fields = {**self._fields(scorer), "engine": scorer.engine, "value_models": value_models.names}
         _log.info("model version ready", extra={"fields": fields})
         return ServedModel(self.name, scorer, value_models, metrics)
+
+    def _look_for_folder(self) -> None:
+        was_missing, fields = self.missing is not None, self._fields(self.served.scorer)
+        is_missing = fingerprint(self._path / MANIFEST) is None
+        place = f"{self._path.parent.name}/{self._path.name}"
+        self.missing = f"{place}: missing; it serves on from memory" if is_missing else None
+        if is_missing and not was_missing:
+            _log.error("model version is missing; it serves on from memory", extra={"fields": fields})
+        elif was_missing and not is_missing:
+            _log.info("model version is back", extra={"fields": fields})
 
     def _reload_engine(self) -> None:
         """Loads the version once more, as something beside it has changed; until then, and where that fails, it serves

@@ -84,6 +84,8 @@ LOAD_RESULTS = (
     "labels_ready",
     "labels_refused",
 )
+# Files that are of no single model; a model's are its version, labels, value_models and catalogue.
+COMMON_FILES = ("models", "keys")
 # Known, known with features of the request before the catalogue's, unknown with features of its own, nothing known.
 LOOKUP_RESULTS = ("known", "overridden", "inline", "unknown")
 
@@ -192,6 +194,26 @@ class Metrics:
         )
         self.loads = Counter(
             "ranking_model_load", "Model versions and files beside them tried", ["result"], registry=registry
+        )
+        self.file_errors = Gauge(
+            "ranking_file_error",
+            "1 while a file is missing or refused and what was read before serves on, else 0",
+            ["model", "file"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.newer_quarantined = Gauge(
+            "ranking_model_newer_quarantined",
+            "Versions newer than what is served that do not verify",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.polled_at = Gauge(
+            "ranking_models_polled_timestamp_seconds",
+            "Unix time at which the models folder was polled to the end last, of the worker that is furthest behind",
+            registry=registry,
+            multiprocess_mode="livemin",
         )
         self.info = Gauge(
             "ranking_model_info",
@@ -318,6 +340,9 @@ class Metrics:
             self.rejected.labels(reason)
         for result in LOAD_RESULTS:
             self.loads.labels(result)
+        for file in COMMON_FILES:
+            self.file_errors.labels("", file)
+        self.polled_at.set_to_current_time()
         self.tell_worker(is_ready=False)
 
     def tell_worker(self, *, is_ready: bool) -> None:

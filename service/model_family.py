@@ -1,27 +1,42 @@
 """One model's folder, `<models>/<name>/`: its versions, its labels and value models, and which versions are served.
 
-In: the folder, looked at again and again by the store's polling thread. Out: `Serving`, replaced in one assignment.
-Where no version is labelled `stable`, the newest one that verifies is served. One that does not verify is quarantined
-with its reason and tried again only when its files change; what a label named before stays. A version that no label
-needs any more is let go.
+In: the folder, polled by the store's thread. Out: `Serving`, replaced in one assignment. Where no version is labelled
+`stable`, the newest one that verifies is served. One that does not verify is quarantined with its reason, and tried
+again only when its files have changed and then stayed as they are for a poll; what a label named before stays. A
+version that no label needs any more is let go. One that is newer than what is served waits: it is verified, and freed.
+
+What was loaded serves on when its files go away, and the absence is told as an error.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.artifact import versions
 from model.scorer import Scorer
-from model.value_model import FILE_NAME, ValueModels
+from model.untrusted_files import Fingerprints, fingerprints
 from service import labels as labels_file
 from service.errors import Fault, Problem
 from service.labels import CANARY, CANARY_SEED, SHADOW, STABLE, Labels, LabelsFile, falls_within
 from service.loaded_version import LoadedVersion, Loading, ServedModel, VersionState, derived_files
 from service.metrics import Metrics
-from service.model_files import Fingerprint, fingerprint
 from service.request_log import LOGGER
+from service.value_models_file import ValueModelsFile
+
+# Of labels that others change while their versions are loaded.
+_MOST_RACES = 10
+
+
+class _Files(NamedTuple):
+    """What a version is tried with. Where the value models did not fit it, another file of them is another try."""
+
+    own: Fingerprints
+    derived: Fingerprints
+    value_models: bytes | None
+
 
 _log = logging.getLogger(f"{LOGGER}.models")
 
@@ -66,7 +81,6 @@ class ModelFamily:
         self.serving: Serving | None = None
         self.states: dict[int, VersionState] = {}
         self.labels_error: str | None = None
-        self.value_models_error: str | None = None
         self._models = models
         self._folder = models / name
         self._metrics = metrics
@@ -74,8 +88,12 @@ class ModelFamily:
         self._labels_file = LabelsFile(self._folder / labels_file.FILE_NAME)
         self._loaded: dict[int, LoadedVersion] = {}
         self._let_go: list[LoadedVersion] = []
-        self._tried: dict[int, Fingerprint] = {}
-        self._value_file_tried: Fingerprint | None = None
+        self._value_models_file = ValueModelsFile(name, self._folder, metrics, self._place_free)
+        # The files of versions: as they were tried last, and at this poll and the one before.
+        self._tried: dict[int, _Files] = {}
+        self._files: dict[int, _Files] = {}
+        self._files_before: dict[int, _Files] = {}
+        self._folder_error: str | None = None
 
     @property
     def served(self) -> ServedModel | None:
@@ -85,40 +103,68 @@ class ModelFamily:
     def refresh(self) -> None:
         """Takes up what has changed on disk: newer versions, labels, value models, what lies beside a version."""
         self._let_go.clear()
-        value_file = fingerprint([self._folder / FILE_NAME])
-        if self._loaded and value_file != self._value_file_tried:
+        if self._value_models_file.poll() and self._loaded:
             self._reload_value_models()
-        self._value_file_tried = value_file
         for loaded in self._loaded.values():
             loaded.refresh()
-        published = versions(self._models, self.name)
-        # A folder that is gone for a while (a volume being mounted anew) has not lost its pin.
-        has_changed = bool(published) and self._labels_file.look()
+        published = self._published()
+        self._files_before, self._files = (
+            self._files,
+            {version: self._files_of(version) for version in published if version in self._tried},
+        )
+        has_changed = self._labels_file.poll()
         default = self._default(published)
         if default is not None:
             self._settle(default, self._in_force(published, default, has_changed))
             self._loaded[default].catalogue.measure(self._loaded[default].served.scorer)
-        known = {version: self.states.get(version, VersionState("retired")) for version in published}
-        known |= {version: VersionState("retired") for version in published if known[version].state == "ready"}
+            self._verify_newer(default, published)
+        known = {version: self._unloaded_state(version, default) for version in published}
         # What is loaded serves on from memory, even where its folder is gone.
         self.states = known | {version: loaded.state for version, loaded in self._loaded.items()}
+        self._measure(default)
 
-    def set_labels(self, labels: Labels) -> None:
-        """Writes the labels and takes them up. Raises Problem, with nothing changed: 404 for a version that is not
-        published, 409 for one that does not hold, 500 where the file cannot be written."""
-        published = versions(self._models, self.name)
-        for label, version in labels.versions().items():
-            if not self._try_version(version, published):
-                reason = self._unloaded_reason(version)
-                rule = f"version {version} of model '{self.name}' {reason}"
-                self.refresh()  # lets go of what was loaded for labels that are not to be
-                raise Problem(404 if version not in published else 409, f"{label}: {rule}", faults=[Fault(label, rule)])
+    @property
+    def value_models_error(self) -> str | None:
+        """Why the file of value models is not in force as it is."""
+        return self._value_models_file.error
+
+    @property
+    def errors(self) -> dict[str, str | None]:
+        """By what lies in the models folder, why it is not in force as it is now; what was loaded serves on."""
+        gone = [loaded.missing for loaded in self._loaded.values() if loaded.missing is not None]
+        catalogue = None if self.served is None else self._catalogue_entry(self.served.scorer)
+        return {
+            "version": self._folder_error or "; ".join(gone) or None,
+            "labels": self.labels_error,
+            "value_models": self.value_models_error,
+            "catalogue": None if catalogue is None else catalogue["reason"],
+        }
+
+    def set_labels(self, change: Callable[[Labels], Labels]) -> None:
+        """Writes what `change` makes of the labels and takes them up. Raises Problem, with nothing changed: what
+        `change` raises, 404 for a version that is not published, 409 for one that does not verify, 500 where the file
+        cannot be written."""
         try:
-            self._labels_file.write(labels)
+            for _ in range(_MOST_RACES):
+                self._labels_file.poll()
+                labels = change(self._labels_file.asked)
+                self._require_versions(labels)
+                with self._labels_file.locked():
+                    if not self._labels_file.poll():  # else others have changed it meanwhile
+                        self._labels_file.write(labels)
+                        return
+            raise Problem(409, f"{labels_file.FILE_NAME} is changed by others all the time; nothing was changed")
         except OSError as error:
-            self.refresh()
             raise Problem(500, f"{labels_file.FILE_NAME} cannot be written ({error.strerror})") from None
-        self.refresh()
+        finally:
+            self.refresh()  # takes them up, or lets go of what was loaded for labels that are not to be
+
+    def _require_versions(self, labels: Labels) -> None:
+        published = self._published()
+        for label, version in labels.versions().items():
+            if not self._try_version(version, published, at_once=True):
+                rule = f"version {version} of model '{self.name}' {self._unloaded_reason(version)}"
+                raise Problem(404 if version not in published else 409, f"{label}: {rule}", faults=[Fault(label, rule)])
 
     def entry(self) -> dict[str, Any]:
         """This model as /v1/models shows it."""
@@ -192,47 +238,102 @@ class ModelFamily:
             self._metrics.shadow.know(self.name, scorer.version, scorer.tasks)
         for version in self._loaded.keys() - needed:
             self._loaded[version].retire()
+            self._note(version, VersionState("waiting" if version > default else "retired"))
             # Until the next look, so that it is freed in this thread and not where the last request that used it ends.
             self._let_go.append(self._loaded[version])
         self._loaded = kept
 
-    def _try_version(self, version: int, published: list[int]) -> bool:
+    def _verify_newer(self, default: int, published: list[int]) -> None:
+        """Verifies one version that is newer than what is served, once for each state of its files, and frees it: what
+        is wrong with it is told before it is wanted."""
+        for version in reversed(published):
+            if version > default and version not in self._loaded and self._is_due(version, at_once=False):
+                with self._trial(version):
+                    scorer = self._loading.scorer(self._folder / str(version))
+                    self._value_models_file.read_for(scorer)
+                    self._note(version, VersionState("waiting", scorer.engine_reason, scorer.engine))
+                return
+
+    def _try_version(self, version: int, published: list[int], *, at_once: bool = False) -> bool:
         """Whether a version is loaded, which is tried where it is not, but not twice with the same files."""
         if version in self._loaded:
             return True
-        if version not in published:
-            return False
-        # The value models belong to the fingerprint: where they did not fit a version, a new file is a new try.
-        path = self._folder / str(version)
-        files = fingerprint(sorted(path.glob("*")))
-        tried = (*files, *fingerprint([self._folder / FILE_NAME]), *derived_files(path, self._loading.verify_key))
         state = self.states.get(version)
-        if state is not None and state.state == "quarantined" and self._tried.get(version) == tried:
+        is_waiting = state is not None and state.state == "waiting"
+        if version not in published or not (is_waiting or self._is_due(version, at_once)):
             return False
-        self._tried[version] = tried
-        self.states = {**self.states, version: VersionState("loading")}
-        try:
+        with self._trial(version):
             loaded = LoadedVersion(
                 self.name,
-                path,
+                self._folder / str(version),
                 self._metrics,
                 self._loading,
-                self._value_models_for,
+                self._value_models_file.take if self._loaded else self._value_models_file.take_first,
                 self._place_free,
             )
-        except Exception as error:  # whatever a published folder holds, the version before it serves on
+            self._loaded = {**self._loaded, version: loaded}
+            self._note(version, loaded.state)
+        return version in self._loaded
+
+    def _is_due(self, version: int, at_once: bool) -> bool:
+        """Whether a version was never tried, or with other files. A slow copy changes them at every poll: it is tried
+        again when it is over, or where somebody asks for it now."""
+        state = self.states.get(version)
+        if version not in self._tried or (state is not None and state.state not in ("waiting", "quarantined")):
+            return True
+        files, before = self._files_of(version), self._files_before.get(version)
+        is_still = at_once or (before is not None and files.own == before.own)
+        return is_still and files != self._tried[version]
+
+    @contextmanager
+    def _trial(self, version: int) -> Iterator[None]:
+        """Has a version quarantined where it fails within the block: whatever a published folder holds, the version
+        before it serves on."""
+        self._tried[version] = self._files[version] = self._files_of(version)
+        self._note(version, VersionState("loading"))
+        try:
+            yield
+        except Exception as error:
             reason = self._place_free(str(error) or repr(error))
-            self.states = {**self.states, version: VersionState("quarantined", reason)}
+            self._note(version, VersionState("quarantined", reason))
             self._metrics.loads.labels("quarantined").inc()
             _log.error(
                 "model version quarantined",
                 extra={"fields": {"model": self.name, "model_version": str(version), "reason": reason}},
                 exc_info=None if isinstance(error, ValueError) else error,
             )
-            return False
-        self._loaded = {**self._loaded, version: loaded}
-        self.states = {**self.states, version: loaded.state}
-        return True
+
+    def _files_of(self, version: int) -> _Files:
+        path = self._folder / str(version)
+        derived = derived_files(path, self._loading.verify_key)
+        return _Files(fingerprints(path.glob("*")), derived, self._value_models_file.content)
+
+    def _note(self, version: int, state: VersionState) -> None:
+        self.states = {**self.states, version: state}
+
+    def _unloaded_state(self, version: int, default: int | None) -> VersionState:
+        """The state of a published version at the end of a poll, if it is not loaded."""
+        state = self.states.get(version, VersionState("retired"))
+        if state.state == "quarantined" or default is None:
+            return state
+        if version < default or version not in self._tried:
+            return VersionState("retired" if version < default else "loading")
+        return VersionState("waiting", state.reason, state.engine)
+
+    def _published(self) -> list[int]:
+        """The versions of the folder, none while it cannot be listed."""
+        try:
+            published, self._folder_error = versions(self._models, self.name), None
+        except OSError as error:
+            published, self._folder_error = [], f"{self.name}: cannot be listed ({error.strerror})"
+        return published
+
+    def _measure(self, default: int | None) -> None:
+        for file, error in self.errors.items():
+            self._metrics.file_errors.labels(self.name, file).set(error is not None)
+        newer = [state for version, state in self.states.items() if default is not None and version > default]
+        bad = sum(state.state == "quarantined" for state in newer)
+        self._metrics.newer_quarantined.labels(self.name).set(bad)
 
     def _unloaded_reason(self, version: int) -> str:
         state = self.states.get(version)
@@ -253,48 +354,12 @@ class ModelFamily:
         loaded = self._loaded.get(scorer.manifest.version)
         return None if loaded is None else loaded.catalogue.entry(scorer)
 
-    def _value_models_for(self, scorer: Scorer) -> ValueModels:
-        """The value models to score with. With no version to serve on instead, a bad file is answered by the built-in
-        one: a service that starts with a slip in a weights file still answers, and says what it answers with."""
-        try:
-            value_models = self._read_value_models(scorer)
-        except ValueError as error:
-            if self._loaded:
-                raise
-            self._refuse_value_models(error, "the built-in value model")
-            return ValueModels.built_in(scorer.domain)
-        self._took_value_models()
-        return value_models
-
     def _reload_value_models(self) -> None:
         """Takes up the file where it fits every version that is loaded, else leaves them all as they are."""
-        try:
-            read = [(loaded, self._read_value_models(loaded.served.scorer)) for loaded in self._loaded.values()]
-        except ValueError as error:
-            self._refuse_value_models(error, "the value models before it")
-            return
-        for loaded, value_models in read:
+        every = list(self._loaded.values())
+        read = self._value_models_file.take_again([loaded.served.scorer for loaded in every])
+        for loaded, value_models in zip(every, read or [], strict=bool(read)):
             loaded.take_value_models(value_models)
-        self._took_value_models()
-        _log.info("value models ready", extra={"fields": {"model": self.name, "value_models": read[0][1].names}})
-
-    def _read_value_models(self, scorer: Scorer) -> ValueModels:
-        path = self._folder / FILE_NAME
-        if path.exists():
-            return ValueModels.from_yaml(path, scorer.domain)
-        fields = {"model": self.name}
-        _log.warning(f"no {FILE_NAME}: 'default' is a sum with weight 1 on each binary task", extra={"fields": fields})
-        return ValueModels.built_in(scorer.domain)
-
-    def _took_value_models(self) -> None:
-        self.value_models_error = None
-        self._metrics.loads.labels("value_models_ready").inc()
-
-    def _refuse_value_models(self, error: ValueError, instead: str) -> None:
-        self.value_models_error = self._place_free(str(error))
-        self._metrics.loads.labels("value_models_refused").inc()
-        fields = {"model": self.name, "reason": self.value_models_error}
-        _log.error(f"value models refused; {instead} serves", extra={"fields": fields})
 
     def _place_free(self, reason: str) -> str:
         # Where the models folder lies is no business of clients.

@@ -90,17 +90,24 @@ class ModelStore:
         """One look at the folder: new models, newer versions, changed labels and value models."""
         try:
             names = model_names(self._models)
-            self._folder_error = None
+            self._tell_folder(None)
         except OSError as error:
             names = []
-            self._folder_error = f"the models folder cannot be read ({error.strerror})"
+            self._tell_folder(f"the models folder cannot be read ({error.strerror})")
         for name in dict.fromkeys([*self._families, *names]):
             if name not in self._families:
                 family = ModelFamily(self._models, name, self._metrics, self._loading)
                 self._families = {**self._families, name: family}
             self._families[name].refresh()
         hashed_ahead.forget()
+        self._metrics.polled_at.set_to_current_time()
         self._has_looked.set()
+
+    def _tell_folder(self, error: str | None) -> None:
+        if error not in (None, self._folder_error):
+            _log.error("models folder refused; what was loaded serves on", extra={"fields": {"reason": error}})
+        self._folder_error = error
+        self._metrics.file_errors.labels("", "models").set(error is not None)
 
     def find(self, name: str | None, version: str | None, request_id: str | None = None) -> ServedModel:
         """The model to answer with: of the version or label that is asked for, else the canary for requests whose id
@@ -130,19 +137,20 @@ class ModelStore:
         serving = self._families[model.name].serving
         return None if serving is None or serving.default is not model else serving.labelled(SHADOW)
 
-    def set_labels(self, name: str, labels: Labels) -> dict[str, Any]:
-        """Writes the labels of a model, takes them up and returns its entry; the work is the polling thread's, which
-        alone loads. Raises Problem: 404 or 409 for versions that cannot be served, 503 at the end."""
+    def set_labels(self, name: str, change: Callable[[Labels], Labels]) -> dict[str, Any]:
+        """Writes what `change` makes of the labels of a model, takes them up and returns its entry; the work is the
+        polling thread's, which alone loads. Raises Problem: what `change` raises, 404 or 409 for versions that cannot
+        be served, 503 at the end."""
         with self._asking:
             if self._stop.is_set():
                 raise not_ready("the service is shutting down")
             done: Future[dict[str, Any]] = Future()
-            self._asked.put((partial(self._set_labels, name, labels), done))
+            self._asked.put((partial(self._set_labels, name, change), done))
         return done.result()
 
-    def _set_labels(self, name: str, labels: Labels) -> dict[str, Any]:
+    def _set_labels(self, name: str, change: Callable[[Labels], Labels]) -> dict[str, Any]:
         family = self._family(name)
-        family.set_labels(labels)
+        family.set_labels(change)
         return family.entry()
 
     def doubt(self, model: ServedModel) -> None:
@@ -192,8 +200,8 @@ class ModelStore:
                 with short_turns():
                     self.refresh()
             except Exception:  # the thread must outlive any surprise on disk: without it no new model would ever load
-                _log.exception("looking at the models folder failed; trying again")
-                self._folder_error = "looking at the models folder failed; the log says more"
+                _log.exception("polling the models folder failed; trying again")
+                self._tell_folder("polling the models folder failed; the log says more")
                 self._has_looked.set()
             lower_priority(_NICENESS)
             self._do_what_is_asked(time.monotonic() + self.poll_seconds)

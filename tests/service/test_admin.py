@@ -102,6 +102,83 @@ def test_labels_are_in_force_when_the_answer_comes_and_after_a_restart(
     assert version_of(client) == "3"
 
 
+def test_a_put_takes_no_stable_pin_away_without_a_word(client: TestClient, models: Path) -> None:
+    """All traffic would move to the newest version."""
+    labels = {"stable": "1", "canary": {"version": "2", "share": 0.5}, "shadow": "3"}
+    assert client.put(PATH, json=labels).status_code == 200
+    before = (models / "tiny" / FILE_NAME).read_bytes()
+    for body in ({"shadow": "2"}, {}):
+        answer = client.put(PATH, json=body)
+        assert answer.status_code == 422
+        [fault] = answer.json()["errors"]
+        assert fault["path"] == "stable"
+        assert "version 1 is pinned" in fault["message"]
+    assert (models / "tiny" / FILE_NAME).read_bytes() == before
+    assert version_of(client) == "1"
+    answer = client.put(PATH, json={"stable": None, "shadow": "2"})
+    assert answer.json()["labels"] == {"shadow": "2"}
+    assert version_of(client) == "3"
+    assert client.put(PATH, json={}).json()["labels"] == {}  # what is not pinned goes without a word
+
+
+def test_a_patch_changes_what_it_names_and_nothing_else(client: TestClient) -> None:
+    labels = {"stable": "1", "canary": {"version": "2", "share": 0.5}, "shadow": "3"}
+    client.put(PATH, json=labels)
+    steps: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"shadow": "2"}, {**labels, "shadow": "2"}),
+        ({"canary": {"share": 0.25}}, {**labels, "canary": {"version": "2", "share": 0.25}, "shadow": "2"}),
+        ({}, {**labels, "canary": {"version": "2", "share": 0.25}, "shadow": "2"}),
+        ({"canary": None, "stable": "3"}, {"stable": "3", "shadow": "2"}),
+        ({"stable": None}, {"shadow": "2"}),
+        ({"shadow": None}, {}),
+    ]
+    for changes, expected in steps:
+        answer = client.patch(PATH, json=changes, headers={"Content-Type": "application/merge-patch+json"})
+        assert (answer.status_code, answer.json().get("labels")) == (200, expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "place"),
+    [
+        ({"stable": None}, 422, "$"),  # the canary needs it
+        ({"canary": {"share": 7}}, 422, "canary.share"),
+        ({"canary": {"share": None}}, 422, "canary.share"),
+        ({"canary": "2"}, 422, "canary"),
+        ({"stabel": "1"}, 422, "$"),
+        ({"shadow": "9"}, 404, "shadow"),
+        ({"shadow": "4"}, 409, "shadow"),
+    ],
+)
+def test_a_patch_that_cannot_be_changes_nothing(
+    client: TestClient, models: Path, body: Any, status: int, place: str
+) -> None:
+    client.put(PATH, json={"stable": "1", "canary": {"version": "2", "share": 0.5}})
+    before = (models / "tiny" / FILE_NAME).read_bytes()
+    answer = client.patch(PATH, json=body)
+    assert answer.status_code == status
+    assert [fault["path"] for fault in answer.json()["errors"]] == [place]
+    assert (models / "tiny" / FILE_NAME).read_bytes() == before
+
+
+def test_patches_of_two_processes_lose_nothing(client: TestClient, models: Path, keys: Path) -> None:
+    """Each reads the file anew before it writes, and writes only over what it has read."""
+    with operated(models, keys) as other:
+        client.put(PATH, json={"stable": "1", "canary": {"version": "2", "share": 0.0}})
+
+        def patch(service: TestClient, changes: dict[str, Any]) -> None:
+            for _ in range(10):
+                assert service.patch(PATH, json=changes).status_code == 200
+
+        parts = ((client, {"shadow": "3"}), (other, {"canary": {"share": 0.5}}))
+        threads = [threading.Thread(target=patch, args=part) for part in parts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    expected = {"stable": 1, "canary": {"version": 2, "share": 0.5}, "shadow": 3}
+    assert yaml.safe_load((models / "tiny" / FILE_NAME).read_text()) == expected
+
+
 @pytest.mark.parametrize(
     ("body", "status", "place"),
     [

@@ -73,11 +73,11 @@ def test_a_pin_rolls_back_and_without_it_the_newest_serves_again(models: Path) -
     store.refresh()
     assert default(store) == "1"
     assert store.entry("tiny")["labels"] == {"stable": "1"}
-    assert states(store) == {"3": "retired", "2": "retired", "1": "ready"}
+    assert states(store) == {"3": "waiting", "2": "waiting", "1": "ready"}
     publish_artifact(models, seed=3)
     store.refresh()
     assert default(store) == "1"
-    (models / "tiny" / FILE_NAME).unlink()
+    put_labels(models, "{}")
     store.refresh()
     assert default(store) == "4"
     assert store.entry("tiny")["labels"] == {}
@@ -105,7 +105,7 @@ def test_every_labelled_version_answers_by_number_and_by_label(models: Path) -> 
     store = store_of(models)
     asked = ("1", "2", "3", "stable", "canary", "shadow")
     assert [store.find("tiny", version).scorer.version for version in asked] == ["1", "2", "3", "2", "3", "1"]
-    assert states(store) == {"4": "retired", "3": "ready", "2": "ready", "1": "ready"}
+    assert states(store) == {"4": "waiting", "3": "ready", "2": "ready", "1": "ready"}
     for version in ("4", "latest", ""):
         with pytest.raises(Problem, match="loaded: 3, 2, 1"):
             store.find("tiny", version)
@@ -181,6 +181,7 @@ def test_a_label_on_a_version_that_does_not_hold_stays_where_it_was_until_that_i
     assert states(store) == {"3": "quarantined", "2": "ready", "1": "ready"}
     assert loads(store, "quarantined") == 1
     (bad / RANKER).write_bytes(kept)
+    store.refresh()  # it may still be written to
     store.refresh()
     assert default(store) == "3"
     assert store.entry("tiny")["labels_error"] is None
@@ -206,7 +207,7 @@ def test_a_version_that_no_label_needs_is_freed_when_its_last_request_has_ended(
     scorer = weakref.ref(held.scorer)
     put_labels(models, "stable: 1")
     store.refresh()
-    assert states(store)["2"] == "retired"
+    assert states(store)["2"] == "waiting"
     gc.collect()
     assert scorer() is not None
     assert held.scorer.score_values({}, {}, 1).shape == (1, 3)
@@ -236,15 +237,15 @@ LABELS = {"stable": "3", "canary": {"version": "4", "share": 0.05}, "shadow": "5
 
 def test_the_file_that_is_written_is_the_one_that_is_read(tmp_path: Path) -> None:
     file = LabelsFile(tmp_path / FILE_NAME)
-    assert not file.look()
+    assert not file.poll()
     for entry in (LABELS, {"stable": "1"}, {}, {"shadow": "2", "canary": None}):
         labels = Labels.model_validate(entry)
         file.write(labels)
-        assert file.look()
+        assert file.poll()
         assert file.error is None
         assert file.asked == labels
         assert file.asked.document() == {label: value for label, value in entry.items() if value}
-    assert not file.look()
+    assert not file.poll()
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o644
     file.write(Labels.model_validate(LABELS))

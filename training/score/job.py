@@ -117,11 +117,10 @@ def answer_columns(tasks: Sequence[str], prefix: str) -> list[str]:
 
 def value_model_of(scorer: Scorer, name: str) -> ValueModel:
     """A value model of the version's family, as a service reads it. Raises ValueError for one that is not there."""
-    file = scorer.artifact.path.parent / FILE_NAME
-    exists = file.exists()
-    models = ValueModels.from_yaml(file, scorer.domain) if exists else ValueModels.built_in(scorer.domain)
+    family = scorer.artifact.path.parent
+    models = ValueModels.of_folder(family, scorer.domain)
     if name not in models:
-        raise ValueError(f"--value-model: no '{name}' in {file}; there are: {', '.join(models.names)}")
+        raise ValueError(f"--value-model: no '{name}' in {family / FILE_NAME}; there are: {', '.join(models.names)}")
     return models[name]
 
 
