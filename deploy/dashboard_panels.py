@@ -222,6 +222,20 @@ ROWS = (
                 {"{{result}}": f"sum by (result) (increase(ranking_model_load_total{{{_JOB}}}{_RATE}))"},
             ),
             Panel(
+                "Missing or refused",
+                {
+                    "{{model}} {{file}}": f"max by (model, file) (ranking_file_error{{{_JOB}}}) > 0",
+                    "{{model}} newer versions": f"max by (model) (ranking_model_newer_quarantined{{{_MODEL}}}) > 0",
+                },
+                note="What was read before serves on.",
+            ),
+            Panel(
+                "Since the last poll of the models folder",
+                {"{{instance}}": f"time() - min by (instance) (ranking_models_polled_timestamp_seconds{{{_JOB}}})"},
+                "s",
+                limits=(900.0,),
+            ),
+            Panel(
                 "Age of the newest version",
                 {"{{model}}": f"model:ranking_model_age_seconds:max{{{_MODEL}}}"},
                 "s",

@@ -62,11 +62,12 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
-def read_bytes(path: Path, limit_bytes: int = SMALL_BYTES) -> bytes:
-    """All bytes of a regular file. Raises OSError, also where it is over the limit or changes meanwhile."""
+def read_bytes(path: Path, limit_bytes: int | None = SMALL_BYTES) -> bytes:
+    """All bytes of a regular file, without a limit for None. Raises OSError, also where it is over the limit or changes
+    meanwhile."""
     with open_regular(path) as file:
         before = fingerprint_of(file)
-        if before.size_bytes > limit_bytes:
+        if limit_bytes is not None and before.size_bytes > limit_bytes:
             raise OSError(errno.EFBIG, f"{before.size_bytes} bytes, at most {limit_bytes} are read", str(path))
         content = file.read(before.size_bytes)
         after = fingerprint_of(file)

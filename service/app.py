@@ -91,7 +91,7 @@ class Service:
             settings.max_candidates,
             settings.unknown_candidates,
         )
-        self.status = StatusPage(self.metrics, self.store.entries, lambda: self.unready_reason)
+        self.status = StatusPage(self.metrics, self.store.entries, lambda: self.unready_reason, self._file_errors)
         # Readiness is off, and later no request is taken any more.
         self.is_leaving = False
         self.is_draining = False
@@ -228,6 +228,11 @@ class Service:
             self.metrics.flush()
             await asyncio.sleep(_FLUSH_SECONDS)
 
+    def _file_errors(self) -> list[str]:
+        """What is wrong with files that are of no single model."""
+        keys = "the keys file is missing or refused; the keys before it are in force" if self.keys.error else None
+        return [error for error in (self.store.folder_error, keys) if error]
+
     def _reload(self) -> None:
         _log.info("SIGHUP: keys and models are read again")
         self.keys.read_again_soon()
@@ -285,7 +290,7 @@ def create_app(settings: Settings) -> ASGIApp:
 
     @app.get("/v1/models", summary="All models and the state of their versions")
     async def models() -> dict[str, Any]:
-        return {"models": service.store.entries()}
+        return {"models": service.store.entries(), "error": service.store.folder_error}
 
     @app.get("/v1/models/{name}", summary="One model, with the schema and metrics of the version that is served")
     async def model(name: str) -> dict[str, Any]:

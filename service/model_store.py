@@ -71,6 +71,11 @@ class ModelStore:
         self._thread.start()
 
     @property
+    def folder_error(self) -> str | None:
+        """Why the models folder cannot be polled, None where it can; what was loaded serves on."""
+        return self._folder_error
+
+    @property
     def has_looked(self) -> bool:
         """Whether every model of the folder has been tried once."""
         return self._has_looked.is_set()

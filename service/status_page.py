@@ -55,10 +55,12 @@ class StatusPage:
         metrics: Metrics,
         entries: Callable[[], list[dict[str, Any]]],
         unready_reason: Callable[[], str | None],
+        file_errors: Callable[[], list[str]] = list,
     ) -> None:
         self._metrics = metrics
         self._entries = entries
         self._unready_reason = unready_reason
+        self._file_errors = file_errors
         self._notes: deque[_Note] = deque(maxlen=round(WINDOW_SECONDS / NOTE_SECONDS) + 1)
         self._errors = _LastErrors()
         self._started = time.monotonic()
@@ -88,6 +90,7 @@ class StatusPage:
             uptime=_duration(now.at - self._started),
             minutes=_duration(now.at - since.at),
             models=self._entries(),
+            file_errors=self._file_errors(),
             requests=window.by_label("ranking_requests_total", "code", endpoint=SCORING),
             refused=window.by_label("ranking_requests_rejected_total", "reason"),
             candidates=window.rate("ranking_candidates_per_request_sum"),

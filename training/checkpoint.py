@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from model.untrusted_files import read_bytes
 from training.whole import replace_file
 
 _MAGIC = b"feedrank-checkpoint-1\n"
@@ -33,7 +34,7 @@ def encoded(state: dict[str, Any]) -> tuple[bytes, memoryview]:
 def load(path: Path) -> dict[str, Any]:
     """The state of a checkpoint. Raises ValueError naming the file."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, None)
     except OSError as error:
         raise ValueError(f"{path}: the checkpoint cannot be read ({error.strerror})") from None
     start = len(_MAGIC) + 32 + 8

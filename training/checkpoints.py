@@ -11,7 +11,6 @@ newest `keep` and the best are kept. The folder must be one that all processes s
 """
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from model.artifact import sync
+from model.untrusted_files import DOCUMENT_BYTES, fingerprint_of, open_regular, read_bytes, sha256_of
 from training import checkpoint, table_files
 from training.ranks import Ranks
 from training.whole import replace_file
@@ -202,7 +202,7 @@ def any_found(run: Path) -> bool:
 def verified(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files all are as they were written. Raises ValueError naming what is not."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_bytes(path / MANIFEST, DOCUMENT_BYTES))
         files = dict(manifest["files"])
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
@@ -218,8 +218,8 @@ def verified(path: Path) -> dict[str, Any]:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    with open_regular(path) as file:
+        return {"bytes": fingerprint_of(file).size_bytes, "sha256": sha256_of(file)}
 
 
 def _target(link: Path) -> str:

@@ -16,6 +16,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from model.untrusted_files import open_regular
 from training.run import LOG, Run, write_text
 
 TRAIN_LOSS = "train_loss_"
@@ -43,7 +44,7 @@ def read_log(run: Run) -> list[dict[str, float]]:
     """The lines of a run's log, empty cells left out. Raises ValueError naming the file where it is not readable."""
     path = run.path / LOG
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
             return [
                 {name: float(value) for name, value in line.items() if value not in ("", None)}
                 for line in csv.DictReader(file)

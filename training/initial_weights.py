@@ -27,6 +27,7 @@ from torch import Tensor
 from model.fusion.slots import Slots
 from model.ranker import Ranker
 from model.strict_yaml import StrictModel
+from model.untrusted_files import read_bytes
 
 _NUMBER = r"\d+"
 _PLACEHOLDERS = {"level": _NUMBER, "expert": _NUMBER, "layer": _NUMBER, "module": _NUMBER, "part": "weight|bias"}
@@ -62,7 +63,7 @@ def load_initial_weights(ranker: Ranker, tasks: list[str], config: InitialWeight
 def read_state(path: Path) -> dict[str, object]:
     """A state dict from a file of torch.save. Raises ValueError naming the file; runs no code of it."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, None)
     except OSError as error:
         raise ValueError(f"{path}: the weights cannot be read ({error.strerror})") from None
     try:

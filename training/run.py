@@ -25,6 +25,7 @@ from model.features import FeatureEncoder, FittedFeatures
 from model.ranker import Network, Ranker
 from model.schema import FeedSchema
 from model.strict_yaml import unknown_key
+from model.untrusted_files import DOCUMENT_BYTES, read_bytes
 from training import checkpoint, checkpoints, table_files
 from training.config import SplitName, TablesOptimizer, TrainingConfig
 from training.output_folder import LEFT_BY_ANY, entries, is_json_with, refuse_foreign, refuse_within
@@ -207,6 +208,6 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> Any:
     """Reads a JSON file of a run. Raises ValueError naming it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(read_bytes(path, DOCUMENT_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from None

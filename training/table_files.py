@@ -23,6 +23,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.remote_device import _remote_device
 
+from model.untrusted_files import open_regular
+
 INDEX = ".metadata"
 
 # Said wherever one process saves by itself. For good: filters set around a call in a thread would be set for all.
@@ -66,7 +68,7 @@ class _Reader(FileSystemReader):
 def read_index(folder: Path) -> Metadata:
     """The index of a folder. Raises ValueError naming it where it is not one."""
     try:
-        with (folder / INDEX).open("rb") as file:
+        with open_regular(folder / INDEX) as file:
             found = _IndexUnpickler(file).load()
         assert isinstance(found, Metadata)
         assert all(isinstance(entry, TensorStorageMetadata) for entry in found.state_dict_metadata.values())

@@ -5,17 +5,21 @@ import os
 import shutil
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from model.artifact import MANIFEST, RANKER
 from model.scorer import Scorer
 from service.keys import Keys, hash_of
 from service.model_store import ModelStore
-from tests.artifacts import publish_artifact
+from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.items import tiny_items, write_items
+from tests.service.in_process import client_of, sample
+from tests.service.test_admin import until
 from tests.service.test_model_store import flip_a_byte, loads, states, store_of
 from training.catalogue import build_catalogue
 
@@ -335,3 +339,40 @@ def test_keys_stay_in_force_when_their_file_goes_away(tmp_path: Path) -> None:
     file.write_text(content)
     assert keys.check("Bearer secret", "score") == "a"
     assert keys.error is None
+
+
+def is_told(client: TestClient, model: str, file: str, value: float = 1) -> bool:
+    return sample(client, "ranking_file_error", model=model, file=file) == value
+
+
+def test_an_unmounted_models_folder_is_told_everywhere_and_costs_no_request(models: Path, tmp_path: Path) -> None:
+    keys_file = tmp_path / "keys.yaml"
+    content = f"keys: [{{name: a, scopes: [admin], sha256: {hash_of('secret')}}}]"
+    keys_file.write_text(content)
+    with client_of(models, keys_file=keys_file) as client:
+        client.headers["Authorization"] = "Bearer secret"
+        answer = client.post("/v1/rank", json=TINY_REQUEST).json()
+        models.rename(models.with_name("away"))
+        keys_file.unlink()
+        for model, file in (("", "models"), ("", "keys"), ("tiny", "labels")):
+            until(partial(is_told, client, model, file))
+        after = client.post("/v1/rank", json=TINY_REQUEST)
+        assert after.status_code == 200
+        assert after.json()["candidates"] == answer["candidates"]
+        assert after.json()["value_model_version"] == answer["value_model_version"]
+        assert client.get("/readyz").status_code == 200
+        document = client.get("/v1/models").json()
+        assert document["error"] == "the models folder cannot be read (No such file or directory)"
+        page = client.get("/").text
+        for told in (
+            *("the models folder cannot be read", "the keys file is missing or refused"),
+            *("labels: tiny/labels.yaml: missing", "value models: tiny/value_models.yaml: missing"),
+            *("catalogue: generation 1: missing", "tiny/1: missing; it serves on from memory"),
+        ):
+            assert told in page
+        assert str(tmp_path) not in page
+        models.with_name("away").rename(models)
+        keys_file.write_text(content)
+        for model, file in (("", "keys"), ("tiny", "labels")):
+            until(partial(is_told, client, model, file, value=0))
+        assert client.get("/v1/models").json()["error"] is None
