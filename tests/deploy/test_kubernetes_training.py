@@ -113,7 +113,8 @@ def test_a_day_begins_from_the_newest_version_and_publishes_once(tmp_path: Path,
         (tmp_path / "models" / SETTINGS["MODEL"] / name).mkdir(parents=True)
     train, *_ = _daily(tmp_path, programs)
     _check_training_command(train[2:])
-    assert train[6:] == ["--set", f"init_from={tmp_path}/models/{SETTINGS['MODEL']}/10"]
+    parent = f"init_from.path={tmp_path}/models/{SETTINGS['MODEL']}/10"
+    assert train[6:] == ["--set", parent, "--set", f"init_from.rate_factor={SETTINGS['RATE_FACTOR']}"]
 
 
 def test_daily_job_runs_the_script_and_never_twice() -> None:

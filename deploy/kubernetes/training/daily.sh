@@ -1,7 +1,7 @@
 #!/bin/sh
 # One day's training: from the newest published version, on the logs that have come since, and its export as the next
 # version, which is refused where it answers worse than the one it began from. A run is named by its day, so that a job
-# that was killed goes on where it was. CONFIG and MODEL are set.
+# that was killed goes on where it was. CONFIG and MODEL are set, RATE_FACTOR may be (docs/daily.md).
 set -eu
 models="${MODELS:-/models}"
 today="runs/daily/$(date -u +%F)"
@@ -13,7 +13,10 @@ for version in "$models/$MODEL"/*/; do
     if [ "$number" -gt "$newest" ]; then newest="$number"; fi
 done
 set -- --set "output=$today"
-if [ "$newest" -gt 0 ]; then set -- "$@" --set "init_from=$models/$MODEL/$newest"; fi
+# By key: a tolerance that CONFIG gives stays.
+if [ "$newest" -gt 0 ]; then
+    set -- "$@" --set "init_from.path=$models/$MODEL/$newest" --set "init_from.rate_factor=${RATE_FACTOR:-1}"
+fi
 python -m training train "$CONFIG" "$@"
 python -m training evaluate "$today"
 python -m training export "$today" --models "$models" --name "$MODEL"
