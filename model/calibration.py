@@ -10,11 +10,11 @@ Shapes: N candidates, T tasks. Probabilities are in [0, 1], quantities >= 0; 0 s
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, PrivateAttr, field_validator, model_validator
 
 from model.schema import BinaryTask, FeedSchema, RegressionTask
 from model.strict_yaml import StrictModel
@@ -80,12 +80,18 @@ class LabelMean(_Lines):
     inputs: tuple[Quantity, ...]
     outputs: tuple[Quantity, ...]
     upper: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    _corners: tuple[Array, Array] = PrivateAttr()
+
+    def model_post_init(self, _: Any) -> None:
+        """Keeps the points as arrays, with the one where the last line meets the bound: it is level from there on."""
+        inputs, outputs = (0.0, *self.inputs), (0.0, *self.outputs)
+        if self.outputs[-1] < self.upper:
+            inputs, outputs = (*inputs, self.inputs[-1] * (self.upper / self.outputs[-1])), (*outputs, self.upper)
+        self._corners = np.array(inputs), np.array(outputs)
 
     def __call__(self, quantity_N: Array) -> Array:
         """mean_N."""
-        between_N = np.interp(quantity_N, (0.0, *self.inputs), (0.0, *self.outputs))
-        beyond_N = quantity_N * (self.outputs[-1] / self.inputs[-1])
-        mean_N: Array = np.minimum(np.where(quantity_N > self.inputs[-1], beyond_N, between_N), self.upper)
+        mean_N: Array = np.minimum(np.interp(quantity_N, *self._corners), self.upper)
         return mean_N
 
 

@@ -200,8 +200,8 @@ def _print_tasks(console: Console, title: str, tasks: dict[str, Any]) -> None:
 def _print_as_served(console: Console, tasks: dict[str, Any]) -> None:
     """The order alone."""
     console.print(
-        "As served, training_only features (a position, say) have their serving value: the order that users will see. "
-        "Labels were observed at logged values, so only the order is measured here.",
+        "As served: training_only features (a position, say) have their serving value, under which no label was "
+        "observed, so only the order is measured.",
         highlight=False,
     )
     table = Table("task", "AUC", "GAUC", "Spearman")

@@ -48,8 +48,10 @@ class NoLabelMeanError(ValueError):
 
 
 def fit_label_mean(labels_N: Array, answers_N: Array, upper: float) -> LabelMean:
-    """The map of answers to means of labels. Raises NoLabelMeanError."""
+    """The map of answers to means of labels, as far as these are not above the bound. Raises NoLabelMeanError."""
     _check(labels_N)
+    # A label that is absurd (1e30 for an unknown one) counts as the bound, which is robust against such.
+    labels_N = np.minimum(labels_N, upper)
     rows_K, answer_K, label_K = _binned(labels_N, answers_N)
     starts = isotonic_regression(label_K / rows_K, weights=rows_K).blocks[:-1]
     rows_B, answer_B, label_B = (np.add.reduceat(sums_K, starts) for sums_K in (rows_K, answer_K, label_K))

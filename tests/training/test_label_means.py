@@ -38,6 +38,14 @@ def test_held_out_rows_are_calibrated() -> None:
     assert BARE.sum() / LABELS.sum() < 0.5
 
 
+def test_an_absurd_label_moves_its_own_bin_alone() -> None:
+    labels = LABELS.copy()
+    place = int(np.argmax(BARE))
+    labels[place] = 1e30
+    means, before = fit_label_mean(labels, BARE, UPPER)(BARE), fit_label_mean(LABELS, BARE, UPPER)(BARE)
+    np.testing.assert_allclose(np.quantile(means, 0.9), np.quantile(before, 0.9), rtol=0.1)
+
+
 def test_no_row_is_measured_by_a_map_that_saw_its_user() -> None:
     """One user's labels are absurd: only the others' means notice."""
     labels = np.where(USERS == 7, 1e9, LABELS)
