@@ -26,6 +26,7 @@ from training.fitted_file import parts_of
 from training.input.bad_rows import BadRows
 from training.input.index import INDEX, LogIndex, index_of
 from training.input.reader import LogReader
+from training.input.retries import retried
 from training.processes import belong_to_parent
 from training.whole import replace_file
 
@@ -84,20 +85,26 @@ def fit_log(
 def fit_piece(config: DataConfig, schema: FeedSchema, split: SplitName, piece: Piece) -> Piece:
     """Reads a piece and keeps what it teaches."""
     reader = LogReader(config, schema)
-    bad_rows = BadRows(config.max_bad_rows)
-    fitting = FittingPass(schema, every_table=True)
     file = reader.files.files[piece.file]
-    with reader.files.opened(file) as parquet:
-        for group in piece.groups:
-            for part in reader.parts(file, parquet, group):
-                table, columns = reader.wanted(part, reader.of_split(part, split), bad_rows)
-                fitting.update(columns, regression_targets(schema, table))
+    fitting = retried(lambda: _read_piece(reader, split, piece), reader.files.shown(file))
     if fitting.rows != piece.rows:
         raise ValueError(f"{reader.files.shown(file)}: changed while it was read; run the command again")
     content = io.BytesIO()
     np.savez(content, **fitting.arrays())  # type: ignore[arg-type]
     replace_file(piece.kept, (content.getbuffer(),))
     return piece
+
+
+def _read_piece(reader: LogReader, split: SplitName, piece: Piece) -> FittingPass:
+    bad_rows = BadRows(reader.config.max_bad_rows)
+    fitting = FittingPass(reader.schema, every_table=True)
+    file = reader.files.files[piece.file]
+    with reader.files.opened(file) as parquet:
+        for group in piece.groups:
+            for part in reader.parts(file, parquet, group):
+                table, columns = reader.wanted(part, reader.of_split(part, split), bad_rows)
+                fitting.update(columns, regression_targets(reader.schema, table))
+    return fitting
 
 
 def _restored(fitting: FittingPass, piece: Piece) -> bool:

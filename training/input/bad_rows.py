@@ -15,6 +15,12 @@ class BadRows:
         self.budget = budget
         self.skipped: Counter[str] = Counter()
 
+    def copy(self) -> "BadRows":
+        """The same counts, to go on from."""
+        copied = BadRows(self.budget)
+        copied.skipped = self.skipped.copy()
+        return copied
+
     def good_rows(
         self, faults: Sequence[Fault], place: str, is_wanted_B: Mask | None = None, before: int = 0
     ) -> Mask | None:

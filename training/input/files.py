@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from model.schema import ID_LIMITS
 from training.input.listing import listing_of
-from training.input.retries import TEMPORARY, first_line, retried
+from training.input.retries import TEMPORARY, TemporaryError, first_line, is_temporary, retried
 
 # Entries that are passed over, so many of a kind are named.
 _NAMED = 4
@@ -76,17 +76,20 @@ class LogFiles:
     @contextmanager
     def opened(self, file: LogFile, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
         """The file, open for reading; with `metadata` its footer is not read again. Raises ValueError, also for what
-        goes wrong while it is open."""
+        goes wrong while it is open; TemporaryError for what another try may not meet."""
         place = self.shown(file)
+        is_open = False
         try:
             with ExitStack() as held:
-                yield retried(lambda: self._open(file, metadata, held), place)
+                parquet = retried(lambda: self._open(file, metadata, held), place)
+                is_open = True
+                yield parquet
         except FileNotFoundError as error:
             raise ValueError(f"{place}: {_gone(error)}") from None
         except (pa.ArrowException, OSError) as error:
             is_read = isinstance(error, OSError) and error.errno in _NOT_READ
-            what = "cannot be read" if is_read else "not a readable Parquet file"
-            raise ValueError(f"{place}: {what} ({first_line(error)})") from None
+            what = f"{'cannot be read' if is_read else 'not a readable Parquet file'} ({first_line(error)})"
+            raise (TemporaryError if is_open and is_temporary(error) else ValueError)(f"{place}: {what}") from None
 
     def _open(self, file: LogFile, metadata: pq.FileMetaData | None, held: ExitStack) -> pq.ParquetFile:
         # pyarrow reads local files without Python's lock; for others it asks fsspec.
@@ -106,10 +109,13 @@ class LogFiles:
 
     def read(self, file: LogFile, names: Sequence[str]) -> pa.Table:
         """All rows of a file, its partition's columns included."""
-        with self.opened(file) as parquet:
-            self.check_names(file, parquet, names)
-            table = parquet.read(columns=[name for name in names if name not in file.partition])
-        return with_partition(table, file, names)
+
+        def read() -> pa.Table:
+            with self.opened(file) as parquet:
+                self.check_names(file, parquet, names)
+                return parquet.read(columns=[name for name in names if name not in file.partition])
+
+        return with_partition(retried(read, self.shown(file)), file, names)
 
     def _refuse_mixed(self, parts: dict[str, dict[str, str]]) -> None:
         first = next(iter(parts))

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -25,6 +26,7 @@ from training.input.bad_rows import BadRows
 from training.input.files import LogFile, LogFiles, partition_type, with_partition
 from training.input.found import Found
 from training.input.reader import LogReader
+from training.input.retries import retried
 from training.whole import replace_file
 
 log = logging.getLogger(__name__)
@@ -108,23 +110,11 @@ def index_of(reader: LogReader, kept: Path | None = None) -> LogIndex:
     bad_rows = BadRows(reader.config.max_bad_rows)
     first: pa.Schema | None = None
     indexed, ungrouped = [], 0
-    for file, (size, stamp) in zip(files.files, states, strict=True):
-        with files.opened(file) as parquet:
-            files.check_names(file, parquet, reader.names)
-            first = first or parquet.schema_arrow
-            reader.refuse_misfit(file, parquet.schema_arrow, first)
-            counts = [_count(reader, file, parquet, group, bad_rows) for group in range(parquet.num_row_groups)]
-            ungrouped += sum(_ungrouped(reader, file, parquet, group, count) for group, count in enumerate(counts))
-            indexed.append(
-                FileIndex(
-                    name=file.name,
-                    size=size,
-                    stamp=stamp,
-                    footer=_footer_hash(parquet.metadata),
-                    rows=tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)),
-                    wanted={split: tuple(count[split] for count in counts) for split in reader.selector.selections},
-                )
-            )
+    for file, state in zip(files.files, states, strict=True):
+        read = retried(partial(_indexed, reader, file, state, first, bad_rows), files.shown(file))
+        first, bad_rows = first or read.kinds, read.bad_rows
+        indexed.append(read.file)
+        ungrouped += read.ungrouped
     index = LogIndex(about=about, files=tuple(indexed), skipped=dict(bad_rows.skipped), ungrouped=ungrouped)
     for split in reader.selector.selections:
         if not index.rows(split):
@@ -132,6 +122,37 @@ def index_of(reader: LogReader, kept: Path | None = None) -> LogIndex:
     if kept is not None:
         replace_file(kept, (index.model_dump_json().encode(),))
     return index
+
+
+class _Indexed(NamedTuple):
+    """A file's index, its columns, its rows of splits that name no group, and all bad rows so far."""
+
+    file: FileIndex
+    kinds: pa.Schema
+    ungrouped: int
+    bad_rows: BadRows
+
+
+def _indexed(
+    reader: LogReader, file: LogFile, state: tuple[int, str], first: pa.Schema | None, bad_rows: BadRows
+) -> _Indexed:
+    bad_rows = bad_rows.copy()  # a file that is read again is counted once
+    with reader.files.opened(file) as parquet:
+        reader.files.check_names(file, parquet, reader.names)
+        reader.refuse_misfit(file, parquet.schema_arrow, first or parquet.schema_arrow)
+        groups = range(parquet.num_row_groups)
+        counts = [_count(reader, file, parquet, group, bad_rows) for group in groups]
+        size, stamp = state
+        index = FileIndex(
+            name=file.name,
+            size=size,
+            stamp=stamp,
+            footer=_footer_hash(parquet.metadata),
+            rows=tuple(parquet.metadata.row_group(group).num_rows for group in groups),
+            wanted={split: tuple(count[split] for count in counts) for split in reader.selector.selections},
+        )
+        nulls = sum(_ungrouped(reader, file, parquet, group, count) for group, count in enumerate(counts))
+        return _Indexed(index, parquet.schema_arrow, nulls, bad_rows)
 
 
 def _about(reader: LogReader) -> str:

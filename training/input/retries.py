@@ -18,13 +18,17 @@ TEMPORARY = {
 }  # fmt: skip
 
 
+class TemporaryError(ValueError):
+    """A fault of a file system in words for the user, which another try may not meet."""
+
+
 def retried(call: Callable[[], Result], place: str) -> Result:
     """The result of a call, made again after each of PAUSES while its error is temporary. Raises what the last try
     raised; `place` opens what is logged."""
     for pause in PAUSES:
         try:
             return call()
-        except OSError as error:
+        except (OSError, TemporaryError) as error:
             if not is_temporary(error):
                 raise
             log.warning("%s: %s; trying again in %g s", place, first_line(error), pause)
@@ -32,9 +36,10 @@ def retried(call: Callable[[], Result], place: str) -> Result:
     return call()
 
 
-def is_temporary(error: OSError) -> bool:
+def is_temporary(error: Exception) -> bool:
     """True for a fault that another try may not meet."""
-    return isinstance(error, TimeoutError | ConnectionError) or error.errno in TEMPORARY
+    is_known = isinstance(error, TemporaryError | TimeoutError | ConnectionError)
+    return is_known or (isinstance(error, OSError) and error.errno in TEMPORARY)
 
 
 def first_line(error: BaseException) -> str:

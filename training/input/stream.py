@@ -23,6 +23,7 @@ from training.input.bad_rows import BadRows
 from training.input.index import LogIndex
 from training.input.order import Lane, Piece, Window, lane_rows, lanes_of_epoch, shuffled
 from training.input.reader import LogReader
+from training.input.retries import retried
 from training.input.source import filled
 
 # Footers of so many files are kept, for their next row groups; a footer takes about a megabyte, so no more than these.
@@ -108,11 +109,16 @@ class SplitReader:
 
     def rows(self, pieces: Sequence[Piece]) -> Rows:
         """The rows of the pieces, encoded, in their order."""
-        return Rows(joined([part for piece in pieces for part in self._read(piece)]))
+        return Rows(joined([part for piece in pieces for part in self._read_again(piece)]))
 
     def whole(self) -> Rows:
         """All rows of the split, in the order of the log."""
         return self.rows([Piece(place, 0, rows) for place, rows in enumerate(self.rows_of_group)])
+
+    def _read_again(self, piece: Piece) -> list[Batch]:
+        """The parts of a piece, read anew where a file system's fault may pass."""
+        file = self._reader.files.files[self._groups[piece.group].file]
+        return retried(lambda: list(self._read(piece)), self._reader.files.shown(file))
 
     def _read(self, piece: Piece) -> Iterator[Batch]:
         file = self._groups[piece.group].file

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from model.batch_scoring import score_requests
 from model.scorer import NonFiniteScoresError
 from training.input.files import LogFiles, with_partition
+from training.input.retries import retried
 from training.score.job import Job, Part, answer_columns, names_read
 from training.score.rows import BadRow, RowReader
 from training.whole import replace_file
@@ -55,6 +56,9 @@ class PartScorer:
     def score(self, part: Part) -> dict[str, Any]:
         """Writes the part's file and returns what its footer says. Raises ValueError, with nothing written, for more
         bad rows than the whole job may have."""
+        return retried(lambda: self._score(part), self._files.shown(part.file))
+
+    def _score(self, part: Part) -> dict[str, Any]:
         tables: list[pa.Table] = []
         places = _Places(self._files.shown(part.file))
         about: dict[str, Any] = {"identity": part.identity, "rows": part.rows, "bad_rows": 0, "faults": []}

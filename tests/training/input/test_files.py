@@ -2,6 +2,7 @@
 what else is passed over are counted."""
 
 import errno
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from tests.training.input.log_files import numbered, write_groups
+from tests.training.input.log_files import SCHEMA, data_config, numbered, numbers_of, stream, write_groups
+from training.data import read_splits
 from training.input import retries
 from training.input.files import LogFiles
 
@@ -26,6 +28,7 @@ class Flaky(MemoryFileSystem):  # type: ignore[misc]
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
     faults: ClassVar[dict[str, list[OSError]]] = {}
+    read_faults: ClassVar[dict[str, list[OSError]]] = {}
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -43,6 +46,23 @@ class Flaky(MemoryFileSystem):  # type: ignore[misc]
         self._fail(path)
         return super().info(path, **options)
 
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        file = super()._open(path, mode, **options)
+        return _FlakyFile(file.getvalue(), self._strip_protocol(path)) if mode == "rb" else file
+
+
+class _FlakyFile(io.BytesIO):
+    """A file whose pages fail to be read so many times; its footer is read."""
+
+    def __init__(self, content: bytes, path: str) -> None:
+        super().__init__(content)
+        self._path = path
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() < len(self.getbuffer()) // 2 and (left := Flaky.read_faults.get(self._path)):
+            raise left.pop()
+        return super().read(size)
+
 
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
@@ -55,6 +75,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
     yield system
     system.store.clear()
     system.faults.clear()
+    system.read_faults.clear()
 
 
 @pytest.fixture
@@ -174,3 +195,26 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(shared_folder: Path) 
         files.opened(files.files[0]),
     ):
         pass
+
+
+@pytest.mark.parametrize("read", ["memory", "stream"])
+def test_a_fault_midway_through_a_file_is_tried_again(flaky: Flaky, read: str) -> None:
+    split = {"column": "digit", "train": {"max": 7}, "validation": 9}
+    config = data_config("flaky:///log", split=split, lanes=2, max_bad_rows=1)
+    name = "/log/day=1/part.parquet"
+
+    def rows() -> list[int]:
+        flaky.read_faults[name] = [OSError(errno.ESTALE, "Stale file handle")] * 2
+        if read == "memory":
+            found: list[int] = read_splits(config, SCHEMA, ("train",))["train"].column("number").to_pylist()
+            return found
+        source = stream(config)
+        flaky.read_faults[name] = [OSError(errno.EIO, "Input/output error")] * 2
+        return sorted(row for batch in source.batches(0, 0) for row in numbers_of(batch))
+
+    assert sorted(rows()) == sorted([*range(8)] * 2)
+    assert not flaky.read_faults[name]
+    flaky.read_faults[name] = [OSError(errno.ESTALE, "Stale file handle")] * 20
+    with pytest.raises(ValueError, match=r"part\.parquet: cannot be read \(.*Stale file handle"):
+        read_splits(config, SCHEMA, ("train",))
+    assert len(flaky.read_faults[name]) == 20 - 5
