@@ -136,8 +136,9 @@ image-layers: ## sizes of the serving image's layers
 	@$(if $(filter %buildah,$(ENGINE)),$(ENGINE) push -q feedrank-serve:$(VERSION) docker-archive:/dev/stdout, \
 		$(ENGINE) save feedrank-serve:$(VERSION)) | $(PYTHON) -m deploy.image_layers -
 
-manifests: $(STAMP) ## the PrometheusRule in deploy/kubernetes, from the rules in deploy/prometheus
-	@exec $(PY) -m deploy.prometheus_rule
+manifests: $(STAMP) ## the PrometheusRule in deploy/kubernetes, and the runbook's page, from deploy/prometheus and docs
+	@$(PY) -m deploy.prometheus_rule
+	@$(PY) -m deploy.runbook_page
 
 sbom: $(SERVE_STAMP) $(SBOM_STAMP) ## CycloneDX of what the images install, in sbom/
 	@mkdir -p sbom

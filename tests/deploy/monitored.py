@@ -88,7 +88,8 @@ def prometheus_of(url: httpx.URL, folder: Path) -> Iterator[Prometheus]:
     port = free_port()
     command = [
         *(path, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"),
-        *(f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"),
+        *(f"--web.listen-address=127.0.0.1:{port}", f"--web.external-url=http://127.0.0.1:{port}/", "--log.level=warn"),
+        f"--web.user-assets={FOLDER}/pages",
     ]
     with running(command, folder / "log"):
         prometheus = Prometheus(f"http://127.0.0.1:{port}")

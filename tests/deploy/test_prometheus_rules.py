@@ -56,7 +56,8 @@ def test_every_alert_is_tested_firing() -> None:
 def test_every_alert_says_how_soon_and_where_to_read_on(name: str) -> None:
     rule = alerts()[name]
     assert rule["labels"]["severity"] in ("page", "ticket")
-    assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-    assert rule["annotations"]["runbook"] == f"docs/runbook.md#{name.lower()}"
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+    # The page that this Prometheus serves: tests/deploy/test_runbook_page.py opens it.
+    assert rule["annotations"]["runbook_url"] == "{{ $externalURL }}/user/runbook.html#" + name.lower()
     source = (FOLDER / "alerts.yml").read_text(encoding="utf-8")
     assert re.search(rf"# .*\n +- alert: {name}\n", source), "a line above it argues for its threshold"
