@@ -22,6 +22,7 @@ from model.features import FittedFeatures
 from model.schema import BinaryTask, FeedSchema, IdListFeature
 from training.config import SplitName, TrainingConfig
 from training.data_tally import Tally, by_chance, drift, known_lookups
+from training.id_report import UNKNOWN
 from training.input.arrow_columns import columns_from_arrow, plain
 from training.input.bad_rows import BadRows
 from training.input.index import LogIndex, index_of
@@ -38,8 +39,6 @@ OTHERS = "(others)"
 # Jensen-Shannon divergence, bits, from which a feature is named: about where PSI, 8 ln 2 times as much, is at its
 # usual 0.25.
 DRIFTED = 0.05
-# Share of unknown ids from which a feature is named.
-UNKNOWN = 0.1
 SHOWN = 5
 # A label so large, and so many times the mean of the others, is taken for a fault of its row.
 ABSURD, ABSURD_RATIO = 1e9, 1e6

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 IDS = "ids.json"
 PAGE_TITLE = "# Ids and tables"
 
+# Share of unknown ids from which a feature or table is named.
+UNKNOWN = 0.1
 MIN_COUNTS = (1, 2, 5, 10, 20, 100)
 # Recommended buckets: so many of the ids share all their rows with another ...
 SHARING = 0.1
@@ -173,9 +175,19 @@ def recommended_buckets(ids: int, hashes: int) -> int:
     return math.ceil(places) if hashes == 1 else max(math.ceil(math.sqrt(places)), math.ceil(ids / IDS_PER_ROW))
 
 
+def warn_of_unknown(reports: Sequence[TableReport]) -> None:
+    """Logs which tables do not know many ids of the validation split."""
+    for report in reports:
+        if report.oov_validation >= UNKNOWN:
+            share = _percent(report.oov_validation)
+            log.warning("table %s: %s of the ids in the validation split are unknown to it", report.name, share)
+
+
 def write_id_report(run: Path, reports: Sequence[TableReport]) -> None:
-    """Writes a run's `ids.json`, and says of which hashed tables many ids share their rows."""
+    """Writes a run's `ids.json`, and says which tables do not know many ids, and of which hashed ones many ids share
+    their rows."""
     write_json(run / IDS, {"tables": [report.model_dump(mode="json") for report in reports]})
+    warn_of_unknown(reports)
     for report in reports:
         if report.collisions is not None and report.collisions.expected > SHARING:
             log.info(

@@ -21,7 +21,7 @@ from model.schema import FeedSchema
 from training.config import SplitName, TrainingConfig
 from training.fitted_file import parts_of, read_fitted, write_fitted
 from training.fitting import fit_log
-from training.id_report import PAGE_TITLE, as_markdown, table_reports
+from training.id_report import PAGE_TITLE, as_markdown, table_reports, warn_of_unknown
 from training.input.index import INDEX, index_of
 from training.input.reader import LogReader
 from training.output_folder import LEFT_BY_ANY, is_json_with, refuse_foreign
@@ -62,6 +62,7 @@ def build_vocabulary(config: TrainingConfig, out: Path | None = None, *, process
         )
         write_text(page, as_markdown(reports, train.rows, validation.rows))
         shutil.rmtree(work)
+    warn_of_unknown(reports)
     for report in reports:
         if report.undercount:
             log.warning("table %s: counts are too low by %d at most; see the report", report.name, report.undercount)

@@ -20,6 +20,8 @@ from training.data_report import data_report, report_of_file
 from training.data_tally import Tally, by_chance, drift
 from training.input.index import LogIndex, index_of
 from training.input.reader import LogReader
+from training.train import train
+from training.vocabulary import build_vocabulary
 
 ROWS = 900
 
@@ -167,7 +169,7 @@ def test_unknown_ids_of_fitted_vocabularies_are_named(tmp_path: Path, caplog: py
     (tmp_path / "data").mkdir()
     pq.write_table(table, tmp_path / "data" / "log.parquet")
     share = is_new.sum() / (day == 5).sum()
-    config = TrainingConfig.load(training_file(tmp_path))
+    config = TrainingConfig.load(training_file(tmp_path, epochs=1))
     page = report_of_file(config, show=False)
     said = f"feature video: {share:.0%} of its ids in split validation are unknown"
     assert said in caplog.messages
@@ -176,6 +178,12 @@ def test_unknown_ids_of_fitted_vocabularies_are_named(tmp_path: Path, caplog: py
     caplog.clear()
     report_of_file(config, show=False)  # by what it has fitted
     assert said in caplog.messages
+    # Training in memory and the vocabulary command say it of the table.
+    for run in (lambda: train(config, show=False), lambda: build_vocabulary(config, show=False)):
+        caplog.clear()
+        run()
+        (line,) = [line for line in caplog.messages if "are unknown to it" in line and "video" in line]
+        assert line.startswith("table video: ")
 
 
 def test_numbers_stand_by_size_and_splits_in_the_order_of_training(tmp_path: Path) -> None:
