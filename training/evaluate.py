@@ -167,9 +167,9 @@ def print_table(result: dict[str, Any]) -> None:
     intervals = result["intervals"]
     ungrouped = intervals["rows_without_group"]
     console.print(
-        f"\n{result['run']}: {result['split']} split, {result['rows']:,} rows; "
+        f"\n{result['run']}: {result['split']} split, {counted(result['rows'], 'row')}; "
         f"95 % intervals from {intervals['replicates']} bootstrap samples over {intervals['over']}"
-        + (f"; {ungrouped:,} rows without it are one group" if ungrouped else ""),
+        + (f"; {counted(ungrouped, 'row')} without it are one group" if ungrouped else ""),
         highlight=False,
     )
     as_served = result.get("tasks_as_served")

@@ -60,6 +60,7 @@ from training.run import (
     write_json,
 )
 from training.validation import Validation, points_of_epoch
+from training.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +273,8 @@ def _resume(run: Run, training: Training, saved: Checkpoints, data: list[str], r
     progress = training.progress
     if _is_finished(progress, run.config):
         stopped = " (early_stopping)" if progress.epoch < run.config.epochs else ""
-        log.info("%s: has finished after %d epochs%s; nothing is left to train", run.path, progress.epoch, stopped)
+        epochs = counted(progress.epoch, "epoch")
+        log.info("%s: has finished after %s%s; nothing is left to train", run.path, epochs, stopped)
     else:
         log.info("resuming %s at epoch %d, step %d", run.path, progress.epoch + 1, progress.step_in_epoch)
 
@@ -323,7 +325,7 @@ def _write_summary(
     held: Mapping[str, Mapping[str, int]],
 ) -> None:
     for reason, rows in left_out.items():
-        log.warning("%d rows were left out: %s", rows, reason)
+        log.warning("%s left out: %s", counted(rows, "row"), reason)
     summary = {
         "status": "finished",
         "epochs": progress.epoch,

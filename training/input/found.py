@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from training.input.files import LogFiles, counted_names
+from training.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Found:
         """The statement: a line on the log, and one each for splits, what is left out, and what is not read."""
         names = [file.name for file in self.files.files]
         folders = len({name.rpartition("/")[0] for name in names})
-        read = f"{_counted(len(names), 'file')} in {_counted(folders, 'folder')}, {_rows(self.rows)}"
+        read = f"{counted(len(names), 'file')} in {counted(folders, 'folder')}, {_rows(self.rows)}"
         lines = [f"{self.files.place}: {read}"]
         if self.splits is not None:
             of_splits = ", ".join(f"{split} {_rows(rows)}" for split, rows in self.splits.items())
@@ -43,7 +44,7 @@ class Found:
         lines += self.left_out_lines()
         if self.ungrouped:
             lines.append(f"one group of {_rows(self.ungrouped)} without '{self.group_by}' (data.group_by)")
-        lines += [f"not read: {counted}" for counted in counted_names(self.files.passed_over)]
+        lines += [f"not read: {names_of_kind}" for names_of_kind in counted_names(self.files.passed_over)]
         return lines
 
     def left_out_lines(self) -> list[str]:
@@ -55,9 +56,5 @@ class Found:
         log.info("%s", "\n  ".join(self.lines()))
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' if count != 1 else ''}"
-
-
 def _rows(count: int) -> str:
-    return _counted(count, "row")
+    return counted(count, "row")

@@ -28,6 +28,7 @@ from training.run import library_versions, locked, write_json
 from training.score.job import Job, Part, parts_of
 from training.score.part import FAULTS_SHOWN, PartScorer, beyond_budget, found
 from training.score.workers import begin, score_part
+from training.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,9 @@ def score(job: Job, *, processes: int = 1, rows_per_part: int = ROWS_PER_PART, s
         manifest = _manifest(job, sorted(done, key=lambda one: one[0].output), time.monotonic() - started)
         write_json(job.out / SCORED, manifest)
     log.info(
-        "%s: %d rows in %d files (%d of them from before), %d bad rows, %.1f s",
-        job.out, manifest["rows"], len(parts), len(kept), bad_rows, manifest["seconds"],
+        "%s: %s in %s (%d from before), %s, %.1f s",
+        job.out, counted(manifest["rows"], "row"), counted(len(parts), "file"), len(kept), counted(bad_rows, "bad row"),
+        manifest["seconds"],
     )  # fmt: skip
     return manifest
 

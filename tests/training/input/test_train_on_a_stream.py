@@ -116,7 +116,7 @@ def test_bad_rows_are_left_out_said_and_in_the_summary(
         train(config_of(tmp_path, epochs=1, **{"data.max_bad_rows": 2, "data.read": read}), show=False)
     reason = "column 'duration': NaN or infinity; write null where a number is missing"
     assert summary_of(tmp_path)["rows_left_out"] == {reason: 2}
-    assert f"2 rows were left out: {reason}" in caplog.messages
+    assert f"2 rows left out: {reason}" in caplog.messages
     trains = np.asarray(table.column("day")) <= 4
     assert summary_of(tmp_path)["rows"]["train"] == int(trains.sum()) - 2
     config = config_of(tmp_path, **{"data.max_bad_rows": 1, "data.read": read, "output": tmp_path / "other"})
