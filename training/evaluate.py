@@ -33,6 +33,7 @@ from training.groups import group_codes, rows_without_group
 from training.label_means import NoLabelMeanError, bare_answers, cross_fitted, fit_label_mean, logits_of
 from training.metrics import evaluate_binary, evaluate_regression
 from training.run import Run, write_json
+from training.wording import counted
 
 SEED = 0
 
