@@ -38,7 +38,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-tables \
 	bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-workers bench-start \
-	bench-score bench-parity bench-reliability \
+	bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-label-means clean
 
 help: ## this list
@@ -207,6 +207,9 @@ bench-parity: $(STAMP) ## scores as served against training's own evaluation, on
 
 bench-reliability: $(STAMP) ## a service under load: new versions, slow clients, three times its capacity
 	@exec $(PY) -m benchmarks.reliability $(ARGS)
+
+bench-fuzz: $(STAMP) ## a million requests that are nearly right, framing included (ARGS="--requests 20000 --seed 7")
+	@exec $(PY) -m benchmarks.fuzz $(ARGS)
 
 bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired tests (EXPERIMENT=FILE)
 	@[ -n "$(EXPERIMENT)" ] || { echo "make bench-compare EXPERIMENT=FILE: see configs/experiments/" >&2; exit 2; }
