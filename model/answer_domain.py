@@ -3,7 +3,7 @@
 In: a schema, what was fitted, and the golden requests of an artifact. Out: an `AnswerDomain`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ from model.schema import BinaryTask, FeedSchema
 @dataclass(frozen=True)
 class AnswerDomain:
     """`uppers` by task, in the schema's order: 1 of a probability, of a quantity the bound that the artifact has.
-    `golden_NT` are answers that the version gave when it was exported."""
+    `golden_NT` are answers that the version gave when it was exported. `schema` is None where answers alone are known.
+    """
 
-    schema: FeedSchema
+    schema: FeedSchema | None
     uppers: Mapping[str, float]
     golden_NT: NDArray[np.float32]
 
@@ -32,6 +33,12 @@ class AnswerDomain:
         }
         answers = [np.array([one["expected"][task] for task in uppers], np.float32).T for one in golden["requests"]]
         return cls(schema, uppers, np.concatenate(answers))
+
+    @classmethod
+    def of_answers(cls, answers: Mapping[str, Sequence[float]]) -> "AnswerDomain":
+        """Of a request's answers by task, whose version is not there: bounded by the largest of them, at least by 1."""
+        uppers = {task: max(1.0, *given) for task, given in answers.items()}
+        return cls(None, uppers, np.array(list(answers.values()), np.float32).T)
 
     @classmethod
     def read(cls, artifact: Artifact) -> "AnswerDomain":

@@ -256,6 +256,7 @@ class ValueModels:
     @classmethod
     def built_in(cls, domain: AnswerDomain) -> "ValueModels":
         """The one that serves without a file: weight 1 on each binary task."""
+        assert domain.schema is not None, "answers alone do not tell which tasks are binary"
         weights = {task.name: 1.0 for task in domain.schema.tasks if isinstance(task, BinaryTask)}
         if not weights:
             weights = dict.fromkeys(domain.uppers, 1.0)

@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from service.answers import ranking
-from service.impression_reader import entries, log_files
+from service.impression_reader import Unfinished, entries, log_files
 from service.logged import Logged
 from service.movement import TOP, Mean, Movement, Shift, movement
 from service.replay_report import print_report
 from service.rescoring import Rescored, Rescoring
+from service.rotated_files import closed_name
 
 FAULTS_KEPT = 20
 MOVED_MOST = 10
@@ -47,6 +48,9 @@ class Tally:
         self.of_other_models = 0
         self.counts = {"damaged": 0, "unscorable": 0}
         self.faults: dict[str, list[dict[str, str]]] = {"damaged": [], "unscorable": []}
+        # Whole lines of the files that are being written, and the places of half ones.
+        self.open_files: dict[str, int] = {}
+        self.unfinished: list[str] = []
         self.kendall_tau = Mean()
         self.overlaps = {k: Mean() for k in TOP}
         self.first_changes = Mean()
@@ -102,6 +106,7 @@ def main(arguments: Sequence[str]) -> int:
             verify_key=options.verify_key,
             value_models=options.value_models,
             value_model=options.value_model,
+            log=files,
         )
         tally = replay(files, rescoring)
         document = report(tally, rescoring, show_ids=options.show_ids)
@@ -122,8 +127,15 @@ def replay(files: Sequence[Path], rescoring: Rescoring) -> Tally:
     columns = (TextColumn("replay"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("", total=sum(file.stat().st_size for file in files if file.exists()))
+        tally.open_files = {file.name: 0 for file in files if closed_name(file) is not None}
         for place, logged, size in chain.from_iterable(map(entries, files)):
             progress.advance(bar, size)
+            if isinstance(logged, Unfinished):
+                tally.unfinished.append(place)
+                continue
+            name = place.rpartition(":")[0]
+            if name in tally.open_files:
+                tally.open_files[name] += 1
             if isinstance(logged, ValueError):
                 tally.refuse("damaged", place, logged)
                 continue
@@ -148,6 +160,9 @@ def report(tally: Tally, rescoring: Rescoring, *, show_ids: bool) -> dict[str, A
         ],
         "requests": {"replayed": tally.replayed, "of_other_models": tally.of_other_models, **tally.counts},
         **tally.faults,
+        "open_files": tally.open_files,
+        "unfinished_lines": tally.unfinished,
+        "notes": rescoring.notes,
         "missing_features": dict(rescoring.missing.most_common()),
         "unknown_features": dict(rescoring.unknown.most_common(FAULTS_KEPT)),
         "ranking": {
@@ -177,7 +192,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         description="Score logged requests under another value model or model version and say how rankings would move.",
     )
     parser.add_argument("log", nargs="+", type=Path, metavar="LOG", help="files of the impression log, or its folder")
-    parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="folder of published models")
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR", help="folder of published models; --value-models alone needs none"
+    )
     parser.add_argument("--model", metavar="NAME", help="which model's requests; needed where DIR holds several")
     parser.add_argument(
         "--version", type=int, metavar="N", help="score requests anew by this version (default: keep logged answers)"
@@ -194,6 +211,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to this file too")
     parser.add_argument("--show-ids", action="store_true", help="name requests and candidates that moved most")
     options = parser.parse_args(arguments)
+    if options.models is None and (options.value_models is None or options.version is not None):
+        parser.error("--models: needed, but for --value-models without --version")
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"--json: no folder '{options.json.parent}'; it must exist")
     return options

@@ -37,6 +37,12 @@ def print_report(document: Mapping[str, Any]) -> None:
         say(f"value model {entry['logged']} -> {entry['now']}: {entry['requests']:,} requests")
     if requests["of_other_models"]:
         say(f"{requests['of_other_models']:,} requests of other models are left out")
+    for note in document["notes"]:
+        say(note)
+    for name, lines in document["open_files"].items():
+        say(f"{name} is being written: its {lines:,} whole lines are read")
+    for place in document["unfinished_lines"]:
+        say(f"{place}: half a line, which is left out")
     for name, count in document["missing_features"].items():
         say(f"feature '{name}' is not in {count:,} requests and takes its default")
     for name, count in document["unknown_features"].items():

@@ -8,7 +8,8 @@ Shapes: N candidates, T tasks.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from model.features import ColumnErrors
 from model.schema import Block
 from model.scorer import NonFiniteScoresError, Scorer
 from model.value_model import FILE_NAME, AnswerDomain, ValueModels
+from service.impression_reader import entries
 from service.logged import Logged
 
 
@@ -32,31 +34,35 @@ class Rescored(NamedTuple):
 
 class Rescoring:
     """What requests are scored under. `version` None keeps the logged answers; `value_model` None keeps each request's
-    own by name. Raises ValueError where there is no such model, version, file or value model."""
+    own by name. `value_models` alone needs no version that verifies, and no models folder: the log says what its tasks
+    are. Raises ValueError where there is no such model, version, file or value model."""
 
     def __init__(
         self,
-        models: Path,
+        models: Path | None,
         *,
         model: str | None = None,
         version: int | None = None,
         verify_key: Path | None = None,
         value_models: Path | None = None,
         value_model: str | None = None,
+        log: Sequence[Path] = (),
     ) -> None:
-        self.model = _model(models, model)
-        published = versions(models, self.model)
-        if version is not None and version not in published:
-            known = ", ".join(map(str, published))
-            raise ValueError(f"{models / self.model}: no version {version}; published: {known}")
-        place = models / self.model / str(version)
-        self._scorer = None if version is None else Scorer.load(place, verify_key=verify_key)
-        # Logged answers are combined by value models that fit the newest version.
-        newest = models / self.model / str(published[-1])
-        domain = AnswerDomain.read(Artifact.open(newest, verify_key)) if self._scorer is None else self._scorer.domain
-        self._schema = domain.schema
-        file = value_models or models / self.model / FILE_NAME
+        # What a reader of the report should know.
+        self.notes: list[str] = []
+        needs_model = version is not None or value_models is None
+        self.model = _model(models, model) if needs_model else _model_or_logged(models, model, log)
+        folder = None if models is None else models / self.model
+        self._scorer = None if version is None else _scorer(folder, version, verify_key)
+        domain = self._domain(folder, verify_key, log) if self._scorer is None else self._scorer.domain
+        self._tasks = list(domain.uppers)
+        file = value_models
+        if file is None:
+            assert folder is not None, "checked with the model's name"
+            file = folder / FILE_NAME
         if value_models is None and not file.exists():
+            if domain.schema is None:
+                raise ValueError(f"{file}: not there, and no version verifies; give --value-models")
             self._value_models = ValueModels.built_in(domain)
         else:
             self._value_models = ValueModels.from_yaml(file, domain)
@@ -69,6 +75,25 @@ class Rescoring:
         self.unknown: Counter[str] = Counter()
         # Requests by value model: (logged name, logged version, name, version).
         self.value_models: Counter[tuple[str, str, str, str]] = Counter()
+
+    def _domain(self, folder: Path | None, verify_key: Path | None, log: Sequence[Path]) -> AnswerDomain:
+        """What logged answers may be: as the newest version that verifies says, else as the log's first request was."""
+        published = [] if folder is None else versions(folder.parent, folder.name)
+        for number in reversed(published):
+            assert folder is not None
+            try:
+                domain = AnswerDomain.read(Artifact.open(folder / str(number), verify_key))
+            except (ValueError, OSError) as error:
+                self.notes.append(f"version {number} is passed over: {error}")
+                continue
+            if self.notes:
+                self.notes.append(f"value models are checked for the tasks of version {number}")
+            return domain
+        first = _first_logged(log, self.model)
+        if first is None:
+            raise ValueError(f"no version of model '{self.model}' verifies, and the log has no request of it")
+        self.notes.append("no version to check value models for: their tasks are those of the log's first request")
+        return AnswerDomain.of_answers(first.tasks)
 
     def __call__(self, logged: Logged) -> Rescored:
         """The request's scores now. Raises ValueError where it cannot be scored."""
@@ -86,14 +111,13 @@ class Rescoring:
             if not np.isfinite(score_N).all():
                 raise ValueError(f"value model '{name}' gives a score that is not finite")
         self.value_models[logged.value_model, logged.value_model_version, name, value_model.version] += 1
-        tasks = [task.name for task in self._schema.tasks]
-        return Rescored(score_N, dict(zip(tasks, answers_NT.T.astype(np.float64), strict=True)))
+        return Rescored(score_N, dict(zip(self._tasks, answers_NT.T.astype(np.float64), strict=True)))
 
     def _logged_answers(self, logged: Logged) -> NDArray[np.float32]:
-        lacking = [task.name for task in self._schema.tasks if task.name not in logged.tasks]
+        lacking = [task for task in self._tasks if task not in logged.tasks]
         if lacking:
             raise ValueError(f"the log has no answers of task {', '.join(lacking)}; give --version to score it anew")
-        return np.array([logged.tasks[task.name] for task in self._schema.tasks], np.float32).T
+        return np.array([logged.tasks[task] for task in self._tasks], np.float32).T
 
     def _new_answers(self, logged: Logged) -> NDArray[np.float32]:
         assert self._scorer is not None, "a version was given"
@@ -116,13 +140,41 @@ class Rescoring:
 
     def _known(self, block: Block, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those features that the schema asks for; counts what is over and what is missing."""
-        asked = {feature.name for feature in self._schema.asked(block)}
+        assert self._scorer is not None, "a version was given"
+        asked = {feature.name for feature in self._scorer.schema.asked(block)}
         self.unknown.update(given.keys() - asked)
         self.missing.update(asked - given.keys())
         return {name: value for name, value in given.items() if name in asked}
 
 
-def _model(models: Path, name: str | None) -> str:
+def _scorer(folder: Path | None, version: int, verify_key: Path | None) -> Scorer:
+    assert folder is not None, "a version was given"
+    published = versions(folder.parent, folder.name)
+    if version not in published:
+        raise ValueError(f"{folder}: no version {version}; published: {', '.join(map(str, published))}")
+    return Scorer.load(folder / str(version), verify_key=verify_key)
+
+
+def _model_or_logged(models: Path | None, name: str | None, log: Sequence[Path]) -> str:
+    """The name that is given, else that of the one model of the folder, else that of the log's first request."""
+    if name is not None:
+        return name
+    if models is not None and models.is_dir() and model_names(models):
+        return _model(models, None)
+    first = _first_logged(log, None)
+    if first is None:
+        raise ValueError("the log has no request that can be read")
+    return first.model
+
+
+def _first_logged(log: Sequence[Path], model: str | None) -> Logged | None:
+    """The first request of the log, of a model where one is named."""
+    found = (entry.logged for entry in chain.from_iterable(map(entries, log)))
+    return next((one for one in found if isinstance(one, Logged) and model in (None, one.model)), None)
+
+
+def _model(models: Path | None, name: str | None) -> str:
+    assert models is not None, "the command line asks for it"
     try:
         names = model_names(models)
     except OSError as error:

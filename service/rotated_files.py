@@ -34,6 +34,17 @@ def named(folder: Path, suffix: str) -> list[Path]:
     return sorted(folder.glob(f"{PREFIX}*{suffix}"))
 
 
+def open_files(folder: Path) -> list[Path]:
+    """The files that are being written, or that a dead writer left, oldest first."""
+    return sorted(file for file in folder.iterdir() if closed_name(file) is not None)
+
+
+def closed_name(file: Path) -> Path | None:
+    """The file's path once it is closed; None where it is closed already."""
+    found = _PART.fullmatch(file.name)
+    return None if found is None else file.parent / found.group(1)
+
+
 class RotatedFiles:
     """The files of one writer. Whole files of the folder beyond `keep_bytes` are removed, the oldest first, and
     `on_removed` is told how many; at most `file_bytes` come on top of them for each writer. `on_closed` is called when
@@ -107,9 +118,9 @@ class RotatedFiles:
     def settle(self) -> None:
         """Names what dead writers left, and removes the oldest files beyond the bound. Raises OSError."""
         for part in sorted(self._folder.iterdir()):
-            if (left := _PART.fullmatch(part.name)) is not None:
+            if (whole := closed_name(part)) is not None:
                 with suppress(OSError):  # another writer's: at work, just taken care of, or not ours to touch
-                    self._take_over(part, self._folder / left.group(1))
+                    self._take_over(part, whole)
         sizes = {}
         files = [*named(self._folder, LINES), *named(self._folder, PARQUET)]
         for file in sorted(files, key=lambda file: file.stem):

@@ -18,8 +18,10 @@ from model.schema import FeedSchema
 from model.scorer import Scorer
 from service import replay
 from service.impression_conversion import Conversion
-from service.rotated_files import whole_files
+from service.impression_reader import entries, log_files
+from service.rotated_files import open_files, whole_files
 from tests.artifacts import TINY_REQUEST, TINY_SCHEMA, publish_artifact
+from tests.deploy.programs import wait_for
 from tests.service.in_process import client_of
 from tests.service.running import ROOT
 
@@ -188,6 +190,91 @@ def test_damaged_lines_are_counted_and_named_and_the_others_replayed(
     shown = capsys.readouterr().out
     assert "3 damaged lines:" in shown
     assert "some.jsonl:6: no value model 'no longer there'; there are: default, likes" in shown
+
+
+def test_the_open_file_of_a_running_service_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models, log = tmp_path / "models", tmp_path / "log"
+    publish_artifact(models)
+    log.mkdir()
+    rng = np.random.default_rng(1)
+    with client_of(models, impression_log=log) as client:
+        for number in range(3):
+            assert client.post("/v1/rank", json=a_request(rng, number)).status_code == 200
+        wait_for(lambda: sum(file.read_bytes().count(b"\n") for file in open_files(log)) == 3)
+        assert whole_files(log) == []
+        found = run(models, log=log, tmp_path=tmp_path)
+        (file,) = open_files(log)
+        assert found["requests"]["replayed"] == 3
+        assert (found["open_files"], found["unfinished_lines"]) == ({file.name: 3}, [])
+        assert f"{file.name} is being written: its 3 whole lines are read" in capsys.readouterr().out
+        # Half a line at its end is no damage.
+        torn = tmp_path / "torn"
+        torn.mkdir()
+        (torn / file.name).write_bytes(file.read_bytes() + file.read_bytes()[:40])
+    found = run(models, log=torn, tmp_path=tmp_path)
+    assert (found["requests"]["replayed"], found["requests"]["damaged"]) == (3, 0)
+    assert found["unfinished_lines"] == [f"{file.name}:4"]
+    assert f"{file.name}:4: half a line, which is left out" in capsys.readouterr().out
+    # A file that is open and empty is no error of its own.
+    (torn / file.name).write_bytes(b"")
+    assert replay.main([str(torn), "--models", str(models)]) == 2
+    assert "its 0 whole lines are read" in capsys.readouterr().out
+
+
+def test_a_file_that_is_closed_meanwhile_is_read_once(logged: tuple[Path, Path], tmp_path: Path) -> None:
+    (file,) = whole_files(logged[1])
+    part = tmp_path / f".{file.name}.part"
+    part.write_bytes(file.read_bytes())
+    files = log_files([tmp_path])
+    assert files == [part]
+    part.rename(tmp_path / file.name)
+    assert len(list(entries(part))) == REQUESTS
+    assert log_files([tmp_path]) == [tmp_path / file.name]
+
+
+def spoil(ranker: Path) -> None:
+    """Changes a byte of a version's network."""
+    ranker.chmod(0o644)
+    ranker.write_bytes(ranker.read_bytes()[:-1] + b"x")
+
+
+def test_value_models_need_no_version_that_verifies(
+    logged: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, log = Path(shutil.copytree(logged[0], tmp_path / "models")), logged[1]
+    path = tmp_path / "tomorrow.yaml"
+    path.write_text(yaml.safe_dump(VALUE_MODELS))
+    expected = run(models, "--value-models", str(path), "--value-model", "likes", log=log, tmp_path=tmp_path)
+    assert expected["notes"] == []
+    spoil(models / "tiny" / "3" / "ranker.pt")
+    for arguments in (["--value-models", str(path)], []):
+        found = run(models, *arguments, "--value-model", "likes", log=log, tmp_path=tmp_path)
+        assert found["ranking"] == expected["ranking"]
+        assert "version 3 is passed over" in found["notes"][0]
+        assert found["notes"][1] == "value models are checked for the tasks of version 2"
+    for number in "12":
+        spoil(models / "tiny" / number / "ranker.pt")
+    found = run(models, "--value-models", str(path), "--value-model", "likes", log=log, tmp_path=tmp_path)
+    assert found["ranking"] == expected["ranking"]
+    assert "their tasks are those of the log's first request" in found["notes"][-1]
+    assert "version 1 is passed over" in capsys.readouterr().out
+    # Without a models folder at all.
+    found_json = tmp_path / "none.json"
+    arguments = [str(log), "--value-models", str(path), "--value-model", "likes", "--json", str(found_json)]
+    assert replay.main(arguments) == 0
+    assert json.loads(found_json.read_text())["ranking"] == expected["ranking"]
+    path.write_text(yaml.safe_dump({"default": {"kind": "weighted_sum", "weights": {"clik": 1}}}))
+    assert replay.main(arguments) == 2
+    assert "did you mean 'click'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--value-models", "v.yaml", "--version", "1"]])
+def test_models_are_asked_for_where_they_are_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        replay.main([str(tmp_path), *arguments])
+    assert "--models: needed, but for --value-models without --version" in capsys.readouterr().err
 
 
 def _changed_schema(models: Path, change: dict[str, Any]) -> None:
