@@ -74,6 +74,8 @@ class Scorer:
         self.manifest = artifact.manifest
         self.schema = artifact.manifest.feed
         self.tasks = [task.name for task in self.schema.tasks]
+        # A golden request with its `expected` answers; set by `load` too.
+        self.example: dict[str, Any]
         self.domain: AnswerDomain  # set by `load`, once the golden requests hold
         self.encoder = encoder
         self.module = module
@@ -121,6 +123,8 @@ class Scorer:
         scorer = cls(artifact, encoder, module)
         scorer._calibration = _calibration(artifact)
         scorer.check_golden_requests()
+        golden = scorer.golden_requests()["requests"]
+        scorer.example = next((one for one in golden if len(one["candidates"]["id"]) > 1), golden[0])
         scorer.domain = AnswerDomain.of(scorer.schema, fitted, scorer.golden_requests())
         if len(scorer.golden_requests()["requests"]) < _RUNS_TO_WARM:
             scorer.check_golden_requests()

@@ -28,15 +28,14 @@ Change = Callable[[Labels], Labels]
 # Reads a body of at most so many bytes. Raises Problem.
 ReadBody = Callable[[Scope, Receive, int], Awaitable[bytes]]
 
-_LABEL = {"type": "string", "nullable": True, "description": "a published version; null removes the label"}
+_LABEL = {"type": ["string", "null"], "description": "a published version; null removes the label"}
 _LABELS: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
         "stable": _LABEL,
         "canary": {
-            "type": "object",
-            "nullable": True,
+            "type": ["object", "null"],
             "additionalProperties": False,
             "required": ["version", "share"],
             "properties": {"version": {"type": "string"}, "share": {"type": "number", "minimum": 0, "maximum": 1}},

@@ -21,12 +21,14 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import answers
 from service.admin import admin_routes
 from service.admission import Admission
+from service.api_document import api_document, with_examples
 from service.authorize import Authorize
 from service.content_encoding import encoding_of, size_of, unpacked
 from service.errors import Fault, Problem, refusal, told
@@ -36,9 +38,7 @@ from service.keys import Keys
 from service.metrics import INFER, RANK, Metrics
 from service.model_store import ModelStore, not_ready
 from service.observe import Observe, header, record_of
-from service.open_inference_openapi import with_infer
 from service.open_inference_routes import INFER_VERSION, OpenInference
-from service.openapi import with_rank
 from service.ranking import TIMEOUT_HEADER, Ranking, check_deadline, deadline_passed
 from service.request_body import read_body_in_time, read_plain_body
 from service.request_log import LOGGER, RequestRecord
@@ -328,13 +328,16 @@ def create_app(settings: Settings) -> ASGIApp:
     for kind in (Problem, HTTPException, Exception):
         app.add_exception_handler(kind, refuse)
 
-    def openapi() -> dict[str, Any]:
+    async def described(request: Request) -> Response:
         if app.openapi_schema is None:
-            document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            app.openapi_schema = with_infer(with_rank(document))
-        return app.openapi_schema
+            routes = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            app.openapi_schema = api_document(routes)
+        may_score = service.keys.allows(header(request.scope, "Authorization"), "score")
+        document = with_examples(app.openapi_schema, service.store.served(), shows_values=may_score)
+        return JSONResponse(document, headers={"Cache-Control": "no-store"})
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    # Before FastAPI's own, which knows neither the models nor who asks.
+    app.router.routes.insert(0, Route("/openapi.json", described, methods=["GET"]))
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         # What the router would do, past a framework that costs more than the answer to a small request.

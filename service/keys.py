@@ -67,6 +67,14 @@ class Keys:
             self._file.poll()
             self._keys = self._read(self._file)
 
+    def allows(self, given: str | None, needed: Right) -> bool:
+        """Whether the key of an Authorization header opens what needs it."""
+        try:
+            self.check(given, needed)
+        except Problem:
+            return False
+        return True
+
     def check(self, given: str | None, needed: Right) -> str | None:
         """The name of the key whose Authorization header is `given`, None where nothing is asked. Raises Problem."""
         if self._path is None:

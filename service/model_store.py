@@ -137,6 +137,11 @@ class ModelStore:
             raise Problem(404, rule, faults=[Fault("version", rule)])
         return model
 
+    def served(self) -> dict[str, ServedModel]:
+        """What each model that is served answers with by default."""
+        families = [self._families[name] for name in sorted(self._families)]
+        return {family.name: family.served for family in families if family.served is not None}
+
     def shadow_of(self, model: ServedModel) -> ServedModel | None:
         """The shadow version beside a model, None where there is none or the model is not what is served by default."""
         serving = self._families[model.name].serving

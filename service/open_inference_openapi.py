@@ -1,24 +1,15 @@
 """The infer routes of the Open Inference Protocol in OpenAPI: written by hand, as openapi.py is and for its reason."""
 
+from itertools import chain
 from typing import Any
 
+from model.scorer import Scorer
+from model.value_model import DEFAULT
 from service.metrics import INFER
-from service.open_inference import HEADER_LENGTH
+from service.open_inference import HEADER_LENGTH, input_types
 from service.open_inference_routes import INFER_VERSION
 from service.openapi import ANSWERED_ID, DEADLINE_HEADER, REFUSALS, REQUEST_ID_HEADER, SECURITY, reference, refusals
 
-EXAMPLE_REQUEST: dict[str, Any] = {
-    "id": "r-1",
-    "parameters": {"value_model": "default"},
-    "inputs": [
-        {"name": "user_id", "shape": [1], "datatype": "INT64", "data": [17]},
-        {"name": "history.values", "shape": [3], "datatype": "INT64", "data": [3, 9, 4]},
-        {"name": "history.lengths", "shape": [1], "datatype": "INT64", "data": [3]},
-        {"name": "video_id", "shape": [2], "datatype": "INT64", "data": [3, 9]},
-        {"name": "duration_ms", "shape": [2], "datatype": "FP32", "data": [8000, 31000]},
-    ],
-    "outputs": [{"name": "click"}, {"name": "score"}],
-}
 EXAMPLE_ANSWER: dict[str, Any] = {
     "model_name": "kuairand",
     "model_version": "3",
@@ -101,7 +92,7 @@ def _operation(path: str) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": reference("InferRequest"), "example": EXAMPLE_REQUEST},
+                "application/json": {"schema": reference("InferRequest")},
                 "application/octet-stream": {"schema": {**_TEXT, "format": "binary"}},
             },
         },
@@ -117,6 +108,25 @@ def _operation(path: str) -> dict[str, Any]:
             **refusals(_ERRORS, "application/json", "InferError"),
         },
     }
+
+
+def example_inference(scorer: Scorer) -> dict[str, Any]:
+    """The model's own golden request as tensors."""
+    golden = scorer.example
+    user = {name: [value] for name, value in golden["user"].items()}
+    inputs: list[dict[str, Any]] = []
+    for block, columns in (("request", user), ("candidate", golden["candidates"]["features"])):
+        for feature, types in input_types(scorer.encoder, block).items():  # type: ignore[arg-type]
+            if feature in columns:
+                parts = [columns[feature]]
+                if len(types) == 2:
+                    lists = [values or [] for values in columns[feature]]
+                    parts = [list(chain.from_iterable(lists)), list(map(len, lists))]
+                inputs += [
+                    {"name": one.name, "shape": [len(data)], "datatype": one.datatype, "data": data}
+                    for one, data in zip(types, parts, strict=True)
+                ]
+    return {"id": "r-1", "parameters": {"value_model": DEFAULT}, "inputs": inputs}
 
 
 def with_infer(document: dict[str, Any]) -> dict[str, Any]:

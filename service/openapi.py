@@ -1,4 +1,4 @@
-"""The scoring route in OpenAPI: its request, its answers and an example, so that /docs can be read and tried.
+"""The scoring route in OpenAPI: its request, its answers and examples, so that /docs can be read and tried.
 
 The route itself reads bytes (wire.py) and has no body model for FastAPI to describe, so the description is written
 here, by hand, and a test holds it against real answers.
@@ -7,16 +7,13 @@ here, by hand, and a test holds it against real answers.
 from collections.abc import Mapping
 from typing import Any
 
-from service.errors import MEDIA_TYPE
+import numpy as np
 
-EXAMPLE_REQUEST = {
-    "request_id": "r-1",
-    "model": "kuairand",
-    "value_model": "default",
-    "user": {"user_id": 17, "history": [3, 9, 4], "tab": 1},
-    "candidates": {"id": ["v1", "v2"], "features": {"video_id": [3, 9], "duration_ms": [8000, 31000]}},
-    "top_k": 20,
-}
+from model.value_model import DEFAULT
+from service.answers import ranking
+from service.errors import MEDIA_TYPE
+from service.loaded_version import ServedModel
+
 EXAMPLE_ANSWER = {
     "request_id": "r-1",
     "model": "kuairand",
@@ -217,8 +214,8 @@ _HEADERS: dict[str, dict[str, Any]] = {
     "503": {"Retry-After": _RETRY_AFTER},
 }
 # A key, or none: which of the two a service wants is its configuration.
-_KEY_SCHEME = "apiKey"
-SECURITY: list[dict[str, list[str]]] = [{_KEY_SCHEME: []}, {}]
+KEY_SCHEME = "apiKey"
+SECURITY: list[dict[str, list[str]]] = [{KEY_SCHEME: []}, {}]
 _PROBLEMS = {"400": "not JSON", **REFUSALS, "422": "wrong content; `errors` names every fault"}
 
 
@@ -259,7 +256,7 @@ RANK_OPERATION: dict[str, Any] = {
     "parameters": [DEADLINE_HEADER, REQUEST_ID_HEADER],
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": reference("RankRequest"), "example": EXAMPLE_REQUEST}},
+        "content": {"application/json": {"schema": reference("RankRequest")}},
     },
     "responses": {
         "200": {
@@ -277,10 +274,42 @@ RANK_OPERATION: dict[str, Any] = {
 }
 
 
+def example_request(model: ServedModel) -> dict[str, Any]:
+    """The model's own golden request."""
+    golden = model.scorer.example
+    return {"model": model.name, "user": golden["user"], "candidates": golden["candidates"]}
+
+
+def example_answer(model: ServedModel) -> dict[str, Any]:
+    """What the model answered to it when it was exported, ranked by its default value model."""
+    expected = model.scorer.example["expected"]
+    answers_TN = np.array([expected[task] for task in model.scorer.tasks], np.float32)
+    value_model = model.value_models[DEFAULT]
+    score_N = value_model.score(answers_TN.T)
+    order_N = ranking(score_N, None)
+    ids = model.scorer.example["candidates"]["id"]
+    return {
+        "request_id": "r-1",
+        "model": model.name,
+        "model_version": model.scorer.version,
+        "value_model": DEFAULT,
+        "value_model_version": value_model.version,
+        "candidates": {
+            "id": [ids[position] for position in order_N.tolist()],
+            "score": score_N[order_N].tolist(),
+            "tasks": dict(zip(model.scorer.tasks, answers_TN[:, order_N].tolist(), strict=True)),
+        },
+    }
+
+
 def with_rank(document: dict[str, Any]) -> dict[str, Any]:
     """An OpenAPI document with the scoring route added."""
     document.setdefault("paths", {})["/v1/rank"] = {"post": RANK_OPERATION}
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(SCHEMAS)
-    components.setdefault("securitySchemes", {})[_KEY_SCHEME] = {"type": "http", "scheme": "bearer"}
+    components.setdefault("securitySchemes", {})[KEY_SCHEME] = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "a key of `python -m service key`, where the service has a file of keys",
+    }
     return document

@@ -59,8 +59,12 @@ def show(url: str, folder: Path) -> Shown:
 def test_the_api_page_reads_well_without_any_other_host(tmp_path: Path) -> None:
     publish_artifact(tmp_path / "models")
     with RunningService(tmp_path / "models", "--threads", "1") as service:
-        shown = show(f"{service.wait_ready().client.base_url}/docs", tmp_path)
+        shown = show(f"{service.wait_ready().client.base_url}/docs#/Ranking/rank", tmp_path)
     assert shown.console == []
+    # Ranking comes first, opened by its address, with the served model's own golden request.
+    assert shown.document.index("/v1/rank") < shown.document.index("/healthz")
+    for word in ("country", "duration_ms", "Try it out", "Authorize", "/v1/admin"):
+        assert word in shown.document
     assert "opblock-post" in shown.document, "Swagger's scripts draw the routes"
     assert "/v1/rank" in shown.document
     assert shown.screenshot.size == SIZE

@@ -1,0 +1,124 @@
+"""/openapi.json: what FastAPI says of the routes, the scoring routes written by hand, keys and refusals of all of them.
+
+In: the document that FastAPI makes, and the models that are served. Out: a document whose examples are the served
+models' own golden requests, so that "Try it out" in /docs answers. Golden requests hold rows of a training log: where
+keys are configured, who asks without one that may score gets an example without any value.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.errors import MEDIA_TYPE
+from service.keys import needed_for
+from service.loaded_version import ServedModel
+from service.metrics import INFER, RANK
+from service.open_inference_openapi import example_inference, with_infer
+from service.open_inference_routes import INFER_VERSION
+from service.openapi import KEY_SCHEME, SECURITY, example_answer, example_request, refusals, with_rank
+
+_ADMIN = "/v1/admin"
+_GROUPS = {"Ranking": (RANK,), "Models": ("/v1/models",), "Admin": (_ADMIN,), "Open Inference Protocol": ("/v2",)}
+_OPERATIONS = "Operations"
+# Of every model, whatever its features are: candidates take defaults.
+_ANY_REQUEST: dict[str, Any] = {"user": {}, "candidates": {"id": ["a", "b"], "features": {}}}
+_SCOPES = "\n\nWhere keys are configured, needs one with the scope `{}`: `Authorization: Bearer KEY`."
+
+
+def api_document(routes: dict[str, Any]) -> dict[str, Any]:
+    """The document without examples, of FastAPI's one; scoring comes first."""
+    document = with_infer(with_rank(routes))
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _complete(path, operation)
+    order = {group: number for number, group in enumerate((*_GROUPS, _OPERATIONS))}
+    document["paths"] = dict(sorted(document["paths"].items(), key=lambda entry: order[_group(entry[0])]))
+    document["tags"] = [{"name": group} for group in order]
+    for unused in ("HTTPValidationError", "ValidationError"):  # what FastAPI would answer; a Problem comes instead
+        document["components"]["schemas"].pop(unused, None)
+    return document
+
+
+def with_examples(
+    document: Mapping[str, Any], models: Mapping[str, ServedModel], *, shows_values: bool
+) -> dict[str, Any]:
+    """The document with examples for the models that are served."""
+    paths = {path: {verb: dict(one) for verb, one in by_verb.items()} for path, by_verb in document["paths"].items()}
+    shown = models if shows_values else {}
+    default = next(iter(shown.values()), None)
+    for path, operations in paths.items():
+        for operation in operations.values():
+            if default is not None:
+                operation["parameters"] = [_with_example(one, default) for one in operation.get("parameters", ())]
+            if path == RANK:
+                requests = {name: example_request(model) for name, model in shown.items()} or {"any": _ANY_REQUEST}
+                _give_examples(operation, requests)
+                if default is not None:
+                    answers = operation["responses"]["200"]["content"]["application/json"]
+                    given = {**answers["examples"], "plain": {"value": example_answer(default)}}
+                    content = {"application/json": {**answers, "examples": given}}
+                    operation["responses"] = {
+                        **operation["responses"],
+                        "200": {**operation["responses"]["200"], "content": content},
+                    }
+            elif path in (INFER, INFER_VERSION) and shown:
+                _give_examples(operation, {name: example_inference(model.scorer) for name, model in shown.items()})
+            elif path.startswith(_ADMIN) and default is not None:
+                _give_examples(operation, {"pinned": {"stable": default.scorer.version}})
+    return {**document, "paths": paths}
+
+
+def _complete(path: str, operation: dict[str, Any]) -> None:
+    """Adds the group, the key and the refusals of a route."""
+    scope = needed_for(path)
+    operation["tags"] = [_group(path)]
+    if scope is not None:
+        operation["security"] = SECURITY if scope != "admin" else [{KEY_SCHEME: []}]
+        operation["description"] = (operation.get("description", "") + _SCOPES.format(scope)).strip()
+    if path in (RANK, INFER, INFER_VERSION):
+        return
+    described = {"500": "an error of the service, not of the request"}
+    if scope is not None:
+        described |= {"401": "no key, or a wrong one", "403": f"a key without the scope `{scope}`"}
+    if "{" in path:
+        described |= {"404": "no such model or version"}
+    if path.endswith(("/ready", "/readyz")) or path.startswith("/v2/models"):
+        described |= {"503": "not ready, or draining"}
+    if scope == "admin":
+        described |= {
+            "400": "not JSON",
+            "403": "a key without the scope `admin`, or no keys are configured",
+            "408": "the body took too long to arrive",
+            "409": "a version that cannot be served",
+            "413": "the body is over its limit",
+            "415": "the body is compressed",
+            "422": "wrong content; `errors` names every fault",
+            "429": "busy: try again after the seconds of Retry-After",
+            "503": "not ready, or draining",
+        }
+    kind = ("application/json", "InferError") if path.startswith("/v2") else (MEDIA_TYPE, "Problem")
+    operation["responses"] = {"200": operation["responses"]["200"], **refusals(described, *kind)}
+
+
+def _group(path: str) -> str:
+    return next((group for group, starts in _GROUPS.items() if path.startswith(starts)), _OPERATIONS)
+
+
+def _with_example(parameter: Mapping[str, Any], model: ServedModel) -> Mapping[str, Any]:
+    if parameter["in"] != "path":
+        return parameter
+    return {**parameter, "example": {"name": model.name, "version": model.scorer.version}[parameter["name"]]}
+
+
+def _give_examples(operation: dict[str, Any], examples: Mapping[str, Any]) -> None:
+    """Replaces the examples of an operation's JSON body."""
+    body = operation.get("requestBody")
+    if body is None:
+        return
+    given: dict[str, Any] = {"examples": {name: {"value": value} for name, value in examples.items()}}
+    if len(examples) == 1:
+        given = {"example": next(iter(examples.values()))}
+    contents = {
+        kind: {"schema": content["schema"], **given} if kind.endswith("json") else content
+        for kind, content in body["content"].items()
+    }
+    operation["requestBody"] = {**body, "content": contents}
