@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,54 @@ def test_a_bad_row_is_named_or_counted_within_the_budget(version: Path, tmp_path
                 assert got[row][column] is None
             else:
                 assert got[row][column] == pytest.approx(clean[row][column], rel=1e-5)
+
+
+@pytest.mark.parametrize("group_by", [None, "request"])
+def test_columns_of_views_and_decimals_are_scored_as_plain_ones(
+    version: Path, tmp_path: Path, group_by: str | None
+) -> None:
+    table = log_table().select([name for name in log_table().column_names if name != "age_days"])
+    ages = [None if row % 3 else Decimal(row) / 4 for row in range(table.num_rows)]
+    plain = table.append_column("age_days", pa.array([None if age is None else float(age) for age in ages]))
+    if group_by is not None:  # one user a request
+        plain = plain.set_column(plain.column_names.index("age_days"), "age_days", pa.nulls(plain.num_rows))
+        ages = [None] * plain.num_rows
+    kinds = {
+        "request": pa.string_view(),
+        "row": pa.string_view(),
+        "country": pa.string_view(),
+        "tag": pa.string_view(),
+        "history": pa.list_view(pa.int64()),
+        "topics": pa.large_list_view(pa.int64()),
+        "user_id": pa.decimal128(38, 0),
+        "video_id": pa.decimal128(20, 0),
+        "age_days": pa.decimal128(38, 18),
+    }
+    odd = pa.table({
+        name: pa.array(ages if name == "age_days" else column.to_pylist(), kinds.get(name, column.type))
+        for name, column in zip(plain.column_names, plain.columns, strict=True)
+    })  # fmt: skip
+    answers = []
+    for name, log in (("plain", plain), ("odd", odd)):
+        folder = write_log(tmp_path / name, log)
+        job = Job.of(version, str(folder), tmp_path / f"{name}-out", columns=["row"], group_by=group_by)
+        score(job, show=False)
+        answers.append(scored(tmp_path / f"{name}-out"))
+    assert answers[0] == answers[1]
+
+
+def test_text_that_is_not_utf8_is_a_bad_row(version: Path, tmp_path: Path) -> None:
+    table = log_table()
+    tags = [b"\xff" if row == 7 else str(tag).encode() for row, tag in enumerate(table.column("tag").to_pylist())]
+    place = table.column_names.index("tag")
+    table = table.set_column(place, "tag", pa.array(tags).cast(pa.string(), safe=False))
+    folder = write_log(tmp_path / "in", table)
+    with pytest.raises(
+        ValueError, match=r"a\.parquet: row group 0, row 7: column 'tag': text that is not valid UTF-8$"
+    ):
+        score(Job.of(version, str(folder), tmp_path / "out", columns=["row"]), show=False)
+    job = Job.of(version, str(folder), tmp_path / "out", columns=["row"], max_bad_rows=1)
+    assert score(job, show=False)["bad_rows"] == 1
 
 
 def test_a_request_has_one_user(version: Path, tmp_path: Path) -> None:
