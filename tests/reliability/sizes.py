@@ -22,6 +22,8 @@ class Sizes:
     posts: int = 4
     trailer_mebibytes: int = 64
     held_connections: int = 40
+    # Rounds of others' work on the models folder.
+    file_rounds: int = 1
     # Rounds after which everything that is made once has been made, and those that count.
     soak_settling: int = 2
     soak_rounds: int = 3
@@ -44,6 +46,7 @@ def _sizes() -> Sizes:
         posts=1000,
         trailer_mebibytes=300,
         held_connections=400,
+        file_rounds=20,
         unread_answers=40_000,
         soak_settling=32,  # the status page keeps what it saw for five minutes
         soak_rounds=50,

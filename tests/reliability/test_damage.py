@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from model.artifact import ArtifactError
 from model.scorer import Scorer
-from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.artifacts import TINY_REQUEST, publish_artifact, writable
 from tests.items import tiny_items, write_items
 from tests.reliability.sizes import SIZES
 from training.catalogue import build_catalogue
@@ -28,7 +28,7 @@ def answers_of(version: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]
 @pytest.mark.parametrize("cuts", [False, True], ids=["flips", "cuts"])
 def test_damage_is_refused_or_of_no_effect(tmp_path: Path, cuts: bool) -> None:
     version = publish_artifact(tmp_path / "models")
-    catalogue = build_catalogue(version, write_items(tmp_path / "items.parquet", tiny_items(20)))
+    catalogue = writable(build_catalogue(version, write_items(tmp_path / "items.parquet", tiny_items(20))))
     expected = answers_of(version)
     files = sorted(file for folder in (version, catalogue) for file in folder.iterdir() if file.stat().st_size)
     chance = random.Random(20)
