@@ -52,6 +52,8 @@ from service.tracing import Tracing
 
 # How old the histograms may be that another worker reads for a scrape.
 _FLUSH_SECONDS = 0.5
+# How soon a SIGHUP has the keys read again; else it is the service's poll seconds.
+_KEYS_SECONDS = 0.1
 # The page is whatever the service wrote into it, and nothing is loaded or run.
 _STATUS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 _DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
@@ -192,7 +194,9 @@ class Service:
         )
         self._drain_on_signals()
         self.store.start()
-        tasks = [asyncio.create_task(task) for task in (self._flush_metrics(), self.status.keep_notes())]
+        tasks = [
+            asyncio.create_task(task) for task in (self._flush_metrics(), self._poll_keys(), self.status.keep_notes())
+        ]
         if self.impressions is not None:
             self.impressions.start()
         self.shadow.start()
@@ -223,10 +227,14 @@ class Service:
         while True:
             self.metrics.tell_worker(is_ready=self.unready_reason is None)
             self.metrics.connections.tell(GuardedProtocol.shared)
-            self.keys.poll()
-            self.metrics.file_errors.labels("", "keys").set(self.keys.error is not None)
             self.metrics.flush()
             await asyncio.sleep(_FLUSH_SECONDS)
+
+    async def _poll_keys(self) -> None:
+        while True:
+            await asyncio.to_thread(self.keys.poll)  # a file system that hangs may hold up that thread, not requests
+            self.metrics.file_errors.labels("", "keys").set(self.keys.error is not None)
+            await asyncio.sleep(_KEYS_SECONDS)
 
     def _file_errors(self) -> list[str]:
         """What is wrong with files that are of no single model."""

@@ -1,9 +1,9 @@
 """API keys: who may score, read metrics, or change what is served.
 
 In: a YAML file of names, scopes and sha256 hashes of keys, and the `Authorization: Bearer` header of a request. Out:
-`Keys.check`, which raises Problem 401 (no or wrong key) or 403 (a key without the scope). The file is looked at again
-every few seconds, so that a key is added or revoked without a restart; one that does not hold leaves the keys before it
-in force, and says so.
+`Keys.check`, which raises Problem 401 (no or wrong key) or 403 (a key without the scope). The file is polled every few
+seconds, so that a key is added or revoked without a restart; one that is not valid, or goes away, leaves the keys before
+it in force, and says so.
 
 Keys are random, 256 bits (`python -m service key`), so one pass of sha256 is enough to keep them: there is nothing to
 guess. Without a file scoring and metrics are open, and the admin API is off.
@@ -81,7 +81,6 @@ class Keys:
             if needed == "admin":
                 raise Problem(403, "the admin API is off: no keys are configured", reason="forbidden")
             return None
-        self.poll()
         scheme, _, text = (given or "").partition(" ")
         if scheme.lower() != "bearer" or not 0 < len(text) <= _MAX_KEY:
             raise _unauthenticated("a key is needed: Authorization: Bearer KEY")
@@ -98,11 +97,11 @@ class Keys:
         return found.name
 
     def read_again_soon(self) -> None:
-        """Has the file polled with the next request, before its time."""
+        """Has the file read at the next poll, before its time."""
         self._polled = -math.inf
 
     def poll(self) -> None:
-        """Reads the file again if the last time is long ago; one that is bad or gone leaves the keys in force."""
+        """Reads the file if the last time is long ago; one that is bad or gone leaves the keys in force. May block."""
         now = time.monotonic()
         if self._file is None or now - self._polled < self._poll_seconds:
             return

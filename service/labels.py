@@ -5,10 +5,13 @@ the admin API; every key may be left out. Out: `Labels`. A file that is not vali
 before it in force.
 """
 
+import errno
 import fcntl
+import logging
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +24,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from model.artifact import sync
 from model.strict_yaml import StrictModel
 from model.untrusted_files import PolledFile
+from service.request_log import LOGGER
 
 FILE_NAME = "labels.yaml"
 STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
@@ -28,6 +32,11 @@ STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
 IMPRESSION_SEED, CANARY_SEED, SHADOW_SEED = 0, 1, 2
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _HASHES = 2**64
+_LOCK_SECONDS = 2.0
+# What file systems without locks answer.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+_log = logging.getLogger(f"{LOGGER}.models")
 
 
 def _version(given: object) -> int:
@@ -77,6 +86,24 @@ class Labels(StrictModel):
         return shown
 
 
+def _lock(folder: int) -> None:
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOCK_SECONDS / 100)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _log.warning("the file system of the models folder has no locks; the last writer of labels wins")
+            return
+        else:
+            return
+
+
 def _merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(before)
     for key, given in changes.items():
@@ -120,10 +147,11 @@ class LabelsFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps others who change labels, in any process, from writing meanwhile. Raises OSError."""
+        """Keeps others who change labels, in any process, from writing meanwhile. Raises OSError, also where somebody
+        keeps the lock for longer than writing takes."""
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            _lock(folder)
             yield
         finally:
             os.close(folder)

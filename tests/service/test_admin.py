@@ -1,6 +1,8 @@
 """The admin API: labels that are set over HTTP, what is refused with nothing changed, and who follows."""
 
+import fcntl
 import hashlib
+import os
 import shutil
 import threading
 import time
@@ -158,6 +160,22 @@ def test_a_patch_that_cannot_be_changes_nothing(
     assert answer.status_code == status
     assert [fault["path"] for fault in answer.json()["errors"]] == [place]
     assert (models / "tiny" / FILE_NAME).read_bytes() == before
+
+
+def test_a_lock_that_somebody_keeps_is_said_and_holds_up_no_poll(
+    client: TestClient, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.labels._LOCK_SECONDS", 0.1)
+    folder = os.open(models / "tiny", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        answer = client.put(PATH, json={"stable": "1"})
+        assert answer.status_code == 500
+        assert "labels.yaml cannot be written (Resource temporarily unavailable)" in answer.json()["detail"]
+        assert version_of(client) == "3"
+    finally:
+        os.close(folder)
+    assert client.put(PATH, json={"stable": "1"}).status_code == 200
 
 
 def test_patches_of_two_processes_lose_nothing(client: TestClient, models: Path, keys: Path) -> None:
