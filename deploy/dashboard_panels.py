@@ -225,7 +225,7 @@ ROWS = (
                 "Missing or refused",
                 {
                     "{{model}} {{file}}": f"max by (model, file) (ranking_file_error{{{_JOB}}}) > 0",
-                    "{{model}} newer versions": f"max by (model) (ranking_model_newer_quarantined{{{_MODEL}}}) > 0",
+                    "{{model}} newer versions": f"max by (model) (ranking_model_newer_quarantined{{{_MODEL}}})",
                 },
                 note="What was read before serves on.",
             ),

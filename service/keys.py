@@ -2,8 +2,8 @@
 
 In: a YAML file of names, scopes and sha256 hashes of keys, and the `Authorization: Bearer` header of a request. Out:
 `Keys.check`, which raises Problem 401 (no or wrong key) or 403 (a key without the scope). The file is polled every few
-seconds, so that a key is added or revoked without a restart; one that is not valid, or goes away, leaves the keys before
-it in force, and says so.
+seconds, so that a key is added or revoked without a restart. One that is not valid, or goes away, leaves the keys
+before it in force, and says so.
 
 Keys are random, 256 bits (`python -m service key`), so one pass of sha256 is enough to keep them: there is nothing to
 guess. Without a file scoring and metrics are open, and the admin API is off.

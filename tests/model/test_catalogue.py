@@ -16,7 +16,7 @@ from model.artifact import MANIFEST, ArtifactError, write_manifest
 from model.catalogue import UNKNOWN, Catalogue
 from model.features import EncodedBlock
 from model.scorer import Scorer
-from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.artifacts import TINY_REQUEST, publish_artifact, writable
 from tests.items import tiny_items, write_items
 from training.catalogue import build_catalogue
 
@@ -168,7 +168,7 @@ def with_other_sums(folder: Path) -> None:
 def test_a_generation_that_does_not_hold_is_refused_with_the_reason(
     version: Path, scorer: Scorer, tmp_path: Path, change: Callable[[Path], None], reason: str
 ) -> None:
-    copy = Path(shutil.copytree(scorer.catalogue_generations()[0], tmp_path / "1"))
+    copy = writable(shutil.copytree(scorer.catalogue_generations()[0], tmp_path / "1"))
     change(copy)
     with pytest.raises(ArtifactError, match=reason):
         scorer.open_catalogue(copy)
@@ -181,7 +181,7 @@ def test_a_catalogue_of_another_version_is_refused(version: Path, scorer: Scorer
 
 
 def test_a_generation_that_is_deleted_is_read_on(version: Path, scorer: Scorer, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(scorer.catalogue_generations()[0], tmp_path / "1"))
+    copy = writable(shutil.copytree(scorer.catalogue_generations()[0], tmp_path / "1"))
     catalogue = scorer.open_catalogue(copy)
     shutil.rmtree(copy)
     rows_N = np.arange(COUNT)

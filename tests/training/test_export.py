@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from model.artifact import REFERENCE, ArtifactError
 from model.embeddings import Embeddings
 from model.scorer import Scorer
+from tests.artifacts import writable
 from tests.training_data import Json, sigmoid, small_disk
 from training import export as export_module
 from training.data import Rows, columns_from_arrow, read_splits
@@ -193,7 +194,7 @@ def test_each_export_is_the_next_version_and_leaves_the_old_ones_alone(run: Run,
 
 def test_one_flipped_byte_is_refused_by_the_reader(artifact: Path, tmp_path: Path) -> None:
     for name in [path.name for path in artifact.iterdir()]:
-        copy = Path(shutil.copytree(artifact, tmp_path / name / "1"))
+        copy = writable(shutil.copytree(artifact, tmp_path / name / "1"))
         content = bytearray((copy / name).read_bytes())
         # Of the manifest a byte that counts: the last digit of a number may be another and the number the same.
         content[content.rindex(b"checksum") + 20 if name == "manifest.json" else len(content) // 2] ^= 1
