@@ -1,6 +1,7 @@
 """`python -m service --models DIR`: serve published models until SIGTERM or Ctrl-C, then finish and exit 0.
 
-`python -m service replay` scores logged requests anew (service/replay.py); `python -m service key` makes an API key.
+`python -m service replay` scores logged requests anew (service/replay.py); `python -m service key` makes an API key;
+`python -m service labels` changes labels in the models folder itself.
 
 In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in this process; several run under a
 supervisor, which replaces one that dies, and share the listening socket and one folder of metrics.
@@ -33,13 +34,17 @@ _log = logging.getLogger(LOGGER)
 
 
 def main() -> int:
-    """Serves, replays or makes a key; returns the exit status."""
+    """Serves, replays, makes a key or changes labels; returns the exit status."""
     if sys.argv[1:2] == ["key"]:
         return new_key.main(sys.argv[2:])
     if sys.argv[1:2] == ["replay"]:
         from service.replay import main as replay  # torch and a console, which a parent of workers must not pay for
 
         return replay(sys.argv[2:])
+    if sys.argv[1:2] == ["labels"]:
+        from service.label_command import main as change_labels  # torch, for the versions' golden requests
+
+        return change_labels(sys.argv[2:])
     settings = read_settings(sys.argv[1:], os.environ)
     signals.settle()
     config = uvicorn.Config(
