@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "--init-from", metavar="PARENT", help="start from the weights of models/NAME/VERSION, or of a finished run"
     )
     command.add_argument(
-        "--rate-factor", metavar="F", help="with a parent: multiply every learning rate by F (init_from.rate_factor)"
+        "--rate-factor", metavar="F", help="with a parent: multiply every learning rate by F (default 0.25)"
     )
     command.set_defaults(run=_train)
 

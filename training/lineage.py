@@ -57,13 +57,14 @@ def against_parent(run: Run, history: Sequence[Mapping[str, float]]) -> dict[str
     about = read_json(run.path / PARENT)
     best = min(history, key=lambda line: line[OBJECTIVE])
     own = {task: best[f"{VALIDATION}{task}"] for task in about["validation"] if f"{VALIDATION}{task}" in best}
-    tolerance = run.config.init_from.tolerance
+    tolerance, rate_factor = run.config.init_from.tolerance, run.config.init_from.rate_factor
     worse = [task for task, error in own.items() if error > about["validation"][task] * (1 + tolerance)]
     if worse:
         log.warning("worse than the parent by more than %g on the validation split: %s", tolerance, ", ".join(worse))
     compared = {task: {"parent": about["validation"][task], "own": error} for task, error in own.items()}
     kept = {key: value for key, value in about.items() if key not in ("taken", "validation")}
-    return {"parent": {**kept, "errors": compared, "tolerance": tolerance, "worse": worse}}
+    decided = {"tolerance": tolerance, "rate_factor": rate_factor}
+    return {"parent": {**kept, "errors": compared, **decided, "worse": worse}}
 
 
 def refuse_worse(run: Run, summary: Mapping[str, Any]) -> None:

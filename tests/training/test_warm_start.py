@@ -331,7 +331,8 @@ def test_the_next_day_is_trained_from_the_version_of_the_day_before(
 def test_a_run_that_is_worse_than_its_parent_is_not_exported_unasked(published: Path, tmp_path: Path) -> None:
     write_feed(tmp_path / "data")
     changes = ["optimizer.dense.learning_rate=0.5", "optimizer.tables.learning_rate=2.0", "epochs=1"]
-    config = TrainingConfig.load(training_file(tmp_path), [*changes, f"init_from={published}"])
+    changes += [f"init_from={published}", "init_from.rate_factor=1"]
+    config = TrainingConfig.load(training_file(tmp_path), changes)
     run = train(config, show=False)
     assert run.summary()["parent"]["worse"]
     with pytest.raises(ValueError, match=r"task \w+ is answered worse than by the parent.*--accept-worse"):
@@ -350,9 +351,11 @@ def test_a_rate_factor_multiplies_every_rate(published: Path, tmp_path: Path) ->
         f"output={tmp_path / 'by-hand'}",
     ]
     assert main(["train", str(config), "--rate-factor", "0.25"]) == 0
-    by_factor, slower = Run.open(tmp_path / "run"), train(TrainingConfig.load(config, by_hand), show=False)
+    slower_rates = TrainingConfig.load(config, [*by_hand, "init_from.rate_factor=1"])
+    by_factor, slower = Run.open(tmp_path / "run"), train(slower_rates, show=False)
     assert by_factor.config.init_from is not None
     assert by_factor.config.init_from.path == published  # the short form of the file keeps its path
+    assert by_factor.summary()["parent"]["rate_factor"] == 0.25
     for name, weight in by_factor.best_ranker().state_dict().items():
         assert torch.equal(weight, slower.best_ranker().state_dict()[name]), name
 

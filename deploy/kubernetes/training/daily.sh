@@ -15,7 +15,7 @@ done
 set -- --set "output=$today"
 # By key: a tolerance that CONFIG gives stays.
 if [ "$newest" -gt 0 ]; then
-    set -- "$@" --set "init_from.path=$models/$MODEL/$newest" --set "init_from.rate_factor=${RATE_FACTOR:-1}"
+    set -- "$@" --set "init_from.path=$models/$MODEL/$newest" --set "init_from.rate_factor=${RATE_FACTOR:-0.25}"
 fi
 python -m training train "$CONFIG" "$@"
 python -m training evaluate "$today"

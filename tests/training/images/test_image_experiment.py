@@ -192,6 +192,7 @@ def test_a_cell_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     broken = tmp_path / "out/bottom/seed-0"
     broken.mkdir(parents=True)
     (broken / CHECKPOINT).write_bytes(b"not a checkpoint")
+    (broken / ".lock").touch()
     run(config)
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert list(results["methods"]) == ["learned"]
