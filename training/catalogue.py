@@ -41,6 +41,8 @@ from model.features import FeatureEncoder
 from model.scorer import COMPILED_TOLERANCE, Scorer, block_tensors
 from model.signature import SigningKey
 from training.data import column_from_arrow
+from training.input.arrow_columns import plain, refuse_other_text
+from training.input.usual_types import usual
 from training.sign import sign
 
 log = logging.getLogger(__name__)
@@ -233,13 +235,16 @@ def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) 
 
 
 def _ids(values: pa.ChunkedArray) -> list[str]:
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
+    values, fault = usual(plain(values))
+    if fault is not None:
+        raise fault
     kind = values.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise ValueError(f"is {kind}, the ids of items are strings or integers")
     if values.null_count:
         raise ValueError(f"row {pc.index(values.is_null(), True).as_py()}: null, every item has an id")
+    if not pa.types.is_integer(kind):
+        refuse_other_text(values)
     ids: list[str] = values.cast(pa.string()).to_pylist()
     return ids
 

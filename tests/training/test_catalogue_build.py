@@ -1,5 +1,6 @@
 """Building a catalogue: every item as the encoder sees it, and faults of the file named where they are."""
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from training import export as export_module
 from training.__main__ import main
 from training.catalogue import KEPT_GENERATIONS, build_catalogue
 from training.run import Run
+
+NOT_TEXT = pa.array([b"\xff" if n == 2 else b"%d" % n for n in range(30)]).cast(pa.string(), safe=False)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,8 @@ def test_items_of_any_batch_are_encoded_as_a_request_s(
     pa.array([5, -7, 2**63 - 1]),
     pa.array(["5", "-7", "9223372036854775807"]),
     pa.array(["5", "-7", "9223372036854775807"]).dictionary_encode(),
+    pa.array(["5", "-7", "9223372036854775807"], pa.string_view()),
+    pa.array([Decimal(5), Decimal(-7), Decimal(2**63 - 1)], pa.decimal128(38, 0)),
     pa.array(["5", "-7", "9223372036854775807"], pa.large_string()),
 ])  # fmt: skip
 def test_integers_are_ids_by_their_decimal_strings(version: Path, tmp_path: Path, given: pa.Array) -> None:
@@ -83,6 +88,8 @@ def with_value(name: str, row: int, value: Any) -> Items:
     (with_value("duration_ms", 19, float("nan")), "group 1, counted from its row 8: column 'duration_ms': row 1: NaN"),
     ({**tiny_items(30), "video_id": pa.array(["three"] * 30)}, "row group 0: column 'video_id': is string"),
     ({**tiny_items(30), "id": pa.array([0.5] * 30)}, "row group 0: column 'id': is double"),
+    ({**tiny_items(30), "id": NOT_TEXT}, "row group 0: column 'id': row 2: text that is not valid UTF-8; 1 such row"),
+    ({**tiny_items(30), "id": pa.array([Decimal(2**70)] * 30)}, "row group 0: column 'id': row 0: a decimal beyond"),
     (tiny_items(0), "no items"),
 ])  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused_and_nothing_is_published(

@@ -70,7 +70,7 @@ class LogColumns:
             collect(column, partial(_check_weights, table.column(self._weight)))
         for name in table.column_names:
             if name not in self._features and _is_text(table.column(name).type):
-                collect(f"column '{name}'", partial(_check_text, table.column(name)))
+                collect(f"column '{name}'", partial(refuse_other_text, table.column(name)))
         return table, columns, faults
 
 
@@ -96,8 +96,8 @@ def _check_weights(weights: pa.ChunkedArray) -> None:
         _refuse(weights_B, ~((weights_B >= 0) & (weights_B <= 1e9)), "must be a number from 0 to 1e9")
 
 
-def _check_text(values: pa.ChunkedArray) -> None:
-    # The text of features is checked where it is decoded.
+def refuse_other_text(values: pa.ChunkedArray) -> None:
+    """Raises RowFault for text that is not UTF-8; that of features is checked where it is decoded."""
     values = plain(values)
     try:
         for chunk in values.chunks:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from training.wording import counted
+
 Mask = NDArray[np.bool_]
 
 
@@ -23,7 +25,7 @@ class RowFault(ValueError):
         is_bad_B = self.is_bad_B & is_read_B
         row, rows = int(is_bad_B.argmax()), int(is_bad_B.sum())
         got = "" if self._got is None else f", got {self._got(row)}"
-        return f"row {before + row}: {self.rule}{got}; {rows:,} such row{'s' if rows != 1 else ''}"
+        return f"row {before + row}: {self.rule}{got}; {counted(rows, 'such row')}"
 
 
 class Fault(NamedTuple):
