@@ -353,6 +353,19 @@ ROWS = (
                 {"{{instance}}": _by("instance", "ranking_log_lines_dropped_total", _JOB)},
             ),
             Panel(
+                "Room for workers' metrics",
+                {"{{instance}}": f"min by (instance) (ranking_metrics_folder_free_bytes{{{_JOB}}})"},
+                "bytes",
+            ),
+            Panel(
+                "TLS certificate, until it expires",
+                {
+                    "{{instance}}": f"min by (instance) "
+                    f"((ranking_tls_certificate_expiry_timestamp_seconds{{{_JOB}}} > 0) - time())"
+                },
+                "s",
+            ),
+            Panel(
                 "Impression log: lines", {"{{result}}": _by("result", "ranking_impression_log_total", _JOB)}, width=12
             ),
             Panel(

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 import tempfile
 from functools import partial
@@ -47,8 +46,9 @@ def main() -> int:
         return change_labels(sys.argv[2:])
     settings = read_settings(sys.argv[1:], os.environ)
     signals.settle()
+    certificates = settings.certificates()
     config = uvicorn.Config(
-        partial(make_app, settings),
+        partial(make_app, settings, certificates),
         factory=True,
         host=settings.host,
         port=settings.port,
@@ -63,10 +63,7 @@ def main() -> int:
         log_config=logging_config(settings.log_level),
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds,
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
-        ssl_ca_certs=None if settings.tls_client_ca is None else str(settings.tls_client_ca),
-        ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
+        ssl_context_factory=None if certificates is None else certificates.server_context,
     )
     log_all()
     # Left over from a parent, it would mix this service's metrics with another's.

@@ -30,6 +30,7 @@ from service.admin import admin_routes
 from service.admission import Admission
 from service.api_document import api_document, with_examples
 from service.authorize import Authorize
+from service.certificates import Certificates
 from service.content_encoding import encoding_of, size_of, unpacked
 from service.errors import Fault, Problem, refusal, told
 from service.http_protocol import SHED, GuardedProtocol
@@ -67,8 +68,9 @@ _log = logging.getLogger(LOGGER)
 class Service:
     """What the routes of one process share."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, certificates: Certificates | None = None) -> None:
         self.settings = settings
+        self.certificates = certificates
         self.metrics = Metrics()
         self.keys = Keys(settings.keys_file, settings.poll_seconds)
         self.store = ModelStore(
@@ -195,7 +197,13 @@ class Service:
         self._drain_on_signals()
         self.store.start()
         tasks = [
-            asyncio.create_task(task) for task in (self._flush_metrics(), self._poll_keys(), self.status.keep_notes())
+            asyncio.create_task(task)
+            for task in (
+                self._flush_metrics(),
+                self._poll_keys(),
+                self.status.keep_notes(),
+                *([] if self.certificates is None else [self.certificates.keep_newest(settings.poll_seconds)]),
+            )
         ]
         if self.impressions is not None:
             self.impressions.start()
@@ -242,7 +250,9 @@ class Service:
         return [error for error in (self.store.folder_error, keys) if error]
 
     def _reload(self) -> None:
-        _log.info("SIGHUP: keys and models are read again")
+        _log.info("SIGHUP: keys, certificates and models are read again")
+        if self.certificates is not None:
+            self.certificates.poll_soon()
         self.keys.read_again_soon()
         self.store.poll_soon()
 
@@ -277,9 +287,9 @@ class Service:
                 return
 
 
-def create_app(settings: Settings) -> ASGIApp:
-    """The application for one process."""
-    service = Service(settings)
+def create_app(settings: Settings, certificates: Certificates | None = None) -> ASGIApp:
+    """The application for one process; `certificates` are those of its server."""
+    service = Service(settings, certificates)
     # /docs brings its own scripts: a service in a closed network has no CDN to load them from.
     app = FastAPIOffline(
         title="feedrank",

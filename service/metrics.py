@@ -33,6 +33,7 @@ from service.drift import Drift
 from service.process_counters import log_lines_dropped, worker_restarts
 from service.request_log import stderr_queue
 from service.shadow_metrics import ShadowMetrics
+from service.shared_metrics import free_bytes
 
 RANK = "/v1/rank"
 INFER = "/v2/models/{name}/infer"
@@ -250,6 +251,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.tls_expires_at = Gauge(
+            "ranking_tls_certificate_expiry_timestamp_seconds",
+            "Unix time at which the first certificate of the chain that is shown expires, 0 without TLS",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self.worker_restarts = worker_restarts(registry)
         self.log_lines_dropped = log_lines_dropped(registry)
         self.task_score = BatchedHistogram(
@@ -384,7 +391,8 @@ class Metrics:
             _forget_dead_workers(Path(self._folder))
             everyone = CollectorRegistry()
             MultiProcessCollector(everyone, path=self._folder)  # type: ignore[no-untyped-call]
-        return self.drift.families(everyone.collect())
+        yield from self.drift.families(everyone.collect())
+        yield free_bytes(self._folder)
 
 
 class _Families(CollectorRegistry):

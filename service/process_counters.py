@@ -6,6 +6,11 @@ more file of it.
 
 from prometheus_client import CollectorRegistry, Counter
 
+from service.shared_metrics import use_allocated_files
+
+# Before the first metric of a process is made, parent or worker.
+use_allocated_files()
+
 
 def worker_restarts(registry: CollectorRegistry) -> Counter:
     """The counter of workers that died and were replaced."""

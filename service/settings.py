@@ -6,7 +6,6 @@ names the flag and the rule.
 
 import argparse
 import os
-import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.signature import TrustedKeys
+from service.certificates import Certificates
 from service.keys import KeyFile
 
 PREFIX = "FEEDRANK_"
@@ -42,7 +42,9 @@ class Settings(BaseModel):
     verify_key: Path | None = Field(
         None, description="PEM file of Ed25519 public keys; serve only what one of them has signed"
     )
-    tls_certificate: Path | None = Field(None, description="PEM certificate chain: serve HTTPS; read at the start")
+    tls_certificate: Path | None = Field(
+        None, description="PEM certificate chain: serve HTTPS; read again when it, the key or the client CA changes"
+    )
     tls_key: Path | None = Field(None, description="PEM private key of --tls-certificate, without a passphrase")
     tls_client_ca: Path | None = Field(None, description="PEM certificates; only clients signed by one may connect")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
@@ -101,6 +103,12 @@ class Settings(BaseModel):
         """Scoring threads per worker: as given, or this process's cores shared out among the workers."""
         return self.threads or max(1, len(os.sched_getaffinity(0)) // self.workers)
 
+    def certificates(self) -> Certificates | None:
+        """The certificate to serve HTTPS with; None for HTTP. Raises ValueError where the files are not valid."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return Certificates(self.tls_certificate, self.tls_key, self.tls_client_ca)
+
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     """Settings from flags and the environment; ends the program with status 2 and one line if they do not hold."""
@@ -151,17 +159,7 @@ def _check_files(settings: Settings) -> None:
         raise ValueError("--tls-certificate and --tls-key go together; give both or neither")
     if authorities is not None and certificate is None:
         raise ValueError("--tls-client-ca needs --tls-certificate and --tls-key")
-    if certificate is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            # Without this OpenSSL would ask for a passphrase, and wait.
-            context.load_cert_chain(certificate, key, password=lambda: "")
-        except OSError as error:
-            raise ValueError(f"--tls-certificate, --tls-key: not a certificate and its key in PEM ({error})") from None
-        try:
-            context.load_verify_locations(authorities or certificate)
-        except OSError as error:
-            raise ValueError(f"--tls-client-ca: not certificates in PEM ({error})") from None
+    settings.certificates()
 
 
 def _flag(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from model import hashed_ahead
+from service.certificates import Certificates
 from service.connections import Connections
 from service.cores import bind_to_a_share
 from service.http_protocol import GuardedProtocol, Limits
@@ -19,7 +20,7 @@ _OTHER_FILES = 256
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
-def make_app(settings: Settings) -> ASGIApp:
+def make_app(settings: Settings, certificates: Certificates | None) -> ASGIApp:
     """The application; torch and prometheus_client are imported here, in the worker, and nowhere before."""
     # Threads that nobody has set a number for, such as those that load models, would otherwise be as many as cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.torch_threads))
@@ -39,4 +40,4 @@ def make_app(settings: Settings) -> ASGIApp:
     GuardedProtocol.limits = Limits(settings.header_seconds, settings.header_bytes)
     most = min(settings.max_connections, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES))
     GuardedProtocol.shared = Connections(most, settings.max_unfinished_bytes)
-    return create_app(settings)
+    return create_app(settings, certificates)

@@ -24,6 +24,7 @@ class Sizes:
     held_connections: int = 40
     # Rounds of others' work on the models folder.
     file_rounds: int = 1
+    rotations: int = 1
     # Rounds after which everything that is made once has been made, and those that count.
     soak_settling: int = 2
     soak_rounds: int = 3
@@ -48,6 +49,7 @@ def _sizes() -> Sizes:
         held_connections=400,
         file_rounds=20,
         unread_answers=40_000,
+        rotations=10,
         soak_settling=32,  # the status page keeps what it saw for five minutes
         soak_rounds=50,
         soak_round_seconds=10,

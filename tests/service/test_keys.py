@@ -182,11 +182,11 @@ def openssl(folder: Path, *arguments: str) -> None:
     subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def certificate(folder: Path, name: str) -> tuple[str, str]:
+def certificate(folder: Path, name: str, *, days: int = 2) -> tuple[str, str]:
     """A self-signed certificate of 127.0.0.1 and its key."""
     subject = ("-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1")
     files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
-    openssl(folder, "req", "-x509", "-newkey", "ed25519", "-nodes", "-days", "2", *subject, *files)
+    openssl(folder, "req", "-x509", "-newkey", "ed25519", "-nodes", "-days", str(days), *subject, *files)
     return str(folder / f"{name}.pem"), str(folder / f"{name}.key")
 
 

@@ -15,7 +15,7 @@ from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.running import RunningService
 from tests.service.test_keys import bearer, write_keys
 
-RELOADED = "SIGHUP: keys and models are read again"
+RELOADED = "SIGHUP: keys, certificates and models are read again"
 
 
 def processes(service: RunningService) -> set[int]:
