@@ -1,17 +1,19 @@
 """Command line of the offline jobs: `python -m training COMMAND --help`.
 
-What the user can mend ends in one line, `error: ...`, and exit status 2; an interrupted job in status 130.
+What the user can mend ends in one line, `error: ...`, and exit status 2; an interrupted job in status 130, one that
+SIGTERM ends in 143.
 """
 
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
+
+from training.stopping import Terminated, take_signals
 
 if TYPE_CHECKING:
     from model.signature import SigningKey
@@ -29,16 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Terminated as error:
+        with suppress(OSError):  # the terminal may be what is gone
+            print("ended by a signal; what was saved is kept", file=sys.stderr)
+        return error.exit_status
     except KeyboardInterrupt:
         print("interrupted; what was saved is kept", file=sys.stderr)
         return 130
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ends the job once, by way of its clean-up: a second signal must not cut that short."""
-    for either in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(either, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _output(text: str) -> Path:
@@ -357,6 +356,5 @@ def _images(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, _interrupt)
+    take_signals()
     sys.exit(main())

@@ -11,8 +11,9 @@ _LOOK_SECONDS = 0.5
 
 def belong_to_parent() -> None:
     """Called first in a worker process."""
-    # Ctrl-C reaches the whole group: the parent alone decides, and terminates its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a terminal that closes reach the whole group: the parent alone decides, and terminates its workers.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

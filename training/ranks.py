@@ -54,13 +54,15 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def first_decides(self, yes: bool) -> bool:
-        """What process 0 says; for what depends on its clock."""
+    def agree(self, first: bool, anyone: bool) -> tuple[bool, bool]:
+        """What process 0 says of one thing, which depends on its clock, and whether any process says another, in one
+        exchange."""
         if self.world == 1:
-            return yes
-        answer = torch.tensor(float(yes), device=self.device)
-        dist.broadcast(answer, src=0)
-        return bool(answer)
+            return first, anyone
+        said = torch.tensor([float(first and self.is_first), float(anyone)], device=self.device)
+        dist.all_reduce(said, op=dist.ReduceOp.MAX)
+        of_first, of_anyone = said.tolist()
+        return bool(of_first), bool(of_anyone)
 
     def first_does(self, what: Callable[[], T]) -> T:
         """The result of what process 0 alone does, on all; where it raises ValueError or OSError, all do."""

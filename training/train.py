@@ -5,9 +5,10 @@
 
 Reads the feed schema and the Parquet folder (input/splits.py: into memory, or as a stream), fits the features on the
 training split, trains with early stopping on the validation split, and keeps the newest checkpoints and the best.
-Killed at any moment and started again, it resumes from the newest undamaged one and ends with the same weights, bit for
-bit, as a run that was left alone (same number of processes and threads). `batch_size` rows are a step's whole batch,
-which several processes share out; what they reckon is what one would, but for rounding.
+SIGTERM to any of its processes ends a run once this step is saved. Killed at any moment and started again, it resumes
+from the newest undamaged one and ends with the same weights, bit for bit, as a run that was left alone (same number
+of processes and threads). `batch_size` rows are a step's whole batch, which several processes share out; what they
+reckon is what one would, but for rounding.
 
 ranks.py joins the processes, sharding.py spreads the tables over them, lookup.py has each step's rows ready,
 validation.py answers the validation split,
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 
-from training import checkpoint, checkpoints, table_files
+from training import checkpoint, checkpoints, stopping, table_files
 from training.checkpoints import Checkpoints
 from training.config import TrainingConfig
 from training.data import Rows
@@ -95,7 +96,8 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
         ranks.first_does(lambda: _open_or_create(run))
         ranks.first_does(lambda: splits.report(run))
         source, validation_rows = splits.encoded(run.encoder, ranks.rank, ranks.world)
-        _fit(run, source, validation_rows, splits.found.left_out, ranks, parent, show=show)
+        with stopping.deferred():
+            _fit(run, source, validation_rows, splits.found.left_out, ranks, parent, show=show)
     return run
 
 
@@ -221,10 +223,16 @@ def _fit(
                     with lookup.paused():
                         raise diverged(run, ranker, batch, "train", f"the loss is not finite in {place}")
                 # Saved before the step: only now is it known that these weights give a finite loss.
-                if ranks.first_decides(time.monotonic() - last_saved > config.checkpoint_seconds):
+                is_due = time.monotonic() - last_saved > config.checkpoint_seconds
+                is_due, is_ending = ranks.agree(is_due, stopping.is_wanted())
+                if is_due or is_ending:
                     progress.loss_sums = loss_sums_T.tolist()
                     save()
                     last_saved = time.monotonic()
+                if is_ending:
+                    saved.wait()
+                    log.info("saved at epoch %d, step %d", progress.epoch + 1, progress.step_in_epoch)
+                    raise stopping.ended()
                 optimizers.zero_grad()
                 try:
                     balancing.backward(losses_T, total, rows_BD, ranker.network, step)

@@ -13,6 +13,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from tests.deploy.manifests import KUBERNETES, literals, one
+from tests.deploy.programs import wait_for
 from training.__main__ import _parser as training_parser
 from training.config import TrainingConfig
 
@@ -115,6 +116,39 @@ def test_a_day_begins_from_the_newest_version_and_publishes_once(tmp_path: Path,
     _check_training_command(train[2:])
     parent = f"init_from.path={tmp_path}/models/{SETTINGS['MODEL']}/10"
     assert train[6:] == ["--set", parent, "--set", f"init_from.rate_factor={SETTINGS['RATE_FACTOR']}"]
+
+
+def test_sigterm_reaches_the_day_s_training_and_nothing_is_begun_after_it(tmp_path: Path, programs: Path) -> None:
+    (programs / "python").write_text(
+        """#!/bin/sh
+        trap 'echo ended >> "$CALLS"; exit 143' TERM
+        echo "$3" >> "$CALLS"
+        while :; do sleep 0.05; done
+        """
+    )
+    calls = tmp_path / "calls"
+    given = {**SETTINGS, "MODELS": str(tmp_path / "models"), "CALLS": str(calls)}
+    environment = {**os.environ, **given, "PATH": f"{programs}:{os.environ['PATH']}"}
+    script = str(KUBERNETES / "training" / "daily.sh")
+    with subprocess.Popen(["sh", script], cwd=tmp_path, env=environment) as process:
+        wait_for(lambda: calls.exists() and calls.read_text() == "train\n")
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    assert calls.read_text() == "train\nended\n"
+
+
+def test_a_pod_that_the_cluster_takes_away_costs_no_try_and_has_time_to_save() -> None:
+    jobs = {name: job["template"]["spec"] for name, job in _jobs().items()}
+    jobs["daily"] = one("CronJob")["spec"]["jobTemplate"]["spec"]
+    for name, job in jobs.items():
+        (rule,) = job["podFailurePolicy"]["rules"]
+        assert rule["action"] == "Ignore", name
+        assert [condition["type"] for condition in rule["onPodConditions"]] == ["DisruptionTarget"]
+        assert job["template"]["spec"]["restartPolicy"] == "Never", "what a pod failure policy needs"
+    assert {jobs[name]["template"]["spec"]["terminationGracePeriodSeconds"] for name in ("workers", "daily")} == {120}
+    (container,) = jobs["workers"]["template"]["spec"]["containers"]
+    options = get_args_parser().parse_args(container["args"])
+    assert 100 <= options.shutdown_timeout < 120
 
 
 def test_daily_job_runs_the_script_and_never_twice() -> None:

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training_data import assert_same_state, feed_table, saved_state, training_file, write_feed
+from training import checkpoint
 from training.__main__ import main
+from training.checkpoints import STATE
 from training.config import TrainingConfig
 from training.run import BEST, LAST, LOG, SUMMARY, Run
 from training.train import train
@@ -230,6 +232,18 @@ def test_interrupted_killed_and_resumed_training_ends_as_if_left_alone(tmp_path:
     assert errors.splitlines()[-1] == "interrupted; what was saved is kept"
     assert "Traceback" not in errors
     assert not (tmp_path / "run" / SUMMARY).exists()
+
+    told = start_training(config)
+    wait_for_a_checkpoint(told, last, os.readlink(last))
+    told.send_signal(signal.SIGTERM)
+    _, errors = told.communicate(timeout=60)
+    assert told.returncode == 143
+    saved, said = errors.splitlines()[-2:]
+    assert said == "ended by a signal; what was saved is kept"
+    assert "Traceback" not in errors
+    # The step at which it ended is what is saved, not one before.
+    progress = checkpoint.load(last / STATE)["progress"]
+    assert saved == f"saved at epoch {progress['epoch'] + 1}, step {progress['step_in_epoch']}"
 
     killed = start_training(config)
     wait_for_a_checkpoint(killed, last, os.readlink(last))

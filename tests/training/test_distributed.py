@@ -79,10 +79,10 @@ def resave_by_two(folder: Path, out: Path) -> None:
     subprocess.run(command, check=True, timeout=TIMEOUT, capture_output=True)
 
 
-def wait_for_a_checkpoint(process: subprocess.Popen[str], run: Path) -> None:
-    """Returns as soon as a checkpoint is whole."""
+def wait_for_a_checkpoint(process: subprocess.Popen[str], run: Path, after: str = "") -> None:
+    """Returns as soon as a checkpoint is whole, other than `after`."""
     deadline = time.monotonic() + TIMEOUT
-    while not (run / LAST).is_symlink():
+    while not (run / LAST).is_symlink() or os.readlink(run / LAST) == after:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -151,13 +151,21 @@ def test_two_processes_balance_tasks_as_one_does(kind: str, tmp_path: Path) -> N
 
 
 def test_a_killed_process_costs_nothing_and_a_checkpoint_serves_any_number_of_processes(tmp_path: Path) -> None:
-    """kill -9 of one process: torchrun starts both again, and the end is that of a run left alone, bit for bit, though
-    that one exchanges each batch's ids within its step. Then 2 -> 1 -> 2 processes: each saves what it has read."""
+    """SIGTERM to one process: both save the step that they agree on, and end. kill -9 of one: torchrun starts both
+    again, and the end is that of a run left alone, bit for bit, though that one exchanges each batch's ids within its
+    step. Then 2 -> 1 -> 2 processes: each saves what it has read."""
     write_feed(tmp_path / "data", 1200)
     often: dict[str, Any] = {"evaluations_per_epoch": 3, "checkpoint_seconds": 0.2}
     config = training_file(tmp_path, epochs=4, early_stopping=None, embeddings={"tables": TABLES}, **often)
+    told = launch(config)
+    wait_for_a_checkpoint(told, tmp_path / "run")
+    workers(told)[-1].terminate()
+    _, said = told.communicate(timeout=TIMEOUT)
+    assert said.count("saved at epoch") == 1
+    assert said.count("ended by a signal; what was saved is kept") == 2
+    assert "exitcode  : 143" in said  # of each, as torchrun says it
     killed = launch(config, restarts=3)
-    wait_for_a_checkpoint(killed, tmp_path / "run")
+    wait_for_a_checkpoint(killed, tmp_path / "run", os.readlink(tmp_path / "run" / LAST))
     workers(killed)[-1].kill()
     said = finish(killed)
     assert "resuming" in said

@@ -21,7 +21,11 @@ from training.config import SplitName, TrainingConfig
 from training.divergence import Diverged
 from training.processes import belong_to_parent
 from training.run import CONFIG, SUMMARY, Run
+from training.stopping import Terminated, end_when_told
 from training.train import train
+
+# What workers get between SIGTERM and SIGKILL: less than a cluster gives the whole job (120 s).
+_END_SECONDS = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,11 @@ def run_jobs(jobs: Sequence[Job], processes: int) -> Iterator[Outcome]:
                     workers[workers.index(worker)] = _Worker()
     finally:
         for worker in workers:
-            worker.process.terminate()
+            worker.process.terminate()  # a cell that trains saves its step first
+        deadline = time.monotonic() + _END_SECONDS
+        for worker in workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            worker.process.kill()
             worker.process.join()
 
 
@@ -120,6 +128,12 @@ class _Worker:
 
 def _serve(connection: Connection) -> None:
     belong_to_parent()
+    end_when_told()
+    with contextlib.suppress(Terminated):
+        _answer(connection)
+
+
+def _answer(connection: Connection) -> None:
     while True:
         try:
             job = connection.recv()

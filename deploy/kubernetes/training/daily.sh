@@ -3,6 +3,22 @@
 # version, which is refused where it answers worse than the one it began from. A run is named by its day, so that a job
 # that was killed goes on where it was. CONFIG and MODEL are set, RATE_FACTOR may be (docs/daily.md).
 set -eu
+# The shell is the container's first process and would not hear SIGTERM: it passes it on, and ends as the job does.
+child=
+ended=
+trap 'ended=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true' TERM
+job() {
+    [ -z "$ended" ] || exit 143
+    python -m training "$@" &
+    child=$!
+    # A trap ends `wait` before the job has ended.
+    while :; do
+        status=0
+        wait "$child" || status=$?
+        kill -0 "$child" 2>/dev/null || return "$status"
+    done
+}
+
 models="${MODELS:-/models}"
 today="runs/daily/$(date -u +%F)"
 if [ -e "$today/published" ]; then exit 0; fi
@@ -13,6 +29,7 @@ for version in "$models/$MODEL"/*/; do
     if [ "$number" -gt "$newest" ]; then newest="$number"; fi
 done
 set -- --set "output=$today"
+<<<<<<< HEAD
 # By key: a tolerance that CONFIG gives stays.
 if [ "$newest" -gt 0 ]; then
     set -- "$@" --set "init_from.path=$models/$MODEL/$newest" --set "init_from.rate_factor=${RATE_FACTOR:-0.25}"
@@ -20,4 +37,10 @@ fi
 python -m training train "$CONFIG" "$@"
 python -m training evaluate "$today"
 python -m training export "$today" --models "$models" --name "$MODEL"
+=======
+if [ "$newest" -gt 0 ]; then set -- "$@" --set "init_from=$models/$MODEL/$newest"; fi
+job train "$CONFIG" "$@"
+job evaluate "$today"
+job export "$today" --models "$models" --name "$MODEL"
+>>>>>>> 5fbfe27 (SIGTERM ends training at the end of a step that all processes have saved; a preempted pod uses up no try)
 touch "$today/published"
