@@ -247,7 +247,9 @@ class Service:
     def _file_errors(self) -> list[str]:
         """What is wrong with files that are of no single model."""
         keys = "the keys file is missing or refused; the keys before it are in force" if self.keys.error else None
-        return [error for error in (self.store.folder_error, keys) if error]
+        is_refused = self.certificates is not None and self.certificates.error
+        tls = "TLS files are missing or refused; those before are in force" if is_refused else None
+        return [error for error in (self.store.folder_error, keys, tls) if error]
 
     def _reload(self) -> None:
         _log.info("SIGHUP: keys, certificates and models are read again")

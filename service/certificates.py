@@ -45,6 +45,7 @@ class Certificates:
                 raise ValueError(f"TLS: {file.error or f'{file.path}: missing'}")
         self._valid = [file.content or b"" for file in self._files]
         self._wanted = asyncio.Event()
+        self.error: str | None = None  # why the newest files are not in force
         _context_of(self._valid)
 
     def server_context(self, *_: object) -> ssl.SSLContext:
@@ -66,9 +67,10 @@ class Certificates:
                 raise ValueError(reason)
             newest = _context_of(contents)
         except ValueError as error:
-            _log.error("TLS files refused; those before stay in force", extra={"fields": {"reason": str(error)}})
+            self.error = str(error)
+            _log.error("TLS files refused; those before stay in force", extra={"fields": {"reason": self.error}})
             return
-        self._valid, self._context.newest = contents, newest
+        self._valid, self._context.newest, self.error = contents, newest, None
         _log.info("TLS files read again", extra={"fields": {"certificate_expires": self.expires_at}})
 
     async def keep_newest(self, poll_seconds: float) -> None:

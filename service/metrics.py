@@ -9,25 +9,20 @@ Shapes: N candidates, T tasks.
 """
 
 import os
-from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from service.batched_histogram import BatchedHistogram
 from service.connection_metrics import ConnectionMetrics
 from service.drift import Drift
 from service.process_counters import log_lines_dropped, worker_restarts
@@ -99,46 +94,9 @@ _COMBINED = (-100.0, -10.0, -3.0, -1.0, -0.3, -0.1, 0.0, 0.03, 0.1, 0.3, 1.0, 3.
 # Of versions that are served no more, so many keep their metrics: the last scrapes still read them, and one that comes
 # back goes on counting. A service that is given a new version every hour does not grow with each.
 _RETIRED_KEPT = 8
-# Values or arrays of them; some megabytes at the most, where every request has as many candidates as it may have.
-_MOST_WAITING = 256
 
 # One more series for every label set, which nothing reads and workers do not have.
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-class BatchedHistogram(Histogram):
-    """A histogram that keeps what it is told until `flush` and then takes it in one pass in C: counting one value by
-    itself costs as much as encoding a whole column."""
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        self._waiting: deque[float | NDArray[np.floating]] = deque()
-
-    def observe_soon(self, observed: float | NDArray[np.floating]) -> None:
-        """Observes a value, or every value of an array, at the next flush."""
-        self._waiting.append(observed)
-        if len(self._waiting) >= _MOST_WAITING:
-            self.flush()
-
-    def flush(self) -> None:
-        """Counts what waits, in every label set."""
-        if self._is_parent():  # type: ignore[no-untyped-call]
-            children: list[Any] = list(self._metrics.values())
-            for child in children:
-                child.flush()
-            return
-        waiting = []
-        with suppress(IndexError):  # drained by two threads at once, each value is still taken by one
-            while True:
-                waiting.append(self._waiting.popleft())
-        if waiting:
-            self._observe_all(np.concatenate(list(map(np.atleast_1d, waiting))))
-
-    def _observe_all(self, values: NDArray[np.floating]) -> None:
-        counts = np.bincount(np.searchsorted(self._upper_bounds, values, side="left"), minlength=len(self._buckets))
-        self._sum.inc(float(values.sum(dtype=np.float64)))
-        for bucket in np.flatnonzero(counts).tolist():
-            self._buckets[bucket].inc(int(counts[bucket]))
 
 
 class Metrics:

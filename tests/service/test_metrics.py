@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 from starlette.testclient import TestClient
 
-from service.metrics import BatchedHistogram, Metrics
+from service.batched_histogram import BatchedHistogram
+from service.metrics import Metrics
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of, sample, samples
 

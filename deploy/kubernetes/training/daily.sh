@@ -29,18 +29,11 @@ for version in "$models/$MODEL"/*/; do
     if [ "$number" -gt "$newest" ]; then newest="$number"; fi
 done
 set -- --set "output=$today"
-<<<<<<< HEAD
 # By key: a tolerance that CONFIG gives stays.
 if [ "$newest" -gt 0 ]; then
     set -- "$@" --set "init_from.path=$models/$MODEL/$newest" --set "init_from.rate_factor=${RATE_FACTOR:-0.25}"
 fi
-python -m training train "$CONFIG" "$@"
-python -m training evaluate "$today"
-python -m training export "$today" --models "$models" --name "$MODEL"
-=======
-if [ "$newest" -gt 0 ]; then set -- "$@" --set "init_from=$models/$MODEL/$newest"; fi
 job train "$CONFIG" "$@"
 job evaluate "$today"
 job export "$today" --models "$models" --name "$MODEL"
->>>>>>> 5fbfe27 (SIGTERM ends training at the end of a step that all processes have saved; a preempted pod uses up no try)
 touch "$today/published"
