@@ -16,7 +16,8 @@ from prometheus_client import Counter
 
 from model.schema import NumberFeature
 from model.scorer import Scored, Scorer
-from service.metrics import LOOKUP_RESULTS, BatchedHistogram, Metrics
+from service.batched_histogram import BatchedHistogram
+from service.metrics import LOOKUP_RESULTS, Metrics
 
 
 class ModelMetrics:
