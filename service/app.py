@@ -197,14 +197,10 @@ class Service:
         self._drain_on_signals()
         self.store.start()
         tasks = [
-            asyncio.create_task(task)
-            for task in (
-                self._flush_metrics(),
-                self._poll_keys(),
-                self.status.keep_notes(),
-                *([] if self.certificates is None else [self.certificates.keep_newest(settings.poll_seconds)]),
-            )
+            asyncio.create_task(task) for task in (self._flush_metrics(), self._poll_keys(), self.status.keep_notes())
         ]
+        if self.certificates is not None:
+            tasks.append(asyncio.create_task(self.certificates.keep_newest(settings.poll_seconds)))
         if self.impressions is not None:
             self.impressions.start()
         self.shadow.start()
@@ -247,8 +243,7 @@ class Service:
     def _file_errors(self) -> list[str]:
         """What is wrong with files that are of no single model."""
         keys = "the keys file is missing or refused; the keys before it are in force" if self.keys.error else None
-        is_refused = self.certificates is not None and self.certificates.error
-        tls = "TLS files are missing or refused; those before are in force" if is_refused else None
+        tls = self.certificates is not None and self.certificates.error and "TLS files are missing or refused"
         return [error for error in (self.store.folder_error, keys, tls) if error]
 
     def _reload(self) -> None:

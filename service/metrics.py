@@ -81,7 +81,7 @@ LOAD_RESULTS = (
     "labels_refused",
 )
 # Files that are of no single model; a model's are its version, labels, value_models and catalogue.
-COMMON_FILES = ("models", "keys")
+COMMON_FILES = ("models", "keys", "tls")
 # Known, known with features of the request before the catalogue's, unknown with features of its own, nothing known.
 LOOKUP_RESULTS = ("known", "overridden", "inline", "unknown")
 
@@ -309,6 +309,11 @@ class Metrics:
             self.file_errors.labels("", file)
         self.polled_at.set_to_current_time()
         self.tell_worker(is_ready=False)
+
+    def tell_certificates(self, expires_at: float, error: str | None) -> None:
+        """Sets when the certificate in force expires, and whether newer files are refused."""
+        self.tls_expires_at.set(expires_at)
+        self.file_errors.labels("", "tls").set(error is not None)
 
     def tell_worker(self, *, is_ready: bool) -> None:
         """Sets whether this worker can score."""
