@@ -242,6 +242,10 @@ def _train(options: argparse.Namespace) -> None:
 
     given = {"path": options.init_from, "rate_factor": options.rate_factor}
     changes = [f"init_from.{key}={value}" for key, value in given.items() if value is not None]
+    if options.init_from is None and options.rate_factor is not None:
+        without = TrainingConfig.load(options.config, options.set)
+        if without.init_from is None:
+            raise ValueError(f"--rate-factor {options.rate_factor}: there is no parent; give --init-from too")
     train(TrainingConfig.load(options.config, [*options.set, *changes]))
 
 

@@ -360,6 +360,12 @@ def test_a_rate_factor_multiplies_every_rate(published: Path, tmp_path: Path) ->
         assert torch.equal(weight, slower.best_ranker().state_dict()[name]), name
 
 
+def test_a_rate_factor_without_a_parent_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(training_file(tmp_path)), "--rate-factor", "0.5"]) == 2
+    assert "--rate-factor 0.5: there is no parent; give --init-from too" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("factor", ["0", "-1", "fast", ".inf"])
 def test_a_rate_factor_that_is_no_factor_is_refused(
     factor: str, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -28,6 +28,7 @@ from training.input.found import Found
 from training.input.reader import LogReader
 from training.input.retries import retried
 from training.whole import replace_file
+from training.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def index_of(reader: LogReader, kept: Path | None = None) -> LogIndex:
             (name, *state) for name, state in zip(names, states, strict=True)
         ]:
             return found
-    log.info("%s: counting the rows of %d files", reader.config.path, len(states))
+    log.info("%s: counting the rows of %s", reader.config.path, counted(len(states), "file"))
     bad_rows = BadRows(reader.config.max_bad_rows)
     first: pa.Schema | None = None
     indexed, ungrouped = [], 0
