@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.types import Receive, Scope
 
-from service.errors import Fault, Problem, shown
+from service.errors import Fault, Problem, shown, told
 from service.labels import Labels
 from service.model_store import ModelStore
 from service.wire import json_object
@@ -110,8 +110,13 @@ def read_labels(document: dict[str, Any]) -> Labels:
         faults = [
             Fault(
                 shown(".".join(str(part) for part in fault["loc"])) if fault["loc"] else "$",
-                fault["msg"].removeprefix("Value error, "),
+                fault["msg"].removeprefix("Value error, ") + _got(fault["input"]),
             )
-            for fault in error.errors(include_url=False, include_context=False, include_input=False)
+            for fault in error.errors(include_url=False, include_context=False)
         ]
         raise Problem.wrong_content(faults) from None
+
+
+def _got(value: object) -> str:
+    """The value of a label that is refused, where it is one value."""
+    return "" if isinstance(value, dict | list) else f", got {told(value)}"

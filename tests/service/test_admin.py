@@ -106,7 +106,7 @@ def test_labels_are_in_force_when_the_answer_comes_and_after_a_restart(
 
 def test_a_put_takes_no_stable_pin_away_without_a_word(client: TestClient, models: Path) -> None:
     """All traffic would move to the newest version."""
-    labels = {"stable": "1", "canary": {"version": "2", "share": 0.5}, "shadow": "3"}
+    labels = {"stable": "1", "canary": {"version": "2", "share": 0.0}, "shadow": "3"}
     assert client.put(PATH, json=labels).status_code == 200
     before = (models / "tiny" / FILE_NAME).read_bytes()
     for body in ({"shadow": "2"}, {}):
@@ -121,6 +121,12 @@ def test_a_put_takes_no_stable_pin_away_without_a_word(client: TestClient, model
     assert answer.json()["labels"] == {"shadow": "2"}
     assert version_of(client) == "3"
     assert client.put(PATH, json={}).json()["labels"] == {}  # what is not pinned goes without a word
+
+
+def test_a_refused_share_is_named_with_its_value(client: TestClient) -> None:
+    [fault] = client.put(PATH, json={"canary": {"version": "2", "share": 1.5}}).json()["errors"]
+    assert fault["path"] == "canary.share"
+    assert fault["message"].endswith(", got 1.5")
 
 
 def test_a_patch_changes_what_it_names_and_nothing_else(client: TestClient) -> None:
