@@ -44,10 +44,10 @@ class LogFiles:
     def __init__(self, folder: Path | str) -> None:
         self.place = str(folder)
         try:
-            self._system, root = fsspec.url_to_fs(self.place)
+            self._system, self._root = fsspec.url_to_fs(self.place)
         except (ValueError, ImportError) as error:
             raise ValueError(f"{folder}: not a path that fsspec can open here ({error})") from None
-        listing = listing_of(self._system, root, self.place)
+        listing = listing_of(self._system, self._root, self.place)
         if not listing.files:
             others = "".join(f"; {counted}" for counted in counted_names(listing.passed_over))
             raise ValueError(f"{folder}: no *.parquet file here{others}")
@@ -63,7 +63,7 @@ class LogFiles:
 
     def shown(self, file: LogFile) -> str:
         """A file's place, as a message names it."""
-        return f"{self.place.rstrip('/')}/{file.name}"
+        return self.place if file.path == self._root else f"{self.place.rstrip('/')}/{file.name}"
 
     def state(self, file: LogFile) -> tuple[int, str]:
         """Size in bytes, and the time or tag that changes with the content. Raises ValueError where it is gone."""

@@ -170,7 +170,8 @@ def test_a_partition_whose_key_begins_with_an_underscore_is_read_and_an_empty_on
 def test_a_hidden_file_that_is_named_itself_is_read(tmp_path: Path) -> None:
     write_groups(tmp_path, [[10]])
     (tmp_path / "part-000.parquet").rename(tmp_path / "_log.parquet")
-    assert len(LogFiles(tmp_path / "_log.parquet").files) == 1
+    files = LogFiles(tmp_path / "_log.parquet")
+    assert [files.shown(file) for file in files.files] == [str(tmp_path / "_log.parquet")]
     with pytest.raises(ValueError, match=r"no \*\.parquet file here; 1 hidden: _log\.parquet"):
         LogFiles(tmp_path)
 
