@@ -39,7 +39,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-tables \
 	bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-workers bench-start \
 	bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means clean
+	bench-compare bench-label-means bench-first-demo clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -156,6 +156,9 @@ bench-census: $(STAMP) ## quality on Census-Income, five seeds
 
 bench-next-day: $(STAMP) ## learning rates for a next day on KuaiRand-Pure, five days, three seeds
 	@exec $(PY) -m benchmarks.next_day $(ARGS)
+
+bench-first-demo: $(STAMP) ## what a first `make demo` fetches and takes, in a fresh clone
+	@exec $(PY) -m benchmarks.first_demo $(ARGS)
 
 bench-training: $(STAMP) ## training rows per CPU second, peak memory, the loops people write beside it
 	@exec $(PY) -m benchmarks.training_speed $(ARGS)
