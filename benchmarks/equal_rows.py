@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks import report
+from benchmarks.command import run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from model.columns import Column
@@ -94,4 +95,4 @@ def _as_it_is(block: EncodedBlock) -> tuple[EncodedBlock, None]:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)
