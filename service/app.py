@@ -231,6 +231,7 @@ class Service:
         while True:
             self.metrics.tell_worker(is_ready=self.unready_reason is None)
             self.metrics.connections.tell(GuardedProtocol.shared)
+            self.metrics.tell_certificates(self.certificates)
             self.metrics.flush()
             await asyncio.sleep(_FLUSH_SECONDS)
 

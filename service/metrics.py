@@ -11,6 +11,7 @@ Shapes: N candidates, T tasks.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -29,6 +30,9 @@ from service.process_counters import log_lines_dropped, worker_restarts
 from service.request_log import stderr_queue
 from service.shadow_metrics import ShadowMetrics
 from service.shared_metrics import free_bytes
+
+if TYPE_CHECKING:
+    from service.certificates import Certificates
 
 RANK = "/v1/rank"
 INFER = "/v2/models/{name}/infer"
@@ -310,10 +314,11 @@ class Metrics:
         self.polled_at.set_to_current_time()
         self.tell_worker(is_ready=False)
 
-    def tell_certificates(self, expires_at: float, error: str | None) -> None:
+    def tell_certificates(self, certificates: "Certificates | None") -> None:
         """Sets when the certificate in force expires, and whether newer files are refused."""
-        self.tls_expires_at.set(expires_at)
-        self.file_errors.labels("", "tls").set(error is not None)
+        if certificates is not None:
+            self.tls_expires_at.set(certificates.expires_at)
+            self.file_errors.labels("", "tls").set(certificates.error is not None)
 
     def tell_worker(self, *, is_ready: bool) -> None:
         """Sets whether this worker can score."""

@@ -5,11 +5,17 @@ import os
 import pickle
 import shutil
 import ssl
+import time
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
+from service.app import create_app
 from service.certificates import Certificates
+from service.settings import Settings
+from tests.deploy.programs import wait_for
+from tests.service.in_process import sample
 from tests.service.test_keys import certificate
 
 
@@ -89,6 +95,20 @@ def test_new_connections_have_the_newest_valid_pair(tmp_path: Path, caplog: pyte
     assert "TLS files read again" in caplog.text
     assert shown_by(context, client) == der(new[0])
     assert certificates.expires_at == expired + 7 * 86400
+
+
+def test_metrics_tell_when_it_expires_and_that_newer_files_are_refused(tmp_path: Path) -> None:
+    served = certificate(tmp_path, "service")
+    certificates = Certificates(Path(served[0]), Path(served[1]), None)
+    certificates.server_context()
+    settings = Settings(models=tmp_path, threads=1, poll_seconds=0.02)
+    with TestClient(create_app(settings, certificates)) as client:
+        expiry = "ranking_tls_certificate_expiry_timestamp_seconds"
+        wait_for(lambda: sample(client, expiry) == certificates.expires_at)
+        assert certificates.expires_at > time.time()
+        Path(served[0]).write_text("")
+        wait_for(lambda: sample(client, "ranking_file_error", model="", file="tls") == 1)
+        assert "TLS files" in client.get("/").text
 
 
 def test_authorities_of_clients_are_read_again_too(tmp_path: Path) -> None:
