@@ -17,9 +17,9 @@ from torch import Tensor
 
 from model.columns import Ids
 from model.compiled import CompiledAnswers
-from model.distinct import distinct, once, picked
+from model.distinct import distinct, once, picked, spread
 from model.features import Column, EncodedBlock
-from model.scorer import Scored, Scorer, block_tensors, spread
+from model.scorer import Scored, Scorer, block_tensors
 
 
 def score_requests(

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from model.columns import Ids
@@ -66,6 +67,11 @@ def picked(block: EncodedBlock, rows_S: Positions) -> EncodedBlock:
         lengths_LS,
         block.numbers_BD[rows_S],
     )
+
+
+def spread(values: torch.Tensor, of_N: Positions) -> torch.Tensor:
+    """For each row the values of the distinct row that it equals."""
+    return values.index_select(0, torch.from_numpy(of_N))
 
 
 def stacked(first: EncodedBlock, second: EncodedBlock) -> EncodedBlock:

@@ -21,7 +21,7 @@ from model.calibration import AnswerMaps, Calibration, calibrated
 from model.catalogue import Catalogue, generations
 from model.catalogue import folder_of as catalogues_of
 from model.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
-from model.distinct import Positions, distinct, once, picked
+from model.distinct import distinct, once, picked, spread
 from model.features import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
 from model.named_candidates import NamedCandidates as NamedCandidates
 from model.named_candidates import resolve
@@ -397,8 +397,3 @@ def _table(artifact: Artifact, width: int) -> torch.Tensor:
 def block_tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:
     """A block's arrays as the exported module takes them, in order; nothing is copied where memory allows."""
     return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in block)
-
-
-def spread(values: torch.Tensor, of_N: Positions) -> torch.Tensor:
-    """For each row the values of the distinct row that it equals."""
-    return values.index_select(0, torch.from_numpy(of_N))
