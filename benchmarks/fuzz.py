@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    command = "make bench-fuzz" + (f' ARGS="{" ".join(sys.argv[1:])}"' if sys.argv[1:] else "")
     started = time.monotonic()
     each = -(-options.requests // options.processes)
     seeds = range(options.seed, options.seed + options.processes)
@@ -70,7 +71,7 @@ def main() -> None:
             ["status", "answers"], [[str(status), f"{count:,}"] for status, count in sorted(statuses.items())]
         ),
     ]
-    print(report.write("fuzz", "Requests that are nearly right", body, data, "make bench-fuzz", is_compact=True))
+    print(report.write("fuzz", "Requests that are nearly right", body, data, command, is_compact=True))
     if faults:
         sys.exit(1)
 
