@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, PrivateAttr, field_validator, model_validator
 
+from model.artifact import CALIBRATION, Artifact, ArtifactError
 from model.schema import BinaryTask, FeedSchema, RegressionTask
 from model.strict_yaml import StrictModel
 
@@ -122,3 +123,16 @@ def calibrated(answers_NT: NDArray[np.float32], mappings: AnswerMaps) -> NDArray
     for position, mapping in mappings.items():
         answers_NT[:, position] = mapping(answers_NT[:, position].astype(np.float64))
     return answers_NT
+
+
+def read_calibration(artifact: Artifact) -> AnswerMaps:
+    """The maps of a version; none where it has no such file. Raises ArtifactError naming the file."""
+    if CALIBRATION not in artifact.manifest.files:
+        return {}
+    place = str(artifact.path / CALIBRATION)
+    try:
+        return Calibration.from_mapping(artifact.read_json(CALIBRATION), place).bound(artifact.manifest.feed)
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(str(error) if place in str(error) else f"{place}: {error}") from None

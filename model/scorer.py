@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.answer_domain import AnswerDomain
-from model.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, Artifact, ArtifactError
-from model.calibration import AnswerMaps, Calibration, calibrated
+from model.artifact import FITTED, GOLDEN, RANKER, Artifact, ArtifactError
+from model.calibration import AnswerMaps, calibrated, read_calibration
 from model.catalogue import Catalogue, generations
 from model.catalogue import folder_of as catalogues_of
 from model.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
@@ -121,7 +121,7 @@ class Scorer:
             raise ArtifactError(f"{path}: cannot be loaded ({error})") from error
         module.eval()
         scorer = cls(artifact, encoder, module)
-        scorer._calibration = _calibration(artifact)
+        scorer._calibration = read_calibration(artifact)
         scorer.check_golden_requests()
         golden = scorer.golden_requests()["requests"]
         scorer.example = next((one for one in golden if len(one["candidates"]["id"]) > 1), golden[0])
@@ -179,7 +179,7 @@ class Scorer:
             with torch.inference_mode():
                 expected = self.module(*request, *block_tensors(block))
                 answers = self.module.answer_sums(sums_NF, self.module.request_sums(*request))
-            fault = disagreement(self._calibrated(expected), self._calibrated(answers), tolerance)
+            fault = disagreement(self.as_answered(expected), self.as_answered(answers), tolerance)
             if fault is not None:
                 return fault
         return None
@@ -265,12 +265,13 @@ class Scorer:
         self, answers: torch.Tensor, request: Encoded, missing: Mapping[str, int], oov: Mapping[str, int]
     ) -> Scored:
         """The module's answers calibrated, with what was missing and unknown. Raises NonFiniteScoresError."""
-        answers_NT = self._calibrated(answers)
+        answers_NT = self.as_answered(answers)
         if not np.isfinite(answers_NT).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
         return Scored(answers_NT, {**request.missing, **missing}, {**request.oov, **oov})
 
-    def _calibrated(self, answers: torch.Tensor) -> NDArray[np.float32]:
+    def as_answered(self, answers: torch.Tensor) -> NDArray[np.float32]:
+        """The module's answers, calibrated."""
         answers_NT: NDArray[np.float32] = answers.numpy()
         return calibrated(answers_NT, self._calibration) if self._calibration else answers_NT
 
@@ -313,7 +314,7 @@ class Scorer:
                 rows_ND = self.module.candidate_rows(*block_tensors(encoded.block))
                 sums_NF = self.module.candidate_sums(rows_ND).bfloat16()
                 answers = (self.module.answer_sums(sums_NF, sums_1F), compiled(sums_NF, sums_1F))
-            yield self._calibrated(answers[0]), self._calibrated(answers[1])
+            yield self.as_answered(answers[0]), self.as_answered(answers[1])
 
     def _golden_user(self, golden: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
         user = self.encoder.columns("request", {name: [value] for name, value in golden["user"].items()}, 1)
@@ -370,18 +371,6 @@ def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float3
         if (apart_NN & (got_N[:, None] <= got_N[None, :])).any():
             return f"task {task} ranks candidates in another order"
     return None
-
-
-def _calibration(artifact: Artifact) -> AnswerMaps:
-    if CALIBRATION not in artifact.manifest.files:
-        return {}
-    place = str(artifact.path / CALIBRATION)
-    try:
-        return Calibration.from_mapping(artifact.read_json(CALIBRATION), place).bound(artifact.manifest.feed)
-    except ArtifactError:
-        raise
-    except ValueError as error:
-        raise ArtifactError(str(error) if place in str(error) else f"{place}: {error}") from None
 
 
 def _table(artifact: Artifact, width: int) -> torch.Tensor:
