@@ -27,37 +27,31 @@ SHOWN = 6
 def main() -> None:
     """Fetches, measures, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--wheels-only", action="store_true", help="print the sizes, run nothing, write nothing")
+    parser.add_argument("--wheels-only", action="store_true", help="the sizes alone: nothing is run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         clone, wheels = Path(folder) / "clone", Path(folder) / "wheels"
         subprocess.run(["git", "clone", "-q", str(Path.cwd()), str(clone)], check=True)
         sizes = _fetch(clone, wheels)
         print(f"{_megabytes(sizes):,.0f} MB in {len(sizes)} wheels", flush=True)
-        if options.wheels_only:
-            return
         environment = {**os.environ, "PIP_FIND_LINKS": f"{wheels} {os.environ.get('PIP_FIND_LINKS', '')}"}
+        commands = [] if options.wheels_only else [["make", "setup"], ["make", "demo", "ONCE=1"]]
         steps = {
-            "make setup": _timed(["make", "setup"], clone, environment),
-            "make demo ONCE=1": _timed(["make", "demo", "ONCE=1", f"PORT={_free_port()}"], clone, environment),
+            " ".join(command): _timed([*command, f"PORT={_free_port()}"], clone, environment) for command in commands
         }
     largest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:SHOWN]
     body = [
         f"`make demo` in a fresh clone fetches {_megabytes(sizes):,.0f} MB in {len(sizes)} wheels. The largest:",
         "",
         *report.table(["wheel", "MB"], [[name, f"{sizes[name] / 1e6:,.0f}"] for name in largest]),
-        "",
-        "With the wheels at hand:",
-        "",
-        *report.table(
-            ["step", "seconds", "CPU seconds"],
-            [[name, f"{step['seconds']:,.0f}", f"{step['cpu_seconds']:,.0f}"] for name, step in steps.items()],
-        ),
-        "",
-        f"Load average at the end {os.getloadavg()[1]:.1f}.",
     ]
+    if steps:
+        lines = [[name, f"{step['seconds']:,.0f}", f"{step['cpu_seconds']:,.0f}"] for name, step in steps.items()]
+        body += ["", "With the wheels at hand:", "", *report.table(["step", "seconds", "CPU seconds"], lines)]
+        body += ["", f"Load average at the end {os.getloadavg()[1]:.1f}."]
     content = {"wheels_bytes": sizes, "steps": steps}
-    print(report.write("first_demo", "A first make demo", body, content, "make bench-first-demo").read_text())
+    command = "make bench-first-demo" + (" ARGS=--wheels-only" if options.wheels_only else "")
+    print(report.write("first_demo", "A first make demo", body, content, command).read_text())
 
 
 def _fetch(clone: Path, wheels: Path) -> dict[str, int]:
