@@ -9,8 +9,8 @@ import pytest
 
 from tests.artifacts import publish_artifact
 from tests.training.images.test_image_experiment import experiment as image_experiment
+from tests.training.kuairand_log import as_parquet, make_log
 from tests.training.test_compare_run import experiment_file
-from tests.training.test_prepare_kuairand import as_parquet, make_log
 from tests.training.test_score import log_table, write_log
 from tests.training_data import SCHEMA, Stopped, files_of, stop_at, training_file, write_feed
 from training.__main__ import main

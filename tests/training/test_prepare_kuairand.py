@@ -1,129 +1,34 @@
-"""KuaiRand-Pure: both layouts give the same rows, inputs know earlier days alone, and bad files are named."""
+"""KuaiRand-Pure: both layouts give the same rows, and inputs know earlier days alone."""
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from model.schema import FeedSchema
+from tests.training.kuairand_log import (
+    FLAGS,
+    LABELS,
+    NUM_USERS,
+    Column,
+    as_parquet,
+    as_published,
+    make_log,
+    numbers,
+    prepare_log,
+    prepared,
+    unit,
+    videos,
+)
 from training.__main__ import main
 from training.prepare import Days, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view", "is_profile_enter"]
-LABELS = [*FLAGS, "comments_opened", "finished", "play_time_ms"]
-DATES = [20220415, *range(20220420, 20220431), *range(20220501, 20220509)]
-NUM_USERS, NUM_VIDEOS = 9, 7
-Log = list[dict[str, int]]
-Column = npt.NDArray[Any]
-
-
-def make_log(num_rows: int = 900) -> Log:
-    """A log of 15 April to 8 May as published; one user has far more than 50 impressions before 25 April."""
-    rng = np.random.default_rng(7)
-    rows = []
-    for number in range(num_rows):
-        date = DATES[rng.integers(len(DATES))]
-        day_ms = np.datetime64(f"{date // 10000}-{date // 100 % 100:02d}-{date % 100:02d}", "ms").astype(int)
-        user = 0 if rng.random() < 0.4 else int(rng.integers(1, NUM_USERS))
-        row = {"user_id": user, "video_id": int(rng.integers(NUM_VIDEOS)), "date": date, "hourmin": 0}
-        # Beijing is 8 hours ahead; distinct times leave no order to chance.
-        row["time_ms"] = int(day_ms) + int(rng.integers(24)) * 3_600_000 - 8 * 3_600_000 + number
-        row |= {name: int(rng.random() < 0.3) for name in FLAGS}
-        row["duration_ms"] = int(rng.integers(0, 4)) * 5_000
-        row["play_time_ms"] = int(rng.integers(0, 15_000))
-        row["profile_stay_time"], row["is_rand"] = 0, 0
-        row["comment_stay_time"] = int(rng.integers(0, 2)) * 900
-        row["tab"] = int(rng.integers(0, 3))
-        rows.append(row)
-    return sorted(rows, key=lambda row: row["time_ms"])
-
-
-def users() -> list[dict[str, object]]:
-    one = {"user_active_degree": "full_active", "is_live_streamer": -124, "is_video_author": 1, "register_days": 40}
-    one |= {"follow_user_num": 3, "fans_user_num": 4, "friend_user_num": 5}
-    one |= {f"onehot_feat{i}": i for i in range(18)}
-    # Not in the order of ids, and with a null as the published file has it.
-    return [{"user_id": u, **one, "onehot_feat4": None if u == 3 else u} for u in reversed(range(NUM_USERS))]
-
-
-def videos() -> list[dict[str, object]]:
-    one: dict[str, object] = {"video_type": "NORMAL", "upload_dt": "2022-04-10", "upload_type": "Web", "music_type": 9}
-    one |= {"server_width": 720, "server_height": 1280, "music_id": 9155697141, "video_duration": 5000}
-    tags = ["39", "20,43", "39,2", None, "2", "20", "43"]
-    return [{"video_id": v, "author_id": 100 + v // 2, **one, "tag": tags[v]} for v in range(NUM_VIDEOS)]
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        # A column with a null was once a float to whoever wrote the published file.
-        writer.writerows(
-            {key: f"{value}.0" if key == "onehot_feat4" and value is not None else value for key, value in row.items()}
-            for row in rows
-        )
-
-
-def as_published(folder: Path, log: Log) -> Path:
-    data = folder / "data"
-    data.mkdir(parents=True)
-    write_csv(data / "log_standard_4_08_to_4_21_pure.csv", [row for row in log if row["date"] <= 20220421])
-    write_csv(data / "log_standard_4_22_to_5_08_pure.csv", [row for row in log if row["date"] > 20220421])
-    write_csv(data / "user_features_pure.csv", users())
-    write_csv(data / "video_features_basic_pure.csv", videos())
-    return folder
-
-
-def as_parquet(folder: Path, log: Log) -> Path:
-    folder.mkdir(parents=True)
-    shown = [row for row in log if row["date"] >= 20220425]
-    past = [row for row in log if row["date"] <= 20220424]
-    histories = []
-    for user in sorted({row["user_id"] for row in past}):
-        own = [row for row in past if row["user_id"] == user]
-        histories.append(
-            {
-                "user_id": user,
-                "history_len": len(own),
-                "watch_seq": [row["video_id"] for row in own][-50:],
-                "like_seq": [row["video_id"] for row in own if row["is_like"]][-50:],
-                "long_watch_seq": [row["video_id"] for row in own if row["long_view"]][-50:],
-            }
-        )
-    pq.write_table(pa.Table.from_pylist(shown), folder / "interactions.parquet")
-    pq.write_table(pa.Table.from_pylist(users()), folder / "user_features.parquet")
-    pq.write_table(pa.Table.from_pylist(videos()), folder / "video_features_basic.parquet")
-    pq.write_table(pa.Table.from_pylist(histories), folder / "user_history.parquet")
-    return folder
-
-
-def prepared(out: Path) -> pa.Table:
-    """All splits in time order."""
-    return pa.concat_tables(pq.read_table(path) for path in sorted(out.glob("*.parquet"))).sort_by("time_ms")
-
-
-def prepare_log(tmp_path: Path, name: str, log: Log) -> pa.Table:
-    prepare("kuairand", as_parquet(tmp_path / name, log), tmp_path / f"{name}-out")
-    return prepared(tmp_path / f"{name}-out")
-
-
-def numbers(table: pa.Table, name: str) -> Column:
-    """A column as numpy, NaN for null."""
-    values: Column = table[name].to_numpy()
-    return values
-
-
-def unit(outcome: str) -> str:
-    return "_percent" if outcome in ("like", "profile_enter", "comments_opened") else ""
 
 
 def test_both_layouts_give_the_same_impressions(tmp_path: Path) -> None:
@@ -360,102 +265,3 @@ def test_schema_names_columns_that_are_there_and_are_known_in_advance(real: pa.T
             positives = int(click.sum())
             auc = (ranks[click == 1].sum() - positives * (positives - 1) / 2) / (positives * (len(click) - positives))
             assert 0.25 < auc < 0.75, feature.name
-
-
-def rewrite(path: Path, column: str, row: int, value: str) -> None:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    rows[row - 1][column] = value
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-@pytest.mark.parametrize(
-    ("file", "column", "value", "message"),
-    [
-        ("log_standard_4_22_to_5_08_pure.csv", "play_time_ms", "long", "'long' is not an integer"),
-        ("log_standard_4_22_to_5_08_pure.csv", "time_ms", "1650812741436.5", "'1650812741436.5' is not an integer"),
-        ("log_standard_4_22_to_5_08_pure.csv", "is_like", "2", "2 is not 0 or 1"),
-        ("log_standard_4_08_to_4_21_pure.csv", "is_click", "", "the value is missing"),
-        ("log_standard_4_08_to_4_21_pure.csv", "user_id", "99", "99 has no row in user_features_pure.csv"),
-        ("log_standard_4_22_to_5_08_pure.csv", "duration_ms", "-1", "-1 is negative"),
-        ("log_standard_4_22_to_5_08_pure.csv", "date", "20220532", "20220532 is not a day"),
-        ("video_features_basic_pure.csv", "tag", "20;43", "'20;43' is not as expected"),
-        ("video_features_basic_pure.csv", "upload_dt", "10 April", "'10 April' is not as expected"),
-        ("user_features_pure.csv", "user_id", "8", "8 comes twice"),
-    ],
-)
-def test_a_bad_value_is_named_with_file_column_and_row(
-    tmp_path: Path, file: str, column: str, value: str, message: str
-) -> None:
-    source = as_published(tmp_path / "source", make_log(300))
-    rewrite(source / "data" / file, column, 4, value)
-    with pytest.raises(ValueError, match=message) as error:
-        prepare("kuairand", source, tmp_path / "out")
-    assert f"{file}: column '{column}', row 4:" in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
-
-
-@pytest.mark.parametrize("file", ["interactions.parquet", "user_history.parquet"])
-def test_a_truncated_or_incomplete_parquet_file_is_named(tmp_path: Path, file: str) -> None:
-    path = as_parquet(tmp_path / "source", make_log(300)) / file
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=f"{file}: cannot be read, is it truncated"):
-        prepare("kuairand", tmp_path / "source", tmp_path / "out")
-    path.write_bytes(whole)
-    pq.write_table(pq.read_table(path).drop_columns(["user_id"]), path)
-    with pytest.raises(ValueError, match=f"{file}: column 'user_id' is missing"):
-        prepare("kuairand", tmp_path / "source", tmp_path / "out")
-    path.unlink()
-    with pytest.raises(ValueError, match=file):
-        prepare("kuairand", tmp_path / "source", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_csv_line_cut_short_is_named(tmp_path: Path) -> None:
-    source = as_published(tmp_path / "source", make_log(300))
-    path = source / "data" / "log_standard_4_08_to_4_21_pure.csv"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:9]) + "\n" + lines[9][:20])
-    with pytest.raises(ValueError, match=rf"{path.name}: cannot be read.*(Row|row) #?(9|10)\b"):
-        prepare("kuairand", source, tmp_path / "out")
-
-
-def test_only_a_prepared_folder_is_replaced(tmp_path: Path) -> None:
-    source, out = as_parquet(tmp_path / "source", make_log(300)), tmp_path / "out"
-    out.mkdir()
-    prepare("kuairand", source, out)  # empty: taken
-    (out / "impressions-stale.parquet").write_text("from before")
-    prepare("kuairand", source, out)
-    assert not (out / "impressions-stale.parquet").exists()
-    (out / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds 'thesis.txt' beside what is replaced \(1 in all\)"):
-        prepare("kuairand", source, out)
-    (out / "thesis.txt").unlink()
-    (out / "prepared.json").unlink()
-    with pytest.raises(ValueError, match=r"is not empty and has no prepared\.json"):
-        prepare("kuairand", source, out)
-    assert len(list(out.iterdir())) == 4
-    with pytest.raises(ValueError, match="dataset 'movielens' is not known; known are kuairand, census"):
-        prepare("movielens", source, out)
-    with pytest.raises(ValueError, match="no such folder"):
-        prepare("kuairand", tmp_path / "nowhere", out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
-
-
-def test_a_failure_while_writing_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, out = as_parquet(tmp_path / "source", make_log(300)), tmp_path / "out"
-    prepare("kuairand", source, out)
-    old = {path.name: path.read_bytes() for path in out.iterdir()}
-
-    def disk_full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pyarrow.parquet.write_table", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        prepare("kuairand", source, out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == old
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
