@@ -1,4 +1,4 @@
-"""What every `make bench-*` shares: its data set by name, and one line where the user has to do something."""
+"""The common part of every `make bench-*`: its data set by name, and one line where the user has to do something."""
 
 import os
 import sys

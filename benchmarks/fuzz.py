@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _run(number: int, seed: int) -> tuple[Outcome, float, float]:
-    """What came of it, growth of resident memory in MiB, and CPU seconds."""
+    """Outcome, growth of resident memory in MiB, and CPU seconds."""
     from service.app import create_app
     from service.settings import Settings
 

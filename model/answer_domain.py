@@ -1,4 +1,4 @@
-"""What a model version may answer: from 0 to a bound for each task. Value models are accepted for it.
+"""Range of a model version's answers: from 0 to a bound for each task. Value models are accepted for it.
 
 In: a schema, what was fitted, and the golden requests of an artifact. Out: an `AnswerDomain`.
 """

@@ -149,7 +149,7 @@ def _list_hashes(block: EncodedBlock) -> Hashes:
 
 
 def _are_equal(block: EncodedBlock, groups_N: Ids | None, one_P: Positions, other_P: Positions) -> bool:
-    """Whether every row of `one_P` equals the one beside it."""
+    """True where every row of `one_P` equals the one beside it."""
     lengths_LP = block.list_lengths_LB[:, one_P]
     if not (
         np.array_equal(block.ids_BK[one_P], block.ids_BK[other_P])

@@ -279,5 +279,5 @@ def transform_target(values: NDArray[np.float64], transform: TaskTransform) -> N
 
 
 def inverse_target(values: NDArray[np.float64], transform: TaskTransform) -> NDArray[np.float64]:
-    """What `transform_target` was given."""
+    """Inverse of `transform_target`."""
     return np.expm1(values) if transform == "log1p" else values

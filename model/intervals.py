@@ -34,7 +34,7 @@ class Intervals(NamedTuple):
         return cls(low_B, high_B, np.zeros(low_B.shape, bool))
 
     def contain(self, value: float) -> Mask:
-        """Whether each may have a value."""
+        """True for each that may have a value."""
         return np.asarray((self.low_B <= value) & (value <= self.high_B))
 
 

@@ -1,4 +1,4 @@
-"""What a column of numbers is like, added up piece by piece in bounded memory: mean and scale, ranks of values, the
+"""Summary of a column of numbers, added up piece by piece in bounded memory: mean and scale, ranks of values, the
 largest of them.
 
 Every summary takes values (`add`), takes another summary of its kind (`merge`), and is kept as plain arrays (`arrays`,

@@ -274,7 +274,7 @@ class ValueModels:
 
     @classmethod
     def of_folder(cls, family: Path, domain: AnswerDomain) -> "ValueModels":
-        """What a service that starts now reads for a model, `<models>/<name>`. Raises ValueError as `from_yaml`."""
+        """Value models of `<models>/<name>`, as a service reads them at its start. Raises ValueError as `from_yaml`."""
         path = family / FILE_NAME
         # A link that leads nowhere is no absence but a fault.
         return cls.from_yaml(path, domain) if os.path.lexists(path) else cls.built_in(domain)

@@ -140,7 +140,7 @@ def check(modules: Sequence[str]) -> None:
 
 
 def remedy(found: Build | None) -> str:
-    """What a user can do about a build that does not import."""
+    """Advice on a build that does not import."""
     if found is not None and found.cuda is not None:
         return "without a GPU give TORCH_INDEX=URL of an index of torch's CPU builds, with one DEVICE=gpu"
     return NAME_AN_INDEX

@@ -65,7 +65,7 @@ class Admission:
             raise busy(seconds)
 
     def admit(self, size: int | None) -> "Ticket":
-        """Lets a request in, whose body is there and not parsed; None is a compressed one. Raises Problem 429.
+        """Admit a request whose body is there and not parsed; None is a compressed one. Raises Problem 429.
 
         As many of its size as there are threads, and one that waits, are let in whatever their size: so large requests
         keep the threads busy too."""

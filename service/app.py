@@ -242,7 +242,7 @@ class Service:
             await asyncio.sleep(_KEYS_SECONDS)
 
     def _file_errors(self) -> list[str]:
-        """What is wrong with files that are of no single model."""
+        """Faults of files that belong to no single model."""
         keys = "the keys file is missing or refused; the keys before it are in force" if self.keys.error else None
         tls = self.certificates is not None and self.certificates.error and "TLS files are missing or refused"
         return [error for error in (self.store.folder_error, keys, tls) if error]

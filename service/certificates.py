@@ -22,7 +22,7 @@ _log = logging.getLogger(f"{LOGGER}.certificates")
 
 
 class _NewestContext(ssl.SSLContext):
-    """What a server holds; connections are made by `newest`."""
+    """Context of a server; connections are made by `newest`."""
 
     newest: ssl.SSLContext
 
@@ -82,7 +82,7 @@ class Certificates:
             self._wanted.clear()
 
     def poll_soon(self) -> None:
-        """Has the files polled before their time."""
+        """Poll the files before their time."""
         self._wanted.set()
 
     @property

@@ -1,4 +1,4 @@
-"""What the connections of one process hold together: how many there are, and the bytes of requests that are not whole.
+"""Connections of one process together: how many there are, and the bytes of requests that are not whole.
 
 In: a bound on each. Out: which connection has to give way. Where there are too many, those that are idle longest end,
 and where none is idle the new one does. Where unfinished requests hold too much, the one that holds most gives way, so
@@ -45,7 +45,7 @@ class Holder(Protocol):
     held_bytes: int
 
     def give_way(self) -> None:
-        """Lets go of what it holds."""
+        """Release its share."""
 
 
 class Connections:

@@ -93,7 +93,7 @@ def told(value: object) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What a JSON value is."""
+    """Name of a JSON value's type."""
     if isinstance(value, bool):
         return "true or false"
     names = {str: "a string", int: "an integer", float: "a fraction", list: "a list", dict: "an object"}

@@ -294,7 +294,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request has begun that is not answered."""
+        """True where every request that has begun is answered."""
         return not self._is_unfinished and (self._active is None or self._active.response_complete)
 
     @property
@@ -307,7 +307,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _parse(self, data: bytes | memoryview) -> None:
-        """Has the parser read it all. The parser takes what follows a request that offers another protocol for that
+        """Feed the parser. It takes what follows a request that offers another protocol for that
         protocol and stops. The offer is not taken up (RFC 9110, 7.8), so it is given the same head again without."""
         while True:
             try:
@@ -341,7 +341,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return answer
 
     def _is_refused(self) -> bool:
-        """Whether nobody has a use for the body that is arriving."""
+        """True where nobody has a use for the body that is arriving."""
         return self._is_shed or self.cycle.response_complete or NO_ROOM in self.scope
 
     def _end_pause(self) -> None:

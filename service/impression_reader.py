@@ -51,7 +51,7 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def entries(file: Path) -> Iterator[Entry]:
-    """What a file holds, in its order; of an open one, what it held when it was opened. Raises OSError, ValueError
+    """Records of a file, in its order; of an open one, those it had when it was opened. Raises OSError, ValueError
     naming a Parquet file that is damaged."""
     if file.suffix == PARQUET:
         yield from _parquet_entries(file)

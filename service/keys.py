@@ -68,7 +68,7 @@ class Keys:
             self._keys = self._read(self._file)
 
     def allows(self, given: str | None, needed: Right) -> bool:
-        """Whether the key of an Authorization header opens what needs it."""
+        """True where the key of an Authorization header has the scope that is needed."""
         try:
             self.check(given, needed)
         except Problem:
@@ -97,7 +97,7 @@ class Keys:
         return found.name
 
     def read_again_soon(self) -> None:
-        """Has the file read at the next poll, before its time."""
+        """Read the file at the next poll, before its time."""
         self._polled = -math.inf
 
     def poll(self) -> None:

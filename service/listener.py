@@ -33,7 +33,7 @@ def url_of(listener: socket.socket, host: str, *, is_tls: bool) -> str:
 
 
 def is_wildcard(host: str) -> bool:
-    """Whether an address means every interface; a name does not."""
+    """True for an address that means every interface; a name does not."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:

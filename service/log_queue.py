@@ -44,7 +44,7 @@ class LogQueue:
         self._thread: threading.Thread | None = None
 
     def put(self, line: bytes) -> None:
-        """Has a line written, or drops it where too much waits already. Never waits."""
+        """Queue a line, or drop it where too much waits already. Never waits."""
         with self._changed:
             if self._held_bytes + len(line) > MAX_HELD_BYTES:
                 self._drop(1)

@@ -31,7 +31,7 @@ _MOST_RACES = 10
 
 
 class _Files(NamedTuple):
-    """What a version is tried with. Where the value models did not fit it, another file of them is another try."""
+    """Files that a version is tried with. Where the value models did not fit it, other ones are another try."""
 
     own: Fingerprints
     derived: Fingerprints
@@ -276,8 +276,9 @@ class ModelFamily:
         return version in self._loaded
 
     def _is_due(self, version: int, at_once: bool) -> bool:
-        """Whether a version was never tried, or with other files. A slow copy changes them at every poll: it is tried
-        again when it is over, or where somebody asks for it now."""
+        """True for a version that was never tried, or with other files.
+
+        A slow copy changes them at every poll: it is tried again when it is over, or where somebody asks for it now."""
         state = self.states.get(version)
         if version not in self._tried or (state is not None and state.state not in ("waiting", "quarantined")):
             return True
@@ -287,7 +288,7 @@ class ModelFamily:
 
     @contextmanager
     def _trial(self, version: int) -> Iterator[None]:
-        """Has a version quarantined where it fails within the block: whatever a published folder holds, the version
+        """Quarantine a version that fails within the block: whatever a published folder holds, the version
         before it serves on."""
         self._tried[version] = self._files[version] = self._files_of(version)
         self._note(version, VersionState("loading"))

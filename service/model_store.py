@@ -88,7 +88,7 @@ class ModelStore:
         self._compiling.shutdown(wait=False)
 
     def poll_soon(self) -> None:
-        """Has the folder polled before its time."""
+        """Poll the folder before its time."""
         self._asked.put(None)
 
     def refresh(self) -> None:
@@ -138,7 +138,7 @@ class ModelStore:
         return model
 
     def served(self) -> dict[str, ServedModel]:
-        """What each model that is served answers with by default."""
+        """Default version of each model that is served."""
         families = [self._families[name] for name in sorted(self._families)]
         return {family.name: family.served for family in families if family.served is not None}
 

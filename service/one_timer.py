@@ -1,4 +1,4 @@
-"""What happens next if nothing else does, and when: one timer of an event loop for all that a connection waits for.
+"""One next event and its time: one timer of an event loop for all that a connection waits for.
 
 A timer of the loop for each of these would cost more than they: of most nothing comes.
 """
@@ -18,13 +18,13 @@ class OneTimer:
         self._timer_due = 0.0
 
     def start(self, seconds: float, then: Callable[[], None]) -> None:
-        """Has `then` done in place of what was to be done before."""
+        """Schedule `then` in place of what was to be done before."""
         self.due, self.then = self._loop.time() + seconds, then
         if self._timer is None or self.due < self._timer_due:
             self._set(seconds)
 
     def stop(self) -> None:
-        """Has nothing done."""
+        """Schedule nothing."""
         self.then = None
 
     def close(self) -> None:

@@ -281,7 +281,7 @@ def example_request(model: ServedModel) -> dict[str, Any]:
 
 
 def example_answer(model: ServedModel) -> dict[str, Any]:
-    """What the model answered to it when it was exported, ranked by its default value model."""
+    """The model's answer to it at export, ranked by its default value model."""
     expected = model.scorer.example["expected"]
     answers_TN = np.array([expected[task] for task in model.scorer.tasks], np.float32)
     value_model = model.value_models[DEFAULT]

@@ -136,7 +136,7 @@ def _line(name: str, message: str, **fields: object) -> bytes:
 
 
 class _Printed(io.TextIOBase):
-    """What is printed, as log lines."""
+    """Printed text as log lines."""
 
     encoding = "utf-8"
 
@@ -162,7 +162,7 @@ class _Printed(io.TextIOBase):
 
 
 def log_all() -> None:
-    """Has everything that this process would print go the way of log lines, and what waits be written at its end."""
+    """Send everything that this process prints the way of log lines, and flush the queue at its end."""
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)

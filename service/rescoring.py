@@ -78,7 +78,7 @@ class Rescoring:
         self.value_models: Counter[tuple[str, str, str, str]] = Counter()
 
     def _domain(self, folder: Path | None, verify_key: Path | None, log: Sequence[Path]) -> AnswerDomain:
-        """What logged answers may be: as the newest version that verifies says, else as the log's first request was."""
+        """Range of logged answers: as the newest version that verifies says, else as the log's first request was."""
         published = [] if folder is None else versions(folder.parent, folder.name)
         for number in reversed(published):
             assert folder is not None

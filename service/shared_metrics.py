@@ -83,7 +83,7 @@ class RoomyDict:
             shared.write_value(key, value, timestamp)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Release the file."""
         if self._shared is not None:
             self._shared.close()  # type: ignore[no-untyped-call]
 
@@ -116,7 +116,7 @@ class RoomyDict:
 
 
 def use_allocated_files() -> None:
-    """Has metrics that are made from now on use such files."""
+    """Back metrics that are made from now on by such files."""
     values.MmapedDict = RoomyDict  # type: ignore[attr-defined, assignment]
 
 

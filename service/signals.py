@@ -33,7 +33,7 @@ def hears_hangup() -> bool:
 
 @contextmanager
 def reload_on_hangup(reload: Callable[[], object]) -> Iterator[None]:
-    """Has SIGHUP call `reload` in the running event loop. In a thread of a process that is not the service's (an
+    """Call `reload` in the running event loop at SIGHUP. In a thread of a process that is not the service's (an
     in-process client), and where SIGHUP is ignored, nothing is changed."""
     if threading.current_thread() is not threading.main_thread() or not hears_hangup():
         yield

@@ -35,7 +35,7 @@ class ValueModelsFile:
 
     @property
     def content(self) -> bytes | None:
-        """What was read last, None where nothing was."""
+        """The content read last, None where nothing was."""
         return self._file.content
 
     def poll(self) -> bool:

@@ -72,7 +72,7 @@ SplitName = Literal["train", "validation", "test"]
 
 
 class SplitConfig(StrictModel):
-    """Which rows belong to which split, by the value of one column: a value, a list of values, or {min, max}.
+    """Split of each row, by the value of one column: a value, a list of values, or {min, max}.
 
     A date covers its whole day of `timezone` in a column of timestamps (training/input/bounds.py)."""
 

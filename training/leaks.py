@@ -1,4 +1,4 @@
-"""What makes a validation split look better than the days to come: training rows that are later, labels among features.
+"""Leaks that flatter a validation split: training rows that are later, labels among features.
 
 In: the splits' rows as they are read, whole or in parts. Out: warnings that name the split, the column or the feature.
 Nothing is said where it is not certain: splits by a column that is no time, and features that a label decides in all
@@ -65,7 +65,7 @@ class Times:
 
 
 def _are_times(values: list[Any]) -> bool:
-    """Whether values are dates or times, as such, as ISO text, or as integers (yyyymmdd, since 1970)."""
+    """True for dates or times, as such, as ISO text, or as integers (yyyymmdd, since 1970)."""
     if all(isinstance(value, date | datetime) for value in values):
         return True
     if all(isinstance(value, str) and re.match(r"\d{4}-\d{2}-\d{2}", value) for value in values):

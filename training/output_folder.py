@@ -29,7 +29,7 @@ def output_path(value: object) -> Path:
 
 
 def entries(folder: Path) -> list[str]:
-    """What a folder holds, by name; nothing where there is none. Raises ValueError for a file and a dangling link."""
+    """Names in a folder; none where there is no folder. Raises ValueError for a file and a dangling link."""
     if folder.is_symlink() and not folder.exists():
         raise ValueError(f"{folder}: is a link to nothing ({os.readlink(folder)}); name a folder")
     if not folder.exists():
@@ -64,7 +64,7 @@ def refuse_within(folder: Path, data: Path | str, what: str = "data") -> None:
 
 
 def is_json_with(path: Path, *keys: str) -> bool:
-    """Whether a file is a JSON mapping that has some keys: what tells a job's own file from another of its name."""
+    """True for a JSON mapping that has some keys: it tells a job's own file from another of its name."""
     try:
         return path.is_file() and set(keys) <= set(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):

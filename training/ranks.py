@@ -55,7 +55,7 @@ class Ranks:
         return values
 
     def agree(self, first: bool, anyone: bool) -> tuple[bool, bool]:
-        """What process 0 says of one thing, which depends on its clock, and whether any process says another, in one
+        """Process 0's value of one thing, which depends on its clock, and whether any process has another, in one
         exchange."""
         if self.world == 1:
             return first, anyone

@@ -48,7 +48,7 @@ def go_on_as(fresh: Run) -> None:
 
 
 def another_run(output: Path, different: Mapping[str, list[str]]) -> ValueError:
-    """What is said of a folder whose run differs: by what, with what is known of it."""
+    """Message on a folder whose run differs, with the keys and values that are known."""
     shown = []
     for what, found in different.items():
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

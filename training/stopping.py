@@ -31,7 +31,7 @@ _wish = _Wish()
 
 
 def take_signals() -> None:
-    """Has this process end by signals as this module says. SIGHUP that is ignored (nohup) stays so."""
+    """Install handlers that end this process as this module says. SIGHUP that is ignored (nohup) stays so."""
     signal.signal(signal.SIGINT, _interrupt)
     end_when_told()
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -39,7 +39,7 @@ def take_signals() -> None:
 
 
 def end_when_told() -> None:
-    """Has this process end by SIGTERM as this module says."""
+    """Install a handler of SIGTERM that ends this process as this module says."""
     signal.signal(signal.SIGTERM, _terminate)
 
 

@@ -288,7 +288,7 @@ def _resume(run: Run, training: Training, saved: Checkpoints, data: list[str], r
 
 
 def _changed_rows(before: object, data: list[str]) -> list[str]:
-    """Which of both splits' rows are others than those that a run was trained on."""
+    """Splits whose rows are others than those that a run was trained on."""
     if not isinstance(before, list) or len(before) != len(data):
         return []
     splits = zip(("train", "validation"), before, data, strict=True)

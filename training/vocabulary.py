@@ -83,7 +83,7 @@ def _refuse_foreign(out: Path, report: Path, page: Path, work: Path) -> None:
 
 
 def fitted_of_file(config: TrainingConfig, schema: FeedSchema, content: str, *, show: bool) -> FittedFeatures:
-    """What the training file names as fitted, or what its training split teaches: fitted once for a log of this
+    """Features as the training file names them fitted, or as its training split teaches: fitted once for a log of this
     `content` (a hash of its index) and kept in the output folder."""
     if config.fitted is not None:
         return read_fitted(config.fitted, schema)

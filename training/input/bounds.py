@@ -62,7 +62,7 @@ def literal(value: Scalar, kind: pa.DataType, zone: str) -> pa.Scalar:
 
 
 def remedy(column: pa.ChunkedArray, selection: Selection, zone: str) -> str:
-    """What to write in place of a literal that a column does not compare with."""
+    """Literal to write in place of one that a column does not compare with."""
     if pa.types.is_temporal(column.type):
         return "; write a day as 2024-01-31" + (", a time as 2024-01-31T18:00" if _has_time(column.type) else "")
     values = [selection.min, selection.max] if isinstance(selection, Range) else selection

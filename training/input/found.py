@@ -1,4 +1,4 @@
-"""What a job found of its data, said once before it begins: files, folders, rows, and which rows it leaves out.
+"""Statement of a job's data, made once before it begins: files, folders, rows, and which rows it leaves out.
 
 In: a log's files, and counts of its rows. Out: a few lines, the same for every job that reads a log.
 """

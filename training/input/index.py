@@ -68,7 +68,7 @@ class LogIndex(StrictModel):
     ungrouped: int
 
     def found(self, files: LogFiles, group_by: str | None) -> Found:
-        """What was found of the log, as a job says it."""
+        """Statement of the log's data, as a job makes it."""
         rows = sum(sum(file.rows) for file in self.files)
         splits = Counter({split: self.rows(split) for split in get_args(SplitName) if split in self.files[0].wanted})
         return Found(files, rows, splits, self.skipped, group_by, self.ungrouped)

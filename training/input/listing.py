@@ -1,4 +1,4 @@
-"""What lies in a log's folder: its *.parquet files, those of its Hive-style partitions, and what is passed over.
+"""Listing of a log's folder: its *.parquet files, those of its Hive-style partitions, and what is passed over.
 
 Names are hidden as for Spark, and as for Arrow but for the last: those that begin with a dot, and those that begin
 with an underscore and hold no `=` (`_model=3` is a partition). Every fault is a ValueError that names the folder.

@@ -43,5 +43,5 @@ def is_temporary(error: Exception) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Message of an error, in one line."""
     return (str(error) or type(error).__name__).splitlines()[0]

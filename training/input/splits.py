@@ -34,7 +34,7 @@ class Splits(Protocol):
     """The data of a training file."""
 
     found: Found
-    """What there is of the log, and which rows are left out."""
+    """Rows of the log, and those that are left out."""
 
     def fitted(self) -> FittedFeatures:
         """What the training split teaches the features, or what the training file names as such."""
