@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +100,18 @@ def test_text_gzip_and_parquet_give_the_same_people(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "gzip-out" / "prepared.json").read_text())
     assert manifest["rows"] == {"train": 13, "validation": 6, "test": 7}
     assert [file["name"] for file in manifest["sources"]] == ["census-income.data.gz", "census-income.test.gz"]
+
+
+def test_preparing_begins_with_what_it_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = as_text(tmp_path / "text", records())
+    (source / "census-income.names").touch()
+    with caplog.at_level(logging.INFO, "training"):
+        prepare("census", source, tmp_path / "out")
+    assert caplog.messages == [
+        f"{source}: 2 files in 1 folder, 26 rows\n"
+        "  train 13 rows, validation 6 rows, test 7 rows; in no split 0 rows\n"
+        "  not read: 1 other: census-income.names"
+    ]
 
 
 @pytest.fixture(scope="module")

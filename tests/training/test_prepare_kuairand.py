@@ -1,6 +1,7 @@
 """KuaiRand-Pure: both layouts give the same rows, and inputs know earlier days alone."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -64,10 +65,15 @@ def test_splits_go_by_date_and_hours_by_beijing_time(tmp_path: Path) -> None:
     assert np.array_equal(numbers(table, "weekday"), [time.item().weekday() for time in beijing])
 
 
-def test_every_row_read_is_counted_by_split_and_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_row_read_is_counted_by_split_and_day(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """8 May is in the published files: in no split of the shipped file, and never dropped without a word."""
     log = make_log()
-    prepare("kuairand", as_published(tmp_path / "source", log), tmp_path / "out")
+    source = as_published(tmp_path / "source", log)
+    (source / "data" / "log_random_4_22_to_5_08_pure.csv").touch()
+    with caplog.at_level(logging.INFO, "training"):
+        prepare("kuairand", source, tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "prepared.json").read_text())
     days = Counter(str(row["date"]) for row in log)
     past = {day: count for day, count in days.items() if day < "20220425"}
@@ -77,7 +83,28 @@ def test_every_row_read_is_counted_by_split_and_day(tmp_path: Path, capsys: pyte
     assert sum(manifest["rows"].values()) + sum(past.values()) == len(log)
     said = " ".join(capsys.readouterr().err.split())
     assert f"{days['20220508']} rows later than the test split" in said
-    assert f"left out, {sum(past.values())} rows: days before 25 April" in said
+    assert said.endswith("in no split of configs/kuairand.yaml")
+    train = sum(count for day, count in days.items() if "20220425" <= day <= "20220505")
+    (statement,) = caplog.messages  # before the inputs are computed: as train, report and score begin
+    assert statement == (
+        f"{source}/data: 4 files in 1 folder, 900 rows\n"
+        f"  train {train} rows, validation {days['20220506']} rows, test {days['20220507']} rows; "
+        f"in no split {days['20220508']} rows\n"
+        f"  left out {sum(past.values())} rows: days before 25 April, read for history lists alone\n"
+        "  not read: 1 other: log_random_4_22_to_5_08_pure.csv"
+    )
+
+
+def test_a_day_alone_is_the_only_one_that_is_counted_as_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = make_log()
+    with caplog.at_level(logging.INFO, "training"):
+        prepare("kuairand", as_parquet(tmp_path / "source", log), tmp_path / "out", Days(only=20220503))
+    days = Counter(row["date"] for row in log)
+    shown = sum(count for day, count in days.items() if day >= 20220425)
+    assert caplog.messages == [
+        f"{tmp_path}/source: 4 files in 1 folder, {shown} rows\n"
+        f"  20220503 {days[20220503]} rows; in no split {shown - days[20220503]} rows"
+    ]
 
 
 def test_later_days_change_no_row_of_the_published_splits(tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ class LogFiles:
             for name, path in sorted(listing.files.items())
         ]
 
+    @property
+    def names(self) -> list[str]:
+        """The files' names within the folder."""
+        return [file.name for file in self.files]
+
     def shown(self, file: LogFile) -> str:
         """A file's place, as a message names it."""
         return self.place if file.path == self._root else f"{self.place.rstrip('/')}/{file.name}"

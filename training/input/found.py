@@ -5,13 +5,57 @@ In: a log's files, and counts of its rows. Out: a few lines, the same for every 
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
-from training.input.files import LogFiles, counted_names
+from training.input.files import counted_names
 from training.wording import counted
 
 log = logging.getLogger(__name__)
+
+
+class Listed(Protocol):
+    """Files, as a statement names them."""
+
+    @property
+    def place(self) -> str:
+        """Their folder."""
+        ...
+
+    @property
+    def passed_over(self) -> Mapping[str, Sequence[str]]:
+        """By kind the names of what is not read."""
+        ...
+
+    @property
+    def names(self) -> list[str]:
+        """The files' names within the folder."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FilesOfFolder:
+    """The files of a folder that a data set is made of, by their paths; the folder's others are not read."""
+
+    paths: list[Path]
+
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return str(self.paths[0].parent)
+
+    @property
+    def names(self) -> list[str]:
+        """The files' names."""
+        return [path.name for path in self.paths]
+
+    @property
+    def passed_over(self) -> dict[str, list[str]]:
+        """What else lies in the folder."""
+        others = [path.name for path in self.paths[0].parent.iterdir() if path.name not in self.names]
+        return {"other": others} if others else {}
 
 
 @dataclass(slots=True)
@@ -20,7 +64,7 @@ class Found:
     `left_out` the rows of splits that break a rule, by what is wrong; `ungrouped` the rows of splits, bad ones among
     them, without a value of the column that `group_by` names."""
 
-    files: LogFiles
+    files: Listed
     rows: int = 0
     splits: Counter[str] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -34,7 +78,7 @@ class Found:
 
     def lines(self) -> list[str]:
         """The statement: a line on the log, and one each for splits, what is left out, and what is not read."""
-        names = [file.name for file in self.files.files]
+        names = self.files.names
         folders = len({name.rpartition("/")[0] for name in names})
         read = f"{counted(len(names), 'file')} in {counted(folders, 'folder')}, {_rows(self.rows)}"
         lines = [f"{self.files.place}: {read}"]

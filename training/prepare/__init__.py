@@ -5,7 +5,6 @@ impressions-*.parquet (one row per impression: inputs, labels and the column to 
 was made from: files with checksums, licence, rows by split). The folder appears whole, by a rename, or not at all.
 """
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,10 +48,7 @@ def prepare(dataset: str, source: Path, out: Path, days: Days | None = None) -> 
         prepared = _DATASETS[dataset](source, progress) if days is None else kuairand.read(source, progress, days)
         progress(f"writing {out}")
         prepared.write(folder)
-    rows = json.dumps(prepared.rows_by_split).strip("{}").replace('"', "")
-    progress(f"done: {rows}")
-    for reason, count in prepared.left_out.items():
-        progress(f"left out, {counted(count, 'row')}: {reason}")
+    progress("done")
     if later := prepared.rows_by_split.get(kuairand.LATER):
         progress(f"{counted(later, 'row')} later than the test split, in no split of configs/kuairand.yaml")
 

@@ -6,6 +6,7 @@ income_over_50k, never_married, bachelor_or_more, some_college, worked and has_d
 source file) and `split`. The columns that the first four are made of and the population weight are not passed on.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from training.input.found import FilesOfFolder, Found
 from training.prepare.folder import Prepared
 from training.prepare.reading import INTEGER, TEXT, read_table
 
@@ -78,6 +80,8 @@ def read(source: Path, progress: Callable[[str], None]) -> Prepared:
         "validation": test.take(np.sort(order[:half])),
         "test": test.take(np.sort(order[half:])),
     }
+    rows = Counter({name: table.num_rows for name, table in splits.items()})
+    Found(FilesOfFolder([train_path, test_path]), rows.total(), rows).say()
     for name, table in splits.items():
         splits[name] = table.append_column("split", pa.array([name] * table.num_rows))
     return Prepared(

@@ -9,14 +9,17 @@ Nothing that is known only after the impression is an input: play_time_ms and th
 profile and comments are not passed on.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from training.input.found import FilesOfFolder, Found
 from training.prepare.folder import Prepared
 from training.prepare.kuairand_files import (
     FLAGS,
@@ -60,17 +63,29 @@ class Days:
 
     def split(self, impressions: pa.Table) -> dict[str, pa.Table]:
         """The rows by split, or those of `only` under its date. Raises ValueError where it has none."""
-        date = impressions["date"].to_numpy()
+        split = self._split_of(impressions)
         if self.only is not None:
-            rows = impressions.filter(date == self.only)
-            if not rows.num_rows:
-                raise ValueError(f"--day {self.only}: no row has this date; the days are {date.min()} to {date.max()}")
-            return {str(self.only): rows}
-        ends = (self.train_to, self.validation_to, self.test_to)
-        place = np.searchsorted(ends, date)
-        splits = {name: impressions.filter(place == at) for at, name in enumerate(SPLITS)}
-        later = impressions.filter(place == len(SPLITS))
+            return {str(self.only): impressions.filter(split == str(self.only))}
+        splits = {name: impressions.filter(split == name) for name in SPLITS}
+        later = impressions.filter(split == LATER)
         return {**splits, **({LATER: later} if later.num_rows else {})}
+
+    def rows(self, impressions: pa.Table) -> Counter[str]:
+        """Number of rows by split, or of `only` under its date. Raises ValueError where that has none."""
+        split = self._split_of(impressions)
+        names = SPLITS if self.only is None else (str(self.only),)
+        return Counter({name: int((split == name).sum()) for name in names})
+
+    def _split_of(self, impressions: pa.Table) -> npt.NDArray[np.str_]:
+        """The split of each row [B]; with `only` its date, and no name for other days."""
+        date = impressions["date"].to_numpy()
+        if self.only is None:
+            ends = (self.train_to, self.validation_to, self.test_to)
+            names: npt.NDArray[np.str_] = np.array([*SPLITS, LATER])
+            return names.take(np.searchsorted(ends, date))
+        if not (date == self.only).any():
+            raise ValueError(f"--day {self.only}: no row has this date; the days are {date.min()} to {date.max()}")
+        return np.where(date == self.only, str(self.only), "")
 
 
 SHIPPED = Days()
@@ -79,6 +94,8 @@ SHIPPED = Days()
 def read(source: Path, progress: Callable[[str], None], days: Days = SHIPPED) -> Prepared:
     """Read the files in `source`, compute the inputs and split by date. Raises ValueError naming file, column, row."""
     data = read_kuairand(source, progress)
+    rows = data.log.num_rows + sum(data.left_out.values())
+    Found(FilesOfFolder(data.files), rows, days.rows(data.log), data.left_out).say()
     progress(f"computing inputs of {data.log.num_rows} impressions from earlier days")
     return Prepared(
         dataset="kuairand",
