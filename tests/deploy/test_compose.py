@@ -13,6 +13,7 @@ import yaml
 from deploy.load_test import _parser as load_parser
 from service.__main__ import END_SECONDS
 from service.settings import read_settings
+from tests.deploy.ended_jobs import end_job
 from training.__main__ import _parser as training_parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,13 +75,21 @@ def test_health_check_is_that_of_the_image() -> None:
 
 def test_training_commands_are_ones_that_training_takes() -> None:
     (script,) = SERVICES["train"]["command"]
-    commands = [shlex.split(line) for line in script.splitlines() if line.startswith("python")]
+    commands = [shlex.split(line) for line in script.splitlines() if line.startswith("job")]
     assert len(commands) == 4
-    for command in commands:
-        assert command[:3] == ["python", "-m", "training"]
-        options = training_parser().parse_args(command[3:])
+    for _, *arguments in commands:
+        options = training_parser().parse_args(arguments)
         if hasattr(options, "config"):
             assert (ROOT / options.config).is_file()
+
+
+def test_sigterm_reaches_training_and_it_has_time_to_save(tmp_path: Path) -> None:
+    service = SERVICES["train"]
+    (script,) = service["command"]
+    scripts = next(volume.split(":")[0] for volume in service["volumes"] if volume.split(":")[1] == "/scripts")
+    command = [*service["entrypoint"], script.replace("$$", "$")]
+    assert end_job(command, tmp_path, {"SCRIPTS": str(ROOT / scripts)}) == "simulate\nended\n"
+    assert float(service["stop_grace_period"].removesuffix("s")) >= 120
 
 
 def test_what_is_mounted_from_the_repository_is_there() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from torch.distributed.run import get_args_parser
 
+from tests.deploy.ended_jobs import end_job
 from tests.deploy.manifests import KUBERNETES, literals, one
-from tests.deploy.programs import wait_for
 from training.__main__ import _parser as training_parser
 from training.config import TrainingConfig
 
@@ -63,13 +63,11 @@ def test_publishing_comes_after_training_and_takes_its_run() -> None:
     assert publish["dependsOn"] == [{"name": "workers", "status": "Complete"}]
     (container,) = publish["template"]["spec"]["template"]["spec"]["containers"]
     (script,) = container["args"]
-    commands = [shlex.split(line.replace('"$MODEL"', SETTINGS["MODEL"])) for line in script.splitlines()]
-    assert [command[:4] for command in commands] == [
-        ["python", "-m", "training", "evaluate"],
-        ["python", "-m", "training", "export"],
-    ]
+    _, *lines = script.splitlines()
+    commands = [shlex.split(line.replace('"$MODEL"', SETTINGS["MODEL"])) for line in lines]
+    assert [command[:2] for command in commands] == [["job", "evaluate"], ["job", "export"]]
     for command in commands:
-        options = _check_training_command(command[3:])
+        options = _check_training_command(command[1:])
         assert (
             f"output={options.folder}"
             in _jobs()["workers"]["template"]["spec"]["template"]["spec"]["containers"][0]["args"]
@@ -118,23 +116,15 @@ def test_a_day_begins_from_the_newest_version_and_publishes_once(tmp_path: Path,
     assert train[6:] == ["--set", parent, "--set", f"init_from.rate_factor={SETTINGS['RATE_FACTOR']}"]
 
 
-def test_sigterm_reaches_the_day_s_training_and_nothing_is_begun_after_it(tmp_path: Path, programs: Path) -> None:
-    (programs / "python").write_text(
-        """#!/bin/sh
-        trap 'echo ended >> "$CALLS"; exit 143' TERM
-        echo "$3" >> "$CALLS"
-        while :; do sleep 0.05; done
-        """
-    )
-    calls = tmp_path / "calls"
-    given = {**SETTINGS, "MODELS": str(tmp_path / "models"), "CALLS": str(calls)}
-    environment = {**os.environ, **given, "PATH": f"{programs}:{os.environ['PATH']}"}
-    script = str(KUBERNETES / "training" / "daily.sh")
-    with subprocess.Popen(["sh", script], cwd=tmp_path, env=environment) as process:
-        wait_for(lambda: calls.exists() and calls.read_text() == "train\n")
-        process.terminate()
-        assert process.wait(timeout=60) == 143
-    assert calls.read_text() == "train\nended\n"
+def test_sigterm_reaches_the_job_and_nothing_is_begun_after_it(tmp_path: Path) -> None:
+    scripts = KUBERNETES / "training"
+    given = {**SETTINGS, "MODELS": str(tmp_path / "models"), "SCRIPTS": str(scripts)}
+    assert end_job(["sh", str(scripts / "daily.sh")], tmp_path, given) == "train\nended\n"
+    (tmp_path / "calls").unlink()
+    (container,) = _jobs()["publish"]["template"]["spec"]["template"]["spec"]["containers"]
+    command = [*container["command"], *container["args"]]
+    assert end_job(command, tmp_path, given) == "evaluate\nended\n"
+    assert {"name": "scripts", "mountPath": "/scripts", "readOnly": True} in container["volumeMounts"]
 
 
 def test_a_pod_that_the_cluster_takes_away_costs_no_try_and_has_time_to_save() -> None:

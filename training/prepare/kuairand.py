@@ -81,8 +81,8 @@ class Days:
         date = impressions["date"].to_numpy()
         if self.only is None:
             ends = (self.train_to, self.validation_to, self.test_to)
-            names: npt.NDArray[np.str_] = np.array([*SPLITS, LATER])
-            return names.take(np.searchsorted(ends, date))
+            split: npt.NDArray[np.str_] = np.array([*SPLITS, LATER])[np.searchsorted(ends, date)]
+            return split
         if not (date == self.only).any():
             raise ValueError(f"--day {self.only}: no row has this date; the days are {date.min()} to {date.max()}")
         return np.where(date == self.only, str(self.only), "")

@@ -3,21 +3,7 @@
 # version, which is refused where it answers worse than the one it began from. A run is named by its day, so that a job
 # that was killed goes on where it was. CONFIG and MODEL are set, RATE_FACTOR may be (docs/daily.md).
 set -eu
-# The shell is the container's first process and would not hear SIGTERM: it passes it on, and ends as the job does.
-child=
-ended=
-trap 'ended=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true' TERM
-job() {
-    [ -z "$ended" ] || exit 143
-    python -m training "$@" &
-    child=$!
-    # A trap ends `wait` before the job has ended.
-    while :; do
-        status=0
-        wait "$child" || status=$?
-        kill -0 "$child" 2>/dev/null || return "$status"
-    done
-}
+. "${0%/*}/job.sh"
 
 models="${MODELS:-/models}"
 today="runs/daily/$(date -u +%F)"
