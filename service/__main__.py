@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-import tempfile
+from contextlib import ExitStack
 from functools import partial
 
 import uvicorn
@@ -21,6 +21,7 @@ from uvicorn.config import STARTUP_FAILURE
 from service import new_key, signals
 from service.http_protocol import GuardedProtocol
 from service.listener import bound_socket, url_of
+from service.metrics_folder import metrics_folder
 from service.request_log import LOGGER, log_all, logging_config, stderr_queue
 from service.settings import Settings, read_settings
 from service.supervisor import Supervisor
@@ -106,7 +107,12 @@ def _serve_here(config: uvicorn.Config, _: Settings, listener: socket.socket) ->
 
 def _serve_with_workers(config: uvicorn.Config, settings: Settings, listener: socket.socket) -> int:
     # prometheus_client decides at import whether it writes to files, so the folder stands before any worker starts.
-    with tempfile.TemporaryDirectory(prefix="feedrank-metrics-") as folder:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(metrics_folder())
+        except OSError as error:
+            _log.error("cannot start", extra={"fields": {"reason": str(error)}})
+            return STARTUP_FAILURE
         os.environ[METRICS_FOLDER] = folder
         _say_address(config, listener)
         from prometheus_client import CollectorRegistry

@@ -6,21 +6,30 @@ the one started in its stead finds it free.
 """
 
 import fcntl
+import logging
 import os
 from pathlib import Path
 
+from service.request_log import LOGGER
+
+_log = logging.getLogger(f"{LOGGER}.cores")
 _held: list[int] = []
 
 
 def bind_to_a_share(folder: Path, workers: int) -> frozenset[int] | None:
     """Binds this process to a share of its cores that no other of the `workers` has, and returns it; None, and nothing
-    is bound, where there is less than a core for each."""
+    is bound, where there is less than a core for each or, as the log says, no room for a lock."""
     cores = sorted(os.sched_getaffinity(0))
     size = len(cores) // workers
     if not size:
         return None
     for worker in range(workers):
-        descriptor = os.open(folder / f"cores-{worker}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            descriptor = os.open(folder / f"cores-{worker}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        except OSError as error:
+            fields = {"folder": str(folder), "reason": error.strerror}
+            _log.error("no room for the locks of --bind-cores: this worker is not bound", extra={"fields": fields})
+            return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

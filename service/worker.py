@@ -12,6 +12,7 @@ from service.certificates import Certificates
 from service.connections import Connections
 from service.cores import bind_to_a_share
 from service.http_protocol import GuardedProtocol, Limits
+from service.metrics_folder import hold_folder
 from service.request_log import spare_unwritten_fields
 from service.settings import Settings
 
@@ -27,8 +28,10 @@ def make_app(settings: Settings, certificates: Certificates | None) -> ASGIApp:
     # How many threads there are is a matter of the cores of all workers: it is settled before they are shared out.
     settings = settings.model_copy(update={"threads": settings.scoring_threads})
     shared = os.environ.get(METRICS_FOLDER)
-    if settings.bind_cores and shared is not None:
-        bind_to_a_share(Path(shared), settings.workers)
+    if shared is not None:
+        hold_folder(Path(shared))
+        if settings.bind_cores:
+            bind_to_a_share(Path(shared), settings.workers)
     hashed_ahead.begin(settings.models)
     from service.app import create_app
 

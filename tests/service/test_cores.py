@@ -63,6 +63,15 @@ def test_nothing_is_bound_where_there_is_less_than_a_core_for_each(tmp_path: Pat
 
 
 @needs_two_cores
+def test_a_folder_that_takes_no_lock_file_costs_the_binding_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert bind_to_a_share(tmp_path / "absent", 2) is None
+    assert os.sched_getaffinity(0) == CORES
+    assert caplog.messages == ["no room for the locks of --bind-cores: this worker is not bound"]
+
+
+@needs_two_cores
 def test_workers_of_a_service_say_which_cores_are_theirs(tmp_path: Path) -> None:
     publish_artifact(tmp_path)
     with RunningService(tmp_path, "--workers", "2", "--bind-cores", "true") as service:
