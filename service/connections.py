@@ -7,6 +7,7 @@ by itself, by reason; service/connection_metrics.py collects it.
 """
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Protocol
 
 # What is not HTTP, or is refused before the application sees it; headers or trailers that are slow or large; requests
@@ -37,6 +38,15 @@ _ANSWER = (
     "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\n"
     "connection: close\r\n\r\n{text}"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds from the first byte of a request to the end of its headers, and their size in bytes; trailers have as
+    much again."""
+
+    header_seconds: float = 10.0
+    header_bytes: int = 32 * 1024
 
 
 class Holder(Protocol):

@@ -9,7 +9,6 @@ its body; past them the client is answered 408 or 431 and cut off. Bodies are li
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.connections import Connections, last_words
+from service.connections import Connections, Limits, last_words
 from service.one_timer import OneTimer
 
 # The key of the application's state under which there may be a function of a request's scope: the bytes of an answer,
@@ -39,15 +38,6 @@ _LINGER_SECONDS = 2.0
 _MOST_PIPELINED = 100
 # Idle connections that end for new ones, at once: finding them takes a look at all.
 _IDLE_ENDED = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Seconds from the first byte of a request to the end of its headers, and their size in bytes; trailers have as
-    much again."""
-
-    header_seconds: float = 10.0
-    header_bytes: int = 32 * 1024
 
 
 class RefusedError(Exception):
@@ -79,6 +69,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _is_upgrade = False
     _is_after_chunk = False
     _framing_bytes = 0
+    _field_bytes = 0  # of its headers, or of its trailers, so far
     _is_shed = False
     _unread_bytes = 0
     _pause: asyncio.TimerHandle | None = None
@@ -125,10 +116,9 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if not (self._is_unfinished or self.pipeline):
             return
-        # Whole reads are counted, after the one in which they began: no more than that one is over the limit.
+        # Of a field that has not ended whole reads are counted, after the one in which it began.
         if self._framing_bytes > self.limits.header_bytes and self._is_unfinished:
-            what = "headers" if self._is_in_headers else "trailers"
-            self._cut_off("large_headers", f"over {self.limits.header_bytes} bytes of {what}")
+            self._cut_off(*self._too_large())
         elif self._is_in_headers or self.pipeline or not self._is_refused():
             self.shared.hold(self, len(data))
 
@@ -149,13 +139,19 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._is_unfinished = self._is_in_headers = True
         self._is_upgrade = self._is_after_chunk = self._is_shed = False
-        self._framing_bytes = self._unread_bytes = 0
+        self._framing_bytes = self._field_bytes = self._unread_bytes = 0
         self._next.start(self.limits.header_seconds, self._too_slow)
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the address, which counts as headers do."""
+        super().on_url(url)
+        self._count_field(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, without the blanks after its value (RFC 9110, 5.5). Trailers come here too and are dropped: a key,
         for one, must not come after a body."""
         name = name.lower()
+        self._count_field(len(name) + len(value) + len(b": \r\n"))
         if self._is_in_headers:
             value = value.rstrip(b" \t")
             if name == b"expect" and value.lower() == b"100-continue":
@@ -178,7 +174,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if answer is None:
             super().on_headers_complete()  # raises where an address is none
         self._is_in_headers = False
-        self._framing_bytes = 0
+        self._framing_bytes = self._field_bytes = 0
         if answer is None:
             return
         self._is_shed = True
@@ -350,6 +346,15 @@ class GuardedProtocol(HttpToolsProtocol):
             self._pause = None
             if not self.transport.is_closing():
                 self.flow.resume_reading()
+
+    def _count_field(self, size: int) -> None:
+        self._field_bytes += size
+        if self._field_bytes > self.limits.header_bytes:
+            raise RefusedError(*self._too_large())
+
+    def _too_large(self) -> tuple[str, str]:
+        what = "headers" if self._is_in_headers else "trailers"
+        return "large_headers", f"over {self.limits.header_bytes} bytes of {what}"
 
     def _too_slow(self) -> None:
         what = "headers" if self._is_in_headers else "trailers"

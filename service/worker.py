@@ -9,9 +9,9 @@ from starlette.types import ASGIApp
 
 from model import hashed_ahead
 from service.certificates import Certificates
-from service.connections import Connections
+from service.connections import Connections, Limits
 from service.cores import bind_to_a_share
-from service.http_protocol import GuardedProtocol, Limits
+from service.http_protocol import GuardedProtocol
 from service.metrics_folder import hold_folder
 from service.request_log import spare_unwritten_fields
 from service.settings import Settings

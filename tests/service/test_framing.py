@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from service.http_protocol import GuardedProtocol, Limits
+from service.connections import Limits
+from service.http_protocol import GuardedProtocol
 from tests.service.in_memory import Clock, Connection
 
 OFFERS = {
@@ -158,6 +159,24 @@ def test_trailers_have_the_size_of_headers(body: bytes, trailer: bytes) -> None:
     assert [status for status, _ in found] == [431]
     assert b"of trailers" in found[0][1]
     assert connection.transport.is_closed
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /" + b"u" * 40_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: x\r\n" * 8_000 + b"\r\n",
+        b"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: " + b"x" * 40_000 + b"\r\n\r\n",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: x\r\n" * 8_000 + b"\r\n",
+    ],
+)
+def test_the_size_of_headers_is_the_same_in_one_read_and_in_many(sent: bytes) -> None:
+    many = [sent[start : start + 1000] for start in range(0, len(sent), 1000)]
+    for parts in ([sent], many):
+        connection, found = talk(*parts)
+        assert [status for status, _ in found] == [431]
+        assert connection.transport.is_closed
 
 
 def test_what_is_written_beside_a_chunks_size_has_the_size_of_headers() -> None:
