@@ -12,7 +12,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from service import app, open_inference
-from service.settings import Settings
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of, sample
 from tests.service.tensors import HEADER_LENGTH, INFER, Given, binary_body, tensors_of
@@ -271,8 +270,8 @@ def test_a_draining_service_takes_no_more(tmp_path: Path, monkeypatch: pytest.Mo
     services: list[app.Service] = []
 
     class Collected(app.Service):
-        def __init__(self, settings: Settings) -> None:
-            super().__init__(settings)
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
             services.append(self)
 
     monkeypatch.setattr(app, "Service", Collected)

@@ -17,7 +17,6 @@ from service.app import Service
 from service.metrics import Metrics
 from service.model_store import ModelStore
 from service.scoring_threads import ScoringThreads
-from service.settings import Settings
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of, sample
 
@@ -28,8 +27,8 @@ def services(monkeypatch: pytest.MonkeyPatch) -> list[Service]:
     made: list[Service] = []
 
     class Collected(Service):
-        def __init__(self, settings: Settings) -> None:
-            super().__init__(settings)
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
             made.append(self)
 
     monkeypatch.setattr(app, "Service", Collected)

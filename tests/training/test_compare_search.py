@@ -81,7 +81,7 @@ def test_finite_space_is_tried_point_by_point_and_the_best_on_validation_is_trai
     assert {key: fusion[key] for key in EXPERTS[best]} == EXPERTS[best]
 
     markdown = (feed / "out" / "results.md").read_text(encoding="utf-8")
-    row = next(line for line in markdown.splitlines() if line.startswith("| ple |"))
+    row = next(line for line in markdown.splitlines() if line.startswith("| ple | experts"))
     words = ", ".join(f"{key} {value}" for key, value in EXPERTS[best].items())
     assert row.startswith(f"| ple | {words} | {expected[best]:.5f} |")
     assert f"| {expected[1 - best]:.5f} | 2 |" in row
