@@ -9,6 +9,7 @@ come this far.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope
 
 from service.errors import Fault, Problem, shown, told
-from service.labels import Labels
+from service.labels import Labels, named_once
 from service.model_store import ModelStore
 from service.wire import json_object
 
@@ -56,7 +57,7 @@ def admin_routes(store: ModelStore, read_body: ReadBody) -> APIRouter:
     router = APIRouter()
 
     async def change_labels(name: str, request: Request, change_of: Callable[[Any], Change]) -> dict[str, Any]:
-        change = change_of(json_object(await read_body(request.scope, request.receive, MAX_BODY_BYTES)))
+        change = change_of(_document(await read_body(request.scope, request.receive, MAX_BODY_BYTES)))
         entry = await asyncio.to_thread(store.set_labels, name, change)
         told = {key: entry[key] for key in ("name", "default_version", "labels", "labels_error")}
         return {**told, "poll_seconds": store.poll_seconds}
@@ -115,6 +116,15 @@ def read_labels(document: dict[str, Any]) -> Labels:
             for fault in error.errors(include_url=False, include_context=False)
         ]
         raise Problem.wrong_content(faults) from None
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    document = json_object(body)
+    try:
+        json.loads(body, object_pairs_hook=named_once)
+    except (ValueError, RecursionError) as error:
+        raise Problem.wrong_content([Fault("$", str(error))]) from None
+    return document
 
 
 def _got(value: object) -> str:

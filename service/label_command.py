@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.scorer import Scorer
-from service.labels import FILE_NAME, Labels, LabelsFile
+from service.labels import FILE_NAME, STABLE, Labels, LabelsFile, named_once
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,6 +39,9 @@ def change(folder: Path, changes: str, verify_key: Path | None = None) -> Labels
     with file.locked():
         file.poll()
         if file.error is not None:
+            if given and STABLE not in given:
+                # Services may have a pin in force that this file does not tell any more.
+                raise ValueError(f"{file.error}; name {STABLE} too, null for no pin: the labels begin anew")
             print(f"not in force, and begun anew: {file.error}", file=sys.stderr)
         labels = Labels.from_mapping(file.asked.merged(given), "labels")
         for version in sorted(set(labels.versions().values())):
@@ -50,9 +53,9 @@ def change(folder: Path, changes: str, verify_key: Path | None = None) -> Labels
 
 def _document(changes: str) -> dict[str, object]:
     try:
-        given = json.loads(changes)
+        given = json.loads(changes, object_pairs_hook=named_once)
     except ValueError as error:
-        raise ValueError(f"changes: not JSON ({error})") from None
+        raise ValueError(f"changes: not JSON that is understood ({error})") from None
     if not isinstance(given, dict):
         raise ValueError('changes: expected a JSON object, as in \'{"stable": "2"}\'')
     return given

@@ -28,6 +28,7 @@ from service.request_log import LOGGER
 
 FILE_NAME = "labels.yaml"
 STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
+_KEYS = (STABLE, CANARY, SHADOW, "version", "share")
 # Seeds of the hash of a request id, so that being in one sample says nothing about being in another.
 IMPRESSION_SEED, CANARY_SEED, SHADOW_SEED = 0, 1, 2
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -110,6 +111,17 @@ def _merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         inner = before.get(key)
         merged[key] = _merged(inner, given) if isinstance(inner, Mapping) and isinstance(given, Mapping) else given
     return {key: given for key, given in merged.items() if given is not None}
+
+
+def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text, for json.loads. Raises ValueError for a key that is given twice, of which readers of
+    JSON take either: a pin may be one that is set, or one that is removed."""
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in given if keys.count(key) > 1)
+        raise ValueError(f"key '{twice}' is given twice" if twice in _KEYS else "a key is given twice")
+    return given
 
 
 def falls_within(request_id: str, share: float, seed: int) -> bool:

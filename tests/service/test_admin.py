@@ -123,6 +123,23 @@ def test_a_put_takes_no_stable_pin_away_without_a_word(client: TestClient, model
     assert client.put(PATH, json={}).json()["labels"] == {}  # what is not pinned goes without a word
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('{"stable": "1", "stable": null}', "'stable' is given twice"),
+        ('{"canary": {"version": "2", "share": 0.1, "share": 1}}', "'share' is given twice"),
+        ('{"stable": "1", "x": 1, "x": 2}', "a key is given twice"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(client: TestClient, body: str, said: str) -> None:
+    assert client.put(PATH, headers=HEADERS, json={"stable": "2"}).status_code == 200
+    for send in (client.put, client.patch):
+        answer = send(PATH, headers=HEADERS, content=body)
+        assert answer.status_code == 422
+        assert said in answer.json()["detail"]
+    assert client.patch(PATH, headers=HEADERS, json={}).json()["labels"] == {"stable": "2"}
+
+
 def test_a_refused_share_is_named_with_its_value(client: TestClient) -> None:
     [fault] = client.put(PATH, json={"canary": {"version": "2", "share": 1.5}}).json()["errors"]
     assert fault["path"] == "canary.share"

@@ -55,6 +55,7 @@ def test_labels_are_shown_changed_and_merged(
         ('{"stabel": "1"}', "stabel"),
         ('{"canary": {"version": "2", "share": 2}}', "share"),
         ("stable: 1", "not JSON"),
+        ('{"stable": "1", "stable": null}', "'stable' is given twice"),
         ("[1]", "JSON object"),
     ],
 )
@@ -84,6 +85,17 @@ def test_labels_that_are_not_valid_are_replaced_and_said(
     assert change(monkeypatch, family, '{"stable": "1"}') == 0
     assert "begun anew" in capsys.readouterr().err
     assert yaml.safe_load((family / FILE_NAME).read_text()) == {"stable": 1}
+
+
+def test_labels_that_cannot_be_read_are_not_replaced_without_a_word_on_the_pin(
+    family: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (family / FILE_NAME).write_text("stable: 1\nshadow: [\n")
+    assert change(monkeypatch, family, '{"shadow": "2"}') == 2
+    assert "name stable too" in capsys.readouterr().err
+    assert (family / FILE_NAME).read_text() == "stable: 1\nshadow: [\n"
+    assert change(monkeypatch, family, '{"stable": null, "shadow": "2"}') == 0
+    assert yaml.safe_load((family / FILE_NAME).read_text()) == {"shadow": 2}
 
 
 def test_folder_that_is_none_is_one_line(
