@@ -81,8 +81,8 @@ class Keys:
             if needed == "admin":
                 raise Problem(403, "the admin API is off: no keys are configured", reason="forbidden")
             return None
-        scheme, _, text = (given or "").partition(" ")
-        if scheme.lower() != "bearer" or not 0 < len(text) <= _MAX_KEY:
+        scheme, text = _credentials(given)
+        if scheme != "bearer" or not 0 < len(text) <= _MAX_KEY:
             raise _unauthenticated("a key is needed: Authorization: Bearer KEY")
         digest = hash_of(text)
         found: Key | None = None
@@ -136,14 +136,20 @@ def needed_for(path: str) -> Right | None:
 def from_browser(given: str | None) -> str | None:
     """An Authorization header as `Keys.check` reads it, where a browser's is one of HTTP Basic: the key is its
     password."""
-    scheme, _, text = (given or "").partition(" ")
-    if scheme.lower() != "basic" or len(text) > 2 * _MAX_KEY:
+    scheme, text = _credentials(given)
+    if scheme != "basic" or len(text) > 2 * _MAX_KEY:
         return given
     try:
         password = base64.b64decode(text, validate=True).decode().partition(":")[2]
     except ValueError:
         return None
     return f"Bearer {password}"
+
+
+def _credentials(given: str | None) -> tuple[str, str]:
+    """The scheme, in small letters, and what follows after any number of blanks (RFC 9110, 11.4)."""
+    scheme, _, text = (given or "").partition(" ")
+    return scheme.lower(), text.lstrip(" ")
 
 
 def random_key() -> str:

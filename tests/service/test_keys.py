@@ -71,9 +71,15 @@ def test_probes_and_the_description_are_open(client: TestClient) -> None:
     assert [client.get(path).status_code for path in PROBES] == [200] * len(PROBES)
 
 
+@pytest.mark.parametrize("given", ["Bearer  {}", "bearer    {}"])
+def test_blanks_between_the_scheme_and_the_key_are_no_part_of_it(client: TestClient, given: str) -> None:
+    headers = {"Authorization": given.format(KEYS["feed"])}
+    assert client.post("/v1/rank", json=TINY_REQUEST, headers=headers).status_code == 200
+
+
 @pytest.mark.parametrize("given", [
     None, "", "Bearer", "Bearer ", "feedrank_one", "Basic feedrank_one", "Bearer feedrank_on", "Bearer feedrank_one ",
-    "Bearer  feedrank_one", "Bearer feedrank_onefeedrank_one", "Bearer " + "x" * 5000, "Bearer \xff\xfe",
+    "Bearer   ", "Bearer\tfeedrank_one", "Bearer feedrank_onefeedrank_one", "Bearer " + "x" * 5000, "Bearer \xff\xfe",
 ])  # fmt: skip
 def test_what_is_not_a_key_is_401_with_a_challenge(client: TestClient, given: str | None) -> None:
     before = sample_of(client)
