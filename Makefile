@@ -37,8 +37,8 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-tables \
-	bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-workers bench-start \
-	bench-score bench-parity bench-reliability bench-fuzz \
+	bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
+	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-label-means bench-first-demo clean
 
 help: ## this list
@@ -192,6 +192,9 @@ bench-serving: $(STAMP) ## what a request costs, against other services around t
 
 bench-equal-rows: $(STAMP) ## what it costs a request to find equal candidates where there are none
 	@exec $(PY) -m benchmarks.equal_rows $(ARGS)
+
+bench-private-copy: $(STAMP) ## tables mapped by two workers, and one private copy of them for both
+	@exec $(PY) -m benchmarks.private_copy $(ARGS)
 
 bench-workers: $(STAMP) ## threads and workers: CPU time, growth, memory, what batches could save
 	@exec $(PY) -m benchmarks.workers $(ARGS)
