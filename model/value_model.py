@@ -31,6 +31,8 @@ DEFAULT = "default"
 # So that exact Shapley values stay cheap: 2 ** 12 evaluations of the formula a candidate.
 MAX_FORMULA_TASKS = 12
 _EVALUATIONS_AT_ONCE = 2**18
+# In a file: accepting a formula may take some tenths of a second, and what is polled waits for all of them.
+MAX_VALUE_MODELS = 100
 
 Array = NDArray[np.float64]
 # Of a logarithm: no sum of them comes near what a float64 holds, in whatever order it is added up.
@@ -287,6 +289,10 @@ class ValueModels:
             return cls.built_in(domain)
         if not isinstance(data, Mapping) or DEFAULT not in data:
             raise ValueError(f"{path}: needs a mapping of value models with one named '{DEFAULT}', or {{}} for none")
+        if len(data) > MAX_VALUE_MODELS:
+            raise ValueError(
+                f"{path}: at most {MAX_VALUE_MODELS} value models, got {len(data):,}; remove what no request names"
+            )
         models = {}
         for name, entry in data.items():
             if not isinstance(name, str):

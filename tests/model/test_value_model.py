@@ -10,6 +10,7 @@ import pytest
 from model.schema import FeedSchema
 from model.value_model import (
     DEFAULT,
+    MAX_VALUE_MODELS,
     AnswerDomain,
     Expression,
     ValueModel,
@@ -50,6 +51,15 @@ def test_a_large_weight_does_not_cost_the_small_tasks_their_digits() -> None:
     answers = np.array([[1.0, 0.001, 0, 0], [1.0, 0.002, 0, 0]], np.float32)
     first, second = value_model({"click": 1e8, "like": 1.0}).score(answers)
     assert second - first == pytest.approx(0.001, rel=1e-4)
+
+
+def test_a_file_of_too_many_value_models_is_refused_before_any_is_tried() -> None:
+    names = [DEFAULT, *(f"v{number}" for number in range(1, MAX_VALUE_MODELS))]
+    most = "\n".join(f"{name}: {{kind: weighted_sum, weights: {{click: 1.0}}}}" for name in names)
+    assert ValueModels.from_bytes(most.encode(), "v.yaml", domain_of(everything())).names == names
+    over = most.replace("click", "no_task") + '\none_more: {kind: expression, formula: "1 / click"}'
+    with pytest.raises(ValueError, match=r"^v\.yaml: at most 100 value models, got 101; remove"):
+        ValueModels.from_bytes(over.encode(), "v.yaml", domain_of(everything()))
 
 
 def test_score_of_no_candidate_is_empty() -> None:
