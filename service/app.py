@@ -33,7 +33,7 @@ from service.authorize import Authorize
 from service.certificates import Certificates
 from service.content_encoding import encoding_of, size_of, unpacked
 from service.errors import Fault, Problem, refusal, told
-from service.http_protocol import SHED, GuardedProtocol
+from service.http_protocol import CUT_OFF, SHED, GuardedProtocol
 from service.impression_log import ImpressionLog
 from service.keys import Keys
 from service.metrics import INFER, RANK, Metrics
@@ -121,7 +121,7 @@ class Service:
         except TimeoutError:
             problem = deadline_passed()
         except ClientDisconnect:
-            await Response(status_code=_DISCONNECTED)(scope, receive, send)
+            await Response(status_code=scope.get(CUT_OFF, _DISCONNECTED))(scope, receive, send)
             return
         except Problem as raised:
             problem = raised

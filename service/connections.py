@@ -91,6 +91,11 @@ class Connections:
         return dict(ends)
 
 
+def status_of(reason: str) -> int:
+    """The status of the answer to a client whose connection ends for a reason."""
+    return int(_STATUS[reason][:3])
+
+
 def last_words(reason: str, text: str) -> bytes:
     """The answer to a client whose connection ends for a reason."""
     return _ANSWER.format(status=_STATUS[reason], length=len(text), text=text).encode("ascii")

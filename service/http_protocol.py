@@ -16,7 +16,7 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.connections import Connections, Limits, last_words
+from service.connections import Connections, Limits, last_words, status_of
 from service.one_timer import OneTimer
 
 # The key of the application's state under which there may be a function of a request's scope: the bytes of an answer,
@@ -26,6 +26,8 @@ SHED = "shed"
 IS_WHOLE = "feedrank.is_whole"
 # And this one where its body will not come whole, as unfinished requests hold too much together.
 NO_ROOM = "feedrank.no_room"
+# And this one, with the status that the client is answered, where it is cut off before its body is whole.
+CUT_OFF = "feedrank.cut_off"
 # Of a body whose request is answered, what is still read, and so much at once, with a pause after it: most clients look
 # for an answer when they have sent all, and many of them at once must not take the time of others. Beyond it, and for a
 # client that would send for ever, the connection ends.
@@ -382,6 +384,8 @@ class GuardedProtocol(HttpToolsProtocol):
             if self._is_shed or self.cycle.response_started:
                 answer = b""
             if not self._is_shed:
+                if reason != "ended_early":  # most of those have left
+                    self.cycle.scope[CUT_OFF] = status_of(reason)  # type: ignore[literal-required]
                 _disconnect(self.cycle)
                 if self.pipeline and self.pipeline[0][0] is self.cycle:
                     self.pipeline.popleft()

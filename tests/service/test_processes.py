@@ -133,6 +133,16 @@ def test_a_client_that_goes_away_is_no_error(tmp_path: Path) -> None:
         gone = "ranking_requests_total", frozenset({("endpoint", "/v1/rank"), ("code", "499")})
         service.wait_for(lambda: gone in _samples(service.client))
         assert _samples(service.client)["ranking_requests_in_flight", frozenset()] == 0
+        # One that is cut off in its trailers is counted by the status that it sees.
+        with socket.create_connection((url.host, url.port or 0), timeout=10) as connection:
+            head = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+            connection.sendall(head)
+            service.wait_for(lambda: _samples(service.client)["ranking_requests_in_flight", frozenset()] == 1)
+            connection.sendall(b"X: " + b"y" * 40_000)
+            assert connection.recv(12) == b"HTTP/1.1 431"
+        cut_off = "ranking_requests_total", frozenset({("endpoint", "/v1/rank"), ("code", "431")})
+        service.wait_for(lambda: cut_off in _samples(service.client))
+        assert _samples(service.client)[gone] == 1
         assert _answer(service)["model_version"] == "1"
         assert not any("Traceback" in line or "traceback" in line for line in service.log), service.log
 
