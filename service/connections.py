@@ -92,8 +92,9 @@ class Connections:
 
 
 def status_of(reason: str) -> int:
-    """The status of the answer to a client whose connection ends for a reason."""
-    return int(_STATUS[reason][:3])
+    """The status by which a request counts whose connection ends for a reason: that of the answer, but 499 where it
+    ended early, for few of those clients are there to read one."""
+    return 499 if reason == "ended_early" else int(_STATUS[reason][:3])
 
 
 def last_words(reason: str, text: str) -> bytes:

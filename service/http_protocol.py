@@ -19,15 +19,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.connections import Connections, Limits, last_words, status_of
 from service.one_timer import OneTimer
 
-# The key of the application's state under which there may be a function of a request's scope: the bytes of an answer,
-# or None where it goes on.
+# Key of the application's state, maybe with a function of a request's scope: an answer's bytes, or None to go on.
 SHED = "shed"
-# Keys of a request's scope. This one is there when its body is: reading it takes no time then.
-IS_WHOLE = "feedrank.is_whole"
-# And this one where its body will not come whole, as unfinished requests hold too much together.
-NO_ROOM = "feedrank.no_room"
-# And this one, with the status that the client is answered, where it is cut off before its body is whole.
-CUT_OFF = "feedrank.cut_off"
+# Keys of a request's scope: its body is there, and reading it takes no time; it will not come whole, as unfinished
+# requests hold too much together; the status that its client is answered, who is cut off before it is whole.
+IS_WHOLE, NO_ROOM, CUT_OFF = "feedrank.is_whole", "feedrank.no_room", "feedrank.cut_off"
 # Of a body whose request is answered, what is still read, and so much at once, with a pause after it: most clients look
 # for an answer when they have sent all, and many of them at once must not take the time of others. Beyond it, and for a
 # client that would send for ever, the connection ends.
@@ -384,8 +380,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if self._is_shed or self.cycle.response_started:
                 answer = b""
             if not self._is_shed:
-                if reason != "ended_early":  # most of those have left
-                    self.cycle.scope[CUT_OFF] = status_of(reason)  # type: ignore[literal-required]
+                self.cycle.scope[CUT_OFF] = status_of(reason)  # type: ignore[literal-required]
                 _disconnect(self.cycle)
                 if self.pipeline and self.pipeline[0][0] is self.cycle:
                     self.pipeline.popleft()
