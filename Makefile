@@ -43,7 +43,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests)
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-18s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-20s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv from the lock files (DEVICE=cpu|gpu, TORCH_INDEX=URL)
 
