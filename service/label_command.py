@@ -1,9 +1,9 @@
 """`python -m service labels models/NAME '{"stable": "2"}'`: change the labels of a model where no admin API can.
 
 In: the model's folder, writable, and what changes, as PATCH takes it (null removes a label, what is left out stays);
-`{}` changes nothing and shows what is set. Every version that a label names has to verify and to answer its golden
-requests. Out: the labels as JSON; services that read the folder follow at their next poll. Status 2 after one line
-where something is wrong.
+`{}` changes nothing and shows what is set. Where the file cannot be read, what changes has to name `stable`. Every
+version that a label names has to verify and to answer its golden requests. Out: the labels as JSON; services that read
+the folder follow at their next poll. Status 2 after one line where something is wrong.
 """
 
 import argparse

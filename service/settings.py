@@ -77,7 +77,7 @@ class Settings(BaseModel):
     queue_seconds: float = Field(
         0.08, gt=0, le=60, description="seconds that a request may have to wait for others; beyond, it is answered 429"
     )
-    poll_seconds: float = Field(2.0, gt=0, le=3600, description="seconds between looks at the models folder")
+    poll_seconds: float = Field(2.0, gt=0, le=3600, description="seconds between polls of the models folder")
     startup_seconds: float = Field(
         60.0, ge=0, description="seconds that the first load may take before the port opens all the same"
     )
