@@ -31,7 +31,7 @@ INSTALL_TORCH := requirements/install_torch.py
 LOCKS := $(filter-out requirements/mlserver.txt requirements/sbom.txt,$(wildcard requirements/*.txt))
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The serving image carries fewer packages than a checkout.
-TYPED := $(wildcard model training service deploy benchmarks tests)
+TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TORCH))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
@@ -92,8 +92,8 @@ test-reliability: $(STAMP) ## reloads, overload, killed workers, damage, fuzzing
 test-serve-only: $(STAMP) $(SERVE_STAMP) ## the service in an environment without torchrec
 	@tests/serve_only.sh $(PY) $(SERVE_PY)
 
-test-image: $(STAMP) ## build both images and run them (FEEDRANK_BUILD_IMAGE="COMMAND", for example "buildah build")
-	@exec $(PY) -m pytest tests/deploy/test_image.py $(ARGS)
+test-image: $(STAMP) ## build both images and run them (FEEDRANK_BUILD_IMAGE="COMMAND", for example "buildah build --network host")
+	@exec $(PY) -m pytest tests/deploy/test_image.py tests/deploy/test_image_torch.py $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy, nothing is changed
 	@$(PY) -m ruff check .

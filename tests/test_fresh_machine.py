@@ -1,10 +1,8 @@
 """A machine that has nothing yet: which torch `make setup` and the images install, by indexes on loopback.
 
-Wheels named torch are made up: one imports nowhere, as the CUDA build without its libraries, another one where the
-libraries of requirements/torch-gpu.txt are beside it. Where pip has a real CPU wheel on this machine's disk, that too.
+tests/deploy/test_image_torch.py builds images against such indexes, and installs the real CPU wheel.
 """
 
-import json
 import os
 import re
 import runpy
@@ -17,70 +15,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.package_index import Wheel, package_index
-
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "requirements" / "install_torch.py"
-PIN = next(line for line in (ROOT / "requirements/serve.txt").read_text().splitlines() if line.startswith("torch=="))
-VERSION = PIN.partition("==")[2]
-MISSING = "libcudnn.so.9: cannot open shared object file: No such file or directory"
-
-CPU = Wheel(f"{VERSION}+cpu", {"torch/__init__.py": "", "torch/version.py": "cuda = None\n"})
-BROKEN = Wheel(f"{VERSION}+cpu", {"torch/__init__.py": "raise ImportError('libgomp.so.1: cut short')\n"})
-# As the CUDA build: of the plain version, and in need of a library that another package brings.
-CUDA = Wheel(
+from tests.fresh_machine import (
+    BROKEN,
+    CPU,
+    CUDA,
+    LIBRARIES,
+    MISSING,
+    PIN,
+    ROOT,
+    SCRIPT,
     VERSION,
-    {
-        "torch/__init__.py": f"""
-try:
-    import nvidia_cudnn_cu13
-except ImportError:
-    raise ImportError({MISSING!r}) from None
-""",
-        "torch/version.py": "cuda = '13.0'\n",
-    },
+    Machine,
+    pip_alone,
+    refusing_index,
+    settings_of,
 )
-LIBRARIES = {
-    name: Wheel(version, {f"{name.replace('-', '_')}/__init__.py": ""})
-    for name, _, version in (line.partition("==") for line in (ROOT / "requirements/torch-gpu.txt").read_text().split())
-    if version
-}
+from tests.package_index import Wheel, package_index
 
 
 @pytest.fixture
 def refusing() -> Iterator[str]:
-    """The URL of an index that nobody answers for: the port is taken, and nothing listens on it."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}/simple"
-
-
-def settings_of(home: Path, own_index: str) -> dict[str, str]:
-    """The environment of a machine where pip knows one index and nothing else."""
-    # pip of the environment that runs the tests stands for that of the base image.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    home.mkdir(exist_ok=True)
-    pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": own_index, "PIP_RETRIES": "0", "PIP_NO_COMPILE": "1"}
-    return {"PATH": path, "HOME": str(home), **pip}
-
-
-class Machine:
-    """An empty environment, and pip's own index."""
-
-    def __init__(self, folder: Path, own_index: str) -> None:
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-        self.python = folder / "venv/bin/python"
-        self.environment = settings_of(folder / "home", own_index)
-
-    def install(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """install_torch.py in the environment."""
-        command = [str(self.python), str(SCRIPT), *arguments]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-
-    def packages(self) -> set[str]:
-        """What is installed, as `name-version`."""
-        (packages,) = self.python.parents[1].glob("lib/python3*/site-packages")
-        return {path.name.removesuffix(".dist-info") for path in packages.glob("*.dist-info")}
+    with refusing_index() as url:
+        yield url
 
 
 def only_line(done: "subprocess.CompletedProcess[str]") -> str:
@@ -92,7 +48,7 @@ def only_line(done: "subprocess.CompletedProcess[str]") -> str:
 
 def test_cuda_build_gets_its_libraries_where_torchs_own_index_refuses(tmp_path: Path, refusing: str) -> None:
     with package_index({"torch": CUDA, **LIBRARIES}) as pips:
-        machine = Machine(tmp_path, pips)
+        machine = Machine(tmp_path, pips, has_pip=False)
         done = machine.install("--index", refusing)
         assert done.returncode == 0, done.stderr
         assert f"no {PIN} from {refusing}" in done.stdout
@@ -119,10 +75,14 @@ def test_cuda_build_without_its_libraries_ends_in_one_line(tmp_path: Path, refus
         assert machine.install("--check", "torch").returncode == 0
 
 
-def test_build_that_does_not_import_ends_in_one_line_and_gives_way(tmp_path: Path, refusing: str) -> None:
+def test_build_that_does_not_import_gives_way_and_both_builds_of_fbgemm_go(tmp_path: Path, refusing: str) -> None:
     with package_index({"torch": BROKEN}) as torchs:
         machine = Machine(tmp_path, refusing)
+        # Both builds of fbgemm hold the same folder: removing one alone would leave the other without its files.
+        for name in ("fbgemm-gpu", "fbgemm-gpu-cpu"):
+            machine.unpack(name, Wheel("1.8.0", {"fbgemm_gpu/__init__.py": ""}))
         assert machine.install("--index", torchs).returncode == 0
+        assert machine.packages() == {f"torch-{VERSION}+cpu"}
         line = only_line(machine.install("--check", "torch"))
         assert line.startswith("error: `import torch` fails (ImportError: libgomp.so.1: cut short) beside torch")
         assert "TORCH_INDEX=URL" in line
@@ -139,7 +99,7 @@ def test_no_index_at_all_ends_in_one_line(tmp_path: Path, refusing: str) -> None
 
 def test_gpu_gets_the_cuda_build_and_its_libraries_or_one_line(tmp_path: Path) -> None:
     with package_index({"torch": CPU, **LIBRARIES}) as pips, package_index({"torch": CUDA}) as torchs:
-        machine = Machine(tmp_path, pips)
+        machine = Machine(tmp_path, pips, has_pip=False)
         assert "a CPU build from pip: DEVICE=gpu needs TORCH_INDEX=URL" in only_line(machine.install("--device", "gpu"))
         machine.environment["PIP_EXTRA_INDEX_URL"] = pips
         assert machine.install("--device", "gpu", "--index", torchs).returncode == 0
@@ -163,34 +123,12 @@ def test_index_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -
         assert script["probe"](f"http://127.0.0.1:{silent.getsockname()[1]}/simple") == "no answer in 2 s"
 
 
-def real_wheel() -> Path:
-    """The CPU wheel that this machine's pip takes from its disk; skips where it would fetch one."""
-    command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--no-deps"]
-    done = subprocess.run([*command, "--report", "-", PIN], capture_output=True, text=True, check=False)
-    places = (
-        [item["download_info"]["url"] for item in json.loads(done.stdout)["install"]] if not done.returncode else []
-    )
-    if not places or not places[0].startswith("file:"):
-        pytest.skip("pip has no CPU wheel of torch on this machine's disk")
-    return Path(places[0].removeprefix("file://").replace("%2B", "+"))
-
-
-@pytest.mark.slow
-def test_real_cpu_wheel_is_installed_and_imports(tmp_path: Path, refusing: str) -> None:
-    wheel = real_wheel()
-    with package_index({"torch": Wheel(wheel.name.split("-")[1], path=wheel)}) as torchs:
-        machine = Machine(tmp_path, refusing)
-        done = machine.install("--index", torchs)
-        assert done.returncode == 0, done.stderr
-    # What torch needs besides lies in the environment that runs the tests, which comes last.
-    (packages,) = machine.python.parents[1].glob("lib/python3*/site-packages")
-    (packages / "others.pth").write_text(str(Path(pytest.__file__).parents[1]) + "\n")
-    done = machine.install("--check", "torch")
-    assert done.returncode == 0, done.stderr
-    where = subprocess.run(
-        [machine.python, "-c", "import torch; print(torch.__file__)"], capture_output=True, text=True
-    )
-    assert Path(where.stdout.strip()).is_relative_to(tmp_path)
+PYTHON = """#!/bin/sh
+set -e
+[ "$1 $2" = "-m venv" ] || exec {python} "$@"
+{python} -m venv --without-pip "$3"
+for packages in "$3"/lib/python3*/site-packages; do echo {pip} >"$packages/pip.pth"; done
+"""
 
 
 def checkout(folder: Path) -> Path:
@@ -205,7 +143,11 @@ def checkout(folder: Path) -> Path:
 
 
 def make_setup(folder: Path, environment: dict[str, str], *variables: str) -> "subprocess.CompletedProcess[str]":
-    command = ["make", "--no-print-directory", "setup", f"PYTHON={sys.executable}", *variables]
+    """`make setup`, by a Python whose environments take their pip from the one that runs the tests."""
+    python = folder / "python"
+    python.write_text(PYTHON.format(python=sys.executable, pip=pip_alone(folder / "pip")))
+    python.chmod(0o755)
+    command = ["make", "--no-print-directory", "setup", f"PYTHON={python}", *variables]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -240,17 +182,6 @@ def test_make_setup_that_cannot_import_ends_in_one_line_and_is_not_done(tmp_path
     assert end.startswith("make: ***")
 
 
-def test_both_builds_of_fbgemm_go_where_the_other_device_s_is_there(tmp_path: Path) -> None:
-    """They hold the same folder: removing one alone would leave the other without its files."""
-    both = {name: Wheel("1.8.0", {"fbgemm_gpu/__init__.py": ""}) for name in ("fbgemm-gpu", "fbgemm-gpu-cpu")}
-    with package_index({"torch": CPU, **both}) as pips:
-        machine = Machine(tmp_path, pips)
-        pip = [sys.executable, "-m", "pip", "--python", str(machine.python), "install", "-qq", *both]
-        subprocess.run(pip, env=machine.environment, check=True)
-        assert machine.install("--index", pips).returncode == 0
-    assert machine.packages() == {f"torch-{VERSION}+cpu"}
-
-
 def stages() -> dict[str, str]:
     parts = re.split(r"^FROM \S+ AS (\w+)$", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -258,7 +189,7 @@ def stages() -> dict[str, str]:
 
 @pytest.mark.parametrize("stage", ["serve", "train"])
 def test_images_install_torch_as_make_setup_does(stage: str) -> None:
-    """tests/deploy/test_image.py builds them; this needs no engine."""
+    """tests/deploy/test_image_torch.py builds one; this needs no engine."""
     text = stages()[stage]
     assert re.search(r"^COPY (?:.*\\\n)?.*requirements/install_torch\.py requirements/$", text, re.MULTILINE)
     assert 'python requirements/install_torch.py --device "$DEVICE" --index "$TORCH_INDEX"' in text
