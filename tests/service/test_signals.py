@@ -63,11 +63,12 @@ def _scores(client: httpx.Client) -> list[float]:
     return scores
 
 
-def test_sighup_that_was_ignored_at_the_start_stays_ignored(tmp_path: Path) -> None:
+def test_an_ignored_sighup_stays_so_and_workers_of_a_killed_parent_finish_and_free_the_port(tmp_path: Path) -> None:
     publish_artifact(tmp_path)
+    body = json.dumps(TINY_REQUEST).encode()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
     try:
-        service = RunningService(tmp_path, "--workers", "2")
+        service = RunningService(tmp_path, "--workers", "2", "--threads", "1")
     finally:
         signal.signal(signal.SIGHUP, before)
     with service:
@@ -76,13 +77,6 @@ def test_sighup_that_was_ignored_at_the_start_stays_ignored(tmp_path: Path) -> N
             status = Path(f"/proc/{process}/status").read_text()
             ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
             assert int(ignored, 16) >> (signal.SIGHUP - 1) & 1, process
-
-
-def test_workers_of_a_killed_parent_finish_what_they_have_and_free_the_port(tmp_path: Path) -> None:
-    publish_artifact(tmp_path)
-    body = json.dumps(TINY_REQUEST).encode()
-    with RunningService(tmp_path, "--workers", "2", "--threads", "1") as service:
-        service.wait_workers(2)
         address = (service.client.base_url.host, service.client.base_url.port or 0)
         workers = [psutil.Process(pid) for pid in service.workers()]
 
