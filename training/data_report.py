@@ -25,6 +25,7 @@ from training.data_tally import Tally, by_chance, drift, known_lookups
 from training.id_report import UNKNOWN
 from training.input.arrow_columns import columns_from_arrow, plain
 from training.input.bad_rows import BadRows
+from training.input.bounds import days_of
 from training.input.index import LogIndex, index_of
 from training.input.reader import LogReader
 from training.leaks import Times, Twins
@@ -33,7 +34,7 @@ from training.vocabulary import fitted_of_file
 
 log = logging.getLogger(__name__)
 
-# Values of the split column that are told apart; a column that has more splits rows at random, not by time.
+# Values of the split column (of times, days) that are told apart; a column that has more splits rows at random.
 MOST_PARTITIONS = 100
 OTHERS = "(others)"
 # Jensen-Shannon divergence, bits, from which a feature is named: about where PSI, 8 ln 2 times as much, is at its
@@ -127,12 +128,13 @@ def refuse_constant_labels(schema: FeedSchema, train: Tally) -> None:
                 f"task {task.name}: label '{task.label}' is {least:g} in all {observed:,} rows of split train that "
                 "count; mend the column, or leave the task out (tasks: [...])"
             )
+        # Of all but one row: their own sum may be lost in the rounding of the largest label.
         mean_of_others = max(train.label_sum[task.name] - most, 0.0) / max(observed - 1, 1)
         if most > ABSURD and most > ABSURD_RATIO * mean_of_others:
             log.warning(
-                "task %s: label '%s' is %g in a row of split train, and %g in the mean of all others, which vanish "
+                "task %s: label '%s' is %g in a row of split train, over %g times the mean of all others, which vanish "
                 "beside it; fix that row, or leave it out",
-                task.name, task.label, most, mean_of_others,
+                task.name, task.label, most, ABSURD_RATIO,
             )  # fmt: skip
 
 
@@ -160,8 +162,9 @@ def _tally(
                     times.add(split, table.column(reader.selector.column))
                     if split == "train":
                         twins.add(table, columns)
-                    for value, rows_B in _by_value(table, reader.selector.column):
-                        value = value if (split, value) in tallies or len(tallies) < MOST_PARTITIONS else OTHERS
+                    values = days_of(plain(table.column(reader.selector.column)), reader.config.split.timezone)
+                    named = {value for of_split, value in tallies if of_split == split}
+                    for value, rows_B in _by_value(values, named, room=MOST_PARTITIONS - len(tallies)):
                         tally = tallies.setdefault((split, value), Tally(schema))
                         if rows_B is None:
                             tally.add(schema, table, columns, lookups)
@@ -171,19 +174,24 @@ def _tally(
     return tallies, [*times.warnings(), *twins.warnings()]
 
 
-def _by_value(table: pa.Table, column: str) -> Iterator[tuple[str, np.ndarray[Any, Any] | None]]:
-    """Each value of a column, as text, with its rows; None for all of them."""
-    if not table.num_rows:
+def _by_value(
+    values: pa.ChunkedArray, named: set[str], *, room: int
+) -> Iterator[tuple[str, np.ndarray[Any, Any] | None]]:
+    """Each value of a column, as text, with its rows; None for all of them. Rows of values that are neither `named` nor
+    among the first `room` others are one part: there may be as many values as rows."""
+    if not len(values):
         return
-    encoded = plain(table.column(column)).combine_chunks().dictionary_encode()
+    encoded = values.combine_chunks().dictionary_encode()
     codes_B = pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy()
-    values = encoded.dictionary
-    if pa.types.is_timestamp(values.type):  # Python's times hold no nanoseconds
-        values = values.cast(pa.string())
-    names = [*map(str, values.to_pylist()), "null"]
-    held = np.unique(codes_B).tolist()
-    for code in held:
-        yield names[code], None if len(held) == 1 else np.flatnonzero(codes_B == code)
+    names = [*map(str, encoded.dictionary.to_pylist()), "null", OTHERS]
+    held = np.unique(codes_B)
+    fresh = [code for code in held.tolist() if names[code] not in named]
+    part_of = np.arange(len(names))
+    part_of[fresh[max(room, 0) :]] = len(names) - 1
+    parts_B = part_of[codes_B]
+    parts = np.unique(part_of[held]).tolist()
+    for part in parts:
+        yield names[part], None if len(parts) == 1 else np.flatnonzero(parts_B == part)
 
 
 def _described(schema: FeedSchema, tally: Tally, train: Tally, has_vocabulary: set[str]) -> dict[str, Any]:

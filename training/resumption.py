@@ -12,6 +12,7 @@ from typing import Any
 
 from training.config import TrainingConfig
 from training.run import CONFIG, SUMMARY, Run, made_of_a_finished_run, write_json
+from training.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,15 @@ def _is_longer(change: Difference, existing: Run, fresh: Run) -> bool:
 
 
 def _say_longer(before: TrainingConfig, now: TrainingConfig) -> None:
-    log.info("%s: its run of %d epochs goes on, to %d", now.output, before.epochs, now.epochs)
+    if now.epochs == before.epochs:
+        log.info("%s: its run goes on with other early stopping", now.output)
+    else:
+        log.info("%s: its run of %s goes on, to %d", now.output, counted(before.epochs, "epoch"), now.epochs)
     if now.optimizer.schedule == "cosine" and now.epochs != before.epochs:
         log.warning(
-            "optimizer.schedule: cosine: until here the rates fell as over %d epochs, from here as over %d; a run that "
+            "optimizer.schedule: cosine: until here the rates fell as over %s, from here as over %d; a run that "
             "had %d from the start would have other weights (a constant schedule gives the same)",
-            before.epochs, now.epochs, now.epochs,
+            counted(before.epochs, "epoch"), now.epochs, now.epochs,
         )  # fmt: skip
 
 

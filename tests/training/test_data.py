@@ -184,7 +184,7 @@ def test_good_files_are_read_whole(tmp_path: Path) -> None:
         ("is_click", pa.nulls(60), "row 0: must be 0 or 1, got null"),
         ("watch_ms", with_value("watch_ms", 59, -0.5), r"column 'watch_ms' \(task watch\): row 59: must be a finite"),
         ("watch_ms", with_value("watch_ms", 4, float("inf")), "row 4: must be a finite number >= 0, got inf"),
-        ("watch_ms", with_value("watch_ms", 4, None), "row 4: must be a finite number >= 0, got null"),
+        ("watch_ms", with_value("watch_ms", 4, None), "row 4: must be a finite number >= 0, got null or NaN"),
         ("like_known", with_value("like_known", 5, None), r"column 'like_known' \(task like\): row 5: must be 0 or 1"),
         ("like_known", pa.array([3] * 60), "row 0: must be 0 or 1, got 3; 60 such rows"),
         ("duration", with_value("duration", 9, float("nan")), "column 'duration': row 9: NaN"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -199,6 +200,38 @@ def test_numbers_stand_by_size_and_splits_in_the_order_of_training(tmp_path: Pat
         ("validation", "8"),
         ("test", "4"),
     ]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("ns", "UTC"), pa.string()])
+def test_times_stand_by_their_days(tmp_path: Path, kind: pa.DataType) -> None:
+    table = feed_table(ROWS)
+    seconds = np.asarray(table.column("day")) * 86_400 + np.arange(table.num_rows)
+    times = pa.array(seconds, pa.timestamp("s")).cast(pa.timestamp("us"))
+    table = replaced(table, "day", times.cast(kind) if kind != pa.string() else pc.strftime(times, "%Y-%m-%dT%H:%M:%S"))
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "log.parquet")
+    split = {"column": "day", "train": {"max": "1970-01-05"}, "validation": "1970-01-06", "test": "1970-01-07"}
+    config = TrainingConfig.load(training_file(tmp_path), [f"data.split={json.dumps(split)}"])
+    content = data_report(LogReader(config.data, config.feed_schema()), index_of_config(config), show=False).content
+    assert [(part["split"], part["value"], part["rows"]) for part in content["partitions"]] == [
+        (split, f"1970-01-{day + 1:02d}", len(rows_where({day}))) for split in SPLITS for day in sorted(SPLITS[split])
+    ]
+
+
+def test_of_more_values_than_are_told_apart_the_rest_is_one_part(tmp_path: Path) -> None:
+    table = feed_table(ROWS)
+    numbers = np.arange(ROWS) % 150
+    (tmp_path / "data").mkdir()
+    pq.write_table(replaced(table, "day", pa.array(numbers)), tmp_path / "data" / "log.parquet", row_group_size=400)
+    split = {"column": "day", "train": {"max": 119}, "validation": {"min": 120}}
+    config = TrainingConfig.load(training_file(tmp_path), [f"data.split={json.dumps(split)}"])
+    content = data_report(LogReader(config.data, config.feed_schema()), index_of_config(config), show=False).content
+    rows = {(part["split"], part["value"]): part["rows"] for part in content["partitions"]}
+    assert rows == {
+        **{("train", str(number)): int((numbers == number).sum()) for number in range(100)},
+        ("train", "(others)"): int(((numbers >= 100) & (numbers < 120)).sum()),
+        ("validation", "(others)"): int((numbers >= 120).sum()),
+    }
 
 
 def index_of_config(config: TrainingConfig) -> LogIndex:

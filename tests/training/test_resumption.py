@@ -32,7 +32,7 @@ def test_a_finished_run_with_more_epochs_equals_one_that_had_them_from_the_start
     evaluate(run, "test", replicates=2)
     with caplog.at_level(logging.INFO):
         longer = trained(tmp_path, epochs=3)
-    assert "its run of 1 epochs goes on, to 3" in caplog.text
+    assert "its run of 1 epoch goes on, to 3" in caplog.text
     assert_same_checkpoints(whole, longer)
     assert Run.open(run.path).config.epochs == 3
     summaries = [one.summary() for one in (whole, longer)]
@@ -46,7 +46,7 @@ def test_a_schedule_over_all_epochs_is_said_to_give_other_weights(
     trained(tmp_path, epochs=1, optimizer={"schedule": "cosine"})
     caplog.clear()
     trained(tmp_path, epochs=2, optimizer={"schedule": "cosine"})
-    assert "cosine: until here the rates fell as over 1 epochs, from here as over 2" in caplog.text
+    assert "cosine: until here the rates fell as over 1 epoch, from here as over 2" in caplog.text
 
 
 def test_more_patience_goes_on_where_a_run_stopped_early(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -59,7 +59,9 @@ def test_more_patience_goes_on_where_a_run_stopped_early(tmp_path: Path, caplog:
     with caplog.at_level(logging.INFO):
         trained(tmp_path, **changes, early_stopping={"patience": 1})
     assert f"has finished after {stopped} epochs (early_stopping); nothing is left to train" in caplog.text
-    assert trained(tmp_path, **changes, early_stopping=None).summary()["epochs"] == 5
+    with caplog.at_level(logging.INFO):
+        assert trained(tmp_path, **changes, early_stopping=None).summary()["epochs"] == 5
+    assert f"{run.path}: its run goes on with other early stopping" in caplog.text
 
 
 def test_what_decides_no_weight_may_change(tmp_path: Path) -> None:

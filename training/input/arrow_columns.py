@@ -129,7 +129,7 @@ def _refuse(values_B: NDArray[np.float64], is_bad_B: Mask, rule: str) -> None:
         raise RowFault(
             rule,
             is_bad_B,
-            lambda row: "null (mask it or drop the row)" if np.isnan(values_B[row]) else f"{values_B[row]:g}",
+            lambda row: "null or NaN (mask it or drop the row)" if np.isnan(values_B[row]) else f"{values_B[row]:g}",
         )
 
 

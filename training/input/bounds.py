@@ -47,6 +47,19 @@ def span_of(value: Scalar, kind: pa.DataType, zone: str) -> Span:
     return Span(pa.scalar(str(day), kind), after and pa.scalar(str(after), kind), is_open=True)
 
 
+def days_of(values: pa.ChunkedArray, zone: str) -> pa.ChunkedArray:
+    """Days of a column of times, or of texts that begin with their dates, as text; other values as they are."""
+    kind = values.type
+    if pa.types.is_timestamp(kind):
+        if kind.tz is not None:
+            values = pc.local_timestamp(values.cast(pa.timestamp(kind.unit, zone)))
+        return values.cast(pa.date32()).cast(pa.string())
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if is_text and pc.all(pc.match_substring_regex(values, rf"^{_DATE.pattern}")).as_py():
+        return pc.utf8_slice_codeunits(values, 0, 10)
+    return values
+
+
 def literal(value: Scalar, kind: pa.DataType, zone: str) -> pa.Scalar:
     """A literal as a column's type: dates and times are written as text. Raises ValueError or ArrowException."""
     if pa.types.is_timestamp(kind):

@@ -53,9 +53,15 @@ class Selector:
         """Whether all rows of a part are in a split (True) or none is (False), from the least and the greatest value
         of a column without nulls; None where that does not decide it for every split."""
         bounds, _ = usual(pa.chunked_array([pa.array([low, high], kind)]))
+        try:
+            return self._decided(bounds, place, is_one=low == high)
+        except ValueError:  # `masks` tells values that compare (8 and '8') from those that do not
+            return None
+
+    def _decided(self, bounds: pa.ChunkedArray, place: str, *, is_one: bool) -> dict[SplitName, bool] | None:
         decided: dict[SplitName, bool] = {}
         for split, selection in self.selections.items():
-            is_convex = not isinstance(selection, list) or low == high
+            is_convex = not isinstance(selection, list) or is_one
             if is_convex and pc.all(_selected(bounds, selection, self._zone, place, self.column)).as_py():
                 decided[split] = True
             elif not self._may_overlap(bounds, selection, place):

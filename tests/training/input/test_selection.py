@@ -124,6 +124,19 @@ def test_no_row_of_a_range_of_days_is_lost_however_it_is_read(
     assert [report["splits"][name]["rows"] for name in ("train", "validation", "test")] == [36, 12, 12]
 
 
+@pytest.mark.parametrize("row_group_size", [5, 60])
+def test_numbers_that_are_written_as_texts_are_the_same_rows_however_they_are_read(
+    tmp_path: Path, row_group_size: int
+) -> None:
+    pq.write_table(numbered(range(60)), tmp_path / "log.parquet", row_group_size=row_group_size)
+    split = {"column": "digit", "train": ["1", "2"], "validation": "3"}
+    config = data_config(tmp_path, split=split)
+    tables = read_splits(config, SCHEMA, ("train", "validation"))
+    assert [tables[name].num_rows for name in ("train", "validation")] == [12, 6]
+    index = index_of(LogReader(config, SCHEMA))
+    assert [index.rows(name) for name in ("train", "validation")] == [12, 6]
+
+
 DAY = int(datetime(2024, 1, 8, tzinfo=UTC).timestamp())
 
 
