@@ -108,6 +108,8 @@ class ModelFamily:
         for loaded in self._loaded.values():
             loaded.refresh()
         published = self._published()
+        # A version that was gone and is there again is tried again, whatever its files say of their state.
+        self._tried = {v: files for v, files in self._tried.items() if v in published or v in self._loaded}
         self._files_before, self._files = (
             self._files,
             {version: self._files_of(version) for version in published if version in self._tried},

@@ -291,6 +291,20 @@ def test_a_second_copy_over_an_unserved_version_is_quarantined_and_mended(models
     assert states(store)["3"] == "waiting"
 
 
+def test_a_version_that_was_gone_and_is_there_again_is_tried_again(models: Path) -> None:
+    """A manifest behind a link to a device has one fingerprint for ever."""
+    place = models / "tiny" / "9"
+    store = store_of(models)
+    for _ in range(2):
+        place.mkdir()
+        (place / MANIFEST).symlink_to("/dev/zero")
+        store.refresh()
+        assert states(store)["9"] == "quarantined"
+        shutil.rmtree(place)
+        store.refresh()
+        assert "9" not in states(store)
+
+
 def test_a_version_of_another_model_is_not_served_under_this_name(models: Path) -> None:
     other = publish_artifact(models, "ads", seed=9)
     shutil.copytree(other, models / "feed" / "1")
