@@ -107,7 +107,9 @@ def test_no_column_of_a_comparison_is_out_of_sight(tmp_path: Path) -> None:
     entry = {"mean": 0.77451, "low": 0.77434, "high": 0.77468}
     entries = {networks[0]: entry, networks[1]: entry | {"against_baseline": against}}
     table = dict.fromkeys(["click", "long_view", "profile_enter", "comments_opened", MEAN], entries)
-    tables = list(metric_tables(table, {name: [0, 1, 2, 3, 4] for name in networks}, networks[0], brief=False))
+    tables = list(
+        metric_tables(table, {name: [0, 1, 2, 3, 4] for name in networks}, networks[0], is_test=True, brief=False)
+    )
     assert [head for one in tables for head in one.head if head in (*table, "mean over tasks")] == [
         *("mean over tasks", "click", "long_view", "profile_enter", "comments_opened")
     ]

@@ -194,6 +194,21 @@ def test_cell_that_diverges_is_reported_and_the_others_go_on(feed: Path) -> None
     assert list(results["datasets"]["clips"]["seeds"]) == ["bottom", "adatt"]
 
 
+def test_one_user_gives_no_p_on_the_test_split(feed: Path) -> None:
+    for file in (feed / "data").rglob("*.parquet"):
+        table = pq.read_table(file)
+        users = table.column_names.index("user_id")
+        pq.write_table(table.set_column(users, "user_id", [table["user_id"][:1].to_pylist() * len(table)]), file)
+    compare(load(experiment_file(feed), {}))
+    lines = (feed / "out/results.md").read_text(encoding="utf-8").splitlines()
+    test, validation = (
+        next(line for line in lines[lines.index(f"### AUC, {split} split (higher is better)") :] if "| adatt |" in line)
+        for split in ("test", "validation")
+    )
+    assert test.split("|")[5:7] == [" - ", " - "], "no interval over seeds and users, and so no p of it"
+    assert 0 <= float(validation.split("|")[5]) <= 1
+
+
 def test_task_of_one_class_is_left_out_and_said_so(feed: Path) -> None:
     for file in (feed / "data").glob("*.parquet"):
         table = pq.read_table(file)

@@ -125,7 +125,7 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
     for split in ("test",) if brief else ("test", "validation"):
         for metric, table in dataset["tables"][split].items():
             yield Heading(3, f"{METRICS[metric].title}, {split} split{_direction(metric)}")
-            yield from metric_tables(table, dataset["seeds"], baseline, brief=brief)
+            yield from metric_tables(table, dataset["seeds"], baseline, is_test=split == "test", brief=brief)
             png = differences(table, baseline, METRICS[metric].title) if split == "test" and not brief else None
             if png is not None:
                 yield Image(f"differences of {METRICS[metric].title} from {baseline}", png)
@@ -156,10 +156,10 @@ def _direction(metric: str) -> str:
 
 
 def metric_tables(
-    table: Mapping[str, Json], seeds: Mapping[str, list[int]], baseline: str, *, brief: bool
+    table: Mapping[str, Json], seeds: Mapping[str, list[int]], baseline: str, *, is_test: bool, brief: bool
 ) -> Iterator[Table]:
-    """One row per network, a table for every few tasks, the mean over tasks first. Validation tables have no interval
-    over users.
+    """One row per network, a table for every few tasks, the mean over tasks first. The test split's have an interval
+    over seeds and users and its p, the validation split's p is over seeds.
 
     `brief`, for a terminal, is one table without intervals that compares in the mean over tasks alone."""
     # The mean of one task is that task.
@@ -169,7 +169,7 @@ def metric_tables(
         task: [entry["against_baseline"] for entry in table[task].values() if "against_baseline" in entry]
         for task in shown
     }
-    with_users = not brief and any(entry["both_low"] is not None for entries in found.values() for entry in entries)
+    with_users = is_test and not brief and any(found.values())  # a metric without a better direction is not compared
     abreast = len(shown) if brief else TASKS_ABREAST[with_users]
     for start in range(0, len(shown), abreast):
         head, columns = ["network", "seeds"], []
@@ -185,15 +185,17 @@ def metric_tables(
                 row.append(_value(entries[network], brief=brief))
                 if is_compared:
                     found_here = entries[network].get("against_baseline")
-                    row += _compared(found_here, is_baseline=network == baseline, with_users=with_users, brief=brief)
+                    is_baseline = network == baseline
+                    row += _compared(found_here, is_baseline=is_baseline, is_test=is_test, brief=brief)
             rows.append(row)
         yield Table(head, rows)
 
 
-def _compared(found: Json | None, *, is_baseline: bool, with_users: bool, brief: bool) -> list[str]:
+def _compared(found: Json | None, *, is_baseline: bool, is_test: bool, brief: bool) -> list[str]:
+    with_users = is_test and not brief
     if found is None:
         return ["baseline" if is_baseline else "-", "", *([""] if with_users else [])]
-    p = found["p_holm"] if found["both_p_holm"] is None else found["both_p_holm"]
+    p = found["both_p_holm" if is_test else "p_holm"]
     cells = [_percent(found, brief=brief), "-" if p is None else f"{p:.2g}"]
     if with_users:
         low, high = found["both_low"], found["both_high"]
