@@ -63,10 +63,11 @@ class Load:
             assert self._has_more.wait_for(lambda: any(map(condition, self.answers[seen:])), _WAIT_SECONDS)
 
     def wait_for_more(self, number: int) -> None:
-        """Waits for so many answers more."""
+        """Waits for so many answers more, as long as there is one now and then."""
         wanted = len(self.answers) + number
         with self._has_more:
-            assert self._has_more.wait_for(lambda: len(self.answers) >= wanted, _WAIT_SECONDS)
+            while len(self.answers) < wanted:
+                assert self._has_more.wait(_WAIT_SECONDS)
 
     def of(self, status: int) -> list[Answer]:
         """The answers of one status."""
