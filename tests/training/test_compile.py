@@ -34,7 +34,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         # Trying out every kernel for products this small takes most of the time and changes nothing that is tested.
         patch.setitem(compile_module.SETTINGS, "max_autotune", False)
-        compile_version(publish_artifact(folder), SigningKey(key_pair(folder)[0]))
+        # Which engine is faster is the draw of a busy machine, and not what is tested.
+        compile_version(publish_artifact(folder), SigningKey(key_pair(folder)[0]), even_if_slower=True)
     return folder
 
 
