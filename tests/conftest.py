@@ -5,6 +5,7 @@ need it ask for the `feedrank_data` fixture; without the folder they skip, and t
 did, so that a green run never hides that no real data was read.
 """
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ from hypothesis import HealthCheck, settings
 from tests.progress import pytest_timeout_set_timer
 
 __all__ = ["pytest_timeout_set_timer"]  # a hook: pytest finds it here
+
+# torch's compiler imports setuptools, whose distutils has to come before that of Python, which torchmetrics imports.
+importlib.import_module("setuptools")
 
 DATA_VARIABLE = "FEEDRANK_DATA"
 REAL_DATA_MARK = "real data:"  # how a skip of this kind begins, so that the summary can count it
