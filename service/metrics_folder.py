@@ -42,7 +42,7 @@ def metrics_folder() -> Iterator[str]:
 
 
 def hold_folder(folder: Path) -> None:
-    """Has `folder` stay until this process ends."""
+    """Keep `folder` until this process ends."""
     try:
         _held.append(_locked(folder, fcntl.LOCK_SH))
     except OSError as error:  # it is gone, and costs samples alone
