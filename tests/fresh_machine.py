@@ -11,9 +11,8 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
-
-import pip
 
 from tests.package_index import Wheel
 
@@ -65,7 +64,8 @@ def settings_of(home: Path, own_index: str) -> dict[str, str]:
 def pip_alone(folder: Path) -> Path:
     """A folder with the pip of the environment that runs the tests. To install a copy takes seconds a machine."""
     folder.mkdir(exist_ok=True)
-    (folder / "pip").symlink_to(Path(pip.__file__).parent)
+    # Not by importing it: setuptools, where it came first, warns of that.
+    (folder / "pip").symlink_to(Path(str(metadata.distribution("pip").locate_file("pip"))))
     return folder
 
 

@@ -108,19 +108,27 @@ def test_gpu_gets_the_cuda_build_and_its_libraries_or_one_line(tmp_path: Path) -
         }
 
 
-def test_index_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def probed(url: str, **changed: object) -> str:
+    """What `probe` says of an index, in a process of its own, as the script is run."""
+    code = (
+        f"import runpy; script = runpy.run_path({str(SCRIPT)!r})['probe'].__globals__; script.update({changed!r});"
+        f"print(script['probe']({url!r}))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PIP_FIND_LINKS"}
+    environment |= {"PIP_CONFIG_FILE": os.devnull}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_index_that_never_answers_is_given_up() -> None:
     """In the environment that runs the tests: an index is asked, nothing is installed."""
-    script = runpy.run_path(str(SCRIPT))
-    assert script["PROBE"][1::2] == ["10", "1"]  # seconds, tries besides the first
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    monkeypatch.setitem(script["probe"].__globals__, "PROBE", ["--timeout", "0.2", "--retries", "0"])
+    assert runpy.run_path(str(SCRIPT))["PROBE"][1::2] == ["10", "1"]  # seconds, tries besides the first
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert script["probe"](f"http://127.0.0.1:{silent.getsockname()[1]}/simple") is not None
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        assert probed(url, PROBE=["--timeout", "0.2", "--retries", "0"]) not in ("", "None")
         # And one that goes on sending, but never to an end.
-        monkeypatch.setitem(script["probe"].__globals__, "PROBE", [])
-        monkeypatch.setitem(script["probe"].__globals__, "PROBE_SECONDS", 2)
-        assert script["probe"](f"http://127.0.0.1:{silent.getsockname()[1]}/simple") == "no answer in 2 s"
+        assert probed(url, PROBE=[], PROBE_SECONDS=2) == "no answer in 2 s"
 
 
 PYTHON = """#!/bin/sh
