@@ -7,6 +7,7 @@ did, so that a green run never hides that no real data was read.
 
 import importlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,9 @@ __all__ = ["pytest_timeout_set_timer"]  # a hook: pytest finds it here
 
 # torch's compiler imports setuptools, whose distutils has to come before that of Python, which torchmetrics imports.
 importlib.import_module("setuptools")
+
+# nohup has SIGHUP ignored, and what is started inherits that. Tests send it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 DATA_VARIABLE = "FEEDRANK_DATA"
 REAL_DATA_MARK = "real data:"  # how a skip of this kind begins, so that the summary can count it
