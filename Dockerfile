@@ -42,7 +42,7 @@ ENV FEEDRANK_MODELS=/models FEEDRANK_HOST=0.0.0.0
 EXPOSE 8080
 # Any other uid will do as well.
 USER 10001:10001
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-m", "service.healthcheck"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-m", "service", "healthcheck"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["python", "-m", "service"]
 ARG VERSION=0.1.0

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from benchmarks.plain_adatt import NAMES, PlainAdaTT
 from benchmarks.reference_feed import NETWORK, SCHEMA
-from model.block_tensors import block_features
+from model.export.scoring_module import to_torchscript
+from model.features.block import block_features
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
-from model.ranker import Network, NetworkConfig, row_width, to_torchscript
+from model.ranker import Network, NetworkConfig, row_width
 from model.schema import BinaryTask, Block, FeedSchema
 from tests.artifacts import publish_artifact
-from training.initial_weights import NameMap, load_mapped
+from training.start.foreign_weights import NameMap, load_mapped
 
 
 class PlainBlock(nn.Module):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.reference_feed import BUCKETS
-from model.features import hash_integers
+from model.features.encoder import hash_integers
 
 Ids = NDArray[np.int64]
 

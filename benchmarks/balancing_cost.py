@@ -17,9 +17,9 @@ from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.training_steps import Step, load, median, paired, ranker_step
-from training.balancing import KINDS, Balancing, BalancingConfig
-from training.losses import TaskLosses
-from training.run import Run
+from training.run.run import Run
+from training.step.balancing import KINDS, Balancing, BalancingConfig
+from training.step.balancing.losses import TaskLosses
 
 CONFIG = Path("configs/kuairand.yaml")
 STEPS = 3

@@ -26,11 +26,11 @@ import torch
 from benchmarks import report
 from benchmarks.command import run_benchmark
 from model.schema import FeedSchema
-from model.scorer import Scorer
+from model.scorer.scorer import Scorer
 from tests.artifacts import publish_artifact
+from training.datasets.simulate import simulate
 from training.score.job import ANSWER, Job
 from training.score.run import score
-from training.simulate import simulate
 
 SCHEMA = Path("configs/schemas/simulated.yaml")
 NETWORK = {"fusion": {"kind": "adatt_sp", "levels": [64, 32], "experts_per_task": 2}, "tower": [32]}

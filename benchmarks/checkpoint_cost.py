@@ -23,9 +23,9 @@ from benchmarks import report
 from benchmarks.command import run_benchmark
 from benchmarks.training_loops import IDS, endless, open_feed
 from benchmarks.training_steps import ranker_step
-from training import table_files
-from training.checkpoints import Checkpoints
-from training.ranks import ALONE
+from training.distributed.ranks import ALONE
+from training.run import table_files
+from training.run.checkpoints import Checkpoints
 from training.train import Training
 
 MINUTE, ASKED = 60.0, 0.05

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from training.prepare import prepare
+from training.datasets.prepare import prepare
 
 # The folders of FEEDRANK_DATA.
 SOURCES = {"kuairand": "kuairand_pure", "census": "census_income_kdd"}

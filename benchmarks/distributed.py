@@ -26,13 +26,13 @@ import yaml
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
-from training.checkpoints import FOLDER
 from training.config import TrainingConfig
-from training.history import TRAIN_LOSS, read_log
-from training.input.splits import open_splits
-from training.ranks import ALONE
-from training.run import SUMMARY, Run
-from training.simulate import simulate
+from training.datasets.simulate import simulate
+from training.distributed.ranks import ALONE
+from training.fit.splits import open_splits
+from training.run.checkpoints import FOLDER
+from training.run.history import TRAIN_LOSS, read_log
+from training.run.run import SUMMARY, Run
 from training.train import Training
 
 BATCH, STEPS, POINTS = 256, 300, 30

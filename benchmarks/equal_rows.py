@@ -22,10 +22,10 @@ from benchmarks import report
 from benchmarks.command import run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
-from model.columns import Column
-from model.distinct import distinct
-from model.encoded import EncodedBlock
-from model.scorer import Scorer
+from model.features.block import EncodedBlock
+from model.features.columns import Column
+from model.features.distinct import distinct
+from model.scorer.scorer import Scorer
 from tests.artifacts import publish_artifact
 
 SIZES = (20, 100, 500)
@@ -81,7 +81,7 @@ def _timed(scorer: Scorer, size: int, turns: int) -> dict[str, list[float]]:
     random = np.random.default_rng(size)
     for turn in range(turns + _WARM):
         for way in random.permutation(list(ways)).tolist():
-            with patch("model.scorer.once", _as_it_is) if way == "without" else nullcontext():
+            with patch("model.scorer.scorer.once", _as_it_is) if way == "without" else nullcontext():
                 started = time.thread_time_ns()
                 ways[way]()
                 ended = time.thread_time_ns()

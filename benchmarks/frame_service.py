@@ -1,6 +1,6 @@
 """feedrank's frame without what it carries: the application as it is, but answers are remembered by size of the body.
 
-In: FRAME_MODELS, a models folder. Out: `make_app()`, served as service/__main__.py serves its own. HTTP, the event
+In: FRAME_MODELS, a models folder. Out: `make_app()`, served as service/serve.py serves its own. HTTP, the event
 loop, the way to a scoring thread and back are the service's; a body of a size that was answered before gets that
 answer. What a request costs here, no faster model or data path can win. `make_bare_app()` answers alike on the event
 loop, past all of the application: what the HTTP server and the kernel cost whoever is served by them.
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.answers import Reply
 from service.app import create_app
-from service.metrics import RANK
-from service.ranking import Ranking
-from service.request_log import RequestRecord
+from service.base.record import RequestRecord
+from service.metrics.metrics import RANK
+from service.pipeline import Ranking
+from service.rank.answer import Reply
 from service.settings import Settings
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.input_speed [--rows 1000000 --rows 10000000 ...] [--turns N]
 
 Two feeds: KuaiRand-Pure as prepared (data/kuairand), its training file written eight times by hard links, and a made-up
-log of 26 id features (int64, then the same as strings) and 13 numbers. Each is streamed (training/input/stream.py, no
+log of 26 id features (int64, then the same as strings) and 13 numbers. Each is streamed (training/data/stream.py, no
 reader threads: all CPU time is one thread's) in paired turns with the usual loop: `to_pylist` rows in a torch
 DataLoader whose collate function hashes and stacks them. Memory: a process of its own for each number of rows streams
 a log of hard links of one file of 500,000 rows and says its peak, so that 100M rows come from disk without being there.
@@ -31,14 +31,14 @@ from torch.utils.data import DataLoader
 from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
 from benchmarks.ratio import Ratio
-from model.features import FeatureEncoder
-from model.fitted import FittedFeatures
+from model.features.encoder import FeatureEncoder
+from model.features.fitted import FittedFeatures
 from model.schema import FeedSchema, IdFeature, IdListFeature, NumberFeature
 from training.config import DataConfig, TrainingConfig
-from training.data import columns_from_arrow, fit_features, read_splits
-from training.input.index import index_of
-from training.input.reader import LogReader
-from training.input.stream import StreamSource
+from training.data.index import index_of
+from training.data.reader import LogReader
+from training.data.rows import columns_from_arrow, fit_features, read_splits
+from training.data.stream import StreamSource
 
 BATCH = 1024
 COPIES = 8

@@ -23,10 +23,10 @@ import yaml
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
-from training import checkpoint, table_files
-from training.checkpoints import FOLDER, STATE
-from training.run import LAST
-from training.simulate import simulate
+from training.datasets.simulate import simulate
+from training.run import state_file, table_files
+from training.run.checkpoints import FOLDER, STATE
+from training.run.run import LAST
 
 # Some 600 steps, of which a start and its kill take a dozen.
 ROWS, BATCH, EPOCHS = 20_000, 256, 9
@@ -96,7 +96,7 @@ def _compare(one: Path, other: Path) -> int:
     """The number of tensors that were compared."""
     sides = []
     for path in (one, other):
-        state = checkpoint.load(path / STATE)
+        state = state_file.load(path / STATE)
         parts = {name: state[name] for name in ("network", "optimizers", "balancing", "random")}
         sides.append(_tensors(parts) + sorted(table_files.read_whole(path).items()))
     for (name, left), (again, right) in zip(*sides, strict=True):

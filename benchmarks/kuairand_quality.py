@@ -10,8 +10,8 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
 from benchmarks.quality import evaluations, metric
-from training.evaluate import evaluate
-from training.run import Run
+from training.evaluate.evaluate import evaluate
+from training.run.run import Run
 
 CONFIG = Path("configs/kuairand.yaml")
 # AUC on 7 May of two references on comparable inputs, and the half-width of one day's 95 % interval.

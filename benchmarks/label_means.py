@@ -3,8 +3,8 @@
 FEEDRANK_DATA=<folder with kuairand_pure> python -m benchmarks.label_means
 
 play_time of KuaiRand-Pure and of the simulated feed, learned as log1p. Every estimate is fitted on the validation split
-and measured there by cross-fitting over users, which is what chose the one that export has (training/label_means.py).
-Then the test day is read once, with that one.
+and measured there by cross-fitting over users, which is what chose the one that export has
+(training/evaluate/label_means.py). Then the test day is read once, with that one.
 
 Shapes: N rows of a split, E points of a map.
 """
@@ -22,11 +22,11 @@ from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
 from model.schema import RegressionTask
 from training.config import TrainingConfig
-from training.data import labels_of, observed_of, read_splits
-from training.evaluate import evaluate, groups_of
-from training.label_means import FOLDS, bare_answers, fit_label_mean, logits_of
-from training.run import Run
-from training.simulate import simulate
+from training.data.rows import labels_of, observed_of, read_splits
+from training.datasets.simulate import simulate
+from training.evaluate.evaluate import evaluate, groups_of
+from training.evaluate.label_means import FOLDS, bare_answers, fit_label_mean, logits_of
+from training.run.run import Run
 from training.train import train
 
 TASK = "play_time"

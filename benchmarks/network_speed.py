@@ -23,16 +23,16 @@ from benchmarks.command import data_folder, run_benchmark
 from benchmarks.plain_adatt import NAMES, PlainAdaTT, PlainRanker
 from benchmarks.ratio import Ratio
 from benchmarks.training_steps import Step, load, median, paired, ranker_step
-from model.block_tensors import block_features
+from model.features.block import block_features
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
 from model.ranker import Network, NetworkConfig, Ranker
 from model.schema import Block
 from training.compare.experiment import Experiment
-from training.data import Batch
-from training.initial_weights import NameMap, load_mapped
-from training.losses import TaskLosses
-from training.run import Run
+from training.data.rows import Batch
+from training.run.run import Run
+from training.start.foreign_weights import NameMap, load_mapped
+from training.step.balancing.losses import TaskLosses
 
 CONFIG = Path("configs/census.yaml")
 NETWORKS = Path("configs/experiments/census_table5.yaml")

@@ -23,10 +23,10 @@ from scipy import stats
 from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
 from training.config import TrainingConfig
-from training.data import Rows, columns_from_arrow, read_splits
-from training.run import Run, write_json
+from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.evaluate.validation import predict, relative_errors, validation_objective
+from training.run.run import Run, write_json
 from training.train import train
-from training.validation import predict, relative_errors, validation_objective
 
 log = logging.getLogger(__name__)
 

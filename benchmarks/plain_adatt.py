@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.block_tensors import BlockTensors
+from model.features.block import BlockTensors
 
 # TorchScript reads these modules: lists are filled by loops, and only lists of modules stand in a zip.
 # ruff: noqa: B905, PERF401

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from training.config import TrainingConfig
-from training.evaluate import evaluate
-from training.run import SUMMARY
+from training.evaluate.evaluate import evaluate
+from training.run.run import SUMMARY
 from training.train import train
 
 

@@ -23,20 +23,20 @@ from scipy.special import expit
 
 from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
-from model.artifact import CALIBRATION, MANIFEST
+from model.artifact.artifact import CALIBRATION, MANIFEST
 from model.calibration import AnswerMaps, Calibration
-from model.fitted import inverse_target
+from model.features.fitted import inverse_target
 from model.schema import BinaryTask
-from model.scorer import COMPILED_TOLERANCE, Engine, Scorer
-from training.compile import compile_version
+from model.scorer.scorer import COMPILED_TOLERANCE, Engine, Scorer
 from training.config import TrainingConfig
-from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
-from training.evaluate import groups_of
-from training.export import export
-from training.metrics import auc, normalized_entropy, rmse, spearman
-from training.run import Run
+from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
+from training.evaluate.evaluate import groups_of
+from training.evaluate.metrics import auc, normalized_entropy, rmse, spearman
+from training.evaluate.validation import predict
+from training.publish.compile import compile_version
+from training.publish.export import export
+from training.run.run import Run
 from training.train import train
-from training.validation import predict
 
 CONFIG = Path("configs/kuairand.yaml")
 LIMITS = {"torchscript": 1e-5, "compiled": COMPILED_TOLERANCE}

@@ -12,8 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from service.__main__ import main
-from service.rotated_files import RotatedFiles
+from service.impressions.rotated_files import RotatedFiles
+from service.serve import main
 
 SLOW_SECONDS = 0.5
 
@@ -36,8 +36,8 @@ class FullFiles(RotatedFiles):
 
 
 if __name__ == "__main__":
-    import service.impression_log
+    import service.impressions.writer
 
     kinds: dict[str, type[RotatedFiles]] = {"slow": SlowFiles, "full": FullFiles}
-    service.impression_log.RotatedFiles = kinds[sys.argv.pop(1)]  # type: ignore[attr-defined]
-    sys.exit(main())
+    service.impressions.writer.RotatedFiles = kinds[sys.argv.pop(1)]  # type: ignore[attr-defined]
+    sys.exit(main(sys.argv[1:]))

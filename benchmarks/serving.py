@@ -31,7 +31,7 @@ from benchmarks.load_generator import Block, Load
 from benchmarks.reference_feed import as_rows, columnar_request
 from benchmarks.serving_processes import CLIENT_CORES, SERVER_CORES, LoadGenerator, load_generator
 from benchmarks.serving_services import COMPILED, MLSERVER_ENVIRONMENT, Services, Way
-from model.scorer import Engine
+from model.scorer.scorer import Engine
 
 SIZES = (1, 10, 100, 500, 1000)
 CONCURRENCY = (1, 8)

@@ -19,7 +19,7 @@ from benchmarks.serving_services import (
     USUAL,
 )
 from benchmarks.serving_stages import MODEL_STAGES
-from training.plots import as_png
+from training.inspect.plots import as_png
 
 PICTURE = "serving.png"
 # How a line is drawn, by the last word of its way to ask: rows, columns, catalogue ids.

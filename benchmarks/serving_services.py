@@ -23,7 +23,7 @@ from benchmarks.reference_feed import SCHEMA, TASKS, as_rows, columnar_request
 from benchmarks.reference_items import write_items
 from benchmarks.serving_processes import SERVER_CORES, Server, free_port, serve
 from model.schema import IdFeature, IdListFeature
-from model.scorer import COMPILED_TOLERANCE, disagreement
+from model.scorer.scorer import COMPILED_TOLERANCE, disagreement
 
 USUAL = "usual service, rows"
 TUNED = "hand-tuned ASGI, columns"
@@ -94,9 +94,10 @@ class Services:
             self.ways[names["rows"]] = Way(server, "/v1/rank", as_rows, _read_rows)
         say("compiling the artifact for this CPU (a minute)")
         # As `python -m training compile` does it, but where TorchScript is faster: the table then shows by how much.
-        anyway = "from training.compile import compile_version; compile_version(Path(sys.argv[1]), even_if_slower=True)"
+        imports = "import sys; from pathlib import Path; from training.publish.compile import compile_version"
+        anyway = f"{imports}; compile_version(Path(sys.argv[1]), even_if_slower=True)"
         compiling = subprocess.run(
-            [sys.executable, "-c", f"import sys; from pathlib import Path; {anyway}", str(self.artifact)],
+            [sys.executable, "-c", anyway, str(self.artifact)],
             capture_output=True,
             text=True,
         )
@@ -167,7 +168,7 @@ class Services:
     def _frame(self, make_app: str) -> Server:
         port = free_port()
         command = [sys.executable, "-m", "uvicorn", "--factory", f"benchmarks.frame_service:{make_app}"]
-        # As service/__main__.py has it.
+        # As service/serve.py has it.
         command += ["--port", str(port), "--loop", "uvloop", "--http", "httptools", "--ws", "none"]
         command += ["--no-access-log", "--no-server-header", "--log-level", "warning"]
         return self._serve(make_app, command, "/readyz", port, FRAME_MODELS=str(self._models))

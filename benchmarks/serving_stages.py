@@ -18,16 +18,17 @@ from torch import Tensor
 
 from benchmarks.as_trained_calls import AsTrainedFile, Inputs
 from benchmarks.reference_feed import NETWORK, SCHEMA, TASKS, names_of
-from model.columns import Column
-from model.compiled import CompiledAnswers, open_compiled
+from model.artifact.compiled import CompiledAnswers, open_compiled
+from model.features.columns import Column
 from model.ranker import row_width
 from model.schema import Block
-from model.scorer import Engine, Scorer, block_tensors
-from model.value_model import DEFAULT, ValueModels
-from service import answers, wire
-from service.columnar import read_columnar
-from service.metrics import Metrics
-from service.model_metrics import ModelMetrics
+from model.scorer.scorer import Engine, Scorer, block_tensors
+from model.value_models.value_model import DEFAULT, ValueModels
+from service.metrics.metrics import Metrics
+from service.metrics.model_metrics import ModelMetrics
+from service.rank.answer import write
+from service.rank.question import Question, columns, decode, parse
+from service.rank.question_fast import read_columnar
 
 MAX_CANDIDATES = 2_000
 SECONDS = 0.5
@@ -45,7 +46,7 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
     head = {"request_id": "bench", "model": "reference", "model_version": scorer.version}
     question = _read(body)
     rows = len(question.ids)
-    scored = scorer.score(*wire.columns(question, encoder), rows)
+    scored = scorer.score(*columns(question, encoder), rows)
 
     def one_request() -> dict[str, float]:
         spent: dict[str, float] = {}
@@ -59,7 +60,7 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
 
         question = _read(body)
         end("parse")
-        request, candidates = wire.columns(question, encoder)
+        request, candidates = columns(question, encoder)
         end("columns")
         request_block = encoder.encode("request", request, 1, as_served=True).block
         block = encoder.encode("candidate", candidates, rows, as_served=True).block
@@ -74,7 +75,7 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
         end("value model")
         metrics.observe(scored, DEFAULT, score_N)
         end("metrics")
-        answers.write(head, question, scorer.tasks, score_N, answers_NT)
+        write(head, question, scorer.tasks, score_N, answers_NT)
         end("answer")
         return spent
 
@@ -88,8 +89,8 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
     return {stage: statistics.median(one[stage] for one in seen) for stage in seen[0]}
 
 
-def _read(body: bytes) -> wire.Question:
-    return read_columnar(body) or wire.parse(wire.decode(body, MAX_CANDIDATES), MAX_CANDIDATES)
+def _read(body: bytes) -> Question:
+    return read_columnar(body) or parse(decode(body, MAX_CANDIDATES), MAX_CANDIDATES)
 
 
 def microseconds(call: Callable[[], Any]) -> float:
@@ -166,7 +167,7 @@ def measure(
 
 
 def _inputs(scorer: Scorer, body: bytes) -> tuple[Inputs, Inputs]:
-    request, candidates = wire.columns(_read(body), scorer.encoder)
+    request, candidates = columns(_read(body), scorer.encoder)
     return _block_inputs("request", request), _block_inputs("candidate", candidates)
 
 

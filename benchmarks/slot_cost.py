@@ -20,10 +20,10 @@ from benchmarks import report
 from benchmarks.command import run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.training_steps import Step, load, median, paired, ranker_step
-from model.id_map import IdMap
+from model.embeddings.id_map import IdMap
 from training.config import SlotsConfig
-from training.managed_ids import turn
-from training.simulate import simulate
+from training.datasets.simulate import simulate
+from training.step.slots import turn
 
 CONFIG = Path("configs/simulated.yaml")
 ROWS, USERS, ITEMS = 100_000, 50_000, 20_000

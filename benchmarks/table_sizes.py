@@ -19,9 +19,9 @@ import torch
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
-from model.block_tensors import BlockTensors
-from model.embeddings import Embeddings
-from model.features import FeatureEncoder, FittedFeatures
+from model.embeddings.embeddings import Embeddings
+from model.features.block import BlockTensors
+from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.schema import FeedSchema
 
 TABLES, DIM, BATCH, STEPS, WARM_UP = 26, 16, 4096, 60, 10

@@ -30,22 +30,22 @@ from benchmarks.command import data_folder
 from benchmarks.input_speed import LISTED_ROWS, listed, made, unfitted
 from benchmarks.plain_adatt import PlainAdaTT
 from benchmarks.training_steps import Step, ranker_step
-from model.embeddings import Embeddings
+from model.embeddings.embeddings import Embeddings
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
 from model.ranker import Network, NetworkConfig, Ranker
 from model.schema import FeedSchema, IdFeature, IdListFeature
 from training.config import DataConfig, TrainingConfig
-from training.data import Batch, columns_from_arrow, fit_features, read_splits
-from training.input.index import index_of
-from training.input.reader import LogReader
-from training.input.source import Source
-from training.input.splits import open_splits
-from training.input.stream import StreamSource
-from training.losses import TaskLosses
-from training.ranks import Ranks
-from training.run import Run
-from training.sharding import Sharder
+from training.data.index import index_of
+from training.data.reader import LogReader
+from training.data.rows import Batch, columns_from_arrow, fit_features, read_splits
+from training.data.source import Source
+from training.data.stream import StreamSource
+from training.distributed.ranks import Ranks
+from training.distributed.sharding import Sharder
+from training.fit.splits import open_splits
+from training.run.run import Run
+from training.step.balancing.losses import TaskLosses
 
 IDS, TABLES_BATCH, WARM_UP, READY = 26, 4096, 2, 8
 MLP = {"fusion": {"kind": "shared_bottom", "levels": [128, 64]}, "tower": [32]}

@@ -21,7 +21,7 @@ from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.training_loops import STEP_ALONE, WITH_INPUT
-from training.run import SUMMARY
+from training.run.run import SUMMARY
 
 CONFIG = "configs/kuairand.yaml"
 SHORT, LONG = 1, 3

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 
 from model.ranker import Ranker
-from training.balancing import Balancing
 from training.config import TrainingConfig
-from training.data import Batch, Rows, columns_from_arrow, fit_features, read_splits
-from training.losses import TaskLosses
-from training.managed_ids import ManagedIds
-from training.optimizers import Optimizers
-from training.ranks import ALONE
-from training.run import Run
+from training.data.rows import Batch, Rows, columns_from_arrow, fit_features, read_splits
+from training.distributed.ranks import ALONE
+from training.run.run import Run
+from training.step.balancing import Balancing
+from training.step.balancing.losses import TaskLosses
+from training.step.optimizers import Optimizers
+from training.step.slots import ManagedIds
 
 Step = Callable[[], None]
 NUM_BATCHES = 16

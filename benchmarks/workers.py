@@ -31,7 +31,7 @@ from benchmarks.command import run_benchmark
 from benchmarks.load_generator import Block
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from benchmarks.serving_processes import LoadGenerator, Server, free_port, load_generator, serve
-from model.scorer import Scorer, block_tensors
+from model.scorer.scorer import Scorer, block_tensors
 from tests.artifacts import publish_artifact
 
 CORES = frozenset(os.sched_getaffinity(0))

@@ -1,1 +1,1 @@
-"""What runs beside the service: the demo, and later manifests, dashboards and the load test. Speaks HTTP."""
+"""Running it elsewhere, by HTTP: demo, load test, dashboards, alerts."""

@@ -1,8 +1,8 @@
 """`python -m deploy.dashboard`: writes Grafana's dashboard, deploy/grafana/dashboards/feedrank.json.
 
-In: the panels (deploy/dashboard_panels.py), the metrics with their help texts (service/metrics.py), the alerts and
-recording rules (deploy/prometheus). Out: Grafana's JSON model. A panel says what its metrics are and which alerts read
-them; a panel of a metric that nobody exports, and a metric that no panel shows, are errors.
+In: the panels (deploy/dashboard_panels.py), the metrics with their help texts (service/metrics/metrics.py), the alerts
+and recording rules (deploy/prometheus). Out: Grafana's JSON model. A panel says what its metrics are and which alerts
+read them; a panel of a metric that nobody exports, and a metric that no panel shows, are errors.
 """
 
 import json
@@ -16,7 +16,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.dashboard_panels import ROWS, Panel
-from service.metrics import Metrics
+from service.metrics.metrics import Metrics
 
 FOLDER = Path(__file__).parent
 DASHBOARD = FOLDER / "grafana/dashboards/feedrank.json"

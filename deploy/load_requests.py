@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deploy.open_loop import Array
-from training.feed_world import DEVICE_SHARES, DEVICES, MAX_HISTORY, TOPICS, FeedWorld, creator_name, item_name
+from training.datasets.feed_world import DEVICE_SHARES, DEVICES, MAX_HISTORY, TOPICS, FeedWorld, creator_name, item_name
 
 # What an impression log has beside these is of the answer.
 _ASKED = ("model", "value_model", "user", "candidates", "top_k", "explain", "version")

@@ -2,8 +2,8 @@
 
 In: answers of the ranker, which already undo negative downsampling in the logit (model.ranker.Answers). Out: the same
 array with each mapped task's answers mapped by an increasing function, so that no ranking by one task changes. Fitted
-at export, on the validation split: of probabilities where that is asked for (training/calibration.py), of quantities
-that are learned on a transformed scale always (training/label_means.py). Part of the artifact.
+at export, on the validation split: of probabilities where that is asked for (training/evaluate/calibration.py), of
+quantities that are learned on a transformed scale always (training/evaluate/label_means.py). Part of the artifact.
 
 Shapes: N candidates, T tasks. Probabilities are in [0, 1], quantities >= 0; 0 stays 0, and a probability of 1 stays 1.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, PrivateAttr, field_validator, model_validator
 
-from model.artifact import CALIBRATION, Artifact, ArtifactError
+from model.artifact.artifact import CALIBRATION, Artifact, ArtifactError
 from model.schema import BinaryTask, FeedSchema, RegressionTask
 from model.strict_yaml import StrictModel
 

@@ -36,7 +36,7 @@ class _Table(StrictModel):
     hashes: Literal[1, 2] | None = None
     vocabulary: Literal["fitted"] | list[StrictInt] | list[StrictStr] | None = None
     min_count: int | None = Field(default=None, ge=1)
-    # Rows that ids take while training runs and lose to others: model/id_map.py, training/managed_ids.py.
+    # Rows that ids take while training runs and lose to others: model/embeddings/id_map.py, training/step/slots.py.
     slots: int | None = Field(default=None, ge=1, le=2**31 - 2)
     table: Name | None = None
     dim: int | None = Field(default=None, ge=4, le=1024)

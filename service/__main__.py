@@ -1,137 +1,40 @@
-"""`python -m service --models DIR`: serve published models until SIGTERM or Ctrl-C, then finish and exit 0.
+"""`python -m service --models DIR`: serve published models. With a verb, another job of whoever runs the service.
 
-`python -m service replay` scores logged requests anew (service/replay.py); `python -m service key` makes an API key;
-`python -m service labels` changes labels in the models folder itself.
+    python -m service --help              the flags of the service
+    python -m service labels MODEL JSON   labels of a model, where no admin API can be asked
+    python -m service key --name NAME     an API key
+    python -m service replay LOG...       logged requests under another value model or version
+    python -m service parquet DIR         Parquet of an impression log
+    python -m service healthcheck         exit status 0 if the service in this container is alive
 
-In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in this process; several run under a
-supervisor, which replaces one that dies, and share the listening socket and one folder of metrics.
+A verb imports what it needs and no more: a health check runs every few seconds.
 """
 
-import logging
-import os
-import signal
-import socket
 import sys
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Callable, Sequence
 
-import uvicorn
-from uvicorn.config import STARTUP_FAILURE
-
-from service import new_key, signals
-from service.http_protocol import GuardedProtocol
-from service.listener import bound_socket, url_of
-from service.metrics_folder import metrics_folder
-from service.request_log import LOGGER, log_all, logging_config, stderr_queue
-from service.settings import Settings, read_settings
-from service.supervisor import Supervisor
-from service.worker import METRICS_FOLDER, make_app
-
-# What a worker may take to end once its requests have: it closes logs and waits for a model that is being loaded.
-END_SECONDS = 15.0
-
-_log = logging.getLogger(LOGGER)
+# The arguments behind the verb -> the exit status.
+Job = Callable[[Sequence[str]], int]
 
 
-def main() -> int:
-    """Serves, replays, makes a key or changes labels; returns the exit status."""
-    if sys.argv[1:2] == ["key"]:
-        return new_key.main(sys.argv[2:])
-    if sys.argv[1:2] == ["replay"]:
-        from service.replay import main as replay  # torch and a console, which a parent of workers must not pay for
-
-        return replay(sys.argv[2:])
-    if sys.argv[1:2] == ["labels"]:
-        from service.label_command import main as change_labels  # torch, for the versions' golden requests
-
-        return change_labels(sys.argv[2:])
-    settings = read_settings(sys.argv[1:], os.environ)
-    signals.settle()
-    certificates = settings.certificates()
-    config = uvicorn.Config(
-        partial(make_app, settings, certificates),
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        loop="uvloop",
-        http=GuardedProtocol,
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # nobody asks where a request comes from, and looking costs every one
-        log_config=logging_config(settings.log_level),
-        timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=settings.shutdown_seconds,
-        ssl_context_factory=None if certificates is None else certificates.server_context,
-    )
-    log_all()
-    # Left over from a parent, it would mix this service's metrics with another's.
-    os.environ.pop(METRICS_FOLDER, None)
-    # Said before models are read, which may take its time.
-    _log.info("starting", extra={"fields": {"models": str(settings.models), "workers": settings.workers}})
-    try:
-        listener = bound_socket(settings.host, settings.port)
-    except OSError as error:
-        fields = {"host": settings.host, "port": settings.port, "reason": str(error)}
-        _log.error("cannot listen on --host and --port", extra={"fields": fields})
-        return STARTUP_FAILURE
-    with listener:
-        return (_serve_here if settings.workers == 1 else _serve_with_workers)(config, settings, listener)
-
-
-class _Server(uvicorn.Server):
-    """A server that says its address once it can be asked."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts it on `sockets`."""
-        await super().startup(sockets)
-        if self.started and sockets:
-            _say_address(self.config, sockets[0])
-
-
-def _say_address(config: uvicorn.Config, listener: socket.socket) -> None:
-    _log.info("Uvicorn running on %s (Press CTRL+C to quit)", url_of(listener, config.host, is_tls=config.is_ssl))
-
-
-def _serve_here(config: uvicorn.Config, _: Settings, listener: socket.socket) -> int:
-    # uvicorn raises the signal that ended it once more when all is finished: a good end is exit status 0. Before it
-    # has put its own handlers in place there is nothing to finish, and the end is as good.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
-    server = _Server(config)
-    server.run([listener])
-    return 0 if server.started else 1
-
-
-def _serve_with_workers(config: uvicorn.Config, settings: Settings, listener: socket.socket) -> int:
-    # prometheus_client decides at import whether it writes to files, so the folder stands before any worker starts.
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(metrics_folder())
-        except OSError as error:
-            _log.error("cannot start", extra={"fields": {"reason": str(error)}})
-            return STARTUP_FAILURE
-        os.environ[METRICS_FOLDER] = folder
-        _say_address(config, listener)
-        from prometheus_client import CollectorRegistry
-
-        from service.process_counters import log_lines_dropped, worker_restarts
-
-        registry = CollectorRegistry()
-        dropped = log_lines_dropped(registry)
-        end_seconds = settings.drain_seconds + settings.shutdown_seconds + END_SECONDS
-        supervisor = Supervisor(
-            config,
-            [listener],
-            end_seconds,
-            on_replaced=worker_restarts(registry).inc,
-            on_poll=lambda: dropped.inc(stderr_queue().take_dropped()),
-        )
-        supervisor.run()
-    return supervisor.exit_status
+def main(arguments: Sequence[str]) -> int:
+    """Runs a verb, or serves; returns the exit status."""
+    job: Job
+    match arguments:
+        case ["healthcheck", *rest]:
+            from service.process.healthcheck import main as job
+        case ["parquet", *rest]:
+            from service.impressions.to_parquet import main as job
+        case ["key", *rest]:
+            from service.http.new_key import main as job
+        case ["labels", *rest]:
+            from service.models.label_command import main as job
+        case ["replay", *rest]:
+            from service.replay.replay import main as job
+        case rest:
+            from service.serve import main as job
+    return job(rest)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

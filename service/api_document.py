@@ -8,13 +8,13 @@ keys are configured, who asks without one that may score gets an example without
 from collections.abc import Mapping
 from typing import Any
 
-from service.errors import MEDIA_TYPE
-from service.keys import needed_for
-from service.loaded_version import ServedModel
-from service.metrics import INFER, RANK
-from service.open_inference_openapi import example_inference, with_infer
-from service.open_inference_routes import INFER_VERSION
-from service.openapi import KEY_SCHEME, SECURITY, example_answer, example_request, refusals, with_rank
+from service.base.errors import MEDIA_TYPE
+from service.http.keys import needed_for
+from service.metrics.metrics import INFER, RANK
+from service.models.version import ServedModel
+from service.open_inference.openapi import example_inference, with_infer
+from service.open_inference.routes import INFER_VERSION
+from service.rank.openapi import KEY_SCHEME, SECURITY, example_answer, example_request, refusals, with_rank
 
 _ADMIN = "/v1/admin"
 _GROUPS = {"Ranking": (RANK,), "Models": ("/v1/models",), "Admin": (_ADMIN,), "Open Inference Protocol": ("/v2",)}

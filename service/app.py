@@ -1,7 +1,7 @@
 """The service: routes, and the way of a request from bytes to ranked candidates.
 
 In: HTTP. Out: `create_app(settings)`, an ASGI application for any server. A scoring request is read under limits on
-the event loop; everything else that it costs happens in one scoring thread (service/ranking.py).
+the event loop; everything else that it costs happens in one scoring thread (service/pipeline.py).
 """
 
 import asyncio
@@ -20,36 +20,35 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import answers
-from service.admin import admin_routes
-from service.admission import Admission
 from service.api_document import api_document, with_examples
-from service.authorize import Authorize
-from service.certificates import Certificates
-from service.content_encoding import encoding_of, size_of, unpacked
-from service.errors import Fault, Problem, refusal, told
-from service.http_protocol import CUT_OFF, SHED, GuardedProtocol
-from service.impression_log import ImpressionLog
-from service.keys import Keys
-from service.metrics import INFER, RANK, Metrics
-from service.model_store import ModelStore, not_ready
-from service.observe import Observe, header, record_of
-from service.open_inference_routes import INFER_VERSION, OpenInference
-from service.ranking import TIMEOUT_HEADER, Ranking, check_deadline, deadline_passed
-from service.request_body import read_body_in_time, read_plain_body
-from service.request_log import LOGGER, RequestRecord
-from service.scoring_threads import STALLED_SECONDS, ScoringThreads
+from service.base.errors import Problem, refusal
+from service.base.log import LOGGER
+from service.http.admission import Admission
+from service.http.authorize import Authorize
+from service.http.body import read_plain_body
+from service.http.certificates import Certificates
+from service.http.keys import Keys
+from service.http.middleware import Observe, header, record_of
+from service.http.protocol import SHED, GuardedProtocol
+from service.http.shedding import Shedding
+from service.http.tracing import Tracing
+from service.impressions.writer import ImpressionLog
+from service.metrics.metrics import INFER, RANK, Metrics
+from service.models.admin import admin_routes
+from service.models.store import ModelStore, not_ready
+from service.open_inference.routes import INFER_VERSION, OpenInference
+from service.pipeline import Ranking
+from service.process.scoring_threads import STALLED_SECONDS, ScoringThreads
+from service.process.signals import reload_on_hangup
+from service.responder import Responder
 from service.settings import Settings
-from service.shadow import ShadowScoring
-from service.shedding import Shedding
-from service.signals import reload_on_hangup
-from service.status_page import StatusPage
-from service.tracing import Tracing
+from service.watch.drift import Drift
+from service.watch.shadow import ShadowScoring
+from service.watch.status_page import StatusPage
 
 # How old the histograms may be that another worker reads for a scrape.
 _FLUSH_SECONDS = 0.5
@@ -57,10 +56,6 @@ _FLUSH_SECONDS = 0.5
 _KEYS_SECONDS = 0.1
 # The page is whatever the service wrote into it, and nothing is loaded or run.
 _STATUS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
-_DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
-
-# The body, what is known of the request, and its deadline in seconds of time.perf_counter.
-Answer = Callable[[bytes, RequestRecord, float | None], answers.Reply]
 
 _log = logging.getLogger(LOGGER)
 
@@ -83,8 +78,17 @@ class Service:
         )
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
         self.admission = Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates)
+        self.responder = Responder(
+            self.admission,
+            self.threads,
+            self.metrics,
+            settings.max_body_bytes,
+            settings.body_seconds,
+            lambda: self.is_draining,
+        )
         self.impressions = _impression_log(settings, self.metrics)
         self.shadow = ShadowScoring(self.store, self.metrics, settings.shadow_sample, lambda: self.threads.is_full)
+        self.drift = Drift(self.metrics.drift)
         endpoint = settings.otlp_endpoint
         self.tracing = None if endpoint is None else Tracing(endpoint)
         self.ranking = Ranking(
@@ -92,6 +96,7 @@ class Service:
             self.metrics,
             self.impressions,
             self.shadow,
+            self.drift,
             settings.max_candidates,
             settings.unknown_candidates,
         )
@@ -105,67 +110,7 @@ class Service:
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/rank, as plain ASGI: what a framework's route costs is half of a small request."""
-        await self.respond(scope, receive, send, self.ranking.answer)
-
-    async def respond(self, scope: Scope, receive: Receive, send: Send, answer: Answer) -> None:
-        """Reads the body of a scoring request, has it answered in a scoring thread, sends that or the problem."""
-        record = record_of(scope)
-        try:
-            if self.is_draining:
-                raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
-            deadline = _deadline(scope, record)
-            encoding = encoding_of(scope)
-            self.admission.check(size_of(scope))
-            body = await read_body_in_time(scope, receive, self.settings.max_body_bytes, self.settings.body_seconds)
-            reply = await self._scored(body, encoding, record, deadline, answer)
-        except TimeoutError:
-            problem = deadline_passed()
-        except ClientDisconnect:
-            await Response(status_code=scope.get(CUT_OFF, _DISCONNECTED))(scope, receive, send)
-            return
-        except Problem as raised:
-            problem = raised
-        else:
-            headers = [(b"content-type", reply.media_type), (b"content-length", str(len(reply.body)).encode())]
-            await send({"type": "http.response.start", "status": 200, "headers": [*headers, *reply.headers]})
-            await send({"type": "http.response.body", "body": reply.body})
-            if self.impressions is not None:
-                self.impressions.offer(record)
-            self.shadow.offer(record)
-            return
-        problem.__traceback__ = None  # it holds this frame, which holds it: only the garbage collector would free them
-        if problem.reason is not None:
-            self.metrics.rejected.labels(problem.reason).inc()
-        await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
-
-    async def _scored(
-        self, body: bytes, encoding: str | None, record: RequestRecord, deadline: float | None, answer: Answer
-    ) -> answers.Reply:
-        """The answer of a scoring thread, if there is room for the work and time left. Raises Problem, TimeoutError."""
-        ticket = record.ticket = self.admission.admit(len(body) if encoding is None else None)
-        self.metrics.work_in_flight.set(self.admission.in_flight)
-        submitted = record.submitted = time.perf_counter()
-
-        def job() -> answers.Reply:
-            begun = record.begun = time.perf_counter()
-            self.metrics.queue_seconds.observe_soon(begun - submitted)
-            check_deadline(deadline)
-            if encoding is None:
-                reply = answer(body, record, deadline)
-            else:
-                plain = unpacked(body, encoding, self.settings.max_body_bytes)
-                ticket.size = len(plain)
-                reply = answer(plain, record, deadline)
-            record.scored = time.perf_counter()
-            ticket.scored(record.scored - begun)
-            return reply
-
-        try:
-            remaining = None if deadline is None else deadline - submitted
-            return await asyncio.wait_for(self.threads.run(job), remaining)
-        finally:
-            ticket.release()
-            self.metrics.work_in_flight.set(self.admission.in_flight)
+        await self.responder.respond(scope, receive, send, self.ranking.answer)
 
     @property
     def unready_reason(self) -> str | None:
@@ -204,7 +149,7 @@ class Service:
         if self.impressions is not None:
             self.impressions.start()
         self.shadow.start()
-        self.metrics.drift.start()
+        self.drift.start()
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
@@ -222,7 +167,7 @@ class Service:
             if self.impressions is not None:
                 await asyncio.to_thread(self.impressions.stop)
             await asyncio.to_thread(self.shadow.stop)
-            await asyncio.to_thread(self.metrics.drift.stop)
+            await asyncio.to_thread(self.drift.stop)
             await asyncio.to_thread(self.store.stop)
             if self.tracing is not None:
                 await asyncio.to_thread(self.tracing.stop)
@@ -231,7 +176,9 @@ class Service:
         while True:
             self.metrics.tell_worker(is_ready=self.unready_reason is None)
             self.metrics.connections.tell(GuardedProtocol.shared)
-            self.metrics.tell_certificates(self.certificates)
+            if self.certificates is not None:
+                are_refused = self.certificates.error is not None
+                self.metrics.tell_certificates(self.certificates.expires_at, are_refused=are_refused)
             self.metrics.flush()
             await asyncio.sleep(_FLUSH_SECONDS)
 
@@ -298,7 +245,9 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
         redirect_slashes=False,  # to where this service is for itself, not for those behind a proxy
     )
     app.router.routes.append(Route(RANK, _Application(service.rank), methods=["POST"]))
-    open_inference = OpenInference(service, app.title, app.version)
+    open_inference = OpenInference(
+        service.ranking, service.responder.respond, lambda: service.unready_reason, app.title, app.version
+    )
     app.include_router(open_inference.router())
     app.include_router(admin_routes(service.store, partial(read_plain_body, seconds=settings.body_seconds)))
     for path in (INFER, INFER_VERSION):
@@ -386,14 +335,3 @@ class _Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._function(scope, receive, send)
-
-
-def _deadline(scope: Scope, record: RequestRecord) -> float | None:
-    """When the answer is of no use any more, in seconds of time.perf_counter; None if the client does not say."""
-    given = header(scope, TIMEOUT_HEADER)
-    if given is None:
-        return None
-    if not (given.isascii() and given.isdecimal() and len(given) <= 9 and int(given) > 0):
-        rule = f"expected a whole number of milliseconds, from 1 to 999999999, got {told(given)}"
-        raise Problem.wrong_content([Fault(f"header {TIMEOUT_HEADER}", rule)])
-    return record.started + int(given) / 1000

@@ -12,9 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.signature import TrustedKeys
-from service.certificates import Certificates
-from service.keys import KeyFile
+from model.artifact.signature import TrustedKeys
+from service.http.certificates import Certificates
+from service.http.keys import KeyFile
 
 PREFIX = "FEEDRANK_"
 

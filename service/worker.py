@@ -7,13 +7,13 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from model import hashed_ahead
-from service.certificates import Certificates
-from service.connections import Connections, Limits
-from service.cores import bind_to_a_share
-from service.http_protocol import GuardedProtocol
-from service.metrics_folder import hold_folder
-from service.request_log import spare_unwritten_fields
+from model.artifact import prehash
+from service.base.log import spare_unwritten_fields
+from service.http.certificates import Certificates
+from service.http.connections import Connections, Limits
+from service.http.protocol import GuardedProtocol
+from service.metrics.folder import hold_folder
+from service.process.cores import bind_to_a_share
 from service.settings import Settings
 
 # Files that a worker opens beside its connections; models are mapped, and are files while they are loaded.
@@ -32,7 +32,7 @@ def make_app(settings: Settings, certificates: Certificates | None) -> ASGIApp:
         hold_folder(Path(shared))
         if settings.bind_cores:
             bind_to_a_share(Path(shared), settings.workers)
-    hashed_ahead.begin(settings.models)
+    prehash.begin(settings.models)
     from service.app import create_app
 
     # What was imported stays: a look at all of it by the garbage collector would hold every thread for a tenth of a

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
-from model.features import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
-from model.ranker import Network, NetworkConfig, ScoringModule, to_torchscript, write_torchscript
-from model.reference import of_features
+from model.artifact.artifact import FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
+from model.artifact.reference import of_features
+from model.artifact.table_files import StackedTables
+from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
+from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
+from model.ranker import Network, NetworkConfig
 from model.schema import FeedSchema, NumberFeature
-from model.scorer import block_tensors
-from model.tables import StackedTables
+from model.scorer.scorer import block_tensors
 
 TINY_SCHEMA: dict[str, Any] = {
     "name": "tiny",

@@ -1,4 +1,4 @@
-"""The rooms of the house stay apart: what each package may import, checked on the syntax trees of all files.
+"""The rooms of the house stay apart: CONTRIBUTING.md says what each may import, and the syntax trees are read for it.
 
 A rule that holds is cheap to keep and dear to restore: one `import torchrec` within reach of the service
 costs seconds at start, hundreds of megabytes, and the dependence on fbgemm's binary interface. Imports inside
@@ -6,29 +6,27 @@ functions, under TYPE_CHECKING, relative ones and `importlib.import_module("..."
 """
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("model", "training", "service", "deploy", "benchmarks", "tests")
+# Packages all of whose modules are in a room.
+ROOMED = ("model", "training", "service", "deploy")
+# Rooms whose kinds are chosen by name.
+REGISTRIES = ("model.fusion", "training.step.balancing")
 TORCHREC = ("torchrec", "fbgemm_gpu")
 
-# What each package may import of the project besides itself; () is nothing.
-ALLOWED: dict[str, tuple[str, ...]] = {
-    "model": (),
-    "training": ("model",),
-    "service": (
-        *("model.schema", "model.features", "model.calibration", "model.value_model", "model.artifact", "model.scorer"),
-        *("model.signature", "model.strict_yaml", "model.hashed_ahead", "model.untrusted_files"),
-    ),
-    "deploy": ("service.metrics", "training.feed_world"),
-}
 # Where torchrec may be named at all.
 TORCHREC_ALLOWED = ("model.embeddings", "training", "benchmarks", "tests")
 # Whatever the service reaches, however far away: none of these.
@@ -36,7 +34,12 @@ SERVICE_NEVER = (*TORCHREC, "training", "deploy", "benchmarks", "tests")
 # What serves must not reach these either: they are for processes of their own.
 SERVING = "service.app"
 SERVING_NEVER = (*SERVICE_NEVER, "pyarrow", "rich")
-PYARROW_IN_SERVICE = ("service.parquet_impressions",)
+PYARROW_IN_SERVICE = ("service.impressions.parquet",)
+# Folders with a file for each network, and for each part of an experiment.
+MANY_FILES = ("model.fusion", "training.compare")
+MOST_FILES = 17
+_ROW = re.compile(r"\| `([\w.]+)` \| (.+) \| (.+) \|")
+_NAME = re.compile(r"`([\w.]+)`")
 
 
 @dataclass(frozen=True)
@@ -112,22 +115,68 @@ def _is_dynamic_import(function: ast.expr) -> bool:
     )
 
 
+@cache
+def house() -> Project:
+    """This repository, read once."""
+    return Project(ROOT)
+
+
+class Room(NamedTuple):
+    """A row of the table in CONTRIBUTING.md; `imports` are rooms by their whole names."""
+
+    job: str
+    imports: frozenset[str]
+
+
+def rooms(page: Path) -> dict[str, Room]:
+    """The table of rooms, by name."""
+    found = {}
+    for name, job, imports in _ROW.findall(page.read_text(encoding="utf-8")):
+        package = name.split(".")[0]
+        shown = _NAME.findall(imports)
+        whole = frozenset(one if one.split(".")[0] in PACKAGES else f"{package}.{one}" for one in shown)
+        found[name] = Room(job, whole)
+    return found
+
+
+def room_of(module: str, table: Mapping[str, Room]) -> str | None:
+    """The innermost room that a module is in, None where the table has none."""
+    parts = module.split(".")
+    names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((name for name in names if name in table), None)
+
+
 def violations(root: Path) -> list[str]:
-    """One line for each import under `root` that breaks a rule; empty where all is well."""
-    project = Project(root)
+    """One line for each import under `root` that breaks a rule, each module without a room and each row of the table
+    that says what is not so; empty where all is well."""
+    project, table = house() if root == ROOT else Project(root), rooms(root / "CONTRIBUTING.md")
     broken = []
+    used: dict[str, set[str]] = {name: set() for name in table}
     for name, imports in project.imports.items():
         package = name.split(".")[0]
+        room = room_of(name, table)
+        if room is None and package in ROOMED and name != package:
+            broken.append(f"{name}: in no room of CONTRIBUTING.md's table")
         for found in imports:
             target = found.module.split(".")[0]
-            if target in PACKAGES and target != package and package in ALLOWED:
-                allowed = ALLOWED[package]
-                if not _within(found.module, allowed):
-                    broken.append(f"{found}; {package} may import {', '.join(allowed) or 'nothing else'}")
+            if room is not None and target in PACKAGES:
+                other = room_of(found.module, table)
+                if other is None:
+                    broken.append(f"{found}, which is in no room of CONTRIBUTING.md's table")
+                elif other != room:
+                    used[room].add(other)
+                    if other not in table[room].imports:
+                        may = ", ".join(sorted(table[room].imports)) or "nothing"
+                        broken.append(f"{found}; {room} may import {may}")
             if target in TORCHREC and not _within(name, TORCHREC_ALLOWED):
-                broken.append(f"{found}; in model/ torchrec belongs to model/embeddings.py alone")
+                broken.append(f"{found}; in model/ torchrec belongs to model/embeddings/ alone")
             if target == "pyarrow" and package == "service" and not _within(name, PYARROW_IN_SERVICE):
-                broken.append(f"{found}; in service/ pyarrow belongs to service/parquet_impressions.py alone")
+                broken.append(f"{found}; in service/ pyarrow belongs to service/impressions/parquet.py alone")
+    broken += [
+        f"CONTRIBUTING.md: {room} imports nothing of {', '.join(sorted(row.imports - used[room]))}"
+        for room, row in table.items()
+        if row.imports - used[room]
+    ]
     for root_name, never in (("service", SERVICE_NEVER), (SERVING, SERVING_NEVER)):
         for name, chain in project.reached_from(root_name).items():
             broken += [
@@ -136,6 +185,48 @@ def violations(root: Path) -> list[str]:
                 if _within(found.module, never)
             ]
     return broken
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """Nodes that lead back to the first of them, empty where there is no circle."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def test_no_room_leads_back_to_itself() -> None:
+    assert circle({name: room.imports for name, room in rooms(ROOT / "CONTRIBUTING.md").items()}) == []
+
+
+@pytest.mark.parametrize("package", ["model", "training", "service", "deploy"])
+def test_no_module_leads_back_to_itself(package: str) -> None:
+    """Imports under TYPE_CHECKING included: they are what a reader has to follow."""
+    project = house()
+    modules = [name for name in project.modules if _within(name, (package,))]
+    graph = {name: {found.module for found in project.imports[name]} & project.modules.keys() for name in modules}
+    assert circle(graph) == []
+
+
+def test_circles_are_found() -> None:
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_rooms_say_their_job_hold_few_files_and_open_on_nothing() -> None:
+    project, table = house(), rooms(ROOT / "CONTRIBUTING.md")
+    for name, path in project.modules.items():
+        if path.name != "__init__.py" or name.split(".")[0] not in ROOMED:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if name in table:
+            assert (ast.get_docstring(tree) or "").split("\n")[0] == table[name].job, name
+        if name not in REGISTRIES:
+            assert len(tree.body) == 1, f"{path}: more than a docstring"
+        files = len(list(path.parent.glob("*.py")))
+        assert files <= MOST_FILES or name in MANY_FILES, f"{path.parent}: {files} files"
 
 
 def test_packages_import_what_they_may() -> None:
@@ -155,7 +246,7 @@ def _locked(role: str) -> set[str]:
 @pytest.mark.parametrize(("package", "role"), [("service", "serve"), ("training", "train"), ("deploy", "train")])
 def test_third_party_imports_are_in_the_lock_file_of_their_role(package: str, role: str) -> None:
     """What an environment made from the role's lock file cannot import is found here, not in production."""
-    project, locked = Project(ROOT), _locked(role) | {"fbgemm-gpu-cpu", "fbgemm-gpu"}
+    project, locked = house(), _locked(role) | {"fbgemm-gpu-cpu", "fbgemm-gpu"}
     distributions = packages_distributions()
     missing = []
     for name in project.reached_from(package):
@@ -179,20 +270,40 @@ def test_importing_the_service_loads_no_torchrec() -> None:
     assert set(run.stdout.split()).isdisjoint(SERVING_NEVER)
 
 
+TABLE = """
+| room | job | may import |
+|---|---|---|
+| `model.schema` | Features. | nothing |
+| `model.embeddings` | Tables. | `schema` |
+| `model.ranker` | The ranker. | nothing |
+| `model.artifact` | A version. | `schema` |
+| `training.train` | The main path. | `model.embeddings` |
+| `training.datasets` | Logs. | nothing |
+| `service.app` | Routes. | `model.artifact`, `metrics` |
+| `service.metrics` | Metrics. | nothing |
+| `service.impressions` | The log. | nothing |
+| `service.replay` | Scored again. | `impressions` |
+| `deploy` | Elsewhere. | `training.datasets`, `service.metrics` |
+"""
+
 CLEAN = {
+    "CONTRIBUTING.md": TABLE,
     "model/__init__.py": "",
     "model/schema.py": "import torch\n",
-    "model/embeddings.py": "import torchrec\nfrom model.schema import Schema\n",
+    "model/ranker.py": "import torch\n",
+    "model/embeddings/__init__.py": "",
+    "model/embeddings/embeddings.py": "import torchrec\nfrom model.schema import Schema\n",
     "model/artifact.py": "from . import schema\n",
     "training/__init__.py": "",
-    "training/train.py": "import torchrec\nimport pyarrow\nfrom model.embeddings import Embeddings\n",
-    "training/feed_world.py": "import numpy\n",
+    "training/train.py": "import torchrec\nimport pyarrow\nfrom model.embeddings.embeddings import Embeddings\n",
+    "training/datasets/feed_world.py": "import numpy\n",
     "service/__init__.py": "",
     "service/app.py": "from model import artifact\nfrom service.metrics import Metrics\n",
     "service/metrics.py": "import prometheus_client\n",
-    "service/parquet_impressions.py": "import pyarrow\n",
-    "service/replay.py": "from service.parquet_impressions import read\n",
-    "deploy/load.py": "from training.feed_world import FeedWorld\nimport service.metrics\n",
+    "service/impressions/__init__.py": "",
+    "service/impressions/parquet.py": "import pyarrow\n",
+    "service/replay.py": "from service.impressions.parquet import read\n",
+    "deploy/load.py": "from training.datasets.feed_world import FeedWorld\nimport service.metrics\n",
 }
 
 
@@ -213,21 +324,28 @@ def test_checker_passes_a_clean_tree(tmp_path: Path) -> None:
     [
         ("model/schema.py", "import torchrec\n", "model/schema.py:1: model.schema imports torchrec"),
         ("model/ranker.py", "from fbgemm_gpu.tbe import x\n", "model.ranker imports fbgemm_gpu.tbe"),
-        ("model/ranker.py", "def f():\n    from training import train\n", "imports training.train; model may"),
+        ("model/ranker.py", "def f():\n    from training import train\n", "imports training.train; model.ranker may"),
         ("model/ranker.py", "import service.app\n", "model.ranker imports service.app"),
-        ("training/train.py", "from service.metrics import Metrics\n", "imports service.metrics; training may"),
-        ("training/deep/file.py", "from ...service import app\n", "training.deep.file imports service.app"),
-        ("service/app.py", "import model.ranker\n", "service may import model.schema"),
+        ("training/train.py", "from service.metrics import Metrics\n", "imports service.metrics; training.train may"),
+        (
+            "training/datasets/deep/file.py",
+            "from ....service import app\n",
+            "training.datasets.deep.file imports service",
+        ),
+        ("service/app.py", "import model.ranker\n", "service.app may import model.artifact"),
         ("service/app.py", "from model import ranker\n", "service.app imports model"),
         ("service/app.py", "import importlib\nimportlib.import_module('torchrec')\n", "imports torchrec"),
-        ("service/app.py", "if 0:\n    import training\n", "service/app.py:2: service.app imports training"),
+        ("service/app.py", "if 0:\n    import training.train\n", "service/app.py:2: service.app imports training"),
+        ("service/app.py", "import prometheus_client\n", "service.app imports nothing of model.artifact, service.met"),
+        ("service/new.py", "", "service.new: in no room"),
+        ("service/metrics.py", "import service.new\n", "service.new, which is in no room"),
         ("deploy/load.py", "import model.schema\n", "deploy may import service.metrics"),
-        ("service/replay.py", "import pyarrow\n", "in service/ pyarrow belongs to service/parquet_impressions.py"),
-        ("service/metrics.py", "import service.replay\n", "service.metrics -> service.replay -> service.parquet_impr"),
+        ("service/replay.py", "import pyarrow\n", "in service/ pyarrow belongs to service/impressions/parquet.py"),
+        ("service/metrics.py", "import service.replay\n", "service.metrics -> service.replay -> service.impressions"),
         # out of the service's own sight: the chain is told
         ("model/schema.py", "import pyarrow.parquet\n", "service.app -> model.artifact -> model.schema"),
-        ("model/schema.py", "import model.embeddings\n", "model.schema -> model.embeddings"),
-        ("model/__init__.py", "from model.embeddings import Embeddings\n", "model -> model.embeddings"),
+        ("model/schema.py", "import model.embeddings.embeddings\n", "model.schema -> model.embeddings"),
+        ("model/__init__.py", "from model.embeddings.embeddings import Embeddings\n", "model -> model.embeddings"),
     ],
 )
 def test_checker_catches_a_planted_violation(tmp_path: Path, path: str, source: str, said: str) -> None:

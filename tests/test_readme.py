@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from model.schema import FeedSchema
-from model.scorer import Scorer
-from model.value_model import FILE_NAME, ValueModels
+from model.scorer.scorer import Scorer
+from model.value_models.value_model import FILE_NAME, ValueModels
 from training.__main__ import main
 
 ROOT = Path(__file__).parents[1]

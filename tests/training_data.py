@@ -20,10 +20,10 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from training import checkpoint, table_files
-from training.checkpoints import STATE
-from training.progress import TrainingProgress
-from training.run import BEST, LAST, WEIGHTS, Run
+from training.run import state_file, table_files
+from training.run.checkpoints import STATE
+from training.run.progress import TrainingProgress
+from training.run.run import BEST, LAST, WEIGHTS, Run
 
 SCHEMA = """
 name: clips
@@ -152,7 +152,7 @@ def assert_same_state(one: Any, other: Any, place: str = "") -> None:
 def saved_state(path: Path) -> dict[str, Any]:
     """All that a run's checkpoint folder holds; the ranker's weights by their names in the ranker, where all tables
     have one optimizer."""
-    state = checkpoint.load(path / STATE)
+    state = state_file.load(path / STATE)
     ranker = {f"network.{name}": value for name, value in state.pop("network").items()}
     state["ranker"], state["momenta"] = ranker, {}
     if (path / table_files.INDEX).exists():

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.stopping import Terminated, take_signals
+from training.run.stopping import Terminated, take_signals
 
 if TYPE_CHECKING:
-    from model.signature import SigningKey
+    from model.artifact.signature import SigningKey
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _output(text: str) -> Path:
-    from training.output_folder import output_path
+    from training.files import output_path
 
     try:
         return output_path(text)
@@ -208,13 +208,13 @@ def _add_sign_key(command: argparse.ArgumentParser) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    from training.simulate import simulate
+    from training.datasets.simulate import simulate
 
     simulate(options.rows, options.seed, options.out, users=options.users, items=options.items)
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from training.prepare import Days, prepare
+    from training.datasets.prepare import Days, prepare
 
     given = {
         "train_to": options.train_to,
@@ -230,7 +230,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _vocabulary(options: argparse.Namespace) -> None:
     from training.config import TrainingConfig
-    from training.vocabulary import build_vocabulary
+    from training.fit.vocabulary import build_vocabulary
 
     config = TrainingConfig.load(options.config, options.set)
     print(build_vocabulary(config, options.out, processes=options.processes))
@@ -251,29 +251,29 @@ def _train(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from training.config import TrainingConfig
-    from training.data_report import report_of_file
+    from training.fit.report import report_of_file
 
     print(report_of_file(TrainingConfig.load(options.config, options.set)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from training.evaluate import evaluate, print_table
-    from training.run import Run
+    from training.evaluate.evaluate import evaluate, print_table
+    from training.run.run import Run
 
     run = Run.open(options.folder)
     print_table(evaluate(run, options.split, replicates=options.replicates, where=options.where))
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from training.inspect import inspect, print_tables
-    from training.run import Run
+    from training.inspect.inspect import inspect, print_tables
+    from training.run.run import Run
 
     print_tables(inspect(Run.open(options.folder), options.split))
 
 
 def _export(options: argparse.Namespace) -> None:
-    from training.export import export
-    from training.run import Run
+    from training.publish.export import export
+    from training.run.run import Run
 
     if options.segment_by and options.calibrate is None:
         raise ValueError("--segment-by reports what a calibration changes: give --calibrate too")
@@ -294,26 +294,26 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _compile(options: argparse.Namespace) -> None:
-    from training.compile import compile_version
+    from training.publish.compile import compile_version
 
     print(compile_version(options.version, _signing_key(options)))
 
 
 def _catalogue(options: argparse.Namespace) -> None:
-    from training.catalogue import build_catalogue
+    from training.publish.catalogue import build_catalogue
 
     print(build_catalogue(options.version, options.items, _signing_key(options)))
 
 
 def _sign(options: argparse.Namespace) -> None:
-    from model.signature import SigningKey
-    from training.sign import sign
+    from model.artifact.signature import SigningKey
+    from training.publish.sign import sign
 
     print(sign(options.folder, SigningKey(options.key)))
 
 
 def _signing_key(options: argparse.Namespace) -> "SigningKey | None":
-    from model.signature import SigningKey
+    from model.artifact.signature import SigningKey
 
     return None if options.sign_key is None else SigningKey(options.sign_key)
 

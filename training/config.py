@@ -26,9 +26,8 @@ from pydantic import (
 from model.ranker import NetworkConfig
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, read_yaml
-from training.balancing import BalancingConfig, NoBalancingConfig
-from training.initial_weights import InitialWeights
-from training.output_folder import output_path
+from training.files import output_path
+from training.step.balancing import BalancingConfig, NoBalancingConfig
 
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -74,7 +73,7 @@ SplitName = Literal["train", "validation", "test"]
 class SplitConfig(StrictModel):
     """Split of each row, by the value of one column: a value, a list of values, or {min, max}.
 
-    A date covers its whole day of `timezone` in a column of timestamps (training/input/bounds.py)."""
+    A date covers its whole day of `timezone` in a column of timestamps (training/data/selection.py)."""
 
     column: str
     train: Selection
@@ -93,7 +92,7 @@ def _data_path(value: object) -> Path | str:
 DataPath = Annotated[Path | str, BeforeValidator(_data_path)]
 
 
-# A folder of this machine that a job writes into (training/output_folder.py).
+# A folder of this machine that a job writes into (training/files.py).
 OutputPath = Annotated[Path, BeforeValidator(output_path)]
 
 
@@ -111,7 +110,7 @@ class DataConfig(StrictModel):
     `weight` names a column of row weights >= 0: losses become weighted means over the training rows; metrics and the
     validation objective do not use it.
 
-    `read: stream` trains on a split that is larger than memory (training/input/stream.py). An epoch then runs in
+    `read: stream` trains on a split that is larger than memory (training/data/stream.py). An epoch then runs in
     `lanes` side by side, each of which shuffles its rows within windows of `window` consecutive row groups; `readers`
     threads a process read ahead (0: none, the training loop reads). Rows that break a rule stop the run, or are left
     out and counted while there are `max_bad_rows` of them at most.
@@ -126,7 +125,7 @@ class DataConfig(StrictModel):
     window: PositiveInt = 1
     readers: Annotated[int, Field(ge=0, le=64)] = 1
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
-    # Of the training split alone; answers stay those of the whole log (training/negative_sampling.py).
+    # Of the training split alone; answers stay those of the whole log (training/fit/negative_sampling.py).
     negative_sampling: NegativeSampling | None = None
 
     @model_validator(mode="after")
@@ -181,7 +180,7 @@ class TableConfig(StrictModel):
 
 
 class SlotsConfig(StrictModel):
-    """How ids take and lose the rows of tables with `slots`, every `interval` steps (training/managed_ids.py).
+    """How ids take and lose the rows of tables with `slots`, every `interval` steps (training/step/slots.py).
 
     TorchRec's policies: by how often an id was seen (lfu), how lately (lru), or both (distance_lfu: its count divided
     by the turns since it was seen)."""
@@ -196,8 +195,8 @@ class EmbeddingsConfig(StrictModel):
     `engine: torch` is plain torch for machines where no build of fbgemm fits (one process); auto takes TorchRec where
     it runs. Tables of fused optimizers are sharded: row_wise, table_wise, or (auto) as TorchRec's planner chooses;
     those of optimizer adam have dense gradients and a copy in every process, data_parallel. Of sharded tables the next
-    batch's ids are exchanged during a step (training/lookup.py): `pipeline: false` exchanges a batch's own within it,
-    with two batches less in memory."""
+    batch's ids are exchanged during a step (training/step/lookup.py): `pipeline: false` exchanges a batch's own within
+    it, with two batches less in memory."""
 
     engine: Literal["auto", "torchrec", "torch"] = "auto"
     sharding: Sharding = "auto"
@@ -226,7 +225,7 @@ class EarlyStopping(StrictModel):
 
 
 class InitFrom(StrictModel):
-    """A published version, or a finished run, whose weights a run starts from (training/warm_start.py).
+    """A published version, or a finished run, whose weights a run starts from (training/start/warm_start.py).
 
     `tolerance` is by how much an error on the validation split may be larger than the parent's, relatively, before
     export refuses the run. `rate_factor` multiplies every learning rate of the run: a quarter was better than one on
@@ -235,6 +234,13 @@ class InitFrom(StrictModel):
     path: Path
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     rate_factor: PositiveFinite = 0.25
+
+
+class InitialWeights(StrictModel):
+    """A file of weights and the file of names that maps them (training/start/foreign_weights.py)."""
+
+    path: Path
+    names: Path
 
 
 class TrainingConfig(StrictModel):

@@ -26,29 +26,20 @@ from typing import Any
 
 import torch
 
-from training import checkpoint, checkpoints, stopping, table_files
-from training.checkpoints import Checkpoints
 from training.config import TrainingConfig
-from training.data import Rows
-from training.data_record import write_record
-from training.divergence import diverged
-from training.history import OBJECTIVE, VALIDATION, write_log
-from training.initial_weights import load_initial_weights
-from training.input.source import Source
-from training.input.splits import open_splits
-from training.lineage import against_parent, start_from
-from training.lookup import new_lookup
-from training.losses import TaskLosses
-from training.managed_ids import ManagedIds
-from training.negative_sampling import logit_offsets
-from training.optimizers import Optimizers
-from training.parent import Parent, open_parent
-from training.precision import autocast, set_products
-from training.progress import TrainingProgress
-from training.ranks import Ranks, joined, refuse_across
-from training.resumption import another_run, go_on_as
-from training.routing import PolicyLearner
-from training.run import (
+from training.data.rows import Rows
+from training.data.source import Source
+from training.distributed.ranks import Ranks, joined, refuse_across
+from training.evaluate.validation import Validation, points_of_epoch
+from training.fit.negative_sampling import logit_offsets
+from training.fit.splits import open_splits
+from training.run import checkpoints, state_file, stopping, table_files
+from training.run.checkpoints import Checkpoints
+from training.run.data_record import write_record
+from training.run.history import OBJECTIVE, VALIDATION, write_log
+from training.run.progress import TrainingProgress
+from training.run.resumption import another_run, go_on_as
+from training.run.run import (
     MOMENTA,
     OLD_LAST,
     SLOTS,
@@ -60,7 +51,16 @@ from training.run import (
     refuse_no_run,
     write_json,
 )
-from training.validation import Validation, points_of_epoch
+from training.start.foreign_weights import load_initial_weights
+from training.start.lineage import against_parent, start_from
+from training.start.parent import Parent, open_parent
+from training.step.balancing.losses import TaskLosses
+from training.step.divergence import diverged
+from training.step.lookup import new_lookup
+from training.step.optimizers import Optimizers
+from training.step.precision import autocast, set_products
+from training.step.routing import PolicyLearner
+from training.step.slots import ManagedIds
 from training.wording import counted
 
 log = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ def _resume(run: Run, training: Training, saved: Checkpoints, data: list[str], r
     newest = saved.newest()
     if newest is None:
         return
-    state = checkpoint.load(newest / checkpoints.STATE)
+    state = state_file.load(newest / checkpoints.STATE)
     if state.get("data") != data:
         raise another_run(run.path, {"the data": _changed_rows(state.get("data"), data)})
     try:

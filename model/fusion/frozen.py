@@ -1,7 +1,7 @@
 """A fusion network as data, for scoring: every network is levels of experts whose outputs are mixed for the next level.
 
-`network.frozen()` gives what it is; `model/scoring_network.py` computes it for many candidates of one request. Nothing
-here is trained: weights are views of the network's own.
+`network.frozen()` gives what it is; `model/export/scoring_network.py` computes it for many candidates of one request.
+Nothing here is trained: weights are views of the network's own.
 
 Shapes: E experts of a level, G units that it puts out, D inputs, H outputs, T tasks.
 """

@@ -4,7 +4,7 @@ evaluation mode by TorchScript.
 In: rows_BD. Out: fused_BTH. A routed layer holds M modules (Linear and ReLU) and a tabular policy: for each task a
 distribution over them. Training draws a module per row, task and routed layer, and computes that module alone;
 evaluation takes each task's most probable one. A layer that is not routed has one module for all tasks. The policies
-are learned from rewards (training/routing.py), not by the gradient of the loss.
+are learned from rewards (training/step/routing.py), not by the gradient of the loss.
 
 Shapes: B rows, T tasks, P paths at a layer (1 below the first routed layer, T above it), M modules, D input, H width.
 """
@@ -16,8 +16,8 @@ import torch
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
-from model.fusion.by_module import apply_by_module
 from model.fusion.experts import ExpertLinear
+from model.fusion.fixed_routing import apply_by_module
 from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork
 from model.fusion.levels import Levels, all_widths
 from model.fusion.policy import Policy, PolicyConfig, PolicyKind, perplexities

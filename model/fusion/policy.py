@@ -1,8 +1,8 @@
 """Routing policies: which module each task takes ("Re-examining Routing Networks", sections 2.2 and A.1).
 
 A policy is a table of numbers per task that stands for a distribution over M modules. Training draws from it;
-evaluation takes each task's most probable module. It is learned from rewards (training/routing.py), not by the gradient
-of the loss. What the modules are is not its business.
+evaluation takes each task's most probable module. It is learned from rewards (training/step/routing.py), not by the
+gradient of the loss. What the modules are is not its business.
 
 Shapes: B rows, T tasks, M modules.
 """

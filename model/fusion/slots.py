@@ -2,7 +2,7 @@
 
 Here the experts and gates of a level are stacked in few tensors; elsewhere each is a module of its own. A slot is a
 view of one layer's weight [out, in] or bias [out] in such a tensor: what is written to it is the network's. The names,
-UNIT being a task or `shared`, and all numbers from 0 (`training/initial_weights.py` maps them):
+UNIT being a task or `shared`, and all numbers from 0 (`training/start/foreign_weights.py` maps them):
 
     level.0.expert.UNIT.0.0.weight     AdaTT, PLE, cross-stitch: level, unit, its expert, layer of that expert's MLP
     level.0.expert.0.0.weight          MMoE: its experts belong to nobody

@@ -25,7 +25,7 @@ from benchmarks.serving_processes import load_generator
 from benchmarks.serving_services import usual_body
 from benchmarks.serving_stages import flop_per_candidate
 from deploy.local_cpu import Cpu
-from model.scorer import Scorer
+from model.scorer.scorer import Scorer
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deploy.load_test import _parser as load_parser
-from service.__main__ import END_SECONDS
+from service.serve import END_SECONDS
 from service.settings import read_settings
 from tests.deploy.ended_jobs import end_job
 from training.__main__ import _parser as training_parser

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from deploy.prometheus_rule import TARGET, prometheus_rule
-from service.__main__ import END_SECONDS
-from service.metrics import ENDPOINTS, Metrics
+from service.metrics.metrics import ENDPOINTS, Metrics
+from service.serve import END_SECONDS
 from service.settings import Settings, read_settings
 from tests.deploy.manifests import (
     KUBERNETES,

@@ -21,13 +21,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.dashboard import queries, rules
-from service.metrics import Metrics
+from service.metrics.metrics import Metrics
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.deploy.monitored import Prometheus, prometheus_of
 from tests.deploy.programs import ROOT, wait_for
 from tests.items import tiny_items, write_items
 from tests.service.running import RunningService
-from training.catalogue import build_catalogue
+from training.publish.catalogue import build_catalogue
 
 SECONDS = os.environ.get("FEEDRANK_MONITORING_SECONDS", "10")
 SCORING = 'ranking_requests_total{endpoint="/v1/rank"}'

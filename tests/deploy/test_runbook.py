@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.metrics import ENDPOINTS, Metrics
+from service.metrics.metrics import ENDPOINTS, Metrics
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

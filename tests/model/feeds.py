@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from model.columns import Column, column_from_values
-from model.features import FeatureEncoder, FittedFeatures
+from model.features.columns import Column, column_from_values
+from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.schema import FeedSchema
 
 FEED = """

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
+from model.artifact.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
 from tests.artifacts import tiny_schema, writable
 
 FILES = (RANKER, FITTED, GOLDEN, REFERENCE)

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.block_tensors import BlockTensors
-from model.embeddings import Embeddings, FusedOptimizer
-from model.features import EncodedBlock, FeatureEncoder, FittedFeatures, TargetScale
+from model.artifact.table_files import StackedTables
+from model.embeddings.embeddings import Embeddings, FusedOptimizer
+from model.export.scoring_module import ScoringModule
+from model.features.block import BlockTensors
+from model.features.encoder import EncodedBlock, FeatureEncoder, FittedFeatures, TargetScale
 from model.fusion.adatt import AdaTTConfig
-from model.ranker import Answers, Network, NetworkConfig, Ranker, ScoringModule, Tower
+from model.ranker import Answers, Network, NetworkConfig, Ranker, Tower
 from model.schema import FeedSchema
-from model.tables import StackedTables
 from tests.model.feeds import columns_of, encoder_of, everything, random_rows, schema_of
 
 CONFIG = NetworkConfig(fusion=AdaTTConfig(kind="adatt", levels=(8, (6, 5))), tower=(4,))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.features import FeatureEncoder, FittedFeatures
+from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.schema import BinaryTask, FeedSchema, NumberFeature, RegressionTask, Table
 from tests.model.feeds import FEED, everything, schema_of, write
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.scorer import Scorer
+from model.scorer.scorer import Scorer
 from tests.artifacts import TINY_REQUEST
 
 BROKEN = 0

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from model.artifact import MANIFEST
-from model.signature import SIGNATURE
+from model.artifact.artifact import MANIFEST
+from model.artifact.signature import SIGNATURE
 from tests.artifacts import publish_artifact
 from tests.reliability.load import Load, Truth, metric
 from tests.reliability.sizes import SIZES

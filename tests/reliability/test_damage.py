@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.artifact import ArtifactError
-from model.scorer import Scorer
+from model.artifact.artifact import ArtifactError
+from model.scorer.scorer import Scorer
 from tests.artifacts import TINY_REQUEST, publish_artifact, writable
 from tests.items import tiny_items, write_items
 from tests.reliability.sizes import SIZES
-from training.catalogue import build_catalogue
+from training.publish.catalogue import build_catalogue
 
 
 def answers_of(version: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -20,9 +20,9 @@ from schemathesis.core.result import Ok
 from tests.artifacts import publish_artifact
 from tests.reliability.sizes import SIZES
 from tests.service import test_fuzz as rank_bodies
-from tests.service import test_open_inference_fuzz as infer_bodies
+from tests.service.open_inference import test_open_inference_fuzz as infer_bodies
+from tests.service.open_inference.tensors import HEADER_LENGTH, INFER
 from tests.service.running import RunningService
-from tests.service.tensors import HEADER_LENGTH, INFER
 
 PATIENCE_SECONDS = 30  # what hangs fails; a busy machine takes its time
 # Routes of one request of no arguments are asked a few times; these are where requests differ.

@@ -14,15 +14,15 @@ import httpx
 import psutil
 import pytest
 
-from service.log_queue import MAX_HELD_BYTES
+from service.base.log_queue import MAX_HELD_BYTES
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.deploy.programs import program
 from tests.reliability.load import Load, Truth, metric
 from tests.reliability.sizes import SIZES
+from tests.service.http.test_certificates import der, place, trusting
+from tests.service.http.test_keys import certificate
+from tests.service.metrics.small_disks import fill, small_disk
 from tests.service.running import RunningService
-from tests.service.small_disks import fill, small_disk
-from tests.service.test_certificates import der, place, trusting
-from tests.service.test_keys import certificate
 
 # By how much the processes of a service may grow while clients ask: buffers, and one more arena of Python's in each.
 MOST_GROWN_MIB = 32

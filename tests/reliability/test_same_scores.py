@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.scorer import Scorer
+from model.scorer.scorer import Scorer
 from tests.artifacts import publish_artifact
+from tests.service.open_inference.tensors import HEADER_LENGTH, INFER, binary_body, tensors_of
 from tests.service.running import RunningService
-from tests.service.tensors import HEADER_LENGTH, INFER, binary_body, tensors_of
 
 TASKS = ("click", "like", "play_time")
 # Of probabilities absolute, of quantities relative where they are large.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tests.artifacts import TINY_REQUEST
-from tests.service.tensors import HEADER_LENGTH, INFER, Given, binary_body, tensors_of
+from tests.service.open_inference.tensors import HEADER_LENGTH, INFER, Given, binary_body, tensors_of
 
 _ROWS = [
     {

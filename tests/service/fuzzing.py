@@ -16,7 +16,7 @@ from uvicorn import Config
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.server import ServerState
 
-from service.http_protocol import GuardedProtocol
+from service.http.protocol import GuardedProtocol
 from tests.service.fuzz_requests import Exchange, Requests
 from tests.service.in_memory import Transport
 

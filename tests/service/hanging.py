@@ -10,7 +10,7 @@ import time
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service.supervisor import Supervisor
+from service.process.supervisor import Supervisor
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:

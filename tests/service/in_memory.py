@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from service.http_protocol import GuardedProtocol
+from service.http.protocol import GuardedProtocol
 
 
 class Transport(asyncio.Transport):

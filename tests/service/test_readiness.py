@@ -11,12 +11,14 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from model.scorer import Scored, Scorer
-from service import app, scoring_threads, wire
+from model.scorer.scorer import Scored, Scorer
+from service import app
 from service.app import Service
-from service.metrics import Metrics
-from service.model_store import ModelStore
-from service.scoring_threads import ScoringThreads
+from service.metrics.metrics import Metrics
+from service.models.store import ModelStore
+from service.process import scoring_threads
+from service.process.scoring_threads import ScoringThreads
+from service.rank import question
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of, sample
 
@@ -84,8 +86,8 @@ def test_a_deadline_that_has_passed_before_the_model_spares_the_model(
             pass
         return columns(*arguments)
 
-    columns = wire.columns
-    monkeypatch.setattr(wire, "columns", slow_columns)
+    columns = question.columns
+    monkeypatch.setattr("service.pipeline.columns", slow_columns)
     response = client.post("/v1/rank", json=TINY_REQUEST, headers={"X-Request-Timeout-Ms": "10"})
     assert response.status_code == 504
     assert sample(client, "ranking_inference_duration_seconds_count") == 0

@@ -4,7 +4,7 @@ import pytest
 
 from tests.training_data import training_file, write_feed
 from training.config import TrainingConfig
-from training.run import Run
+from training.run.run import Run
 from training.train import train
 
 

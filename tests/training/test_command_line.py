@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training_data import assert_same_state, feed_table, saved_state, training_file, write_feed
-from training import checkpoint
 from training.__main__ import main
-from training.checkpoints import STATE
 from training.config import TrainingConfig
-from training.run import BEST, LAST, LOG, SUMMARY, Run
+from training.run import state_file
+from training.run.checkpoints import STATE
+from training.run.run import BEST, LAST, LOG, SUMMARY, Run
 from training.train import train
 
 COMMANDS = ("simulate", "prepare", "train", "evaluate", "inspect", "export", "catalogue", "compare", "images")
@@ -242,7 +242,7 @@ def test_interrupted_killed_and_resumed_training_ends_as_if_left_alone(tmp_path:
     assert said == "ended by a signal; what was saved is kept"
     assert "Traceback" not in errors
     # The step at which it ended is what is saved, not one before.
-    progress = checkpoint.load(last / STATE)["progress"]
+    progress = state_file.load(last / STATE)["progress"]
     assert saved == f"saved at epoch {progress['epoch'] + 1}, step {progress['step_in_epoch']}"
 
     killed = start_training(config)

@@ -9,7 +9,7 @@ import yaml
 
 from tests.training_data import training_file, write_feed
 from training.config import Range, TrainingConfig
-from training.run import LOG, Run
+from training.run.run import LOG, Run
 from training.train import train
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.artifacts import publish_artifact
+from tests.training.compare.test_compare_run import experiment_file
+from tests.training.datasets.kuairand_log import as_parquet, make_log
 from tests.training.images.test_image_experiment import experiment as image_experiment
-from tests.training.kuairand_log import as_parquet, make_log
-from tests.training.test_compare_run import experiment_file
-from tests.training.test_score import log_table, write_log
+from tests.training.score.test_score import log_table, write_log
 from tests.training_data import SCHEMA, Stopped, files_of, stop_at, training_file, write_feed
 from training.__main__ import main
 from training.config import TrainingConfig
-from training.run import CONFIG, Run
+from training.run.run import CONFIG, Run
 from training.train import train
 
 OWN_FILES = {

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from model.scorer import Scorer
+from model.scorer.scorer import Scorer
 from training.__main__ import main
 
 MUSIC = """

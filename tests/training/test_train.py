@@ -29,17 +29,17 @@ from tests.training_data import (
     training_file,
     write_feed,
 )
-from training.checkpoints import FOLDER, MANIFEST
 from training.config import TrainingConfig
-from training.data import Rows, columns_from_arrow, read_splits
-from training.data_record import RECORD
-from training.evaluate import evaluate
-from training.id_report import IDS
-from training.run import BEST, CONFIG, FITTED, LAST, LOG, SUMMARY, Run, locked
-from training.run import SCHEMA as SCHEMA_FILE
-from training.simulate import simulate
+from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.datasets.simulate import simulate
+from training.evaluate.evaluate import evaluate
+from training.evaluate.validation import predict, relative_errors, validation_objective
+from training.fit.id_report import IDS
+from training.run.checkpoints import FOLDER, MANIFEST
+from training.run.data_record import RECORD
+from training.run.run import BEST, CONFIG, FITTED, LAST, LOG, SUMMARY, Run, locked
+from training.run.run import SCHEMA as SCHEMA_FILE
 from training.train import train
-from training.validation import predict, relative_errors, validation_objective
 
 
 def config_of(folder: Path, *changes: str, **top_level: Any) -> TrainingConfig:

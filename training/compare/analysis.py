@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.bootstrap import Floats, percentile_interval
 from training.compare.boosted_trees import is_trees, tree_costs, tree_times
 from training.compare.cautions import cautions
 from training.compare.contrasts import contrast_results
@@ -33,7 +32,8 @@ from training.compare.resampling import MEAN, Replicates, paired_replicates
 from training.compare.statistics import crossed, holm, minimum_detectable, paired_p, seeds_needed, spread
 from training.compare.verdict import choice, verdicts
 from training.config import SplitName, TrainingConfig
-from training.run import SUMMARY, Run, library_versions, read_json, write_json
+from training.evaluate.bootstrap import Floats, percentile_interval
+from training.run.run import SUMMARY, Run, library_versions, read_json, write_json
 
 SPLITS: tuple[SplitName, ...] = ("validation", "test")
 

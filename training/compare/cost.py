@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.ranker import ScoringModule, to_torchscript
-from model.tables import StackedTables
+from model.artifact.table_files import StackedTables
+from model.export.scoring_module import ScoringModule, to_torchscript
 from training.compare.predictions import rows_of
-from training.data import Rows
-from training.losses import TaskLosses
-from training.optimizers import Optimizers
-from training.run import Run
+from training.data.rows import Rows
+from training.run.run import Run
+from training.step.balancing.losses import TaskLosses
+from training.step.optimizers import Optimizers
 
 CANDIDATES = 100
 WARM_UP = 5

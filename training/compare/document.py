@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
-from training.run import write_text
-from training.whole import replace_file
+from training.files import replace_file
+from training.run.run import write_text
 
 MARKDOWN = "results.md"
 REPORT = "report.html"

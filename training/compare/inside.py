@@ -19,9 +19,9 @@ from training.compare.document import Block, Heading, Image, Paragraph, Table
 from training.compare.experiment import Cell
 from training.compare.inside_plots import plot_inside_over_training, plot_policy_likeness
 from training.compare.predictions import rows_of
-from training.inspect import inspect
-from training.policies import layer_policies
-from training.run import BEST, INSIDE, Run, read_json
+from training.inspect.inspect import inspect
+from training.inspect.policies import layer_policies
+from training.run.run import BEST, INSIDE, Run, read_json
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from training.compare.resampling import MEAN
-from training.plots import CELL_HEIGHT, CELL_WIDTH, MARGIN, as_png, heat_map
+from training.inspect.plots import CELL_HEIGHT, CELL_WIDTH, MARGIN, as_png, heat_map
 
 Json = dict[str, Any]
 Style = str | tuple[int, tuple[int, ...]]

@@ -22,8 +22,8 @@ from training.compare.experiment import Cell
 from training.compare.inside_plots import plot_over_training
 from training.compare.resampling import MEAN
 from training.compare.statistics import spread
-from training.history import BALANCING_WEIGHT, EXPERTS_USED, GATE_ENTROPY, PERPLEXITY, VALIDATION, read_log
-from training.run import LOG, Run
+from training.run.history import BALANCING_WEIGHT, EXPERTS_USED, GATE_ENTROPY, PERPLEXITY, VALIDATION, read_log
+from training.run.run import LOG, Run
 
 # Of the points of a long training a table shows no more.
 COLUMNS = 6

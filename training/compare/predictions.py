@@ -14,15 +14,15 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from model.features import transform_target
+from model.features.encoder import transform_target
 from model.schema import RegressionTask
 from training.compare.measures import TaskTruth
 from training.config import SplitName
-from training.data import Rows, columns_from_arrow, labels_of, observed_of, read_splits
-from training.evaluate import groups_of
-from training.run import Run
-from training.validation import predict
-from training.whole import replace_file
+from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
+from training.evaluate.evaluate import groups_of
+from training.evaluate.validation import predict
+from training.files import replace_file
+from training.run.run import Run
 
 
 @dataclass(frozen=True, slots=True)

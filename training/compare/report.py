@@ -16,7 +16,7 @@ from training.compare.measures import METRICS
 from training.compare.plots import differences, quality_against_cost
 from training.compare.resampling import MEAN
 from training.compare.search_report import chosen_on_validation
-from training.run import write_json
+from training.run.run import write_json
 
 RESULTS = "results.json"
 # Tasks side by side in a table, with an interval over seeds and users and without: more would be wider than a page of

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import expit
 
-from training.bootstrap import Floats, Statistic, bootstrap_values
 from training.compare.measures import TaskTruth
-from training.metrics import WeightedAUC, auc_per_group, base_entropy, cross_entropy, divide
+from training.evaluate.bootstrap import Floats, Statistic, bootstrap_values
+from training.evaluate.metrics import WeightedAUC, auc_per_group, base_entropy, cross_entropy, divide
 
 SEED = 0
 # The name of the mean over tasks, beside the tasks' own.

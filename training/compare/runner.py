@@ -21,8 +21,8 @@ from training.compare.search import chosen_point, search
 from training.compare.space import LEARNING_RATES
 from training.compare.workers import Job, is_done, refuse_changed
 from training.config import SplitName, TrainingConfig
-from training.output_folder import LEFT_BY_ANY, is_json_with, refuse_foreign, refuse_within
-from training.run import locked
+from training.files import LEFT_BY_ANY, is_json_with, refuse_foreign, refuse_within
+from training.run.run import locked
 
 
 def compare(experiment: Experiment, *, report_only: bool = False, storage: str | None = None) -> Path:

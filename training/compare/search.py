@@ -36,7 +36,7 @@ from training.compare.space import Point, decoded, distributions, encoded
 from training.compare.storage import opened, own_storage, shared_storage
 from training.compare.workers import Job, is_done, refuse_changed
 from training.config import TrainingConfig
-from training.run import Run, read_json, write_json
+from training.run.run import Run, read_json, write_json
 
 FOUND = "search.json"
 # Trials drawn at random before the estimator has something to go by.

@@ -17,7 +17,7 @@ from model.strict_yaml import StrictModel
 from training.compare.target_encodings import EncodingsConfig
 from training.compare.tree_inputs import check_encodings
 from training.config import PositiveFinite, TrainingConfig
-from training.run import CONFIG, read_json
+from training.run.run import CONFIG, read_json
 
 SETTINGS = "lightgbm.json"
 

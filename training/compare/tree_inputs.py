@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from model.features import transform_target
+from model.features.encoder import transform_target
 from model.schema import FeedSchema, IdFeature, IdListFeature, RegressionTask, Task
 from model.strict_yaml import unknown_key
 from training.compare.target_encodings import Encoding, EncodingsConfig, from_all, from_earlier, out_of_fold
 from training.config import DataConfig
-from training.data import labels_of, observed_of
-from training.input.files import LogFiles
+from training.data.files import LogFiles
+from training.data.rows import labels_of, observed_of
 from training.wording import counted
 
 DEFAULT_FOLDS = 5

@@ -18,10 +18,10 @@ from training.compare.experiment import Cell
 from training.compare.predictions import prediction_file, write_predictions
 from training.compare.tree_config import TreesConfig, kept_config
 from training.config import SplitName, TrainingConfig
-from training.divergence import Diverged
-from training.processes import belong_to_parent
-from training.run import CONFIG, SUMMARY, Run
-from training.stopping import Terminated, end_when_told
+from training.distributed.processes import belong_to_parent
+from training.run.run import CONFIG, SUMMARY, Run
+from training.run.stopping import Terminated, end_when_told
+from training.step.divergence import Diverged
 from training.train import train
 
 # What workers get between SIGTERM and SIGKILL: less than a cluster gives the whole job (120 s).

@@ -22,15 +22,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.fusion.policy import perplexities, probabilities
-from training import checkpoint
+from training.files import derived_seed
 from training.images.augment import augment
 from training.images.config import Cell, ImageExperiment
 from training.images.network import ImageNetwork, LearnedMethod
 from training.images.pixels import Pixels
 from training.images.tasks import ImageTasks, TaskRows
-from training.run import locked, read_json, write_json
-from training.seeds import derived_seed
-from training.wpl import PolicyOptimizer
+from training.run import state_file
+from training.run.run import locked, read_json, write_json
+from training.step.routing import PolicyOptimizer
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def train_cell(
     with locked(folder):
         write_json(folder / SETTINGS, check_settings(experiment, cell, pixels.fingerprint))
         trainer = _Trainer(experiment, cell, tasks, pixels)
-        state = checkpoint.load(folder / CHECKPOINT) if (folder / CHECKPOINT).exists() else None
+        state = state_file.load(folder / CHECKPOINT) if (folder / CHECKPOINT).exists() else None
         progress, best = trainer.restore(state) if state else (Progress(), trainer.weights())
         advance(progress.epoch)
         started = time.monotonic() - progress.seconds
@@ -96,7 +96,7 @@ def train_cell(
             if reached > progress.best_accuracy:
                 progress.best_accuracy, progress.best_epoch, best = reached, progress.epoch, trainer.weights()
             progress.seconds = time.monotonic() - started
-            checkpoint.save(folder / CHECKPOINT, trainer.state() | {"progress": asdict(progress), "best": best})
+            state_file.save(folder / CHECKPOINT, trainer.state() | {"progress": asdict(progress), "best": best})
         trainer.network.load_state_dict(best)
         write_json(folder / RESULT, _result(trainer, tasks, progress))
     # A finished cell is its result: twenty networks of a seed would fill a disk.

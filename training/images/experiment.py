@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from model.strict_yaml import read_yaml
+from training.files import is_json_with, refuse_foreign, refuse_within
 from training.images.cell import RESULT, check_settings, is_finished, train_cell
 from training.images.config import Cell, ImageExperiment
 from training.images.network import ImageNetwork
@@ -21,8 +22,7 @@ from training.images.pixels import Pixels
 from training.images.report import RESULTS, write_report
 from training.images.results import summarise
 from training.images.tasks import ImageTasks
-from training.output_folder import is_json_with, refuse_foreign, refuse_within
-from training.run import locked, read_json
+from training.run.run import locked, read_json
 
 
 def load(path: Path, changes: dict[str, Any]) -> ImageExperiment:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from training.plots import as_png
+from training.inspect.plots import as_png
 
 # Inches of a heat map of all pairs of tasks.
 PANEL = 2.6

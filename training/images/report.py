@@ -8,7 +8,7 @@ from typing import Any
 
 from training.compare.document import Block, Heading, Image, Paragraph, Table, write_document
 from training.images import plots
-from training.run import write_json
+from training.run.run import write_json
 
 Json = dict[str, Any]
 

@@ -11,9 +11,9 @@ import torch
 from scipy import stats
 
 from training.compare.statistics import spread
-from training.conflicts import cosines
 from training.images.config import Cell, ImageExperiment
 from training.images.tasks import ImageTasks
+from training.inspect.conflicts import cosines
 
 Json = dict[str, Any]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.artifact import Artifact
-from model.scorer import Engine, EngineChoice, Scorer
-from model.value_model import DEFAULT, FILE_NAME, ValueModel, ValueModels
-from training.input.files import LogFile, LogFiles
+from model.artifact.artifact import Artifact
+from model.scorer.scorer import Engine, EngineChoice, Scorer
+from model.value_models.value_model import DEFAULT, FILE_NAME, ValueModel, ValueModels
+from training.data.files import LogFile, LogFiles
 
 FORMAT_VERSION = 2
 SCORE, ANSWER = "score", "answer_"

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from model.batch_scoring import score_requests
-from model.scorer import NonFiniteScoresError
-from training.input.files import LogFiles, with_partition
-from training.input.retries import retried
+from model.scorer.batch_scoring import score_requests
+from model.scorer.scorer import NonFiniteScoresError
+from training.data.files import LogFiles, with_partition
+from training.data.retries import retried
+from training.files import replace_file
 from training.score.job import Job, Part, answer_columns, names_read
 from training.score.rows import BadRow, RowReader
-from training.whole import replace_file
 
 # What goes through the network at once: large enough for its products, small enough for a core's cache.
 BATCH_ROWS = 4096

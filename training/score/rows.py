@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.columns import Column, Ids
+from model.features.columns import Column, Ids
 from model.schema import Dtype, Feature, FeedSchema
-from training.input.arrow_columns import column_from_arrow, dtypes_of, plain
-from training.input.row_faults import Mask, RowFault
-from training.input.usual_types import usual_table
+from training.data.arrow import column_from_arrow, dtypes_of, plain
+from training.data.bad_rows import Mask, RowFault
+from training.data.usual_types import usual_table
 
 
 class BadRow(NamedTuple):

@@ -2,8 +2,8 @@
 
 In: a published version and Parquet files on any fsspec path whose columns are its features. Out: a folder of Parquet
 files, one for each range of row groups of the input, and `_scored.json`, which is there when all of them are. They are
-scored by what a service scores by (model.scorer), so they are what it would answer. Killed at any moment and started
-again, the job keeps the files that are whole and were made of the same input by the same version.
+scored by what a service scores by (model.scorer.scorer), so they are what it would answer. Killed at any moment and
+started again, the job keeps the files that are whole and were made of the same input by the same version.
 """
 
 import logging
@@ -20,11 +20,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from model.artifact import Artifact, file_entry
-from training.input.files import LogFiles
-from training.input.found import Found
-from training.output_folder import is_json_with, refuse_foreign, refuse_within
-from training.run import library_versions, locked, write_json
+from model.artifact.artifact import Artifact, file_entry
+from training.data.files import LogFiles
+from training.data.found import Found
+from training.files import is_json_with, refuse_foreign, refuse_within
+from training.run.run import library_versions, locked, write_json
 from training.score.job import Job, Part, parts_of
 from training.score.part import FAULTS_SHOWN, PartScorer, beyond_budget, found
 from training.score.workers import begin, score_part

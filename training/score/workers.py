@@ -5,8 +5,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from training.input.files import LogFiles
-from training.processes import belong_to_parent
+from training.data.files import LogFiles
+from training.distributed.processes import belong_to_parent
 from training.score.job import Job, Part
 from training.score.part import PartScorer
 

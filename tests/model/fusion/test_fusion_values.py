@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.ranker import Network, NetworkConfig
-from tests.model import test_adatt
+from tests.model.fusion import test_adatt
 from tests.model.fusion.cases import CASES, INPUT_WIDTH, Case, rows_of
 from tests.model.fusion.equations import linear_of, mlp, reference
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.embeddings import Embeddings, FusedOptimizer
-from model.features import FeatureEncoder
+from model.artifact.table_files import StackedTables
+from model.embeddings.embeddings import Embeddings, FusedOptimizer
+from model.export.scoring_module import ScoringModule
+from model.features.encoder import FeatureEncoder
 from model.fusion.no_sharing import NoSharing
-from model.ranker import Answers, Network, NetworkConfig, Ranker, ScoringModule
+from model.ranker import Answers, Network, NetworkConfig, Ranker
 from model.schema import FeedSchema
-from model.tables import StackedTables
 from tests.model.feeds import encoder_of, everything, random_rows
 from tests.model.test_ranker import reloaded, request_and_candidates, tensors
 

@@ -13,13 +13,13 @@ import yaml
 from scipy import stats
 
 from tests.training.images.files import write_cifar, write_fashion
-from training import checkpoint
 from training.__main__ import main
 from training.images import plots
 from training.images.cell import CHECKPOINT, RESULT
 from training.images.config import ImageExperiment
 from training.images.experiment import load, run
 from training.images.results import one_tail_t_test
+from training.run import state_file
 
 ROOT = Path(__file__).resolve().parents[3]
 LEARNED = {"kind": "learned_routing", "num_modules": 2, "routed": ["fc1"]}
@@ -149,7 +149,7 @@ def test_a_killed_cell_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytes
     run(parsed(tmp_path, **changes))
     folder = tmp_path / "out/learned/seed-0"
     whole = json.loads((folder / RESULT).read_text())
-    saved = checkpoint.save
+    saved = state_file.save
     trained = []
 
     def killed(path: Path, state: dict[str, Any]) -> None:
@@ -158,7 +158,7 @@ def test_a_killed_cell_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytes
         if trained == [1, 2]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save", killed)
+    monkeypatch.setattr(state_file, "save", killed)
     other = {**changes, "output": str(tmp_path / "killed")}
     with pytest.raises(KeyboardInterrupt):
         run(parsed(tmp_path, **other))

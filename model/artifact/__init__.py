@@ -1,0 +1,1 @@
+"""A published version and what lies beside it: manifest, signature, tables, compiled packages, catalogue."""

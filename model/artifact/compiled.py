@@ -1,0 +1,111 @@
+"""A compiled package beside a version, `<models>/<name>/derived/<version>/compiled/`: checked, then loaded.
+
+Such a package is machine code. Before any of it is loaded, its manifest must be signed where the version's must, and
+belong to this very version, to this torch and to a CPU that has every instruction set of the one it was made on
+(another would die of an illegal instruction). Its bytes must be those that the manifest vouches for. The scorer finds
+out whether it answers rightly.
+
+It holds two functions: candidates by their columns, and by the sums that a catalogue has of them (in bfloat16).
+
+Shapes: N candidates, D their columns, F outputs over the raw row, T tasks.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model.artifact.artifact import (
+    Artifact,
+    ArtifactError,
+    DerivedManifest,
+    check_sha256,
+    opened,
+    read_derived_manifest,
+)
+
+FORMAT_VERSION = 1
+PACKAGE = "answers.pt2"
+BY_COLUMNS, BY_SUMS = "model", "sums"
+# Extensions that compilers use by themselves; the rest of the kernel's flags says nothing about code.
+_X86 = re.compile(r"(?:sse|ssse|avx|amx|fma|bmi|vaes|sha|vpcl|pcl|gfni|f16c|abm|lzcnt|popcnt|movbe|adx|aes)\w*")
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class CompiledManifest(DerivedManifest):
+    """What a package is; `cpu_ms` by engine and candidates."""
+
+    kind: Literal["compiled"]
+    torch: str
+    machine: str
+    instructions: tuple[str, ...]
+    dtype: Dtype
+    tolerance: float
+    cpu_ms: dict[str, dict[str, float]]
+
+
+class CompiledAnswers:
+    """One function of a package: rows_ND or sums_NF, sums_1F -> answers_NT. Safe from as many threads at once as there
+    are cores; more wait. Raises OSError where there is no room for the package in the folder of temporary files."""
+
+    def __init__(self, package: bytes, function: str = BY_COLUMNS) -> None:
+        cores = len(os.sched_getaffinity(0))
+        # torch loads from a path alone: a folder that nobody else may write to, so what was vouched for is what runs.
+        with tempfile.TemporaryDirectory(prefix="feedrank-compiled-") as folder:
+            path = Path(folder) / PACKAGE
+            path.write_bytes(package)
+            # torch.inductor's own loader does the same, after importing the whole compiler.
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), function, False, cores, -1)
+
+    def __call__(self, candidates_NX: Tensor, sums_1F: Tensor) -> Tensor:
+        """answers_NT."""
+        if len(candidates_NX) > 1:
+            answers_NT: Tensor = self._loader.run([candidates_NX, sums_1F])[0]
+            return answers_NT
+        # The code is made for two candidates or more: torch.export takes 1 to be a size of its own.
+        return self(candidates_NX.expand(2, -1).contiguous(), sums_1F)[:1]
+
+
+def folder_of(artifact: Artifact) -> Path:
+    """Where the compiled package of a version lies, if there is one."""
+    return artifact.path.parent / "derived" / artifact.version / "compiled"
+
+
+def open_compiled(artifact: Artifact) -> tuple[CompiledManifest, bytes]:
+    """The manifest and the package's bytes, if this process may run them. Raises ArtifactError with the reason."""
+    path = folder_of(artifact)
+    manifest = read_derived_manifest(CompiledManifest, path, FORMAT_VERSION, artifact, "; compile again")
+    if manifest.torch != str(torch.__version__):
+        raise ArtifactError(f"{path}: made with torch {manifest.torch}, this is {torch.__version__}; compile again")
+    lacking = sorted(set(manifest.instructions) - instructions())
+    if manifest.machine != platform.machine() or lacking:
+        what = ", ".join(lacking) or f"the architecture {manifest.machine}"
+        raise ArtifactError(f"{path}: made for another CPU, this one lacks {what}; compile on a host of this kind")
+    entry = manifest.files.get(PACKAGE)
+    if entry is None:
+        raise ArtifactError(f"{path}: the manifest does not list {PACKAGE}")
+    with opened(path / PACKAGE, entry) as file:
+        package = file.read(entry.size_bytes)
+    check_sha256(path / PACKAGE, entry, hashlib.sha256(package).hexdigest())
+    if any(name.startswith("amx") for name in manifest.instructions):
+        torch._C._cpu._init_amx()  # the kernel grants the tiles on request only; without it the first use is fatal
+    return manifest, package
+
+
+def instructions() -> frozenset[str]:
+    """The instruction sets of this CPU, by the kernel's names; empty where the kernel does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return frozenset(flags)
+    return frozenset(flag for flag in flags if _X86.fullmatch(flag))

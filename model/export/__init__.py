@@ -1,0 +1,1 @@
+"""The same network as it scores: the request once, candidates many."""

@@ -1,0 +1,148 @@
+"""The module that is exported: the ranker's network on plain torch embedding tables.
+
+User and context are embedded and multiplied once a request, and answers are in each task's own unit. TorchScript
+scripts it, and a process needs torch alone to run it.
+
+Shapes: N candidates, T tasks, K single-id features, L list features, V list values in all, D columns of the dense row,
+F outputs over the raw row (model/export/scoring_network.py).
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.artifact.table_files import StackedTables, without_tables
+from model.embeddings.embeddings import owners
+from model.export.embedding_rows import BlockRows
+from model.export.scoring_network import RequestSums, ScoringNetwork
+from model.features.encoder import FittedFeatures
+from model.fusion.experts import side_by_side
+from model.fusion.names import mixed_names
+from model.ranker import Answers, Network, row_width
+from model.schema import FeedSchema
+
+
+class ScoringModule(nn.Module):
+    """What is exported: one request block and N candidates -> answers_NT.
+
+    `forward` is the whole. Its steps: `request_sums` once a request, `candidate_rows`, then `answer`, which may be
+    compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it;
+    `explained` is `answer` with the weights that experts were mixed by, of `unit_names` and `expert_names`."""
+
+    unit_names: list[list[str]]
+    expert_names: list[list[str]]
+
+    def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, stacked: StackedTables) -> None:
+        super().__init__()
+        whose = owners(schema, for_each_task=network.has_own_embeddings)
+        request = [BlockRows(schema, "request", stacked, owner) for owner in whose]
+        candidate = [BlockRows(schema, "candidate", stacked, owner) for owner in whose]
+        frozen = network.frozen(len(schema.tasks))
+        names = mixed_names(network.config, frozen, [task.name for task in schema.tasks])
+        self.unit_names = [units for units, _ in names]
+        self.expert_names = [experts for _, experts in names]
+        self.request = nn.ModuleList(request)
+        self.candidate = nn.ModuleList(candidate)
+        self.sums = RequestSums(frozen, torch.tensor(request[0].columns, dtype=torch.int64))
+        columns = torch.tensor(candidate[0].columns, dtype=torch.int64) + row_width(schema, "request")
+        self.answer = CandidateAnswers(ScoringNetwork(frozen, network.tower_layers(), columns), Answers(schema, fitted))
+
+    def forward(
+        self,
+        request_ids_1K: Tensor,
+        request_values_V: Tensor,
+        request_lengths_L1: Tensor,
+        request_numbers_1D: Tensor,
+        ids_NK: Tensor,
+        values_V: Tensor,
+        lengths_LN: Tensor,
+        numbers_ND: Tensor,
+    ) -> Tensor:
+        """answers_NT: a probability per binary task, a quantity in the label's unit per regression task."""
+        sums_1F = self.request_sums(request_ids_1K, request_values_V, request_lengths_L1, request_numbers_1D)
+        answers_NT: Tensor = self.answer(self.candidate_rows(ids_NK, values_V, lengths_LN, numbers_ND), sums_1F)
+        return answers_NT
+
+    @torch.jit.export
+    def request_sums(self, ids_1K: Tensor, values_V: Tensor, lengths_L1: Tensor, numbers_1D: Tensor) -> Tensor:
+        """sums_1F: what user and context add to every Linear that reads the raw row, once for all candidates."""
+        rows: list[Tensor] = []
+        for block in self.request:
+            rows.append(block(ids_1K, values_V, lengths_L1, numbers_1D))  # noqa: PERF401 - TorchScript reads it
+        sums_1F: Tensor = self.sums(rows)
+        return sums_1F
+
+    @torch.jit.export
+    def candidate_rows(self, ids_NK: Tensor, values_V: Tensor, lengths_LN: Tensor, numbers_ND: Tensor) -> Tensor:
+        """rows_ND: the candidates' columns of the dense row."""
+        rows: list[Tensor] = []
+        for block in self.candidate:
+            rows.append(block(ids_NK, values_V, lengths_LN, numbers_ND))  # noqa: PERF401
+        return side_by_side(rows)
+
+    @torch.jit.export
+    def candidate_sums(self, rows_ND: Tensor) -> Tensor:
+        """sums_NF: what the candidates add to every Linear that reads the raw row, biases left to the request."""
+        sums_NF: Tensor = self.answer.network.candidate_sums(rows_ND)
+        return sums_NF
+
+    @torch.jit.export
+    def answer_sums(self, sums_NF: Tensor, sums_1F: Tensor) -> Tensor:
+        """answers_NT of the candidates' sums, of any floating type, and the request's."""
+        answers_NT: Tensor = self.answer.answers(self.answer.network.from_sums(sums_NF, sums_1F))
+        return answers_NT
+
+    @torch.jit.export
+    def explained(self, rows_ND: Tensor, sums_1F: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """answers_NT, and by level weights_NGE: with which weight each expert was mixed into each unit."""
+        logits_NT, weights = self.answer.network.with_expert_weights(rows_ND, sums_1F)
+        return self.answer.answers(logits_NT), weights
+
+
+class CandidateAnswers(nn.Module):
+    """rows_ND, sums_1F -> answers_NT: all that is neither a look-up nor the request's alone, and what is compiled."""
+
+    def __init__(self, network: ScoringNetwork, answers: Answers) -> None:
+        super().__init__()
+        self.network = network
+        self.answers = answers
+
+    def forward(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
+        """answers_NT."""
+        answers_NT: Tensor = self.answers(self.network(rows_ND, sums_1F))
+        return answers_NT
+
+
+class SumsAnswers(nn.Module):
+    """sums_NF, sums_1F -> answers_NT: what is left of `CandidateAnswers` where a catalogue has the candidates' sums."""
+
+    def __init__(self, whole: CandidateAnswers) -> None:
+        super().__init__()
+        self.network = whole.network
+        self.answers = whole.answers
+
+    def forward(self, sums_NF: Tensor, sums_1F: Tensor) -> Tensor:
+        """answers_NT."""
+        answers_NT: Tensor = self.answers(self.network.from_sums(sums_NF, sums_1F))
+        return answers_NT
+
+
+def to_torchscript(module: nn.Module) -> torch.jit.ScriptModule:
+    """The scripted module."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated without a successor (docs/decisions)
+        scripted: torch.jit.ScriptModule = torch.jit.script(module)
+    return scripted
+
+
+def write_torchscript(module: torch.jit.ScriptModule, path: Path) -> None:
+    """Writes a scripted module without its tables (model/artifact/table_files.py). Raises OSError where the disk is
+    full: torch's own writer to a path would end the whole process there, so the file is made in memory first."""
+    content = io.BytesIO()
+    with warnings.catch_warnings(), without_tables(module):
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated without a successor (docs/decisions)
+        torch.jit.save(module, content)
+    path.write_bytes(content.getbuffer())

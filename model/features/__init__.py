@@ -1,0 +1,1 @@
+"""Raw values -> encoded blocks: the one code path of training and serving."""

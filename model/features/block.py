@@ -1,0 +1,66 @@
+"""Encoded blocks, the only inputs that a ranker sees: as arrays, and as tensors in the order that embeddings read.
+
+Shapes: B rows, K single-id features, L list features, V list values in all, D numbers.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.features.columns import Column, Ids
+from model.schema import Block, Feature, FeedSchema, IdFeature, IdListFeature, NumberFeature
+
+
+class EncodedBlock(NamedTuple):
+    """One block (request or candidate) of model inputs: `ids_BK`, list ids feature by feature, `numbers_BD`."""
+
+    ids_BK: Ids
+    list_values_V: Ids
+    list_lengths_LB: Ids
+    numbers_BD: NDArray[np.float32]
+
+
+class Encoded(NamedTuple):
+    """An encoded block, and per feature how many rows were missing (an empty list counts as missing) and how many ids
+    were unknown to a vocabulary."""
+
+    block: EncodedBlock
+    missing: dict[str, int]
+    oov: dict[str, int]
+
+
+def serving_column(feature: Feature) -> Column:
+    """The one value that a training_only feature has where it serves."""
+    assert not isinstance(feature, IdListFeature)
+    assert feature.serving_value is not None
+    if isinstance(feature.serving_value, str):
+        return Column([feature.serving_value])
+    if isinstance(feature, NumberFeature):
+        return Column(np.array([feature.serving_value], np.float64))
+    return Column(np.array([feature.serving_value], np.int64))
+
+
+BLOCKS: tuple[Block, Block] = ("request", "candidate")
+
+
+class BlockTensors(NamedTuple):
+    """An `EncodedBlock` as tensors: int64 ids and lengths, float32 numbers."""
+
+    ids_BK: Tensor
+    list_values_V: Tensor
+    list_lengths_LB: Tensor
+    numbers_BN: Tensor
+
+
+def block_features(
+    schema: FeedSchema, block: Block
+) -> tuple[list[IdFeature], list[IdListFeature], list[NumberFeature]]:
+    """The features of a block by kind, in the order of their tensors."""
+    features = schema.block(block)
+    return (
+        [feature for feature in features if isinstance(feature, IdFeature)],
+        [feature for feature in features if isinstance(feature, IdListFeature)],
+        [feature for feature in features if isinstance(feature, NumberFeature)],
+    )

@@ -1,0 +1,279 @@
+"""Raw feature values -> ids, list ids and numbers: the ONE code path of training and serving.
+
+In: columns (model.features.columns) made from JSON by `column_from_values` or from Arrow by training.data.rows. Out:
+`Encoded` blocks of int64 table rows and float32 numbers, the only inputs that a ranker sees.
+
+Rules, the same everywhere: a missing id takes row 0 of its table (the OOV row), as does an id that a vocabulary does
+not hold; hashed ids take rows 1..buckets; a missing list is empty; a missing number takes the schema's `missing`.
+
+Shapes: B rows, K single-id features, L list features, V list values in all, D numbers.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from model.features.block import Encoded, EncodedBlock, serving_column
+from model.features.columns import (
+    FAULTS_SHOWN,
+    Column,
+    ColumnError,
+    ColumnErrors,
+    ColumnFault,
+    Ids,
+    Kind,
+    column_from_values,
+)
+from model.features.fitted import FittedFeatures, NumberStep, TargetScale, inverse_target, transform_target
+from model.features.id_lookup import OOV_ROW, Lookup, hash_integers, lookup_of
+from model.features.number_transforms import number_groups
+from model.features.request_row import EncodedColumns, OneRow
+from model.schema import Block, Dtype, Feature, FeedSchema, IdFeature, IdListFeature, NumberFeature
+
+__all__ = [
+    "Column",
+    "ColumnError",
+    "ColumnErrors",
+    "ColumnFault",
+    "Encoded",
+    "EncodedBlock",
+    "FeatureEncoder",
+    "FittedFeatures",
+    "NumberStep",
+    "TargetScale",
+    "column_from_values",
+    "hash_integers",
+    "inverse_target",
+    "transform_target",
+]
+
+# So many values are hashed at once, whatever they are.
+_TOGETHER = 100_000
+_NO_IDS = np.zeros(0, np.int64)
+
+
+class FeatureEncoder:
+    """Turns raw columns into model inputs, for one schema and what was fitted for it."""
+
+    def __init__(self, schema: FeedSchema, fitted: FittedFeatures, *, in_training: bool = False) -> None:
+        """`in_training` ids of tables with slots are left without rows (`unplaced` has the tables' names) unless it is
+        known which ids hold them. Raises ValueError for what is absent from `fitted`."""
+        self.schema = schema
+        self.fitted = fitted
+        self.rows_of_table: dict[str, int] = {}
+        self.unplaced: set[str] = set()
+        self._dtypes: dict[str, Dtype] = {}
+        # Features whose ids are integers, which JSON may hold as strings too.
+        self.integers: frozenset[str]
+        lookups: dict[str, Lookup] = {}
+        for table in schema.tables:
+            lookup = lookup_of(table, fitted, in_training=in_training)
+            self.rows_of_table[table.name] = lookup.rows
+            if lookup.is_unplaced:
+                self.unplaced.add(table.name)
+            for name in table.features:
+                lookups[name] = lookup
+                self._dtypes[name] = table.dtype
+        self.integers = frozenset(name for name, dtype in self._dtypes.items() if dtype == "int64")
+        blocks: tuple[Block, Block] = ("request", "candidate")
+        self._encoders = {block: _BlockEncoder(schema.block(block), lookups, fitted) for block in blocks}
+        self._asked = {block: {feature.name: feature for feature in schema.asked(block)} for block in blocks}
+        # Asking a pydantic model for its class costs more than looking at its feature's column.
+        self._kinds = {
+            block: {name: Kind(self._dtypes.get(name), isinstance(f, IdListFeature)) for name, f in asked.items()}
+            for block, asked in self._asked.items()
+        }
+        self._one_row = OneRow(schema.block("request"), lookups, self._dtypes, fitted)
+
+    def dtype(self, feature: str) -> Dtype:
+        """The dtype of an id or id_list feature's values."""
+        return self._dtypes[feature]
+
+    def columns(self, block: Block, values: Mapping[str, Sequence[object]], rows: int) -> dict[str, Column]:
+        """The columns of a scoring request's block from JSON values, `rows` of each. Raises ColumnErrors with
+        every unknown feature, ragged column and value of a wrong type, the first FAULTS_SHOWN columns of them."""
+        asked = self._asked[block]
+        columns: dict[str, Column] = {}
+        errors: list[ColumnError] = []
+        for name, column in values.items():
+            if len(errors) == FAULTS_SHOWN:
+                break  # naming the nearest feature for each of a hostile million would take minutes
+            feature = asked.get(name)
+            if feature is None:
+                errors.append(ColumnError(name, [ColumnFault(None, self._unknown(name, list(asked)))]))
+            elif len(column) != rows:
+                fault = ColumnFault(None, f"ragged: {len(column)} values for {rows} candidates")
+                errors.append(ColumnError(name, [fault]))
+            else:
+                try:
+                    columns[name] = column_from_values(feature, self._dtypes.get(name), column)
+                except ColumnError as error:
+                    errors.append(error)
+        if errors:
+            raise ColumnErrors(errors)
+        return columns
+
+    def request_columns(self, values: Mapping[str, object]) -> Mapping[str, Column]:
+        """What `columns` makes of a request's block, from one JSON value per feature. Raises ColumnErrors."""
+
+        def columns() -> dict[str, Column]:
+            return self.columns("request", {name: [value] for name, value in values.items()}, 1)
+
+        encoded = self._one_row.encode(values)
+        return columns() if encoded is None else EncodedColumns(self, encoded, columns)
+
+    def plain_columns(self, given: Mapping[str, object], rows: int) -> dict[str, Column]:
+        """Those of the candidates' columns, of numbers without a null, that are what `columns` makes of their values;
+        what is left out is for `columns` to take or to refuse."""
+        columns: dict[str, Column] = {}
+        kinds = self._kinds["candidate"]
+        for name, column in given.items():
+            kind = kinds.get(name)
+            if kind is None or not isinstance(column, Column) or column.rows != rows:
+                continue
+            if kind.is_list != (column.lengths_B is not None):
+                continue
+            assert isinstance(column.values, np.ndarray)
+            if kind.dtype is None:
+                columns[name] = Column(column.values.astype(np.float64, copy=False))
+            elif kind.dtype == "int64" and column.values.dtype == np.int64:
+                columns[name] = column
+        return columns
+
+    def _unknown(self, name: str, asked: list[str]) -> str:
+        sides = {feature.name: feature.side for feature in self.schema.features}
+        if name in sides:
+            return f"is a {sides[name]} feature and does not belong here"
+        nearest = difflib.get_close_matches(name, asked, n=1, cutoff=0.5)
+        return "unknown feature" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
+
+    def encode(self, block: Block, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
+        """Encodes one block of `rows` rows. An absent column is missing in every row; with `as_served`, training_only
+        features take their serving value, whatever the columns say."""
+        if type(columns) is EncodedColumns and columns.encoder is self and as_served and block == "request":
+            return columns.encoded
+        return self._encoders[block].encode(columns, rows, as_served=as_served)
+
+
+class _BlockEncoder:
+    """Encodes the features of one block, those that are computed alike in one go."""
+
+    def __init__(self, features: Sequence[Feature], lookups: Mapping[str, Lookup], fitted: FittedFeatures) -> None:
+        numbers = [feature for feature in features if isinstance(feature, NumberFeature)]
+        self._ids = [feature.name for feature in features if isinstance(feature, IdFeature)]
+        self._lists = [feature for feature in features if isinstance(feature, IdListFeature)]
+        lookups = {name: lookups[name] for name in (*self._ids, *(feature.name for feature in self._lists))}
+        hashed = {name: lookup.integer_buckets for name, lookup in lookups.items() if lookup.integer_buckets}
+        self._hashed = _HashedIntegers(hashed)
+        self._looked_up = {name: lookup for name, lookup in lookups.items() if name not in hashed}
+        self._width = len(numbers)
+        self._numbers = number_groups(numbers, fitted)
+        self._serving = {f.name: serving_column(f) for f in features if f.side == "training_only"}
+        names = [*self._ids, *(feature.name for feature in numbers)]
+        self._counted = {False: names, True: [name for name in names if name not in self._serving]}
+
+    def encode(self, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
+        if as_served and self._serving:
+            columns = {**columns, **{name: _repeated(column, rows) for name, column in self._serving.items()}}
+        found = self._hashed.find(columns)
+        for name, lookup in self._looked_up.items():
+            if name in columns:
+                found[name] = lookup(columns[name])
+        numbers_BD = np.empty((rows, self._width), np.float32)
+        for group in self._numbers:
+            group.write(numbers_BD, columns)
+        missing: dict[str, int] = {}
+        for name in self._counted[as_served]:
+            column = columns.get(name)
+            if column is None:
+                missing[name] = rows
+            else:
+                missing[name] = 0 if column.missing is None else int(np.count_nonzero(column.missing))
+        # A bucket is never unknown, so what was hashed is not counted.
+        oov = {name: 0 for name in self._ids if name in missing}
+        for name in self._looked_up:
+            if name in oov and name in found:
+                oov[name] = rows - int(np.count_nonzero(found[name])) - missing[name]
+        values: list[Ids] = []
+        lengths: list[Ids] = []
+        for feature in self._lists:
+            values_V, lengths_B = _list_ids(feature, found, columns, rows)
+            missing[feature.name] = rows - int(np.count_nonzero(lengths_B))
+            oov[feature.name] = len(values_V) - int(np.count_nonzero(values_V))
+            values.append(values_V)
+            lengths.append(lengths_B)
+        block = EncodedBlock(
+            ids_BK=self._side_by_side(found, rows),
+            list_values_V=values[0] if len(values) == 1 else np.concatenate([_NO_IDS, *values]),
+            list_lengths_LB=np.array(lengths, np.int64).reshape(len(lengths), rows),
+            numbers_BD=numbers_BD,
+        )
+        return Encoded(block, missing, oov)
+
+    def _side_by_side(self, found: Mapping[str, Ids], rows: int) -> Ids:
+        """The single ids of the block; the OOV row where a column is absent."""
+        if not self._ids:
+            return np.zeros((rows, 0), np.int64)
+        given = [found.get(name) for name in self._ids]
+        ids_KB = np.concatenate([np.zeros(rows, np.int64) if ids is None else ids for ids in given])
+        return np.ascontiguousarray(ids_KB.reshape(len(given), rows).T)
+
+
+class _HashedIntegers:
+    """The features of a block that hash integers into buckets, single ids and lists: one hash for all of them."""
+
+    def __init__(self, buckets: Mapping[str, int]) -> None:
+        self._buckets = dict(buckets)
+
+    def find(self, columns: Mapping[str, Column]) -> dict[str, Ids]:
+        """Table rows of the values of each feature that has a column."""
+        given = {name: columns[name] for name in self._buckets if name in columns}
+        lengths = [len(column.values) for column in given.values()]
+        # Where calls are few beside values, all at once would only take memory: a training log is one call.
+        if sum(lengths) > _TOGETHER and len(given) > 1:
+            found: dict[str, Ids] = {}
+            for name in given:
+                found |= self.find({name: given[name]})
+            return found
+        return self._hashed(given, lengths) if given else {}
+
+    def _hashed(self, given: Mapping[str, Column], lengths: list[int]) -> dict[str, Ids]:
+        words_V = hash_integers(np.concatenate([column.values for column in given.values()]))
+        buckets = [self._buckets[name] for name in given]
+        words_V %= np.uint64(buckets[0]) if len(set(buckets)) == 1 else np.array(buckets, np.uint64).repeat(lengths)
+        ids_V = words_V.view(np.int64)
+        ids_V += 1
+        found: dict[str, Ids] = {}
+        end = 0
+        for (name, column), length in zip(given.items(), lengths, strict=True):
+            start, end = end, end + length
+            found[name] = ids_V[start:end]
+            if column.missing is not None:
+                found[name][column.missing] = OOV_ROW
+        return found
+
+
+def _list_ids(
+    feature: IdListFeature, found: Mapping[str, Ids], columns: Mapping[str, Column], rows: int
+) -> tuple[Ids, Ids]:
+    if feature.name not in columns:
+        return _NO_IDS, np.zeros(rows, np.int64)
+    lengths_B = columns[feature.name].lengths_B
+    assert lengths_B is not None
+    return _keep_latest(found[feature.name], lengths_B, feature.max_length)
+
+
+def _keep_latest(values_V: Ids, lengths_B: Ids, most: int) -> tuple[Ids, Ids]:
+    """Keeps the last `most` values of each row of a flattened list column."""
+    if not len(lengths_B) or int(lengths_B.max()) <= most:
+        return values_V, lengths_B
+    ends_B = np.cumsum(lengths_B)
+    from_end_V = np.repeat(ends_B, lengths_B) - np.arange(len(values_V))
+    return values_V[from_end_V <= most], np.minimum(lengths_B, most)
+
+
+def _repeated(column: Column, rows: int) -> Column:
+    if isinstance(column.values, list):
+        return Column(column.values * rows)
+    return Column(column.values.repeat(rows))

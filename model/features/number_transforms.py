@@ -1,0 +1,93 @@
+"""Raw numbers -> float32 inputs: the fitted transforms, each once for all features that have it.
+
+In: float64 columns, `missing` already or still to be filled in. Out: float32, every value within NUMBER_LIMIT.
+
+Shapes: B rows, D numbers of a block, G of them with the same chain of transforms.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.features.columns import Column
+from model.features.fitted import RAW_LIMIT, FittedFeatures, NumberStep
+from model.schema import NumberFeature
+
+# Beyond this a float32 network may overflow to infinity; no feature of a feed lives there.
+NUMBER_LIMIT = 1e9
+
+Numbers = NDArray[np.float64]
+
+
+def number_groups(features: Sequence[NumberFeature], fitted: FittedFeatures) -> list["NumberGroup"]:
+    """The numbers of a block by their chain of transforms. Raises ValueError where what was fitted is another."""
+    by_transform: dict[tuple[str, ...], list[NumberFeature]] = {}
+    for feature in features:
+        by_transform.setdefault(feature.transform, []).append(feature)
+    order = [feature.name for feature in features]
+    return [NumberGroup(group, order, fitted) for group in by_transform.values()]
+
+
+class NumberGroup:
+    """The numbers of a block with the same chain of transforms."""
+
+    def __init__(self, features: list[NumberFeature], order: list[str], fitted: FittedFeatures) -> None:
+        self._names = [feature.name for feature in features]
+        self._missing = [feature.missing for feature in features]
+        self.positions_G = np.array([order.index(name) for name in self._names])
+        chains = [_fitted_steps(feature, fitted) for feature in features]
+        self._steps = [_Step(steps) for steps in zip(*chains, strict=True)]
+
+    def write(self, numbers_BD: NDArray[np.float32], columns: Mapping[str, Column]) -> None:
+        """Writes the group's columns of numbers_BD."""
+        rows = len(numbers_BD)
+        raw: list[Numbers] = []
+        for name, missing_value in zip(self._names, self._missing, strict=True):
+            column = columns.get(name)
+            if column is None:
+                raw.append(np.full(rows, missing_value))
+            elif column.missing is not None:
+                raw.append(np.where(column.missing, missing_value, column.values))
+            else:
+                raw.append(column.values)  # type: ignore[arg-type]
+        numbers_BD[:, self.positions_G] = self.transformed(np.concatenate(raw).reshape(len(raw), rows)).T
+
+    def transformed(self, values_GB: Numbers) -> Numbers:
+        """The inputs of raw values, none of which is missing."""
+        if self._steps:
+            values_GB = _cut(values_GB, RAW_LIMIT)
+        for step in self._steps:
+            values_GB = step.apply(values_GB)
+        return _cut(values_GB, NUMBER_LIMIT)
+
+
+def _cut(values: Numbers, limit: float) -> Numbers:
+    # numpy's clip is a function in Python around these two.
+    cut: Numbers = np.minimum(np.maximum(values, -limit), limit)
+    return cut
+
+
+class _Step:
+    """The same transform of G features, each with what was fitted for it."""
+
+    def __init__(self, steps: Sequence[NumberStep]) -> None:
+        self._steps = steps
+        self._mean_G1 = np.array([[step.mean] for step in steps])
+        self._scale_G1 = np.array([[step.scale] for step in steps])
+
+    def apply(self, values_GB: Numbers) -> Numbers:
+        transform = self._steps[0].transform
+        if transform == "standardise":
+            standardised_GB: Numbers = (values_GB - self._mean_G1) / self._scale_G1
+            return standardised_GB
+        if transform == "log1p":
+            return self._steps[0].apply(values_GB)
+        return np.stack([step.apply(values_B) for step, values_B in zip(self._steps, values_GB, strict=True)])
+
+
+def _fitted_steps(feature: NumberFeature, fitted: FittedFeatures) -> tuple[NumberStep, ...]:
+    steps = fitted.numbers.get(feature.name, ())
+    if tuple(step.transform for step in steps) != feature.transform:
+        raise ValueError(f"feature '{feature.name}': its fitted transforms are not the schema's {feature.transform}")
+    return steps

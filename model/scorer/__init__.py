@@ -1,0 +1,1 @@
+"""Artifact -> answers, for the service and for batch scoring alike."""

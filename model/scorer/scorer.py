@@ -1,0 +1,389 @@
+"""Artifact -> answers: the one scorer of the service, of golden requests and of batch scoring.
+
+In: the columns of a request's two blocks (user and context once, N candidates). Out: answers_NT, float32, a probability
+per binary task and a quantity in the label's own unit per regression task, and what was missing or unknown.
+
+A scorer exists only for an artifact that answered its golden requests within tolerance. It scores by a compiled package
+only where there is one that this process may run and that agrees with TorchScript on them; else by TorchScript.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.artifact.artifact import FITTED, GOLDEN, RANKER, Artifact, ArtifactError
+from model.artifact.catalogue import Catalogue, generations
+from model.artifact.catalogue import folder_of as catalogues_of
+from model.artifact.catalogue_join import NamedCandidates as NamedCandidates
+from model.artifact.catalogue_join import resolve
+from model.artifact.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
+from model.artifact.reference import Bins as Bins
+from model.artifact.reference import Reference as Reference
+from model.artifact.table_files import as_table, set_tables, table_file, widths_of
+from model.calibration import AnswerMaps, calibrated, read_calibration
+from model.features.distinct import distinct, once, picked, spread
+from model.features.encoder import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
+from model.scorer.torchscript import Load as Load
+from model.scorer.torchscript import ScriptLoader as ScriptLoader
+from model.scorer.torchscript import load_script as load_script
+from model.value_models.answer_domain import AnswerDomain
+
+Engine = Literal["torchscript", "compiled"]
+EngineChoice = Literal["auto", "torchscript", "compiled"]
+# What bfloat16 may change of a score, and a difference of scores below which two candidates count as level.
+COMPILED_TOLERANCE = 1e-3
+CHECKED_ITEMS = 100
+# TorchScript watches the first run of a code and optimises it at the second, which takes longer than many requests do.
+_RUNS_TO_WARM = 2
+
+
+class NonFiniteScoresError(RuntimeError):
+    """The ranker answered NaN or infinity; such scores are never passed on."""
+
+
+class Scored(NamedTuple):
+    """Answers of one request, and per feature how many values were missing or unknown to a vocabulary."""
+
+    answers_NT: NDArray[np.float32]
+    missing: dict[str, int]
+    oov: dict[str, int]
+
+
+class ExpertWeights(NamedTuple):
+    """One fusion level of a network that mixes experts: weights_NGE of every expert in every unit, by candidate.
+
+    Where experts are gated, the gate's weight and the native one together; a network may also mix them by fixed
+    numbers, the same for all candidates."""
+
+    units: list[str]
+    experts: list[str]
+    weights_NGE: NDArray[np.float32]
+
+
+class Scorer:
+    """One loaded model version. Scoring is safe from several threads.
+
+    `reference` is what it saw and answered when it was exported."""
+
+    def __init__(self, artifact: Artifact, encoder: FeatureEncoder, module: torch.jit.ScriptModule) -> None:
+        self.artifact = artifact
+        self.manifest = artifact.manifest
+        self.schema = artifact.manifest.feed
+        self.tasks = [task.name for task in self.schema.tasks]
+        # A golden request with its `expected` answers; set by `load` too.
+        self.example: dict[str, Any]
+        self.domain: AnswerDomain  # set by `load`, once the golden requests hold
+        self.encoder = encoder
+        self.module = module
+        self.reference = Reference.read(artifact, self.tasks)
+        self.engine: Engine = "torchscript"
+        self.engine_reason: str | None = None
+        # Replaced in one assignment whenever a newer generation holds.
+        self.catalogue: Catalogue | None = None
+        self.compiled: CompiledAnswers | None = None
+        self._compiled_sums: CompiledAnswers | None = None
+        self._calibration: AnswerMaps = {}
+
+    @property
+    def version(self) -> str:
+        """The model version, as answers and log lines name it."""
+        return self.artifact.version
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        engine: EngineChoice = "auto",
+        verify_key: Path | None = None,
+        load: Load = load_script,
+        model: str | None = None,
+    ) -> "Scorer":
+        """Verifies an artifact, loads it and has it answer its golden requests. Raises ArtifactError.
+        With `verify_key`, a file of trusted keys, it and whatever is taken up beside it must be signed. With `model` it
+        has to be a version of that model.
+
+        `auto` takes a compiled package that holds, and else says why not (`engine_reason`; None where there is none);
+        `compiled` refuses the artifact then; `torchscript` does not look for one. `load` makes the module of the bytes
+        of an archive (model.scorer.torchscript)."""
+        artifact = Artifact.open(path, verify_key, model)
+        try:
+            fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))
+            encoder = FeatureEncoder(artifact.manifest.feed, fitted)
+            module = load(artifact.read(RANKER))
+            set_tables(module, {width: _table(artifact, width) for width in widths_of(module)})
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, ArtifactError):
+                raise
+            raise ArtifactError(f"{path}: cannot be loaded ({error})") from error
+        module.eval()
+        scorer = cls(artifact, encoder, module)
+        scorer._calibration = read_calibration(artifact)
+        scorer.check_golden_requests()
+        golden = scorer.golden_requests()["requests"]
+        scorer.example = next((one for one in golden if len(one["candidates"]["id"]) > 1), golden[0])
+        scorer.domain = AnswerDomain.of(scorer.schema, fitted, scorer.golden_requests())
+        if len(scorer.golden_requests()["requests"]) < _RUNS_TO_WARM:
+            scorer.check_golden_requests()
+        if engine == "compiled" or (engine == "auto" and folder_of(artifact).exists()):
+            try:
+                scorer._take_compiled()
+            except ArtifactError as error:
+                if engine == "compiled":
+                    raise
+                scorer.engine_reason = str(error)
+        return scorer
+
+    def score_values(
+        self, user: Mapping[str, object], features: Mapping[str, Sequence[object]], rows: int
+    ) -> NDArray[np.float32]:
+        """answers_NT of JSON values: `user` holds one value per feature, `features` a column of `rows` values each."""
+        request = self.encoder.columns("request", {name: [value] for name, value in user.items()}, 1)
+        return self.score(request, self.encoder.columns("candidate", features, rows), rows).answers_NT
+
+    def score(self, request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int) -> Scored:
+        """Scores `rows` candidates (at least 1) for one user. Raises NonFiniteScoresError."""
+        assert rows > 0, "a request has at least one candidate"
+        encoded_request = self.encoder.encode("request", request, 1, as_served=True)
+        encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
+        with torch.inference_mode():
+            answers = self._answers(block_tensors(encoded_request.block), encoded.block)
+        return self.scored(answers, encoded_request, encoded.missing, encoded.oov)
+
+    def catalogue_generations(self) -> list[Path]:
+        """The published generations of the version's catalogue, oldest first."""
+        folder = catalogues_of(self.artifact)
+        return [folder / str(generation) for generation in generations(folder)]
+
+    def open_catalogue(self, path: Path) -> Catalogue:
+        """Opens a generation of the version's catalogue and has it answer for some of its items. Raises ArtifactError
+        where it does not hold."""
+        catalogue = Catalogue.open(path, self.artifact)
+        rows_N = np.unique(np.linspace(0, catalogue.manifest.items - 1, CHECKED_ITEMS).astype(np.int64))
+        try:
+            fault = self.sums_fault(catalogue.block(rows_N), catalogue.sums(rows_N), COMPILED_TOLERANCE)
+        except (RuntimeError, IndexError) as error:
+            raise ArtifactError(f"{path}: this version cannot score it ({error})") from None
+        if fault is not None:
+            raise ArtifactError(f"{path}: its sums are not those of its features: {fault}")
+        return catalogue
+
+    def sums_fault(self, block: EncodedBlock, sums_NF: torch.Tensor, tolerance: float) -> str | None:
+        """How the answers by candidates' sums differ from those by their features, for the users of the golden
+        requests; None where they do not (`disagreement`)."""
+        for golden in self.golden_requests()["requests"]:
+            request = self._golden_user(golden)
+            with torch.inference_mode():
+                expected = self.module(*request, *block_tensors(block))
+                answers = self.module.answer_sums(sums_NF, self.module.request_sums(*request))
+            fault = disagreement(self.as_answered(expected), self.as_answered(answers), tolerance)
+            if fault is not None:
+                return fault
+        return None
+
+    def name(
+        self, ids: Sequence[str], candidates: Mapping[str, Column], nulls: Mapping[str, NDArray[np.bool_]]
+    ) -> NamedCandidates | None:
+        """What the catalogue of this moment knows of candidates (model.artifact.catalogue_join); None without a
+        catalogue."""
+        catalogue = self.catalogue
+        return None if catalogue is None else resolve(self.encoder, catalogue, ids, candidates, nulls)
+
+    def score_named(self, request: Mapping[str, Column], named: NamedCandidates) -> Scored:
+        """Scores candidates that a catalogue was asked for. Raises NonFiniteScoresError.
+
+        Where a request says something of every candidate this is `score`; else the sums of the others come from the
+        catalogue, and what is compiled answers where they are in bfloat16."""
+        encoded_request = self.encoder.encode("request", request, 1, as_served=True)
+        tensors = block_tensors(encoded_request.block)
+        with torch.inference_mode():
+            if named.encoded is not None and named.is_encoded_N.all():
+                answers = self._answers(tensors, named.encoded)
+            else:
+                answers = self._answers_named(tensors, named)
+        return self.scored(answers, encoded_request, named.missing, named.oov)
+
+    def _answers_named(self, request: tuple[torch.Tensor, ...], named: NamedCandidates) -> torch.Tensor:
+        """answers_NT of candidates some of which the catalogue knows, equal ones computed once. One that the catalogue
+        knows stands for those that equal it: its sums are there."""
+        block, rows_K, place_N = named.whole()
+        encoded, found = named.encoded, distinct(block)
+        if found is not None:
+            is_known_S = found.first_S < len(rows_K)
+            encoded = None if is_known_S.all() else picked(block, found.first_S[~is_known_S])
+            rows_K, place_N = rows_K[found.first_S[is_known_S]], found.of_N[place_N]
+        sums_NF = named.catalogue.sums(rows_K)
+        sums_1F = self.module.request_sums(*request)
+        if encoded is not None:
+            dtype = torch.float32 if self._compiled_sums is None else sums_NF.dtype
+            rows_ND = self.module.candidate_rows(*block_tensors(encoded))
+            sums_NF = torch.cat([sums_NF.to(dtype), self.module.candidate_sums(rows_ND).to(dtype)])
+        if self._compiled_sums is not None and sums_NF.dtype == torch.bfloat16:
+            answers_NT = self._compiled_sums(sums_NF, sums_1F)
+        else:
+            answers_NT = self.module.answer_sums(sums_NF, sums_1F)
+        return spread(answers_NT, place_N)
+
+    def explain(
+        self, request: Mapping[str, Column], candidates: Mapping[str, Column] | NamedCandidates, rows: int
+    ) -> tuple[Scored, list[ExpertWeights]]:
+        """`score` by TorchScript, from features alone, and the weights that experts were mixed by, level by level; none
+        where the network mixes no experts. Raises NonFiniteScoresError."""
+        assert rows > 0, "a request has at least one candidate"
+        encoded_request = self.encoder.encode("request", request, 1, as_served=True)
+        with torch.inference_mode():
+            sums_1F = self.module.request_sums(*block_tensors(encoded_request.block))
+            if isinstance(candidates, NamedCandidates):
+                block, _, place_N = candidates.whole()
+                missing, oov = candidates.missing, candidates.oov
+            else:
+                block, missing, oov = self.encoder.encode("candidate", candidates, rows, as_served=True)
+                place_N = np.arange(rows)
+            block, of_N = once(block)
+            answers, weights = self.module.explained(self.module.candidate_rows(*block_tensors(block)), sums_1F)
+            of_N = place_N if of_N is None else of_N[place_N]
+            answers, weights = spread(answers, of_N), [spread(level, of_N) for level in weights]
+        names = zip(self.module.unit_names, self.module.expert_names, weights, strict=True)
+        levels = [ExpertWeights(units, experts, weights_NGE.numpy()) for units, experts, weights_NGE in names]
+        return self.scored(answers, encoded_request, missing, oov), levels
+
+    def _answers(self, request: tuple[torch.Tensor, ...], candidates: EncodedBlock) -> torch.Tensor:
+        """answers_NT of the request's tensors and the candidates, by the engine of this scorer; equal candidates are
+        computed once."""
+        block, of_N = once(candidates)
+        answers_NT: torch.Tensor
+        if self.compiled is None:
+            answers_NT = self.module(*request, *block_tensors(block))
+        else:
+            sums_1F = self.module.request_sums(*request)
+            answers_NT = self.compiled(self.module.candidate_rows(*block_tensors(block)), sums_1F)
+        return answers_NT if of_N is None else spread(answers_NT, of_N)
+
+    def scored(
+        self, answers: torch.Tensor, request: Encoded, missing: Mapping[str, int], oov: Mapping[str, int]
+    ) -> Scored:
+        """The module's answers calibrated, with what was missing and unknown. Raises NonFiniteScoresError."""
+        answers_NT = self.as_answered(answers)
+        if not np.isfinite(answers_NT).all():
+            raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
+        return Scored(answers_NT, {**request.missing, **missing}, {**request.oov, **oov})
+
+    def as_answered(self, answers: torch.Tensor) -> NDArray[np.float32]:
+        """The module's answers, calibrated."""
+        answers_NT: NDArray[np.float32] = answers.numpy()
+        return calibrated(answers_NT, self._calibration) if self._calibration else answers_NT
+
+    def _take_compiled(self) -> None:
+        """Scores by the compiled package from now on. Raises ArtifactError where it may not run or is not right."""
+        manifest, package = open_compiled(self.artifact)
+        place = folder_of(self.artifact)
+        # What this very process answers by TorchScript: candidates that are level there may change places.
+        expected = self._golden_answers()
+        try:
+            self.compiled, self._compiled_sums = CompiledAnswers(package), CompiledAnswers(package, BY_SUMS)
+            by_columns = zip(expected, self._golden_answers(), strict=True)
+            by_sums = self._golden_answers_by_sums(self._compiled_sums)
+            for number, pairs in enumerate(zip(by_columns, by_sums, strict=True)):
+                for expected_NT, answers_NT in pairs:
+                    fault = disagreement(expected_NT, answers_NT, manifest.tolerance)
+                    if fault is not None:
+                        raise ArtifactError(f"{place}: golden request {number}: {fault}")
+        except (RuntimeError, AttributeError, OSError, ArtifactError) as error:
+            self.compiled = self._compiled_sums = None
+            raise error if isinstance(error, ArtifactError) else ArtifactError(f"{place}: {error}") from error
+        self.engine = "compiled"
+
+    def _golden_answers(self) -> list[NDArray[np.float32]]:
+        return [
+            self.score_values(one["user"], one["candidates"]["features"], len(one["candidates"]["id"]))
+            for one in self.golden_requests()["requests"]
+        ]
+
+    def _golden_answers_by_sums(
+        self, compiled: CompiledAnswers
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """What TorchScript and what is compiled answer by the same sums."""
+        for golden in self.golden_requests()["requests"]:
+            features, rows = golden["candidates"]["features"], len(golden["candidates"]["id"])
+            columns = self.encoder.columns("candidate", features, rows)
+            encoded = self.encoder.encode("candidate", columns, rows, as_served=True)
+            with torch.inference_mode():
+                sums_1F = self.module.request_sums(*self._golden_user(golden))
+                rows_ND = self.module.candidate_rows(*block_tensors(encoded.block))
+                sums_NF = self.module.candidate_sums(rows_ND).bfloat16()
+                answers = (self.module.answer_sums(sums_NF, sums_1F), compiled(sums_NF, sums_1F))
+            yield self.as_answered(answers[0]), self.as_answered(answers[1])
+
+    def _golden_user(self, golden: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        user = self.encoder.columns("request", {name: [value] for name, value in golden["user"].items()}, 1)
+        return block_tensors(self.encoder.encode("request", user, 1, as_served=True).block)
+
+    def golden_requests(self) -> dict[str, Any]:
+        """The golden requests: `tolerance` and `requests`, each with `user`, `candidates` and `expected` answers."""
+        golden: dict[str, Any] = self.artifact.read_json(GOLDEN)
+        return golden
+
+    def check_golden_requests(self) -> None:
+        """Answers every golden request. Raises ArtifactError where an answer is off by more than the tolerance."""
+        place = f"{self.artifact.path / GOLDEN}"
+        try:
+            golden = self.golden_requests()
+            tolerance = float(golden["tolerance"])
+            if self.engine == "compiled":
+                tolerance = max(tolerance, COMPILED_TOLERANCE)
+            if not golden["requests"]:
+                raise ArtifactError(f"{place}: no golden request, so nothing shows that the ranker still answers right")
+            for number, request in enumerate(golden["requests"]):
+                candidates = request["candidates"]
+                rows = len(candidates["id"])
+                if not rows:
+                    raise ArtifactError(f"{place}: request {number} has no candidates")
+                answers_NT = self.score_values(request["user"], candidates["features"], rows)
+                for position, task in enumerate(self.tasks):
+                    expected_N = np.asarray(request["expected"][task], np.float64)
+                    error_N = np.abs(answers_NT[:, position] - expected_N) / np.maximum(1.0, np.abs(expected_N))
+                    if not error_N.max() <= tolerance:
+                        raise ArtifactError(
+                            f"{place}: request {number}, task {task}: the answer is off by {error_N.max():.2g}, "
+                            f"tolerance {tolerance:g}"
+                        )
+        except ArtifactError:
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise ArtifactError(f"{place}: not golden requests of this model ({error!r})") from None
+        except NonFiniteScoresError as error:
+            raise ArtifactError(f"{place}: {error}") from None
+        except RuntimeError as error:
+            raise ArtifactError(f"{self.artifact.path / RANKER}: cannot score ({error})") from None
+
+
+def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float32], tolerance: float) -> str | None:
+    """How answers differ from the expected ones, None if they do not: a score by more than the tolerance (above 1,
+    relative), or two candidates in another order although a task tells them apart by more than that."""
+    scale_NT = np.maximum(1.0, np.abs(expected_NT))
+    error = float((np.abs(answers_NT - expected_NT) / scale_NT).max())
+    if not error <= tolerance:
+        return f"an answer is off by {error:.2g}, tolerance {tolerance:g}"
+    for task, (expected_N, got_N) in enumerate(zip(expected_NT.T, answers_NT.T, strict=True)):
+        apart_NN = expected_N[:, None] - expected_N[None, :] > tolerance * scale_NT[:, task, None]
+        if (apart_NN & (got_N[:, None] <= got_N[None, :])).any():
+            return f"task {task} ranks candidates in another order"
+    return None
+
+
+def _table(artifact: Artifact, width: int) -> torch.Tensor:
+    name = table_file(width)
+    try:
+        return as_table(artifact.map(name), width)
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.path / name}: {error}") from None
+
+
+def block_tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:
+    """A block's arrays as the exported module takes them, in order; nothing is copied where memory allows."""
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in block)

@@ -1,0 +1,1 @@
+"""Value models: a candidate's answers -> one combined score."""

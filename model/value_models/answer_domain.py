@@ -1,0 +1,47 @@
+"""Range of a model version's answers: from 0 to a bound for each task. Value models are accepted for it.
+
+In: a schema, what was fitted, and the golden requests of an artifact. Out: an `AnswerDomain`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.artifact.artifact import FITTED, GOLDEN, Artifact
+from model.features.fitted import FittedFeatures
+from model.schema import BinaryTask, FeedSchema
+
+
+@dataclass(frozen=True)
+class AnswerDomain:
+    """`uppers` by task, in the schema's order: 1 of a probability, of a quantity the bound that the artifact has.
+    `golden_NT` are answers that the version gave when it was exported. `schema` is None where answers alone are known.
+    """
+
+    schema: FeedSchema | None
+    uppers: Mapping[str, float]
+    golden_NT: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, schema: FeedSchema, fitted: FittedFeatures, golden: Mapping[str, Any]) -> "AnswerDomain":
+        """`golden` is the content of the file of golden requests."""
+        uppers = {
+            task.name: 1.0 if isinstance(task, BinaryTask) else fitted.targets[task.name].upper for task in schema.tasks
+        }
+        answers = [np.array([one["expected"][task] for task in uppers], np.float32).T for one in golden["requests"]]
+        return cls(schema, uppers, np.concatenate(answers))
+
+    @classmethod
+    def of_answers(cls, answers: Mapping[str, Sequence[float]]) -> "AnswerDomain":
+        """Of a request's answers by task, whose version is not there: bounded by the largest of them, at least by 1."""
+        uppers = {task: max(1.0, *given) for task, given in answers.items()}
+        return cls(None, uppers, np.array(list(answers.values()), np.float32).T)
+
+    @classmethod
+    def read(cls, artifact: Artifact) -> "AnswerDomain":
+        """That of a version which nobody loads. Raises ArtifactError, or ValueError naming the file."""
+        fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(artifact.path / FITTED))
+        return cls.of(artifact.manifest.feed, fitted, artifact.read_json(GOLDEN))

@@ -1,0 +1,311 @@
+"""Value models: a task's answers -> one combined score per candidate.
+
+In: `<models>/<name>/value_models.yaml`, validated against the model's tasks before it is used. Out: `ValueModels`, each
+with a version that is a hash of its content. Loss weights belong to training; the task weights here to serving, where
+negative ones are normal (a dislike should cost).
+
+Shapes: N candidates, T tasks of the ranker, M tasks that a value model reads.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from math import factorial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, FiniteFloat, PositiveFloat, PrivateAttr, field_validator
+
+from model.schema import BinaryTask
+from model.strict_yaml import StrictModel, parse_yaml, refuse_unknown_kind, unknown_key
+from model.untrusted_files import read_bytes
+from model.value_models.answer_domain import AnswerDomain as AnswerDomain
+from model.value_models.finite_scores import refuse_not_finite
+from model.value_models.formula import Formula, Term
+
+FILE_NAME = "value_models.yaml"
+DEFAULT = "default"
+# So that exact Shapley values stay cheap: 2 ** 12 evaluations of the formula a candidate.
+MAX_FORMULA_TASKS = 12
+_EVALUATIONS_AT_ONCE = 2**18
+# In a file: accepting a formula may take some tenths of a second, and what is polled waits for all of them.
+MAX_VALUE_MODELS = 100
+
+Array = NDArray[np.float64]
+# Of a logarithm: no sum of them comes near what a float64 holds, in whatever order it is added up.
+Exponent = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+class WeightedSum(StrictModel):
+    """score = sum over tasks of weight x answer; tasks without a weight do not count."""
+
+    remedy: ClassVar[str] = "use smaller weights"
+    kind: Literal["weighted_sum"]
+    weights: dict[str, FiniteFloat] = Field(min_length=1)
+    _weights_M: Array = PrivateAttr()
+
+    def model_post_init(self, _: Any) -> None:
+        """Keeps the weights as an array."""
+        self._weights_M = np.array(list(self.weights.values()))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that it reads, M."""
+        return tuple(self.weights)
+
+    def whole(self) -> Term:
+        """The score as a formula."""
+        terms = [_binary(np.multiply, "*", _number(weight), Term(task, task)) for task, weight in self.weights.items()]
+        return _sum(terms)
+
+    def score(self, answers_NM: Array) -> Array:
+        """score_N."""
+        score_N: Array = answers_NM @ self._weights_M
+        return score_N
+
+    def contributions(self, answers_NM: Array, reference_M: Array) -> Array:
+        """contributions_NM: weight x answer, which sum to the score."""
+        del reference_M
+        contributions_NM: Array = answers_NM * self._weights_M
+        return contributions_NM
+
+
+class WeightedProduct(StrictModel):
+    """score = product over tasks of max(answer, floor) ** exponent; the floor keeps one tiny probability from deciding
+    alone."""
+
+    remedy: ClassVar[str] = "use exponents nearer to 0, or another floor"
+    kind: Literal["weighted_product"]
+    exponents: dict[str, Exponent] = Field(min_length=1)
+    floor: PositiveFloat = Field(1e-4, allow_inf_nan=False)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that it reads, M."""
+        return tuple(self.exponents)
+
+    def whole(self) -> Term:
+        """The score as a formula."""
+        terms = []
+        for task, exponent in self.exponents.items():
+            floored = Term(
+                f"max({task}, {self.floor:g})", function=np.maximum, arguments=(Term(task, task), _number(self.floor))
+            )
+            logarithm = Term(f"log({floored.text})", function=np.log, arguments=(floored,))
+            terms.append(_binary(np.multiply, "*", _number(exponent), logarithm))
+        logarithms = _sum(terms)
+        return Term(f"exp({logarithms.text})", function=np.exp, arguments=(logarithms,))
+
+    def score(self, answers_NM: Array) -> Array:
+        """score_N."""
+        # The sum of logarithms: a product of many small powers would lose its digits on the way.
+        score_N: Array = np.exp(self._logarithms(answers_NM).sum(axis=1))
+        return score_N
+
+    def contributions(self, answers_NM: Array, reference_M: Array) -> Array:
+        """contributions_NM: exponent x log of the floored answer, which sum to the logarithm of the score."""
+        del reference_M
+        return self._logarithms(answers_NM)
+
+    def _logarithms(self, answers_NM: Array) -> Array:
+        logarithms_NM: Array = np.log(np.maximum(answers_NM, self.floor)) * np.array(list(self.exponents.values()))
+        return logarithms_NM
+
+
+class Expression(StrictModel):
+    """score = a formula over the tasks' names (model/value_models/formula.py)."""
+
+    remedy: ClassVar[str] = "keep it finite, for example by max(task, 1e-6)"
+    kind: Literal["expression"]
+    formula: str = Field(min_length=1)
+    _formula: Formula = PrivateAttr()
+
+    @field_validator("formula")
+    @classmethod
+    def _check_formula(cls, text: str) -> str:
+        names = Formula(text).names
+        if not 0 < len(names) <= MAX_FORMULA_TASKS:
+            raise ValueError(f"a formula reads 1 to {MAX_FORMULA_TASKS} tasks, this one {len(names)}")
+        return text
+
+    def model_post_init(self, _: Any) -> None:
+        """Keeps the formula as it was read."""
+        self._formula = Formula(self.formula)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that it reads, M."""
+        return self._formula.names
+
+    def whole(self) -> Term:
+        """The formula's terms."""
+        return self._formula.whole
+
+    def score(self, answers_NM: Array) -> Array:
+        """score_N."""
+        return self._formula(dict(zip(self.tasks, answers_NM.T, strict=True)))
+
+    def contributions(self, answers_NM: Array, reference_M: Array) -> Array:
+        """contributions_NM: each task's Shapley value (Shapley 1953) of the step from the reference answers to the
+        candidate's, exact; they sum to the score less the score of the reference."""
+        num_tasks = len(self.tasks)
+        # Row S of the coalitions: bit m says whether task m has the candidate's answer.
+        is_given_SM = (np.arange(2**num_tasks)[:, None] >> np.arange(num_tasks)) & 1 == 1
+        size_S = is_given_SM.sum(axis=1)
+        weights = [factorial(s) * factorial(num_tasks - s - 1) / factorial(num_tasks) for s in range(num_tasks)]
+        weight_S = np.array([*weights, 0.0])[size_S]
+        contributions_NM = np.empty_like(answers_NM)
+        step = max(1, _EVALUATIONS_AT_ONCE // len(is_given_SM))
+        for start in range(0, len(answers_NM), step):
+            some_nM = answers_NM[start : start + step]
+            mixed = {
+                task: np.where(is_given_SM[:, m, None], some_nM[None, :, m], reference_M[m])
+                for m, task in enumerate(self.tasks)
+            }
+            score_Sn = self._formula(mixed)
+            for m in range(num_tasks):
+                without_S = np.flatnonzero(~is_given_SM[:, m])
+                gain_Sn = score_Sn[without_S + 2**m] - score_Sn[without_S]
+                contributions_NM[start : start + step, m] = weight_S[without_S] @ gain_Sn
+        return contributions_NM
+
+
+Definition = WeightedSum | WeightedProduct | Expression
+KINDS: dict[str, type[Definition]] = {
+    "weighted_sum": WeightedSum,
+    "weighted_product": WeightedProduct,
+    "expression": Expression,
+}
+
+
+def _number(value: float) -> Term:
+    return Term(f"{value:g}", value)
+
+
+def _binary(function: np.ufunc, sign: str, left: Term, right: Term) -> Term:
+    return Term(f"{left.text} {sign} {right.text}", function=function, arguments=(left, right))
+
+
+def _sum(terms: list[Term]) -> Term:
+    """Their sum, as a tree whose depth grows with the logarithm of their number."""
+    if len(terms) == 1:
+        return terms[0]
+    middle = len(terms) // 2
+    return _binary(np.add, "+", _sum(terms[:middle]), _sum(terms[middle:]))
+
+
+class ValueModel:
+    """A value model bound to the tasks of a ranker. Raises ValueError: a task that is not one of the ranker's, or a
+    score that is not finite for answers that it may give (model/value_models/finite_scores.py)."""
+
+    def __init__(self, name: str, definition: Definition, domain: AnswerDomain) -> None:
+        self.name = name
+        self.definition = definition
+        tasks = list(domain.uppers)
+        for task in definition.tasks:
+            if task not in tasks:
+                raise ValueError(unknown_key(task, tasks, "task"))
+        self._positions_M = [tasks.index(task) for task in definition.tasks]
+        self._are_all_tasks = self._positions_M == list(range(len(tasks)))
+        uppers = {task: domain.uppers[task] for task in definition.tasks}
+        refuse_not_finite(definition.whole(), uppers, definition.remedy)
+        if not np.isfinite(self.score(domain.golden_NT)).all():
+            raise ValueError(f"gives no finite score for an answer of the golden requests; {definition.remedy}")
+        canonical = json.dumps(definition.model_dump(mode="json"), sort_keys=True)
+        self.version = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+    def score(self, answers_NT: NDArray[np.float32]) -> Array:
+        """score_N of answers_NT; float64, so that large weights do not cost the small tasks their digits."""
+        return self.definition.score(self._read(answers_NT))
+
+    def contributions(self, answers_NT: NDArray[np.float32], reference_T: ArrayLike) -> dict[str, Array]:
+        """By task that it reads, contribution_N to the combined score; `reference_T` are the tasks' mean answers.
+
+        Of a weighted sum: weight x answer. Of a weighted product: exponent x log of the floored answer. Of an
+        expression: the Shapley value against the reference."""
+        reference_M = np.asarray(reference_T, np.float64)[self._positions_M]
+        contributions_NM = self.definition.contributions(self._read(answers_NT), reference_M)
+        return dict(zip(self.definition.tasks, contributions_NM.T, strict=True))
+
+    def _read(self, answers_NT: NDArray[np.float32]) -> Array:
+        if not self._are_all_tasks:
+            answers_NT = answers_NT[:, self._positions_M]
+        answers_NM: Array = answers_NT.astype(np.float64)
+        return answers_NM
+
+
+class ValueModels:
+    """The value models of one ranker, by name; `default` always exists."""
+
+    def __init__(self, models: Mapping[str, ValueModel], *, is_built_in: bool) -> None:
+        self._models = dict(models)
+        self.is_built_in = is_built_in
+
+    def __getitem__(self, name: str) -> ValueModel:
+        return self._models[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._models
+
+    @property
+    def names(self) -> list[str]:
+        """All names, in file order."""
+        return list(self._models)
+
+    @classmethod
+    def built_in(cls, domain: AnswerDomain) -> "ValueModels":
+        """The one that serves without a file: weight 1 on each binary task."""
+        assert domain.schema is not None, "answers alone do not tell which tasks are binary"
+        weights = {task.name: 1.0 for task in domain.schema.tasks if isinstance(task, BinaryTask)}
+        if not weights:
+            weights = dict.fromkeys(domain.uppers, 1.0)
+        definition = WeightedSum(kind="weighted_sum", weights=weights)
+        return cls({DEFAULT: ValueModel(DEFAULT, definition, domain)}, is_built_in=True)
+
+    @classmethod
+    def from_yaml(cls, path: Path, domain: AnswerDomain) -> "ValueModels":
+        """Reads a value-model file. Raises ValueError naming the file, the value model and the rule."""
+        try:
+            content = read_bytes(path)
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        return cls.from_bytes(content, str(path), domain)
+
+    @classmethod
+    def of_folder(cls, family: Path, domain: AnswerDomain) -> "ValueModels":
+        """Value models of `<models>/<name>`, as a service reads them at its start. Raises ValueError as `from_yaml`."""
+        path = family / FILE_NAME
+        # A link that leads nowhere is no absence but a fault.
+        return cls.from_yaml(path, domain) if os.path.lexists(path) else cls.built_in(domain)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, path: str, domain: AnswerDomain) -> "ValueModels":
+        """The value models of a file's content; `{}` stands for the built-in one. Raises ValueError as `from_yaml`."""
+        data = parse_yaml(content, path)
+        if data == {}:
+            return cls.built_in(domain)
+        if not isinstance(data, Mapping) or DEFAULT not in data:
+            raise ValueError(f"{path}: needs a mapping of value models with one named '{DEFAULT}', or {{}} for none")
+        if len(data) > MAX_VALUE_MODELS:
+            raise ValueError(
+                f"{path}: at most {MAX_VALUE_MODELS} value models, got {len(data):,}; remove what no request names"
+            )
+        models = {}
+        for name, entry in data.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{path}: the name of a value model must be a string, got {name!r}")
+            place = f"{path}: {name}"
+            try:
+                refuse_unknown_kind(entry, list(KINDS), "value model")
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+            kind = KINDS[entry["kind"]] if isinstance(entry, Mapping) else WeightedSum
+            definition = kind.from_mapping(entry, place)
+            try:
+                models[name] = ValueModel(name, definition, domain)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+        return cls(models, is_built_in=False)

@@ -1,0 +1,134 @@
+"""Log lines: one JSON object each, to stderr.
+
+In: standard logging records; fields beside the message come as `extra={"fields": {...}}`. Out: lines with `time` (UTC),
+`level`, `logger`, `message` and the fields. Warnings, exceptions that nobody catches and what else is printed become
+log lines too: nothing waits for whoever reads stderr (service/base/log_queue.py).
+"""
+
+import atexit
+import io
+import logging
+import os
+import sys
+import threading
+import traceback
+from datetime import UTC, datetime
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from service.base.log_queue import LogQueue
+
+LOGGER = "feedrank"
+_MOST_PRINTED = 2**16
+
+
+class JsonFormatter(logging.Formatter):
+    """A logging record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            line["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+        return msgspec.json.encode(line).decode()
+
+
+class QueuedHandler(logging.Handler):
+    """Puts records into the queue of this process's stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queues the record's line."""
+        try:
+            stderr_queue().put(self.format(record).encode("utf-8", "backslashreplace") + b"\n")
+        except Exception:
+            self.handleError(record)
+
+
+@cache
+def stderr_queue() -> LogQueue:
+    """The one way to stderr of this process; to nowhere, where it was started without one."""
+    stderr = sys.__stderr__
+    return LogQueue(os.open(os.devnull, os.O_WRONLY) if stderr is None else stderr.fileno(), _dropped_line)
+
+
+def _dropped_line(dropped: int) -> bytes:
+    return _line("log", "log lines were dropped: whoever reads stderr is too slow", dropped=dropped)
+
+
+def _line(name: str, message: str, **fields: object) -> bytes:
+    """A line that no logger makes: none may be configured, or one may itself print."""
+    record = {"name": f"{LOGGER}.{name}", "levelname": "WARNING", "msg": message, "fields": fields}
+    return JsonFormatter().format(logging.makeLogRecord(record)).encode("utf-8", "backslashreplace") + b"\n"
+
+
+class _Printed(io.TextIOBase):
+    """Printed text as log lines."""
+
+    encoding = "utf-8"
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self._name = name
+        self._descriptor = descriptor
+        self._lock = threading.RLock()
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        """Logs every whole line of what is written, and a part of one that becomes too long."""
+        with self._lock:
+            *lines, self._rest = (self._rest + text).split("\n")
+            if len(self._rest) > _MOST_PRINTED:
+                lines, self._rest = [*lines, self._rest], ""
+        for line in filter(str.strip, lines):
+            stderr_queue().put(_line(self._name, line))
+        return len(text)
+
+    def fileno(self) -> int:
+        """The descriptor, for processes that inherit it."""
+        return self._descriptor
+
+
+def log_all() -> None:
+    """Send everything that this process prints the way of log lines, and flush the queue at its end."""
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.stdout, sys.stderr = _Printed("stdout", 1), _Printed("stderr", 2)
+    atexit.register(stderr_queue().flush)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    if error is not None and not issubclass(kind, SystemExit):
+        logging.getLogger(LOGGER).critical("an exception that nobody caught", exc_info=(kind, error, trace))
+
+
+def spare_unwritten_fields() -> None:
+    """Has logging not look up the caller, thread and process of a line, which nothing here writes and which cost a
+    third of it; the switches are those that the logging HOWTO names."""
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
+def logging_config(level: str) -> dict[str, Any]:
+    """The configuration of logging.config.dictConfig for the service and its HTTP server."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": {"()": "service.base.log.JsonFormatter"}},
+        "handlers": {"stderr": {"class": "service.base.log.QueuedHandler", "formatter": "json"}},
+        # Of libraries, what they have to say beside what they are asked.
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+        "loggers": {
+            name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
+            for name in (LOGGER, "uvicorn", "opentelemetry")
+        },
+    }

@@ -1,0 +1,82 @@
+"""The record of one request: all that is logged and measured of it, and nothing else.
+
+Identifiers (of a key its name), counts, seconds and a status. Never a feature value, a user or a candidate id.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from service.base.log import LOGGER
+
+MAX_REQUEST_ID = 128
+_requests = logging.getLogger(f"{LOGGER}.requests")
+
+
+class Ticket(Protocol):
+    """Admission of a request, as far as its record needs it (service/http/admission.py)."""
+
+    def correct(self, candidates: int) -> None:
+        """The body is parsed, and holds this many candidates."""
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What is known of one request while it runs."""
+
+    request_id: str
+    endpoint: str
+    key: str | None = None
+    started: float = field(default_factory=time.perf_counter)
+    status: int = 500
+    model: str | None = None
+    model_version: str | None = None
+    value_model: str | None = None
+    value_model_version: str | None = None
+    candidates: int | None = None
+    ticket: Ticket | None = None
+    # Whether a catalogue gave features of candidates, which the request alone then does not tell.
+    uses_catalogue: bool = False
+    # The trace that the client's traceparent names, or the one that was begun here.
+    trace_id: str | None = None
+    # Handed to the scoring threads, taken up by one, answered by it; on the clock of `started`.
+    submitted: float | None = None
+    begun: float | None = None
+    scored: float | None = None
+    seconds: float = 0.0
+    # Work that waits until the answer has left: a line of the impression log, a scoring by the shadow version.
+    after_answer: list[Callable[[], None]] = field(default_factory=list)
+
+    def know_candidates(self, count: int) -> None:
+        """The body is parsed: the work that was guessed is known."""
+        self.candidates = count
+        if self.ticket is not None:
+            self.ticket.correct(count)
+
+    def log(self, level: int) -> None:
+        """Writes the request's line."""
+        if _requests.isEnabledFor(level):
+            fields = {
+                "request_id": self.request_id,
+                "trace_id": self.trace_id,
+                "endpoint": self.endpoint,
+                "key": self.key,
+                "status": self.status,
+                "seconds": round(self.seconds, 6),
+                "model": self.model,
+                "model_version": self.model_version,
+                "value_model": self.value_model,
+                "value_model_version": self.value_model_version,
+                "candidates": self.candidates,
+            }
+            known = {name: value for name, value in fields.items() if value is not None}
+            _requests.log(level, "request", extra={"fields": known})
+
+
+def is_request_id(given: object) -> bool:
+    """Whether `given` can be echoed in a header and a log line."""
+    if not isinstance(given, str) or len(given) > MAX_REQUEST_ID:
+        return False
+    return given.isascii() and given.isprintable() and given.strip(" ") != ""

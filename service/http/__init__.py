@@ -1,0 +1,1 @@
+"""A connection up to its request: protocol limits, admission, keys, TLS, tracing."""

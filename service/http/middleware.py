@@ -1,0 +1,128 @@
+"""Around every request: its id, its metrics, its log line, and a problem instead of a stack trace.
+
+In: any ASGI application. Out: the same, observed. A plain ASGI wrapper, the outermost one, so that what is measured is
+the whole of a request and no answer escapes without an `X-Request-Id`.
+"""
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.base.errors import Problem, refusal
+from service.base.log import LOGGER
+from service.base.record import RequestRecord, is_request_id
+from service.http.tracing import Tracing, trace_id_of
+from service.metrics.metrics import ENDPOINTS, SCORING, SCORING_CODES, Metrics
+
+REQUEST_ID = "X-Request-Id"
+_MODEL = "/v1/models/"
+_LABELS = re.compile(r"/v1/admin/models/[^/]+/labels")
+_OPEN_INFERENCE_MODEL = re.compile(r"(/v2/models/)[^/]+(?:/versions/[^/]+)?(/infer|/ready|)")
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+_KEY = "feedrank.record"
+_HEADERS = "feedrank.headers"  # by name: several are looked up in every request
+_REQUEST_ID_KEY = REQUEST_ID.lower().encode("latin-1")
+
+_log = logging.getLogger(LOGGER)
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """The record of the request that `scope` belongs to."""
+    record: RequestRecord = scope[_KEY]
+    return record
+
+
+def header(scope: Scope, name: str) -> str | None:
+    """The first header of that name, None if there is none."""
+    headers: dict[bytes, bytes] | None = scope.get(_HEADERS)
+    if headers is None:
+        headers = scope[_HEADERS] = dict(reversed(scope["headers"]))
+    value = headers.get(name.lower().encode("latin-1"))
+    return None if value is None else value.decode("latin-1")
+
+
+def content_length(scope: Scope) -> int | None:
+    """The announced size of the body, None where the client does not say."""
+    announced = header(scope, "content-length") or ""
+    return int(announced) if announced.isdecimal() and len(announced) <= 18 else None
+
+
+def new_record(scope: Scope) -> RequestRecord:
+    """The record of a request that begins."""
+    given = header(scope, REQUEST_ID)
+    return RequestRecord(
+        request_id=given if given is not None and is_request_id(given) else secrets.token_hex(16),
+        endpoint=_endpoint(scope["path"]),
+        trace_id=trace_id_of(header(scope, "traceparent")),
+    )
+
+
+class Observe:
+    """Wraps `app`; see the module."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
+        self._app = app
+        self._tracing = tracing
+        self._metrics = metrics
+        # Looked up once: finding a label set costs more than counting in it.
+        self._seconds = {endpoint: metrics.request_seconds.labels(endpoint) for endpoint in ENDPOINTS}
+        self._codes = {(path, code): metrics.requests.labels(path, code) for path in SCORING for code in SCORING_CODES}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = scope[_KEY] = new_record(scope)
+        is_started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal is_started
+            if message["type"] == "http.response.start":
+                is_started = True
+                record.status = message["status"]
+                identifier = (_REQUEST_ID_KEY, record.request_id.encode("latin-1"))
+                message["headers"] = [*message.get("headers", ()), identifier]
+            await send(message)
+
+        is_scoring = record.endpoint in SCORING
+        if is_scoring:
+            self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            _log.exception("a request failed", extra={"fields": {"request_id": record.request_id}})
+            if not is_started:
+                problem = Problem(500, "an error of the service, not of the request; its log says more")
+                await refusal(problem, scope["path"], record.request_id)(scope, receive, send_with_id)
+        finally:
+            if is_scoring:
+                self._metrics.in_flight.dec()
+            self.finish(record, scope)
+
+    def finish(self, record: RequestRecord, scope: Scope) -> None:
+        """Counts, traces and logs a request that is over."""
+        record.seconds = time.perf_counter() - record.started
+        self._seconds[record.endpoint].observe_soon(record.seconds)
+        known = self._codes.get((record.endpoint, record.status))
+        (known or self._metrics.requests.labels(record.endpoint, record.status)).inc()
+        if record.model_version is not None:
+            self._metrics.model_requests.labels(record.model, record.model_version, record.status).inc()
+        if self._tracing is not None and record.endpoint in SCORING:
+            self._tracing.trace(record, {name: header(scope, name) or "" for name in ("traceparent", "tracestate")})
+        record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)
+
+
+def _endpoint(path: str) -> str:
+    """The route of a path: a metric must not have a label for every path that a scanner invents."""
+    if path.startswith(_MODEL):
+        return "/v1/models/{name}"
+    if _LABELS.fullmatch(path):
+        return "/v1/admin/models/{name}/labels"
+    model = _OPEN_INFERENCE_MODEL.fullmatch(path)
+    if model is not None:
+        return f"{model[1]}{{name}}{model[2]}"
+    return path if path in ENDPOINTS else "other"

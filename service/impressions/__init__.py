@@ -1,0 +1,1 @@
+"""The impression log: requests with their answers, in rotated files, and their Parquet."""

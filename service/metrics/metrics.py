@@ -1,0 +1,378 @@
+"""Prometheus metrics of the service, by the names that dashboards and alerts are built on.
+
+In: what requests and model loads report. Out: the text of GET /metrics. Units: seconds; task scores in the task's own
+unit. With several workers (PROMETHEUS_MULTIPROC_DIR is set by the parent before this module is imported) each worker
+writes its own files and any worker answers with the sum over all of them; there, a label set cannot be withdrawn;
+`ranking_model_info` of a model version that is served no more is 0 in either case.
+
+Shapes: N candidates, T tasks.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from service.base.log import stderr_queue
+from service.metrics.batched_histogram import BatchedHistogram
+from service.metrics.connection_metrics import ConnectionMetrics
+from service.metrics.drift_windows import DriftWindows
+from service.metrics.process_counters import log_lines_dropped, worker_restarts
+from service.metrics.shadow_metrics import ShadowMetrics
+from service.metrics.shared_files import free_bytes
+
+RANK = "/v1/rank"
+INFER = "/v2/models/{name}/infer"
+SCORING = (RANK, INFER)
+ENDPOINTS = (
+    *SCORING,
+    "/v1/models",
+    "/v1/models/{name}",
+    "/v1/admin/models/{name}/labels",
+    "/",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/{name}",
+    "/v2/models/{name}/ready",
+    "/openapi.json",
+    "/docs",
+    "other",
+)
+SCORING_CODES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
+REJECTIONS = (
+    "body_too_large",
+    "slow_body",
+    "shed",
+    "no_room",
+    "too_many_candidates",
+    "not_ready",
+    "draining",
+    "deadline",
+    "unauthenticated",
+    "forbidden",
+    "not_finite",
+)
+# Of a worker: gets requests from whoever looks at /readyz, or does not.
+WORKER_STATES = ("ready", "unready")
+IMPRESSION_RESULTS = ("written", "dropped", "failed")
+LOAD_RESULTS = (
+    "ready",
+    "compiled_refused",
+    "quarantined",
+    "golden_failed",
+    "value_models_ready",
+    "value_models_refused",
+    "catalogue_ready",
+    "catalogue_refused",
+    "labels_ready",
+    "labels_refused",
+)
+# Files that are of no single model; a model's are its version, labels, value_models and catalogue.
+COMMON_FILES = ("models", "keys", "tls")
+# Known, known with features of the request before the catalogue's, unknown with features of its own, nothing known.
+LOOKUP_RESULTS = ("known", "overridden", "inline", "unknown")
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_COUNTS = (1, 5, 10, 25, 50, 100, 200, 300, 500, 1000, 2000, 5000)
+# Probabilities and, above 1, the quantities of regression tasks (a play time in ms, say).
+_SCORES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
+_COMBINED = (-100.0, -10.0, -3.0, -1.0, -0.3, -0.1, 0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+
+# Of versions that are served no more, so many keep their metrics: the last scrapes still read them, and one that comes
+# back goes on counting. A service that is given a new version every hour does not grow with each.
+_RETIRED_KEPT = 8
+
+# One more series for every label set, which nothing reads and workers do not have.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """Every metric of one process, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "ranking_requests", "Requests answered, by route and status", ["endpoint", "code"], registry=registry
+        )
+        self.model_requests = Counter(
+            "ranking_model_requests",
+            "Scoring requests that came as far as a model version, by status: what a canary is judged by",
+            ["model", "version", "code"],
+            registry=registry,
+        )
+        self.request_seconds = BatchedHistogram(
+            "ranking_request_duration_seconds",
+            "From the first byte of a request to the last byte of its answer",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue_seconds = BatchedHistogram(
+            "ranking_queue_duration_seconds",
+            "What a scoring request waited for a scoring thread",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.inference_seconds = BatchedHistogram(
+            "ranking_inference_duration_seconds",
+            "Encoding of the features and the ranker, per request",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.candidates = BatchedHistogram(
+            "ranking_candidates_per_request", "Candidates of a scored request", buckets=_COUNTS, registry=registry
+        )
+        self.work_in_flight = Gauge(
+            "ranking_work_in_flight",
+            "Candidates of scoring requests that were let in and are not answered, and 50 for each request",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.in_flight = Gauge(
+            "ranking_requests_in_flight",
+            "Scoring requests being answered now",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.rejected = Counter(
+            "ranking_requests_rejected", "Requests that the service refused to score", ["reason"], registry=registry
+        )
+        self.loads = Counter(
+            "ranking_model_load", "Model versions and files beside them tried", ["result"], registry=registry
+        )
+        self.file_errors = Gauge(
+            "ranking_file_error",
+            "1 while a file is missing or refused and what was read before serves on, else 0",
+            ["model", "file"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.newer_quarantined = Gauge(
+            "ranking_model_newer_quarantined",
+            "Versions newer than what is served that do not verify",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.polled_at = Gauge(
+            "ranking_models_polled_timestamp_seconds",
+            "Unix time at which the models folder was polled to the end last, of the worker that is furthest behind",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.info = Gauge(
+            "ranking_model_info",
+            "1 for a model version that is loaded, 0 for one that was",
+            ["model", "version", "engine"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.loaded_at = Gauge(
+            "ranking_model_loaded_timestamp_seconds",
+            "Unix time at which a model version was loaded",
+            ["model", "version"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.created_at = Gauge(
+            "ranking_model_created_timestamp_seconds",
+            "Unix time at which a model version was exported",
+            ["model", "version"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.reference_mean = Gauge(
+            "ranking_task_score_reference_mean",
+            "Mean answer of a task on the data that the version was exported with, in the task's own unit",
+            ["model", "version", "task"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.workers = Gauge(
+            "ranking_workers",
+            "Worker processes by whether they can score",
+            ["state"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.tls_expires_at = Gauge(
+            "ranking_tls_certificate_expiry_timestamp_seconds",
+            "Unix time at which the first certificate of the chain that is shown expires, 0 without TLS",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.worker_restarts = worker_restarts(registry)
+        self.log_lines_dropped = log_lines_dropped(registry)
+        self.task_score = BatchedHistogram(
+            "ranking_task_score",
+            "Answers per candidate and task, in the task's own unit",
+            ["model", "version", "task"],
+            buckets=_SCORES,
+            registry=registry,
+        )
+        self.combined_score = BatchedHistogram(
+            "ranking_combined_score",
+            "Combined score per candidate",
+            ["model", "version", "value_model"],
+            buckets=_COMBINED,
+            registry=registry,
+        )
+        self.missing = Counter(
+            "ranking_feature_missing", "Values that took the feature's default", ["model", "feature"], registry=registry
+        )
+        self.oov = Counter(
+            "ranking_feature_oov", "Ids that the table does not hold", ["model", "feature"], registry=registry
+        )
+        self.lookups = Counter(
+            "ranking_catalogue_lookups",
+            "Candidates of requests to a model with a catalogue, by what the catalogue knew of them",
+            ["model", "result"],
+            registry=registry,
+        )
+        self.catalogue_items = Gauge(
+            "ranking_catalogue_items",
+            "Items of the catalogue that is served, 0 where there is none",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.catalogue_created_at = Gauge(
+            "ranking_catalogue_created_timestamp_seconds",
+            "Unix time at which the catalogue that is served was built, 0 where there is none",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._histograms = (
+            self.request_seconds,
+            self.queue_seconds,
+            self.inference_seconds,
+            self.candidates,
+            self.task_score,
+            self.combined_score,
+        )
+        self.impressions = Counter(
+            "ranking_impression_log",
+            "Lines of the impression log: written, dropped because too many waited, failed on the disk",
+            ["result"],
+            registry=registry,
+        )
+        self.impression_files_removed = Counter(
+            "ranking_impression_log_files_removed",
+            "Oldest files of the impression log, removed to keep it within its bound",
+            registry=registry,
+        )
+        self.impression_conversions_failed = Counter(
+            "ranking_impression_log_conversions_failed",
+            "Times that closed files of the impression log did not become Parquet; they stay, and are tried again",
+            registry=registry,
+        )
+        self.shadow = ShadowMetrics(registry)
+        self.connections = ConnectionMetrics(registry)
+        self._of_versions = (
+            self.model_requests,
+            self.info,
+            self.loaded_at,
+            self.created_at,
+            self.reference_mean,
+            self.task_score,
+            self.combined_score,
+            *self.shadow.of_versions,
+        )
+        self._retired: dict[tuple[str, str], None] = {}  # in the order in which they were
+        self.drift = DriftWindows(registry, is_shared=self._folder is not None)
+        for result in IMPRESSION_RESULTS:
+            self.impressions.labels(result)
+        for endpoint in ENDPOINTS:
+            self.request_seconds.labels(endpoint)
+            for code in SCORING_CODES if endpoint in SCORING else (200,):
+                self.requests.labels(endpoint, code)
+        for reason in REJECTIONS:
+            self.rejected.labels(reason)
+        for result in LOAD_RESULTS:
+            self.loads.labels(result)
+        for file in COMMON_FILES:
+            self.file_errors.labels("", file)
+        self.polled_at.set_to_current_time()
+        self.tell_worker(is_ready=False)
+
+    def tell_certificates(self, expires_at: float, *, are_refused: bool) -> None:
+        """Sets when the certificate in force expires, in Unix time, and whether newer files are refused."""
+        self.tls_expires_at.set(expires_at)
+        self.file_errors.labels("", "tls").set(are_refused)
+
+    def tell_worker(self, *, is_ready: bool) -> None:
+        """Sets whether this worker can score."""
+        for state in WORKER_STATES:
+            self.workers.labels(state).set(is_ready == (state == "ready"))
+
+    def know_version(self, model: str, version: str) -> None:
+        """A version is served, for the first time or again."""
+        self._retired.pop((model, version), None)
+
+    def retire_version(self, model: str, version: str) -> None:
+        """A version is served no more: when some others have gone after it, so do its metrics."""
+        if self._folder is not None:  # from files that workers share nothing can be taken back
+            return
+        self._retired[model, version] = None
+        while len(self._retired) > _RETIRED_KEPT:
+            oldest = next(iter(self._retired))
+            del self._retired[oldest]
+            for metric in self._of_versions:
+                metric.remove_by_labels(dict(zip(("model", "version"), oldest, strict=True)))
+
+    def flush(self) -> None:
+        """Counts what the histograms were told: before each scrape here, and now and then for the scrapes of other
+        workers, who read what this one has written. Counts the log lines that were dropped as well."""
+        self.log_lines_dropped.inc(stderr_queue().take_dropped())
+        for histogram in self._histograms:
+            histogram.flush()
+
+    def exposition(self) -> bytes:
+        """The metrics of all workers in Prometheus' text format."""
+        return generate_latest(_Families(self.families()))
+
+    def families(self) -> Iterator[Metric]:
+        """The metrics of all workers."""
+        self.flush()
+        everyone = self.registry
+        if self._folder is not None:
+            _forget_dead_workers(Path(self._folder))
+            everyone = CollectorRegistry()
+            MultiProcessCollector(everyone, path=self._folder)  # type: ignore[no-untyped-call]
+        yield from self.drift.families(everyone.collect())
+        yield free_bytes(self._folder)
+
+
+class _Families(CollectorRegistry):
+    """Metrics that are collected already, for what writes a registry out."""
+
+    def __init__(self, families: Iterator[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics."""
+        return self._families
+
+
+def _forget_dead_workers(folder: Path) -> None:
+    """Drops the gauges of workers that were killed: nobody is left to set them to 0. Their counters stay."""
+    for file in folder.glob("gauge_live*_*.db"):
+        worker = int(file.stem.rpartition("_")[2])
+        if not Path(f"/proc/{worker}").exists():
+            mark_process_dead(worker, str(folder))  # type: ignore[no-untyped-call]

@@ -1,0 +1,79 @@
+"""The metrics of one served model version; service/metrics/metrics.py has the names and what they mean.
+
+In: its scorer, and every request that it scores. Out: label sets of the process's metrics, exported from
+0, so that a rate is known from the first request on.
+
+Shapes: N candidates.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import Counter
+
+from model.schema import NumberFeature
+from model.scorer.scorer import Scored, Scorer
+from service.metrics.batched_histogram import BatchedHistogram
+from service.metrics.metrics import LOOKUP_RESULTS, Metrics
+
+
+class ModelMetrics:
+    """The metrics of one served model version, with every label set exported from 0."""
+
+    def __init__(self, metrics: Metrics, model: str, scorer: Scorer) -> None:
+        schema, version, reference = scorer.schema, scorer.version, scorer.reference
+        self._labels = (model, version)
+        self._metrics = metrics
+        metrics.know_version(model, version)
+        metrics.drift.know(model, version, reference)
+        self._info = metrics.info.labels(model, version, scorer.engine)
+        self._info.set(1)
+        metrics.loaded_at.labels(model, version).set(time.time())
+        metrics.created_at.labels(model, version).set(datetime.fromisoformat(scorer.manifest.created).timestamp())
+        for task, mean in zip(scorer.tasks, reference.means_T.tolist(), strict=True):
+            metrics.reference_mean.labels(model, version, task).set(mean)
+        for code in (200, 500):
+            metrics.model_requests.labels(model, version, code)
+        self._task_scores = [metrics.task_score.labels(model, version, task) for task in scorer.tasks]
+        self._combined_scores: dict[str, BatchedHistogram] = {}
+        asked = [*schema.asked("request"), *schema.asked("candidate")]
+        self._missing = {feature.name: metrics.missing.labels(model, feature.name) for feature in asked}
+        self._oov = {
+            feature.name: metrics.oov.labels(model, feature.name)
+            for feature in asked
+            if not isinstance(feature, NumberFeature)
+        }
+        self._lookups = {result: metrics.lookups.labels(model, result) for result in LOOKUP_RESULTS}
+
+    def count_lookups(self, results: Mapping[str, int]) -> None:
+        """Counts the candidates of one request by LOOKUP_RESULTS."""
+        _add(self._lookups, results)
+
+    def know_value_models(self, names: Sequence[str]) -> None:
+        """Exports the combined scores of these value models from 0."""
+        self._combined_scores = {name: self._metrics.combined_score.labels(*self._labels, name) for name in names}
+
+    def observe(self, scored: Scored, value_model: str, score_N: NDArray[np.float64]) -> None:
+        """Counts one scored request."""
+        for histogram, answers_N in zip(self._task_scores, scored.answers_NT.T, strict=True):
+            histogram.observe_soon(answers_N)
+        combined = self._combined_scores.get(value_model)
+        # A request that has begun may still score with a value model that has just been taken out of the file.
+        (combined or self._metrics.combined_score.labels(*self._labels, value_model)).observe_soon(score_N)
+        _add(self._missing, scored.missing)
+        _add(self._oov, scored.oov)
+
+    def retire(self) -> None:
+        """Marks the version as served no more."""
+        self._info.set(0)
+        self._metrics.drift.forget(*self._labels)
+        self._metrics.retire_version(*self._labels)
+
+
+def _add(counters: Mapping[str, Counter], counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        if count:
+            counters[name].inc(count)

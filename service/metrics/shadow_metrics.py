@@ -1,0 +1,102 @@
+"""What the shadow version's scores are like beside those of the version that answered.
+
+In: one request scored by both. Out: histograms of the rank correlation and of the overlap of the best ten, by request,
+and sums of each task's answers by both, from which the shift of the task's mean over any time is
+
+    (rate(ranking_shadow_task_answers_total{answered_by="shadow"}[1h]) - ignoring(answered_by)
+     rate(ranking_shadow_task_answers_total{answered_by="stable"}[1h]))
+    / ignoring(task) group_left rate(ranking_shadow_candidates_total[1h])
+
+in the task's own unit: right over all workers, which a gauge of the shift would not be.
+
+Shapes: N candidates.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from service.metrics.ranking_distance import TOP, Movement
+
+# Scored; dropped as too many waited; skipped, as a catalogue answered that the shadow version does not have; failed.
+RESULTS = ("scored", "dropped", "skipped", "failed")
+_CORRELATIONS = (-0.5, 0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+_OVERLAPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_TEN = TOP.index(10)
+_VERSION = ["model", "version"]
+
+
+class ShadowMetrics:
+    """The metrics of shadow scoring; `version` is the shadow's."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "ranking_shadow_requests",
+            "Requests taken for the shadow version, by what became of them",
+            [*_VERSION, "result"],
+            registry=registry,
+        )
+        self._candidates = Counter(
+            "ranking_shadow_candidates", "Candidates that the shadow version scored too", _VERSION, registry=registry
+        )
+        self._correlation = Histogram(
+            "ranking_shadow_rank_correlation",
+            "Kendall's tau between the shadow version's ranking of a request and the one that was answered",
+            _VERSION,
+            buckets=_CORRELATIONS,
+            registry=registry,
+        )
+        self._overlap = Histogram(
+            "ranking_shadow_top10_overlap",
+            "Share of a request's ten best candidates that both versions have in common",
+            _VERSION,
+            buckets=_OVERLAPS,
+            registry=registry,
+        )
+        self._answers = Counter(
+            "ranking_shadow_task_answers",
+            "Sum of a task's answers over the candidates that both versions scored, in the task's own unit",
+            [*_VERSION, "task", "answered_by"],
+            registry=registry,
+        )
+
+    @property
+    def of_versions(self) -> tuple[Counter | Histogram, ...]:
+        """Those that have a label set, or several, for a version."""
+        return (self._requests, self._candidates, self._correlation, self._overlap, self._answers)
+
+    def know(self, model: str, version: str, tasks: Sequence[str]) -> None:
+        """Exports what is counted of a shadow version from 0."""
+        for result in RESULTS:
+            self._requests.labels(model, version, result)
+        self._candidates.labels(model, version)
+        self._correlation.labels(model, version)
+        self._overlap.labels(model, version)
+        for task in tasks:
+            for answered_by in ("stable", "shadow"):
+                self._answers.labels(model, version, task, answered_by)
+
+    def count(self, model: str, version: str, result: str) -> None:
+        """Counts a request by one of RESULTS."""
+        self._requests.labels(model, version, result).inc()
+
+    def observe(
+        self,
+        model: str,
+        version: str,
+        moved: Movement,
+        stable: Mapping[str, NDArray[np.float32]],
+        shadow: Mapping[str, NDArray[np.float32]],
+        rows: int,
+    ) -> None:
+        """Takes in a request of `rows` candidates: how its ranking moves, and answers_N of each task of either."""
+        if moved.kendall_tau is not None:
+            self._correlation.labels(model, version).observe(moved.kendall_tau)
+        self._overlap.labels(model, version).observe(moved.overlaps[_TEN])
+        self._candidates.labels(model, version).inc(rows)
+        for task in stable.keys() & shadow.keys():
+            for answered_by, answers_N in (("stable", stable[task]), ("shadow", shadow[task])):
+                total = float(answers_N.sum(dtype=np.float64))
+                self._answers.labels(model, version, task, answered_by).inc(total)

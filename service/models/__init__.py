@@ -1,0 +1,1 @@
+"""Model families that are served: store, versions, labels, value models, catalogues, admin."""

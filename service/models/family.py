@@ -1,0 +1,369 @@
+"""One model's folder, `<models>/<name>/`: its versions, its labels and value models, and which versions are served.
+
+In: the folder, polled by the store's thread. Out: `Serving`, replaced in one assignment. Where no version is labelled
+`stable`, the newest one that verifies is served. One that does not verify is quarantined with its reason, and tried
+again only when its files have changed and then stayed as they are for a poll; what a label named before stays. A
+version that no label needs any more is let go. One that is newer than what is served waits: it is verified, and freed.
+
+What was loaded serves on when its files go away, and the absence is told as an error.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from model.artifact.artifact import versions
+from model.scorer.scorer import Scorer
+from model.untrusted_files import Fingerprints, fingerprints
+from service.base.errors import Fault, Problem
+from service.base.log import LOGGER
+from service.metrics.metrics import Metrics
+from service.models import labels as labels_file
+from service.models.labels import CANARY, CANARY_SEED, SHADOW, STABLE, Labels, LabelsFile, falls_within
+from service.models.value_models_file import ValueModelsFile
+from service.models.version import LoadedVersion, Loading, ServedModel, VersionState, derived_files
+
+# Of labels that others change while their versions are loaded.
+_MOST_RACES = 10
+
+
+class _Files(NamedTuple):
+    """Files that a version is tried with. Where the value models did not fit it, other ones are another try."""
+
+    own: Fingerprints
+    derived: Fingerprints
+    value_models: bytes | None
+
+
+_log = logging.getLogger(f"{LOGGER}.models")
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What requests are answered with at one moment. `default` answers those that ask for no version and are not the
+    canary's; `labelled` holds what `labels` name."""
+
+    default: ServedModel
+    versions: Mapping[str, ServedModel]
+    labels: Labels = field(default_factory=Labels)
+
+    def labelled(self, label: str) -> ServedModel | None:
+        """The version of a label, None where it is not set. `stable` is what is served, pinned or not."""
+        if label == STABLE:
+            return self.default
+        version = self.labels.versions().get(label)
+        return None if version is None else self.versions[str(version)]
+
+    def chosen(self, version: str | None, request_id: str | None) -> ServedModel | None:
+        """The model for a request that asks for a version, a label or (None) neither; None for one that is not here."""
+        if version is not None:
+            return self.versions.get(version) or self.labelled(version)
+        canary = self.labels.canary
+        if canary is not None and request_id is not None and falls_within(request_id, canary.share, CANARY_SEED):
+            return self.versions[str(canary.version)]
+        return self.default
+
+
+class ModelFamily:
+    """The versions of one model. One thread calls `refresh` and `set_labels`; the attributes are read by all."""
+
+    def __init__(
+        self,
+        models: Path,
+        name: str,
+        metrics: Metrics,
+        loading: Loading,
+    ) -> None:
+        self.name = name
+        self.serving: Serving | None = None
+        self.states: dict[int, VersionState] = {}
+        self.labels_error: str | None = None
+        self._models = models
+        self._folder = models / name
+        self._metrics = metrics
+        self._loading = loading
+        self._labels_file = LabelsFile(self._folder / labels_file.FILE_NAME)
+        self._loaded: dict[int, LoadedVersion] = {}
+        self._let_go: list[LoadedVersion] = []
+        self._value_models_file = ValueModelsFile(name, self._folder, metrics, self._place_free)
+        # The files of versions: as they were tried last, and at this poll and the one before.
+        self._tried: dict[int, _Files] = {}
+        self._files: dict[int, _Files] = {}
+        self._files_before: dict[int, _Files] = {}
+        self._folder_error: str | None = None
+
+    @property
+    def served(self) -> ServedModel | None:
+        """What is served where nothing else is asked for, None while no version could be loaded."""
+        return None if self.serving is None else self.serving.default
+
+    def refresh(self) -> None:
+        """Takes up what has changed on disk: newer versions, labels, value models, what lies beside a version."""
+        self._let_go.clear()
+        if self._value_models_file.poll() and self._loaded:
+            self._reload_value_models()
+        for loaded in self._loaded.values():
+            loaded.refresh()
+        published = self._published()
+        # A version that was gone and is there again is tried again, whatever its files say of their state.
+        self._tried = {v: files for v, files in self._tried.items() if v in published or v in self._loaded}
+        self._files_before, self._files = (
+            self._files,
+            {version: self._files_of(version) for version in published if version in self._tried},
+        )
+        has_changed = self._labels_file.poll()
+        default = self._default(published)
+        if default is not None:
+            self._settle(default, self._in_force(published, default, has_changed))
+            self._loaded[default].catalogue.measure(self._loaded[default].served.scorer)
+            self._verify_newer(default, published)
+        known = {version: self._unloaded_state(version, default) for version in published}
+        # What is loaded serves on from memory, even where its folder is gone.
+        self.states = known | {version: loaded.state for version, loaded in self._loaded.items()}
+        self._measure(default)
+
+    @property
+    def value_models_error(self) -> str | None:
+        """Why the file of value models is not in force as it is."""
+        return self._value_models_file.error
+
+    @property
+    def errors(self) -> dict[str, str | None]:
+        """By what lies in the models folder, why it is not in force as it is now; what was loaded serves on."""
+        gone = [loaded.missing for loaded in self._loaded.values() if loaded.missing is not None]
+        catalogue = None if self.served is None else self._catalogue_entry(self.served.scorer)
+        return {
+            "version": self._folder_error or "; ".join(gone) or None,
+            "labels": self.labels_error,
+            "value_models": self.value_models_error,
+            "catalogue": None if catalogue is None else catalogue["reason"],
+        }
+
+    def set_labels(self, change: Callable[[Labels], Labels]) -> None:
+        """Writes what `change` makes of the labels and takes them up. Raises Problem, with nothing changed: what
+        `change` raises, 404 for a version that is not published, 409 for one that does not verify, 500 where the file
+        cannot be written."""
+        try:
+            for _ in range(_MOST_RACES):
+                self._labels_file.poll()
+                labels = change(self._labels_file.asked)
+                self._require_versions(labels)
+                with self._labels_file.locked():
+                    if not self._labels_file.poll():  # else others have changed it meanwhile
+                        self._labels_file.write(labels)
+                        return
+            raise Problem(409, f"{labels_file.FILE_NAME} is changed by others all the time; nothing was changed")
+        except OSError as error:
+            raise Problem(500, f"{labels_file.FILE_NAME} cannot be written ({error.strerror})") from None
+        finally:
+            self.refresh()  # takes them up, or lets go of what was loaded for labels that are not to be
+
+    def _require_versions(self, labels: Labels) -> None:
+        published = self._published()
+        for label, version in labels.versions().items():
+            if not self._try_version(version, published, at_once=True):
+                rule = f"version {version} of model '{self.name}' {self._unloaded_reason(version)}"
+                raise Problem(404 if version not in published else 409, f"{label}: {rule}", faults=[Fault(label, rule)])
+
+    def entry(self) -> dict[str, Any]:
+        """This model as /v1/models shows it."""
+        serving = self.serving
+        value_models = None if serving is None else serving.default.value_models
+        return {
+            "name": self.name,
+            "default_version": None if serving is None else serving.default.scorer.version,
+            "labels": {} if serving is None else serving.labels.document(),
+            "labels_error": self.labels_error,
+            "versions": [
+                {"version": str(version), "state": state.state, "engine": state.engine, "reason": state.reason}
+                for version, state in sorted(self.states.items(), reverse=True)
+            ],
+            "value_models": []
+            if value_models is None
+            else [{"name": name, "version": value_models[name].version} for name in value_models.names],
+            "value_models_error": self.value_models_error,
+            "catalogue": None if serving is None else self._catalogue_entry(serving.default.scorer),
+        }
+
+    def doubt(self, scorer: Scorer) -> None:
+        """Has the next refresh run the golden requests of a version that gave a score which is not finite."""
+        loaded = self._loaded.get(scorer.manifest.version)
+        if loaded is not None:
+            loaded.doubt(scorer)
+
+    def _default(self, published: list[int]) -> int | None:
+        """The version to serve where nothing else is asked for, loaded; None where none can be."""
+        before = None if self.serving is None else self.serving.default.scorer.manifest.version
+        pinned = self._labels_file.asked.stable
+        if pinned is not None and before is not None:
+            return pinned if self._try_version(pinned, published) else before
+        # A service that starts with a pin which does not hold goes back before it, rather than on to what may be worse.
+        newer = [version for version in published if pinned is not None and version > pinned]
+        for version in [*(version for version in reversed(published) if version not in newer), *newer]:
+            if before is not None and version <= before:
+                break
+            if self._try_version(version, published):
+                return version
+        return before
+
+    def _in_force(self, published: list[int], default: int, has_changed: bool) -> Labels:
+        """The labels that the file asks for; of one whose version cannot be loaded, what it was before."""
+        asked = self._labels_file.asked
+        before = Labels() if self.serving is None else self.serving.labels
+        stable = before.stable if asked.stable not in (None, default) else asked.stable
+        refused = {}
+        for label, version in asked.versions().items():
+            if label == CANARY and stable is None:
+                refused[label] = f"{label}: is one only beside what is pinned"
+            elif version != default if label == STABLE else not self._try_version(version, published):
+                refused[label] = f"{label}: version {version} {self._unloaded_reason(version)}"
+        error = self._labels_file.error or "; ".join(refused.values()) or None
+        shown = None if error is None else self._place_free(error)
+        if has_changed or shown != self.labels_error:
+            self.labels_error = shown
+            self._tell_labels(asked)
+        canary = before.canary if CANARY in refused else asked.canary
+        shadow = before.shadow if SHADOW in refused else asked.shadow
+        return Labels(stable=stable, canary=None if stable is None else canary, shadow=shadow)
+
+    def _settle(self, default: int, labels: Labels) -> None:
+        """Serves these from now on, and lets go of every other version."""
+        needed = {default, *labels.versions().values()}
+        kept = {version: loaded for version, loaded in self._loaded.items() if version in needed}
+        served = {str(version): loaded.served for version, loaded in kept.items()}
+        self.serving = Serving(served[str(default)], served, labels)
+        if labels.shadow is not None:
+            scorer = served[str(labels.shadow)].scorer
+            self._metrics.shadow.know(self.name, scorer.version, scorer.tasks)
+        for version in self._loaded.keys() - needed:
+            self._loaded[version].retire()
+            self._note(version, VersionState("waiting" if version > default else "retired"))
+            # Until the next look, so that it is freed in this thread and not where the last request that used it ends.
+            self._let_go.append(self._loaded[version])
+        self._loaded = kept
+
+    def _verify_newer(self, default: int, published: list[int]) -> None:
+        """Verifies one version that is newer than what is served, once for each state of its files, and frees it: what
+        is wrong with it is told before it is wanted."""
+        for version in reversed(published):
+            if version > default and version not in self._loaded and self._is_due(version, at_once=False):
+                with self._trial(version):
+                    scorer = self._loading.scorer(self._folder / str(version))
+                    self._value_models_file.read_for(scorer)
+                    self._note(version, VersionState("waiting", scorer.engine_reason, scorer.engine))
+                return
+
+    def _try_version(self, version: int, published: list[int], *, at_once: bool = False) -> bool:
+        """Whether a version is loaded, which is tried where it is not, but not twice with the same files."""
+        if version in self._loaded:
+            return True
+        state = self.states.get(version)
+        is_waiting = state is not None and state.state == "waiting"
+        if version not in published or not (is_waiting or self._is_due(version, at_once)):
+            return False
+        with self._trial(version):
+            loaded = LoadedVersion(
+                self.name,
+                self._folder / str(version),
+                self._metrics,
+                self._loading,
+                self._value_models_file.take if self._loaded else self._value_models_file.take_first,
+                self._place_free,
+            )
+            self._loaded = {**self._loaded, version: loaded}
+            self._note(version, loaded.state)
+        return version in self._loaded
+
+    def _is_due(self, version: int, at_once: bool) -> bool:
+        """True for a version that was never tried, or with other files.
+
+        A slow copy changes them at every poll: it is tried again when it is over, or where somebody asks for it now."""
+        state = self.states.get(version)
+        if version not in self._tried or (state is not None and state.state not in ("waiting", "quarantined")):
+            return True
+        files, before = self._files_of(version), self._files_before.get(version)
+        is_still = at_once or (before is not None and files.own == before.own)
+        return is_still and files != self._tried[version]
+
+    @contextmanager
+    def _trial(self, version: int) -> Iterator[None]:
+        """Quarantine a version that fails within the block: whatever a published folder holds, the version
+        before it serves on."""
+        self._tried[version] = self._files[version] = self._files_of(version)
+        self._note(version, VersionState("loading"))
+        try:
+            yield
+        except Exception as error:
+            reason = self._place_free(str(error) or repr(error))
+            self._note(version, VersionState("quarantined", reason))
+            self._metrics.loads.labels("quarantined").inc()
+            _log.error(
+                "model version quarantined",
+                extra={"fields": {"model": self.name, "model_version": str(version), "reason": reason}},
+                exc_info=None if isinstance(error, ValueError) else error,
+            )
+
+    def _files_of(self, version: int) -> _Files:
+        path = self._folder / str(version)
+        derived = derived_files(path, self._loading.verify_key)
+        return _Files(fingerprints(path.glob("*")), derived, self._value_models_file.content)
+
+    def _note(self, version: int, state: VersionState) -> None:
+        self.states = {**self.states, version: state}
+
+    def _unloaded_state(self, version: int, default: int | None) -> VersionState:
+        """The state of a published version at the end of a poll, if it is not loaded."""
+        state = self.states.get(version, VersionState("retired"))
+        if state.state == "quarantined" or default is None:
+            return state
+        if version < default or version not in self._tried:
+            return VersionState("retired" if version < default else "loading")
+        return VersionState("waiting", state.reason, state.engine)
+
+    def _published(self) -> list[int]:
+        """The versions of the folder, none while it cannot be listed."""
+        try:
+            published, self._folder_error = versions(self._models, self.name), None
+        except OSError as error:
+            published, self._folder_error = [], f"{self.name}: cannot be listed ({error.strerror})"
+        return published
+
+    def _measure(self, default: int | None) -> None:
+        for file, error in self.errors.items():
+            self._metrics.file_errors.labels(self.name, file).set(error is not None)
+        newer = [state for version, state in self.states.items() if default is not None and version > default]
+        bad = sum(state.state == "quarantined" for state in newer)
+        self._metrics.newer_quarantined.labels(self.name).set(bad)
+
+    def _unloaded_reason(self, version: int) -> str:
+        state = self.states.get(version)
+        if state is None or state.state != "quarantined":
+            return "is not published"
+        return f"is quarantined: {state.reason}"
+
+    def _tell_labels(self, asked: Labels) -> None:
+        self._metrics.loads.labels("labels_ready" if self.labels_error is None else "labels_refused").inc()
+        fields = {"model": self.name, "labels": asked.document()}
+        if self.labels_error is None:
+            _log.info("labels ready", extra={"fields": fields})
+        else:
+            message = "labels refused; what they named before stays"
+            _log.error(message, extra={"fields": {**fields, "reason": self.labels_error}})
+
+    def _catalogue_entry(self, scorer: Scorer) -> dict[str, Any] | None:
+        loaded = self._loaded.get(scorer.manifest.version)
+        return None if loaded is None else loaded.catalogue.entry(scorer)
+
+    def _reload_value_models(self) -> None:
+        """Takes up the file where it fits every version that is loaded, else leaves them all as they are."""
+        every = list(self._loaded.values())
+        read = self._value_models_file.take_again([loaded.served.scorer for loaded in every])
+        for loaded, value_models in zip(every, read or [], strict=bool(read)):
+            loaded.take_value_models(value_models)
+
+    def _place_free(self, reason: str) -> str:
+        # Where the models folder lies is no business of clients.
+        return reason.replace(f"{self._models}/", "")

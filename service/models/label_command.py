@@ -1,0 +1,61 @@
+"""`python -m service labels models/NAME '{"stable": "2"}'`: change the labels of a model where no admin API can.
+
+In: the model's folder, writable, and what changes, as PATCH takes it (null removes a label, what is left out stays);
+`{}` changes nothing and shows what is set. Where the file cannot be read, what changes has to name `stable`. Every
+version that a label names has to verify and to answer its golden requests. Out: the labels as JSON; services that read
+the folder follow at their next poll. Status 2 after one line where something is wrong.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.scorer.scorer import Scorer
+from service.models.labels import FILE_NAME, STABLE, Labels, LabelsFile, named_once
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Changes the labels; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m service labels", description="Change the labels of a model.")
+    parser.add_argument("folder", type=Path, help="the model's folder, models/NAME")
+    parser.add_argument("changes", help='JSON: {"stable": "2", "canary": null}; {} shows what is set')
+    parser.add_argument("--verify-key", type=Path, metavar="FILE", help="versions must be signed, as the service asks")
+    options = parser.parse_args(arguments)
+    try:
+        labels = change(options.folder, options.changes, options.verify_key)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(labels.document()))
+    return 0
+
+
+def change(folder: Path, changes: str, verify_key: Path | None = None) -> Labels:
+    """Writes the labels with their changes. Raises ValueError for what is no label or no version, OSError."""
+    given = _document(changes)
+    file = LabelsFile(folder / FILE_NAME)
+    with file.locked():
+        file.poll()
+        if file.error is not None:
+            if given and STABLE not in given:
+                # Services may have a pin in force that this file does not tell any more.
+                raise ValueError(f"{file.error}; name {STABLE} too, null for no pin: the labels begin anew")
+            print(f"not in force, and begun anew: {file.error}", file=sys.stderr)
+        labels = Labels.from_mapping(file.asked.merged(given), "labels")
+        for version in sorted(set(labels.versions().values())):
+            Scorer.load(folder / str(version), "torchscript", verify_key, model=folder.resolve().name)
+        if given:
+            file.write(labels)
+    return labels
+
+
+def _document(changes: str) -> dict[str, object]:
+    try:
+        given = json.loads(changes, object_pairs_hook=named_once)
+    except ValueError as error:
+        raise ValueError(f"changes: not JSON that is understood ({error})") from None
+    if not isinstance(given, dict):
+        raise ValueError('changes: expected a JSON object, as in \'{"stable": "2"}\'')
+    return given

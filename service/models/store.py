@@ -1,0 +1,239 @@
+"""The models that are served: a polling thread keeps them up to date, requests look them up.
+
+In: the models folder. Out: `ServedModel`s. Nothing a request does waits for a load; a new version is verified and
+loaded in the polling thread while the old one serves. Once it has looked for the first time that thread has the lowest
+priority: what it computes takes what is left of the cores. Compiling holds the interpreter's lock meanwhile, so that
+everyone would wait for a thread that nobody lets run: another thread, of the usual priority, does this.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import torch
+
+from model.artifact import prehash
+from model.artifact.artifact import model_names
+from model.scorer.scorer import EngineChoice, ScriptLoader, load_script
+from service.base.background import lower_priority, short_turns
+from service.base.errors import Fault, Problem
+from service.base.log import LOGGER
+from service.metrics.metrics import Metrics
+from service.models.family import ModelFamily
+from service.models.labels import SHADOW, Labels
+from service.models.version import Loading, ServedModel
+
+_LOAD_SECONDS = 10.0
+_NICENESS = 19
+
+_log = logging.getLogger(f"{LOGGER}.models")
+
+
+class ModelStore:
+    """Every model of a folder, by name."""
+
+    def __init__(
+        self,
+        models: Path,
+        metrics: Metrics,
+        *,
+        poll_seconds: float,
+        torch_threads: int,
+        engine: EngineChoice = "auto",
+        verify_key: Path | None = None,
+    ) -> None:
+        self._models = models
+        self._metrics = metrics
+        self.poll_seconds = poll_seconds
+        self._torch_threads = torch_threads
+        self._compiling = ThreadPoolExecutor(1, "compiling")
+        self._loading = Loading(
+            engine, verify_key, ScriptLoader(lambda content: self._compiling.submit(load_script, content).result())
+        )
+        self._families: dict[str, ModelFamily] = {}
+        self._folder_error: str | None = None
+        self._has_looked = threading.Event()
+        self._stop = threading.Event()
+        self._asking = threading.Lock()
+        self._asked: SimpleQueue[tuple[Callable[[], dict[str, Any]], Future[dict[str, Any]]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._poll, name="models", daemon=True)
+
+    def start(self) -> None:
+        """Starts polling; the first look begins at once."""
+        self._compiling.submit(int).result()  # its thread has the priority of the one that starts it
+        self._thread.start()
+
+    @property
+    def folder_error(self) -> str | None:
+        """Why the models folder cannot be polled, None where it can; what was loaded serves on."""
+        return self._folder_error
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether every model of the folder has been tried once."""
+        return self._has_looked.is_set()
+
+    def stop(self) -> None:
+        """Ends polling; a load that has begun is waited for, but not for long."""
+        self._stop.set()
+        self._asked.put(None)
+        self._thread.join(_LOAD_SECONDS)
+        self._compiling.shutdown(wait=False)
+
+    def poll_soon(self) -> None:
+        """Poll the folder before its time."""
+        self._asked.put(None)
+
+    def refresh(self) -> None:
+        """One look at the folder: new models, newer versions, changed labels and value models."""
+        try:
+            names = model_names(self._models)
+            self._tell_folder(None)
+        except OSError as error:
+            names = []
+            self._tell_folder(f"the models folder cannot be read ({error.strerror})")
+        for name in dict.fromkeys([*self._families, *names]):
+            if name not in self._families:
+                family = ModelFamily(self._models, name, self._metrics, self._loading)
+                self._families = {**self._families, name: family}
+            self._families[name].refresh()
+        prehash.forget()
+        self._metrics.polled_at.set_to_current_time()
+        self._has_looked.set()
+
+    def _tell_folder(self, error: str | None) -> None:
+        if error not in (None, self._folder_error):
+            _log.error("models folder refused; what was loaded serves on", extra={"fields": {"reason": error}})
+        self._folder_error = error
+        self._metrics.file_errors.labels("", "models").set(error is not None)
+
+    def find(self, name: str | None, version: str | None, request_id: str | None = None) -> ServedModel:
+        """The model to answer with: of the version or label that is asked for, else the canary for requests whose id
+        falls to it, else what is served. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
+        served = {name: family.serving for name, family in self._families.items() if family.serving is not None}
+        if name is None:
+            if not served:
+                raise not_ready(self.unready_reason or "no model is loaded")
+            if len(served) > 1:
+                rule = f"needed, as several models are served: {', '.join(sorted(served))}"
+                raise Problem.wrong_content([Fault("model", rule)])
+            (name,) = served
+        elif name not in served:
+            if name in self._families:
+                raise not_ready(f"no version of model '{name}' could be loaded; see /v1/models")
+            known = f"models served: {', '.join(sorted(served)) or 'none'}"
+            raise Problem(404, f"no such model; {known}", faults=[Fault("model", f"no such model; {known}")])
+        model = served[name].chosen(version, request_id)
+        if model is None:
+            loaded = ", ".join(sorted(served[name].versions, key=int, reverse=True))
+            rule = f"this version of model '{name}' is not loaded; loaded: {loaded}"
+            raise Problem(404, rule, faults=[Fault("version", rule)])
+        return model
+
+    def served(self) -> dict[str, ServedModel]:
+        """Default version of each model that is served."""
+        families = [self._families[name] for name in sorted(self._families)]
+        return {family.name: family.served for family in families if family.served is not None}
+
+    def shadow_of(self, model: ServedModel) -> ServedModel | None:
+        """The shadow version beside a model, None where there is none or the model is not what is served by default."""
+        serving = self._families[model.name].serving
+        return None if serving is None or serving.default is not model else serving.labelled(SHADOW)
+
+    def set_labels(self, name: str, change: Callable[[Labels], Labels]) -> dict[str, Any]:
+        """Writes what `change` makes of the labels of a model, takes them up and returns its entry; the work is the
+        polling thread's, which alone loads. Raises Problem: what `change` raises, 404 or 409 for versions that cannot
+        be served, 503 at the end."""
+        with self._asking:
+            if self._stop.is_set():
+                raise not_ready("the service is shutting down")
+            done: Future[dict[str, Any]] = Future()
+            self._asked.put((partial(self._set_labels, name, change), done))
+        return done.result()
+
+    def _set_labels(self, name: str, change: Callable[[Labels], Labels]) -> dict[str, Any]:
+        family = self._family(name)
+        family.set_labels(change)
+        return family.entry()
+
+    def doubt(self, model: ServedModel) -> None:
+        """Has the golden requests of a model run again at the next look: it gave a score that is not finite."""
+        self._families[model.name].doubt(model.scorer)
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why no request can be scored, None if one can."""
+        if not self.has_looked:
+            return "the models are being loaded"
+        families = list(self._families.values())
+        if any(family.served is not None for family in families):
+            return None
+        reasons = [
+            f"{family.name} {version}: {state.reason}"
+            for family in families
+            for version, state in sorted(family.states.items(), reverse=True)
+            if state.state == "quarantined"
+        ]
+        return "; ".join(reasons) or self._folder_error or "the models folder holds no published version"
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All models as /v1/models shows them."""
+        return [self._families[name].entry() for name in sorted(self._families)]
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """One model with its schema and metrics. Raises Problem 404."""
+        family = self._family(name)
+        entry = family.entry()
+        if family.served is not None:
+            manifest = family.served.scorer.manifest
+            entry["schema"] = manifest.feed.model_dump(mode="json", exclude_none=True)
+            entry["metrics"] = manifest.metrics
+        return entry
+
+    def _family(self, name: str) -> ModelFamily:
+        family = self._families.get(name)
+        if family is None:
+            raise Problem(404, f"no such model; see /v1/models for all {len(self._families)}")
+        return family
+
+    def _poll(self) -> None:
+        torch.set_num_threads(self._torch_threads)  # golden requests run in this thread
+        while not self._stop.is_set():
+            try:
+                with short_turns():
+                    self.refresh()
+            except Exception:  # the thread must outlive any surprise on disk: without it no new model would ever load
+                _log.exception("polling the models folder failed; trying again")
+                self._tell_folder("polling the models folder failed; the log says more")
+                self._has_looked.set()
+            lower_priority(_NICENESS)
+            self._do_what_is_asked(time.monotonic() + self.poll_seconds)
+        with self._asking, suppress(Empty):
+            while True:
+                asked = self._asked.get_nowait()
+                if asked is not None:
+                    asked[1].set_exception(not_ready("the service is shutting down"))
+
+    def _do_what_is_asked(self, until: float) -> None:
+        """Waits for the time of the next look at the folder, and does meanwhile what only this thread may do."""
+        with suppress(Empty):
+            while (asked := self._asked.get(timeout=max(0.0, until - time.monotonic()))) is not None:
+                job, done = asked
+                try:
+                    with short_turns():
+                        result = job()
+                    done.set_result(result)
+                except Exception as error:  # whoever asked for it is told
+                    done.set_exception(error)
+
+
+def not_ready(detail: str) -> Problem:
+    """503: nothing can be scored now; another replica may."""
+    return Problem(503, detail, reason="not_ready", headers={"Retry-After": "1"})

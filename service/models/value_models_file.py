@@ -1,0 +1,92 @@
+"""The value models of one model, `<models>/<name>/value_models.yaml`, polled.
+
+In: the file. Out: the value models for a scorer, and why the file is not taken up as it is now. A file that goes away
+leaves in force what it said: removing value models for good takes a file that holds `{}`.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from model.scorer.scorer import Scorer
+from model.untrusted_files import PolledFile
+from model.value_models.value_model import FILE_NAME, ValueModels
+from service.base.log import LOGGER
+from service.metrics.metrics import Metrics
+
+_log = logging.getLogger(f"{LOGGER}.models")
+
+
+class ValueModelsFile:
+    """The file of one model. One thread calls the methods; `shown` makes a reason fit for clients."""
+
+    def __init__(self, model: str, folder: Path, metrics: Metrics, shown: Callable[[str], str]) -> None:
+        self._model = model
+        self._metrics = metrics
+        self._shown = shown
+        self._file = PolledFile(folder / FILE_NAME)
+        self._content_error: str | None = None
+
+    @property
+    def error(self) -> str | None:
+        """Why the file is not in force as it is, None where it is, or where there never was one."""
+        error = self._file.error or self._content_error
+        return None if error is None else self._shown(error)
+
+    @property
+    def content(self) -> bytes | None:
+        """The content read last, None where nothing was."""
+        return self._file.content
+
+    def poll(self) -> bool:
+        """Reads the file and returns whether it holds something else than before."""
+        before = self._file.content
+        if self._file.poll() and self._file.error is not None:
+            self._refused("the value models before it" if before is not None else "the built-in value model")
+        return self._file.content != before
+
+    def read_for(self, scorer: Scorer) -> ValueModels:
+        """The value models of a version that may come to serve. Raises ValueError where the file does not fit it."""
+        if self._file.content is not None:
+            return ValueModels.from_bytes(self._file.content, str(self._file.path), scorer.domain)
+        message = f"no {FILE_NAME}: 'default' is a sum with weight 1 on each binary task"
+        _log.warning(message, extra={"fields": {"model": self._model}})
+        return ValueModels.built_in(scorer.domain)
+
+    def take_first(self, scorer: Scorer) -> ValueModels:
+        """The value models of a version with none beside it to serve on. A bad file is answered by the built-in one: a
+        service that starts with a slip in a weights file still answers, and says by what."""
+        try:
+            return self.take(scorer)
+        except ValueError as error:
+            self._content_error = str(error)
+            self._refused("the built-in value model")
+            return ValueModels.built_in(scorer.domain)
+
+    def take(self, scorer: Scorer) -> ValueModels:
+        """The value models of a version that begins to serve. Raises ValueError where the file does not fit it."""
+        value_models = self.read_for(scorer)
+        self._took()
+        return value_models
+
+    def take_again(self, scorers: list[Scorer]) -> list[ValueModels] | None:
+        """The value models of every version that serves, None where the file does not fit them all."""
+        try:
+            value_models = [self.read_for(scorer) for scorer in scorers]
+        except ValueError as error:
+            self._content_error = str(error)
+            self._refused("the value models before it")
+            return None
+        self._took()
+        _log.info("value models ready", extra={"fields": {"model": self._model, "value_models": value_models[0].names}})
+        return value_models
+
+    def _took(self) -> None:
+        self._content_error = None
+        if self._file.error is None:
+            self._metrics.loads.labels("value_models_ready").inc()
+
+    def _refused(self, instead: str) -> None:
+        self._metrics.loads.labels("value_models_refused").inc()
+        fields = {"model": self._model, "reason": self.error}
+        _log.error(f"value models refused; {instead} serves", extra={"fields": fields})

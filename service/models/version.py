@@ -1,0 +1,191 @@
+"""One model version that is loaded: its scorer, its value models, what lies beside it on disk.
+
+In: a published version's folder. Out: a `ServedModel`, replaced in one assignment: a request that has begun keeps the
+one it took. What is made later beside a version (a compiled package, a catalogue) is taken up when it appears.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from model.artifact.artifact import MANIFEST, ArtifactError
+from model.scorer.scorer import Engine, EngineChoice, Load, Scorer, load_script
+from model.untrusted_files import Fingerprints, fingerprint, fingerprints
+from model.value_models.value_model import ValueModels
+from service.base.log import LOGGER
+from service.metrics.metrics import Metrics
+from service.metrics.model_metrics import ModelMetrics
+from service.models.catalogue_watch import CatalogueWatch
+
+# Loading: being tried. Waiting: newer than what is served, and verified. Retired: older, and not needed.
+State = Literal["loading", "waiting", "ready", "quarantined", "retired"]
+
+_log = logging.getLogger(f"{LOGGER}.models")
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How versions are loaded: `load` makes a module of the bytes of an archive."""
+
+    engine: EngineChoice = "auto"
+    verify_key: Path | None = None
+    load: Load = load_script
+
+    def scorer(self, path: Path) -> Scorer:
+        """The scorer of a version, `<models>/<name>/<version>`. Raises ArtifactError where it does not verify."""
+        return Scorer.load(path, self.engine, self.verify_key, self.load, model=path.parent.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model version and the value models that score with it."""
+
+    name: str
+    scorer: Scorer
+    value_models: ValueModels
+    metrics: ModelMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class VersionState:
+    """What became of one published version, as /v1/models tells it; of a ready one, `reason` is why it is not compiled,
+    or that it answers its golden requests no more."""
+
+    state: State
+    reason: str | None = None
+    engine: Engine = "torchscript"
+
+
+def derived_files(version: Path, verify_key: Path | None) -> Fingerprints:
+    """What has been compiled for a version, and by which keys it may be taken up."""
+    keys = [] if verify_key is None else [verify_key]
+    return fingerprints([*(version.parent / "derived" / version.name / "compiled").glob("*"), *keys])
+
+
+class LoadedVersion:
+    """A version in memory. `refresh` is called by one thread; `served` is read by all. `shown` makes a reason fit for
+    clients. The constructor loads: it raises ArtifactError for a version that does not hold, and what `value_models_of`
+    raises."""
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        metrics: Metrics,
+        loading: Loading,
+        value_models_of: Callable[[Scorer], ValueModels],
+        shown: Callable[[str], str],
+    ) -> None:
+        self.name = name
+        self._path = path
+        self._metrics = metrics
+        self._loading = loading
+        self._shown = shown
+        self._derived = derived_files(path, loading.verify_key)
+        self._doubted: Scorer | None = None
+        self._golden_error: str | None = None
+        # Why it could not be loaded anew, as its folder is gone.
+        self.missing: str | None = None
+        self.catalogue = CatalogueWatch(name, metrics, shown)
+        scorer = loading.scorer(path)
+        value_models = value_models_of(scorer)
+        self.catalogue.refresh(scorer)  # before it is served: who asks by ids alone meets a catalogue
+        self.served = self._taken(scorer, value_models)
+
+    @property
+    def state(self) -> VersionState:
+        """Ready, and what there is to say about that."""
+        scorer = self.served.scorer
+        reason = self.missing or self._golden_error or scorer.engine_reason
+        return VersionState("ready", None if reason is None else self._shown(reason), scorer.engine)
+
+    def refresh(self) -> None:
+        """Takes up what has appeared beside the version, and runs its golden requests where they are in doubt."""
+        self._check_doubted()
+        self._look_for_folder()
+        if self.missing is None and derived_files(self._path, self._loading.verify_key) != self._derived:
+            self._reload_engine()
+        self.catalogue.refresh(self.served.scorer)
+
+    def take_value_models(self, value_models: ValueModels) -> None:
+        """Scores with these from now on."""
+        before = self.served
+        before.metrics.know_value_models(value_models.names)
+        self.served = ServedModel(self.name, before.scorer, value_models, before.metrics)
+
+    def doubt(self, scorer: Scorer) -> None:
+        """Has the next refresh see whether a version that gave a score which is not finite still answers its golden
+        requests."""
+        self._doubted = scorer
+
+    def retire(self) -> None:
+        """Marks the version as loaded no more; it is freed when the last request that holds it ends."""
+        self.served.metrics.retire()
+
+    def _taken(self, scorer: Scorer, value_models: ValueModels) -> ServedModel:
+        metrics = ModelMetrics(self._metrics, self.name, scorer)
+        metrics.know_value_models(value_models.names)
+        self._metrics.loads.labels("ready").inc()
+        if scorer.engine_reason is not None:
+            self._metrics.loads.labels("compiled_refused").inc()
+            refused = {**self._fields(scorer), "reason": self._shown(scorer.engine_reason)}
+            _log.warning("compiled package refused; TorchScript serves", extra={"fields": refused})
+        fields = {**self._fields(scorer), "engine": scorer.engine, "value_models": value_models.names}
+        _log.info("model version ready", extra={"fields": fields})
+        return ServedModel(self.name, scorer, value_models, metrics)
+
+    def _look_for_folder(self) -> None:
+        was_missing, fields = self.missing is not None, self._fields(self.served.scorer)
+        is_missing = fingerprint(self._path / MANIFEST) is None
+        place = f"{self._path.parent.name}/{self._path.name}"
+        self.missing = f"{place}: missing; it serves on from memory" if is_missing else None
+        if is_missing and not was_missing:
+            _log.error("model version is missing; it serves on from memory", extra={"fields": fields})
+        elif was_missing and not is_missing:
+            _log.info("model version is back", extra={"fields": fields})
+
+    def _reload_engine(self) -> None:
+        """Loads the version once more, as something beside it has changed; until then, and where that fails, it serves
+        as it is."""
+        self._derived = derived_files(self._path, self._loading.verify_key)
+        if self._loading.engine == "torchscript":
+            return
+        before = self.served
+        try:
+            scorer = self._loading.scorer(self._path)
+        except Exception as error:  # whatever a published folder holds, what is loaded serves on
+            _log.error(
+                "model version serves as it was loaded before; what lies beside it cannot be taken up",
+                extra={"fields": {**self._fields(before.scorer), "reason": self._shown(str(error) or repr(error))}},
+                exc_info=None if isinstance(error, ValueError) else error,
+            )
+            return
+        scorer.catalogue = before.scorer.catalogue
+        if before.scorer.engine != scorer.engine:
+            before.metrics.retire()
+        self.served = self._taken(scorer, before.value_models)
+        self._golden_error = None
+
+    def _check_doubted(self) -> None:
+        doubted, self._doubted = self._doubted, None
+        scorer = self.served.scorer
+        if doubted is not scorer:
+            return
+        fields = self._fields(scorer)
+        try:
+            scorer.check_golden_requests()
+        except ArtifactError as error:
+            self._golden_error = self._shown(str(error))
+            self._metrics.loads.labels("golden_failed").inc()
+            _log.error(
+                "model version answers its golden requests no more, yet serves; publish another",
+                extra={"fields": {**fields, "reason": self._golden_error}},
+            )
+        else:
+            self._golden_error = None
+            _log.warning("golden requests hold after a score that was not finite", extra={"fields": fields})
+
+    def _fields(self, scorer: Scorer) -> dict[str, str]:
+        return {"model": self.name, "model_version": scorer.version}

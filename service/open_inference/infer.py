@@ -1,0 +1,321 @@
+"""The Open Inference Protocol, version 2: a request's tensors -> the columns that service/rank/question.py makes,
+scores -> tensors.
+
+In: the body of POST /v2/models/<name>/infer, JSON or JSON followed by bytes (the binary tensor data extension). Out: a
+model's columns; then the body of the answer, FP32 tensors in request order. A feature is one tensor, an id_list two,
+`<feature>.values` (flattened) and `<feature>.lengths`. Raises Problem: 400 not JSON, 413 too many candidates,
+422 naming every fault.
+
+Shapes: N candidates. Every tensor has one dimension.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from model.features.encoder import Column, ColumnErrors, FeatureEncoder
+from model.schema import Block, Dtype, Feature, IdListFeature, NumberFeature
+from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, told
+from service.base.json_object import json_object
+from service.open_inference.tensors import (
+    NUMBERS,
+    Tensor,
+    WrongTensorError,
+    check,
+    check_integers,
+    finite,
+    lengths_of,
+    numbers_of,
+    shape_of,
+    strings_of,
+)
+from service.rank.answer import Reply
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+SCORE = "score"
+_DATATYPES: dict[Dtype, str] = {"int64": "INT64", "string": "BYTES"}
+_BLOCKS: tuple[Block, Block] = ("request", "candidate")
+# Extensions of the protocol that would change what is read or answered; other parameters are hints and passed over.
+_EXTENSIONS = ("shared_memory_region", "classification")
+
+_encoder = msgspec.json.Encoder()
+
+
+class _Input(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] | None = None
+    data: list[Any] | None = None
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Input]
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[_Output] | None = None
+
+
+_decoder = msgspec.json.Decoder(_Request)
+
+
+class TensorType(NamedTuple):
+    """What a model's metadata says of one tensor; size -1 varies."""
+
+    name: str
+    datatype: str
+    size: int
+
+    def entry(self) -> dict[str, Any]:
+        """This tensor as the protocol describes it."""
+        return {"name": self.name, "datatype": self.datatype, "shape": [self.size]}
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """A request of a checked shape. `outputs` are the tensors asked for, in order, and whether as bytes; where none is
+    named all are answered, as bytes or not by `is_binary`."""
+
+    id: str | None
+    value_model: str | None
+    inputs: dict[str, Tensor]
+    outputs: dict[str, bool]
+    is_binary: bool
+
+
+def input_types(encoder: FeatureEncoder, block: Block) -> dict[str, list[TensorType]]:
+    """The tensors of each feature that a request carries, in the schema's order: one, or values and lengths."""
+    size = 1 if block == "request" else -1
+    types: dict[str, list[TensorType]] = {}
+    for feature in encoder.schema.asked(block):
+        name = feature.name
+        datatype = NUMBERS[0] if isinstance(feature, NumberFeature) else _DATATYPES[encoder.dtype(name)]
+        if isinstance(feature, IdListFeature):
+            types[name] = [TensorType(f"{name}.values", datatype, -1), TensorType(f"{name}.lengths", "INT64", size)]
+        else:
+            types[name] = [TensorType(name, datatype, size)]
+    return types
+
+
+def metadata_inputs(encoder: FeatureEncoder) -> list[dict[str, Any]]:
+    """The tensors that a model takes, as the protocol describes them."""
+    return [tensor.entry() for block in _BLOCKS for types in input_types(encoder, block).values() for tensor in types]
+
+
+def metadata_outputs(tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """The tensors of an answer, as the protocol describes them."""
+    return [TensorType(name, "FP32", -1).entry() for name in (*tasks, SCORE)]
+
+
+def read(body: bytes, header_length: str | None) -> Inference:
+    """The request in a body whose JSON, where bytes follow it, is as long as the header `header_length` says."""
+    size = len(body) if header_length is None else _json_bytes(header_length, len(body))
+    request = _decoded(body[:size])
+    faults: list[Fault] = []
+    parameters = request.parameters or {}
+    value_model = parameters.get("value_model")
+    if value_model is not None and not isinstance(value_model, str):
+        faults.append(Fault("parameters.value_model", f"expected a string, got {told(value_model)}"))
+    is_binary = _flag(parameters, "binary_data_output", False, "parameters", faults)
+    inputs = _inputs(request.inputs, memoryview(body)[size:], faults)
+    outputs: dict[str, bool] = {}
+    for output in request.outputs or ():
+        if len(faults) >= FAULTS_SHOWN:
+            break
+        place = f"outputs.{shown(output.name)}"
+        if output.name in outputs:
+            faults.append(Fault(place, "asked for more than once"))
+        _refuse_extensions(output.parameters, place, faults)
+        outputs[output.name] = _flag(output.parameters or {}, "binary_data", is_binary, place, faults)
+    if faults:
+        raise Problem.wrong_content(faults)
+    return Inference(request.id, value_model, inputs, outputs, is_binary)
+
+
+def columns(
+    inference: Inference, encoder: FeatureEncoder, max_candidates: int
+) -> tuple[dict[str, Column], dict[str, Column], int]:
+    """The columns of the request's two blocks, and N."""
+    types = {block: input_types(encoder, block) for block in _BLOCKS}
+    known = [tensor.name for block in _BLOCKS for group in types[block].values() for tensor in group]
+    _check_names("inputs", inference.inputs, known)
+    rows = _candidates(inference.inputs, types["candidate"].values(), max_candidates)
+    faults: list[Fault] = []
+    made: dict[Block, dict[str, Column]] = {block: {} for block in _BLOCKS}
+    for block in _BLOCKS:
+        for feature in encoder.schema.asked(block):
+            names = [tensor.name for tensor in types[block][feature.name]]
+            if not any(name in inference.inputs for name in names):
+                continue
+            try:
+                for missing in (name for name in names if name not in inference.inputs):
+                    raise WrongTensorError([Fault(f"inputs.{missing}", f"missing: {' and '.join(names)} go together")])
+                tensors = [inference.inputs[name] for name in names]
+                made[block][feature.name] = _column(tensors, feature, encoder, block, 1 if block == "request" else rows)
+            except WrongTensorError as error:
+                faults += error.faults
+    if faults:
+        raise Problem.wrong_content(faults)
+    return made["request"], made["candidate"], rows
+
+
+def chosen_outputs(inference: Inference, tasks: Sequence[str]) -> dict[str, bool]:
+    """The tensors to answer, in order, and whether each goes as bytes."""
+    known = (*tasks, SCORE)
+    _check_names("outputs", inference.outputs, known)
+    return inference.outputs or dict.fromkeys(known, inference.is_binary)
+
+
+def write(head: dict[str, Any], outputs: Mapping[str, bool], values: Mapping[str, NDArray[np.float32]]) -> Reply:
+    """The answer: `head` (model, versions, id), then of `values` (N of each) the tensors of `outputs`, bytes last."""
+    entries: list[dict[str, Any]] = []
+    binary: list[bytes] = []
+    for name, is_binary in outputs.items():
+        entry: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": [len(values[name])]}
+        if is_binary:
+            binary.append(values[name].astype("<f4").tobytes())
+            entry["parameters"] = {"binary_data_size": len(binary[-1])}
+        else:
+            entry["data"] = values[name].tolist()
+        entries.append(entry)
+    text = _encoder.encode({**head, "outputs": entries})
+    if not binary:
+        return Reply(text)
+    length = (HEADER_LENGTH.lower().encode(), str(len(text)).encode())
+    return Reply(b"".join([text, *binary]), b"application/octet-stream", (length,))
+
+
+def _json_bytes(given: str, body: int) -> int:
+    if not (given.isascii() and given.isdecimal() and len(given) <= 12 and int(given) <= body):
+        rule = f"expected how many of the body's {body} bytes are its JSON, got {told(given)}"
+        raise Problem.wrong_content([Fault(f"header {HEADER_LENGTH}", rule)])
+    return int(given)
+
+
+def _decoded(text: bytes) -> _Request:
+    try:
+        return _decoder.decode(text)
+    except (ValueError, RecursionError) as error:
+        json_object(text)  # says what is wrong with JSON that is none, or no object
+        message, _, path = str(error).rpartition(" - at `$")
+        fault = Fault(path.strip(".`"), message) if message else Fault("$", str(error))
+        raise Problem.wrong_content([fault]) from None
+
+
+def _inputs(given: Sequence[_Input], binary: memoryview, faults: list[Fault]) -> dict[str, Tensor]:
+    """The tensors by name, each with its part of the bytes after the JSON."""
+    inputs: dict[str, Tensor] = {}
+    position = 0
+    for one in given:
+        raw = None
+        place = f"inputs.{shown(one.name)}"
+        size = (one.parameters or {}).get("binary_data_size")
+        if one.name in inputs:
+            faults.append(Fault(place, "given more than once"))
+        _refuse_extensions(one.parameters, place, faults)
+        if size is not None:
+            left = len(binary) - position
+            if type(size) is not int or not 0 <= size <= left:
+                rule = f"expected binary_data_size to be within the {left} bytes after the JSON, got {told(size)}"
+                faults.append(Fault(place, f"{rule}; the header {HEADER_LENGTH} says where it ends"))
+                return inputs
+            raw = binary[position : position + size]
+            position += size
+        if len(faults) >= FAULTS_SHOWN:
+            return inputs
+        inputs[one.name] = Tensor(one.name, one.datatype, one.shape, one.data, raw)
+    if position != len(binary):
+        faults.append(Fault("inputs", f"{len(binary) - position} bytes after the JSON belong to no input"))
+    return inputs
+
+
+def _refuse_extensions(parameters: Mapping[str, Any] | None, place: str, faults: list[Fault]) -> None:
+    faults += [Fault(place, f"{name} is not supported") for name in _EXTENSIONS if parameters and name in parameters]
+
+
+def _flag(parameters: Mapping[str, Any], name: str, default: bool, place: str, faults: list[Fault]) -> bool:
+    given = parameters.get(name)
+    if given is not None and not isinstance(given, bool):
+        faults.append(Fault(f"{place}.{name}", f"expected true or false, got {told(given)}"))
+    return given if isinstance(given, bool) else default
+
+
+def _check_names(what: str, given: Iterable[str], known: Sequence[str]) -> None:
+    faults: list[Fault] = []
+    for name in given:
+        if name not in known:
+            nearest = get_close_matches(name[:64], known, n=1, cutoff=0.5)
+            hint = f"did you mean '{nearest[0]}'?" if nearest else f"the model's metadata lists its {what}"
+            faults.append(Fault(f"{what}.{shown(name)}", f"the model has no such tensor; {hint}"))
+        if len(faults) == FAULTS_SHOWN:
+            break  # naming the nearest one for each of a hostile million would take minutes
+    if faults:
+        raise Problem.wrong_content(faults)
+
+
+def _candidates(inputs: Mapping[str, Tensor], types: Iterable[Sequence[TensorType]], most: int) -> int:
+    """N, by the first tensor that has one value for each candidate; the others are held against it."""
+    given = [inputs[group[-1].name] for group in types if group[-1].name in inputs]
+    if not given:
+        rule = "no candidates: at least one feature of theirs is needed, which says how many they are"
+        raise Problem.wrong_content([Fault("inputs", rule)])
+    place, shape = given[0].place, given[0].shape
+    if len(shape) != 1 or shape[0] < 1:
+        raise Problem.wrong_content(
+            [Fault(place, f"expected a shape of one dimension, one candidate or more, got {shape_of(shape)}")]
+        )
+    if shape[0] > most:
+        message = f"more than {most} candidates; send them in several requests"
+        raise Problem(413, f"{place}: {message}", faults=[Fault(place, message)], reason="too_many_candidates")
+    return shape[0]
+
+
+def _column(tensors: Sequence[Tensor], feature: Feature, encoder: FeatureEncoder, block: Block, rows: int) -> Column:
+    if isinstance(feature, NumberFeature):
+        (tensor,) = tensors
+        check(tensor, NUMBERS, rows)
+        column = _values(tensor, feature, encoder, block, rows)
+        if tensor.datatype == "FP32" and tensor.data is not None:
+            # What a JSON number is of its type, so that a tensor's scores do not depend on how it was sent.
+            with np.errstate(over="ignore"):
+                rounded = np.asarray(column.values, np.float32).astype(np.float64)
+            column = column._replace(values=finite(tensor, rounded))
+        return column
+    datatypes = (_DATATYPES[encoder.dtype(feature.name)],)
+    if not isinstance(feature, IdListFeature):
+        (tensor,) = tensors
+        check(tensor, datatypes, rows)
+        return _values(tensor, feature, encoder, block, rows)
+    values, lengths = tensors
+    check(values, datatypes, None)
+    check(lengths, ("INT64",), rows)
+    lengths_B = lengths_of(lengths, values.shape[0])
+    return _values(values, feature, encoder, block, rows)._replace(lengths_B=lengths_B)
+
+
+def _values(tensor: Tensor, feature: Feature, encoder: FeatureEncoder, block: Block, rows: int) -> Column:
+    """The column of a checked tensor's values; of a list's values, as if all were of one row."""
+    data: list[Any] | None = (
+        strings_of(tensor) if tensor.raw is not None and tensor.datatype == "BYTES" else tensor.data
+    )
+    if data is None:
+        return Column(numbers_of(tensor))
+    if tensor.datatype == "INT64":
+        check_integers(tensor, data)
+    is_list = isinstance(feature, IdListFeature)
+    try:
+        return encoder.columns(block, {feature.name: [data] if is_list else data}, 1 if is_list else rows)[feature.name]
+    except ColumnErrors as errors:
+        faults = [fault for error in errors.errors for fault in error.faults]
+        places = [tensor.place if is_list or fault.row is None else f"{tensor.place}[{fault.row}]" for fault in faults]
+        raise WrongTensorError([Fault(p, fault.message) for p, fault in zip(places, faults, strict=True)]) from None

@@ -1,0 +1,153 @@
+"""The routes of the Open Inference Protocol under /v2, for clients of KServe and Triton.
+
+In: the scoring of the service. Out: its routes. Health and metadata are told from the model store; infer goes the way
+of /v1/rank, with another reader at its beginning and another writer at its end.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter
+from starlette.types import Receive, Scope, Send
+
+from service.base.record import RequestRecord, is_request_id
+from service.http.middleware import header
+from service.impressions.line import Tensors
+from service.models.store import not_ready
+from service.models.version import ServedModel
+from service.open_inference.infer import (
+    HEADER_LENGTH,
+    SCORE,
+    chosen_outputs,
+    columns,
+    metadata_inputs,
+    metadata_outputs,
+    read,
+    write,
+)
+from service.pipeline import Answer, Ranking
+from service.rank.answer import Reply
+
+# Reads a request, has the function answer its body in a scoring thread, and sends that or a problem.
+Respond = Callable[[Scope, Receive, Send, Answer], Awaitable[None]]
+
+INFER_VERSION = "/v2/models/{name}/versions/{version}/infer"
+EXTENSIONS = ("binary_tensor_data", "parameters")
+# The protocol's way of naming what runs a model: <project>_<format>.
+_PLATFORMS = {"torchscript": "pytorch_torchscript", "compiled": "pytorch_aotinductor"}
+
+
+class OpenInference:
+    """The protocol, spoken by one service; `unready_reason` says why it should get no traffic, if it should not."""
+
+    def __init__(
+        self, ranking: Ranking, respond: Respond, unready_reason: Callable[[], str | None], name: str, version: str
+    ) -> None:
+        self._ranking = ranking
+        self._store = ranking.store
+        self._respond = respond
+        self._unready_reason = unready_reason
+        self._server = {"name": name, "version": version, "extensions": EXTENSIONS}
+
+    def router(self) -> APIRouter:
+        """The routes that are asked for, not scored."""
+        router = APIRouter()
+
+        @router.get("/v2", summary="The server, to clients of the Open Inference Protocol")
+        async def server() -> dict[str, Any]:
+            return self._server
+
+        @router.get("/v2/health/live", summary="The process is alive")
+        async def live() -> dict[str, bool]:
+            return {"live": True}
+
+        @router.get("/v2/health/ready", summary="The process can score")
+        async def ready() -> dict[str, bool]:
+            self._check_ready()
+            return {"live": True, "ready": True}  # the protocol's own text has the one, its clients look for the other
+
+        @router.get("/v2/models/{name}", summary="The tensors of a model")
+        async def model(name: str) -> dict[str, Any]:
+            return self._metadata(name, None)
+
+        @router.get("/v2/models/{name}/versions/{version}", summary="The tensors of a model version")
+        async def model_version(name: str, version: str) -> dict[str, Any]:
+            return self._metadata(name, version)
+
+        @router.get("/v2/models/{name}/ready", summary="The model can score")
+        async def model_ready(name: str) -> dict[str, Any]:
+            return self._readiness(name, None)
+
+        @router.get("/v2/models/{name}/versions/{version}/ready", summary="The model version can score")
+        async def model_version_ready(name: str, version: str) -> dict[str, Any]:
+            return self._readiness(name, version)
+
+        return router
+
+    async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v2/models/{name}/infer and the same of a version, as plain ASGI."""
+        asked: Mapping[str, str] = scope["path_params"]
+        header_length = header(scope, HEADER_LENGTH)
+
+        def answer(body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
+            ranking = self._ranking
+            inference = read(body, header_length)
+            if inference.id is not None and is_request_id(inference.id):
+                record.request_id = inference.id
+            model = self._store.find(asked["name"], asked.get("version"), record.request_id)
+            value_model = ranking.chosen(model, inference.value_model, "parameters.value_model", record)
+            outputs = chosen_outputs(inference, model.scorer.tasks)
+            request_columns, candidate_columns, rows = columns(inference, model.scorer.encoder, ranking.max_candidates)
+            record.know_candidates(rows)
+            scored, score_N = ranking.scores(
+                model,
+                value_model,
+                lambda: model.scorer.score(request_columns, candidate_columns, rows),
+                record,
+                deadline,
+            )
+            both = (request_columns, candidate_columns)
+            ranking.shadow.take(record, model, value_model, both, None, scored.answers_NT, score_N)
+            ranking.drift.take(model, both, scored.answers_NT)
+            score = score_N.astype(np.float32)  # which holds it: no value model is accepted whose scores are beyond
+            if ranking.impressions is not None:
+                asked_for = Tensors(request_columns, candidate_columns, rows)
+                scorer, size = model.scorer, len(body)
+                ranking.impressions.take(
+                    record, asked_for, scorer.tasks, score_N, scored.answers_NT, size, scorer.encoder.integers
+                )
+            values = dict(zip(model.scorer.tasks, scored.answers_NT.T, strict=True))
+            return write(_head(model, value_model, inference.id), outputs, {**values, SCORE: score})
+
+        await self._respond(scope, receive, send, answer)
+
+    def _check_ready(self) -> None:
+        reason = self._unready_reason()
+        if reason is not None:
+            raise not_ready(reason)
+
+    def _readiness(self, name: str, version: str | None) -> dict[str, Any]:
+        self._store.find(name, version)
+        self._check_ready()
+        return {"name": name, "ready": True}
+
+    def _metadata(self, name: str, version: str | None) -> dict[str, Any]:
+        scorer = self._store.find(name, version).scorer
+        versions = self._store.entry(name)["versions"]
+        return {
+            "name": name,
+            "versions": [entry["version"] for entry in versions if entry["state"] == "ready"],
+            "platform": _PLATFORMS[scorer.engine],
+            "inputs": metadata_inputs(scorer.encoder),
+            "outputs": metadata_outputs(scorer.tasks),
+        }
+
+
+def _head(model: ServedModel, value_model: str, identifier: str | None) -> dict[str, Any]:
+    return {
+        "model_name": model.name,
+        "model_version": model.scorer.version,
+        **({} if identifier is None else {"id": identifier}),
+        "parameters": {"value_model": value_model, "value_model_version": model.value_models[value_model].version},
+    }

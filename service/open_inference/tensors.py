@@ -1,0 +1,141 @@
+"""One tensor of an Open Inference request: what it says of itself, held against what came with it, and its values.
+
+In: a tensor with JSON values or bytes (little-endian; BYTES: each string after its length in 4 bytes). Out: arrays or
+strings. Nothing is made of a claim: sizes are compared as numbers first. Raises WrongTensorError naming the tensor.
+"""
+
+from collections.abc import Sequence
+from struct import unpack_from
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.schema import ID_LIMITS
+from service.base.errors import FAULTS_SHOWN, Fault, shown, told
+
+# As a number may be given: FP64 is beyond what metadata asks for, and keeps a number that FP32 would round.
+NUMBERS = ("FP32", "FP64")
+_TYPES: dict[str, np.dtype[Any]] = {"INT64": np.dtype("<i8"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
+_LENGTH_BYTES = 4
+_DIMENSIONS_SHOWN = 4
+
+
+class Tensor(NamedTuple):
+    """A tensor as it was sent: either `data`, the values of its JSON, or `raw`, its bytes."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | None
+    raw: memoryview | None
+
+    @property
+    def place(self) -> str:
+        """The tensor as faults name it."""
+        return f"inputs.{shown(self.name)}"
+
+
+class WrongTensorError(ValueError):
+    """A tensor that cannot be taken, and why."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__("; ".join(f"{fault.path}: {fault.message}" for fault in faults))
+        self.faults = tuple(faults)
+
+
+def check(tensor: Tensor, datatypes: Sequence[str], size: int | None) -> None:
+    """Checks datatype, shape (`size` values; None: any number of them) and that as many values came with it."""
+    if tensor.datatype not in datatypes:
+        raise _wrong(tensor, f"expected datatype {' or '.join(datatypes)}, got {shown(tensor.datatype)}")
+    if len(tensor.shape) != 1:
+        raise _wrong(tensor, f"expected a shape of one dimension, got {shape_of(tensor.shape)}")
+    (count,) = tensor.shape
+    if count < 0 if size is None else count != size:
+        expected = "0 or more values" if size is None else f"shape [{size}]"
+        raise _wrong(tensor, f"expected {expected}, got {shape_of(tensor.shape)}")
+    if tensor.data is not None and tensor.raw is not None:
+        raise _wrong(tensor, "has both data and binary_data_size; give one of them")
+    if tensor.data is not None:
+        if len(tensor.data) != count:
+            raise _wrong(tensor, f"its shape [{count}] does not fit its {len(tensor.data)} values")
+    elif tensor.raw is None:
+        raise _wrong(tensor, "has no values; give data, or binary_data_size and bytes after the JSON")
+    elif tensor.datatype == "BYTES":
+        if count > len(tensor.raw) // _LENGTH_BYTES:
+            raise _wrong(tensor, f"its shape [{count}] does not fit its {len(tensor.raw)} bytes")
+    elif count * _TYPES[tensor.datatype].itemsize != len(tensor.raw):
+        size_of_one = _TYPES[tensor.datatype].itemsize
+        fit = f"does not fit its {len(tensor.raw)} bytes, {size_of_one} for each value"
+        raise _wrong(tensor, f"its shape [{count}] {fit}")
+
+
+def numbers_of(tensor: Tensor) -> NDArray[np.int64] | NDArray[np.float64]:
+    """The values of a checked tensor that came as bytes: int64, or finite float64."""
+    assert tensor.raw is not None
+    values: NDArray[Any] = np.frombuffer(tensor.raw, _TYPES[tensor.datatype])
+    # Copies, as bytes in a body are not aligned.
+    return values.astype(np.int64) if tensor.datatype == "INT64" else finite(tensor, values.astype(np.float64))
+
+
+def finite(tensor: Tensor, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`values` where all are finite."""
+    wrong = np.flatnonzero(~np.isfinite(values))[:FAULTS_SHOWN]
+    if len(wrong):
+        message = f"expected a finite number of {tensor.datatype}"
+        raise WrongTensorError([Fault(f"{tensor.place}[{position}]", message) for position in wrong.tolist()])
+    return values
+
+
+def strings_of(tensor: Tensor) -> list[str]:
+    """The strings of a checked BYTES tensor that came as bytes."""
+    assert tensor.raw is not None
+    raw, position, strings = tensor.raw, 0, []
+    for number in range(tensor.shape[0]):
+        start = position + _LENGTH_BYTES
+        if start > len(raw):
+            raise _wrong(tensor, f"its bytes end before the length of value {number}")
+        (length,) = unpack_from("<I", raw, position)
+        position = start + length
+        if position > len(raw):
+            raise _wrong(tensor, f"its bytes end within value {number}")
+        try:
+            strings.append(str(raw[start:position], "utf-8"))
+        except UnicodeDecodeError:
+            raise WrongTensorError([Fault(f"{tensor.place}[{number}]", "expected UTF-8")]) from None
+    if position != len(raw):
+        raise _wrong(tensor, f"{len(raw) - position} bytes come after the last value")
+    return strings
+
+
+def check_integers(tensor: Tensor, data: Sequence[object]) -> None:
+    """Checks JSON values of an INT64 tensor, of which the protocol takes no strings, while /v1 does."""
+    if set(map(type, data)) <= {int, type(None)}:
+        return
+    wrong = [position for position, value in enumerate(data) if type(value) not in (int, type(None))]
+    message = "expected an integer of INT64 or null"
+    raise WrongTensorError([Fault(f"{tensor.place}[{position}]", message) for position in wrong[:FAULTS_SHOWN]])
+
+
+def lengths_of(tensor: Tensor, values: int) -> NDArray[np.int64]:
+    """The lengths of lists that hold `values` values in all."""
+    if tensor.data is None:
+        lengths = numbers_of(tensor).astype(np.int64)
+    elif all(type(length) is int and ID_LIMITS[0] <= length <= ID_LIMITS[1] for length in tensor.data):
+        lengths = np.array(tensor.data, np.int64)
+    else:
+        raise _wrong(tensor, "expected integers")
+    # Each alone first: a sum of lengths near 2^63 would wrap around to whatever is expected.
+    if (lengths < 0).any() or (lengths > values).any() or lengths.sum() != values:
+        raise _wrong(tensor, f"expected lengths of 0 or more whose sum is the number of values, {values}")
+    return lengths
+
+
+def shape_of(shape: Sequence[int]) -> str:
+    """A shape as a refusal names it; of one with many dimensions the first ones."""
+    dimensions = ", ".join(map(told, shape[:_DIMENSIONS_SHOWN]))
+    return f"[{dimensions}{', ...' if len(shape) > _DIMENSIONS_SHOWN else ''}]"
+
+
+def _wrong(tensor: Tensor, message: str) -> WrongTensorError:
+    return WrongTensorError([Fault(tensor.place, message)])

@@ -1,0 +1,1 @@
+"""Processes, threads and cores; the socket and the health check."""

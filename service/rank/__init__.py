@@ -1,0 +1,1 @@
+"""The wire of /v1/rank: question, columns, answer, explanation, OpenAPI."""

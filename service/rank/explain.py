@@ -1,0 +1,76 @@
+"""What a combined score is made of: the answer to `"explain": true`, computed only for requests that ask.
+
+In: a request's columns and answers, and the value model that combined them. Out: each task's contribution to every
+candidate's score, by the value model's own rule (model/value_models/value_model.py), measured against the task's mean
+answer at export; the weights with which the fusion network mixed its experts for every candidate; and how many values
+of each feature were missing, unknown, or lists cut to their length.
+
+Shapes: N candidates, K of them answered, T tasks of the ranker, G fused units and E experts of a fusion level.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.features.encoder import Column
+from model.schema import Block, FeedSchema, IdListFeature
+from model.scorer.scorer import ExpertWeights, NamedCandidates, NonFiniteScoresError, Scored, Scorer
+from model.value_models.value_model import ValueModel
+
+
+class Explanation(NamedTuple):
+    """By task that the value model reads, contribution_N in request order; each fusion level's expert weights; counts
+    of values by feature, of those features that have any."""
+
+    contributions: dict[str, NDArray[np.float64]]
+    levels: list[ExpertWeights]
+    inputs: dict[str, dict[str, int]]
+
+    def of(self, order_K: NDArray[np.intp]) -> dict[str, Any]:
+        """`explain` of an answer that holds the candidates at positions order_K, in that order; `expert_weights` is
+        null where the network mixes no experts."""
+        levels = [
+            {"units": level.units, "experts": level.experts, "weights": level.weights_NGE[order_K].tolist()}
+            for level in self.levels
+        ]
+        return {
+            "contributions": {task: given_N[order_K].tolist() for task, given_N in self.contributions.items()},
+            "expert_weights": levels or None,
+            "inputs": self.inputs,
+        }
+
+
+def explain(
+    scorer: Scorer,
+    value_model: ValueModel,
+    request: Mapping[str, Column],
+    columns: Mapping[str, Column],
+    named: NamedCandidates | None,
+    scored: Scored,
+) -> Explanation:
+    """The explanation of a request's combined scores; `columns` are what the request says of its candidates, `named`
+    what a catalogue does. Raises NonFiniteScoresError."""
+    answers_NT = scored.answers_NT
+    with np.errstate(all="ignore"):  # the next line is what looks for it
+        contributions = value_model.contributions(answers_NT, scorer.reference.means_T)
+    if not all(np.isfinite(given_N).all() for given_N in contributions.values()):
+        raise NonFiniteScoresError(f"value model '{value_model.name}' gave a contribution that is not finite")
+    # A pass of its own, so that a request gets the same scores whether it asks for reasons or not, compiled or not.
+    _, levels = scorer.explain(request, columns if named is None else named, len(answers_NT))
+    cut = _cut(scorer.schema, request, "request") | _cut(scorer.schema, columns, "candidate")
+    counts = {"missing": scored.missing, "unknown": scored.oov, "cut": cut}
+    inputs = {what: {name: count for name, count in by_name.items() if count} for what, by_name in counts.items()}
+    return Explanation(contributions, levels, inputs)
+
+
+def _cut(schema: FeedSchema, columns: Mapping[str, Column], block: Block) -> dict[str, int]:
+    """Lists that are longer than their feature's `max_length`, of which the last ids alone are read."""
+    cut = {}
+    for feature in schema.asked(block):
+        if isinstance(feature, IdListFeature) and feature.name in columns:
+            lengths_B = columns[feature.name].lengths_B
+            assert lengths_B is not None
+            cut[feature.name] = int(np.count_nonzero(lengths_B > feature.max_length))
+    return cut

@@ -1,0 +1,315 @@
+"""The scoring route in OpenAPI: its request, its answers and examples, so that /docs can be read and tried.
+
+The route itself reads bytes (service/rank/question.py) and has no body model for FastAPI to describe, so the
+description is written here, by hand, and a test holds it against real answers.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from model.value_models.value_model import DEFAULT
+from service.base.errors import MEDIA_TYPE
+from service.base.ranking import ranking
+from service.models.version import ServedModel
+
+EXAMPLE_ANSWER = {
+    "request_id": "r-1",
+    "model": "kuairand",
+    "model_version": "3",
+    "value_model": "default",
+    "value_model_version": "9f2c01ab",
+    "candidates": {"id": ["v2", "v1"], "score": [0.81, 0.37], "tasks": {"click": [0.62, 0.31], "like": [0.05, 0.01]}},
+}
+EXAMPLE_EXPLAINED = {
+    **EXAMPLE_ANSWER,
+    "explain": {
+        "contributions": {"click": [0.62, 0.31], "like": [0.19, 0.06]},
+        "expert_weights": [
+            {
+                "units": ["click", "like"],
+                "experts": ["click.1", "like.1"],
+                "weights": [[[0.9, 0.1], [0.4, 0.6]], [[0.7, 0.3], [0.2, 0.8]]],
+            }
+        ],
+        "inputs": {"missing": {"duration_ms": 1}, "unknown": {}, "cut": {"history": 1}},
+    },
+}
+_TEXT = {"type": "string"}
+_NUMBER = {"type": "number"}
+_VALUE = {
+    "description": "as the model's schema says: an id, a list of ids, a number, or null where it is missing; an int64 "
+    "id may be a string of its digits"
+}
+_FEATURES = {"type": "object", "additionalProperties": _VALUE}
+
+
+def _object(properties: dict[str, Any], required: list[str], **more: Any) -> dict[str, Any]:
+    """An object of an answer, which may gain properties."""
+    return {"type": "object", "properties": properties, "required": required, **more}
+
+
+def _closed(properties: dict[str, Any], required: list[str], **more: Any) -> dict[str, Any]:
+    """An object of a request, where another property is refused."""
+    return _object(properties, required, additionalProperties=False, **more)
+
+
+def _optional(schema: dict[str, Any]) -> dict[str, Any]:
+    """A property for which null stands where it is left out."""
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, **more}
+
+
+_LEVEL = _object(
+    {"units": _list(_TEXT), "experts": _list(_TEXT), "weights": _list(_list(_list(_NUMBER)))},
+    ["units", "experts", "weights"],
+)
+_COUNTS = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}}
+SCHEMAS: dict[str, Any] = {
+    "RankRequest": _closed(
+        {
+            "request_id": _optional(
+                {**_TEXT, "maxLength": 128, "description": "echoed; generated where it is left out"}
+            ),
+            "model": _optional({**_TEXT, "description": "may be left out where one model is served"}),
+            "version": {
+                "type": ["string", "integer", "null"],
+                "description": "a loaded version or a label; what is served where it is left out",
+            },
+            "value_model": _optional({**_TEXT, "default": "default"}),
+            "user": {**_FEATURES, "description": "user and context features, one value each"},
+            "candidates": {
+                "description": "a feature that is null or left out is the catalogue's where the model has one; "
+                "`features` may be left out where the catalogue knows the candidate",
+                "oneOf": [
+                    _closed(
+                        {
+                            "id": _list(_TEXT, minItems=1),
+                            "features": {"type": "object", "additionalProperties": _list(_VALUE)},
+                        },
+                        ["id"],
+                        title="columns: the cheaper shape",
+                    ),
+                    _list(_closed({"id": _TEXT, "features": _FEATURES}, ["id"]), minItems=1, title="rows"),
+                ],
+            },
+            "top_k": _optional(
+                {"type": "integer", "minimum": 1, "description": "more than there are candidates means all"}
+            ),
+            "explain": _optional(
+                {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "true adds `explain` to the answer; costs a little more time",
+                }
+            ),
+            "strict": _optional(
+                {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "true refuses a request that leaves out a feature which no catalogue has for it; "
+                    "null says that a value is missing",
+                }
+            ),
+        },
+        ["user", "candidates"],
+    ),
+    "RankAnswer": _object(
+        {
+            "request_id": _TEXT,
+            "model": _TEXT,
+            "model_version": _TEXT,
+            "value_model": _TEXT,
+            "value_model_version": _TEXT,
+            "candidates": {
+                "description": "in descending score, ties by request order, in the shape of the question",
+                "oneOf": [
+                    _object(
+                        {
+                            "id": _list(_TEXT),
+                            "score": _list(_NUMBER),
+                            "tasks": {"type": "object", "additionalProperties": _list(_NUMBER)},
+                        },
+                        ["id", "score", "tasks"],
+                    ),
+                    _list(
+                        _object(
+                            {
+                                "id": _TEXT,
+                                "score": _NUMBER,
+                                "tasks": {"type": "object", "additionalProperties": _NUMBER},
+                            },
+                            ["id", "score", "tasks"],
+                        )
+                    ),
+                ],
+            },
+            "explain": _object(
+                {
+                    "contributions": {
+                        "type": "object",
+                        "additionalProperties": _list(_NUMBER),
+                        "description": "by task that the value model reads, what it adds to each candidate's score. Of "
+                        "a weighted_sum: weight x answer. Of a weighted_product: exponent x log of the floored answer; "
+                        "they add up to the logarithm of the score. Of an expression: the Shapley value; they add up "
+                        "to the score less that of the tasks' mean answers at export",
+                    },
+                    "expert_weights": {
+                        "description": "level by level the weight of each expert in each fused unit, "
+                        "[candidates][units][experts]; null where the network mixes no experts",
+                        "oneOf": [{"type": "null"}, _list(_LEVEL)],
+                    },
+                    "inputs": _object(
+                        {"missing": _COUNTS, "unknown": _COUNTS, "cut": _COUNTS},
+                        ["missing", "unknown", "cut"],
+                        description="counts by feature, of those that have any: values missing in the request, ids "
+                        "that are not in their vocabulary, lists longer than their max_length",
+                    ),
+                },
+                ["contributions", "expert_weights", "inputs"],
+                description="where the request asks for it; lists in the order of the answer, whatever its shape",
+            ),
+        },
+        ["request_id", "model", "model_version", "value_model", "value_model_version", "candidates"],
+    ),
+    "Problem": _object(
+        {
+            "type": _TEXT,
+            "title": _TEXT,
+            "status": {"type": "integer"},
+            "detail": _TEXT,
+            "request_id": _TEXT,
+            "errors": _list(
+                _object({"path": {**_TEXT, "examples": ["candidates.features.duration_ms[3]"]}, "message": _TEXT}, [])
+            ),
+        },
+        ["type", "title", "status", "detail", "request_id"],
+    ),
+}
+
+# Refusals of every route that scores.
+REFUSALS = {
+    "401": "no key, or a wrong one, where keys are configured",
+    "403": "a key without the scope `score`",
+    "404": "no such model or version",
+    "408": "the body took too long to arrive",
+    "413": "body or candidates over the limit",
+    "415": "a Content-Encoding that is not read; gzip and deflate are",
+    "429": "busy: try again after the seconds of Retry-After",
+    "500": "scores not finite",
+    "503": "not ready or draining",
+    "504": "the deadline passed",
+}
+_RETRY_AFTER = {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}}
+_CHALLENGE = {"description": "how to send a key", "schema": {"type": "string"}}
+ANSWERED_ID: dict[str, Any] = {"X-Request-Id": {"description": "the request's id", "schema": {"type": "string"}}}
+_HEADERS: dict[str, dict[str, Any]] = {
+    "401": {"WWW-Authenticate": _CHALLENGE},
+    "415": {"Accept-Encoding": {"description": "encodings that are read", "schema": {"type": "string"}}},
+    "429": {"Retry-After": _RETRY_AFTER},
+    "503": {"Retry-After": _RETRY_AFTER},
+}
+# A key, or none: which of the two a service wants is its configuration.
+KEY_SCHEME = "apiKey"
+SECURITY: list[dict[str, list[str]]] = [{KEY_SCHEME: []}, {}]
+_PROBLEMS = {"400": "not JSON", **REFUSALS, "422": "wrong content; `errors` names every fault"}
+
+
+def reference(name: str) -> dict[str, str]:
+    """A schema of the document, by its name."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def refusals(descriptions: Mapping[str, str], media_type: str, schema: str) -> dict[str, Any]:
+    """The responses that refuse, by status, each with the headers that it carries."""
+    return {
+        status: {
+            "description": what,
+            "content": {media_type: {"schema": reference(schema)}},
+            "headers": {**ANSWERED_ID, **_HEADERS.get(status, {})},
+        }
+        for status, what in sorted(descriptions.items())
+    }
+
+
+DEADLINE_HEADER: dict[str, Any] = {
+    "name": "X-Request-Timeout-Ms",
+    "in": "header",
+    "description": "milliseconds after which the answer is of no use: 504 instead",
+    "schema": {"type": "integer", "minimum": 1},
+}
+REQUEST_ID_HEADER: dict[str, Any] = {
+    "name": "X-Request-Id",
+    "in": "header",
+    "description": "the request's id where its body gives none: 1 to 128 printable ASCII characters; another one is "
+    "passed over for a random id. Every answer has the id in a header of this name",
+    "schema": {"type": "string", "maxLength": 128},
+}
+RANK_OPERATION: dict[str, Any] = {
+    "summary": "Score the candidates of one user and rank them",
+    "operationId": "rank",
+    "security": SECURITY,
+    "parameters": [DEADLINE_HEADER, REQUEST_ID_HEADER],
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": reference("RankRequest")}},
+    },
+    "responses": {
+        "200": {
+            "description": "the ranked candidates",
+            "headers": ANSWERED_ID,
+            "content": {
+                "application/json": {
+                    "schema": reference("RankAnswer"),
+                    "examples": {"plain": {"value": EXAMPLE_ANSWER}, "explained": {"value": EXAMPLE_EXPLAINED}},
+                }
+            },
+        },
+        **refusals(_PROBLEMS, MEDIA_TYPE, "Problem"),
+    },
+}
+
+
+def example_request(model: ServedModel) -> dict[str, Any]:
+    """The model's own golden request."""
+    golden = model.scorer.example
+    return {"model": model.name, "user": golden["user"], "candidates": golden["candidates"]}
+
+
+def example_answer(model: ServedModel) -> dict[str, Any]:
+    """The model's answer to it at export, ranked by its default value model."""
+    expected = model.scorer.example["expected"]
+    answers_TN = np.array([expected[task] for task in model.scorer.tasks], np.float32)
+    value_model = model.value_models[DEFAULT]
+    score_N = value_model.score(answers_TN.T)
+    order_N = ranking(score_N, None)
+    ids = model.scorer.example["candidates"]["id"]
+    return {
+        "request_id": "r-1",
+        "model": model.name,
+        "model_version": model.scorer.version,
+        "value_model": DEFAULT,
+        "value_model_version": value_model.version,
+        "candidates": {
+            "id": [ids[position] for position in order_N.tolist()],
+            "score": score_N[order_N].tolist(),
+            "tasks": dict(zip(model.scorer.tasks, answers_TN[:, order_N].tolist(), strict=True)),
+        },
+    }
+
+
+def with_rank(document: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document with the scoring route added."""
+    document.setdefault("paths", {})["/v1/rank"] = {"post": RANK_OPERATION}
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {}).update(SCHEMAS)
+    components.setdefault("securitySchemes", {})[KEY_SCHEME] = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "a key of `python -m service key`, where the service has a file of keys",
+    }
+    return document

@@ -1,0 +1,154 @@
+"""A columnar scoring request without a fault: its bytes -> `Question`, columns of numbers straight into arrays.
+
+In: the body of POST /v1/rank. Out: a Question whose plain columns (numbers alone, or lists of integers, no null) are
+`Column`s and whose other columns are lists of values; None for any other body, which service.rank.question reads key by
+key, to take it or to name its faults. So nothing is refused here.
+
+simdjson parses the whole body once and copies numbers into arrays; it flattens nested lists on the way. That none of
+what is flattened was nested deeper than it may be is seen in the number of opening brackets of the body: those that a
+right body has are known, and a bracket more, if only in a string, leaves the body to service.rank.question.
+
+Shapes: N candidates, V list values in all.
+"""
+
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import simdjson
+
+from model.features.encoder import Column
+from service.base.record import is_request_id
+from service.rank.question import KEYS, Question
+
+# A parser keeps about fourteen times the largest body that it has seen; one for a large body is let go after it.
+_KEPT_BODY = 2**20
+# simdjson finds a key by looking at all before it.
+_MOST_COLUMNS = 1000
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ROWS = re.compile(rb'"candidates"\s*:\s*\[')
+_KEYS = frozenset(KEYS)
+_TEXTS = ("request_id", "model", "value_model")
+_NOTHING = frozenset({type(None)})
+
+_kept = threading.local()
+_len: Callable[[Any], int] = len
+
+
+def read_columnar(body: bytes) -> Question | None:
+    """The question of a columnar body of the right shape, with however many candidates; None for any other body."""
+    if body.startswith(_BYTE_ORDER_MARK):  # simdjson would skip it
+        return None
+    # Only not to parse rows in vain, so the first place that looks like them is enough.
+    if _ROWS.match(body, body.find(b'"candidates"')):
+        return None
+    try:
+        return _question(_parser(body).parse(body), body)
+    except (ValueError, TypeError, KeyError, RuntimeError, RecursionError):
+        return None
+
+
+def _parser(body: bytes) -> simdjson.Parser:
+    if len(body) > _KEPT_BODY:
+        return simdjson.Parser()
+    parser: simdjson.Parser | None = getattr(_kept, "parser", None)
+    if parser is None:
+        parser = _kept.parser = simdjson.Parser()
+    return parser
+
+
+def _question(document: Any, body: bytes) -> Question | None:
+    """Raises TypeError, ValueError or KeyError for some of what is not of the right shape."""
+    keys = list(document)
+    if not _KEYS.issuperset(keys) or len(set(keys)) != len(keys):
+        return None
+    scalars = {key: document[key] for key in keys if key not in ("user", "candidates")}
+    user, candidates = document["user"], document["candidates"]
+    if not _are_right(scalars) or type(user) is not simdjson.Object or type(candidates) is not simdjson.Object:
+        return None
+    ids, features = _columns(candidates)
+    featureless = "candidates.features" if features is None else None
+    features = features or {}
+    user = user.as_dict()
+    # In loops that call nothing: this is a good part of what a small request costs.
+    lists = 1 + len(features) + list(map(type, user.values())).count(list)
+    for column in features.values():
+        if isinstance(column, list):
+            lists += list(map(type, column)).count(list)
+        elif column.lengths_B is not None:
+            lists += len(column.lengths_B)
+    if not ids or set(map(type, ids)) != {str} or body.count(b"[") != lists:
+        return None
+    version = scalars.get("version")
+    return Question(
+        request_id=scalars.get("request_id"),
+        model=scalars.get("model"),
+        version=None if version is None else str(version),
+        value_model=scalars.get("value_model"),
+        user=user,
+        ids=ids,
+        features=features,
+        rows=None,
+        top_k=scalars.get("top_k"),
+        explain=scalars.get("explain") or False,
+        strict=scalars.get("strict") or False,
+        featureless=featureless,
+        body=body,
+    )
+
+
+def _are_right(scalars: dict[str, Any]) -> bool:
+    if not scalars:
+        return True
+    top_k, request_id = scalars.get("top_k"), scalars.get("request_id")
+    return (
+        all(type(scalars.get(key)) in (str, type(None)) for key in _TEXTS)
+        and type(scalars.get("version")) in (str, int, type(None))
+        and type(scalars.get("explain")) in (bool, type(None))
+        and type(scalars.get("strict")) in (bool, type(None))
+        and (top_k is None or (type(top_k) is int and top_k >= 1))
+        and (request_id is None or is_request_id(request_id))
+    )
+
+
+def _columns(candidates: Any) -> tuple[list[Any], dict[str, Column | list[Any]] | None]:
+    """The candidates' ids and their columns by name, if there are any. Raises TypeError for something else."""
+    keys = list(candidates)
+    if keys not in (["id", "features"], ["features", "id"], ["id"]):
+        raise TypeError("not columns")
+    ids = candidates["id"]
+    if type(ids) is not simdjson.Array:
+        raise TypeError("not a column of ids")
+    if len(keys) == 1:
+        return ids.as_list(), None
+    features = candidates["features"]
+    names = list(features.keys())
+    if len(names) > _MOST_COLUMNS or len(set(names)) != len(names):
+        raise TypeError("not a column for each feature")
+    return ids.as_list(), {name: _column(features[name]) for name in names}
+
+
+def _column(given: object) -> Column | list[Any]:
+    """A column of numbers or of lists of integers; the values of any other. Raises TypeError for what is no list."""
+    if type(given) is not simdjson.Array:
+        raise TypeError("not a column")
+    first: object = given[0] if len(given) else None
+    try:
+        if type(first) is int:
+            try:
+                return Column(np.frombuffer(given.as_buffer(of_type="i"), np.int64))
+            except TypeError:  # a fraction among them, or something else that the next line finds
+                return Column(np.frombuffer(given.as_buffer(of_type="d"), np.float64))
+        if type(first) is float:
+            return Column(np.frombuffer(given.as_buffer(of_type="d"), np.float64))
+        if type(first) is simdjson.Array:
+            lengths_N = np.fromiter(map(_len, given), np.int64, len(given))
+            values_V = np.frombuffer(given.as_buffer(of_type="i"), np.int64)
+            if len(values_V) == lengths_N.sum():
+                return Column(values_V, None, lengths_N)
+    except TypeError:  # a null, a string
+        pass
+    values: list[Any] = given.as_list()
+    return values

@@ -1,0 +1,1 @@
+"""Logged requests scored again by another version or value model."""

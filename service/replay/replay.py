@@ -1,0 +1,218 @@
+"""`python -m service replay LOG... --models DIR`: how rankings would move under another value model or model version.
+
+In: files of the impression log, JSON lines or Parquet, and what to score them under. Out: a table of rank correlation,
+of how many of the best candidates stay and of what scores shift by; with --json the same as a file. Lines that are
+damaged or cannot be scored are counted and named, not fatal. Ids of requests and candidates are shown on request alone.
+"""
+
+import argparse
+import heapq
+import json
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from service.base.ranking import ranking
+from service.impressions.reader import Unfinished, entries, log_files
+from service.impressions.record import Logged
+from service.impressions.rotated_files import closed_name
+from service.metrics.ranking_distance import TOP, Mean, Movement, Shift, movement
+from service.replay.report import print_report
+from service.replay.rescoring import Rescored, Rescoring
+
+FAULTS_KEPT = 20
+MOVED_MOST = 10
+
+
+class Moved(NamedTuple):
+    """A request that moved, with where it stands in the log."""
+
+    place: str
+    logged: Logged
+    rescored: Rescored
+    movement: Movement
+
+
+class Tally:
+    """What has been replayed so far."""
+
+    def __init__(self) -> None:
+        self.replayed = 0
+        self.of_other_models = 0
+        self.counts = {"damaged": 0, "unscorable": 0}
+        self.faults: dict[str, list[dict[str, str]]] = {"damaged": [], "unscorable": []}
+        # Whole lines of the files that are being written, and the places of half ones.
+        self.open_files: dict[str, int] = {}
+        self.unfinished: list[str] = []
+        self.kendall_tau = Mean()
+        self.overlaps = {k: Mean() for k in TOP}
+        self.first_changes = Mean()
+        self.score = Shift.empty()
+        self.tasks: dict[str, Shift] = {}
+        # A heap of the requests that moved most, the least of them first.
+        self._moved: list[tuple[float, float, int, Moved]] = []
+
+    def refuse(self, kind: str, place: str, fault: Exception) -> None:
+        """Counts a line that is damaged or cannot be scored; names the first ones."""
+        self.counts[kind] += 1
+        if len(self.faults[kind]) < FAULTS_KEPT:
+            self.faults[kind].append({"place": place, "fault": str(fault)})
+
+    def add(self, place: str, logged: Logged, rescored: Rescored) -> None:
+        """Takes in a request and its scores now."""
+        self.replayed += 1
+        before_N = np.array(logged.score)
+        moved = movement(before_N, rescored.score_N)
+        for k, overlap in zip(TOP, moved.overlaps, strict=True):
+            self.overlaps[k].add(overlap)
+        self.first_changes.add(float(moved.first_changes))
+        self.score.add(before_N, rescored.score_N)
+        for task in dict.fromkeys([*logged.tasks, *rescored.answers_N]):
+            before = logged.tasks.get(task)
+            shift = self.tasks.setdefault(task, Shift.empty())
+            # As float32, which answers are, on both sides: equal ones stay equal.
+            before_32 = None if before is None else np.array(before, np.float32).astype(np.float64)
+            shift.add(before_32, rescored.answers_N.get(task))
+        if moved.kendall_tau is not None:
+            self.kendall_tau.add(moved.kendall_tau)
+            if moved.kendall_tau < 1.0:
+                order = (-moved.overlaps[-1], -moved.kendall_tau, -self.replayed)
+                entry = (*order, Moved(place, logged, rescored, moved))
+                (heapq.heappush if len(self._moved) < MOVED_MOST else heapq.heappushpop)(self._moved, entry)
+
+    @property
+    def moved_most(self) -> list[Moved]:
+        """The requests that moved most: by how few of the best 10 stay, then by rank correlation."""
+        return [entry[-1] for entry in sorted(self._moved, reverse=True)]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Replays; returns the exit status: 2 where nothing could be replayed."""
+    options = _options(arguments)
+    torch.set_num_threads(1)  # as in a scoring thread of the service
+    try:
+        files = log_files(options.log)
+        rescoring = Rescoring(
+            options.models,
+            model=options.model,
+            version=options.version,
+            verify_key=options.verify_key,
+            value_models=options.value_models,
+            value_model=options.value_model,
+            log=files,
+        )
+        tally = replay(files, rescoring)
+        document = report(tally, rescoring, show_ids=options.show_ids)
+        print_report(document)
+        if options.json is not None:
+            options.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        print(f"python -m service replay: {error}", file=sys.stderr)
+        return 2
+    return 0 if tally.replayed else 2
+
+
+def replay(files: Sequence[Path], rescoring: Rescoring) -> Tally:
+    """Replays every line of the files; shows a bar on a terminal. Raises OSError for a file that cannot be read,
+    ValueError for a Parquet file that is damaged."""
+    tally = Tally()
+    console = Console(stderr=True)
+    columns = (TextColumn("replay"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("", total=sum(file.stat().st_size for file in files if file.exists()))
+        tally.open_files = {file.name: 0 for file in files if closed_name(file) is not None}
+        for place, logged, size in chain.from_iterable(map(entries, files)):
+            progress.advance(bar, size)
+            if isinstance(logged, Unfinished):
+                tally.unfinished.append(place)
+                continue
+            name = place.rpartition(":")[0]
+            if name in tally.open_files:
+                tally.open_files[name] += 1
+            if isinstance(logged, ValueError):
+                tally.refuse("damaged", place, logged)
+                continue
+            if logged.model != rescoring.model:
+                tally.of_other_models += 1
+                continue
+            try:
+                tally.add(place, logged, rescoring(logged))
+            except ValueError as error:
+                tally.refuse("unscorable", place, error)
+    return tally
+
+
+def report(tally: Tally, rescoring: Rescoring, *, show_ids: bool) -> dict[str, Any]:
+    """All that was found, for JSON; ids only where they are asked for."""
+    return {
+        "model": rescoring.model,
+        "version": rescoring.version,
+        "value_models": [
+            {"logged": f"{name} {version}", "now": f"{new_name} {new_version}", "requests": requests}
+            for (name, version, new_name, new_version), requests in rescoring.value_models.most_common()
+        ],
+        "requests": {"replayed": tally.replayed, "of_other_models": tally.of_other_models, **tally.counts},
+        **tally.faults,
+        "open_files": tally.open_files,
+        "unfinished_lines": tally.unfinished,
+        "notes": rescoring.notes,
+        "missing_features": dict(rescoring.missing.most_common()),
+        "unknown_features": dict(rescoring.unknown.most_common(FAULTS_KEPT)),
+        "ranking": {
+            "kendall_tau": tally.kendall_tau.document(),
+            **{f"top_{k}_overlap": mean.document() for k, mean in tally.overlaps.items()},
+            "first_changes": tally.first_changes.document(),
+        },
+        "score": tally.score.document(),
+        "tasks": {task: shift.document() for task, shift in tally.tasks.items()},
+        "moved_most": [_entry(moved, show_ids) for moved in tally.moved_most],
+    }
+
+
+def _entry(moved: Moved, show_ids: bool) -> dict[str, Any]:
+    ids = moved.logged.candidates.id
+    first, now = (ids[int(ranking(np.asarray(score), 1)[0])] for score in (moved.logged.score, moved.rescored.score_N))
+    shown = {"request_id": moved.logged.request_id, "first": first, "first_now": now} if show_ids else {}
+    kendall_tau, overlaps, first_changes = moved.movement
+    by_k = {f"top_{k}_overlap": overlap for k, overlap in zip(TOP, overlaps, strict=True)}
+    counts = {"candidates": len(ids), "kendall_tau": kendall_tau, **by_k, "first_changes": first_changes}
+    return {"place": moved.place, **counts, **shown}
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m service replay",
+        description="Score logged requests under another value model or model version and say how rankings would move.",
+    )
+    parser.add_argument("log", nargs="+", type=Path, metavar="LOG", help="files of the impression log, or its folder")
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR", help="folder of published models; --value-models alone needs none"
+    )
+    parser.add_argument("--model", metavar="NAME", help="which model's requests; needed where DIR holds several")
+    parser.add_argument(
+        "--version", type=int, metavar="N", help="score requests anew by this version (default: keep logged answers)"
+    )
+    parser.add_argument(
+        "--value-models", type=Path, metavar="FILE", help="value models to score by (default: the model's own file)"
+    )
+    parser.add_argument(
+        "--value-model", metavar="NAME", help="the one of them to score by (default: of the name in the log)"
+    )
+    parser.add_argument(
+        "--verify-key", type=Path, metavar="FILE", help="read only what an Ed25519 public key of this file has signed"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to this file too")
+    parser.add_argument("--show-ids", action="store_true", help="name requests and candidates that moved most")
+    options = parser.parse_args(arguments)
+    if options.models is None and (options.value_models is None or options.version is not None):
+        parser.error("--models: needed, but for --value-models without --version")
+    if options.json is not None and not options.json.parent.is_dir():
+        parser.error(f"--json: no folder '{options.json.parent}'; it must exist")
+    return options

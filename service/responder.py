@@ -1,0 +1,117 @@
+"""A scoring request on the event loop: read under limits, admitted, answered in a scoring thread, sent or refused.
+
+In: an ASGI request, and the function that turns its body into an answer (service/pipeline.py, or that of /v2). Out: the
+answer, or a problem. What waits until an answer has left is done then.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.base.errors import Fault, Problem, refusal, told
+from service.base.record import RequestRecord
+from service.http.admission import Admission
+from service.http.body import read_body_in_time
+from service.http.content_encoding import encoding_of, size_of, unpacked
+from service.http.middleware import header, record_of
+from service.http.protocol import CUT_OFF
+from service.metrics.metrics import Metrics
+from service.pipeline import TIMEOUT_HEADER, Answer, check_deadline, deadline_passed
+from service.process.scoring_threads import ScoringThreads
+from service.rank.answer import Reply
+
+_DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
+
+
+class Responder:
+    """The way of scoring requests through one process; `is_draining` says that no request is taken any more."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        threads: ScoringThreads,
+        metrics: Metrics,
+        max_body_bytes: int,
+        body_seconds: float,
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._admission = admission
+        self._threads = threads
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._body_seconds = body_seconds
+        self._is_draining = is_draining
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send, answer: Answer) -> None:
+        """Reads the body of a scoring request, has it answered in a scoring thread, sends that or the problem."""
+        record = record_of(scope)
+        try:
+            if self._is_draining():
+                raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
+            deadline = _deadline(scope, record)
+            encoding = encoding_of(scope)
+            self._admission.check(size_of(scope))
+            body = await read_body_in_time(scope, receive, self._max_body_bytes, self._body_seconds)
+            reply = await self._scored(body, encoding, record, deadline, answer)
+        except TimeoutError:
+            problem = deadline_passed()
+        except ClientDisconnect:
+            await Response(status_code=scope.get(CUT_OFF, _DISCONNECTED))(scope, receive, send)
+            return
+        except Problem as raised:
+            problem = raised
+        else:
+            headers = [(b"content-type", reply.media_type), (b"content-length", str(len(reply.body)).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": [*headers, *reply.headers]})
+            await send({"type": "http.response.body", "body": reply.body})
+            for act in record.after_answer:
+                act()
+            return
+        problem.__traceback__ = None  # it holds this frame, which holds it: only the garbage collector would free them
+        if problem.reason is not None:
+            self._metrics.rejected.labels(problem.reason).inc()
+        await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
+
+    async def _scored(
+        self, body: bytes, encoding: str | None, record: RequestRecord, deadline: float | None, answer: Answer
+    ) -> Reply:
+        """The answer of a scoring thread, if there is room for the work and time left. Raises Problem, TimeoutError."""
+        ticket = record.ticket = self._admission.admit(len(body) if encoding is None else None)
+        self._metrics.work_in_flight.set(self._admission.in_flight)
+        submitted = record.submitted = time.perf_counter()
+
+        def job() -> Reply:
+            begun = record.begun = time.perf_counter()
+            self._metrics.queue_seconds.observe_soon(begun - submitted)
+            check_deadline(deadline)
+            if encoding is None:
+                reply = answer(body, record, deadline)
+            else:
+                plain = unpacked(body, encoding, self._max_body_bytes)
+                ticket.size = len(plain)
+                reply = answer(plain, record, deadline)
+            record.scored = time.perf_counter()
+            ticket.scored(record.scored - begun)
+            return reply
+
+        try:
+            remaining = None if deadline is None else deadline - submitted
+            return await asyncio.wait_for(self._threads.run(job), remaining)
+        finally:
+            ticket.release()
+            self._metrics.work_in_flight.set(self._admission.in_flight)
+
+
+def _deadline(scope: Scope, record: RequestRecord) -> float | None:
+    """When the answer is of no use any more, in seconds of time.perf_counter; None if the client does not say."""
+    given = header(scope, TIMEOUT_HEADER)
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdecimal() and len(given) <= 9 and int(given) > 0):
+        rule = f"expected a whole number of milliseconds, from 1 to 999999999, got {told(given)}"
+        raise Problem.wrong_content([Fault(f"header {TIMEOUT_HEADER}", rule)])
+    return record.started + int(given) / 1000

@@ -1,0 +1,1 @@
+"""Drift, the shadow version and the status page."""

@@ -1,0 +1,119 @@
+"""Sampling of scored requests for drift: what was asked and answered, counted beside the way of the request.
+
+In: scored requests, some of a second, with their columns and answers. Out: counts by bin in the windows of
+service/metrics/drift_windows.py.
+
+A thread of its own, of low priority, counts; no answer waits for it. What a request had a catalogue give is not in its
+columns, so candidate features are then left out. The reference is of impressions, and requests are of candidates,
+which a ranker chose fewer of: what tells is the change of an index, not its height on the first day.
+
+Shapes: N candidates, T tasks.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from queue import Empty, Full, Queue
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.features.encoder import Column
+from model.schema import Block
+from service.base.background import lower_priority
+from service.base.log import LOGGER
+from service.metrics.drift_windows import DriftWindows
+from service.models.version import ServedModel
+
+SAMPLED_PER_SECOND = 5
+_NICENESS = 19
+_WRITE_SECONDS = 1.0
+_MOST_WAITING = 8
+_STOP_SECONDS = 5.0
+_BLOCKS: tuple[Block, Block] = ("request", "candidate")
+
+_log = logging.getLogger(f"{LOGGER}.drift")
+
+
+class _Sample(NamedTuple):
+    model: ServedModel
+    columns: tuple[Mapping[str, Column], Mapping[str, Column]]
+    uses_catalogue: bool
+    answers_NT: NDArray[np.float32]
+
+
+class Drift:
+    """Counting of one worker. `take` never waits."""
+
+    def __init__(self, windows: DriftWindows) -> None:
+        self._windows = windows
+        self._queue: Queue[_Sample | None] = Queue(_MOST_WAITING)
+        self._next_at = 0.0
+        self._written_at = time.monotonic()
+        self._thread = threading.Thread(target=self._work, name="drift", daemon=True)
+
+    def start(self) -> None:
+        """Starts the counting thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; what waits is let go."""
+        with suppress(Empty):
+            while True:
+                self._queue.get_nowait()
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join(_STOP_SECONDS)
+
+    def take(
+        self,
+        model: ServedModel,
+        columns: tuple[Mapping[str, Column], Mapping[str, Column]],
+        answers_NT: NDArray[np.float32],
+        *,
+        uses_catalogue: bool = False,
+    ) -> None:
+        """Samples a scored request; `columns` are the request's and the candidates'."""
+        now = time.monotonic()
+        if now < self._next_at:
+            return
+        self._next_at = now + 1 / SAMPLED_PER_SECOND
+        with suppress(Full):
+            self._queue.put_nowait(_Sample(model, columns, uses_catalogue, answers_NT))
+
+    def _work(self) -> None:
+        lower_priority(_NICENESS)
+        while True:
+            with suppress(Empty):
+                sample = self._queue.get(timeout=_WRITE_SECONDS)
+                if sample is None:
+                    return
+                try:
+                    self._count(sample)
+                except Exception:  # whatever a version holds, the thread goes on for the others
+                    _log.exception("counting for drift failed")
+                del sample  # an idle thread keeps no version alive
+            now = time.monotonic()
+            if now - self._written_at >= _WRITE_SECONDS:
+                self._windows.decay(now - self._written_at)
+                self._written_at = now
+
+    def _count(self, sample: _Sample) -> None:
+        scorer, answers_NT = sample.model.scorer, sample.answers_NT
+        reference = scorer.reference
+        counted = {
+            ("task", task): reference.scores[task].counts(answers_N)
+            for task, answers_N in zip(scorer.tasks, answers_NT.T, strict=True)
+        }
+        if reference.features is not None:
+            rows = {"request": 1, "candidate": len(answers_NT)}
+            for block, columns in zip(_BLOCKS, sample.columns, strict=True):
+                if block == "request" or not sample.uses_catalogue:
+                    encoded = scorer.encoder.encode(block, columns, rows[block], as_served=True).block
+                    for name, counts_K in reference.features.counts(scorer.schema, block, encoded).items():
+                        counted["feature", name] = counts_K
+        for (what, name), counts_K in counted.items():
+            self._windows.add((what, sample.model.name, scorer.version, name), counts_K)

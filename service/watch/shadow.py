@@ -1,0 +1,193 @@
+"""Shadow scoring: the version labelled `shadow` scores what the stable one has answered, and the two are compared.
+
+In: requests with their columns and scores, offered after their answers have left. Out: metrics
+(service/metrics/shadow_metrics.py). A thread of its own does it, of low priority, and begins nothing while every
+scoring thread is busy; of what waits beyond a few requests, the rest is dropped and counted. No answer waits for any of
+it.
+
+The shadow version encodes the request's columns itself: features that its schema does not know are left out, and those
+that the request does not have take their defaults.
+
+Shapes: N candidates, T tasks.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from queue import Full, Queue
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.features.encoder import Column, FeatureEncoder
+from model.schema import Block, Feature, IdListFeature, NumberFeature
+from model.scorer.scorer import Scored
+from service.base.background import lower_priority
+from service.base.log import LOGGER
+from service.base.record import RequestRecord
+from service.metrics.metrics import Metrics
+from service.metrics.ranking_distance import movement
+from service.models.labels import SHADOW_SEED, falls_within
+from service.models.store import ModelStore
+from service.models.version import ServedModel
+from service.rank.catalogue import nulls
+from service.rank.question import Question
+
+MOST_WAITING = 32
+NICENESS = 10
+_STOP_SECONDS = 5.0
+_LOOK_SECONDS = 0.001
+_SAY_SECONDS = 60.0
+
+_log = logging.getLogger(f"{LOGGER}.shadow")
+
+
+class ShadowRequest(NamedTuple):
+    """A request that the stable version has scored, for the shadow version; `question` only where a catalogue may be
+    asked."""
+
+    stable: ServedModel
+    shadow: ServedModel
+    value_model: str
+    request: Mapping[str, Column]
+    candidates: Mapping[str, Column]
+    question: Question | None
+    uses_catalogue: bool
+    answers_NT: NDArray[np.float32]
+    score_N: NDArray[np.float64]
+
+
+class ShadowScoring:
+    """Shadow scoring of one worker. `take` never waits; `is_busy` says that no scoring thread is free."""
+
+    def __init__(self, store: ModelStore, metrics: Metrics, sample: float, is_busy: Callable[[], bool]) -> None:
+        self._store = store
+        self._metrics = metrics.shadow
+        self._sample = sample
+        self._is_busy = is_busy
+        self._queue: Queue[ShadowRequest | None] = Queue(MOST_WAITING)
+        self._is_closing = threading.Event()
+        self._said_at: float | None = None
+        self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; what waits is let go."""
+        self._is_closing.set()
+        with suppress(Full):  # a full queue wakes the thread as well
+            self._queue.put_nowait(None)
+        if self._thread.is_alive():
+            self._thread.join(_STOP_SECONDS)
+
+    def take(
+        self,
+        record: RequestRecord,
+        model: ServedModel,
+        value_model: str,
+        columns: tuple[Mapping[str, Column], Mapping[str, Column]],
+        question: Question | None,
+        answers_NT: NDArray[np.float32],
+        score_N: NDArray[np.float64],
+    ) -> None:
+        """Have a request scored by the shadow once its answer has left, where there is one and the sample has its id.
+        `columns` are the request's and the candidates'."""
+        shadow = self._store.shadow_of(model)
+        if shadow is None or not falls_within(record.request_id, self._sample, SHADOW_SEED):
+            return
+        if not record.uses_catalogue and shadow.scorer.catalogue is None:
+            question = None
+        taken = ShadowRequest(
+            model, shadow, value_model, *columns, question, record.uses_catalogue, answers_NT, score_N
+        )
+        record.after_answer.append(partial(self._put, taken))
+
+    def _put(self, taken: ShadowRequest) -> None:
+        """Queue a request, or count it as dropped where too many wait already."""
+        try:
+            self._queue.put_nowait(taken)
+        except Full:
+            self._count(taken, "dropped")
+
+    def _work(self) -> None:
+        torch.set_num_threads(1)
+        lower_priority(NICENESS)
+        while (taken := self._queue.get()) is not None and self._has_time():
+            try:
+                result = self._compare(taken)
+            except Exception as error:  # whatever a version that is only tried does, the thread goes on
+                result = "failed"
+                self._say(taken, error)
+            self._count(taken, result)
+            del taken  # an idle thread keeps no version alive
+
+    def _has_time(self) -> bool:
+        """Waits while every scoring thread is busy; returns whether there is anything to do after that."""
+        while self._is_busy() and not self._is_closing.is_set():
+            time.sleep(_LOOK_SECONDS)
+        return not self._is_closing.is_set()
+
+    def _compare(self, taken: ShadowRequest) -> str:
+        shadow = taken.shadow
+        if taken.uses_catalogue and shadow.scorer.catalogue is None:
+            return "skipped"
+        scored = _scored(taken)
+        with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
+            score_N = shadow.value_models[taken.value_model].score(scored.answers_NT)
+        if not np.isfinite(score_N).all():
+            raise ValueError(f"value model '{taken.value_model}' gave a combined score that is not finite")
+        self._metrics.observe(
+            shadow.name,
+            shadow.scorer.version,
+            movement(taken.score_N, score_N),
+            dict(zip(taken.stable.scorer.tasks, taken.answers_NT.T, strict=True)),
+            dict(zip(shadow.scorer.tasks, scored.answers_NT.T, strict=True)),
+            len(score_N),
+        )
+        return "scored"
+
+    def _count(self, taken: ShadowRequest, result: str) -> None:
+        self._metrics.count(taken.shadow.name, taken.shadow.scorer.version, result)
+
+    def _say(self, taken: ShadowRequest, error: Exception) -> None:
+        now = time.monotonic()
+        if self._said_at is not None and now - self._said_at < _SAY_SECONDS:
+            return
+        self._said_at = now
+        fields = {"model": taken.shadow.name, "model_version": taken.shadow.scorer.version}
+        _log.error(
+            "the shadow version failed; the metrics count how often",
+            extra={"fields": {**fields, "reason": str(error) or repr(error)}},
+        )
+
+
+def _scored(taken: ShadowRequest) -> Scored:
+    scorer, rows = taken.shadow.scorer, len(taken.score_N)
+    request = fitting("request", taken.request, taken.stable.scorer.encoder, scorer.encoder)
+    candidates = fitting("candidate", taken.candidates, taken.stable.scorer.encoder, scorer.encoder)
+    if taken.question is not None:
+        named = scorer.name(taken.question.ids, candidates, nulls(taken.question, scorer.schema))
+        if named is not None:
+            return scorer.score_named(request, named)
+    return scorer.score(request, candidates, rows)
+
+
+def fitting(
+    block: Block, columns: Mapping[str, Column], parsed_by: FeatureEncoder, wanted_by: FeatureEncoder
+) -> dict[str, Column]:
+    """Those of a block's columns, as one encoder parsed them, that another takes for a feature of the same kind."""
+    kinds = {feature.name: _kind(parsed_by, feature) for feature in parsed_by.schema.asked(block)}
+    wanted = {feature.name: _kind(wanted_by, feature) for feature in wanted_by.schema.asked(block)}
+    return {name: column for name, column in columns.items() if wanted.get(name) == kinds[name]}
+
+
+def _kind(encoder: FeatureEncoder, feature: Feature) -> tuple[str | None, bool]:
+    dtype = None if isinstance(feature, NumberFeature) else encoder.dtype(feature.name)
+    return dtype, isinstance(feature, IdListFeature)

@@ -1,0 +1,97 @@
+"""Formulas: Python's arithmetic on arrays, and nothing else of Python."""
+
+import ast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.value_models.formula import Formula
+
+VALUES = {"a": np.array([0.25, 3.0]), "b": np.array([0.5, -2.0])}
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("a", [0.25, 3.0]),
+    ("2", [2.0, 2.0]),
+    (" a + b * 2 ", [1.25, -1.0]),
+    ("(a + b) * 2", [1.5, 2.0]),
+    ("-a ** 2", [-0.0625, -9.0]),
+    ("2 ** 3 ** 0", [2.0, 2.0]),
+    ("a / b - 1", [-0.5, -2.5]),
+    ("min(a, b) + max(a, b)", [0.75, 1.0]),
+    ("abs(b) + sqrt(4 * a * a) + log(exp(b))", [1.5, 6.0]),
+    ("1e-3 * a", [0.00025, 0.003]),
+])  # fmt: skip
+def test_value(text: str, expected: list[float]) -> None:
+    np.testing.assert_allclose(Formula(text)(VALUES), expected, rtol=1e-15)
+
+
+def test_names_in_order_of_first_use() -> None:
+    assert Formula("b * log(a + 1) + b").names == ("b", "a")
+
+
+def test_integers_do_not_grow_without_bound() -> None:
+    """9 ** 9 ** 9 as an integer of Python has 370 million digits; as a float64 it is infinite at once."""
+    assert np.isinf(Formula("a + 9 ** 9 ** 9")(VALUES)).all()
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "not a formula"),
+    ("a +", "not a formula"),
+    ("a $ b", "not a formula at character 3"),
+    ("a b", "not a formula"),
+    ("a = 1", "not a formula"),
+    ("a; b", "not a formula"),
+    ("__import__('os').system('true')", r"'__import__.*' at character 1 is not allowed"),
+    ("a.__class__", r"'a\.__class__' at character 1 is not allowed"),
+    ("1 + a[0]", r"'a\[0\]' at character 5 is not allowed"),
+    ("'a' + 'b'", "'a'. at character 1 is not allowed"),
+    ("True", "'True' at character 1 is not allowed"),
+    ("1j * a", "'1j' at character 1 is not allowed"),
+    ("a if b else 1", "is not allowed"),
+    ("a < b", "is not allowed"),
+    ("a and b", "is not allowed"),
+    ("a % b", "is not allowed"),
+    ("a // b", "is not allowed"),
+    ("a @ b", "is not allowed"),
+    ("~a", "is not allowed"),
+    ("not a", "is not allowed"),
+    ("lambda: a", "is not allowed"),
+    ("[a for a in b]", "is not allowed"),
+    ("(a := 3)", "is not allowed"),
+    ("f'{a}'", "is not allowed"),
+    ("(a, b)", "is not allowed"),
+    ("sin(a)", r"'sin\(a\)' at character 1 is not allowed; valid: numbers, tasks"),
+    ("log(a, b)", "log takes 1 value, got 2"),
+    ("max(a)", "max takes 2 values, got 1"),
+    ("max(*a)", "is not allowed|takes 2"),
+    ("log(a, base=2)", "is not allowed"),
+    ("1e999 * a", "'1e999' at character 1 is too large a number"),
+    ("a * " + "9" * 400, "is too large a number"),
+    ("a" + " + a" * 300, "characters, 1000 at most"),
+    ("(" * 60 + "a" + ")" * 60 + "+" * 300 + "a", "nested deeper than 50|not a formula"),
+    ("-" * 200 + "a", "nested deeper than 50 levels"),
+    ("\u0430", "in ASCII"),
+    ("a\0", "not a formula"),
+])  # fmt: skip
+def test_what_is_no_formula_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Formula(text)
+
+
+@given(st.recursive(
+    st.sampled_from(["a", "b", "2", "0.5"]),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["+", "-", "*"]), inner).map(lambda parts: f"({' '.join(parts)})"),
+        inner.map(lambda part: f"-({part})"),
+        st.tuples(inner, inner).map(lambda parts: f"min({parts[0]}, {parts[1]})"),
+    ),
+    max_leaves=8,
+))  # fmt: skip
+def test_any_formula_is_what_python_makes_of_it(text: str) -> None:
+    for row in (0, 1):
+        names = {name: float(values[row]) for name, values in VALUES.items()}
+        expected = eval(compile(ast.parse(text, mode="eval"), "", "eval"), {"min": min}, names)
+        assert Formula(text)(VALUES)[row] == pytest.approx(float(expected), rel=1e-12, abs=1e-12)

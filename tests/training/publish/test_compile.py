@@ -1,0 +1,220 @@
+"""Compiled packages: they answer as TorchScript does, and one that may not run is refused, TorchScript serving."""
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.artifact.artifact import MANIFEST, ArtifactError, write_manifest
+from model.artifact.compiled import PACKAGE
+from model.artifact.signature import SIGNATURE, SigningKey
+from model.scorer.scorer import COMPILED_TOLERANCE, Scorer, disagreement
+from tests.artifacts import TINY_REQUEST, publish_artifact, writable
+from tests.items import tiny_items, values_of, write_items
+from tests.key_pairs import key_pair
+from tests.service.in_process import client_of, sample
+from training.publish import compile as compile_module
+from training.publish.catalogue import build_catalogue
+from training.publish.compile import compile_version
+from training.publish.sign import sign
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not there; compiling takes it")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with one compiled version, compiled once for all tests."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        # Trying out every kernel for products this small takes most of the time and changes nothing that is tested.
+        patch.setitem(compile_module.SETTINGS, "max_autotune", False)
+        # Which engine is faster is the draw of a busy machine, and not what is tested.
+        compile_version(publish_artifact(folder), SigningKey(key_pair(folder)[0]), even_if_slower=True)
+    return folder
+
+
+def features_of(rows: int) -> dict[str, list[Any]]:
+    features = TINY_REQUEST["candidates"]["features"]
+    return {name: [column[n % len(column)] for n in range(rows)] for name, column in features.items()}
+
+
+@pytest.mark.slow
+def test_compiled_answers_are_those_of_torchscript(models: Path) -> None:
+    version = models / "tiny" / "1"
+    compiled, plain = Scorer.load(version, "compiled"), Scorer.load(version, "torchscript")
+    assert (compiled.engine, plain.engine) == ("compiled", "torchscript")
+    for rows in (1, 2, 1000):
+        got, expected = (one.score_values(TINY_REQUEST["user"], features_of(rows), rows) for one in (compiled, plain))
+        assert got.shape == (rows, 3)
+        np.testing.assert_allclose(got, expected, rtol=COMPILED_TOLERANCE, atol=COMPILED_TOLERANCE)
+    # Of 1000 candidates four are distinct.
+    assert len(np.unique(got, axis=0)) == len(np.unique(expected, axis=0)) == 4
+
+
+@pytest.mark.slow
+def test_threads_do_not_meet_in_a_compiled_package(models: Path) -> None:
+    scorer = Scorer.load(models / "tiny" / "1", "compiled")
+
+    def ask(rows: int) -> bool:
+        torch.set_num_threads(1)
+        got = scorer.score_values(TINY_REQUEST["user"], features_of(rows), rows)
+        return bool(np.allclose(got, expected[:rows], rtol=1e-5, atol=1e-6))
+
+    expected = scorer.score_values(TINY_REQUEST["user"], features_of(64), 64)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(ask, [1 + n % 64 for n in range(300)]))
+
+
+@pytest.mark.slow
+def test_candidates_by_id_are_answered_by_the_compiled_function_of_sums(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(models, tmp_path / "models"))
+    version = copy / "tiny" / "1"
+    items = tiny_items(30)
+    place = build_catalogue(version, write_items(tmp_path / "items.parquet", items))
+    scorer = Scorer.load(version, "compiled")
+    scorer.catalogue = scorer.open_catalogue(place)
+    assert scorer.catalogue.manifest.sums_dtype == "bfloat16"
+    asked: list[int] = []
+    compiled = scorer._compiled_sums
+    assert compiled is not None
+
+    def counted(sums_NF: torch.Tensor, sums_1F: torch.Tensor) -> torch.Tensor:
+        asked.append(len(sums_NF))
+        return compiled(sums_NF, sums_1F)
+
+    monkeypatch.setattr(scorer, "_compiled_sums", counted)
+    request = scorer.encoder.columns("request", {name: [value] for name, value in TINY_REQUEST["user"].items()}, 1)
+    for picked, tags in (([4], None), ([7, 3, 29], None), ([7, 3, 29], [None, "y", None])):
+        said = {} if tags is None else {"tag": tags}
+        columns = scorer.encoder.columns("candidate", said, len(picked))
+        named = scorer.name([f"item-{n}" for n in picked], columns, {})
+        assert named is not None
+        values = values_of(items, picked)
+        if tags is not None:
+            values["tag"] = [a or b for a, b in zip(tags, values["tag"], strict=True)]
+        expected_NT = scorer.score_values(TINY_REQUEST["user"], values, len(picked))
+        got_NT = scorer.score_named(request, named).answers_NT
+        np.testing.assert_allclose(got_NT, expected_NT, rtol=COMPILED_TOLERANCE, atol=COMPILED_TOLERANCE)
+    assert asked == [1, 3, 3]
+
+
+def changed(key: str, value: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / MANIFEST).read_text())
+        write_manifest(folder, {**{name: old for name, old in content.items() if name != "checksum"}, key: value})
+
+    return change
+
+
+def flipped(folder: Path) -> None:
+    writable(folder)
+    content = bytearray((folder / PACKAGE).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / PACKAGE).write_bytes(content)
+
+
+def edited(folder: Path) -> None:
+    writable(folder)
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text.replace('"kind": "compiled"', '"kind": "Compiled"'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("change", "reason"), [
+    (changed("torch", "1.0.0"), "made with torch 1.0.0"),
+    (changed("instructions", ["avx1024"]), "this one lacks avx1024"),
+    (changed("machine", "pdp11"), "the architecture pdp11"),
+    (changed("parent", "0" * 64), "another model version"),
+    (changed("tolerance", -1.0), "an answer is off"),
+    (changed("surprise", 1), "surprise"),
+    (flipped, "checksum differs"),
+    (edited, "the manifest was changed"),
+    (lambda folder: (folder / PACKAGE).unlink(), "cannot be read"),
+    (lambda folder: (folder / MANIFEST).unlink(), "cannot be read"),
+])  # fmt: skip
+def test_a_package_that_may_not_run_is_refused_and_torchscript_serves(
+    models: Path, tmp_path: Path, change: Callable[[Path], None], reason: str
+) -> None:
+    copy = Path(shutil.copytree(models, tmp_path / "models"))
+    change(copy / "tiny" / "derived" / "1" / "compiled")
+    with pytest.raises(ArtifactError, match=reason):
+        Scorer.load(copy / "tiny" / "1", "compiled")
+    scorer = Scorer.load(copy / "tiny" / "1")
+    assert scorer.engine == "torchscript"
+    assert reason in (scorer.engine_reason or "")
+    assert np.isfinite(scorer.score_values(TINY_REQUEST["user"], features_of(4), 4)).all()
+
+
+@pytest.mark.slow
+def test_a_package_has_to_be_signed_where_its_version_has(models: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(models, tmp_path / "models"))
+    version, public = copy / "tiny" / "1", copy / "mine.pub"
+    sign(version, SigningKey(copy / "mine.pem"))
+    assert Scorer.load(version, "compiled", public).engine == "compiled"
+    (copy / "tiny" / "derived" / "1" / "compiled" / SIGNATURE).unlink()
+    with pytest.raises(ArtifactError, match=r"compiled/manifest\.sig: missing"):
+        Scorer.load(version, "compiled", public)
+    assert Scorer.load(version, "auto", public).engine == "torchscript"
+
+
+@pytest.mark.slow
+def test_the_service_says_which_engine_serves_and_why(models: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(models, tmp_path / "models"))
+    with client_of(copy) as client:
+        [version] = client.get("/v1/models").json()["models"][0]["versions"]
+        assert version == {"version": "1", "state": "ready", "engine": "compiled", "reason": None}
+        assert sample(client, "ranking_model_info", model="tiny", version="1", engine="compiled") == 1
+        assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
+    changed("torch", "1.0.0")(copy / "tiny" / "derived" / "1" / "compiled")
+    with client_of(copy) as client:
+        [version] = client.get("/v1/models").json()["models"][0]["versions"]
+        assert (version["state"], version["engine"]) == ("ready", "torchscript")
+        assert "made with torch 1.0.0" in version["reason"]
+        assert str(copy) not in version["reason"]
+        assert sample(client, "ranking_model_load_total", result="compiled_refused") == 1
+        assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
+    with client_of(copy, engine="compiled") as client:
+        [version] = client.get("/v1/models").json()["models"][0]["versions"]
+        assert version["state"] == "quarantined"
+        assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 503
+
+
+def test_without_a_package_there_is_nothing_to_say(tmp_path: Path) -> None:
+    version = publish_artifact(tmp_path)
+    scorer = Scorer.load(version)
+    assert (scorer.engine, scorer.engine_reason) == ("torchscript", None)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        Scorer.load(version, "compiled")
+
+
+def test_compiling_without_a_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"no-such-compiler: no such program.*C\+\+ compiler"):
+        compile_version(tmp_path)
+
+
+@pytest.mark.parametrize(("answers", "fault"), [
+    ([0.1, 0.2, 0.3], None),
+    ([0.1005, 0.2, 0.3], None),
+    ([0.1, 0.2, 0.3021], "off by 0.0021"),
+    ([float("nan"), 0.2, 0.3], "off by nan"),
+])  # fmt: skip
+def test_scores_may_differ_by_the_tolerance(answers: list[float], fault: str | None) -> None:
+    expected = np.array([[0.1], [0.2], [0.3]], np.float32)
+    got = disagreement(expected, np.array(answers, np.float32)[:, None], 1e-3)
+    assert (got is None) if fault is None else fault in (got or "")
+
+
+def test_only_candidates_that_are_level_may_change_places() -> None:
+    level = np.array([[0.5], [0.5008]], np.float32)
+    assert disagreement(level, level[::-1], 1e-3) is None
+    apart = np.array([[0.5], [0.5015]], np.float32)
+    assert "another order" in (disagreement(apart, np.array([[0.5009], [0.5008]], np.float32), 1e-3) or "")

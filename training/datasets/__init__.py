@@ -1,0 +1,1 @@
+"""Feed logs to begin with: the simulator, KuaiRand, Census."""

@@ -1,0 +1,1 @@
+"""Ranks, processes and the sharding of tables."""

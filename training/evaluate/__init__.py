@@ -1,0 +1,1 @@
+"""Quality of a run's answers: metrics, bootstrap, calibration."""

@@ -1,0 +1,1 @@
+"""What the training data teaches before any step: splits, vocabularies, transforms, reports."""

@@ -1,0 +1,149 @@
+"""A training file's data as training takes it: held in memory (data.read: memory) or read as a stream (stream).
+
+In: the training file and its feed schema. Out: what was fitted on the training split, a source of training rows, and
+the validation split, which is held in memory either way. Of several processes one does what all need first.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from model.features.encoder import FeatureEncoder, FittedFeatures
+from model.schema import FeedSchema
+from training.config import TrainingConfig
+from training.data.found import Found
+from training.data.index import INDEX, index_of
+from training.data.reader import LogReader
+from training.data.rows import Rows, columns_from_arrow, fit_features, read_log
+from training.data.source import MemorySource, Source
+from training.data.stream import SplitReader, StreamSource
+from training.fit.fitted_file import read_fitted
+from training.fit.id_report import reports_of_columns, write_id_report
+from training.fit.leaks import Times, Twins
+from training.fit.negative_sampling import thinned, weigh_kept_negatives
+from training.fit.report import data_report, refuse_constant_labels
+from training.fit.tally import Tally
+from training.fit.vocabulary import fitted_of_file
+from training.run.run import REPORT_JSON, Run, read_json
+
+log = logging.getLogger(__name__)
+
+
+class Splits(Protocol):
+    """The data of a training file."""
+
+    found: Found
+    """Rows of the log, and those that are left out."""
+
+    def fitted(self) -> FittedFeatures:
+        """What the training split teaches the features, or what the training file names as such."""
+        ...
+
+    def report(self, run: Run) -> None:
+        """Writes into a run's folder what its data holds. Raises ValueError for labels that teach nothing."""
+        ...
+
+    def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
+        """The training split as a source for a process, and the validation split."""
+        ...
+
+
+def open_splits(
+    config: TrainingConfig,
+    schema: FeedSchema,
+    first_does: Callable[[Callable[[], object]], object] = lambda what: what(),
+    *,
+    show: bool,
+) -> Splits:
+    """Opens the data; of several processes, `first_does` runs on one what the others wait for. Raises ValueError for
+    faults."""
+    if config.data.read == "memory":
+        held = _InMemory(config, schema)
+        first_does(held.found.say)
+        return held
+
+    def prepare() -> None:
+        streamed = _Streamed(config, schema, show=show)
+        streamed.found.say()
+        streamed.fitted()
+
+    first_does(prepare)
+    return _Streamed(config, schema, show=show)
+
+
+class _InMemory:
+    def __init__(self, config: TrainingConfig, schema: FeedSchema) -> None:
+        self._config, self._schema = config, schema
+        self._tables, self.found = read_log(config.data, schema, ("train", "validation"))
+        self._sampling = config.data.negative_sampling
+        if self._sampling is not None:
+            self._tables["train"] = thinned(self._tables["train"], schema, self._sampling)
+        labels = Tally(schema)
+        labels.add_labels(schema, self._tables["train"])
+        refuse_constant_labels(schema, labels)
+        self._columns = {split: columns_from_arrow(schema, table) for split, table in self._tables.items()}
+
+    def fitted(self) -> FittedFeatures:
+        if self._config.fitted is not None:
+            return read_fitted(self._config.fitted, self._schema)
+        return fit_features(self._schema, self._tables["train"], self._columns["train"])
+
+    def report(self, run: Run) -> None:
+        train, validation = self._columns["train"], self._columns["validation"]
+        for warning in self._leaks():
+            log.warning("%s", warning)
+        write_id_report(run.path, reports_of_columns(self._schema, run.fitted, train, validation))
+
+    def _leaks(self) -> list[str]:
+        column = self._config.data.split.column
+        times, twins = Times(column), Twins(self._schema)
+        for split, table in self._tables.items():
+            times.add(split, table.column(column))
+        twins.add(self._tables["train"], self._columns["train"])
+        return [*times.warnings(), *twins.warnings()]
+
+    def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
+        config = self._config
+        rows = {
+            split: Rows.encode(
+                self._schema,
+                encoder,
+                table,
+                self._columns[split],
+                as_served=False,
+                weight=config.data.weight if split == "train" else None,
+            )
+            for split, table in self._tables.items()
+        }
+        if self._sampling is not None:
+            weigh_kept_negatives(rows["train"], self._schema, self._sampling)
+        source = MemorySource(rows["train"], config.batch_size, config.seed, rank=rank, world=world)
+        return source, rows["validation"]
+
+
+class _Streamed:
+    def __init__(self, config: TrainingConfig, schema: FeedSchema, *, show: bool) -> None:
+        self._config, self._schema, self._show = config, schema, show
+        self._reader = LogReader(config.data, schema)
+        self._index = index_of(self._reader, config.output / INDEX)
+        self.found = self._index.found(self._reader.files, config.data.group_by)
+
+    def fitted(self) -> FittedFeatures:
+        return fitted_of_file(self._config, self._schema, self._index.content(), show=self._show)
+
+    def report(self, run: Run) -> None:
+        kept = run.path / REPORT_JSON
+        if kept.exists() and read_json(kept).get("content") == self._index.content():
+            return
+        report = data_report(self._reader, self._index, run.fitted, show=self._show)
+        report.say()
+        log.info("%s", report.write(run.path))
+
+    def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
+        config = self._config
+        source = StreamSource(
+            self._reader, self._index, encoder, config.batch_size, config.seed, rank=rank, world=world
+        )
+        validation = SplitReader(self._reader, self._index, encoder, "validation").whole()
+        log.info("validation: %s rows, %.0f MiB in memory", f"{len(validation):,}", validation.num_bytes / 2**20)
+        return source, validation

@@ -1,0 +1,1 @@
+"""Inside a network: gates, policies, conflicts of the tasks."""

@@ -1,0 +1,1 @@
+"""A run -> an artifact: export, compiled packages, catalogues, signatures."""

@@ -1,0 +1,267 @@
+"""Builds the candidate catalogue of a published version: `<models>/<name>/derived/<version>/catalogue/<generation>/`.
+
+In: a version and a Parquet file of items: `id`, a string or an integer (read as its decimal string), and every
+candidate feature by its name. Out: the next generation, made visible by one rename, beside the ones that readers hold;
+the oldest are removed. Everything comes from the version itself, so items are refreshed without a new model. Items are
+read and written batch by batch: of the whole file no more than the ids' hashes is held.
+"""
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from model.artifact.artifact import file_entry, hidden_folder, seal, sync, write_manifest
+from model.artifact.catalogue import (
+    FORMAT_VERSION,
+    Catalogue,
+    SumsDtype,
+    Widths,
+    folder_of,
+    generations,
+    ids_dtype_of,
+    keys_of,
+    layout,
+)
+from model.artifact.signature import SigningKey
+from model.features.columns import Column
+from model.features.encoder import FeatureEncoder
+from model.scorer.scorer import COMPILED_TOLERANCE, Scorer, block_tensors
+from training.data.arrow import plain, refuse_other_text
+from training.data.rows import column_from_arrow
+from training.data.usual_types import usual
+from training.publish.sign import sign
+
+log = logging.getLogger(__name__)
+
+ID = "id"
+BATCH_ITEMS = 2048
+# Enough to tell whether this network bears sums in bfloat16.
+CHECKED_ITEMS = 1000
+# The newest one, and the one before it: a reader that is just opening that one finds all its files.
+KEPT_GENERATIONS = 2
+
+
+# Written batch by batch, as model.artifact.catalogue.layout has them.
+_BY_BATCH = ("ids.bin", "list_starts.bin", "list_lengths.bin", "list_values.bin", "numbers.bin", "sums.bin")
+
+
+class _Batch(NamedTuple):
+    """Items in file order."""
+
+    ids: list[str]
+    columns: dict[str, Column]
+
+
+class _Items:
+    """The Parquet file. Every fault is a ValueError that names the file and, as far as it goes, row group, column and
+    row."""
+
+    def __init__(self, path: Path, encoder: FeatureEncoder) -> None:
+        self.path = path
+        self._features = encoder.schema.asked("candidate")
+        self._dtypes = {f.name: encoder.dtype(f.name) for f in self._features if f.kind != "number"}
+        self._names = [ID, *(feature.name for feature in self._features)]
+        try:
+            self._parquet = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        present = Counter(self._parquet.schema_arrow.names)
+        if absent := [name for name in self._names if name not in present]:
+            raise ValueError(
+                f"{path}: no column {', '.join(map(repr, absent))}; items have {ID!r} and every candidate feature"
+            )
+        if twice := [name for name in self._names if present[name] > 1]:
+            raise ValueError(f"{path}: more than one column {', '.join(map(repr, twice))}")
+        self.count = self._parquet.metadata.num_rows
+        if not self.count:
+            raise ValueError(f"{path}: no items")
+
+    def batches(self) -> Iterator[_Batch]:
+        for group in range(self._parquet.num_row_groups):
+            start = 0
+            for batch in self._read(group, self._names):
+                place = f"{self.path}: row group {group}" + (f", counted from its row {start}" if start else "")
+                table = pa.Table.from_batches([batch])
+                columns = {}
+                name = ID
+                try:
+                    ids = _ids(table.column(ID))
+                    for feature in self._features:
+                        name = feature.name
+                        columns[name] = column_from_arrow(feature, self._dtypes.get(name), table.column(name))
+                except ValueError as error:
+                    raise ValueError(f"{place}: column '{name}': {error}") from None
+                yield _Batch(ids, columns)
+                start += len(ids)
+
+    def id_at(self, item: int) -> str:
+        """The id of an item and where it stands."""
+        for group in range(self._parquet.num_row_groups):
+            rows = self._parquet.metadata.row_group(group).num_rows
+            if item < rows:
+                given = self._parquet.read_row_group(group, [ID]).column(ID)[item].as_py()
+                return f"'{given}' (row group {group}, row {item})"
+            item -= rows
+        raise AssertionError("the item is beyond the file's end")
+
+    def _read(self, group: int, names: list[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._parquet.iter_batches(BATCH_ITEMS, row_groups=[group], columns=names)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{self.path}: row group {group}: cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def build_catalogue(version: Path, items: Path, sign_key: SigningKey | None = None) -> Path:
+    """Publishes the next generation of a version's catalogue, signed if a key is given, and returns its folder.
+
+    Raises ValueError for items that do not fit the version's schema, an id that two items have, or a full disk."""
+    torch.set_num_threads(1)
+    scorer = Scorer.load(version, engine="torchscript")
+    source = _Items(items, scorer.encoder)
+    family = folder_of(scorer.artifact)
+    with hidden_folder(family) as folder:
+        manifest = _write_checked(scorer, source, folder)
+        final = family / str(max(generations(family), default=0) + 1)
+        write_manifest(folder, {**manifest, "generation": int(final.name)})
+        if sign_key is not None:
+            sign(folder, sign_key)
+        seal(folder)
+        folder.rename(final)  # over the generation of a faster build this fails, for that folder is not empty
+        sync(family)
+    for old in generations(family)[:-KEPT_GENERATIONS]:
+        shutil.rmtree(family / str(old), ignore_errors=True)
+    size = sum(entry["size_bytes"] for entry in manifest["files"].values())
+    log.info(
+        "published %s: %d items, sums in %s, %.1f MB mapped and shared by all workers, %.1f MB per 100,000 items",
+        final,
+        source.count,
+        manifest["sums_dtype"],
+        size / 1e6,
+        size / source.count / 10,
+    )
+    return final
+
+
+def _write_checked(scorer: Scorer, source: _Items, folder: Path) -> dict[str, Any]:
+    """Writes all files and returns the manifest's content, sums in bfloat16 where the scores stay the same by them."""
+    picked_N = np.unique(np.linspace(0, source.count - 1, CHECKED_ITEMS).astype(np.int64))
+    dtypes: tuple[SumsDtype, SumsDtype] = ("bfloat16", "float32")
+    for dtype in dtypes:
+        content = _write(scorer, source, folder, dtype)
+        write_manifest(folder, {**content, "generation": 0})
+        catalogue = Catalogue.open(folder, scorer.artifact)
+        # Half of what a reader allows for: it never refuses what was published, whatever its CPU rounds otherwise.
+        fault = scorer.sums_fault(catalogue.block(picked_N), catalogue.sums(picked_N), COMPILED_TOLERANCE / 2)
+        if fault is None:
+            return content
+        log.warning("sums in %s are left out: %s", dtype, fault)
+    raise ValueError(f"{scorer.artifact.path}: sums of items do not answer as their features do; nothing was published")
+
+
+def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) -> dict[str, Any]:
+    module = scorer.module
+    ids_dtype = ids_dtype_of(scorer.encoder.schema)
+    missing: Counter[str] = Counter()
+    oov: Counter[str] = Counter()
+    keys: list[NDArray[np.uint64]] = []
+    num_values = 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in _BY_BATCH}
+        bar = stack.enter_context(_progress())
+        task = bar.add_task(f"items, sums in {sums_dtype}", total=source.count)
+        for batch in source.batches():
+            encoded = scorer.encoder.encode("candidate", batch.columns, len(batch.ids), as_served=True)
+            missing.update(encoded.missing)
+            oov.update(encoded.oov)
+            keys.append(keys_of(batch.ids))
+            block = encoded.block
+            lengths = block.list_lengths_LB.reshape(-1)
+            starts_LB = (num_values + np.cumsum(lengths) - lengths).reshape(block.list_lengths_LB.shape)
+            num_values += len(block.list_values_V)
+            with torch.inference_mode():
+                sums_NF = module.candidate_sums(module.candidate_rows(*block_tensors(block)))
+            files["ids.bin"].write(block.ids_BK.astype(ids_dtype).tobytes())
+            files["list_starts.bin"].write(starts_LB.T.astype("<i8").tobytes())
+            files["list_lengths.bin"].write(block.list_lengths_LB.T.astype("<i4").tobytes())
+            files["list_values.bin"].write(block.list_values_V.astype(ids_dtype).tobytes())
+            files["numbers.bin"].write(block.numbers_BD.astype("<f4").tobytes())
+            files["sums.bin"].write(_words(sums_NF, sums_dtype))
+            bar.advance(task, len(batch.ids))
+    keys_2I = np.concatenate(keys, axis=1)
+    order_I = np.argsort(keys_2I[0], kind="stable")
+    keys_2I = keys_2I[:, order_I]
+    if len(twins := np.flatnonzero(keys_2I[0, 1:] == keys_2I[0, :-1])):
+        one, other = (source.id_at(int(order_I[twins[0] + position])) for position in (0, 1))
+        raise ValueError(f"{source.path}: column '{ID}': {one} and {other} are the same; keep one row for each item")
+    (folder / "keys.bin").write_bytes(keys_2I.astype("<u8").tobytes())
+    (folder / "rows.bin").write_bytes(order_I.astype("<i8").tobytes())
+    widths = Widths(
+        ids=block.ids_BK.shape[1],
+        lists=len(block.list_lengths_LB),
+        numbers=block.numbers_BD.shape[1],
+        sums=sums_NF.shape[1],
+        list_values=num_values,
+    )
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "catalogue",
+        "name": scorer.manifest.name,
+        "version": scorer.manifest.version,
+        "parent": scorer.manifest.checksum,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": source.path.name,
+        "items": source.count,
+        "widths": widths.model_dump(),
+        "sums_dtype": sums_dtype,
+        "ids_dtype": ids_dtype,
+        "missing": dict(missing),
+        "oov": dict(oov),
+        "files": {name: file_entry(folder / name) for name in layout(source.count, widths, sums_dtype, ids_dtype)},
+    }
+
+
+def _ids(values: pa.ChunkedArray) -> list[str]:
+    values, fault = usual(plain(values))
+    if fault is not None:
+        raise fault
+    kind = values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"is {kind}, the ids of items are strings or integers")
+    if values.null_count:
+        raise ValueError(f"row {pc.index(values.is_null(), True).as_py()}: null, every item has an id")
+    if not pa.types.is_integer(kind):
+        refuse_other_text(values)
+    ids: list[str] = values.cast(pa.string()).to_pylist()
+    return ids
+
+
+def _words(sums_NF: torch.Tensor, dtype: SumsDtype) -> bytes:
+    if dtype == "float32":
+        return sums_NF.numpy().astype("<f4").tobytes()
+    return sums_NF.to(torch.bfloat16).view(torch.uint16).numpy().astype("<u2").tobytes()
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

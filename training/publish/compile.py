@@ -1,0 +1,237 @@
+"""Compiles a published version for CPUs of this host's kind: `<models>/<name>/derived/<version>/compiled/`.
+
+Everything comes from the version itself: its network and weights are rebuilt from the manifest and `ranker.pt`, so it
+may be compiled long after training, on the host that serves. Of float32 and, where the CPU multiplies it, bfloat16,
+the faster one is taken; nothing is published that answers differently, or that is slower than TorchScript. Compiling
+takes a C++ compiler and about a minute; running what comes out takes neither.
+"""
+
+import logging
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.artifact.artifact import file_entry, hidden_folder, seal, sync, write_manifest
+from model.artifact.compiled import (
+    BY_COLUMNS,
+    BY_SUMS,
+    FORMAT_VERSION,
+    PACKAGE,
+    CompiledAnswers,
+    Dtype,
+    folder_of,
+    instructions,
+)
+from model.artifact.signature import SigningKey
+from model.export.scoring_module import CandidateAnswers, SumsAnswers
+from model.export.scoring_network import ScoringNetwork
+from model.ranker import Answers, Network, NetworkConfig, row_width
+from model.scorer.scorer import COMPILED_TOLERANCE, Scorer, block_tensors, disagreement
+from training.publish.sign import sign
+
+log = logging.getLogger(__name__)
+
+COMPILED_ROWS = 512  # what the compiler tunes for
+MEASURED_ROWS = (1, 10, 100, 500)
+SETTINGS: dict[str, Any] = {
+    "freezing": True,
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP,ATEN",
+    "aot_inductor.package": True,
+}
+TURNS = 5
+SECONDS_PER_TURN = 0.1
+# A CPU without one of these multiplies bfloat16 by way of float32, slower than float32 itself.
+BFLOAT16_SETS = ("avx512_bf16", "amx_bf16", "bf16", "svebf16")
+
+Answer = Callable[[Tensor, Tensor], Tensor]
+
+
+def compile_version(version: Path, sign_key: SigningKey | None = None, *, even_if_slower: bool = False) -> Path:
+    """Makes and publishes the compiled package of a version, in place of one that is there, signed if a key is given;
+    returns its folder. `even_if_slower` is for measuring: a package that TorchScript is faster than is published too.
+
+    Raises ValueError where there is no compiler, or nothing worth publishing comes out."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ValueError(f"{compiler}: no such program; compiling takes a C++ compiler (Debian: apt-get install g++)")
+    if not (sets := instructions()):
+        raise ValueError("this system does not tell its CPU's instruction sets (/proc/cpuinfo); compile on Linux")
+    torch.set_num_threads(1)
+    scorer = Scorer.load(version, engine="torchscript")
+    rows_ND, sums_1F = _inputs(scorer)
+    candidates: dict[Dtype, list[Any]] = {}
+    answers: dict[str, Answer] = {"torchscript": scorer.module.answer}
+    with torch.inference_mode():
+        # As they are answered: a map to a label's mean may be steep, and widen what bfloat16 changes.
+        expected_NT = scorer.as_answered(scorer.module.answer(rows_ND, sums_1F))
+        dtypes: list[Dtype] = ["float32", *(["bfloat16"] if sets & set(BFLOAT16_SETS) else [])]  # type: ignore[list-item]
+        for dtype in dtypes:
+            files = _compile(_dense(scorer, dtype), rows_ND, sums_1F)
+            compiled = CompiledAnswers(_packed({BY_COLUMNS: files}))
+            fault = disagreement(expected_NT, scorer.as_answered(compiled(rows_ND, sums_1F)), COMPILED_TOLERANCE)
+            if fault is not None:
+                log.warning("%s is left out: %s", dtype, fault)
+                continue
+            candidates[dtype], answers[dtype] = files, compiled
+        if not candidates:
+            raise ValueError(f"{version}: nothing compiled answers as TorchScript does; it serves on alone")
+        cpu_ms = {name: {str(n): 0.0 for n in MEASURED_ROWS} for name in answers}
+        for rows in MEASURED_ROWS:
+            for name, value in _cpu_ms(answers, rows_ND[:rows], sums_1F).items():
+                cpu_ms[name][str(rows)] = round(value, 4)
+    most = str(MEASURED_ROWS[-1])
+    fastest = min(candidates, key=lambda dtype: cpu_ms[dtype][most])
+    if not even_if_slower and cpu_ms[fastest][most] >= cpu_ms["torchscript"][most]:
+        raise ValueError(f"{version}: not faster than TorchScript on this host, nothing published: {cpu_ms}")
+    files = _compile_sums(scorer, fastest, rows_ND, sums_1F, cpu_ms)
+    package = _packed({BY_COLUMNS: candidates[fastest], BY_SUMS: files})
+    path = _publish(scorer, fastest, package, sorted(sets), cpu_ms, sign_key)
+    log.info("published %s; CPU ms by number of candidates: %s", path, cpu_ms)
+    return path
+
+
+def _inputs(scorer: Scorer) -> tuple[Tensor, Tensor]:
+    """rows_ND and sums_1F of the version's largest golden request, its candidates repeated to COMPILED_ROWS."""
+    request = max(scorer.golden_requests()["requests"], key=lambda one: len(one["candidates"]["id"]))
+    count = len(request["candidates"]["id"])
+    encoder = scorer.encoder
+    user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
+    columns = encoder.columns("candidate", request["candidates"]["features"], count)
+    with torch.inference_mode():
+        sums_1F = scorer.module.request_sums(*block_tensors(encoder.encode("request", user, 1, as_served=True).block))
+        block = encoder.encode("candidate", columns, count, as_served=True).block
+        rows_ND = scorer.module.candidate_rows(*block_tensors(block))
+    return rows_ND[torch.arange(COMPILED_ROWS) % count].clone(), sums_1F.clone()
+
+
+def _dense(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
+    """The version's network as it is compiled: built from its sizes, then given its weights."""
+    schema, tasks = scorer.schema, len(scorer.schema.tasks)
+    config = NetworkConfig.from_mapping(scorer.manifest.network, str(scorer.artifact.path))
+    request, candidate = row_width(schema, "request"), row_width(schema, "candidate")
+    rows = tasks if config.has_own_embeddings else 1
+    network = Network(config, (request + candidate) * rows, tasks)
+    scoring = ScoringNetwork(
+        network.frozen(tasks),
+        network.tower_layers(),
+        # Their order is in the weights already.
+        torch.arange(request, request + candidate),
+        is_compiled=True,
+        dtype=getattr(torch, dtype),
+    )
+    dense = CandidateAnswers(scoring, Answers(schema, scorer.encoder.fitted)).eval()
+    dense.load_state_dict(scorer.module.answer.state_dict())
+    return dense
+
+
+def _compile_sums(
+    scorer: Scorer, dtype: Dtype, rows_ND: Tensor, sums_1F: Tensor, cpu_ms: dict[str, dict[str, float]]
+) -> list[Any]:
+    """The function that answers by a catalogue's sums, compiled; its times go to `cpu_ms`. Raises ValueError where it
+    does not answer as TorchScript does."""
+    with torch.inference_mode():
+        sums_NF = scorer.module.candidate_sums(rows_ND).bfloat16().clone()
+        files = _compile(SumsAnswers(_dense(scorer, dtype)).eval(), sums_NF, sums_1F)
+        compiled = CompiledAnswers(_packed({BY_SUMS: files}), BY_SUMS)
+        torchscript: Answer = scorer.module.answer_sums
+        expected_NT = scorer.as_answered(torchscript(sums_NF, sums_1F))
+        answers_NT = scorer.as_answered(compiled(sums_NF, sums_1F))
+        if (fault := disagreement(expected_NT, answers_NT, COMPILED_TOLERANCE)) is not None:
+            raise ValueError(f"{scorer.artifact.path}: answers by sums, compiled in {dtype}: {fault}")
+        answers: dict[str, Answer] = {"torchscript by sums": torchscript, f"{dtype} by sums": compiled}
+        for rows in MEASURED_ROWS:
+            for name, value in _cpu_ms(answers, sums_NF[:rows], sums_1F).items():
+                cpu_ms.setdefault(name, {})[str(rows)] = round(value, 4)
+    return files
+
+
+def _compile(module: nn.Module, candidates_NX: Tensor, sums_1F: Tensor) -> list[Any]:
+    """The compiled files of a function of candidates, any number of them from two, and of the request's sums."""
+    import torch._inductor  # the compiler: seconds to import
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch's compiler warns of its own innards
+        inputs = (candidates_NX, sums_1F)
+        shapes = ({0: torch.export.Dim("N", min=2)}, None)
+        program = torch.export.export(module, inputs, dynamic_shapes=shapes).module()
+        files = torch._inductor.aot_compile(program, inputs, options=SETTINGS)
+        assert isinstance(files, list), "a package is made of files"
+        return files
+
+
+def _packed(functions: dict[str, list[Any]]) -> bytes:
+    """Compiled functions as one package."""
+    from torch._inductor.package.package import package_aoti
+
+    with tempfile.TemporaryDirectory(prefix="feedrank-compile-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = str(Path(folder) / PACKAGE)
+        package_aoti(path, functions)
+        return Path(path).read_bytes()
+
+
+def _cpu_ms(answers: dict[str, Answer], rows_ND: Tensor, sums_1F: Tensor) -> dict[str, float]:
+    """The median CPU milliseconds of each, in turns, so that what else the machine does falls on all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in answers}
+    for turn in range(TURNS + 1):
+        for name, answer in answers.items():
+            calls, started = 0, time.process_time()
+            while time.process_time() - started < SECONDS_PER_TURN:
+                answer(rows_ND, sums_1F)
+                calls += 1
+            if turn:  # the first warms up
+                seconds[name].append((time.process_time() - started) / calls)
+    return {name: statistics.median(values) * 1e3 for name, values in seconds.items()}
+
+
+def _publish(
+    scorer: Scorer,
+    dtype: Dtype,
+    package: bytes,
+    sets: list[str],
+    cpu_ms: dict[str, dict[str, float]],
+    sign_key: SigningKey | None,
+) -> Path:
+    final = folder_of(scorer.artifact)
+    with hidden_folder(final.parent) as folder:
+        (folder / PACKAGE).write_bytes(package)
+        content: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "kind": "compiled",
+            "name": scorer.manifest.name,
+            "version": scorer.manifest.version,
+            "parent": scorer.manifest.checksum,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "torch": str(torch.__version__),
+            "machine": platform.machine(),
+            "instructions": sets,
+            "dtype": dtype,
+            "tolerance": COMPILED_TOLERANCE,
+            "cpu_ms": cpu_ms,
+            "files": {PACKAGE: file_entry(folder / PACKAGE)},
+        }
+        write_manifest(folder, content)
+        if sign_key is not None:
+            sign(folder, sign_key)
+        seal(folder)
+        if final.exists():
+            # A folder that is not empty cannot be renamed over: the old one steps aside first.
+            final.rename(final.with_name(f".replaced-{uuid.uuid4().hex}"))
+        folder.rename(final)
+        sync(final.parent)
+        for old in final.parent.glob(".replaced-*"):
+            shutil.rmtree(old, ignore_errors=True)
+    return final

@@ -1,0 +1,298 @@
+"""Publishes a run's best ranker: TorchScript, golden requests, reference histograms, manifest, one atomic rename.
+
+The same weights leave TorchRec for plain tables in files that readers map, so that a service needs torch alone. Before
+anything is visible, eager, scripted and reloaded modules must agree at several batch sizes, and the whole version must
+load and answer its golden requests as a service would.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from model.artifact.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
+from model.artifact.reference import FeatureReference, of_features
+from model.artifact.signature import SigningKey
+from model.artifact.table_files import StackedTables, set_tables
+from model.calibration import AnswerMaps, Calibration, calibrated
+from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
+from model.features.block import BlockTensors
+from model.features.encoder import EncodedBlock, FeatureEncoder
+from model.ranker import Ranker
+from model.schema import BinaryTask, Block, Feature, FeedSchema
+from model.scorer.scorer import Scorer, block_tensors
+from training.config import SplitName
+from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.evaluate.calibration import Kind as CalibrationKind
+from training.evaluate.calibration import calibrate
+from training.evaluate.label_means import label_means
+from training.evaluate.validation import predict
+from training.publish.catalogue import build_catalogue
+from training.publish.sign import sign
+from training.run.data_record import warn_of_changes
+from training.run.run import Run, library_versions, read_json
+from training.start.lineage import refuse_worse
+from training.start.parent import write_trained
+from training.step.slots import settled, settled_maps
+
+log = logging.getLogger(__name__)
+
+# fp32 sums in another order differ by a few units in the last place; a probability by far less than this.
+PARITY = 1e-6
+# Room for other CPUs' kernels, and for expm1 that widens an error of the log scale; a wrong weight is far beyond it.
+GOLDEN_TOLERANCE = 1e-4
+PARITY_ROWS = (1, 2, 7, 100, 1000)
+GOLDEN_CANDIDATES = (1, 2, 5, 20, 100)
+HISTOGRAM_BINS = 50
+HISTOGRAM_ROWS = 50_000
+
+
+def export(
+    run: Run,
+    models: Path,
+    name: str | None = None,
+    *,
+    calibration: CalibrationKind | None = None,
+    segment_by: Sequence[str] = (),
+    items: Path | None = None,
+    sign_key: SigningKey | None = None,
+    accept_worse: bool = False,
+) -> Path:
+    """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder.
+
+    Quantities learned on a transformed scale are mapped to means of their labels (training/evaluate/label_means.py).
+    With `calibration` its binary tasks are calibrated (training/evaluate/calibration.py), its quantities mapped as they
+    are served, and the manifest says what that changed, also by the values of the columns `segment_by`. With `items`,
+    its catalogue is there before it is. With `sign_key`, both are signed. A run that is worse than the parent it
+    started from (training/start/lineage.py) is refused unless `accept_worse`."""
+    summary = run.summary()
+    if not accept_worse:
+        refuse_worse(run, summary)
+    warn_of_changes(run)
+    torch.set_num_threads(run.config.threads)
+    trained_run, trained = run, run.best_ranker()
+    run, ranker = settled(trained_run, trained)
+    split: SplitName = "validation" if run.config.data.split.test is None else "test"
+    table = read_splits(run.config.data, run.schema, (split,))[split]
+    parity: dict[str, float] = {}
+    metrics = _metrics(run)
+    # Uncalibrated probabilities are of an item where the serving values put it; so are the quantities beside them.
+    is_calibrated = calibration is not None
+    means, about_means = label_means(run, ranker, as_served=is_calibrated, every_task=is_calibrated)
+    if about_means:
+        metrics["label_means"] = about_means
+    fitted = Calibration(tasks=dict(means))
+    if calibration is not None:
+        probabilities, metrics["calibration"] = calibrate(run, ranker, calibration, segment_by)
+        fitted = Calibration(tasks={**means, **probabilities.tasks})
+    mappings = fitted.bound(run.schema)
+
+    def write_files(folder: Path) -> None:
+        stacked = StackedTables.written(ranker.embeddings.table_weights(), folder)
+        module = ScoringModule(run.schema, run.fitted, ranker.network, stacked).eval()
+        scripted = to_torchscript(module)
+        write_torchscript(scripted, folder / RANKER)
+        write_trained(folder, ranker, stacked, settled_maps(trained))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*")
+            reloaded = torch.jit.load(str(folder / RANKER))  # type: ignore[no-untyped-call]
+        set_tables(reloaded, stacked.stacked_RW)
+        parity.update(_parity(run, (trained_run, trained), module, scripted, reloaded, table))
+        _write(folder / FITTED, run.fitted.model_dump(mode="json"))
+        _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, mappings, table))
+        _write(folder / REFERENCE, reference_scores(run, ranker, module, mappings, table))
+        _write(folder / REFERENCE_FEATURES, reference_features(run, table).model_dump(mode="json"))
+        if fitted.tasks:
+            _write(folder / CALIBRATION, fitted.model_dump(mode="json"))
+
+    def check(folder: Path) -> None:
+        Scorer.load(folder, engine="torchscript")
+        if items is not None:
+            # Before the version can be seen: who asks by ids alone is not refused while its catalogue is being built.
+            build_catalogue(folder, items, sign_key)
+        if sign_key is not None:
+            sign(folder, sign_key)
+
+    path = publish(
+        models,
+        name or run.schema.name,
+        write_files,
+        schema=run.schema,
+        network=run.config.network.model_dump(mode="json"),
+        training={
+            "run": run.path.name,
+            "config": run.config.model_dump(mode="json", by_alias=True, exclude={"output", "feed", "init_from"}),
+            "data_window": run.config.data.split.model_dump(mode="json"),
+            **{key: summary[key] for key in ("epochs", "best_epoch", "best_objective", "rows", "seconds")},
+            **{key: summary[key] for key in ("parent",) if key in summary},
+        },
+        metrics=metrics,
+        libraries=library_versions(),
+        check=check,
+    )
+    shown = ", ".join(f"{pair} {error:.1e}" for pair, error in parity.items())
+    log.info("published %s; largest differences: %s", path, shown)
+    return path
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    """Every evaluation of the run, by split; its intervals stay with its values."""
+    paths = sorted(run.path.glob("evaluation-*.json"))
+    if not paths:
+        log.warning("%s has no evaluation: the manifest will hold no metrics; run evaluate before export", run.path)
+    return {path.stem.removeprefix("evaluation-"): read_json(path) for path in paths}
+
+
+def _parity(
+    run: Run,
+    trained: tuple[Run, Ranker],
+    module: ScoringModule,
+    scripted: torch.jit.ScriptModule,
+    reloaded: torch.jit.ScriptModule,
+    table: pa.Table,
+) -> dict[str, float]:
+    """The largest difference of the eager module from the trained ranker (which sums in TorchRec's kernels), and of
+    the other modules from the eager one, for one user and 1 to 1000 candidates; relative where an answer is above 1.
+
+    Raises ValueError where a difference is beyond PARITY."""
+    trained_encoder, ranker = trained[0].encoder, trained[1]
+    worst = dict.fromkeys(("eager against trained", "scripted against eager", "reloaded against eager"), 0.0)
+    for rows in PARITY_ROWS:
+        picked = table.slice(0, rows)
+        columns = columns_from_arrow(run.schema, picked)
+        first = columns_from_arrow(run.schema, picked.slice(0, 1))
+        count = picked.num_rows
+        blocks = []
+        for encoder in (run.encoder, trained_encoder):
+            request = encoder.encode("request", first, 1, as_served=True).block
+            blocks.append((request, encoder.encode("candidate", columns, count, as_served=True).block))
+        (request, candidate), (as_trained, candidates) = blocks
+        inputs = (*block_tensors(request), *block_tensors(candidate))
+        with torch.no_grad():
+            logits_NT = ranker(_repeated(as_trained, count), BlockTensors(*block_tensors(candidates)))
+            eager_NT = module(*inputs)
+            for pair, answers_NT, expected_NT in (
+                ("eager against trained", eager_NT, module.answer.answers(logits_NT)),
+                ("scripted against eager", scripted(*inputs), eager_NT),
+                ("reloaded against eager", reloaded(*inputs), eager_NT),
+            ):
+                error_NT = (answers_NT - expected_NT).abs() / expected_NT.abs().clamp(min=1.0)
+                worst[pair] = max(worst[pair], float(error_NT.max()))
+    for pair, error in worst.items():
+        # TorchRec's kernels sum in another order, and expm1 widens that; the exported module has no such excuse.
+        limit = PARITY * (_unit_of_log(run.schema) if pair == "eager against trained" else 1.0)
+        if not error <= limit:
+            raise ValueError(f"{pair}: the answers differ by {error:.2g}, over {limit:g}")
+    return worst
+
+
+def _unit_of_log(schema: FeedSchema) -> float:
+    # expm1 turns an absolute error of the log scale (values up to about 20) into a relative one of that size.
+    return 20.0 if any(not isinstance(task, BinaryTask) for task in schema.tasks) else 1.0
+
+
+def _repeated(block: EncodedBlock, count: int) -> BlockTensors:
+    """A request block of one row as `count` rows, list feature by list feature."""
+    ids_1K, values_V, lengths_L1, numbers_1N = block_tensors(block)
+    values = (
+        [part.repeat(count) for part in torch.split(values_V, lengths_L1[:, 0].tolist())] if len(lengths_L1) else []
+    )
+    return BlockTensors(
+        ids_1K.expand(count, -1),
+        torch.cat(values) if values else values_V,
+        lengths_L1.expand(-1, count),
+        numbers_1N.expand(count, -1),
+    )
+
+
+def golden_requests(
+    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, mappings: AnswerMaps, table: pa.Table
+) -> dict[str, Any]:
+    """Requests made of real rows, with calibrated answers: users and candidates spread evenly over the split.
+
+    One further request sends nothing but ids and one candidate without any feature: defaults are part of the contract.
+    """
+    requests = []
+    spread = np.linspace(0, table.num_rows - 1, num=sum(GOLDEN_CANDIDATES) + len(GOLDEN_CANDIDATES)).astype(np.int64)
+    for count in GOLDEN_CANDIDATES:
+        user_row, candidate_rows, spread = spread[:1], spread[1 : count + 1], spread[count + 1 :]
+        user = table.take(user_row).to_pylist()[0]
+        candidates = table.take(candidate_rows)
+        requests.append(
+            {
+                "user": {f.name: _value(f, user[f.name]) for f in schema.asked("request")},
+                "candidates": {
+                    "id": [f"c{row}" for row in range(count)],
+                    "features": {
+                        f.name: [_value(f, value) for value in candidates.column(f.name).to_pylist()]
+                        for f in schema.asked("candidate")
+                    },
+                },
+            }
+        )
+    requests.append({"user": {}, "candidates": {"id": ["nothing-known"], "features": {}}})
+    for request in requests:
+        request["expected"] = _answers(schema, encoder, module, mappings, request)
+    return {"tolerance": GOLDEN_TOLERANCE, "requests": requests}
+
+
+def _value(feature: Feature, value: Any) -> Any:
+    """A Parquet value as JSON sends it."""
+    if feature.kind == "number" and value is not None:
+        return float(value)
+    return value
+
+
+def _answers(
+    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, mappings: AnswerMaps, request: dict[str, Any]
+) -> dict[str, Any]:
+    rows = len(request["candidates"]["id"])
+    user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
+    candidates = encoder.columns("candidate", request["candidates"]["features"], rows)
+    inputs = (
+        *block_tensors(encoder.encode("request", user, 1, as_served=True).block),
+        *block_tensors(encoder.encode("candidate", candidates, rows, as_served=True).block),
+    )
+    with torch.no_grad():
+        answers_NT = calibrated(module(*inputs).numpy(), mappings)
+    return {task.name: answers_NT[:, position].astype(float).tolist() for position, task in enumerate(schema.tasks)}
+
+
+def reference_scores(
+    run: Run, ranker: Ranker, module: ScoringModule, mappings: AnswerMaps, table: pa.Table
+) -> dict[str, Any]:
+    """Per task a histogram of the answers on the newest split, against which drift is measured.
+
+    Even bins over [0, 1] for probabilities, over the middle 99.8 % for quantities (outer bins take the rest)."""
+    newest = table.slice(0, HISTOGRAM_ROWS)
+    rows = Rows.encode(run.schema, run.encoder, newest, columns_from_arrow(run.schema, newest), as_served=True)
+    with torch.no_grad():
+        answers_BT = module.answer.answers(torch.from_numpy(predict(ranker, rows))).numpy()
+    answers_BT = calibrated(answers_BT, mappings).astype(np.float64)
+    histograms = {}
+    for position, task in enumerate(run.schema.tasks):
+        answers_B = answers_BT[:, position]
+        low, high = (0.0, 1.0) if isinstance(task, BinaryTask) else np.quantile(answers_B, (0.001, 0.999))
+        edges = np.linspace(low, high if high > low else low + 1.0, HISTOGRAM_BINS + 1)
+        counts, _ = np.histogram(np.clip(answers_B, edges[0], edges[-1]), bins=edges)
+        histograms[task.name] = {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(answers_B.mean())}
+    return histograms
+
+
+def reference_features(run: Run, table: pa.Table) -> FeatureReference:
+    """The bins of every feature on the same rows, against which the drift of requests is measured."""
+    newest = table.slice(0, HISTOGRAM_ROWS)
+    columns = columns_from_arrow(run.schema, newest)
+    blocks: tuple[Block, Block] = ("request", "candidate")
+    encoded = {block: run.encoder.encode(block, columns, newest.num_rows, as_served=True).block for block in blocks}
+    return of_features(run.schema, encoded)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Initial weights of a run: a parent, a warm start, foreign weights."""

@@ -1,0 +1,119 @@
+"""The network's part of a warm start: layers by name, columns of the raw row by feature, gates by expert.
+
+In: two networks as `Side`s, and the features that mean the same to both. Out: ours filled from theirs, and what became
+of each part of it. Columns of new features start at 0, so that adding one changes no answer until it is trained. Gates
+go by the experts that they mix, stitches by tasks; what is new there, and a new task's own parts, keep fresh weights.
+
+Shapes: D columns of the dense row (of a task's part of it where tasks have tables of their own), G gates, E experts.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from model.features.block import BLOCKS, block_features
+from model.fusion.frozen import Gates
+from model.fusion.names import mixed_names
+from model.fusion.slots import Slots
+from model.ranker import Network, NetworkConfig
+from model.schema import FeedSchema
+
+
+class Side:
+    """A network by its slots (model/fusion/slots.py), with what their rows and columns stand for."""
+
+    def __init__(self, network: Network, config: NetworkConfig, schema: FeedSchema) -> None:
+        tasks = [task.name for task in schema.tasks]
+        self.tasks = tasks
+        self.slots = network.slots(tasks)
+        self.columns = _columns(schema)
+        parts = len(tasks) if config.has_own_embeddings else 1
+        width = sum(map(len, self.columns.values())) * parts
+        # What reads the raw row changes with its width, and nothing else does.
+        with torch.random.fork_rng(devices=[]):
+            wider = Network(config, width + parts, len(tasks)).slots(tasks)
+        self.reads_row = {name for name, slot in self.slots.items() if slot.shape != wider[name].shape}
+        self._experts = _experts_of_gates(network, config, tasks, self.slots)
+
+    def labels(self, name: str) -> list[list[str]]:
+        """By leading dimension of a slot, what its entries stand for; none where only their number counts."""
+        if name.endswith(".stitch"):
+            return [self.tasks, self.tasks]
+        gate = name.rpartition(".")[0]
+        return [self._experts[gate]] if gate in self._experts else []
+
+
+def fill_network(ours: Side, theirs: Side, features: set[str]) -> Iterator[tuple[str, str]]:
+    """Fills our slots; `features` keep their columns. Yields each part's name with `taken`, `part`, `fresh` or
+    `dropped`."""
+    columns = [(ours.columns[name], theirs.columns[name]) for name in ours.columns if name in features]
+    states: dict[str, set[str]] = {}
+    for name in ours.slots:
+        states.setdefault(_part(name), set()).add(_fill(name, ours, theirs, columns))
+    for part, found in states.items():
+        yield part, found.pop() if len(found) == 1 else "part"
+    for part in dict.fromkeys(map(_part, theirs.slots)):
+        if part not in states:
+            yield part, "dropped"
+
+
+def _fill(name: str, ours: Side, theirs: Side, columns: list[tuple[range, range]]) -> str:
+    slot, source = ours.slots[name], theirs.slots.get(name)
+    reads_row = name in ours.reads_row
+    if source is None or source.dim() != slot.dim() or reads_row != (name in theirs.reads_row):
+        return "fresh"
+    pairs: list[Tensor] = []  # by dimension, our place and theirs of what both have
+    labels = list(zip(ours.labels(name), theirs.labels(name), strict=False))
+    for dimension, (size, old_size) in enumerate(zip(slot.shape, source.shape, strict=True)):
+        if reads_row and dimension == slot.dim() - 1:
+            found = [pair for mine, other in columns for pair in zip(mine, other, strict=True)]
+        elif dimension < len(labels):
+            mine, other = labels[dimension]
+            found = [(place, other.index(label)) for place, label in enumerate(mine) if label in other]
+        elif size == old_size:
+            found = [(place, place) for place in range(size)]
+        else:
+            return "fresh"
+        pairs.append(torch.tensor(found, dtype=torch.int64).view(-1, 2))
+    whole = all(len(found) == size for found, size in zip(pairs, slot.shape, strict=True))
+    here = torch.meshgrid(*(found[:, 0] for found in pairs), indexing="ij")
+    there = torch.meshgrid(*(found[:, 1] for found in pairs), indexing="ij")
+    if reads_row:
+        slot[pairs[0][:, 0]] = 0.0
+    slot[here] = source[there].to(slot)
+    return "taken" if whole else "part" if here[0].numel() else "fresh"
+
+
+def _columns(schema: FeedSchema) -> dict[str, range]:
+    """Each feature's columns of the dense row (model/embeddings/embeddings.py)."""
+    dims = {name: table.dim for table in schema.tables for name in table.features}
+    columns: dict[str, range] = {}
+    start = 0
+    for block in BLOCKS:
+        for features in block_features(schema, block):
+            for feature in features:
+                columns[feature.name] = range(start, start + dims.get(feature.name, 1))
+                start = columns[feature.name].stop
+    return columns
+
+
+def _experts_of_gates(network: Network, config: NetworkConfig, tasks: list[str], slots: Slots) -> dict[str, list[str]]:
+    """By gate, the experts that its outputs stand for, in their order."""
+    frozen = network.frozen(len(tasks))
+    mixed = [level for level in enumerate(frozen.levels) if level[1].num_mixed]
+    experts: dict[str, list[str]] = {}
+    for (position, level), (_, names) in zip(mixed, mixed_names(config.fusion, frozen, tasks), strict=True):
+        if not isinstance(level.mix, Gates):
+            continue
+        prefix = f"level.{position}.gate."
+        gates = [name.removesuffix(".weight") for name in slots if name.startswith(prefix) and name.endswith(".weight")]
+        for gate, bias_E in zip(gates, level.mix.bias_GE, strict=True):
+            experts[gate] = [names[expert] for expert in torch.isfinite(bias_E).nonzero()[:, 0].tolist()]
+    return experts
+
+
+def _part(name: str) -> str:
+    """What a slot is part of, as people are told: an expert's or gate's unit, a tower, a layer."""
+    words = name.split(".")
+    return ".".join(words[: 4 if words[0] == "level" and words[2] != "stitch" else 3 if words[0] == "level" else 2])

@@ -1,0 +1,1 @@
+"""One step of training: look-ups, optimizers, routing, slots."""
