@@ -18,7 +18,7 @@ from service.impressions.rotated_files import LINES, named
 POLL_SECONDS = 1.0
 _SAY_SECONDS = 60.0
 _REASON_CHARACTERS = 300
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 
 _log = logging.getLogger(f"{LOGGER}.impressions")
 

@@ -84,9 +84,10 @@ def test_files_threads_and_memory_stay_what_they_are(tmp_path: Path) -> None:
                 resident.append(process.memory_info().rss)
     assert len(set(threads)) == 1, threads
     print("open files:", *files)
-    # The impression log has a file of its own open or is between two, and the process that makes Parquet of them is
-    # there (a lock, two pipes) or not: these come and go, and what is left behind adds up.
-    assert max(files) - min(files) <= 4, files
+    # The impression log has a file of its own open or is between two, and lists its folder now and then. The process
+    # that makes Parquet of it is there (a pipe of its errors) or is being started (both ends of that pipe and of the
+    # one that tells whether it began). These six come and go, and what is left behind adds up.
+    assert max(files) - min(files) <= 6, files
     if len(resident) >= 30:  # in fewer rounds a few steps are all there is
         third = len(files) // 3
         assert np.median(files[-third:]) - np.median(files[:third]) <= 1, files

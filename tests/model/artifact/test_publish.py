@@ -17,7 +17,7 @@ from model.export.scoring_module import write_torchscript
 from tests.artifacts import tiny_schema
 from tests.model.small_artifact import FILES, SMALL, publish_small, write_small
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_user_may_read_what_is_published(tmp_path: Path) -> None:

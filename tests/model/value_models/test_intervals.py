@@ -20,7 +20,7 @@ ONE = [np.negative, np.positive, *(function for function, count in FUNCTIONS.val
 @st.composite
 def bounds_and_points(draw: st.DrawFn) -> tuple[float, float, list[float]]:
     """An interval, both its ends, and numbers between them."""
-    low, high = sorted((draw(ENDS), draw(ENDS)))
+    low, high = sorted((draw(ENDS), draw(ENDS)), key=lambda end: (end, np.copysign(1, end)))  # -0.0 before 0.0
     if draw(st.integers(0, 3)) == 0:
         high = low
     between = st.floats(low, high, allow_nan=False) if np.isfinite([low, high]).all() else st.sampled_from([low, high])

@@ -16,7 +16,7 @@ from training.compare.plans import plans
 
 Entry = dict[str, Any]
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 EXPERIMENTS = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
 BOTTOM: Entry = {"name": "bottom", "fusion": {"kind": "shared_bottom", "levels": [8]}}
 ADATT: Entry = {"name": "adatt", "fusion": {"kind": "adatt_sp", "levels": [8]}}

@@ -15,7 +15,7 @@ from model.schema import FeedSchema
 from training.datasets.census import COLUMNS
 from training.datasets.prepare import prepare
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LABELS = ["income_over_50k", "never_married", "bachelor_or_more", "some_college", "worked", "has_dividends"]
 # The first record of census-income.data as published, and changes of it: (position, value).
 RECORD = (

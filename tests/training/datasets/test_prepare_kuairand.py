@@ -29,7 +29,7 @@ from tests.training.datasets.kuairand_log import (
 from training.__main__ import main
 from training.datasets.prepare import Days, prepare
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_both_layouts_give_the_same_impressions(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from training.datasets.simulate import FeedWorld, simulate
 from training.evaluate.metrics import auc
 
 ROWS = 120_000
-SCHEMA = Path(__file__).parents[2] / "configs" / "schemas" / "simulated.yaml"
+SCHEMA = Path(__file__).parents[3] / "configs" / "schemas" / "simulated.yaml"
 # Statistics of a fixed seed are compared within four standard errors of what the laws say.
 FOUR_SIGMA = 4.0
 

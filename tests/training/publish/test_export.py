@@ -274,7 +274,7 @@ def test_a_killed_export_leaves_nothing_that_a_reader_sees(run: Run, tmp_path: P
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from training import export\n"
+        "from training.publish import export\n"
         "from training.run.run import Run\n"
         f"export.reference_scores = lambda *_: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
         "export.export(Run.open(Path(sys.argv[1])), Path(sys.argv[2]))\n"
