@@ -26,7 +26,7 @@ from benchmarks.training_steps import ranker_step
 from training.distributed.ranks import ALONE
 from training.run import table_files
 from training.run.checkpoints import Checkpoints
-from training.train import Training
+from training.step.training import Training
 
 MINUTE, ASKED = 60.0, 0.05
 # Name, feed, rows of a table, whether 5 % is asked of it.

@@ -33,7 +33,7 @@ from training.fit.splits import open_splits
 from training.run.checkpoints import FOLDER
 from training.run.history import TRAIN_LOSS, read_log
 from training.run.run import SUMMARY, Run
-from training.train import Training
+from training.step.training import Training
 
 BATCH, STEPS, POINTS = 256, 300, 30
 AT_ONCE, EPOCHS = 1024, (1, 3)  # of the scaling

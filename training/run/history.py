@@ -14,9 +14,11 @@ validation_objective       their mean by loss weight
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.untrusted_files import open_regular
+from training.config import TrainingConfig
 from training.run.run import LOG, Run, write_text
 
 TRAIN_LOSS = "train_loss_"
@@ -28,6 +30,37 @@ VALIDATION = "validation_"
 OBJECTIVE = "validation_objective"
 
 Line = Mapping[str, float]
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint. `loss_sums` are those since the last point of validation."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best_objective: float = float("inf")
+    best_epoch: int = -1
+    seconds: float = 0.0
+    loss_sums: list[float] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def is_finished(self, config: TrainingConfig) -> bool:
+        """All epochs are over, or early stopping has ended the run."""
+        if self.epoch >= config.epochs:
+            return True
+        without_gain = self.epoch - 1 - self.best_epoch
+        return config.early_stopping is not None and without_gain >= config.early_stopping.patience
+
+    def add_line(self, line: dict[str, float], *, is_epoch_end: bool) -> bool:
+        """Add a point of validation. True for the best so far."""
+        is_best = line[OBJECTIVE] < self.best_objective
+        if is_best:
+            self.best_objective, self.best_epoch = line[OBJECTIVE], self.epoch
+        if is_epoch_end:
+            self.epoch += 1
+            self.step_in_epoch = 0
+        self.history.append(line)
+        return is_best
 
 
 def write_log(path: Path, lines: Sequence[Line]) -> None:
