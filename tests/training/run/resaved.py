@@ -13,7 +13,7 @@ from training.distributed.ranks import joined
 from training.run import checkpoints, state_file
 from training.run.checkpoints import Checkpoints
 from training.run.run import CONFIG, FITTED, SCHEMA, Run
-from training.train import Training
+from training.step.training import Training
 
 
 def resave(folder: Path, out: Path) -> None:
@@ -29,7 +29,7 @@ def resave(folder: Path, out: Path) -> None:
         newest = Checkpoints(folder, ranks, keep=2, about=about).newest()
         assert newest is not None
         state = state_file.load(newest / checkpoints.STATE)
-        training.restore(newest, state, ranks)
+        training.restore(newest, state)
         if ranks.is_first:
             out.mkdir()
             for name in (CONFIG, SCHEMA, FITTED):
