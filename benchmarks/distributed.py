@@ -66,12 +66,10 @@ def main() -> None:
         "",
         *report.table(["", "beside one process", "over 30 steps", f"over {STEPS} steps"], lines),
         "",
-        "Asked: 1e-6 with SGD over all steps and with the default optimizers over 30. The halves are those of the "
-        "dense part's sums; the rows of a table are added up in one order everywhere.",
+        "The halves are those of the dense part's sums. The rows of a table are added up in one order everywhere.",
         "",
         "A run moved from two processes to one and back (row-wise tables, default optimizers), over the 30 steps "
-        f"after each change: {moved['2 -> 1']:.1e} and {moved['1 -> 2']:.1e} from the run that did not change (1e-5 is "
-        "asked).",
+        f"after each change: {moved['2 -> 1']:.1e} and {moved['1 -> 2']:.1e} from the run that did not change.",
         "",
         f"Scaling, two epochs of {BATCH * STEPS:,} rows with validation; gloo, one thread a process:",
         "",

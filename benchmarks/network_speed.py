@@ -36,7 +36,6 @@ from training.step.balancing.losses import TaskLosses
 
 CONFIG = Path("configs/census.yaml")
 NETWORKS = Path("configs/experiments/census_table5.yaml")
-FLOOR = 0.6
 STEPS = 5
 BLOCKS: tuple[Block, Block] = ("request", "candidate")
 # float32 sums of a few hundred products, in another order.
@@ -62,8 +61,6 @@ def main() -> None:
         ),
     }
     others = paired(_other_networks(run, ranker, batches), turns=options.turns, steps=STEPS)
-    ratios = {what: Ratio.of(ways[OURS], ways[PLAIN]).mean for what, ways in timed.items()}
-    verdicts = [f"{'reached' if r <= FLOOR else 'missed'} by {what} ({r:.2f})" for what, r in ratios.items()]
     rows = [
         [what, way, median(values), str(Ratio.of(ways[OURS], values)) if way != OURS else ""]
         for what, ways in timed.items()
@@ -75,8 +72,6 @@ def main() -> None:
         "a step (median), and the ratio of this project's to it with its 95 % interval over turns.",
         "",
         *report.table(["step of", "by", "ms", "this project / it"], rows),
-        "",
-        f"At most {FLOOR} is asked against the plain one as it comes: {', '.join(verdicts)}.",
         "",
         "Steps of the other networks (network alone), and their ratio to that of adatt_sp:",
         "",

@@ -40,10 +40,10 @@ FEEDS = {
     "kuairand": ("KuaiRand-Pure, AdaTT-sp of configs/kuairand.yaml, batches of 1,024", ("ours", "plain", "modules")),
     "tables": ("26 tables of 1M rows, dim 16, an MLP, batches of 4,096", (*WITH_INPUT, *STEP_ALONE)),
 }
-# Way, over which other, at least.
-ASKED = {
-    "kuairand": (("ours", "plain", 3.0), ("ours", "modules", 3.0)),
-    "tables": (("ours", "plain", 3.0), ("ours-step", "adam-step", 1.2), ("dmp-step", "adam-step", 1.0)),
+# Way, over which other.
+PAIRS = {
+    "kuairand": (("ours", "plain"), ("ours", "modules")),
+    "tables": (("ours", "plain"), ("ours-step", "adam-step"), ("dmp-step", "adam-step")),
 }
 
 
@@ -133,16 +133,15 @@ def _compared(feed: str, found: dict[str, list[dict[str, float]]]) -> list[str]:
         for way, measured in found.items()
     ]
     ratios = []
-    for way, other, least in ASKED[feed]:
+    for way, other in PAIRS[feed]:
         ratio = Ratio.of(seconds[other], seconds[way])
-        verdict = "reached" if ratio.mean >= least else "missed"
-        ratios.append([WORDS[way], WORDS[other], str(ratio), f"{least}: {verdict}"])
+        ratios.append([WORDS[way], WORDS[other], str(ratio)])
     return [
         f"{FEEDS[feed][0]}:",
         "",
         *report.table(["way", "rows per CPU second", "peak memory, MiB"], lines),
         "",
-        *report.table(["throughput of", "over that of", "ratio", "asked"], ratios),
+        *report.table(["throughput of", "over that of", "ratio"], ratios),
     ]
 
 
