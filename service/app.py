@@ -174,11 +174,11 @@ class Service:
 
     async def _flush_metrics(self) -> None:
         while True:
-            self.metrics.tell_worker(is_ready=self.unready_reason is None)
-            self.metrics.connections.tell(GuardedProtocol.shared)
+            self.metrics.set_worker_state(is_ready=self.unready_reason is None)
+            self.metrics.connections.update(GuardedProtocol.shared)
             if self.certificates is not None:
                 are_refused = self.certificates.error is not None
-                self.metrics.tell_certificates(self.certificates.expires_at, are_refused=are_refused)
+                self.metrics.set_certificate(self.certificates.expires_at, are_refused=are_refused)
             self.metrics.flush()
             await asyncio.sleep(_FLUSH_SECONDS)
 
@@ -279,8 +279,8 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
 
     @app.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
     def metrics() -> Response:
-        service.metrics.tell_worker(is_ready=service.unready_reason is None)
-        service.metrics.connections.tell(GuardedProtocol.shared)
+        service.metrics.set_worker_state(is_ready=service.unready_reason is None)
+        service.metrics.connections.update(GuardedProtocol.shared)
         return Response(service.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def refuse(request: Request, error: Exception) -> Response:

@@ -105,16 +105,16 @@ def _serve_with_workers(config: uvicorn.Config, settings: Settings, listener: so
         _say_address(config, listener)
         from prometheus_client import CollectorRegistry
 
-        from service.metrics.process_counters import log_lines_dropped, worker_restarts
+        from service.metrics.process_counters import LOG_LINES_DROPPED, WORKER_RESTARTS
 
         registry = CollectorRegistry()
-        dropped = log_lines_dropped(registry)
+        dropped = LOG_LINES_DROPPED.new_metric(registry)
         end_seconds = settings.drain_seconds + settings.shutdown_seconds + END_SECONDS
         supervisor = Supervisor(
             config,
             [listener],
             end_seconds,
-            on_replaced=worker_restarts(registry).inc,
+            on_replaced=WORKER_RESTARTS.new_metric(registry).inc,
             on_poll=lambda: dropped.inc(stderr_queue().take_dropped()),
         )
         supervisor.run()

@@ -4,6 +4,8 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from service.metrics.family import Families, Family
+
 # What is not HTTP, or is refused before the application sees it; headers or trailers that are slow or large; requests
 # that wait for the answers before theirs; a request that ended early; too many connections, and idle ones that ended
 # for others; unfinished requests that hold too much together; answers that nobody reads.
@@ -30,30 +32,30 @@ class Connections(Protocol):
         """Ended connections by reason, since it was last asked."""
 
 
-class ConnectionMetrics:
-    """Of one worker; told from time to time."""
+class ConnectionMetrics(Families):
+    """Of one worker, updated from time to time."""
+
+    _open = Family(Gauge, "ranking_connections", "Open connections of clients", workers="livesum")
+    _held = Family(
+        Gauge,
+        "ranking_unfinished_request_bytes",
+        "Bytes that requests which are not whole hold together",
+        workers="livesum",
+    )
+    _ends = Family(
+        Counter,
+        "ranking_connections_ended",
+        "Connections that the service has ended by itself, but for idle ones whose time was over",
+        ("reason",),
+    )
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._open = Gauge(
-            "ranking_connections", "Open connections of clients", registry=registry, multiprocess_mode="livesum"
-        )
-        self._held = Gauge(
-            "ranking_unfinished_request_bytes",
-            "Bytes that requests which are not whole hold together",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._ends = Counter(
-            "ranking_connections_ended",
-            "Connections that the service has ended by itself, but for idle ones whose time was over",
-            ["reason"],
-            registry=registry,
-        )
+        super().__init__(registry)
         for reason in END_REASONS:
             self._ends.labels(reason)
 
-    def tell(self, connections: Connections) -> None:
-        """Takes what there is now, and what has ended since."""
+    def update(self, connections: Connections) -> None:
+        """Set the connections of now, and count those that have ended since."""
         self._open.set(connections.open)
         self._held.set(connections.held_bytes)
         for reason, count in connections.take_ends().items():

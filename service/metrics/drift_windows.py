@@ -64,7 +64,7 @@ class DriftWindows:
         self._is_shared = is_shared
         self._windows: dict[Key, _Window] = {}
 
-    def know(self, model: str, version: str, reference: Reference) -> None:
+    def add_version(self, model: str, version: str, reference: Reference) -> None:
         """Exports the indices of a version, from the moment on that it is served."""
         bins: dict[Key, Bins] = {("task", model, version, name): kept for name, kept in reference.scores.items()}
         if reference.features is not None:
@@ -76,7 +76,7 @@ class DriftWindows:
         }
         self._windows = {**self._windows, **made}
 
-    def forget(self, model: str, version: str) -> None:
+    def remove_version(self, model: str, version: str) -> None:
         """A version is served no more."""
         gone = {key: window for key, window in self._windows.items() if key[1:3] == (model, version)}
         self._windows = {key: window for key, window in self._windows.items() if key not in gone}

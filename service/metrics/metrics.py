@@ -26,7 +26,8 @@ from service.base.log import stderr_queue
 from service.metrics.batched_histogram import BatchedHistogram
 from service.metrics.connection_metrics import ConnectionMetrics
 from service.metrics.drift_windows import DriftWindows
-from service.metrics.process_counters import log_lines_dropped, worker_restarts
+from service.metrics.family import Families, Family
+from service.metrics.process_counters import LOG_LINES_DROPPED, WORKER_RESTARTS
 from service.metrics.shadow_metrics import ShadowMetrics
 from service.metrics.shared_files import free_bytes
 
@@ -99,190 +100,167 @@ _RETIRED_KEPT = 8
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class Metrics:
+class Metrics(Families):
     """Every metric of one process, in a registry of its own."""
+
+    requests = Family(Counter, "ranking_requests", "Requests answered, by route and status", ("endpoint", "code"))
+    model_requests = Family(
+        Counter,
+        "ranking_model_requests",
+        "Scoring requests that came as far as a model version, by status: what a canary is judged by",
+        ("model", "version", "code"),
+    )
+    request_seconds = Family(
+        BatchedHistogram,
+        "ranking_request_duration_seconds",
+        "From the first byte of a request to the last byte of its answer",
+        ("endpoint",),
+        buckets=_SECONDS,
+    )
+    queue_seconds = Family(
+        BatchedHistogram,
+        "ranking_queue_duration_seconds",
+        "What a scoring request waited for a scoring thread",
+        buckets=_SECONDS,
+    )
+    inference_seconds = Family(
+        BatchedHistogram,
+        "ranking_inference_duration_seconds",
+        "Encoding of the features and the ranker, per request",
+        buckets=_SECONDS,
+    )
+    candidates = Family(
+        BatchedHistogram, "ranking_candidates_per_request", "Candidates of a scored request", buckets=_COUNTS
+    )
+    work_in_flight = Family(
+        Gauge,
+        "ranking_work_in_flight",
+        "Candidates of scoring requests that were let in and are not answered, and 50 for each request",
+        workers="livesum",
+    )
+    in_flight = Family(Gauge, "ranking_requests_in_flight", "Scoring requests being answered now", workers="livesum")
+    rejected = Family(Counter, "ranking_requests_rejected", "Requests that the service refused to score", ("reason",))
+    loads = Family(Counter, "ranking_model_load", "Model versions and files beside them tried", ("result",))
+    file_errors = Family(
+        Gauge,
+        "ranking_file_error",
+        "1 while a file is missing or refused and what was read before serves on, else 0",
+        ("model", "file"),
+        workers="livemax",
+    )
+    newer_quarantined = Family(
+        Gauge,
+        "ranking_model_newer_quarantined",
+        "Versions newer than what is served that do not verify",
+        ("model",),
+        workers="livemax",
+    )
+    polled_at = Family(
+        Gauge,
+        "ranking_models_polled_timestamp_seconds",
+        "Unix time at which the models folder was polled to the end last, of the worker that is furthest behind",
+        workers="livemin",
+    )
+    info = Family(
+        Gauge,
+        "ranking_model_info",
+        "1 for a model version that is loaded, 0 for one that was",
+        ("model", "version", "engine"),
+        workers="livemax",
+    )
+    loaded_at = Family(
+        Gauge,
+        "ranking_model_loaded_timestamp_seconds",
+        "Unix time at which a model version was loaded",
+        ("model", "version"),
+        workers="livemax",
+    )
+    created_at = Family(
+        Gauge,
+        "ranking_model_created_timestamp_seconds",
+        "Unix time at which a model version was exported",
+        ("model", "version"),
+        workers="livemax",
+    )
+    reference_mean = Family(
+        Gauge,
+        "ranking_task_score_reference_mean",
+        "Mean answer of a task on the data that the version was exported with, in the task's own unit",
+        ("model", "version", "task"),
+        workers="livemax",
+    )
+    workers = Family(
+        Gauge, "ranking_workers", "Worker processes by whether they can score", ("state",), workers="livesum"
+    )
+    tls_expires_at = Family(
+        Gauge,
+        "ranking_tls_certificate_expiry_timestamp_seconds",
+        "Unix time at which the first certificate of the chain that is shown expires, 0 without TLS",
+        workers="livemin",
+    )
+    worker_restarts = WORKER_RESTARTS
+    log_lines_dropped = LOG_LINES_DROPPED
+    task_score = Family(
+        BatchedHistogram,
+        "ranking_task_score",
+        "Answers per candidate and task, in the task's own unit",
+        ("model", "version", "task"),
+        buckets=_SCORES,
+    )
+    combined_score = Family(
+        BatchedHistogram,
+        "ranking_combined_score",
+        "Combined score per candidate",
+        ("model", "version", "value_model"),
+        buckets=_COMBINED,
+    )
+    missing = Family(Counter, "ranking_feature_missing", "Values that took the feature's default", ("model", "feature"))
+    oov = Family(Counter, "ranking_feature_oov", "Ids that the table does not hold", ("model", "feature"))
+    lookups = Family(
+        Counter,
+        "ranking_catalogue_lookups",
+        "Candidates of requests to a model with a catalogue, by what the catalogue knew of them",
+        ("model", "result"),
+    )
+    catalogue_items = Family(
+        Gauge,
+        "ranking_catalogue_items",
+        "Items of the catalogue that is served, 0 where there is none",
+        ("model",),
+        workers="livemax",
+    )
+    catalogue_created_at = Family(
+        Gauge,
+        "ranking_catalogue_created_timestamp_seconds",
+        "Unix time at which the catalogue that is served was built, 0 where there is none",
+        ("model",),
+        workers="livemin",
+    )
+    impressions = Family(
+        Counter,
+        "ranking_impression_log",
+        "Lines of the impression log: written, dropped because too many waited, failed on the disk",
+        ("result",),
+    )
+    impression_files_removed = Family(
+        Counter,
+        "ranking_impression_log_files_removed",
+        "Oldest files of the impression log, removed to keep it within its bound",
+    )
+    impression_conversions_failed = Family(
+        Counter,
+        "ranking_impression_log_conversions_failed",
+        "Times that closed files of the impression log did not become Parquet; they stay, and are tried again",
+    )
 
     def __init__(self) -> None:
         self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "ranking_requests", "Requests answered, by route and status", ["endpoint", "code"], registry=registry
-        )
-        self.model_requests = Counter(
-            "ranking_model_requests",
-            "Scoring requests that came as far as a model version, by status: what a canary is judged by",
-            ["model", "version", "code"],
-            registry=registry,
-        )
-        self.request_seconds = BatchedHistogram(
-            "ranking_request_duration_seconds",
-            "From the first byte of a request to the last byte of its answer",
-            ["endpoint"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.queue_seconds = BatchedHistogram(
-            "ranking_queue_duration_seconds",
-            "What a scoring request waited for a scoring thread",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.inference_seconds = BatchedHistogram(
-            "ranking_inference_duration_seconds",
-            "Encoding of the features and the ranker, per request",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.candidates = BatchedHistogram(
-            "ranking_candidates_per_request", "Candidates of a scored request", buckets=_COUNTS, registry=registry
-        )
-        self.work_in_flight = Gauge(
-            "ranking_work_in_flight",
-            "Candidates of scoring requests that were let in and are not answered, and 50 for each request",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self.in_flight = Gauge(
-            "ranking_requests_in_flight",
-            "Scoring requests being answered now",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self.rejected = Counter(
-            "ranking_requests_rejected", "Requests that the service refused to score", ["reason"], registry=registry
-        )
-        self.loads = Counter(
-            "ranking_model_load", "Model versions and files beside them tried", ["result"], registry=registry
-        )
-        self.file_errors = Gauge(
-            "ranking_file_error",
-            "1 while a file is missing or refused and what was read before serves on, else 0",
-            ["model", "file"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.newer_quarantined = Gauge(
-            "ranking_model_newer_quarantined",
-            "Versions newer than what is served that do not verify",
-            ["model"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.polled_at = Gauge(
-            "ranking_models_polled_timestamp_seconds",
-            "Unix time at which the models folder was polled to the end last, of the worker that is furthest behind",
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self.info = Gauge(
-            "ranking_model_info",
-            "1 for a model version that is loaded, 0 for one that was",
-            ["model", "version", "engine"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.loaded_at = Gauge(
-            "ranking_model_loaded_timestamp_seconds",
-            "Unix time at which a model version was loaded",
-            ["model", "version"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.created_at = Gauge(
-            "ranking_model_created_timestamp_seconds",
-            "Unix time at which a model version was exported",
-            ["model", "version"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.reference_mean = Gauge(
-            "ranking_task_score_reference_mean",
-            "Mean answer of a task on the data that the version was exported with, in the task's own unit",
-            ["model", "version", "task"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.workers = Gauge(
-            "ranking_workers",
-            "Worker processes by whether they can score",
-            ["state"],
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self.tls_expires_at = Gauge(
-            "ranking_tls_certificate_expiry_timestamp_seconds",
-            "Unix time at which the first certificate of the chain that is shown expires, 0 without TLS",
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self.worker_restarts = worker_restarts(registry)
-        self.log_lines_dropped = log_lines_dropped(registry)
-        self.task_score = BatchedHistogram(
-            "ranking_task_score",
-            "Answers per candidate and task, in the task's own unit",
-            ["model", "version", "task"],
-            buckets=_SCORES,
-            registry=registry,
-        )
-        self.combined_score = BatchedHistogram(
-            "ranking_combined_score",
-            "Combined score per candidate",
-            ["model", "version", "value_model"],
-            buckets=_COMBINED,
-            registry=registry,
-        )
-        self.missing = Counter(
-            "ranking_feature_missing", "Values that took the feature's default", ["model", "feature"], registry=registry
-        )
-        self.oov = Counter(
-            "ranking_feature_oov", "Ids that the table does not hold", ["model", "feature"], registry=registry
-        )
-        self.lookups = Counter(
-            "ranking_catalogue_lookups",
-            "Candidates of requests to a model with a catalogue, by what the catalogue knew of them",
-            ["model", "result"],
-            registry=registry,
-        )
-        self.catalogue_items = Gauge(
-            "ranking_catalogue_items",
-            "Items of the catalogue that is served, 0 where there is none",
-            ["model"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.catalogue_created_at = Gauge(
-            "ranking_catalogue_created_timestamp_seconds",
-            "Unix time at which the catalogue that is served was built, 0 where there is none",
-            ["model"],
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self._histograms = (
-            self.request_seconds,
-            self.queue_seconds,
-            self.inference_seconds,
-            self.candidates,
-            self.task_score,
-            self.combined_score,
-        )
-        self.impressions = Counter(
-            "ranking_impression_log",
-            "Lines of the impression log: written, dropped because too many waited, failed on the disk",
-            ["result"],
-            registry=registry,
-        )
-        self.impression_files_removed = Counter(
-            "ranking_impression_log_files_removed",
-            "Oldest files of the impression log, removed to keep it within its bound",
-            registry=registry,
-        )
-        self.impression_conversions_failed = Counter(
-            "ranking_impression_log_conversions_failed",
-            "Times that closed files of the impression log did not become Parquet; they stay, and are tried again",
-            registry=registry,
-        )
-        self.shadow = ShadowMetrics(registry)
-        self.connections = ConnectionMetrics(registry)
+        self.registry = CollectorRegistry()
+        super().__init__(self.registry)
+        self.shadow = ShadowMetrics(self.registry)
+        self.connections = ConnectionMetrics(self.registry)
+        self.drift = DriftWindows(self.registry, is_shared=self._folder is not None)
+        self._histograms = [metric for metric in vars(self).values() if isinstance(metric, BatchedHistogram)]
         self._of_versions = (
             self.model_requests,
             self.info,
@@ -294,7 +272,6 @@ class Metrics:
             *self.shadow.of_versions,
         )
         self._retired: dict[tuple[str, str], None] = {}  # in the order in which they were
-        self.drift = DriftWindows(registry, is_shared=self._folder is not None)
         for result in IMPRESSION_RESULTS:
             self.impressions.labels(result)
         for endpoint in ENDPOINTS:
@@ -308,19 +285,19 @@ class Metrics:
         for file in COMMON_FILES:
             self.file_errors.labels("", file)
         self.polled_at.set_to_current_time()
-        self.tell_worker(is_ready=False)
+        self.set_worker_state(is_ready=False)
 
-    def tell_certificates(self, expires_at: float, *, are_refused: bool) -> None:
+    def set_certificate(self, expires_at: float, *, are_refused: bool) -> None:
         """Sets when the certificate in force expires, in Unix time, and whether newer files are refused."""
         self.tls_expires_at.set(expires_at)
         self.file_errors.labels("", "tls").set(are_refused)
 
-    def tell_worker(self, *, is_ready: bool) -> None:
+    def set_worker_state(self, *, is_ready: bool) -> None:
         """Sets whether this worker can score."""
         for state in WORKER_STATES:
             self.workers.labels(state).set(is_ready == (state == "ready"))
 
-    def know_version(self, model: str, version: str) -> None:
+    def add_version(self, model: str, version: str) -> None:
         """A version is served, for the first time or again."""
         self._retired.pop((model, version), None)
 

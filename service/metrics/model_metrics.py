@@ -27,8 +27,8 @@ class ModelMetrics:
         schema, version, reference = scorer.schema, scorer.version, scorer.reference
         self._labels = (model, version)
         self._metrics = metrics
-        metrics.know_version(model, version)
-        metrics.drift.know(model, version, reference)
+        metrics.add_version(model, version)
+        metrics.drift.add_version(model, version, reference)
         self._info = metrics.info.labels(model, version, scorer.engine)
         self._info.set(1)
         metrics.loaded_at.labels(model, version).set(time.time())
@@ -52,7 +52,7 @@ class ModelMetrics:
         """Counts the candidates of one request by LOOKUP_RESULTS."""
         _add(self._lookups, results)
 
-    def know_value_models(self, names: Sequence[str]) -> None:
+    def add_value_models(self, names: Sequence[str]) -> None:
         """Exports the combined scores of these value models from 0."""
         self._combined_scores = {name: self._metrics.combined_score.labels(*self._labels, name) for name in names}
 
@@ -69,7 +69,7 @@ class ModelMetrics:
     def retire(self) -> None:
         """Marks the version as served no more."""
         self._info.set(0)
-        self._metrics.drift.forget(*self._labels)
+        self._metrics.drift.remove_version(*self._labels)
         self._metrics.retire_version(*self._labels)
 
 

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import Counter, Histogram
 
+from service.metrics.family import Families, Family
 from service.metrics.ranking_distance import TOP, Movement
 
 # Scored; dropped as too many waited; skipped, as a catalogue answered that the shadow version does not have; failed.
@@ -25,49 +26,48 @@ RESULTS = ("scored", "dropped", "skipped", "failed")
 _CORRELATIONS = (-0.5, 0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 _OVERLAPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _TEN = TOP.index(10)
-_VERSION = ["model", "version"]
+_VERSION = ("model", "version")
 
 
-class ShadowMetrics:
+class ShadowMetrics(Families):
     """The metrics of shadow scoring; `version` is the shadow's."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "ranking_shadow_requests",
-            "Requests taken for the shadow version, by what became of them",
-            [*_VERSION, "result"],
-            registry=registry,
-        )
-        self._candidates = Counter(
-            "ranking_shadow_candidates", "Candidates that the shadow version scored too", _VERSION, registry=registry
-        )
-        self._correlation = Histogram(
-            "ranking_shadow_rank_correlation",
-            "Kendall's tau between the shadow version's ranking of a request and the one that was answered",
-            _VERSION,
-            buckets=_CORRELATIONS,
-            registry=registry,
-        )
-        self._overlap = Histogram(
-            "ranking_shadow_top10_overlap",
-            "Share of a request's ten best candidates that both versions have in common",
-            _VERSION,
-            buckets=_OVERLAPS,
-            registry=registry,
-        )
-        self._answers = Counter(
-            "ranking_shadow_task_answers",
-            "Sum of a task's answers over the candidates that both versions scored, in the task's own unit",
-            [*_VERSION, "task", "answered_by"],
-            registry=registry,
-        )
+    _requests = Family(
+        Counter,
+        "ranking_shadow_requests",
+        "Requests taken for the shadow version, by what became of them",
+        (*_VERSION, "result"),
+    )
+    _candidates = Family(
+        Counter, "ranking_shadow_candidates", "Candidates that the shadow version scored too", _VERSION
+    )
+    _correlation = Family(
+        Histogram,
+        "ranking_shadow_rank_correlation",
+        "Kendall's tau between the shadow version's ranking of a request and the one that was answered",
+        _VERSION,
+        buckets=_CORRELATIONS,
+    )
+    _overlap = Family(
+        Histogram,
+        "ranking_shadow_top10_overlap",
+        "Share of a request's ten best candidates that both versions have in common",
+        _VERSION,
+        buckets=_OVERLAPS,
+    )
+    _answers = Family(
+        Counter,
+        "ranking_shadow_task_answers",
+        "Sum of a task's answers over the candidates that both versions scored, in the task's own unit",
+        (*_VERSION, "task", "answered_by"),
+    )
 
     @property
     def of_versions(self) -> tuple[Counter | Histogram, ...]:
         """Those that have a label set, or several, for a version."""
         return (self._requests, self._candidates, self._correlation, self._overlap, self._answers)
 
-    def know(self, model: str, version: str, tasks: Sequence[str]) -> None:
+    def add_version(self, model: str, version: str, tasks: Sequence[str]) -> None:
         """Exports what is counted of a shadow version from 0."""
         for result in RESULTS:
             self._requests.labels(model, version, result)

@@ -112,7 +112,7 @@ class LoadedVersion:
     def take_value_models(self, value_models: ValueModels) -> None:
         """Scores with these from now on."""
         before = self.served
-        before.metrics.know_value_models(value_models.names)
+        before.metrics.add_value_models(value_models.names)
         self.served = ServedModel(self.name, before.scorer, value_models, before.metrics)
 
     def doubt(self, scorer: Scorer) -> None:
@@ -126,7 +126,7 @@ class LoadedVersion:
 
     def _taken(self, scorer: Scorer, value_models: ValueModels) -> ServedModel:
         metrics = ModelMetrics(self._metrics, self.name, scorer)
-        metrics.know_value_models(value_models.names)
+        metrics.add_value_models(value_models.names)
         self._metrics.loads.labels("ready").inc()
         if scorer.engine_reason is not None:
             self._metrics.loads.labels("compiled_refused").inc()

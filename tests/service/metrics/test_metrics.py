@@ -70,7 +70,7 @@ def test_versions_that_have_gone_take_their_metrics_along_but_for_the_last_eight
         }
 
     def serve(version: int) -> None:
-        metrics.know_version("tiny", str(version))
+        metrics.add_version("tiny", str(version))
         metrics.task_score.labels("tiny", version, "click").observe(0.5)
         metrics.combined_score.labels("tiny", version, "default").observe(0.5)
         metrics.model_requests.labels("tiny", version, 200).inc()
@@ -78,7 +78,7 @@ def test_versions_that_have_gone_take_their_metrics_along_but_for_the_last_eight
         for gauge in (metrics.loaded_at, metrics.created_at):
             gauge.labels("tiny", version).set(1)
         metrics.reference_mean.labels("tiny", version, "click").set(1)
-        metrics.shadow.know("tiny", str(version), ["click"])
+        metrics.shadow.add_version("tiny", str(version), ["click"])
 
     for version in range(1, 13):
         serve(version)

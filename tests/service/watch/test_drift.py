@@ -99,9 +99,9 @@ def test_a_version_that_goes_leaves_no_gauges_behind() -> None:
         return {sample.labels["version"] for family in registry.collect() for sample in family.samples}
 
     for version in ("1", "2"):
-        drift.know("tiny", version, reference)
+        drift.add_version("tiny", version, reference)
     assert versions() == {"1", "2"}
-    drift.forget("tiny", "1")
+    drift.remove_version("tiny", "1")
     assert versions() == {"2"}
 
 
