@@ -10,7 +10,14 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 WORDS = ROOT / "docs/words.md"
 NAMES = ("training", "exporting", "comparing", "balancing", "benchmarks", "security")
-PAGES = [README, WORDS, *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
+DONE = ("CHANGELOG.md", "CONTRIBUTING.md", "requirements/README.md", "benchmarks/results/README.md")
+PAGES = [
+    README,
+    WORDS,
+    *(ROOT / name for name in DONE),
+    *sorted((ROOT / "docs/decisions").glob("*.md")),
+    *(ROOT / "docs" / f"{name}.md" for name in NAMES),
+]
 MEDIAN, LONG, SEMICOLONS = 14, 24, 2
 
 
