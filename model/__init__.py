@@ -1,1 +1,1 @@
-"""What the ranker is: feed schema -> features -> embeddings -> fusion -> towers -> probabilities -> combined score."""
+"""The ranker: feed schema -> features -> embeddings -> fusion -> towers -> probabilities -> combined score."""

@@ -27,7 +27,8 @@ class NetworkConfig(StrictModel):
 
     @property
     def has_own_embeddings(self) -> bool:
-        """Whether every task has embedding tables of its own; the dense row is then one part a task, side by side."""
+        """True where every task has embedding tables of its own; the dense row is then one part a task, side by
+        side."""
         return isinstance(self.fusion, NoSharingConfig) and self.fusion.own_embeddings
 
 
@@ -87,7 +88,7 @@ class Network(nn.Module):
 
 
 class Ranker(nn.Module):
-    """What is trained: `embeddings` (two blocks -> rows_BD, with `width`) and the dense network behind it."""
+    """The trained ranker: `embeddings` (two blocks -> rows_BD, with `width`) and the dense network behind it."""
 
     def __init__(self, embeddings: Embeddings, network: Network) -> None:
         super().__init__()

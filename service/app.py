@@ -61,7 +61,7 @@ _log = logging.getLogger(LOGGER)
 
 
 class Service:
-    """What the routes of one process share."""
+    """State that the routes of one process share."""
 
     def __init__(self, settings: Settings, certificates: Certificates | None = None) -> None:
         self.settings = settings
@@ -114,7 +114,7 @@ class Service:
 
     @property
     def unready_reason(self) -> str | None:
-        """Why the service should get no traffic, None if it should."""
+        """Reason why the service should get no traffic, None if it should."""
         if self.is_leaving or self.is_draining:
             return "the service is shutting down"
         if self.threads.is_stalled:

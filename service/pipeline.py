@@ -40,7 +40,7 @@ _log = logging.getLogger(LOGGER)
 
 
 class Ranking:
-    """What scoring requests need of a service."""
+    """Scoring of requests by the models of a service."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Ranking:
         record: RequestRecord,
         deadline: float | None,
     ) -> tuple[Scored, NDArray[np.float64]]:
-        """What `score` answers and its combined score_N, counted and measured. Raises Problem: 500 not finite, 504."""
+        """Answers of `score` and their combined score_N, counted and measured. Raises Problem: 500 not finite, 504."""
         check_deadline(deadline)
         started = time.perf_counter()
         try:

@@ -107,7 +107,7 @@ class Responder:
 
 
 def _deadline(scope: Scope, record: RequestRecord) -> float | None:
-    """When the answer is of no use any more, in seconds of time.perf_counter; None if the client does not say."""
+    """Deadline of the answer, in seconds of time.perf_counter; None if the client does not say."""
     given = header(scope, TIMEOUT_HEADER)
     if given is None:
         return None

@@ -1,4 +1,4 @@
-"""What the service can be told: by flag, by environment variable FEEDRANK_<NAME>, or by default, in that order.
+"""Settings of the service: by flag, by environment variable FEEDRANK_<NAME>, or by default, in that order.
 
 In: argv and the environment. Out: a validated, frozen `Settings`. A wrong value ends the program with one line that
 names the flag and the rule.

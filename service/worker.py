@@ -1,4 +1,4 @@
-"""What a worker process runs. Apart from the parent, which must not pay for torch just to watch its workers."""
+"""A worker process. Apart from the parent, which must not pay for torch just to watch its workers."""
 
 import gc
 import os

@@ -60,7 +60,7 @@ class FileEntry(StrictModel):
 
 
 class Manifest(StrictModel):
-    """What the artifact is and where it came from; `checksum` is the sha256 of the rest of the manifest."""
+    """An artifact and its origin; `checksum` is the sha256 of the rest of the manifest."""
 
     format_version: int
     format: Literal["torchscript"]
@@ -298,7 +298,7 @@ def read_manifest(path: Path, format_version: int, verify_key: Path | None = Non
 
 
 class DerivedManifest(StrictModel):
-    """What the manifests of things made from a version have in common; `parent` is the checksum of its manifest."""
+    """Common part of the manifests of things made from a version; `parent` is the checksum of its manifest."""
 
     format_version: int
     name: str
@@ -361,7 +361,7 @@ def file_entry(file: Path) -> dict[str, Any]:
 
 
 def sync(path: Path) -> None:
-    """Has a file or a folder written to the disk itself."""
+    """Write a file or a folder to the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

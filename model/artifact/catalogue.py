@@ -57,7 +57,7 @@ class Widths(StrictModel):
 
 
 class CatalogueManifest(DerivedManifest):
-    """What a generation is. `missing` and `oov` count, by feature, the items without a value and the ids that their
+    """A generation's manifest. `missing` and `oov` count, by feature, the items without a value and the ids that their
     table does not hold."""
 
     kind: Literal["catalogue"]
@@ -90,7 +90,7 @@ def layout(
 
 
 def ids_dtype_of(schema: FeedSchema) -> IdsDtype:
-    """What a feed's candidate ids are stored as."""
+    """Storage type of a feed's candidate ids."""
     pairs = {name for table in schema.tables if table.half_rows for name in table.features}
     return "int64" if any(feature.name in pairs for feature in schema.block("candidate")) else "int32"
 
@@ -102,7 +102,7 @@ def keys_of(ids: Sequence[str]) -> NDArray[np.uint64]:
 
 
 def folder_of(artifact: Artifact) -> Path:
-    """Where the generations of a version's catalogue lie, if there is one."""
+    """Folder of the generations of a version's catalogue, if there is one."""
     return artifact.path.parent / "derived" / artifact.version / "catalogue"
 
 

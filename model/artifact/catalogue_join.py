@@ -27,7 +27,7 @@ KNOWN, OVERRIDDEN, INLINE, NOT_FOUND = RESULTS = ("known", "overridden", "inline
 
 
 class NamedCandidates(NamedTuple):
-    """Which items of `catalogue` the candidates are (`rows_N`, UNKNOWN where none), the features of those candidates
+    """Items of `catalogue` that the candidates are (`rows_N`, UNKNOWN where none), the features of those candidates
     that the request says something of or nothing knows (`encoded`, where `is_encoded_N`; None where there are none),
     how many candidates came to each of RESULTS, and the positions of those that are unknown."""
 
@@ -42,7 +42,7 @@ class NamedCandidates(NamedTuple):
 
     @property
     def uses_catalogue(self) -> bool:
-        """Whether any candidate takes features from the catalogue."""
+        """True where a candidate takes features from the catalogue."""
         return self.results[KNOWN] + self.results[OVERRIDDEN] > 0
 
     @property
@@ -113,7 +113,7 @@ def resolve(
 
 
 def _given(column: Column, is_null_N: Mask | None) -> Mask:
-    """Where a request has a value."""
+    """Mask of the values that a request has."""
     if column.lengths_B is None:
         is_null_N = column.missing
     return np.ones(column.rows, np.bool_) if is_null_N is None else ~is_null_N

@@ -40,7 +40,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class CompiledManifest(DerivedManifest):
-    """What a package is; `cpu_ms` by engine and candidates."""
+    """A package's manifest; `cpu_ms` by engine and candidates."""
 
     kind: Literal["compiled"]
     torch: str
@@ -74,7 +74,7 @@ class CompiledAnswers:
 
 
 def folder_of(artifact: Artifact) -> Path:
-    """Where the compiled package of a version lies, if there is one."""
+    """Folder of the compiled package of a version, if there is one."""
     return artifact.path.parent / "derived" / artifact.version / "compiled"
 
 

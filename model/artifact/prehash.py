@@ -59,5 +59,5 @@ def take(file: BinaryIO) -> str | None:
 
 
 def forget() -> None:
-    """Lets go of what nobody has taken."""
+    """Drop the hashes that nobody has taken."""
     _begun.clear()

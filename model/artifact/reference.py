@@ -1,4 +1,4 @@
-"""What a version saw and answered when it was exported, in bins against which serving is compared.
+"""Inputs and answers of a version at its export, in bins against which serving is compared.
 
 In: the newest rows of the data, encoded and scored (`of_features`, `of_scores`), or the artifact's files of them. Out:
 `Bins`, which count values and tell the drift of such counts, the population stability index,

@@ -80,7 +80,7 @@ def widths_of(module: nn.Module) -> list[int]:
 
 
 def set_tables(module: nn.Module, stacked_RW: Mapping[int, Tensor]) -> None:
-    """Has a module, eager or scripted, read these matrices; one of its widths that is not there stays as it was."""
+    """Point a module, eager or scripted, at these matrices; one of its widths that is not there stays as it was."""
     for reader in _readers(module):
         width = getattr(reader, _ATTRIBUTE).shape[1]
         if width in stacked_RW:

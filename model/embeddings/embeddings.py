@@ -55,7 +55,7 @@ ADAGRAD_EPSILON = 1e-8
 
 
 class TableOptimizer(NamedTuple):
-    """How a table learns: a fused optimizer, or None for one outside, which sees dense gradients."""
+    """Optimizer of a table: a fused one, or None for one outside, which sees dense gradients."""
 
     fused: FusedOptimizer | None
     learning_rate: float
@@ -285,7 +285,7 @@ class Embeddings(nn.Module):
         return pooled
 
     def _rows(self, feature: str, ids: Tensor) -> list[tuple[str, Tensor]]:
-        """Which rows of its table a feature's ids are, under each key that it reads the table by."""
+        """Rows of its table that a feature's ids are, under each key that it reads the table by."""
         half_rows = self._half_rows.get(feature)
         if half_rows is None:
             return [(feature, ids)]
@@ -302,7 +302,7 @@ class Embeddings(nn.Module):
         return columns_BD if divisors_B1 is None else columns_BD / divisors_B1
 
     def _divisors(self, request: BlockTensors, candidate: BlockTensors) -> dict[str, Tensor]:
-        """What the sum of a list is divided by where its mean is asked for, [B, 1]. All tables pool by sums: fbgemm's
+        """Divisor of the sum of a list where its mean is wanted, [B, 1]. All tables pool by sums: fbgemm's
         means take four times as long on a CPU, and each pooling is a kernel of its own."""
         divisors: dict[str, Tensor] = {}
         for names, block in zip(self._mean_lists, (request, candidate), strict=True):
@@ -311,7 +311,7 @@ class Embeddings(nn.Module):
         return divisors
 
     def collections(self) -> list[nn.Module]:
-        """What holds the tables, a module for each group of one optimizer."""
+        """Modules that hold the tables, one for each group of one optimizer."""
         return [] if self.collection is None else [self.collection, *self.others]
 
     def _key(self, feature: str, owner: str | None) -> str:

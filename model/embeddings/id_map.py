@@ -31,7 +31,7 @@ class IdMap:
         self.hold(nobody, nobody, {}, 0)
 
     def hold(self, words_H: Tensor, rows_H: Tensor, merits: Mapping[str, Tensor], turns: int) -> None:
-        """Gives the rows to these words."""
+        """Assign the rows to these words."""
         self.words_H, self.rows_H = words_H.to(self.device), rows_H.to(self.device)
         self.merits = {name: one.to(self.device) for name, one in merits.items()}
         self.turns = turns

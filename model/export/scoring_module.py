@@ -26,7 +26,7 @@ from model.schema import FeedSchema
 
 
 class ScoringModule(nn.Module):
-    """What is exported: one request block and N candidates -> answers_NT.
+    """The exported module: one request block and N candidates -> answers_NT.
 
     `forward` is the whole. Its steps: `request_sums` once a request, `candidate_rows`, then `answer`, which may be
     compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it;

@@ -49,7 +49,7 @@ class ColumnErrors(ValueError):
 
 
 class Kind(NamedTuple):
-    """What the values of a feature are: ids of a dtype, alone or in lists; numbers have none."""
+    """Type of a feature's values: ids of a dtype, alone or in lists; numbers have none."""
 
     dtype: Dtype | None
     is_list: bool
@@ -68,7 +68,7 @@ class Column(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows the column has."""
+        """Number of rows."""
         if self.lengths_B is not None:
             return len(self.lengths_B)
         return len(self.values if self.codes_V is None else self.codes_V)

@@ -93,7 +93,7 @@ def starts_of(block: EncodedBlock) -> Ids:
 
 
 def places(starts_LN: Ids, lengths_LN: Ids) -> Ids:
-    """Where the values of lists stand, list after list: each list's start and what follows it."""
+    """Positions of the values of lists, list after list: each list's start and what follows it."""
     lengths = lengths_LN.reshape(-1)
     # Value v of what is gathered stands at its list's start plus its rank within the list.
     before = np.cumsum(lengths) - lengths

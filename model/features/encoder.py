@@ -115,7 +115,7 @@ class FeatureEncoder:
         return columns
 
     def request_columns(self, values: Mapping[str, object]) -> Mapping[str, Column]:
-        """What `columns` makes of a request's block, from one JSON value per feature. Raises ColumnErrors."""
+        """The columns of a request's block, from one JSON value per feature. Raises ColumnErrors."""
 
         def columns() -> dict[str, Column]:
             return self.columns("request", {name: [value] for name, value in values.items()}, 1)

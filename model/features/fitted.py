@@ -1,4 +1,4 @@
-"""What the training split teaches the features: vocabularies, number transforms, scales of regression labels.
+"""Lessons of the training split for the features: vocabularies, number transforms, scales of regression labels.
 
 In: the training split's columns, whole or piece by piece. Out: `FittedFeatures`, which the artifact keeps as JSON and
 every encoder reads. What pieces are remembered by, and how exactly, is in id_counts.py and summaries.py.
@@ -54,7 +54,7 @@ class TargetScale(StrictModel):
 
 
 class FittedFeatures(StrictModel):
-    """What the training split taught the features: vocabularies by table, number transforms, label scales."""
+    """Fitted state of the features: vocabularies by table, number transforms, label scales."""
 
     vocabularies: dict[str, tuple[StrictInt, ...] | tuple[StrictStr, ...]] = Field(default_factory=dict)
     numbers: dict[str, tuple[NumberStep, ...]] = Field(default_factory=dict)
@@ -119,7 +119,7 @@ class FittingPass:
             largest.merge(other._largest[name])
 
     def finish(self) -> FittedFeatures:
-        """What was fitted. Raises ValueError where there is nothing to fit on."""
+        """The fitted state. Raises ValueError where there is nothing to fit on."""
         vocabularies = {table.name: self._vocabulary(table) for table in self._tables if table.vocabulary == "fitted"}
         if not self.rows:
             raise ValueError("the training split has no row")
@@ -197,7 +197,7 @@ def raw_numbers(column: Column, missing_value: float) -> NDArray[np.float64]:
 
 
 def count_ids(tables: Sequence[Table], columns: Mapping[str, Column]) -> dict[str, Counts]:
-    """How often the ids of each table occur in columns."""
+    """Counts of the ids of each table in columns."""
     counts = {table.name: _new_counts(table) for table in tables}
     _count(counts, tables, columns)
     return counts

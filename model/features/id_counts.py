@@ -1,4 +1,4 @@
-"""How often ids occur, counted piece by piece in bounded memory.
+"""Counts of ids, made piece by piece in bounded memory.
 
 Counts are exact up to `most` distinct ids. Beyond that either the rarest ids are dropped, and every count left is too
 low by at most `undercount` <= total / (most + 1) (Misra and Gries 1982; merging: Agarwal et al. 2012, "Mergeable
@@ -28,7 +28,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class IntegerCounts:
-    """How often each of the commonest, or of a sample of, `most` integers occurs, out of `total`."""
+    """Counts of the commonest, or of a sample of, `most` integers, out of `total`."""
 
     def __init__(self, most: int = MOST_IDS, *, sampled: bool = False) -> None:
         self.most = most
@@ -49,7 +49,7 @@ class IntegerCounts:
 
     @property
     def halvings(self) -> int:
-        """How often the sample was halved: ids of a share 2**-halvings of all hashes are held."""
+        """Number of halvings of the sample: ids of a share 2**-halvings of all hashes are held."""
         self._settle()
         return self._halvings
 
@@ -122,7 +122,7 @@ class IntegerCounts:
 
 
 class StringCounts:
-    """How often each of the commonest, or of a sample of, `most` strings occurs, out of `total`."""
+    """Counts of the commonest, or of a sample of, `most` strings, out of `total`."""
 
     def __init__(self, most: int = MOST_IDS, *, sampled: bool = False) -> None:
         self.most = most
@@ -204,7 +204,7 @@ def _sample(counts: Counter[str], halvings: int) -> Counter[str]:
 
 
 def _is_in_sample(hashes: NDArray[np.uint64], halvings: int) -> NDArray[np.bool_]:
-    """Whether the first `halvings` bits (at least one) of each hash are 0."""
+    """Mask of the hashes whose first `halvings` bits (at least one) are 0."""
     is_in: NDArray[np.bool_] = hashes >> np.uint64(64 - halvings) == 0
     return is_in
 

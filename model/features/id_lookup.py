@@ -104,7 +104,7 @@ def _vocabulary_lookup(entries: Ids) -> Lookup:
 
 
 def words_of(values: Values) -> Ids:
-    """What an id of a table with slots is known by: the integer itself, or a string's hash."""
+    """Word of an id of a table with slots: the integer itself, or a string's hash."""
     return hash_strings(values).view(np.int64) if isinstance(values, list) else values.astype(np.int64, copy=False)
 
 

@@ -51,7 +51,7 @@ def softmax_over_experts(logits_BGE: Tensor) -> Tensor:
 
 
 def _short_of(size: int, multiple: int) -> int:
-    """What `size` lacks of the next multiple."""
+    """Distance of `size` to the next multiple."""
     return (multiple - size % multiple) % multiple
 
 

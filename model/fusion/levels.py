@@ -1,4 +1,4 @@
-"""What the configurations of fusion networks share: the sizes of fusion levels and of each task's experts."""
+"""Common part of the configurations of fusion networks: the sizes of fusion levels and of each task's experts."""
 
 from typing import Annotated
 

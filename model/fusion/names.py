@@ -1,4 +1,4 @@
-"""What the units and experts that a fusion network mixes are called, wherever people read of them."""
+"""Names of the units and experts that a fusion network mixes, for people."""
 
 from model.fusion import AdaTTConfig, CrossStitchConfig, FusionConfig, MMoEConfig, PLEConfig
 from model.fusion.frozen import FrozenNetwork

@@ -21,7 +21,7 @@ PUBLISHED_EPSILON = 1e-6
 
 
 class PolicyConfig(StrictModel):
-    """How policies are learned.
+    """Learning of policies.
 
     `policy` is how a table of numbers becomes probabilities: `softmax` (the paper's improved variant; no module is ever
     out of reach), `clip` (the projection that the algorithm asks for), or `as_published` (the projection of the public
@@ -78,7 +78,7 @@ def simplex_projection(policy_TM: Tensor) -> Tensor:
 
 
 def published_projection(policy_TM: Tensor) -> Tensor:
-    """What the public code computes instead: (pi - min(pi) + eps), normalised.
+    """The projection of the public code: (pi - min(pi) + eps), normalised.
 
     Its fault: where a policy is even, as it is at the start, its derivative is about 1 / eps, so the first step throws
     the policy to an extreme; and the least probable module has a probability of about eps, hardly ever drawn again."""

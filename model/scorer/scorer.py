@@ -172,7 +172,7 @@ class Scorer:
         return catalogue
 
     def sums_fault(self, block: EncodedBlock, sums_NF: torch.Tensor, tolerance: float) -> str | None:
-        """How the answers by candidates' sums differ from those by their features, for the users of the golden
+        """Difference of the answers by candidates' sums from those by their features, for the users of the golden
         requests; None where they do not (`disagreement`)."""
         for golden in self.golden_requests()["requests"]:
             request = self._golden_user(golden)
@@ -187,7 +187,7 @@ class Scorer:
     def name(
         self, ids: Sequence[str], candidates: Mapping[str, Column], nulls: Mapping[str, NDArray[np.bool_]]
     ) -> NamedCandidates | None:
-        """What the catalogue of this moment knows of candidates (model.artifact.catalogue_join); None without a
+        """Candidates as the catalogue of this moment knows them (model.artifact.catalogue_join); None without a
         catalogue."""
         catalogue = self.catalogue
         return None if catalogue is None else resolve(self.encoder, catalogue, ids, candidates, nulls)
@@ -305,7 +305,7 @@ class Scorer:
     def _golden_answers_by_sums(
         self, compiled: CompiledAnswers
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """What TorchScript and what is compiled answer by the same sums."""
+        """Answers of TorchScript and of the compiled package by the same sums."""
         for golden in self.golden_requests()["requests"]:
             features, rows = golden["candidates"]["features"], len(golden["candidates"]["id"])
             columns = self.encoder.columns("candidate", features, rows)
@@ -361,7 +361,7 @@ class Scorer:
 
 
 def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float32], tolerance: float) -> str | None:
-    """How answers differ from the expected ones, None if they do not: a score by more than the tolerance (above 1,
+    """Difference of answers from the expected ones, None if there is none: a score by more than the tolerance (above 1,
     relative), or two candidates in another order although a task tells them apart by more than that."""
     scale_NT = np.maximum(1.0, np.abs(expected_NT))
     error = float((np.abs(answers_NT - expected_NT) / scale_NT).max())

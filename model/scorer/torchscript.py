@@ -85,7 +85,7 @@ class _Object:
 
 
 def _code(archive: zipfile.ZipFile, root: str) -> str:
-    """What two archives have in common where they differ by attributes alone."""
+    """Code of an archive, the same in two that differ by attributes alone."""
     digest = hashlib.sha256()
     for name in sorted(archive.namelist()):
         place = name.removeprefix(f"{root}/")

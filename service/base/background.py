@@ -10,14 +10,14 @@ _TURN_SECONDS = 0.0005
 
 
 def lower_priority(niceness: int) -> None:
-    """Has the calling thread, and what it starts from now on, stand behind others; it cannot come forward again."""
+    """Put the calling thread, and those that it starts from now on, behind others; it cannot come forward again."""
     with suppress(OSError):  # on Linux a thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 @contextmanager
 def short_turns() -> Iterator[None]:
-    """Has threads take the interpreter's lock from each other sooner: a request takes it several times, and would wait
+    """Shorten the time that a thread keeps the interpreter's lock: a request takes it several times, and would wait
     5 ms for each while another thread is busy in Python. Not for always: turns cost where all of them answer."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(_TURN_SECONDS)

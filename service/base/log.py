@@ -112,7 +112,7 @@ def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace:
 
 
 def spare_unwritten_fields() -> None:
-    """Has logging not look up the caller, thread and process of a line, which nothing here writes and which cost a
+    """Spare logging the look-up of the caller, thread and process of a line, which nothing here writes and which cost a
     third of it; the switches are those that the logging HOWTO names."""
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

@@ -24,7 +24,7 @@ class Ticket(Protocol):
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is known of one request while it runs."""
+    """Record of one request while it runs."""
 
     request_id: str
     endpoint: str
@@ -76,7 +76,7 @@ class RequestRecord:
 
 
 def is_request_id(given: object) -> bool:
-    """Whether `given` can be echoed in a header and a log line."""
+    """True for a text that can be echoed in a header and a log line."""
     if not isinstance(given, str) or len(given) > MAX_REQUEST_ID:
         return False
     return given.isascii() and given.isprintable() and given.strip(" ") != ""

@@ -1,4 +1,5 @@
-"""How much work a process takes at once: bounded in candidates, so that whoever is let in is answered soon.
+"""Admission of requests: the work of a process at one time is bounded in candidates, so that whoever is let in is
+answered soon.
 
 In: the size of a request before its body is read, its candidates once they are known, the time it took. Out: a
 `Ticket`, or Problem 429 with the seconds after which the work before it will be done. Work is candidates and, for what

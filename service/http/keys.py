@@ -158,7 +158,7 @@ def random_key() -> str:
 
 
 def hash_of(key: str) -> str:
-    """What the file keeps of a key."""
+    """Hash of a key, as the file keeps it."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 

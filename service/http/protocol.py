@@ -293,7 +293,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def idle_until(self) -> float:
-        """When an idle connection ends by itself, in seconds of the event loop."""
+        """Time at which an idle connection ends by itself, in seconds of the event loop."""
         return self._next.due if self.timeout_keep_alive_task is None else self.timeout_keep_alive_task.when()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:

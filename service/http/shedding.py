@@ -56,7 +56,7 @@ class Shedding:
 
 @lru_cache(maxsize=256)
 def _answer(endpoint: str, seconds: int) -> tuple[bytes, list[bytes]]:
-    """What all refusals of an endpoint with the same wait have in common: the lines before the body, with places for
+    """Common part of all refusals of an endpoint with the same wait: the lines before the body, with places for
     its length and the request's id, and the body around that id."""
     response = refusal(busy(seconds), endpoint, _ANY_ID)
     lines = [b"HTTP/1.1 429 Too Many Requests"]

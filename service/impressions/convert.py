@@ -1,4 +1,4 @@
-"""Has a process of its own make Parquet of closed impression files, and tells where it cannot.
+"""Conversion of closed impression files to Parquet by a process of its own.
 
 In: the folder of a log, from the thread that writes it. Out: `python -m service parquet DIR`, started
 where there are lines to convert, one at a time. Arrow never enters the process that serves: its memory, its threads
@@ -24,7 +24,7 @@ _log = logging.getLogger(f"{LOGGER}.impressions")
 
 
 class Conversion:
-    """What converts the files of one folder. Not for several threads at a time."""
+    """Conversion of the files of one folder. Not for several threads at a time."""
 
     def __init__(self, folder: Path, on_failed: Callable[[], None]) -> None:
         self._folder = folder.resolve()
@@ -34,7 +34,7 @@ class Conversion:
         self._said_at: float | None = None
 
     def start(self) -> None:
-        """Has what is closed converted, if that is not going on already."""
+        """Start to convert closed files, unless that is going on."""
         if self._process is not None and self._process.poll() is None:
             self._is_asked_again = True  # it may have looked for the last time
             return
@@ -57,7 +57,8 @@ class Conversion:
             self._fail(f"the process could not be started: {error.strerror}")
 
     def is_running(self) -> bool:
-        """Whether a process is converting. Tells how one that has ended did, and starts another that is asked for."""
+        """True while a process is converting. Reports the end of one that has ended, and starts the next that is
+        wanted."""
         if self._process is not None and self._process.poll() is not None:
             self._take_end()
             if self._is_asked_again:
@@ -65,7 +66,7 @@ class Conversion:
         return self._process is not None
 
     def finish(self, seconds: float) -> None:
-        """Gives what is running so long to end; ends it then, which loses nothing."""
+        """Wait so long for the running process; end it then, which loses nothing."""
         ends_at = time.monotonic() + seconds
         while self.is_running():
             assert self._process is not None

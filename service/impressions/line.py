@@ -34,7 +34,7 @@ _canonical = msgspec.json.Encoder(order="sorted")
 
 
 class Asked(Protocol):
-    """What is kept of a request: a Question of /v1, `Tensors` of /v2."""
+    """Kept part of a request: a Question of /v1, `Tensors` of /v2."""
 
     @property
     def user(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Asked(Protocol):
 
     @property
     def top_k(self) -> int | None:
-        """How many are answered."""
+        """Number of candidates that are answered."""
 
     def written(self) -> Mapping[str, Any]:
         """The candidates' columns, for JSON, where they did not come as rows."""

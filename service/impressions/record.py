@@ -16,7 +16,8 @@ class Candidates(msgspec.Struct):
 
 
 class Hashes(msgspec.Struct):
-    """What stands for values and ids: XXH3-64 of the user, of each candidate's id, of each candidate's features."""
+    """Hashes in the place of values and ids: XXH3-64 of the user, of each candidate's id, of each candidate's
+    features."""
 
     user: int
     candidate_id: list[int]
@@ -96,7 +97,7 @@ def check(line: Line) -> None:
 
 
 def logged(line: Line) -> Logged:
-    """What a line says of its request. Raises ValueError saying what is wrong with its features."""
+    """Content of a line. Raises ValueError saying what is wrong with its features."""
     user: dict[str, Any] = {}
     if line.hashes is not None:
         candidates = LoggedCandidates([f"{number:016x}" for number in line.hashes.candidate_id], {})

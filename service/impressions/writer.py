@@ -83,7 +83,7 @@ class ImpressionLog:
         body_bytes: int,
         integers: frozenset[str],
     ) -> None:
-        """Have a scored request logged once its answer has left, where the sample has it.
+        """Log a scored request once its answer has left, where the sample has it.
 
         The sample goes by a hash of the request id: whoever sees the same id decides alike."""
         if falls_within(record.request_id, self._sample, IMPRESSION_SEED):
@@ -104,7 +104,7 @@ class ImpressionLog:
             self._losses.count("dropped", 1, "the disk is too slow for what is logged")
 
     def stop(self) -> None:
-        """Has what waits written, closes the file and has it converted, within DRAIN_SECONDS."""
+        """Write what waits, close the file and have it converted, within DRAIN_SECONDS."""
         ends_at = time.monotonic() + DRAIN_SECONDS
         with self._changed:
             self._is_closing = True

@@ -44,7 +44,7 @@ class _Window:
         self._gauges = gauges
 
     def forget(self, share: float) -> None:
-        """Lets go of a share of what it holds, and has the exposition see the rest."""
+        """Forget a share of the counts, and export the rest."""
         self.counts_K *= 1 - share
         for gauge, count in zip(self._gauges, self.counts_K.tolist(), strict=True):
             gauge.set(count)
@@ -92,7 +92,7 @@ class DriftWindows:
             window.counts_K += counts_K
 
     def decay(self, seconds: float) -> None:
-        """Lets all windows forget what so much time takes, and has the exposition see the rest."""
+        """Forget in all windows what so much time takes, and export the rest."""
         for window in self._windows.values():
             window.forget(1 - 0.5 ** (seconds / HALF_LIFE_SECONDS))
 

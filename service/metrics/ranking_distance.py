@@ -1,4 +1,4 @@
-"""How a ranking moves between two scorings of the same candidates, and means of that over many requests.
+"""Distance of two rankings of the same candidates, and its means over many requests.
 
 In: scores before and after, in request order. Out: Kendall's rank correlation of the two rankings, how many of the
 best candidates they share, and whether another candidate comes first. Ties are broken by request order, as in

@@ -1,4 +1,4 @@
-"""What the shadow version's scores are like beside those of the version that answered.
+"""Scores of the shadow version beside those of the version that answered.
 
 In: one request scored by both. Out: histograms of the rank correlation and of the overlap of the best ten, by request,
 and sums of each task's answers by both, from which the shift of the task's mean over any time is

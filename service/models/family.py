@@ -43,7 +43,7 @@ _log = logging.getLogger(f"{LOGGER}.models")
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What requests are answered with at one moment. `default` answers those that ask for no version and are not the
+    """Versions that answer requests at one moment. `default` answers those that ask for no version and are not the
     canary's; `labelled` holds what `labels` name."""
 
     default: ServedModel
@@ -97,7 +97,7 @@ class ModelFamily:
 
     @property
     def served(self) -> ServedModel | None:
-        """What is served where nothing else is asked for, None while no version could be loaded."""
+        """The version that is served by default, None while no version could be loaded."""
         return None if self.serving is None else self.serving.default
 
     def refresh(self) -> None:
@@ -127,7 +127,7 @@ class ModelFamily:
 
     @property
     def value_models_error(self) -> str | None:
-        """Why the file of value models is not in force as it is."""
+        """Reason why the file of value models is not in force as it is."""
         return self._value_models_file.error
 
     @property
@@ -189,7 +189,7 @@ class ModelFamily:
         }
 
     def doubt(self, scorer: Scorer) -> None:
-        """Has the next refresh run the golden requests of a version that gave a score which is not finite."""
+        """Run the golden requests of a version at the next refresh: it gave a score that is not finite."""
         loaded = self._loaded.get(scorer.manifest.version)
         if loaded is not None:
             loaded.doubt(scorer)
@@ -257,7 +257,7 @@ class ModelFamily:
                 return
 
     def _try_version(self, version: int, published: list[int], *, at_once: bool = False) -> bool:
-        """Whether a version is loaded, which is tried where it is not, but not twice with the same files."""
+        """True for a loaded version. One that is not is tried, but not twice with the same files."""
         if version in self._loaded:
             return True
         state = self.states.get(version)

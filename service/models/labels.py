@@ -125,7 +125,7 @@ def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def falls_within(request_id: str, share: float, seed: int) -> bool:
-    """Whether a request is in the share [0, 1] of all: the same id decides alike in every process, for good."""
+    """True for a request in the share [0, 1] of all: the same id decides alike in every process, for good."""
     return xxhash.xxh3_64_intdigest(request_id.encode(), seed) < round(share * _HASHES)
 
 

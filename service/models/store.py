@@ -72,12 +72,12 @@ class ModelStore:
 
     @property
     def folder_error(self) -> str | None:
-        """Why the models folder cannot be polled, None where it can; what was loaded serves on."""
+        """Reason why the models folder cannot be polled, None where it can; loaded versions serve on."""
         return self._folder_error
 
     @property
     def has_looked(self) -> bool:
-        """Whether every model of the folder has been tried once."""
+        """True once every model of the folder has been tried."""
         return self._has_looked.is_set()
 
     def stop(self) -> None:
@@ -164,12 +164,12 @@ class ModelStore:
         return family.entry()
 
     def doubt(self, model: ServedModel) -> None:
-        """Has the golden requests of a model run again at the next look: it gave a score that is not finite."""
+        """Run the golden requests of a model again at the next poll: it gave a score that is not finite."""
         self._families[model.name].doubt(model.scorer)
 
     @property
     def unready_reason(self) -> str | None:
-        """Why no request can be scored, None if one can."""
+        """Reason why no request can be scored, None if one can."""
         if not self.has_looked:
             return "the models are being loaded"
         families = list(self._families.values())

@@ -29,7 +29,7 @@ class ValueModelsFile:
 
     @property
     def error(self) -> str | None:
-        """Why the file is not in force as it is, None where it is, or where there never was one."""
+        """Reason why the file is not in force as it is, None where it is, or where there never was one."""
         error = self._file.error or self._content_error
         return None if error is None else self._shown(error)
 

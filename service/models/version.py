@@ -27,7 +27,7 @@ _log = logging.getLogger(f"{LOGGER}.models")
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How versions are loaded: `load` makes a module of the bytes of an archive."""
+    """Loading of versions: `load` makes a module of the bytes of an archive."""
 
     engine: EngineChoice = "auto"
     verify_key: Path | None = None
@@ -50,7 +50,7 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class VersionState:
-    """What became of one published version, as /v1/models tells it; of a ready one, `reason` is why it is not compiled,
+    """State of one published version, as /v1/models has it; of a ready one, `reason` is why it is not compiled,
     or that it answers its golden requests no more."""
 
     state: State
@@ -59,7 +59,7 @@ class VersionState:
 
 
 def derived_files(version: Path, verify_key: Path | None) -> Fingerprints:
-    """What has been compiled for a version, and by which keys it may be taken up."""
+    """Compiled files of a version, and the keys by which they may be taken up."""
     keys = [] if verify_key is None else [verify_key]
     return fingerprints([*(version.parent / "derived" / version.name / "compiled").glob("*"), *keys])
 
@@ -116,7 +116,7 @@ class LoadedVersion:
         self.served = ServedModel(self.name, before.scorer, value_models, before.metrics)
 
     def doubt(self, scorer: Scorer) -> None:
-        """Has the next refresh see whether a version that gave a score which is not finite still answers its golden
+        """Check at the next refresh that a version whose score was not finite still answers its golden
         requests."""
         self._doubted = scorer
 

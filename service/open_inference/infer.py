@@ -70,7 +70,7 @@ _decoder = msgspec.json.Decoder(_Request)
 
 
 class TensorType(NamedTuple):
-    """What a model's metadata says of one tensor; size -1 varies."""
+    """Metadata of one tensor; size -1 varies."""
 
     name: str
     datatype: str

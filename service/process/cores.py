@@ -1,4 +1,4 @@
-"""Which cores a worker runs on, where each is to have its own: `--bind-cores`.
+"""Cores of a worker, where each is to have its own: `--bind-cores`.
 
 In: a folder that the workers of one service share, and how many they are. Out: the cores of this process, its own for
 as long as it lives: a share is taken by a lock on a file, which the system gives back whatever ends a worker, so that

@@ -54,12 +54,12 @@ class ScoringThreads:
 
     @property
     def is_full(self) -> bool:
-        """Whether no thread is free."""
+        """True while no thread is free."""
         return self._pending >= len(self._threads)
 
     @property
     def is_stalled(self) -> bool:
-        """Whether jobs wait and none has ended for STALLED_SECONDS."""
+        """True while jobs wait and none has ended for STALLED_SECONDS."""
         with self._lock:
             return self._pending > 0 and time.monotonic() - self._last_progress > STALLED_SECONDS
 

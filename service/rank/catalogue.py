@@ -24,7 +24,7 @@ UnknownCandidates = Literal["refuse", "defaults"]
 def named_candidates(
     model: ServedModel, question: Question, candidates: dict[str, Column], unknown: UnknownCandidates
 ) -> NamedCandidates | None:
-    """What the model's catalogue knows of a question's candidates; None where it has none. Raises Problem 422 for
+    """A question's candidates as the model's catalogue knows them; None where it has none. Raises Problem 422 for
     candidates that nothing describes."""
     found = model.scorer.name(question.ids, candidates, nulls(question, model.scorer.schema))
     if found is None:
@@ -44,7 +44,7 @@ def named_candidates(
 
 
 def nulls(question: Question, schema: FeedSchema) -> dict[str, NDArray[np.bool_]]:
-    """Where lists are null, which is not the same as empty: the catalogue's are then taken."""
+    """Masks of the lists that are null, which is not the same as empty: the catalogue's are then taken."""
     nulls = {}
     for feature in schema.asked("candidate"):
         if not isinstance(feature, IdListFeature):

@@ -1,4 +1,4 @@
-"""What a combined score is made of: the answer to `"explain": true`, computed only for requests that ask.
+"""Parts of a combined score: the answer to `"explain": true`, computed only for requests that ask.
 
 In: a request's columns and answers, and the value model that combined them. Out: each task's contribution to every
 candidate's score, by the value model's own rule (model/value_models/value_model.py), measured against the task's mean

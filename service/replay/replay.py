@@ -41,7 +41,7 @@ class Moved(NamedTuple):
 
 
 class Tally:
-    """What has been replayed so far."""
+    """Sums over the replayed requests."""
 
     def __init__(self) -> None:
         self.replayed = 0

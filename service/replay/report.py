@@ -1,4 +1,4 @@
-"""What a replay found, as tables on standard output.
+"""Report of a replay, as tables on standard output.
 
 In: the document that `--json` writes (service/replay/replay.py). Out: text; means with their 95 % interval over
 requests.

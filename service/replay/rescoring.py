@@ -34,9 +34,9 @@ class Rescored(NamedTuple):
 
 
 class Rescoring:
-    """What requests are scored under. `version` None keeps the logged answers; `value_model` None keeps each request's
-    own by name. `value_models` alone needs no version that verifies, and no models folder: the log says what its tasks
-    are. Raises ValueError where there is no such model, version, file or value model."""
+    """Version and value model of a replay. `version` None keeps the logged answers; `value_model` None keeps each
+    request's own by name. `value_models` alone needs no version that verifies, and no models folder: the log says what
+    its tasks are. Raises ValueError where there is no such model, version, file or value model."""
 
     def __init__(
         self,

@@ -97,7 +97,7 @@ class ShadowScoring:
         answers_NT: NDArray[np.float32],
         score_N: NDArray[np.float64],
     ) -> None:
-        """Have a request scored by the shadow once its answer has left, where there is one and the sample has its id.
+        """Score a request by the shadow once its answer has left, where there is one and the sample has its id.
         `columns` are the request's and the candidates'."""
         shadow = self._store.shadow_of(model)
         if shadow is None or not falls_within(record.request_id, self._sample, SHADOW_SEED):

@@ -110,7 +110,7 @@ class StatusPage:
 
 
 class Window:
-    """What counters rose by between two notes, `seconds` apart. A series that was not there began at 0."""
+    """Increases of counters between two notes, `seconds` apart. A series that was not there began at 0."""
 
     def __init__(self, before: Samples, after: Samples, seconds: float) -> None:
         # A counter that fell belongs to a process that began anew.
