@@ -49,7 +49,7 @@ def prepare(source: Path, folder: Path, rows: int) -> Path:
 
 
 def plain_loop(version: Path, source: Path, out: Path) -> None:
-    """What people write: rows as dictionaries, a request a page, answers as dictionaries, one Parquet file."""
+    """The loop that people write: rows as dictionaries, a request a page, answers as dictionaries, one Parquet file."""
     scorer = Scorer.load(version, "torchscript")
     asked = {side: [feature.name for feature in scorer.schema.asked(side)] for side in ("request", "candidate")}
     rows = pq.read_table(source).to_pylist()

@@ -21,7 +21,7 @@ Tensors = dict[str, NDArray[np.generic]]
 
 
 class AsTrainedRuntime(MLModel):
-    """What MLServer loads and calls."""
+    """Runtime that MLServer loads and calls."""
 
     async def load(self) -> bool:
         """Loads the file that `uri` names."""

@@ -17,7 +17,7 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How one way's times compare with another's: geometric mean over turns with its 95 % interval (Student's t)."""
+    """Ratio of one way's times to another's: geometric mean over turns with its 95 % interval (Student's t)."""
 
     mean: float
     low: float

@@ -1,4 +1,4 @@
-"""What every benchmark result says about itself, and how it is written: JSON with the raw numbers, Markdown to read."""
+"""Head of every benchmark result, and its files: JSON with the raw numbers, Markdown to read."""
 
 import importlib.metadata
 import json

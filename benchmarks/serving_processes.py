@@ -37,11 +37,11 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """URL of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     def cpu(self) -> Cpu:
-        """What its threads, and those of all its children, have spent so far. Raises RuntimeError if nobody knows."""
+        """CPU seconds of its threads, and of those of all its children, so far. Raises RuntimeError if nobody knows."""
         return spent_by([self.pid])
 
 
@@ -52,7 +52,7 @@ class LoadGenerator:
         self._process = process
 
     def __call__(self, block: Block) -> Load:
-        """What came of a block. Raises RuntimeError where a request was refused or the server failed."""
+        """Outcome of a block. Raises RuntimeError where a request was refused or the server failed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(asdict(block)), file=self._process.stdin, flush=True)

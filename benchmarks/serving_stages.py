@@ -1,4 +1,4 @@
-"""Where the CPU time of a scoring request goes inside feedrank, stage by stage, and how near the network is to a GEMM.
+"""CPU time of a scoring request inside feedrank, stage by stage, and how near the network is to a GEMM.
 
 In: an artifact of the reference feed, request bodies. Out: microseconds a stage, one torch thread: the functions that
 service/app.py calls, in its order, whole requests one after the other in this process, so that every stage finds the

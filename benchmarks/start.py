@@ -79,7 +79,7 @@ def service(models: Path, workers: int) -> Iterator[tuple[subprocess.Popen[bytes
 
 
 def import_torch() -> Cost:
-    """What importing torch costs."""
+    """Cost of importing torch."""
     before, started = os.times(), time.perf_counter()
     subprocess.run(IMPORT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     after = os.times()

@@ -77,7 +77,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 class _Names:
-    """What a name in a query is, and who else reads it."""
+    """Names in a query, with their meaning and other readers."""
 
     def __init__(self) -> None:
         collected: list[Metric] = list(text_string_to_metric_families(Metrics().exposition().decode()))
@@ -92,7 +92,8 @@ class _Names:
         return names.union(*(self._read_by(self._recorded[name]) for name in names & self._recorded.keys()))
 
     def describe(self, panel: Panel) -> str:
-        """What its metrics are, and the alerts that read the same. Raises ValueError for one that is not there."""
+        """Description of its metrics, and the alerts that read the same. Raises ValueError for one that is not
+        there."""
         parts = [panel.note] if panel.note else []
         named = {name for query in panel.queries.values() for name in _NAME.findall(query)}
         unknown = {name for name in named if name.startswith("ranking_")} - self._help.keys()

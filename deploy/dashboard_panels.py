@@ -1,4 +1,4 @@
-"""What the dashboard shows: rows of panels, each with its queries.
+"""Panels of the dashboard: rows of them, each with its queries.
 
 In: nothing. Out: `ROWS`. Queries hold Grafana's variables: $job, $model and $__rate_interval. Units are Grafana's
 names: s, reqps, percentunit, short.

@@ -1,4 +1,4 @@
-"""What came of a load: percentiles by HDR histograms, errors by kind, tables, JSON and pictures.
+"""Report of a load: percentiles by HDR histograms, errors by kind, tables, JSON and pictures.
 
 In: the outcomes of steps of load. Out: a `Step` each, whose `document` is what the JSON holds; a table for the console;
 a PNG. Units: seconds inside, milliseconds where they are shown.
@@ -48,7 +48,7 @@ class Step:
 
     @property
     def statuses(self) -> dict[int, int]:
-        """How many requests ended with each status."""
+        """Count of requests by status."""
         found, counts = np.unique(self.outcome.status_R, return_counts=True)
         return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
@@ -58,7 +58,7 @@ class Step:
         return 1 - self.statuses.get(200, 0) / max(1, len(self.outcome.status_R))
 
     def holds(self, slo: float, errors: float) -> bool:
-        """Whether the p99 is within `slo` seconds and the share of errors within `errors`."""
+        """True for a p99 within `slo` seconds and a share of errors within `errors`."""
         p99 = self.percentile(99)
         return p99 is not None and p99 <= slo and self.error_share <= errors
 
@@ -80,7 +80,7 @@ class Step:
 
 
 def kind(status: int) -> str:
-    """What a status means, in words."""
+    """Meaning of a status, in words."""
     if status in _KINDS:
         return _KINDS[status]
     known = {one.value: one.phrase for one in HTTPStatus}

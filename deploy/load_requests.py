@@ -1,4 +1,4 @@
-"""What a load test asks, and when: bodies of /v1/rank and the seconds at which each is due.
+"""Requests of a load test: bodies of /v1/rank and the seconds at which each is due.
 
 In: a published version (its golden requests), a file of requests, or the simulator; how many candidates a request has;
 recorded arrival times. Out: JSON bodies; seconds. Lines of an impression log will do for both files.
@@ -25,7 +25,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many candidates requests have: numbers and their shares."""
+    """Numbers of candidates of requests, and their shares."""
 
     numbers: tuple[int, ...]
     shares: tuple[float, ...]

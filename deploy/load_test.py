@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Load:
-    """What is asked, of whom; raises ValueError for options that do not hold."""
+    """Load of a test, and its target; raises ValueError for options that are not valid."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         address = urlsplit(options.url)

@@ -1,4 +1,4 @@
-"""What processes of this machine spend: CPU seconds of a service, all its threads and children included.
+"""CPU time of processes of this machine: CPU seconds of a service, all its threads and children included.
 
 In: a process, or the URL at which processes of this machine listen. Out: CPU seconds between two looks, from
 /proc/PID/task/TID/schedstat.
@@ -28,8 +28,8 @@ class Cpu:
 
 
 def spent_by(processes: Iterable[int]) -> Cpu:
-    """What the threads of processes, and those of all their children, have spent so far. Raises RuntimeError if nobody
-    knows."""
+    """CPU seconds of the threads of processes, and of those of all their children, so far. Raises RuntimeError if
+    nobody knows."""
     nanoseconds: dict[int, int] = {}
     waiting = list(processes)
     shown = ", ".join(map(str, waiting))

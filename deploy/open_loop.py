@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of every request: when it was due, the seconds from then to its answer, and its status."""
+    """Outcome of every request: when it was due, the seconds from then to its answer, and its status."""
 
     due_R: Array
     seconds_R: Array

@@ -1,4 +1,4 @@
-"""What every test shares: one torch thread, one Hypothesis profile, and access to the public data sets.
+"""Common ground of all tests: one torch thread, one Hypothesis profile, and access to the public data sets.
 
 Input: the environment variable FEEDRANK_DATA, a folder with one subfolder per data set. Tests that
 need it ask for the `feedrank_data` fixture; without the folder they skip, and the summary says how many

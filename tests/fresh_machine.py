@@ -90,5 +90,5 @@ class Machine:
         zipfile.ZipFile(io.BytesIO(wheel.content(package))).extractall(self.site_packages)
 
     def packages(self) -> set[str]:
-        """What is installed, as `name-version`."""
+        """Installed packages, as `name-version`."""
         return {path.name.removesuffix(".dist-info") for path in self.site_packages.glob("*.dist-info")}

@@ -30,7 +30,7 @@ class Progress:
         self.marked = time.monotonic()
 
     def fault(self) -> str | None:
-        """What is wrong by now, None while there is progress."""
+        """The fault by now, None while there is progress."""
         now = cpu_seconds()
         # A child that nobody waited for takes its time along.
         spent, self.last = max(0.0, now - self.last), now

@@ -1,4 +1,4 @@
-"""What must hold of the repository as a whole: lock files, verbs, skips, sizes, nothing of one machine."""
+"""Rules of the repository as a whole: lock files, verbs, skips, sizes, nothing of one machine."""
 
 import ast
 import itertools
@@ -209,3 +209,20 @@ def test_python_files_are_small_and_say_their_job() -> None:
         if "utils" in name.parts or name.stem in ("util", "utils", "helpers"):
             wrong.append(f"{name}: a name that says nothing")
     assert wrong == []
+
+
+# Of docstrings that say what they are about before they name it, or order somebody else to do it.
+_OPENINGS = re.compile(r"(What|How|Whether|Has|Have|Lets|Where|When|Who|Which|Why|Gives)\b")
+_MOST_SUCH = 0.01
+
+
+def test_docstrings_name_their_thing() -> None:
+    named = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.Module)
+    docstrings = [
+        (f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}", text)
+        for path in _tracked(".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, named) and (text := ast.get_docstring(node))
+    ]
+    wrong = [f"{place}: {text.splitlines()[0]}" for place, text in docstrings if _OPENINGS.match(text)]
+    assert len(wrong) <= _MOST_SUCH * len(docstrings), "\n".join(wrong)

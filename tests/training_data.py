@@ -115,7 +115,7 @@ def training_file(folder: Path, *, schema: str = SCHEMA, **changes: Any) -> Path
 
 
 class Stopped(Exception):
-    """What `stop_at` ends a training with."""
+    """End of a training by `stop_at`."""
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

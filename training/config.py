@@ -162,7 +162,7 @@ class OptimizerConfig(StrictModel):
     clip_norm: PositiveFinite | None = None
 
     def rate_factor(self, step: int, total_steps: int) -> float:
-        """What the learning rates are multiplied by at a step (0-based)."""
+        """Factor of the learning rates at a step (0-based)."""
         factor = 1.0
         if self.schedule == "cosine":
             factor = 0.5 * (1.0 + math.cos(math.pi * step / total_steps))
@@ -173,14 +173,14 @@ Sharding = Literal["auto", "table_wise", "row_wise", "data_parallel"]
 
 
 class TableConfig(StrictModel):
-    """What one embedding table has of its own; by default what all have."""
+    """Settings of one embedding table; by default those of all."""
 
     sharding: Sharding | None = None
     optimizer: TablesOptimizer | None = None
 
 
 class SlotsConfig(StrictModel):
-    """How ids take and lose the rows of tables with `slots`, every `interval` steps (training/step/slots.py).
+    """Assignment of ids to the rows of tables with `slots`, every `interval` steps (training/step/slots.py).
 
     TorchRec's policies: by how often an id was seen (lfu), how lately (lru), or both (distance_lfu: its count divided
     by the turns since it was seen)."""
@@ -190,7 +190,7 @@ class SlotsConfig(StrictModel):
 
 
 class EmbeddingsConfig(StrictModel):
-    """Who computes the embedding tables, and how several processes share them.
+    """Engine of the embedding tables, and their sharing by several processes.
 
     `engine: torch` is plain torch for machines where no build of fbgemm fits (one process); auto takes TorchRec where
     it runs. Tables of fused optimizers are sharded: row_wise, table_wise, or (auto) as TorchRec's planner chooses;

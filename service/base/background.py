@@ -9,14 +9,14 @@ from contextlib import contextmanager, suppress
 _TURN_SECONDS = 0.0005
 
 
-def lower_priority(niceness: int) -> None:
+def nice(niceness: int) -> None:
     """Put the calling thread, and those that it starts from now on, behind others; it cannot come forward again."""
     with suppress(OSError):  # on Linux a thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 @contextmanager
-def short_turns() -> Iterator[None]:
+def short_intervals() -> Iterator[None]:
     """Shorten the time that a thread keeps the interpreter's lock: a request takes it several times, and would wait
     5 ms for each while another thread is busy in Python. Not for always: turns cost where all of them answer."""
     usual = sys.getswitchinterval()

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.base.background import lower_priority
+from service.base.background import nice
 from service.base.log import LOGGER
 from service.base.record import RequestRecord
 from service.impressions.convert import POLL_SECONDS, Conversion
@@ -120,7 +120,7 @@ class ImpressionLog:
         self._conversion.finish(ends_at - time.monotonic())
 
     def _work(self) -> None:
-        lower_priority(_NICENESS)
+        nice(_NICENESS)
         self._attempt(self._files.settle)
         self._conversion.start()
         while True:

@@ -22,7 +22,7 @@ import torch
 from model.artifact import prehash
 from model.artifact.artifact import model_names
 from model.scorer.scorer import EngineChoice, ScriptLoader, load_script
-from service.base.background import lower_priority, short_turns
+from service.base.background import nice, short_intervals
 from service.base.errors import Fault, Problem
 from service.base.log import LOGGER
 from service.metrics.metrics import Metrics
@@ -207,13 +207,13 @@ class ModelStore:
         torch.set_num_threads(self._torch_threads)  # golden requests run in this thread
         while not self._stop.is_set():
             try:
-                with short_turns():
+                with short_intervals():
                     self.refresh()
             except Exception:  # the thread must outlive any surprise on disk: without it no new model would ever load
                 _log.exception("polling the models folder failed; trying again")
                 self._tell_folder("polling the models folder failed; the log says more")
                 self._has_looked.set()
-            lower_priority(_NICENESS)
+            nice(_NICENESS)
             self._do_what_is_asked(time.monotonic() + self.poll_seconds)
         with self._asking, suppress(Empty):
             while True:
@@ -227,7 +227,7 @@ class ModelStore:
             while (asked := self._asked.get(timeout=max(0.0, until - time.monotonic()))) is not None:
                 job, done = asked
                 try:
-                    with short_turns():
+                    with short_intervals():
                         result = job()
                     done.set_result(result)
                 except Exception as error:  # whoever asked for it is told

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from model.features.encoder import Column
 from model.schema import Block
-from service.base.background import lower_priority
+from service.base.background import nice
 from service.base.log import LOGGER
 from service.metrics.drift_windows import DriftWindows
 from service.models.version import ServedModel
@@ -85,7 +85,7 @@ class Drift:
             self._queue.put_nowait(_Sample(model, columns, uses_catalogue, answers_NT))
 
     def _work(self) -> None:
-        lower_priority(_NICENESS)
+        nice(_NICENESS)
         while True:
             with suppress(Empty):
                 sample = self._queue.get(timeout=_WRITE_SECONDS)

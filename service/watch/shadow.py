@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from model.features.encoder import Column, FeatureEncoder
 from model.schema import Block, Feature, IdListFeature, NumberFeature
 from model.scorer.scorer import Scored
-from service.base.background import lower_priority
+from service.base.background import nice
 from service.base.log import LOGGER
 from service.base.record import RequestRecord
 from service.metrics.metrics import Metrics
@@ -118,7 +118,7 @@ class ShadowScoring:
 
     def _work(self) -> None:
         torch.set_num_threads(1)
-        lower_priority(NICENESS)
+        nice(NICENESS)
         while (taken := self._queue.get()) is not None and self._has_time():
             try:
                 result = self._compare(taken)

@@ -1,4 +1,4 @@
-"""What `make bench-serving` compares is the same ranker, and what it measures with tells the truth."""
+"""Checks of `make bench-serving`: it compares the same ranker, and its tools tell the truth."""
 
 import copy
 import json

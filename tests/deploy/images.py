@@ -22,7 +22,7 @@ ANY_UID = 1_000_680_000
 
 
 def why_not() -> str | None:
-    """Why no image can be built and run here, None if one can."""
+    """Reason why no image can be built and run here, None if one can."""
     if not COMMAND:
         return "FEEDRANK_BUILD_IMAGE names no command that builds images"
     if os.geteuid() != 0:
@@ -87,7 +87,7 @@ class Image:
         assert status == 0, f"{shlex.join(command)}: status {status}\n{output.read_text()[-4000:]}"
 
     def megabytes(self) -> float:
-        """What the files take, in MB (10^6 bytes); hard links count once."""
+        """Size of the files, in MB (10^6 bytes); hard links count once."""
         seen: dict[tuple[int, int], int] = {}
         for folder, _, files in os.walk(self.root):
             for name in files:

@@ -25,7 +25,7 @@ def one(kind: str, folder: str = "") -> Manifest:
 
 
 def pod_templates(document: Manifest) -> Iterator[Manifest]:
-    """What pods are made from, wherever an object keeps it: {metadata, spec}."""
+    """Templates of pods, wherever an object keeps it: {metadata, spec}."""
     spec = document["spec"]
     match document["kind"]:
         case "Deployment":

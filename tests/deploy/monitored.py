@@ -31,18 +31,18 @@ class Prometheus:
         self._client = httpx.Client(base_url=url, timeout=30, trust_env=False)
 
     def is_ready(self) -> bool:
-        """Whether it serves."""
+        """True once it serves."""
         try:
             return self._client.get("/-/ready").status_code == 200
         except httpx.TransportError:
             return False
 
     def query(self, query: str) -> Samples:
-        """What an expression is now: series with their labels."""
+        """Value of an expression now: series with their labels."""
         return self._get("query", query=query)
 
     def over_time(self, query: str, seconds: float) -> Samples:
-        """What an expression was over the last seconds, every second of them."""
+        """Values of an expression over the last seconds, every second of them."""
         now = time.time()
         return self._get("query_range", query=query, start=str(now - seconds), end=str(now), step="1")
 

@@ -46,7 +46,7 @@ class Monitored:
         self._requests.write_text(json.dumps(TINY_REQUEST) + "\n")
 
     def load(self, *arguments: str) -> dict[str, Any]:
-        """What the load test reports."""
+        """Report of the load test."""
         run = subprocess.run(self._command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stdout + run.stderr
         (step,) = json.loads((self._folder / "out/load_test.json").read_text())["steps"]
@@ -87,8 +87,8 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
 
 
 class Counted(NamedTuple):
-    """What Prometheus knows of scoring requests: their number by status, their candidates, and how many took at most so
-    many seconds."""
+    """Counts of scoring requests as Prometheus has them: their number by status, their candidates, and how many took at
+    most so many seconds."""
 
     statuses: dict[str, float]
     candidates: float
@@ -104,7 +104,7 @@ class Counted(NamedTuple):
         )
 
     def since(self, before: "Counted") -> "Counted":
-        """What has come since."""
+        """Counts since then."""
         statuses = {code: count - before.statuses.get(code, 0) for code, count in self.statuses.items()}
         within = {bound: count - before.within.get(bound, 0) for bound, count in self.within.items()}
         return Counted({code: n for code, n in statuses.items() if n}, self.candidates - before.candidates, within)

@@ -1,4 +1,4 @@
-"""What is trained against what is exported: the same weights give the same answers, eager, scripted and reloaded."""
+"""The trained ranker against the exported one: the same weights give the same answers, eager, scripted and reloaded."""
 
 import io
 import math

@@ -95,7 +95,7 @@ def ask(address: tuple[str, int | None], body: bytes = _BODY) -> Answer:
 
 
 class Truth:
-    """What each version answers to TINY_REQUEST, by a scorer of the test's own."""
+    """Answers of each version to TINY_REQUEST, by a scorer of the test's own."""
 
     def __init__(self, *versions: Path) -> None:
         self._expected: dict[str, NDArray[np.float32]] = {}

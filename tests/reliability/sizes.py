@@ -1,4 +1,4 @@
-"""How much of everything: a short form that `make test` runs, and with FEEDRANK_RELIABILITY=long the whole measure."""
+"""Sizes of the tests: a short form that `make test` runs, and with FEEDRANK_RELIABILITY=long the whole measure."""
 
 import os
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from training.publish.catalogue import build_catalogue
 
 
 def answers_of(version: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What a version answers, and the sums of its catalogue's items. Raises ArtifactError."""
+    """Answers of a version, and the sums of its catalogue's items. Raises ArtifactError."""
     scorer = Scorer.load(version)
     (place,) = scorer.catalogue_generations()
     catalogue = scorer.open_catalogue(place)

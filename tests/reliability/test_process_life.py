@@ -1,4 +1,4 @@
-"""What happens around a service's processes while clients ask: no request fails, nothing hangs, memory is bounded."""
+"""Life of a service's processes while clients ask: no request fails, nothing hangs, memory is bounded."""
 
 import os
 import signal
@@ -166,7 +166,7 @@ def rotate(service: RunningService, served: tuple[Path, Path], newest: tuple[str
 
 
 def refusals(service: RunningService) -> list[dict[str, object]]:
-    """What the workers said of a certificate without its key."""
+    """Log lines of the workers about a certificate without its key."""
     lines = service.log_lines("feedrank.certificates")
     return [line for line in lines if "not a certificate and its key in PEM" in str(line.get("reason"))]
 

@@ -182,7 +182,7 @@ _LINES = (
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What a client sends: reads, and how many requests are in them. Where `is_whole`, the framing of each is right: it
+    """Reads of a client: bytes, and how many requests are in them. Where `is_whole`, the framing of each is right: it
     gets one answer, and the connection is open then."""
 
     reads: tuple[bytes, ...]

@@ -27,7 +27,8 @@ _ALLOWED_5XX = (503, 504)
 
 @dataclass
 class Outcome:
-    """What came of it. `faults` are exchanges whose answers are wrong, with the reason; the first ones are kept."""
+    """Outcome of an exchange. `faults` are exchanges whose answers are wrong, with the reason; the first ones are
+    kept."""
 
     requests: int = 0
     broken: int = 0  # of these, such as have no right framing

@@ -1,4 +1,4 @@
-"""What the service does between SIGTERM and its end."""
+"""The service between SIGTERM and its end."""
 
 import signal
 from pathlib import Path

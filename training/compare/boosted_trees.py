@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def is_trees(run: Run) -> bool:
-    """Whether a cell's run holds trees."""
+    """True where a cell's run holds trees."""
     return (run.path / SETTINGS).exists()
 
 

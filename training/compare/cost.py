@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds per row, CPU time in training and in scoring.
+"""Cost of a network: parameters, multiply-adds per row, CPU time in training and in scoring.
 
 Sizes are exact. Times are medians of repeated steps in this process with one thread: they depend on the machine and on
 what else it does, so networks are comparable within one report alone.

@@ -112,7 +112,7 @@ class NetworkEntry(StrictModel):
 
 
 class Verdict(StrictModel):
-    """What the comparison decides: the mean of `metric` over `tasks`, against the baseline, at `level` after Holm."""
+    """Decision of the comparison: the mean of `metric` over `tasks`, against the baseline, at `level` after Holm."""
 
     metric: MetricName = "auc"
     tasks: TaskNames = "all"
@@ -193,14 +193,14 @@ class Experiment(StrictModel):
         return () if self.search is None else tuple(range(SEARCH_SEED, SEARCH_SEED + self.search.seeds))
 
     def space_of(self, network: NetworkEntry) -> Space:
-        """What the search may choose for a network; its own space comes before the shared one."""
+        """Search space of a network; its own space comes before the shared one."""
         if self.search is None or network.fusion is None:
             return {}
         return {**self.search.space, **network.space}
 
     @property
     def questions(self) -> tuple[Contrast | Curve, ...]:
-        """What is asked beside the verdict."""
+        """Questions beside the verdict."""
         return (*self.contrasts, *self.curves)
 
     @property

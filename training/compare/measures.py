@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """How a metric is named, what it measures, and when it is undefined."""
+    """A metric: its name, its measure, and when it is undefined."""
 
     title: str
     kind: Literal["binary", "regression"]

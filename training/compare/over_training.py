@@ -1,4 +1,4 @@
-"""How networks compare while they train: relative errors on the validation split at each point of their logs.
+"""Comparison of networks while they train: relative errors on the validation split at each point of their logs.
 
 In: the runs of a dataset, each with its log.csv. Out: `results["datasets"][dataset]["during_training"]`:
 

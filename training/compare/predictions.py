@@ -1,4 +1,4 @@
-"""What a cell answered on a split, kept as a file in its run folder; and the labels to hold it against.
+"""Answers of a cell on a split, kept as a file in its run folder, and their labels.
 
 predictions-<split>.npz holds outputs_BT (float32: logits of binary tasks, for regression the value on the scale that
 is learned) and a fingerprint of the labels, so that answers are never compared with other data than they were made on.
@@ -42,7 +42,7 @@ class _Split:
 
 
 def prediction_file(folder: Path, split: SplitName) -> Path:
-    """Where a cell's outputs on a split are kept."""
+    """File of a cell's outputs on a split."""
     return folder / f"predictions-{split}.npz"
 
 

@@ -109,7 +109,7 @@ class Claim:
 
     @property
     def plan(self) -> Plan:
-        """What the trial is part of."""
+        """The plan that the trial is part of."""
         return self.study.plan
 
 

@@ -1,4 +1,4 @@
-"""What a search may choose: the `search` block of an experiment file and the `space` of its networks.
+"""Search spaces: the `search` block of an experiment file and the `space` of its networks.
 
     search:
       trials: 8     # of every network with something to choose, on every dataset
@@ -61,7 +61,7 @@ class Span(StrictModel):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the numbers are whole."""
+        """True where the numbers are whole."""
         return not self.times and all(isinstance(x, int) for x in (self.low, self.high, self.step or 1))
 
     def around(self, value: object) -> Self:
@@ -76,7 +76,7 @@ class Span(StrictModel):
         return type(self)(low=low, high=high, log=self.log)
 
     def holds(self, value: object) -> bool:
-        """Whether a value lies in the range, and on its steps."""
+        """True for a value in the range, and on its steps."""
         if isinstance(value, bool) or not isinstance(value, int if self.is_whole else int | float):
             return False
         is_on_step = self.step is None or not (Decimal(str(value)) - Decimal(str(self.low))) % Decimal(str(self.step))
@@ -89,7 +89,7 @@ class Span(StrictModel):
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def count(self) -> int | None:
-        """How many numbers it holds; None where that is any number."""
+        """Count of its numbers; None where that is any number."""
         if not self.is_whole and self.step is None:
             return None
         return int((Decimal(str(self.high)) - Decimal(str(self.low))) / Decimal(str(self.step or 1))) + 1
@@ -148,7 +148,7 @@ Space = Annotated[dict[str, Dimension], AfterValidator(_free)]
 
 
 class Search(StrictModel):
-    """How networks are tuned: a trial trains `seeds` seeds and is worth the mean of the verdict on validation."""
+    """Tuning of networks: a trial trains `seeds` seeds and is worth the mean of the verdict on validation."""
 
     trials: PositiveInt = 8
     seeds: PositiveInt = 3

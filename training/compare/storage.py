@@ -1,4 +1,4 @@
-"""Where the trials of a search are kept: a file of the output folder, or a database that many machines share.
+"""Storage of the trials of a search: a file of the output folder, or a database that many machines share.
 
 In: an SQLAlchemy URL. Out: Optuna's storage. A fault names the database without its password.
 """

@@ -19,7 +19,7 @@ Codes = NDArray[np.int64]
 
 
 class EncodingsConfig(StrictModel):
-    """Which ids are encoded: those of the schema, and `columns` of the data that the schema leaves out.
+    """Encoded ids: those of the schema, and `columns` of the data that the schema leaves out.
 
     Training rows are encoded from the other `folds`, or, where `order` names a column, from the training rows with a
     smaller value there. All other rows are encoded from all training rows. `smoothing` is the weight, in rows, of the

@@ -43,7 +43,7 @@ class LightGBMConfig(StrictModel):
 
 
 class TreesConfig(TrainingConfig):
-    """What a cell of trees is trained with; the keys that describe a network have no effect."""
+    """Training configuration of a cell of trees; the keys that describe a network have no effect."""
 
     lightgbm: LightGBMConfig
 

@@ -1,4 +1,4 @@
-"""What boosted trees read of a feed: one matrix of numbers per task and split.
+"""Inputs of boosted trees: one matrix of numbers per task and split.
 
 In: the Arrow tables of the training split and of the split asked for. Out: inputs_BF (float32, NaN where missing):
 - a number as it is in the data, for trees need no transform;

@@ -83,7 +83,7 @@ def _needed(verdict: Verdict, found: Json) -> str:
 
 
 def _seeds_alone(verdict: Verdict, found: Json) -> str:
-    """Where the seeds agree and the users do not, a reader of seeds alone would have found a difference."""
+    """Seeds that agree where the users do not: a reader of seeds alone would have found a difference."""
     if found["p_holm"] is None or found["p_holm"] >= verdict.alpha:
         return ""
     return f" (another training would show it, corrected p {found['p_holm']:.2g}; other users may not)"

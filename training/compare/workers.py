@@ -39,7 +39,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: `fault` is None where all went well; a job that diverged would do so again."""
+    """End of a job: `fault` is None where all went well; a job that diverged would do so again."""
 
     cell: Cell
     seconds: float
@@ -48,7 +48,7 @@ class Outcome:
 
 
 def is_done(config: TrainingConfig, split: SplitName) -> bool:
-    """Whether a cell is trained and has answered a split."""
+    """True for a cell that is trained and has answered a split."""
     return (config.output / SUMMARY).exists() and prediction_file(config.output, split).exists()
 
 

@@ -240,7 +240,7 @@ def columns_from_arrow(schema: FeedSchema, table: pa.Table, *, is_coded: bool = 
 
 
 def observed_of(task: Task, table: pa.Table) -> Mask:
-    """Where a task's label counts."""
+    """Mask of the rows whose label of a task counts."""
     if task.mask is None:
         return np.ones(table.num_rows, bool)
     observed_B: Mask = floats(table.column(task.mask)) == 1

@@ -55,8 +55,9 @@ class BadRows:
     def good_rows(
         self, faults: Sequence[Fault], place: str, is_wanted_B: Mask | None = None, before: int = 0
     ) -> Mask | None:
-        """Which rows of a part break no rule, None where all are good; only rows that are wanted count. `place` is the
-        part's file, and `before` rows of it come before the part. Raises ValueError beyond the budget."""
+        """Mask of the rows of a part that break no rule, None where all are good; only rows that are wanted count.
+        `place` is the part's file, and `before` rows of it come before the part. Raises ValueError beyond the
+        budget."""
         is_good_B: Mask | None = None
         for column, fault in faults:
             is_counted_B = np.ones(len(fault.is_bad_B), bool) if is_wanted_B is None else is_wanted_B

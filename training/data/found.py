@@ -53,7 +53,7 @@ class FilesOfFolder:
 
     @property
     def passed_over(self) -> dict[str, list[str]]:
-        """What else lies in the folder."""
+        """Other entries of the folder."""
         others = [path.name for path in self.paths[0].parent.iterdir() if path.name not in self.names]
         return {"other": others} if others else {}
 

@@ -1,4 +1,4 @@
-"""What a log holds, without reading it again: its files, their row groups, and how many rows of each are in a split.
+"""Index of a log: its files, their row groups, and the rows of each that are in a split.
 
 Counts come from the row groups' statistics or the partition's value where these decide, else from one read of the
 split column; with a budget of bad rows (data.max_bad_rows) from one read of all columns, which counts what is left
@@ -157,7 +157,7 @@ def _indexed(
 
 
 def _about(reader: LogReader) -> str:
-    """What the counts depend on beside the files."""
+    """Inputs of the counts beside the files."""
     checked = reader.schema.model_dump_json() if reader.config.max_bad_rows else ""
     asked = f"{reader.config.split.model_dump_json()} {reader.names} {reader.config.max_bad_rows} {checked}"
     return xxhash.xxh3_128_hexdigest(asked.encode())

@@ -81,7 +81,7 @@ class LogReader:
             before += table.num_rows
 
     def of_split(self, part: Part, split: SplitName) -> Mask:
-        """Which rows of a part are in a split."""
+        """Mask of the rows of a part that are in a split."""
         values = part.table.column(self.selector.column)
         mask: Mask = self.selector.masks(values, part.place)[split].to_numpy()
         return mask

@@ -1,4 +1,4 @@
-"""Which rows of a log are in which split: by a column's values, or by what a row group's statistics say of them.
+"""Rows of a log by split: by a column's values, or by what a row group's statistics say of them.
 
 In: the training file's data.split. Out: masks of rows. Every fault is a ValueError that names the place.
 
@@ -123,13 +123,13 @@ class Selector:
             raise ValueError(f"data.split.{split} is not given in the training file")
 
     def no_row(self, folder: object, split: SplitName) -> ValueError:
-        """What is said of a split without rows."""
+        """Error for a split without rows."""
         return ValueError(
             f"{folder}: no row is in split {split}: column '{self.column}' never matches {self.selections[split]}"
         )
 
     def masks(self, values: pa.ChunkedArray, place: str) -> dict[SplitName, pa.ChunkedArray]:
-        """Which rows are in which split, from the split column's values. Raises ValueError for a type that does not
+        """Masks of the rows in each split, from the split column's values. Raises ValueError for a type that does not
         compare and for a row in two splits; `place` (a file, or a row group of one) opens the message."""
         values, _ = usual(plain(values))  # a value that no usual type holds is in no split
         masks = {
@@ -140,7 +140,7 @@ class Selector:
         return masks
 
     def by_bounds(self, low: Any, high: Any, kind: pa.DataType, place: str) -> dict[SplitName, bool] | None:
-        """Whether all rows of a part are in a split (True) or none is (False), from the least and the greatest value
+        """True by split where all rows of a part are in it, False where none is, from the least and the greatest value
         of a column without nulls; None where that does not decide it for every split."""
         bounds, _ = usual(pa.chunked_array([pa.array([low, high], kind)]))
         try:

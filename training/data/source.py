@@ -34,7 +34,8 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """What a checkpoint is bound to: equal for the same rows in the same order, whatever the processes."""
+        """Fingerprint that a checkpoint is bound to: equal for the same rows in the same order, whatever the
+        processes."""
         ...
 
 

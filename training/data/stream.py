@@ -213,7 +213,7 @@ class _ReadAhead:
 
 
 class _Cursor:
-    """Where a lane stands, with the rows of its window."""
+    """Position of a lane, with the rows of its window."""
 
     def __init__(self, lane: Lane, row: int, ahead: _ReadAhead) -> None:
         self.lane = lane

@@ -69,7 +69,7 @@ MAX_HISTORY = 20
 
 
 def constants() -> dict[str, Any]:
-    """What the data was made by, as JSON."""
+    """Constants of the made data, as JSON."""
     return {
         "tasks": list(TASKS),
         "task_correlation": TASK_CORRELATION.tolist(),
@@ -100,7 +100,7 @@ def constants() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What is true of impressions [B] before chance decides: probabilities per binary task, and play time in
+    """Laws of impressions [B] before chance decides: probabilities per binary task, and play time in
     milliseconds.
     """
 

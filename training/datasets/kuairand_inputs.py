@@ -1,4 +1,4 @@
-"""What is known of a user, a video and the pair of them before the day of an impression.
+"""Knowledge of a user, a video and their pair before the day of an impression.
 
 Input: the dataset. Output: columns [impressions] of float64, null where nothing is known. Days go by the log's `date`,
 from 25 April on; the history lists up to 24 April count as a day before all of them. An impression sees the labels of
@@ -111,7 +111,7 @@ def _own_lists(data: KuaiRand) -> dict[str, Floats]:
 
 
 def _listed(data: KuaiRand) -> dict[str, Floats]:
-    """How often a video and its first tag stand in all users' lists, and in liked and long-viewed ones
+    """Counts of a video and its first tag in all users' lists, and in liked and long-viewed ones
     relative to watched ones."""
     keys = {
         "video": np.arange(data.videos.num_rows),

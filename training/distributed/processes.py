@@ -1,4 +1,4 @@
-"""What every process of an offline job that another one started does: it ends when that one does."""
+"""Processes of an offline job that another one started: they end when that one does."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ def belong_to_parent() -> None:
 
 
 def end_with_launcher() -> None:
-    """Has a process that a launcher (torchrun) started end when that is killed: nobody else would restart it, or stop
+    """End this process when the launcher (torchrun) that started it is killed: nobody else would restart it, or stop
     it where it waits for another that is gone."""
     launcher = os.getppid()
 

@@ -35,7 +35,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is process 0, which writes and speaks."""
+        """True in process 0, which writes and speaks."""
         return self.rank == 0
 
     @property

@@ -129,7 +129,8 @@ class Sharder:
 
 
 def local_parts(tensor: Any) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    """What this process holds of a tensor that may be sharded, with the place in it of each part's first element."""
+    """Parts that this process holds of a tensor that may be sharded, with the place in it of each part's first
+    element."""
     if hasattr(tensor, "local_shards"):
         for shard in tensor.local_shards():
             yield shard.tensor.detach(), tuple(shard.metadata.shard_offsets)
@@ -143,7 +144,7 @@ def local_rows(rows_R: Tensor, part: Tensor, first_row: int) -> Tensor:
 
 
 def sharding_of(config: EmbeddingsConfig, table: str) -> str:
-    """How a table (or a task's copy of it, table@task) is sharded."""
+    """Sharding of a table (or of a task's copy of it, table@task)."""
     own = config.tables.get(table.partition("@")[0])
     return config.sharding if own is None or own.sharding is None else own.sharding
 
@@ -153,5 +154,5 @@ def _processes_of_a_host(world: int) -> int:
 
 
 def new_sharder(config: TrainingConfig, ranks: Ranks) -> Sharder | None:
-    """What shards the tables over several processes, and what puts fused tables on a GPU, for one process too."""
+    """Sharder of the tables over several processes. It also puts fused tables on a GPU, for one process too."""
     return Sharder(config, ranks) if ranks.world > 1 or ranks.device.type == "cuda" else None

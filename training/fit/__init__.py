@@ -1,1 +1,1 @@
-"""What the training data teaches before any step: splits, vocabularies, transforms, reports."""
+"""Lessons of the training data before any step: splits, vocabularies, transforms, reports."""

@@ -1,4 +1,4 @@
-"""What becomes of the ids of a log in a feed's tables: kept or unknown, alone in their row or sharing it.
+"""Fate of the ids of a log in a feed's tables: kept or unknown, alone in their row or sharing it.
 
 In: how often each id of a table occurs in the training split and in the validation split. Out: a `TableReport` of each
 table, and all of them as Markdown. Shares are of 1.
@@ -46,7 +46,7 @@ class Collisions(StrictModel):
 
 
 class Vocabulary(StrictModel):
-    """How many ids a vocabulary with this `min_count` has, and which share of the training split's it does not hold."""
+    """Size of a vocabulary with this `min_count`, and the share of the training split's ids that it lacks."""
 
     min_count: int
     ids: int

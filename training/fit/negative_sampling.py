@@ -48,7 +48,7 @@ def thinned(table: pa.Table, schema: FeedSchema, sampling: NegativeSampling) -> 
 
 
 def weigh_kept_negatives(rows: Rows, schema: FeedSchema, sampling: NegativeSampling) -> None:
-    """Has kept negatives count 1 / rate times in the losses of the other tasks."""
+    """Weigh kept negatives by 1 / rate in the losses of the other tasks."""
     place = [task.name for task in schema.tasks].index(sampling.task)
     is_negative_B = (rows.observed_BT[:, place] > 0) & (rows.targets_BT[:, place] == 0)
     others = [other for other in range(len(schema.tasks)) if other != place]

@@ -1,4 +1,4 @@
-"""What a log holds, before anything is trained on it: `python -m training report CONFIG`.
+"""Data report of a log, before anything is trained on it: `python -m training report CONFIG`.
 
 In: a training file. Out: data_report.json and data_report.md in its output folder: rows, label rates and observed
 shares by task, missing and unknown values and list lengths by feature, for each split and each value of the split

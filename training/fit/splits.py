@@ -36,7 +36,7 @@ class Splits(Protocol):
     """Rows of the log, and those that are left out."""
 
     def fitted(self) -> FittedFeatures:
-        """What the training split teaches the features, or what the training file names as such."""
+        """Fitted features: of the training split, or those that the training file names."""
         ...
 
     def report(self, run: Run) -> None:

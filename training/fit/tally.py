@@ -37,7 +37,7 @@ def known_lookups(schema: FeedSchema, fitted: FittedFeatures | None) -> dict[str
 
 
 class FeatureTally:
-    """What one feature holds: missing rows (a list that is empty counts), unknown ids, lengths, distribution."""
+    """Counts of one feature: missing rows (a list that is empty counts), unknown ids, lengths, distribution."""
 
     def __init__(self) -> None:
         self.missing = 0
@@ -80,7 +80,7 @@ def _bins(column: Column) -> NDArray[np.int64]:
 
 
 class Tally:
-    """What rows of a log hold: rows, labels by task, features."""
+    """Counts of rows of a log: rows, labels by task, features."""
 
     def __init__(self, schema: FeedSchema) -> None:
         self.rows = 0

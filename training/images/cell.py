@@ -42,7 +42,7 @@ DRAWS, AUGMENTATION = 1, 2
 
 @dataclass
 class Progress:
-    """Where a cell stands after so many epochs; perplexities by layer, one an epoch."""
+    """Position of a cell after so many epochs; perplexities by layer, one an epoch."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -104,7 +104,7 @@ def train_cell(
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the cell of a folder has a result."""
+    """True where the cell of a folder has a result."""
     return (folder / RESULT).exists()
 
 
@@ -194,7 +194,7 @@ class _Trainer:
         return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the network and its optimizers."""
+        """State of the network and its optimizers for a checkpoint."""
         policies = {} if self._policies is None else self._policies.state()
         return {"network": self.weights(), "optimizer": self._optimizer.state_dict(), "policies": policies}
 

@@ -134,7 +134,7 @@ class ImageExperiment(StrictModel):
         return self.output / cell.method / f"seed-{cell.seed}"
 
     def settings(self, cell: Cell) -> dict[str, Any]:
-        """What decides a cell's numbers, as plain JSON: all but the other cells and the place."""
+        """Settings that decide a cell's numbers, as plain JSON: all but the other cells and the place."""
         keys = {"data", "network", "epochs", "batch_size", "learning_rate", "augmentation", "device"}
         shared = self.model_dump(mode="json", include=keys)
         return shared | {"routing": self.method(cell.method).model_dump(mode="json"), "seed": cell.seed}

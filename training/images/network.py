@@ -215,7 +215,7 @@ class _Last(nn.Module):
 
 
 def _choices(trunk: TrunkConfig, method: Method, num_tasks: int, seed: int) -> list[FixedRoute | Policy]:
-    """How each layer of the trunk is chosen from."""
+    """Choices of each layer of the trunk."""
     match method:
         case SharedBottomMethod():
             return [FixedRoute([0] * num_tasks) for _ in trunk.layers]

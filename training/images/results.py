@@ -1,4 +1,4 @@
-"""What an image experiment found, as plain JSON: the paper's Tables 1 and 2, its t-test, and what its figures draw.
+"""Results of an image experiment, as plain JSON: the paper's Tables 1 and 2, its t-test, and what its figures draw.
 
 In: the results of the finished cells. Out: `results.json`'s content.
 """

@@ -1,4 +1,4 @@
-"""What the gates of a fusion network do on some rows: mean expert weights, gate entropy and the use of experts.
+"""Gates of a fusion network on some rows: mean expert weights, gate entropy and the use of experts.
 
 In: a ranker and the rows to look at. Out: one `LevelGates` per fusion level, or two numbers a level while it trains.
 Weights are those that the experts are mixed with: the gate's softmax, and in AdaTT the native weight on top (the heat

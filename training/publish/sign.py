@@ -15,7 +15,7 @@ from model.untrusted_files import DOCUMENT_BYTES, read_bytes, sha256_of
 
 
 class _Listed(BaseModel):
-    """What all manifests have."""
+    """Common part of all manifests."""
 
     files: dict[str, FileEntry]
 

@@ -195,7 +195,7 @@ class Checkpoints:
 
 
 def any_found(run: Path) -> bool:
-    """Whether a run's folder holds a checkpoint, damaged or not."""
+    """True where a run's folder contains a checkpoint, damaged or not."""
     return any(path.is_dir() for path in (run / FOLDER).glob("[0-9]*"))
 
 
@@ -236,7 +236,7 @@ def _free_memory() -> int:
 
 
 def _reason(error: BaseException, folder: Path) -> str:
-    """Why a write failed, in a few words; torch's writers say of a full disk that a position was not expected."""
+    """Reason of a failed write, in a few words; torch's writers say of a full disk that a position was not expected."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     cause: BaseException | None = error

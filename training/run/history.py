@@ -34,7 +34,7 @@ Line = Mapping[str, float]
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with every checkpoint. `loss_sums` are those since the last point of validation."""
+    """Position of a run; saved with every checkpoint. `loss_sums` are those since the last point of validation."""
 
     epoch: int = 0
     step_in_epoch: int = 0

@@ -1,4 +1,4 @@
-"""What a batch-scoring job is: the version that scores, by which value model, which columns, cut into parts of files.
+"""A batch-scoring job: the version that scores, by which value model, which columns, cut into parts of files.
 
 In: the command's options. Out: a `Job`, which worker processes are given whole, and its `Part`s: consecutive row groups
 of one file, an output file each. A part's `identity` is a hash of all that decides what is in its output: the version,

@@ -33,7 +33,7 @@ _KEY = b"feedrank.score"
 
 
 def found(path: Path) -> dict[str, Any] | None:
-    """What the footer of an output file says: `identity` of its part, rows, bad rows, faults, missing, oov. None of a
+    """Footer of an output file: `identity` of its part, rows, bad rows, faults, missing, oov. None of a
     file that batch scoring did not write."""
     try:
         metadata = pq.read_metadata(path)
@@ -117,7 +117,7 @@ class PartScorer:
 
 
 class _Places:
-    """Where a row of a part stands: its file, row group and row in that group."""
+    """Places of the rows of a part: file, row group and row in that group."""
 
     def __init__(self, file: str) -> None:
         self.file = file

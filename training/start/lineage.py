@@ -50,8 +50,8 @@ def start_from(parent: Parent, run: Run, ranker: Ranker, ranks: Ranks, *, show: 
 
 
 def against_parent(run: Run, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """What summary.json says of a run's parent, nothing where it has none: by task the parent's error and the run's own
-    at its best point, and the tasks that are worse beyond the tolerance."""
+    """Comparison with a run's parent for summary.json, empty where it has none: by task the parent's error and the
+    run's own at its best point, and the tasks that are worse beyond the tolerance."""
     if run.config.init_from is None:
         return {}
     about = read_json(run.path / PARENT)

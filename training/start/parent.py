@@ -1,4 +1,4 @@
-"""What a run starts from: a published version or the folder of a finished run, with its weights as they were trained.
+"""Parent of a run: a published version or the folder of a finished run, with its weights as they were trained.
 
 In: `models/NAME/VERSION`, or a run's folder. Out: a `Parent`. A published network is rearranged for scoring, so export
 puts `trained.pt` beside it, an optional file of the manifest: the network's own state (a state dict, read with
@@ -85,7 +85,7 @@ def _of_both(parent: TargetScale, child: TargetScale) -> TargetScale:
 
 
 def is_same_number(one: NumberFeature, other: NumberFeature | None) -> bool:
-    """Whether raw values mean the same to both, once fitted alike."""
+    """True where raw values mean the same to both, once fitted alike."""
     return other is not None and (one.transform, one.missing) == (other.transform, other.missing)
 
 

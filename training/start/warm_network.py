@@ -114,6 +114,6 @@ def _experts_of_gates(network: Network, config: NetworkConfig, tasks: list[str],
 
 
 def _part(name: str) -> str:
-    """What a slot is part of, as people are told: an expert's or gate's unit, a tower, a layer."""
+    """Part of the network that a slot is in, in words: an expert's or gate's unit, a tower, a layer."""
     words = name.split(".")
     return ".".join(words[: 4 if words[0] == "level" and words[2] != "stitch" else 3 if words[0] == "level" else 2])

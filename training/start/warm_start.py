@@ -32,7 +32,7 @@ from training.wording import counted
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What became of a table, a feature's columns or a part of the network: `taken`, `part`, `fresh` or `dropped`."""
+    """Outcome for a table, a feature's columns or a part of the network: `taken`, `part`, `fresh` or `dropped`."""
 
     kind: str
     name: str
@@ -88,7 +88,7 @@ def print_taken(taken: list[Taken], parent: Parent) -> None:
 
 
 def _inherit(id_maps: IdMaps, schema: FeedSchema, parent: Parent) -> dict[str, tuple[int, ...]]:
-    """Has the parent's ids hold slots, the best where slots are fewer; by table the words of rows 1, 2 ..."""
+    """Assign slots to the parent's ids, the best where slots are fewer; by table the words of rows 1, 2 ..."""
     before = {table.name: table for table in parent.schema.tables}
     for table in schema.tables:
         id_map, old = id_maps.maps.get(table.name), parent.id_maps.get(table.name)
@@ -148,14 +148,14 @@ def _entries(table: Table, fitted: FittedFeatures) -> tuple[int | str, ...] | No
 
 
 def _differences(table: Table, before: Table) -> str:
-    """What makes rows of two tables of one name mean different things; empty where nothing does."""
+    """Differences by which rows of two tables of one name mean different things; empty where there are none."""
     ours, theirs = (_meaning(one) for one in (table, before))
     return "; ".join(f"{key} was {theirs[key]}, is {ours[key]}" for key in ours if ours[key] != theirs[key])
 
 
 def _meaning(table: Table) -> dict[str, Any]:
-    """What decides what a row of a table means. Rows of vocabularies and slots are told apart by entry; which features
-    read a table, and how they pool it, changes no row."""
+    """Settings that decide what a row of a table means. Rows of vocabularies and slots are told apart by entry; which
+    features read a table, and how they pool it, changes no row."""
     vocabulary: Literal["fitted"] | None = None if table.vocabulary is None else "fitted"
     fields = asdict(replace(table, vocabulary=vocabulary, slots=None if table.slots is None else 1))
     return {key: value for key, value in fields.items() if key not in ("name", "features", "pooling", "min_count")}

@@ -1,4 +1,4 @@
-"""Why training stopped being finite: the error that names the step, the batch's extreme columns and the layer.
+"""Error for training that stopped being finite: it that names the step, the batch's extreme columns and the layer.
 
 In: the ranker as it failed and the rows that it failed on. Out: a `Diverged` for the user.
 

@@ -109,7 +109,7 @@ class _Prepared(NamedTuple):
 
 
 class _Reads(nn.Module):
-    """Which sharded collection reads what of a prepared batch: traced by the pipeline, never run."""
+    """Reads of the sharded collections from a prepared batch: traced by the pipeline, never run."""
 
     def __init__(self, embeddings: Embeddings) -> None:
         super().__init__()

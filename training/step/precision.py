@@ -9,7 +9,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 def set_products(precision: Precision) -> None:
-    """Lets float32 matrix products of this process round what they multiply to TF32, or not."""
+    """Switch TF32 on or off for the float32 matrix products of this process."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 

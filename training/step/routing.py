@@ -52,7 +52,7 @@ class PolicyOptimizer:
                 policy.policy_TM.copy_(simplex_projection(policy.policy_TM))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the policies themselves."""
+        """State for a checkpoint beside the policies themselves."""
         return {"optimizer": self._optimizer.state_dict(), "mean_T": self._mean_T}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ class PolicyLearner:
         return -torch.where(self._is_binary_T, entropy_BT, squared_BT).double()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the policies themselves; empty for other networks."""
+        """State for a checkpoint beside the policies themselves; empty for other networks."""
         return {} if self._optimizer is None else self._optimizer.state()
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -112,7 +112,8 @@ class ManagedIds:
 
 @torch.no_grad()
 def turn(id_map: IdMap, words_V: Tensor, config: SlotsConfig) -> Tensor:
-    """Gives rows to words that were seen, by TorchRec's policy; the rows that have another word than before, rows_R."""
+    """Assign rows to words that were seen, by TorchRec's policy. Returns the rows that have another word than before,
+    rows_R."""
     from torchrec.modules.mc_modules import (
         DistanceLFU_EvictionPolicy,
         LFU_EvictionPolicy,

@@ -1,4 +1,4 @@
-"""What others do to the files of a version: other kinds of files, cuts at bad moments, copies under other names."""
+"""Changes by others to the files of a version: other kinds of files, cuts at bad moments, copies under other names."""
 
 import os
 import platform

@@ -48,7 +48,7 @@ def hidden_and_visible(models: Path) -> tuple[list[str], list[int]]:
 
 
 class PublisherError(Exception):
-    """What a publisher's own code may raise."""
+    """Error of a publisher's own code."""
 
 
 @pytest.mark.parametrize("step", ["write_files", "check"])

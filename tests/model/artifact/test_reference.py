@@ -1,4 +1,4 @@
-"""What a version saw at export: bins of about equal share, and how far counts have moved from them."""
+"""References of a version at its export: bins of about equal share, and how far counts have moved from them."""
 
 import math
 from typing import Any

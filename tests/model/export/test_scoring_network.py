@@ -91,7 +91,7 @@ def test_experts_are_mixed_by_the_weights_of_the_trained_network(name: str) -> N
 
 
 def expert_weights(network: torch.nn.Module, rows: Tensor) -> list[Tensor]:
-    """What the trained network mixes by: gates of its own, a cross-stitch unit's matrix, or nothing."""
+    """Mixing weights of the trained network: gates of its own, a cross-stitch unit's matrix, or nothing."""
     if isinstance(network, CrossStitch):
         stitches = [stitch.weight for stitch in network.stitches]
         return [torch.as_tensor(weight).expand(len(rows), -1, -1) for weight in stitches]

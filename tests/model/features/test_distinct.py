@@ -43,7 +43,7 @@ def block_of(rows: list[Row]) -> EncodedBlock:
 
 
 def by_loop(rows: list[Any]) -> tuple[list[int], list[int]]:
-    """Where each distinct row stands first, and which of these every row equals."""
+    """First place of each distinct row, and the one of these that every row equals."""
     kept: list[int] = []
     of_row = []
     for position, row in enumerate(rows):

@@ -127,7 +127,7 @@ def test_a_sample_of_too_many_ids_stands_for_all(dtype: str, merged: bool) -> No
 
 
 def rank_errors(ranks: Ranks, whole: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How far the weight below each value is from the number of values below it."""
+    """Distance of the weight below each value from the number of values below it."""
     values, weights = ranks.weighted()
     assert int(weights.sum()) == len(whole)
     points = np.unique(whole)

@@ -28,7 +28,7 @@ class Net(nn.Module):
         self.net = nn.Sequential(*modules, *([nn.Linear(width, 1)] if with_logit else []))
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the last layer yields."""
+        """Output of the last layer."""
         y: Tensor = self.net(x)
         return y
 

@@ -64,7 +64,7 @@ class Case:
 
     @property
     def is_native_learned(self) -> bool:
-        """Whether native weights are parameters: not where every unit has one expert (+1), nor in the ablation."""
+        """True where native weights are parameters: not where every unit has one expert (+1), nor in the ablation."""
         return self.native_experts and any(count != 1 for count in self.units)
 
 

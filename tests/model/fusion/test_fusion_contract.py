@@ -1,4 +1,4 @@
-"""What every fusion network promises, whatever its kind and size: rows_BD -> fused_BTH, scripted, row by row."""
+"""Contract of every fusion network, whatever its kind and size: rows_BD -> fused_BTH, scripted, row by row."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Which parameters and experts a task's gradient and output depend on: exactly zero where isolation is promised."""
+"""Isolation of tasks: gradients and outputs are exactly zero where it is promised."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def expert_gradients(case: Case, task: int) -> list[Level]:
 
 
 def is_touched(level: Level, expert: int) -> bool:
-    """Whether all matrices of an expert have a gradient; a mix of some and none is a fault of its own."""
+    """True where all matrices of an expert have a gradient; a mix of some and none is a fault of its own."""
     touched = {bool((part != 0).any()) for layer in level.experts[expert] for part in layer}
     assert len(touched) == 1, f"expert {expert} is reached in part"
     return touched.pop()

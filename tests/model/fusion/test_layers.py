@@ -1,4 +1,4 @@
-"""What is padded for speed says what its equation says, and so do its gradients."""
+"""Layers that are padded for speed equal their equations, and so do their gradients."""
 
 import numpy as np
 import pytest

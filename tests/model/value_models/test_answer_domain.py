@@ -18,7 +18,7 @@ UPPER = 1e4  # of tests/artifacts.py
 
 
 def absurd(network: Network, _: dict[str, Tensor]) -> None:
-    """Has the tower of play_time answer logits of hundreds, either way."""
+    """Make the tower of play_time answer logits of hundreds, either way."""
     with torch.no_grad():
         for parameter in network.towers[2].parameters():
             parameter.mul_(300.0)

@@ -1,4 +1,4 @@
-"""What all connections hold together: those that hold most give way, idle ones end for new ones, and it is counted."""
+"""Memory of all connections together: those that hold most give way, idle ones end for new ones, and it is counted."""
 
 import asyncio
 from collections.abc import Iterator

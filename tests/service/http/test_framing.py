@@ -1,4 +1,4 @@
-"""Where a request begins and ends: N requests get N answers, however their bytes arrive and whatever they offer."""
+"""Framing of requests: N requests get N answers, however their bytes arrive and whatever they offer."""
 
 import asyncio
 import json

@@ -33,7 +33,7 @@ def connect(service: RunningService) -> socket.socket:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """What the service sends until it closes."""
+    """Bytes that the service sends until it closes."""
     parts = []
     try:
         while part := connection.recv(65536):

@@ -1,4 +1,4 @@
-"""How rankings move, against scipy, against a loop over pairs, and against sets."""
+"""Distance of rankings, against scipy, against a loop over pairs, and against sets."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Which version serves, and what a bad version or a bad value-model file leaves behind."""
+"""The version that serves, and the effects of a bad version or value-model file."""
 
 import json
 import shutil

@@ -63,7 +63,7 @@ def encoder(models: Path) -> FeatureEncoder:
 
 
 def ranked(client: TestClient, request: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What /v1/rank answers, put back into request order."""
+    """Answers of /v1/rank, put back into request order."""
     response = client.post("/v1/rank", json=request)
     assert response.status_code == 200, response.text
     candidates = response.json()["candidates"]

@@ -47,7 +47,7 @@ def client(service: RunningService) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def expected(service: RunningService) -> dict[str, np.ndarray]:
-    """What /v1/rank answers, put back into request order."""
+    """Answers of /v1/rank, put back into request order."""
     candidates = service.client.post("/v1/rank", json=REQUEST).json()["candidates"]
     order = [candidates["id"].index(identifier) for identifier in REQUEST["candidates"]["id"]]
     columns = {**candidates["tasks"], "score": candidates["score"]}

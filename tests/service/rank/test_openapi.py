@@ -31,7 +31,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def conforms(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> bool:
-    """Whether a value obeys the part of JSON Schema that the description uses."""
+    """True for a value that obeys the part of JSON Schema that the description uses."""
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/components/schemas/")
         return conforms(value, document["components"]["schemas"][name], document)

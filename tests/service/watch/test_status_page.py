@@ -167,7 +167,7 @@ def test_what_is_kept_does_not_grow_with_what_there_is_to_scrape() -> None:
 
 
 async def notes(page: StatusPage, number: int) -> None:
-    """Has the page note the metrics until it has so many notes."""
+    """Make the page note the metrics until it has so many notes."""
     keeping = asyncio.create_task(page.keep_notes())
     while len(page._notes) < number:
         await asyncio.sleep(0.001)

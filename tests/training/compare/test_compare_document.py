@@ -1,4 +1,4 @@
-"""What a report's files hold, beyond what a comparison puts there."""
+"""Files of a report, beyond what a comparison puts there."""
 
 import re
 from pathlib import Path

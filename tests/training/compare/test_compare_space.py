@@ -1,4 +1,4 @@
-"""What a search may choose and where it keeps its trials: what is refused, and which points there are."""
+"""Spaces and storage of a search: what is refused, and which points there are."""
 
 from collections.abc import Mapping
 from pathlib import Path

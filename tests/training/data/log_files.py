@@ -71,7 +71,7 @@ def data_config(folder: Path | str, **changes: Any) -> DataConfig:
 
 @cache
 def encoder() -> FeatureEncoder:
-    """What encodes a numbered log."""
+    """Encoder of a numbered log."""
     table = numbered(range(2))
     return FeatureEncoder(SCHEMA, fit_features(SCHEMA, table, columns_from_arrow(SCHEMA, table)))
 

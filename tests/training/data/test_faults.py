@@ -62,7 +62,7 @@ def faulty(folder: Path, fault: str) -> tuple[str, int]:
 
 
 class Read(NamedTuple):
-    """What a way of reading makes of a log: numbers of the rows that train and that validate, what it left out."""
+    """Rows of a log by a way of reading: numbers of the rows that train and that validate, what it left out."""
 
     train: list[int]
     validation: list[int]

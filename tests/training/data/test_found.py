@@ -1,4 +1,4 @@
-"""What every job says first: files, folders, rows, rows by split and in none, what was left out and why."""
+"""First lines of every job: files, folders, rows, rows by split and in none, what was left out and why."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a log holds: files and partitions, rows by split (by statistics where these decide), an index that is kept."""
+"""Index of a log: files and partitions, rows by split (by statistics where these decide), an index that is kept."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who computes the tables, on what, and with which optimizers: plain torch beside TorchRec, refusals, clipping."""
+"""Engines of the tables, devices and optimizers: plain torch beside TorchRec, refusals, clipping."""
 
 import logging
 import math

@@ -27,7 +27,7 @@ READ = ["memory", "stream", "report"]
 def warnings_of(
     folder: Path, table: pa.Table, read: str, caplog: pytest.LogCaptureFixture, schema: str = SCHEMA, **split: Any
 ) -> list[str]:
-    """What train, or report, says of a log."""
+    """Warnings of train, or report, for a log."""
     (folder / "data").mkdir()
     pq.write_table(table, folder / "data" / "log.parquet", row_group_size=150)
     changes = [f"data.split={json.dumps(split)}"] if split else []

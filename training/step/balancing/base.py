@@ -1,4 +1,4 @@
-"""What balances the tasks of a training step: the interface, and `none`, the plain weighted sum of the losses.
+"""Balancing of the tasks of a training step: the interface, and `none`, the plain weighted sum of the losses.
 
 In: losses_T of a batch, still attached to the graph, and the dense row they came from. Out: gradients in the network's
 parameters, and one backward pass through the embeddings, inside which fused tables update. A balancing is a module:
@@ -31,7 +31,8 @@ class Balancing(nn.Module):
         self.losses = losses
 
     def total(self, losses_T: Tensor) -> Tensor:
-        """What is minimised, or, for a method on gradients, shown and checked: the sum of the losses by loss weight."""
+        """Total that is minimised, or, for a method on gradients, shown and checked: the sum of the losses by loss
+        weight."""
         return self.losses.total(losses_T)
 
     def backward(self, losses_T: Tensor, total: Tensor, rows_BD: Tensor, network: Network, step: int) -> None:
