@@ -34,9 +34,9 @@ from training.run.run import REPORT_JSON, REPORT_MARKDOWN, locked, refuse_no_run
 
 log = logging.getLogger(__name__)
 
-# Values of the split column (of times, days) that are told apart; a column that has more splits rows at random.
+# Values of the split column (of times, days) that are told apart. Of a column with more, a split is one part.
 MOST_PARTITIONS = 100
-OTHERS = "(others)"
+MANY = f"(over {MOST_PARTITIONS} values)"
 # Jensen-Shannon divergence, bits, from which a feature is named: about where PSI, 8 ln 2 times as much, is at its
 # usual 0.25.
 DRIFTED = 0.05
@@ -163,8 +163,11 @@ def _tally(
                     if split == "train":
                         twins.add(table, columns)
                     values = days_of(plain(table.column(reader.selector.column)), reader.config.split.timezone)
-                    named = {value for of_split, value in tallies if of_split == split}
-                    for value, rows_B in _by_value(values, named, room=MOST_PARTITIONS - len(tallies)):
+                    parts = _by_value(values)
+                    fresh = sum((split, value) not in tallies for value, _ in parts)
+                    if any(value == MANY for _, value in tallies) or len(tallies) + fresh > MOST_PARTITIONS:
+                        tallies, parts = _one_a_split(schema, tallies), [(MANY, None)]
+                    for value, rows_B in parts:
                         tally = tallies.setdefault((split, value), Tally(schema))
                         if rows_B is None:
                             tally.add(schema, table, columns, lookups)
@@ -174,24 +177,24 @@ def _tally(
     return tallies, [*times.warnings(), *twins.warnings()]
 
 
-def _by_value(
-    values: pa.ChunkedArray, named: set[str], *, room: int
-) -> Iterator[tuple[str, np.ndarray[Any, Any] | None]]:
-    """Each value of a column, as text, with its rows; None for all of them. Rows of values that are neither `named` nor
-    among the first `room` others are one part: there may be as many values as rows."""
+def _one_a_split(schema: FeedSchema, tallies: dict[tuple[SplitName, str], Tally]) -> dict[tuple[SplitName, str], Tally]:
+    merged: dict[tuple[SplitName, str], Tally] = {}
+    for (split, _), tally in tallies.items():
+        merged.setdefault((split, MANY), Tally(schema)).merge(tally)
+    return merged
+
+
+def _by_value(values: pa.ChunkedArray) -> list[tuple[str, np.ndarray[Any, Any] | None]]:
+    """Values of a column, as text, each with its rows, None for all of them; one part of more than are told apart."""
     if not len(values):
-        return
+        return []
     encoded = values.combine_chunks().dictionary_encode()
+    names = [*map(str, encoded.dictionary[: MOST_PARTITIONS + 1].to_pylist()), "null"]
+    if len(encoded.dictionary) > MOST_PARTITIONS:
+        return [(name, None) for name in names]
     codes_B = pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy()
-    names = [*map(str, encoded.dictionary.to_pylist()), "null", OTHERS]
-    held = np.unique(codes_B)
-    fresh = [code for code in held.tolist() if names[code] not in named]
-    part_of = np.arange(len(names))
-    part_of[fresh[max(room, 0) :]] = len(names) - 1
-    parts_B = part_of[codes_B]
-    parts = np.unique(part_of[held]).tolist()
-    for part in parts:
-        yield names[part], None if len(parts) == 1 else np.flatnonzero(parts_B == part)
+    held = np.unique(codes_B).tolist()
+    return [(names[code], None if len(held) == 1 else np.flatnonzero(codes_B == code)) for code in held]
 
 
 def _described(schema: FeedSchema, tally: Tally, train: Tally, has_vocabulary: set[str]) -> dict[str, Any]:
