@@ -28,9 +28,9 @@ def test_every_alert_has_its_section_and_says_what_to_do() -> None:
     sections = {name: text for name, text in _sections().items() if name.startswith("Ranking")}
     assert set(sections) == _alerts()
     for name, text in sections.items():
-        meaning, *steps = re.split(r"^- First (look|action): ", text.strip(), flags=re.MULTILINE)
+        meaning, *steps = re.split(r"^- (Check|Do): ", text.strip(), flags=re.MULTILINE)
         assert meaning.strip(), name
-        assert steps[0::2] == ["look", "action"], name
+        assert steps[0::2] == ["Check", "Do"], name
     assert "Roll back" in _sections()
 
 

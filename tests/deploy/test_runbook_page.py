@@ -66,13 +66,13 @@ def test_a_firing_alert_of_a_real_prometheus_leads_to_its_section(tmp_path: Path
 
 
 def test_whoever_starts_prometheus_is_told_to_serve_the_page() -> None:
-    """compose, README, monitoring.md and the configuration for a bare host."""
+    """compose, monitoring.md and the configuration for a bare host."""
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]["prometheus"]
     assert "--web.user-assets=/etc/prometheus/pages" in compose["command"]
     assert "./deploy/prometheus:/etc/prometheus:ro" in compose["volumes"]
     assert "--web.external-url=http://127.0.0.1:9090/" in compose["command"]
     assert compose["ports"] == ["127.0.0.1:9090:9090"]
-    for place in ("README.md", "docs/monitoring.md", "deploy/prometheus/local.yml"):
+    for place in ("docs/monitoring.md", "deploy/prometheus/local.yml"):
         text = (ROOT / place).read_text(encoding="utf-8").replace("\\\n", " ")
         (command,) = re.findall(r"prometheus --config\.file[^`\n]*", text)
         (assets,) = [word.partition("=")[2] for word in shlex.split(command) if word.startswith("--web.user-assets")]
