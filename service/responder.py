@@ -68,8 +68,7 @@ class Responder:
             headers = [(b"content-type", reply.media_type), (b"content-length", str(len(reply.body)).encode())]
             await send({"type": "http.response.start", "status": 200, "headers": [*headers, *reply.headers]})
             await send({"type": "http.response.body", "body": reply.body})
-            for act in record.after_answer:
-                act()
+            record.run_after_answer()
             return
         problem.__traceback__ = None  # it holds this frame, which holds it: only the garbage collector would free them
         if problem.reason is not None:

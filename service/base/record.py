@@ -49,6 +49,13 @@ class RequestRecord:
     # Work that waits until the answer has left: a line of the impression log, a scoring by the shadow version.
     after_answer: list[Callable[[], None]] = field(default_factory=list)
 
+    def run_after_answer(self) -> None:
+        """Do what waited for the answer to leave. It may hold this record: kept here, only the collector would free
+        either."""
+        waiting, self.after_answer = self.after_answer, []
+        for act in waiting:
+            act()
+
     def know_candidates(self, count: int) -> None:
         """The body is parsed: the work that was guessed is known."""
         self.candidates = count

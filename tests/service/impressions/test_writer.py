@@ -1,12 +1,14 @@
 """The impression log: what is written, how much is lost and counted, and that no request ever waits for the disk."""
 
 import copy
+import gc
 import json
 import logging
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -247,11 +249,6 @@ def _taken(log: ImpressionLog, request_id: str, user: dict[str, Any] | None = No
     return record
 
 
-def _answered(record: RequestRecord) -> None:
-    for act in record.after_answer:
-        act()
-
-
 def test_the_sample_is_a_share_and_goes_by_the_request_id(tmp_path: Path) -> None:
     logs = [ImpressionLog(tmp_path, Metrics(), sample=s, max_bytes=2**20, workers=1) for s in (0.25, 0.25, 1.0, 1e-9)]
     ids = [f"r-{number}" for number in range(4000)]
@@ -269,7 +266,7 @@ def test_a_request_that_cannot_be_written_costs_itself_alone(tmp_path: Path) -> 
     wrong = _taken(log, "wrong", {"x": object()})
     huge = _taken(log, "huge", {"x": "x" * 2**20})  # more than a file may hold
     for record in (wrong, huge, _taken(log, "right")):
-        _answered(record)
+        record.run_after_answer()
     log.start()
     log.stop()
     assert [line["request_id"] for line in lines_of(tmp_path)] == ["right"]
@@ -277,12 +274,31 @@ def test_a_request_that_cannot_be_written_costs_itself_alone(tmp_path: Path) -> 
     assert counts == {"written": 1, "dropped": 0, "failed": 2}
 
 
+def test_a_request_is_freed_with_its_line(tmp_path: Path) -> None:
+    """Without the garbage collector, which a worker seldom runs."""
+    log = ImpressionLog(tmp_path, Metrics(), sample=1.0, max_bytes=2**20, workers=1)
+    record, score_N = RequestRecord("r-1", "/v1/rank"), np.zeros(1)
+    freed = weakref.ref(score_N)
+    question = Question("r-1", None, None, None, {}, ["a"], {}, None, None)
+    log.take(record, question, ["click"], score_N, np.zeros((1, 1), np.float32), 100, frozenset())
+    gc.disable()
+    try:
+        record.run_after_answer()
+        log.start()
+        log.stop()
+        del record, score_N
+        assert freed() is None
+    finally:
+        gc.enable()
+    assert [line["request_id"] for line in lines_of(tmp_path)] == ["r-1"]
+
+
 def test_the_folder_stays_within_its_bound_and_removals_are_counted(tmp_path: Path) -> None:
     metrics = Metrics()
     log = ImpressionLog(tmp_path, metrics, sample=1.0, max_bytes=2**20, workers=1)
     log.start()
     for number in range(300):
-        _answered(_taken(log, f"r-{number}", {"x": "x" * 10_000}))
+        _taken(log, f"r-{number}", {"x": "x" * 10_000}).run_after_answer()
     log.stop()
     kept = lines_of(tmp_path)
     assert [line["request_id"] for line in kept] == [f"r-{number}" for number in range(300 - len(kept), 300)]
