@@ -48,7 +48,7 @@ def main() -> None:
     alone = {slots: _turns(slots) for slots in SLOTS}
     body = [
         f"A step of {CONFIG} on {ROWS:,} rows with {USERS:,} users and {ITEMS:,} items, their tables hashed or with "
-        f"{LARGE['user_id']:,} and {LARGE['item_id']:,} slots, one thread, with its share of the turn of evictions "
+        f"{LARGE['user_id']:,} and {LARGE['item_id']:,} slots, one thread, with its share of the evictions "
         f"every {INTERVAL} steps: milliseconds of CPU time (median of {options.turns} paired turns), and the ratio to "
         "hashed with its 95 % interval.",
         "",
@@ -57,11 +57,11 @@ def main() -> None:
             [[name, median(values), str(Ratio.of(values, timed["hashed"]))] for name, values in timed.items()],
         ),
         "",
-        f"A turn of evictions alone (distance_lfu), of {IDS:,} ids by Zipf's law, in tables that are full, and "
+        f"Evictions alone (distance_lfu), once, of {IDS:,} ids by Zipf's law, in tables that are full, and "
         "finding the rows of 1,024 ids in them.",
         "",
         *report.table(
-            ["slots", "a turn, CPU ms", "a step's share, ms", "rows of 1,024 ids, ms"],
+            ["slots", "evictions, CPU ms", "a step's share, ms", "rows of 1,024 ids, ms"],
             [
                 [f"{slots:,}", f"{of_turn:.0f}", f"{of_turn / INTERVAL:.2f}", f"{of_rows:.2f}"]
                 for slots, (of_turn, of_rows) in alone.items()
