@@ -57,7 +57,7 @@ def load(path: Path, changes: Sequence[str] = (), *, num_batches: int = NUM_BATC
     run = Run(config.output, config, schema, fit_features(schema, table, columns))
     rows = Rows.encode(schema, run.encoder, table, columns, as_served=False)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    return run, [rows.take(part) for part in torch.split(order, config.batch_size)[:num_batches]]
+    return run, [rows.take_batch(part) for part in torch.split(order, config.batch_size)[:num_batches]]
 
 
 def ranker_step(

@@ -1,7 +1,7 @@
-"""The service: routes, and the way of a request from bytes to ranked candidates.
+"""The application of one process: its routes, and its life from the first poll of the models to the last request.
 
-In: HTTP. Out: `create_app(settings)`, an ASGI application for any server. A scoring request is read under limits on
-the event loop; everything else that it costs happens in one scoring thread (service/pipeline.py).
+Out: `create_app(settings)`, an ASGI application for any server. A scoring request is read under limits on the event
+loop (service/responder.py). Everything else that it costs happens in one scoring thread (service/pipeline.py).
 """
 
 import asyncio

@@ -93,11 +93,11 @@ class Ranking:
             except NonFiniteScoresError as error:
                 raise _not_finite(record, str(error)) from None
         both = (request_columns, candidate_columns)
-        self.shadow.take(record, model, name, both, question, scored.answers_NT, score_N)
-        self.drift.take(model, both, scored.answers_NT, uses_catalogue=record.uses_catalogue)
+        self.shadow.take_request(record, model, name, both, question, scored.answers_NT, score_N)
+        self.drift.take_request(model, both, scored.answers_NT, uses_catalogue=record.uses_catalogue)
         if self.impressions is not None:
             scorer, size = model.scorer, len(body)
-            self.impressions.take(
+            self.impressions.take_request(
                 record, question, scorer.tasks, score_N, scored.answers_NT, size, scorer.encoder.integers
             )
         head = {
@@ -134,7 +134,7 @@ class Ranking:
         try:
             scored = score()
         except NonFiniteScoresError as error:
-            self.store.doubt(model)
+            self.store.recheck(model)
             raise _not_finite(record, str(error)) from None
         with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
             score_N = model.value_models[value_model].score(scored.answers_NT)

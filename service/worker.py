@@ -32,7 +32,7 @@ def make_app(settings: Settings, certificates: Certificates | None) -> ASGIApp:
         hold_folder(Path(shared))
         if settings.bind_cores:
             bind_to_a_share(Path(shared), settings.workers)
-    prehash.begin(settings.models)
+    prehash.begin_hashing(settings.models)
     from service.app import create_app
 
     # What was imported stays: a look at all of it by the garbage collector would hold every thread for a tenth of a

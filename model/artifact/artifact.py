@@ -120,7 +120,7 @@ class Artifact:
         if name not in self._mapped:
             with self._opened(name) as file:
                 before = fingerprint_of(file)
-                self._check(name, prehash.take(file) or sha256_of(file))
+                self._check(name, prehash.take_hash(file) or sha256_of(file))
                 try:
                     mapped = map_file(file)
                 except ValueError as error:  # an empty file

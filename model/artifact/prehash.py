@@ -37,7 +37,7 @@ class _Hashed:
 _begun: dict[Fingerprint, _Hashed] = {}
 
 
-def begin(models: Path) -> None:
+def begin_hashing(models: Path) -> None:
     """Begins with the tables of every model's newest version. What cannot be read is left to who needs it."""
     with suppress(OSError):
         for family in models.iterdir():
@@ -49,7 +49,7 @@ def begin(models: Path) -> None:
                         _begun[fingerprint_of(file)] = _Hashed(file)
 
 
-def take(file: BinaryIO) -> str | None:
+def take_hash(file: BinaryIO) -> str | None:
     """The sha256 of an open file, waited for; None where it was not begun or has changed since."""
     hashed = _begun.pop(fingerprint_of(file), None)
     if hashed is None:
@@ -58,6 +58,6 @@ def take(file: BinaryIO) -> str | None:
     return hashed.sha256
 
 
-def forget() -> None:
+def forget_hashes() -> None:
     """Drop the hashes that nobody has taken."""
     _begun.clear()

@@ -28,9 +28,9 @@ class IdMap:
         self.slots = slots
         self.device = device
         nobody = torch.zeros(0, dtype=torch.int64)
-        self.hold(nobody, nobody, {}, 0)
+        self.assign_rows(nobody, nobody, {}, 0)
 
-    def hold(self, words_H: Tensor, rows_H: Tensor, merits: Mapping[str, Tensor], turns: int) -> None:
+    def assign_rows(self, words_H: Tensor, rows_H: Tensor, merits: Mapping[str, Tensor], turns: int) -> None:
         """Assign the rows to these words."""
         self.words_H, self.rows_H = words_H.to(self.device), rows_H.to(self.device)
         self.merits = {name: one.to(self.device) for name, one in merits.items()}
@@ -49,7 +49,7 @@ class IdMap:
             and turns >= 0
         ):
             raise RuntimeError(f"ids and rows of a table with {self.slots:,} slots that are not in order")
-        self.hold(words_H, rows_H, merits, turns)
+        self.assign_rows(words_H, rows_H, merits, turns)
 
     def state(self) -> dict[str, Any]:
         """All there is, for checkpoints."""

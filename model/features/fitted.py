@@ -15,7 +15,7 @@ from pydantic import Field, StrictInt, StrictStr
 
 from model.features.columns import Column, Values
 from model.features.id_counts import MOST_IDS, Arrays, Counts, IntegerCounts, StringCounts
-from model.features.running_statistics import Largest, Moments, Ranks
+from model.features.running_statistics import Largest, Moments, RankSketch
 from model.schema import FeedSchema, NumberFeature, NumberTransform, RegressionTask, Table
 from model.strict_yaml import StrictModel
 
@@ -85,7 +85,7 @@ class FittingPass:
         fitted = {feature.name: [t for t in feature.transform if t != "log1p"] for feature in self._numbers}
         self._moments = {name: Moments() for name, steps in fitted.items() if steps[:1] == ["standardise"]}
         # What comes after a fitted transform is computed from the values by rank: every transform keeps their order.
-        self._ranks = {name: Ranks() for name, steps in fitted.items() if steps[:1] == ["quantile"] or steps[1:]}
+        self._ranks = {name: RankSketch() for name, steps in fitted.items() if steps[:1] == ["quantile"] or steps[1:]}
         self._transforms = {task.name: task.transform for task in schema.tasks if isinstance(task, RegressionTask)}
         self._targets = {name: Moments() for name in self._transforms}
         # In the label's own unit.
@@ -153,7 +153,7 @@ class FittingPass:
                 own = {key.removeprefix(start): array for key, array in arrays.items() if key.startswith(start)}
                 summary.restore(own)
 
-    def _summaries(self) -> Mapping[str, Mapping[str, Counts | Moments | Ranks | Largest]]:
+    def _summaries(self) -> Mapping[str, Mapping[str, Counts | Moments | RankSketch | Largest]]:
         return {
             "counts": self.counts,
             "moments": self._moments,
@@ -172,7 +172,7 @@ class FittingPass:
     def _steps(self, feature: NumberFeature) -> tuple[NumberStep, ...]:
         steps: list[NumberStep] = []
         moments = self._moments.get(feature.name)
-        values, weights = self._ranks.get(feature.name, Ranks()).weighted()
+        values, weights = self._ranks.get(feature.name, RankSketch()).weighted()
         for transform in feature.transform:
             step = NumberStep(transform=transform)
             if transform == "quantile":

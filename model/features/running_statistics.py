@@ -4,7 +4,7 @@ largest of them.
 Every summary takes values (`add`), takes another summary of its kind (`merge`), and is kept as plain arrays (`arrays`,
 `restore`). The same pieces in the same order give the same summary, bit for bit.
 
-Ranks are exact up to EXACT_VALUES values; beyond that a rank is off by at most `rank_error` values, about
+RankSketch are exact up to EXACT_VALUES values; beyond that a rank is off by at most `rank_error` values, about
 log2(values / EXACT_VALUES) / COMPACT_VALUES of all of them (Munro and Paterson 1980, with levels as in KLL 2016; it
 draws no random numbers, so that a fit can be repeated).
 """
@@ -103,7 +103,7 @@ class Largest:
         self._values = arrays["values"]
 
 
-class Ranks:
+class RankSketch:
     """Values by rank. Level l holds values that stand for 2**l each; a level that is full is sorted, and every other
     value of it goes up."""
 

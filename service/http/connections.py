@@ -54,7 +54,7 @@ class Connections:
         self.ends: Counter[str] = Counter()
         self._holders: set[Holder] = set()
 
-    def hold(self, holder: Holder, size: int) -> None:
+    def hold_bytes(self, holder: Holder, size: int) -> None:
         """So many bytes more of an unfinished request."""
         self._holders.add(holder)
         holder.held_bytes += size

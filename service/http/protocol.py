@@ -118,7 +118,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._framing_bytes > self.limits.header_bytes and self._is_unfinished:
             self._cut_off(*self._too_large())
         elif self._is_in_headers or self.pipeline or not self._is_refused():
-            self.shared.hold(self, len(data))
+            self.shared.hold_bytes(self, len(data))
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more. Over plain TCP it may still read: it gets the answers to what it has asked."""

@@ -40,7 +40,7 @@ _log = logging.getLogger(f"{LOGGER}.impressions")
 
 
 class ImpressionLog:
-    """The impression log of one worker of `workers`. `take` and `offer` never wait for the disk."""
+    """The impression log of one worker of `workers`. `take_request` and `offer` never wait for the disk."""
 
     def __init__(
         self, folder: Path, metrics: Metrics, *, sample: float, max_bytes: int, workers: int, is_hashed: bool = False
@@ -73,7 +73,7 @@ class ImpressionLog:
         """Starts the writing thread."""
         self._thread.start()
 
-    def take(
+    def take_request(
         self,
         record: RequestRecord,
         question: Asked,

@@ -188,11 +188,11 @@ class ModelFamily:
             "catalogue": None if serving is None else self._catalogue_entry(serving.default.scorer),
         }
 
-    def doubt(self, scorer: Scorer) -> None:
+    def recheck(self, scorer: Scorer) -> None:
         """Run the golden requests of a version at the next refresh: it gave a score that is not finite."""
         loaded = self._loaded.get(scorer.manifest.version)
         if loaded is not None:
-            loaded.doubt(scorer)
+            loaded.recheck(scorer)
 
     def _default(self, published: list[int]) -> int | None:
         """The version to serve where nothing else is asked for, loaded; None where none can be."""

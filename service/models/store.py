@@ -104,7 +104,7 @@ class ModelStore:
                 family = ModelFamily(self._models, name, self._metrics, self._loading)
                 self._families = {**self._families, name: family}
             self._families[name].refresh()
-        prehash.forget()
+        prehash.forget_hashes()
         self._metrics.polled_at.set_to_current_time()
         self._has_looked.set()
 
@@ -163,9 +163,9 @@ class ModelStore:
         family.set_labels(change)
         return family.entry()
 
-    def doubt(self, model: ServedModel) -> None:
+    def recheck(self, model: ServedModel) -> None:
         """Run the golden requests of a model again at the next poll: it gave a score that is not finite."""
-        self._families[model.name].doubt(model.scorer)
+        self._families[model.name].recheck(model.scorer)
 
     @property
     def unready_reason(self) -> str | None:

@@ -115,7 +115,7 @@ class LoadedVersion:
         before.metrics.add_value_models(value_models.names)
         self.served = ServedModel(self.name, before.scorer, value_models, before.metrics)
 
-    def doubt(self, scorer: Scorer) -> None:
+    def recheck(self, scorer: Scorer) -> None:
         """Check at the next refresh that a version whose score was not finite still answers its golden
         requests."""
         self._doubted = scorer

@@ -108,13 +108,13 @@ class OpenInference:
                 deadline,
             )
             both = (request_columns, candidate_columns)
-            ranking.shadow.take(record, model, value_model, both, None, scored.answers_NT, score_N)
-            ranking.drift.take(model, both, scored.answers_NT)
+            ranking.shadow.take_request(record, model, value_model, both, None, scored.answers_NT, score_N)
+            ranking.drift.take_request(model, both, scored.answers_NT)
             score = score_N.astype(np.float32)  # which holds it: no value model is accepted whose scores are beyond
             if ranking.impressions is not None:
                 asked_for = Tensors(request_columns, candidate_columns, rows)
                 scorer, size = model.scorer, len(body)
-                ranking.impressions.take(
+                ranking.impressions.take_request(
                     record, asked_for, scorer.tasks, score_N, scored.answers_NT, size, scorer.encoder.integers
                 )
             values = dict(zip(model.scorer.tasks, scored.answers_NT.T, strict=True))

@@ -46,7 +46,7 @@ class _Sample(NamedTuple):
 
 
 class Drift:
-    """Counting of one worker. `take` never waits."""
+    """Counting of one worker. `take_request` never waits."""
 
     def __init__(self, windows: DriftWindows) -> None:
         self._windows = windows
@@ -68,7 +68,7 @@ class Drift:
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
-    def take(
+    def take_request(
         self,
         model: ServedModel,
         columns: tuple[Mapping[str, Column], Mapping[str, Column]],

@@ -63,7 +63,7 @@ class ShadowRequest(NamedTuple):
 
 
 class ShadowScoring:
-    """Shadow scoring of one worker. `take` never waits; `is_busy` says that no scoring thread is free."""
+    """Shadow scoring of one worker. `take_request` never waits; `is_busy` says that no scoring thread is free."""
 
     def __init__(self, store: ModelStore, metrics: Metrics, sample: float, is_busy: Callable[[], bool]) -> None:
         self._store = store
@@ -87,7 +87,7 @@ class ShadowScoring:
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
-    def take(
+    def take_request(
         self,
         record: RequestRecord,
         model: ServedModel,

@@ -180,7 +180,7 @@ def test_golden_requests_run_again_after_a_score_that_is_not_finite(
     if is_broken:
         monkeypatch.setattr(model.scorer, "module", lambda *_: torch.full((4, 3), float("nan")))
     for _ in range(2):
-        store.doubt(model)
+        store.recheck(model)
         store.refresh()
     (version,) = store.entry("tiny")["versions"]
     failed = store._metrics.registry.get_sample_value("ranking_model_load_total", {"result": "golden_failed"})
@@ -188,7 +188,7 @@ def test_golden_requests_run_again_after_a_score_that_is_not_finite(
     assert failed == (2 if is_broken else 0)
     assert (version["reason"] is not None and "golden_requests.json" in version["reason"]) == is_broken
     publish_artifact(tmp_path, seed=1)
-    store.doubt(model)
+    store.recheck(model)
     store.refresh()
     assert [entry["reason"] for entry in store.entry("tiny")["versions"]] == [None, None]
 

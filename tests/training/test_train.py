@@ -107,13 +107,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
 
 def test_each_epoch_sees_every_row_once_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[list[int]] = []
-    original = Rows.take
+    original = Rows.take_batch
 
     def remember(self: Rows, rows_B: torch.Tensor) -> Any:
         taken.append(rows_B.tolist())
         return original(self, rows_B)
 
-    monkeypatch.setattr(Rows, "take", remember)
+    monkeypatch.setattr(Rows, "take_batch", remember)
     config = config_of(tmp_path)
     run = finish(config)
     counts = run.summary()["rows"]

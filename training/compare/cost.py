@@ -79,8 +79,8 @@ def _scoring_seconds(run: Run, rows: Rows) -> float:
     module = ScoringModule(run.schema, run.fitted, ranker.network, stacked).eval()
     scripted = to_torchscript(module)
     request, candidate = ranker.embeddings.id_maps.place(
-        rows.take(torch.zeros(1, dtype=torch.int64)).request,
-        rows.take(torch.arange(CANDIDATES) % len(rows)).candidate,
+        rows.take_batch(torch.zeros(1, dtype=torch.int64)).request,
+        rows.take_batch(torch.arange(CANDIDATES) % len(rows)).candidate,
     )
     with torch.no_grad():
         return median_seconds(lambda _: scripted(*request, *candidate), SCORING_CALLS, time.perf_counter)

@@ -118,7 +118,7 @@ def _claim(studies: Sequence["Study"], processes: int) -> list[Claim]:
     while processes would be idle; where there are none of either, those of other machines."""
     claims = [claim for study in studies for claim in study.begun(own=True)]
     while not claims or sum(len(claim.jobs) for claim in claims) < processes:
-        new = [claim for study in studies if (claim := study.take({c.trial for c in claims if c.study is study}))]
+        new = [claim for study in studies if (claim := study.take_trial({c.trial for c in claims if c.study is study}))]
         if not new:
             break
         claims += new
@@ -165,7 +165,7 @@ class Study:
         claims = [self._claim(trial) for trial in running if self._is_own(trial.number) == own]
         return [claim for claim in claims if claim is not None]
 
-    def take(self, of_round: set[int]) -> Claim | None:
+    def take_trial(self, of_round: set[int]) -> Claim | None:
         """A new trial, or None: all are taken, or the estimator has to wait for those `of_round`."""
         number = len(self._study.get_trials(deepcopy=False))
         while number < self.plan.trials and (not of_round or number < max(STARTUP, len(self.plan.points))):

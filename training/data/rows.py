@@ -208,11 +208,11 @@ class Rows:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def take(self, rows_B: Tensor) -> Batch:
+    def take_batch(self, rows_B: Tensor) -> Batch:
         """The batch of the given row numbers."""
         return Batch(
-            self._request.take(rows_B),
-            self._candidate.take(rows_B),
+            self._request.take_rows(rows_B),
+            self._candidate.take_rows(rows_B),
             self.targets_BT.index_select(0, rows_B),
             self.observed_BT.index_select(0, rows_B),
             None if self.weights_B is None else self.weights_B.index_select(0, rows_B),
@@ -233,7 +233,7 @@ class Rows:
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All rows in order."""
         for start in range(0, len(self), batch_size):
-            yield self.take(torch.arange(start, min(start + batch_size, len(self))))
+            yield self.take_batch(torch.arange(start, min(start + batch_size, len(self))))
 
 
 class _Block:
@@ -249,7 +249,7 @@ class _Block:
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BN)
 
-    def take(self, rows_B: Tensor) -> BlockTensors:
+    def take_rows(self, rows_B: Tensor) -> BlockTensors:
         lengths_LB = self.lengths_LB.index_select(1, rows_B)
         flat = lengths_LB.reshape(-1)
         # Value v of a gathered list stands at its list's start plus its rank within the list.

@@ -46,7 +46,7 @@ def share(rows: int, rank: int, world: int) -> slice:
 
 def take_share(rows: Rows, rows_B: Tensor, rank: int, world: int) -> Batch:
     """A process's part of the global batch of the given row numbers, as long as every other's."""
-    return filled(rows.take(rows_B[share(len(rows_B), rank, world)]), -(-len(rows_B) // world))
+    return filled(rows.take_batch(rows_B[share(len(rows_B), rank, world)]), -(-len(rows_B) // world))
 
 
 def filled(batch: Batch, rows: int) -> Batch:

@@ -81,7 +81,7 @@ class StreamSource:
             cursors = [_Cursor(lane, start, ahead) for lane, start in zip(own, starts, strict=True)]
             for end in range(given + self._batch_size, self.rows + self._batch_size, self._batch_size):
                 ends = [lane_rows(min(end, self.rows), lane.number, self._lanes) for lane in own]
-                parts = [part for cursor, stop in zip(cursors, ends, strict=True) for part in cursor.take(stop)]
+                parts = [part for cursor, stop in zip(cursors, ends, strict=True) for part in cursor.take_batches(stop)]
                 # The last batch may have fewer rows than there are processes.
                 part = joined(parts) if parts else self.read(epoch, own[0].number, own[0].windows[-1]).part(0, 0)
                 yield filled(part, self._longest(end - self._batch_size, min(end, self.rows)))
@@ -95,7 +95,7 @@ class StreamSource:
         """The rows of a window, shuffled."""
         rows = self._split.rows(window.pieces)
         order = shuffled(len(rows), self._seed, epoch, lane, window.number)
-        return Rows(rows.take(torch.from_numpy(order)))
+        return Rows(rows.take_batch(torch.from_numpy(order)))
 
 
 class SplitReader:
@@ -193,7 +193,7 @@ class _ReadAhead:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def take(self, lane: int, window: Window) -> Rows:
+    def take_rows(self, lane: int, window: Window) -> Rows:
         """The rows of a window; waits for them, and raises what went wrong in reading them."""
         if self._pool is None:
             return self._source.read(self._epoch, lane, window)
@@ -222,12 +222,12 @@ class _Cursor:
         self._ahead = ahead
         self._rows: Rows | None = None
 
-    def take(self, stop: int) -> Iterator[Batch]:
+    def take_batches(self, stop: int) -> Iterator[Batch]:
         """The rows up to `stop`, in parts that lie in one window."""
         while self._row < stop:
             window = self.lane.windows[self._place]
             if self._rows is None:
-                self._rows = self._ahead.take(self.lane.number, window)
+                self._rows = self._ahead.take_rows(self.lane.number, window)
             end = min(stop, window.stop)
             yield self._rows.part(self._row - window.start, end - window.start)
             self._row = end

@@ -55,7 +55,7 @@ class Validation:
         self._ranks = ranks
         # Drawn, for logs are ordered by time or user.
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SAMPLE_SEED))
-        self._sample = on_device(rows.take(order[:GATE_ROWS]), ranks.device)
+        self._sample = on_device(rows.take_batch(order[:GATE_ROWS]), ranks.device)
 
     def measure(
         self, ranker: Ranker, balancing: Balancing, train_losses_T: Tensor, epoch: int, rows_seen: int
@@ -68,7 +68,9 @@ class Validation:
         if not is_finite_B.all():
             rows_B = torch.from_numpy(np.flatnonzero(~is_finite_B))
             what = f"the answers are not finite after epoch {epoch}, {rows_seen:,} rows"
-            raise diverged(run, ranker, on_device(self._rows.take(rows_B), self._ranks.device), "validation", what)
+            raise diverged(
+                run, ranker, on_device(self._rows.take_batch(rows_B), self._ranks.device), "validation", what
+            )
         relative = relative_errors(run.schema, logits_BT, self._rows)
         line: dict[str, float] = {"epoch": epoch, "rows": rows_seen}
         for task, loss in zip(run.schema.tasks, train_losses_T.tolist(), strict=True):

@@ -137,7 +137,7 @@ class _Trainer:
         for number, chosen_B in enumerate(batches):
             step = epoch * len(batches) + number
             self.network.generator = torch.Generator(device).manual_seed(derived_seed(seed, step, DRAWS))
-            images_BCHW = self.pixels.take(rows, chosen_B)
+            images_BCHW = self.pixels.take_rows(rows, chosen_B)
             if self.experiment.augmentation is not None:
                 generator = torch.Generator().manual_seed(derived_seed(seed, step, AUGMENTATION))
                 images_BCHW = augment(images_BCHW, self.experiment.augmentation, generator)
@@ -178,7 +178,7 @@ class _Trainer:
         right_T = torch.zeros(num_tasks, dtype=torch.int64)
         for chosen_B in torch.split(torch.arange(len(rows)), TEST_BATCH):
             task_B = rows.task_R[chosen_B]
-            images_BCHW = self.pixels.standardised(self.pixels.take(rows, chosen_B))
+            images_BCHW = self.pixels.standardised(self.pixels.take_rows(rows, chosen_B))
             answer_B = self.network(images_BCHW, task_B.to(self.pixels.device)).argmax(dim=1).cpu()
             right_T += torch.bincount(task_B[answer_B == rows.label_R[chosen_B]], minlength=num_tasks)
         count_T = torch.bincount(rows.task_R, minlength=num_tasks)

@@ -39,7 +39,7 @@ class Pixels:
                 digest.update(part.numpy().tobytes())
         self.fingerprint = digest.hexdigest()
 
-    def take(self, rows: TaskRows, chosen_B: Tensor) -> Tensor:
+    def take_rows(self, rows: TaskRows, chosen_B: Tensor) -> Tensor:
         """images_BCHW of the chosen rows, from 0 to 1."""
         images = self._images[id(rows.images_NCHW)]
         return images[rows.image_R[chosen_B].to(self.device)].float() / 255

@@ -53,7 +53,7 @@ def task_conflicts(
     batches = torch.split(order, batch_size)[:num_batches]
     found: list[tuple[Tensor, Tensor]] = []
     for rows_B in batches:
-        at_rows_TN, at_parameters_TP = _task_gradients(ranker, rows.take(rows_B), losses)
+        at_rows_TN, at_parameters_TP = _task_gradients(ranker, rows.take_batch(rows_B), losses)
         found.append((cosines(at_rows_TN), cosines_where_both(at_parameters_TP)))
     at_rows, at_parameters = (torch.stack(matrices).nanmean(dim=0).numpy() for matrices in zip(*found, strict=True))
     return Conflicts(tasks, len(batches), batch_size, at_rows, at_parameters)

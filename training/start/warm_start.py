@@ -99,7 +99,7 @@ def _inherit(id_maps: IdMaps, schema: FeedSchema, parent: Parent) -> dict[str, t
                 merit_H = next(iter(old["merits"].values()))  # counts, or when seen last
                 kept_H = merit_H.argsort(descending=True, stable=True)[: id_map.slots].sort().values
             merits = {name: merit_H[kept_H] for name, merit_H in old["merits"].items()}
-            id_map.hold(words_H[kept_H], torch.arange(1, len(kept_H) + 1), merits, old["turns"])
+            id_map.assign_rows(words_H[kept_H], torch.arange(1, len(kept_H) + 1), merits, old["turns"])
     return {name: tuple(id_map.words_H.tolist()) for name, id_map in id_maps.maps.items()}
 
 

@@ -147,7 +147,7 @@ def turn(id_map: IdMap, words_V: Tensor, config: SlotsConfig) -> Tensor:
     rows_R: Tensor | None = module.evict()
     is_held = state[_WORDS] != NO_WORD
     kept = {name: one[is_held] for name, one in merits.items()}
-    id_map.hold(state[_WORDS][is_held], state[_ROWS][is_held], kept, id_map.turns + 1)
+    id_map.assign_rows(state[_WORDS][is_held], state[_ROWS][is_held], kept, id_map.turns + 1)
     assert rows_R is not None, "a turn was due"
     return rows_R
 

@@ -86,14 +86,14 @@ def test_a_table_that_is_cut_while_it_is_verified_is_refused(
     if ahead:
         monkeypatch.setattr(prehash, "_WORTH_BYTES", 1)
         monkeypatch.setattr("model.artifact.prehash.sha256_of", cut_meanwhile)
-        prehash.begin(version.parent.parent)
+        prehash.begin_hashing(version.parent.parent)
     else:
         monkeypatch.setattr("model.artifact.artifact.sha256_of", cut_meanwhile)
     try:
         with pytest.raises(ArtifactError, match=TABLE):
             artifact.map(TABLE)
     finally:
-        prehash.forget()
+        prehash.forget_hashes()
 
 
 def test_a_table_of_the_same_size_that_is_written_after_hashing_is_refused(

@@ -17,7 +17,7 @@ CONTENT = os.urandom(2**22 + 5)
 @pytest.fixture(autouse=True)
 def _clean() -> Iterator[None]:
     yield
-    prehash.forget()
+    prehash.forget_hashes()
 
 
 def table(models: Path, version: str = "1", content: bytes = CONTENT) -> Path:
@@ -29,12 +29,12 @@ def table(models: Path, version: str = "1", content: bytes = CONTENT) -> Path:
 
 def taken(path: Path) -> str | None:
     with path.open("rb") as file:
-        return prehash.take(file)
+        return prehash.take_hash(file)
 
 
 def test_the_newest_versions_tables_are_there_once(tmp_path: Path) -> None:
     older, newest = table(tmp_path, "9"), table(tmp_path, "10", CONTENT[::-1])
-    prehash.begin(tmp_path)
+    prehash.begin_hashing(tmp_path)
     assert taken(newest) == hashlib.sha256(CONTENT[::-1]).hexdigest()
     assert taken(newest) is None
     assert taken(older) is None
@@ -43,7 +43,7 @@ def test_the_newest_versions_tables_are_there_once(tmp_path: Path) -> None:
 def test_a_file_that_was_replaced_or_written_to_is_not_taken(tmp_path: Path) -> None:
     for change in ("replaced", "written"):
         path = table(tmp_path / change)
-        prehash.begin(tmp_path / change)
+        prehash.begin_hashing(tmp_path / change)
         if change == "replaced":
             path.unlink()
             path.write_bytes(CONTENT)
@@ -55,23 +55,23 @@ def test_a_file_that_was_replaced_or_written_to_is_not_taken(tmp_path: Path) -> 
 
 
 def test_folders_that_are_no_models_are_passed_over(tmp_path: Path) -> None:
-    prehash.begin(tmp_path / "absent")
+    prehash.begin_hashing(tmp_path / "absent")
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     small = table(tmp_path, content=b"1234")
-    prehash.begin(tmp_path)
+    prehash.begin_hashing(tmp_path)
     assert taken(small) is None
 
 
 def test_a_damaged_table_is_refused_though_it_was_hashed_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prehash, "_WORTH_BYTES", 1)
     version = publish_artifact(tmp_path)
-    prehash.begin(tmp_path)
+    prehash.begin_hashing(tmp_path)
     Artifact.open(version)
     path = next(version.glob("table_*.f32"))
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
-    prehash.begin(tmp_path)
+    prehash.begin_hashing(tmp_path)
     with pytest.raises(ArtifactError, match="checksum"):
         Artifact.open(version)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.features.id_counts import IntegerCounts, StringCounts
-from model.features.running_statistics import Moments, Ranks
+from model.features.running_statistics import Moments, RankSketch
 
 PIECES = st.lists(st.lists(st.integers(-4, 12), max_size=30), min_size=1, max_size=6)
 
@@ -126,7 +126,7 @@ def test_a_sample_of_too_many_ids_stands_for_all(dtype: str, merged: bool) -> No
     assert len(whole.entries()[0]) == pytest.approx(before / 2, abs=5 * np.sqrt(before) / 2)
 
 
-def rank_errors(ranks: Ranks, whole: NDArray[np.float64]) -> NDArray[np.int64]:
+def rank_errors(ranks: RankSketch, whole: NDArray[np.float64]) -> NDArray[np.int64]:
     """Distance of the weight below each value from the number of values below it."""
     values, weights = ranks.weighted()
     assert int(weights.sum()) == len(whole)
@@ -139,7 +139,7 @@ def rank_errors(ranks: Ranks, whole: NDArray[np.float64]) -> NDArray[np.int64]:
 def test_ranks_are_exact_while_there_is_room() -> None:
     generator = np.random.default_rng(0)
     pieces = [generator.normal(size=size) for size in (10, 0, 300, 690)]
-    ranks = Ranks(1000, 64)
+    ranks = RankSketch(1000, 64)
     for piece in pieces:
         ranks.add(piece)
     values, weights = ranks.weighted()
@@ -154,12 +154,12 @@ def test_ranks_of_too_many_values_are_within_their_bound(order: str, merged: boo
     exact, compact, rows = 4096, 512, 200_000
     whole = np.random.default_rng(1).permutation(rows).astype(np.float64)
     whole = {"ascending": np.sort(whole), "descending": -np.sort(whole), "with ties": whole % 100}.get(order, whole)
-    ranks = Ranks(exact, compact)
+    ranks = RankSketch(exact, compact)
     for piece in np.split(whole, 40):
-        part = Ranks(exact, compact) if merged else ranks
+        part = RankSketch(exact, compact) if merged else ranks
         part.add(piece)
         if merged:
-            again = Ranks(exact, compact)
+            again = RankSketch(exact, compact)
             again.restore(part.arrays())
             ranks.merge(again)
     held = len(ranks.weighted()[0])

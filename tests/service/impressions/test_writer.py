@@ -245,7 +245,7 @@ def test_what_waited_is_written_when_the_disk_answers_again(tmp_path: Path, bloc
 def _taken(log: ImpressionLog, request_id: str, user: dict[str, Any] | None = None) -> RequestRecord:
     question = Question(request_id, None, None, None, user or {}, ["a"], {}, None, None)
     record = RequestRecord(request_id, "/v1/rank")
-    log.take(record, question, ["click"], np.zeros(1), np.zeros((1, 1), np.float32), 100, frozenset())
+    log.take_request(record, question, ["click"], np.zeros(1), np.zeros((1, 1), np.float32), 100, frozenset())
     return record
 
 
@@ -280,7 +280,7 @@ def test_a_request_is_freed_with_its_line(tmp_path: Path) -> None:
     record, score_N = RequestRecord("r-1", "/v1/rank"), np.zeros(1)
     freed = weakref.ref(score_N)
     question = Question("r-1", None, None, None, {}, ["a"], {}, None, None)
-    log.take(record, question, ["click"], score_N, np.zeros((1, 1), np.float32), 100, frozenset())
+    log.take_request(record, question, ["click"], score_N, np.zeros((1, 1), np.float32), 100, frozenset())
     gc.disable()
     try:
         record.run_after_answer()

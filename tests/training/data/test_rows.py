@@ -298,7 +298,7 @@ def encoded_clips(rows: int, *, as_served: bool = False) -> tuple[pa.Table, Rows
 def test_a_gathered_batch_holds_the_rows_asked_for_lists_included() -> None:
     table, rows, encoder = encoded_clips(90)
     order = np.random.default_rng(0).integers(0, 90, 40)  # with repeats
-    batch = rows.take(torch.from_numpy(order))
+    batch = rows.take_batch(torch.from_numpy(order))
     row_of = {video: row for row, video in enumerate(encoder.fitted.vocabularies["video"], start=1)}
     histories = [(table.column("history")[int(row)].as_py() or [])[-3:] for row in order]
     assert batch.request.list_lengths_LB.tolist() == [[len(history) for history in histories]]
@@ -330,7 +330,7 @@ tasks: [{name: click, kind: binary, label: y}]
     encoder = FeatureEncoder(schema, fit_features(schema, table, columns))
     rows = Rows.encode(schema, encoder, table, columns, as_served=False)
     picked = [29, 0, 0, 13, 7]
-    batch = rows.take(torch.tensor(picked)).candidate
+    batch = rows.take_batch(torch.tensor(picked)).candidate
     kept = [[raw[name][row][-most:] for row in picked] for name, most in (("one", 5), ("two", 2), ("three", 1))]
     assert batch.list_lengths_LB.tolist() == [[len(values) for values in lists] for lists in kept]
     # A vocabulary entry stands in the row after its place; row 0 is for the unknown.
@@ -361,9 +361,9 @@ def test_a_training_only_feature_keeps_its_logged_value_unless_served() -> None:
     every = torch.arange(50)
     # ids of the request block in the schema's order: user_id, tab, position; vocabulary [0, 1, 2] -> rows 1, 2, 3.
     assert_array_equal(
-        logged.take(every).request.ids_BK[:, 2].numpy(), np.array(table.column("position").to_pylist()) + 1
+        logged.take_batch(every).request.ids_BK[:, 2].numpy(), np.array(table.column("position").to_pylist()) + 1
     )
-    assert (served.take(every).request.ids_BK[:, 2] == 1).all()
+    assert (served.take_batch(every).request.ids_BK[:, 2] == 1).all()
 
 
 def test_a_masked_label_teaches_no_scale() -> None:

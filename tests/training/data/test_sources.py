@@ -83,7 +83,7 @@ def test_a_process_without_a_row_of_a_batch_gets_one_that_does_not_count(rows: R
 
 
 def test_a_filled_batch_has_its_own_rows_and_unknown_ones_behind(rows: Rows) -> None:
-    batch = rows.take(torch.tensor([3, 8]))
+    batch = rows.take_batch(torch.tensor([3, 8]))
     longer = filled(batch, 4)
     assert len(longer.targets_BT) == 4
     assert longer.observed_BT[2:].sum() == 0

@@ -99,7 +99,7 @@ def test_pixels_are_standardised_by_the_training_images_alone(tmp_path: Path) ->
     tasks = cifar(write_cifar(tmp_path), validation=0.25)
     pixels = Pixels(tasks, torch.device("cpu"))
     every = torch.arange(len(tasks.train))
-    images = pixels.standardised(pixels.take(tasks.train, every)).double()
+    images = pixels.standardised(pixels.take_rows(tasks.train, every)).double()
     # float32 sums of 300,000 values.
     torch.testing.assert_close(images.mean(dim=(0, 2, 3)), torch.zeros(3).double(), rtol=0, atol=1e-5)
     torch.testing.assert_close(images.std(dim=(0, 2, 3), correction=0), torch.ones(3).double(), rtol=0, atol=1e-5)

@@ -58,7 +58,7 @@ def ranker_with(run: Run, fusion: Mapping[str, Any]) -> tuple[Ranker, NetworkCon
 
 
 def dense_rows(ranker: Ranker, rows: Rows) -> Tensor:
-    batch = rows.take(torch.arange(len(rows)))
+    batch = rows.take_batch(torch.arange(len(rows)))
     with torch.no_grad():
         out: Tensor = ranker.embeddings(batch.request, batch.candidate)
     return out
@@ -110,7 +110,7 @@ def test_weights_of_adatt_are_gate_means_plus_native_weights(
 
 def test_use_of_gates_is_entropy_within_rows_and_spread_over_them(finished_run: Run, rows: Rows) -> None:
     ranker, config = ranker_with(finished_run, ADATT)
-    batch = rows.take(torch.arange(len(rows)))
+    batch = rows.take_batch(torch.arange(len(rows)))
     levels = level_gates(ranker, rows, config.fusion, TASKS)
     fusion = ranker.network.fusion
     assert isinstance(fusion, AdaTT)

@@ -74,7 +74,7 @@ def test_the_first_broken_part_is_named(finished_run: Run, rows: Rows, weights: 
     with torch.no_grad():
         ranker.state_dict()[weights].fill_(torch.nan)
     rows_B = torch.arange(20)
-    message = str(diverged(finished_run, ranker, rows.take(rows_B), "validation", "the loss is not finite"))
+    message = str(diverged(finished_run, ranker, rows.take_batch(rows_B), "validation", "the loss is not finite"))
     assert message.startswith(f"{finished_run.path}: the loss is not finite; the first value that is not finite is ")
     assert f" {told};" in message
 
@@ -84,6 +84,8 @@ def test_a_loss_beyond_float_is_told_from_finite_logits(finished_run: Run, rows:
     targets_BT[7, 2] = 1e30
     wide = Rows.__new__(Rows)
     wide.__dict__ |= {**rows.__dict__, "targets_BT": targets_BT}
-    message = str(diverged(finished_run, finished_run.best_ranker(), wide.take(torch.arange(20)), "train", "what"))
+    message = str(
+        diverged(finished_run, finished_run.best_ranker(), wide.take_batch(torch.arange(20)), "train", "what")
+    )
     assert "all logits are finite, the loss of task 'watch' is not" in message
     assert "label of task 'watch' 1e+30 in row 7 (rows of the train split, from 0)" in message
