@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, StrictInt, StrictStr, StringConstraints, field_validator, model_validator
 
@@ -26,8 +26,12 @@ Block = Literal["request", "candidate"]
 ID_LIMITS = (-(2**63), 2**63 - 1)
 
 
+# Every kind of feature says of itself whether its values are ids, which a table embeds, and whether a row has a list of
+# them. Code that asks only this asks the feature; code that handles each kind takes features.block.features_by_kind.
 class _Table(StrictModel):
     """The keys by which an id or id_list feature describes its embedding table, or names another feature's."""
+
+    has_ids: ClassVar[bool] = True
 
     name: Name
     dtype: Dtype | None = None
@@ -96,6 +100,8 @@ class _Table(StrictModel):
 class IdFeature(_Table):
     """One id per row; a missing or unknown id takes the table's OOV row."""
 
+    is_list: ClassVar[bool] = False
+
     kind: Literal["id"]
     side: Side
     serving_value: int | str | None = None
@@ -103,6 +109,8 @@ class IdFeature(_Table):
 
 class IdListFeature(_Table):
     """A list of ids per row, oldest first: the latest `max_length` are kept and pooled; a missing list is empty."""
+
+    is_list: ClassVar[bool] = True
 
     kind: Literal["id_list"]
     side: Literal["user", "context", "candidate"]
@@ -112,6 +120,9 @@ class IdListFeature(_Table):
 
 class NumberFeature(StrictModel):
     """One number per row, transformed in the order given; `missing` is the raw value that a null takes."""
+
+    has_ids: ClassVar[bool] = False
+    is_list: ClassVar[bool] = False
 
     name: Name
     kind: Literal["number"]

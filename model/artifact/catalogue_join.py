@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact.catalogue import UNKNOWN, Catalogue
+from model.features.block import block_features
 from model.features.columns import Column, Ids
 from model.features.distinct import Positions, places, stacked, starts_of
 from model.features.encoder import EncodedBlock, FeatureEncoder
-from model.schema import IdFeature, IdListFeature, NumberFeature
+from model.schema import Feature
 
 Mask = NDArray[np.bool_]
 
@@ -128,16 +129,16 @@ def _merged(
     picked_S: NDArray[np.intp],
 ) -> EncodedBlock:
     """The picked candidates' features, the catalogue's where `taken`."""
-    features = encoder.schema.block("candidate")
+    ids, lists, numbers = block_features(encoder.schema, "candidate")
 
-    def masks(kind: type[IdFeature] | type[IdListFeature] | type[NumberFeature]) -> Mask:
-        of_kind = [taken[feature.name][picked_S] for feature in features if isinstance(feature, kind)]
+    def masks(features: Sequence[Feature]) -> Mask:
+        of_kind = [taken[feature.name][picked_S] for feature in features]
         return np.stack(of_kind, axis=1) if of_kind else np.zeros((len(picked_S), 0), np.bool_)
 
     rows_S = np.maximum(rows_N[picked_S], 0)  # of an unknown one nothing is taken, whichever row is looked at
-    ids_SK = np.where(masks(IdFeature), catalogue.ids_IK[rows_S], block.ids_BK[picked_S])
-    numbers_SD = np.where(masks(NumberFeature), catalogue.numbers_ID[rows_S], block.numbers_BD[picked_S])
-    values_V, lengths_LS = _merged_lists(catalogue, block, rows_S, masks(IdListFeature).T, picked_S)
+    ids_SK = np.where(masks(ids), catalogue.ids_IK[rows_S], block.ids_BK[picked_S])
+    numbers_SD = np.where(masks(numbers), catalogue.numbers_ID[rows_S], block.numbers_BD[picked_S])
+    values_V, lengths_LS = _merged_lists(catalogue, block, rows_S, masks(lists).T, picked_S)
     return EncodedBlock(ids_SK, values_V, lengths_LS, numbers_SD)
 
 

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from pydantic import Discriminator, Field, model_validator
 
 from model.artifact.artifact import REFERENCE, REFERENCE_FEATURES, Artifact, ArtifactError
+from model.features.block import block_features
 from model.features.encoder import EncodedBlock
 from model.features.id_lookup import OOV_ROW
-from model.schema import Block, FeedSchema, IdFeature, IdListFeature, NumberFeature
+from model.schema import Block, FeedSchema
 from model.strict_yaml import StrictModel
 
 BINS = 10
@@ -157,10 +158,10 @@ def _histogram(content: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
 
 def of_features(schema: FeedSchema, blocks: Mapping[Block, EncodedBlock]) -> FeatureReference:
     """The bins of all features that are asked for, from the encoded newest rows."""
-    kinds = {feature.name: isinstance(feature, NumberFeature) for feature in schema.features}
+    has_ids = {feature.name: feature.has_ids for feature in schema.features}
     return FeatureReference(
         features={
-            name: _number_bins(values_V) if kinds[name] else _id_bins(values_V)
+            name: _id_bins(values_V) if has_ids[name] else _number_bins(values_V)
             for block, encoded in blocks.items()
             for name, values_V in values_of(schema, block, encoded)
         }
@@ -183,20 +184,19 @@ def of_scores(edges: NDArray[np.float64], counts: NDArray[np.float64]) -> Number
 
 def values_of(schema: FeedSchema, block: Block, encoded: EncodedBlock) -> Iterator[tuple[str, NDArray[Any]]]:
     """The encoded values of each feature of a block that requests give; an empty list is one OOV row."""
-    features = schema.block(block)
+    ids, lists, numbers = block_features(schema, block)
     asked = {feature.name for feature in schema.asked(block)}
-    for position, name in enumerate(feature.name for feature in features if isinstance(feature, IdFeature)):
+    for position, name in enumerate(feature.name for feature in ids):
         if name in asked:
             yield name, encoded.ids_BK[:, position]
     start = 0
-    lists = [feature.name for feature in features if isinstance(feature, IdListFeature)]
-    for name, lengths_B in zip(lists, encoded.list_lengths_LB, strict=True):
+    for name, lengths_B in zip((feature.name for feature in lists), encoded.list_lengths_LB, strict=True):
         end = start + int(lengths_B.sum())
         if name in asked:
             empty = np.full(int((lengths_B == 0).sum()), OOV_ROW)
             yield name, np.concatenate((encoded.list_values_V[start:end], empty))
         start = end
-    for position, name in enumerate(feature.name for feature in features if isinstance(feature, NumberFeature)):
+    for position, name in enumerate(feature.name for feature in numbers):
         if name in asked:
             yield name, encoded.numbers_BD[:, position]
 

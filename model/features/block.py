@@ -3,6 +3,7 @@
 Shapes: B rows, K single-id features, L list features, V list values in all, D numbers.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,12 +55,22 @@ class BlockTensors(NamedTuple):
     numbers_BN: Tensor
 
 
-def block_features(
-    schema: FeedSchema, block: Block
-) -> tuple[list[IdFeature], list[IdListFeature], list[NumberFeature]]:
-    """The features of a block by kind, in the order of their tensors."""
-    features = schema.block(block)
-    return (
+class ByKind(NamedTuple):
+    """Features by kind, in the order of their tensors."""
+
+    ids: list[IdFeature]
+    lists: list[IdListFeature]
+    numbers: list[NumberFeature]
+
+
+def block_features(schema: FeedSchema, block: Block) -> ByKind:
+    """The features of a block by kind."""
+    return features_by_kind(schema.block(block))
+
+
+def features_by_kind(features: Sequence[Feature]) -> ByKind:
+    """Features by kind, each kind in the order given."""
+    return ByKind(
         [feature for feature in features if isinstance(feature, IdFeature)],
         [feature for feature in features if isinstance(feature, IdListFeature)],
         [feature for feature in features if isinstance(feature, NumberFeature)],

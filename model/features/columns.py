@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.schema import ID_LIMITS, Dtype, Feature, IdListFeature
+from model.schema import ID_LIMITS, Dtype, Feature
 
 FAULTS_SHOWN = 20
 _CHUNK = 4096
@@ -83,7 +83,7 @@ class Column(NamedTuple):
 
 def column_from_values(feature: Feature, dtype: Dtype | None, values: Sequence[object]) -> Column:
     """A column from JSON values (None is null). Raises ColumnError naming each faulty row."""
-    if isinstance(feature, IdListFeature):
+    if feature.is_list:
         return _list_column(feature.name, dtype, values)
     try:
         flat, missing = flat_column(dtype, values)

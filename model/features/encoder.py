@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from model.features.block import Encoded, EncodedBlock, serving_column
+from model.features.block import Encoded, EncodedBlock, features_by_kind, serving_column
 from model.features.columns import (
     FAULTS_SHOWN,
     Column,
@@ -29,7 +29,7 @@ from model.features.fitted import FittedFeatures, NumberStep, TargetScale, inver
 from model.features.id_lookup import OOV_ROW, Lookup, hash_integers, lookup_of
 from model.features.number_transforms import number_groups
 from model.features.request_row import EncodedColumns, OneRow
-from model.schema import Block, Dtype, Feature, FeedSchema, IdFeature, IdListFeature, NumberFeature
+from model.schema import Block, Dtype, Feature, FeedSchema, IdListFeature
 
 __all__ = [
     "Column",
@@ -81,7 +81,7 @@ class FeatureEncoder:
         self._asked = {block: {feature.name: feature for feature in schema.asked(block)} for block in blocks}
         # Asking a pydantic model for its class costs more than looking at its feature's column.
         self._kinds = {
-            block: {name: Kind(self._dtypes.get(name), isinstance(f, IdListFeature)) for name, f in asked.items()}
+            block: {name: Kind(self._dtypes.get(name), f.is_list) for name, f in asked.items()}
             for block, asked in self._asked.items()
         }
         self._one_row = OneRow(schema.block("request"), lookups, self._dtypes, fitted)
@@ -160,9 +160,8 @@ class _BlockEncoder:
     """Encodes the features of one block, those that are computed alike in one go."""
 
     def __init__(self, features: Sequence[Feature], lookups: Mapping[str, Lookup], fitted: FittedFeatures) -> None:
-        numbers = [feature for feature in features if isinstance(feature, NumberFeature)]
-        self._ids = [feature.name for feature in features if isinstance(feature, IdFeature)]
-        self._lists = [feature for feature in features if isinstance(feature, IdListFeature)]
+        ids, self._lists, numbers = features_by_kind(features)
+        self._ids = [feature.name for feature in ids]
         lookups = {name: lookups[name] for name in (*self._ids, *(feature.name for feature in self._lists))}
         hashed = {name: lookup.integer_buckets for name, lookup in lookups.items() if lookup.integer_buckets}
         self._hashed = _HashedIntegers(hashed)

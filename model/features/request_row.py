@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from model.features.block import Encoded, EncodedBlock, serving_column
+from model.features.block import Encoded, EncodedBlock, features_by_kind, serving_column
 from model.features.columns import Column, Ids, Unfit, flat_column
 from model.features.fitted import FittedFeatures
 from model.features.id_lookup import OOV_ROW, Lookup, hash_integers
 from model.features.number_transforms import number_groups
-from model.schema import Dtype, Feature, IdFeature, IdListFeature, NumberFeature
+from model.schema import Dtype, Feature
 
 
 class EncodedColumns(Mapping[str, Column]):
@@ -56,9 +56,7 @@ class OneRow:
         fitted: FittedFeatures,
     ) -> None:
         asked = [feature for feature in features if feature.side != "training_only"]
-        ids = [feature for feature in features if isinstance(feature, IdFeature)]
-        lists = [feature for feature in features if isinstance(feature, IdListFeature)]
-        numbers = [feature for feature in features if isinstance(feature, NumberFeature)]
+        ids, lists, numbers = features_by_kind(features)
         self._asked = frozenset(feature.name for feature in asked)
         self._ids_1K = np.zeros((1, len(ids)), np.int64)
         self._raw_D = np.array([feature.missing for feature in numbers], np.float64)

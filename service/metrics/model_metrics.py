@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter
 
-from model.schema import NumberFeature
 from model.scorer.scorer import Scored, Scorer
 from service.metrics.batched_histogram import BatchedHistogram
 from service.metrics.metrics import LOOKUP_RESULTS, Metrics
@@ -41,11 +40,7 @@ class ModelMetrics:
         self._combined_scores: dict[str, BatchedHistogram] = {}
         asked = [*schema.asked("request"), *schema.asked("candidate")]
         self._missing = {feature.name: metrics.missing.labels(model, feature.name) for feature in asked}
-        self._oov = {
-            feature.name: metrics.oov.labels(model, feature.name)
-            for feature in asked
-            if not isinstance(feature, NumberFeature)
-        }
+        self._oov = {feature.name: metrics.oov.labels(model, feature.name) for feature in asked if feature.has_ids}
         self._lookups = {result: metrics.lookups.labels(model, result) for result in LOOKUP_RESULTS}
 
     def count_lookups(self, results: Mapping[str, int]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features.encoder import Column, ColumnErrors, FeatureEncoder
-from model.schema import Block, Dtype, Feature, IdListFeature, NumberFeature
+from model.schema import Block, Dtype, Feature
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, told
 from service.base.json_object import json_object
 from service.open_inference.tensors import (
@@ -99,8 +99,8 @@ def input_types(encoder: FeatureEncoder, block: Block) -> dict[str, list[TensorT
     types: dict[str, list[TensorType]] = {}
     for feature in encoder.schema.asked(block):
         name = feature.name
-        datatype = NUMBERS[0] if isinstance(feature, NumberFeature) else _DATATYPES[encoder.dtype(name)]
-        if isinstance(feature, IdListFeature):
+        datatype = _DATATYPES[encoder.dtype(name)] if feature.has_ids else NUMBERS[0]
+        if feature.is_list:
             types[name] = [TensorType(f"{name}.values", datatype, -1), TensorType(f"{name}.lengths", "INT64", size)]
         else:
             types[name] = [TensorType(name, datatype, size)]
@@ -281,7 +281,7 @@ def _candidates(inputs: Mapping[str, Tensor], types: Iterable[Sequence[TensorTyp
 
 
 def _column(tensors: Sequence[Tensor], feature: Feature, encoder: FeatureEncoder, block: Block, rows: int) -> Column:
-    if isinstance(feature, NumberFeature):
+    if not feature.has_ids:
         (tensor,) = tensors
         check(tensor, NUMBERS, rows)
         column = _values(tensor, feature, encoder, block, rows)
@@ -292,7 +292,7 @@ def _column(tensors: Sequence[Tensor], feature: Feature, encoder: FeatureEncoder
             column = column._replace(values=finite(tensor, rounded))
         return column
     datatypes = (_DATATYPES[encoder.dtype(feature.name)],)
-    if not isinstance(feature, IdListFeature):
+    if not feature.is_list:
         (tensor,) = tensors
         check(tensor, datatypes, rows)
         return _values(tensor, feature, encoder, block, rows)
@@ -312,7 +312,7 @@ def _values(tensor: Tensor, feature: Feature, encoder: FeatureEncoder, block: Bl
         return Column(numbers_of(tensor))
     if tensor.datatype == "INT64":
         check_integers(tensor, data)
-    is_list = isinstance(feature, IdListFeature)
+    is_list = feature.is_list
     try:
         return encoder.columns(block, {feature.name: [data] if is_list else data}, 1 if is_list else rows)[feature.name]
     except ColumnErrors as errors:

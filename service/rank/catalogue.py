@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features.encoder import Column
-from model.schema import FeedSchema, IdListFeature
+from model.schema import FeedSchema
 from model.scorer.scorer import NamedCandidates
 from service.base.errors import FAULTS_SHOWN, Fault, Problem
 from service.models.version import ServedModel
@@ -47,7 +47,7 @@ def nulls(question: Question, schema: FeedSchema) -> dict[str, NDArray[np.bool_]
     """Masks of the lists that are null, which is not the same as empty: the catalogue's are then taken."""
     nulls = {}
     for feature in schema.asked("candidate"):
-        if not isinstance(feature, IdListFeature):
+        if not feature.is_list:
             continue
         values: list[Any] | None = None
         if question.rows is not None:

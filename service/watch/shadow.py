@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.features.encoder import Column, FeatureEncoder
-from model.schema import Block, Feature, IdListFeature, NumberFeature
+from model.schema import Block, Feature
 from model.scorer.scorer import Scored
 from service.base.background import nice
 from service.base.log import LOGGER
@@ -189,5 +189,4 @@ def fitting(
 
 
 def _kind(encoder: FeatureEncoder, feature: Feature) -> tuple[str | None, bool]:
-    dtype = None if isinstance(feature, NumberFeature) else encoder.dtype(feature.name)
-    return dtype, isinstance(feature, IdListFeature)
+    return encoder.dtype(feature.name) if feature.has_ids else None, feature.is_list

@@ -90,7 +90,7 @@ class Twins:
 
     def __init__(self, schema: FeedSchema) -> None:
         self._tasks = schema.tasks
-        names = [feature.name for feature in schema.features if feature.kind != "id_list"]
+        names = [feature.name for feature in schema.features if not feature.is_list]
         self._left: dict[str, dict[str, _Pair]] = {
             task.name: {name: _OfBinary() if isinstance(task, BinaryTask) else _OfRegression() for name in names}
             for task in schema.tasks

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from model.features.encoder import FittedFeatures
-from model.schema import BinaryTask, FeedSchema, IdListFeature
+from model.schema import BinaryTask, FeedSchema
 from training.config import SplitName, TrainingConfig
 from training.data.arrow import columns_from_arrow, plain
 from training.data.bad_rows import BadRows
@@ -215,7 +215,7 @@ def _described(schema: FeedSchema, tally: Tally, train: Tally, has_vocabulary: s
         about: dict[str, Any] = {"missing_share": _share(counts.missing, tally.rows), "drift": drifts[feature.name]}
         if feature.name in has_vocabulary:
             about["unknown_share"] = _share(counts.unknown, counts.values)
-        if isinstance(feature, IdListFeature):
+        if feature.is_list:
             about |= {
                 "mean_length": _share(counts.values, tally.rows),
                 "longest": counts.longest,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from model.features.columns import Column
 from model.features.fitted import FittedFeatures
 from model.features.id_lookup import Lookup, hash_integers, hash_strings, lookup_of
-from model.schema import FeedSchema, IdListFeature, NumberFeature
+from model.schema import FeedSchema, IdListFeature
 from training.data.arrow import labels_of, observed_of
 
 ID_BINS = 64
@@ -131,9 +131,7 @@ def drift(schema: FeedSchema, one: Tally, reference: Tally) -> dict[str, float]:
     """By feature the Jensen-Shannon divergence (bits, 0 to 1; Lin 1991) of two parts' values, missing ones being one
     of them: over tenths of the reference for a number, over hash bins for ids."""
     return {
-        feature.name: _divergence(
-            one.features[feature.name], reference.features[feature.name], isinstance(feature, NumberFeature)
-        )
+        feature.name: _divergence(one.features[feature.name], reference.features[feature.name], not feature.has_ids)
         for feature in schema.features
     }
 
@@ -142,10 +140,7 @@ def by_chance(schema: FeedSchema, rows: int, reference_rows: int) -> dict[str, f
     """By feature the drift that is expected of two samples of so many rows of one law, to first order: the statistic
     of a chi-squared test has as many degrees of freedom as there are bins, less one."""
     scale = (1 / max(rows, 1) + 1 / max(reference_rows, 1)) / (8 * np.log(2))
-    return {
-        feature.name: (NUMBER_BINS if isinstance(feature, NumberFeature) else ID_BINS) * scale
-        for feature in schema.features
-    }
+    return {feature.name: (ID_BINS if feature.has_ids else NUMBER_BINS) * scale for feature in schema.features}
 
 
 def _divergence(one: FeatureTally, reference: FeatureTally, is_number: bool) -> float:

@@ -73,7 +73,7 @@ class _Items:
     def __init__(self, path: Path, encoder: FeatureEncoder) -> None:
         self.path = path
         self._features = encoder.schema.asked("candidate")
-        self._dtypes = {f.name: encoder.dtype(f.name) for f in self._features if f.kind != "number"}
+        self._dtypes = {f.name: encoder.dtype(f.name) for f in self._features if f.has_ids}
         self._names = [ID, *(feature.name for feature in self._features)]
         try:
             self._parquet = pq.ParquetFile(path)

@@ -244,7 +244,7 @@ def golden_requests(
 
 def _value(feature: Feature, value: Any) -> Any:
     """A Parquet value as JSON sends it."""
-    if feature.kind == "number" and value is not None:
+    if not feature.has_ids and value is not None:
         return float(value)
     return value
 
