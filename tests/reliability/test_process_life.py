@@ -48,8 +48,9 @@ def test_a_reader_of_the_log_that_stops_stops_nothing(tmp_path: Path, workers: s
             load.wait_for_more(100)
             before = resident_mib(service)
             load.wait_for_more(SIZES.unread_answers)
-            held = int(workers) * MAX_HELD_BYTES / 2**20
-            assert resident_mib(service) < before + held + MOST_GROWN_MIB
+            # By worker: each warms up its own heap, and answers that all of them share out would count once.
+            most = MAX_HELD_BYTES / 2**20 + MOST_GROWN_MIB
+            assert resident_mib(service) < before + int(workers) * most
         assert {answer.status for answer in load.answers} == {200}
         assert {truth.check(answer) for answer in load.answers[::100]} == {"1"}
         assert service.client.get("/healthz").status_code == 200

@@ -70,9 +70,12 @@ def read_index(folder: Path) -> Metadata:
     try:
         with open_regular(folder / INDEX) as file:
             found = _IndexUnpickler(file).load()
-        assert isinstance(found, Metadata)
-        assert all(isinstance(entry, TensorStorageMetadata) for entry in found.state_dict_metadata.values())
-        assert all("/" not in place.relative_path for place in found.storage_data.values())
+        if not isinstance(found, Metadata):
+            raise pickle.UnpicklingError(f"an index was expected, got {type(found).__name__}")
+        if not all(isinstance(entry, TensorStorageMetadata) for entry in found.state_dict_metadata.values()):
+            raise pickle.UnpicklingError("an entry is no tensor")
+        if any("/" in place.relative_path for place in found.storage_data.values()):
+            raise pickle.UnpicklingError("a part lies in another folder")
     except Exception as error:  # a forged index can make the unpickler stop anywhere
         raise ValueError(f"{folder / INDEX}: not an index of tables ({error})") from None
     return found

@@ -1,5 +1,6 @@
 """A run's checkpoint folders: found again, pruned, verified, refused by name; a full disk and a forged index."""
 
+import copy
 import io
 import logging
 import os
@@ -138,6 +139,24 @@ def test_code_in_an_index_is_refused_and_does_not_run(saved: Checkpoints, tmp_pa
         with pytest.raises(ValueError, match=r"\.metadata: not an index of tables"):
             table_files.read_whole(index.parent)
     assert not proof.exists()
+
+
+def test_an_index_of_other_things_or_of_other_folders_is_refused(saved: Checkpoints, tmp_path: Path) -> None:
+    save(saved, 1)
+    index = tmp_path / FOLDER / LAST_LINK / table_files.INDEX
+    whole = pickle.loads(index.read_bytes())
+    elsewhere, others = copy.deepcopy(whole), copy.deepcopy(whole)
+    for place in elsewhere.storage_data.values():
+        place.relative_path = f"../{place.relative_path}"
+    others.state_dict_metadata = dict.fromkeys(others.state_dict_metadata, 1)
+    for wrong, said in (
+        (elsewhere, "a part lies in another folder"),
+        (others, "an entry is no tensor"),
+        (7, "got int"),
+    ):
+        index.write_bytes(pickle.dumps(wrong))
+        with pytest.raises(ValueError, match=rf"\.metadata: not an index of tables \(.*{said}"):
+            table_files.read_whole(index.parent)
 
 
 class _OlderPickler(pickle.Pickler):
