@@ -19,6 +19,7 @@ import resource
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
@@ -105,9 +106,11 @@ def _fit(
     training = Training(run, source, ranks)
     data = [source.fingerprint(), validation_rows.fingerprint()]
     saved = Checkpoints(run.path, ranks, keep=config.checkpoints_kept, about={"schema": run.schema.name})
-    if saved.newest() is None:
+    newest = saved.newest()  # verified, every byte of it: once
+    if newest is None:
         _fill(training, parent, ranks, show=show)
-    _resume(training, saved, data)
+    else:
+        _resume(training, newest, data)
     progress = training.progress
     saving = _Saving(training, saved, data, ranks)
     validation = Validation(run, validation_rows, ranks)
@@ -149,10 +152,8 @@ def _fill(training: Training, parent: Parent | None, ranks: Ranks, *, show: bool
         start_from(parent, run, training.ranker, ranks, show=show)
 
 
-def _resume(training: Training, saved: Checkpoints, data: list[str]) -> None:
-    newest, run = saved.newest(), training.run
-    if newest is None:
-        return
+def _resume(training: Training, newest: Path, data: list[str]) -> None:
+    run = training.run
     state = state_file.load(newest / checkpoints.STATE)
     if state.get("data") != data:
         raise another_run(run.path, {"the data": _changed_rows(state.get("data"), data)})
