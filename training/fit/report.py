@@ -7,7 +7,7 @@ one over the training split where nothing was fitted beforehand.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +18,9 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import track
 
+from model.features.columns import Column
 from model.features.encoder import FittedFeatures
+from model.features.id_lookup import Lookup
 from model.schema import BinaryTask, FeedSchema
 from training.config import SplitName, TrainingConfig
 from training.data.arrow import columns_from_arrow, plain
@@ -144,7 +146,7 @@ def _tally(
     """Counts by split and value of its column, and what leaks."""
     schema, lookups = reader.schema, known_lookups(reader.schema, fitted)
     times, twins = Times(reader.selector.column), Twins(schema)
-    tallies: dict[tuple[SplitName, str], Tally] = {}
+    parts = _Parts(schema, lookups)
     groups = sorted(
         {(group.file, group.group) for split in reader.selector.selections for group in index.groups(split)}
     )
@@ -163,35 +165,60 @@ def _tally(
                     if split == "train":
                         twins.add(table, columns)
                     values = days_of(plain(table.column(reader.selector.column)), reader.config.split.timezone)
-                    parts = _by_value(values)
-                    fresh = sum((split, value) not in tallies for value, _ in parts)
-                    if any(value == MANY for _, value in tallies) or len(tallies) + fresh > MOST_PARTITIONS:
-                        tallies, parts = _one_a_split(schema, tallies), [(MANY, None)]
-                    for value, rows_B in parts:
-                        tally = tallies.setdefault((split, value), Tally(schema))
-                        if rows_B is None:
-                            tally.add(schema, table, columns, lookups)
-                        else:
-                            some = table.take(pa.array(rows_B))
-                            tally.add(schema, some, columns_from_arrow(schema, some, is_coded=True), lookups)
-    return tallies, [*times.warnings(), *twins.warnings()]
+                    parts.add(split, values, table, columns)
+    return parts.tallies, [*times.warnings(), *twins.warnings()]
 
 
-def _one_a_split(schema: FeedSchema, tallies: dict[tuple[SplitName, str], Tally]) -> dict[tuple[SplitName, str], Tally]:
-    merged: dict[tuple[SplitName, str], Tally] = {}
-    for (split, _), tally in tallies.items():
-        merged.setdefault((split, MANY), Tally(schema)).merge(tally)
-    return merged
+class _Parts:
+    """Counts by split and value of its column. Of more values than are told apart, a split is one part."""
+
+    def __init__(self, schema: FeedSchema, lookups: Mapping[str, Lookup]) -> None:
+        self.tallies: dict[tuple[SplitName, str], Tally] = {}
+        self._schema = schema
+        self._lookups = lookups
+        self._are_many = False
+
+    def add(self, split: SplitName, values: pa.ChunkedArray, table: pa.Table, columns: Mapping[str, Column]) -> None:
+        """Counts rows of a split; `values` are theirs of the split column."""
+        if not self._are_many:
+            by_value = _by_value(values)
+            if by_value is not None:
+                fresh = sum((split, value) not in self.tallies for value, _ in by_value)
+                if len(self.tallies) + fresh <= MOST_PARTITIONS:
+                    for value, rows_B in by_value:
+                        self._add(split, value, table, columns, rows_B)
+                    return
+            self._merge_values()
+        self._add(split, MANY, table, columns, None)
+
+    def _add(
+        self,
+        split: SplitName,
+        value: str,
+        table: pa.Table,
+        columns: Mapping[str, Column],
+        rows_B: np.ndarray[Any, Any] | None,
+    ) -> None:
+        tally = self.tallies.setdefault((split, value), Tally(self._schema))
+        if rows_B is not None:
+            table = table.take(pa.array(rows_B))
+            columns = columns_from_arrow(self._schema, table, is_coded=True)
+        tally.add(self._schema, table, columns, self._lookups)
+
+    def _merge_values(self) -> None:
+        self._are_many = True
+        by_value, self.tallies = self.tallies, {}
+        for (split, _), tally in by_value.items():
+            self.tallies.setdefault((split, MANY), Tally(self._schema)).merge(tally)
 
 
-def _by_value(values: pa.ChunkedArray) -> list[tuple[str, np.ndarray[Any, Any] | None]]:
-    """Values of a column, as text, each with its rows, None for all of them; one part of more than are told apart."""
-    if not len(values):
-        return []
+def _by_value(values: pa.ChunkedArray) -> list[tuple[str, np.ndarray[Any, Any] | None]] | None:
+    """Values of a column, as text, each with its rows, None for all of them. None where they are more than are told
+    apart."""
     encoded = values.combine_chunks().dictionary_encode()
-    names = [*map(str, encoded.dictionary[: MOST_PARTITIONS + 1].to_pylist()), "null"]
     if len(encoded.dictionary) > MOST_PARTITIONS:
-        return [(name, None) for name in names]
+        return None
+    names = [*map(str, encoded.dictionary.to_pylist()), "null"]
     codes_B = pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy()
     held = np.unique(codes_B).tolist()
     return [(names[code], None if len(held) == 1 else np.flatnonzero(codes_B == code)) for code in held]
