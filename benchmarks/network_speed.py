@@ -23,11 +23,10 @@ from benchmarks.command import data_folder, run_benchmark
 from benchmarks.plain_adatt import NAMES, PlainAdaTT, PlainRanker
 from benchmarks.ratio import Ratio
 from benchmarks.training_steps import Step, load, median, paired, ranker_step
-from model.features.block import block_features
+from model.features.block import BLOCKS, block_features
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
 from model.ranker import Network, NetworkConfig, Ranker
-from model.schema import Block
 from training.compare.experiment import Experiment
 from training.data.rows import Batch
 from training.run.run import Run
@@ -37,7 +36,6 @@ from training.step.balancing.losses import TaskLosses
 CONFIG = Path("configs/census.yaml")
 NETWORKS = Path("configs/experiments/census_table5.yaml")
 STEPS = 5
-BLOCKS: tuple[Block, Block] = ("request", "candidate")
 # float32 sums of a few hundred products, in another order.
 TOLERANCE = 5e-6
 OURS, PLAIN, PLAIN_FUSED = "this project", "plain, torch's Adam as it comes", "plain, fused Adam"

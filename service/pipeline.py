@@ -8,16 +8,18 @@ Shapes: N candidates, T tasks.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.features.encoder import Column
 from model.scorer.scorer import NonFiniteScoresError, Scored
 from model.value_models.value_model import DEFAULT
 from service.base.errors import Fault, Problem, told
 from service.base.log import LOGGER
 from service.base.record import RequestRecord
+from service.impressions.line import Asked
 from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import Metrics
 from service.models.store import ModelStore
@@ -25,7 +27,7 @@ from service.models.version import ServedModel
 from service.rank.answer import Reply, write
 from service.rank.catalogue import UnknownCandidates, named_candidates
 from service.rank.explain import explain
-from service.rank.question import check_count, columns, decode, parse, request_id_of
+from service.rank.question import Question, check_count, columns, decode, parse, request_id_of
 from service.rank.question_fast import read_columnar
 from service.rank.strict import check_strict
 from service.watch.drift import Drift
@@ -93,13 +95,7 @@ class Ranking:
             except NonFiniteScoresError as error:
                 raise _not_finite(record, str(error)) from None
         both = (request_columns, candidate_columns)
-        self.shadow.take_request(record, model, name, both, question, scored.answers_NT, score_N)
-        self.drift.take_request(model, both, scored.answers_NT, uses_catalogue=record.uses_catalogue)
-        if self.impressions is not None:
-            scorer, size = model.scorer, len(body)
-            self.impressions.take_request(
-                record, question, scorer.tasks, score_N, scored.answers_NT, size, scorer.encoder.integers
-            )
+        self.hand_on(record, model, name, both, question, question, scored.answers_NT, score_N, len(body))
         head = {
             "request_id": record.request_id,
             "model": model.name,
@@ -108,6 +104,29 @@ class Ranking:
             "value_model_version": value_model.version,
         }
         return Reply(write(head, question, model.scorer.tasks, score_N, scored.answers_NT, explanation))
+
+    def hand_on(
+        self,
+        record: RequestRecord,
+        model: ServedModel,
+        value_model: str,
+        columns: tuple[Mapping[str, Column], Mapping[str, Column]],
+        question: Question | None,
+        asked: Asked,
+        answers_NT: NDArray[np.float32],
+        score_N: NDArray[np.float64],
+        body_bytes: int,
+    ) -> None:
+        """Give a scored request to the shadow version, to drift and to the impression log, as far as each wants it.
+
+        `columns` are the request's and the candidates', `asked` is what is logged of them."""
+        self.shadow.take_request(record, model, value_model, columns, question, answers_NT, score_N)
+        self.drift.take_request(model, columns, answers_NT, uses_catalogue=record.uses_catalogue)
+        if self.impressions is not None:
+            scorer = model.scorer
+            self.impressions.take_request(
+                record, asked, scorer.tasks, score_N, answers_NT, body_bytes, scorer.encoder.integers
+            )
 
     def chosen(self, model: ServedModel, asked: str | None, path: str, record: RequestRecord) -> str:
         """The name of the value model that is asked for at `path`; it and the model are noted in the record."""

@@ -109,7 +109,7 @@ def test_gpu_gets_the_cuda_build_and_its_libraries_or_one_line(tmp_path: Path) -
 
 
 def probed(url: str, **changed: object) -> str:
-    """What `probe` says of an index, in a process of its own, as the script is run."""
+    """Answer of `probe` for an index, in a process of its own, as the script is run."""
     code = (
         f"import runpy; script = runpy.run_path({str(SCRIPT)!r})['probe'].__globals__; script.update({changed!r});"
         f"print(script['probe']({url!r}))"

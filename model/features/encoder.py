@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from model.features.block import Encoded, EncodedBlock, features_by_kind, serving_column
+from model.features.block import BLOCKS, Encoded, EncodedBlock, features_by_kind, serving_column
 from model.features.columns import (
     FAULTS_SHOWN,
     Column,
@@ -76,9 +76,8 @@ class FeatureEncoder:
                 lookups[name] = lookup
                 self._dtypes[name] = table.dtype
         self.integers = frozenset(name for name, dtype in self._dtypes.items() if dtype == "int64")
-        blocks: tuple[Block, Block] = ("request", "candidate")
-        self._encoders = {block: _BlockEncoder(schema.block(block), lookups, fitted) for block in blocks}
-        self._asked = {block: {feature.name: feature for feature in schema.asked(block)} for block in blocks}
+        self._encoders = {block: _BlockEncoder(schema.block(block), lookups, fitted) for block in BLOCKS}
+        self._asked = {block: {feature.name: feature for feature in schema.asked(block)} for block in BLOCKS}
         # Asking a pydantic model for its class costs more than looking at its feature's column.
         self._kinds = {
             block: {name: Kind(self._dtypes.get(name), f.is_list) for name, f in asked.items()}

@@ -1,6 +1,7 @@
-"""The record of one request: all that is logged and measured of it, and nothing else.
+"""The record of one request, from its first byte until its answer has left.
 
-Identifiers (of a key its name), counts, seconds and a status. Never a feature value, a user or a candidate id.
+Logged of it are identifiers (of a key its name), counts, seconds and a status. Never a feature value, a user or a
+candidate id.
 """
 
 import logging

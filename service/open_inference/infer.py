@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from model.features.block import BLOCKS
 from model.features.encoder import Column, ColumnErrors, FeatureEncoder
 from model.schema import Block, Dtype, Feature
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, told
@@ -39,7 +40,6 @@ from service.rank.answer import Reply
 HEADER_LENGTH = "Inference-Header-Content-Length"
 SCORE = "score"
 _DATATYPES: dict[Dtype, str] = {"int64": "INT64", "string": "BYTES"}
-_BLOCKS: tuple[Block, Block] = ("request", "candidate")
 # Extensions of the protocol that would change what is read or answered; other parameters are hints and passed over.
 _EXTENSIONS = ("shared_memory_region", "classification")
 
@@ -109,7 +109,7 @@ def input_types(encoder: FeatureEncoder, block: Block) -> dict[str, list[TensorT
 
 def metadata_inputs(encoder: FeatureEncoder) -> list[dict[str, Any]]:
     """The tensors that a model takes, as the protocol describes them."""
-    return [tensor.entry() for block in _BLOCKS for types in input_types(encoder, block).values() for tensor in types]
+    return [tensor.entry() for block in BLOCKS for types in input_types(encoder, block).values() for tensor in types]
 
 
 def metadata_outputs(tasks: Sequence[str]) -> list[dict[str, Any]]:
@@ -146,13 +146,13 @@ def columns(
     inference: Inference, encoder: FeatureEncoder, max_candidates: int
 ) -> tuple[dict[str, Column], dict[str, Column], int]:
     """The columns of the request's two blocks, and N."""
-    types = {block: input_types(encoder, block) for block in _BLOCKS}
-    known = [tensor.name for block in _BLOCKS for group in types[block].values() for tensor in group]
+    types = {block: input_types(encoder, block) for block in BLOCKS}
+    known = [tensor.name for block in BLOCKS for group in types[block].values() for tensor in group]
     _check_names("inputs", inference.inputs, known)
     rows = _candidates(inference.inputs, types["candidate"].values(), max_candidates)
     faults: list[Fault] = []
-    made: dict[Block, dict[str, Column]] = {block: {} for block in _BLOCKS}
-    for block in _BLOCKS:
+    made: dict[Block, dict[str, Column]] = {block: {} for block in BLOCKS}
+    for block in BLOCKS:
         for feature in encoder.schema.asked(block):
             names = [tensor.name for tensor in types[block][feature.name]]
             if not any(name in inference.inputs for name in names):

@@ -108,15 +108,9 @@ class OpenInference:
                 deadline,
             )
             both = (request_columns, candidate_columns)
-            ranking.shadow.take_request(record, model, value_model, both, None, scored.answers_NT, score_N)
-            ranking.drift.take_request(model, both, scored.answers_NT)
+            asked_for = Tensors(*both, rows)
+            ranking.hand_on(record, model, value_model, both, None, asked_for, scored.answers_NT, score_N, len(body))
             score = score_N.astype(np.float32)  # which holds it: no value model is accepted whose scores are beyond
-            if ranking.impressions is not None:
-                asked_for = Tensors(request_columns, candidate_columns, rows)
-                scorer, size = model.scorer, len(body)
-                ranking.impressions.take_request(
-                    record, asked_for, scorer.tasks, score_N, scored.answers_NT, size, scorer.encoder.integers
-                )
             values = dict(zip(model.scorer.tasks, scored.answers_NT.T, strict=True))
             return write(_head(model, value_model, inference.id), outputs, {**values, SCORE: score})
 

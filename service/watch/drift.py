@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model.features.block import BLOCKS
 from model.features.encoder import Column
-from model.schema import Block
 from service.base.background import nice
 from service.base.log import LOGGER
 from service.metrics.drift_windows import DriftWindows
@@ -33,7 +33,6 @@ _NICENESS = 19
 _WRITE_SECONDS = 1.0
 _MOST_WAITING = 8
 _STOP_SECONDS = 5.0
-_BLOCKS: tuple[Block, Block] = ("request", "candidate")
 
 _log = logging.getLogger(f"{LOGGER}.drift")
 
@@ -110,7 +109,7 @@ class Drift:
         }
         if reference.features is not None:
             rows = {"request": 1, "candidate": len(answers_NT)}
-            for block, columns in zip(_BLOCKS, sample.columns, strict=True):
+            for block, columns in zip(BLOCKS, sample.columns, strict=True):
                 if block == "request" or not sample.uses_catalogue:
                     encoded = scorer.encoder.encode(block, columns, rows[block], as_served=True).block
                     for name, counts_K in reference.features.counts(scorer.schema, block, encoded).items():

@@ -22,10 +22,10 @@ from model.artifact.signature import SigningKey
 from model.artifact.table_files import StackedTables, set_tables
 from model.calibration import AnswerMaps, Calibration, calibrated
 from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
-from model.features.block import BlockTensors
+from model.features.block import BLOCKS, BlockTensors
 from model.features.encoder import EncodedBlock, FeatureEncoder
 from model.ranker import Ranker
-from model.schema import BinaryTask, Block, Feature, FeedSchema
+from model.schema import BinaryTask, Feature, FeedSchema
 from model.scorer.scorer import Scorer, block_tensors
 from training.config import SplitName
 from training.data.rows import Rows, columns_from_arrow, read_splits
@@ -289,8 +289,7 @@ def reference_features(run: Run, table: pa.Table) -> FeatureReference:
     """The bins of every feature on the same rows, against which the drift of requests is measured."""
     newest = table.slice(0, HISTOGRAM_ROWS)
     columns = columns_from_arrow(run.schema, newest)
-    blocks: tuple[Block, Block] = ("request", "candidate")
-    encoded = {block: run.encoder.encode(block, columns, newest.num_rows, as_served=True).block for block in blocks}
+    encoded = {block: run.encoder.encode(block, columns, newest.num_rows, as_served=True).block for block in BLOCKS}
     return of_features(run.schema, encoded)
 
 
