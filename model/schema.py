@@ -146,29 +146,36 @@ Feature = Annotated[
 ]
 
 
-class BinaryTask(StrictModel):
-    """A yes/no outcome; `label` is a 0/1 column, `mask` a 0/1 column that says where the label counts.
+class _Task(StrictModel):
+    """The keys of every task; `mask` is a 0/1 column that says where the label counts."""
+
+    name: Name
+    kind: str
+    label: str = Field(min_length=1)
+    loss_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    mask: str | None = None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the numbers that the task's tower gives and that answers show: the task's own where it is one."""
+        return (self.name,)
+
+
+class BinaryTask(_Task):
+    """A yes/no outcome; `label` is a 0/1 column.
 
     `positive_weight` counts the loss of a positive row that many times; answers stay calibrated for the log as it is.
     """
 
-    name: Name
     kind: Literal["binary"]
-    label: str = Field(min_length=1)
-    loss_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    mask: str | None = None
     negative_sampling_rate: float = Field(default=1.0, gt=0, le=1)
     positive_weight: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
 
 
-class RegressionTask(StrictModel):
+class RegressionTask(_Task):
     """A quantity >= 0; learned on the transformed, standardised scale, answered in the label's own unit."""
 
-    name: Name
     kind: Literal["regression"]
-    label: str = Field(min_length=1)
-    loss_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    mask: str | None = None
     transform: Literal["none", "log1p"] = "none"
 
 
@@ -232,6 +239,21 @@ class FeedSchema(StrictModel):
         if leaks:
             raise ValueError(f"{', '.join(leaks)}: a label or mask column cannot be a feature (it would leak)")
         return self
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of all outputs, task by task: the columns of logits and answers."""
+        return tuple(output for task in self.tasks for output in task.outputs)
+
+    @property
+    def output_slices(self) -> dict[str, slice]:
+        """By task, its columns among the outputs."""
+        slices: dict[str, slice] = {}
+        end = 0
+        for task in self.tasks:
+            start, end = end, end + len(task.outputs)
+            slices[task.name] = slice(start, end)
+        return slices
 
     @property
     def tables(self) -> tuple[Table, ...]:

@@ -56,6 +56,17 @@ def test_the_documented_example_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_every_task_has_its_columns_among_the_outputs(tmp_path: Path) -> None:
+    schema = FeedSchema.from_yaml(write(tmp_path / "kuairand.yaml", DOCUMENTED))
+    assert schema.outputs == ("click", "like", "play_time")
+    columns = range(len(schema.outputs))
+    assert [(name, *columns[place]) for name, place in schema.output_slices.items()] == [
+        ("click", 0),
+        ("like", 1),
+        ("play_time", 2),
+    ]
+
+
 def test_a_schema_survives_the_manifest() -> None:
     schema = everything()
     assert FeedSchema.from_mapping(schema.model_dump(mode="json", exclude_none=True), "manifest") == schema
