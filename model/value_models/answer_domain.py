@@ -1,4 +1,4 @@
-"""Range of a model version's answers: from 0 to a bound for each task. Value models are accepted for it.
+"""Range of a model version's answers: from 0 to a bound for each output. Value models are accepted for it.
 
 In: a schema, what was fitted, and the golden requests of an artifact. Out: an `AnswerDomain`.
 """
@@ -17,13 +17,13 @@ from model.schema import BinaryTask, FeedSchema
 
 @dataclass(frozen=True)
 class AnswerDomain:
-    """`uppers` by task, in the schema's order: 1 of a probability, of a quantity the bound that the artifact has.
-    `golden_NT` are answers that the version gave when it was exported. `schema` is None where answers alone are known.
+    """`uppers` by output, in the schema's order: 1 of a probability, of a quantity the bound that the artifact has.
+    `golden_NO` are answers that the version gave when it was exported. `schema` is None where answers alone are known.
     """
 
     schema: FeedSchema | None
     uppers: Mapping[str, float]
-    golden_NT: NDArray[np.float32]
+    golden_NO: NDArray[np.float32]
 
     @classmethod
     def of(cls, schema: FeedSchema, fitted: FittedFeatures, golden: Mapping[str, Any]) -> "AnswerDomain":
@@ -36,8 +36,8 @@ class AnswerDomain:
 
     @classmethod
     def of_answers(cls, answers: Mapping[str, Sequence[float]]) -> "AnswerDomain":
-        """Of a request's answers by task, whose version is not there: bounded by the largest of them, at least by 1."""
-        uppers = {task: max(1.0, *given) for task, given in answers.items()}
+        """Range of a request's answers by output, whose version is not there: up to the largest, at least to 1."""
+        uppers = {output: max(1.0, *given) for output, given in answers.items()}
         return cls(None, uppers, np.array(list(answers.values()), np.float32).T)
 
     @classmethod

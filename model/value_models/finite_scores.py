@@ -1,12 +1,12 @@
 """Acceptance of a value model: its score is finite for every answer that a model version may give.
 
-In: the terms of its score (model/value_models/formula.py) and each task's range. Interval arithmetic
+In: the terms of its score (model/value_models/formula.py) and each output's range. Interval arithmetic
 (model/value_models/intervals.py) shows that no answer within the ranges gives NaN, infinity or more than a float32
 holds: the Open Inference Protocol answers scores as such. Where the whole range does not show it, halves of it are
 tried, and halves of those, up to MOST_BOXES. Bounds of `a - a * b` take the two `a` for two different answers, and
 narrow ranges leave them little room for that.
 
-Shapes: P points, B boxes, M tasks that are read.
+Shapes: P points, B boxes, M outputs that are read.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ Array = NDArray[np.float64]
 MOST_SCORE = 3e38
 MOST_BOXES = 4096
 _MOST_HALVINGS = 48
-# Of more tasks than this not every corner is tried, but as many, drawn.
-_MOST_CORNER_TASKS = 10
+# Of more outputs than this not every corner is tried, but as many, drawn.
+_MOST_CORNER_OUTPUTS = 10
 
 
 def refuse_not_finite(whole: Term, uppers: Mapping[str, float], remedy: str) -> None:
@@ -46,9 +46,9 @@ def refuse_not_finite(whole: Term, uppers: Mapping[str, float], remedy: str) -> 
         _try(whole, uppers, middle_BM.astype(np.float32).astype(np.float64), remedy)
         if 2 * len(low_BM) > left:
             break
-        task = halving % len(high_M)
+        output = halving % len(high_M)
         lower_BM, upper_BM = high_BM.copy(), low_BM.copy()
-        lower_BM[:, task] = upper_BM[:, task] = middle_BM[:, task]
+        lower_BM[:, output] = upper_BM[:, output] = middle_BM[:, output]
         low_BM, high_BM = np.concatenate([low_BM, upper_BM]), np.concatenate([lower_BM, high_BM])
     part = _innermost(whole, uppers, low_BM[:1], high_BM[:1])
     ranges = ", ".join(f"{name} 0 to {upper:g}" for name, upper in uppers.items())
@@ -56,11 +56,11 @@ def refuse_not_finite(whole: Term, uppers: Mapping[str, float], remedy: str) -> 
 
 
 def _corners(high_M: Array) -> Array:
-    """points_PM: each task at 0, at its upper bound, or at 1 where that lies between."""
-    if len(high_M) <= _MOST_CORNER_TASKS:
+    """points_PM: each output at 0, at its upper bound, or at 1 where that lies between."""
+    if len(high_M) <= _MOST_CORNER_OUTPUTS:
         corners_PM = np.array(list(product((0.0, 1.0), repeat=len(high_M))))
     else:
-        drawn = np.random.default_rng(0).integers(0, 2, (2**_MOST_CORNER_TASKS, len(high_M)))
+        drawn = np.random.default_rng(0).integers(0, 2, (2**_MOST_CORNER_OUTPUTS, len(high_M)))
         corners_PM = drawn.astype(np.float64)
     return np.concatenate([corners_PM * high_M, np.minimum(corners_PM, high_M)])
 

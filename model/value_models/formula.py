@@ -1,7 +1,8 @@
-"""A formula over tasks: text -> a function of their answers, `"click * (1 + 4 * like) - 20 * hate"`.
+"""A formula over outputs: text -> a function of their answers, `"click * (1 + 4 * like) - 20 * rating.bad"`.
 
 In: a formula of numbers, names, + - * / ** ( ), and the functions below. Out: `Formula`, evaluated by numpy in float64.
-Python's own parser reads the text; only the nodes named here are then given a meaning, and nothing of it is executed.
+A name is that of an output: a task, or `task.class` with one dot. Python's own parser reads the text. Only the nodes
+named here are then given a meaning, and nothing of it is executed.
 
 Shapes: N candidates.
 """
@@ -35,7 +36,7 @@ _OPERATORS: dict[type[ast.operator], np.ufunc] = {
     ast.Pow: np.power,
 }
 _SIGNS: dict[type[ast.unaryop], np.ufunc] = {ast.UAdd: np.positive, ast.USub: np.negative}
-_VALID = f"numbers, tasks, + - * / ** ( ) and {', '.join(FUNCTIONS)}"
+_VALID = f"numbers, tasks, task.class, + - * / ** ( ) and {', '.join(FUNCTIONS)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,11 @@ class Formula:
                 # Python's own integers would grow without bound under **.
                 return Term(self._shown(node), self._finite(node, number))
             case ast.Name(id=name):
+                names[name] = None
+                return Term(name, name)
+            case ast.Attribute(value=ast.Name(id=task), attr=label):
+                # No attribute is ever read of anything: the two words are the output's name.
+                name = f"{task}.{label}"
                 names[name] = None
                 return Term(name, name)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:

@@ -1,10 +1,10 @@
-"""Value models: a task's answers -> one combined score per candidate.
+"""Value models: a candidate's answers -> one combined score.
 
-In: `<models>/<name>/value_models.yaml`, validated against the model's tasks before it is used. Out: `ValueModels`, each
-with a version that is a hash of its content. Loss weights belong to training; the task weights here to serving, where
-negative ones are normal (a dislike should cost).
+In: `<models>/<name>/value_models.yaml`, validated against the model's outputs before it is used. Out: `ValueModels`,
+each with a version that is a hash of its content. Loss weights belong to training. The task weights here belong to
+serving, where negative ones are normal (a dislike should cost).
 
-Shapes: N candidates, T tasks of the ranker, M tasks that a value model reads.
+Shapes: N candidates, O outputs of the ranker, M outputs that a value model reads.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from model.value_models.formula import Formula, Term
 FILE_NAME = "value_models.yaml"
 DEFAULT = "default"
 # So that exact Shapley values stay cheap: 2 ** 12 evaluations of the formula a candidate.
-MAX_FORMULA_TASKS = 12
+MAX_FORMULA_OUTPUTS = 12
 _EVALUATIONS_AT_ONCE = 2**18
 # In a file: accepting a formula may take some tenths of a second, and what is polled waits for all of them.
 MAX_VALUE_MODELS = 100
@@ -40,7 +40,7 @@ Exponent = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class WeightedSum(StrictModel):
-    """score = sum over tasks of weight x answer; tasks without a weight do not count."""
+    """score = sum over outputs of weight x answer; outputs without a weight do not count."""
 
     remedy: ClassVar[str] = "use smaller weights"
     kind: Literal["weighted_sum"]
@@ -52,13 +52,13 @@ class WeightedSum(StrictModel):
         self._weights_M = np.array(list(self.weights.values()))
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks that it reads, M."""
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs that it reads, M."""
         return tuple(self.weights)
 
     def whole(self) -> Term:
         """The score as a formula."""
-        terms = [_binary(np.multiply, "*", _number(weight), Term(task, task)) for task, weight in self.weights.items()]
+        terms = [_binary(np.multiply, "*", _number(weight), Term(name, name)) for name, weight in self.weights.items()]
         return _sum(terms)
 
     def score(self, answers_NM: Array) -> Array:
@@ -74,8 +74,9 @@ class WeightedSum(StrictModel):
 
 
 class WeightedProduct(StrictModel):
-    """score = product over tasks of max(answer, floor) ** exponent; the floor keeps one tiny probability from deciding
-    alone."""
+    """score = product over outputs of max(answer, floor) ** exponent.
+
+    The floor keeps one tiny probability from deciding alone."""
 
     remedy: ClassVar[str] = "use exponents nearer to 0, or another floor"
     kind: Literal["weighted_product"]
@@ -83,16 +84,16 @@ class WeightedProduct(StrictModel):
     floor: PositiveFloat = Field(1e-4, allow_inf_nan=False)
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks that it reads, M."""
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs that it reads, M."""
         return tuple(self.exponents)
 
     def whole(self) -> Term:
         """The score as a formula."""
         terms = []
-        for task, exponent in self.exponents.items():
+        for name, exponent in self.exponents.items():
             floored = Term(
-                f"max({task}, {self.floor:g})", function=np.maximum, arguments=(Term(task, task), _number(self.floor))
+                f"max({name}, {self.floor:g})", function=np.maximum, arguments=(Term(name, name), _number(self.floor))
             )
             logarithm = Term(f"log({floored.text})", function=np.log, arguments=(floored,))
             terms.append(_binary(np.multiply, "*", _number(exponent), logarithm))
@@ -116,9 +117,9 @@ class WeightedProduct(StrictModel):
 
 
 class Expression(StrictModel):
-    """score = a formula over the tasks' names (model/value_models/formula.py)."""
+    """score = a formula over the outputs' names (model/value_models/formula.py)."""
 
-    remedy: ClassVar[str] = "keep it finite, for example by max(task, 1e-6)"
+    remedy: ClassVar[str] = "keep it finite, for example by max(answer, 1e-6)"
     kind: Literal["expression"]
     formula: str = Field(min_length=1)
     _formula: Formula = PrivateAttr()
@@ -127,8 +128,8 @@ class Expression(StrictModel):
     @classmethod
     def _check_formula(cls, text: str) -> str:
         names = Formula(text).names
-        if not 0 < len(names) <= MAX_FORMULA_TASKS:
-            raise ValueError(f"a formula reads 1 to {MAX_FORMULA_TASKS} tasks, this one {len(names)}")
+        if not 0 < len(names) <= MAX_FORMULA_OUTPUTS:
+            raise ValueError(f"a formula reads 1 to {MAX_FORMULA_OUTPUTS} tasks or classes, this one {len(names)}")
         return text
 
     def model_post_init(self, _: Any) -> None:
@@ -136,8 +137,8 @@ class Expression(StrictModel):
         self._formula = Formula(self.formula)
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks that it reads, M."""
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs that it reads, M."""
         return self._formula.names
 
     def whole(self) -> Term:
@@ -146,27 +147,27 @@ class Expression(StrictModel):
 
     def score(self, answers_NM: Array) -> Array:
         """score_N."""
-        return self._formula(dict(zip(self.tasks, answers_NM.T, strict=True)))
+        return self._formula(dict(zip(self.outputs, answers_NM.T, strict=True)))
 
     def contributions(self, answers_NM: Array, reference_M: Array) -> Array:
-        """contributions_NM: each task's Shapley value (Shapley 1953) of the step from the reference answers to the
+        """contributions_NM: each output's Shapley value (Shapley 1953) of the step from the reference answers to the
         candidate's, exact; they sum to the score less the score of the reference."""
-        num_tasks = len(self.tasks)
-        # Row S of the coalitions: bit m says whether task m has the candidate's answer.
-        is_given_SM = (np.arange(2**num_tasks)[:, None] >> np.arange(num_tasks)) & 1 == 1
+        num_outputs = len(self.outputs)
+        # Row S of the coalitions: bit m says whether output m has the candidate's answer.
+        is_given_SM = (np.arange(2**num_outputs)[:, None] >> np.arange(num_outputs)) & 1 == 1
         size_S = is_given_SM.sum(axis=1)
-        weights = [factorial(s) * factorial(num_tasks - s - 1) / factorial(num_tasks) for s in range(num_tasks)]
+        weights = [factorial(s) * factorial(num_outputs - s - 1) / factorial(num_outputs) for s in range(num_outputs)]
         weight_S = np.array([*weights, 0.0])[size_S]
         contributions_NM = np.empty_like(answers_NM)
         step = max(1, _EVALUATIONS_AT_ONCE // len(is_given_SM))
         for start in range(0, len(answers_NM), step):
             some_nM = answers_NM[start : start + step]
             mixed = {
-                task: np.where(is_given_SM[:, m, None], some_nM[None, :, m], reference_M[m])
-                for m, task in enumerate(self.tasks)
+                name: np.where(is_given_SM[:, m, None], some_nM[None, :, m], reference_M[m])
+                for m, name in enumerate(self.outputs)
             }
             score_Sn = self._formula(mixed)
-            for m in range(num_tasks):
+            for m in range(num_outputs):
                 without_S = np.flatnonzero(~is_given_SM[:, m])
                 gain_Sn = score_Sn[without_S + 2**m] - score_Sn[without_S]
                 contributions_NM[start : start + step, m] = weight_S[without_S] @ gain_Sn
@@ -197,43 +198,51 @@ def _sum(terms: list[Term]) -> Term:
     return _binary(np.add, "+", _sum(terms[:middle]), _sum(terms[middle:]))
 
 
+def _unknown_output(name: str, outputs: list[str]) -> str:
+    """Message for an output that a ranker does not have. A task with classes is answered by them alone."""
+    classes = [output for output in outputs if output.startswith(f"{name}.")]
+    if classes:
+        return f"task '{name}' has an answer per class, not one; name a class: {', '.join(classes)}"
+    return unknown_key(name, outputs, "task")
+
+
 class ValueModel:
-    """A value model bound to the tasks of a ranker. Raises ValueError: a task that is not one of the ranker's, or a
+    """A value model bound to the outputs of a ranker. Raises ValueError: an output that the ranker does not have, or a
     score that is not finite for answers that it may give (model/value_models/finite_scores.py)."""
 
     def __init__(self, name: str, definition: Definition, domain: AnswerDomain) -> None:
         self.name = name
         self.definition = definition
-        tasks = list(domain.uppers)
-        for task in definition.tasks:
-            if task not in tasks:
-                raise ValueError(unknown_key(task, tasks, "task"))
-        self._positions_M = [tasks.index(task) for task in definition.tasks]
-        self._are_all_tasks = self._positions_M == list(range(len(tasks)))
-        uppers = {task: domain.uppers[task] for task in definition.tasks}
+        outputs = list(domain.uppers)
+        for output in definition.outputs:
+            if output not in outputs:
+                raise ValueError(_unknown_output(output, outputs))
+        self._positions_M = [outputs.index(output) for output in definition.outputs]
+        self._are_all_outputs = self._positions_M == list(range(len(outputs)))
+        uppers = {output: domain.uppers[output] for output in definition.outputs}
         refuse_not_finite(definition.whole(), uppers, definition.remedy)
-        if not np.isfinite(self.score(domain.golden_NT)).all():
+        if not np.isfinite(self.score(domain.golden_NO)).all():
             raise ValueError(f"gives no finite score for an answer of the golden requests; {definition.remedy}")
         canonical = json.dumps(definition.model_dump(mode="json"), sort_keys=True)
         self.version = hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
-    def score(self, answers_NT: NDArray[np.float32]) -> Array:
-        """score_N of answers_NT; float64, so that large weights do not cost the small tasks their digits."""
-        return self.definition.score(self._read(answers_NT))
+    def score(self, answers_NO: NDArray[np.float32]) -> Array:
+        """score_N of answers_NO; float64, so that large weights do not cost the small answers their digits."""
+        return self.definition.score(self._read(answers_NO))
 
-    def contributions(self, answers_NT: NDArray[np.float32], reference_T: ArrayLike) -> dict[str, Array]:
-        """By task that it reads, contribution_N to the combined score; `reference_T` are the tasks' mean answers.
+    def contributions(self, answers_NO: NDArray[np.float32], reference_O: ArrayLike) -> dict[str, Array]:
+        """By output that it reads, contribution_N to the combined score; `reference_O` are the outputs' mean answers.
 
         Of a weighted sum: weight x answer. Of a weighted product: exponent x log of the floored answer. Of an
         expression: the Shapley value against the reference."""
-        reference_M = np.asarray(reference_T, np.float64)[self._positions_M]
-        contributions_NM = self.definition.contributions(self._read(answers_NT), reference_M)
-        return dict(zip(self.definition.tasks, contributions_NM.T, strict=True))
+        reference_M = np.asarray(reference_O, np.float64)[self._positions_M]
+        contributions_NM = self.definition.contributions(self._read(answers_NO), reference_M)
+        return dict(zip(self.definition.outputs, contributions_NM.T, strict=True))
 
-    def _read(self, answers_NT: NDArray[np.float32]) -> Array:
-        if not self._are_all_tasks:
-            answers_NT = answers_NT[:, self._positions_M]
-        answers_NM: Array = answers_NT.astype(np.float64)
+    def _read(self, answers_NO: NDArray[np.float32]) -> Array:
+        if not self._are_all_outputs:
+            answers_NO = answers_NO[:, self._positions_M]
+        answers_NM: Array = answers_NO.astype(np.float64)
         return answers_NM
 
 

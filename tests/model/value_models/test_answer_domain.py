@@ -35,7 +35,7 @@ def test_the_range_is_the_artifacts(version: Path) -> None:
         assert dict(domain.uppers) == {"click": 1.0, "like": 1.0, "play_time": UPPER}
         assert domain.schema == scorer.schema
         expected = scorer.golden_requests()["requests"][0]["expected"]
-        np.testing.assert_allclose(domain.golden_NT, np.array(list(expected.values())).T, rtol=1e-6)
+        np.testing.assert_allclose(domain.golden_NO, np.array(list(expected.values())).T, rtol=1e-6)
 
 
 def test_no_way_of_scoring_leaves_it(version: Path) -> None:

@@ -1,6 +1,7 @@
 """Formulas: Python's arithmetic on arrays, and nothing else of Python."""
 
 import ast
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from model.value_models.formula import Formula
 
-VALUES = {"a": np.array([0.25, 3.0]), "b": np.array([0.5, -2.0])}
+VALUES = {"a": np.array([0.25, 3.0]), "b": np.array([0.5, -2.0]), "c.d": np.array([1.5, 0.75])}
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -23,6 +24,7 @@ VALUES = {"a": np.array([0.25, 3.0]), "b": np.array([0.5, -2.0])}
     ("min(a, b) + max(a, b)", [0.75, 1.0]),
     ("abs(b) + sqrt(4 * a * a) + log(exp(b))", [1.5, 6.0]),
     ("1e-3 * a", [0.00025, 0.003]),
+    ("a * c.d - -c . d", [1.875, 3.0]),
 ])  # fmt: skip
 def test_value(text: str, expected: list[float]) -> None:
     np.testing.assert_allclose(Formula(text)(VALUES), expected, rtol=1e-15)
@@ -30,6 +32,15 @@ def test_value(text: str, expected: list[float]) -> None:
 
 def test_names_in_order_of_first_use() -> None:
     assert Formula("b * log(a + 1) + b").names == ("b", "a")
+    assert Formula("c.e - c.d * a / c.e").names == ("c.e", "c.d", "a")
+
+
+def test_a_dot_is_part_of_a_name_and_reads_no_attribute() -> None:
+    """What Python knows by these names is out of reach: they are looked up among the outputs like any other."""
+    formula = Formula("a.__class__ + a.real")
+    assert formula.names == ("a.__class__", "a.real")
+    with pytest.raises(KeyError, match=r"a\.__class__"):
+        formula(VALUES)
 
 
 def test_integers_do_not_grow_without_bound() -> None:
@@ -45,7 +56,15 @@ def test_integers_do_not_grow_without_bound() -> None:
     ("a = 1", "not a formula"),
     ("a; b", "not a formula"),
     ("__import__('os').system('true')", r"'__import__.*' at character 1 is not allowed"),
-    ("a.__class__", r"'a\.__class__' at character 1 is not allowed"),
+    ("c.d.e", r"'c\.d\.e' at character 1 is not allowed"),
+    ("a + c.d.__class__", r"'c\.d\.__class__' at character 5 is not allowed"),
+    ("(a + b).real", r"'\(a \+ b\)\.real' at character 1 is not allowed"),
+    ("1.5.real", r"'1\.5\.real' at character 1 is not allowed"),
+    ("c.d()", r"'c\.d\(\)' at character 1 is not allowed"),
+    ("c.d[0]", r"'c\.d\[0\]' at character 1 is not allowed"),
+    ("c.exp(a)", r"'c\.exp\(a\)' at character 1 is not allowed"),
+    ("c.", "not a formula"),
+    (".d", "not a formula"),
     ("1 + a[0]", r"'a\[0\]' at character 5 is not allowed"),
     ("'a' + 'b'", "'a'. at character 1 is not allowed"),
     ("True", "'True' at character 1 is not allowed"),
@@ -82,7 +101,7 @@ def test_what_is_no_formula_is_refused(text: str, message: str) -> None:
 
 
 @given(st.recursive(
-    st.sampled_from(["a", "b", "2", "0.5"]),
+    st.sampled_from(["a", "b", "c.d", "2", "0.5"]),
     lambda inner: st.one_of(
         st.tuples(inner, st.sampled_from(["+", "-", "*"]), inner).map(lambda parts: f"({' '.join(parts)})"),
         inner.map(lambda part: f"-({part})"),
@@ -92,6 +111,7 @@ def test_what_is_no_formula_is_refused(text: str, message: str) -> None:
 ))  # fmt: skip
 def test_any_formula_is_what_python_makes_of_it(text: str) -> None:
     for row in (0, 1):
-        names = {name: float(values[row]) for name, values in VALUES.items()}
+        a, b, d = (float(values[row]) for values in VALUES.values())
+        names = {"a": a, "b": b, "c": SimpleNamespace(d=d)}
         expected = eval(compile(ast.parse(text, mode="eval"), "", "eval"), {"min": min}, names)
         assert Formula(text)(VALUES)[row] == pytest.approx(float(expected), rel=1e-12, abs=1e-12)

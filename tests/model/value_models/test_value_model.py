@@ -145,6 +145,40 @@ def test_contributions_of_many_candidates_are_those_of_each_alone(monkeypatch: p
         np.testing.assert_allclose(values, alone, rtol=1e-12, atol=1e-15)
 
 
+def with_classes() -> AnswerDomain:
+    """A probability, and a task of three classes."""
+    uppers = dict.fromkeys(["click", "rating.bad", "rating.fair", "rating.good"], 1.0)
+    return AnswerDomain(None, uppers, np.zeros((0, 4), np.float32))
+
+
+@pytest.mark.parametrize(("text", "score", "explained"), [
+    ("{kind: weighted_sum, weights: {rating.good: 2, click: 1, rating.bad: -4}}", 0.75, 0.75),
+    ("{kind: weighted_product, exponents: {rating.good: 2, click: 0.5}}", 0.125, math.log(0.125)),
+    ("{kind: expression, formula: click * rating.good - rating.bad ** 2}", 0.109375, 0.109375 - 0.1875),
+])  # fmt: skip
+def test_a_class_is_read_by_its_dotted_name(text: str, score: float, explained: float) -> None:
+    """Contributions sum to the score, to its logarithm, or to its step from that of the reference answers."""
+    model = ValueModels.from_bytes(f"default: {text}".encode(), "v.yaml", with_classes())[DEFAULT]
+    answers_1O = np.array([[0.25, 0.125, 0.375, 0.5]], np.float32)
+    np.testing.assert_allclose(model.score(answers_1O), [score], rtol=1e-12)
+    contributions = model.contributions(answers_1O, [0.5, 0.25, 0.25, 0.5])
+    assert set(contributions) == set(model.definition.outputs)
+    np.testing.assert_allclose(sum(contributions.values()), [explained], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("{kind: weighted_sum, weights: {rating: 1}}", "'rating' has an answer per class, not one; name a class: rating.b"),
+    ("{kind: weighted_product, exponents: {rating: 1}}", "name a class: rating.bad, rating.fair, rating.good"),
+    ("{kind: expression, formula: click * rating}", "name a class: rating.bad, rating.fair, rating.good"),
+    ("{kind: expression, formula: rating.god}", "unknown task 'rating.god'; did you mean 'rating.good'"),
+    ("{kind: expression, formula: click.__class__}", "unknown task 'click.__class__'; "),
+    ("{kind: expression, formula: log(rating.fair)}", r"'log\(rating.fair\)' gives -inf for rating.fair = 0; "),
+])  # fmt: skip
+def test_a_name_that_is_no_output_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ValueModels.from_bytes(f"default: {text}".encode(), "v.yaml", with_classes())
+
+
 def test_version_follows_content_alone() -> None:
     version = value_model({"click": 1.0, "like": 2.0}).version
     assert version == value_model({"like": 2.0, "click": 1}).version
@@ -199,7 +233,7 @@ def test_built_in_of_regression_tasks_alone_sums_them() -> None:
     ("default: {kind: expression, formula: clock * 2}", "unknown task 'clock'; did you mean 'click'"),
     ("default: {kind: expression, formula: click *}", "default: formula: not a formula"),
     ("default: {kind: expression, formula: 3}", "default: formula: "),
-    ("default: {kind: expression, formula: '1 + 2'}", "reads 1 to 12 tasks, this one 0"),
+    ("default: {kind: expression, formula: '1 + 2'}", "reads 1 to 12 tasks or classes, this one 0"),
     ("default: {kind: expression, formula: click / like}", "'click / like' gives nan for click = 0, like = 0; keep it"),
     ("default: {kind: expression, formula: log(like)}", "'log.like.' gives -inf for like = 0; keep it finite"),
     ("default: {kind: expression, formula: exp(play_time)}", "'exp.play_time.' gives inf for play_time = 8.64e"),
