@@ -43,7 +43,7 @@ class PlainBlock(nn.Module):
         )
         self.bags = nn.ModuleList(
             [
-                nn.EmbeddingBag.from_pretrained(tables[table.name].clone(), mode=table.pooling)
+                nn.EmbeddingBag.from_pretrained(tables[table.name].clone(), mode=feature.pooling)
                 for feature in lists
                 for table in [table_of[feature.name]]
             ]

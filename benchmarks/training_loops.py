@@ -61,9 +61,10 @@ class UsualRanker(nn.Module):
         super().__init__()
         self._schema = schema
         self._table_of = {name: table.name for table in schema.tables for name in table.features}
+        poolings = {self._table_of[one.name]: one.pooling for one in schema.features if isinstance(one, IdListFeature)}
         self.bags = nn.ModuleDict(
             {
-                table.name: nn.EmbeddingBag(rows_of_table[table.name], table.dim, mode=table.pooling)
+                table.name: nn.EmbeddingBag(rows_of_table[table.name], table.dim, mode=poolings.get(table.name, "sum"))
                 for table in schema.tables
             }
         )

@@ -195,7 +195,6 @@ class Table:
     name: str
     dim: int
     dtype: Dtype
-    pooling: Literal["mean", "sum"]
     buckets: int | None
     vocabulary: tuple[int, ...] | tuple[str, ...] | Literal["fitted"] | None
     min_count: int
@@ -295,17 +294,12 @@ class FeedSchema(StrictModel):
 
 
 def _table(owner: IdFeature | IdListFeature, readers: list[IdFeature | IdListFeature]) -> Table:
-    poolings = {feature.pooling for feature in readers if isinstance(feature, IdListFeature)}
-    if len(poolings) > 1:
-        raise ValueError(f"the lists that share table '{owner.name}' must have one pooling, got {sorted(poolings)}")
     assert owner.dim is not None
     vocabulary = owner.vocabulary
     return Table(
         name=owner.name,
         dim=owner.dim,
         dtype=owner.dtype or "int64",
-        # The mean and the sum of one id are the same row, so single ids follow the lists of their table.
-        pooling=poolings.pop() if poolings else "sum",
         buckets=owner.buckets,
         vocabulary=tuple(vocabulary) if isinstance(vocabulary, list) else vocabulary,  # type: ignore[arg-type]
         min_count=owner.min_count or 1,

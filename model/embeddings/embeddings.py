@@ -11,8 +11,7 @@ their mean is asked for.
 
 Tables with a fused optimizer update inside backward. They may be sharded over processes (`shard`, which training hands
 in), or kept in plain torch (`engine="torch"`, model/embeddings/torch_bags.py). First weights are the same in all these
-ways: drawn
-from torch's global generator, table by table.
+ways: drawn from torch's global generator, table by table.
 
 Shapes: B rows, K single-id features, L list features, V list values, D columns of the dense row, N numbers, T tasks.
 """
@@ -163,10 +162,8 @@ class Embeddings(nn.Module):
 
     def _build(self, group: _Group, shard: Shard | None) -> nn.Module:
         fused, rate = group.optimizer
-        # The order in which first weights are drawn: published results are those of these seeds.
-        ordered = [
-            (table, owner) for table in sorted(group.tables, key=lambda table: table.pooling) for owner in self._owners
-        ]
+        # The order in which first weights are drawn.
+        ordered = [(table, owner) for table in group.tables for owner in self._owners]
         if self.engine == "torch":
             bags = [
                 BagTable(

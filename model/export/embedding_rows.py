@@ -49,9 +49,9 @@ class BlockRows(nn.Module):
             self.columns += [column for k in positions for column in range(ends[k], ends[k] + width)]
         self.single = nn.ModuleList(groups)
         self.pooled = nn.ModuleList([
-            _List(tables.stacked_RW[table.dim], start_of[feature.name], table.pooling)
+            _List(tables.stacked_RW[table.dim], start_of[feature.name], feature.pooling)
             if table.half_rows is None
-            else _ListOfPairs(tables.stacked_RW[table.dim], start_of[feature.name], table.pooling, table.half_rows)
+            else _ListOfPairs(tables.stacked_RW[table.dim], start_of[feature.name], feature.pooling, table.half_rows)
             for feature in lists
             for table in [table_of[feature.name]]
         ])  # fmt: skip

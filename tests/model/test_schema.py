@@ -39,9 +39,9 @@ tasks:
 def test_the_documented_example_is_read(tmp_path: Path) -> None:
     schema = FeedSchema.from_yaml(write(tmp_path / "kuairand.yaml", DOCUMENTED))
     assert schema.tables == (
-        Table("user_id", 16, "int64", "sum", 100_000, None, 1, ("user_id",)),
-        Table("tab", 4, "int64", "sum", None, (0, 1, 2, 4, 6), 1, ("tab",)),
-        Table("video_id", 16, "int64", "mean", 20_000, None, 1, ("history", "video_id")),
+        Table("user_id", 16, "int64", 100_000, None, 1, ("user_id",)),
+        Table("tab", 4, "int64", None, (0, 1, 2, 4, 6), 1, ("tab",)),
+        Table("video_id", 16, "int64", 20_000, None, 1, ("history", "video_id")),
     )
     assert [feature.name for feature in schema.block("request")] == ["user_id", "history", "tab", "position"]
     assert [feature.name for feature in schema.asked("request")] == ["user_id", "history", "tab"]
@@ -207,11 +207,6 @@ def test_faults_of_a_task_are_named(tmp_path: Path, task: str, message: str) -> 
     (feed().replace("name: feed", "name: my feed"), "name: "),
     (feed("{name: b, side: user, kind: id, vocabulary: [010], dim: 4}"), "010 would not be read as written"),
     (feed("{name: b, side: user, kind: id, buckets: 3, buckets: 4, dim: 4}"), "key 'buckets' is given twice"),
-    (
-        feed("{name: a, side: user, kind: id_list, table: item, max_length: 3, pooling: sum}",
-             "{name: b, side: user, kind: id_list, table: item, max_length: 3, pooling: mean}"),
-        "the lists that share table 'item' must have one pooling, got ['mean', 'sum']",
-    ),
     (
         feed("{name: a, side: user, kind: id, table: item}", "{name: b, side: user, kind: id, table: a}"),
         "feature 'b': table 'a' must be an id or id_list feature that has its own table",

@@ -158,7 +158,7 @@ def _meaning(table: Table) -> dict[str, Any]:
     features read a table, and how they pool it, changes no row."""
     vocabulary: Literal["fitted"] | None = None if table.vocabulary is None else "fitted"
     fields = asdict(replace(table, vocabulary=vocabulary, slots=None if table.slots is None else 1))
-    return {key: value for key, value in fields.items() if key not in ("name", "features", "pooling", "min_count")}
+    return {key: value for key, value in fields.items() if key not in ("name", "features", "min_count")}
 
 
 def _features(schema: FeedSchema, parent: Parent, tables: set[str], *, own: bool) -> list[Taken]:

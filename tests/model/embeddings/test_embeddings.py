@@ -7,7 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from model.artifact.table_files import StackedTables
 from model.embeddings.embeddings import Embeddings, FusedOptimizer
+from model.export.embedding_rows import BlockRows
 from model.features.block import BlockTensors, block_features
 from model.features.encoder import EncodedBlock, FeatureEncoder, FittedFeatures
 from model.schema import Block, FeedSchema
@@ -94,6 +96,25 @@ def test_rows_are_the_pooled_rows_of_the_tables(fused: FusedOptimizer | None, ba
     assert rows.shape == (batch, embeddings.width)
     # Sums of up to 7 float32 entries of order 1.
     np.testing.assert_allclose(rows.detach().numpy(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_lists_of_one_table_have_poolings_of_their_own() -> None:
+    mean = "  - {name: topics, side: candidate, kind: id_list, table: tags, max_length: 3, pooling: mean}\n"
+    schema = schema_of(FEED.replace("  - {name: last_tag", f"{mean}  - {{name: last_tag"))
+    rows = random_rows(np.random.default_rng(0), 200)
+    rows["topics"] = rows["tags"]
+    encoder = encoder_of(schema, rows)
+    embeddings = build(schema, encoder, "sgd")
+    tables = weights(embeddings)
+    blocks = encoded(encoder, rows, 200)
+    expected, _ = read_by_hand(schema, blocks, tables)
+    found = embeddings(tensors(blocks[0]), tensors(blocks[1]))
+    # Sums of up to 3 float32 entries of order 1.
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-6, rtol=1e-6)
+    exported = BlockRows(schema, "candidate", StackedTables.of(embeddings.table_weights()))
+    columns = exported(*tensors(blocks[1])).numpy()
+    own = expected[:, -columns.shape[1] :][:, exported.columns]
+    np.testing.assert_allclose(columns, own, atol=1e-6, rtol=1e-6)
 
 
 def test_tables_have_a_row_for_every_id_and_one_for_the_unknown() -> None:
