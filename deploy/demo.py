@@ -33,7 +33,7 @@ NAME = "demo"
 READY_SECONDS = 60.0
 BAR = 8
 console = Console(highlight=False)
-console.width = max(console.width, 110)  # a column per task, also where the output is no terminal
+console.width = max(console.width, 110)  # a column per output, also where the output is no terminal
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,13 @@ def _child(*module_and_arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _write_value_models(feed: Feed, artifact: Path) -> None:
-    """Writes a value model unless one is there that fits the tasks: it belongs to whoever edits it."""
+    """Writes a value model unless one is there that fits the answers: it belongs to whoever edits it."""
     path = MODELS / NAME / "value_models.yaml"
-    tasks = {task["name"] for task in _manifest(artifact)["schema"]["tasks"]}
+    outputs = set(_golden_requests(artifact)[0]["expected"])
     if path.exists():
         existing = yaml.safe_load(path.read_text(encoding="utf-8"))
         weights = existing.get("default", {}).get("weights", {}) if isinstance(existing, dict) else {}
-        if weights and set(weights) <= tasks:
+        if weights and set(weights) <= outputs:
             return
     content = yaml.safe_dump({"default": {"kind": "weighted_sum", "weights": feed.weights}}, sort_keys=False)
     path.write_text(
@@ -172,9 +172,9 @@ def _write_value_models(feed: Feed, artifact: Path) -> None:
     )
 
 
-def _manifest(artifact: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
-    return manifest
+def _golden_requests(artifact: Path) -> list[dict[str, Any]]:
+    requests: list[dict[str, Any]] = json.loads((artifact / "golden_requests.json").read_bytes())["requests"]
+    return requests
 
 
 @contextmanager
@@ -204,8 +204,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], base: str) -> None:
 
 def _show_ranking(base: str, artifact: Path, feed: Feed) -> None:
     """Sends a request made of real rows (the artifact's golden request of 20 candidates) and prints the answer."""
-    golden = json.loads((artifact / "golden_requests.json").read_text(encoding="utf-8"))["requests"]
-    picked = next(request for request in golden if len(request["candidates"]["id"]) == 20)
+    picked = next(request for request in _golden_requests(artifact) if len(request["candidates"]["id"]) == 20)
     body = {"model": NAME, "user": picked["user"], "candidates": picked["candidates"], "top_k": 10}
     request = feed.run / "request.json"
     request.write_text(json.dumps(body), encoding="utf-8")
@@ -213,28 +212,29 @@ def _show_ranking(base: str, artifact: Path, feed: Feed) -> None:
     if response.status_code != 200:
         raise DemoError(f"the service answered {response.status_code}: {response.text}")
     answer = response.json()
-    kinds = {task["name"]: task["kind"] for task in _manifest(artifact)["schema"]["tasks"]}
-    console.print(_ranking(answer, kinds))
+    schema = json.loads((artifact / "manifest.json").read_bytes())["schema"]
+    quantities = {task["name"] for task in schema["tasks"] if task["kind"] == "regression"}
+    console.print(_ranking(answer, quantities))
     console.print("Repeat it:")
     console.print(
         f"  curl -s {base}/v1/rank -H 'Content-Type: application/json' -d @{request}", style="bold", soft_wrap=True
     )
 
 
-def _ranking(answer: dict[str, Any], kinds: dict[str, str]) -> Table:
+def _ranking(answer: dict[str, Any], quantities: set[str]) -> Table:
     candidates = answer["candidates"]
     title = (
         f"\nTop {len(candidates['id'])} of 20 candidates; model {answer['model']} version {answer['model_version']}, "
-        f"value model {answer['value_model']} {answer['value_model_version']}; bars are relative to the task's best"
+        f"value model {answer['value_model']} {answer['value_model_version']}; bars are relative to the column's best"
     )
     table = Table("rank", "id", "score", *candidates["tasks"], title=title, title_justify="left")
-    best = {task: max(max(values), 1e-12) for task, values in candidates["tasks"].items()}
+    best = {output: max(max(values), 1e-12) for output, values in candidates["tasks"].items()}
     for rank, (name, score) in enumerate(zip(candidates["id"], candidates["score"], strict=True)):
         cells = []
-        for task, values in candidates["tasks"].items():
+        for output, values in candidates["tasks"].items():
             value = values[rank]
-            shown = f"{value:.3f}" if kinds[task] == "binary" else f"{value:,.0f}"
-            cells.append(f"{shown}\n[cyan]{'━' * max(1, round(BAR * value / best[task]))}[/cyan]")
+            shown = f"{value:,.0f}" if output in quantities else f"{value:.3f}"
+            cells.append(f"{shown}\n[cyan]{'━' * max(1, round(BAR * value / best[output]))}[/cyan]")
         table.add_row(str(rank + 1), name, f"{score:.3f}", *cells)
     return table
 
