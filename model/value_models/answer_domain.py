@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model.artifact.artifact import FITTED, GOLDEN, Artifact
 from model.features.fitted import FittedFeatures
-from model.schema import BinaryTask, FeedSchema
+from model.schema import FeedSchema, RegressionTask
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,11 @@ class AnswerDomain:
     def of(cls, schema: FeedSchema, fitted: FittedFeatures, golden: Mapping[str, Any]) -> "AnswerDomain":
         """`golden` is the content of the file of golden requests."""
         uppers = {
-            task.name: 1.0 if isinstance(task, BinaryTask) else fitted.targets[task.name].upper for task in schema.tasks
+            output: fitted.targets[task.name].upper if isinstance(task, RegressionTask) else 1.0
+            for task in schema.tasks
+            for output in task.outputs
         }
-        answers = [np.array([one["expected"][task] for task in uppers], np.float32).T for one in golden["requests"]]
+        answers = [np.array([one["expected"][output] for output in uppers], np.float32).T for one in golden["requests"]]
         return cls(schema, uppers, np.concatenate(answers))
 
     @classmethod

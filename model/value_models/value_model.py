@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, FiniteFloat, PositiveFloat, PrivateAttr, field_validator
 
-from model.schema import BinaryTask
+from model.schema import BinaryTask, RegressionTask
 from model.strict_yaml import StrictModel, parse_yaml, refuse_unknown_kind, unknown_key
 from model.untrusted_files import read_bytes
 from model.value_models.answer_domain import AnswerDomain as AnswerDomain
@@ -266,12 +266,20 @@ class ValueModels:
 
     @classmethod
     def built_in(cls, domain: AnswerDomain) -> "ValueModels":
-        """The one that serves without a file: weight 1 on each binary task."""
+        """The one that serves without a file: weight 1 on each binary task, or on each regression task without any.
+
+        Classes have no weight: one is not better than another by itself. Raises ValueError where there is nothing else.
+        """
         assert domain.schema is not None, "answers alone do not tell which tasks are binary"
-        weights = {task.name: 1.0 for task in domain.schema.tasks if isinstance(task, BinaryTask)}
-        if not weights:
-            weights = dict.fromkeys(domain.uppers, 1.0)
-        definition = WeightedSum(kind="weighted_sum", weights=weights)
+        tasks = domain.schema.tasks
+        names = [task.name for task in tasks if isinstance(task, BinaryTask)]
+        names = names or [task.name for task in tasks if isinstance(task, RegressionTask)]
+        if not names:
+            raise ValueError(
+                f"no task is binary or a regression, so nothing says which class is better; write a {FILE_NAME} with "
+                f"weights of {', '.join(domain.uppers)}"
+            )
+        definition = WeightedSum(kind="weighted_sum", weights=dict.fromkeys(names, 1.0))
         return cls({DEFAULT: ValueModel(DEFAULT, definition, domain)}, is_built_in=True)
 
     @classmethod
