@@ -5,7 +5,7 @@ array with each mapped task's answers mapped by an increasing function, so that 
 at export, on the validation split: of probabilities where that is asked for (training/evaluate/calibration.py), of
 quantities that are learned on a transformed scale always (training/evaluate/label_means.py). Part of the artifact.
 
-Shapes: N candidates, T tasks. Probabilities are in [0, 1], quantities >= 0; 0 stays 0, and a probability of 1 stays 1.
+Shapes: N candidates, T tasks. Probabilities are in [0, 1], quantities >= 0. 0 stays 0, and a probability of 1 stays 1.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ Quantity = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Platt(StrictModel):
-    """sigmoid(slope x logit(p) + intercept); Platt 1999, on the logit."""
+    """sigmoid(slope x logit(p) + intercept): Platt 1999, on the logit."""
 
     kind: Literal["platt"]
     slope: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -61,8 +61,8 @@ class _Lines(StrictModel):
 
 
 class Isotonic(_Lines):
-    """Straight lines through the points of an isotonic regression, and through (0, 0) and (1, 1) (Zadrozny and Elkan
-    2002; interpolated, so that no two probabilities become one)."""
+    """Straight lines through the points of an isotonic regression, and through (0, 0) and (1, 1). Source: Zadrozny and
+    Elkan 2002, here interpolated, so that no two probabilities become one."""
 
     kind: Literal["isotonic"]
     inputs: tuple[Probability, ...]
@@ -74,8 +74,8 @@ class Isotonic(_Lines):
 
 
 class LabelMean(_Lines):
-    """A quantity -> the mean of its label, in the label's unit: straight lines from (0, 0) through the points, beyond
-    the last point in proportion, and nothing above `upper`, the task's bound."""
+    """A quantity -> the mean of its label, in the label's unit. Straight lines go from (0, 0) through the points,
+    beyond the last point in proportion. Nothing is above `upper`, the task's bound."""
 
     kind: Literal["label_mean"]
     inputs: tuple[Quantity, ...]
@@ -118,7 +118,7 @@ class Calibration(StrictModel):
 
 
 def calibrated(answers_NT: NDArray[np.float32], mappings: AnswerMaps) -> NDArray[np.float32]:
-    """A copy of answers_NT, the mapped tasks' answers mapped; NaN stays NaN."""
+    """A copy of answers_NT, the mapped tasks' answers mapped. NaN stays NaN."""
     answers_NT = answers_NT.copy()
     for position, mapping in mappings.items():
         answers_NT[:, position] = mapping(answers_NT[:, position].astype(np.float64))
@@ -126,7 +126,7 @@ def calibrated(answers_NT: NDArray[np.float32], mappings: AnswerMaps) -> NDArray
 
 
 def read_calibration(artifact: Artifact) -> AnswerMaps:
-    """The maps of a version; none where it has no such file. Raises ArtifactError naming the file."""
+    """The maps of a version, none where it has no such file. Raises ArtifactError naming the file."""
     if CALIBRATION not in artifact.manifest.files:
         return {}
     place = str(artifact.path / CALIBRATION)

@@ -27,7 +27,7 @@ class NetworkConfig(StrictModel):
 
     @property
     def has_own_embeddings(self) -> bool:
-        """True where every task has embedding tables of its own; the dense row is then one part a task, side by
+        """True where every task has embedding tables of its own. The dense row is then one part a task, side by
         side."""
         return isinstance(self.fusion, NoSharingConfig) and self.fusion.own_embeddings
 
@@ -61,7 +61,7 @@ class Network(nn.Module):
         self.towers = nn.ModuleList([Tower(self.fusion.output_width, config.tower) for _ in range(num_tasks)])
 
     def forward(self, rows_BD: Tensor) -> Tensor:
-        """logits_BT in task order; a regression task's logit is its standardised prediction."""
+        """logits_BT in task order. A regression task's logit is its standardised prediction."""
         fused_BTH = self.fusion(rows_BD)
         logits: list[Tensor] = []
         # unbind, not an index a task: its backward is one stack, an index's is a tensor of zeros for each task.
@@ -96,7 +96,7 @@ class Ranker(nn.Module):
         self.network = network
 
     def forward(self, request: BlockTensors, candidate: BlockTensors) -> Tensor:
-        """logits_BT of a batch; both blocks have B rows."""
+        """logits_BT of a batch. Both blocks have B rows."""
         logits_BT: Tensor = self.network(self.embeddings(request, candidate))
         return logits_BT
 

@@ -27,7 +27,7 @@ ID_LIMITS = (-(2**63), 2**63 - 1)
 
 
 # Every kind of feature says of itself whether its values are ids, which a table embeds, and whether a row has a list of
-# them. Code that asks only this asks the feature; code that handles each kind takes features.block.features_by_kind.
+# them. Code that asks only this asks the feature. Code that handles each kind takes features.block.features_by_kind.
 class _Table(StrictModel):
     """The keys by which an id or id_list feature describes its embedding table, or names another feature's."""
 
@@ -36,7 +36,7 @@ class _Table(StrictModel):
     name: Name
     dtype: Dtype | None = None
     buckets: int | None = Field(default=None, ge=1, le=2**31 - 2)
-    # 2: an id is the sum of two rows, each `buckets` by a hash of its own; two ids then seldom have both in common.
+    # 2: an id is the sum of two rows, each `buckets` by a hash of its own. Two ids then seldom have both in common.
     hashes: Literal[1, 2] | None = None
     vocabulary: Literal["fitted"] | list[StrictInt] | list[StrictStr] | None = None
     min_count: int | None = Field(default=None, ge=1)
@@ -98,7 +98,7 @@ class _Table(StrictModel):
 
 
 class IdFeature(_Table):
-    """One id per row; a missing or unknown id takes the table's OOV row."""
+    """One id per row. A missing or unknown id takes the table's OOV row."""
 
     is_list: ClassVar[bool] = False
 
@@ -108,7 +108,7 @@ class IdFeature(_Table):
 
 
 class IdListFeature(_Table):
-    """A list of ids per row, oldest first: the latest `max_length` are kept and pooled; a missing list is empty."""
+    """A list of ids per row, oldest first: the latest `max_length` are kept and pooled. A missing list is empty."""
 
     is_list: ClassVar[bool] = True
 
@@ -119,7 +119,7 @@ class IdListFeature(_Table):
 
 
 class NumberFeature(StrictModel):
-    """One number per row, transformed in the order given; `missing` is the raw value that a null takes."""
+    """One number per row, transformed in the order given. `missing` is the raw value that a null takes."""
 
     has_ids: ClassVar[bool] = False
     is_list: ClassVar[bool] = False
@@ -147,7 +147,7 @@ Feature = Annotated[
 
 
 class _Task(StrictModel):
-    """The keys of every task; `mask` is a 0/1 column that says where the label counts."""
+    """The keys of every task. `mask` is a 0/1 column that says where the label counts."""
 
     name: Name
     kind: str
@@ -162,9 +162,9 @@ class _Task(StrictModel):
 
 
 class BinaryTask(_Task):
-    """A yes/no outcome; `label` is a 0/1 column.
+    """A yes/no outcome. `label` is a 0/1 column.
 
-    `positive_weight` counts the loss of a positive row that many times; answers stay calibrated for the log as it is.
+    `positive_weight` counts the loss of a positive row that many times. Answers stay calibrated for the log as it is.
     """
 
     kind: Literal["binary"]
@@ -173,7 +173,7 @@ class BinaryTask(_Task):
 
 
 class RegressionTask(_Task):
-    """A quantity >= 0; learned on the transformed, standardised scale, answered in the label's own unit."""
+    """A quantity >= 0: learned on the transformed, standardised scale, answered in the label's own unit."""
 
     kind: Literal["regression"]
     transform: Literal["none", "log1p"] = "none"
@@ -188,7 +188,7 @@ Task = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """An embedding table and the features that read it. Row 0 is the OOV row; `buckets` and `slots` do not count it.
+    """An embedding table and the features that read it. Row 0 is the OOV row. `buckets` and `slots` do not count it.
 
     With two `hashes` the table is two halves of `half_rows` rows, each with an OOV row of its own."""
 
@@ -204,7 +204,7 @@ class Table:
 
     @property
     def half_rows(self) -> int | None:
-        """Rows of each half of a table with two hashes; None for any other."""
+        """Rows of each half of a table with two hashes, None for any other."""
         return self.buckets + 1 if self.hashes == 2 and self.buckets is not None else None
 
 

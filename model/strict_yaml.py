@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from model.untrusted_files import DOCUMENT_BYTES, read_bytes
 
-# Deeper than any configuration, and far from the end of the stack of whatever walks the result.
+# Deeper than any configuration, and far from the end of the stack of what walks the result.
 _MAX_DEPTH = 100
 # Entries that aliases and merge keys may add to those that are written.
 _MAX_EXPANDED = 100_000
@@ -49,7 +49,7 @@ class StrictModel(BaseModel):
 
     @classmethod
     def from_mapping(cls, data: object, place: str) -> Self:
-        """Validates a parsed mapping; `place` (a file name, say) opens the error message."""
+        """Validates a parsed mapping. `place` (a file name, say) opens the error message."""
         if not isinstance(data, Mapping):
             raise ValueError(f"{place}: expected a mapping of keys to values, got {type(data).__name__}")
         try:
@@ -64,7 +64,7 @@ class StrictModel(BaseModel):
 
     @classmethod
     def from_bytes(cls, content: bytes, place: str) -> Self:
-        """Validates the content of a YAML file that was read; `place` opens the error message."""
+        """Validates the content of a YAML file that was read. `place` opens the error message."""
         return cls.from_mapping(parse_yaml(content, place), place)
 
 
@@ -76,7 +76,7 @@ def unknown_key(key: str, valid: list[str], what: str = "key") -> str:
 
 
 def refuse_unknown_kind(data: Any, kinds: list[str], what: str) -> Any:
-    """Refuses a mapping whose `kind`, which chooses the `what`, is missing or none of `kinds`; passes all else on."""
+    """Refuses a mapping whose `kind`, which chooses the `what`, is missing or none of `kinds`. Passes all else on."""
     if not isinstance(data, Mapping):
         return data
     if "kind" not in data:
@@ -97,7 +97,7 @@ def read_yaml(path: Path) -> object:
 
 
 def parse_yaml(content: bytes, place: str) -> object:
-    """Parses the content of a YAML file. Raises ValueError, opened by `place`; aliases expand to a bounded size."""
+    """Parses the content of a YAML file. Raises ValueError, opened by `place`. Aliases expand to a bounded size."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

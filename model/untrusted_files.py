@@ -78,8 +78,8 @@ def read_bytes(path: Path, limit_bytes: int | None = SMALL_BYTES) -> bytes:
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """The sha256 of an open file from where it stands to its size, by read(2): a file that is cut meanwhile gives
-    another hash, where a mapping of it would end the process. Raises OSError."""
+    """The sha256 of an open file from its position to its size, by read(2). A file that is cut meanwhile gives another
+    hash, where a mapping of it would end the process. Raises OSError."""
     digest, left = hashlib.sha256(), fingerprint_of(file).size_bytes - file.tell()
     buffer = memoryview(bytearray(_AT_ONCE_BYTES))
     # No further than the size at the start: a file that grows as fast as it is read would never end.
@@ -117,7 +117,7 @@ class PolledFile:
     """A small file that is read at every poll and compared by its bytes, whatever its times and inode say.
 
     `content` is what was read last, and stays when the file cannot be read any more. `error` says why it cannot be
-    read now, None where it can; a file that never was there is no error."""
+    read now, None where it can. A file that never was there is no error."""
 
     def __init__(self, path: Path, limit_bytes: int = SMALL_BYTES) -> None:
         self.path = path

@@ -1,1 +1,1 @@
-"""A published version and what lies beside it: manifest, signature, tables, compiled packages, catalogue."""
+"""A published version and what is made from it: manifest, signature, tables, compiled packages, catalogue."""

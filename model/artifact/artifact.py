@@ -1,9 +1,9 @@
 """The published artifact: `<models>/<name>/<version>/`, written once, verified before anything in it is used.
 
 `publish` writes a new version into a hidden folder and renames it: a reader sees a whole version or none. `Artifact`
-opens a version and vouches for it: a signature where trusted keys are given, format version, the manifest's own
+opens a version and verifies it: a signature where trusted keys are given, format version, the manifest's own
 checksum, its name and number, the sha256 of every file. TorchScript is code, so bytes are hashed first and loaded from
-memory after: what was vouched for is what runs. Tables are data and large: they are hashed by read(2), which survives a
+memory after: what was verified is what runs. Tables are data and large: they are hashed by read(2), which survives a
 file that is cut meanwhile, and mapped where nothing has changed since. Published files are read-only: a copy over them
 fails, unless it is root's.
 """
@@ -49,7 +49,7 @@ _MOST_RACES = 100
 
 
 class ArtifactError(ValueError):
-    """An artifact that cannot be vouched for; the message names the directory and what does not hold."""
+    """Artifact that did not verify. The message names the directory and the check that failed."""
 
 
 class FileEntry(StrictModel):
@@ -60,7 +60,7 @@ class FileEntry(StrictModel):
 
 
 class Manifest(StrictModel):
-    """An artifact and its origin; `checksum` is the sha256 of the rest of the manifest."""
+    """An artifact and its origin. `checksum` is the sha256 of the rest of the manifest."""
 
     format_version: int
     format: Literal["torchscript"]
@@ -77,9 +77,9 @@ class Manifest(StrictModel):
 
 
 class Artifact:
-    """A verified version. `read` returns the bytes of a file that the manifest vouches for, `map` maps a table's.
+    """A verified version. `read` returns the bytes of a file that the manifest lists, `map` maps a table's.
 
-    `verify_key` is the file of trusted keys by which what lies beside the version has to be signed too."""
+    `verify_key` is the file of trusted keys by which what is made from the version has to be signed too."""
 
     def __init__(self, path: Path, manifest: Manifest, verify_key: Path | None = None) -> None:
         self.path = path
@@ -116,7 +116,7 @@ class Artifact:
         return content
 
     def map(self, name: str) -> mmap.mmap:
-        """A file mapped read-only, hashed when it is asked for first. Raises ArtifactError as `read` does."""
+        """A file mapped read-only, hashed at its first read. Raises ArtifactError as `read` does."""
         if name not in self._mapped:
             with self._opened(name) as file:
                 before = fingerprint_of(file)
@@ -132,7 +132,7 @@ class Artifact:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[BinaryIO]:
-        """A file that the manifest vouches for, of the size that it says. Raises ArtifactError."""
+        """A file that the manifest lists, of the size that it says. Raises ArtifactError."""
         if name not in self.manifest.files:
             raise ArtifactError(f"{self.path}: {name} is not in the manifest, so nothing vouches for it")
         with opened(self.path / name, self.manifest.files[name]) as file:
@@ -254,8 +254,8 @@ def seal(folder: Path) -> None:
 
 @contextmanager
 def hidden_folder(family: Path) -> Iterator[Path]:
-    """A folder in `family` that no reader sees; removed at the end unless renamed. Raises ValueError where the disk
-    does not take it."""
+    """A folder in `family` that no reader sees. It is removed at the end unless it was renamed. Raises ValueError where
+    the disk refuses it."""
     folder = None
     try:
         family.mkdir(parents=True, exist_ok=True)
@@ -271,7 +271,7 @@ def hidden_folder(family: Path) -> Iterator[Path]:
 
 def read_manifest(path: Path, format_version: int, verify_key: Path | None = None) -> dict[str, Any]:
     """The manifest of a folder, its own checksum checked, and its signature where `verify_key` names a file of trusted
-    keys, read anew each time. Raises ArtifactError."""
+    keys, read each time. Raises ArtifactError."""
     place = path / MANIFEST
     try:
         text = read_bytes(place, DOCUMENT_BYTES)
@@ -298,7 +298,7 @@ def read_manifest(path: Path, format_version: int, verify_key: Path | None = Non
 
 
 class DerivedManifest(StrictModel):
-    """Common part of the manifests of things made from a version; `parent` is the checksum of its manifest."""
+    """Common part of the manifests of what is made from a version. `parent` is the checksum of its manifest."""
 
     format_version: int
     name: str
@@ -315,7 +315,7 @@ Derived = TypeVar("Derived", bound=DerivedManifest)
 def read_derived_manifest(
     kind: type[Derived], path: Path, format_version: int, artifact: Artifact, remedy: str
 ) -> Derived:
-    """The manifest of something made from this very version. Raises ArtifactError; `remedy` ends the message where it
+    """The manifest of something made from this very version. Raises ArtifactError. `remedy` ends the message where it
     was made from another."""
     try:
         manifest = kind.from_mapping(read_manifest(path, format_version, artifact.verify_key), str(path))

@@ -42,12 +42,12 @@ FORMAT_VERSION = 1
 UNKNOWN = -1
 
 SumsDtype = Literal["bfloat16", "float32"]
-# Rows of tables fit int32; pairs of rows, of tables with two hashes (model/features/id_lookup.py), need int64.
+# Rows of tables fit int32. Pairs of rows, of tables with two hashes (model/features/id_lookup.py), need int64.
 IdsDtype = Literal["int32", "int64"]
 
 
 class Widths(StrictModel):
-    """Columns of a catalogue's arrays: single ids, lists, numbers and sums of an item; list values of all items."""
+    """Columns of a catalogue's arrays: single ids, lists, numbers and sums of an item, and list values of all items."""
 
     ids: int
     lists: int
@@ -57,8 +57,8 @@ class Widths(StrictModel):
 
 
 class CatalogueManifest(DerivedManifest):
-    """A generation's manifest. `missing` and `oov` count, by feature, the items without a value and the ids that their
-    table does not hold."""
+    """A generation's manifest. `missing` and `oov` count, by feature, the items without a value and the ids that are
+    not in their table."""
 
     kind: Literal["catalogue"]
     generation: int
@@ -162,7 +162,7 @@ class Catalogue:
 
 
 def _mapped(path: Path, manifest: CatalogueManifest, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """The array of one file, whose bytes are those that the manifest vouches for."""
+    """The array of one file, whose bytes have the manifest's sha256."""
     entry = manifest.files.get(path.name)
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
     if entry is None or entry.size_bytes != wanted:

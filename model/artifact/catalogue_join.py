@@ -1,4 +1,4 @@
-"""Candidates of a request that a catalogue may know: each feature from the request, else the catalogue, else default.
+"""Candidates of a request joined with a catalogue: each feature from the request, then the catalogue, then its default.
 
 In: ids and what the request says of them. Out: `NamedCandidates`: those of which the request says nothing but their id,
 whose sums are gathered, and the others' encoded features, put together from both sources.
@@ -28,9 +28,9 @@ KNOWN, OVERRIDDEN, INLINE, NOT_FOUND = RESULTS = ("known", "overridden", "inline
 
 
 class NamedCandidates(NamedTuple):
-    """Items of `catalogue` that the candidates are (`rows_N`, UNKNOWN where none), the features of those candidates
-    that the request says something of or nothing knows (`encoded`, where `is_encoded_N`; None where there are none),
-    how many candidates came to each of RESULTS, and the positions of those that are unknown."""
+    """Candidates of a request as items of `catalogue`. `rows_N` are the items, UNKNOWN where there is none. `encoded`
+    has the features of candidates that the request describes or that are unknown, those of `is_encoded_N`. It is None
+    without any. Then come the number of candidates with each of RESULTS, and the positions of the unknown ones."""
 
     catalogue: Catalogue
     rows_N: Ids
@@ -53,8 +53,8 @@ class NamedCandidates(NamedTuple):
         return is_known_N
 
     def whole(self) -> tuple[EncodedBlock, Ids, Positions]:
-        """The features of all candidates: those of the catalogue first, whose items `rows_K` are, then the encoded
-        ones; and `place_N`, where each candidate's stand."""
+        """The features of all candidates: those of the catalogue first (items `rows_K`), then the encoded ones.
+        `place_N` is where each candidate's stand."""
         known_K, encoded_S = np.flatnonzero(~self.is_encoded_N), np.flatnonzero(self.is_encoded_N)
         rows_K = self.rows_N[known_K]
         block = self.catalogue.block(rows_K)
@@ -75,7 +75,7 @@ def resolve(
 ) -> NamedCandidates:
     """Finds the candidates in the catalogue and puts the features of `columns` before the catalogue's.
 
-    A null takes the catalogue's value; `nulls` says where lists are null, which their columns hold as empty ones. An
+    A null takes the catalogue's value. `nulls` says where lists are null: their columns have empty lists there. An
     unknown candidate takes defaults."""
     rows = len(ids)
     given = {name: _given(column, nulls.get(name)) for name, column in columns.items()}

@@ -2,10 +2,10 @@
 
 Such a package is machine code. Before any of it is loaded, its manifest must be signed where the version's must, and
 belong to this very version, to this torch and to a CPU that has every instruction set of the one it was made on
-(another would die of an illegal instruction). Its bytes must be those that the manifest vouches for. The scorer finds
-out whether it answers rightly.
+(another would die of an illegal instruction). Its bytes must have the manifest's sha256. The scorer finds out whether
+it answers rightly.
 
-It holds two functions: candidates by their columns, and by the sums that a catalogue has of them (in bfloat16).
+It has two functions: candidates by their columns, and by the sums that a catalogue has of them (in bfloat16).
 
 Shapes: N candidates, D their columns, F outputs over the raw row, T tasks.
 """
@@ -33,14 +33,14 @@ from model.artifact.artifact import (
 FORMAT_VERSION = 1
 PACKAGE = "answers.pt2"
 BY_COLUMNS, BY_SUMS = "model", "sums"
-# Extensions that compilers use by themselves; the rest of the kernel's flags says nothing about code.
+# Extensions that compilers use by themselves. The kernel's other flags say nothing about code.
 _X86 = re.compile(r"(?:sse|ssse|avx|amx|fma|bmi|vaes|sha|vpcl|pcl|gfni|f16c|abm|lzcnt|popcnt|movbe|adx|aes)\w*")
 
 Dtype = Literal["float32", "bfloat16"]
 
 
 class CompiledManifest(DerivedManifest):
-    """A package's manifest; `cpu_ms` by engine and candidates."""
+    """A package's manifest. `cpu_ms` by engine and candidates."""
 
     kind: Literal["compiled"]
     torch: str
@@ -52,12 +52,12 @@ class CompiledManifest(DerivedManifest):
 
 
 class CompiledAnswers:
-    """One function of a package: rows_ND or sums_NF, sums_1F -> answers_NT. Safe from as many threads at once as there
-    are cores; more wait. Raises OSError where there is no room for the package in the folder of temporary files."""
+    """One function of a package: rows_ND or sums_NF, sums_1F -> answers_NT. As many threads as there are cores may call
+    it at once, more wait. Raises OSError where there is no room for the package in the folder of temporary files."""
 
     def __init__(self, package: bytes, function: str = BY_COLUMNS) -> None:
         cores = len(os.sched_getaffinity(0))
-        # torch loads from a path alone: a folder that nobody else may write to, so what was vouched for is what runs.
+        # torch loads from a path alone: a folder that no other user may write to, so what was verified is what runs.
         with tempfile.TemporaryDirectory(prefix="feedrank-compiled-") as folder:
             path = Path(folder) / PACKAGE
             path.write_bytes(package)
@@ -95,12 +95,12 @@ def open_compiled(artifact: Artifact) -> tuple[CompiledManifest, bytes]:
         package = file.read(entry.size_bytes)
     check_sha256(path / PACKAGE, entry, hashlib.sha256(package).hexdigest())
     if any(name.startswith("amx") for name in manifest.instructions):
-        torch._C._cpu._init_amx()  # the kernel grants the tiles on request only; without it the first use is fatal
+        torch._C._cpu._init_amx()  # the kernel grants the tiles on request only: without it the first use is fatal
     return manifest, package
 
 
 def instructions() -> frozenset[str]:
-    """The instruction sets of this CPU, by the kernel's names; empty where the kernel does not tell."""
+    """The instruction sets of this CPU, by the kernel's names. Empty where the kernel does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

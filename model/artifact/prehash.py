@@ -29,7 +29,7 @@ class _Hashed:
             before = fingerprint_of(file)
             try:
                 sha256 = sha256_of(file)
-            except OSError:  # whoever needs the file meets it too, and says so
+            except OSError:  # the reader of the file meets it too, and reports it
                 return
             self.sha256 = sha256 if fingerprint_of(file) == before else None
 
@@ -50,7 +50,7 @@ def begin_hashing(models: Path) -> None:
 
 
 def take_hash(file: BinaryIO) -> str | None:
-    """The sha256 of an open file, waited for; None where it was not begun or has changed since."""
+    """The sha256 of an open file, once it is there. None where it was not begun or the file has changed since."""
     hashed = _begun.pop(fingerprint_of(file), None)
     if hashed is None:
         return None
@@ -59,5 +59,5 @@ def take_hash(file: BinaryIO) -> str | None:
 
 
 def forget_hashes() -> None:
-    """Drop the hashes that nobody has taken."""
+    """Drop the hashes that were not taken."""
     _begun.clear()

@@ -5,7 +5,7 @@ In: the newest rows of the data, encoded and scored (`of_features`, `of_scores`)
 
     PSI = sum over bins of (p - q) ln(p / q),    p served, q at export
 
-which is 0 where nothing changed; above .1 is commonly read as a shift worth a look, above .25 as a large one. Bins have
+which is 0 where nothing changed. A value above .1 is commonly read as a shift, above .25 as a large one. Bins have
 about equal shares. Ids are binned by how frequent their rows were: those of one bin made up a tenth together, the rows
 beyond MOST_ROWS and those never seen share the last one, the OOV row (and an empty list) has the first.
 
@@ -49,7 +49,7 @@ class _Bins(StrictModel):
 
 
 class NumberBins(_Bins):
-    """Values between `edges` (ascending, finite): bin k holds edges[k - 1] < value <= edges[k]."""
+    """Values between `edges` (ascending, finite): bin k has edges[k - 1] < value <= edges[k]."""
 
     kind: Literal["number"] = "number"
     edges: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
@@ -157,7 +157,7 @@ def _histogram(content: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
 
 
 def of_features(schema: FeedSchema, blocks: Mapping[Block, EncodedBlock]) -> FeatureReference:
-    """The bins of all features that are asked for, from the encoded newest rows."""
+    """The bins of all requested features, from the encoded newest rows."""
     has_ids = {feature.name: feature.has_ids for feature in schema.features}
     return FeatureReference(
         features={
@@ -183,7 +183,7 @@ def of_scores(edges: NDArray[np.float64], counts: NDArray[np.float64]) -> Number
 
 
 def values_of(schema: FeedSchema, block: Block, encoded: EncodedBlock) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The encoded values of each feature of a block that requests give; an empty list is one OOV row."""
+    """The encoded values of each feature of a block that requests give. An empty list is one OOV row."""
     ids, lists, numbers = block_features(schema, block)
     asked = {feature.name for feature in schema.asked(block)}
     for position, name in enumerate(feature.name for feature in ids):

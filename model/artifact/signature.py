@@ -1,8 +1,8 @@
 """Signatures of manifests (Ed25519, RFC 8032): who published a version, beside what its checksums say.
 
-In: a folder's manifest bytes; a private key to sign with, or trusted public keys to verify with, all PEM files as
+In: a folder's manifest bytes and a private key to sign with, or trusted public keys to verify with, all PEM files as
 `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them. Out: `manifest.sig` beside the manifest, the
-signature in base64. The manifest holds the sha256 of every other file, so one signature vouches for the whole folder.
+signature in base64. The manifest has the sha256 of every other file, so one signature covers the whole folder.
 """
 
 import base64
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model.untrusted_files import read_bytes
 
-# The library is imported where a key is set, and nowhere else.
+# The library is imported only where a key is set.
 SIGNATURE = "manifest.sig"
 # So that a signature made here means nothing to another program that trusts the same key, and the other way round.
 _CONTEXT = b"feedrank manifest\n"
@@ -20,11 +20,11 @@ _PEM = re.compile(rb"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----", re.DOTALL
 
 
 class SignatureError(ValueError):
-    """A manifest that no trusted key has signed; the message says why."""
+    """Manifest that no trusted key has signed. The message says why."""
 
 
 class SigningKey:
-    """A private key. Raises ValueError naming the file; it never quotes from it."""
+    """A private key. Raises ValueError, which names the file and never quotes from it."""
 
     def __init__(self, path: Path) -> None:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -1,8 +1,8 @@
 """The embedding tables of an exported ranker: one flat file a width, mapped by every process that scores with them.
 
 All tables of one width are one matrix, whoever reads them, and one file, `table_<width>.f32`: its rows one after the
-other, little-endian float32, no header. `ranker.pt` holds no table. Processes of one host map a file read-only, so they
-share its pages; a lookup reads those that it needs.
+other, little-endian float32, no header. `ranker.pt` has no table. Processes of one host map a file read-only, so they
+share its pages. A lookup reads those that it needs.
 
 Shapes: R rows of all tables of a width, W their columns.
 """
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 TABLE = re.compile(r"table_([1-9][0-9]*)\.f32")
-_ATTRIBUTE = "stacked_RW"  # what modules that look rows up call their matrix
+_ATTRIBUTE = "stacked_RW"  # the matrix's name in modules that look rows up
 
 
 class StackedTables(NamedTuple):
-    """By width, all tables below one another; and by table, at which row it starts."""
+    """By width, all tables below one another. By table, the row at which it starts."""
 
     stacked_RW: dict[int, nn.Parameter]
     starts: dict[str, int]
@@ -58,18 +58,18 @@ def table_file(width: int) -> str:
 
 
 def map_file(file: IO[bytes]) -> mmap.mmap:
-    """A file mapped read-only, its pages shared with whoever else maps it. Raises OSError; ValueError if empty."""
+    """A file mapped read-only, its pages shared with whoever else maps it. Raises OSError, or ValueError if empty."""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def as_table(mapped: mmap.mmap, width: int) -> Tensor:
-    """The matrix [R, W] over a mapped file; nothing is copied, nothing may write to it. Raises ValueError where the
-    file does not hold whole rows."""
+    """The matrix [R, W] over a mapped file. Nothing is copied, and nothing may write to it. Raises ValueError where the
+    file is not made of whole rows."""
     if len(mapped) % (4 * width):
         raise ValueError(f"{len(mapped)} bytes are no rows of {width} float32 numbers")
     array = np.frombuffer(mapped, "<f4").astype(np.float32, copy=False)
     with warnings.catch_warnings():
-        # torch has no read-only tensors; a lookup does not write.
+        # torch has no read-only tensors. A lookup does not write.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.from_numpy(array).view(-1, width)
 
@@ -80,7 +80,7 @@ def widths_of(module: nn.Module) -> list[int]:
 
 
 def set_tables(module: nn.Module, stacked_RW: Mapping[int, Tensor]) -> None:
-    """Point a module, eager or scripted, at these matrices; one of its widths that is not there stays as it was."""
+    """Point a module, eager or scripted, at these matrices. A width without a matrix stays as it was."""
     for reader in _readers(module):
         width = getattr(reader, _ATTRIBUTE).shape[1]
         if width in stacked_RW:
@@ -89,7 +89,7 @@ def set_tables(module: nn.Module, stacked_RW: Mapping[int, Tensor]) -> None:
 
 @contextmanager
 def without_tables(module: nn.Module) -> Iterator[None]:
-    """A module whose tables have no rows until the block ends, so that what is saved of it holds none."""
+    """A module whose tables have no rows until the block ends, so that what is saved of it has none."""
     full = {getattr(reader, _ATTRIBUTE).shape[1]: getattr(reader, _ATTRIBUTE) for reader in _readers(module)}
     with ExitStack() as stack:
         stack.callback(set_tables, module, full)

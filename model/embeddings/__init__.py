@@ -1,1 +1,1 @@
-"""The tables while they are trained: TorchRec collections, plain-torch bags, ids that hold slots."""
+"""The tables while they are trained: TorchRec collections, plain-torch bags, ids that have slots."""

@@ -1,13 +1,13 @@
 """Sparse features -> one dense row per impression, by TorchRec's EmbeddingBagCollection (imported here alone).
 
 In: the two `EncodedBlock`s of a batch as tensors. Out: rows_BD = [request embeddings | request numbers | candidate
-embeddings | candidate numbers]; features keep the schema's order within a block, single ids before lists, so that the
+embeddings | candidate numbers]. Features keep the schema's order within a block, single ids before lists, so that the
 exported module (plain torch) lays its row out the same way. With tables of each task's own there are T such rows side
 by side, a task's each, [B, T * D].
 
 A table with two hashes is one table of two halves, read by each of its features twice, under its own name and under
-`second_key`; the dense row has their sum. Lists are summed by their tables, and divided by their lengths here where
-their mean is asked for.
+`second_key`. The dense row has their sum. Lists are summed by their tables, and divided by their lengths here where
+they are pooled by mean.
 
 Tables with a fused optimizer update inside backward. They may be sharded over processes (`shard`, which training hands
 in), or kept in plain torch (`engine="torch"`, model/embeddings/torch_bags.py). First weights are the same in all these
@@ -33,7 +33,7 @@ from model.schema import Block, FeedSchema, Table
 
 torchrec_fault: str | None = None  # why TorchRec, or fbgemm below it, does not import here
 with warnings.catch_warnings():
-    # fbgemm announces the renaming of its own internal modules at import; nothing a user of this project can act on.
+    # fbgemm announces the renaming of its internal modules at import. A user of this project cannot act on it.
     warnings.simplefilter("ignore")
     try:
         from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
@@ -97,9 +97,9 @@ class Embeddings(nn.Module):
     """Collections over all tables of a feed: one for the tables of the common optimizer, one for each other optimizer.
 
     With `fused` the tables' optimizer runs inside backward (TorchRec's FusedEmbeddingBagCollection: no dense gradient
-    of a table ever exists); without it the tables are ordinary parameters for an optimizer outside. `own` names tables
+    of a table ever exists). Without it the tables are ordinary parameters for an optimizer outside. `own` names tables
     with another optimizer. With `for_each_task` every table exists once a task, under the name that `table_name` gives
-    it. `shard` shards the tables of fused optimizers; others have a copy in every process. `id_maps` have the rows of
+    it. `shard` shards the tables of fused optimizers. Others have a copy in every process. `id_maps` have the rows of
     ids that come without (tables with slots, in training).
     """
 
@@ -125,7 +125,7 @@ class Embeddings(nn.Module):
         self.id_maps = IdMaps(schema, encoder.unplaced, self._device)
         dims = {name: table.dim for table in schema.tables for name in table.features}
         self._order: list[list[str]] = []
-        # By block the lists whose mean is asked for, and their places among its lists.
+        # By block the lists that are pooled by mean, and their places among its lists.
         self._mean_lists: list[list[tuple[int, str]]] = []
         self.width_of_block: dict[Block, int] = {}
         for block in BLOCKS:
@@ -218,7 +218,7 @@ class Embeddings(nn.Module):
         return sum(self.width_of_block.values()) * len(self._owners)
 
     def forward(self, request: BlockTensors, candidate: BlockTensors, jagged: Sequence[Any] | None = None) -> Tensor:
-        """rows_BD of a batch whose blocks both have B rows; `jagged` is that of the batch where it is made already."""
+        """rows_BD of a batch whose blocks both have B rows. `jagged` is the batch's own where it is made already."""
         request, candidate = self.id_maps.place(request, candidate)
         numbers = (request.numbers_BN, candidate.numbers_BN)
         pooled = self._pooled(request, candidate, jagged)
@@ -250,8 +250,8 @@ class Embeddings(nn.Module):
         return pooled
 
     def jagged(self, request: BlockTensors, candidate: BlockTensors) -> list[Any]:
-        """The KeyedJaggedTensor that each of TorchRec's collections reads of a batch, in the order of `collections`;
-        None for one whose rows are looked up without it; of blocks in which every id has its row."""
+        """The KeyedJaggedTensor that each of TorchRec's collections reads of a batch, in the order of `collections`.
+        None for a collection that is looked up without one. Every id of the blocks has its row."""
         has_lists = bool(request.list_lengths_LB.shape[0] or candidate.list_lengths_LB.shape[0])
         is_looked_up = [not has_lists and group.optimizer.fused is None for group in self._groups]
         if all(is_looked_up):
@@ -308,7 +308,7 @@ class Embeddings(nn.Module):
         return divisors
 
     def collections(self) -> list[nn.Module]:
-        """Modules that hold the tables, one for each group of one optimizer."""
+        """Modules of the tables, one for each group of one optimizer."""
         return [] if self.collection is None else [self.collection, *self.others]
 
     def _key(self, feature: str, owner: str | None) -> str:
@@ -316,7 +316,7 @@ class Embeddings(nn.Module):
         return feature if len(self._owners) == 1 else f"{feature}@{table_name(self._table_of[feature], owner)}"
 
     def table_weights(self) -> dict[str, Any]:
-        """The weights of every table by name, [rows, dim], detached; of a sharded table a ShardedTensor."""
+        """The weights of every table by name, [rows, dim], detached. A sharded table's are a ShardedTensor."""
         found: dict[str, Any] = {}
         for collection in self.collections():
             found |= {name: value.detach() for name, value in _by_table(collection.state_dict()).items()}

@@ -1,10 +1,10 @@
-"""Ids that hold rows for a while: the tables with `slots`, while they are trained.
+"""Ids that have rows for a while: the tables with `slots`, while they are trained.
 
 In: encoded blocks in which ids of such tables travel without rows (model/features/id_lookup.py). Out: the same blocks
-with rows in their place; an id that holds none takes the OOV row. Who holds which is decided between training's steps
-(training/step/slots.py), and is a vocabulary once training has ended.
+with rows in their place. An id without a row takes the OOV row. Which id has which row is decided between training's
+steps (training/step/slots.py), and is a vocabulary once training has ended.
 
-Shapes: B rows, K single-id features, L list features, V values, H ids that hold a row.
+Shapes: B rows, K single-id features, L list features, V values, H ids that have a row.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -19,7 +19,7 @@ from model.schema import FeedSchema
 
 
 class IdMap:
-    """The ids of one table that hold one of its rows 1 to `slots`.
+    """The ids of one table that have one of its rows 1 to `slots`.
 
     `words_H` ascend, `rows_H` has the row of each, `merits` what the policy of evictions keeps of each, and `turns` is
     how often rows were given so far."""
@@ -37,7 +37,7 @@ class IdMap:
         self.turns = turns
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state` has told. Raises RuntimeError, as torch does of a state dict, where no map is such."""
+        """Load what `state` returned. Raises RuntimeError, as torch does of a state dict, where no map is such."""
         words_H, rows_H, merits, turns = (state[key] for key in ("words", "rows", "merits", "turns"))
         of_each = [words_H, rows_H, *merits.values()]
         if not (
@@ -65,7 +65,7 @@ class IdMap:
 
 
 class IdMaps:
-    """The maps of a feed's tables `unplaced`, by table, and where their ids stand in the blocks."""
+    """The maps of a feed's tables `unplaced`, by table, and the places of their ids in the blocks."""
 
     def __init__(self, schema: FeedSchema, unplaced: Collection[str], device: torch.device) -> None:
         slots = {table.name: table.slots for table in schema.tables if table.name in unplaced}
@@ -96,7 +96,7 @@ class IdMaps:
         return placed[0], placed[1]
 
     def words(self, request: BlockTensors, candidate: BlockTensors) -> Iterator[tuple[str, Tensor]]:
-        """The words of both blocks, feature by feature, with their tables; missing ids are left out."""
+        """The words of both blocks, feature by feature, with their tables. Missing ids are left out."""
         for block, (ids, lists) in zip((request, candidate), self._tables, strict=True):
             for names, values in ((ids, block.ids_BK.unbind(1)), (lists, _lists(block))):
                 for name, ids_V in zip(names, values, strict=True):

@@ -1,4 +1,4 @@
-"""The rows of an embedding table that a process holds, whole or a part of it, and their first weights.
+"""The rows of an embedding table that a process has, all or a part, and their first weights.
 
 In: a table's weights, a tensor or a ShardedTensor. Nothing here needs TorchRec.
 """
@@ -13,7 +13,7 @@ _DRAWN_AT_ONCE = 1 << 20
 
 
 def local_rows(weight: Any) -> Iterator[tuple[int, Tensor]]:
-    """The rows of a table that this process holds: (number of the first, rows)."""
+    """The rows of a table that this process has: (number of the first, rows)."""
     if isinstance(weight, Tensor) and not hasattr(weight, "local_shards"):
         yield 0, weight
     else:

@@ -1,6 +1,6 @@
 """Embedding tables in plain torch, for machines where no build of fbgemm fits (`embeddings.engine: torch`).
 
-One nn.EmbeddingBag a table with sparse gradients, so that a step touches the rows it read; their optimizers step
+One nn.EmbeddingBag a table with sparse gradients, so that a step touches the rows it read. Their optimizers step
 outside of backward (training/step/optimizers.py). Names and first weights are those of TorchRec's collections.
 
 Shapes: B rows, V values, F features.
@@ -39,7 +39,7 @@ class TorchBags(nn.Module):
             self.embedding_bags[table.name] = bag
 
     def forward(self, features: Sequence[str], values_V: Tensor, lengths_FB: Tensor) -> dict[str, Tensor]:
-        """The summed rows of every feature by the name of its output; an empty list is a row of zeros."""
+        """The summed rows of every feature by the name of its output. An empty list is a row of zeros."""
         parts = dict(zip(features, torch.split(values_V, lengths_FB.sum(dim=1).tolist()), strict=True))
         lengths = dict(zip(features, lengths_FB, strict=True))
         pooled: dict[str, Tensor] = {}

@@ -29,7 +29,7 @@ class ScoringModule(nn.Module):
     """The exported module: one request block and N candidates -> answers_NT.
 
     `forward` is the whole. Its steps: `request_sums` once a request, `candidate_rows`, then `answer`, which may be
-    compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it;
+    compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it.
     `explained` is `answer` with the weights that experts were mixed by, of `unit_names` and `expert_names`."""
 
     unit_names: list[list[str]]

@@ -1,12 +1,12 @@
 """The network as it scores: N candidates of one request, every fusion network computed by the same few large products.
 
 In: `rows_ND`, the candidates' columns, and `sums_1F`, what the request's columns add to every Linear that reads the raw
-row (`RequestSums`, once a request). Out: logits_NT. Made from a trained network's `frozen()`; its weights are copied.
-Scripted by TorchScript in fp32, where experts are mixed by a batched product; with `is_compiled` written for a compiler
+row (`RequestSums`, once a request). Out: logits_NT. Made from a trained network's `frozen()`. Its weights are copied.
+Scripted by TorchScript in fp32, where experts are mixed by a batched product. With `is_compiled` written for a compiler
 that fuses elementwise steps, weights and activations in `dtype`, gates, sums and logits in fp32.
 
 Shapes: B 1 or N rows, N candidates, D columns of a raw row, K gate logits, E experts and G outputs of a level, H
-widths, F all outputs over the raw row: experts of every raw row, then the gates that read it; T tasks.
+widths, F all outputs over the raw row (experts of every raw row, then the gates that read it), T tasks.
 """
 
 import warnings
@@ -43,7 +43,7 @@ class RequestSums(nn.Module):
 
 
 class ScoringNetwork(nn.Module):
-    """rows_ND, sums_1F -> logits_NT; `towers` are each task's layers.
+    """rows_ND, sums_1F -> logits_NT. `towers` are each task's layers.
 
     The same in two steps, the first of which no request changes: `candidate_sums`, then `from_sums`."""
 
@@ -88,8 +88,8 @@ class ScoringNetwork(nn.Module):
         return self._mixed_logits(self._parts(rows_ND, sums_1F))[0]
 
     def with_expert_weights(self, rows_ND: Tensor, sums_1F: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """logits_NT, and for every level that mixes its experts their weights [N, G, E] in each of its units: those of
-        its gates and native weights together, or fixed ones."""
+        """logits_NT, and for every level that mixes experts their weights [N, G, E] in its units. They are gates and
+        native weights together, or fixed."""
         logits_NT, levels = self._mixed_logits(self._parts(rows_ND, sums_1F))
         weights: list[Tensor] = []
         for weights_BGE in levels:
@@ -98,7 +98,7 @@ class ScoringNetwork(nn.Module):
         return logits_NT, weights
 
     def candidate_sums(self, rows_ND: Tensor) -> Tensor:
-        """sums_NF: what the candidates add to each output over the raw row, which no request changes; in `dtype`."""
+        """sums_NF, in `dtype`: what the candidates add to each output over the raw row. No request changes it."""
         sums: list[Tensor] = []
         for part_ND, weight_HD in self._over_raw_row(rows_ND.to(self.dtype)):
             sums.append(functional.linear(part_ND, weight_HD))
@@ -139,7 +139,7 @@ class ScoringNetwork(nn.Module):
         units: list[Tensor] = []
         for part_NH in parts[: len(self.experts)]:
             units.append(_relu(part_NH, self.is_compiled).to(self.dtype))
-        # The gates' logits where there are any; no level asks for them else.
+        # The gates' logits where there are any. No level reads them otherwise.
         logits_NK = parts[-1]
         weights: list[Tensor] = []
         for level in self.levels:
@@ -280,7 +280,7 @@ class ScoringLevel(nn.Module):
 
 
 class ScoringTower(nn.Module):
-    """A task tower; its last Linear is computed in fp32. representation_NH -> logit_N1."""
+    """A task tower. Its last Linear is computed in fp32. representation_NH -> logit_N1."""
 
     def __init__(self, layers: Layers, dtype: torch.dtype) -> None:
         super().__init__()
@@ -294,8 +294,8 @@ class ScoringTower(nn.Module):
 
 
 def _relu(outputs_NH: Tensor, is_compiled: bool) -> Tensor:
-    """ReLU of outputs that nobody else reads."""
-    # In place a pass over a new block of memory is saved; a compiler has none, and fuses it with the product before.
+    """ReLU of outputs that have no other reader."""
+    # In place saves a pass over a new block of memory. A compiler has none: it fuses this with the product before.
     return torch.relu(outputs_NH) if is_compiled else torch.relu_(outputs_NH)
 
 

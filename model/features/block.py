@@ -24,8 +24,8 @@ class EncodedBlock(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An encoded block, and per feature how many rows were missing (an empty list counts as missing) and how many ids
-    were unknown to a vocabulary."""
+    """An encoded block, with counts per feature: rows that were missing (an empty list is) and ids outside the
+    vocabulary."""
 
     block: EncodedBlock
     missing: dict[str, int]

@@ -1,7 +1,7 @@
-"""Raw columns: what a request or a log holds of one feature, checked against the feature's type.
+"""Raw columns: the values of one feature in a request or a log, checked against the feature's type.
 
-In: JSON values (`column_from_values`); training.data.rows makes the same columns from Arrow. Out: `Column`, or
-ColumnError with every faulty row. Checks run in C over whole columns; a loop over values runs only to say which value
+In: JSON values (`column_from_values`). training.data.rows makes the same columns from Arrow. Out: `Column`, or
+ColumnError with every faulty row. Checks run in C over whole columns. A loop over values runs only to say which value
 was wrong.
 """
 
@@ -30,7 +30,7 @@ class ColumnFault(NamedTuple):
 
 
 class ColumnError(ValueError):
-    """A column that breaks its feature's contract; `faults` names the rows."""
+    """Column that breaks its feature's contract. `faults` names the rows."""
 
     def __init__(self, feature: str, faults: Sequence[ColumnFault]) -> None:
         self.feature = feature
@@ -49,17 +49,17 @@ class ColumnErrors(ValueError):
 
 
 class Kind(NamedTuple):
-    """Type of a feature's values: ids of a dtype, alone or in lists; numbers have none."""
+    """Type of a feature's values: ids of a dtype, alone or in lists. Numbers have none."""
 
     dtype: Dtype | None
     is_list: bool
 
 
 class Column(NamedTuple):
-    """Raw values of one feature. `missing` marks nulls among `values` (their value is a placeholder); lists are
+    """Raw values of one feature. `missing` marks nulls among `values` (their value is a placeholder). Lists are
     flattened, with `lengths_B` values in each row.
 
-    A log's strings may be given each once: then `codes_V` says which of `values` stands at each place."""
+    A log's strings may be given each once: then `codes_V` says which of `values` is at each place."""
 
     values: Values
     missing: NDArray[np.bool_] | None = None
@@ -93,7 +93,7 @@ def column_from_values(feature: Feature, dtype: Dtype | None, values: Sequence[o
 
 
 class Unfit(Exception):
-    """Some value does not fit its dtype; which one is found on the slow path."""
+    """Some value does not fit its dtype. The slow path finds which one."""
 
 
 # Of an int64: JavaScript cannot hold every integer, and protobuf's JSON mapping writes strings of digits.
@@ -179,7 +179,7 @@ def _list_column(name: str, dtype: Dtype | None, values: Sequence[object]) -> Co
 def _faults(dtype: Dtype | None, values: Sequence[object], rows: Iterable[int]) -> list[ColumnFault]:
     faults: list[ColumnFault] = []
     places = list(rows)
-    # Chunks without a fault are passed over in C: the one wrong id of a hostile list of millions is still found fast.
+    # Chunks without a fault are skipped in C: the one wrong id of a hostile list of millions is still found fast.
     for start in range(0, len(values), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         if _fits(dtype, values[chunk]):

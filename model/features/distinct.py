@@ -1,11 +1,11 @@
-"""Equal rows of an encoded block: each is scored once, so that equal candidates get the same bits wherever they stand.
+"""Equal rows of an encoded block: each is scored once, so that equal candidates get the same bits at every position.
 
 In: an encoded block. Out: `Distinct`, or None where no two rows are equal, the usual case, which costs a hash of every
 row and a sort of the hashes. A matrix product computes the last rows of a batch by another kernel than the rows before
 them, so that equal rows would differ in their last digits. Equal means equal numbers, ids, and lists in their order.
 
-Rows of one hash are compared before they are taken for equal. Multipliers of the hash are drawn once a process: nobody
-can choose rows that collide, and what is answered does not depend on them.
+Rows of one hash are compared before they are taken for equal. Multipliers of the hash are drawn once a process: no
+client can choose rows that collide, and what is answered does not depend on them.
 
 Shapes: N rows, S distinct ones, K single-id features, L list features, V list values in all, D numbers, P pairs.
 """
@@ -26,7 +26,7 @@ Hashes = NDArray[np.uint64]
 
 
 class Distinct(NamedTuple):
-    """`first_S`: where each distinct row stands first, ascending; `of_N`: which of them a row equals."""
+    """Distinct rows. `first_S` is where each stands first, ascending. `of_N` is which of them a row equals."""
 
     first_S: Positions
     of_N: Positions
@@ -35,7 +35,7 @@ class Distinct(NamedTuple):
 def distinct(block: EncodedBlock, groups_N: Ids | None = None) -> Distinct | None:
     """The distinct rows of a block, None where all are. Rows of different `groups_N` are never equal."""
     hashes_N = _hashes(block, groups_N)
-    if not _has_equal(hashes_N):  # lists, which cost most, are read where all else is equal alone
+    if not _has_equal(hashes_N):  # lists, which cost most, are read only where the rest is equal
         return None
     if len(block.list_values_V):
         hashes_N += _list_hashes(block)
@@ -109,7 +109,7 @@ def _by_list(block: EncodedBlock) -> list[Ids]:
 
 @lru_cache(maxsize=64)
 def _multipliers(count: int, what: str) -> Hashes:
-    """Odd 64-bit words that nobody outside of the process knows."""
+    """Odd 64-bit words that are secret to the process."""
     del what
     return np.frombuffer(os.urandom(8 * count), np.uint64) | np.uint64(1)
 

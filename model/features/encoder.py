@@ -3,8 +3,8 @@
 In: columns (model.features.columns) made from JSON by `column_from_values` or from Arrow by training.data.rows. Out:
 `Encoded` blocks of int64 table rows and float32 numbers, the only inputs that a ranker sees.
 
-Rules, the same everywhere: a missing id takes row 0 of its table (the OOV row), as does an id that a vocabulary does
-not hold; hashed ids take rows 1..buckets; a missing list is empty; a missing number takes the schema's `missing`.
+The rules are the same everywhere. A missing id takes row 0 of its table (the OOV row), as does an id that is not in the
+vocabulary. Hashed ids take rows 1..buckets. A missing list is empty. A missing number takes the schema's `missing`.
 
 Shapes: B rows, K single-id features, L list features, V list values in all, D numbers.
 """
@@ -48,23 +48,23 @@ __all__ = [
     "transform_target",
 ]
 
-# So many values are hashed at once, whatever they are.
+# So many values are hashed at once.
 _TOGETHER = 100_000
 _NO_IDS = np.zeros(0, np.int64)
 
 
 class FeatureEncoder:
-    """Turns raw columns into model inputs, for one schema and what was fitted for it."""
+    """Raw columns -> model inputs, for one schema and what was fitted for it."""
 
     def __init__(self, schema: FeedSchema, fitted: FittedFeatures, *, in_training: bool = False) -> None:
-        """`in_training` ids of tables with slots are left without rows (`unplaced` has the tables' names) unless it is
-        known which ids hold them. Raises ValueError for what is absent from `fitted`."""
+        """`in_training` ids of tables with slots are left without rows (`unplaced` has the tables' names) unless their
+        vocabulary is fitted. Raises ValueError for what is absent from `fitted`."""
         self.schema = schema
         self.fitted = fitted
         self.rows_of_table: dict[str, int] = {}
         self.unplaced: set[str] = set()
         self._dtypes: dict[str, Dtype] = {}
-        # Features whose ids are integers, which JSON may hold as strings too.
+        # Features whose ids are integers, which JSON may have as strings too.
         self.integers: frozenset[str]
         lookups: dict[str, Lookup] = {}
         for table in schema.tables:
@@ -123,8 +123,8 @@ class FeatureEncoder:
         return columns() if encoded is None else EncodedColumns(self, encoded, columns)
 
     def plain_columns(self, given: Mapping[str, object], rows: int) -> dict[str, Column]:
-        """Those of the candidates' columns, of numbers without a null, that are what `columns` makes of their values;
-        what is left out is for `columns` to take or to refuse."""
+        """Number columns of the candidates, without a null, that are what `columns` makes of their values. The others
+        are for `columns` to take or to refuse."""
         columns: dict[str, Column] = {}
         kinds = self._kinds["candidate"]
         for name, column in given.items():
@@ -148,7 +148,7 @@ class FeatureEncoder:
         return "unknown feature" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
 
     def encode(self, block: Block, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
-        """Encodes one block of `rows` rows. An absent column is missing in every row; with `as_served`, training_only
+        """Encodes one block of `rows` rows. An absent column is missing in every row. With `as_served`, training_only
         features take their serving value, whatever the columns say."""
         if type(columns) is EncodedColumns and columns.encoder is self and as_served and block == "request":
             return columns.encoded
@@ -210,7 +210,7 @@ class _BlockEncoder:
         return Encoded(block, missing, oov)
 
     def _side_by_side(self, found: Mapping[str, Ids], rows: int) -> Ids:
-        """The single ids of the block; the OOV row where a column is absent."""
+        """The single ids of the block. The OOV row where a column is absent."""
         if not self._ids:
             return np.zeros((rows, 0), np.int64)
         given = [found.get(name) for name in self._ids]

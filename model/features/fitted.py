@@ -45,8 +45,8 @@ class NumberStep(StrictModel):
 
 
 class TargetScale(StrictModel):
-    """Mean and scale of a regression label after its transform, on the training split, and `upper`, in the label's own
-    unit: no answer is above it. It is a float32."""
+    """Mean and scale of a regression label after its transform, on the training split. `upper`, a float32 in the
+    label's own unit, bounds every answer."""
 
     mean: float
     scale: float
@@ -131,7 +131,7 @@ class FittingPass:
 
     @property
     def rank_errors(self) -> dict[str, float]:
-        """By feature whose ranks are fitted, by which share of the rows a rank may be off; 0: all are exact."""
+        """By feature whose ranks are fitted, the share of the rows that a rank may be off. 0: all are exact."""
         return {name: ranks.rank_error / max(self.rows, 1) for name, ranks in self._ranks.items()}
 
     def arrays(self) -> Arrays:
@@ -216,7 +216,7 @@ def _count(counts: Mapping[str, Counts], tables: Sequence[Table], columns: Mappi
 
 
 def _new_counts(table: Table, most_ids: int = MOST_IDS) -> Counts:
-    # A vocabulary needs the commonest ids; of any other table a sample says more.
+    # A vocabulary needs the commonest ids. Of any other table a sample says more.
     is_sampled = table.vocabulary != "fitted"
     kind = StringCounts if table.dtype == "string" else IntegerCounts
     return kind(most_ids, sampled=is_sampled)

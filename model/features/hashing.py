@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-# SplitMix64's constants; made once, as numpy makes a scalar more slowly than it shifts a hundred words.
+# SplitMix64's constants. They are made once: numpy makes a scalar more slowly than it shifts a hundred words.
 _GAMMA, _FIRST, _SECOND = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 _30, _27, _31 = np.array([30, 27, 31], np.uint64)
 

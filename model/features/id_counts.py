@@ -1,8 +1,8 @@
 """Counts of ids, made piece by piece in bounded memory.
 
 Counts are exact up to `most` distinct ids. Beyond that either the rarest ids are dropped, and every count left is too
-low by at most `undercount` <= total / (most + 1) (Misra and Gries 1982; merging: Agarwal et al. 2012, "Mergeable
-summaries"); or, `sampled`, the ids of a share of all hashes are held and their counts stay exact (Wegman's adaptive
+low by at most `undercount` <= total / (most + 1) (Misra and Gries 1982, merging: Agarwal et al. 2012, "Mergeable
+summaries"). Or, `sampled`, the ids of a share of all hashes are kept and their counts stay exact (Wegman's adaptive
 sampling: Flajolet 1990), so that the number of distinct ids is known to about 1 / sqrt(most / 2).
 
 Counts take values (`add`), take other counts (`merge`), and are kept as plain arrays (`arrays`, `restore`). The same
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from model.features.hashing import hash_integers, hash_strings
 
 MOST_IDS = 10_000_000
-# Ids are pruned once so many more than `most` are held: pruning sorts, and so has to be rare.
+# Ids are pruned once so many more than `most` are kept: pruning sorts, and so has to be rare.
 _SLACK = 1.25
 _TOGETHER = 2**18
 
@@ -43,13 +43,13 @@ class IntegerCounts:
 
     @property
     def undercount(self) -> int:
-        """By how much a count may be too low; 0: all are exact."""
+        """By how much a count may be too low. 0: all are exact."""
         self._settle()
         return self._undercount
 
     @property
     def halvings(self) -> int:
-        """Number of halvings of the sample: ids of a share 2**-halvings of all hashes are held."""
+        """Number of halvings of the sample: ids of a share 2**-halvings of all hashes are kept."""
         self._settle()
         return self._halvings
 
@@ -70,7 +70,7 @@ class IntegerCounts:
         return self._ids, self._counts
 
     def arrays(self) -> Arrays:
-        """All that it holds."""
+        """All of its state."""
         ids, counts = self.entries()
         return {"ids": ids, "counts": counts, "total": np.array([self.total, self._undercount, self._halvings])}
 
@@ -159,7 +159,7 @@ class StringCounts:
         return ids, np.fromiter(map(self._counts.__getitem__, ids), np.int64, len(ids))
 
     def arrays(self) -> Arrays:
-        """All that it holds; strings as UTF-8 bytes one after the other."""
+        """All of its state, strings as UTF-8 bytes one after the other."""
         ids, counts = self.entries()
         texts = [text.encode() for text in ids]
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))

@@ -1,13 +1,13 @@
 """Raw ids -> rows of their embedding table, vectorised: hashed buckets and vocabularies.
 
-Row 0 is the OOV row: no bucket has it, and an id that a vocabulary does not hold takes it.
+Row 0 is the OOV row: no bucket has it, and an id that is not in a vocabulary takes it.
 
 In a table with two hashes an id has a row in each of two halves. Both travel as one number, `first * half_rows +
 second`, from here to the embeddings (model/embeddings/embeddings.py in training, model/export/embedding_rows.py in
-scoring), so that whatever lies between has one number an id; a missing id is 0, the OOV rows of both. The second hash
+scoring), so that whatever lies between has one number an id. A missing id is 0, the OOV rows of both. The second hash
 is SplitMix64's finaliser over the 64 bits of the first.
 
-An id of a table with slots is a word: the integer itself, or a string's hash. Which words hold a row is known at the
+An id of a table with slots is a word: the integer itself, or a string's hash. Which words have a row is known at the
 end of training, and then they are the table's vocabulary. Until then ids have no row: they travel as words with 0 for
 a missing one (`unplaced`), and the embeddings find their rows (model/embeddings/id_map.py).
 """
@@ -27,7 +27,7 @@ from model.schema import ID_LIMITS, Table
 __all__ = ["OOV_ROW", "Lookup", "hash_integers", "hash_strings", "lookup_of", "words_of"]
 
 OOV_ROW = 0
-# Stands for a missing id among words; the one int64 that is never given a slot.
+# Stands for a missing id among words: the one int64 that is never given a slot.
 NO_WORD = ID_LIMITS[1]
 
 
@@ -56,7 +56,7 @@ class Lookup:
 
 
 def lookup_of(table: Table, fitted: FittedFeatures, *, in_training: bool = False) -> Lookup:
-    """The look-up of a table; `in_training` ids of a table with slots have no row unless their vocabulary is there.
+    """The look-up of a table. `in_training`, ids of a table with slots have no row unless their vocabulary is there.
     Raises ValueError where a fitted vocabulary is absent."""
     if table.slots is not None:
         return _words_lookup(table.slots, table.name, fitted, in_training=in_training)
@@ -96,7 +96,7 @@ def _vocabulary_lookup(entries: Ids) -> Lookup:
     sorted_entries, entry_rows = entries[order], order + 1
     low, high = int(sorted_entries[0]), int(sorted_entries[-1])
     if high - low < _DENSE and ID_LIMITS[0] < low and high < ID_LIMITS[1]:
-        # A row for each value from one below the least to one above the greatest, which stand for all beyond them.
+        # A row for each value from one below the least to one above the greatest: these two are for all beyond them.
         rows = np.zeros(high - low + 3, np.int64)
         rows[sorted_entries - (low - 1)] = entry_rows
         return Lookup(len(entries) + 1, lambda values: _dense_rows(values, rows, low - 1, high + 1))

@@ -14,7 +14,7 @@ from model.features.columns import Column
 from model.features.fitted import RAW_LIMIT, FittedFeatures, NumberStep
 from model.schema import NumberFeature
 
-# Beyond this a float32 network may overflow to infinity; no feature of a feed lives there.
+# Beyond this a float32 network may overflow to infinity. No feature of a feed is that large.
 NUMBER_LIMIT = 1e9
 
 Numbers = NDArray[np.float64]

@@ -1,9 +1,8 @@
 """The one row of a request's block, from JSON values to ids and numbers in a few calls for all features together.
 
 In: one value per feature of user and context. Out: what model.features.encoder makes of the same values as columns of
-one row, by the same checks, hashes, look-ups and transforms; or None for values that do not fit their features, which
-it looks at one by one to name them. A call costs as much as a hundred values, so one value a call would cost a hundred
-times.
+one row, by the same checks, hashes, look-ups and transforms. None for values that do not fit their features: the
+encoder names them one by one. A call costs as much as a hundred values, so one value a call would cost a hundred times.
 
 Shapes: K single-id features, H of them hashed integers, L list features, V list values in all, D numbers.
 """
@@ -22,7 +21,7 @@ from model.schema import Dtype, Feature
 
 
 class EncodedColumns(Mapping[str, Column]):
-    """The columns of a row that `encoder` has encoded already; they are made when somebody asks for them."""
+    """The columns of a row that `encoder` has encoded already, made when they are first read."""
 
     def __init__(self, encoder: object, encoded: Encoded, make: Callable[[], Mapping[str, Column]]) -> None:
         self.encoder = encoder
@@ -89,7 +88,7 @@ class OneRow:
         self._none_oov = dict.fromkeys(may_be_unknown, 0)
 
     def encode(self, values: Mapping[str, object]) -> Encoded | None:
-        """The encoded row; None where a value does not fit its feature, or has none."""
+        """The encoded row. None where a value does not fit its feature, or is absent."""
         if not self._asked.issuperset(values):
             return None
         try:
@@ -127,7 +126,7 @@ class OneRow:
     def _hash(
         self, get: Callable[[str], Any], lists: list[list[Any]], missing: dict[str, int]
     ) -> tuple[Ids, list[Ids], list[list[int]]]:
-        """ids_1K with the hashed single ids, and the hashed lists' values and lengths; of all others none."""
+        """ids_1K with the hashed single ids, and the hashed lists' values and lengths. Others are left out."""
         values, lengths = [_NO_IDS] * len(lists), [[0]] * len(lists)
         flat = list(map(get, self._hashed))
         for buckets, given in zip(self._buckets_L, lists, strict=True):

@@ -4,9 +4,9 @@ largest of them.
 Every summary takes values (`add`), takes another summary of its kind (`merge`), and is kept as plain arrays (`arrays`,
 `restore`). The same pieces in the same order give the same summary, bit for bit.
 
-RankSketch are exact up to EXACT_VALUES values; beyond that a rank is off by at most `rank_error` values, about
-log2(values / EXACT_VALUES) / COMPACT_VALUES of all of them (Munro and Paterson 1980, with levels as in KLL 2016; it
-draws no random numbers, so that a fit can be repeated).
+RankSketch are exact up to EXACT_VALUES values. Beyond that a rank is off by at most `rank_error` values, about
+log2(values / EXACT_VALUES) / COMPACT_VALUES of all of them (Munro and Paterson 1980, with levels as in KLL 2016). It
+draws no random numbers, so that a fit can be repeated.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ LARGEST_KEPT = 10
 
 
 class Moments:
-    """Mean and spread of values; pieces are joined as Chan, Golub and LeVeque (1979) do, without cancellation."""
+    """Mean and spread of values. Parts are joined as by Chan, Golub and LeVeque (1979), without cancellation."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -47,7 +47,7 @@ class Moments:
             self._join(other.count, other.mean, other._squares)
 
     def arrays(self) -> Arrays:
-        """All that it holds."""
+        """All of its state."""
         return {"count": np.array([self.count]), "moments": np.array([self.mean, self._squares])}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -76,8 +76,8 @@ class Largest:
         """The largest value, or ten times the tenth largest where that is less and not 0. Raises ValueError without a
         value.
 
-        Nine values that are absurd (1e30 for an unknown one) do not move it; a value that is rare, as purchases are
-        among zeros, is not cut."""
+        Nine absurd values (1e30 for an unknown one) do not move it. A rare value, as purchases are among zeros, is not
+        cut."""
         if not len(self._values):
             raise ValueError("no value, so there is no largest one")
         largest = float(self._values[-1])
@@ -95,7 +95,7 @@ class Largest:
         self.add(other._values)
 
     def arrays(self) -> Arrays:
-        """All that it holds."""
+        """All of its state."""
         return {"values": self._values}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -104,8 +104,8 @@ class Largest:
 
 
 class RankSketch:
-    """Values by rank. Level l holds values that stand for 2**l each; a level that is full is sorted, and every other
-    value of it goes up."""
+    """Values by rank. Level l has values that stand for 2**l each. A full level is sorted, and every other value of it
+    goes up."""
 
     def __init__(self, exact: int = EXACT_VALUES, compact: int = COMPACT_VALUES) -> None:
         self._most = (exact, compact)
@@ -128,14 +128,14 @@ class RankSketch:
         self._compact()
 
     def weighted(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Values, ascending, and for how many each of them stands."""
+        """Values, ascending, and their counts."""
         values = np.concatenate([np.zeros(0), *(part for parts in self._levels for part in parts)])
         weights = np.repeat(2 ** np.arange(len(self._sizes)), self._sizes)
         order = values.argsort(kind="stable")
         return values[order], weights[order]
 
     def arrays(self) -> Arrays:
-        """All that it holds."""
+        """All of its state."""
         values = np.concatenate([np.zeros(0), *(part for parts in self._levels for part in parts)])
         return {"values": values, "levels": np.array([self._sizes, self._times]), "error": np.array([self.rank_error])}
 

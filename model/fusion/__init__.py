@@ -2,7 +2,7 @@
 
 A network is an nn.Module that TorchScript can script, with `forward(rows_BD) -> fused_BTH`, `output_width` (H) and
 `slots(tasks)`, its parameters by plain names.
-Its configuration stands beside it and builds it: `config.build(input_width, num_tasks)`; `kind` chooses it.
+Its configuration is in the same file and builds it: `config.build(input_width, num_tasks)`. `kind` chooses it.
 """
 
 from typing import Annotated, get_args

@@ -1,7 +1,7 @@
 """AdaTT: adaptive task-to-task fusion (Li et al., KDD 2023, arXiv 2304.04959). Scripted by TorchScript.
 
-In: rows_BD. Out: fused_BTH, one representation per task. AdaTT-sp has task units alone; general AdaTT adds a shared
-unit whose experts every task may use. Equation numbers are the paper's; where it leaves a choice open, this follows
+In: rows_BD. Out: fused_BTH, one representation per task. AdaTT-sp has task units alone. General AdaTT adds a shared
+unit whose experts every task may use. Equation numbers are the paper's. Where it leaves a choice open, this follows
 the authors' published semantics: gates have biases, native weights are added after the softmax and not normalised,
 the shared unit of the last level yields experts and has no output.
 
@@ -26,7 +26,7 @@ from model.strict_yaml import StrictModel
 
 
 class AdaTTConfig(StrictModel):
-    """Sizes of an AdaTT; `native_experts: false` is the paper's ablation."""
+    """Sizes of an AdaTT. `native_experts: false` is the paper's ablation."""
 
     kind: Literal["adatt_sp", "adatt"]
     levels: Levels
@@ -132,7 +132,7 @@ class FusionLevel(GatedExperts):
         return torch.bmm(weights_BGE, experts_BEH), weights_BGE
 
     def slots(self, prefix: str, tasks: list[str]) -> Slots:
-        """The level's layers by name (model/fusion/slots.py); native weights that are fixed have none."""
+        """The level's layers by name (model/fusion/slots.py). Fixed native weights have none."""
         units = unit_names(tasks, len(self.experts_per_unit))
         fused = units[: self.num_fused]
         slots = self.experts.slots(f"{prefix}.expert", expert_names(units, self.experts_per_unit))
@@ -160,8 +160,9 @@ class FusionLevel(GatedExperts):
 
 
 def _native_weights(experts_per_unit: list[int], num_fused: int) -> tuple[Tensor, bool]:
-    """Initial native weights, unit after unit, and whether they are learned: fixed at 1 only where every unit, the
-    shared one included, has a single expert; else U(-1/sqrt(m), 1/sqrt(m)) for a unit of m experts."""
+    """Initial native weights, unit after unit, and whether they are learned. They are fixed at 1 only where every unit,
+    the shared one included, has a single expert. Otherwise they are U(-1/sqrt(m), 1/sqrt(m)) for a unit of m
+    experts."""
     if all(count == 1 for count in experts_per_unit):
         return torch.ones(num_fused), False
     weights = [torch.empty(count).uniform_(-1 / math.sqrt(count), 1 / math.sqrt(count)) for count in experts_per_unit]

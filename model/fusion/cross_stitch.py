@@ -1,6 +1,6 @@
 """Cross-stitch networks (Misra et al., CVPR 2016). Scripted by TorchScript.
 
-In: rows_BD. Out: fused_BTH. One expert per task and level; after every level, the last included, the tasks' outputs are
+In: rows_BD. Out: fused_BTH. One expert per task and level. After every level, the last included, the tasks' outputs are
 mixed by a learned T x T matrix without bias, one scalar for each pair of tasks, the same for every row.
 
 Shapes: B rows, T tasks, U units = inputs of a level (1 at the first, T above it), D input, H expert width.

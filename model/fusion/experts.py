@@ -1,7 +1,7 @@
 """The expert MLPs of one fusion level, computed in few large operations. Scripted by TorchScript.
 
 In: units_BUD (or [B, 1, D] where all units read the raw row). Out: experts_BEH, ReLU after every layer, the last too.
-The first layer is one Linear per distinct input, for all experts that read it; deeper layers, where each expert has an
+The first layer is one Linear per distinct input, for all experts that read it. Deeper layers, where each expert has an
 input of its own, are one batched product for all experts.
 
 Shapes: B rows, U units, E experts of the level, D input, H width of a layer.
@@ -18,7 +18,7 @@ from model.fusion.slots import Layers, Slots, layer_slots, typed
 
 
 class UnitExperts(nn.Module):
-    """All experts of a level; `experts_per_unit` says how many each unit has, in the order of their outputs.
+    """All experts of a level. `experts_per_unit` says how many each unit has, in the order of their outputs.
 
     Units read one raw row (`has_one_input`), a raw row each (`has_own_rows`), or what the level below gives them."""
 
@@ -50,9 +50,9 @@ class UnitExperts(nn.Module):
         return self._above(hidden)
 
     def with_gates(self, units_BUD: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """experts_BEH, and the logits, [B, K] each, of gates with `weights` [K, D] and `biases` [K] of the first units'
-        inputs: one product for the experts and the gate of a unit, which pays where a backward follows. Of two units
-        at least: the outputs of one alone would be a view, which is not written to."""
+        """experts_BEH, and the logits, [B, K] each, of gates with `weights` [K, D] and `biases` [K] on the first units'
+        inputs. Experts and gate of a unit are one product, which pays where a backward follows. There are two units at
+        least: the outputs of one alone would be a view, which is not written to."""
         inputs = units_BUD.unbind(1)
         hidden: list[Tensor] = []
         logits: list[Tensor] = []
@@ -120,7 +120,7 @@ class GatedExperts(nn.Module):
 
 
 def side_by_side(parts: list[Tensor]) -> Tensor:
-    """The columns of all parts; a lone part is not copied."""
+    """The columns of all parts. A lone part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

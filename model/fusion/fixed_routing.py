@@ -12,9 +12,10 @@ from torch import Tensor
 def apply_by_module(
     inputs: Tensor, source_N: Tensor | None, module_N: Tensor, modules: Sequence[Callable[[Tensor], Tensor]]
 ) -> Tensor:
-    """[N, ...]: entry n is modules[module_N[n]] of row source_N[n] of `inputs` [S, ...]; None: of row n (S = N).
+    """[N, ...]: entry n is modules[module_N[n]] of row source_N[n] of `inputs` [S, ...], or of row n where None (S =
+    N).
 
-    A module that nobody chose is given no rows, so its gradient is zero."""
+    A module that no row chose is given no rows, so its gradient is zero."""
     order_N = module_N.argsort(stable=True)
     sorted_inputs = inputs.index_select(0, order_N if source_N is None else source_N.index_select(0, order_N))
     counts: list[int] = torch.bincount(module_N, minlength=len(modules)).tolist()

@@ -1,6 +1,6 @@
 """A fusion network as data, for scoring: every network is levels of experts whose outputs are mixed for the next level.
 
-`network.frozen()` gives what it is; `model/export/scoring_network.py` computes it for many candidates of one request.
+`network.frozen()` gives what it is. `model/export/scoring_network.py` computes it for many candidates of one request.
 Nothing here is trained: weights are views of the network's own.
 
 Shapes: E experts of a level, G units that it puts out, D inputs, H outputs, T tasks.
@@ -19,16 +19,17 @@ UNSEEN = float("-inf")
 
 
 class Expert(NamedTuple):
-    """An MLP with ReLU after every layer; `source` is the unit of the level below, or the raw row, that it reads."""
+    """An MLP with ReLU after every layer. `source` is what it reads: a unit of the level below, or the raw row."""
 
     source: int
     layers: Layers
 
 
 class Gates(NamedTuple):
-    """Weights of the E experts in each of G outputs: softmax of a Linear, [E, D] each, which reads the raw row
-    (`reads_row`) or the output's own unit. `bias_GE` is UNSEEN where an expert is not mixed; `native_GE` is added
-    behind the softmax."""
+    """Weights of the E experts in each of G outputs: softmax of a Linear, [E, D] each.
+
+    The Linear reads the raw row (`reads_row`) or the output's own unit. `bias_GE` is UNSEEN where an expert is not mixed. `native_GE` is added after
+    the softmax."""
 
     weights_ED: list[Tensor]
     bias_GE: Tensor
@@ -44,7 +45,7 @@ class FrozenLevel(NamedTuple):
 
     @property
     def num_mixed(self) -> int:
-        """The units that experts are mixed into; 0 where their outputs are the units."""
+        """Number of units that experts are mixed into, 0 where their outputs are the units."""
         if self.mix is None:
             return 0
         return len(self.mix.bias_GE if isinstance(self.mix, Gates) else self.mix)
@@ -61,7 +62,7 @@ class FrozenNetwork(NamedTuple):
 def gates_of(
     linears: Sequence[nn.Linear], seen: Sequence[Sequence[int]], num_experts: int, *, reads_row: bool
 ) -> Gates:
-    """Gates made of the Linears of G units, one each or one for all; `seen` are the experts that each mixes."""
+    """Gates made of the Linears of G units, one each or one for all. `seen` are the experts that each mixes."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     bias = torch.cat([linear.bias.detach() for linear in linears])
     weights_ED: list[Tensor] = []

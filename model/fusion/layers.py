@@ -1,8 +1,8 @@
 """Linears and a softmax as torch has them, at sizes for which torch's are slow on a CPU. Scripted by TorchScript.
 
 They pad. The products of a Linear's backward take a third longer where it reads 119 columns than with 120, a multiple
-of 4, and one of a few outputs takes as long alone as many more take in one product; a softmax over 7 values takes six
-times as long as one over 8, a vector's width.
+of 4. One of a few outputs takes as long alone as many more take in one product. A softmax over 7 values takes six times
+as long as one over 8, a vector's width.
 
 Shapes: B rows, D input, H outputs of a Linear, G gates, E experts, P padding.
 """
@@ -42,7 +42,7 @@ class RowLinear(nn.Linear):
 
 
 def softmax_over_experts(logits_BGE: Tensor) -> Tensor:
-    """weights_BGE, summing to 1 over E; with any number of dimensions before it."""
+    """weights_BGE, summing to 1 over E, with any number of dimensions before it."""
     num_experts = logits_BGE.size(-1)
     missing = _short_of(num_experts, 8)
     if missing:
@@ -56,5 +56,5 @@ def _short_of(size: int, multiple: int) -> int:
 
 
 def _padding(size: int, multiple: int) -> int:
-    """As much, where a backward may follow; a forward alone hardly gains by it."""
+    """The same where a backward may follow. A forward alone hardly gains by it."""
     return _short_of(size, multiple) if torch.is_grad_enabled() else 0

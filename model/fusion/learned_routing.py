@@ -1,9 +1,9 @@
 """Learned routing ("Re-examining Routing Networks for Multi-task Learning", sections 2.2 and A.1). Scripted in
 evaluation mode by TorchScript.
 
-In: rows_BD. Out: fused_BTH. A routed layer holds M modules (Linear and ReLU) and a tabular policy: for each task a
-distribution over them. Training draws a module per row, task and routed layer, and computes that module alone;
-evaluation takes each task's most probable one. A layer that is not routed has one module for all tasks. The policies
+In: rows_BD. Out: fused_BTH. A routed layer has M modules (Linear and ReLU) and a tabular policy: for each task a
+distribution over them. Training draws a module per row, task and routed layer, and computes that module alone.
+Evaluation takes each task's most probable one. A layer that is not routed has one module for all tasks. The policies
 are learned from rewards (training/step/routing.py), not by the gradient of the loss.
 
 Shapes: B rows, T tasks, P paths at a layer (1 below the first routed layer, T above it), M modules, D input, H width.
@@ -27,7 +27,7 @@ from model.fusion.slots import Slots, linear_slots
 class LearnedRoutingConfig(PolicyConfig):
     """Sizes of a learned routing network, and how its policies are learned.
 
-    `routed` names the layers that are routed (from 0; default: all)."""
+    `routed` names the layers that are routed (from 0, all by default)."""
 
     kind: Literal["learned_routing"]
     levels: Levels
@@ -51,7 +51,7 @@ class LearnedRouting(nn.Module):
     """Layers of modules that policies choose from: rows_BD -> fused_BTH.
 
     In training mode it draws from `next_seed` (set it before each step, so that a resumed run draws the same) or, while
-    that is None, from torch's global generator; the layers keep what was drawn. `is_warm_up` shares every draw."""
+    that is None, from torch's global generator. The layers keep what was drawn. `is_warm_up` shares every draw."""
 
     def __init__(self, input_width: int, num_tasks: int, config: LearnedRoutingConfig) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class RoutedLayer(Policy):
 
     @torch.jit.unused
     def along_drawn(self, paths_BPD: Tensor) -> Tensor:
-        """paths_BTH along the drawn modules; each module computes the rows that drew it and no others."""
+        """paths_BTH along the drawn modules. Each module computes the rows that drew it and no others."""
         num_rows, num_tasks = self.drawn_BT.shape
         drawn_N = self.drawn_BT.reshape(-1)
         # A row's tasks read one path below the first routed layer, then each its own.
@@ -186,7 +186,7 @@ def _linear(weight_DH: Tensor, bias_1H: Tensor, rows_ND: Tensor) -> Tensor:
 
 
 def policy_perplexities(fusion: nn.Module) -> dict[int, float]:
-    """Per routed layer the mean over tasks of exp(entropy): 1 is decided, M even; empty for other networks."""
+    """Per routed layer the mean over tasks of exp(entropy): 1 is decided, M even. Empty for other networks."""
     if not isinstance(fusion, LearnedRouting):
         return {}
     return {

@@ -8,9 +8,9 @@ from model.fusion.levels import experts_by_task
 def unit_and_expert_names(
     config: FusionConfig, tasks: list[str], num_units: int, num_experts: int, *, is_last: bool
 ) -> tuple[list[str], list[str]]:
-    """Names of a level's fused units ("click", "shared") and experts ("click.1", "shared.2"; counted from 1).
+    """Names of a level's fused units ("click", "shared") and experts ("click.1", "shared.2", counted from 1).
 
-    The experts of an MMoE are all shared; below the last level of an ML-MMoE a unit is named by the expert it feeds.
+    The experts of an MMoE are all shared. Below the last level of an ML-MMoE a unit is named by the expert it feeds.
     A cross-stitch network has one expert a task."""
     own: list[str] = []
     if isinstance(config, AdaTTConfig | PLEConfig):

@@ -1,7 +1,7 @@
 """No sharing: a whole MLP per task over the same rows. Scripted by TorchScript.
 
 In: rows_BD, or with embeddings of each task's own the T rows of the tasks side by side, [B, T * D]. Out: fused_BTH.
-Above the embeddings no parameter serves two tasks: no gradient of one task reaches another's layers; with own
+Above the embeddings no parameter serves two tasks: no gradient of one task reaches another's layers. With own
 embeddings none serves two anywhere.
 
 Shapes: B rows, T tasks, D columns that a task reads, H width of the last layer.
@@ -19,7 +19,7 @@ from model.strict_yaml import StrictModel
 
 
 class NoSharingConfig(StrictModel):
-    """Sizes of each task's MLP; the embeddings below are for all tasks, or (`own_embeddings`) each task's own."""
+    """Sizes of each task's MLP. The embeddings below are for all tasks, or (`own_embeddings`) each task's own."""
 
     kind: Literal["no_sharing"]
     levels: Levels

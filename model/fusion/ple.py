@@ -1,6 +1,6 @@
 """PLE: progressive layered extraction (Tang et al., RecSys 2020). With one level it is CGC. Scripted by TorchScript.
 
-In: rows_BD. Out: fused_BTH. A task's gate mixes the task's own and the shared experts; the shared unit's gate, on all
+In: rows_BD. Out: fused_BTH. A task's gate mixes the task's own and the shared experts. The shared unit's gate, on all
 levels but the last, mixes all of them. Each gate reads the input of its own unit.
 
 Shapes: B rows, U units (tasks, then the shared one if there are shared experts), G units that are fused (all, but at
@@ -23,7 +23,7 @@ from model.strict_yaml import StrictModel
 
 
 class PLEConfig(StrictModel):
-    """Sizes of a PLE; zero shared experts leave every task alone with its own."""
+    """Sizes of a PLE. Zero shared experts leave every task alone with its own."""
 
     kind: Literal["ple"]
     levels: Levels

@@ -1,7 +1,7 @@
 """Routing policies: which module each task takes ("Re-examining Routing Networks", sections 2.2 and A.1).
 
-A policy is a table of numbers per task that stands for a distribution over M modules. Training draws from it;
-evaluation takes each task's most probable module. It is learned from rewards (training/step/routing.py), not by the
+A policy is a table of numbers per task that stands for a distribution over M modules. Training draws from it.
+Evaluation takes each task's most probable module. It is learned from rewards (training/step/routing.py), not by the
 gradient of the loss. What the modules are is not its business.
 
 Shapes: B rows, T tasks, M modules.
@@ -23,7 +23,7 @@ PUBLISHED_EPSILON = 1e-6
 class PolicyConfig(StrictModel):
     """Learning of policies.
 
-    `policy` is how a table of numbers becomes probabilities: `softmax` (the paper's improved variant; no module is ever
+    `policy` is how a table of numbers becomes probabilities: `softmax` (the paper's improved variant: no module is ever
     out of reach), `clip` (the projection that the algorithm asks for), or `as_published` (the projection of the public
     code, to show its fault). `reward` is +1 for a right answer and -1 for a wrong one, as published, or the
     log-likelihood of the label. For the first `warm_up_epochs` tasks share every module and no policy is learned."""
@@ -38,7 +38,7 @@ class PolicyConfig(StrictModel):
 
 
 class Policy(nn.Module):
-    """Per task a policy over the modules of a layer; `policy_TM` starts even for all. `drawn_BT` is the last draw."""
+    """Per task a policy over the modules of a layer. `policy_TM` starts even for all. `drawn_BT` is the last draw."""
 
     def __init__(self, num_tasks: int, num_modules: int, kind: PolicyKind) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Policy(nn.Module):
 
     @torch.jit.unused
     def draw(self, num_rows: int, generator: torch.Generator | None, *, is_shared: bool) -> None:
-        """Draws `drawn_BT`; shared: one module for all tasks of a row, each as likely, so that all of them learn."""
+        """Draws `drawn_BT`. Shared: one module for all tasks of a row, each as likely, so that all of them learn."""
         num_tasks, num_modules = self.policy_TM.shape
         if is_shared:
             device = self.policy_TM.device
@@ -63,7 +63,7 @@ class Policy(nn.Module):
 
 
 def probabilities(policy_TM: Tensor, kind: str) -> Tensor:
-    """The distributions that a table of policies stands for; differentiable."""
+    """The distributions that a table of policies stands for, differentiable."""
     if kind == "softmax":
         return torch.softmax(policy_TM, dim=1)
     # A `clip` table is kept on the simplex by the projection after each step, so it is its own distribution.
@@ -71,7 +71,7 @@ def probabilities(policy_TM: Tensor, kind: str) -> Tensor:
 
 
 def simplex_projection(policy_TM: Tensor) -> Tensor:
-    """clip(pi) / sum(clip(pi)) with clip(x) = max(0, min(1, x)) (A.1); even where every entry is clipped to 0."""
+    """clip(pi) / sum(clip(pi)) with clip(x) = max(0, min(1, x)) (A.1). Even where every entry is clipped to 0."""
     clipped_TM = policy_TM.clamp(0.0, 1.0)
     sums_T1 = clipped_TM.sum(dim=1, keepdim=True)
     return torch.where(sums_T1 > 0, clipped_TM / sums_T1, 1.0 / policy_TM.shape[1])
@@ -81,7 +81,8 @@ def published_projection(policy_TM: Tensor) -> Tensor:
     """The projection of the public code: (pi - min(pi) + eps), normalised.
 
     Its fault: where a policy is even, as it is at the start, its derivative is about 1 / eps, so the first step throws
-    the policy to an extreme; and the least probable module has a probability of about eps, hardly ever drawn again."""
+    the policy to an extreme. The least probable module then has a probability of about eps and is hardly ever drawn
+    again."""
     shifted_TM = policy_TM - policy_TM.min(dim=1, keepdim=True).values + PUBLISHED_EPSILON
     return shifted_TM / shifted_TM.sum(dim=1, keepdim=True)
 

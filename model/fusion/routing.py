@@ -1,8 +1,8 @@
 """Fixed random routing ("Re-examining Routing Networks for Multi-task Learning", section 2.3). Scripted by TorchScript.
 
-In: rows_BD. Out: fused_BTH. A routed layer holds M modules (Linear and ReLU); each task draws one of them from the seed
+In: rows_BD. Out: fused_BTH. A routed layer has M modules (Linear and ReLU). Each task draws one of them from the seed
 when the network is made, and keeps it. A layer that is not routed has one module for all tasks. Tasks with the same
-route so far share their computation; modules that no task drew are not built.
+route so far share their computation. Modules that no task drew are not built.
 
 Shapes: B rows, T tasks, P distinct routes at a layer, D input, H width of a layer.
 """
@@ -22,7 +22,7 @@ from model.strict_yaml import StrictModel
 
 
 class FixedRandomRoutingConfig(StrictModel):
-    """Sizes of a fixed random routing network; `routed` names the layers that are routed (from 0; default: all)."""
+    """Sizes of a fixed random routing network. `routed` names the layers that are routed (from 0, all by default)."""
 
     kind: Literal["fixed_random_routing"]
     levels: Levels
@@ -50,7 +50,7 @@ class FixedRandomRoutingConfig(StrictModel):
 
 
 def random_routes(seed: int, num_tasks: int, num_modules: int, is_routed: Sequence[bool]) -> list[list[int]]:
-    """The module that each task draws, layer by layer; 0 for all in a layer that is not routed."""
+    """The module that each task draws, layer by layer. 0 for all in a layer that is not routed."""
     # Python's own generator: the same routes whatever torch has drawn before.
     draw = random.Random(seed)
     return [[draw.randrange(num_modules) if routed else 0 for _ in range(num_tasks)] for routed in is_routed]
@@ -90,7 +90,7 @@ class FixedRouting(nn.Module):
         return FrozenNetwork(1, levels, [int(node) for node in self.node_of_task])
 
     def slots(self, tasks: list[str]) -> Slots:
-        """All layers by name (model/fusion/slots.py); modules keep the numbers they were drawn by."""
+        """All layers by name (model/fusion/slots.py). Modules keep the numbers they were drawn by."""
         slots: Slots = {}
         for position, layer in enumerate(typed(self.layers, RoutedLayer)):
             for number, linear in zip(layer.drawn, typed(layer.linears, nn.Linear), strict=True):

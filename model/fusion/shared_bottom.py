@@ -19,7 +19,7 @@ from model.strict_yaml import StrictModel
 
 
 class SharedBottomConfig(StrictModel):
-    """Sizes of a shared-bottom; the widths of all levels are those of its MLP."""
+    """Sizes of a shared-bottom. The widths of all levels are those of its MLP."""
 
     kind: Literal["shared_bottom"]
     levels: Levels
@@ -53,5 +53,5 @@ class SharedBottom(nn.Module):
         return FrozenNetwork(1, [FrozenLevel([Expert(0, linears(list(self.layers)))], None)], [0] * num_tasks)
 
     def slots(self, tasks: list[str]) -> Slots:
-        """All layers by name (model/fusion/slots.py); none belongs to a task."""
+        """All layers by name (model/fusion/slots.py). None belongs to a task."""
         return layer_slots("layer", linears(list(self.layers)))

@@ -1,12 +1,12 @@
 """A network's parameters one by one, under plain names: what the weights of another implementation are mapped to.
 
-Here the experts and gates of a level are stacked in few tensors; elsewhere each is a module of its own. A slot is a
+Here the experts and gates of a level are stacked in few tensors. Elsewhere each is a module of its own. A slot is a
 view of one layer's weight [out, in] or bias [out] in such a tensor: what is written to it is the network's. The names,
 UNIT being a task or `shared`, and all numbers from 0 (`training/start/foreign_weights.py` maps them):
 
     level.0.expert.UNIT.0.0.weight     AdaTT, PLE, cross-stitch: level, unit, its expert, layer of that expert's MLP
-    level.0.expert.0.0.weight          MMoE: its experts belong to nobody
-    level.0.gate.UNIT.weight           one output per expert that it mixes; in ML-MMoE a number below the last level
+    level.0.expert.0.0.weight          MMoE: its experts belong to no task
+    level.0.gate.UNIT.weight           one output per expert that it mixes. In ML-MMoE a number below the last level
     level.0.native.UNIT                AdaTT: the unit's native weights, one per expert
     level.0.stitch                     cross-stitch, [T, T]
     layer.0.weight                     shared-bottom

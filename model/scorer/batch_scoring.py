@@ -2,7 +2,7 @@
 
 In: the request columns of R requests, the candidate columns of N candidates, and which request each belongs to. Out:
 answers_NT. A request's part is computed once, whatever its candidates, and so are equal candidates of equal requests.
-By TorchScript all candidates go through the network together, each with its own request's sums; compiled code is made
+By TorchScript all candidates go through the network together, each with its own request's sums. Compiled code is made
 for one request and is called for each.
 
 Shapes: R requests, N candidates, S distinct pairs of both, D columns of the dense row, F outputs over the raw row,
@@ -59,7 +59,8 @@ def score_requests(
 def _by_request(
     scorer: Scorer, compiled: CompiledAnswers, requests: EncodedBlock, rows_ND: Tensor, request_of_N: Ids
 ) -> Tensor:
-    """answers_NT, request by request; the sums of each alone too, for in bfloat16 a last digit may become visible."""
+    """answers_NT, request by request. Each one's sums are computed alone too, for in bfloat16 a last digit may become
+    visible."""
     order_N = torch.from_numpy(np.argsort(request_of_N, kind="stable"))
     counts_R = np.bincount(request_of_N, minlength=len(requests.numbers_BD)).tolist()
     parts = torch.split(rows_ND.index_select(0, order_N), counts_R)

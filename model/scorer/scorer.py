@@ -4,7 +4,7 @@ In: the columns of a request's two blocks (user and context once, N candidates).
 per binary task and a quantity in the label's own unit per regression task, and what was missing or unknown.
 
 A scorer exists only for an artifact that answered its golden requests within tolerance. It scores by a compiled package
-only where there is one that this process may run and that agrees with TorchScript on them; else by TorchScript.
+only where there is one that this process may run and that agrees with TorchScript on them, otherwise by TorchScript.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ _RUNS_TO_WARM = 2
 
 
 class NonFiniteScoresError(RuntimeError):
-    """The ranker answered NaN or infinity; such scores are never passed on."""
+    """The ranker answered NaN or infinity. Such scores are never passed on."""
 
 
 class Scored(NamedTuple):
@@ -56,7 +56,7 @@ class Scored(NamedTuple):
 class ExpertWeights(NamedTuple):
     """One fusion level of a network that mixes experts: weights_NGE of every expert in every unit, by candidate.
 
-    Where experts are gated, the gate's weight and the native one together; a network may also mix them by fixed
+    Where experts are gated, the gate's weight and the native one together. A network may also mix them by fixed
     numbers, the same for all candidates."""
 
     units: list[str]
@@ -74,15 +74,15 @@ class Scorer:
         self.manifest = artifact.manifest
         self.schema = artifact.manifest.feed
         self.tasks = [task.name for task in self.schema.tasks]
-        # A golden request with its `expected` answers; set by `load` too.
+        # A golden request with its `expected` answers. `load` sets it too.
         self.example: dict[str, Any]
-        self.domain: AnswerDomain  # set by `load`, once the golden requests hold
+        self.domain: AnswerDomain  # set by `load`, once the golden requests verify
         self.encoder = encoder
         self.module = module
         self.reference = Reference.read(artifact, self.tasks)
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
-        # Replaced in one assignment whenever a newer generation holds.
+        # Replaced in one assignment when a newer generation verifies.
         self.catalogue: Catalogue | None = None
         self.compiled: CompiledAnswers | None = None
         self._compiled_sums: CompiledAnswers | None = None
@@ -103,12 +103,12 @@ class Scorer:
         model: str | None = None,
     ) -> "Scorer":
         """Verifies an artifact, loads it and has it answer its golden requests. Raises ArtifactError.
-        With `verify_key`, a file of trusted keys, it and whatever is taken up beside it must be signed. With `model` it
+        With `verify_key`, a file of trusted keys, it and what is loaded beside it must be signed. With `model` it
         has to be a version of that model.
 
-        `auto` takes a compiled package that holds, and else says why not (`engine_reason`; None where there is none);
-        `compiled` refuses the artifact then; `torchscript` does not look for one. `load` makes the module of the bytes
-        of an archive (model.scorer.torchscript)."""
+        `auto` takes a compiled package that verifies, and otherwise says why not (`engine_reason`, None where there is
+        none). `compiled` then refuses the artifact. `torchscript` does not look for one. `load` makes the module of the
+        bytes of an archive (model.scorer.torchscript)."""
         artifact = Artifact.open(path, verify_key, model)
         try:
             fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))
@@ -140,7 +140,7 @@ class Scorer:
     def score_values(
         self, user: Mapping[str, object], features: Mapping[str, Sequence[object]], rows: int
     ) -> NDArray[np.float32]:
-        """answers_NT of JSON values: `user` holds one value per feature, `features` a column of `rows` values each."""
+        """answers_NT of JSON values: `user` has one value per feature, `features` a column of `rows` values each."""
         request = self.encoder.columns("request", {name: [value] for name, value in user.items()}, 1)
         return self.score(request, self.encoder.columns("candidate", features, rows), rows).answers_NT
 
@@ -160,7 +160,7 @@ class Scorer:
 
     def open_catalogue(self, path: Path) -> Catalogue:
         """Opens a generation of the version's catalogue and has it answer for some of its items. Raises ArtifactError
-        where it does not hold."""
+        where it does not verify."""
         catalogue = Catalogue.open(path, self.artifact)
         rows_N = np.unique(np.linspace(0, catalogue.manifest.items - 1, CHECKED_ITEMS).astype(np.int64))
         try:
@@ -173,7 +173,7 @@ class Scorer:
 
     def sums_fault(self, block: EncodedBlock, sums_NF: torch.Tensor, tolerance: float) -> str | None:
         """Difference of the answers by candidates' sums from those by their features, for the users of the golden
-        requests; None where they do not (`disagreement`)."""
+        requests. None where they do not (`disagreement`)."""
         for golden in self.golden_requests()["requests"]:
             request = self._golden_user(golden)
             with torch.inference_mode():
@@ -187,16 +187,16 @@ class Scorer:
     def name(
         self, ids: Sequence[str], candidates: Mapping[str, Column], nulls: Mapping[str, NDArray[np.bool_]]
     ) -> NamedCandidates | None:
-        """Candidates as the catalogue of this moment knows them (model.artifact.catalogue_join); None without a
+        """Candidates as the catalogue of this moment knows them (model.artifact.catalogue_join). None without a
         catalogue."""
         catalogue = self.catalogue
         return None if catalogue is None else resolve(self.encoder, catalogue, ids, candidates, nulls)
 
     def score_named(self, request: Mapping[str, Column], named: NamedCandidates) -> Scored:
-        """Scores candidates that a catalogue was asked for. Raises NonFiniteScoresError.
+        """Scores candidates that were resolved by a catalogue. Raises NonFiniteScoresError.
 
-        Where a request says something of every candidate this is `score`; else the sums of the others come from the
-        catalogue, and what is compiled answers where they are in bfloat16."""
+        Where a request describes every candidate this is `score`. Otherwise the sums of the others come from the
+        catalogue, and the compiled engine answers where they are in bfloat16."""
         encoded_request = self.encoder.encode("request", request, 1, as_served=True)
         tensors = block_tensors(encoded_request.block)
         with torch.inference_mode():
@@ -207,8 +207,8 @@ class Scorer:
         return self.scored(answers, encoded_request, named.missing, named.oov)
 
     def _answers_named(self, request: tuple[torch.Tensor, ...], named: NamedCandidates) -> torch.Tensor:
-        """answers_NT of candidates some of which the catalogue knows, equal ones computed once. One that the catalogue
-        knows stands for those that equal it: its sums are there."""
+        """answers_NT of candidates of which the catalogue has some. Equal ones are computed once, by the catalogue's
+        sums where one of them is in it."""
         block, rows_K, place_N = named.whole()
         encoded, found = named.encoded, distinct(block)
         if found is not None:
@@ -230,7 +230,7 @@ class Scorer:
     def explain(
         self, request: Mapping[str, Column], candidates: Mapping[str, Column] | NamedCandidates, rows: int
     ) -> tuple[Scored, list[ExpertWeights]]:
-        """`score` by TorchScript, from features alone, and the weights that experts were mixed by, level by level; none
+        """`score` by TorchScript, from features alone, and the weights that experts were mixed by, level by level, none
         where the network mixes no experts. Raises NonFiniteScoresError."""
         assert rows > 0, "a request has at least one candidate"
         encoded_request = self.encoder.encode("request", request, 1, as_served=True)
@@ -251,7 +251,7 @@ class Scorer:
         return self.scored(answers, encoded_request, missing, oov), levels
 
     def _answers(self, request: tuple[torch.Tensor, ...], candidates: EncodedBlock) -> torch.Tensor:
-        """answers_NT of the request's tensors and the candidates, by the engine of this scorer; equal candidates are
+        """answers_NT of the request's tensors and the candidates, by the engine of this scorer. Equal candidates are
         computed once."""
         block, of_N = once(candidates)
         answers_NT: torch.Tensor
@@ -361,8 +361,8 @@ class Scorer:
 
 
 def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float32], tolerance: float) -> str | None:
-    """Difference of answers from the expected ones, None if there is none: a score by more than the tolerance (above 1,
-    relative), or two candidates in another order although a task tells them apart by more than that."""
+    """Difference of answers from the expected ones, None if there is none. It is a score off by more than the tolerance
+    (above 1, relative), or two candidates in another order although their scores differ by more than that."""
     scale_NT = np.maximum(1.0, np.abs(expected_NT))
     error = float((np.abs(answers_NT - expected_NT) / scale_NT).max())
     if not error <= tolerance:
@@ -385,5 +385,5 @@ def _table(artifact: Artifact, width: int) -> torch.Tensor:
 
 
 def block_tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:
-    """A block's arrays as the exported module takes them, in order; nothing is copied where memory allows."""
+    """A block's arrays as the exported module takes them, in order. Nothing is copied where memory allows."""
     return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in block)

@@ -1,4 +1,4 @@
-"""Exported modules from the bytes of their archives; archives of the same code share what was compiled of it.
+"""Exported modules from the bytes of their archives. Archives of the same code share what was compiled of it.
 
 `torch.jit.load` compiles an archive's code, which holds the interpreter's lock for tens of milliseconds, and
 TorchScript optimises a module at its second run, for a tenth of a second more. A service would do both for every new
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.jit import _pickle
 
-# Codes that are remembered; each keeps a module without its tables in memory.
+# Number of codes that are remembered. Each keeps a module without its tables in memory.
 _MOST_CODES = 4
 _OBJECTS = "__torch__."
 _DTYPES = {
@@ -42,7 +42,7 @@ Load = Callable[[bytes], torch.jit.ScriptModule]
 def load_script(content: bytes) -> torch.jit.ScriptModule:
     """The module of an archive, compiled. Raises RuntimeError and ValueError where it is none."""
     with warnings.catch_warnings():
-        # torch.jit is deprecated without a successor that loads without a compiler; docs/decisions says more.
+        # torch.jit is deprecated without a successor that loads without a compiler. docs/decisions says more.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
         warnings.filterwarnings("ignore", message=".*torch.jit.*")
         module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]

@@ -44,6 +44,6 @@ class AnswerDomain:
 
     @classmethod
     def read(cls, artifact: Artifact) -> "AnswerDomain":
-        """That of a version which nobody loads. Raises ArtifactError, or ValueError naming the file."""
+        """The domain of a version that is not loaded. Raises ArtifactError, or ValueError naming the file."""
         fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(artifact.path / FITTED))
         return cls.of(artifact.manifest.feed, fitted, artifact.read_json(GOLDEN))

@@ -20,7 +20,7 @@ from model.value_models.intervals import Intervals, interval_of
 
 Array = NDArray[np.float64]
 
-# What a float32 holds, with room for rounding to it.
+# The range of a float32, with room for rounding to it.
 MOST_SCORE = 3e38
 MOST_BOXES = 4096
 _MOST_HALVINGS = 48
@@ -29,8 +29,8 @@ _MOST_CORNER_OUTPUTS = 10
 
 
 def refuse_not_finite(whole: Term, uppers: Mapping[str, float], remedy: str) -> None:
-    """Raises ValueError where a score is not finite for answers from 0 to `uppers`, or where it cannot be shown to be;
-    the message names the sub-expression, a point if one was found, and ends in `remedy`."""
+    """Raises ValueError where a score is not finite for answers from 0 to `uppers`, or where it cannot be shown to be.
+    The message names the sub-expression, a point if one was found, and ends in `remedy`."""
     high_M = np.array(list(uppers.values()))
     _try(whole, uppers, _corners(high_M), remedy)
     low_BM, high_BM = np.zeros((1, len(high_M))), high_M[None]
@@ -81,7 +81,7 @@ def _try(whole: Term, uppers: Mapping[str, float], points_PM: Array, remedy: str
 
 
 def _first_wrong(term: Term, point: Mapping[str, Array]) -> tuple[Term, float]:
-    """The innermost term whose value is not finite at a point of one row, and that value; else the term itself."""
+    """The innermost term whose value is not finite at a point of one row, and that value. Otherwise the term itself."""
     for argument in term.arguments:
         if not np.isfinite(argument.value(point)).all():
             return _first_wrong(argument, point)

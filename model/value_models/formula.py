@@ -41,7 +41,7 @@ _VALID = f"numbers, tasks, task.class, + - * / ** ( ) and {', '.join(FUNCTIONS)}
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A number or a name (`leaf`), or a function of other terms; `text` is how it is written."""
+    """A number or a name (`leaf`), or a function of other terms. `text` is how it is written."""
 
     text: str
     leaf: float | str = 0.0
@@ -49,7 +49,7 @@ class Term:
     arguments: tuple["Term", ...] = ()
 
     def value(self, values: Mapping[str, Array]) -> Any:
-        """value_N given those of the names, by numpy's rules; a number where it reads no name."""
+        """value_N given those of the names, by numpy's rules. A number where it reads no name."""
         if self.function is not None:
             return self.function(*(argument.value(values) for argument in self.arguments))
         return values[self.leaf] if isinstance(self.leaf, str) else np.float64(self.leaf)
@@ -76,7 +76,7 @@ class Formula:
         self.names = tuple(names)
 
     def __call__(self, values: Mapping[str, Array]) -> Array:
-        """value_N, given the value_N of every name; NaN and infinity where numpy's rules give them."""
+        """value_N, given the value_N of every name. NaN and infinity where numpy's rules give them."""
         with np.errstate(all="ignore"):
             value = self.whole.value(values)
         return np.broadcast_to(value, np.broadcast_shapes(*(array.shape for array in values.values())))

@@ -40,7 +40,7 @@ Exponent = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class WeightedSum(StrictModel):
-    """score = sum over outputs of weight x answer; outputs without a weight do not count."""
+    """score = sum over outputs of weight x answer. Outputs without a weight do not count."""
 
     remedy: ClassVar[str] = "use smaller weights"
     kind: Literal["weighted_sum"]
@@ -151,7 +151,7 @@ class Expression(StrictModel):
 
     def contributions(self, answers_NM: Array, reference_M: Array) -> Array:
         """contributions_NM: each output's Shapley value (Shapley 1953) of the step from the reference answers to the
-        candidate's, exact; they sum to the score less the score of the reference."""
+        candidate's, exact. They sum to the score less the score of the reference."""
         num_outputs = len(self.outputs)
         # Row S of the coalitions: bit m says whether output m has the candidate's answer.
         is_given_SM = (np.arange(2**num_outputs)[:, None] >> np.arange(num_outputs)) & 1 == 1
@@ -227,11 +227,11 @@ class ValueModel:
         self.version = hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
     def score(self, answers_NO: NDArray[np.float32]) -> Array:
-        """score_N of answers_NO; float64, so that large weights do not cost the small answers their digits."""
+        """score_N of answers_NO. Float64, so that large weights do not cost the small answers their digits."""
         return self.definition.score(self._read(answers_NO))
 
     def contributions(self, answers_NO: NDArray[np.float32], reference_O: ArrayLike) -> dict[str, Array]:
-        """By output that it reads, contribution_N to the combined score; `reference_O` are the outputs' mean answers.
+        """By output that it reads, contribution_N to the combined score. `reference_O` are the outputs' mean answers.
 
         Of a weighted sum: weight x answer. Of a weighted product: exponent x log of the floored answer. Of an
         expression: the Shapley value against the reference."""
@@ -247,7 +247,7 @@ class ValueModel:
 
 
 class ValueModels:
-    """The value models of one ranker, by name; `default` always exists."""
+    """The value models of one ranker, by name. `default` always exists."""
 
     def __init__(self, models: Mapping[str, ValueModel], *, is_built_in: bool) -> None:
         self._models = dict(models)
@@ -300,7 +300,7 @@ class ValueModels:
 
     @classmethod
     def from_bytes(cls, content: bytes, path: str, domain: AnswerDomain) -> "ValueModels":
-        """The value models of a file's content; `{}` stands for the built-in one. Raises ValueError as `from_yaml`."""
+        """The value models of a file's content. `{}` stands for the built-in one. Raises ValueError as `from_yaml`."""
         data = parse_yaml(content, path)
         if data == {}:
             return cls.built_in(domain)
