@@ -23,8 +23,8 @@ from benchmarks.command import run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from model.features.block import EncodedBlock
-from model.features.columns import Column
 from model.features.distinct import distinct
+from model.features.kinds.columns import Column
 from model.scorer.scorer import Scorer
 from tests.artifacts import publish_artifact
 

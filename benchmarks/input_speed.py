@@ -33,7 +33,8 @@ from benchmarks.command import data_folder, run_benchmark
 from benchmarks.ratio import Ratio
 from model.features.encoder import FeatureEncoder
 from model.features.fitted import FittedFeatures
-from model.schema import FeedSchema, IdFeature, IdListFeature, NumberFeature
+from model.features.kinds import IdFeature, IdListFeature, NumberFeature
+from model.schema import FeedSchema
 from training.config import DataConfig, TrainingConfig
 from training.data.index import index_of
 from training.data.reader import LogReader

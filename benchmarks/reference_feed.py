@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from model.schema import Block, FeedSchema, IdFeature, IdListFeature
+from model.features.kinds import IdFeature, IdListFeature
+from model.schema import Block, FeedSchema
 
 BUCKETS = 20_000
 DIM = 16

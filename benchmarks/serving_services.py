@@ -22,7 +22,7 @@ from benchmarks import as_trained
 from benchmarks.reference_feed import SCHEMA, TASKS, as_rows, columnar_request
 from benchmarks.reference_items import write_items
 from benchmarks.serving_processes import SERVER_CORES, Server, free_port, serve
-from model.schema import IdFeature, IdListFeature
+from model.features.kinds import IdFeature, IdListFeature
 from model.scorer.scorer import COMPILED_TOLERANCE, disagreement
 
 USUAL = "usual service, rows"

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.as_trained_calls import AsTrainedFile, Inputs
 from benchmarks.reference_feed import NETWORK, SCHEMA, TASKS, names_of
 from model.artifact.compiled import CompiledAnswers, open_compiled
-from model.features.columns import Column
+from model.features.kinds.columns import Column
 from model.ranker import row_width
 from model.schema import Block
 from model.scorer.scorer import Engine, Scorer, block_tensors

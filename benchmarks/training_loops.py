@@ -31,10 +31,11 @@ from benchmarks.input_speed import LISTED_ROWS, listed, made, unfitted
 from benchmarks.plain_adatt import PlainAdaTT
 from benchmarks.training_steps import Step, ranker_step
 from model.embeddings.embeddings import Embeddings
+from model.features.kinds import IdFeature, IdListFeature
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
 from model.ranker import Network, NetworkConfig, Ranker
-from model.schema import FeedSchema, IdFeature, IdListFeature
+from model.schema import FeedSchema
 from training.config import DataConfig, TrainingConfig
 from training.data.index import index_of
 from training.data.reader import LogReader

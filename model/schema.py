@@ -11,139 +11,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, StrictInt, StrictStr, StringConstraints, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from model.features.kinds import Feature
+from model.features.kinds.columns import Dtype
+from model.features.kinds.embedded import EmbeddedFeature
+from model.features.kinds.feature import Name
 from model.strict_yaml import StrictModel, refuse_unknown_kind, unknown_key
 
-# Names become keys in JSON and YAML, metric labels and tensor names ("<feature>.values"): no dots, blanks or quotes.
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
-Side = Literal["user", "context", "candidate", "training_only"]
-Dtype = Literal["int64", "string"]
-NumberTransform = Literal["log1p", "standardise", "quantile"]
 Block = Literal["request", "candidate"]
-ID_LIMITS = (-(2**63), 2**63 - 1)
-
-
-# Every kind of feature says of itself whether its values are ids, which a table embeds, and whether a row has a list of
-# them. Code that asks only this asks the feature. Code that handles each kind takes features.block.features_by_kind.
-class _Table(StrictModel):
-    """The keys by which an id or id_list feature describes its embedding table, or names another feature's."""
-
-    has_ids: ClassVar[bool] = True
-
-    name: Name
-    dtype: Dtype | None = None
-    buckets: int | None = Field(default=None, ge=1, le=2**31 - 2)
-    # 2: an id is the sum of two rows, each `buckets` by a hash of its own. Two ids then seldom have both in common.
-    hashes: Literal[1, 2] | None = None
-    vocabulary: Literal["fitted"] | list[StrictInt] | list[StrictStr] | None = None
-    min_count: int | None = Field(default=None, ge=1)
-    # Rows that ids take while training runs and lose to others: model/embeddings/id_map.py, training/step/slots.py.
-    slots: int | None = Field(default=None, ge=1, le=2**31 - 2)
-    table: Name | None = None
-    dim: int | None = Field(default=None, ge=4, le=1024)
-
-    @field_validator("vocabulary", mode="before")
-    @classmethod
-    def _ids_of_one_type(cls, value: object) -> object:
-        if value is None or value == "fitted":
-            return value
-        if not isinstance(value, list | tuple):
-            raise ValueError("a vocabulary is a list of ids, or the word fitted")
-        if not any(all(isinstance(entry, dtype) for entry in value) for dtype in (int, str)):
-            raise ValueError("a vocabulary holds int64 ids alone or strings alone; write quotes around strings")
-        return value
-
-    @model_validator(mode="after")
-    def _one_source_of_rows(self) -> Self:
-        given = [key for key in ("buckets", "vocabulary", "slots", "table") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"feature '{self.name}' needs exactly one of buckets, vocabulary, slots, table; got {given or 'none'}"
-            )
-        if self.table is not None:
-            extra = [key for key in ("dim", "dtype", "min_count", "hashes") if getattr(self, key) is not None]
-            if extra:
-                raise ValueError(f"feature '{self.name}' takes {', '.join(extra)} from table '{self.table}'; remove it")
-            return self
-        if self.dim is None:
-            raise ValueError(f"feature '{self.name}' needs dim, the width of its embedding")
-        if self.dim % 4:
-            raise ValueError(f"feature '{self.name}': dim must be a multiple of 4 (fused kernels), got {self.dim}")
-        if self.min_count is not None and self.vocabulary != "fitted":
-            raise ValueError(f"feature '{self.name}': min_count applies to `vocabulary: fitted` alone")
-        if self.hashes is not None and self.buckets is None:
-            raise ValueError(
-                f"feature '{self.name}': hashes applies to buckets alone; a vocabulary gives ids their own"
-            )
-        if isinstance(self.vocabulary, list):
-            self._check_vocabulary(self.vocabulary)
-        return self
-
-    def _check_vocabulary(self, vocabulary: list[int] | list[str]) -> None:
-        if not vocabulary:
-            raise ValueError(f"feature '{self.name}': vocabulary is empty")
-        wanted: type = str if self.dtype == "string" else int
-        entry: int | str
-        for entry in vocabulary:
-            if not isinstance(entry, wanted):
-                raise ValueError(f"feature '{self.name}': dtype {self.dtype or 'int64'} does not fit {entry!r}")
-            if isinstance(entry, int) and not ID_LIMITS[0] <= entry <= ID_LIMITS[1]:
-                raise ValueError(f"feature '{self.name}': {entry} is not an int64")
-        (entry, times) = Counter[int | str](vocabulary).most_common(1)[0]
-        if times > 1:
-            raise ValueError(f"feature '{self.name}': vocabulary holds {entry!r} {times} times")
-
-
-class IdFeature(_Table):
-    """One id per row. A missing or unknown id takes the table's OOV row."""
-
-    is_list: ClassVar[bool] = False
-
-    kind: Literal["id"]
-    side: Side
-    serving_value: int | str | None = None
-
-
-class IdListFeature(_Table):
-    """A list of ids per row, oldest first: the latest `max_length` are kept and pooled. A missing list is empty."""
-
-    is_list: ClassVar[bool] = True
-
-    kind: Literal["id_list"]
-    side: Literal["user", "context", "candidate"]
-    max_length: int = Field(ge=1, le=10_000)
-    pooling: Literal["mean", "sum"] = "mean"
-
-
-class NumberFeature(StrictModel):
-    """One number per row, transformed in the order given. `missing` is the raw value that a null takes."""
-
-    has_ids: ClassVar[bool] = False
-    is_list: ClassVar[bool] = False
-
-    name: Name
-    kind: Literal["number"]
-    side: Side
-    transform: tuple[NumberTransform, ...] = ()
-    missing: float = Field(default=0.0, allow_inf_nan=False)
-    serving_value: float | None = Field(default=None, allow_inf_nan=False)
-
-    @field_validator("transform", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        if value in (None, "none"):
-            return ()
-        return (value,) if isinstance(value, str) else value
-
-
-Feature = Annotated[
-    IdFeature | IdListFeature | NumberFeature,
-    Field(discriminator="kind"),
-    BeforeValidator(lambda data: refuse_unknown_kind(data, ["id", "id_list", "number"], "feature's type")),
-]
 
 
 class _Task(StrictModel):
@@ -232,7 +110,7 @@ class FeedSchema(StrictModel):
             raise ValueError("a task cannot be named 'score': answers use that name for the combined score")
         dtypes = {name: table.dtype for table in self.tables for name in table.features}
         for feature in self.features:
-            _check_serving_value(feature, dtypes.get(feature.name))
+            feature.check_serving_value(dtypes.get(feature.name))
         labels = {task.label for task in self.tasks} | {task.mask for task in self.tasks}
         leaks = sorted(feature.name for feature in self.features if feature.name in labels)
         if leaks:
@@ -257,9 +135,9 @@ class FeedSchema(StrictModel):
     @property
     def tables(self) -> tuple[Table, ...]:
         """The embedding tables, in the order of their owners. Raises ValueError where sharing does not fit."""
-        sparse = [feature for feature in self.features if not isinstance(feature, NumberFeature)]
+        sparse = [feature for feature in self.features if isinstance(feature, EmbeddedFeature)]
         owners = {feature.name: feature for feature in sparse if feature.table is None}
-        readers: dict[str, list[IdFeature | IdListFeature]] = {name: [] for name in owners}
+        readers: dict[str, list[EmbeddedFeature]] = {name: [] for name in owners}
         for feature in sparse:
             owner = feature.table or feature.name
             if owner not in owners:
@@ -293,7 +171,7 @@ class FeedSchema(StrictModel):
         return tuple(dict.fromkeys([*(feature.name for feature in self.features), *labels]))
 
 
-def _table(owner: IdFeature | IdListFeature, readers: list[IdFeature | IdListFeature]) -> Table:
+def _table(owner: EmbeddedFeature, readers: list[EmbeddedFeature]) -> Table:
     assert owner.dim is not None
     vocabulary = owner.vocabulary
     return Table(
@@ -307,18 +185,3 @@ def _table(owner: IdFeature | IdListFeature, readers: list[IdFeature | IdListFea
         hashes=owner.hashes or 1,
         slots=owner.slots,
     )
-
-
-def _check_serving_value(feature: Feature, dtype: Dtype | None) -> None:
-    if isinstance(feature, IdListFeature):
-        return
-    value = feature.serving_value
-    if feature.side == "training_only" and value is None:
-        raise ValueError(f"feature '{feature.name}' is training_only and needs serving_value, its value in all scores")
-    if feature.side != "training_only" and value is not None:
-        raise ValueError(f"feature '{feature.name}': serving_value applies to side training_only alone")
-    if isinstance(feature, IdFeature) and value is not None:
-        if not isinstance(value, str if dtype == "string" else int):
-            raise ValueError(f"feature '{feature.name}': serving_value must be of dtype {dtype}, got {value!r}")
-        if isinstance(value, int) and not ID_LIMITS[0] <= value <= ID_LIMITS[1]:
-            raise ValueError(f"feature '{feature.name}': serving_value {value} is not an int64")

@@ -17,8 +17,9 @@ from model.artifact.reference import of_features
 from model.artifact.table_files import StackedTables
 from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
 from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
+from model.features.kinds import NumberFeature
 from model.ranker import Network, NetworkConfig
-from model.schema import FeedSchema, NumberFeature
+from model.schema import FeedSchema
 from model.scorer.scorer import block_tensors
 
 TINY_SCHEMA: dict[str, Any] = {

@@ -31,9 +31,9 @@ from model.artifact.artifact import (
     read_derived_manifest,
     versions,
 )
-from model.features.columns import Ids
 from model.features.distinct import places
 from model.features.encoder import EncodedBlock
+from model.features.kinds.columns import Ids
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel
 from model.untrusted_files import changed, fingerprint_of, sha256_of

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from model.artifact.catalogue import UNKNOWN, Catalogue
 from model.features.block import block_features
-from model.features.columns import Column, Ids
 from model.features.distinct import Positions, places, stacked, starts_of
 from model.features.encoder import EncodedBlock, FeatureEncoder
-from model.schema import Feature
+from model.features.kinds import Feature
+from model.features.kinds.columns import Column, Ids
 
 Mask = NDArray[np.bool_]
 

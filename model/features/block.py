@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.features.columns import Column, Ids
-from model.schema import Block, Feature, FeedSchema, IdFeature, IdListFeature, NumberFeature
+from model.features.kinds import Feature, IdFeature, IdListFeature, NumberFeature
+from model.features.kinds.columns import Ids
+from model.schema import Block, FeedSchema
 
 
 class EncodedBlock(NamedTuple):
@@ -30,17 +31,6 @@ class Encoded(NamedTuple):
     block: EncodedBlock
     missing: dict[str, int]
     oov: dict[str, int]
-
-
-def serving_column(feature: Feature) -> Column:
-    """The one value that a training_only feature has where it serves."""
-    assert not isinstance(feature, IdListFeature)
-    assert feature.serving_value is not None
-    if isinstance(feature.serving_value, str):
-        return Column([feature.serving_value])
-    if isinstance(feature, NumberFeature):
-        return Column(np.array([feature.serving_value], np.float64))
-    return Column(np.array([feature.serving_value], np.int64))
 
 
 BLOCKS: tuple[Block, Block] = ("request", "candidate")

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.features.block import EncodedBlock
-from model.features.columns import Ids
+from model.features.kinds.columns import Ids
 
 Positions = NDArray[np.intp]
 Hashes = NDArray[np.uint64]

@@ -1,7 +1,7 @@
 """Raw feature values -> ids, list ids and numbers: the ONE code path of training and serving.
 
-In: columns (model.features.columns) made from JSON by `column_from_values` or from Arrow by training.data.rows. Out:
-`Encoded` blocks of int64 table rows and float32 numbers, the only inputs that a ranker sees.
+In: columns (model.features.kinds.columns) made from JSON or, by training.data, from Arrow. Out: `Encoded` blocks of
+int64 table rows and float32 numbers, the only inputs that a ranker sees.
 
 The rules are the same everywhere. A missing id takes row 0 of its table (the OOV row), as does an id that is not in the
 vocabulary. Hashed ids take rows 1..buckets. A missing list is empty. A missing number takes the schema's `missing`.
@@ -14,22 +14,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from model.features.block import BLOCKS, Encoded, EncodedBlock, features_by_kind, serving_column
-from model.features.columns import (
+from model.features.block import BLOCKS, Encoded, EncodedBlock, features_by_kind
+from model.features.fitted import FittedFeatures, NumberStep, TargetScale, inverse_target, transform_target
+from model.features.id_lookup import OOV_ROW, Lookup, hash_integers, lookup_of
+from model.features.kinds import Feature, IdListFeature
+from model.features.kinds.columns import (
     FAULTS_SHOWN,
     Column,
     ColumnError,
     ColumnErrors,
     ColumnFault,
+    Dtype,
     Ids,
     Kind,
-    column_from_values,
 )
-from model.features.fitted import FittedFeatures, NumberStep, TargetScale, inverse_target, transform_target
-from model.features.id_lookup import OOV_ROW, Lookup, hash_integers, lookup_of
 from model.features.number_transforms import number_groups
 from model.features.request_row import EncodedColumns, OneRow
-from model.schema import Block, Dtype, Feature, FeedSchema, IdListFeature
+from model.schema import Block, FeedSchema
 
 __all__ = [
     "Column",
@@ -42,7 +43,6 @@ __all__ = [
     "FittedFeatures",
     "NumberStep",
     "TargetScale",
-    "column_from_values",
     "hash_integers",
     "inverse_target",
     "transform_target",
@@ -106,7 +106,7 @@ class FeatureEncoder:
                 errors.append(ColumnError(name, [fault]))
             else:
                 try:
-                    columns[name] = column_from_values(feature, self._dtypes.get(name), column)
+                    columns[name] = feature.column(column, self._dtypes.get(name))
                 except ColumnError as error:
                     errors.append(error)
         if errors:
@@ -167,7 +167,7 @@ class _BlockEncoder:
         self._looked_up = {name: lookup for name, lookup in lookups.items() if name not in hashed}
         self._width = len(numbers)
         self._numbers = number_groups(numbers, fitted)
-        self._serving = {f.name: serving_column(f) for f in features if f.side == "training_only"}
+        self._serving = {f.name: f.serving_column() for f in features if f.side == "training_only"}
         names = [*self._ids, *(feature.name for feature in numbers)]
         self._counted = {False: names, True: [name for name in names if name not in self._serving]}
 

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, StrictInt, StrictStr
 
-from model.features.columns import Column, Values
 from model.features.id_counts import MOST_IDS, Arrays, Counts, IntegerCounts, StringCounts
+from model.features.kinds import NumberFeature
+from model.features.kinds.columns import Column, Values
+from model.features.kinds.number import NumberTransform
 from model.features.running_statistics import Largest, Moments, RankSketch
-from model.schema import FeedSchema, NumberFeature, NumberTransform, RegressionTask, Table
+from model.schema import FeedSchema, RegressionTask, Table
 from model.strict_yaml import StrictModel
 
 # Raw values are cut here, so that no transform overflows float64.

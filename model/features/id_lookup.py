@@ -19,10 +19,10 @@ from itertools import repeat
 import numpy as np
 from numpy.typing import NDArray
 
-from model.features.columns import Column, Ids, Values
 from model.features.fitted import FittedFeatures
 from model.features.hashing import hash_integers, hash_strings
-from model.schema import ID_LIMITS, Table
+from model.features.kinds.columns import ID_LIMITS, Column, Ids, Values
+from model.schema import Table
 
 __all__ = ["OOV_ROW", "Lookup", "hash_integers", "hash_strings", "lookup_of", "words_of"]
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from model.features.columns import Column
 from model.features.fitted import RAW_LIMIT, FittedFeatures, NumberStep
-from model.schema import NumberFeature
+from model.features.kinds import NumberFeature
+from model.features.kinds.columns import Column
 
 # Beyond this a float32 network may overflow to infinity. No feature of a feed is that large.
 NUMBER_LIMIT = 1e9

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from model.features.block import Encoded, EncodedBlock, features_by_kind, serving_column
-from model.features.columns import Column, Ids, Unfit, flat_column
+from model.features.block import Encoded, EncodedBlock, features_by_kind
 from model.features.fitted import FittedFeatures
 from model.features.id_lookup import OOV_ROW, Lookup, hash_integers
+from model.features.kinds import Feature
+from model.features.kinds.columns import Column, Dtype, Ids, Unfit, flat_column
 from model.features.number_transforms import number_groups
-from model.schema import Dtype, Feature
 
 
 class EncodedColumns(Mapping[str, Column]):
@@ -61,10 +61,10 @@ class OneRow:
         self._raw_D = np.array([feature.missing for feature in numbers], np.float64)
         for k, feature in enumerate(ids):
             if feature.side == "training_only":
-                self._ids_1K[0, k] = lookups[feature.name](serving_column(feature))[0]
+                self._ids_1K[0, k] = lookups[feature.name](feature.serving_column())[0]
         for d, number in enumerate(numbers):
             if number.side == "training_only":
-                self._raw_D[d] = serving_column(number).values[0]
+                self._raw_D[d] = number.serving_column().values[0]
         given = [(k, feature.name) for k, feature in enumerate(ids) if feature.name in self._asked]
         hashed = [(k, name) for k, name in given if lookups[name].integer_buckets]
         self._hashed = [name for _, name in hashed]

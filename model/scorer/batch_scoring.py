@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from model.artifact.compiled import CompiledAnswers
-from model.features.columns import Ids
 from model.features.distinct import distinct, once, picked, spread
 from model.features.encoder import Column, EncodedBlock
+from model.features.kinds.columns import Ids
 from model.scorer.scorer import Scored, Scorer, block_tensors
 
 

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from model.features.block import BLOCKS
 from model.features.encoder import Column, ColumnErrors, FeatureEncoder
-from model.schema import Block, Dtype, Feature
+from model.features.kinds import Feature
+from model.features.kinds.columns import Dtype
+from model.schema import Block
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, told
 from service.base.json_object import json_object
 from service.open_inference.tensors import (

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.schema import ID_LIMITS
+from model.features.kinds.columns import ID_LIMITS
 from service.base.errors import FAULTS_SHOWN, Fault, shown, told
 
 # As a number may be given: FP64 is beyond what metadata asks for, and keeps a number that FP32 would round.

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features.encoder import Column
-from model.schema import Block, FeedSchema, IdListFeature
+from model.features.kinds import IdListFeature
+from model.schema import Block, FeedSchema
 from model.scorer.scorer import ExpertWeights, NamedCandidates, NonFiniteScoresError, Scored, Scorer
 from model.value_models.value_model import ValueModel
 

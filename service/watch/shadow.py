@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.features.encoder import Column, FeatureEncoder
-from model.schema import Block, Feature
+from model.features.kinds import Feature
+from model.schema import Block
 from model.scorer.scorer import Scored
 from service.base.background import nice
 from service.base.log import LOGGER

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from model.features.columns import Column, column_from_values
 from model.features.encoder import FeatureEncoder, FittedFeatures
+from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 
 FEED = """
@@ -90,7 +90,7 @@ def random_rows(rng: np.random.Generator, rows: int) -> Rows:
 def columns_of(schema: FeedSchema, rows: Mapping[str, Sequence[object]]) -> dict[str, Column]:
     """Raw values -> columns of both blocks, training_only ones included."""
     dtypes = {name: table.dtype for table in schema.tables for name in table.features}
-    return {f.name: column_from_values(f, dtypes.get(f.name), rows[f.name]) for f in schema.features}
+    return {f.name: f.column(rows[f.name], dtypes.get(f.name)) for f in schema.features}
 
 
 def fitted_of(schema: FeedSchema, rows: Mapping[str, Sequence[object]]) -> FittedFeatures:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from model.features.encoder import FeatureEncoder, FittedFeatures
-from model.schema import BinaryTask, FeedSchema, NumberFeature, RegressionTask, Table
+from model.features.kinds import NumberFeature
+from model.schema import BinaryTask, FeedSchema, RegressionTask, Table
 from tests.model.feeds import FEED, everything, schema_of, write
 
 ITEM = "{name: item, side: candidate, kind: id, buckets: 5, dim: 4}"

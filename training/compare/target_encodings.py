@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from model.schema import Name
+from model.features.kinds.feature import Name
 from model.strict_yaml import StrictModel
 
 Floats = NDArray[np.float64]

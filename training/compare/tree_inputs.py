@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model.features.encoder import transform_target
-from model.schema import FeedSchema, IdFeature, IdListFeature, RegressionTask, Task
+from model.features.kinds import IdFeature, IdListFeature
+from model.schema import FeedSchema, RegressionTask, Task
 from model.strict_yaml import unknown_key
 from training.compare.target_encodings import Encoding, EncodingsConfig, from_all, from_earlier, out_of_fold
 from training.config import DataConfig

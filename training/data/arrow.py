@@ -1,4 +1,4 @@
-"""Arrow columns -> raw columns (model.features.columns), labels and row weights, and which rows break a rule.
+"""Arrow columns -> raw columns (model.features.kinds.columns), labels and row weights, and which rows break a rule.
 
 Every fault is a ValueError. One that lies in rows is a `RowFault`, which says which rows: a reader with a budget
 (data.max_bad_rows) leaves them out, any other stops.
@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from model.features.columns import Column
-from model.schema import ID_LIMITS, BinaryTask, Dtype, Feature, FeedSchema, IdListFeature, NumberFeature, Task
+from model.features.kinds import Feature, IdListFeature, NumberFeature
+from model.features.kinds.columns import ID_LIMITS, Column, Dtype
+from model.schema import BinaryTask, FeedSchema, Task
 from training.data.bad_rows import Fault, Mask, RowFault
 from training.data.usual_types import usual, usual_table
 
@@ -30,7 +31,7 @@ class LogColumns:
     """The columns that training reads of a log: features, labels, masks, row weights."""
 
     def __init__(self, schema: FeedSchema, weight: str | None = None, *, is_coded: bool = False) -> None:
-        """Strings are given each once if `is_coded` (model.features.columns.Column)."""
+        """Strings are given each once if `is_coded` (model.features.kinds.columns.Column)."""
         self._is_coded = is_coded
         self._schema = schema
         self._weight = weight

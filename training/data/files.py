@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from model.schema import ID_LIMITS
+from model.features.kinds.columns import ID_LIMITS
 from training.data.listing import listing_of
 from training.data.retries import TEMPORARY, TemporaryError, first_line, is_temporary, retried
 

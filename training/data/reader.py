@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.features.columns import Column
+from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from training.config import DataConfig, SplitName
 from training.data.arrow import LogColumns, columns_from_arrow

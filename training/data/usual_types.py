@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.schema import ID_LIMITS
+from model.features.kinds.columns import ID_LIMITS
 from training.data.bad_rows import Mask, RowFault
 
 # A float64 gives back any decimal of so many digits.

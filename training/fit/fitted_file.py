@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from model.features.encoder import FittedFeatures
-from model.schema import FeedSchema, NumberFeature, RegressionTask
+from model.features.kinds import NumberFeature
+from model.schema import FeedSchema, RegressionTask
 from model.strict_yaml import StrictModel
 from training.run.run import read_json, write_json
 

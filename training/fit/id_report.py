@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.features.columns import Column, Ids, Values
 from model.features.fitted import FittedFeatures, count_ids
 from model.features.id_counts import Counts
 from model.features.id_lookup import OOV_ROW, lookup_of, words_of
+from model.features.kinds.columns import Column, Ids, Values
 from model.schema import FeedSchema, Table
 from model.strict_yaml import StrictModel
 from training.run.run import write_json

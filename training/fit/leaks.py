@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from model.features.columns import Column
+from model.features.kinds.columns import Column
 from model.schema import BinaryTask, FeedSchema
 from training.config import SplitName
 from training.data.arrow import labels_of, observed_of, plain

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import track
 
-from model.features.columns import Column
 from model.features.encoder import FittedFeatures
 from model.features.id_lookup import Lookup
+from model.features.kinds.columns import Column
 from model.schema import BinaryTask, FeedSchema
 from training.config import SplitName, TrainingConfig
 from training.data.arrow import columns_from_arrow, plain

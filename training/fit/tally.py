@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from model.features.columns import Column
 from model.features.fitted import FittedFeatures
 from model.features.id_lookup import Lookup, hash_integers, hash_strings, lookup_of
-from model.schema import FeedSchema, IdListFeature
+from model.features.kinds import IdListFeature
+from model.features.kinds.columns import Column
+from model.schema import FeedSchema
 from training.data.arrow import labels_of, observed_of
 
 ID_BINS = 64

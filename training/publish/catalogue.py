@@ -37,8 +37,8 @@ from model.artifact.catalogue import (
     layout,
 )
 from model.artifact.signature import SigningKey
-from model.features.columns import Column
 from model.features.encoder import FeatureEncoder
+from model.features.kinds.columns import Column
 from model.scorer.scorer import COMPILED_TOLERANCE, Scorer, block_tensors
 from training.data.arrow import plain, refuse_other_text
 from training.data.rows import column_from_arrow

@@ -24,8 +24,9 @@ from model.calibration import AnswerMaps, Calibration, calibrated
 from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
 from model.features.block import BLOCKS, BlockTensors
 from model.features.encoder import EncodedBlock, FeatureEncoder
+from model.features.kinds import Feature
 from model.ranker import Ranker
-from model.schema import BinaryTask, Feature, FeedSchema
+from model.schema import BinaryTask, FeedSchema
 from model.scorer.scorer import Scorer, block_tensors
 from training.config import SplitName
 from training.data.rows import Rows, columns_from_arrow, read_splits

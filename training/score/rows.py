@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.features.columns import Column, Ids
-from model.schema import Dtype, Feature, FeedSchema
+from model.features.kinds import Feature
+from model.features.kinds.columns import Column, Dtype, Ids
+from model.schema import FeedSchema
 from training.data.arrow import column_from_arrow, dtypes_of, plain
 from training.data.bad_rows import Mask, RowFault
 from training.data.usual_types import usual_table

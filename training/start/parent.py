@@ -19,8 +19,9 @@ from model.artifact.table_files import StackedTables, as_table, table_file
 from model.embeddings.embeddings import Embeddings
 from model.embeddings.id_map import IdMap
 from model.features.encoder import FeatureEncoder, FittedFeatures, TargetScale
+from model.features.kinds import NumberFeature
 from model.ranker import Network, NetworkConfig, Ranker, row_width
-from model.schema import FeedSchema, NumberFeature, RegressionTask
+from model.schema import FeedSchema, RegressionTask
 from training.run.run import CONFIG, Run
 from training.step.slots import settled, settled_maps
 

@@ -22,8 +22,9 @@ from torch import Tensor
 from model.embeddings.embeddings import owners, table_name
 from model.embeddings.id_map import IdMaps
 from model.features.encoder import FittedFeatures
+from model.features.kinds import IdListFeature, NumberFeature
 from model.ranker import NetworkConfig, Ranker
-from model.schema import FeedSchema, IdListFeature, NumberFeature, Table
+from model.schema import FeedSchema, Table
 from training.distributed.sharding import local_parts
 from training.start.parent import Parent, is_same_number
 from training.start.warm_network import Side, fill_network

@@ -12,8 +12,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.features.columns import Column
 from model.features.encoder import Encoded, FeatureEncoder, FittedFeatures, NumberStep, hash_integers
+from model.features.kinds.columns import Column
 from model.features.number_transforms import NUMBER_LIMIT
 from model.schema import Block, FeedSchema
 from tests.model.feeds import Rows, columns_of, encoder_of, everything, random_rows, schema_of

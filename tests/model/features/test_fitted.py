@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from model.features.columns import Column
 from model.features.fitted import FittedFeatures, FittingPass, NumberStep, count_ids, transform_target
+from model.features.kinds.columns import Column
 from model.schema import FeedSchema, RegressionTask
 from tests.model.feeds import Rows, columns_of, everything, random_rows, schema_of
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.features.columns import Column
 from model.features.encoder import FeatureEncoder, FittedFeatures
+from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from service.base.errors import Problem
 from service.rank.question import Question, columns, decode, parse

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.features.columns import Column
 from model.features.encoder import Encoded, FeatureEncoder, FittedFeatures
+from model.features.kinds.columns import Column
 from service.rank.question import columns, decode, parse
 from service.rank.question_fast import read_columnar
 from tests.model.feeds import schema_of

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from model.features.columns import Column
 from model.features.encoder import FeatureEncoder, FittedFeatures
+from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from training.data.rows import column_from_arrow
 

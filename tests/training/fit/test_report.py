@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from model.features.columns import Column
+from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from tests.training_data import SCHEMA, feed_table, training_file, write_feed
 from training.__main__ import main

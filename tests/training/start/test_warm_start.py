@@ -16,8 +16,9 @@ from model.artifact.artifact import TRAINED, write_manifest
 from model.embeddings.embeddings import Embeddings
 from model.features.block import BlockTensors
 from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
+from model.features.kinds import NumberFeature
 from model.ranker import Network, NetworkConfig, Ranker
-from model.schema import FeedSchema, NumberFeature, RegressionTask
+from model.schema import FeedSchema, RegressionTask
 from model.scorer.scorer import block_tensors
 from tests.artifacts import writable
 from tests.training_data import training_file, write_feed

@@ -15,7 +15,6 @@ import xxhash
 
 from model.embeddings.id_map import IdMap
 from model.features.block import BLOCKS, BlockTensors
-from model.features.columns import column_from_values
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.features.id_lookup import lookup_of, words_of
 from model.schema import Table
@@ -119,7 +118,7 @@ def test_rows_of_ids_are_those_of_a_dictionary() -> None:
     known = [-(2**63), -1, 0, 1, 2**40, 2**63 - 2, *rng.integers(2, 1000, 30).tolist()]
     turn(id_map, words(*known), SlotsConfig())
     asked = [*known, 7_000, -7_000, 2**63 - 1]
-    column = column_from_values(schema_of(WITH_SLOTS).features[3], "int64", [*asked, None])
+    column = schema_of(WITH_SLOTS).features[3].column([*asked, None], "int64")
     travelling = torch.from_numpy(lookup_of(video_table(), FittedFeatures(), in_training=True)(column))
     row_of = holders(id_map)
     assert id_map.rows(travelling).tolist() == [row_of.get(one, 0) for one in asked] + [0]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.features.columns import FAULTS_SHOWN, ColumnError, ColumnErrors, column_from_values
 from model.features.encoder import FeatureEncoder, FittedFeatures
-from model.schema import Dtype, Feature
+from model.features.kinds import Feature
+from model.features.kinds.columns import FAULTS_SHOWN, ColumnError, ColumnErrors, Dtype
 from tests.model.feeds import schema_of
 
 SCHEMA = schema_of("""
@@ -32,7 +32,7 @@ DTYPES: dict[str, Dtype | None] = {"number": None, "id": "int64", "ids": "int64"
 def faults(name: str, values: list[object]) -> list[tuple[int | None, str]]:
     """Rows and messages of the faults of a column."""
     with pytest.raises(ColumnError) as raised:
-        column_from_values(FEATURES[name], DTYPES[name], values)
+        FEATURES[name].column(values, DTYPES[name])
     assert raised.value.feature == name
     assert str(raised.value).startswith(f"feature '{name}' in row {raised.value.faults[0].row}: ")
     return list(raised.value.faults)
@@ -63,7 +63,7 @@ def test_a_string_is_an_id_where_it_is_the_decimal_form_of_an_int64(text: str) -
     lists: list[list[int | str | None]] = [[text], [1, text, None], [text, text]]
     for values in lists:
         if is_id:
-            column = column_from_values(FEATURES["id"], "int64", values)
+            column = FEATURES["id"].column(values, "int64")
             assert isinstance(column.values, np.ndarray)
             assert column.values.dtype == np.int64
             assert column.values.tolist() == [0 if value is None else int(value) for value in values]
@@ -117,13 +117,13 @@ def test_a_column_of_faults_is_cut_short() -> None:
 def test_values_of_users_stay_out_of_messages() -> None:
     for name in ("id", "ids", "number"):
         with pytest.raises(ColumnError) as raised:
-            column_from_values(FEATURES[name], DTYPES[name], ["my secret"])
+            FEATURES[name].column(["my secret"], DTYPES[name])
         assert "secret" not in str(raised.value)
 
 
 def test_extremes_are_taken_exactly() -> None:
     values: list[object] = [-(2**63), 2**63 - 1, -1, 0, None, 2**53 + 1]
-    column = column_from_values(FEATURES["id"], "int64", values)
+    column = FEATURES["id"].column(values, "int64")
     assert isinstance(column.values, np.ndarray)
     assert column.values.tolist() == [-(2**63), 2**63 - 1, -1, 0, 0, 2**53 + 1]
     assert column.missing is not None
@@ -133,24 +133,24 @@ def test_extremes_are_taken_exactly() -> None:
 
 
 def test_numbers_may_be_integers_of_any_size_that_a_float_holds() -> None:
-    column = column_from_values(FEATURES["number"], None, [1, 2**70, -0.5, None, 5e-324, 1.7e308])
+    column = FEATURES["number"].column([1, 2**70, -0.5, None, 5e-324, 1.7e308], None)
     assert list(column.values) == [1.0, 2.0**70, -0.5, 0.0, 5e-324, 1.7e308]
 
 
 def test_strings_keep_every_character() -> None:
     values = ["", " ", "\0", "naïve", "日本", "🎬", "e\u0301", "é", "x" * 1_000_000]
-    column = column_from_values(FEATURES["word"], "string", values)
+    column = FEATURES["word"].column(values, "string")
     assert column.values == values
     assert column.missing is None
 
 
 def test_a_surrogate_pair_of_json_is_one_character() -> None:
-    column = column_from_values(FEATURES["word"], "string", json.loads('["\\ud83c\\udfac"]'))
+    column = FEATURES["word"].column(json.loads('["\\ud83c\\udfac"]'), "string")
     assert column.values == ["🎬"]
 
 
 def test_lists_are_flattened() -> None:
-    column = column_from_values(FEATURES["ids"], "int64", [[1, None, 2], None, [], [3]])
+    column = FEATURES["ids"].column([[1, None, 2], None, [], [3]], "int64")
     assert list(column.values) == [1, 0, 2, 3]
     assert column.missing is not None
     assert column.missing.tolist() == [False, True, False, False]
@@ -162,7 +162,7 @@ def test_lists_are_flattened() -> None:
 @pytest.mark.parametrize("name", list(DTYPES))
 @pytest.mark.parametrize("values", [[], [None], [None, None]])
 def test_columns_without_a_value_are_columns(name: str, values: list[object]) -> None:
-    assert column_from_values(FEATURES[name], DTYPES[name], values).rows == len(values)
+    assert FEATURES[name].column(values, DTYPES[name]).rows == len(values)
 
 
 ENCODER = FeatureEncoder(SCHEMA, FittedFeatures(numbers={"number": (), "position": ()}))

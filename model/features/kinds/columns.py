@@ -1,19 +1,17 @@
 """Raw columns: the values of one feature in a request or a log, checked against the feature's type.
 
-In: JSON values (`column_from_values`). training.data.rows makes the same columns from Arrow. Out: `Column`, or
-ColumnError with every faulty row. Checks run in C over whole columns. A loop over values runs only to say which value
-was wrong.
+In: JSON values. training.data makes the same columns from Arrow. Out: `Column`, or ColumnError with every faulty row.
+Checks run in C over whole columns. A loop over values runs only to say which value was wrong.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.schema import ID_LIMITS, Dtype, Feature
-
+Dtype = Literal["int64", "string"]
+ID_LIMITS = (-(2**63), 2**63 - 1)
 FAULTS_SHOWN = 20
 _CHUNK = 4096
 _MOST_DIGITS = len(str(ID_LIMITS[0]))
@@ -81,17 +79,6 @@ class Column(NamedTuple):
         return Column(values, self.missing, self.lengths_B)
 
 
-def column_from_values(feature: Feature, dtype: Dtype | None, values: Sequence[object]) -> Column:
-    """A column from JSON values (None is null). Raises ColumnError naming each faulty row."""
-    if feature.is_list:
-        return _list_column(feature.name, dtype, values)
-    try:
-        flat, missing = flat_column(dtype, values)
-    except Unfit:
-        raise ColumnError(feature.name, _faults(dtype, values, range(len(values)))) from None
-    return Column(flat, missing)
-
-
 class Unfit(Exception):
     """Some value does not fit its dtype. The slow path finds which one."""
 
@@ -157,26 +144,8 @@ def _integers(values: Sequence[object]) -> list[object]:
     return [next(following) if isinstance(value, str) else value for value in values]
 
 
-def _list_column(name: str, dtype: Dtype | None, values: Sequence[object]) -> Column:
-    if not set(map(type, values)) <= {list, type(None)}:
-        faults = [
-            ColumnFault(row, f"expected a list of ids or null, got {_shown(value)}")
-            for row, value in enumerate(values)
-            if not isinstance(value, list | None)
-        ]
-        raise ColumnError(name, faults[:FAULTS_SHOWN])
-    lists: list[list[object]] = [value or [] for value in values]  # type: ignore[misc]
-    flat = list(chain.from_iterable(lists))
-    lengths_B = np.fromiter(map(len, lists), np.int64, len(lists))
-    try:
-        converted, missing = flat_column(dtype, flat)
-    except Unfit:
-        rows = np.repeat(np.arange(len(lists)), lengths_B).tolist()
-        raise ColumnError(name, _faults(dtype, flat, rows)) from None
-    return Column(converted, missing, lengths_B)
-
-
-def _faults(dtype: Dtype | None, values: Sequence[object], rows: Iterable[int]) -> list[ColumnFault]:
+def scalar_faults(dtype: Dtype | None, values: Sequence[object], rows: Iterable[int]) -> list[ColumnFault]:
+    """The faults of values that `flat_column` refuses, the first FAULTS_SHOWN of them, each in its row."""
     faults: list[ColumnFault] = []
     places = list(rows)
     # Chunks without a fault are skipped in C: the one wrong id of a hostile list of millions is still found fast.
@@ -186,7 +155,7 @@ def _faults(dtype: Dtype | None, values: Sequence[object], rows: Iterable[int]) 
             continue
         for row, value in zip(places[chunk], values[chunk], strict=True):
             if not _fits(dtype, [value]):
-                faults.append(ColumnFault(row, f"expected {_WANTED[dtype]} or null, got {_shown(value, dtype)}"))
+                faults.append(ColumnFault(row, f"expected {_WANTED[dtype]} or null, got {shown(value, dtype)}"))
                 if len(faults) == FAULTS_SHOWN:
                     return faults
     assert faults, "a column was refused without a faulty value"
@@ -201,7 +170,8 @@ def _fits(dtype: Dtype | None, values: Sequence[object]) -> bool:
     return True
 
 
-def _shown(value: object, dtype: Dtype | None = None) -> str:
+def shown(value: object, dtype: Dtype | None = None) -> str:
+    """What a value is, in words."""
     # Types only: values of a user's features do not belong in errors that end up in logs.
     if dtype == "int64" and isinstance(value, str):
         return "another string"

@@ -1,0 +1,61 @@
+"""Base of every kind of feature: the operations in which kinds differ.
+
+In: a feature of the schema, checked. Out: its raw columns from JSON, and the facts by which encoder, tables and pages
+treat it. A kind is a file beside this one, and its name in the union of model.features.kinds.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import StringConstraints
+
+from model.features.kinds.columns import Column, ColumnError, Dtype, Unfit, flat_column, scalar_faults
+from model.strict_yaml import StrictModel
+
+# Names become keys in JSON and YAML, metric labels and tensor names ("<feature>.values"): no dots, blanks or quotes.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+Side = Literal["user", "context", "candidate", "training_only"]
+
+
+class BaseFeature(StrictModel):
+    """A feature of a feed. Its values are ids, which a table embeds, or not, and a row has one of them or a list."""
+
+    has_ids: ClassVar[bool]
+    is_list: ClassVar[bool]
+
+    name: Name
+
+    def column(self, values: Sequence[object], dtype: Dtype | None) -> Column:
+        """A column from JSON values (None is null). Raises ColumnError naming each faulty row."""
+        try:
+            flat, missing = flat_column(dtype, values)
+        except Unfit:
+            raise ColumnError(self.name, scalar_faults(dtype, values, range(len(values)))) from None
+        return Column(flat, missing)
+
+    def check_serving_value(self, dtype: Dtype | None) -> None:
+        """Raises ValueError unless the feature has a value for scores exactly where it needs one. A kind that is on no
+        side that needs one leaves this as it is."""
+
+    def serving_column(self) -> Column:
+        """The one value that a training_only feature has where it serves."""
+        raise AssertionError(f"{self.name} is of a kind that is never training_only")
+
+
+def check_side(name: str, side: Side, serving_value: object) -> None:
+    """Raises ValueError unless a feature has a serving value exactly where it is training_only."""
+    if side == "training_only" and serving_value is None:
+        raise ValueError(f"feature '{name}' is training_only and needs serving_value, its value in all scores")
+    if side != "training_only" and serving_value is not None:
+        raise ValueError(f"feature '{name}': serving_value applies to side training_only alone")
+
+
+def column_of(value: float | int | str | None) -> Column:
+    """A column of one row."""
+    assert value is not None
+    if isinstance(value, str):
+        return Column([value])
+    if isinstance(value, int):
+        return Column(np.array([value], np.int64))
+    return Column(np.array([value], np.float64))

@@ -1,0 +1,53 @@
+"""Kind `id_list`: a list of ids per row.
+
+Shapes: B rows, V values of all lists.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from model.features.kinds.columns import (
+    FAULTS_SHOWN,
+    Column,
+    ColumnError,
+    ColumnFault,
+    Dtype,
+    Unfit,
+    flat_column,
+    scalar_faults,
+    shown,
+)
+from model.features.kinds.embedded import EmbeddedFeature
+
+
+class IdListFeature(EmbeddedFeature):
+    """A list of ids per row, oldest first: the latest `max_length` are kept and pooled. A missing list is empty."""
+
+    is_list: ClassVar[bool] = True
+
+    kind: Literal["id_list"]
+    side: Literal["user", "context", "candidate"]
+    max_length: int = Field(ge=1, le=10_000)
+    pooling: Literal["mean", "sum"] = "mean"
+
+    def column(self, values: Sequence[object], dtype: Dtype | None) -> Column:
+        if not set(map(type, values)) <= {list, type(None)}:
+            faults = [
+                ColumnFault(row, f"expected a list of ids or null, got {shown(value)}")
+                for row, value in enumerate(values)
+                if not isinstance(value, list | None)
+            ]
+            raise ColumnError(self.name, faults[:FAULTS_SHOWN])
+        lists: list[list[object]] = [value or [] for value in values]  # type: ignore[misc]
+        flat = list(chain.from_iterable(lists))
+        lengths_B = np.fromiter(map(len, lists), np.int64, len(lists))
+        try:
+            converted, missing = flat_column(dtype, flat)
+        except Unfit:
+            rows = np.repeat(np.arange(len(lists)), lengths_B).tolist()
+            raise ColumnError(self.name, scalar_faults(dtype, flat, rows)) from None
+        return Column(converted, missing, lengths_B)
