@@ -61,12 +61,12 @@ class AsTrainedFile:
             self._module = torch.jit.load(str(path)).eval()  # type: ignore[no-untyped-call]
 
     def __call__(self, request: Inputs, candidates: Inputs) -> NDArray[np.float32]:
-        """answers_NT of a request's one row and N candidates."""
+        """answers_NO of a request's one row and N candidates."""
         with torch.inference_mode():
-            answers_NT: NDArray[np.float32] = self._module(
+            answers_NO: NDArray[np.float32] = self._module(
                 *request.repeated(len(candidates.ids_RK)), *candidates
             ).numpy()
-        return answers_NT
+        return answers_NO
 
 
 def _table_rows(raw: Ids) -> Tensor:

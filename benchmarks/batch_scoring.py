@@ -59,7 +59,7 @@ def plain_loop(version: Path, source: Path, out: Path) -> None:
         features = {name: [row[name] for row in shown] for name in asked["candidate"]}
         user = {name: shown[0][name] for name in asked["request"]}
         for answer in scorer.score_values(user, features, len(shown)).tolist():
-            answers.append(dict(zip(scorer.tasks, answer, strict=True)))  # noqa: PERF401 - as people write it
+            answers.append(dict(zip(scorer.outputs, answer, strict=True)))  # noqa: PERF401 - as people write it
     out.mkdir()
     pq.write_table(pa.Table.from_pylist(answers), out / "scored.parquet")
 
@@ -90,7 +90,7 @@ def main() -> None:
             simulate(options.rows, 0, folder / "simulated")
         source = prepare(options.input or folder / "simulated", folder / "in", options.rows)
         version = options.version or _random_version(folder / "models", source)
-        tasks = Scorer.load(version, "torchscript").tasks
+        tasks = Scorer.load(version, "torchscript").outputs
 
         def job(out: Path, group_by: str | None) -> None:
             score(Job.of(version, str(source), out, group_by=group_by, engine="torchscript"), show=False)

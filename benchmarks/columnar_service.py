@@ -46,15 +46,15 @@ def answer(as_trained: AsTrainedFile, body: bytes) -> bytes:
     question = _decoder.decode(body)
     ids = question["candidates"]["id"]
     user = {name: [value] for name, value in question["user"].items()}
-    answers_NT = as_trained(
+    answers_NO = as_trained(
         _inputs("request", user, 1), _inputs("candidate", question["candidates"]["features"], len(ids))
     )
-    score_N = answers_NT.astype(np.float64).sum(axis=1)
+    score_N = answers_NO.astype(np.float64).sum(axis=1)
     order_N = np.argsort(-score_N, kind="stable")
     candidates = {
         "id": [ids[n] for n in order_N.tolist()],
         "score": score_N[order_N].tolist(),
-        "tasks": dict(zip(TASKS, answers_NT[order_N].T.tolist(), strict=True)),
+        "tasks": dict(zip(TASKS, answers_NO[order_N].T.tolist(), strict=True)),
     }
     return _encoder.encode({"candidates": candidates})
 

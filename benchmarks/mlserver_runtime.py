@@ -31,8 +31,8 @@ class AsTrainedRuntime(MLModel):
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Scores."""
         tensors = {given.name: NumpyCodec.decode_input(given) for given in payload.inputs}
-        answers_NT = self._as_trained(_inputs("request", tensors), _inputs("candidate", tensors))
-        outputs = {**dict(zip(TASKS, answers_NT.T, strict=True)), "score": answers_NT.sum(axis=1)}
+        answers_NO = self._as_trained(_inputs("request", tensors), _inputs("candidate", tensors))
+        outputs = {**dict(zip(TASKS, answers_NO.T, strict=True)), "score": answers_NO.sum(axis=1)}
         encoded = [NumpyCodec.encode_output(name, values_N) for name, values_N in outputs.items()]
         return InferenceResponse(model_name=self.name, outputs=encoded)
 

@@ -67,7 +67,7 @@ def answers_as_served(scorer: Scorer, table: pa.Table) -> tuple[NDArray[np.float
     rows = table.to_pylist()
     users = [{name: row[name] for name in asked["request"]} for row in rows]
     order = sorted(range(len(rows)), key=lambda row: repr(users[row]))
-    answers_BT = np.empty((len(rows), len(scorer.tasks)), np.float32)
+    answers_BT = np.empty((len(rows), len(scorer.outputs)), np.float32)
     sizes = []
     for _, shown in groupby(order, key=lambda row: repr(users[row])):
         positions = list(shown)

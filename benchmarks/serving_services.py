@@ -54,7 +54,7 @@ class Way:
     tolerance: float = TOLERANCE
 
     def ask(self, request: Request) -> NDArray[np.float32]:
-        """answers_NT in request order. Raises RuntimeError where it is refused."""
+        """answers_NO in request order. Raises RuntimeError where it is refused."""
         url = self.server.url + self.path
         answer = httpx.post(url, json=self.encode(request), trust_env=False, timeout=60)
         if answer.status_code != 200:
@@ -130,14 +130,14 @@ class Services:
         """The largest difference of any way's answers from the usual service's. Raises RuntimeError where one answers
         otherwise: there is nothing to compare then."""
         request = columnar_request(candidates, 0)
-        expected_NT = self.ways[USUAL].ask(request)
+        expected_NO = self.ways[USUAL].ask(request)
         largest = 0.0
         for name, way in self.ways.items():
-            answers_NT = way.ask(request)
-            fault = disagreement(expected_NT, answers_NT, way.tolerance)
+            answers_NO = way.ask(request)
+            fault = disagreement(expected_NO, answers_NO, way.tolerance)
             if fault is not None:
                 raise RuntimeError(f"{name} answers {candidates} candidates otherwise than {USUAL}: {fault}")
-            largest = max(largest, float(np.abs(answers_NT - expected_NT).max()))
+            largest = max(largest, float(np.abs(answers_NO - expected_NO).max()))
         return largest
 
     def _uvicorn(self, app: str) -> Server:

@@ -69,13 +69,13 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
         end("user part")
         rows_ND = module.candidate_rows(*block_tensors(block))
         end("look-ups")
-        answers_NT = network(rows_ND, sums_1F).numpy()
+        answers_NO = network(rows_ND, sums_1F).numpy()
         end("network")
-        score_N = value_model.score(answers_NT)
+        score_N = value_model.score(answers_NO)
         end("value model")
         metrics.observe(scored, DEFAULT, score_N)
         end("metrics")
-        write(head, question, scorer.tasks, score_N, answers_NT)
+        write(head, question, scorer.outputs, score_N, answers_NO)
         end("answer")
         return spent
 

@@ -77,9 +77,9 @@ def make_app() -> FastAPI:
     @app.post("/rank")
     def rank(question: Question) -> Answer:
         user = inputs_of([question.user], USER_IDS, USER_LISTS, USER_NUMBERS)
-        answers_NT = as_trained(user, inputs_of(question.candidates, IDS, LISTS, []))
+        answers_NO = as_trained(user, inputs_of(question.candidates, IDS, LISTS, []))
         ranked = []
-        for candidate, answers in zip(question.candidates, answers_NT.tolist(), strict=True):
+        for candidate, answers in zip(question.candidates, answers_NO.tolist(), strict=True):
             tasks = dict(zip(TASKS, answers, strict=True))
             ranked.append(Ranked(id=candidate.id, score=sum(answers), tasks=tasks))  # type: ignore[attr-defined]
         ranked.sort(key=lambda row: row.score, reverse=True)

@@ -5,7 +5,7 @@ array with each mapped task's answers mapped by an increasing function, so that 
 at export, on the validation split: of probabilities where that is asked for (training/evaluate/calibration.py), of
 quantities that are learned on a transformed scale always (training/evaluate/label_means.py). Part of the artifact.
 
-Shapes: N candidates, T tasks. Probabilities are in [0, 1], quantities >= 0. 0 stays 0, and a probability of 1 stays 1.
+Shapes: N candidates, O outputs. Probabilities are in [0, 1], quantities >= 0. 0 stays 0, a probability of 1 stays 1.
 """
 
 from collections.abc import Mapping
@@ -117,12 +117,12 @@ class Calibration(StrictModel):
         return {places[name]: mapping for name, mapping in self.tasks.items()}
 
 
-def calibrated(answers_NT: NDArray[np.float32], mappings: AnswerMaps) -> NDArray[np.float32]:
-    """A copy of answers_NT, the mapped tasks' answers mapped. NaN stays NaN."""
-    answers_NT = answers_NT.copy()
+def calibrated(answers_NO: NDArray[np.float32], mappings: AnswerMaps) -> NDArray[np.float32]:
+    """A copy of answers_NO, the mapped tasks' answers mapped. NaN stays NaN."""
+    answers_NO = answers_NO.copy()
     for position, mapping in mappings.items():
-        answers_NT[:, position] = mapping(answers_NT[:, position].astype(np.float64))
-    return answers_NT
+        answers_NO[:, position] = mapping(answers_NO[:, position].astype(np.float64))
+    return answers_NO
 
 
 def read_calibration(artifact: Artifact) -> AnswerMaps:

@@ -2,7 +2,7 @@
 
 `Ranker` is what training trains. model/export/scoring_module.py is the same network as it scores.
 
-Shapes: B rows, N candidates, T tasks, D columns of the dense row, H width of a representation.
+Shapes: B rows, N candidates, T tasks, O outputs, D columns of the dense row, H width of a representation.
 """
 
 import torch
@@ -51,7 +51,7 @@ class Tower(nn.Module):
 
 
 class Network(nn.Module):
-    """The dense part: rows_BD -> logits_BT."""
+    """The dense part: rows_BD -> logits_BO."""
 
     def __init__(self, config: NetworkConfig, input_width: int, num_tasks: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Network(nn.Module):
         self.towers = nn.ModuleList([Tower(self.fusion.output_width, config.tower) for _ in range(num_tasks)])
 
     def forward(self, rows_BD: Tensor) -> Tensor:
-        """logits_BT in task order. A regression task's logit is its standardised prediction."""
+        """logits_BO in task order. A regression task's logit is its standardised prediction."""
         fused_BTH = self.fusion(rows_BD)
         logits: list[Tensor] = []
         # unbind, not an index a task: its backward is one stack, an index's is a tensor of zeros for each task.
@@ -96,14 +96,14 @@ class Ranker(nn.Module):
         self.network = network
 
     def forward(self, request: BlockTensors, candidate: BlockTensors) -> Tensor:
-        """logits_BT of a batch. Both blocks have B rows."""
-        logits_BT: Tensor = self.network(self.embeddings(request, candidate))
-        return logits_BT
+        """logits_BO of a batch. Both blocks have B rows."""
+        logits_BO: Tensor = self.network(self.embeddings(request, candidate))
+        return logits_BO
 
 
 class Answers(nn.Module):
     """Logits -> answers in each task's unit: a probability, or a quantity from 0 to the task's upper bound, of
-    training labels. logits_NT -> answers_NT."""
+    training labels. logits_NO -> answers_NO."""
 
     offset_T: Tensor
     scale_T: Tensor
@@ -132,13 +132,13 @@ class Answers(nn.Module):
         self.register_buffer("is_regression_T", torch.tensor(is_regression))
         self.register_buffer("is_log_T", torch.tensor(is_log))
 
-    def forward(self, logits_NT: Tensor) -> Tensor:
-        """answers_NT."""
-        values_NT = logits_NT * self.scale_T + self.offset_T
+    def forward(self, logits_NO: Tensor) -> Tensor:
+        """answers_NO."""
+        values_NO = logits_NO * self.scale_T + self.offset_T
         # The bound comes last: it makes even an infinite logit a finite answer, and leaves NaN what it is.
-        quantities_NT = torch.where(self.is_log_T, torch.expm1(values_NT), values_NT)
-        quantities_NT = torch.minimum(quantities_NT.clamp(min=0.0), self.upper_T)
-        return torch.where(self.is_regression_T, quantities_NT, torch.sigmoid(values_NT))
+        quantities_NO = torch.where(self.is_log_T, torch.expm1(values_NO), values_NO)
+        quantities_NO = torch.minimum(quantities_NO.clamp(min=0.0), self.upper_T)
+        return torch.where(self.is_regression_T, quantities_NO, torch.sigmoid(values_NO))
 
 
 def row_width(schema: FeedSchema, block: Block) -> int:

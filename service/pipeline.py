@@ -3,7 +3,7 @@
 In: the body of POST /v1/rank, in a scoring thread. Out: the answer, or a Problem. /v2 reads and writes another form and
 takes the same steps between. A request has one user and many candidates; user and context are computed once.
 
-Shapes: N candidates, T tasks.
+Shapes: N candidates, O outputs.
 """
 
 import logging
@@ -95,7 +95,7 @@ class Ranking:
             except NonFiniteScoresError as error:
                 raise _not_finite(record, str(error)) from None
         both = (request_columns, candidate_columns)
-        self.hand_on(record, model, name, both, question, question, scored.answers_NT, score_N, len(body))
+        self.hand_on(record, model, name, both, question, question, scored.answers_NO, score_N, len(body))
         head = {
             "request_id": record.request_id,
             "model": model.name,
@@ -103,7 +103,7 @@ class Ranking:
             "value_model": name,
             "value_model_version": value_model.version,
         }
-        return Reply(write(head, question, model.scorer.tasks, score_N, scored.answers_NT, explanation))
+        return Reply(write(head, question, model.scorer.outputs, score_N, scored.answers_NO, explanation))
 
     def hand_on(
         self,
@@ -113,19 +113,19 @@ class Ranking:
         columns: tuple[Mapping[str, Column], Mapping[str, Column]],
         question: Question | None,
         asked: Asked,
-        answers_NT: NDArray[np.float32],
+        answers_NO: NDArray[np.float32],
         score_N: NDArray[np.float64],
         body_bytes: int,
     ) -> None:
         """Give a scored request to the shadow version, to drift and to the impression log, as far as each wants it.
 
         `columns` are the request's and the candidates', `asked` is what is logged of them."""
-        self.shadow.take_request(record, model, value_model, columns, question, answers_NT, score_N)
-        self.drift.take_request(model, columns, answers_NT, uses_catalogue=record.uses_catalogue)
+        self.shadow.take_request(record, model, value_model, columns, question, answers_NO, score_N)
+        self.drift.take_request(model, columns, answers_NO, uses_catalogue=record.uses_catalogue)
         if self.impressions is not None:
             scorer = model.scorer
             self.impressions.take_request(
-                record, asked, scorer.tasks, score_N, answers_NT, body_bytes, scorer.encoder.integers
+                record, asked, scorer.outputs, score_N, answers_NO, body_bytes, scorer.encoder.integers
             )
 
     def chosen(self, model: ServedModel, asked: str | None, path: str, record: RequestRecord) -> str:
@@ -156,7 +156,7 @@ class Ranking:
             self.store.recheck(model)
             raise _not_finite(record, str(error)) from None
         with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
-            score_N = model.value_models[value_model].score(scored.answers_NT)
+            score_N = model.value_models[value_model].score(scored.answers_NO)
         if not np.isfinite(score_N).all():
             raise _not_finite(record, f"value model '{value_model}' gave a combined score that is not finite")
         self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)

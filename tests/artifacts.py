@@ -95,8 +95,8 @@ def publish_artifact(
         ).block,
     ]
     with torch.inference_mode():
-        answers_NT = module(*(tensor for block in blocks for tensor in block_tensors(block))).numpy()
-    expected = {task.name: (answers_NT[:, t] + spoil).tolist() for t, task in enumerate(schema.tasks)}
+        answers_NO = module(*(tensor for block in blocks for tensor in block_tensors(block))).numpy()
+    expected = {task.name: (answers_NO[:, t] + spoil).tolist() for t, task in enumerate(schema.tasks)}
     reference = {
         task.name: {"edges": [0.0, 0.5, 1.0], "counts": [1, 1], "mean": 0.25 * (t + 1)}
         for t, task in enumerate(schema.tasks)

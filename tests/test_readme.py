@@ -43,7 +43,7 @@ def test_your_own_feed_works_as_written(tmp_path: Path, monkeypatch: pytest.Monk
         assert command[:3] == ["python", "-m", "training"]
         assert main(command[3:]) == 0
     scorer = Scorer.load(tmp_path / "models" / "podcasts" / "1")
-    assert scorer.tasks == ["play", "minutes"]
+    assert scorer.outputs == ["play", "minutes"]
     (tmp_path / FILE_NAME).write_text(value_models)
     assert ValueModels.from_yaml(tmp_path / FILE_NAME, scorer.domain).names == ["default", "careful", "custom"]
     # The data are made so that shows and listeners differ: a ranker that learned nothing would be at one half.

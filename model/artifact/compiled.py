@@ -7,7 +7,7 @@ it answers rightly.
 
 It has two functions: candidates by their columns, and by the sums that a catalogue has of them (in bfloat16).
 
-Shapes: N candidates, D their columns, F outputs over the raw row, T tasks.
+Shapes: N candidates, D their columns, F outputs over the raw row, O outputs.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class CompiledManifest(DerivedManifest):
 
 
 class CompiledAnswers:
-    """One function of a package: rows_ND or sums_NF, sums_1F -> answers_NT. As many threads as there are cores may call
+    """One function of a package: rows_ND or sums_NF, sums_1F -> answers_NO. As many threads as there are cores may call
     it at once, more wait. Raises OSError where there is no room for the package in the folder of temporary files."""
 
     def __init__(self, package: bytes, function: str = BY_COLUMNS) -> None:
@@ -65,10 +65,10 @@ class CompiledAnswers:
             self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), function, False, cores, -1)
 
     def __call__(self, candidates_NX: Tensor, sums_1F: Tensor) -> Tensor:
-        """answers_NT."""
+        """answers_NO."""
         if len(candidates_NX) > 1:
-            answers_NT: Tensor = self._loader.run([candidates_NX, sums_1F])[0]
-            return answers_NT
+            answers_NO: Tensor = self._loader.run([candidates_NX, sums_1F])[0]
+            return answers_NO
         # The code is made for two candidates or more: torch.export takes 1 to be a size of its own.
         return self(candidates_NX.expand(2, -1).contiguous(), sums_1F)[:1]
 

@@ -9,7 +9,7 @@ which is 0 where nothing changed. A value above .1 is commonly read as a shift, 
 about equal shares. Ids are binned by how frequent their rows were: those of one bin made up a tenth together, the rows
 beyond MOST_ROWS and those never seen share the last one, the OOV row (and an empty list) has the first.
 
-Shapes: V values, K bins.
+Shapes: V values, K bins, O outputs of the ranker.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,33 +115,33 @@ class FeatureReference(StrictModel):
 
 
 class Reference:
-    """Both of one artifact: `means_T` of the answers, `scores` by task, `features` where the artifact has them."""
+    """Both of one artifact: `means_O` of the answers, `scores` by output, `features` where the artifact has them."""
 
     def __init__(
-        self, means_T: NDArray[np.float64], scores: dict[str, NumberBins], features: FeatureReference | None
+        self, means_O: NDArray[np.float64], scores: dict[str, NumberBins], features: FeatureReference | None
     ) -> None:
-        self.means_T = means_T
+        self.means_O = means_O
         self.scores = scores
         self.features = features
 
     @classmethod
-    def read(cls, artifact: Artifact, tasks: Sequence[str]) -> "Reference":
-        """Raises ArtifactError naming the file that is no reference of these tasks."""
+    def read(cls, artifact: Artifact, outputs: Sequence[str]) -> "Reference":
+        """Raises ArtifactError naming the file that is no reference of these outputs."""
         place = artifact.path / REFERENCE
         histograms = artifact.read_json(REFERENCE)
         try:
-            means_T = np.array([float(histograms[task]["mean"]) for task in tasks])
-            scores = {task: of_scores(**_histogram(histograms[task])) for task in tasks}
+            means_O = np.array([float(histograms[output]["mean"]) for output in outputs])
+            scores = {output: of_scores(**_histogram(histograms[output])) for output in outputs}
         except (KeyError, TypeError, ValueError):
-            means_T, scores = np.array([np.nan]), {}
-        if not np.isfinite(means_T).all():
-            raise ArtifactError(f"{place}: needs a finite `mean` and a histogram of every task: {', '.join(tasks)}")
+            means_O, scores = np.array([np.nan]), {}
+        if not np.isfinite(means_O).all():
+            raise ArtifactError(f"{place}: needs a finite `mean` and a histogram of every output: {', '.join(outputs)}")
         if REFERENCE_FEATURES not in artifact.manifest.files:
-            return cls(means_T, scores, None)
+            return cls(means_O, scores, None)
         place = artifact.path / REFERENCE_FEATURES
         try:
             return cls(
-                means_T, scores, FeatureReference.from_mapping(artifact.read_json(REFERENCE_FEATURES), str(place))
+                means_O, scores, FeatureReference.from_mapping(artifact.read_json(REFERENCE_FEATURES), str(place))
             )
         except ArtifactError:
             raise

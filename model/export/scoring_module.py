@@ -3,8 +3,8 @@
 User and context are embedded and multiplied once a request, and answers are in each task's own unit. TorchScript
 scripts it, and a process needs torch alone to run it.
 
-Shapes: N candidates, T tasks, K single-id features, L list features, V list values in all, D columns of the dense row,
-F outputs over the raw row (model/export/scoring_network.py).
+Shapes: N candidates, O outputs, K single-id features, L list features, V list values in all, D columns of the dense
+row, F outputs over the raw row (model/export/scoring_network.py).
 """
 
 import io
@@ -26,7 +26,7 @@ from model.schema import FeedSchema
 
 
 class ScoringModule(nn.Module):
-    """The exported module: one request block and N candidates -> answers_NT.
+    """The exported module: one request block and N candidates -> answers_NO.
 
     `forward` is the whole. Its steps: `request_sums` once a request, `candidate_rows`, then `answer`, which may be
     compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it.
@@ -61,10 +61,10 @@ class ScoringModule(nn.Module):
         lengths_LN: Tensor,
         numbers_ND: Tensor,
     ) -> Tensor:
-        """answers_NT: a probability per binary task, a quantity in the label's unit per regression task."""
+        """answers_NO: a probability per binary task, a quantity in the label's unit per regression task."""
         sums_1F = self.request_sums(request_ids_1K, request_values_V, request_lengths_L1, request_numbers_1D)
-        answers_NT: Tensor = self.answer(self.candidate_rows(ids_NK, values_V, lengths_LN, numbers_ND), sums_1F)
-        return answers_NT
+        answers_NO: Tensor = self.answer(self.candidate_rows(ids_NK, values_V, lengths_LN, numbers_ND), sums_1F)
+        return answers_NO
 
     @torch.jit.export
     def request_sums(self, ids_1K: Tensor, values_V: Tensor, lengths_L1: Tensor, numbers_1D: Tensor) -> Tensor:
@@ -91,19 +91,19 @@ class ScoringModule(nn.Module):
 
     @torch.jit.export
     def answer_sums(self, sums_NF: Tensor, sums_1F: Tensor) -> Tensor:
-        """answers_NT of the candidates' sums, of any floating type, and the request's."""
-        answers_NT: Tensor = self.answer.answers(self.answer.network.from_sums(sums_NF, sums_1F))
-        return answers_NT
+        """answers_NO of the candidates' sums, of any floating type, and the request's."""
+        answers_NO: Tensor = self.answer.answers(self.answer.network.from_sums(sums_NF, sums_1F))
+        return answers_NO
 
     @torch.jit.export
     def explained(self, rows_ND: Tensor, sums_1F: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """answers_NT, and by level weights_NGE: with which weight each expert was mixed into each unit."""
-        logits_NT, weights = self.answer.network.with_expert_weights(rows_ND, sums_1F)
-        return self.answer.answers(logits_NT), weights
+        """answers_NO, and by level weights_NGE: with which weight each expert was mixed into each unit."""
+        logits_NO, weights = self.answer.network.with_expert_weights(rows_ND, sums_1F)
+        return self.answer.answers(logits_NO), weights
 
 
 class CandidateAnswers(nn.Module):
-    """rows_ND, sums_1F -> answers_NT: all that is neither a look-up nor the request's alone, and what is compiled."""
+    """rows_ND, sums_1F -> answers_NO: all that is neither a look-up nor the request's alone, and what is compiled."""
 
     def __init__(self, network: ScoringNetwork, answers: Answers) -> None:
         super().__init__()
@@ -111,13 +111,13 @@ class CandidateAnswers(nn.Module):
         self.answers = answers
 
     def forward(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
-        """answers_NT."""
-        answers_NT: Tensor = self.answers(self.network(rows_ND, sums_1F))
-        return answers_NT
+        """answers_NO."""
+        answers_NO: Tensor = self.answers(self.network(rows_ND, sums_1F))
+        return answers_NO
 
 
 class SumsAnswers(nn.Module):
-    """sums_NF, sums_1F -> answers_NT: what is left of `CandidateAnswers` where a catalogue has the candidates' sums."""
+    """sums_NF, sums_1F -> answers_NO: what is left of `CandidateAnswers` where a catalogue has the candidates' sums."""
 
     def __init__(self, whole: CandidateAnswers) -> None:
         super().__init__()
@@ -125,9 +125,9 @@ class SumsAnswers(nn.Module):
         self.answers = whole.answers
 
     def forward(self, sums_NF: Tensor, sums_1F: Tensor) -> Tensor:
-        """answers_NT."""
-        answers_NT: Tensor = self.answers(self.network.from_sums(sums_NF, sums_1F))
-        return answers_NT
+        """answers_NO."""
+        answers_NO: Tensor = self.answers(self.network.from_sums(sums_NF, sums_1F))
+        return answers_NO
 
 
 def to_torchscript(module: nn.Module) -> torch.jit.ScriptModule:

@@ -1,12 +1,12 @@
 """The network as it scores: N candidates of one request, every fusion network computed by the same few large products.
 
 In: `rows_ND`, the candidates' columns, and `sums_1F`, what the request's columns add to every Linear that reads the raw
-row (`RequestSums`, once a request). Out: logits_NT. Made from a trained network's `frozen()`. Its weights are copied.
+row (`RequestSums`, once a request). Out: logits_NO. Made from a trained network's `frozen()`. Its weights are copied.
 Scripted by TorchScript in fp32, where experts are mixed by a batched product. With `is_compiled` written for a compiler
 that fuses elementwise steps, weights and activations in `dtype`, gates, sums and logits in fp32.
 
 Shapes: B 1 or N rows, N candidates, D columns of a raw row, K gate logits, E experts and G outputs of a level, H
-widths, F all outputs over the raw row (experts of every raw row, then the gates that read it), T tasks.
+widths, F all outputs over the raw row (experts of every raw row, then the gates that read it), O outputs.
 """
 
 import warnings
@@ -43,7 +43,7 @@ class RequestSums(nn.Module):
 
 
 class ScoringNetwork(nn.Module):
-    """rows_ND, sums_1F -> logits_NT. `towers` are each task's layers.
+    """rows_ND, sums_1F -> logits_NO. `towers` are each task's layers.
 
     The same in two steps, the first of which no request changes: `candidate_sums`, then `from_sums`."""
 
@@ -84,18 +84,18 @@ class ScoringNetwork(nn.Module):
         self.towers = nn.ModuleList([ScoringTower(layers, dtype) for layers in towers])
 
     def forward(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
-        """logits_NT in task order."""
+        """logits_NO in task order."""
         return self._mixed_logits(self._parts(rows_ND, sums_1F))[0]
 
     def with_expert_weights(self, rows_ND: Tensor, sums_1F: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """logits_NT, and for every level that mixes experts their weights [N, G, E] in its units. They are gates and
+        """logits_NO, and for every level that mixes experts their weights [N, G, E] in its units. They are gates and
         native weights together, or fixed."""
-        logits_NT, levels = self._mixed_logits(self._parts(rows_ND, sums_1F))
+        logits_NO, levels = self._mixed_logits(self._parts(rows_ND, sums_1F))
         weights: list[Tensor] = []
         for weights_BGE in levels:
             if weights_BGE.numel() > 0:
-                weights.append(weights_BGE.expand(logits_NT.shape[0], -1, -1))
-        return logits_NT, weights
+                weights.append(weights_BGE.expand(logits_NO.shape[0], -1, -1))
+        return logits_NO, weights
 
     def candidate_sums(self, rows_ND: Tensor) -> Tensor:
         """sums_NF, in `dtype`: what the candidates add to each output over the raw row. No request changes it."""
@@ -105,7 +105,7 @@ class ScoringNetwork(nn.Module):
         return side_by_side(sums)
 
     def from_sums(self, sums_NF: Tensor, sums_1F: Tensor) -> Tensor:
-        """logits_NT of the candidates' sums, of any floating type, and the request's."""
+        """logits_NO of the candidates' sums, of any floating type, and the request's."""
         sums_NF = sums_NF + sums_1F
         parts: list[Tensor] = []
         start = 0
@@ -134,7 +134,7 @@ class ScoringNetwork(nn.Module):
         return products
 
     def _mixed_logits(self, parts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """logits_NT of all that is over the raw row, and by level the weights of its experts, empty where it mixes
+        """logits_NO of all that is over the raw row, and by level the weights of its experts, empty where it mixes
         none. `parts` are written to."""
         units: list[Tensor] = []
         for part_NH in parts[: len(self.experts)]:

@@ -1,12 +1,12 @@
 """Many requests at once -> answers: what batch scoring computes, by the same scorer and the same module as a service.
 
 In: the request columns of R requests, the candidate columns of N candidates, and which request each belongs to. Out:
-answers_NT. A request's part is computed once, whatever its candidates, and so are equal candidates of equal requests.
+answers_NO. A request's part is computed once, whatever its candidates, and so are equal candidates of equal requests.
 By TorchScript all candidates go through the network together, each with its own request's sums. Compiled code is made
 for one request and is called for each.
 
 Shapes: R requests, N candidates, S distinct pairs of both, D columns of the dense row, F outputs over the raw row,
-T tasks, L list features, V list values, B rows of a block.
+O outputs, L list features, V list values, B rows of a block.
 """
 
 from collections.abc import Iterator, Mapping
@@ -59,7 +59,7 @@ def score_requests(
 def _by_request(
     scorer: Scorer, compiled: CompiledAnswers, requests: EncodedBlock, rows_ND: Tensor, request_of_N: Ids
 ) -> Tensor:
-    """answers_NT, request by request. Each one's sums are computed alone too, for in bfloat16 a last digit may become
+    """answers_NO, request by request. Each one's sums are computed alone too, for in bfloat16 a last digit may become
     visible."""
     order_N = torch.from_numpy(np.argsort(request_of_N, kind="stable"))
     counts_R = np.bincount(request_of_N, minlength=len(requests.numbers_BD)).tolist()
@@ -69,9 +69,9 @@ def _by_request(
         for part_ND, request in zip(parts, _each(requests), strict=True)
         if len(part_ND)
     ]
-    answers_NT = answers[0].new_empty(len(rows_ND), answers[0].shape[1])
-    answers_NT[order_N] = torch.cat(answers)
-    return answers_NT
+    answers_NO = answers[0].new_empty(len(rows_ND), answers[0].shape[1])
+    answers_NO[order_N] = torch.cat(answers)
+    return answers_NO
 
 
 def _each(block: EncodedBlock) -> Iterator[EncodedBlock]:

@@ -1,6 +1,6 @@
 """Artifact -> answers: the one scorer of the service, of golden requests and of batch scoring.
 
-In: the columns of a request's two blocks (user and context once, N candidates). Out: answers_NT, float32, a probability
+In: the columns of a request's two blocks (user and context once, N candidates). Out: answers_NO, float32, a probability
 per binary task and a quantity in the label's own unit per regression task, and what was missing or unknown.
 
 A scorer exists only for an artifact that answered its golden requests within tolerance. It scores by a compiled package
@@ -48,7 +48,7 @@ class NonFiniteScoresError(RuntimeError):
 class Scored(NamedTuple):
     """Answers of one request, and per feature how many values were missing or unknown to a vocabulary."""
 
-    answers_NT: NDArray[np.float32]
+    answers_NO: NDArray[np.float32]
     missing: dict[str, int]
     oov: dict[str, int]
 
@@ -73,13 +73,13 @@ class Scorer:
         self.artifact = artifact
         self.manifest = artifact.manifest
         self.schema = artifact.manifest.feed
-        self.tasks = [task.name for task in self.schema.tasks]
+        self.outputs = list(self.schema.outputs)
         # A golden request with its `expected` answers. `load` sets it too.
         self.example: dict[str, Any]
         self.domain: AnswerDomain  # set by `load`, once the golden requests verify
         self.encoder = encoder
         self.module = module
-        self.reference = Reference.read(artifact, self.tasks)
+        self.reference = Reference.read(artifact, self.outputs)
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
         # Replaced in one assignment when a newer generation verifies.
@@ -140,9 +140,9 @@ class Scorer:
     def score_values(
         self, user: Mapping[str, object], features: Mapping[str, Sequence[object]], rows: int
     ) -> NDArray[np.float32]:
-        """answers_NT of JSON values: `user` has one value per feature, `features` a column of `rows` values each."""
+        """answers_NO of JSON values: `user` has one value per feature, `features` a column of `rows` values each."""
         request = self.encoder.columns("request", {name: [value] for name, value in user.items()}, 1)
-        return self.score(request, self.encoder.columns("candidate", features, rows), rows).answers_NT
+        return self.score(request, self.encoder.columns("candidate", features, rows), rows).answers_NO
 
     def score(self, request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int) -> Scored:
         """Scores `rows` candidates (at least 1) for one user. Raises NonFiniteScoresError."""
@@ -207,7 +207,7 @@ class Scorer:
         return self.scored(answers, encoded_request, named.missing, named.oov)
 
     def _answers_named(self, request: tuple[torch.Tensor, ...], named: NamedCandidates) -> torch.Tensor:
-        """answers_NT of candidates of which the catalogue has some. Equal ones are computed once, by the catalogue's
+        """answers_NO of candidates of which the catalogue has some. Equal ones are computed once, by the catalogue's
         sums where one of them is in it."""
         block, rows_K, place_N = named.whole()
         encoded, found = named.encoded, distinct(block)
@@ -222,10 +222,10 @@ class Scorer:
             rows_ND = self.module.candidate_rows(*block_tensors(encoded))
             sums_NF = torch.cat([sums_NF.to(dtype), self.module.candidate_sums(rows_ND).to(dtype)])
         if self._compiled_sums is not None and sums_NF.dtype == torch.bfloat16:
-            answers_NT = self._compiled_sums(sums_NF, sums_1F)
+            answers_NO = self._compiled_sums(sums_NF, sums_1F)
         else:
-            answers_NT = self.module.answer_sums(sums_NF, sums_1F)
-        return spread(answers_NT, place_N)
+            answers_NO = self.module.answer_sums(sums_NF, sums_1F)
+        return spread(answers_NO, place_N)
 
     def explain(
         self, request: Mapping[str, Column], candidates: Mapping[str, Column] | NamedCandidates, rows: int
@@ -251,30 +251,30 @@ class Scorer:
         return self.scored(answers, encoded_request, missing, oov), levels
 
     def _answers(self, request: tuple[torch.Tensor, ...], candidates: EncodedBlock) -> torch.Tensor:
-        """answers_NT of the request's tensors and the candidates, by the engine of this scorer. Equal candidates are
+        """answers_NO of the request's tensors and the candidates, by the engine of this scorer. Equal candidates are
         computed once."""
         block, of_N = once(candidates)
-        answers_NT: torch.Tensor
+        answers_NO: torch.Tensor
         if self.compiled is None:
-            answers_NT = self.module(*request, *block_tensors(block))
+            answers_NO = self.module(*request, *block_tensors(block))
         else:
             sums_1F = self.module.request_sums(*request)
-            answers_NT = self.compiled(self.module.candidate_rows(*block_tensors(block)), sums_1F)
-        return answers_NT if of_N is None else spread(answers_NT, of_N)
+            answers_NO = self.compiled(self.module.candidate_rows(*block_tensors(block)), sums_1F)
+        return answers_NO if of_N is None else spread(answers_NO, of_N)
 
     def scored(
         self, answers: torch.Tensor, request: Encoded, missing: Mapping[str, int], oov: Mapping[str, int]
     ) -> Scored:
         """The module's answers calibrated, with what was missing and unknown. Raises NonFiniteScoresError."""
-        answers_NT = self.as_answered(answers)
-        if not np.isfinite(answers_NT).all():
+        answers_NO = self.as_answered(answers)
+        if not np.isfinite(answers_NO).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
-        return Scored(answers_NT, {**request.missing, **missing}, {**request.oov, **oov})
+        return Scored(answers_NO, {**request.missing, **missing}, {**request.oov, **oov})
 
     def as_answered(self, answers: torch.Tensor) -> NDArray[np.float32]:
         """The module's answers, calibrated."""
-        answers_NT: NDArray[np.float32] = answers.numpy()
-        return calibrated(answers_NT, self._calibration) if self._calibration else answers_NT
+        answers_NO: NDArray[np.float32] = answers.numpy()
+        return calibrated(answers_NO, self._calibration) if self._calibration else answers_NO
 
     def _take_compiled(self) -> None:
         """Scores by the compiled package from now on. Raises ArtifactError where it may not run or is not right."""
@@ -287,8 +287,8 @@ class Scorer:
             by_columns = zip(expected, self._golden_answers(), strict=True)
             by_sums = self._golden_answers_by_sums(self._compiled_sums)
             for number, pairs in enumerate(zip(by_columns, by_sums, strict=True)):
-                for expected_NT, answers_NT in pairs:
-                    fault = disagreement(expected_NT, answers_NT, manifest.tolerance)
+                for expected_NO, answers_NO in pairs:
+                    fault = disagreement(expected_NO, answers_NO, manifest.tolerance)
                     if fault is not None:
                         raise ArtifactError(f"{place}: golden request {number}: {fault}")
         except (RuntimeError, AttributeError, OSError, ArtifactError) as error:
@@ -341,13 +341,13 @@ class Scorer:
                 rows = len(candidates["id"])
                 if not rows:
                     raise ArtifactError(f"{place}: request {number} has no candidates")
-                answers_NT = self.score_values(request["user"], candidates["features"], rows)
-                for position, task in enumerate(self.tasks):
-                    expected_N = np.asarray(request["expected"][task], np.float64)
-                    error_N = np.abs(answers_NT[:, position] - expected_N) / np.maximum(1.0, np.abs(expected_N))
+                answers_NO = self.score_values(request["user"], candidates["features"], rows)
+                for position, output in enumerate(self.outputs):
+                    expected_N = np.asarray(request["expected"][output], np.float64)
+                    error_N = np.abs(answers_NO[:, position] - expected_N) / np.maximum(1.0, np.abs(expected_N))
                     if not error_N.max() <= tolerance:
                         raise ArtifactError(
-                            f"{place}: request {number}, task {task}: the answer is off by {error_N.max():.2g}, "
+                            f"{place}: request {number}, output {output}: the answer is off by {error_N.max():.2g}, "
                             f"tolerance {tolerance:g}"
                         )
         except ArtifactError:
@@ -360,17 +360,17 @@ class Scorer:
             raise ArtifactError(f"{self.artifact.path / RANKER}: cannot score ({error})") from None
 
 
-def disagreement(expected_NT: NDArray[np.float32], answers_NT: NDArray[np.float32], tolerance: float) -> str | None:
+def disagreement(expected_NO: NDArray[np.float32], answers_NO: NDArray[np.float32], tolerance: float) -> str | None:
     """Difference of answers from the expected ones, None if there is none. It is a score off by more than the tolerance
     (above 1, relative), or two candidates in another order although their scores differ by more than that."""
-    scale_NT = np.maximum(1.0, np.abs(expected_NT))
-    error = float((np.abs(answers_NT - expected_NT) / scale_NT).max())
+    scale_NO = np.maximum(1.0, np.abs(expected_NO))
+    error = float((np.abs(answers_NO - expected_NO) / scale_NO).max())
     if not error <= tolerance:
         return f"an answer is off by {error:.2g}, tolerance {tolerance:g}"
-    for task, (expected_N, got_N) in enumerate(zip(expected_NT.T, answers_NT.T, strict=True)):
-        apart_NN = expected_N[:, None] - expected_N[None, :] > tolerance * scale_NT[:, task, None]
+    for output, (expected_N, got_N) in enumerate(zip(expected_NO.T, answers_NO.T, strict=True)):
+        apart_NN = expected_N[:, None] - expected_N[None, :] > tolerance * scale_NO[:, output, None]
         if (apart_NN & (got_N[:, None] <= got_N[None, :])).any():
-            return f"task {task} ranks candidates in another order"
+            return f"output {output} ranks candidates in another order"
     return None
 
 

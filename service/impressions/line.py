@@ -9,7 +9,7 @@ the digits of the answer. In place of `user` and `candidates` there may be `"has
 "features"}`: XXH3-64 of the user, and of each candidate's id and features, as JSON without spaces, keys sorted, what is
 null left out.
 
-Shapes: N candidates, T tasks.
+Shapes: N candidates, O outputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,7 +89,7 @@ class Impression(NamedTuple):
     question: Asked
     tasks: Sequence[str]
     score_N: NDArray[np.float64]
-    answers_NT: NDArray[np.float32]
+    answers_NO: NDArray[np.float32]
     held_bytes: int
     integers: frozenset[str]
 
@@ -100,15 +100,15 @@ class Impression(NamedTuple):
         question: Asked,
         tasks: Sequence[str],
         score_N: NDArray[np.float64],
-        answers_NT: NDArray[np.float32],
+        answers_NO: NDArray[np.float32],
         body_bytes: int,
         integers: frozenset[str],
     ) -> "Impression":
         """The impression of a request that has just been scored."""
         held = (
-            body_bytes * (_COLUMNS_COST if question.rows is None else _ROWS_COST) + score_N.nbytes + answers_NT.nbytes
+            body_bytes * (_COLUMNS_COST if question.rows is None else _ROWS_COST) + score_N.nbytes + answers_NO.nbytes
         )
-        return cls(datetime.now(UTC), record, question, tasks, score_N, answers_NT, held, integers)
+        return cls(datetime.now(UTC), record, question, tasks, score_N, answers_NO, held, integers)
 
     def line(self, *, is_hashed: bool) -> bytes:
         """The line, with its end."""
@@ -126,7 +126,7 @@ class Impression(NamedTuple):
                 "catalogue": record.uses_catalogue,
                 **(_hashes(question, self.integers) if is_hashed else _values(question)),
                 "score": _as_answered(self.score_N),
-                "tasks": dict(zip(self.tasks, map(_as_answered, self.answers_NT.T), strict=True)),
+                "tasks": dict(zip(self.tasks, map(_as_answered, self.answers_NO.T), strict=True)),
             }
         )
         # Columns are passed on as the client wrote them; in JSON a line may break between values alone.

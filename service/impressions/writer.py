@@ -79,7 +79,7 @@ class ImpressionLog:
         question: Asked,
         tasks: Sequence[str],
         score_N: NDArray[np.float64],
-        answers_NT: NDArray[np.float32],
+        answers_NO: NDArray[np.float32],
         body_bytes: int,
         integers: frozenset[str],
     ) -> None:
@@ -87,7 +87,7 @@ class ImpressionLog:
 
         The sample goes by a hash of the request id: whoever sees the same id decides alike."""
         if falls_within(record.request_id, self._sample, IMPRESSION_SEED):
-            impression = Impression.of(record, question, tasks, score_N, answers_NT, body_bytes, integers)
+            impression = Impression.of(record, question, tasks, score_N, answers_NO, body_bytes, integers)
             record.after_answer.append(partial(self._put, impression))
 
     def _put(self, impression: Impression) -> None:

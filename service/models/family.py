@@ -237,7 +237,7 @@ class ModelFamily:
         self.serving = Serving(served[str(default)], served, labels)
         if labels.shadow is not None:
             scorer = served[str(labels.shadow)].scorer
-            self._metrics.shadow.add_version(self.name, scorer.version, scorer.tasks)
+            self._metrics.shadow.add_version(self.name, scorer.version, scorer.outputs)
         for version in self._loaded.keys() - needed:
             self._loaded[version].retire()
             self._note(version, VersionState("waiting" if version > default else "retired"))

@@ -97,7 +97,7 @@ class OpenInference:
                 record.request_id = inference.id
             model = self._store.find(asked["name"], asked.get("version"), record.request_id)
             value_model = ranking.chosen(model, inference.value_model, "parameters.value_model", record)
-            outputs = chosen_outputs(inference, model.scorer.tasks)
+            outputs = chosen_outputs(inference, model.scorer.outputs)
             request_columns, candidate_columns, rows = columns(inference, model.scorer.encoder, ranking.max_candidates)
             record.know_candidates(rows)
             scored, score_N = ranking.scores(
@@ -109,9 +109,9 @@ class OpenInference:
             )
             both = (request_columns, candidate_columns)
             asked_for = Tensors(*both, rows)
-            ranking.hand_on(record, model, value_model, both, None, asked_for, scored.answers_NT, score_N, len(body))
+            ranking.hand_on(record, model, value_model, both, None, asked_for, scored.answers_NO, score_N, len(body))
             score = score_N.astype(np.float32)  # which holds it: no value model is accepted whose scores are beyond
-            values = dict(zip(model.scorer.tasks, scored.answers_NT.T, strict=True))
+            values = dict(zip(model.scorer.outputs, scored.answers_NO.T, strict=True))
             return write(_head(model, value_model, inference.id), outputs, {**values, SCORE: score})
 
         await self._respond(scope, receive, send, answer)
@@ -134,7 +134,7 @@ class OpenInference:
             "versions": [entry["version"] for entry in versions if entry["state"] == "ready"],
             "platform": _PLATFORMS[scorer.engine],
             "inputs": metadata_inputs(scorer.encoder),
-            "outputs": metadata_outputs(scorer.tasks),
+            "outputs": metadata_outputs(scorer.outputs),
         }
 
 

@@ -3,7 +3,7 @@
 In: a question and its scores in request order. Out: JSON bytes. Descending score, ties by request order. orjson writes
 the arrays as they are: no Python object is made for a score, and a float32 has the digits that tell it from any other.
 
-Shapes: N candidates, T tasks, K of them answered.
+Shapes: N candidates, O outputs, K of them answered.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def write(
     question: Question,
     tasks: Sequence[str],
     score_N: NDArray[np.float64],
-    answers_NT: NDArray[np.float32],
+    answers_NO: NDArray[np.float32],
     explanation: Explanation | None = None,
 ) -> bytes:
     """The answer's body: `head` (ids and versions), the ranked candidates, and `explain` where there is one."""
@@ -39,7 +39,7 @@ def write(
     names = question.ids
     ids = [names[position] for position in order_K.tolist()]
     score_K = score_N.take(order_K)
-    answers_TK = answers_NT.T.take(order_K, 1)
+    answers_TK = answers_NO.T.take(order_K, 1)
     candidates: Any = {"id": ids, "score": score_K, "tasks": dict(zip(tasks, answers_TK, strict=True))}
     if question.rows is not None:
         candidates = [

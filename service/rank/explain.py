@@ -5,7 +5,7 @@ candidate's score, by the value model's own rule (model/value_models/value_model
 answer at export; the weights with which the fusion network mixed its experts for every candidate; and how many values
 of each feature were missing, unknown, or lists cut to their length.
 
-Shapes: N candidates, K of them answered, T tasks of the ranker, G fused units and E experts of a fusion level.
+Shapes: N candidates, K of them answered, O outputs of the ranker, G fused units and E experts of a fusion level.
 """
 
 from collections.abc import Mapping
@@ -53,13 +53,13 @@ def explain(
 ) -> Explanation:
     """The explanation of a request's combined scores; `columns` are what the request says of its candidates, `named`
     what a catalogue does. Raises NonFiniteScoresError."""
-    answers_NT = scored.answers_NT
+    answers_NO = scored.answers_NO
     with np.errstate(all="ignore"):  # the next line is what looks for it
-        contributions = value_model.contributions(answers_NT, scorer.reference.means_T)
+        contributions = value_model.contributions(answers_NO, scorer.reference.means_O)
     if not all(np.isfinite(given_N).all() for given_N in contributions.values()):
         raise NonFiniteScoresError(f"value model '{value_model.name}' gave a contribution that is not finite")
     # A pass of its own, so that a request gets the same scores whether it asks for reasons or not, compiled or not.
-    _, levels = scorer.explain(request, columns if named is None else named, len(answers_NT))
+    _, levels = scorer.explain(request, columns if named is None else named, len(answers_NO))
     cut = _cut(scorer.schema, request, "request") | _cut(scorer.schema, columns, "candidate")
     counts = {"missing": scored.missing, "unknown": scored.oov, "cut": cut}
     inputs = {what: {name: count for name, count in by_name.items() if count} for what, by_name in counts.items()}

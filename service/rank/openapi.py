@@ -283,7 +283,7 @@ def example_request(model: ServedModel) -> dict[str, Any]:
 def example_answer(model: ServedModel) -> dict[str, Any]:
     """The model's answer to it at export, ranked by its default value model."""
     expected = model.scorer.example["expected"]
-    answers_TN = np.array([expected[task] for task in model.scorer.tasks], np.float32)
+    answers_TN = np.array([expected[task] for task in model.scorer.outputs], np.float32)
     value_model = model.value_models[DEFAULT]
     score_N = value_model.score(answers_TN.T)
     order_N = ranking(score_N, None)
@@ -297,7 +297,7 @@ def example_answer(model: ServedModel) -> dict[str, Any]:
         "candidates": {
             "id": [ids[position] for position in order_N.tolist()],
             "score": score_N[order_N].tolist(),
-            "tasks": dict(zip(model.scorer.tasks, answers_TN[:, order_N].tolist(), strict=True)),
+            "tasks": dict(zip(model.scorer.outputs, answers_TN[:, order_N].tolist(), strict=True)),
         },
     }
 

@@ -4,7 +4,7 @@ In: a line of the impression log. Out: the answers and combined scores that it h
 answers are computed anew only by another version than the logged one, scores only from other answers or by another
 value model; so what is equal does not move by rounding.
 
-Shapes: N candidates, T tasks.
+Shapes: N candidates, O outputs.
 """
 
 import os
@@ -103,16 +103,16 @@ class Rescoring:
             raise ValueError(f"no value model '{name}'; there are: {', '.join(self._value_models.names)}")
         value_model = self._value_models[name]
         is_logged_version = self.version is None or self.version == logged.model_version
-        answers_NT = self._logged_answers(logged) if is_logged_version else self._new_answers(logged)
+        answers_NO = self._logged_answers(logged) if is_logged_version else self._new_answers(logged)
         if is_logged_version and value_model.version == logged.value_model_version:
             score_N = np.array(logged.score)
         else:
             with np.errstate(all="ignore"):  # the next line is what looks for it
-                score_N = value_model.score(answers_NT)
+                score_N = value_model.score(answers_NO)
             if not np.isfinite(score_N).all():
                 raise ValueError(f"value model '{name}' gives a score that is not finite")
         self.value_models[logged.value_model, logged.value_model_version, name, value_model.version] += 1
-        return Rescored(score_N, dict(zip(self._tasks, answers_NT.T.astype(np.float64), strict=True)))
+        return Rescored(score_N, dict(zip(self._tasks, answers_NO.T.astype(np.float64), strict=True)))
 
     def _logged_answers(self, logged: Logged) -> NDArray[np.float32]:
         lacking = [task for task in self._tasks if task not in logged.tasks]
@@ -135,7 +135,7 @@ class Rescoring:
         encoder = self._scorer.encoder
         try:
             request, candidates = encoder.columns("request", user, 1), encoder.columns("candidate", features, rows)
-            return self._scorer.score(request, candidates, rows).answers_NT
+            return self._scorer.score(request, candidates, rows).answers_NO
         except (ColumnErrors, NonFiniteScoresError) as error:
             raise ValueError(str(error)) from None
 

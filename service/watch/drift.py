@@ -7,7 +7,7 @@ A thread of its own, of low priority, counts; no answer waits for it. What a req
 columns, so candidate features are then left out. The reference is of impressions, and requests are of candidates,
 which a ranker chose fewer of: what tells is the change of an index, not its height on the first day.
 
-Shapes: N candidates, T tasks.
+Shapes: N candidates, O outputs.
 """
 
 import logging
@@ -41,7 +41,7 @@ class _Sample(NamedTuple):
     model: ServedModel
     columns: tuple[Mapping[str, Column], Mapping[str, Column]]
     uses_catalogue: bool
-    answers_NT: NDArray[np.float32]
+    answers_NO: NDArray[np.float32]
 
 
 class Drift:
@@ -71,7 +71,7 @@ class Drift:
         self,
         model: ServedModel,
         columns: tuple[Mapping[str, Column], Mapping[str, Column]],
-        answers_NT: NDArray[np.float32],
+        answers_NO: NDArray[np.float32],
         *,
         uses_catalogue: bool = False,
     ) -> None:
@@ -81,7 +81,7 @@ class Drift:
             return
         self._next_at = now + 1 / SAMPLED_PER_SECOND
         with suppress(Full):
-            self._queue.put_nowait(_Sample(model, columns, uses_catalogue, answers_NT))
+            self._queue.put_nowait(_Sample(model, columns, uses_catalogue, answers_NO))
 
     def _work(self) -> None:
         nice(_NICENESS)
@@ -101,14 +101,14 @@ class Drift:
                 self._written_at = now
 
     def _count(self, sample: _Sample) -> None:
-        scorer, answers_NT = sample.model.scorer, sample.answers_NT
+        scorer, answers_NO = sample.model.scorer, sample.answers_NO
         reference = scorer.reference
         counted = {
             ("task", task): reference.scores[task].counts(answers_N)
-            for task, answers_N in zip(scorer.tasks, answers_NT.T, strict=True)
+            for task, answers_N in zip(scorer.outputs, answers_NO.T, strict=True)
         }
         if reference.features is not None:
-            rows = {"request": 1, "candidate": len(answers_NT)}
+            rows = {"request": 1, "candidate": len(answers_NO)}
             for block, columns in zip(BLOCKS, sample.columns, strict=True):
                 if block == "request" or not sample.uses_catalogue:
                     encoded = scorer.encoder.encode(block, columns, rows[block], as_served=True).block

@@ -8,7 +8,7 @@ it.
 The shadow version encodes the request's columns itself: features that its schema does not know are left out, and those
 that the request does not have take their defaults.
 
-Shapes: N candidates, T tasks.
+Shapes: N candidates, O outputs.
 """
 
 import logging
@@ -59,7 +59,7 @@ class ShadowRequest(NamedTuple):
     candidates: Mapping[str, Column]
     question: Question | None
     uses_catalogue: bool
-    answers_NT: NDArray[np.float32]
+    answers_NO: NDArray[np.float32]
     score_N: NDArray[np.float64]
 
 
@@ -95,7 +95,7 @@ class ShadowScoring:
         value_model: str,
         columns: tuple[Mapping[str, Column], Mapping[str, Column]],
         question: Question | None,
-        answers_NT: NDArray[np.float32],
+        answers_NO: NDArray[np.float32],
         score_N: NDArray[np.float64],
     ) -> None:
         """Score a request by the shadow once its answer has left, where there is one and the sample has its id.
@@ -106,7 +106,7 @@ class ShadowScoring:
         if not record.uses_catalogue and shadow.scorer.catalogue is None:
             question = None
         taken = ShadowRequest(
-            model, shadow, value_model, *columns, question, record.uses_catalogue, answers_NT, score_N
+            model, shadow, value_model, *columns, question, record.uses_catalogue, answers_NO, score_N
         )
         record.after_answer.append(partial(self._put, taken))
 
@@ -141,15 +141,15 @@ class ShadowScoring:
             return "skipped"
         scored = _scored(taken)
         with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
-            score_N = shadow.value_models[taken.value_model].score(scored.answers_NT)
+            score_N = shadow.value_models[taken.value_model].score(scored.answers_NO)
         if not np.isfinite(score_N).all():
             raise ValueError(f"value model '{taken.value_model}' gave a combined score that is not finite")
         self._metrics.observe(
             shadow.name,
             shadow.scorer.version,
             movement(taken.score_N, score_N),
-            dict(zip(taken.stable.scorer.tasks, taken.answers_NT.T, strict=True)),
-            dict(zip(shadow.scorer.tasks, scored.answers_NT.T, strict=True)),
+            dict(zip(taken.stable.scorer.outputs, taken.answers_NO.T, strict=True)),
+            dict(zip(shadow.scorer.outputs, scored.answers_NO.T, strict=True)),
             len(score_N),
         )
         return "scored"

@@ -67,12 +67,12 @@ def test_services_that_are_compared_answer_as_feedrank_does(
     rows = answer if isinstance(answer, list) else _rows(answer)
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
     by_id = {row["id"]: [row["tasks"][task] for task in TASKS] for row in rows}
-    got_NT = np.array([by_id[one] for one in request["candidates"]["id"]])
-    expected_NT = Scorer.load(artifact).score_values(request["user"], request["candidates"]["features"], candidates)
+    got_NO = np.array([by_id[one] for one in request["candidates"]["id"]])
+    expected_NO = Scorer.load(artifact).score_values(request["user"], request["candidates"]["features"], candidates)
     # float32 sums of some hundred products in another order; another candidate's answers are 1e-3 away.
-    np.testing.assert_allclose(got_NT, expected_NT, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(got_NO, expected_NO, rtol=0, atol=1e-6)
     if candidates > 1:
-        assert np.ptp(expected_NT, axis=0).min() > 1e-4
+        assert np.ptp(expected_NO, axis=0).min() > 1e-4
 
 
 def _rows(columns: dict[str, Any]) -> list[dict[str, Any]]:

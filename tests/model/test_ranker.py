@@ -96,8 +96,8 @@ def test_an_explained_answer_names_its_experts_and_their_weights() -> None:
         for stored in (module, scripted, again):
             sums_1F = stored.request_sums(*tensors(one))
             rows_ND = stored.candidate_rows(*tensors(candidates))
-            answers_NT, levels = stored.explained(rows_ND, sums_1F)
-            assert torch.equal(answers_NT, stored.answer(rows_ND, sums_1F))
+            answers_NO, levels = stored.explained(rows_ND, sums_1F)
+            assert torch.equal(answers_NO, stored.answer(rows_ND, sums_1F))
             torch.testing.assert_close(levels, expected, atol=1e-6, rtol=1e-6)
             tasks = [task.name for task in schema.tasks]
             for units, experts, weights_NGE in zip(stored.unit_names, stored.expert_names, levels, strict=True):

@@ -105,7 +105,7 @@ class Truth:
     def know(self, version: Path) -> None:
         """Loads a version and keeps its answers, a row for each candidate and a column for each task."""
         scorer = Scorer.load(version)
-        self.tasks = scorer.tasks
+        self.tasks = scorer.outputs
         features = TINY_REQUEST["candidates"]["features"]
         self._expected[scorer.version] = scorer.score_values(TINY_REQUEST["user"], features, 4)
 
@@ -116,12 +116,12 @@ class Truth:
         assert sorted(ranked["id"]) == sorted(TINY_REQUEST["candidates"]["id"])
         order = [TINY_REQUEST["candidates"]["id"].index(one) for one in ranked["id"]]
         version: str = content["model_version"]
-        expected_NT = self._expected[version][order]
-        found_NT = np.stack([ranked["tasks"][task] for task in self.tasks], axis=1)
+        expected_NO = self._expected[version][order]
+        found_NO = np.stack([ranked["tasks"][task] for task in self.tasks], axis=1)
         # The same float32 answers in decimal digits; quantities may be large, so relative where they are.
-        np.testing.assert_allclose(found_NT, expected_NT, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(found_NO, expected_NO, rtol=1e-6, atol=1e-6)
         # The built-in value model: the sum of the probabilities.
-        np.testing.assert_allclose(ranked["score"], expected_NT[:, :2].sum(axis=1, dtype=np.float64), atol=1e-6)
+        np.testing.assert_allclose(ranked["score"], expected_NO[:, :2].sum(axis=1, dtype=np.float64), atol=1e-6)
         assert ranked["score"] == sorted(ranked["score"], reverse=True)
         return version
 

@@ -21,8 +21,8 @@ def answers_of(version: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]
     (place,) = scorer.catalogue_generations()
     catalogue = scorer.open_catalogue(place)
     sums_NF = catalogue.sums(np.arange(catalogue.manifest.items))
-    answers_NT = scorer.score_values(TINY_REQUEST["user"], TINY_REQUEST["candidates"]["features"], 4)
-    return answers_NT, sums_NF.float().numpy()
+    answers_NO = scorer.score_values(TINY_REQUEST["user"], TINY_REQUEST["candidates"]["features"], 4)
+    return answers_NO, sums_NF.float().numpy()
 
 
 @pytest.mark.parametrize("cuts", [False, True], ids=["flips", "cuts"])

@@ -98,10 +98,10 @@ def alone(ask: Ask) -> NDArray[np.float64]:
 def among_others(ask: Ask) -> NDArray[np.float64]:
     """In parts of uneven sizes and in another order."""
     places = random.Random(5).sample(range(COUNT), COUNT)
-    answers_NT = np.empty((COUNT, len(TASKS)))
+    answers_NO = np.empty((COUNT, len(TASKS)))
     for part in (places[:3], places[3:20], places[20:]):
-        answers_NT[sorted(part)] = ranked(ask, chosen(part))
-    return answers_NT
+        answers_NO[sorted(part)] = ranked(ask, chosen(part))
+    return answers_NO
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +149,11 @@ def test_scores_are_the_same_by_any_worker_in_any_shape_alone_and_among_others(
     service: RunningService, models: Path
 ) -> None:
     features = REQUEST["candidates"]["features"]
-    expected_NT = Scorer.load(models / "tiny" / "1").score_values(REQUEST["user"], features, COUNT)
+    expected_NO = Scorer.load(models / "tiny" / "1").score_values(REQUEST["user"], features, COUNT)
     for worker in service.workers():
         with asking(service, worker) as ask:
             for way in (as_columns, as_rows, as_tensors, as_bytes, alone, among_others):
-                found_NT = way(ask)
+                found_NO = way(ask)
                 np.testing.assert_allclose(
-                    found_NT, expected_NT, rtol=TOLERANCE, atol=TOLERANCE, err_msg=f"{way.__name__} by {worker}"
+                    found_NO, expected_NO, rtol=TOLERANCE, atol=TOLERANCE, err_msg=f"{way.__name__} by {worker}"
                 )

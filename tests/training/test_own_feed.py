@@ -124,10 +124,10 @@ def test_a_music_feed_is_learned_by_configuration_alone(
         "track": ["träck-4", "träck-5", "unknown", None],
         "bpm": [110, 115.0, None, 90],
     }
-    answers_NT = scorer.score_values(request, features, 4)
-    assert answers_NT[0, 0] > 0.6 > 0.4 > answers_NT[1, 0]
-    assert 150 < answers_NT[0, 1] < 230
-    assert np.isfinite(answers_NT).all()
+    answers_NO = scorer.score_values(request, features, 4)
+    assert answers_NO[0, 0] > 0.6 > 0.4 > answers_NO[1, 0]
+    assert 150 < answers_NO[0, 1] < 230
+    assert np.isfinite(answers_NO).all()
     # An unknown track, a null and an absent column are one and the same to the ranker.
     one = scorer.score_values({"listener": "x"}, {"track": ["unknown"], "bpm": [120]}, 1)
     two = scorer.score_values({"listener": "x", "played": []}, {"track": [None]}, 1)
@@ -147,7 +147,7 @@ def test_one_number_and_one_task_without_any_table_are_a_feed(tmp_path: Path, ta
     tasks, scorer = train_to_export(tmp_path, config, *(part for change in changes for part in ("--set", change)))
     assert tasks["sale"]["auc"]["value"] > 0.8
     assert tasks["sale"]["gauc"]["value"] is None  # every row is its own group
-    answers_NT = scorer.score_values({}, {"price": [10, 50, 90]}, 3)
-    assert answers_NT[0, 0] > 0.85
-    assert answers_NT[1, 0] == pytest.approx(0.5, abs=0.2)
-    assert answers_NT[2, 0] < 0.15
+    answers_NO = scorer.score_values({}, {"price": [10, 50, 90]}, 3)
+    assert answers_NO[0, 0] > 0.85
+    assert answers_NO[1, 0] == pytest.approx(0.5, abs=0.2)
+    assert answers_NO[2, 0] < 0.15

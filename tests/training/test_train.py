@@ -144,18 +144,18 @@ def test_the_objective_is_the_weighted_mean_of_ne_and_relative_squared_error(fin
     table = read_splits(finished_run.config.data, finished_run.schema, ("validation",))["validation"]
     columns = columns_from_arrow(finished_run.schema, table)
     rows = Rows.encode(finished_run.schema, finished_run.encoder, table, columns, as_served=False)
-    logits_BT = predict(finished_run.best_ranker(), rows).astype(np.float64)
+    logits_BO = predict(finished_run.best_ranker(), rows).astype(np.float64)
     known = np.array(table.column("like_known").to_pylist())
     expected = []
     for position, (label, observed) in enumerate((("is_click", np.ones_like(known)), ("is_like", known))):
         labels = np.array(table.column(label).to_pylist(), float)[observed]
         base = log_loss(labels, np.full(len(labels), labels.mean()))
-        expected.append(log_loss(labels, expit(logits_BT[observed, position])) / base)
+        expected.append(log_loss(labels, expit(logits_BO[observed, position])) / base)
     logs = np.log1p(table.column("watch_ms").to_numpy())
     train_logs = np.log1p(
         read_splits(finished_run.config.data, finished_run.schema, ("train",))["train"].column("watch_ms").to_numpy()
     )
-    predicted = logits_BT[:, 2] * train_logs.std() + train_logs.mean()
+    predicted = logits_BO[:, 2] * train_logs.std() + train_logs.mean()
     expected.append(np.mean((predicted - logs) ** 2) / np.var(logs))
     # Targets are kept as float32.
     line = log_of(finished_run)[finished_run.summary()["best_epoch"] - 1]

@@ -38,7 +38,7 @@ from training.run.run import SUMMARY, Run, library_versions, read_json, write_js
 SPLITS: tuple[SplitName, ...] = ("validation", "test")
 
 Json = dict[str, Any]
-# network -> seed -> outputs_BT
+# network -> seed -> outputs_BO
 Outputs = dict[str, dict[int, NDArray[np.float32]]]
 
 
@@ -117,8 +117,8 @@ def _table(
         of_task: dict[str, dict[int, float]] = {name: {} for name in outputs}
         reason = None
         for name, by_seed in outputs.items():
-            for seed, outputs_BT in by_seed.items():
-                value, reason = task.measure(metric, outputs_BT, position)
+            for seed, outputs_BO in by_seed.items():
+                value, reason = task.measure(metric, outputs_BO, position)
                 if value is not None:
                     of_task[name][seed] = value
         if reason is not None:
@@ -156,7 +156,7 @@ def _over_users(
         of_tasks = {
             network: {
                 task.name: {
-                    seed: x_BT[task.rows_B, positions[task.name]].astype(np.float64) for seed, x_BT in by_seed.items()
+                    seed: x_BO[task.rows_B, positions[task.name]].astype(np.float64) for seed, x_BO in by_seed.items()
                 }
                 for task in tasks
             }

@@ -89,17 +89,17 @@ def write_tree_predictions(run: Run, split: SplitName) -> Path:
     tables = _tables(config, run.schema, ("train", split))
     reader = _reader(config, run.schema, tables["train"])
     common = reader.common(tables[split])
-    outputs_BT = np.empty((tables[split].num_rows, len(run.schema.tasks)), np.float32)
+    outputs_BO = np.empty((tables[split].num_rows, len(run.schema.tasks)), np.float32)
     constants = _constants(run)
     for position, task in enumerate(run.schema.tasks):
         if task.name in constants:
-            outputs_BT[:, position] = constants[task.name]
+            outputs_BO[:, position] = constants[task.name]
             continue
         targets = targets_of(task, tables["train"], config.data.weight)
         inputs = reader.with_encodings(common, targets, tables[split])
         answers_B = _answers(_load(run, task), inputs.inputs_BF)
-        outputs_BT[:, position] = answers_B if isinstance(task, BinaryTask) else np.maximum(answers_B, 0.0)
-    return keep_outputs(run.path, split, outputs_BT, truth_of(run, split))
+        outputs_BO[:, position] = answers_B if isinstance(task, BinaryTask) else np.maximum(answers_B, 0.0)
+    return keep_outputs(run.path, split, outputs_BO, truth_of(run, split))
 
 
 def tree_costs(runs: Sequence[Run]) -> dict[str, Any]:

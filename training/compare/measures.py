@@ -82,10 +82,10 @@ class TaskTruth:
     labels_B: Floats
     groups_B: NDArray[np.int64]
 
-    def measure(self, metric: str, outputs_BT: NDArray[np.float32], position: int) -> tuple[float | None, str | None]:
+    def measure(self, metric: str, outputs_BO: NDArray[np.float32], position: int) -> tuple[float | None, str | None]:
         """The metric of a network's outputs on this task, or None and why."""
         if not len(self.rows_B):
             return None, "no rows"
-        outputs_B = outputs_BT[self.rows_B, position].astype(np.float64)
+        outputs_B = outputs_BO[self.rows_B, position].astype(np.float64)
         value = METRICS[metric].value(self.labels_B, outputs_B, self.groups_B)
         return value, METRICS[metric].undefined if value is None else None

@@ -1,6 +1,6 @@
 """Answers of a cell on a split, kept as a file in its run folder, and their labels.
 
-predictions-<split>.npz holds outputs_BT (float32: logits of binary tasks, for regression the value on the scale that
+predictions-<split>.npz holds outputs_BO (float32: logits of binary tasks, for regression the value on the scale that
 is learned) and a fingerprint of the labels, so that answers are never compared with other data than they were made on.
 """
 
@@ -59,28 +59,28 @@ def rows_of(run: Run, split: SplitName) -> Rows:
 def write_predictions(run: Run, split: SplitName) -> Path:
     """Answers a split with the run's best ranker, and keeps the answers."""
     loaded = _split(run, split)
-    outputs_BT = predict(run.best_ranker(), loaded.rows)
+    outputs_BO = predict(run.best_ranker(), loaded.rows)
     for position, task in enumerate(run.schema.tasks):
         if isinstance(task, RegressionTask):
             scale = run.fitted.targets[task.name]
-            outputs_BT[:, position] = np.maximum(outputs_BT[:, position] * scale.scale + scale.mean, 0.0)
-    return keep_outputs(run.path, split, outputs_BT, loaded.truth)
+            outputs_BO[:, position] = np.maximum(outputs_BO[:, position] * scale.scale + scale.mean, 0.0)
+    return keep_outputs(run.path, split, outputs_BO, loaded.truth)
 
 
-def keep_outputs(folder: Path, split: SplitName, outputs_BT: NDArray[np.float32], truth: Truth) -> Path:
+def keep_outputs(folder: Path, split: SplitName, outputs_BO: NDArray[np.float32], truth: Truth) -> Path:
     """Writes a cell's outputs on a split, with the fingerprint of the labels that they answer."""
     content = io.BytesIO()
-    np.savez_compressed(content, outputs_BT=outputs_BT, fingerprint=np.array(truth.fingerprint))
+    np.savez_compressed(content, outputs_BO=outputs_BO, fingerprint=np.array(truth.fingerprint))
     path = prediction_file(folder, split)
     replace_file(path, (content.getbuffer(),))
     return path
 
 
 def read_predictions(path: Path, truth: Truth) -> NDArray[np.float32]:
-    """outputs_BT of a cell. Raises ValueError where the file is broken or was made on other data."""
+    """outputs_BO of a cell. Raises ValueError where the file is broken or was made on other data."""
     try:
         with np.load(path, allow_pickle=False) as content:
-            outputs_BT: NDArray[np.float32] = content["outputs_BT"]
+            outputs_BO: NDArray[np.float32] = content["outputs_BO"]
             fingerprint = str(content["fingerprint"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not readable ({error}); delete it and run compare again") from None
@@ -88,7 +88,7 @@ def read_predictions(path: Path, truth: Truth) -> NDArray[np.float32]:
         raise ValueError(
             f"{path}: was made on other data than is there now; delete the experiment's folder or choose another output"
         )
-    return outputs_BT
+    return outputs_BO
 
 
 def _split(run: Run, split: SplitName) -> _Split:

@@ -242,11 +242,11 @@ def _value(experiment: Experiment, config: TrainingConfig) -> float:
     """The verdict's metric of a run on the validation split, in the mean over the verdict's tasks."""
     run = Run.open(config.output)
     truth = truth_of(run, "validation")
-    outputs_BT = read_predictions(prediction_file(run.path, "validation"), truth)
+    outputs_BO = read_predictions(prediction_file(run.path, "validation"), truth)
     names = experiment.verdict_tasks(run.schema)
     metric = experiment.verdict.metric
     measured = [
-        task.measure(metric, outputs_BT, position)[0] for position, task in enumerate(truth.tasks) if task.name in names
+        task.measure(metric, outputs_BO, position)[0] for position, task in enumerate(truth.tasks) if task.name in names
     ]
     values = [value for value in measured if value is not None]
     if not values:

@@ -3,7 +3,7 @@
 Answers are those that will be served: training_only features at their serving value, negative downsampling undone.
 Where negatives were sampled, each stands for 1 / rate impressions, in the fit and in what is reported.
 
-Shapes: N impressions with an observed label, K distinct probabilities, B blocks of equal rate.
+Shapes: N impressions with an observed label, O outputs, K distinct probabilities, B blocks of equal rate.
 """
 
 import logging
@@ -102,9 +102,9 @@ class _Seen:
 def _answers(run: Run, ranker: Ranker, table: pa.Table) -> Array:
     rows = Rows.encode(run.schema, run.encoder, table, columns_from_arrow(run.schema, table), as_served=True)
     with torch.no_grad():
-        answers_BT = Answers(run.schema, run.fitted)(torch.from_numpy(predict(ranker, rows)))
-    converted_BT: Array = answers_BT.numpy().astype(np.float64)
-    return converted_BT
+        answers_BO = Answers(run.schema, run.fitted)(torch.from_numpy(predict(ranker, rows)))
+    converted_BO: Array = answers_BO.numpy().astype(np.float64)
+    return converted_BO
 
 
 def _segments(column: pa.ChunkedArray) -> list[tuple[str, NDArray[np.bool_]]]:

@@ -69,8 +69,8 @@ def evaluate(run: Run, split: SplitName = "test", *, replicates: int = 500, wher
         "tasks": measure.all_tasks(logged[split], as_served=False),
     }
     if any(feature.side == "training_only" for feature in run.schema.features):
-        served_BT = logits_of(run, ranker, tables[split], as_served=True)
-        result["tasks_as_served"] = measure.all_tasks(served_BT, as_served=True)
+        served_BO = logits_of(run, ranker, tables[split], as_served=True)
+        result["tasks_as_served"] = measure.all_tasks(served_BO, as_served=True)
     if where is None:
         write_json(run.path / f"evaluation-{split}.json", result)
     return result
@@ -102,7 +102,7 @@ class _Measure:
     picked_B: NDArray[np.bool_]
     replicates: int
 
-    def all_tasks(self, logits_BT: Floats, *, as_served: bool) -> dict[str, Any]:
+    def all_tasks(self, logits_BO: Floats, *, as_served: bool) -> dict[str, Any]:
         """Metrics by task of the logits of the split's rows."""
         table = self.tables[self.split]
         groups_B = groups_of(self.run, table)
@@ -110,7 +110,7 @@ class _Measure:
         for position, task in enumerate(self.run.schema.tasks):
             labels_B, counts_B = labels_of(task, table), observed_of(task, table) & self.picked_B
             labels_N, groups_N = labels_B[counts_B], groups_B[counts_B]
-            logits_B = logits_BT[:, position]
+            logits_B = logits_BO[:, position]
             if isinstance(task, BinaryTask):
                 probabilities_N = expit(logits_B[counts_B])
                 found = asdict(

@@ -8,7 +8,7 @@ itself by cross-fitting, so that no row is measured by a map that saw its label.
 The map is the isotonic regression of about MOST_BINS bins of rows of near answers, scaled so that answers and labels
 have one sum. With few rows it becomes a single factor. benchmarks/label_means.py compares it with other estimates.
 
-Shapes: N rows whose label counts, K bins, B blocks of equal mean.
+Shapes: N rows whose label counts, O outputs, K bins, B blocks of equal mean (in logits: rows).
 """
 
 import logging
@@ -88,12 +88,12 @@ def label_means(
     if not tasks:
         return maps, about
     table = read_splits(run.config.data, run.schema, ("validation",))["validation"]
-    logits_BT = logits_of(run, ranker, table, as_served=as_served)
+    logits_BO = logits_of(run, ranker, table, as_served=as_served)
     for position, task in tasks:
         scale = run.fitted.targets[task.name]
         observed_B = observed_of(task, table)
         labels_N = labels_of(task, table)[observed_B]
-        answers_N = bare_answers(task, scale, logits_BT[observed_B, position])
+        answers_N = bare_answers(task, scale, logits_BO[observed_B, position])
         try:
             maps[task.name] = fit_label_mean(labels_N, answers_N, scale.upper)
         except NoLabelMeanError as error:
@@ -106,7 +106,7 @@ def label_means(
 
 
 def logits_of(run: Run, ranker: Ranker, table: pa.Table, *, as_served: bool) -> Array:
-    """logits_BT of a split's rows."""
+    """logits_BO of a split's rows."""
     columns = columns_from_arrow(run.schema, table)
     rows = Rows.encode(run.schema, run.encoder, table, columns, as_served=as_served)
     return predict(ranker, rows).astype(np.float64)

@@ -4,7 +4,7 @@ In: a ranker in training and the rows. Out: a line of the run's log (history.py)
 weighted mean over tasks of NE (binary) and of the squared error on the standardised scale (regression): both are 1 for
 a constant prediction, and lower is better.
 
-Shapes: B rows, T tasks.
+Shapes: B rows, T tasks, O outputs.
 """
 
 import itertools
@@ -63,15 +63,15 @@ class Validation:
         """A line of the log, in `epoch` (from 1); leaves the ranker in evaluation mode. Raises ValueError where an
         answer is not finite or no task can be measured."""
         run = self._run
-        logits_BT = predict(ranker, self._rows, ranks=self._ranks)
-        is_finite_B = np.isfinite(logits_BT).all(axis=1)
+        logits_BO = predict(ranker, self._rows, ranks=self._ranks)
+        is_finite_B = np.isfinite(logits_BO).all(axis=1)
         if not is_finite_B.all():
             rows_B = torch.from_numpy(np.flatnonzero(~is_finite_B))
             what = f"the answers are not finite after epoch {epoch}, {rows_seen:,} rows"
             raise diverged(
                 run, ranker, on_device(self._rows.take_batch(rows_B), self._ranks.device), "validation", what
             )
-        relative = relative_errors(run.schema, logits_BT, self._rows)
+        relative = relative_errors(run.schema, logits_BO, self._rows)
         line: dict[str, float] = {"epoch": epoch, "rows": rows_seen}
         for task, loss in zip(run.schema.tasks, train_losses_T.tolist(), strict=True):
             line[f"{TRAIN_LOSS}{task.name}"] = loss
@@ -115,7 +115,7 @@ def points_of_epoch(evaluations: int, rows: int, batch_size: int) -> dict[int, P
 
 
 def predict(ranker: Ranker, rows: Rows, batch_size: int = 8192, ranks: Ranks = ALONE) -> NDArray[np.float32]:
-    """logits_BT of all rows, in order; several processes share the rows out, and all get all answers."""
+    """logits_BO of all rows, in order; several processes share the rows out, and all get all answers."""
     ranker.eval()
     parts: list[NDArray[np.float32]] = []
     # Not inference_mode: fbgemm's CPU lookups have no kernel under it.
@@ -124,18 +124,18 @@ def predict(ranker: Ranker, rows: Rows, batch_size: int = 8192, ranks: Ranks = A
             rows_B = torch.arange(start, min(start + batch_size, len(rows)))
             batch = on_device(take_share(rows, rows_B, ranks.rank, ranks.world), ranks.device)
             own = share(len(rows_B), ranks.rank, ranks.world)
-            logits_BT = ranker(batch.request, batch.candidate)[: own.stop - own.start].float().cpu().numpy()
-            parts += ranks.gather(logits_BT)
+            logits_BO = ranker(batch.request, batch.candidate)[: own.stop - own.start].float().cpu().numpy()
+            parts += ranks.gather(logits_BO)
     return np.concatenate(parts)
 
 
-def relative_errors(schema: FeedSchema, logits_BT: NDArray[np.float32], rows: Rows) -> dict[str, float]:
+def relative_errors(schema: FeedSchema, logits_BO: NDArray[np.float32], rows: Rows) -> dict[str, float]:
     """Per task NE, or the mean squared error over the labels' variance; tasks without both labels are left out."""
     errors: dict[str, float] = {}
     for position, task in enumerate(schema.tasks):
         observed_B = rows.observed_BT[:, position].numpy() > 0
         targets_B = rows.targets_BT[:, position].numpy()[observed_B].astype(np.float64)
-        outputs_B = logits_BT[observed_B, position].astype(np.float64)
+        outputs_B = logits_BO[observed_B, position].astype(np.float64)
         if not len(targets_B) or targets_B.min() == targets_B.max():
             what = (
                 "has one label only" if isinstance(task, BinaryTask) else "has labels that float32 does not tell apart"

@@ -76,12 +76,12 @@ def compile_version(version: Path, sign_key: SigningKey | None = None, *, even_i
     answers: dict[str, Answer] = {"torchscript": scorer.module.answer}
     with torch.inference_mode():
         # As they are answered: a map to a label's mean may be steep, and widen what bfloat16 changes.
-        expected_NT = scorer.as_answered(scorer.module.answer(rows_ND, sums_1F))
+        expected_NO = scorer.as_answered(scorer.module.answer(rows_ND, sums_1F))
         dtypes: list[Dtype] = ["float32", *(["bfloat16"] if sets & set(BFLOAT16_SETS) else [])]  # type: ignore[list-item]
         for dtype in dtypes:
             files = _compile(_dense(scorer, dtype), rows_ND, sums_1F)
             compiled = CompiledAnswers(_packed({BY_COLUMNS: files}))
-            fault = disagreement(expected_NT, scorer.as_answered(compiled(rows_ND, sums_1F)), COMPILED_TOLERANCE)
+            fault = disagreement(expected_NO, scorer.as_answered(compiled(rows_ND, sums_1F)), COMPILED_TOLERANCE)
             if fault is not None:
                 log.warning("%s is left out: %s", dtype, fault)
                 continue
@@ -147,9 +147,9 @@ def _compile_sums(
         files = _compile(SumsAnswers(_dense(scorer, dtype)).eval(), sums_NF, sums_1F)
         compiled = CompiledAnswers(_packed({BY_SUMS: files}), BY_SUMS)
         torchscript: Answer = scorer.module.answer_sums
-        expected_NT = scorer.as_answered(torchscript(sums_NF, sums_1F))
-        answers_NT = scorer.as_answered(compiled(sums_NF, sums_1F))
-        if (fault := disagreement(expected_NT, answers_NT, COMPILED_TOLERANCE)) is not None:
+        expected_NO = scorer.as_answered(torchscript(sums_NF, sums_1F))
+        answers_NO = scorer.as_answered(compiled(sums_NF, sums_1F))
+        if (fault := disagreement(expected_NO, answers_NO, COMPILED_TOLERANCE)) is not None:
             raise ValueError(f"{scorer.artifact.path}: answers by sums, compiled in {dtype}: {fault}")
         answers: dict[str, Answer] = {"torchscript by sums": torchscript, f"{dtype} by sums": compiled}
         for rows in MEASURED_ROWS:

@@ -176,15 +176,15 @@ def _parity(
         (request, candidate), (as_trained, candidates) = blocks
         inputs = (*block_tensors(request), *block_tensors(candidate))
         with torch.no_grad():
-            logits_NT = ranker(_repeated(as_trained, count), BlockTensors(*block_tensors(candidates)))
-            eager_NT = module(*inputs)
-            for pair, answers_NT, expected_NT in (
-                ("eager against trained", eager_NT, module.answer.answers(logits_NT)),
-                ("scripted against eager", scripted(*inputs), eager_NT),
-                ("reloaded against eager", reloaded(*inputs), eager_NT),
+            logits_NO = ranker(_repeated(as_trained, count), BlockTensors(*block_tensors(candidates)))
+            eager_NO = module(*inputs)
+            for pair, answers_NO, expected_NO in (
+                ("eager against trained", eager_NO, module.answer.answers(logits_NO)),
+                ("scripted against eager", scripted(*inputs), eager_NO),
+                ("reloaded against eager", reloaded(*inputs), eager_NO),
             ):
-                error_NT = (answers_NT - expected_NT).abs() / expected_NT.abs().clamp(min=1.0)
-                worst[pair] = max(worst[pair], float(error_NT.max()))
+                error_NO = (answers_NO - expected_NO).abs() / expected_NO.abs().clamp(min=1.0)
+                worst[pair] = max(worst[pair], float(error_NO.max()))
     for pair, error in worst.items():
         # TorchRec's kernels sum in another order, and expm1 widens that; the exported module has no such excuse.
         limit = PARITY * (_unit_of_log(run.schema) if pair == "eager against trained" else 1.0)
@@ -261,8 +261,8 @@ def _answers(
         *block_tensors(encoder.encode("candidate", candidates, rows, as_served=True).block),
     )
     with torch.no_grad():
-        answers_NT = calibrated(module(*inputs).numpy(), mappings)
-    return {task.name: answers_NT[:, position].astype(float).tolist() for position, task in enumerate(schema.tasks)}
+        answers_NO = calibrated(module(*inputs).numpy(), mappings)
+    return {task.name: answers_NO[:, position].astype(float).tolist() for position, task in enumerate(schema.tasks)}
 
 
 def reference_scores(
@@ -274,11 +274,11 @@ def reference_scores(
     newest = table.slice(0, HISTOGRAM_ROWS)
     rows = Rows.encode(run.schema, run.encoder, newest, columns_from_arrow(run.schema, newest), as_served=True)
     with torch.no_grad():
-        answers_BT = module.answer.answers(torch.from_numpy(predict(ranker, rows))).numpy()
-    answers_BT = calibrated(answers_BT, mappings).astype(np.float64)
+        answers_BO = module.answer.answers(torch.from_numpy(predict(ranker, rows))).numpy()
+    answers_BO = calibrated(answers_BO, mappings).astype(np.float64)
     histograms = {}
     for position, task in enumerate(run.schema.tasks):
-        answers_B = answers_BT[:, position]
+        answers_B = answers_BO[:, position]
         low, high = (0.0, 1.0) if isinstance(task, BinaryTask) else np.quantile(answers_B, (0.001, 0.999))
         edges = np.linspace(low, high if high > low else low + 1.0, HISTOGRAM_BINS + 1)
         counts, _ = np.histogram(np.clip(answers_B, edges[0], edges[-1]), bins=edges)

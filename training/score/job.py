@@ -58,7 +58,7 @@ class Job:
         `auto` takes a compiled package only where rows are grouped: it is made for one request of many candidates."""
         scorer = Scorer.load(version, "torchscript" if engine == "auto" and group_by is None else engine, verify_key)
         combined = value_model_of(scorer, value_model)
-        if taken := [name for name in columns if name in answer_columns(scorer.tasks, prefix)]:
+        if taken := [name for name in columns if name in answer_columns(scorer.outputs, prefix)]:
             raise ValueError(f"--columns: '{taken[0]}' is a column of the answers; give those another --prefix")
         if twice := [name for name in columns if columns.count(name) > 1]:
             raise ValueError(f"--columns: '{twice[0]}' is named twice; name each column once")

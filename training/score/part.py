@@ -3,7 +3,7 @@
 Out: the columns that are carried through, `score` (the combined score) and `answer_<task>` for each task, after the
 job's prefix; null in rows that broke a rule. The file appears whole, and its footer says what it was made of (`found`).
 
-Shapes: B rows of a batch, N good ones, T tasks.
+Shapes: B rows of a batch, N good ones, O outputs.
 """
 
 import json
@@ -96,22 +96,22 @@ class PartScorer:
             good, bad = self._reader.read(table)
         except ValueError as error:
             raise ValueError(f"{places.file}: {error}") from None
-        tasks = len(self._scorer.tasks)
-        rows_N, answers_NT, score_N = np.zeros(0, np.int64), np.zeros((0, tasks), np.float32), np.zeros(0)
+        tasks = len(self._scorer.outputs)
+        rows_N, answers_NO, score_N = np.zeros(0, np.int64), np.zeros((0, tasks), np.float32), np.zeros(0)
         if good is not None:
             try:
                 scored = score_requests(self._scorer, good.requests, good.num_requests, good.columns, good.request_of_N)
                 with np.errstate(over="ignore", invalid="ignore"):  # the next lines look for it
-                    score_N = self._value_model.score(scored.answers_NT)
+                    score_N = self._value_model.score(scored.answers_NO)
                 if not np.isfinite(score_N).all():
                     raise NonFiniteScoresError(f"value model '{self._job.value_model}' gave a score that is not finite")
             except NonFiniteScoresError as error:
                 raise ValueError(f"{places.file}: {error}") from None
             missing.update(scored.missing)
             oov.update(scored.oov)
-            rows_N, answers_NT = good.rows_N, scored.answers_NT
-        names = answer_columns(self._scorer.tasks, self._job.prefix)
-        columns: list[NDArray[Any]] = [score_N, *answers_NT.T]
+            rows_N, answers_NO = good.rows_N, scored.answers_NO
+        names = answer_columns(self._scorer.outputs, self._job.prefix)
+        columns: list[NDArray[Any]] = [score_N, *answers_NO.T]
         spread = [_spread(values_N, rows_N, table.num_rows) for values_N in columns]
         return dict(zip(names, spread, strict=True)), bad
 

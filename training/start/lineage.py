@@ -89,5 +89,5 @@ def _errors(parent: Parent, run: Run) -> dict[str, float]:
     table = read_splits(run.config.data, schema, ("validation",))["validation"]
     encoder = FeatureEncoder(schema, parent.fitted.model_copy(update={"targets": run.fitted.targets}))
     rows = Rows.encode(schema, encoder, table, columns_from_arrow(schema, table), as_served=False)
-    logits_BT = predict(parent.ranker(), rows)[:, [places[task.name] for task in shared]]
-    return relative_errors(schema, logits_BT, rows)
+    logits_BO = predict(parent.ranker(), rows)[:, [places[task.name] for task in shared]]
+    return relative_errors(schema, logits_BO, rows)

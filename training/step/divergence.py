@@ -2,7 +2,7 @@
 
 In: the ranker as it failed and the rows that it failed on. Out: a `Diverged` for the user.
 
-Shapes: B rows, D columns of the dense row, N number features of a block, T tasks.
+Shapes: B rows, D columns of the dense row, N number features of a block, T tasks, O outputs.
 """
 
 from collections.abc import Iterator
@@ -84,13 +84,13 @@ def _first_not_finite(ranker: Ranker, batch: Batch, schema: FeedSchema) -> str:
         # A module's children end before it does, so the first name is that of the innermost.
         hooks = [module.register_forward_hook(look(name)) for name, module in ranker.network.named_modules()]
         try:
-            logits_BT = ranker.network(rows_BD)
+            logits_BO = ranker.network(rows_BD)
         finally:
             for hook in hooks:
                 hook.remove()
         if found:
             return f"the first value that is not finite is the output of {_words(found[0], schema)}"
-        losses_T = TaskLosses(schema)(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
+        losses_T = TaskLosses(schema)(logits_BO, batch.targets_BT, batch.observed_BT, batch.weights_B)
     for task, loss in zip(schema.tasks, losses_T, strict=True):
         if not torch.isfinite(loss):
             return f"all logits are finite, the loss of task '{task.name}' is not"

@@ -6,7 +6,7 @@ drew an action, and V the task's running mean, the action's advantage is R - V. 
 negative and by 1 - pi(a) where it is not, so that a policy slows down as it nears the simplex's edge. An optimizer of
 its own climbs the weighted advantages.
 
-Shapes: B rows, T tasks, M modules.
+Shapes: B rows, T tasks, O outputs, M modules.
 """
 
 from collections.abc import Sequence
@@ -111,21 +111,21 @@ class PolicyLearner:
 
     @torch.no_grad()
     def learn(
-        self, logits_BT: Tensor, targets_BT: Tensor, observed_BT: Tensor, row_weights_B: Tensor | None = None
+        self, logits_BO: Tensor, targets_BT: Tensor, observed_BT: Tensor, row_weights_B: Tensor | None = None
     ) -> None:
         """After the modules' step: rewards the routes that this step drew. Means are weighted where rows are."""
         if self._fusion is None or self._optimizer is None or self._fusion.is_warm_up:
             return
         counts_BT = observed_BT if row_weights_B is None else observed_BT * row_weights_B.unsqueeze(1)
-        self._optimizer.step(self._rewards(logits_BT.detach(), targets_BT), counts_BT)
+        self._optimizer.step(self._rewards(logits_BO.detach(), targets_BT), counts_BT)
 
-    def _rewards(self, logits_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def _rewards(self, logits_BO: Tensor, targets_BT: Tensor) -> Tensor:
         assert self._fusion is not None
         if self._fusion.config.reward == "correct":
-            return torch.where((logits_BT > 0) == (targets_BT > 0.5), 1.0, -1.0).double()
-        entropy_BT = functional.binary_cross_entropy_with_logits(logits_BT, targets_BT, reduction="none")
+            return torch.where((logits_BO > 0) == (targets_BT > 0.5), 1.0, -1.0).double()
+        entropy_BT = functional.binary_cross_entropy_with_logits(logits_BO, targets_BT, reduction="none")
         # A normal distribution of unit spread around the standardised prediction, up to a constant.
-        squared_BT = 0.5 * (logits_BT - targets_BT).square()
+        squared_BT = 0.5 * (logits_BO - targets_BT).square()
         return -torch.where(self._is_binary_T, entropy_BT, squared_BT).double()
 
     def state(self) -> dict[str, Any]:

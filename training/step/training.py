@@ -3,7 +3,7 @@
 In: the batches of an epoch, with their rows of the tables. Out: changed weights, and each task's loss. What a step
 changes is saved and restored here, so that a resumed run goes on bit for bit.
 
-Shapes: B rows, T tasks, D columns of the dense row.
+Shapes: B rows, T tasks, O outputs, D columns of the dense row.
 """
 
 from collections.abc import Callable
@@ -86,8 +86,8 @@ class Training:
         if not rows_BD.requires_grad:  # a feed of numbers alone; methods on gradients still look at the row
             rows_BD.requires_grad_()
         with autocast(self.run.config.precision, self._ranks.device):
-            logits_BT = self.ranker.network(rows_BD).float()
-        losses_T = self.losses(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
+            logits_BO = self.ranker.network(rows_BD).float()
+        losses_T = self.losses(logits_BO, batch.targets_BT, batch.observed_BT, batch.weights_B)
         total = self.balancing.total(losses_T)
         if not torch.isfinite(total):
             raise self._diverged(batch, f"the loss is not finite in {place}")
@@ -100,7 +100,7 @@ class Training:
         self.optimizers.step(self._ranks.sum_gradients)
         self.managed_ids.after_step(number, batch, self.optimizers)
         self.balancing.after_step()
-        self.policies.learn(logits_BT, batch.targets_BT, batch.observed_BT, batch.weights_B)
+        self.policies.learn(logits_BO, batch.targets_BT, batch.observed_BT, batch.weights_B)
         self._loss_sums_T += losses_T.detach().cpu()
         self.progress.step_in_epoch += 1
         return StepLosses(losses_T.detach(), total.detach())

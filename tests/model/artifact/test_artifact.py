@@ -83,7 +83,7 @@ def test_a_real_artifact_answers_its_golden_request(published: Path) -> None:
     candidates = TINY_REQUEST["candidates"]
     answers = scorer.score_values(TINY_REQUEST["user"], candidates["features"], len(candidates["id"]))
     [golden] = scorer.golden_requests()["requests"]
-    expected = np.stack([golden["expected"][task] for task in scorer.tasks], axis=1)
+    expected = np.stack([golden["expected"][task] for task in scorer.outputs], axis=1)
     np.testing.assert_allclose(answers, expected, rtol=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_an_explanation_gives_the_answers_and_what_they_are_mixed_of(published: 
     scored, levels = scorer.explain(request, columns, 4)
     expected = scorer.score(request, columns, 4)
     # The same steps in one call and apart.
-    np.testing.assert_allclose(scored.answers_NT, expected.answers_NT, rtol=1e-6)
+    np.testing.assert_allclose(scored.answers_NO, expected.answers_NO, rtol=1e-6)
     assert (scored.missing, scored.oov) == (expected.missing, expected.oov)
     tasks = ["click", "like", "play_time"]
     assert [level.units for level in levels] == [tasks, tasks]
@@ -283,7 +283,7 @@ def test_a_wrong_golden_answer_is_refused_and_named(copy: Path, value: float) ->
         golden["requests"][0]["expected"]["like"][2] += value
 
     change_golden(copy, spoil)
-    refused(copy, "request 0, task like: the answer is off by")
+    refused(copy, "request 0, output like: the answer is off by")
 
 
 @pytest.mark.parametrize("expected", [[0.5], [], [0.1] * 9, "x", None, {}])

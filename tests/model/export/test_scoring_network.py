@@ -82,8 +82,8 @@ def test_experts_are_mixed_by_the_weights_of_the_trained_network(name: str) -> N
     for count in (1, 9):
         rows = rows_of_one_request(count)
         with torch.no_grad():
-            logits_NT, levels = scoring.with_expert_weights(rows[:, candidate], sums([rows[:1, request]]))
-            torch.testing.assert_close(logits_NT, logits_of(network, towers, rows), rtol=TOLERANCE, atol=TOLERANCE)
+            logits_NO, levels = scoring.with_expert_weights(rows[:, candidate], sums([rows[:1, request]]))
+            torch.testing.assert_close(logits_NO, logits_of(network, towers, rows), rtol=TOLERANCE, atol=TOLERANCE)
             expected = expert_weights(network, rows)
         assert [weights.shape for weights in levels] == [weights.shape for weights in expected]
         for weights_NGE, expected_NGE in zip(levels, expected, strict=True):

@@ -115,21 +115,21 @@ def test_equal_candidates_get_the_same_bits(version: Path) -> None:
     scorer = Scorer.load(version)
     for rows in range(12, 40):  # kernels differ in where a product's last rows begin
         repeated = [*range(rows - 4), *range(4)]
-        answers_NT = scorer.score_values(TINY_REQUEST["user"], features_of(repeated), rows)
-        np.testing.assert_array_equal(answers_NT[-4:], answers_NT[:4])
-    answers_NT = scorer.score_values(TINY_REQUEST["user"], features_of(REPEATED), 100)
-    np.testing.assert_array_equal(answers_NT[96:], answers_NT[:4])
-    assert len(np.unique(answers_NT, axis=0)) == 96
+        answers_NO = scorer.score_values(TINY_REQUEST["user"], features_of(repeated), rows)
+        np.testing.assert_array_equal(answers_NO[-4:], answers_NO[:4])
+    answers_NO = scorer.score_values(TINY_REQUEST["user"], features_of(REPEATED), 100)
+    np.testing.assert_array_equal(answers_NO[96:], answers_NO[:4])
+    assert len(np.unique(answers_NO, axis=0)) == 96
     # The same candidates all over again: each answer stands twice, in its place.
-    twice_NT = scorer.score_values(TINY_REQUEST["user"], features_of([*range(96), *range(95, -1, -1)]), 192)
-    np.testing.assert_array_equal(twice_NT, np.concatenate([answers_NT[:96], answers_NT[95::-1]]))
+    twice_NO = scorer.score_values(TINY_REQUEST["user"], features_of([*range(96), *range(95, -1, -1)]), 192)
+    np.testing.assert_array_equal(twice_NO, np.concatenate([answers_NO[:96], answers_NO[95::-1]]))
 
 
 def test_reasons_of_equal_candidates_are_the_same(version: Path) -> None:
     scorer = Scorer.load(version)
     columns = scorer.encoder.columns("candidate", features_of(REPEATED), 100)
     scored, levels = scorer.explain({}, columns, 100)
-    np.testing.assert_array_equal(scored.answers_NT[96:], scored.answers_NT[:4])
+    np.testing.assert_array_equal(scored.answers_NO[96:], scored.answers_NO[:4])
     for level in levels:
         np.testing.assert_array_equal(level.weights_NGE[96:], level.weights_NGE[:4])
 
@@ -140,13 +140,13 @@ def test_batch_scoring_answers_equal_candidates_of_equal_requests_alike(version:
     rows = [*range(33), *range(33), *range(33), 0]
     columns = scorer.encoder.columns("candidate", features_of(rows), 100)
     request_of_N = np.array([n // 33 for n in range(99)] + [0])
-    answers_NT = score_requests(scorer, users, 3, columns, request_of_N).answers_NT
-    np.testing.assert_array_equal(answers_NT[66:99], answers_NT[:33])
-    np.testing.assert_array_equal(answers_NT[99], answers_NT[0])
-    assert (answers_NT[33:66] != answers_NT[:33]).any(axis=1).all()
+    answers_NO = score_requests(scorer, users, 3, columns, request_of_N).answers_NO
+    np.testing.assert_array_equal(answers_NO[66:99], answers_NO[:33])
+    np.testing.assert_array_equal(answers_NO[99], answers_NO[0])
+    assert (answers_NO[33:66] != answers_NO[:33]).any(axis=1).all()
     for user_id, part in ((17, slice(0, 33)), (18, slice(33, 66))):
-        alone_NT = scorer.score_values({"user_id": user_id}, features_of(list(range(33))), 33)
-        np.testing.assert_allclose(answers_NT[part], alone_NT, rtol=1e-5)
+        alone_NO = scorer.score_values({"user_id": user_id}, features_of(list(range(33))), 33)
+        np.testing.assert_allclose(answers_NO[part], alone_NO, rtol=1e-5)
 
 
 def test_a_catalogue_s_candidates_and_equal_ones_that_are_sent_get_the_same_bits(version: Path, tmp_path: Path) -> None:
@@ -167,14 +167,14 @@ def test_a_catalogue_s_candidates_and_equal_ones_that_are_sent_get_the_same_bits
     ids = [f"item-{n}" for n in known] + [f"sent-{n}" for n in said]
     named = scorer.name(ids, columns, {"topics": is_null_N})
     assert named is not None
-    answers_NT = scorer.score_named(request, named).answers_NT
+    answers_NO = scorer.score_named(request, named).answers_NO
     explained, levels = scorer.explain(request, named, len(ids))
-    for given_NX in (answers_NT, explained.answers_NT, *(level.weights_NGE for level in levels)):
+    for given_NX in (answers_NO, explained.answers_NO, *(level.weights_NGE for level in levels)):
         np.testing.assert_array_equal(given_NX[30:40], given_NX[:10])
         np.testing.assert_array_equal(given_NX[40:45], given_NX[:5])
         np.testing.assert_array_equal(given_NX[45:], given_NX[:3])
-    alone_NT = scorer.score_values({"user_id": 17}, values_of(items, list(range(30))), 30)
-    np.testing.assert_allclose(answers_NT[:30], alone_NT, rtol=1e-3, atol=1e-3)  # sums kept in bfloat16
+    alone_NO = scorer.score_values({"user_id": 17}, values_of(items, list(range(30))), 30)
+    np.testing.assert_allclose(answers_NO[:30], alone_NO, rtol=1e-3, atol=1e-3)  # sums kept in bfloat16
 
 
 def test_a_block_without_equal_rows_is_passed_on() -> None:

@@ -1,6 +1,6 @@
 """Every network as public code writes it, a module per expert and loops over tasks, with names of its own.
 
-In: a case of the contract suite. Out: `Plain`, rows_BD -> logits_BT, and `names_of`, the lines that map the project's
+In: a case of the contract suite. Out: `Plain`, rows_BD -> logits_BO, and `names_of`, the lines that map the project's
 names to its names. It knows the equations (SCIENCE is the papers'), and nothing of the project's modules.
 """
 
@@ -61,7 +61,7 @@ class Stage(nn.Module):
 
 
 class Plain(nn.Module):
-    """rows_BD -> logits_BT."""
+    """rows_BD -> logits_BO."""
 
     def __init__(self, case: Case, width: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Plain(nn.Module):
         return stage
 
     def forward(self, rows: Tensor) -> Tensor:
-        """logits_BT."""
+        """logits_BO."""
         fused = self._fused(rows)
         return torch.cat([head(x) for head, x in zip(self.heads, fused, strict=True)], dim=1)
 

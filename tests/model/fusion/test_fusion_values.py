@@ -50,11 +50,11 @@ def test_logits_behind_the_towers_are_those_of_the_equations(case: Case) -> None
     rows_BD, state = rows_of(8), numbers_of(network)
     fusion = {name.removeprefix("fusion."): value for name, value in state.items() if name.startswith("fusion.")}
     fused_BTH = fused_by_loops(case, fusion, rows_BD.double().numpy())
-    logits_BT = np.empty(fused_BTH.shape[:2])
-    for row, task in np.ndindex(*logits_BT.shape):
+    logits_BO = np.empty(fused_BTH.shape[:2])
+    for row, task in np.ndindex(*logits_BO.shape):
         hidden, last = [linear_of(state, f"towers.{task}.layers.{at}") for at in (0, 2)], f"towers.{task}.layers.4"
-        logits_BT[row, task] = (state[f"{last}.weight"] @ mlp(hidden, fused_BTH[row, task]) + state[f"{last}.bias"])[0]
-    np.testing.assert_allclose(network(rows_BD).detach().numpy(), logits_BT, atol=5e-6, rtol=0)
+        logits_BO[row, task] = (state[f"{last}.weight"] @ mlp(hidden, fused_BTH[row, task]) + state[f"{last}.bias"])[0]
+    np.testing.assert_allclose(network(rows_BD).detach().numpy(), logits_BO, atol=5e-6, rtol=0)
 
 
 @other_networks

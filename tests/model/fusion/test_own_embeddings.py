@@ -118,11 +118,11 @@ def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | No
     for count in (1, 2, 50):
         one, repeated, candidates = request_and_candidates(encoder, count, seed=count)
         with torch.no_grad():
-            logits_BT: Tensor = ranker(tensors(repeated), tensors(candidates))
+            logits_BO: Tensor = ranker(tensors(repeated), tensors(candidates))
             inputs = (*tensors(one), *tensors(candidates))
             got = module(*inputs)
             # TorchRec sums a list in its own order: some units in the last place, of quantities too.
-            torch.testing.assert_close(got, Answers(schema, encoder.fitted)(logits_BT), atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(got, Answers(schema, encoder.fitted)(logits_BO), atol=1e-6, rtol=1e-6)
             for _ in range(3):  # the executor optimises after its first runs
                 assert torch.equal(scripted(*inputs), got)
                 assert torch.equal(again(*inputs), got)

@@ -53,10 +53,10 @@ def test_no_way_of_scoring_leaves_it(version: Path) -> None:
     candidates = scorer.encoder.columns("candidate", features, rows)
     answers = [
         scorer.score_values(user, features, rows),
-        scorer.explain(request, candidates, rows)[0].answers_NT,
-        score_requests(scorer, request, 1, candidates, np.zeros(rows, np.int64)).answers_NT,
+        scorer.explain(request, candidates, rows)[0].answers_NO,
+        score_requests(scorer, request, 1, candidates, np.zeros(rows, np.int64)).answers_NO,
     ]
-    for answers_NT in answers:
-        play_time = answers_NT[:, 2]
+    for answers_NO in answers:
+        play_time = answers_NO[:, 2]
         assert play_time.min() >= 0
         assert play_time.max() == UPPER, "the logits are beyond it"

@@ -48,8 +48,8 @@ def test_main_path_over_http(tmp_path: Path) -> None:
         "default: {kind: weighted_sum, weights: {click: 1.0, like: -3.0, play_time: 0.01}}\n"
     )
     candidates = TINY_REQUEST["candidates"]
-    answers_NT = Scorer.load(version).score_values(TINY_REQUEST["user"], candidates["features"], 4).astype(np.float64)
-    score_N = answers_NT @ np.array([1.0, -3.0, 0.01])
+    answers_NO = Scorer.load(version).score_values(TINY_REQUEST["user"], candidates["features"], 4).astype(np.float64)
+    score_N = answers_NO @ np.array([1.0, -3.0, 0.01])
     order = np.argsort(-score_N)
     with RunningService(tmp_path) as service:
         service.wait_ready()
@@ -61,7 +61,7 @@ def test_main_path_over_http(tmp_path: Path) -> None:
         # The same float32 answers, written with all their digits; 1e-6 allows for the order of additions alone.
         np.testing.assert_allclose(ranked["score"], score_N[order[:3]], atol=1e-6)
         for position, task in enumerate(("click", "like", "play_time")):
-            np.testing.assert_allclose(ranked["tasks"][task], answers_NT[order[:3], position], atol=1e-6)
+            np.testing.assert_allclose(ranked["tasks"][task], answers_NO[order[:3], position], atol=1e-6)
         assert service.stop(signal.SIGTERM) == 0
         (line,) = service.log_lines("feedrank.requests")
         assert line["request_id"] == "r-1"
@@ -196,10 +196,10 @@ def test_a_newer_version_is_swapped_in_while_it_serves(tmp_path: Path) -> None:
         assert _answer(service)["model_version"] == "1"
         second = publish_artifact(tmp_path, seed=1)
         service.wait_for(lambda: _answer(service)["model_version"] == "2")  # every answer on the way is a 200
-        expected_NT = Scorer.load(second).score_values(TINY_REQUEST["user"], TINY_REQUEST["candidates"]["features"], 4)
+        expected_NO = Scorer.load(second).score_values(TINY_REQUEST["user"], TINY_REQUEST["candidates"]["features"], 4)
         answer = service.client.post("/v1/rank", json=TINY_REQUEST).json()
         by_id = dict(zip(answer["candidates"]["id"], answer["candidates"]["tasks"]["click"], strict=True))
-        np.testing.assert_allclose([by_id[i] for i in "abcd"], expected_NT[:, 0], atol=1e-6)
+        np.testing.assert_allclose([by_id[i] for i in "abcd"], expected_NO[:, 0], atol=1e-6)
         (entry,) = service.client.get("/v1/models").json()["models"]
         assert [(version["version"], version["state"]) for version in entry["versions"]] == [
             ("2", "ready"),

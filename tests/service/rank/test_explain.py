@@ -160,8 +160,8 @@ def test_a_contribution_that_is_not_finite_is_never_answered(tmp_path: Path, mon
     (tmp_path / "tiny" / "value_models.yaml").write_text(yaml.safe_dump({"default": definition}))
     # No task answers so, and so no artifact that export wrote has it as a mean.
     read = Reference.read
-    means_T = np.array([0.5, 2.0, 1.0])
-    monkeypatch.setattr(Reference, "read", lambda *of: Reference(means_T, read(*of).scores, read(*of).features))
+    means_O = np.array([0.5, 2.0, 1.0])
+    monkeypatch.setattr(Reference, "read", lambda *of: Reference(means_O, read(*of).scores, read(*of).features))
     with client_of(tmp_path) as client:
         assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
         refused = client.post("/v1/rank", json={**TINY_REQUEST, "explain": True})
@@ -180,6 +180,6 @@ def test_a_version_without_the_means_is_refused_by_name(tmp_path: Path, content:
         (folder / REFERENCE).write_text(content)
 
     with pytest.raises(
-        ArtifactError, match=rf"{REFERENCE}.*`mean` and a histogram of every task: click, like, play_time"
+        ArtifactError, match=rf"{REFERENCE}.*`mean` and a histogram of every output: click, like, play_time"
     ):
         Scorer.load(publish_small(tmp_path, write_files))

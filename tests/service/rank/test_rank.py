@@ -68,15 +68,15 @@ def ask(client: TestClient, request: dict[str, Any]) -> dict[str, Any]:
 def test_scores_are_the_scorer_s_in_both_shapes(client: TestClient, models: Path) -> None:
     candidates = TINY_REQUEST["candidates"]
     scorer = Scorer.load(models / "tiny" / "1")
-    answers_NT = scorer.score_values(TINY_REQUEST["user"], candidates["features"], 4).astype(np.float64)
-    score_N = answers_NT @ np.array(list(WEIGHTS.values()))
+    answers_NO = scorer.score_values(TINY_REQUEST["user"], candidates["features"], 4).astype(np.float64)
+    score_N = answers_NO @ np.array(list(WEIGHTS.values()))
     order = sorted(range(4), key=lambda n: -score_N[n])
 
     columns = ask(client, TINY_REQUEST)["candidates"]
     assert columns["id"] == [candidates["id"][n] for n in order]
     np.testing.assert_allclose(columns["score"], score_N[order], atol=TOLERANCE)
     for t, task in enumerate(TASKS):
-        np.testing.assert_allclose(columns["tasks"][task], answers_NT[order, t], atol=TOLERANCE)
+        np.testing.assert_allclose(columns["tasks"][task], answers_NO[order, t], atol=TOLERANCE)
 
     rows = ask(client, as_rows(TINY_REQUEST))["candidates"]
     assert [row["id"] for row in rows] == columns["id"]
@@ -137,9 +137,9 @@ def test_equal_candidates_keep_the_order_of_the_request(client: TestClient) -> N
 def test_what_is_left_out_takes_its_default(client: TestClient, models: Path) -> None:
     answer = ask(client, {"user": {}, "candidates": {"id": ["a"], "features": {}}})
     nulls = {"video_id": [None], "tag": [None], "topics": [None], "duration_ms": [None]}
-    expected_NT = Scorer.load(models / "tiny" / "1").score_values({}, nulls, 1)
+    expected_NO = Scorer.load(models / "tiny" / "1").score_values({}, nulls, 1)
     got = [answer["candidates"]["tasks"][task][0] for task in TASKS]
-    np.testing.assert_allclose(got, expected_NT[0], atol=TOLERANCE)
+    np.testing.assert_allclose(got, expected_NO[0], atol=TOLERANCE)
 
 
 def test_one_candidate_scores_as_it_does_among_others(client: TestClient) -> None:

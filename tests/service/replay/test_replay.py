@@ -153,11 +153,11 @@ def test_another_version_scores_anew(logged: tuple[Path, Path], tmp_path: Path) 
         scorer.score_values(line["user"], line["candidates"]["features"], len(line["score"])).astype(np.float64)
         for line in lines
     ]
-    taus, changes = _expected(lines, [answers_NT @ np.array(list(WEIGHTS.values())) for answers_NT in answers])
+    taus, changes = _expected(lines, [answers_NO @ np.array(list(WEIGHTS.values())) for answers_NO in answers])
     assert found["ranking"]["kendall_tau"]["mean"] == pytest.approx(np.mean(taus), abs=1e-9)
     assert found["ranking"]["first_changes"]["mean"] == pytest.approx(np.mean(changes), abs=1e-9)
     sides = ([answers_of(line) for line in lines], answers)
-    before, after = (np.mean([given_NT.mean(axis=0) for given_NT in side], axis=0) for side in sides)
+    before, after = (np.mean([given_NO.mean(axis=0) for given_NO in side], axis=0) for side in sides)
     for t, task in enumerate(WEIGHTS):
         shift = found["tasks"][task]
         assert shift["before"]["mean"] == pytest.approx(before[t], rel=1e-9)

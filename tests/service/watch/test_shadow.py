@@ -81,9 +81,9 @@ def answers_of(scorer: Scorer, request: dict[str, Any]) -> NDArray[np.float32]:
     return scorer.score_values(request["user"], request["candidates"]["features"], len(request["candidates"]["id"]))
 
 
-def ranks(answers_NT: NDArray[np.float32]) -> list[int]:
+def ranks(answers_NO: NDArray[np.float32]) -> list[int]:
     """The built-in value model: the sum of both binary tasks; best first, ties in request order."""
-    score = answers_NT[:, :2].astype(np.float64).sum(axis=1)
+    score = answers_NO[:, :2].astype(np.float64).sum(axis=1)
     return sorted(range(len(score)), key=lambda row: (-score[row], row))
 
 
@@ -126,7 +126,7 @@ def test_the_metrics_are_those_of_numpy(client: TestClient, models: Path) -> Non
             labels = {"model": "tiny", "version": "2", "task": name, "answered_by": answered_by}
             total = sample(client, "ranking_shadow_task_answers_total", **labels)
             # What one request and golden request are summed by may differ in the last digits of float32.
-            assert total == pytest.approx(sum(float(answers_NT[:, task].sum()) for answers_NT in answers), rel=1e-5)
+            assert total == pytest.approx(sum(float(answers_NO[:, task].sum()) for answers_NO in answers), rel=1e-5)
 
 
 def test_a_shadow_equal_to_stable_agrees_with_it(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_shadow_of_another_schema_takes_the_features_that_fit(tmp_path: Path) 
     request = requests_of(1, 8)[0]
     fitting = {name: request["candidates"]["features"][name] for name in ("video_id", "duration_ms")}
     user = {name: request["user"][name] for name in ("user_id", "country")}
-    expected_NT = Scorer.load(second).score_values(user, fitting, 8)
+    expected_NO = Scorer.load(second).score_values(user, fitting, 8)
     with client_of(tmp_path) as client:
         client.post("/v1/rank", json=request)
         until(lambda: sum(results(client).values()) == 1)
@@ -241,7 +241,7 @@ def test_a_shadow_of_another_schema_takes_the_features_that_fit(tmp_path: Path) 
         for task, column in (("click", 0), ("like", 1)):
             labels = {"model": "tiny", "version": "2", "task": task, "answered_by": "shadow"}
             total = sample(client, "ranking_shadow_task_answers_total", **labels)
-            assert total == pytest.approx(float(expected_NT[:, column].sum()), rel=1e-5)
+            assert total == pytest.approx(float(expected_NO[:, column].sum()), rel=1e-5)
 
 
 def test_candidates_of_a_catalogue_are_found_in_the_shadows_own(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_candidates_of_a_catalogue_are_found_in_the_shadows_own(tmp_path: Path) 
         labels = {"model": "tiny", "version": "2", "task": "click", "answered_by": "shadow"}
         before = sample(client, "ranking_shadow_task_answers_total", **labels)
         build_catalogue(second, path)
-        expected_NT = Scorer.load(second).score_values(request["user"], values_of(items, [*range(6)]), 6)
+        expected_NO = Scorer.load(second).score_values(request["user"], values_of(items, [*range(6)]), 6)
 
         asked = 2
 
@@ -275,4 +275,4 @@ def test_candidates_of_a_catalogue_are_found_in_the_shadows_own(tmp_path: Path) 
         scored = results(client)["scored"] - 1
         total = sample(client, "ranking_shadow_task_answers_total", **labels) - before
         # The catalogue's sums may be kept in bfloat16.
-        assert total == pytest.approx(scored * float(expected_NT[:, 0].sum()), rel=1e-2)
+        assert total == pytest.approx(scored * float(expected_NO[:, 0].sum()), rel=1e-2)

@@ -87,8 +87,8 @@ def test_two_networks_and_two_seeds(feed: Path, capsys: pytest.CaptureFixture[st
     clicks = table.column("is_click").to_numpy()[table.column("day").to_numpy() == 6]
     aucs: dict[str, list[float]] = {}
     for network in ("bottom", "adatt"):
-        outputs = [np.load(feed / f"out/clips/{network}/seed-{s}/predictions-test.npz")["outputs_BT"] for s in (0, 1)]
-        aucs[network] = [float(roc_auc_score(clicks, outputs_BT[:, 0])) for outputs_BT in outputs]
+        outputs = [np.load(feed / f"out/clips/{network}/seed-{s}/predictions-test.npz")["outputs_BO"] for s in (0, 1)]
+        aucs[network] = [float(roc_auc_score(clicks, outputs_BO[:, 0])) for outputs_BO in outputs]
         entry = dataset["tables"]["test"]["auc"]["click"][network]
         # Both are exact counts of pairs, in float64.
         assert list(entry["values"].values()) == pytest.approx(aucs[network], abs=1e-12)
@@ -247,7 +247,7 @@ def test_worker_processes_give_the_same_answers(feed: Path) -> None:
     compare(load(file, {"seeds": 1, "processes": 2, "output": str(feed / "parallel")}))
     for network in ("bottom", "adatt"):
         place = f"clips/{network}/seed-0/predictions-test.npz"
-        one, other = (np.load(feed / out / place)["outputs_BT"] for out in ("out", "parallel"))
+        one, other = (np.load(feed / out / place)["outputs_BO"] for out in ("out", "parallel"))
         np.testing.assert_array_equal(one, other)
 
 

@@ -66,8 +66,8 @@ def test_finite_space_is_tried_point_by_point_and_the_best_on_validation_is_trai
         aucs = []
         for seed in (10_000, 10_001):
             kept = np.load(feed / f"out/search/clips/ple/trial-{trial}/seed-{seed}/predictions-validation.npz")
-            outputs_BT = kept["outputs_BT"]
-            both = roc_auc_score(clicks, outputs_BT[:, 0]), roc_auc_score(likes[seen], outputs_BT[seen, 1])
+            outputs_BO = kept["outputs_BO"]
+            both = roc_auc_score(clicks, outputs_BO[:, 0]), roc_auc_score(likes[seen], outputs_BO[seen, 1])
             aucs.append(statistics.fmean(both))
         expected.append(statistics.fmean(aucs))
     found = found_in(feed)

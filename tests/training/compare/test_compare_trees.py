@@ -39,7 +39,7 @@ def with_settings(**settings: Any) -> dict[str, Any]:
 
 
 def outputs(folder: Path, seed: int = 0, split: str = "test") -> Any:
-    return np.load(folder / f"out/clips/trees/seed-{seed}/predictions-{split}.npz")["outputs_BT"]
+    return np.load(folder / f"out/clips/trees/seed-{seed}/predictions-{split}.npz")["outputs_BO"]
 
 
 def labels(column: str, day: int) -> Any:
@@ -126,7 +126,7 @@ def test_rows_behind_a_mask_and_of_weight_zero_teach_nothing(feed: Path) -> None
         pq.write_table(table.append_column("weight", [weight]), feed / "data" / "all.parquet")
         compare(load(file_of(feed, set={"data": data}, output=str(feed / f"out{flipped}")), {"seeds": 1}))
         kept = feed / f"out{flipped}/clips/trees/seed-0/predictions-validation.npz"
-        answers.append(np.load(kept)["outputs_BT"])
+        answers.append(np.load(kept)["outputs_BO"])
     np.testing.assert_array_equal(answers[0][:, :2], answers[1][:, :2])
 
 
@@ -206,5 +206,5 @@ def test_trees_and_networks_learn_the_tasks_that_are_named(feed: Path) -> None:
     alone = outputs(feed)
     assert alone.shape[1] == 2
     compare(load(file_of(feed, seeds=1, output=str(feed / "all")), {}))
-    all_tasks = np.load(feed / "all/clips/trees/seed-0/predictions-test.npz")["outputs_BT"]
+    all_tasks = np.load(feed / "all/clips/trees/seed-0/predictions-test.npz")["outputs_BO"]
     np.testing.assert_array_equal(alone[:, 1], all_tasks[:, 0])

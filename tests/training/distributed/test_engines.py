@@ -161,11 +161,11 @@ def test_bfloat16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
 def test_losses_are_those_of_the_global_batch(finished_run: Run) -> None:
     """Two halves of a batch, whose sums another process would add: made up by hand."""
     schema, generator = finished_run.schema, torch.Generator().manual_seed(0)
-    logits_BT, uniform_BT = torch.randn(10, 3, generator=generator), torch.rand(10, 3, generator=generator)
+    logits_BO, uniform_BT = torch.randn(10, 3, generator=generator), torch.rand(10, 3, generator=generator)
     targets_BT = (torch.rand(10, 3, generator=generator) > 0.5).float()
     observed_BT = (uniform_BT > 0.4).float()
     weights_B = torch.rand(10, generator=generator)
-    whole_T = TaskLosses(schema)(logits_BT, targets_BT, observed_BT, weights_B)
+    whole_T = TaskLosses(schema)(logits_BO, targets_BT, observed_BT, weights_B)
     counts_T = (observed_BT * weights_B.unsqueeze(1)).sum(dim=0)
     sums: list[torch.Tensor] = []
 
@@ -174,7 +174,7 @@ def test_losses_are_those_of_the_global_batch(finished_run: Run) -> None:
         return values_T.copy_(counts_T) if len(sums) % 2 else values_T
 
     parts = [
-        TaskLosses(schema, count_whole)(logits_BT[rows], targets_BT[rows], observed_BT[rows], weights_B[rows])
+        TaskLosses(schema, count_whole)(logits_BO[rows], targets_BT[rows], observed_BT[rows], weights_B[rows])
         for rows in (slice(0, 4), slice(4, 10))
     ]
     torch.testing.assert_close(parts[0] + parts[1], whole_T)

@@ -52,14 +52,14 @@ def grouped_auc(labels: Array, scores: Array, groups: Array) -> float:
 
 @pytest.mark.parametrize(("key", "as_served"), [("tasks", False), ("tasks_as_served", True)])
 def test_binary_metrics_equal_scikit_learns(finished_run: Run, result: Json, key: str, as_served: bool) -> None:
-    table, logits_BT = predictions(finished_run, as_served=as_served)
+    table, logits_BO = predictions(finished_run, as_served=as_served)
     users = np.array(table.column("user_id").to_pylist())
     known = np.array(table.column("like_known").to_pylist())
     for position, (name, label, observed) in enumerate(
         [("click", "is_click", np.ones_like(known)), ("like", "is_like", known)]
     ):
         labels = np.array(table.column(label).to_pylist(), float)[observed]
-        probabilities = expit(logits_BT[observed, position])
+        probabilities = expit(logits_BO[observed, position])
         expected = {
             "log_loss": log_loss(labels, probabilities),
             "normalized_entropy": log_loss(labels, probabilities)
@@ -77,18 +77,18 @@ def test_binary_metrics_equal_scikit_learns(finished_run: Run, result: Json, key
 
 def factor_to_the_mean(run: Run) -> float:
     """Labels over bare answers on the validation split: what few rows make of a map."""
-    table, logits_BT = predictions(run, as_served=False, split="validation")
+    table, logits_BO = predictions(run, as_served=False, split="validation")
     scale = run.fitted.targets["watch"]
-    bare = np.expm1(np.maximum(logits_BT[:, 2] * scale.scale + scale.mean, 0))
+    bare = np.expm1(np.maximum(logits_BO[:, 2] * scale.scale + scale.mean, 0))
     return float(table.column("watch_ms").to_numpy().sum() / bare.sum())
 
 
 def test_regression_metrics_equal_scipys_in_both_scales(finished_run: Run, result: Json) -> None:
-    table, logits_BT = predictions(finished_run, as_served=False)
+    table, logits_BO = predictions(finished_run, as_served=False)
     train_table = read_splits(finished_run.config.data, finished_run.schema, ("train",))["train"]
     train_logs = np.log1p(train_table.column("watch_ms").to_numpy())
     values = table.column("watch_ms").to_numpy()
-    learned = np.maximum(logits_BT[:, 2] * train_logs.std() + train_logs.mean(), 0)
+    learned = np.maximum(logits_BO[:, 2] * train_logs.std() + train_logs.mean(), 0)
     for measured, true, predicted in (
         (result["tasks"]["watch"], values, np.expm1(learned) * factor_to_the_mean(finished_run)),
         (result["tasks"]["watch"]["log1p"], np.log1p(values), learned),
@@ -105,12 +105,12 @@ def test_regression_metrics_equal_scipys_in_both_scales(finished_run: Run, resul
 
 
 def test_scores_as_served_have_every_position_at_the_serving_value(finished_run: Run, result: Json) -> None:
-    table, logits_BT = predictions(finished_run, as_served=True)
+    table, logits_BO = predictions(finished_run, as_served=True)
     place = table.schema.get_field_index("position")
     moved = table.set_column(place, "position", pa.array([0] * table.num_rows))
     columns = columns_from_arrow(finished_run.schema, moved)
     rows = Rows.encode(finished_run.schema, finished_run.encoder, moved, columns, as_served=False)
-    np.testing.assert_array_equal(predict(finished_run.best_ranker(), rows), logits_BT.astype(np.float32))
+    np.testing.assert_array_equal(predict(finished_run.best_ranker(), rows), logits_BO.astype(np.float32))
     assert result["tasks"]["click"]["auc"] != result["tasks_as_served"]["click"]["auc"]
 
 
@@ -160,9 +160,9 @@ def test_without_labels_to_fit_a_mean_on_the_bare_inverse_is_measured_and_said(t
     run = train(TrainingConfig.load(training_file(tmp_path, schema=schema, epochs=1)), show=False)
     watch = evaluate(run, "test", replicates=2)["tasks"]["watch"]
     assert watch["label_mean"] == "none: 0 labels of the validation split are above 0, 20 are needed"
-    tested, logits_BT = predictions(run, as_served=False)
+    tested, logits_BO = predictions(run, as_served=False)
     scale = run.fitted.targets["watch"]
-    bare = np.expm1(np.maximum(logits_BT[:, 2] * scale.scale + scale.mean, 0))
+    bare = np.expm1(np.maximum(logits_BO[:, 2] * scale.scale + scale.mean, 0))
     ratio = bare.sum() / tested.column("watch_ms").to_numpy().sum()
     assert watch["calibration_ratio"]["value"] == pytest.approx(ratio, rel=1e-9)
     assert evaluate(run, "validation", replicates=2)["tasks"]["watch"]["rows"] == 0
@@ -242,10 +242,10 @@ def test_users_of_any_type_make_the_same_groups(tmp_path: Path, kind: str) -> No
 
     run = changed_users(tmp_path, users)
     measured = evaluate(run, "test", replicates=5)["tasks"]["click"]
-    table, logits_BT = predictions(run, as_served=False)
+    table, logits_BO = predictions(run, as_served=False)
     labels = labels_of(run.schema.tasks[0], table)
     people = np.array(table.column("user_id").to_pylist())
-    assert measured["gauc"]["value"] == pytest.approx(grouped_auc(labels, logits_BT[:, 0], people), rel=1e-9)
+    assert measured["gauc"]["value"] == pytest.approx(grouped_auc(labels, logits_BO[:, 0], people), rel=1e-9)
     assert measured["groups"] == len(np.unique(people))
 
 
@@ -256,11 +256,11 @@ def test_rows_without_a_user_are_one_group_and_counted(tmp_path: Path, capsys: p
 
     run = changed_users(tmp_path, users)
     result = evaluate(run, "test", replicates=5)
-    table, logits_BT = predictions(run, as_served=False)
+    table, logits_BO = predictions(run, as_served=False)
     people = np.array([user or "nobody" for user in table.column("person").to_pylist()])
     labels = labels_of(run.schema.tasks[0], table)
     measured = result["tasks"]["click"]
-    assert measured["gauc"]["value"] == pytest.approx(grouped_auc(labels, logits_BT[:, 0], people), rel=1e-9)
+    assert measured["gauc"]["value"] == pytest.approx(grouped_auc(labels, logits_BO[:, 0], people), rel=1e-9)
     assert measured["groups"] == len(np.unique(people))
     assert measured["auc"]["low"] is not None
     assert result["intervals"]["rows_without_group"] == (people == "nobody").sum() > 0

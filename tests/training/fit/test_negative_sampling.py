@@ -60,12 +60,12 @@ def test_the_loss_is_smallest_at_the_odds_of_the_whole_log(tmp_path: Path) -> No
     # 100 positives and 900 negatives, of which 225 are left; the log's rate is a tenth.
     targets_BT = torch.zeros(325, 3)
     targets_BT[:100, 0] = 1.0
-    logits_BT = torch.full((325, 3), float(logit(0.1)), requires_grad=True)
-    losses_T = TaskLosses(schema, offsets=logit_offsets(schema, sampling))(logits_BT, targets_BT, torch.ones(325, 3))
-    (gradient_BT,) = torch.autograd.grad(losses_T[0], logits_BT)
+    logits_BO = torch.full((325, 3), float(logit(0.1)), requires_grad=True)
+    losses_T = TaskLosses(schema, offsets=logit_offsets(schema, sampling))(logits_BO, targets_BT, torch.ones(325, 3))
+    (gradient_BT,) = torch.autograd.grad(losses_T[0], logits_BO)
     assert abs(float(gradient_BT[:, 0].sum())) < 1e-6
     # Without the correction that rate would be 100 / 325 instead.
-    (plain_BT,) = torch.autograd.grad(TaskLosses(schema)(logits_BT, targets_BT, torch.ones(325, 3))[0], logits_BT)
+    (plain_BT,) = torch.autograd.grad(TaskLosses(schema)(logits_BO, targets_BT, torch.ones(325, 3))[0], logits_BO)
     assert float(plain_BT[:, 0].sum()) == pytest.approx(0.1 - 100 / 325, abs=1e-6)
 
 

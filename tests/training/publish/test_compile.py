@@ -100,9 +100,9 @@ def test_candidates_by_id_are_answered_by_the_compiled_function_of_sums(
         values = values_of(items, picked)
         if tags is not None:
             values["tag"] = [a or b for a, b in zip(tags, values["tag"], strict=True)]
-        expected_NT = scorer.score_values(TINY_REQUEST["user"], values, len(picked))
-        got_NT = scorer.score_named(request, named).answers_NT
-        np.testing.assert_allclose(got_NT, expected_NT, rtol=COMPILED_TOLERANCE, atol=COMPILED_TOLERANCE)
+        expected_NO = scorer.score_values(TINY_REQUEST["user"], values, len(picked))
+        got_NO = scorer.score_named(request, named).answers_NO
+        np.testing.assert_allclose(got_NO, expected_NO, rtol=COMPILED_TOLERANCE, atol=COMPILED_TOLERANCE)
     assert asked == [1, 3, 3]
 
 

@@ -69,12 +69,12 @@ def measured_answers(run: Run) -> tuple[pa.Table, NDArray[np.float64]]:
     """The test split and the run's own answers, as served, in the labels' units, computed by hand from its logits."""
     table = read_splits(run.config.data, run.schema, ("test",))["test"]
     rows = Rows.encode(run.schema, run.encoder, table, columns_from_arrow(run.schema, table), as_served=True)
-    logits_BT = predict(run.best_ranker(), rows).astype(np.float64)
+    logits_BO = predict(run.best_ranker(), rows).astype(np.float64)
     scale = run.fitted.targets["watch"]
-    click = sigmoid(logits_BT[:, 0])
+    click = sigmoid(logits_BO[:, 0])
     # Half of the likes' negatives were dropped from the log: their odds are half of what the log shows.
-    odds = np.exp(logits_BT[:, 1]) / 2
-    watch = np.expm1(np.maximum(logits_BT[:, 2] * scale.scale + scale.mean, 0)) * factor_to_the_mean(run)
+    odds = np.exp(logits_BO[:, 1]) / 2
+    watch = np.expm1(np.maximum(logits_BO[:, 2] * scale.scale + scale.mean, 0)) * factor_to_the_mean(run)
     return table, np.stack([click, odds / (1 + odds), watch], axis=1)
 
 
@@ -85,20 +85,20 @@ def assert_answers_close(answers: NDArray[Any], expected: NDArray[Any]) -> None:
 
 
 def test_a_published_version_answers_each_logged_row_as_the_run_was_measured(run: Run, scorer: Scorer) -> None:
-    table, expected_BT = measured_answers(run)
+    table, expected_BO = measured_answers(run)
     answers = []
     for row in table.to_pylist():
         user = {name: row[name] for name in USER}
         answers.append(scorer.score_values(user, {name: [row[name]] for name in CANDIDATE}, 1)[0])
-    assert_answers_close(np.stack(answers), expected_BT)
+    assert_answers_close(np.stack(answers), expected_BO)
 
 
 def test_many_candidates_of_one_user_are_answered_as_one_by_one(run: Run, scorer: Scorer) -> None:
-    table, expected_BT = measured_answers(run)
+    table, expected_BO = measured_answers(run)
     rows = table.to_pylist()
     features = {name: [row[name] for row in rows] for name in CANDIDATE}
     together = scorer.score_values({name: rows[0][name] for name in USER}, features, len(rows))
-    assert_answers_close(together[:1], expected_BT[:1])
+    assert_answers_close(together[:1], expected_BO[:1])
     for place in range(0, len(rows), 40):
         alone = scorer.score_values(
             {name: rows[0][name] for name in USER}, {name: [features[name][place]] for name in CANDIDATE}, 1
@@ -157,11 +157,11 @@ def test_golden_requests_hold_real_rows_and_one_of_defaults_alone(run: Run, scor
 
 
 def test_reference_histograms_count_the_answers_as_served(run: Run, scorer: Scorer) -> None:
-    _, expected_BT = measured_answers(run)
+    _, expected_BO = measured_answers(run)
     reference = scorer.artifact.read_json(REFERENCE)
     for position, task in enumerate(("click", "like", "watch")):
         histogram = reference[task]
-        edges, answers = np.array(histogram["edges"]), expected_BT[:, position]
+        edges, answers = np.array(histogram["edges"]), expected_BO[:, position]
         assert sum(histogram["counts"]) == len(answers)
         assert histogram["mean"] == pytest.approx(answers.mean(), rel=1e-5)
         counts, _ = np.histogram(np.clip(answers, edges[0], edges[-1]), bins=edges)

@@ -36,7 +36,7 @@ def answers_of(version: Path, rows: Json) -> Json:
         scorer.score_values({name: rows[name][row] for name in USER}, {n: [rows[n][row]] for n in CANDIDATE}, 1)[0]
         for row in range(count)
     ]
-    return dict(zip(scorer.tasks, np.array(answered).T, strict=True))
+    return dict(zip(scorer.outputs, np.array(answered).T, strict=True))
 
 
 def test_served_probabilities_are_mapped_and_nothing_else(finished_run: Run, versions: tuple[Path, Path]) -> None:
@@ -107,7 +107,7 @@ def test_platt_and_a_task_with_too_few_labels(finished_run: Run, tmp_path: Path)
     assert {task: mapping["kind"] for task, mapping in maps.items()} == {"click": "platt", "watch": "label_mean"}
     told = json.loads((version / "manifest.json").read_text())["metrics"]["calibration"]["tasks"]
     assert "at least 220 are needed" in told["like"]["not_calibrated"]
-    assert Scorer.load(version).tasks == ["click", "like", "watch"]
+    assert Scorer.load(version).outputs == ["click", "like", "watch"]
 
 
 @pytest.mark.parametrize(("flags", "message"), [

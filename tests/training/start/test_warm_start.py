@@ -131,8 +131,8 @@ def logits(ranker: Ranker, schema: FeedSchema, fitted: FittedFeatures) -> dict[s
         block = encoder.encode(side, columns, ROWS, as_served=True).block
         blocks.append(BlockTensors(*block_tensors(block)))
     with torch.no_grad():
-        answers_BT = ranker(*blocks).numpy()
-    return {task.name: answers_BT[:, place] for place, task in enumerate(schema.tasks)}
+        answers_BO = ranker(*blocks).numpy()
+    return {task.name: answers_BO[:, place] for place, task in enumerate(schema.tasks)}
 
 
 def states(taken: list[Taken], kind: str) -> dict[str, str]:

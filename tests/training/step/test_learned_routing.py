@@ -65,8 +65,8 @@ def learn(module: LearnedRouting, steps: int, rows: int = 64, epoch: int = 0, fi
         rows_BD, targets_BT = rows_and_labels(rows, step)
         learner.start_step(epoch, step)
         # Steep, so that right answers are also likely ones.
-        logits_BT = 8 * (module(rows_BD)[:, :, 0] - 0.5)
-        learner.learn(logits_BT, targets_BT, torch.ones_like(targets_BT))
+        logits_BO = 8 * (module(rows_BD)[:, :, 0] - 0.5)
+        learner.learn(logits_BO, targets_BT, torch.ones_like(targets_BT))
     return learner
 
 
@@ -97,14 +97,14 @@ def test_two_steps_are_those_of_the_hand(kind: str, reward: str) -> None:
     for step in range(2):
         rows_BD, targets_BT = rows_and_labels(9, step)
         learner.start_step(0, step)
-        logits_BT = module(rows_BD)[:, :, 0] - 0.5
+        logits_BO = module(rows_BD)[:, :, 0] - 0.5
         # The second task's label is masked in some rows.
         observed_BT = torch.ones(9, 2)
         observed_BT[:4, 1] = 0
-        learner.learn(logits_BT, targets_BT, observed_BT)
+        learner.learn(logits_BO, targets_BT, observed_BT)
         for task in range(2):
             seen = observed_BT[:, task].numpy() > 0
-            logits = logits_BT.detach().double().numpy()[seen, task]
+            logits = logits_BO.detach().double().numpy()[seen, task]
             labels = targets_BT.double().numpy()[seen, task]
             if reward == "correct":
                 rewards = np.where((logits > 0) == (labels == 1), 1.0, -1.0)
@@ -127,13 +127,13 @@ def test_a_row_that_weighs_two_rewards_like_two_rows() -> None:
         module = network(policy="softmax", reward="log_likelihood", policy_optimizer="sgd", policy_learning_rate=0.1)
         learner = PolicyLearner(module, SCHEMA, seed=3)
         learner.start_step(0, 0)
-        logits_BT = module(rows_BD)[:, :, 0] - 0.5
+        logits_BO = module(rows_BD)[:, :, 0] - 0.5
         targets, weights = targets_BT, weights_B.float() if is_weighted else None
         if not is_weighted:
             layer = layer_of(module)
             layer.drawn_BT = layer.drawn_BT.repeat_interleave(weights_B, dim=0)
-            logits_BT, targets = (part.repeat_interleave(weights_B, dim=0) for part in (logits_BT, targets_BT))
-        learner.learn(logits_BT, targets, torch.ones_like(targets), weights)
+            logits_BO, targets = (part.repeat_interleave(weights_B, dim=0) for part in (logits_BO, targets_BT))
+        learner.learn(logits_BO, targets, torch.ones_like(targets), weights)
         policies_of.append(layer_of(module).policy_TM.clone())
     torch.testing.assert_close(policies_of[0], policies_of[1])
     assert not torch.equal(policies_of[0][0], policies_of[0][0].flip(0)), "the policy has moved"

@@ -52,22 +52,22 @@ def test_losses_are_means_over_the_observed_rows(observed_share: float) -> None:
 
 
 def test_what_is_not_observed_has_no_gradient() -> None:
-    logits_BT = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits_BO = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     observed_BT = torch.tensor([[1.0, 0.0, 1.0, 1.0]] * 3 + [[0.0, 1.0, 0.0, 1.0]] * 3)
     losses = TaskLosses(SCHEMA)
-    losses.total(losses(logits_BT, torch.ones(6, 4), observed_BT)).backward()  # type: ignore[no-untyped-call]
-    assert logits_BT.grad is not None
+    losses.total(losses(logits_BO, torch.ones(6, 4), observed_BT)).backward()  # type: ignore[no-untyped-call]
+    assert logits_BO.grad is not None
     weighted_BT = observed_BT * torch.tensor([1.0, 1.0, 1.0, 0.0])  # the last task has loss_weight 0
-    assert torch.equal(logits_BT.grad != 0, weighted_BT > 0)
+    assert torch.equal(logits_BO.grad != 0, weighted_BT > 0)
 
 
 def test_the_gradient_of_a_binary_logit_is_probability_minus_label() -> None:
-    logits_BT = torch.tensor([[0.7, 0.0, 0.0, 0.0], [-1.2, 0.0, 0.0, 0.0]], requires_grad=True)
+    logits_BO = torch.tensor([[0.7, 0.0, 0.0, 0.0], [-1.2, 0.0, 0.0, 0.0]], requires_grad=True)
     targets_BT = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    TaskLosses(SCHEMA)(logits_BT, targets_BT, torch.ones(2, 4))[0].backward()
-    assert logits_BT.grad is not None
+    TaskLosses(SCHEMA)(logits_BO, targets_BT, torch.ones(2, 4))[0].backward()
+    assert logits_BO.grad is not None
     probabilities = 1.0 / (1.0 + np.exp(-np.array([0.7, -1.2])))
-    np.testing.assert_allclose(logits_BT.grad[:, 0].numpy(), (probabilities - [1.0, 0.0]) / 2, rtol=1e-5)
+    np.testing.assert_allclose(logits_BO.grad[:, 0].numpy(), (probabilities - [1.0, 0.0]) / 2, rtol=1e-5)
 
 
 def test_row_weights_make_weighted_means() -> None:
@@ -88,11 +88,11 @@ def test_row_weights_make_weighted_means() -> None:
 
 def test_equal_row_weights_change_nothing_but_rounding() -> None:
     generator = torch.Generator().manual_seed(1)
-    logits_BT, targets_BT = torch.randn(9, 4, generator=generator), torch.ones(9, 4)
+    logits_BO, targets_BT = torch.randn(9, 4, generator=generator), torch.ones(9, 4)
     observed_BT = (torch.rand(9, 4, generator=generator) < 0.7).float()
     losses = TaskLosses(SCHEMA)
     torch.testing.assert_close(
-        losses(logits_BT, targets_BT, observed_BT, torch.full((9,), 0.25)), losses(logits_BT, targets_BT, observed_BT)
+        losses(logits_BO, targets_BT, observed_BT, torch.full((9,), 0.25)), losses(logits_BO, targets_BT, observed_BT)
     )
 
 
@@ -127,10 +127,10 @@ def test_a_positive_weight_that_is_no_weight_is_refused(value: object) -> None:
 
 
 def test_targets_far_from_zero_and_saturated_logits_stay_finite() -> None:
-    logits_BT = torch.tensor([[200.0, -200.0, 0.0, 0.0]], requires_grad=True)
+    logits_BO = torch.tensor([[200.0, -200.0, 0.0, 0.0]], requires_grad=True)
     targets_BT = torch.tensor([[0.0, 1.0, 1e6, -5.0]])
-    losses_T = TaskLosses(SCHEMA)(logits_BT, targets_BT, torch.ones(1, 4))
+    losses_T = TaskLosses(SCHEMA)(logits_BO, targets_BT, torch.ones(1, 4))
     np.testing.assert_allclose(losses_T.detach().numpy(), [200.0, 200.0, 1e12, 25.0], rtol=1e-6)
     losses_T.sum().backward()
-    assert logits_BT.grad is not None
-    assert torch.isfinite(logits_BT.grad).all()
+    assert logits_BO.grad is not None
+    assert torch.isfinite(logits_BO.grad).all()

@@ -192,7 +192,7 @@ def test_what_was_trained_is_exported_and_served(tmp_path: Path, as_strings: boo
         assert set(held["video"]) < set(range(30))
     user: dict[str, Any] = {"user_id": 3, "history": [ids[4], ids[5], ids[30]], "tab": "home"}
     candidates: dict[str, list[Any]] = {"video": ids, "duration": [5.0] * len(ids)}
-    answers_NT = scorer.score_values(user, candidates, len(ids))
+    answers_NO = scorer.score_values(user, candidates, len(ids))
     blocks = []
     repeated = {name: [one] * len(ids) for name, one in user.items()}
     for block, values in zip(BLOCKS, (repeated, candidates), strict=True):
@@ -200,15 +200,15 @@ def test_what_was_trained_is_exported_and_served(tmp_path: Path, as_strings: boo
         encoded = run.encoder.encode(block, columns, len(ids), as_served=True)
         blocks.append(BlockTensors(*block_tensors(encoded.block)))
     with torch.no_grad():
-        logits_NT = run.best_ranker()(*blocks)
+        logits_NO = run.best_ranker()(*blocks)
     # Sums in another order.
-    np.testing.assert_allclose(answers_NT[:, 0], torch.sigmoid(logits_NT[:, 0]).numpy(), atol=1e-6)
+    np.testing.assert_allclose(answers_NO[:, 0], torch.sigmoid(logits_NO[:, 0]).numpy(), atol=1e-6)
     known = words_of(ids[:30] if as_strings else np.array(ids[:30]))
     is_unknown = np.array([*(word not in held["video"] for word in known), True, True])
-    assert len(np.unique(answers_NT[is_unknown, 0])) == 1, "whoever holds no slot is answered by the OOV row"
-    assert len(np.unique(answers_NT[~is_unknown, 0])) > 10
+    assert len(np.unique(answers_NO[is_unknown, 0])) == 1, "whoever holds no slot is answered by the OOV row"
+    assert len(np.unique(answers_NO[~is_unknown, 0])) > 10
     user["user_id"] = 10**12
-    assert not np.array_equal(scorer.score_values(user, candidates, len(ids)), answers_NT)
+    assert not np.array_equal(scorer.score_values(user, candidates, len(ids)), answers_NO)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ has the log's own odds, and everything behind the logit (metrics, answers, value
 With several processes (`across`) a mean is that over the global batch, the same to the bit on all of them, while its
 gradient on a process is that of the process's own rows: gradients are added up, not averaged.
 
-Shapes: B rows, T tasks.
+Shapes: B rows, T tasks, O outputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,12 +49,12 @@ class TaskLosses(nn.Module):
         self._is_plain = bool((offsets_T == 0).all()) and all(weight == 1.0 for weight in positive)
 
     def forward(
-        self, logits_BT: Tensor, targets_BT: Tensor, observed_BT: Tensor, row_weights_B: Tensor | None = None
+        self, logits_BO: Tensor, targets_BT: Tensor, observed_BT: Tensor, row_weights_B: Tensor | None = None
     ) -> Tensor:
         """losses_T, before loss weights; row_weights_B >= 0 makes each mean a weighted one."""
-        squared_BT = functional.mse_loss(logits_BT, targets_BT, reduction="none")
+        squared_BT = functional.mse_loss(logits_BO, targets_BT, reduction="none")
         # A regression target may lie outside [0, 1]: its cross entropy is finite, and not chosen.
-        losses_BT = torch.where(self.is_binary_T, self._entropy(logits_BT, targets_BT), squared_BT)
+        losses_BT = torch.where(self.is_binary_T, self._entropy(logits_BO, targets_BT), squared_BT)
         counts_BT = observed_BT if row_weights_B is None else observed_BT * row_weights_B.unsqueeze(1)
         counts_T = counts_BT.sum(dim=0)
         if self.across is not None:
@@ -69,11 +69,11 @@ class TaskLosses(nn.Module):
         """The weighted sum that is minimised where nothing else balances the tasks."""
         return (losses_T * self.weights_T).sum()
 
-    def _entropy(self, logits_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def _entropy(self, logits_BO: Tensor, targets_BT: Tensor) -> Tensor:
         if self._is_plain:
-            return functional.binary_cross_entropy_with_logits(logits_BT, targets_BT, reduction="none")
+            return functional.binary_cross_entropy_with_logits(logits_BO, targets_BT, reduction="none")
         return functional.binary_cross_entropy_with_logits(
-            logits_BT + self.offsets_T, targets_BT, reduction="none", pos_weight=self.positive_weights_T
+            logits_BO + self.offsets_T, targets_BT, reduction="none", pos_weight=self.positive_weights_T
         )
 
 
