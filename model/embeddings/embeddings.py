@@ -162,8 +162,10 @@ class Embeddings(nn.Module):
 
     def _build(self, group: _Group, shard: Shard | None) -> nn.Module:
         fused, rate = group.optimizer
-        # The order in which first weights are drawn.
-        ordered = [(table, owner) for table in group.tables for owner in self._owners]
+        # The order in which first weights are drawn: published results are those of these seeds.
+        averaged = {self._table_of[name] for lists in self._mean_lists for _, name in lists}
+        tables = sorted(group.tables, key=lambda table: table.name not in averaged)
+        ordered = [(table, owner) for table in tables for owner in self._owners]
         if self.engine == "torch":
             bags = [
                 BagTable(

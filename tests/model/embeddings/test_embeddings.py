@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from model.artifact.table_files import StackedTables
-from model.embeddings.embeddings import Embeddings, FusedOptimizer
+from model.embeddings.embeddings import Embeddings, Engine, FusedOptimizer
 from model.export.embedding_rows import BlockRows
 from model.features.block import BlockTensors, block_features
 from model.features.encoder import EncodedBlock, FeatureEncoder, FittedFeatures
-from model.schema import Block, FeedSchema
+from model.schema import Block, FeedSchema, IdListFeature
 from tests.model.feeds import FEED, Rows, columns_of, encoder_of, everything, random_rows, schema_of
 
 Array = NDArray[np.float64]
@@ -115,6 +115,23 @@ def test_lists_of_one_table_have_poolings_of_their_own() -> None:
     columns = exported(*tensors(blocks[1])).numpy()
     own = expected[:, -columns.shape[1] :][:, exported.columns]
     np.testing.assert_allclose(columns, own, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["torchrec", "torch"])
+def test_a_seed_draws_the_weights_that_published_results_began_with(engine: Engine) -> None:
+    schema = everything()
+    encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
+    torch.manual_seed(7)
+    found = Embeddings(schema, encoder, fused="sgd", learning_rate=0.1, engine=engine).table_weights()
+    averaged = {f.table or f.name for f in schema.features if isinstance(f, IdListFeature) and f.pooling == "mean"}
+    assert {table.name not in averaged for table in schema.tables[:-1]} == {True, False}
+    torch.manual_seed(7)
+    for table in [
+        *(t for t in schema.tables if t.name in averaged),
+        *(t for t in schema.tables if t.name not in averaged),
+    ]:
+        rows = encoder.rows_of_table[table.name]
+        assert torch.equal(found[table.name], torch.empty(rows, table.dim).uniform_(-(rows**-0.5), rows**-0.5))
 
 
 def test_tables_have_a_row_for_every_id_and_one_for_the_unknown() -> None:
