@@ -28,8 +28,8 @@ class Expert(NamedTuple):
 class Gates(NamedTuple):
     """Weights of the E experts in each of G outputs: softmax of a Linear, [E, D] each.
 
-    The Linear reads the raw row (`reads_row`) or the output's own unit. `bias_GE` is UNSEEN where an expert is not mixed.
-    `native_GE` is added after the softmax."""
+    The Linear reads the raw row (`reads_row`) or the output's own unit. `bias_GE` is UNSEEN where an expert is not
+    mixed. `native_GE` is added after the softmax."""
 
     weights_ED: list[Tensor]
     bias_GE: Tensor
