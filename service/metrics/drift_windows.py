@@ -27,7 +27,7 @@ FEWEST = 1_000
 _WINDOW = "ranking_drift_window"
 # By what they are of: name and help.
 FAMILIES = {
-    "task": ("ranking_score_drift", "Population stability index of a task's answers against those at export"),
+    "task": ("ranking_score_drift", "Population stability index of an output's answers against those at export"),
     "feature": ("ranking_feature_drift", "Population stability index of a feature's values against those at export"),
 }
 

@@ -1,11 +1,11 @@
 """Prometheus metrics of the service, by the names that dashboards and alerts are built on.
 
 In: what requests and model loads report. Out: the text of GET /metrics. Units: seconds; task scores in the task's own
-unit. With several workers (PROMETHEUS_MULTIPROC_DIR is set by the parent before this module is imported) each worker
-writes its own files and any worker answers with the sum over all of them; there, a label set cannot be withdrawn;
-`ranking_model_info` of a model version that is served no more is 0 in either case.
+unit. The label `task` names an output: a task, or a class of one as `task.class`.
 
-Shapes: N candidates, T tasks.
+With several workers (PROMETHEUS_MULTIPROC_DIR is set by the parent before this module is imported) each worker writes
+its own files and any worker answers with the sum over all of them. There, a label set cannot be withdrawn.
+`ranking_model_info` of a model version that is served no more is 0 in either case.
 """
 
 import os
@@ -185,7 +185,7 @@ class Metrics(Families):
     reference_mean = Family(
         Gauge,
         "ranking_task_score_reference_mean",
-        "Mean answer of a task on the data that the version was exported with, in the task's own unit",
+        "Mean answer of an output on the data that the version was exported with, in the task's own unit",
         ("model", "version", "task"),
         workers="livemax",
     )
@@ -203,7 +203,7 @@ class Metrics(Families):
     task_score = Family(
         BatchedHistogram,
         "ranking_task_score",
-        "Answers per candidate and task, in the task's own unit",
+        "Answers per candidate and output (a task, or task.class), in the task's own unit",
         ("model", "version", "task"),
         buckets=_SCORES,
     )

@@ -1,13 +1,13 @@
 """Scores of the shadow version beside those of the version that answered.
 
 In: one request scored by both. Out: histograms of the rank correlation and of the overlap of the best ten, by request,
-and sums of each task's answers by both, from which the shift of the task's mean over any time is
+and sums of each output's answers by both, from which the shift of the output's mean over any time is
 
     (rate(ranking_shadow_task_answers_total{answered_by="shadow"}[1h]) - ignoring(answered_by)
      rate(ranking_shadow_task_answers_total{answered_by="stable"}[1h]))
     / ignoring(task) group_left rate(ranking_shadow_candidates_total[1h])
 
-in the task's own unit: right over all workers, which a gauge of the shift would not be.
+in the task's own unit. It is right over all workers, which a gauge of the shift would not be.
 
 Shapes: N candidates.
 """
@@ -67,16 +67,16 @@ class ShadowMetrics(Families):
         """Those that have a label set, or several, for a version."""
         return (self._requests, self._candidates, self._correlation, self._overlap, self._answers)
 
-    def add_version(self, model: str, version: str, tasks: Sequence[str]) -> None:
+    def add_version(self, model: str, version: str, outputs: Sequence[str]) -> None:
         """Exports what is counted of a shadow version from 0."""
         for result in RESULTS:
             self._requests.labels(model, version, result)
         self._candidates.labels(model, version)
         self._correlation.labels(model, version)
         self._overlap.labels(model, version)
-        for task in tasks:
+        for output in outputs:
             for answered_by in ("stable", "shadow"):
-                self._answers.labels(model, version, task, answered_by)
+                self._answers.labels(model, version, output, answered_by)
 
     def count(self, model: str, version: str, result: str) -> None:
         """Counts a request by one of RESULTS."""
@@ -91,12 +91,12 @@ class ShadowMetrics(Families):
         shadow: Mapping[str, NDArray[np.float32]],
         rows: int,
     ) -> None:
-        """Takes in a request of `rows` candidates: how its ranking moves, and answers_N of each task of either."""
+        """Takes in a request of `rows` candidates: how its ranking moves, and answers_N of each output of either."""
         if moved.kendall_tau is not None:
             self._correlation.labels(model, version).observe(moved.kendall_tau)
         self._overlap.labels(model, version).observe(moved.overlaps[_TEN])
         self._candidates.labels(model, version).inc(rows)
-        for task in stable.keys() & shadow.keys():
-            for answered_by, answers_N in (("stable", stable[task]), ("shadow", shadow[task])):
+        for output in stable.keys() & shadow.keys():
+            for answered_by, answers_N in (("stable", stable[output]), ("shadow", shadow[output])):
                 total = float(answers_N.sum(dtype=np.float64))
-                self._answers.labels(model, version, task, answered_by).inc(total)
+                self._answers.labels(model, version, output, answered_by).inc(total)

@@ -114,9 +114,9 @@ def metadata_inputs(encoder: FeatureEncoder) -> list[dict[str, Any]]:
     return [tensor.entry() for block in BLOCKS for types in input_types(encoder, block).values() for tensor in types]
 
 
-def metadata_outputs(tasks: Sequence[str]) -> list[dict[str, Any]]:
+def metadata_outputs(outputs: Sequence[str]) -> list[dict[str, Any]]:
     """The tensors of an answer, as the protocol describes them."""
-    return [TensorType(name, "FP32", -1).entry() for name in (*tasks, SCORE)]
+    return [TensorType(name, "FP32", -1).entry() for name in (*outputs, SCORE)]
 
 
 def read(body: bytes, header_length: str | None) -> Inference:
@@ -171,9 +171,9 @@ def columns(
     return made["request"], made["candidate"], rows
 
 
-def chosen_outputs(inference: Inference, tasks: Sequence[str]) -> dict[str, bool]:
+def chosen_outputs(inference: Inference, outputs: Sequence[str]) -> dict[str, bool]:
     """The tensors to answer, in order, and whether each goes as bytes."""
-    known = (*tasks, SCORE)
+    known = (*outputs, SCORE)
     _check_names("outputs", inference.outputs, known)
     return inference.outputs or dict.fromkeys(known, inference.is_binary)
 

@@ -53,7 +53,7 @@ SCHEMAS: dict[str, Any] = {
             ),
             "outputs": {
                 **_list(_object({"name": _TEXT, "parameters": _PARAMETERS}, ["name"])),
-                "description": "tasks of the model and score; all where it is left out",
+                "description": "outputs of the model (a task, or task.class) and score; all where it is left out",
             },
         },
         ["inputs"],

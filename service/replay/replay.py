@@ -55,7 +55,7 @@ class Tally:
         self.overlaps = {k: Mean() for k in TOP}
         self.first_changes = Mean()
         self.score = Shift.empty()
-        self.tasks: dict[str, Shift] = {}
+        self.outputs: dict[str, Shift] = {}
         # A heap of the requests that moved most, the least of them first.
         self._moved: list[tuple[float, float, int, Moved]] = []
 
@@ -74,12 +74,12 @@ class Tally:
             self.overlaps[k].add(overlap)
         self.first_changes.add(float(moved.first_changes))
         self.score.add(before_N, rescored.score_N)
-        for task in dict.fromkeys([*logged.tasks, *rescored.answers_N]):
-            before = logged.tasks.get(task)
-            shift = self.tasks.setdefault(task, Shift.empty())
+        for output in dict.fromkeys([*logged.tasks, *rescored.answers_N]):
+            before = logged.tasks.get(output)
+            shift = self.outputs.setdefault(output, Shift.empty())
             # As float32, which answers are, on both sides: equal ones stay equal.
             before_32 = None if before is None else np.array(before, np.float32).astype(np.float64)
-            shift.add(before_32, rescored.answers_N.get(task))
+            shift.add(before_32, rescored.answers_N.get(output))
         if moved.kendall_tau is not None:
             self.kendall_tau.add(moved.kendall_tau)
             if moved.kendall_tau < 1.0:
@@ -171,7 +171,7 @@ def report(tally: Tally, rescoring: Rescoring, *, show_ids: bool) -> dict[str, A
             "first_changes": tally.first_changes.document(),
         },
         "score": tally.score.document(),
-        "tasks": {task: shift.document() for task, shift in tally.tasks.items()},
+        "tasks": {output: shift.document() for output, shift in tally.outputs.items()},
         "moved_most": [_entry(moved, show_ids) for moved in tally.moved_most],
     }
 
