@@ -1,7 +1,7 @@
-"""`python -m service --models DIR`: serve published models. With a verb, another job of whoever runs the service.
+"""`python -m service --models DIR`: serve published models. With a verb, another job of its operator.
 
     python -m service --help              the flags of the service
-    python -m service labels MODEL JSON   labels of a model, where no admin API can be asked
+    python -m service labels MODEL JSON   labels of a model, without the admin API
     python -m service key --name NAME     an API key
     python -m service replay LOG...       logged requests under another value model or version
     python -m service parquet DIR         Parquet of an impression log
@@ -18,7 +18,7 @@ Job = Callable[[Sequence[str]], int]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a verb, or serves; returns the exit status."""
+    """Runs a verb, or serves. Returns the exit status."""
     job: Job
     match arguments:
         case ["healthcheck", *rest]:

@@ -1,8 +1,8 @@
 """/openapi.json: what FastAPI says of the routes, the scoring routes written by hand, keys and refusals of all of them.
 
 In: the document that FastAPI makes, and the models that are served. Out: a document whose examples are the served
-models' own golden requests, so that "Try it out" in /docs answers. Golden requests hold rows of a training log: where
-keys are configured, who asks without one that may score gets an example without any value.
+models' own golden requests, so that "Try it out" in /docs answers. Golden requests have rows of a training log. Where
+keys are configured, a reader without a scoring key gets an example without any value.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _SCOPES = "\n\nWhere keys are configured, needs one with the scope `{}`: `Author
 
 
 def api_document(routes: dict[str, Any]) -> dict[str, Any]:
-    """The document without examples, of FastAPI's one; scoring comes first."""
+    """The document without examples, of FastAPI's one. Scoring comes first."""
     document = with_infer(with_rank(routes))
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -33,7 +33,7 @@ def api_document(routes: dict[str, Any]) -> dict[str, Any]:
     order = {group: number for number, group in enumerate((*_GROUPS, _OPERATIONS))}
     document["paths"] = dict(sorted(document["paths"].items(), key=lambda entry: order[_group(entry[0])]))
     document["tags"] = [{"name": group} for group in order]
-    for unused in ("HTTPValidationError", "ValidationError"):  # what FastAPI would answer; a Problem comes instead
+    for unused in ("HTTPValidationError", "ValidationError"):  # what FastAPI would answer. A Problem comes instead
         document["components"]["schemas"].pop(unused, None)
     return document
 

@@ -52,9 +52,9 @@ from service.watch.status_page import StatusPage
 
 # How old the histograms may be that another worker reads for a scrape.
 _FLUSH_SECONDS = 0.5
-# How soon a SIGHUP has the keys read again; else it is the service's poll seconds.
+# Seconds from a SIGHUP to another reading of the keys. Otherwise it is the service's poll seconds.
 _KEYS_SECONDS = 0.1
-# The page is whatever the service wrote into it, and nothing is loaded or run.
+# The page is what the service wrote into it, and nothing is loaded or run.
 _STATUS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 
 _log = logging.getLogger(LOGGER)
@@ -123,7 +123,7 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        """Starts polling for models; at the end waits for what runs."""
+        """Starts polling for models. At the end it waits for what runs."""
         settings = self.settings
         _log.info(
             "serving",
@@ -184,7 +184,7 @@ class Service:
 
     async def _poll_keys(self) -> None:
         while True:
-            await asyncio.to_thread(self.keys.poll)  # a file system that hangs may hold up that thread, not requests
+            await asyncio.to_thread(self.keys.poll)  # a file system that hangs may stop that thread, not requests
             self.metrics.file_errors.labels("", "keys").set(self.keys.error is not None)
             await asyncio.sleep(_KEYS_SECONDS)
 
@@ -202,8 +202,8 @@ class Service:
         self.store.poll_soon()
 
     def _drain_on_signals(self) -> None:
-        """Turns readiness off at the first SIGTERM or Ctrl-C, then has the server's own handler finish: after SIGTERM
-        once those who watch readiness had time to send their requests elsewhere, or when another signal comes."""
+        """Turn readiness off at the first SIGTERM or Ctrl-C, then let the server's own handler finish. After SIGTERM it
+        waits, until balancers had time to send requests elsewhere or another signal comes."""
         loop = asyncio.get_running_loop()
         seconds = self.settings.drain_seconds
 
@@ -233,7 +233,7 @@ class Service:
 
 
 def create_app(settings: Settings, certificates: Certificates | None = None) -> ASGIApp:
-    """The application for one process; `certificates` are those of its server."""
+    """The application for one process. `certificates` are those of its server."""
     service = Service(settings, certificates)
     # /docs brings its own scripts: a service in a closed network has no CDN to load them from.
     app = FastAPIOffline(
@@ -301,7 +301,7 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
         document = with_examples(app.openapi_schema, service.store.served(), shows_values=may_score)
         return JSONResponse(document, headers={"Cache-Control": "no-store"})
 
-    # Before FastAPI's own, which knows neither the models nor who asks.
+    # Before FastAPI's own, which has neither the models nor the reader's key.
     app.router.routes.insert(0, Route("/openapi.json", described, methods=["GET"]))
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,7 +1,7 @@
 """A scoring request from its bytes to the bytes of its answer: decode, check, columns, score, combine, rank, encode.
 
 In: the body of POST /v1/rank, in a scoring thread. Out: the answer, or a Problem. /v2 reads and writes another form and
-takes the same steps between. A request has one user and many candidates; user and context are computed once.
+takes the same steps between. A request has one user and many candidates. User and context are computed once.
 
 Shapes: N candidates, O outputs.
 """
@@ -63,7 +63,7 @@ class Ranking:
         self.unknown_candidates = unknown_candidates
 
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
-        """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
+        """The answer's body. Runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
         most = self.max_candidates
         question = read_columnar(body)
         if question is None:
@@ -129,7 +129,7 @@ class Ranking:
             )
 
     def chosen(self, model: ServedModel, asked: str | None, path: str, record: RequestRecord) -> str:
-        """The name of the value model that is asked for at `path`; it and the model are noted in the record."""
+        """The name of the value model that the request names at `path`. It and the model are noted in the record."""
         name = asked or DEFAULT
         if name not in model.value_models:
             has = ", ".join(model.value_models.names)
@@ -166,7 +166,7 @@ class Ranking:
 
 
 def check_deadline(deadline: float | None) -> None:
-    """Raises Problem 504 once it has passed: what nobody waits for is not computed."""
+    """Raises Problem 504 once it has passed: an answer that is too late is not computed."""
     if deadline is not None and time.perf_counter() >= deadline:
         raise deadline_passed()
 

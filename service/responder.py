@@ -24,11 +24,11 @@ from service.pipeline import TIMEOUT_HEADER, Answer, check_deadline, deadline_pa
 from service.process.scoring_threads import ScoringThreads
 from service.rank.answer import Reply
 
-_DISCONNECTED = 499  # nobody is left to read an answer; the code is for the log and the metrics
+_DISCONNECTED = 499  # no client is left to read an answer: the code is for the log and the metrics
 
 
 class Responder:
-    """The way of scoring requests through one process; `is_draining` says that no request is taken any more."""
+    """The way of scoring requests through one process. `is_draining` says that no request is taken any more."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Responder:
             await send({"type": "http.response.body", "body": reply.body})
             record.run_after_answer()
             return
-        problem.__traceback__ = None  # it holds this frame, which holds it: only the garbage collector would free them
+        problem.__traceback__ = None  # a cycle with this frame, which only the garbage collector would free
         if problem.reason is not None:
             self._metrics.rejected.labels(problem.reason).inc()
         await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
@@ -106,7 +106,7 @@ class Responder:
 
 
 def _deadline(scope: Scope, record: RequestRecord) -> float | None:
-    """Deadline of the answer, in seconds of time.perf_counter; None if the client does not say."""
+    """Deadline of the answer, in seconds of time.perf_counter. None if the client sets none."""
     given = header(scope, TIMEOUT_HEADER)
     if given is None:
         return None

@@ -1,6 +1,6 @@
 """Serving of published models until SIGTERM or Ctrl-C, which ends with exit status 0.
 
-In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in this process; several run under a
+In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in this process. Several run under a
 supervisor, which replaces one that dies, and share the listening socket and one folder of metrics.
 """
 
@@ -32,7 +32,7 @@ _log = logging.getLogger(LOGGER)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serves; returns the exit status."""
+    """Serves. Returns the exit status."""
     settings = read_settings(arguments, os.environ)
     signals.settle()
     certificates = settings.certificates()
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         lifespan="on",
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nobody asks where a request comes from, and looking costs every one
+        proxy_headers=False,  # the origin of a request is not used, and finding it costs every one
         log_config=logging_config(settings.log_level),
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds,
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class _Server(uvicorn.Server):
-    """A server that says its address once it can be asked."""
+    """A server that logs its address once it answers."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts it on `sockets`."""
@@ -94,7 +94,7 @@ def _serve_here(config: uvicorn.Config, _: Settings, listener: socket.socket) ->
 
 
 def _serve_with_workers(config: uvicorn.Config, settings: Settings, listener: socket.socket) -> int:
-    # prometheus_client decides at import whether it writes to files, so the folder stands before any worker starts.
+    # prometheus_client decides at import whether it writes to files, so the folder exists before any worker starts.
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(metrics_folder())

@@ -20,7 +20,7 @@ PREFIX = "FEEDRANK_"
 
 
 class Settings(BaseModel):
-    """Settings of one service; each is a flag (`--max-body-bytes`) and a variable (`FEEDRANK_MAX_BODY_BYTES`)."""
+    """Settings of one service. Each is a flag (`--max-body-bytes`) and a variable (`FEEDRANK_MAX_BODY_BYTES`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,14 +104,14 @@ class Settings(BaseModel):
         return self.threads or max(1, len(os.sched_getaffinity(0)) // self.workers)
 
     def certificates(self) -> Certificates | None:
-        """The certificate to serve HTTPS with; None for HTTP. Raises ValueError where the files are not valid."""
+        """The certificate to serve HTTPS with. None for HTTP. Raises ValueError where the files are not valid."""
         if self.tls_certificate is None or self.tls_key is None:
             return None
         return Certificates(self.tls_certificate, self.tls_key, self.tls_client_ca)
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
-    """Settings from flags and the environment; ends the program with status 2 and one line if they do not hold."""
+    """Settings from flags and the environment. Ends the program with status 2 and one line if they are not valid."""
     parser = argparse.ArgumentParser(
         prog="python -m service",
         description="Serve published rankers over HTTP.",
@@ -146,8 +146,8 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
 
 
 def _check_files(settings: Settings) -> None:
-    """Checks settings against each other and reads what the service reads at its start, so that a wrong file ends the
-    program and not every worker."""
+    """Check settings against each other and read the files of the start, so that a wrong one ends the program and not
+    every worker."""
     if settings.keys_file is not None:
         KeyFile.from_yaml(settings.keys_file)
     if settings.verify_key is not None:

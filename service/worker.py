@@ -16,14 +16,14 @@ from service.metrics.folder import hold_folder
 from service.process.cores import bind_to_a_share
 from service.settings import Settings
 
-# Files that a worker opens beside its connections; models are mapped, and are files while they are loaded.
+# Files that a worker opens beside its connections. Models are mapped, and are files while they are loaded.
 _OTHER_FILES = 256
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def make_app(settings: Settings, certificates: Certificates | None) -> ASGIApp:
-    """The application; torch and prometheus_client are imported here, in the worker, and nowhere before."""
-    # Threads that nobody has set a number for, such as those that load models, would otherwise be as many as cores.
+    """The application. torch and prometheus_client are imported here, in the worker, and nowhere before."""
+    # Threads without a set number, such as those that load models, would otherwise be as many as cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.torch_threads))
     # How many threads there are is a matter of the cores of all workers: it is settled before they are shared out.
     settings = settings.model_copy(update={"threads": settings.scoring_threads})
@@ -35,7 +35,7 @@ def make_app(settings: Settings, certificates: Certificates | None) -> ASGIApp:
     prehash.begin_hashing(settings.models)
     from service.app import create_app
 
-    # What was imported stays: a look at all of it by the garbage collector would hold every thread for a tenth of a
+    # What was imported stays: a pass over all of it by the garbage collector would stop every thread for a tenth of a
     # second, and again whenever enough has been made since.
     gc.collect()
     gc.freeze()

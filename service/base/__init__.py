@@ -1,1 +1,1 @@
-"""Ground that every room stands on: errors, log lines, the record of a request."""
+"""What every room uses: errors, log lines, the record of a request."""

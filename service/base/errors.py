@@ -1,5 +1,5 @@
-"""Refusals: every answer that is not a score is an RFC 9457 problem, `application/problem+json`; under /v2, what the
-Open Inference Protocol asks for instead.
+"""Refusals: every answer that is not a score is an RFC 9457 problem, `application/problem+json`. Under /v2 it is the
+error of the Open Inference Protocol.
 
 In: a `Problem` raised anywhere on the way. Out: its response. Faults name their place by a path into the request body
 (`user.tab`, `candidates.features.duration_ms[3]`) and the rule, never the value: features stay out of logs.
@@ -70,14 +70,14 @@ class Problem(Exception):
 
 
 def shown(name: str) -> str:
-    """A name that came from outside, cut to a length and to characters that a log line can hold."""
+    """A name that came from outside, cut to a length and to characters fit for a log line."""
     printable = "".join(c if c.isprintable() else "?" for c in name[:_NAME_SHOWN])
     return (printable + "..." if len(name) > _NAME_SHOWN else printable) or "''"
 
 
 def told(value: object) -> str:
-    """A parameter as a refusal names it: its value where that is short, else its kind. Never for values of features,
-    which are a user's own."""
+    """A parameter as a refusal names it: its value where that is short, otherwise its kind. Never for values of
+    features, which are a user's own."""
     match value:
         case None:
             return "null"
@@ -101,14 +101,14 @@ def kind_of(value: object) -> str:
 
 
 def refusal(problem: Problem, path: str, request_id: str) -> Response:
-    """The response that tells `problem` to a client of the address `path`."""
+    """The response with `problem` for a client of the address `path`."""
     if path == _OPEN_INFERENCE or path.startswith(f"{_OPEN_INFERENCE}/"):
         return _open_inference_error(problem)
     return problem_response(problem, request_id)
 
 
 def _open_inference_error(problem: Problem) -> Response:
-    """The protocol's error object; it knows no 422, and a list of faults only as text."""
+    """The protocol's error object. It has no 422, and a list of faults only as text."""
     faults = [f"{fault.path}: {fault.message}" for fault in problem.faults]
     return Response(
         msgspec.json.encode({"error": "; ".join(faults) if len(faults) > 1 else problem.detail}),
@@ -119,7 +119,7 @@ def _open_inference_error(problem: Problem) -> Response:
 
 
 def problem_response(problem: Problem, request_id: str) -> Response:
-    """The response that tells `problem`."""
+    """The response with `problem`."""
     slug, title = _TITLES.get(problem.status, ("refused", "The request was refused"))
     content: dict[str, Any] = {
         "type": f"urn:feedrank:problem:{slug}",

@@ -1,4 +1,4 @@
-"""A request body -> the JSON that it holds, or a Problem that says where it is none."""
+"""A request body -> its JSON, or a Problem that says where it is none."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """Log lines: one JSON object each, to stderr.
 
-In: standard logging records; fields beside the message come as `extra={"fields": {...}}`. Out: lines with `time` (UTC),
-`level`, `logger`, `message` and the fields. Warnings, exceptions that nobody catches and what else is printed become
-log lines too: nothing waits for whoever reads stderr (service/base/log_queue.py).
+In: standard logging records. Fields beside the message come as `extra={"fields": {...}}`. Out: lines with `time` (UTC),
+`level`, `logger`, `message` and the fields. Warnings, uncaught exceptions and what else is printed become log lines
+too. Nothing waits for the reader of stderr (service/base/log_queue.py).
 """
 
 import atexit
@@ -55,7 +55,7 @@ class QueuedHandler(logging.Handler):
 
 @cache
 def stderr_queue() -> LogQueue:
-    """The one way to stderr of this process; to nowhere, where it was started without one."""
+    """The one way to stderr of this process, or to nowhere, where it was started without one."""
     stderr = sys.__stderr__
     return LogQueue(os.open(os.devnull, os.O_WRONLY) if stderr is None else stderr.fileno(), _dropped_line)
 
@@ -113,7 +113,7 @@ def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace:
 
 def spare_unwritten_fields() -> None:
     """Spare logging the look-up of the caller, thread and process of a line, which nothing here writes and which cost a
-    third of it; the switches are those that the logging HOWTO names."""
+    third of it. The switches are those that the logging HOWTO names."""
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
@@ -125,7 +125,7 @@ def logging_config(level: str) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": "service.base.log.JsonFormatter"}},
         "handlers": {"stderr": {"class": "service.base.log.QueuedHandler", "formatter": "json"}},
-        # Of libraries, what they have to say beside what they are asked.
+        # Libraries' own loggers: their remarks beside our calls.
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False}

@@ -106,12 +106,12 @@ class LogQueue:
         self._write(self._told(untold))
 
     def _write(self, content: bytes) -> bool:
-        """Writes everything; false where nobody reads any more or the disk is full."""
+        """Writes everything. False where stderr has no reader any more or the disk is full."""
         left = memoryview(content)
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
-            except BlockingIOError:  # whoever started the service has made it so
+            except BlockingIOError:  # the starter of the service has made it so
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()

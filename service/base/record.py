@@ -20,7 +20,7 @@ class Ticket(Protocol):
     """Admission of a request, as far as its record needs it (service/http/admission.py)."""
 
     def correct(self, candidates: int) -> None:
-        """The body is parsed, and holds this many candidates."""
+        """The body is parsed, and has this many candidates."""
 
 
 @dataclass(slots=True)
@@ -38,11 +38,11 @@ class RequestRecord:
     value_model_version: str | None = None
     candidates: int | None = None
     ticket: Ticket | None = None
-    # Whether a catalogue gave features of candidates, which the request alone then does not tell.
+    # Whether a catalogue gave features of candidates, which are then not in the request.
     uses_catalogue: bool = False
     # The trace that the client's traceparent names, or the one that was begun here.
     trace_id: str | None = None
-    # Handed to the scoring threads, taken up by one, answered by it; on the clock of `started`.
+    # Handed to the scoring threads, taken up by one, answered by it, all on the clock of `started`.
     submitted: float | None = None
     begun: float | None = None
     scored: float | None = None
@@ -51,7 +51,7 @@ class RequestRecord:
     after_answer: list[Callable[[], None]] = field(default_factory=list)
 
     def run_after_answer(self) -> None:
-        """Do what waited for the answer to leave. It may hold this record: kept here, only the collector would free
+        """Do what waited for the answer to leave. It may refer to this record: kept here, only the collector would free
         either."""
         waiting, self.after_answer = self.after_answer, []
         for act in waiting:

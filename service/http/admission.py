@@ -1,5 +1,4 @@
-"""Admission of requests: the work of a process at one time is bounded in candidates, so that whoever is let in is
-answered soon.
+"""Admission of requests: the work of a process at one time is bounded in candidates, so that waits are short.
 
 In: the size of a request before its body is read, its candidates once they are known, the time it took. Out: a
 `Ticket`, or Problem 429 with the seconds after which the work before it will be done. Work is candidates and, for what
@@ -31,7 +30,7 @@ def busy(seconds: int) -> Problem:
 
 
 class Admission:
-    """The work of one process; safe from several threads. `seconds` is the longest wait that is planned for, `largest`
+    """The work of one process. Safe from several threads. `seconds` is the longest wait that is planned for, `largest`
     the most candidates that a request may have."""
 
     def __init__(self, threads: int, seconds: float, largest: int) -> None:
@@ -54,8 +53,8 @@ class Admission:
         return self._threads * self._rate * self._seconds
 
     def wait(self, size: int | None) -> int | None:
-        """None where a request of this size would be let in now, otherwise whole seconds after which it may be; asked
-        before its body is read, so that a slow one holds no place meanwhile."""
+        """None where a request of this size would be let in now, otherwise whole seconds after which it may be. This is
+        decided before its body is read, so that a slow one takes no place meanwhile."""
         with self._lock:
             return self._wait(self._guessed(size))
 
@@ -66,7 +65,7 @@ class Admission:
             raise busy(seconds)
 
     def admit(self, size: int | None) -> "Ticket":
-        """Admit a request whose body is there and not parsed; None is a compressed one. Raises Problem 429.
+        """Admit a request whose body is there and not parsed. None is a compressed one. Raises Problem 429.
 
         As many of its size as there are threads, and one that waits, are let in whatever their size: so large requests
         keep the threads busy too."""
@@ -107,7 +106,7 @@ class Admission:
 
 
 class Ticket:
-    """A request that was let in. Release it once, whatever has become of it. `size` is of its body, as it is parsed."""
+    """A request that was let in. Release it once, also where it failed. `size` is of its body, as it is parsed."""
 
     def __init__(self, admission: Admission, work: int, size: int | None) -> None:
         self._admission = admission
@@ -115,7 +114,7 @@ class Ticket:
         self._work = work
 
     def correct(self, candidates: int) -> None:
-        """The body is parsed, and holds this many candidates."""
+        """The body is parsed, and has this many candidates."""
         before, self._work = self._work, FIXED_WORK + candidates
         self._admission._change(self._work - before)
         if candidates and self.size is not None:

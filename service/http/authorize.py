@@ -1,6 +1,6 @@
 """Asks for a key before anything of a request is read.
 
-In: any ASGI application and the keys. Out: the same, behind them. What only looks at a path needs no key: health checks
+In: any ASGI application and the keys. Out: the same, behind them. A path that only reports needs no key: health checks
 and the description of the API.
 """
 

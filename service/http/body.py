@@ -1,6 +1,7 @@
 """The body of a request under limits: its bytes and its time.
 
-In: an ASGI request. Out: its body, or a Problem; ClientDisconnect where the client leaves before its request is whole.
+In: an ASGI request. Out: its body, or a Problem, or ClientDisconnect where the client leaves before its request is
+whole.
 """
 
 import asyncio
@@ -26,14 +27,14 @@ async def read_body_in_time(scope: Scope, receive: Receive, limit: int, seconds:
 
 
 async def read_plain_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
-    """The same where nobody needs to compress. Raises Problem 415 besides."""
+    """The same with bodies of any encoding. Also raises Problem 415."""
     if encoding_of(scope) is not None:
         raise not_read("the body is compressed; send it here as it is")
     return await read_body_in_time(scope, receive, limit, seconds)
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The body, if it keeps the limit: no more than `limit` bytes are ever held. Raises Problem, ClientDisconnect."""
+    """The body, if it keeps the limit: no more than `limit` bytes are ever kept. Raises Problem, ClientDisconnect."""
     chunks: list[bytes] = []
     size = content_length(scope) or 0
     if size <= limit:

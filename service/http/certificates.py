@@ -1,7 +1,7 @@
 """The TLS certificate that the service shows, its key, and whom it lets in: read again when the files change.
 
-In: PEM files. Out: an `ssl.SSLContext` that a server keeps for good; every new connection is of the newest files that
-are valid, those that are open live on. Files that are not leave the ones before them in force, and the log says why.
+In: PEM files. Out: an `ssl.SSLContext` that a server keeps for good. A new connection uses the newest valid files, and
+open ones live on. Files that are not valid leave the ones before them in force, and the log says why.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _log = logging.getLogger(f"{LOGGER}.certificates")
 
 
 class _NewestContext(ssl.SSLContext):
-    """Context of a server; connections are made by `newest`."""
+    """Context of a server. Connections are made by `newest`."""
 
     newest: ssl.SSLContext
 

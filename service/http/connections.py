@@ -1,9 +1,9 @@
 """Connections of one process together: how many there are, and the bytes of requests that are not whole.
 
 In: a bound on each. Out: which connection has to give way. Where there are too many, those that are idle longest end,
-and where none is idle the new one does. Where unfinished requests hold too much, the one that holds most gives way, so
-that a client with a small request loses nothing to one who holds much. `ends` counts connections that the service ends
-by itself, by reason; service/metrics/connection_metrics.py collects it.
+and where none is idle the new one does. Where unfinished requests take too much memory, the largest gives way, so
+that a client with a small request loses nothing to one with a large one. `ends` counts connections that the service
+ends by itself, by reason. service/metrics/connection_metrics.py collects it.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ _ANSWER = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds from the first byte of a request to the end of its headers, and their size in bytes; trailers have as
+    """Seconds from the first byte of a request to the end of its headers, and their size in bytes. Trailers have as
     much again."""
 
     header_seconds: float = 10.0
@@ -77,8 +77,8 @@ class Connections:
 
 
 def status_of(reason: str) -> int:
-    """The status by which a request counts whose connection ends for a reason: that of the answer, but 499 where it
-    ended early, for few of those clients are there to read one."""
+    """Status of a request in the metrics when the service ended its connection. It is that of the answer, but 499 where
+    it ended early: few of those clients are there to read one."""
     return 499 if reason == "ended_early" else int(_STATUS[reason][:3])
 
 

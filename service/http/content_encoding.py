@@ -1,6 +1,6 @@
-"""Bodies that a client has compressed: which encodings are read, and what they hold.
+"""Bodies that a client has compressed: which encodings are read, and their content.
 
-In: a request's Content-Encoding and its body. Out: the body as it was before, under a limit whatever it unpacks to.
+In: a request's Content-Encoding and its body. Out: the body as it was before, under a limit of its unpacked size.
 Raises Problem: 400 not what its encoding says, 413 over the limit, 415 an encoding that is not read.
 """
 
@@ -18,7 +18,7 @@ _PLAIN = (None, "", "identity")
 
 
 def encoding_of(scope: Scope) -> str | None:
-    """The encoding of a request's body, None for one that is as it stands. Raises Problem 415, also for several."""
+    """The encoding of a request's body, None for one without. Raises Problem 415, also for several."""
     if header(scope, _HEADER) is None:
         return None
     given = ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"content-encoding")
@@ -41,7 +41,7 @@ def not_read(detail: str) -> Problem:
 
 
 def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
-    """The body before `encoding`, one of `encoding_of`; never more than `limit` bytes are made of it."""
+    """The body before `encoding`, one of `encoding_of`. Never more than `limit` bytes are made of it."""
     stream = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
         plain = stream.decompress(body, limit + 1)

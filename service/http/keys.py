@@ -53,7 +53,7 @@ class KeyFile(StrictModel):
 
 
 class Keys:
-    """The keys in force. Raises ValueError where the file does not hold at the start."""
+    """The keys in force. Raises ValueError where the file is not valid at the start."""
 
     def __init__(self, path: Path | None, poll_seconds: float = 2.0) -> None:
         self._path = path
@@ -76,7 +76,7 @@ class Keys:
         return True
 
     def check(self, given: str | None, needed: Right) -> str | None:
-        """The name of the key whose Authorization header is `given`, None where nothing is asked. Raises Problem."""
+        """The name of the key whose Authorization header is `given`, None where no keys are set. Raises Problem."""
         if self._path is None:
             if needed == "admin":
                 raise Problem(403, "the admin API is off: no keys are configured", reason="forbidden")
@@ -86,7 +86,7 @@ class Keys:
             raise _unauthenticated("a key is needed: Authorization: Bearer KEY")
         digest = hash_of(text)
         found: Key | None = None
-        # Every key is compared, in constant time: how long it takes tells nothing about which one, or how much of it.
+        # Every key is compared, in constant time: the time says nothing about which one, or how much of it.
         for key in self._keys:
             if hmac.compare_digest(key.sha256, digest):
                 found = key
@@ -101,7 +101,7 @@ class Keys:
         self._polled = -math.inf
 
     def poll(self) -> None:
-        """Reads the file if the last time is long ago; one that is bad or gone leaves the keys in force. May block."""
+        """Reads the file if the last time is long ago. A bad or missing one leaves the keys in force. May block."""
         now = time.monotonic()
         if self._file is None or now - self._polled < self._poll_seconds:
             return
@@ -123,7 +123,7 @@ class Keys:
 
 
 def needed_for(path: str) -> Right | None:
-    """The scope that a path needs; None for what anybody may read: probes and the description of the API."""
+    """The scope that a path needs. None for what anybody may read: probes and the description of the API."""
     if path.startswith("/v1/admin"):
         return "admin"
     if path in ("/metrics", STATUS):

@@ -61,7 +61,7 @@ def new_record(scope: Scope) -> RequestRecord:
 
 
 class Observe:
-    """Wraps `app`; see the module."""
+    """Wraps `app`, as the module's docstring says."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app

@@ -1,6 +1,6 @@
 """`python -m service key --name NAME --scopes score,metrics`: a new API key, and the lines of the keys file for it.
 
-Out: the key alone on stdout, to be kept by its user; its entry, which holds the hash alone, on stderr.
+Out: the key alone on stdout, to be kept by its user, and its entry, with the hash alone, on stderr.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from service.http.keys import Key, hash_of, random_key
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints both; returns the exit status."""
+    """Prints both. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m service key", description="Make an API key.")
     parser.add_argument("--name", required=True, help="who will have it; it stands in log lines")
     parser.add_argument("--scopes", default="score", help="what it opens: score, metrics, admin; several with commas")

@@ -2,8 +2,8 @@
 
 uvicorn waits for headers without end, keeps however many arrive, takes trailers for headers, and loses the body of a
 request that offers another protocol. Here a request's headers have a time and a size, and so have the trailers after
-its body; past them the client is answered 408 or 431 and cut off. Bodies are limited where they are read
-(service/http/body.py); of one that was refused little more is taken off the connection. What the application sheds
+its body. Past them the client is answered 408 or 431 and cut off. Bodies are limited where they are read
+(service/http/body.py). Of one that was refused little more is taken off the connection. What the application sheds
 (SHED in its lifespan's state) is answered without becoming a request of it.
 """
 
@@ -21,8 +21,8 @@ from service.http.timer import OneTimer
 
 # Key of the application's state, maybe with a function of a request's scope: an answer's bytes, or None to go on.
 SHED = "shed"
-# Keys of a request's scope: its body is there, and reading it takes no time; it will not come whole, as unfinished
-# requests hold too much together; the status that its client is answered, who is cut off before it is whole.
+# Keys of a request's scope. First: its body is there, and reading it takes no time. Second: it will not come whole, as
+# unfinished requests take too much together. Third: the status for a client that is cut off before it is whole.
 IS_WHOLE, NO_ROOM, CUT_OFF = "feedrank.is_whole", "feedrank.no_room", "feedrank.cut_off"
 # Of a body whose request is answered, what is still read, and so much at once, with a pause after it: most clients look
 # for an answer when they have sent all, and many of them at once must not take the time of others. Beyond it, and for a
@@ -32,9 +32,9 @@ _AT_ONCE = 256 * 1024
 _PAUSE_SECONDS = 0.05
 # What a client that sends more has to see its answer, before its connection ends.
 _LINGER_SECONDS = 2.0
-# Requests of a connection that wait for the answers before theirs. One read holds thousands of small ones.
+# Requests of a connection that wait for the answers before theirs. One read has thousands of small ones.
 _MOST_PIPELINED = 100
-# Idle connections that end for new ones, at once: finding them takes a look at all.
+# Idle connections that end for new ones, at once: finding them takes a pass over all.
 _IDLE_ENDED = 32
 
 
@@ -50,7 +50,7 @@ class GuardedFlow(FlowControl):
         self._may_read = may_read
 
     def resume_reading(self) -> None:
-        """Whoever waits for a body, or has answered a request, asks for this."""
+        """Called by those who wait for a body or have answered a request."""
         if self.read_paused and self._may_read():
             super().resume_reading()
 
@@ -73,7 +73,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _pause: asyncio.TimerHandle | None = None
     # The request that the application answers now, which is not the newest where a client pipelines.
     _active: RequestResponseCycle | None = None
-    # Nothing more is taken. What was asked before is answered, then this is said.
+    # Nothing more is taken. Earlier requests are answered, then this is sent.
     _is_cut_off = False
     _last_words = b""
     _unread_answer: asyncio.TimerHandle | None = None
@@ -121,7 +121,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.shared.hold_bytes(self, len(data))
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """The client sends no more. Over plain TCP it may still read: it gets the answers to what it has asked."""
+        """The client sends no more. Over plain TCP it may still read: it gets the answers to its requests."""
         if self._is_unfinished and not self._is_cut_off:
             self._cut_off("ended_early", "the request ended before it was whole")
         self._is_cut_off = True
@@ -181,13 +181,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._next.start(self.limits.header_seconds, self.transport.close)
 
     def on_chunk_header(self) -> None:
-        """The size of a chunk; what follows is a body's, or trailers after the last of them."""
+        """The size of a chunk. What follows is a body's, or trailers after the last of them."""
         self._is_after_chunk = True
         if self._next.then is None:
             self._next.start(self.limits.header_seconds, self._too_slow)
 
     def on_body(self, body: bytes) -> None:
-        """A part of a body. The application is woken when it is whole, or more than is to be held: it has no use for
+        """A part of a body. The application is woken when it is whole, or over the limit: it has no use for
         less, and slow clients send many parts."""
         self._framing_bytes = 0
         if self._is_after_chunk:
@@ -243,7 +243,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._next.start(self.limits.header_seconds, self.transport.close)
 
     def pause_writing(self) -> None:
-        """More of answers waits for the client than is to be held: it has the time of an idle connection to read."""
+        """More of answers waits for the client than the limit: it has the time of an idle connection to read."""
         super().pause_writing()
         self._abort_later()
 
@@ -264,8 +264,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def give_way(self) -> None:
-        """Unfinished requests hold too much together, and this connection most of it. A request whose headers are there
-        is answered by the application."""
+        """Unfinished requests take too much memory together, and this connection most of it. A request whose headers
+        are there is answered by the application."""
         if self.pipeline or self._is_in_headers:
             self.pipeline.clear()
             self._is_in_headers = True
@@ -276,7 +276,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def _end_idle(self) -> bool:
-        """Ends connections that are idle longest, as there are too many; whether there is room then."""
+        """Ends connections that are idle longest, as there are too many. True where there is room then."""
         others = [one for one in self.connections if one is not self and not one.transport.is_closing()]
         if len(others) < self.shared.most:
             return True
@@ -322,7 +322,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def _shed(self) -> bytes | None:
-        """The answer to a plain POST that the application has no room for; None where anything else may come of it."""
+        """The answer to a plain POST that the application has no room for. None where anything else may come of it."""
         shed = self.app_state.get(SHED)
         cycle: RequestResponseCycle | None = self.cycle
         is_free = cycle is None or cycle.response_complete
@@ -335,7 +335,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return answer
 
     def _is_refused(self) -> bool:
-        """True where nobody has a use for the body that is arriving."""
+        """True where the body that is arriving has no reader."""
         return self._is_shed or self.cycle.response_complete or NO_ROOM in self.scope
 
     def _end_pause(self) -> None:
@@ -369,7 +369,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._cut_off("not_http", "not an HTTP request that is understood here")
 
     def _cut_off(self, reason: str, text: str) -> None:
-        """Takes nothing more from the client: answers what it has asked before, and the request at hand with this where
+        """Takes nothing more from the client: answers its earlier requests, and the request at hand with this where
         it has no answer yet. The connection ends."""
         self._next.stop()
         self._is_cut_off = True

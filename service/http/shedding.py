@@ -18,12 +18,12 @@ from service.http.keys import Keys
 from service.http.middleware import REQUEST_ID, Observe, header, new_record
 from service.metrics.metrics import SCORING, Metrics
 
-# Stands for a request's id until there is one; in no other part of an answer.
+# In place of a request's id until there is one. It is in no other part of an answer.
 _ANY_ID = "<id>"
 
 
 class Shedding:
-    """Counts and logs what it refuses as the usual way does; `is_leaving` says that other refusals come before."""
+    """Counts and logs what it refuses as the usual way does. `is_leaving` says that other refusals come first."""
 
     def __init__(
         self, admission: Admission, keys: Keys, observe: Observe, metrics: Metrics, is_leaving: Callable[[], bool]
@@ -56,7 +56,7 @@ class Shedding:
 
 @lru_cache(maxsize=256)
 def _answer(endpoint: str, seconds: int) -> tuple[bytes, list[bytes]]:
-    """Common part of all refusals of an endpoint with the same wait: the lines before the body, with places for
+    """Common part of all refusals of an endpoint with the same wait. It is the lines before the body, with places for
     its length and the request's id, and the body around that id."""
     response = refusal(busy(seconds), endpoint, _ANY_ID)
     lines = [b"HTTP/1.1 429 Too Many Requests"]

@@ -5,7 +5,7 @@ server span for each that is sampled, with its wait for a scoring thread and its
 thread of the library's own: no request waits for the collector, and what it does not take is dropped. Attributes are
 identifiers of models, counts and statuses, never a feature value, a user or a candidate id.
 
-Everything else is configured as OpenTelemetry has it: OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME,
+The rest is configured as OpenTelemetry has it: OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME,
 OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_HEADERS.
 """
 
@@ -17,14 +17,14 @@ from typing import Any
 
 from service.base.record import RequestRecord
 
-# version-trace id-parent id-flags; versions after 00 may have more fields behind them.
+# version-trace id-parent id-flags. Versions after 00 may have more fields behind them.
 _FIELDS = r"-(?!0{32})(?P<trace%d>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _TRACEPARENT = re.compile(rf"00{_FIELDS % 0}|(?!00|ff)[0-9a-f]{{2}}{_FIELDS % 1}(?:-.*)?")
 _STOP_SECONDS = 3.0
 
 
 def trace_id_of(traceparent: str | None) -> str | None:
-    """The trace that a client's header names; None without one, or where it is not of the standard's form."""
+    """The trace that a client's header names. None without one, or where it is not of the standard's form."""
     match = _TRACEPARENT.fullmatch(traceparent or "")
     return None if match is None else match["trace0"] or match["trace1"]
 
@@ -56,7 +56,7 @@ class Tracing:
         self._wall = time.time() - time.perf_counter()
 
     def trace(self, record: RequestRecord, headers: Mapping[str, str]) -> None:
-        """Records a finished request, if it is sampled; `headers` are those of Trace Context. Notes its trace id."""
+        """Records a finished request, if it is sampled. `headers` are those of Trace Context. Notes its trace id."""
         attributes: dict[str, Any] = {
             "http.request.method": "POST",
             "http.route": record.endpoint,

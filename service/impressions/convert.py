@@ -66,7 +66,7 @@ class Conversion:
         return self._process is not None
 
     def finish(self, seconds: float) -> None:
-        """Wait so long for the running process; end it then, which loses nothing."""
+        """Wait so long for the running process, then end it, which loses nothing."""
         ends_at = time.monotonic() + seconds
         while self.is_running():
             assert self._process is not None

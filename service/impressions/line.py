@@ -2,12 +2,11 @@
 
 In: a question and its scores. Out: a line of JSON, candidates in request order:
 `{"format": 1, "time", "request_id", "model", "model_version", "value_model", "value_model_version", "top_k",
-"catalogue", "user", "candidates": {"id", "features"}, "score", "tasks"}`; `user` and `candidates` are those of POST
-/v1/rank, as columns whatever the shape of the request, with null where a row has no value (of /v2, which has no ids of
-candidates, their positions stand for them); `catalogue` says whether a catalogue gave features beside them. Scores have
-the digits of the answer. In place of `user` and `candidates` there may be `"hashes": {"user", "candidate_id",
-"features"}`: XXH3-64 of the user, and of each candidate's id and features, as JSON without spaces, keys sorted, what is
-null left out.
+"catalogue", "user", "candidates": {"id", "features"}, "score", "tasks"}`. `user` and `candidates` are those of POST
+/v1/rank, always as columns, with null where a row has no value. /v2 has no ids of candidates: their positions take
+their place. `catalogue` says whether a catalogue gave features beside them. Scores have the digits of the answer. In
+place of `user` and `candidates` there may be `"hashes": {"user", "candidate_id", "features"}`: XXH3-64 of the user, and
+of each candidate's id and features, as JSON without spaces, keys sorted, what is null left out.
 
 Shapes: N candidates, O outputs.
 """
@@ -81,7 +80,7 @@ class Tensors(NamedTuple):
 
 
 class Impression(NamedTuple):
-    """A scored request; `held_bytes` is about what keeping it costs. Features of `integers` may have been sent as
+    """A scored request. `held_bytes` is about what keeping it costs. Features of `integers` may have been sent as
     strings of digits."""
 
     time: datetime
@@ -129,7 +128,7 @@ class Impression(NamedTuple):
                 "tasks": dict(zip(self.tasks, map(_as_answered, self.answers_NO.T), strict=True)),
             }
         )
-        # Columns are passed on as the client wrote them; in JSON a line may break between values alone.
+        # Columns are passed on as the client wrote them. In JSON a line may break only between values.
         return line.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
 
 
@@ -180,7 +179,7 @@ def _decoded(column: Any) -> Any:
 
 
 def _present(features: dict[str, Any], integers: frozenset[str]) -> dict[str, Any]:
-    """Features that have a value; 17 and "17" are one where ids are integers."""
+    """Features that have a value. 17 and "17" are one where ids are integers."""
     present = {name: value for name, value in features.items() if value is not None}
     return {name: _integer(value) if name in integers else value for name, value in present.items()}
 

@@ -115,7 +115,7 @@ def _line(row: dict[str, Any]) -> Line:
     row["time"] = row["time"].astimezone(UTC).isoformat(timespec="milliseconds")
     if user is None:
         row["hashes"] = {"user": user_hash, "candidate_id": ids_hash, "features": features_hash}
-    # Checked as a line is: a column may hold nulls, and what has its name may come from elsewhere.
+    # Checked as a line is: a column may have nulls, and a file of that name may come from elsewhere.
     line = msgspec.convert({"format": 1, **row}, Line)
     if user is not None:
         ids, features = msgspec.convert((ids, features), tuple[list[str], str])

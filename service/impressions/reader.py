@@ -1,7 +1,7 @@
-"""The requests of an impression log, from all kinds of its files: lines of JSON, the one that is being written among
-them, and Parquet made of them.
+"""The requests of an impression log, from all kinds of its files: JSON lines, also of the file being written, and
+Parquet.
 
-In: files, or folders of a log. Out: each request with the place it stands in, or what is wrong with it there.
+In: files, or folders of a log. Out: each request with its place, or what is wrong with it there.
 """
 
 import os
@@ -51,7 +51,7 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def entries(file: Path) -> Iterator[Entry]:
-    """Records of a file, in its order; of an open one, those it had when it was opened. Raises OSError, ValueError
+    """Records of a file, in its order. Of an open one, those it had when it was opened. Raises OSError, and ValueError
     naming a Parquet file that is damaged."""
     if file.suffix == PARQUET:
         yield from _parquet_entries(file)

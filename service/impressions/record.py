@@ -1,6 +1,6 @@
 """A request in the impression log, as the readers of the log have it: replay, and what makes Parquet of lines.
 
-In: a line of JSON. Out: the line as it stands (`Line`); checked and decoded, what it says of the request (`Logged`).
+In: a line of JSON. Out: the line as it is (`Line`), and checked and decoded, the request that it describes (`Logged`).
 """
 
 from typing import Any, Literal, NamedTuple
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Candidates(msgspec.Struct):
-    """The candidates of a line; `features` are JSON, columns by name."""
+    """The candidates of a line. `features` are JSON, columns by name."""
 
     id: list[str]
     features: msgspec.Raw

@@ -1,10 +1,10 @@
 """Lines in files of bounded size and age, and a bound on what the files of a folder take together.
 
 In: encoded lines. Out: `<folder>/impressions-<UTC>-<token>.jsonl`, readable by their owner alone, in the order of
-their names. A file gets that name when it is full or old, so a reader meets whole lines only; until then it is hidden,
-ends in `.part` and is locked by its writer. What a writer leaves that died without closing is cut after its last
-whole line and named by the next one. Several processes may write to one folder, each by one thread. What is closed may
-become Parquet (service/impressions/to_parquet.py): the same name but for its end, bounded with the others.
+their names. A file gets that name when it is full or old, so a reader meets whole lines only. Until then it is hidden,
+ends in `.part` and is locked by its writer. What a writer leaves that died without closing is cut after its last whole
+line and named by the next one. Several processes may write to one folder, each by one thread. What is closed may become
+Parquet (service/impressions/to_parquet.py): the same name but for its end, bounded with the others.
 """
 
 import fcntl
@@ -40,15 +40,15 @@ def open_files(folder: Path) -> list[Path]:
 
 
 def closed_name(file: Path) -> Path | None:
-    """The file's path once it is closed; None where it is closed already."""
+    """The file's path once it is closed. None where it is closed already."""
     found = _PART.fullmatch(file.name)
     return None if found is None else file.parent / found.group(1)
 
 
 class RotatedFiles:
     """The files of one writer. Whole files of the folder beyond `keep_bytes` are removed, the oldest first, and
-    `on_removed` is told how many; at most `file_bytes` come on top of them for each writer. `on_closed` is called when
-    a file has been closed."""
+    `on_removed` is called with their number. At most `file_bytes` come on top of them for each writer. `on_closed` is
+    called when a file has been closed."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class RotatedFiles:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the file is old; None where there is none."""
+        """Seconds until the file is old. None where there is none."""
         return None if self._descriptor is None else max(0.0, self._ends_at - time.monotonic())
 
     def append(self, lines: Sequence[bytes]) -> tuple[int, OSError | None]:
@@ -105,7 +105,7 @@ class RotatedFiles:
         return len(lines), None
 
     def close(self) -> None:
-        """Names the file, so that readers see it, and looks after the folder. Raises OSError."""
+        """Names the file, so that readers see it, and tidies the folder. Raises OSError."""
         if self._descriptor is not None:
             try:
                 os.fsync(self._descriptor)

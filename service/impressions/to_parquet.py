@@ -1,9 +1,9 @@
 """`python -m service parquet DIR`: makes Parquet of the whole files of an impression log.
 
 In: the folder of a log. Out: for each `impressions-*.jsonl` an `impressions-*.parquet` in its place, with the owner's
-rights alone; exit status 1 where one could not be made, which stays as it is, with what is wrong on standard error. The
-Parquet file is whole on the disk before it gets its name, and the lines go after that: whenever this process dies, none
-is lost, and the next one takes up what is left. One works on a folder at a time; another ends at once.
+rights alone. The exit status is 1 where one could not be made. That one stays as it is, and standard error says why.
+The Parquet file is whole on the disk before it gets its name, and the lines go after that: whenever this process dies,
+none is lost, and the next one takes up what is left. One works on a folder at a time. Another ends at once.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _FAULTS_SHOWN = 5
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Converts; returns the exit status."""
+    """Converts. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m service parquet", description="Parquet of an impression log.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the log (--impression-log)")
     folder: Path = parser.parse_args(arguments).folder
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def convert(folder: Path) -> list[str]:
-    """Converts what is whole, until there is no more; returns what is wrong with files that stay. Raises OSError."""
+    """Converts what is whole, until there is no more. Returns what is wrong with files that stay. Raises OSError."""
     for left in folder.glob(f".{PREFIX}*{PARQUET}.part"):
         left.unlink()
     faults: dict[Path, str] = {}

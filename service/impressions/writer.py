@@ -2,9 +2,9 @@
 
 In: impressions, offered after their answers have left. Out: lines in rotated files
 (service/impressions/rotated_files.py), which become Parquet once they are closed (service/impressions/convert.py). What
-waits to be written is bounded: a disk that is full or slow costs lines, which are counted and told once a minute, never
-a request. Lines of JSON first: what a killed process had written can be read to the last whole line, while a Parquet
-file without its end is lost whole; and Arrow stays out of the process that serves.
+waits to be written is bounded: a disk that is full or slow costs lines, which are counted and logged once a minute,
+never a request. Lines of JSON first: what a killed process had written can be read to the last whole line, while a
+Parquet file without its end is lost whole. Arrow also stays out of the process that serves.
 """
 
 import logging
@@ -45,7 +45,7 @@ class ImpressionLog:
     def __init__(
         self, folder: Path, metrics: Metrics, *, sample: float, max_bytes: int, workers: int, is_hashed: bool = False
     ) -> None:
-        # Beside the whole files every worker has one that it writes, and one that a killed worker left; and one of the
+        # Beside the whole files every worker has one that it writes, and one that a killed worker left. One of the
         # folder is in both kinds while it becomes Parquet.
         file_bytes = min(_FILE_BYTES, max_bytes // (8 * workers))
         self._files = RotatedFiles(
@@ -85,7 +85,7 @@ class ImpressionLog:
     ) -> None:
         """Log a scored request once its answer has left, where the sample has it.
 
-        The sample goes by a hash of the request id: whoever sees the same id decides alike."""
+        The sample goes by a hash of the request id: all who see the same id decide alike."""
         if falls_within(record.request_id, self._sample, IMPRESSION_SEED):
             impression = Impression.of(record, question, tasks, score_N, answers_NO, body_bytes, integers)
             record.after_answer.append(partial(self._put, impression))
@@ -93,7 +93,7 @@ class ImpressionLog:
     def _put(self, impression: Impression) -> None:
         """Queue a line, or count it as dropped where too much waits already."""
         with self._changed:
-            # One request alone may be over the bound: it is held anyway.
+            # One request alone may be over the bound: it is kept anyway.
             has_room = not self._held_bytes or self._held_bytes + impression.held_bytes <= MAX_HELD_BYTES
             is_kept = has_room and not self._is_closing
             if is_kept:
@@ -137,7 +137,7 @@ class ImpressionLog:
                 return
 
     def _seconds_left(self) -> float | None:
-        """Until there is something to look after; None where there is nothing."""
+        """Seconds until there is work. None where there is none."""
         seconds = self._files.seconds_left
         if not self._conversion.is_running():
             return seconds
@@ -210,7 +210,7 @@ class _Losses:
             self.say()
 
     def say(self) -> None:
-        """Tells what has not been told."""
+        """Log what has not been logged."""
         with self._lock:
             untold, self._untold = self._untold, {"dropped": 0, "failed": 0}
             reason, self._reason = self._reason, ""

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Histogram
 
-# Values or arrays of them; some megabytes at the most, where every request has as many candidates as it may have.
+# Values or arrays of them: some megabytes at the most, where every request has as many candidates as it may have.
 _MOST_WAITING = 256
 
 
 class BatchedHistogram(Histogram):
-    """A histogram that keeps what it is told until `flush` and then takes it in one pass in C: counting one value by
+    """A histogram that keeps observed values until `flush`, then counts them in one pass in C. Counting one value by
     itself costs as much as encoding a whole column."""
 
     def _metric_init(self) -> None:

@@ -1,4 +1,5 @@
-"""Metrics of connections: how many are open, what their unfinished requests hold, and which the service has ended."""
+"""Metrics of connections: how many are open, the bytes of their unfinished requests, and which the service has
+ended."""
 
 from typing import Protocol
 
@@ -6,9 +7,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from service.metrics.family import Families, Family
 
-# What is not HTTP, or is refused before the application sees it; headers or trailers that are slow or large; requests
-# that wait for the answers before theirs; a request that ended early; too many connections, and idle ones that ended
-# for others; unfinished requests that hold too much together; answers that nobody reads.
+# In order: what is not HTTP, or is refused before the application sees it. Headers or trailers that are slow or large.
+# Requests that wait for the answers before theirs. A request that ended early. Too many connections, and idle ones that
+# ended for others. Unfinished requests that are too large together. Answers that the client does not read.
 END_REASONS = (
     "not_http",
     "slow_headers",
@@ -29,7 +30,7 @@ class Connections(Protocol):
     held_bytes: int
 
     def take_ends(self) -> dict[str, int]:
-        """Ended connections by reason, since it was last asked."""
+        """Ended connections by reason, since the last call."""
 
 
 class ConnectionMetrics(Families):

@@ -1,8 +1,8 @@
-"""Windows of what was asked and answered of late, and their drift from what a version saw at its export.
+"""Windows of recent features and answers, and their drift from what a version saw at its export.
 
 In: counts by bin. Out: `ranking_score_drift{model,version,task}` and `ranking_feature_drift{model,version,feature}`,
-population stability indices (model/artifact/reference.py) over a window that forgets half of what it holds in
-HALF_LIFE_SECONDS. NaN until it holds FEWEST values: a few requests say nothing.
+population stability indices (model/artifact/reference.py) over a window that forgets half of its values in
+HALF_LIFE_SECONDS. NaN until it has FEWEST values: a few requests say nothing.
 
 With several workers each writes what its window counts, by bin, and the indices are made of the sums: a mean or a
 maximum of the workers' own indices would be neither.
@@ -23,7 +23,7 @@ from model.scorer.scorer import Bins, Reference
 
 HALF_LIFE_SECONDS = 600.0
 FEWEST = 1_000
-# Counts by bin, for the exposition to read; they do not leave it.
+# Counts by bin, for the exposition to read. They do not leave it.
 _WINDOW = "ranking_drift_window"
 # By what they are of: name and help.
 FAMILIES = {
@@ -31,12 +31,12 @@ FAMILIES = {
     "feature": ("ranking_feature_drift", "Population stability index of a feature's values against those at export"),
 }
 
-# What: task or feature; of which model and version; its name.
+# Kind (task or feature), model, version, name.
 Key = tuple[str, str, str, str]
 
 
 class _Window:
-    """Counts by bin of one task or feature, in this worker; `drift` gives the index of such counts."""
+    """Counts by bin of one task or feature, in this worker. `drift` gives the index of such counts."""
 
     def __init__(self, drift: Callable[[NDArray[np.float64]], float], gauges: Sequence[Gauge]) -> None:
         self.drift = drift

@@ -1,4 +1,4 @@
-"""Tables of metrics: a class whose attributes say kind, name, help and labels, and whose objects hold the metrics made.
+"""Tables of metrics: a class whose attributes say kind, name, help and labels, and whose objects have the metrics made.
 
 class Metrics(Families):
     requests = Family(Counter, "ranking_requests", "Requests answered", ("endpoint", "code"))
@@ -17,7 +17,7 @@ Made = TypeVar("Made", bound=MetricWrapperBase)
 
 class Family(Generic[Made]):
     """A metric by its kind, name, help and labels. Of a gauge `workers` says how those of several workers are put
-    together (prometheus_client's multiprocess_mode); of a histogram `buckets` are upper bounds."""
+    together (prometheus_client's multiprocess_mode). Of a histogram `buckets` are upper bounds."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Family(Generic[Made]):
     def __get__(self, families: object, owner: type) -> Made: ...
 
     def __get__(self, families: object | None, owner: type) -> Self | Made:
-        """The metric of an object that has made it, which its own attribute then stands before."""
+        """The metric of an object that has made it. The object's own attribute then shadows this one."""
         if families is None:
             return self
         made: Made = vars(families)[self._attribute]

@@ -1,8 +1,8 @@
-"""The folder of temporary files where several workers keep their metrics, and its removal once nobody uses it.
+"""The folder of temporary files where several workers keep their metrics, and its removal once no service uses it.
 
 In: the system's folder of temporary files (TMPDIR). Out: a folder of this service's own, removed when its parent ends.
-A parent that is killed leaves it behind, and the next service of the same user removes it: whoever uses a folder holds
-a shared lock on it for as long as it lives, and only one that nobody holds is removed.
+A parent that is killed leaves it behind, and the next service of the same user removes it: a user of a folder has a
+shared lock on it for as long as it lives, and only a folder without a lock is removed.
 """
 
 import fcntl
@@ -69,12 +69,12 @@ def _own_folder(stack: ExitStack, parent: Path) -> Path:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Removes folders that belong to this user and are held by nobody."""
+    """Removes folders that belong to this user and are not locked."""
     removed = 0
     for folder in sorted(parent.glob(f"{PREFIX}*")):
         try:
             descriptor = _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # held, no folder, somebody else's, or removed meanwhile: not ours to remove
+        except OSError:  # locked, no folder, another user's, or removed meanwhile: not ours to remove
             continue
         try:
             if os.fstat(descriptor).st_uid == os.geteuid():
@@ -90,7 +90,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _locked(folder: Path, operation: int) -> int:
-    """An open descriptor of a folder, no link to one, that holds a lock on it until it is closed. Raises OSError."""
+    """An open descriptor of a folder, no link to one, that locks it until it is closed. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, operation)

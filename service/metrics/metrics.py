@@ -1,6 +1,6 @@
 """Prometheus metrics of the service, by the names that dashboards and alerts are built on.
 
-In: what requests and model loads report. Out: the text of GET /metrics. Units: seconds; task scores in the task's own
+In: what requests and model loads report. Out: the text of GET /metrics. Units: seconds, task scores in the task's own
 unit. The label `task` names an output: a task, or a class of one as `task.class`.
 
 With several workers (PROMETHEUS_MULTIPROC_DIR is set by the parent before this module is imported) each worker writes
@@ -66,7 +66,7 @@ REJECTIONS = (
     "forbidden",
     "not_finite",
 )
-# Of a worker: gets requests from whoever looks at /readyz, or does not.
+# Of a worker: gets requests from balancers that poll /readyz, or does not.
 WORKER_STATES = ("ready", "unready")
 IMPRESSION_RESULTS = ("written", "dropped", "failed")
 LOAD_RESULTS = (
@@ -81,7 +81,7 @@ LOAD_RESULTS = (
     "labels_ready",
     "labels_refused",
 )
-# Files that are of no single model; a model's are its version, labels, value_models and catalogue.
+# Files that are of no single model. A model's are its version, labels, value_models and catalogue.
 COMMON_FILES = ("models", "keys", "tls")
 # Known, known with features of the request before the catalogue's, unknown with features of its own, nothing known.
 LOOKUP_RESULTS = ("known", "overridden", "inline", "unknown")
@@ -313,8 +313,8 @@ class Metrics(Families):
                 metric.remove_by_labels(dict(zip(("model", "version"), oldest, strict=True)))
 
     def flush(self) -> None:
-        """Counts what the histograms were told: before each scrape here, and now and then for the scrapes of other
-        workers, who read what this one has written. Counts the log lines that were dropped as well."""
+        """Count the values that the histograms keep. This runs before each scrape here, and now and then for the
+        scrapes of other workers, who read what this one has written. Counts the log lines that were dropped as well."""
         self.log_lines_dropped.inc(stderr_queue().take_dropped())
         for histogram in self._histograms:
             histogram.flush()
@@ -348,7 +348,7 @@ class _Families(CollectorRegistry):
 
 
 def _forget_dead_workers(folder: Path) -> None:
-    """Drops the gauges of workers that were killed: nobody is left to set them to 0. Their counters stay."""
+    """Drops the gauges of workers that were killed: no process is left to set them to 0. Their counters stay."""
     for file in folder.glob("gauge_live*_*.db"):
         worker = int(file.stem.rpartition("_")[2])
         if not Path(f"/proc/{worker}").exists():

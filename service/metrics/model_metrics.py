@@ -1,4 +1,4 @@
-"""The metrics of one served model version; service/metrics/metrics.py has the names and what they mean.
+"""The metrics of one served model version. service/metrics/metrics.py has their names and meanings.
 
 In: its scorer, and every request that it scores. Out: label sets of the process's metrics, exported from
 0, so that a rate is known from the first request on.

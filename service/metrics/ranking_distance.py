@@ -21,8 +21,8 @@ _Z_95 = 1.959964
 
 
 class Movement(NamedTuple):
-    """One request. `kendall_tau` is 1 for the same order and -1 for the reverse, None of a single candidate;
-    `overlaps` are shares of the best k, one for each of TOP (of all, where there are fewer)."""
+    """One request. `kendall_tau` is 1 for the same order and -1 for the reverse, None of a single candidate. `overlaps`
+    are shares of the best k, one for each of TOP (of all, where there are fewer)."""
 
     kendall_tau: float | None
     overlaps: tuple[float, ...]
@@ -42,7 +42,7 @@ def movement(before_N: NDArray[np.float64], after_N: NDArray[np.float64]) -> Mov
 
 
 def inversions(places_N: NDArray[np.int64]) -> int:
-    """Pairs of a permutation of 0..N-1 that stand in descending order, counted while merging sorted runs."""
+    """Pairs of a permutation of 0..N-1 that are in descending order, counted while merging sorted runs."""
     size = 1 << max(0, len(places_N) - 1).bit_length()
     run = np.concatenate([places_N, np.arange(len(places_N), size)])
     width, found = 1, 0
@@ -74,13 +74,13 @@ class Mean:
 
     @property
     def half_width(self) -> float | None:
-        """Half of the 95 % interval, by the normal approximation; None of fewer than two requests."""
+        """Half of the 95 % interval, by the normal approximation. None of fewer than two requests."""
         if self.count < 2:
             return None
         return _Z_95 * math.sqrt(self._squares / (self.count - 1) / self.count)
 
     def document(self) -> dict[str, Any]:
-        """For JSON: mean, low and high end of the interval, requests; nulls where there are too few."""
+        """For JSON: mean, low and high end of the interval, requests. Nulls where there are too few."""
         half = self.half_width
         return {
             "mean": self.value if self.count else None,
@@ -104,7 +104,7 @@ class Shift:
         return cls(Mean(), Mean(), Mean())
 
     def add(self, before_N: NDArray[np.float64] | None, after_N: NDArray[np.float64] | None) -> None:
-        """Takes in one request's values; None where that side does not have them."""
+        """Add one request's values. None where that side does not have them."""
         if before_N is not None:
             self.before.add(float(before_N.mean()))
         if after_N is not None:

@@ -21,7 +21,7 @@ from prometheus_client import Counter, Histogram
 from service.metrics.family import Families, Family
 from service.metrics.ranking_distance import TOP, Movement
 
-# Scored; dropped as too many waited; skipped, as a catalogue answered that the shadow version does not have; failed.
+# Scored, or dropped as too many waited, or skipped as the shadow version lacks the catalogue that answered, or failed.
 RESULTS = ("scored", "dropped", "skipped", "failed")
 _CORRELATIONS = (-0.5, 0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 _OVERLAPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -30,7 +30,7 @@ _VERSION = ("model", "version")
 
 
 class ShadowMetrics(Families):
-    """The metrics of shadow scoring; `version` is the shadow's."""
+    """The metrics of shadow scoring. `version` is the shadow's."""
 
     _requests = Family(
         Counter,

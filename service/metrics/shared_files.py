@@ -88,14 +88,14 @@ class RoomyDict:
             self._shared.close()  # type: ignore[no-untyped-call]
 
     def _shared_of(self, key: str) -> AllocatedDict | None:
-        """The file that holds a key or has room for it; None where it has to stay in memory."""
+        """The file that has a key or room for it. None where it has to stay in memory."""
         has_place = self._shared is not None and key in self._shared
         if (self._own or not has_place) and time.monotonic() >= self._try_at:
             has_place = self._make_room(key) or has_place
         return self._shared if has_place else None
 
     def _make_room(self, key: str) -> bool:
-        """Moves what waits in memory into the file, and makes room for `key`; true where that was there for all."""
+        """Moves what waits in memory into the file, and makes room for `key`. True where that was there for all."""
         try:
             if self._shared is None:
                 self._shared = AllocatedDict(self._path)
@@ -121,7 +121,7 @@ def use_allocated_files() -> None:
 
 
 def free_bytes(folder: str | None) -> GaugeMetricFamily:
-    """The room that is left for the files of `folder`; no sample without one."""
+    """The room that is left for the files of `folder`. No sample without one."""
     family = GaugeMetricFamily(
         "ranking_metrics_folder_free_bytes", "Room for the files of metrics that workers share, with several workers"
     )

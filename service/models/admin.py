@@ -85,7 +85,7 @@ def admin_routes(store: ModelStore, read_body: ReadBody) -> APIRouter:
 
 
 def replacing(document: dict[str, Any]) -> Change:
-    """The change to these labels. Raises Problem 422; so does the change where it would remove a stable pin without a
+    """The change to these labels. Raises Problem 422. So does the change where it would remove a stable pin without a
     word."""
     labels = read_labels(document)
 

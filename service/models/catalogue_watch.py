@@ -1,8 +1,8 @@
-"""The catalogue of the version that is served, kept at the newest generation that holds.
+"""The catalogue of the version that is served, kept at the newest generation that verifies.
 
-In: `<models>/<name>/derived/<version>/catalogue/`, looked at by the polling thread. Out: the scorer's `catalogue`,
+In: `<models>/<name>/derived/<version>/catalogue/`, polled by the polling thread. Out: the scorer's `catalogue`,
 replaced in one assignment: a request that has begun keeps the one it took. A generation that does not verify is left
-out with its reason and tried again only when its files change; the one before it serves on.
+out with its reason and tried again only when its files change. The one before it serves on.
 """
 
 import logging
@@ -20,7 +20,7 @@ _log = logging.getLogger(f"{LOGGER}.models")
 
 
 class CatalogueWatch:
-    """The catalogues of one model. `refresh` is called by one thread; `shown` makes a reason fit for clients."""
+    """The catalogues of one model. `refresh` is called by one thread. `shown` makes a reason fit for clients."""
 
     def __init__(self, model: str, metrics: Metrics, shown: Callable[[str], str]) -> None:
         self._model = model
@@ -65,7 +65,7 @@ class CatalogueWatch:
         self._metrics.catalogue_created_at.labels(self._model).set(created)
 
     def entry(self, scorer: Scorer) -> dict[str, Any] | None:
-        """The catalogue as /v1/models shows it, with the reason why a newer one does not serve; None without any."""
+        """The catalogue as /v1/models shows it, with the reason why a newer one does not serve. None without any."""
         refused = [place for place in self._reasons if int(place.name) > _generation(scorer)]
         reason = self._reasons[max(refused, key=lambda place: int(place.name))] if refused else self._missing
         if scorer.catalogue is None:
@@ -78,7 +78,7 @@ class CatalogueWatch:
         fields = {"model": self._model, "model_version": scorer.version, "generation": place.name}
         try:
             scorer.catalogue = scorer.open_catalogue(place)
-        except Exception as error:  # whatever a published folder holds, the generation before it serves on
+        except Exception as error:  # a bad published folder never stops the generation before it
             reason = self._shown(str(error) or repr(error))
             self._reasons = {**self._reasons, place: reason}
             self._metrics.loads.labels("catalogue_refused").inc()

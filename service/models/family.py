@@ -2,10 +2,11 @@
 
 In: the folder, polled by the store's thread. Out: `Serving`, replaced in one assignment. Where no version is labelled
 `stable`, the newest one that verifies is served. One that does not verify is quarantined with its reason, and tried
-again only when its files have changed and then stayed as they are for a poll; what a label named before stays. A
-version that no label needs any more is let go. One that is newer than what is served waits: it is verified, and freed.
+again only when its files have changed and then stayed as they are for a poll. What a label named before stays. A
+version that no label needs any more is released. One that is newer than what is served waits: it is verified, and
+freed.
 
-What was loaded serves on when its files go away, and the absence is told as an error.
+What was loaded serves on when its files go away, and the absence is shown as an error.
 """
 
 import logging
@@ -43,8 +44,8 @@ _log = logging.getLogger(f"{LOGGER}.models")
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """Versions that answer requests at one moment. `default` answers those that ask for no version and are not the
-    canary's; `labelled` holds what `labels` name."""
+    """Versions that answer requests at one moment. `default` answers those that name no version and are not the
+    canary's. `labelled` are the versions that `labels` name."""
 
     default: ServedModel
     versions: Mapping[str, ServedModel]
@@ -58,7 +59,7 @@ class Serving:
         return None if version is None else self.versions[str(version)]
 
     def chosen(self, version: str | None, request_id: str | None) -> ServedModel | None:
-        """The model for a request that asks for a version, a label or (None) neither; None for one that is not here."""
+        """The model for a request that names a version, a label or (None) neither. None for one that is not here."""
         if version is not None:
             return self.versions.get(version) or self.labelled(version)
         canary = self.labels.canary
@@ -68,7 +69,7 @@ class Serving:
 
 
 class ModelFamily:
-    """The versions of one model. One thread calls `refresh` and `set_labels`; the attributes are read by all."""
+    """The versions of one model. One thread calls `refresh` and `set_labels`. The attributes are read by all."""
 
     def __init__(
         self,
@@ -101,14 +102,14 @@ class ModelFamily:
         return None if self.serving is None else self.serving.default
 
     def refresh(self) -> None:
-        """Takes up what has changed on disk: newer versions, labels, value models, what lies beside a version."""
+        """Load what has changed on disk: newer versions, labels, value models, what was made from a version."""
         self._let_go.clear()
         if self._value_models_file.poll() and self._loaded:
             self._reload_value_models()
         for loaded in self._loaded.values():
             loaded.refresh()
         published = self._published()
-        # A version that was gone and is there again is tried again, whatever its files say of their state.
+        # A version that was gone and is there again is tried again, also with unchanged files.
         self._tried = {v: files for v, files in self._tried.items() if v in published or v in self._loaded}
         self._files_before, self._files = (
             self._files,
@@ -132,7 +133,7 @@ class ModelFamily:
 
     @property
     def errors(self) -> dict[str, str | None]:
-        """By what lies in the models folder, why it is not in force as it is now; what was loaded serves on."""
+        """By file of the models folder, the reason why it is not in force. What was loaded serves on."""
         gone = [loaded.missing for loaded in self._loaded.values() if loaded.missing is not None]
         catalogue = None if self.served is None else self._catalogue_entry(self.served.scorer)
         return {
@@ -152,7 +153,7 @@ class ModelFamily:
                 labels = change(self._labels_file.asked)
                 self._require_versions(labels)
                 with self._labels_file.locked():
-                    if not self._labels_file.poll():  # else others have changed it meanwhile
+                    if not self._labels_file.poll():  # otherwise others have changed it meanwhile
                         self._labels_file.write(labels)
                         return
             raise Problem(409, f"{labels_file.FILE_NAME} is changed by others all the time; nothing was changed")
@@ -195,12 +196,13 @@ class ModelFamily:
             loaded.recheck(scorer)
 
     def _default(self, published: list[int]) -> int | None:
-        """The version to serve where nothing else is asked for, loaded; None where none can be."""
+        """The version to serve where a request names none, loaded. None where none can be."""
         before = None if self.serving is None else self.serving.default.scorer.manifest.version
         pinned = self._labels_file.asked.stable
         if pinned is not None and before is not None:
             return pinned if self._try_version(pinned, published) else before
-        # A service that starts with a pin which does not hold goes back before it, rather than on to what may be worse.
+        # A service that starts with a pin which does not verify goes back before it, rather than on to what may be
+        # worse.
         newer = [version for version in published if pinned is not None and version > pinned]
         for version in [*(version for version in reversed(published) if version not in newer), *newer]:
             if before is not None and version <= before:
@@ -210,7 +212,7 @@ class ModelFamily:
         return before
 
     def _in_force(self, published: list[int], default: int, has_changed: bool) -> Labels:
-        """The labels that the file asks for; of one whose version cannot be loaded, what it was before."""
+        """The labels that the file sets. One whose version cannot be loaded keeps its value."""
         asked = self._labels_file.asked
         before = Labels() if self.serving is None else self.serving.labels
         stable = before.stable if asked.stable not in (None, default) else asked.stable
@@ -241,13 +243,13 @@ class ModelFamily:
         for version in self._loaded.keys() - needed:
             self._loaded[version].retire()
             self._note(version, VersionState("waiting" if version > default else "retired"))
-            # Until the next look, so that it is freed in this thread and not where the last request that used it ends.
+            # Until the next poll, so that it is freed in this thread and not where the last request that used it ends.
             self._let_go.append(self._loaded[version])
         self._loaded = kept
 
     def _verify_newer(self, default: int, published: list[int]) -> None:
-        """Verifies one version that is newer than what is served, once for each state of its files, and frees it: what
-        is wrong with it is told before it is wanted."""
+        """Verify one version that is newer than what is served, once for each state of its files, and free it. So its
+        faults are shown before it is needed."""
         for version in reversed(published):
             if version > default and version not in self._loaded and self._is_due(version, at_once=False):
                 with self._trial(version):
@@ -280,7 +282,7 @@ class ModelFamily:
     def _is_due(self, version: int, at_once: bool) -> bool:
         """True for a version that was never tried, or with other files.
 
-        A slow copy changes them at every poll: it is tried again when it is over, or where somebody asks for it now."""
+        A slow copy changes them at every poll: it is tried again when it is over, or at an admin's request."""
         state = self.states.get(version)
         if version not in self._tried or (state is not None and state.state not in ("waiting", "quarantined")):
             return True
@@ -290,7 +292,7 @@ class ModelFamily:
 
     @contextmanager
     def _trial(self, version: int) -> Iterator[None]:
-        """Quarantine a version that fails within the block: whatever a published folder holds, the version
+        """Quarantine a version that fails within the block: with any content of a published folder, the version
         before it serves on."""
         self._tried[version] = self._files[version] = self._files_of(version)
         self._note(version, VersionState("loading"))
@@ -358,12 +360,12 @@ class ModelFamily:
         return None if loaded is None else loaded.catalogue.entry(scorer)
 
     def _reload_value_models(self) -> None:
-        """Takes up the file where it fits every version that is loaded, else leaves them all as they are."""
+        """Apply the file where it fits every version that is loaded, otherwise leave them all as they are."""
         every = list(self._loaded.values())
         read = self._value_models_file.take_again([loaded.served.scorer for loaded in every])
         for loaded, value_models in zip(every, read or [], strict=bool(read)):
             loaded.take_value_models(value_models)
 
     def _place_free(self, reason: str) -> str:
-        # Where the models folder lies is no business of clients.
+        # Clients need not know the path of the models folder.
         return reason.replace(f"{self._models}/", "")

@@ -1,8 +1,8 @@
 """`python -m service labels models/NAME '{"stable": "2"}'`: change the labels of a model where no admin API can.
 
-In: the model's folder, writable, and what changes, as PATCH takes it (null removes a label, what is left out stays);
+In: the model's folder, writable, and what changes, as PATCH takes it (null removes a label, what is left out stays).
 `{}` changes nothing and shows what is set. Where the file cannot be read, what changes has to name `stable`. Every
-version that a label names has to verify and to answer its golden requests. Out: the labels as JSON; services that read
+version that a label names has to verify and to answer its golden requests. Out: the labels as JSON. Services that read
 the folder follow at their next poll. Status 2 after one line where something is wrong.
 """
 
@@ -17,7 +17,7 @@ from service.models.labels import FILE_NAME, STABLE, Labels, LabelsFile, named_o
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Changes the labels; returns the exit status."""
+    """Changes the labels. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m service labels", description="Change the labels of a model.")
     parser.add_argument("folder", type=Path, help="the model's folder, models/NAME")
     parser.add_argument("changes", help='JSON: {"stable": "2", "canary": null}; {} shows what is set')
@@ -40,7 +40,7 @@ def change(folder: Path, changes: str, verify_key: Path | None = None) -> Labels
         file.poll()
         if file.error is not None:
             if given and STABLE not in given:
-                # Services may have a pin in force that this file does not tell any more.
+                # Services may have a pin in force that is not in this file any more.
                 raise ValueError(f"{file.error}; name {STABLE} too, null for no pin: the labels begin anew")
             print(f"not in force, and begun anew: {file.error}", file=sys.stderr)
         labels = Labels.from_mapping(file.asked.merged(given), "labels")

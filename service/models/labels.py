@@ -1,7 +1,7 @@
 """Labels of a model's versions: `stable` is served, `canary` has a share of the requests, `shadow` scores beside it.
 
 In: `<models>/<name>/labels.yaml`, `{stable: 3, canary: {version: 4, share: 0.05}, shadow: 5}`, written by hand or by
-the admin API; every key may be left out. Out: `Labels`. A file that is not valid, or goes away, leaves the labels
+the admin API. Every key may be left out. Out: `Labels`. A file that is not valid, or goes away, leaves the labels
 before it in force.
 """
 
@@ -57,7 +57,7 @@ class Canary(StrictModel):
 
 
 class Labels(StrictModel):
-    """The labels of one model; without `stable` its newest version that verifies is served."""
+    """The labels of one model. Without `stable` its newest version that verifies is served."""
 
     stable: Version | None = None
     canary: Canary | None = None
@@ -131,7 +131,7 @@ def falls_within(request_id: str, share: float, seed: int) -> bool:
 
 class LabelsFile:
     """The file of one model. `asked` is what it said when it was valid last, and stays when the file goes away: labels
-    are removed by a file that holds `{}`. `error` says why the file is not in force as it is now."""
+    are removed by a file with `{}`. `error` says why the file is not in force as it is now."""
 
     def __init__(self, path: Path) -> None:
         self.asked = Labels()
@@ -141,7 +141,7 @@ class LabelsFile:
 
     @property
     def error(self) -> str | None:
-        """Names the file; None where it is in force, or where there never was one."""
+        """A reason that names the file. None where it is in force, or where there never was one."""
         return self._file.error or self._content_error
 
     def poll(self) -> bool:

@@ -1,9 +1,9 @@
 """The models that are served: a polling thread keeps them up to date, requests look them up.
 
-In: the models folder. Out: `ServedModel`s. Nothing a request does waits for a load; a new version is verified and
-loaded in the polling thread while the old one serves. Once it has looked for the first time that thread has the lowest
-priority: what it computes takes what is left of the cores. Compiling holds the interpreter's lock meanwhile, so that
-everyone would wait for a thread that nobody lets run: another thread, of the usual priority, does this.
+In: the models folder. Out: `ServedModel`s. Nothing a request does waits for a load. A new version is verified and
+loaded in the polling thread while the old one serves. After its first poll that thread has the lowest priority: what it
+computes takes what is left of the cores. Compiling keeps the interpreter's lock meanwhile, so all others would wait for
+a thread that is not let run. Another thread, of the usual priority, does this.
 """
 
 import logging
@@ -66,13 +66,13 @@ class ModelStore:
         self._thread = threading.Thread(target=self._poll, name="models", daemon=True)
 
     def start(self) -> None:
-        """Starts polling; the first look begins at once."""
+        """Starts polling. The first poll begins at once."""
         self._compiling.submit(int).result()  # its thread has the priority of the one that starts it
         self._thread.start()
 
     @property
     def folder_error(self) -> str | None:
-        """Reason why the models folder cannot be polled, None where it can; loaded versions serve on."""
+        """Reason why the models folder cannot be polled, None where it can. Loaded versions serve on."""
         return self._folder_error
 
     @property
@@ -81,7 +81,7 @@ class ModelStore:
         return self._has_looked.is_set()
 
     def stop(self) -> None:
-        """Ends polling; a load that has begun is waited for, but not for long."""
+        """Ends polling. It waits for a load that has begun, but not for long."""
         self._stop.set()
         self._asked.put(None)
         self._thread.join(_LOAD_SECONDS)
@@ -92,7 +92,7 @@ class ModelStore:
         self._asked.put(None)
 
     def refresh(self) -> None:
-        """One look at the folder: new models, newer versions, changed labels and value models."""
+        """One poll of the folder: new models, newer versions, changed labels and value models."""
         try:
             names = model_names(self._models)
             self._tell_folder(None)
@@ -115,8 +115,8 @@ class ModelStore:
         self._metrics.file_errors.labels("", "models").set(error is not None)
 
     def find(self, name: str | None, version: str | None, request_id: str | None = None) -> ServedModel:
-        """The model to answer with: of the version or label that is asked for, else the canary for requests whose id
-        falls to it, else what is served. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
+        """The model to answer with. It is of the version or label that is named, then the canary for requests whose id
+        falls to it, then what is served. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
         served = {name: family.serving for name, family in self._families.items() if family.serving is not None}
         if name is None:
             if not served:
@@ -148,8 +148,8 @@ class ModelStore:
         return None if serving is None or serving.default is not model else serving.labelled(SHADOW)
 
     def set_labels(self, name: str, change: Callable[[Labels], Labels]) -> dict[str, Any]:
-        """Writes what `change` makes of the labels of a model, takes them up and returns its entry; the work is the
-        polling thread's, which alone loads. Raises Problem: what `change` raises, 404 or 409 for versions that cannot
+        """Writes what `change` makes of the labels of a model, applies them and returns its entry. The work is done by
+        the polling thread, which alone loads. Raises Problem: what `change` raises, 404 or 409 for versions that cannot
         be served, 503 at the end."""
         with self._asking:
             if self._stop.is_set():
@@ -222,7 +222,7 @@ class ModelStore:
                     asked[1].set_exception(not_ready("the service is shutting down"))
 
     def _do_what_is_asked(self, until: float) -> None:
-        """Waits for the time of the next look at the folder, and does meanwhile what only this thread may do."""
+        """Waits for the next poll of the folder, and does meanwhile what only this thread may do."""
         with suppress(Empty):
             while (asked := self._asked.get(timeout=max(0.0, until - time.monotonic()))) is not None:
                 job, done = asked
@@ -230,10 +230,10 @@ class ModelStore:
                     with short_intervals():
                         result = job()
                     done.set_result(result)
-                except Exception as error:  # whoever asked for it is told
+                except Exception as error:  # its caller gets it
                     done.set_exception(error)
 
 
 def not_ready(detail: str) -> Problem:
-    """503: nothing can be scored now; another replica may."""
+    """503: nothing can be scored now. Another replica may."""
     return Problem(503, detail, reason="not_ready", headers={"Retry-After": "1"})

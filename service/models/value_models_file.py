@@ -1,7 +1,7 @@
 """The value models of one model, `<models>/<name>/value_models.yaml`, polled.
 
 In: the file. Out: the value models for a scorer, and why the file is not taken up as it is now. A file that goes away
-leaves in force what it said: removing value models for good takes a file that holds `{}`.
+leaves in force what it said: removing value models for good takes a file with `{}`.
 """
 
 import logging
@@ -18,7 +18,7 @@ _log = logging.getLogger(f"{LOGGER}.models")
 
 
 class ValueModelsFile:
-    """The file of one model. One thread calls the methods; `shown` makes a reason fit for clients."""
+    """The file of one model. One thread calls the methods. `shown` makes a reason fit for clients."""
 
     def __init__(self, model: str, folder: Path, metrics: Metrics, shown: Callable[[str], str]) -> None:
         self._model = model
@@ -39,7 +39,7 @@ class ValueModelsFile:
         return self._file.content
 
     def poll(self) -> bool:
-        """Reads the file and returns whether it holds something else than before."""
+        """Reads the file and returns whether its content has changed."""
         before = self._file.content
         if self._file.poll() and self._file.error is not None:
             self._refused("the value models before it" if before is not None else "the built-in value model")

@@ -1,4 +1,4 @@
-"""One model version that is loaded: its scorer, its value models, what lies beside it on disk.
+"""One model version that is loaded: its scorer, its value models, what was made from it.
 
 In: a published version's folder. Out: a `ServedModel`, replaced in one assignment: a request that has begun keeps the
 one it took. What is made later beside a version (a compiled package, a catalogue) is taken up when it appears.
@@ -50,8 +50,8 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class VersionState:
-    """State of one published version, as /v1/models has it; of a ready one, `reason` is why it is not compiled,
-    or that it answers its golden requests no more."""
+    """State of one published version, as /v1/models has it. Of a ready one, `reason` is why it is not compiled, or that
+    it answers its golden requests no more."""
 
     state: State
     reason: str | None = None
@@ -65,9 +65,9 @@ def derived_files(version: Path, verify_key: Path | None) -> Fingerprints:
 
 
 class LoadedVersion:
-    """A version in memory. `refresh` is called by one thread; `served` is read by all. `shown` makes a reason fit for
-    clients. The constructor loads: it raises ArtifactError for a version that does not hold, and what `value_models_of`
-    raises."""
+    """A version in memory. `refresh` is called by one thread. `served` is read by all. `shown` makes a reason fit for
+    clients. The constructor loads: it raises ArtifactError for a version that does not verify, and what
+    `value_models_of` raises."""
 
     def __init__(
         self,
@@ -86,12 +86,12 @@ class LoadedVersion:
         self._derived = derived_files(path, loading.verify_key)
         self._doubted: Scorer | None = None
         self._golden_error: str | None = None
-        # Why it could not be loaded anew, as its folder is gone.
+        # Why it could not be loaded again, as its folder is gone.
         self.missing: str | None = None
         self.catalogue = CatalogueWatch(name, metrics, shown)
         scorer = loading.scorer(path)
         value_models = value_models_of(scorer)
-        self.catalogue.refresh(scorer)  # before it is served: who asks by ids alone meets a catalogue
+        self.catalogue.refresh(scorer)  # before it is served: requests by ids alone find a catalogue
         self.served = self._taken(scorer, value_models)
 
     @property
@@ -102,7 +102,7 @@ class LoadedVersion:
         return VersionState("ready", None if reason is None else self._shown(reason), scorer.engine)
 
     def refresh(self) -> None:
-        """Takes up what has appeared beside the version, and runs its golden requests where they are in doubt."""
+        """Load what has appeared beside the version, and run its golden requests where they may fail."""
         self._check_doubted()
         self._look_for_folder()
         if self.missing is None and derived_files(self._path, self._loading.verify_key) != self._derived:
@@ -121,7 +121,7 @@ class LoadedVersion:
         self._doubted = scorer
 
     def retire(self) -> None:
-        """Marks the version as loaded no more; it is freed when the last request that holds it ends."""
+        """Marks the version as loaded no more. It is freed when the last request that uses it ends."""
         self.served.metrics.retire()
 
     def _taken(self, scorer: Scorer, value_models: ValueModels) -> ServedModel:
@@ -147,7 +147,7 @@ class LoadedVersion:
             _log.info("model version is back", extra={"fields": fields})
 
     def _reload_engine(self) -> None:
-        """Loads the version once more, as something beside it has changed; until then, and where that fails, it serves
+        """Loads the version once more, as something beside it has changed. Until then, and where that fails, it serves
         as it is."""
         self._derived = derived_files(self._path, self._loading.verify_key)
         if self._loading.engine == "torchscript":
@@ -155,7 +155,7 @@ class LoadedVersion:
         before = self.served
         try:
             scorer = self._loading.scorer(self._path)
-        except Exception as error:  # whatever a published folder holds, what is loaded serves on
+        except Exception as error:  # a bad published folder never stops what is loaded
             _log.error(
                 "model version serves as it was loaded before; what lies beside it cannot be taken up",
                 extra={"fields": {**self._fields(before.scorer), "reason": self._shown(str(error) or repr(error))}},

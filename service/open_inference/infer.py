@@ -2,7 +2,7 @@
 scores -> tensors.
 
 In: the body of POST /v2/models/<name>/infer, JSON or JSON followed by bytes (the binary tensor data extension). Out: a
-model's columns; then the body of the answer, FP32 tensors in request order. A feature is one tensor, an id_list two,
+model's columns. Then the body of the answer, FP32 tensors in request order. A feature is one tensor, an id_list two,
 `<feature>.values` (flattened) and `<feature>.lengths`. Raises Problem: 400 not JSON, 413 too many candidates,
 422 naming every fault.
 
@@ -42,7 +42,7 @@ from service.rank.answer import Reply
 HEADER_LENGTH = "Inference-Header-Content-Length"
 SCORE = "score"
 _DATATYPES: dict[Dtype, str] = {"int64": "INT64", "string": "BYTES"}
-# Extensions of the protocol that would change what is read or answered; other parameters are hints and passed over.
+# Extensions of the protocol that would change what is read or answered. Other parameters are hints and ignored.
 _EXTENSIONS = ("shared_memory_region", "classification")
 
 _encoder = msgspec.json.Encoder()
@@ -72,7 +72,7 @@ _decoder = msgspec.json.Decoder(_Request)
 
 
 class TensorType(NamedTuple):
-    """Metadata of one tensor; size -1 varies."""
+    """Metadata of one tensor. Size -1 varies."""
 
     name: str
     datatype: str
@@ -85,7 +85,7 @@ class TensorType(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A request of a checked shape. `outputs` are the tensors asked for, in order, and whether as bytes; where none is
+    """A request of a checked shape. `outputs` are the requested tensors, in order, and whether as bytes. Where none is
     named all are answered, as bytes or not by `is_binary`."""
 
     id: str | None
@@ -266,7 +266,7 @@ def _check_names(what: str, given: Iterable[str], known: Sequence[str]) -> None:
 
 
 def _candidates(inputs: Mapping[str, Tensor], types: Iterable[Sequence[TensorType]], most: int) -> int:
-    """N, by the first tensor that has one value for each candidate; the others are held against it."""
+    """N, by the first tensor that has one value for each candidate. The others are compared with it."""
     given = [inputs[group[-1].name] for group in types if group[-1].name in inputs]
     if not given:
         rule = "no candidates: at least one feature of theirs is needed, which says how many they are"
@@ -306,7 +306,7 @@ def _column(tensors: Sequence[Tensor], feature: Feature, encoder: FeatureEncoder
 
 
 def _values(tensor: Tensor, feature: Feature, encoder: FeatureEncoder, block: Block, rows: int) -> Column:
-    """The column of a checked tensor's values; of a list's values, as if all were of one row."""
+    """The column of a checked tensor's values. A list's values are as if all were of one row."""
     data: list[Any] | None = (
         strings_of(tensor) if tensor.raw is not None and tensor.datatype == "BYTES" else tensor.data
     )

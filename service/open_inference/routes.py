@@ -1,6 +1,6 @@
 """The routes of the Open Inference Protocol under /v2, for clients of KServe and Triton.
 
-In: the scoring of the service. Out: its routes. Health and metadata are told from the model store; infer goes the way
+In: the scoring of the service. Out: its routes. Health and metadata come from the model store. Infer goes the way
 of /v1/rank, with another reader at its beginning and another writer at its end.
 """
 
@@ -39,7 +39,7 @@ _PLATFORMS = {"torchscript": "pytorch_torchscript", "compiled": "pytorch_aotindu
 
 
 class OpenInference:
-    """The protocol, spoken by one service; `unready_reason` says why it should get no traffic, if it should not."""
+    """The protocol, spoken by one service. `unready_reason` says why it should get no traffic, None where it should."""
 
     def __init__(
         self, ranking: Ranking, respond: Respond, unready_reason: Callable[[], str | None], name: str, version: str
@@ -51,7 +51,7 @@ class OpenInference:
         self._server = {"name": name, "version": version, "extensions": EXTENSIONS}
 
     def router(self) -> APIRouter:
-        """The routes that are asked for, not scored."""
+        """The routes that report, and score nothing."""
         router = APIRouter()
 
         @router.get("/v2", summary="The server, to clients of the Open Inference Protocol")
@@ -65,7 +65,7 @@ class OpenInference:
         @router.get("/v2/health/ready", summary="The process can score")
         async def ready() -> dict[str, bool]:
             self._check_ready()
-            return {"live": True, "ready": True}  # the protocol's own text has the one, its clients look for the other
+            return {"live": True, "ready": True}  # the protocol's own text has the one, its clients read the other
 
         @router.get("/v2/models/{name}", summary="The tensors of a model")
         async def model(name: str) -> dict[str, Any]:

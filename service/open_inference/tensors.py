@@ -1,6 +1,6 @@
-"""One tensor of an Open Inference request: what it says of itself, held against what came with it, and its values.
+"""One tensor of an Open Inference request: its datatype and shape, checked against its content, and its values.
 
-In: a tensor with JSON values or bytes (little-endian; BYTES: each string after its length in 4 bytes). Out: arrays or
+In: a tensor with JSON values or bytes (little-endian, each string of BYTES after its length in 4 bytes). Out: arrays or
 strings. Nothing is made of a claim: sizes are compared as numbers first. Raises WrongTensorError naming the tensor.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model.features.kinds.columns import ID_LIMITS
 from service.base.errors import FAULTS_SHOWN, Fault, shown, told
 
-# As a number may be given: FP64 is beyond what metadata asks for, and keeps a number that FP32 would round.
+# Datatypes of a number: FP64 is beyond the metadata, and keeps a number that FP32 would round.
 NUMBERS = ("FP32", "FP64")
 _TYPES: dict[str, np.dtype[Any]] = {"INT64": np.dtype("<i8"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 _LENGTH_BYTES = 4
@@ -45,7 +45,7 @@ class WrongTensorError(ValueError):
 
 
 def check(tensor: Tensor, datatypes: Sequence[str], size: int | None) -> None:
-    """Checks datatype, shape (`size` values; None: any number of them) and that as many values came with it."""
+    """Checks datatype, shape (`size` values, any number of them for None) and that as many values came with it."""
     if tensor.datatype not in datatypes:
         raise _wrong(tensor, f"expected datatype {' or '.join(datatypes)}, got {shown(tensor.datatype)}")
     if len(tensor.shape) != 1:
@@ -118,21 +118,21 @@ def check_integers(tensor: Tensor, data: Sequence[object]) -> None:
 
 
 def lengths_of(tensor: Tensor, values: int) -> NDArray[np.int64]:
-    """The lengths of lists that hold `values` values in all."""
+    """The lengths of lists that have `values` values in all."""
     if tensor.data is None:
         lengths = numbers_of(tensor).astype(np.int64)
     elif all(type(length) is int and ID_LIMITS[0] <= length <= ID_LIMITS[1] for length in tensor.data):
         lengths = np.array(tensor.data, np.int64)
     else:
         raise _wrong(tensor, "expected integers")
-    # Each alone first: a sum of lengths near 2^63 would wrap around to whatever is expected.
+    # Each alone first: a sum of lengths near 2^63 would wrap around to the expected one.
     if (lengths < 0).any() or (lengths > values).any() or lengths.sum() != values:
         raise _wrong(tensor, f"expected lengths of 0 or more whose sum is the number of values, {values}")
     return lengths
 
 
 def shape_of(shape: Sequence[int]) -> str:
-    """A shape as a refusal names it; of one with many dimensions the first ones."""
+    """A shape as a refusal names it, of one with many dimensions the first ones."""
     dimensions = ", ".join(map(told, shape[:_DIMENSIONS_SHOWN]))
     return f"[{dimensions}{', ...' if len(shape) > _DIMENSIONS_SHOWN else ''}]"
 

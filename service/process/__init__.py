@@ -1,1 +1,1 @@
-"""Processes, threads and cores; the socket and the health check."""
+"""Processes, threads and cores, the socket and the health check."""

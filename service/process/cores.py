@@ -1,8 +1,8 @@
 """Cores of a worker, where each is to have its own: `--bind-cores`.
 
 In: a folder that the workers of one service share, and how many they are. Out: the cores of this process, its own for
-as long as it lives: a share is taken by a lock on a file, which the system gives back whatever ends a worker, so that
-the one started in its stead finds it free.
+as long as it lives: a share is taken by a lock on a file, which the system releases at any end of a worker, so that its
+replacement finds it free.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ _held: list[int] = []
 
 
 def bind_to_a_share(folder: Path, workers: int) -> frozenset[int] | None:
-    """Binds this process to a share of its cores that no other of the `workers` has, and returns it; None, and nothing
+    """Binds this process to a share of its cores that no other of the `workers` has, and returns it. None, and nothing
     is bound, where there is less than a core for each or, as the log says, no room for a lock."""
     cores = sorted(os.sched_getaffinity(0))
     size = len(cores) // workers

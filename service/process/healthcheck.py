@@ -1,9 +1,9 @@
 """`python -m service healthcheck`: exit status 0 if the service in this container is alive, for images without curl.
 
-In: FEEDRANK_HOST, FEEDRANK_PORT, FEEDRANK_TLS_CERTIFICATE and FEEDRANK_TLS_CLIENT_CA as the service has them; what was
-given as a flag is not seen here. A host that is every interface is asked on its family's loopback. Out: exit status 0
-if `/healthz` answers 200 (where clients need a certificate, if the port is open), else 1 and one line. The standard
-library alone: it runs every few seconds.
+In: FEEDRANK_HOST, FEEDRANK_PORT, FEEDRANK_TLS_CERTIFICATE and FEEDRANK_TLS_CLIENT_CA as the service has them. What was
+given as a flag is not seen here. A host that is every interface is checked on its family's loopback. Out: exit status 0
+if `/healthz` answers 200 (where clients need a certificate, if the port is open), otherwise 1 and one line. The
+standard library alone: it runs every few seconds.
 """
 
 import argparse
@@ -47,6 +47,6 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
 def _connection(host: str, port: int, *, is_tls: bool) -> http.client.HTTPConnection:
     if not is_tls:
         return http.client.HTTPConnection(host, port, timeout=SECONDS)
-    # The certificate names the service, not this address; nothing is sent that would be worth reading.
+    # The certificate names the service, not this address. Nothing is sent that would be worth reading.
     context = ssl._create_unverified_context()
     return http.client.HTTPSConnection(host, port, timeout=SECONDS, context=context)

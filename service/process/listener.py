@@ -1,7 +1,7 @@
 """The socket that the service listens on, the same with one worker and with several.
 
-In: `--host` and `--port`. Out: a bound socket, of which nobody is told yet: connections are refused until the server
-listens. `::` is every interface in both families, `0.0.0.0` every one in IPv4; a name is its first address, IPv4 before
+In: `--host` and `--port`. Out: a bound socket that does not listen yet: connections are refused until the server
+listens. `::` is every interface in both families, `0.0.0.0` every one in IPv4. A name is its first address, IPv4 before
 IPv6.
 """
 
@@ -33,7 +33,7 @@ def url_of(listener: socket.socket, host: str, *, is_tls: bool) -> str:
 
 
 def is_wildcard(host: str) -> bool:
-    """True for an address that means every interface; a name does not."""
+    """True for an address that means every interface. A name does not."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:

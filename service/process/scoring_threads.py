@@ -77,17 +77,17 @@ class ScoringThreads:
         while (given := self._jobs.get()) is not None:
             job, future = given
             settle = None if future.cancelled() else _outcome(job, future)
-            with self._lock:  # before anyone hears of the result: who asks then finds no job that waits
+            with self._lock:  # before the result is out: a caller then finds no job that waits
                 self._pending -= 1
                 self._last_progress = time.monotonic()
             if settle is not None:
-                with suppress(RuntimeError):  # the loop is closed: nobody waits
+                with suppress(RuntimeError):  # the loop is closed, so nothing waits
                     future.get_loop().call_soon_threadsafe(settle)
             del given, job, future, settle  # an idle thread keeps no request alive
 
 
 def _outcome(job: Callable[[], Any], future: asyncio.Future[Any]) -> Callable[[], None]:
-    """Runs the job; what is returned settles its future, on the loop."""
+    """Runs the job. What is returned settles its future, on the loop."""
     try:
         return partial(_settle, future, job(), None)
     except BaseException as error:

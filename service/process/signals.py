@@ -1,8 +1,8 @@
 """Meaning of signals to the service: the same in a single process, in the parent of workers and in every worker.
 
 SIGTERM, SIGINT and SIGQUIT end it. SIGHUP has keys, certificates and the models folder read again, and does nothing
-else; where it was ignored at the start (nohup) it stays ignored. SIGUSR1, SIGUSR2, SIGTTIN and SIGTTOU, which would
-end or stop a process, do nothing.
+else. Where it was ignored at the start (nohup) it stays ignored. SIGUSR1, SIGUSR2, SIGTTIN and SIGTTOU, which would end
+or stop a process, do nothing.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ def settle() -> None:
 
 
 def hears_hangup() -> bool:
-    """SIGHUP has a meaning: whoever started the service did not have it ignored."""
+    """True where SIGHUP has a meaning: the starter of the service did not have it ignored."""
     return signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
 
 

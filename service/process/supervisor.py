@@ -1,10 +1,10 @@
-"""The parent of several workers: keeps as many alive as were asked for, and ends with them.
+"""The parent of several workers: keeps the configured number alive, and ends with them.
 
 In: uvicorn's configuration and the listening socket. Out: worker processes, and the exit status. uvicorn's own
 supervisor, with what a night needs on top: a worker that had served is replaced at once, one that dies before it serves
 is started again after a pause that doubles, one that answers no ping is killed, its event loop has to answer too, and
 none can hold up the end. A parent that is killed takes its workers along, after their drain. SIGHUP is passed on to the
-workers; it restarts nothing, and no signal adds or takes a worker.
+workers. It restarts nothing, and no signal adds or takes a worker.
 """
 
 import logging
@@ -25,15 +25,15 @@ from service.base.log import LOGGER, log_all
 from service.process.signals import ENDING, hears_hangup, settle
 
 MOST_PAUSE_SECONDS = 30.0
-# Until a worker can answer a ping it imports; on a busy machine with many workers that takes its time.
+# Until a worker can answer a ping it imports. On a busy machine with many workers that takes its time.
 _START_SECONDS = 60.0
 
 _log = logging.getLogger(f"{LOGGER}.workers")
 
 
 class Worker(Process):
-    """A worker process. uvicorn's answers pings from a thread of their own; here that thread asks the event loop first,
-    which alone answers requests and may hang by itself. `end_seconds` is what it gets to drain and end."""
+    """A worker process. uvicorn's answers pings from a thread of their own. Here that thread pings the event loop
+    first, which alone answers requests and may hang by itself. `end_seconds` is what it gets to drain and end."""
 
     def __init__(self, config: Config, sockets: list[socket], end_seconds: float) -> None:
         super().__init__(config, sockets)
@@ -47,8 +47,8 @@ class Worker(Process):
         super().target(sockets)
 
     def _end_with_parent(self) -> None:
-        # A killed parent terminates nobody, and its workers would keep the port from the next service. What is joined
-        # is a pipe: its other end closes with the parent, whatever ends it.
+        # A killed parent terminates no worker, and they would keep the port from the next service. What is joined is a
+        # pipe: its other end closes at any end of the parent.
         parent = multiprocessing.parent_process()
         assert parent is not None, "a worker has a parent"
         parent.join()
@@ -71,8 +71,8 @@ class Worker(Process):
 
 
 class Supervisor(Multiprocess):
-    """`end_seconds` is what a worker gets between SIGTERM and SIGKILL; `on_replaced` is told of every replacement,
-    `on_poll` called at every poll of the workers."""
+    """`end_seconds` is what a worker gets between SIGTERM and SIGKILL. `on_replaced` is called at every replacement,
+    `on_poll` at every poll of the workers."""
 
     def __init__(
         self,
@@ -112,11 +112,11 @@ class Supervisor(Multiprocess):
                 self._pass_on_hangup()
 
     def restart_all(self) -> None:
-        """Is not to be reached: workers that the base class starts would not be supervised."""
+        """Never called: workers that the base class starts would not be supervised."""
         raise AssertionError("no signal restarts workers")
 
     def keep_subprocess_alive(self) -> None:
-        """One look at every worker."""
+        """One poll of every worker."""
         self._on_poll()
         for index, process in enumerate(self.processes):
             if self.should_exit.is_set():

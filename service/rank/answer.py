@@ -1,7 +1,8 @@
 """Scores -> the body of an answer: ranked, cut to top_k, in the shape of the question.
 
 In: a question and its scores in request order. Out: JSON bytes. Descending score, ties by request order. orjson writes
-the arrays as they are: no Python object is made for a score, and a float32 has the digits that tell it from any other.
+the arrays as they are: no Python object is made for a score, and a float32 has the digits that distinguish it from any
+other.
 
 Shapes: N candidates, O outputs, K of them answered.
 """

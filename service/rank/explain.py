@@ -2,8 +2,8 @@
 
 In: a request's columns and answers, and the value model that combined them. Out: each task's contribution to every
 candidate's score, by the value model's own rule (model/value_models/value_model.py), measured against the task's mean
-answer at export; the weights with which the fusion network mixed its experts for every candidate; and how many values
-of each feature were missing, unknown, or lists cut to their length.
+answer at export. Then the weights with which the fusion network mixed its experts for every candidate. Then how many
+values of each feature were missing, unknown, or lists cut to their length.
 
 Shapes: N candidates, K of them answered, O outputs of the ranker, G fused units and E experts of a fusion level.
 """
@@ -22,16 +22,16 @@ from model.value_models.value_model import ValueModel
 
 
 class Explanation(NamedTuple):
-    """By task that the value model reads, contribution_N in request order; each fusion level's expert weights; counts
-    of values by feature, of those features that have any."""
+    """By task that the value model reads, contribution_N in request order, with each fusion level's expert weights.
+    Counts of values are by feature, of those features that have any."""
 
     contributions: dict[str, NDArray[np.float64]]
     levels: list[ExpertWeights]
     inputs: dict[str, dict[str, int]]
 
     def of(self, order_K: NDArray[np.intp]) -> dict[str, Any]:
-        """`explain` of an answer that holds the candidates at positions order_K, in that order; `expert_weights` is
-        null where the network mixes no experts."""
+        """`explain` of an answer that has the candidates at positions order_K, in that order. `expert_weights` is null
+        where the network mixes no experts."""
         levels = [
             {"units": level.units, "experts": level.experts, "weights": level.weights_NGE[order_K].tolist()}
             for level in self.levels
@@ -51,7 +51,7 @@ def explain(
     named: NamedCandidates | None,
     scored: Scored,
 ) -> Explanation:
-    """The explanation of a request's combined scores; `columns` are what the request says of its candidates, `named`
+    """The explanation of a request's combined scores. `columns` are what the request says of its candidates, `named`
     what a catalogue does. Raises NonFiniteScoresError."""
     answers_NO = scored.answers_NO
     with np.errstate(all="ignore"):  # the next line is what looks for it

@@ -1,7 +1,7 @@
 """The scoring route in OpenAPI: its request, its answers and examples, so that /docs can be read and tried.
 
 The route itself reads bytes (service/rank/question.py) and has no body model for FastAPI to describe, so the
-description is written here, by hand, and a test holds it against real answers.
+description is written here, by hand, and a test compares it with real answers.
 """
 
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ def _closed(properties: dict[str, Any], required: list[str], **more: Any) -> dic
 
 
 def _optional(schema: dict[str, Any]) -> dict[str, Any]:
-    """A property for which null stands where it is left out."""
+    """A property for which null means that it is left out."""
     return {**schema, "type": [schema["type"], "null"]}
 
 

@@ -3,7 +3,7 @@
 In: the body of POST /v1/rank, columnar or rows. Out: plain lists and dicts of a checked shape, then the model's
 columns. A columnar body without a fault is read by service.rank.question_fast. Whatever else comes is decoded as it
 stands and looked at key by key, to take it or to name its faults. Values of features are checked once, whole columns at
-a time, by the encoder; rows are transposed once and go the same way. Raises Problem: 400 not JSON, 413 too many
+a time, by the encoder. Rows are transposed once and go the same way. Raises Problem: 400 not JSON, 413 too many
 candidates, 422 naming every fault.
 """
 
@@ -81,7 +81,7 @@ def check_count(question: Question, max_candidates: int) -> None:
 
 
 def decode(body: bytes, max_candidates: int) -> dict[str, Any]:
-    """The JSON object of a body; of one with too many rows, as much as `parse` refuses it for. Raises Problem 400 (not
+    """The JSON object of a body. Of one with too many rows, as much as `parse` refuses it for. Raises Problem 400 (not
     JSON) or 422 (not an object)."""
     if len(body) > _BYTES_A_ROW * max_candidates:
         with suppress(ValueError, RecursionError):
@@ -247,10 +247,10 @@ def _row_faults(row: dict[str, Any], place: str) -> list[Fault]:
 
 
 def _transposed(rows: Sequence[dict[str, Any]], asked: set[str]) -> dict[str, list[Any]]:
-    """Columns of row objects; a feature that a row leaves out is missing there, as null is."""
+    """Columns of row objects. A feature that a row leaves out is missing there, as null is."""
     names = dict.fromkeys(chain.from_iterable(rows))
     if not names.keys() <= asked:
-        # A few unknown names are enough to refuse a request; a body may hold as many as it has bytes for.
+        # A few unknown names are enough to refuse a request. A body may hold as many as it has bytes for.
         unknown = islice((name for name in names if name not in asked), FAULTS_SHOWN)
         names = dict.fromkeys([*unknown, *(name for name in names if name in asked)])
     try:

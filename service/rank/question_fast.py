@@ -1,10 +1,10 @@
 """A columnar scoring request without a fault: its bytes -> `Question`, columns of numbers straight into arrays.
 
 In: the body of POST /v1/rank. Out: a Question whose plain columns (numbers alone, or lists of integers, no null) are
-`Column`s and whose other columns are lists of values; None for any other body, which service.rank.question reads key by
+`Column`s and whose other columns are lists of values. None for any other body, which service.rank.question reads key by
 key, to take it or to name its faults. So nothing is refused here.
 
-simdjson parses the whole body once and copies numbers into arrays; it flattens nested lists on the way. That none of
+simdjson parses the whole body once and copies numbers into arrays. It flattens nested lists on the way. That none of
 what is flattened was nested deeper than it may be is seen in the number of opening brackets of the body: those that a
 right body has are known, and a bracket more, if only in a string, leaves the body to service.rank.question.
 
@@ -23,7 +23,7 @@ from model.features.encoder import Column
 from service.base.record import is_request_id
 from service.rank.question import KEYS, Question
 
-# A parser keeps about fourteen times the largest body that it has seen; one for a large body is let go after it.
+# A parser keeps about fourteen times the largest body that it has seen. One for a large body is let go after it.
 _KEPT_BODY = 2**20
 # simdjson finds a key by looking at all before it.
 _MOST_COLUMNS = 1000
@@ -38,7 +38,7 @@ _len: Callable[[Any], int] = len
 
 
 def read_columnar(body: bytes) -> Question | None:
-    """The question of a columnar body of the right shape, with however many candidates; None for any other body."""
+    """The question of a columnar body of the right shape, with however many candidates. None for any other body."""
     if body.startswith(_BYTE_ORDER_MARK):  # simdjson would skip it
         return None
     # Only not to parse rows in vain, so the first place that looks like them is enough.
@@ -131,7 +131,7 @@ def _columns(candidates: Any) -> tuple[list[Any], dict[str, Column | list[Any]] 
 
 
 def _column(given: object) -> Column | list[Any]:
-    """A column of numbers or of lists of integers; the values of any other. Raises TypeError for what is no list."""
+    """A column of numbers or of lists of integers. The values of any other. Raises TypeError for what is no list."""
     if type(given) is not simdjson.Array:
         raise TypeError("not a column")
     first: object = given[0] if len(given) else None

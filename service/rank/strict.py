@@ -1,7 +1,8 @@
 """`"strict": true`: a request says something of every feature, or is refused.
 
 In: a question, the model's schema, and which candidates a catalogue knows. Out: nothing, or Problem 422 with every
-feature that is left out, by name. A null says that a value is missing; a catalogue speaks for the candidates it knows.
+feature that is left out, by name. A null says that a value is missing. A catalogue describes the candidates that it
+has.
 
 Shapes: N candidates.
 """
@@ -20,7 +21,7 @@ _RULE = "left out, and the request is strict; send its values, or null"
 
 
 def check_strict(question: Question, schema: FeedSchema, is_known_N: NDArray[np.bool_] | None) -> None:
-    """Raises Problem 422 naming the features that the question leaves out; `is_known_N` are the candidates of a
+    """Raises Problem 422 naming the features that the question leaves out. `is_known_N` are the candidates of a
     catalogue, None where there is none."""
     names = [feature.name for feature in schema.asked("request") if feature.name not in question.user]
     faults = [Fault(f"user.{name}", _RULE) for name in names]

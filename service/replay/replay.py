@@ -1,7 +1,7 @@
 """`python -m service replay LOG... --models DIR`: how rankings would move under another value model or model version.
 
 In: files of the impression log, JSON lines or Parquet, and what to score them under. Out: a table of rank correlation,
-of how many of the best candidates stay and of what scores shift by; with --json the same as a file. Lines that are
+of how many of the best candidates stay and of what scores shift by. With --json the same is a file. Lines that are
 damaged or cannot be scored are counted and named, not fatal. Ids of requests and candidates are shown on request alone.
 """
 
@@ -32,7 +32,7 @@ MOVED_MOST = 10
 
 
 class Moved(NamedTuple):
-    """A request that moved, with where it stands in the log."""
+    """A request that moved, with its place in the log."""
 
     place: str
     logged: Logged
@@ -60,7 +60,7 @@ class Tally:
         self._moved: list[tuple[float, float, int, Moved]] = []
 
     def refuse(self, kind: str, place: str, fault: Exception) -> None:
-        """Counts a line that is damaged or cannot be scored; names the first ones."""
+        """Counts a line that is damaged or cannot be scored. Names the first ones."""
         self.counts[kind] += 1
         if len(self.faults[kind]) < FAULTS_KEPT:
             self.faults[kind].append({"place": place, "fault": str(fault)})
@@ -94,7 +94,7 @@ class Tally:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Replays; returns the exit status: 2 where nothing could be replayed."""
+    """Replays. Returns the exit status: 2 where nothing could be replayed."""
     options = _options(arguments)
     torch.set_num_threads(1)  # as in a scoring thread of the service
     try:
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def replay(files: Sequence[Path], rescoring: Rescoring) -> Tally:
-    """Replays every line of the files; shows a bar on a terminal. Raises OSError for a file that cannot be read,
+    """Replays every line of the files. Shows a bar on a terminal. Raises OSError for a file that cannot be read,
     ValueError for a Parquet file that is damaged."""
     tally = Tally()
     console = Console(stderr=True)
@@ -150,7 +150,7 @@ def replay(files: Sequence[Path], rescoring: Rescoring) -> Tally:
 
 
 def report(tally: Tally, rescoring: Rescoring, *, show_ids: bool) -> dict[str, Any]:
-    """All that was found, for JSON; ids only where they are asked for."""
+    """All results, for JSON, with ids only where they are requested."""
     return {
         "model": rescoring.model,
         "version": rescoring.version,

@@ -1,6 +1,6 @@
 """Report of a replay, as tables on standard output.
 
-In: the document that `--json` writes (service/replay/replay.py). Out: text; means with their 95 % interval over
+In: the document that `--json` writes (service/replay/replay.py). Out: text, means with their 95 % interval over
 requests.
 """
 
@@ -98,5 +98,5 @@ def _plain(text: str) -> Text:
 
 
 def _printable(text: str) -> str:
-    # What a log holds came from outside: nothing that a terminal would obey.
+    # A log's content came from outside: nothing that a terminal would obey.
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,8 +1,8 @@
 """A logged request under another value model or model version: what it would have scored.
 
-In: a line of the impression log. Out: the answers and combined scores that it has now. What the log holds decides:
-answers are computed anew only by another version than the logged one, scores only from other answers or by another
-value model; so what is equal does not move by rounding.
+In: a line of the impression log. Out: the answers and combined scores that it has now. The log decides:
+answers are computed again only by another version than the logged one, scores only from other answers or by another
+value model. So equal ones do not move by rounding.
 
 Shapes: N candidates, O outputs.
 """
@@ -27,14 +27,14 @@ from service.impressions.record import Logged
 
 
 class Rescored(NamedTuple):
-    """Scores in request order; `answers_N` by task."""
+    """Scores in request order. `answers_N` are by task."""
 
     score_N: NDArray[np.float64]
     answers_N: dict[str, NDArray[np.float64]]
 
 
 class Rescoring:
-    """Version and value model of a replay. `version` None keeps the logged answers; `value_model` None keeps each
+    """Version and value model of a replay. `version` None keeps the logged answers. `value_model` None keeps each
     request's own by name. `value_models` alone needs no version that verifies, and no models folder: the log says what
     its tasks are. Raises ValueError where there is no such model, version, file or value model."""
 
@@ -71,14 +71,15 @@ class Rescoring:
             raise ValueError(f"no value model '{value_model}'; {file} has: {', '.join(self._value_models.names)}")
         self._value_model = value_model
         self.version = None if version is None else str(version)
-        # Requests by feature: asked for but not logged, and logged but not asked for.
+        # Requests by feature: in the schema but not logged, and logged but not in the schema.
         self.missing: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
         # Requests by value model: (logged name, logged version, name, version).
         self.value_models: Counter[tuple[str, str, str, str]] = Counter()
 
     def _domain(self, folder: Path | None, verify_key: Path | None, log: Sequence[Path]) -> AnswerDomain:
-        """Range of logged answers: as the newest version that verifies says, else as the log's first request was."""
+        """Range of logged answers: as the newest version that verifies says, otherwise as the log's first request
+        was."""
         published = [] if folder is None else versions(folder.parent, folder.name)
         for number in reversed(published):
             assert folder is not None
@@ -140,7 +141,7 @@ class Rescoring:
             raise ValueError(str(error)) from None
 
     def _known(self, block: Block, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Those features that the schema asks for; counts what is over and what is missing."""
+        """The schema's features. Counts those that are over and those that are missing."""
         assert self._scorer is not None, "a version was given"
         asked = {feature.name for feature in self._scorer.schema.asked(block)}
         self.unknown.update(given.keys() - asked)
@@ -157,7 +158,7 @@ def _scorer(folder: Path | None, version: int, verify_key: Path | None) -> Score
 
 
 def _model_or_logged(models: Path | None, name: str | None, log: Sequence[Path]) -> str:
-    """The name that is given, else that of the one model of the folder, else that of the log's first request."""
+    """The given name, or that of the one model of the folder, or that of the log's first request."""
     if name is not None:
         return name
     if models is not None and models.is_dir() and model_names(models):

@@ -1,11 +1,11 @@
-"""Sampling of scored requests for drift: what was asked and answered, counted beside the way of the request.
+"""Sampling of scored requests for drift: features and answers, counted beside the way of the request.
 
 In: scored requests, some of a second, with their columns and answers. Out: counts by bin in the windows of
 service/metrics/drift_windows.py.
 
-A thread of its own, of low priority, counts; no answer waits for it. What a request had a catalogue give is not in its
-columns, so candidate features are then left out. The reference is of impressions, and requests are of candidates,
-which a ranker chose fewer of: what tells is the change of an index, not its height on the first day.
+A thread of its own, of low priority, counts. No answer waits for it. Values from a catalogue are not in the columns, so
+candidate features are then left out. The reference is of impressions, and requests are of candidates, which a ranker
+chose fewer of. So read the change of an index, not its height on the first day.
 
 Shapes: N candidates, O outputs.
 """
@@ -59,7 +59,7 @@ class Drift:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread; what waits is let go."""
+        """Ends the thread. What waits is dropped."""
         with suppress(Empty):
             while True:
                 self._queue.get_nowait()
@@ -75,7 +75,7 @@ class Drift:
         *,
         uses_catalogue: bool = False,
     ) -> None:
-        """Samples a scored request; `columns` are the request's and the candidates'."""
+        """Samples a scored request. `columns` are the request's and the candidates'."""
         now = time.monotonic()
         if now < self._next_at:
             return
@@ -92,7 +92,7 @@ class Drift:
                     return
                 try:
                     self._count(sample)
-                except Exception:  # whatever a version holds, the thread goes on for the others
+                except Exception:  # a bad version never stops the thread for the others
                     _log.exception("counting for drift failed")
                 del sample  # an idle thread keeps no version alive
             now = time.monotonic()

@@ -2,8 +2,7 @@
 
 In: requests with their columns and scores, offered after their answers have left. Out: metrics
 (service/metrics/shadow_metrics.py). A thread of its own does it, of low priority, and begins nothing while every
-scoring thread is busy; of what waits beyond a few requests, the rest is dropped and counted. No answer waits for any of
-it.
+scoring thread is busy. Beyond a few waiting requests, the rest are dropped and counted. No answer waits for any of it.
 
 The shadow version encodes the request's columns itself: features that its schema does not know are left out, and those
 that the request does not have take their defaults.
@@ -49,8 +48,8 @@ _log = logging.getLogger(f"{LOGGER}.shadow")
 
 
 class ShadowRequest(NamedTuple):
-    """A request that the stable version has scored, for the shadow version; `question` only where a catalogue may be
-    asked."""
+    """A request that the stable version has scored, for the shadow version. `question` only where a catalogue may be
+    read."""
 
     stable: ServedModel
     shadow: ServedModel
@@ -64,7 +63,7 @@ class ShadowRequest(NamedTuple):
 
 
 class ShadowScoring:
-    """Shadow scoring of one worker. `take_request` never waits; `is_busy` says that no scoring thread is free."""
+    """Shadow scoring of one worker. `take_request` never waits. `is_busy` says that no scoring thread is free."""
 
     def __init__(self, store: ModelStore, metrics: Metrics, sample: float, is_busy: Callable[[], bool]) -> None:
         self._store = store
@@ -81,7 +80,7 @@ class ShadowScoring:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread; what waits is let go."""
+        """Ends the thread. What waits is dropped."""
         self._is_closing.set()
         with suppress(Full):  # a full queue wakes the thread as well
             self._queue.put_nowait(None)
@@ -123,14 +122,14 @@ class ShadowScoring:
         while (taken := self._queue.get()) is not None and self._has_time():
             try:
                 result = self._compare(taken)
-            except Exception as error:  # whatever a version that is only tried does, the thread goes on
+            except Exception as error:  # a version on trial never stops the thread
                 result = "failed"
                 self._say(taken, error)
             self._count(taken, result)
             del taken  # an idle thread keeps no version alive
 
     def _has_time(self) -> bool:
-        """Waits while every scoring thread is busy; returns whether there is anything to do after that."""
+        """Waits while every scoring thread is busy. Returns whether there is anything to do after that."""
         while self._is_busy() and not self._is_closing.is_set():
             time.sleep(_LOOK_SECONDS)
         return not self._is_closing.is_set()

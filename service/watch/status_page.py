@@ -1,7 +1,7 @@
 """The page at `/`: what is served and how it goes, for a person with a browser and no dashboard at hand.
 
 In: the models, the metrics of all workers, this worker's last warnings. Out: one plain HTML page without scripts, made
-when it is asked for. Rates and latencies are over the last minutes, from what this worker has noted of all workers'
+when it is asked for. Rates and latencies are over the last minutes, from what this worker has recorded of all workers'
 metrics: a worker that has just started knows of less. Of log lines it shows the message and which model, never a
 reason that may name files, and no request's content.
 """
@@ -28,7 +28,7 @@ WINDOW_SECONDS = 300.0
 _MOST_ERRORS = 20
 _MOST_DRIFTS = 15
 _LATENCY = "ranking_request_duration_seconds"
-# What rates are told of.
+# The counters with rates.
 _COUNTED = frozenset({
     "ranking_requests_total", "ranking_requests_rejected_total", "ranking_model_requests_total",
     "ranking_candidates_per_request_sum", f"{_LATENCY}_bucket",
@@ -48,7 +48,7 @@ class _Note(NamedTuple):
 
 
 class StatusPage:
-    """Keeps what the page needs to tell rates."""
+    """Keep the samples that the page's rates need."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class StatusPage:
         )
 
     def _note(self, names: Collection[str] | None = None) -> _Note:
-        """Every sample of now, or those of the names: what is kept is bounded, whatever else there is to scrape."""
+        """Every sample of now, or those of the names: what is kept is bounded, however much there is to scrape."""
         return _Note(time.monotonic(), _samples(self._metrics.families(), names))
 
 
@@ -113,7 +113,7 @@ class Window:
     """Increases of counters between two notes, `seconds` apart. A series that was not there began at 0."""
 
     def __init__(self, before: Samples, after: Samples, seconds: float) -> None:
-        # A counter that fell belongs to a process that began anew.
+        # A counter that fell belongs to a process that started again.
         self._rises = {
             key: value - earlier if value >= (earlier := before.get(key, 0.0)) else value
             for key, value in after.items()
@@ -125,8 +125,8 @@ class Window:
         return sum(rise for (known, _), rise in self._rises.items() if known == name) / self._seconds
 
     def by_label(self, name: str, label: str, **wanted: Sequence[str]) -> dict[str, float]:
-        """Rates by second by the values of a label, of the series whose other labels have one of the wanted values;
-        those that are not 0."""
+        """Rates per second by the values of a label, of the series whose other labels have one of the wanted values.
+        Only those that are not 0."""
         rates: dict[str, float] = {}
         for labels, rise in self._of(name, wanted):
             rates[labels[label]] = rates.get(labels[label], 0.0) + rise / self._seconds
@@ -141,7 +141,7 @@ class Window:
         return found
 
     def quantile(self, name: str, share: float, **wanted: Sequence[str]) -> float | None:
-        """The quantile of a histogram, interpolated within its bucket as Prometheus does it; None without a value."""
+        """The quantile of a histogram, interpolated within its bucket as Prometheus does it. None without a value."""
         counts: dict[float, float] = {}
         for labels, rise in self._of(f"{name}_bucket", wanted):
             counts[float(labels["le"])] = counts.get(float(labels["le"]), 0.0) + rise
