@@ -12,7 +12,8 @@ from model.embeddings.embeddings import Embeddings, Engine, FusedOptimizer
 from model.export.embedding_rows import BlockRows
 from model.features.block import BlockTensors, block_features
 from model.features.encoder import EncodedBlock, FeatureEncoder, FittedFeatures
-from model.schema import Block, FeedSchema, IdListFeature
+from model.features.kinds import IdListFeature
+from model.schema import Block, FeedSchema
 from tests.model.feeds import FEED, Rows, columns_of, encoder_of, everything, random_rows, schema_of
 
 Array = NDArray[np.float64]
