@@ -23,9 +23,11 @@ from training.data.usual_types import usual
 from training.wording import counted
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-# The least value of a column that is taken for a time since 1970, by unit, and how many there are in a second.
-_EPOCHS = {"nanoseconds": (10**17, 10**9), "microseconds": (10**14, 10**6), "milliseconds": (10**11, 10**3),
-           "seconds": (10**8, 1)}  # fmt: skip
+# Units of integers since 1970: Arrow's name, and how many make a second.
+_EPOCHS = {"nanoseconds": ("ns", 10**9), "microseconds": ("us", 10**6), "milliseconds": ("ms", 10**3),
+           "seconds": ("s", 1)}  # fmt: skip
+# Seconds from 1973 to 2099. The same span in another unit has none of these integers, nor has yyyymmdd.
+_EPOCH_SECONDS = (10**8, 41 * 10**8)
 _YEARS = (1_900_01_01, 2_100_12_31)
 
 
@@ -55,17 +57,31 @@ def span_of(value: Scalar, kind: pa.DataType, zone: str) -> Span:
     return Span(pa.scalar(str(day), kind), after and pa.scalar(str(after), kind), is_open=True)
 
 
-def days_of(values: pa.ChunkedArray, zone: str) -> pa.ChunkedArray:
-    """Days of a column of times, or of texts that begin with their dates, as text; other values as they are."""
+def days_of(values: pa.ChunkedArray, zone: str) -> tuple[pa.ChunkedArray, str]:
+    """Days of a column's times, and in words which times those are. Texts count that begin with a date, and integers
+    that all are times since 1970 (`epoch_unit`). Other values are given as they are."""
     kind = values.type
+    if pa.types.is_integer(kind):
+        unit = epoch_unit(*pc.min_max(values).as_py().values())
+        if unit is None:
+            return values, "its own values"
+        since_1970 = values.cast(pa.int64()).cast(pa.timestamp(_EPOCHS[unit][0], "UTC"))
+        return days_of(since_1970, zone)[0], f"days ({zone}) of integers read as {unit} since 1970"
     if pa.types.is_timestamp(kind):
         if kind.tz is not None:
             values = pc.local_timestamp(values.cast(pa.timestamp(kind.unit, zone)))
-        return values.cast(pa.date32()).cast(pa.string())
+        return values.cast(pa.date32()), f"days ({zone})"
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if is_text and pc.all(pc.match_substring_regex(values, rf"^{_DATE.pattern}")).as_py():
-        return pc.utf8_slice_codeunits(values, 0, 10)
-    return values
+        return pc.utf8_slice_codeunits(values, 0, 10), "days that its texts begin with"
+    return values, "its own values"
+
+
+def epoch_unit(least: int, most: int) -> str | None:
+    """Unit in which integers from `least` to `most` are all times since 1970 (1973 to 2099), None where there is none.
+    No integer is such a time in two units."""
+    first, last = _EPOCH_SECONDS
+    return next((unit for unit, (_, per) in _EPOCHS.items() if first * per <= least and most < last * per), None)
 
 
 def literal(value: Scalar, kind: pa.DataType, zone: str) -> pa.Scalar:
@@ -95,12 +111,12 @@ def remedy(column: pa.ChunkedArray, selection: Selection, zone: str) -> str:
         return ""
     if _YEARS[0] <= most <= _YEARS[1]:
         return f"; it holds integers: write the day as {texts[0].replace('-', '')}"
-    for unit, (least, per_second) in _EPOCHS.items():
-        if most >= least:
-            start = datetime.fromisoformat(texts[0]).replace(tzinfo=ZoneInfo(zone))
-            first, last = (int((start + timedelta(days=days)).timestamp()) * per_second for days in (0, 1))
-            return f"; it holds {unit} since 1970, of which {texts[0]} is {first} to {last - 1}"
-    return ""
+    unit = epoch_unit(most, most)
+    if unit is None:
+        return ""
+    start = datetime.fromisoformat(texts[0]).replace(tzinfo=ZoneInfo(zone))
+    first, last = (int((start + timedelta(days=days)).timestamp()) * _EPOCHS[unit][1] for days in (0, 1))
+    return f"; it holds {unit} since 1970, of which {texts[0]} is {first} to {last - 1}"
 
 
 def _has_time(kind: pa.DataType) -> bool:

@@ -21,14 +21,13 @@ from model.features.kinds.columns import Column
 from model.schema import BinaryTask, FeedSchema
 from training.config import SplitName
 from training.data.arrow import labels_of, observed_of, plain
+from training.data.selection import epoch_unit
 
 # Rows of either label that a feature must agree with: by chance it does with a few.
 LEAST_ROWS = 10
 # A first part settles nearly every pair of feature and label.
 _FIRST_ROWS = 256
 _ROUNDING = 1e-9
-# 2001 to 2100 in seconds, milliseconds, microseconds and nanoseconds since 1970.
-_EPOCHS = [(10 ** (9 + 3 * unit), 41 * 10 ** (8 + 3 * unit)) for unit in range(4)]
 
 
 class Times:
@@ -72,7 +71,7 @@ def _are_times(values: list[Any]) -> bool:
         return True
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         return False
-    return all(map(_is_day, values)) or any(all(low <= one < high for one in values) for low, high in _EPOCHS)
+    return all(map(_is_day, values)) or epoch_unit(min(values), max(values)) is not None
 
 
 def _is_day(value: int) -> bool:

@@ -7,38 +7,24 @@ one over the training split where nothing was fitted beforehand.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from rich.console import Console
-from rich.progress import track
-
 from model.features.encoder import FittedFeatures
-from model.features.id_lookup import Lookup
-from model.features.kinds.columns import Column
 from model.schema import BinaryTask, FeedSchema
 from training.config import SplitName, TrainingConfig
-from training.data.arrow import columns_from_arrow, plain
-from training.data.bad_rows import BadRows
 from training.data.index import LogIndex, index_of
 from training.data.reader import LogReader
-from training.data.selection import days_of
 from training.fit.id_report import UNKNOWN
-from training.fit.leaks import Times, Twins
-from training.fit.tally import Tally, by_chance, drift, known_lookups
+from training.fit.partitions import count_log
+from training.fit.tally import LabelCounts, PartCounts, by_chance, drift, known_lookups
 from training.fit.vocabulary import fitted_of_file
 from training.run.run import REPORT_JSON, REPORT_MARKDOWN, locked, refuse_no_run, write_json, write_text
 
 log = logging.getLogger(__name__)
 
-# Values of the split column (of times, days) that are told apart. Of a column with more, a split is one part.
-MOST_PARTITIONS = 100
-MANY = f"(over {MOST_PARTITIONS} values)"
 # Jensen-Shannon divergence, bits, from which a feature is named: about where PSI, 8 ln 2 times as much, is at its
 # usual 0.25.
 DRIFTED = 0.05
@@ -88,27 +74,24 @@ def data_report(
 
     Raises ValueError for faults in the data and for a task whose training labels are all alike."""
     schema = reader.schema
-    tallies, leaks = _tally(reader, index, fitted, show=show)
-    splits = {split: Tally(schema) for split in reader.selector.selections}
-    for (split, _), tally in tallies.items():
-        splits[split].merge(tally)
-    refuse_constant_labels(schema, splits["train"])
-    has_vocabulary = set(known_lookups(schema, fitted))
+    lookups = known_lookups(schema, fitted)
+    counted = count_log(reader, index, lookups, show=show)
+    train = counted.splits["train"]
+    refuse_constant_labels(schema, train.labels)
     content = {
         "data": str(reader.config.path),
         "content": index.content(),
         "split_column": reader.selector.column,
+        "split_values": counted.values,
         "left_out": index.skipped,
         "found": index.found(reader.files, reader.config.group_by).lines(),
-        "splits": {
-            split: _described(schema, tally, splits["train"], has_vocabulary) for split, tally in splits.items()
-        },
+        "splits": {split: _described(schema, counts, train, lookups) for split, counts in counted.splits.items()},
         "partitions": [
-            {"split": split, "value": value, **_described(schema, tally, splits["train"], has_vocabulary)}
-            for (split, value), tally in sorted(tallies.items(), key=lambda item: _in_order(*item[0]))
+            {"split": split, "value": value, **_described(schema, counts, train, lookups)}
+            for (split, value), counts in sorted(counted.parts.items(), key=lambda item: _in_order(*item[0]))
         ],
     }
-    warnings = (*leaks, *_warnings(schema, content))
+    warnings = (*counted.leaks, *_warnings(schema, content))
     return DataReport({**content, "warnings": list(warnings)}, warnings)
 
 
@@ -118,11 +101,11 @@ def _in_order(split: SplitName, value: str) -> tuple[int, bool, float, str]:
     return get_args(SplitName).index(split), not is_number, float(value) if is_number else 0.0, value
 
 
-def refuse_constant_labels(schema: FeedSchema, train: Tally) -> None:
+def refuse_constant_labels(schema: FeedSchema, train: Mapping[str, LabelCounts]) -> None:
     """Raises ValueError for a task that has nothing to learn in the training split, and warns of a label beside which
     all others vanish."""
     for task in schema.tasks:
-        observed, least, most = (which[task.name] for which in (train.observed, train.label_least, train.label_most))
+        observed, total, least, most = train[task.name]
         if not observed:
             raise ValueError(f"task {task.name}: no row of split train has a label (mask '{task.mask}' is never 1)")
         if least == most:
@@ -131,7 +114,7 @@ def refuse_constant_labels(schema: FeedSchema, train: Tally) -> None:
                 "count; mend the column, or leave the task out (tasks: [...])"
             )
         # Of all but one row: their own sum may be lost in the rounding of the largest label.
-        mean_of_others = max(train.label_sum[task.name] - most, 0.0) / max(observed - 1, 1)
+        mean_of_others = max(total - most, 0.0) / max(observed - 1, 1)
         if most > ABSURD and most > ABSURD_RATIO * mean_of_others:
             log.warning(
                 "task %s: label '%s' is %g in a row of split train, over %g times the mean of all others, which vanish "
@@ -140,119 +123,36 @@ def refuse_constant_labels(schema: FeedSchema, train: Tally) -> None:
             )  # fmt: skip
 
 
-def _tally(
-    reader: LogReader, index: LogIndex, fitted: FittedFeatures | None, *, show: bool
-) -> tuple[dict[tuple[SplitName, str], Tally], list[str]]:
-    """Counts by split and value of its column, and what leaks."""
-    schema, lookups = reader.schema, known_lookups(reader.schema, fitted)
-    times, twins = Times(reader.selector.column), Twins(schema)
-    parts = _Parts(schema, lookups)
-    groups = sorted(
-        {(group.file, group.group) for split in reader.selector.selections for group in index.groups(split)}
-    )
-    console = Console(stderr=True, quiet=not show)
-    bad_rows = BadRows(reader.config.max_bad_rows)
-    for number, group in track(groups, "data report", console=console, disable=not (show and console.is_terminal)):
-        file = reader.files.files[number]
-        with reader.files.opened(file) as parquet:
-            for part in reader.parts(file, parquet, group):
-                for split, mask in reader.selector.masks(part.table.column(reader.selector.column), part.place).items():
-                    is_in_B = mask.to_numpy()
-                    if not is_in_B.any():
-                        continue
-                    table, columns = reader.wanted(part, is_in_B, bad_rows)
-                    times.add(split, table.column(reader.selector.column))
-                    if split == "train":
-                        twins.add(table, columns)
-                    values = days_of(plain(table.column(reader.selector.column)), reader.config.split.timezone)
-                    parts.add(split, values, table, columns)
-    return parts.tallies, [*times.warnings(), *twins.warnings()]
-
-
-class _Parts:
-    """Counts by split and value of its column. Of more values than are told apart, a split is one part."""
-
-    def __init__(self, schema: FeedSchema, lookups: Mapping[str, Lookup]) -> None:
-        self.tallies: dict[tuple[SplitName, str], Tally] = {}
-        self._schema = schema
-        self._lookups = lookups
-        self._are_many = False
-
-    def add(self, split: SplitName, values: pa.ChunkedArray, table: pa.Table, columns: Mapping[str, Column]) -> None:
-        """Counts rows of a split; `values` are theirs of the split column."""
-        if not self._are_many:
-            by_value = _by_value(values)
-            if by_value is not None:
-                fresh = sum((split, value) not in self.tallies for value, _ in by_value)
-                if len(self.tallies) + fresh <= MOST_PARTITIONS:
-                    for value, rows_B in by_value:
-                        self._add(split, value, table, columns, rows_B)
-                    return
-            self._merge_values()
-        self._add(split, MANY, table, columns, None)
-
-    def _add(
-        self,
-        split: SplitName,
-        value: str,
-        table: pa.Table,
-        columns: Mapping[str, Column],
-        rows_B: np.ndarray[Any, Any] | None,
-    ) -> None:
-        tally = self.tallies.setdefault((split, value), Tally(self._schema))
-        if rows_B is not None:
-            table = table.take(pa.array(rows_B))
-            columns = columns_from_arrow(self._schema, table, is_coded=True)
-        tally.add(self._schema, table, columns, self._lookups)
-
-    def _merge_values(self) -> None:
-        self._are_many = True
-        by_value, self.tallies = self.tallies, {}
-        for (split, _), tally in by_value.items():
-            self.tallies.setdefault((split, MANY), Tally(self._schema)).merge(tally)
-
-
-def _by_value(values: pa.ChunkedArray) -> list[tuple[str, np.ndarray[Any, Any] | None]] | None:
-    """Values of a column, as text, each with its rows, None for all of them. None where they are more than are told
-    apart."""
-    encoded = values.combine_chunks().dictionary_encode()
-    if len(encoded.dictionary) > MOST_PARTITIONS:
-        return None
-    names = [*map(str, encoded.dictionary.to_pylist()), "null"]
-    codes_B = pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy()
-    held = np.unique(codes_B).tolist()
-    return [(names[code], None if len(held) == 1 else np.flatnonzero(codes_B == code)) for code in held]
-
-
-def _described(schema: FeedSchema, tally: Tally, train: Tally, has_vocabulary: set[str]) -> dict[str, Any]:
-    drifts = drift(schema, tally, train)
+def _described(
+    schema: FeedSchema, part: PartCounts, train: PartCounts, has_vocabulary: Container[str]
+) -> dict[str, Any]:
+    drifts = drift(schema, part, train)
     tasks, features = {}, {}
     for task in schema.tasks:
-        observed = tally.observed[task.name]
-        rate = tally.label_sum[task.name] / observed if observed else None
-        reference = train.label_sum[task.name] / max(train.observed[task.name], 1)
+        labels, reference = part.labels[task.name], train.labels[task.name]
+        rate, rate_of_train = _share(labels.total, labels.observed), _share(reference.total, reference.observed)
         tasks[task.name] = {
-            "observed_share": _share(observed, tally.rows),
+            "observed_share": _share(labels.observed, part.rows),
             "label_rate" if isinstance(task, BinaryTask) else "label_mean": rate,
-            "against_train": rate / reference if rate is not None and reference else None,
-            "is_constant": bool(observed) and tally.label_least[task.name] == tally.label_most[task.name],
+            "against_train": rate / rate_of_train if rate is not None and rate_of_train else None,
+            "is_constant": labels.least == labels.most,
         }
     for feature in schema.features:
-        counts = tally.features[feature.name]
-        about: dict[str, Any] = {"missing_share": _share(counts.missing, tally.rows), "drift": drifts[feature.name]}
+        counts = part.features[feature.name]
+        about: dict[str, Any] = {"missing_share": _share(counts.missing, part.rows), "drift": drifts[feature.name]}
         if feature.name in has_vocabulary:
             about["unknown_share"] = _share(counts.unknown, counts.values)
         if feature.is_list:
             about |= {
-                "mean_length": _share(counts.values, tally.rows),
+                "mean_length": _share(counts.values, part.rows),
                 "longest": counts.longest,
-                "cut_share": _share(counts.cut, tally.rows),
+                "cut_share": _share(counts.cut, part.rows),
             }
         features[feature.name] = about
-    return {"rows": tally.rows, "tasks": tasks, "features": features}
+    return {"rows": part.rows, "tasks": tasks, "features": features}
 
 
-def _share(count: int, of: int) -> float | None:
+def _share(count: float, of: int) -> float | None:
     return count / of if of else None
 
 
@@ -279,13 +179,13 @@ def _warnings(schema: FeedSchema, content: dict[str, Any]) -> Iterator[str]:
 def _markdown(content: dict[str, Any]) -> list[str]:
     lines = [f"# Data report: {content['data']}", ""]
     lines += [f"- {warning}" for warning in content["warnings"]] or ["No warning."]
-    lines += ["", *(f"- {line}" for line in content["found"])]
+    column = content["split_column"]
+    lines += ["", *(f"- {line}" for line in content["found"]), f"- split column '{column}': {content['split_values']}"]
     parts = [
         *((split, "all", about) for split, about in content["splits"].items()),
         *((about["split"], about["value"], about) for about in content["partitions"]),
     ]
     tasks = list(parts[0][2]["tasks"])
-    column = content["split_column"]
     lines += ["", "## Labels: rate or mean (share of rows that count)", ""]
     lines += [f"| split | {column} | rows | {' | '.join(tasks)} |", "|---" * (3 + len(tasks)) + "|"]
     for split, value, about in parts:

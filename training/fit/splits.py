@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
+
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.schema import FeedSchema
 from training.config import TrainingConfig
@@ -22,7 +24,7 @@ from training.fit.id_report import reports_of_columns, write_id_report
 from training.fit.leaks import Times, Twins
 from training.fit.negative_sampling import thinned, weigh_kept_negatives
 from training.fit.report import data_report, refuse_constant_labels
-from training.fit.tally import Tally
+from training.fit.tally import LabelTally
 from training.fit.vocabulary import fitted_of_file
 from training.run.run import REPORT_JSON, Run, read_json
 
@@ -78,9 +80,9 @@ class _InMemory:
         self._sampling = config.data.negative_sampling
         if self._sampling is not None:
             self._tables["train"] = thinned(self._tables["train"], schema, self._sampling)
-        labels = Tally(schema)
-        labels.add_labels(schema, self._tables["train"])
-        refuse_constant_labels(schema, labels)
+        labels = LabelTally(schema)
+        labels.add(self._tables["train"], np.zeros(self._tables["train"].num_rows, np.int64))
+        refuse_constant_labels(schema, labels.counts([0]))
         self._columns = {split: columns_from_arrow(schema, table) for split, table in self._tables.items()}
 
     def fitted(self) -> FittedFeatures:

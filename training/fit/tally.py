@@ -1,18 +1,20 @@
-"""Counts of a part of a log, in bounded memory: what the data report (data_report.py) is made of.
+"""Counts of a log part by part, in bounded memory: what the data report (report.py) is made of.
 
 A number's distribution is counted by the leading bits of its float64 (sign, exponent, three bits of mantissa), so that
 counts of any two parts go together; an id's by the low bits of its hash.
 
-Shapes: B rows, V values.
+Shapes: B rows, V values, P parts, K bins, T tasks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.features.fitted import FittedFeatures
+from model.features.id_counts import IntegerCounts
 from model.features.id_lookup import Lookup, hash_integers, hash_strings, lookup_of
 from model.features.kinds import IdListFeature
 from model.features.kinds.columns import Column
@@ -22,6 +24,7 @@ from training.data.arrow import labels_of, observed_of
 ID_BINS = 64
 NUMBER_BINS = 10
 _KEPT_BITS = 15
+_MIDDLE = 2 ** (_KEPT_BITS - 1)
 
 Counts = NDArray[np.int64]
 
@@ -37,36 +40,84 @@ def known_lookups(schema: FeedSchema, fitted: FittedFeatures | None) -> dict[str
     }
 
 
+class FeatureCounts(NamedTuple):
+    """Counts of a feature in some parts: missing rows (a list that is empty counts), ids and whether they are known,
+    lengths of lists, and the distribution. Its bins K are those of all parts."""
+
+    missing: int
+    values: int
+    unknown: int
+    longest: int
+    cut: int
+    bins_K: Counts
+
+
+class LabelCounts(NamedTuple):
+    """Labels of a task in some parts, of the rows where they count."""
+
+    observed: int
+    total: float
+    least: float
+    most: float
+
+
+class PartCounts(NamedTuple):
+    """Counts of some parts of a log, labels by task and features by name."""
+
+    rows: int
+    labels: dict[str, LabelCounts]
+    features: dict[str, FeatureCounts]
+
+
 class FeatureTally:
-    """Counts of one feature: missing rows (a list that is empty counts), unknown ids, lengths, distribution."""
+    """Counts of one feature by part."""
 
-    def __init__(self) -> None:
-        self.missing = 0
-        self.values = 0
-        self.unknown = 0
-        self.longest = 0
-        self.cut = 0
-        self.bins: dict[int, int] = {}
+    def __init__(self, parts: int) -> None:
+        self._parts = parts
+        self._missing_P, self._values_P, self._unknown_P, self._longest_P, self._cut_P = np.zeros((5, parts), np.int64)
+        self._bins = IntegerCounts()
 
-    def add(self, column: Column, lookup: Lookup | None, max_length: int | None) -> None:
-        """Counts a column's rows; `max_length` is that of a list."""
-        codes_V = column.codes_V
+    def add(self, column: Column, lookup: Lookup | None, max_length: int | None, parts_B: Counts) -> None:
+        """Count a column's rows, each in its part. `max_length` is that of a list."""
+        codes_V, lengths_B = column.codes_V, column.lengths_B
         values_in = len(column.values if codes_V is None else codes_V)
         is_given_V = np.ones(values_in, bool) if column.missing is None else ~column.missing
-        given = int(is_given_V.sum())
-        self.values += given
-        if column.lengths_B is None:
-            self.missing += values_in - given
-        elif len(column.lengths_B):
-            self.missing += int((column.lengths_B == 0).sum())
-            self.longest = max(self.longest, int(column.lengths_B.max()))
-            self.cut += int((column.lengths_B > (max_length or 0)).sum())
+        parts_V = parts_B
+        if lengths_B is None:
+            self._missing_P += self._by_part(parts_B[~is_given_V])
+        else:
+            parts_V = np.repeat(parts_B, lengths_B)
+            self._missing_P += self._by_part(parts_B[lengths_B == 0])
+            self._cut_P += self._by_part(parts_B[lengths_B > (max_length or 0)])
+            np.maximum.at(self._longest_P, parts_B, lengths_B)
+        parts_V = parts_V[is_given_V]
+        self._values_P += self._by_part(parts_V)
         if lookup is not None:
-            self.unknown += int((lookup(column)[is_given_V] == 0).sum())
+            self._unknown_P += self._by_part(parts_V[lookup(column)[is_given_V] == 0])
         bins_V = _bins(column)
         bins_V = (bins_V if codes_V is None else bins_V[codes_V])[is_given_V]
-        for key, count in zip(*(part.tolist() for part in np.unique(bins_V, return_counts=True)), strict=True):
-            self.bins[key] = self.bins.get(key, 0) + count
+        self._bins.add((parts_V << _KEPT_BITS) + bins_V + _MIDDLE)
+
+    def _by_part(self, parts_V: Counts) -> Counts:
+        return np.bincount(parts_V, minlength=self._parts)
+
+    def counts(self, groups: Sequence[Sequence[int]]) -> list[FeatureCounts]:
+        """Counts of each group of parts."""
+        keys, counts = self._bins.entries()
+        bins_K, place = np.unique(keys & (2**_KEPT_BITS - 1), return_inverse=True)
+        bins_PK = np.zeros((self._parts, len(bins_K)), np.int64)
+        bins_PK[keys >> _KEPT_BITS, place] = counts
+        return [
+            FeatureCounts(
+                missing=int(self._missing_P[group].sum()),
+                values=int(self._values_P[group].sum()),
+                unknown=int(self._unknown_P[group].sum()),
+                longest=int(self._longest_P[group].max()),
+                cut=int(self._cut_P[group].sum()),
+                bins_K=bins_PK[group].sum(axis=0),
+            )
+            for group in map(list, groups)
+        ]
 
 
 def _bins(column: Column) -> NDArray[np.int64]:
@@ -77,62 +128,82 @@ def _bins(column: Column) -> NDArray[np.int64]:
         return (hash_integers(values) % np.uint64(ID_BINS)).astype(np.int64)  # type: ignore[arg-type]
     words_V = (np.asarray(values, np.float64) + 0.0).view(np.int64) >> (64 - _KEPT_BITS)
     # Of negative numbers the larger word is the smaller number.
-    return np.where(words_V < 0, -(2 ** (_KEPT_BITS - 1)) - words_V, words_V)
+    return np.where(words_V < 0, -_MIDDLE - words_V, words_V)
+
+
+class LabelTally:
+    """Counts of the labels of every task by part."""
+
+    def __init__(self, schema: FeedSchema, parts: int = 1) -> None:
+        self._tasks = schema.tasks
+        self._parts = parts
+        shape = (len(schema.tasks), parts)
+        self._observed_TP, self._total_TP = np.zeros(shape, np.int64), np.zeros(shape)
+        self._least_TP, self._most_TP = np.full(shape, np.inf), np.full(shape, -np.inf)
+
+    def add(self, table: pa.Table, parts_B: Counts) -> None:
+        """Count rows, each in its part."""
+        for place, task in enumerate(self._tasks):
+            is_observed_B = observed_of(task, table)
+            labels_B, parts = labels_of(task, table)[is_observed_B], parts_B[is_observed_B]
+            self._observed_TP[place] += np.bincount(parts, minlength=self._parts)
+            self._total_TP[place] += np.bincount(parts, labels_B, self._parts)
+            np.minimum.at(self._least_TP[place], parts, labels_B)
+            np.maximum.at(self._most_TP[place], parts, labels_B)
+
+    def counts(self, group: Sequence[int]) -> dict[str, LabelCounts]:
+        """Counts of a group of parts by task."""
+        parts = list(group)
+        return {
+            task.name: LabelCounts(
+                observed=int(self._observed_TP[place, parts].sum()),
+                total=float(self._total_TP[place, parts].sum()),
+                least=float(self._least_TP[place, parts].min()),
+                most=float(self._most_TP[place, parts].max()),
+            )
+            for place, task in enumerate(self._tasks)
+        }
 
 
 class Tally:
-    """Counts of rows of a log: rows, labels by task, features."""
+    """Counts of rows of a log by part: rows, labels by task, features. Parts have numbers below `parts`."""
 
-    def __init__(self, schema: FeedSchema) -> None:
-        self.rows = 0
-        self.observed = {task.name: 0 for task in schema.tasks}
-        self.label_sum = {task.name: 0.0 for task in schema.tasks}
-        self.label_least = {task.name: np.inf for task in schema.tasks}
-        self.label_most = {task.name: -np.inf for task in schema.tasks}
-        self.features = {feature.name: FeatureTally() for feature in schema.features}
+    def __init__(self, schema: FeedSchema, lookups: Mapping[str, Lookup], parts: int) -> None:
+        self._schema = schema
+        self._lookups = lookups
+        self._rows_P = np.zeros(parts, np.int64)
+        self._labels = LabelTally(schema, parts)
+        self._features = {feature.name: FeatureTally(parts) for feature in schema.features}
 
-    def add(
-        self, schema: FeedSchema, table: pa.Table, columns: Mapping[str, Column], lookups: Mapping[str, Lookup]
-    ) -> None:
-        """Counts rows."""
-        self.add_labels(schema, table)
-        for feature in schema.features:
+    def add(self, table: pa.Table, columns: Mapping[str, Column], parts_B: Counts) -> None:
+        """Count rows with their features' columns, each in its part."""
+        self._rows_P += np.bincount(parts_B, minlength=len(self._rows_P))
+        self._labels.add(table, parts_B)
+        for feature in self._schema.features:
             most = feature.max_length if isinstance(feature, IdListFeature) else None
-            self.features[feature.name].add(columns[feature.name], lookups.get(feature.name), most)
+            lookup = self._lookups.get(feature.name)
+            self._features[feature.name].add(columns[feature.name], lookup, most, parts_B)
 
-    def add_labels(self, schema: FeedSchema, table: pa.Table) -> None:
-        """Counts rows, their labels alone."""
-        self.rows += table.num_rows
-        for task in schema.tasks:
-            labels = labels_of(task, table)[observed_of(task, table)]
-            if len(labels):
-                self.observed[task.name] += len(labels)
-                self.label_sum[task.name] += float(labels.sum())
-                self.label_least[task.name] = min(self.label_least[task.name], float(labels.min()))
-                self.label_most[task.name] = max(self.label_most[task.name], float(labels.max()))
-
-    def merge(self, other: "Tally") -> None:
-        """Takes another tally's counts."""
-        self.rows += other.rows
-        for name, observed in other.observed.items():
-            self.observed[name] += observed
-            self.label_sum[name] += other.label_sum[name]
-            self.label_least[name] = min(self.label_least[name], other.label_least[name])
-            self.label_most[name] = max(self.label_most[name], other.label_most[name])
-        for name, theirs in other.features.items():
-            mine = self.features[name]
-            for count in ("missing", "values", "unknown", "cut"):
-                setattr(mine, count, getattr(mine, count) + getattr(theirs, count))
-            mine.longest = max(mine.longest, theirs.longest)
-            for key, number in theirs.bins.items():
-                mine.bins[key] = mine.bins.get(key, 0) + number
+    def counts(self, groups: Sequence[Sequence[int]]) -> list[PartCounts]:
+        """Counts of each group of parts."""
+        of_features = zip(*(tally.counts(groups) for tally in self._features.values()), strict=True)
+        return [
+            PartCounts(
+                int(self._rows_P[list(group)].sum()),
+                self._labels.counts(group),
+                dict(zip(self._features, features, strict=True)),
+            )
+            for group, features in zip(groups, of_features, strict=True)
+        ]
 
 
-def drift(schema: FeedSchema, one: Tally, reference: Tally) -> dict[str, float]:
+def drift(schema: FeedSchema, one: PartCounts, reference: PartCounts) -> dict[str, float]:
     """By feature the Jensen-Shannon divergence (bits, 0 to 1; Lin 1991) of two parts' values, missing ones being one
     of them: over tenths of the reference for a number, over hash bins for ids."""
     return {
-        feature.name: _divergence(one.features[feature.name], reference.features[feature.name], not feature.has_ids)
+        feature.name: divergence(
+            one.features[feature.name], reference.features[feature.name], is_number=not feature.has_ids
+        )
         for feature in schema.features
     }
 
@@ -144,9 +215,9 @@ def by_chance(schema: FeedSchema, rows: int, reference_rows: int) -> dict[str, f
     return {feature.name: (ID_BINS if feature.has_ids else NUMBER_BINS) * scale for feature in schema.features}
 
 
-def _divergence(one: FeatureTally, reference: FeatureTally, is_number: bool) -> float:
-    keys = np.array(sorted({*one.bins, *reference.bins}), np.int64)
-    mine, theirs = (np.array([tally.bins.get(int(key), 0) for key in keys], float) for tally in (one, reference))
+def divergence(one: FeatureCounts, reference: FeatureCounts, *, is_number: bool) -> float:
+    """Jensen-Shannon divergence of a feature's values in two parts of one tally."""
+    mine, theirs = one.bins_K.astype(float), reference.bins_K.astype(float)
     if is_number and theirs.sum():
         tenth = np.minimum((np.cumsum(theirs) - theirs / 2) / theirs.sum() * NUMBER_BINS, NUMBER_BINS - 1).astype(int)
         mine, theirs = (np.bincount(tenth, counts, NUMBER_BINS) for counts in (mine, theirs))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from model.schema import FeedSchema
 from tests.training_data import SCHEMA, feed_table, training_file, write_feed
 from training.__main__ import main
 from training.config import TrainingConfig
-from training.data.index import LogIndex, index_of
+from training.data.index import index_of
 from training.data.reader import LogReader
+from training.fit import partitions
 from training.fit.report import data_report, report_of_file
-from training.fit.tally import Tally, by_chance, drift
+from training.fit.tally import FeatureTally, Tally, by_chance, divergence
 from training.fit.vocabulary import build_vocabulary
 from training.train import train
 
@@ -128,10 +130,9 @@ def test_the_drift_of_chance_is_what_two_samples_of_one_law_have() -> None:
     rng = np.random.default_rng(0)
     found = []
     for _ in range(200):
-        tallies = [Tally(schema), Tally(schema)]
-        for tally, rows in zip(tallies, (500, 2000), strict=True):
-            tally.features["user_id"].add(Column(rng.integers(0, 10_000, rows)), None, None)
-        found.append(drift(schema, *tallies)["user_id"])
+        tally = FeatureTally(2)
+        tally.add(Column(rng.integers(0, 10_000, 2500)), None, None, np.repeat([0, 1], (500, 2000)))
+        found.append(divergence(*tally.counts([[0], [1]]), is_number=False))
     assert np.mean(found) == pytest.approx(by_chance(schema, 500, 2000)["user_id"], rel=0.1)
 
 
@@ -187,14 +188,19 @@ def test_unknown_ids_of_fitted_vocabularies_are_named(tmp_path: Path, caplog: py
         assert line.startswith("table video: ")
 
 
+def report_by(folder: Path, table: pa.Table, split: dict[str, Any], row_group_size: int = 400) -> dict[str, Any]:
+    """The report of a log that is split by these rules."""
+    (folder / "data").mkdir()
+    pq.write_table(table, folder / "data" / "log.parquet", row_group_size=row_group_size)
+    config = TrainingConfig.load(training_file(folder), [f"data.split={json.dumps(split)}"])
+    reader = LogReader(config.data, config.feed_schema())
+    return data_report(reader, index_of(reader), show=False).content
+
+
 def test_numbers_stand_by_size_and_splits_in_the_order_of_training(tmp_path: Path) -> None:
     table = feed_table(ROWS)
     table = replaced(table, "day", pa.array(np.asarray(table.column("day")) * 4))
-    (tmp_path / "data").mkdir()
-    pq.write_table(table, tmp_path / "data" / "log.parquet")
-    split = {"column": "day", "train": {"min": 9}, "validation": 8, "test": 4}
-    config = TrainingConfig.load(training_file(tmp_path), [f"data.split={json.dumps(split)}"])
-    content = data_report(LogReader(config.data, config.feed_schema()), index_of_config(config), show=False).content
+    content = report_by(tmp_path, table, {"column": "day", "train": {"min": 9}, "validation": 8, "test": 4})
     assert [(part["split"], part["value"]) for part in content["partitions"]] == [
         *(("train", value) for value in ("12", "16", "20", "24")),
         ("validation", "8"),
@@ -202,20 +208,114 @@ def test_numbers_stand_by_size_and_splits_in_the_order_of_training(tmp_path: Pat
     ]
 
 
-@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("ns", "UTC"), pa.string()])
-def test_times_stand_by_their_days(tmp_path: Path, kind: pa.DataType) -> None:
+SECONDS_OF_2023 = 1_672_531_200  # of 1 January, as `date -u -d 2023-01-01 +%s` says
+
+
+def as_texts(times: pa.Array) -> pa.Array:
+    return pc.strftime(times, "%Y-%m-%dT%H:%M:%S")
+
+
+@pytest.mark.parametrize(
+    ("written", "values"),
+    [
+        (lambda times: times.cast(pa.timestamp("us")), "days (UTC)"),
+        (lambda times: times.cast(pa.timestamp("ns", "UTC")), "days (UTC)"),
+        (as_texts, "days that its texts begin with"),
+        *(
+            (lambda times, per=per: pa.array(times.cast(pa.int64()).to_numpy() * per + per // 2), f"days (UTC) of {of}")
+            for per, of in (
+                (1, "integers read as seconds since 1970"),
+                (10**3, "integers read as milliseconds since 1970"),
+                (10**6, "integers read as microseconds since 1970"),
+                (10**9, "integers read as nanoseconds since 1970"),
+            )
+        ),
+    ],
+)
+def test_times_stand_by_their_days(tmp_path: Path, written: Callable[[pa.Array], pa.Array], values: str) -> None:
     table = feed_table(ROWS)
-    seconds = np.asarray(table.column("day")) * 86_400 + np.arange(table.num_rows)
-    times = pa.array(seconds, pa.timestamp("s")).cast(pa.timestamp("us"))
-    table = replaced(table, "day", times.cast(kind) if kind != pa.string() else pc.strftime(times, "%Y-%m-%dT%H:%M:%S"))
-    (tmp_path / "data").mkdir()
-    pq.write_table(table, tmp_path / "data" / "log.parquet")
-    split = {"column": "day", "train": {"max": "1970-01-05"}, "validation": "1970-01-06", "test": "1970-01-07"}
-    config = TrainingConfig.load(training_file(tmp_path), [f"data.split={json.dumps(split)}"])
-    content = data_report(LogReader(config.data, config.feed_schema()), index_of_config(config), show=False).content
+    day, number = np.asarray(table.column("day")), np.arange(ROWS)
+    times = pa.array(SECONDS_OF_2023 + (day - 1) * 86_400 + number, pa.timestamp("s"))
+    bounds = pc.min_max(written(times.filter(pa.array(day == 5)))).as_py()
+    low, high = bounds["min"], bounds["max"]
+    is_integer = isinstance(low, int)
+    split = (
+        {"column": "day", "train": {"max": low - 1}, "validation": bounds, "test": {"min": high + 1}}
+        if is_integer
+        else {"column": "day", "train": {"max": "2023-01-04"}, "validation": "2023-01-05", "test": "2023-01-06"}
+    )
+    content = report_by(tmp_path, replaced(table, "day", written(times)), split)
+    assert content["split_values"] == values
     assert [(part["split"], part["value"], part["rows"]) for part in content["partitions"]] == [
-        (split, f"1970-01-{day + 1:02d}", len(rows_where({day}))) for split in SPLITS for day in sorted(SPLITS[split])
+        (split, f"2023-01-{day:02d}", len(rows_where({day}))) for split in SPLITS for day in sorted(SPLITS[split])
     ]
+
+
+def test_integers_since_1970_are_days_where_the_splits_have_theirs(tmp_path: Path) -> None:
+    """23:30 of UTC is the next day in Berlin."""
+    table = feed_table(ROWS)
+    day = np.asarray(table.column("day"))
+    seconds = SECONDS_OF_2023 + day * 86_400 - 1_800
+    split = {
+        "column": "day",
+        "train": {"max": int(seconds[day == 4][0])},
+        "validation": {"min": int(seconds[day == 5][0])},
+        "timezone": "Europe/Berlin",
+    }
+    content = report_by(tmp_path, replaced(table, "day", pa.array(seconds)), split)
+    assert content["split_values"] == "days (Europe/Berlin) of integers read as seconds since 1970"
+    assert [part["value"] for part in content["partitions"]] == [f"2023-01-{day + 1:02d}" for day in range(1, 7)]
+
+
+def test_days_as_integers_are_values_of_their_own(tmp_path: Path) -> None:
+    table = feed_table(ROWS)
+    days = 20220500 + np.asarray(table.column("day"))
+    split = {"column": "day", "train": {"max": 20220504}, "validation": {"min": 20220505}}
+    content = report_by(tmp_path, replaced(table, "day", pa.array(days)), split)
+    assert content["split_values"] == "its own values"
+    assert [part["value"] for part in content["partitions"]] == [f"2022050{day}" for day in range(1, 7)]
+
+
+@pytest.mark.parametrize("row", [ROWS // 2, ROWS - 1])  # of the training split, all of the validation split
+def test_integers_of_which_one_is_no_time_are_not_read_as_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: int
+) -> None:
+    monkeypatch.setattr(partitions, "PART_ROWS", 100)  # days are found before the odd one
+    table = feed_table(ROWS)
+    seconds = SECONDS_OF_2023 + np.asarray(table.column("day"), np.int64) * 86_400
+    seconds[-1] += 86_400
+    seconds[row] = 5
+    held = np.unique(seconds[:-1]).tolist()
+    split = {"column": "day", "train": held, "validation": int(seconds[-1])}
+    content = report_by(tmp_path, replaced(table, "day", pa.array(seconds)), split)
+    assert content["split_values"] == "values of several kinds"
+    assert [(part["split"], part["value"], part["rows"]) for part in content["partitions"]] == [
+        ("train", "(over 100 values)", ROWS - 1),
+        ("validation", "(over 100 values)", 1),
+    ]
+
+
+@pytest.mark.parametrize("row_group_size", [20, ROWS])
+def test_rows_are_counted_together_however_many_row_groups_and_values_they_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row_group_size: int
+) -> None:
+    """90 values in each of 45 row groups: one count for every 100 rows and one for what is left of each split."""
+    calls: list[int] = []
+    add = Tally.add
+
+    def counted(self: Tally, table: pa.Table, *others: Any) -> None:
+        calls.append(table.num_rows)
+        add(self, table, *others)
+
+    monkeypatch.setattr(Tally, "add", counted)
+    monkeypatch.setattr(partitions, "PART_ROWS", 100)
+    split = {"column": "day", "train": {"max": 69}, "validation": {"min": 70}}
+    table = replaced(feed_table(ROWS), "day", pa.array(np.arange(ROWS) * 7 % 90))
+    content = report_by(tmp_path, table, split, row_group_size)
+    assert len(content["partitions"]) == 90
+    assert {part["rows"] for part in content["partitions"]} == {ROWS // 90}
+    assert sum(calls) == ROWS
+    assert len(calls) <= ROWS / 100 + 2
 
 
 @pytest.mark.parametrize("in_order", [True, False])  # many values in one row group, or a few in each
@@ -224,21 +324,14 @@ def test_of_more_values_than_are_told_apart_a_split_is_one_part(tmp_path: Path, 
     numbers = np.arange(ROWS) % 150
     if not in_order:
         numbers.sort()
-    (tmp_path / "data").mkdir()
-    pq.write_table(replaced(table, "day", pa.array(numbers)), tmp_path / "data" / "log.parquet", row_group_size=400)
     split = {"column": "day", "train": {"max": 119}, "validation": {"min": 120}}
-    config = TrainingConfig.load(training_file(tmp_path), [f"data.split={json.dumps(split)}"])
-    content = data_report(LogReader(config.data, config.feed_schema()), index_of_config(config), show=False).content
+    content = report_by(tmp_path, replaced(table, "day", pa.array(numbers)), split, row_group_size=400)
     assert [(part["split"], part["value"], part["rows"]) for part in content["partitions"]] == [
         ("train", "(over 100 values)", int((numbers < 120).sum())),
         ("validation", "(over 100 values)", int((numbers >= 120).sum())),
     ]
     for part in content["partitions"]:
         assert part | content["splits"][part["split"]] == part  # the counts before and after the merge are all there
-
-
-def index_of_config(config: TrainingConfig) -> LogIndex:
-    return index_of(LogReader(config.data, config.feed_schema()))
 
 
 def test_the_command_writes_both_files_and_names_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
