@@ -32,11 +32,11 @@ class ModelMetrics:
         self._info.set(1)
         metrics.loaded_at.labels(model, version).set(time.time())
         metrics.created_at.labels(model, version).set(datetime.fromisoformat(scorer.manifest.created).timestamp())
-        for task, mean in zip(scorer.outputs, reference.means_O.tolist(), strict=True):
-            metrics.reference_mean.labels(model, version, task).set(mean)
+        for output, mean in zip(scorer.outputs, reference.means_O.tolist(), strict=True):
+            metrics.reference_mean.labels(model, version, output).set(mean)
         for code in (200, 500):
             metrics.model_requests.labels(model, version, code)
-        self._task_scores = [metrics.task_score.labels(model, version, task) for task in scorer.outputs]
+        self._scores = [metrics.task_score.labels(model, version, output) for output in scorer.outputs]
         self._combined_scores: dict[str, BatchedHistogram] = {}
         asked = [*schema.asked("request"), *schema.asked("candidate")]
         self._missing = {feature.name: metrics.missing.labels(model, feature.name) for feature in asked}
@@ -53,7 +53,7 @@ class ModelMetrics:
 
     def observe(self, scored: Scored, value_model: str, score_N: NDArray[np.float64]) -> None:
         """Counts one scored request."""
-        for histogram, answers_N in zip(self._task_scores, scored.answers_NO.T, strict=True):
+        for histogram, answers_N in zip(self._scores, scored.answers_NO.T, strict=True):
             histogram.observe_soon(answers_N)
         combined = self._combined_scores.get(value_model)
         # A request that has begun may still score with a value model that has just been taken out of the file.

@@ -126,7 +126,8 @@ SCHEMAS: dict[str, Any] = {
             "value_model": _TEXT,
             "value_model_version": _TEXT,
             "candidates": {
-                "description": "in descending score, ties by request order, in the shape of the question",
+                "description": "in descending score, ties by request order, in the shape of the question. `tasks` are "
+                "by output: a task, or task.class of a task with classes",
                 "oneOf": [
                     _object(
                         {
@@ -153,10 +154,10 @@ SCHEMAS: dict[str, Any] = {
                     "contributions": {
                         "type": "object",
                         "additionalProperties": _list(_NUMBER),
-                        "description": "by task that the value model reads, what it adds to each candidate's score. Of "
-                        "a weighted_sum: weight x answer. Of a weighted_product: exponent x log of the floored answer; "
-                        "they add up to the logarithm of the score. Of an expression: the Shapley value; they add up "
-                        "to the score less that of the tasks' mean answers at export",
+                        "description": "by output that the value model reads, what it adds to each candidate's score. "
+                        "Of a weighted_sum: weight x answer. Of a weighted_product: exponent x log of the floored "
+                        "answer; they add up to the logarithm of the score. Of an expression: the Shapley value; "
+                        "they add up to the score less that of the mean answers at export",
                     },
                     "expert_weights": {
                         "description": "level by level the weight of each expert in each fused unit, "
@@ -283,9 +284,9 @@ def example_request(model: ServedModel) -> dict[str, Any]:
 def example_answer(model: ServedModel) -> dict[str, Any]:
     """The model's answer to it at export, ranked by its default value model."""
     expected = model.scorer.example["expected"]
-    answers_TN = np.array([expected[task] for task in model.scorer.outputs], np.float32)
+    answers_ON = np.array([expected[output] for output in model.scorer.outputs], np.float32)
     value_model = model.value_models[DEFAULT]
-    score_N = value_model.score(answers_TN.T)
+    score_N = value_model.score(answers_ON.T)
     order_N = ranking(score_N, None)
     ids = model.scorer.example["candidates"]["id"]
     return {
@@ -297,7 +298,7 @@ def example_answer(model: ServedModel) -> dict[str, Any]:
         "candidates": {
             "id": [ids[position] for position in order_N.tolist()],
             "score": score_N[order_N].tolist(),
-            "tasks": dict(zip(model.scorer.outputs, answers_TN[:, order_N].tolist(), strict=True)),
+            "tasks": dict(zip(model.scorer.outputs, answers_ON[:, order_N].tolist(), strict=True)),
         },
     }
 
