@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.plain_adatt import NAMES, PlainAdaTT
 from benchmarks.reference_feed import NETWORK, SCHEMA
 from model.export.scoring_module import to_torchscript
-from model.features.block import block_features
+from model.features.block import block_inputs
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
 from model.ranker import Network, NetworkConfig, row_width
@@ -32,13 +32,13 @@ class PlainBlock(nn.Module):
 
     def __init__(self, schema: FeedSchema, block: Block, tables: Mapping[str, Tensor]) -> None:
         super().__init__()
-        ids, lists, _ = block_features(schema, block)
+        ids, lists, _ = block_inputs(schema, block)
         table_of = {name: table for table in schema.tables for name in table.features}
         self.single = nn.ModuleList(
             [
                 nn.Embedding(*table.shape, _weight=table.clone())  # type: ignore[misc]
-                for feature in ids
-                for table in [tables[table_of[feature.name].name]]
+                for name in ids
+                for table in [tables[table_of[name].name]]
             ]
         )
         self.bags = nn.ModuleList(

@@ -23,7 +23,7 @@ from benchmarks.command import data_folder, run_benchmark
 from benchmarks.plain_adatt import NAMES, PlainAdaTT, PlainRanker
 from benchmarks.ratio import Ratio
 from benchmarks.training_steps import Step, load, median, paired, ranker_step
-from model.features.block import BLOCKS, block_features
+from model.features.block import BLOCKS, block_inputs
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
 from model.ranker import Network, NetworkConfig, Ranker
@@ -94,9 +94,7 @@ def _plain_twin(run: Run, ranker: Ranker) -> PlainRanker:
     load_mapped(ranker.network.slots(tasks), network.state_dict(), NameMap(names=NAMES), tasks)
     weights = ranker.embeddings.table_weights()
     table_of = {name: weights[table.name] for table in run.schema.tables for name in table.features}
-    request, candidate = (
-        [table_of[feature.name] for feature in block_features(run.schema, block)[0]] for block in BLOCKS
-    )
+    request, candidate = ([table_of[name] for name in block_inputs(run.schema, block).ids] for block in BLOCKS)
     return PlainRanker(request, candidate, network)
 
 

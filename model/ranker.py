@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from model.embeddings.embeddings import Embeddings
-from model.features.block import BlockTensors
+from model.features.block import BlockTensors, block_inputs
 from model.features.encoder import FittedFeatures
 from model.fusion import FusionConfig, NoSharingConfig
 from model.fusion.frozen import FrozenNetwork
@@ -144,4 +144,4 @@ class Answers(nn.Module):
 def row_width(schema: FeedSchema, block: Block) -> int:
     """Columns of the dense row, or of a task's part of it, that come from a block."""
     dims = {name: table.dim for table in schema.tables for name in table.features}
-    return sum(dims.get(feature.name, 1) for feature in schema.block(block))
+    return sum(width for _, width in block_inputs(schema, block).widths(dims))

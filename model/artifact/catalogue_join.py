@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact.catalogue import UNKNOWN, Catalogue
-from model.features.block import block_features
+from model.features.block import block_inputs
 from model.features.distinct import Positions, places, stacked, starts_of
 from model.features.encoder import EncodedBlock, FeatureEncoder
-from model.features.kinds import Feature
 from model.features.kinds.columns import Column, Ids
 
 Mask = NDArray[np.bool_]
@@ -129,16 +128,17 @@ def _merged(
     picked_S: NDArray[np.intp],
 ) -> EncodedBlock:
     """The picked candidates' features, the catalogue's where `taken`."""
-    ids, lists, numbers = block_features(encoder.schema, "candidate")
+    ids, lists, numbers = block_inputs(encoder.schema, "candidate")
 
-    def masks(features: Sequence[Feature]) -> Mask:
-        of_kind = [taken[feature.name][picked_S] for feature in features]
+    def masks(features: Sequence[str]) -> Mask:
+        of_kind = [taken[name][picked_S] for name in features]
         return np.stack(of_kind, axis=1) if of_kind else np.zeros((len(picked_S), 0), np.bool_)
 
     rows_S = np.maximum(rows_N[picked_S], 0)  # of an unknown one nothing is taken, whichever row is looked at
     ids_SK = np.where(masks(ids), catalogue.ids_IK[rows_S], block.ids_BK[picked_S])
-    numbers_SD = np.where(masks(numbers), catalogue.numbers_ID[rows_S], block.numbers_BD[picked_S])
-    values_V, lengths_LS = _merged_lists(catalogue, block, rows_S, masks(lists).T, picked_S)
+    is_taken_SD = masks([number.feature for number in numbers])
+    numbers_SD = np.where(is_taken_SD, catalogue.numbers_ID[rows_S], block.numbers_BD[picked_S])
+    values_V, lengths_LS = _merged_lists(catalogue, block, rows_S, masks([one.name for one in lists]).T, picked_S)
     return EncodedBlock(ids_SK, values_V, lengths_LS, numbers_SD)
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Discriminator, Field, model_validator
 
 from model.artifact.artifact import REFERENCE, REFERENCE_FEATURES, Artifact, ArtifactError
-from model.features.block import block_features
+from model.features.block import block_inputs
 from model.features.encoder import EncodedBlock
 from model.features.id_lookup import OOV_ROW
 from model.schema import Block, FeedSchema
@@ -184,21 +184,21 @@ def of_scores(edges: NDArray[np.float64], counts: NDArray[np.float64]) -> Number
 
 def values_of(schema: FeedSchema, block: Block, encoded: EncodedBlock) -> Iterator[tuple[str, NDArray[Any]]]:
     """The encoded values of each feature of a block that requests give. An empty list is one OOV row."""
-    ids, lists, numbers = block_features(schema, block)
+    ids, lists, numbers = block_inputs(schema, block)
     asked = {feature.name for feature in schema.asked(block)}
-    for position, name in enumerate(feature.name for feature in ids):
+    for position, name in enumerate(ids):
         if name in asked:
             yield name, encoded.ids_BK[:, position]
     start = 0
-    for name, lengths_B in zip((feature.name for feature in lists), encoded.list_lengths_LB, strict=True):
+    for name, lengths_B in zip((one.name for one in lists), encoded.list_lengths_LB, strict=True):
         end = start + int(lengths_B.sum())
         if name in asked:
             empty = np.full(int((lengths_B == 0).sum()), OOV_ROW)
             yield name, np.concatenate((encoded.list_values_V[start:end], empty))
         start = end
-    for position, name in enumerate(feature.name for feature in numbers):
-        if name in asked:
-            yield name, encoded.numbers_BD[:, position]
+    for position, number in enumerate(numbers):
+        if number.feature in asked:
+            yield number.name, encoded.numbers_BD[:, position]
 
 
 def _number_bins(values_V: NDArray[Any]) -> NumberBins:

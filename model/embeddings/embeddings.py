@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from model.embeddings.id_map import IdMaps
 from model.embeddings.table_rows import draw
 from model.embeddings.torch_bags import BagTable, TorchBags
-from model.features.block import BLOCKS, BlockTensors, block_features
+from model.features.block import BLOCKS, BlockTensors, block_inputs
 from model.features.encoder import FeatureEncoder
 from model.schema import Block, FeedSchema, Table
 
@@ -129,11 +129,11 @@ class Embeddings(nn.Module):
         self._mean_lists: list[list[tuple[int, str]]] = []
         self.width_of_block: dict[Block, int] = {}
         for block in BLOCKS:
-            ids, lists, numbers = block_features(schema, block)
-            names = [*(feature.name for feature in ids), *(feature.name for feature in lists)]
-            self._order.append(names)
-            self._mean_lists.append([(place, one.name) for place, one in enumerate(lists) if one.pooling == "mean"])
-            self.width_of_block[block] = sum(dims[name] for name in names) + len(numbers)
+            inputs = block_inputs(schema, block)
+            self._order.append([*inputs.ids, *(one.name for one in inputs.lists)])
+            means = [(place, one.name) for place, one in enumerate(inputs.lists) if one.pooling == "mean"]
+            self._mean_lists.append(means)
+            self.width_of_block[block] = sum(width for _, width in inputs.widths(dims))
         self._keys = [name for names in self._order for name in names]
         self._table_of = {name: table.name for table in schema.tables for name in table.features}
         # Rows of each half, by feature whose table has two.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.features.block import BLOCKS, BlockTensors, block_features
+from model.features.block import BLOCKS, BlockTensors, block_inputs
 from model.features.id_lookup import NO_WORD, OOV_ROW
 from model.schema import FeedSchema
 
@@ -74,8 +74,8 @@ class IdMaps:
         # By block the tables of single ids and of lists, None where ids have their rows.
         self._tables: list[tuple[list[str | None], list[str | None]]] = []
         for block in BLOCKS:
-            ids, lists, _ = block_features(schema, block)
-            names = [[table_of[feature.name] for feature in features] for features in (ids, lists)]
+            ids, lists, _ = block_inputs(schema, block)
+            names = [[table_of[name] for name in features] for features in (ids, [one.name for one in lists])]
             known = [[name if name in self.maps else None for name in of_kind] for of_kind in names]
             self._tables.append((known[0], known[1]))
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from model.artifact.table_files import StackedTables
 from model.embeddings.embeddings import halves, table_name
-from model.features.block import block_features
+from model.features.block import block_inputs
 from model.fusion.experts import side_by_side
 from model.schema import Block, FeedSchema
 
@@ -28,11 +28,11 @@ class BlockRows(nn.Module):
 
     def __init__(self, schema: FeedSchema, block: Block, tables: StackedTables, owner: str | None = None) -> None:
         super().__init__()
-        ids, lists, numbers = block_features(schema, block)
+        ids, lists, numbers = block_inputs(schema, block)
         table_of = {name: table for table in schema.tables for name in table.features}
         start_of = {name: tables.starts[table_name(table.name, owner)] for name, table in table_of.items()}
-        widths = [table_of[feature.name].dim for feature in ids]
-        half_rows = [table_of[feature.name].half_rows for feature in ids]
+        widths = [table_of[name].dim for name in ids]
+        half_rows = [table_of[name].half_rows for name in ids]
         ends = torch.tensor([0, *widths]).cumsum(0).tolist()
         groups: list[nn.Module] = []
         # Where each column stands in training's order: ids, lists and numbers as the schema names them.
@@ -40,7 +40,7 @@ class BlockRows(nn.Module):
         kinds = [(width, rows is not None) for width, rows in zip(widths, half_rows, strict=True)]
         for width, has_halves in dict.fromkeys(kinds):
             positions = [k for k, kind in enumerate(kinds) if kind == (width, has_halves)]
-            starts = [start_of[ids[k].name] for k in positions]
+            starts = [start_of[ids[k]] for k in positions]
             stacked_RW, is_all = tables.stacked_RW[width], len(positions) == len(ids)
             if has_halves:
                 groups.append(_IdPairs(stacked_RW, positions, starts, [half_rows[k] or 0 for k in positions]))

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.features.kinds import Feature, IdFeature, IdListFeature, NumberFeature
+from model.features.kinds import Feature
 from model.features.kinds.columns import Ids
+from model.features.kinds.inputs import Inputs
 from model.schema import Block, FeedSchema
 
 
@@ -45,23 +46,14 @@ class BlockTensors(NamedTuple):
     numbers_BN: Tensor
 
 
-class ByKind(NamedTuple):
-    """Features by kind, in the order of their tensors."""
-
-    ids: list[IdFeature]
-    lists: list[IdListFeature]
-    numbers: list[NumberFeature]
+def block_inputs(schema: FeedSchema, block: Block) -> Inputs:
+    """The inputs of a block's features."""
+    return inputs_of(schema.block(block))
 
 
-def block_features(schema: FeedSchema, block: Block) -> ByKind:
-    """The features of a block by kind."""
-    return features_by_kind(schema.block(block))
-
-
-def features_by_kind(features: Sequence[Feature]) -> ByKind:
-    """Features by kind, each kind in the order given."""
-    return ByKind(
-        [feature for feature in features if isinstance(feature, IdFeature)],
-        [feature for feature in features if isinstance(feature, IdListFeature)],
-        [feature for feature in features if isinstance(feature, NumberFeature)],
-    )
+def inputs_of(features: Sequence[Feature]) -> Inputs:
+    """The inputs of features, each sort in the order given."""
+    inputs = Inputs([], [], [])
+    for feature in features:
+        feature.add_inputs(inputs)
+    return inputs

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from model.features.block import BLOCKS, Encoded, EncodedBlock, features_by_kind
+from model.features.block import BLOCKS, Encoded, EncodedBlock, inputs_of
 from model.features.fitted import FittedFeatures, NumberStep, TargetScale, inverse_target, transform_target
 from model.features.id_lookup import OOV_ROW, Lookup, hash_integers, lookup_of
-from model.features.kinds import Feature, IdListFeature
+from model.features.kinds import Feature
 from model.features.kinds.columns import (
     FAULTS_SHOWN,
     Column,
@@ -28,6 +28,7 @@ from model.features.kinds.columns import (
     Ids,
     Kind,
 )
+from model.features.kinds.inputs import ListInput
 from model.features.number_transforms import number_groups
 from model.features.request_row import EncodedColumns, OneRow
 from model.schema import Block, FeedSchema
@@ -80,10 +81,13 @@ class FeatureEncoder:
         self._asked = {block: {feature.name: feature for feature in schema.asked(block)} for block in BLOCKS}
         # Asking a pydantic model for its class costs more than looking at its feature's column.
         self._kinds = {
-            block: {name: Kind(self._dtypes.get(name), f.is_list) for name, f in asked.items()}
+            block: {name: Kind(self._dtypes.get(name), f.is_list) for name, f in asked.items() if f.has_fast_path}
             for block, asked in self._asked.items()
         }
-        self._one_row = OneRow(schema.block("request"), lookups, self._dtypes, fitted)
+        request = schema.block("request")
+        self._one_row = (
+            OneRow(request, lookups, self._dtypes, fitted) if all(f.has_fast_path for f in request) else None
+        )
 
     def dtype(self, feature: str) -> Dtype:
         """The dtype of an id or id_list feature's values."""
@@ -119,7 +123,7 @@ class FeatureEncoder:
         def columns() -> dict[str, Column]:
             return self.columns("request", {name: [value] for name, value in values.items()}, 1)
 
-        encoded = self._one_row.encode(values)
+        encoded = None if self._one_row is None else self._one_row.encode(values)
         return columns() if encoded is None else EncodedColumns(self, encoded, columns)
 
     def plain_columns(self, given: Mapping[str, object], rows: int) -> dict[str, Column]:
@@ -159,8 +163,7 @@ class _BlockEncoder:
     """Encodes the features of one block, those that are computed alike in one go."""
 
     def __init__(self, features: Sequence[Feature], lookups: Mapping[str, Lookup], fitted: FittedFeatures) -> None:
-        ids, self._lists, numbers = features_by_kind(features)
-        self._ids = [feature.name for feature in ids]
+        self._ids, self._lists, numbers = inputs_of(features)
         lookups = {name: lookups[name] for name in (*self._ids, *(feature.name for feature in self._lists))}
         hashed = {name: lookup.integer_buckets for name, lookup in lookups.items() if lookup.integer_buckets}
         self._hashed = _HashedIntegers(hashed)
@@ -168,7 +171,7 @@ class _BlockEncoder:
         self._width = len(numbers)
         self._numbers = number_groups(numbers, fitted)
         self._serving = {f.name: f.serving_column() for f in features if f.side == "training_only"}
-        names = [*self._ids, *(feature.name for feature in numbers)]
+        names = [*self._ids, *dict.fromkeys(number.feature for number in numbers)]
         self._counted = {False: names, True: [name for name in names if name not in self._serving]}
 
     def encode(self, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
@@ -253,7 +256,7 @@ class _HashedIntegers:
 
 
 def _list_ids(
-    feature: IdListFeature, found: Mapping[str, Ids], columns: Mapping[str, Column], rows: int
+    feature: ListInput, found: Mapping[str, Ids], columns: Mapping[str, Column], rows: int
 ) -> tuple[Ids, Ids]:
     if feature.name not in columns:
         return _NO_IDS, np.zeros(rows, np.int64)

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, StrictInt, StrictStr
 
+from model.features.block import inputs_of
 from model.features.id_counts import MOST_IDS, Arrays, Counts, IntegerCounts, StringCounts
-from model.features.kinds import NumberFeature
 from model.features.kinds.columns import Column, Values
-from model.features.kinds.number import NumberTransform
+from model.features.kinds.inputs import NumberInput, NumberTransform
 from model.features.running_statistics import Largest, Moments, RankSketch
 from model.schema import FeedSchema, RegressionTask, Table
 from model.strict_yaml import StrictModel
@@ -80,11 +80,11 @@ class FittingPass:
 
     def __init__(self, schema: FeedSchema, *, every_table: bool = False, most_ids: int = MOST_IDS) -> None:
         self._tables = [table for table in schema.tables if every_table or table.vocabulary == "fitted"]
-        self._numbers = [feature for feature in schema.features if isinstance(feature, NumberFeature)]
+        self._numbers = inputs_of(schema.features).numbers
         self._most_ids = most_ids
         self.rows = 0
         self.counts = {table.name: _new_counts(table, most_ids) for table in self._tables}
-        fitted = {feature.name: [t for t in feature.transform if t != "log1p"] for feature in self._numbers}
+        fitted = {number.name: [t for t in number.transform if t != "log1p"] for number in self._numbers}
         self._moments = {name: Moments() for name, steps in fitted.items() if steps[:1] == ["standardise"]}
         # What comes after a fitted transform is computed from the values by rank: every transform keeps their order.
         self._ranks = {name: RankSketch() for name, steps in fitted.items() if steps[:1] == ["quantile"] or steps[1:]}
@@ -97,12 +97,12 @@ class FittingPass:
         """Takes a piece's columns, and the transformed labels of its regression tasks where they count."""
         self.rows += next(iter(columns.values())).rows
         _count(self.counts, self._tables, columns)
-        for feature in self._numbers:
-            values = raw_numbers(columns[feature.name], feature.missing)
-            if (ranks := self._ranks.get(feature.name)) is not None:
+        for number in self._numbers:
+            values = raw_numbers(number, columns[number.feature])
+            if (ranks := self._ranks.get(number.name)) is not None:
                 ranks.add(values)
-            if (moments := self._moments.get(feature.name)) is not None:
-                moments.add(_before_fitted(feature, values))
+            if (moments := self._moments.get(number.name)) is not None:
+                moments.add(_before_fitted(number, values))
         for task, scale in self._targets.items():
             scale.add(targets[task])
             self._largest[task].add(inverse_target(targets[task], self._transforms[task]))
@@ -127,7 +127,7 @@ class FittingPass:
             raise ValueError("the training split has no row")
         return FittedFeatures(
             vocabularies=vocabularies,
-            numbers={feature.name: self._steps(feature) for feature in self._numbers},
+            numbers={number.name: self._steps(number) for number in self._numbers},
             targets={name: _target_scale(moments, self._largest[name]) for name, moments in self._targets.items()},
         )
 
@@ -171,11 +171,11 @@ class FittingPass:
             raise ValueError(f"table '{table.name}': no value is seen {table.min_count} times in the training split")
         return tuple(ids[place] for place in kept) if isinstance(ids, list) else tuple(ids[kept].tolist())
 
-    def _steps(self, feature: NumberFeature) -> tuple[NumberStep, ...]:
+    def _steps(self, number: NumberInput) -> tuple[NumberStep, ...]:
         steps: list[NumberStep] = []
-        moments = self._moments.get(feature.name)
-        values, weights = self._ranks.get(feature.name, RankSketch()).weighted()
-        for transform in feature.transform:
+        moments = self._moments.get(number.name)
+        values, weights = self._ranks.get(number.name, RankSketch()).weighted()
+        for transform in number.transform:
             step = NumberStep(transform=transform)
             if transform == "quantile":
                 step = NumberStep(transform=transform, knots=_knots(values, weights))
@@ -190,11 +190,11 @@ class FittingPass:
         return tuple(steps)
 
 
-def raw_numbers(column: Column, missing_value: float) -> NDArray[np.float64]:
+def raw_numbers(number: NumberInput, column: Column) -> NDArray[np.float64]:
     """A number column's raw values with `missing_value` where there are none, cut at RAW_LIMIT."""
-    values = np.asarray(column.values, np.float64)
+    values = number.values(column)
     if column.missing is not None:
-        values = np.where(column.missing, missing_value, values)
+        values = np.where(column.missing, number.missing, values)
     return values.clip(-RAW_LIMIT, RAW_LIMIT)
 
 
@@ -233,9 +233,9 @@ def _known_ids(column: Column) -> Values:
     return column.values[~column.missing]
 
 
-def _before_fitted(feature: NumberFeature, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _before_fitted(number: NumberInput, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """A feature's raw values by the transforms before its first fitted one."""
-    for transform in feature.transform:
+    for transform in number.transform:
         if transform != "log1p":
             break
         values = NumberStep(transform=transform).apply(values)

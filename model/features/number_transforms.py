@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features.fitted import RAW_LIMIT, FittedFeatures, NumberStep
-from model.features.kinds import NumberFeature
 from model.features.kinds.columns import Column
+from model.features.kinds.inputs import NumberInput
 
 # Beyond this a float32 network may overflow to infinity. No feature of a feed is that large.
 NUMBER_LIMIT = 1e9
@@ -20,37 +20,36 @@ NUMBER_LIMIT = 1e9
 Numbers = NDArray[np.float64]
 
 
-def number_groups(features: Sequence[NumberFeature], fitted: FittedFeatures) -> list["NumberGroup"]:
+def number_groups(numbers: Sequence[NumberInput], fitted: FittedFeatures) -> list["NumberGroup"]:
     """The numbers of a block by their chain of transforms. Raises ValueError where what was fitted is another."""
-    by_transform: dict[tuple[str, ...], list[NumberFeature]] = {}
-    for feature in features:
-        by_transform.setdefault(feature.transform, []).append(feature)
-    order = [feature.name for feature in features]
+    by_transform: dict[tuple[str, ...], list[NumberInput]] = {}
+    for number in numbers:
+        by_transform.setdefault(number.transform, []).append(number)
+    order = [number.name for number in numbers]
     return [NumberGroup(group, order, fitted) for group in by_transform.values()]
 
 
 class NumberGroup:
     """The numbers of a block with the same chain of transforms."""
 
-    def __init__(self, features: list[NumberFeature], order: list[str], fitted: FittedFeatures) -> None:
-        self._names = [feature.name for feature in features]
-        self._missing = [feature.missing for feature in features]
-        self.positions_G = np.array([order.index(name) for name in self._names])
-        chains = [_fitted_steps(feature, fitted) for feature in features]
+    def __init__(self, numbers: list[NumberInput], order: list[str], fitted: FittedFeatures) -> None:
+        self._inputs = numbers
+        self.positions_G = np.array([order.index(number.name) for number in numbers])
+        chains = [_fitted_steps(number, fitted) for number in numbers]
         self._steps = [_Step(steps) for steps in zip(*chains, strict=True)]
 
     def write(self, numbers_BD: NDArray[np.float32], columns: Mapping[str, Column]) -> None:
         """Writes the group's columns of numbers_BD."""
         rows = len(numbers_BD)
         raw: list[Numbers] = []
-        for name, missing_value in zip(self._names, self._missing, strict=True):
-            column = columns.get(name)
+        for number in self._inputs:
+            column = columns.get(number.feature)
             if column is None:
-                raw.append(np.full(rows, missing_value))
+                raw.append(np.full(rows, number.missing))
             elif column.missing is not None:
-                raw.append(np.where(column.missing, missing_value, column.values))
+                raw.append(np.where(column.missing, number.missing, number.values(column)))
             else:
-                raw.append(column.values)  # type: ignore[arg-type]
+                raw.append(number.values(column))
         numbers_BD[:, self.positions_G] = self.transformed(np.concatenate(raw).reshape(len(raw), rows)).T
 
     def transformed(self, values_GB: Numbers) -> Numbers:
@@ -86,8 +85,8 @@ class _Step:
         return np.stack([step.apply(values_B) for step, values_B in zip(self._steps, values_GB, strict=True)])
 
 
-def _fitted_steps(feature: NumberFeature, fitted: FittedFeatures) -> tuple[NumberStep, ...]:
-    steps = fitted.numbers.get(feature.name, ())
-    if tuple(step.transform for step in steps) != feature.transform:
-        raise ValueError(f"feature '{feature.name}': its fitted transforms are not the schema's {feature.transform}")
+def _fitted_steps(number: NumberInput, fitted: FittedFeatures) -> tuple[NumberStep, ...]:
+    steps = fitted.numbers.get(number.name, ())
+    if tuple(step.transform for step in steps) != number.transform:
+        raise ValueError(f"feature '{number.name}': its fitted transforms are not the schema's {number.transform}")
     return steps

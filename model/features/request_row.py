@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from model.features.block import Encoded, EncodedBlock, features_by_kind
+from model.features.block import Encoded, EncodedBlock, inputs_of
 from model.features.fitted import FittedFeatures
 from model.features.id_lookup import OOV_ROW, Lookup, hash_integers
 from model.features.kinds import Feature
@@ -54,18 +54,18 @@ class OneRow:
         dtypes: Mapping[str, Dtype],
         fitted: FittedFeatures,
     ) -> None:
-        asked = [feature for feature in features if feature.side != "training_only"]
-        ids, lists, numbers = features_by_kind(features)
-        self._asked = frozenset(feature.name for feature in asked)
+        ids, lists, numbers = inputs_of(features)
+        served = {feature.name: feature.serving_column() for feature in features if feature.side == "training_only"}
+        self._asked = frozenset(feature.name for feature in features if feature.name not in served)
         self._ids_1K = np.zeros((1, len(ids)), np.int64)
-        self._raw_D = np.array([feature.missing for feature in numbers], np.float64)
-        for k, feature in enumerate(ids):
-            if feature.side == "training_only":
-                self._ids_1K[0, k] = lookups[feature.name](feature.serving_column())[0]
+        self._raw_D = np.array([number.missing for number in numbers], np.float64)
+        for k, name in enumerate(ids):
+            if name in served:
+                self._ids_1K[0, k] = lookups[name](served[name])[0]
         for d, number in enumerate(numbers):
-            if number.side == "training_only":
-                self._raw_D[d] = number.serving_column().values[0]
-        given = [(k, feature.name) for k, feature in enumerate(ids) if feature.name in self._asked]
+            if number.feature in served:
+                self._raw_D[d] = number.values(served[number.feature])[0]
+        given = [(k, name) for k, name in enumerate(ids) if name in self._asked]
         hashed = [(k, name) for k, name in given if lookups[name].integer_buckets]
         self._hashed = [name for _, name in hashed]
         self._hashed_at_H = np.array([k for k, _ in hashed], np.int64)
@@ -75,11 +75,9 @@ class OneRow:
             some = [(k, n, lookups[n]) for k, n in given if n not in self._hashed and dtypes[n] == dtype]
             if some:
                 self._looked_up.append((dtype, some))
-        self._lists = [
-            (feature.name, dtypes[feature.name], lookups[feature.name], feature.max_length) for feature in lists
-        ]
+        self._lists = [(one.name, dtypes[one.name], lookups[one.name], one.max_length) for one in lists]
         self._buckets_L = [np.uint64(lookup.integer_buckets or 0) for _, _, lookup, _ in self._lists]
-        asked_numbers = [(d, feature.name) for d, feature in enumerate(numbers) if feature.name in self._asked]
+        asked_numbers = [(d, number.feature) for d, number in enumerate(numbers) if number.feature in self._asked]
         self._numbers = [name for _, name in asked_numbers]
         self._numbers_at = np.array([d for d, _ in asked_numbers], np.int64)
         self._groups = number_groups(numbers, fitted)

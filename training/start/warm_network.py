@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from model.features.block import BLOCKS, block_features
+from model.features.block import BLOCKS, block_inputs
 from model.fusion.frozen import Gates
 from model.fusion.names import mixed_names
 from model.fusion.slots import Slots
@@ -91,10 +91,9 @@ def _columns(schema: FeedSchema) -> dict[str, range]:
     columns: dict[str, range] = {}
     start = 0
     for block in BLOCKS:
-        for features in block_features(schema, block):
-            for feature in features:
-                columns[feature.name] = range(start, start + dims.get(feature.name, 1))
-                start = columns[feature.name].stop
+        for name, width in block_inputs(schema, block).widths(dims):
+            columns[name] = range(columns[name].start if name in columns else start, start + width)
+            start += width
     return columns
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.features.block import BLOCKS, block_features
+from model.features.block import BLOCKS, block_inputs
 from model.ranker import Ranker
 from model.schema import FeedSchema, RegressionTask
 from training.config import SplitName
@@ -49,8 +49,8 @@ def _extremes(batch: Batch, schema: FeedSchema) -> Iterator[tuple[str, float, in
     """(name, largest absolute value, row of the batch) of each number and target that is large."""
     columns: list[tuple[str, Tensor]] = []
     for block, tensors in zip(BLOCKS, (batch.request, batch.candidate), strict=True):
-        _, _, numbers = block_features(schema, block)
-        columns += [(f"feature '{f.name}'", tensors.numbers_BN[:, position]) for position, f in enumerate(numbers)]
+        numbers = block_inputs(schema, block).numbers
+        columns += [(f"feature '{one.name}'", tensors.numbers_BN[:, position]) for position, one in enumerate(numbers)]
     for position, task in enumerate(schema.tasks):
         if isinstance(task, RegressionTask):
             seen_B = batch.observed_BT[:, position] > 0
@@ -100,13 +100,7 @@ def _first_not_finite(ranker: Ranker, batch: Batch, schema: FeedSchema) -> str:
 def _owners(schema: FeedSchema) -> list[str]:
     """The feature that each column of the dense row comes from."""
     dims = {name: table.dim for table in schema.tables for name in table.features}
-    return [
-        feature.name
-        for block in BLOCKS
-        for features in block_features(schema, block)
-        for feature in features
-        for _ in range(dims.get(feature.name, 1))
-    ]
+    return [name for block in BLOCKS for name, width in block_inputs(schema, block).widths(dims) for _ in range(width)]
 
 
 def _words(name: str, schema: FeedSchema) -> str:

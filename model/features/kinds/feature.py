@@ -4,6 +4,7 @@ In: a feature of the schema, checked. Out: its raw columns from JSON, and the fa
 treat it. A kind is a file beside this one, and its name in the union of model.features.kinds.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 from pydantic import StringConstraints
 
 from model.features.kinds.columns import Column, ColumnError, Dtype, Unfit, flat_column, scalar_faults
+from model.features.kinds.inputs import Inputs
 from model.strict_yaml import StrictModel
 
 # Names become keys in JSON and YAML, metric labels and tensor names ("<feature>.values"): no dots, blanks or quotes.
@@ -23,6 +25,9 @@ class BaseFeature(StrictModel):
 
     has_ids: ClassVar[bool]
     is_list: ClassVar[bool]
+    # Whether the readers of many features in one go know its values (model.features.encoder: request_columns,
+    # plain_columns). Those of any other kind go through `column`, one feature after another.
+    has_fast_path: ClassVar[bool] = False
 
     name: Name
 
@@ -33,6 +38,10 @@ class BaseFeature(StrictModel):
         except Unfit:
             raise ColumnError(self.name, scalar_faults(dtype, values, range(len(values)))) from None
         return Column(flat, missing)
+
+    @abstractmethod
+    def add_inputs(self, inputs: Inputs) -> None:
+        """Adds the feature's places among the tensors of an encoded block."""
 
     def check_serving_value(self, dtype: Dtype | None) -> None:
         """Raises ValueError unless the feature has a value for scores exactly where it needs one. A kind that is on no

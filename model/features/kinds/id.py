@@ -5,16 +5,21 @@ from typing import ClassVar, Literal
 from model.features.kinds.columns import ID_LIMITS, Column, Dtype
 from model.features.kinds.embedded import EmbeddedFeature
 from model.features.kinds.feature import Side, check_side, column_of
+from model.features.kinds.inputs import Inputs
 
 
 class IdFeature(EmbeddedFeature):
     """One id per row. A missing or unknown id takes the table's OOV row."""
 
     is_list: ClassVar[bool] = False
+    has_fast_path: ClassVar[bool] = True
 
     kind: Literal["id"]
     side: Side
     serving_value: int | str | None = None
+
+    def add_inputs(self, inputs: Inputs) -> None:
+        inputs.ids.append(self.name)
 
     def check_serving_value(self, dtype: Dtype | None) -> None:
         check_side(self.name, self.side, self.serving_value)

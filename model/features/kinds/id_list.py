@@ -22,17 +22,22 @@ from model.features.kinds.columns import (
     shown,
 )
 from model.features.kinds.embedded import EmbeddedFeature
+from model.features.kinds.inputs import Inputs, ListInput
 
 
 class IdListFeature(EmbeddedFeature):
     """A list of ids per row, oldest first: the latest `max_length` are kept and pooled. A missing list is empty."""
 
     is_list: ClassVar[bool] = True
+    has_fast_path: ClassVar[bool] = True
 
     kind: Literal["id_list"]
     side: Literal["user", "context", "candidate"]
     max_length: int = Field(ge=1, le=10_000)
     pooling: Literal["mean", "sum"] = "mean"
+
+    def add_inputs(self, inputs: Inputs) -> None:
+        inputs.lists.append(ListInput(self.name, self.max_length, self.pooling))
 
     def column(self, values: Sequence[object], dtype: Dtype | None) -> Column:
         if not set(map(type, values)) <= {list, type(None)}:

@@ -6,8 +6,7 @@ from pydantic import Field, field_validator
 
 from model.features.kinds.columns import Column, Dtype
 from model.features.kinds.feature import BaseFeature, Side, check_side, column_of
-
-NumberTransform = Literal["log1p", "standardise", "quantile"]
+from model.features.kinds.inputs import Inputs, NumberInput, NumberTransform
 
 
 class NumberFeature(BaseFeature):
@@ -15,6 +14,7 @@ class NumberFeature(BaseFeature):
 
     has_ids: ClassVar[bool] = False
     is_list: ClassVar[bool] = False
+    has_fast_path: ClassVar[bool] = True
 
     kind: Literal["number"]
     side: Side
@@ -28,6 +28,9 @@ class NumberFeature(BaseFeature):
         if value in (None, "none"):
             return ()
         return (value,) if isinstance(value, str) else value
+
+    def add_inputs(self, inputs: Inputs) -> None:
+        inputs.numbers.append(NumberInput(self.name, self.name, self.transform, self.missing))
 
     def check_serving_value(self, dtype: Dtype | None) -> None:
         check_side(self.name, self.side, self.serving_value)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from model.artifact.table_files import StackedTables
 from model.embeddings.embeddings import Embeddings, Engine, FusedOptimizer
 from model.export.embedding_rows import BlockRows
-from model.features.block import BlockTensors, block_features
+from model.features.block import BlockTensors, block_inputs
 from model.features.encoder import EncodedBlock, FeatureEncoder, FittedFeatures
 from model.features.kinds import IdListFeature
 from model.schema import Block, FeedSchema
@@ -52,10 +52,10 @@ def read_by_hand(
         made_of: list[tuple[str, int, int, float]] = []
         width = 0
         for name, block in zip(BLOCKS, blocks, strict=True):
-            ids, lists, _ = block_features(schema, name)
+            ids, lists, _ = block_inputs(schema, name)
             starts = np.concatenate([[0], np.cumsum(block.list_lengths_LB)])
             bags: list[tuple[str, list[int], float]] = [
-                (feature.name, [int(block.ids_BK[row, position])], 1.0) for position, feature in enumerate(ids)
+                (feature, [int(block.ids_BK[row, position])], 1.0) for position, feature in enumerate(ids)
             ]
             for position, feature in enumerate(lists):
                 cell = position * block.list_lengths_LB.shape[1] + row

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.features.encoder import Column, ColumnErrors, FeatureEncoder, FittedFeatures
+from model.features.kinds import NumberFeature
 from model.features.request_row import EncodedColumns
 from model.schema import FeedSchema
 from tests.artifacts import TINY_SCHEMA
@@ -92,3 +93,19 @@ def encoder_of_tiny(schema: FeedSchema) -> FeatureEncoder:
 
 def fitted_with(numbers: dict[str, list[dict[str, str]]]) -> FittedFeatures:
     return FittedFeatures.from_mapping({"numbers": numbers}, "test")
+
+
+def test_kinds_without_a_fast_path_go_the_general_way_to_the_same_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema, rows = everything(), random_rows(np.random.default_rng(1), 200)
+    monkeypatch.setattr(NumberFeature, "has_fast_path", False)
+    encoder = encoder_of(schema, rows)
+    values = {name: rows[name][0] for name in NAMES}
+    columns = encoder.request_columns(values)
+    assert not isinstance(columns, EncodedColumns)
+    assert isinstance(ENCODER.request_columns(values), EncodedColumns)
+    candidates = {
+        name: Column(np.array([1.0, 2.0])) if name == "price" else Column(np.array([1, 2]))
+        for name in ("price", "video_id")
+    }
+    assert encoder.plain_columns(candidates, 2).keys() == {"video_id"}
+    assert ENCODER.plain_columns(candidates, 2).keys() == {"price", "video_id"}
