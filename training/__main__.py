@@ -1,6 +1,6 @@
 """Command line of the offline jobs: `python -m training COMMAND --help`.
 
-What the user can mend ends in one line, `error: ...`, and exit status 2; an interrupted job in status 130, one that
+What the user can fix ends in one line, `error: ...`, and exit status 2. An interrupted job ends in status 130, one that
 SIGTERM ends in 143.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     options = _parser().parse_args(arguments)
-    # Our own words at INFO; of the libraries, warnings only.
+    # Our own lines from INFO, the libraries' from WARNING.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for package in ("model", "training"):
         logging.getLogger(package).setLevel(logging.INFO)

@@ -1,7 +1,7 @@
 """The training file: what `python -m training train CONFIG` reads, one screen of keys with their defaults.
 
 Relative paths are relative to the folder the command is run in. `--set optimizer.dense.learning_rate=0.002` changes
-one key; unknown keys are refused with the nearest valid one.
+one key. Unknown keys are refused with the nearest valid one.
 """
 
 import math
@@ -34,7 +34,7 @@ PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 def _scalar(value: object) -> object:
     if isinstance(value, date):
-        # YAML reads 2022-05-06 as a date; data.py compares it as text or, in a column of dates, as a date again.
+        # YAML reads 2022-05-06 as a date. training/data compares it as text or, in a column of dates, as a date again.
         return value.isoformat()
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"expected a number, a text or a date, got {type(value).__name__}")
@@ -53,7 +53,7 @@ Scalar = Annotated[int | float | str, BeforeValidator(_scalar)]
 
 
 class Range(StrictModel):
-    """Values from `min` to `max`, both included; either may be left out."""
+    """Values from `min` to `max`, both included. Either may be left out."""
 
     min: Scalar | None = None
     max: Scalar | None = None
@@ -105,13 +105,13 @@ class NegativeSampling(StrictModel):
 
 
 class DataConfig(StrictModel):
-    """A folder of *.parquet files; `group_by` names the user column of GAUC and of the bootstrap.
+    """A folder of *.parquet files. `group_by` names the user column of GAUC and of the bootstrap.
 
-    `weight` names a column of row weights >= 0: losses become weighted means over the training rows; metrics and the
+    `weight` names a column of row weights >= 0: losses become weighted means over the training rows. Metrics and the
     validation objective do not use it.
 
     `read: stream` trains on a split that is larger than memory (training/data/stream.py). An epoch then runs in
-    `lanes` side by side, each of which shuffles its rows within windows of `window` consecutive row groups; `readers`
+    `lanes` side by side, each of which shuffles its rows within windows of `window` consecutive row groups. `readers`
     threads a process read ahead (0: none, the training loop reads). Rows that break a rule stop the run, or are left
     out and counted while there are `max_bad_rows` of them at most.
     """
@@ -125,7 +125,7 @@ class DataConfig(StrictModel):
     window: PositiveInt = 1
     readers: Annotated[int, Field(ge=0, le=64)] = 1
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
-    # Of the training split alone; answers stay those of the whole log (training/fit/negative_sampling.py).
+    # Of the training split alone. Answers stay those of the whole log (training/fit/negative_sampling.py).
     negative_sampling: NegativeSampling | None = None
 
     @model_validator(mode="after")
@@ -136,7 +136,7 @@ class DataConfig(StrictModel):
 
 
 class TablesOptimizer(StrictModel):
-    """The embedding tables' optimizer. All but adam run fused, inside backward; adam keeps dense gradients."""
+    """The embedding tables' optimizer. All but adam run fused, inside backward. adam keeps dense gradients."""
 
     kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     learning_rate: PositiveFinite = 0.02
@@ -151,7 +151,7 @@ class DenseOptimizer(StrictModel):
 
 
 class OptimizerConfig(StrictModel):
-    """Optimizers and the schedule of all: cosine falls from the learning rate to 0 over all epochs; over
+    """Optimizers and the schedule of all: cosine falls from the learning rate to 0 over all epochs. Over
     `warm_up_steps` steps the rates rise linearly to their schedule. `clip_norm` bounds the norm of the dense part's
     gradient, and that of the gradient at the embedding row, from which all tables learn."""
 
@@ -173,7 +173,7 @@ Sharding = Literal["auto", "table_wise", "row_wise", "data_parallel"]
 
 
 class TableConfig(StrictModel):
-    """Settings of one embedding table; by default those of all."""
+    """Settings of one embedding table, by default those of all."""
 
     sharding: Sharding | None = None
     optimizer: TablesOptimizer | None = None
@@ -183,7 +183,7 @@ class SlotsConfig(StrictModel):
     """Assignment of ids to the rows of tables with `slots`, every `interval` steps (training/step/slots.py).
 
     TorchRec's policies: by how often an id was seen (lfu), how lately (lru), or both (distance_lfu: its count divided
-    by the turns since it was seen)."""
+    by the intervals since it was seen)."""
 
     policy: Literal["distance_lfu", "lfu", "lru"] = "distance_lfu"
     interval: PositiveInt = 100
@@ -192,9 +192,9 @@ class SlotsConfig(StrictModel):
 class EmbeddingsConfig(StrictModel):
     """Engine of the embedding tables, and their sharing by several processes.
 
-    `engine: torch` is plain torch for machines where no build of fbgemm fits (one process); auto takes TorchRec where
-    it runs. Tables of fused optimizers are sharded: row_wise, table_wise, or (auto) as TorchRec's planner chooses;
-    those of optimizer adam have dense gradients and a copy in every process, data_parallel. Of sharded tables the next
+    `engine: torch` is plain torch for machines where no build of fbgemm fits (one process). auto takes TorchRec where
+    it runs. Tables of fused optimizers are sharded: row_wise, table_wise, or (auto) as TorchRec's planner chooses.
+    Those of optimizer adam have dense gradients and a copy in every process, data_parallel. Of sharded tables the next
     batch's ids are exchanged during a step (training/step/lookup.py): `pipeline: false` exchanges a batch's own within
     it, with two batches less in memory."""
 
@@ -247,14 +247,14 @@ class TrainingConfig(StrictModel):
     """One training run."""
 
     feed: Annotated[Path, Field(alias="schema")]
-    # The tasks that are learned, in this order; by default all of the schema's.
+    # The tasks that are learned, in this order, by default all of the schema's.
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     data: DataConfig
     network: NetworkConfig
     output: OutputPath
-    # Features fitted beforehand, by `python -m training vocabulary`; default: fitted on the training split.
+    # Features fitted beforehand, by `python -m training vocabulary`. By default they are fitted on the training split.
     fitted: Path | None = None
-    # Weights of another implementation to start from, mapped by name; default: drawn from the seed.
+    # Weights of another implementation to start from, mapped by name. By default they are drawn from the seed.
     initial_weights: InitialWeights | None = None
     # A path, or {path, tolerance, rate_factor}: the version of the day before, say.
     init_from: (
@@ -264,17 +264,17 @@ class TrainingConfig(StrictModel):
     balancing: BalancingConfig = NoBalancingConfig()
     batch_size: PositiveInt = 1024
     epochs: PositiveInt = 10
-    # Points of an epoch, evenly spaced, at which the validation split is answered; any of them may be the best.
+    # Points of an epoch, evenly spaced, at which the validation split is answered. Any of them may be the best.
     evaluations_per_epoch: PositiveInt = 1
     early_stopping: EarlyStopping | None = EarlyStopping()
     seed: int = Field(default=0, ge=0, lt=2**32)
     # More threads than idle cores make OpenMP spin and training many times slower: raise it on a machine of your own.
     threads: PositiveInt = 1
     checkpoint_seconds: PositiveFinite = 60.0
-    # The newest checkpoints that are kept beside the best one; a damaged one is passed over for the one before it.
+    # The newest checkpoints that are kept beside the best one. A damaged one is skipped for the one before it.
     checkpoints_kept: PositiveInt = 2
     device: Literal["cpu", "cuda"] = "cpu"
-    # Of the dense part: tf32 (GPU) rounds what is multiplied, bfloat16 computes by autocast; weights stay float32.
+    # Of the dense part: tf32 (GPU) rounds what is multiplied, bfloat16 computes by autocast. Weights stay float32.
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
 

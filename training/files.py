@@ -34,7 +34,7 @@ def output_path(value: object) -> Path:
 
 
 def entries(folder: Path) -> list[str]:
-    """Names in a folder; none where there is no folder. Raises ValueError for a file and a dangling link."""
+    """Names in a folder, none where there is no folder. Raises ValueError for a file and a dangling link."""
     if folder.is_symlink() and not folder.exists():
         raise ValueError(f"{folder}: is a link to nothing ({os.readlink(folder)}); name a folder")
     if not folder.exists():
@@ -46,8 +46,8 @@ def entries(folder: Path) -> list[str]:
 
 
 def refuse_foreign(folder: Path, what: str, *, is_own: Callable[[], bool], left: tuple[str, ...] = LEFT_BY_ANY) -> None:
-    """Raises ValueError for a folder that holds something and is no `what`; `left` are patterns of names that a job
-    leaves before `is_own` knows its folder."""
+    """Raises ValueError for a folder that is not empty and is no `what`. `left` are patterns of names that a job leaves
+    before `is_own` recognises its folder."""
     foreign = [name for name in entries(folder) if not _is_among(name, left)]
     if foreign and not is_own():
         shown = ", ".join(map(repr, foreign[:_SHOWN]))
@@ -69,7 +69,7 @@ def refuse_within(folder: Path, data: Path | str, what: str = "data") -> None:
 
 
 def is_json_with(path: Path, *keys: str) -> bool:
-    """True for a JSON mapping that has some keys: it tells a job's own file from another of its name."""
+    """True for a JSON mapping that has some keys: it distinguishes a job's own file from another of its name."""
     try:
         return path.is_file() and set(keys) <= set(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -100,8 +100,8 @@ def replace_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 def replaced_folder(out: Path, marker: str, own: Sequence[str]) -> Iterator[Path]:
     """An empty folder beside `out` that takes its place when all went well, and is removed when not.
 
-    An existing `out` is replaced if it is empty, or holds `marker`, the file by which its maker knows its own, and no
-    file beside it but those of the patterns `own`; anything else is a ValueError. Of a link its target is replaced."""
+    An existing `out` is replaced if it is empty, or has `marker`, by which its maker recognises its own, and otherwise
+    only files of the patterns `own`. Anything else is a ValueError. Of a link its target is replaced."""
     if entries(out):
         if not (out / marker).is_file():
             raise ValueError(f"{out}: is not empty and has no {marker}, so it is not replaced; name another folder")

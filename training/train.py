@@ -7,8 +7,8 @@ Reads the feed schema and the Parquet folder (training/fit/splits.py: into memor
 the training split, trains with early stopping on the validation split, and keeps the newest checkpoints and the best.
 SIGTERM to any of its processes ends a run once this step is saved. Killed at any moment and started again, it resumes
 from the newest undamaged one and ends with the same weights, bit for bit, as a run that was left alone (same number
-of processes and threads). `batch_size` rows are a step's whole batch, which several processes share out; what they
-compute is what one would, but for rounding.
+of processes and threads). `batch_size` rows are a step's whole batch, which several processes share. They compute what
+one would, but for rounding.
 
 training/step/training.py is one step. training/distributed joins the processes and spreads the tables over them,
 training/evaluate/validation.py answers the validation split, training/run logs and saves.
@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainingConfig, *, show: bool = True) -> Run:
-    """Trains, or resumes, the run of a training file, and returns it. Raises ValueError for what the user can mend."""
+    """Trains, or resumes, the run of a training file, and returns it. Raises ValueError for what the user can fix."""
     torch.set_num_threads(config.threads)
     set_products(config.precision)
     schema = config.feed_schema()

@@ -1,6 +1,6 @@
 """Arrow columns -> raw columns (model.features.kinds.columns), labels and row weights, and which rows break a rule.
 
-Every fault is a ValueError. One that lies in rows is a `RowFault`, which says which rows: a reader with a budget
+Every fault is a ValueError. One in rows is a `RowFault`, which says which rows: a reader with a budget
 (data.max_bad_rows) leaves them out, any other stops.
 
 Shapes: B rows, V list values.
@@ -39,8 +39,8 @@ class LogColumns:
         self._features = {feature.name for feature in schema.features}
 
     def read(self, table: pa.Table, place: str) -> tuple[pa.Table, dict[str, Column], list[Fault]]:
-        """The table in usual types, the features' columns, and the faults of rows in all that is read; a feature at
-        fault has no column. Raises ValueError for a column that is no good at all; `place` (a file, say) opens the
+        """The table in usual types, the features' columns, and the faults of rows in all that is read. A feature at
+        fault has no column. Raises ValueError for a column that cannot be used at all. `place` (a file, say) opens the
         message."""
         columns: dict[str, Column] = {}
         table, odd = usual_table(table)
@@ -98,7 +98,7 @@ def _check_weights(weights: pa.ChunkedArray) -> None:
 
 
 def refuse_other_text(values: pa.ChunkedArray) -> None:
-    """Raises RowFault for text that is not UTF-8; that of features is checked where it is decoded."""
+    """Raises RowFault for text that is not UTF-8. That of features is checked where it is decoded."""
     values = plain(values)
     try:
         for chunk in values.chunks:
@@ -140,7 +140,7 @@ def dtypes_of(schema: FeedSchema) -> dict[str, Dtype]:
 
 
 def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A dictionary column as the values that it stands for; a null in the dictionary becomes a null of the column."""
+    """A dictionary column as its values. A null in the dictionary becomes a null of the column."""
     return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
 
 
@@ -209,7 +209,7 @@ def _ids(
         except pa.ArrowInvalid:
             is_bad_V: Mask = pc.fill_null(pc.greater(values, pa.scalar(ID_LIMITS[1], kind)), False).to_numpy()
             raise RowFault("an id beyond int64", _rows_of(is_bad_V, lengths_B)) from None
-    # One Python string per distinct value: rows share it, whatever the column's length.
+    # One Python string per distinct value: rows share it, at any length of the column.
     encoded = pc.fill_null(values.cast(pa.string()), "").combine_chunks().dictionary_encode()
     try:
         strings = encoded.dictionary.to_pylist()
@@ -249,5 +249,5 @@ def observed_of(task: Task, table: pa.Table) -> Mask:
 
 
 def labels_of(task: Task, table: pa.Table) -> NDArray[np.float64]:
-    """A task's labels in their own unit; 0 where they do not count."""
+    """A task's labels in their own unit. 0 where they do not count."""
     return np.where(observed_of(task, table), floats(table.column(task.label)), 0.0)

@@ -1,6 +1,6 @@
 """Rows that break a rule: refused by name, or left out and counted while data.max_bad_rows allows.
 
-In: columns of a log. Out: `RowFault`, which says which rows break which rule; `BadRows`, the budget of a reader.
+In: columns of a log. Out: `RowFault`, which says which rows break which rule, and `BadRows`, the budget of a reader.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ class RowFault(ValueError):
         super().__init__(self.first_among(np.ones(len(is_bad_B), bool)))
 
     def first_among(self, is_read_B: Mask, before: int = 0) -> str:
-        """The fault in words, by its first row among those read; `before` rows of the file come before this part."""
+        """The fault in words, by its first row among those read. `before` rows of the file come before this part."""
         is_bad_B = self.is_bad_B & is_read_B
         row, rows = int(is_bad_B.argmax()), int(is_bad_B.sum())
         got = "" if self._got is None else f", got {self._got(row)}"
@@ -40,7 +40,7 @@ class Fault(NamedTuple):
 
 
 class BadRows:
-    """A budget of rows that may be left out; `skipped` counts them by what was wrong, each row once."""
+    """A budget of rows that may be left out. `skipped` counts them by fault, each row once."""
 
     def __init__(self, budget: int = 0) -> None:
         self.budget = budget
@@ -55,7 +55,7 @@ class BadRows:
     def good_rows(
         self, faults: Sequence[Fault], place: str, is_wanted_B: Mask | None = None, before: int = 0
     ) -> Mask | None:
-        """Mask of the rows of a part that break no rule, None where all are good; only rows that are wanted count.
+        """Mask of the rows of a part that break no rule, None where all are good. Only rows that are wanted count.
         `place` is the part's file, and `before` rows of it come before the part. Raises ValueError beyond the
         budget."""
         is_good_B: Mask | None = None

@@ -10,7 +10,8 @@ from training.data.rows import Batch
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device: itself on the CPU; to a GPU it is copied from pinned memory beside what runs there."""
+    """The batch on a device. It is itself on the CPU. To a GPU it is copied from pinned memory beside what runs
+    there."""
     if device.type == "cpu":
         return batch
 
@@ -35,7 +36,7 @@ def record_stream(batch: Batch, stream: torch.Stream) -> None:
 
 
 def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on a device; on a GPU the next one's copy is under way while a batch is used."""
+    """The batches on a device. On a GPU the next one's copy is under way while a batch is used."""
     if device.type == "cpu":
         yield from batches
         return

@@ -1,6 +1,6 @@
 """The Parquet files of a log: a folder on any fsspec path, its Hive-style partitions (day=7/part.parquet) included.
 
-In: a path or a URL. Out: `LogFiles`, which lists (listing.py), opens and reads them; the value of a partition folder is
+In: a path or a URL. Out: `LogFiles`, which lists (listing.py), opens and reads them. The value of a partition folder is
 a column of every file in it. Every fault is a ValueError that names the file or folder.
 """
 
@@ -20,7 +20,7 @@ from model.features.kinds.columns import ID_LIMITS
 from training.data.listing import listing_of
 from training.data.retries import TEMPORARY, TemporaryError, first_line, is_temporary, retried
 
-# Entries that are passed over, so many of a kind are named.
+# Number of ignored entries of a kind that are named.
 _NAMED = 4
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 # Faults of a file system, not of a file.
@@ -80,8 +80,8 @@ class LogFiles:
 
     @contextmanager
     def opened(self, file: LogFile, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
-        """The file, open for reading; with `metadata` its footer is not read again. Raises ValueError, also for what
-        goes wrong while it is open; TemporaryError for what another try may not meet."""
+        """The file, open for reading. With `metadata` its footer is not read again. Raises ValueError, also for what
+        goes wrong while it is open, and TemporaryError for what another try may not meet."""
         place = self.shown(file)
         is_open = False
         try:
@@ -97,7 +97,7 @@ class LogFiles:
             raise (TemporaryError if is_open and is_temporary(error) else ValueError)(f"{place}: {what}") from None
 
     def _open(self, file: LogFile, metadata: pq.FileMetaData | None, held: ExitStack) -> pq.ParquetFile:
-        # pyarrow reads local files without Python's lock; for others it asks fsspec.
+        # pyarrow reads local files without Python's lock. For others it calls fsspec.
         is_local = isinstance(self._system, LocalFileSystem)
         source = file.path if is_local else held.enter_context(self._system.open(file.path, "rb"))
         return held.enter_context(pq.ParquetFile(source, metadata=metadata, pre_buffer=False))
@@ -133,7 +133,7 @@ class LogFiles:
 
 
 def counted_names(names_by_kind: Mapping[str, Sequence[str]]) -> list[str]:
-    """In words for each kind of entry how many were passed over, and the first of them by name."""
+    """In words for each kind of entry how many were ignored, and the first of them by name."""
     return [
         f"{len(names):,} {kind}: {', '.join(sorted(names)[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
         for kind, names in names_by_kind.items()

@@ -37,7 +37,7 @@ class Listed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FilesOfFolder:
-    """The files of a folder that a data set is made of, by their paths; the folder's others are not read."""
+    """The files of a folder that a data set is made of, by their paths. The folder's others are not read."""
 
     paths: list[Path]
 
@@ -60,9 +60,9 @@ class FilesOfFolder:
 
 @dataclass(slots=True)
 class Found:
-    """Counts of a log. `splits` counts the rows that are read, by split, and is None where a job has no splits;
-    `left_out` the rows of splits that break a rule, by what is wrong; `ungrouped` the rows of splits, bad ones among
-    them, without a value of the column that `group_by` names."""
+    """Counts of a log. `splits` counts the rows that are read, by split, and is None where a job has no splits.
+    `left_out` counts the rows of splits that break a rule, by fault. `ungrouped` counts the rows of splits, bad ones
+    among them, without a value of the column that `group_by` names."""
 
     files: Listed
     rows: int = 0

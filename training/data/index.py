@@ -1,8 +1,8 @@
 """Index of a log: its files, their row groups, and the rows of each that are in a split.
 
-Counts come from the row groups' statistics or the partition's value where these decide, else from one read of the
-split column; with a budget of bad rows (data.max_bad_rows) from one read of all columns, which counts what is left
-out. The index is kept in a file and holds as long as every file has the size and the time it had.
+Counts come from the row groups' statistics or the partition's value where these decide, otherwise from one read of the
+split column. With a budget of bad rows (data.max_bad_rows) they come from one read of all columns, which counts what is
+left out. The index is kept in a file and is valid as long as every file has the size and the time it had.
 """
 
 import io
@@ -33,7 +33,7 @@ from training.wording import counted
 log = logging.getLogger(__name__)
 
 INDEX = "data_index.json"
-# Of files that are far away, so many are asked for at once.
+# So many remote files are requested at once.
 _ASKED_AT_ONCE = 8
 
 
@@ -87,13 +87,13 @@ class LogIndex(StrictModel):
         ]
 
     def content(self) -> str:
-        """A hash of what was read, wherever the files lie and whenever they were copied there."""
+        """A hash of what was read, independent of the files' place and times."""
         parts = [f"{file.name} {file.size} {file.footer} {sorted(file.wanted.items())}" for file in self.files]
         return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
 
 
 def index_of(reader: LogReader, kept: Path | None = None) -> LogIndex:
-    """The index of a log; kept in the file `kept`, and taken from there where no file has changed since.
+    """The index of a log. It is kept in the file `kept`, and taken from there where no file has changed since.
 
     Raises ValueError for a file that does not fit the others or the schema, a split without rows, and more bad rows
     than data.max_bad_rows."""
@@ -202,7 +202,7 @@ def _count(
 def _ungrouped(
     reader: LogReader, file: LogFile, parquet: pq.ParquetFile, group: int, counts: Mapping[SplitName, int]
 ) -> int:
-    """The rows of a row group that are in a split and name no group; bad ones among them."""
+    """The rows of a row group that are in a split and name no group, bad ones among them."""
     name, rows = reader.config.group_by, parquet.metadata.row_group(group).num_rows
     in_splits = sum(counts.values())
     if name is None or not in_splits:
@@ -231,7 +231,8 @@ def _statistics(parquet: pq.ParquetFile, group: int, name: str) -> pq.Statistics
 def _decided(
     reader: LogReader, file: LogFile, parquet: pq.ParquetFile, group: int, place: str
 ) -> dict[SplitName, bool] | None:
-    """Of which splits all rows of a row group are, by the partition or by statistics; None where these do not say."""
+    """The splits that all rows of a row group are in, by the partition or by statistics. None where these do not
+    say."""
     name = reader.selector.column
     if name in file.partition:
         value = file.partition[name]
@@ -244,6 +245,6 @@ def _decided(
         return None
     try:
         least, most = statistics.min, statistics.max
-    except ValueError:  # nanoseconds, which Python's times do not hold
+    except ValueError:  # nanoseconds, which Python's times do not have
         return None
     return reader.selector.by_bounds(least, most, kind, place)

@@ -1,7 +1,7 @@
-"""Listing of a log's folder: its *.parquet files, those of its Hive-style partitions, and what is passed over.
+"""Listing of a log's folder: its *.parquet files, those of its Hive-style partitions, and what is ignored.
 
 Names are hidden as for Spark, and as for Arrow but for the last: those that begin with a dot, and those that begin
-with an underscore and hold no `=` (`_model=3` is a partition). Every fault is a ValueError that names the folder.
+with an underscore and have no `=` (`_model=3` is a partition). Every fault is a ValueError that names the folder.
 """
 
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from training.data.retries import first_line, retried
 
 @dataclass(slots=True)
 class Listing:
-    """By its name within the folder each file's path in the file system; `passed_over` holds by kind the names of
-    what is no part of the log."""
+    """By its name within the folder each file's path in the file system. `passed_over` has, by kind, the names of what
+    is no part of the log."""
 
     files: dict[str, str] = field(default_factory=dict)
     passed_over: dict[str, list[str]] = field(default_factory=dict)
@@ -24,8 +24,8 @@ class Listing:
 
 
 def listing_of(system: Any, root: str, shown: str) -> Listing:
-    """All that lies below a folder of an fsspec file system, or the one file that `root` is; `shown` is how messages
-    name it. Raises ValueError for a folder that cannot be listed."""
+    """All files below a folder of an fsspec file system, or the one file that `root` is. `shown` is its name in
+    messages. Raises ValueError for a folder that cannot be listed."""
     listing = Listing()
     _list(listing, system, root, shown, "")
     return listing

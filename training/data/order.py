@@ -1,10 +1,10 @@
 """The order in which a stream gives its rows: arithmetic on row groups, lanes and windows, without a file in sight.
 
-An epoch shuffles the row groups, which puts all N rows in a sequence; that is cut into L lanes whose lengths differ by
+An epoch shuffles the row groups, which puts all N rows in a sequence. That is cut into L lanes whose lengths differ by
 one row at most, and each lane shuffles its rows inside windows of consecutive pieces of row groups. Row i of lane l is
-row i * L + l of the epoch: a global batch of B rows takes the next B of them, so that every lane is asked for its share
-and all lanes end together. Everything follows from the seed, the epoch and the row counts; a process of W reads the
-lanes r, r + W, ..., whose rows are every W-th row of the epoch, so that parts of a batch differ by one row at most.
+row i * L + l of the epoch: a global batch of B rows takes the next B of them, so that every lane gives its share and
+all lanes end together. Everything follows from the seed, the epoch and the row counts. A process of W reads the lanes
+r, r + W, ..., whose rows are every W-th row of the epoch, so that parts of a batch differ by one row at most.
 """
 
 from bisect import bisect_right
@@ -44,12 +44,12 @@ class Lane:
     windows: tuple[Window, ...]
 
     def window_of(self, row: int) -> int:
-        """The place among `windows` of the one that holds a row."""
+        """The place among `windows` of the one with a row."""
         return bisect_right([window.start for window in self.windows], row) - 1
 
 
 def lanes_of_epoch(rows_of_group: Sequence[int], lanes: int, window: int, seed: int, epoch: int) -> list[Lane]:
-    """All lanes of an epoch; `rows_of_group` counts the rows of each row group that are in the split."""
+    """All lanes of an epoch. `rows_of_group` counts the rows of each row group that are in the split."""
     order = np.random.default_rng(derived_seed(seed, epoch)).permutation(len(rows_of_group)).tolist()
     ends = list(accumulate(rows_of_group[group] for group in order))
     borders = list(accumulate((lane_rows(ends[-1], lane, lanes) for lane in range(lanes)), initial=0))
@@ -79,7 +79,7 @@ def _windows(pieces: Sequence[Piece], window: int) -> list[Window]:
 
 
 def lane_rows(rows: int, lane: int, lanes: int) -> int:
-    """The length of a lane; also how many of the first `rows` rows of an epoch are the lane's."""
+    """The length of a lane. This is also how many of the first `rows` rows of an epoch are the lane's."""
     return max(0, -(-(rows - lane) // lanes))
 
 

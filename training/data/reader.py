@@ -1,7 +1,7 @@
 """Reads a log by row group, in parts of a few thousand rows: checked, cut to a split, and freed of bad rows.
 
 In: the training file's data and the feed schema. Out: `LogReader`, whose parts are Arrow tables with the features'
-columns, strings each once. What is held in memory is one part and one row group's compressed pages. Every fault is a
+columns, strings each once. Memory has one part and one row group's compressed pages. Every fault is a
 ValueError that names the file, the row group, the column and the row in that row group.
 """
 
@@ -27,7 +27,7 @@ PART_ROWS = 32_768
 
 
 class Part(NamedTuple):
-    """Consecutive rows of a row group: `before` of its rows come before them; `faults` are those of their rows."""
+    """Consecutive rows of a row group. `before` of its rows come before them. `faults` are those of their rows."""
 
     place: str
     before: int
@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
 
 class LogReader:
-    """Reads the log of a training file. Raises ValueError where the folder holds no file."""
+    """Reads the log of a training file. Raises ValueError where the folder has no file."""
 
     def __init__(self, config: DataConfig, schema: FeedSchema) -> None:
         self.config = config
@@ -71,7 +71,7 @@ class LogReader:
                 raise ValueError(f"{place}: {error}") from None
 
     def parts(self, file: LogFile, parquet: pq.ParquetFile, group: int) -> Iterator[Part]:
-        """The row group's rows in order, of whatever split."""
+        """The row group's rows in order, of every split."""
         place = f"{self.files.shown(file)}, row group {group}"
         names = [name for name in self.names if name not in file.partition]
         before = 0

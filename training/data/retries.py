@@ -24,7 +24,7 @@ class TemporaryError(ValueError):
 
 def retried(call: Callable[[], Result], place: str) -> Result:
     """The result of a call, made again after each of PAUSES while its error is temporary. Raises what the last try
-    raised; `place` opens what is logged."""
+    raised. `place` opens what is logged."""
     for pause in PAUSES:
         try:
             return call()

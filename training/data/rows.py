@@ -1,7 +1,7 @@
 """Parquet -> model inputs: reads a folder, splits it by a column, checks it, encodes it by model.features.encoder.
 
 In: any folder of *.parquet files with the schema's columns. Out: per split an Arrow table (`read_splits`), then
-`Rows`, tensors that batches are gathered from. A split is held in memory. Every fault is a ValueError that names the
+`Rows`, tensors that batches are gathered from. A split is kept in memory. Every fault is a ValueError that names the
 file, the column and, for a value, the row in that file.
 
 Shapes: B rows, T tasks, L list features, V list values.
@@ -56,7 +56,7 @@ def read_splits(
     wanted: tuple[SplitName, ...],
     extra: tuple[str, ...] = (),
 ) -> dict[SplitName, pa.Table]:
-    """The rows of each wanted split (`read_log`); says what was left out."""
+    """The rows of each wanted split (`read_log`). Logs what was left out."""
     splits, found = read_log(config, schema, wanted, extra)
     if found.left_out:
         log.warning("%s: %s", config.path, "; ".join(found.left_out_lines()))
@@ -169,7 +169,7 @@ class Rows:
         weight: str | None = None,
         is_part: bool = False,
     ) -> "Rows":
-        """Encodes a split's columns (`columns_from_arrow`); `as_served` gives training_only
+        """Encodes a split's columns (`columns_from_arrow`). `as_served` gives training_only
         features their serving value, `weight` names the column of row weights. Raises ValueError where all are 0, but
         for a part of a split."""
         rows = table.num_rows
@@ -220,7 +220,7 @@ class Rows:
         )
 
     def part(self, start: int, stop: int) -> Batch:
-        """The rows from `start` to `stop`; their tensors share memory with these, several lists' values excepted."""
+        """The rows from `start` to `stop`. Their tensors share memory with these, several lists' values excepted."""
         rows = slice(start, stop)
         return Batch(
             self._request.part(rows),
@@ -274,7 +274,7 @@ class _Block:
 
 
 def joined(parts: Sequence[Batch]) -> Batch:
-    """One batch of the rows of all parts, one part after the other; their row numbers are left behind."""
+    """One batch of the rows of all parts, one part after the other, without their row numbers."""
     weights = [part.weights_B for part in parts if part.weights_B is not None]
     return Batch(
         _joined_blocks([part.request for part in parts]),

@@ -3,7 +3,7 @@
 In: the training file's data.split. Out: masks of rows. Every fault is a ValueError that names the place.
 
 Bounds are written in a training file and compared in a column's type. A date covers its whole day where the column's
-values have a time of day: a timestamp, or a text that begins with its date. Days are those of data.split.timezone; a
+values have a time of day: a timestamp, or a text that begins with its date. Days are those of data.split.timezone. A
 timestamp that is stored without a zone is in it.
 """
 
@@ -32,7 +32,7 @@ _YEARS = (1_900_01_01, 2_100_12_31)
 
 
 class Span(NamedTuple):
-    """Values from `first` to `last`, which is left out where it `is_open`; None: without an end."""
+    """Values from `first` to `last`, which is left out where it `is_open`. None is without an end."""
 
     first: pa.Scalar
     last: pa.Scalar | None
@@ -40,13 +40,13 @@ class Span(NamedTuple):
 
 
 def covers_day(value: Scalar, kind: pa.DataType) -> bool:
-    """True for a date that stands for all values of its day."""
+    """True for a date that means all values of its day."""
     is_timed = pa.types.is_timestamp(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return is_timed and isinstance(value, str) and _DATE.fullmatch(value) is not None
 
 
 def span_of(value: Scalar, kind: pa.DataType, zone: str) -> Span:
-    """The values that a literal stands for. Raises ValueError or ArrowException where it is none of the column's."""
+    """The values that a literal means. Raises ValueError or ArrowException where it is none of the column's."""
     if not covers_day(value, kind):
         exact = literal(value, kind, zone)
         return Span(exact, exact, is_open=False)
@@ -146,8 +146,8 @@ class Selector:
 
     def masks(self, values: pa.ChunkedArray, place: str) -> dict[SplitName, pa.ChunkedArray]:
         """Masks of the rows in each split, from the split column's values. Raises ValueError for a type that does not
-        compare and for a row in two splits; `place` (a file, or a row group of one) opens the message."""
-        values, _ = usual(plain(values))  # a value that no usual type holds is in no split
+        compare and for a row in two splits. `place` (a file, or a row group of one) opens the message."""
+        values, _ = usual(plain(values))  # a value outside every usual type is in no split
         masks = {
             split: _selected(values, selection, self._zone, place, self.column)
             for split, selection in self.selections.items()
@@ -156,12 +156,12 @@ class Selector:
         return masks
 
     def by_bounds(self, low: Any, high: Any, kind: pa.DataType, place: str) -> dict[SplitName, bool] | None:
-        """True by split where all rows of a part are in it, False where none is, from the least and the greatest value
-        of a column without nulls; None where that does not decide it for every split."""
+        """Decision by split from the least and the greatest value of a column without nulls: True for all rows of a
+        part, False for none. None where that does not decide it for every split."""
         bounds, _ = usual(pa.chunked_array([pa.array([low, high], kind)]))
         try:
             return self._decided(bounds, place, is_one=low == high)
-        except ValueError:  # `masks` tells values that compare (8 and '8') from those that do not
+        except ValueError:  # `masks` separates values that compare (8 and '8') from those that do not
             return None
 
     def _decided(self, bounds: pa.ChunkedArray, place: str, *, is_one: bool) -> dict[SplitName, bool] | None:

@@ -34,13 +34,13 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Fingerprint that a checkpoint is bound to: equal for the same rows in the same order, whatever the
+        """Fingerprint that a checkpoint is bound to: equal for the same rows in the same order, with any
         processes."""
         ...
 
 
 def share(rows: int, rank: int, world: int) -> slice:
-    """The part of `rows` rows that belongs to a process; parts differ by at most one row."""
+    """The part of `rows` rows that belongs to a process. Parts differ by at most one row."""
     return slice(rank * rows // world, (rank + 1) * rows // world)
 
 
@@ -74,7 +74,7 @@ def filled(batch: Batch, rows: int) -> Batch:
 
 
 class MemorySource:
-    """Rows in memory, shuffled as a whole; a process holds them all and takes its share of every global batch."""
+    """Rows in memory, shuffled as a whole. A process has them all and takes its share of every global batch."""
 
     def __init__(self, rows: Rows, batch_size: int, seed: int, *, rank: int = 0, world: int = 1) -> None:
         """`batch_size` is that of the global batch."""

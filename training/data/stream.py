@@ -1,8 +1,8 @@
 """A training split that is larger than memory as a source: Parquet on any fsspec path, read by row group.
 
-order.py says which rows come when. A process holds, of each of its lanes, the window it gives rows from, and reads
-ahead at most one more each; a resumed run reads the windows it stands in and nothing before them. A row group that
-a border between lanes cuts is read by both, lanes - 1 of an epoch at most.
+order.py says which rows come when. A process keeps, of each of its lanes, the window it gives rows from, and reads
+ahead at most one more each. A resumed run reads its current windows and nothing before them. A row group that a border
+between lanes cuts is read by both, lanes - 1 of an epoch at most.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,12 @@ from training.data.retries import retried
 from training.data.rows import Batch, Rows, joined
 from training.data.source import filled
 
-# Footers of so many files are kept, for their next row groups; a footer takes about a megabyte, so no more than these.
+# Footers of so many files are kept, for their next row groups. A footer takes about a megabyte, so no more than these.
 _FOOTERS = 32
 
 
 class StreamSource:
-    """The training split of an indexed log; a process reads its share of the lanes."""
+    """The training split of an indexed log. A process reads its share of the lanes."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class StreamSource:
 
 
 class SplitReader:
-    """Reads and encodes pieces of a split's row groups; threads may share it."""
+    """Reads and encodes pieces of a split's row groups. Threads may share it."""
 
     def __init__(self, reader: LogReader, index: LogIndex, encoder: FeatureEncoder, split: SplitName) -> None:
         self._reader, self._index, self._encoder, self._split = reader, index, encoder, split
@@ -116,7 +116,7 @@ class SplitReader:
         return self.rows([Piece(place, 0, rows) for place, rows in enumerate(self.rows_of_group)])
 
     def _read_again(self, piece: Piece) -> list[Batch]:
-        """The parts of a piece, read anew where a file system's fault may pass."""
+        """The parts of a piece, read again where a file system's fault may pass."""
         file = self._reader.files.files[self._groups[piece.group].file]
         return retried(lambda: list(self._read(piece)), self._reader.files.shown(file))
 
@@ -176,7 +176,7 @@ _CHANGED = "what was saved is kept: put the file back and start again to go on, 
 
 
 class _ReadAhead:
-    """Reads windows in threads, in the order in which they will be asked for, one a lane ahead of those that were."""
+    """Reads windows in threads, in the order in which they will be taken, one a lane ahead of those that were."""
 
     def __init__(self, source: StreamSource, epoch: int, windows: Sequence[tuple[int, Window]], ahead: int) -> None:
         self._source, self._epoch, self._ahead = source, epoch, ahead
@@ -194,10 +194,10 @@ class _ReadAhead:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def take_rows(self, lane: int, window: Window) -> Rows:
-        """The rows of a window; waits for them, and raises what went wrong in reading them."""
+        """The rows of a window. Waits for them, and raises what went wrong in reading them."""
         if self._pool is None:
             return self._source.read(self._epoch, lane, window)
-        # Small windows may be asked for in another order within a batch: then more than `ahead` are on their way.
+        # Small windows may be taken in another order within a batch: then more than `ahead` are on their way.
         while (lane, window.number) not in self._reading:
             self._start_next(self._pool)
         rows = self._reading.pop((lane, window.number)).result()
@@ -223,7 +223,7 @@ class _Cursor:
         self._rows: Rows | None = None
 
     def take_batches(self, stop: int) -> Iterator[Batch]:
-        """The rows up to `stop`, in parts that lie in one window."""
+        """The rows up to `stop`, in parts that are in one window each."""
         while self._row < stop:
             window = self.lane.windows[self._place]
             if self._rows is None:

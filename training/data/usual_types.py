@@ -1,7 +1,7 @@
-"""Arrow's many types for one thing -> the few that training computes with; done once, where a part of a log is read.
+"""Arrow's many types for one thing -> the few that training computes with, once, where a part of a log is read.
 
 Views of strings and lists become the types with offsets, extension types what they are stored as, decimals without
-places int64 and other decimals float64. A decimal that its type does not hold is a fault of its row, and null.
+places int64 and other decimals float64. A decimal that its type cannot represent is a fault of its row, and null.
 
 Shapes: B rows.
 """
@@ -20,7 +20,7 @@ _FLOAT_DIGITS = 15
 
 
 def usual_type(kind: pa.DataType) -> pa.DataType:
-    """The type that stands for `kind`: itself, where it is usual."""
+    """The usual type of `kind`: itself, where it is usual."""
     if isinstance(kind, pa.BaseExtensionType):
         return usual_type(kind.storage_type)
     if pa.types.is_dictionary(kind):
@@ -41,7 +41,7 @@ def usual_type(kind: pa.DataType) -> pa.DataType:
 
 
 def usual(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, RowFault | None]:
-    """A column as its usual type, and its rows that this type does not hold, which are null."""
+    """A column as its usual type, and its rows that this type cannot represent, which are null."""
     kind = values.type
     wanted = usual_type(kind)
     if wanted == kind:
@@ -57,7 +57,7 @@ def usual(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, RowFault | None]:
 
 
 def usual_table(table: pa.Table) -> tuple[pa.Table, dict[str, RowFault]]:
-    """A table whose columns have their usual types, and by column the rows that its type does not hold."""
+    """A table whose columns have their usual types, and by column the rows that its type cannot represent."""
     faults: dict[str, RowFault] = {}
     for place, field in enumerate(table.schema):
         if usual_type(field.type) != field.type:

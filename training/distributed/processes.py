@@ -18,7 +18,7 @@ def belong_to_parent() -> None:
 
 
 def end_with_launcher() -> None:
-    """End this process when the launcher (torchrun) that started it is killed: nobody else would restart it, or stop
+    """End this process when the launcher (torchrun) that started it is killed. Nothing else would restart it, or stop
     it where it waits for another that is gone."""
     launcher = os.getppid()
 
@@ -31,7 +31,7 @@ def end_with_launcher() -> None:
 
 
 def _end_with_parent() -> None:
-    # A killed parent terminates nobody, and a worker that went on would keep what it holds from the next job.
+    # A killed parent terminates no worker, and one that went on would keep its resources from the next job.
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker has a parent"
     parent.join()

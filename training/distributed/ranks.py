@@ -49,7 +49,7 @@ class Ranks:
         return dist.group.WORLD if self.world > 1 else None
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in place and returned; equal to the bit everywhere."""
+        """The sum over all processes, in place and returned, equal to the bit everywhere."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
@@ -65,7 +65,7 @@ class Ranks:
         return bool(of_first), bool(of_anyone)
 
     def first_does(self, what: Callable[[], T]) -> T:
-        """The result of what process 0 alone does, on all; where it raises ValueError or OSError, all do."""
+        """The result of what process 0 alone does, on all. Where it raises ValueError or OSError, all do."""
         if self.world == 1:
             return what()
         told: list[Any] = [None, None]
@@ -89,7 +89,7 @@ class Ranks:
         return parts
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Adds up the gradients of parameters that every process has a copy of, in one exchange; a parameter that no
+        """Adds up the gradients of parameters that every process has a copy of, in one exchange. A parameter that no
         process has a gradient for keeps none."""
         if self.world == 1:
             return
@@ -153,7 +153,7 @@ def joined(device: str) -> Iterator[Ranks]:
 
 
 def refuse_across(config: TrainingConfig, ranks: Ranks) -> None:
-    """Refuses what several processes would not reckon as one does. Raises ValueError naming it."""
+    """Refuses what several processes would not compute as one does. Raises ValueError naming it."""
     if ranks.world == 1:
         return
     remedy = f"{ranks.world} processes were started; train it in one"

@@ -27,8 +27,8 @@ PLAN = "sharding_plan.txt"
 
 
 def chosen_engine(config: TrainingConfig, ranks: Ranks) -> Engine:
-    """TorchRec, or plain torch where no build of fbgemm fits; the choice is logged where it is not the usual one.
-    Raises ValueError where the engine that is asked for does not run."""
+    """TorchRec, or plain torch where no build of fbgemm fits. The choice is logged where it is not the usual one.
+    Raises ValueError where the configured engine does not run."""
     wanted = config.embeddings.engine
     fault = torchrec_fault
     if fault is None and ranks.device.type == "cuda" and not _has_cuda_kernels():
@@ -51,7 +51,7 @@ def _has_cuda_kernels() -> bool:
 
 
 class Sharder:
-    """Shards collections; `describe` is what the planner decided."""
+    """Shards collections. `describe` is what the planner decided."""
 
     def __init__(self, config: TrainingConfig, ranks: Ranks) -> None:
         self._config = config.embeddings
@@ -108,7 +108,7 @@ class Sharder:
         return whole.collection
 
     def types(self, table: str, rows: int) -> list[str]:
-        """The ways in which a table may be sharded. Raises ValueError where it cannot be as it is asked for."""
+        """The ways in which a table may be sharded. Raises ValueError where the configured one is impossible."""
         wanted = sharding_of(self._config, table)
         # A process without a row of a table that is sharded by rows is more than fbgemm takes.
         is_too_small = -(-rows // self._ranks.world) * (self._ranks.world - 1) >= rows > 0 and self._ranks.world > 1
@@ -122,14 +122,14 @@ class Sharder:
         return [wanted]
 
     def write(self, folder: Path) -> None:
-        """Logs the plan and keeps it in the run's folder; by process 0."""
+        """Logs the plan and keeps it in the run's folder, by process 0."""
         text = "\n".join([f"{self._ranks.world} processes", *self._plans]) + "\n"
         log.info("%s", text.rstrip())
         replace_file(folder / PLAN, (text.encode(),))
 
 
 def local_parts(tensor: Any) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    """Parts that this process holds of a tensor that may be sharded, with the place in it of each part's first
+    """Parts that this process has of a tensor that may be sharded, with the place in it of each part's first
     element."""
     if hasattr(tensor, "local_shards"):
         for shard in tensor.local_shards():
@@ -139,7 +139,7 @@ def local_parts(tensor: Any) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
 
 
 def local_rows(rows_R: Tensor, part: Tensor, first_row: int) -> Tensor:
-    """Those of a table's rows that a part of it holds, counted from the part's first."""
+    """Those of a table's rows that are in a part of it, counted from the part's first."""
     return rows_R[(rows_R >= first_row) & (rows_R < first_row + len(part))] - first_row
 
 

@@ -151,8 +151,8 @@ def fit_platt(labels_N: Array, probability_N: Array, weights_N: Array) -> Platt:
 
 
 def fit_isotonic(labels_N: Array, probability_N: Array, weights_N: Array) -> Isotonic:
-    """The points of an isotonic regression (pool adjacent violators), each block's rate smoothed by one impression at
-    its mean probability, so that no block is at 0 or 1. Raises NotCalibratedError."""
+    """The points of an isotonic regression (pool adjacent violators). Each block's rate is smoothed by one impression
+    at its mean probability, so that no block is at 0 or 1. Raises NotCalibratedError."""
     _check(labels_N)
     inputs_K, which_N = np.unique(np.clip(probability_N, FLOOR, 1 - FLOOR), return_inverse=True)
     rows_K = np.bincount(which_N, weights=weights_N).astype(np.float64)

@@ -1,8 +1,8 @@
 """Fits features on a split that need not fit into memory: piece by piece, in processes, and going on after a kill.
 
-In: the training file's data and the feed schema. Out: a `FittingPass` over the split. A piece is some row groups of
-one file; what it teaches is kept in a work folder as soon as it is read, so that a fit that was killed reads no piece
-twice. Pieces are joined in their order: the result does not depend on the number of processes.
+In: the training file's data and the feed schema. Out: a `FittingPass` over the split. A piece is some row groups of one
+file. Its counts are kept in a work folder as soon as it is read, so that a fit that was killed reads no piece twice.
+Pieces are joined in their order: the result does not depend on the number of processes.
 """
 
 import io
@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 
 # Rows of a piece, unless a row group has more: what a kill loses at most, in each process.
 PIECE_ROWS = 2_000_000
-# Part of a piece's name: raised when what a piece holds changes.
+# Part of a piece's name: raised when the content of pieces changes.
 _FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Row groups of one file, `rows` of theirs in the split, and the file that keeps what they teach."""
+    """Row groups of one file, `rows` of theirs in the split, and the file that keeps their counts."""
 
     file: int
     groups: tuple[int, ...]
@@ -57,9 +57,9 @@ def fit_log(
     processes: int = 1,
     done: Callable[[int, int], None] = lambda rows, of: None,
 ) -> FittingPass:
-    """A pass over a split, with the counts of every table; `done` is told the rows of each piece, of how many in all.
+    """A pass over a split, with the counts of every table. `done` is called with the rows of each piece, and of all.
 
-    Raises ValueError for what is wrong with the data, and where a worker process dies; what was read is kept."""
+    Raises ValueError for what is wrong with the data, and where a worker process dies. What was read is kept."""
     reader = LogReader(config, schema)
     reader.selector.require(split)
     index = index_of(reader, work / INDEX)
@@ -83,7 +83,7 @@ def fit_log(
 
 
 def fit_piece(config: DataConfig, schema: FeedSchema, split: SplitName, piece: Piece) -> Piece:
-    """Reads a piece and keeps what it teaches."""
+    """Reads a piece and keeps its counts."""
     reader = LogReader(config, schema)
     file = reader.files.files[piece.file]
     fitting = retried(lambda: _read_piece(reader, split, piece), reader.files.shown(file))
@@ -117,7 +117,7 @@ def _restored(fitting: FittingPass, piece: Piece) -> bool:
 
 
 def _pieces(config: DataConfig, schema: FeedSchema, index: LogIndex, split: SplitName, work: Path) -> list[Piece]:
-    # Not min_count, nor sizes of tables: these may be changed, and what was counted still holds.
+    # Not min_count, nor sizes of tables: these may be changed, and the counts stay valid.
     counted = [(table.name, table.dtype, table.features) for table in schema.tables]
     fitted = {kind: parts for kind, parts in parts_of(schema).items() if kind != "vocabularies"}
     asked = f"{_FORMAT} {counted} {fitted} {config.split.model_dump_json()} {config.max_bad_rows}"

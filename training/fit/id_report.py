@@ -35,9 +35,9 @@ IDS_PER_ROW = 4
 
 
 class Collisions(StrictModel):
-    """Ids of a hashed table that have all their rows in common with another: the share of distinct ids, of occurrences,
-    and what chance makes of as many ids. A sample of the ids leaves the first two unknown. `buckets` would leave
-    SHARING of them."""
+    """Ids of a hashed table that have all their rows in common with another. Shares are of distinct ids, of
+    occurrences, and as expected by chance for as many ids. A sample of the ids leaves the first two unknown. `buckets`
+    would leave SHARING of them."""
 
     ids: float | None
     occurrences: float | None
@@ -56,9 +56,9 @@ class Vocabulary(StrictModel):
 class TableReport(StrictModel):
     """One table. `occurrences` are ids in the training split, nulls left out, `distinct` those that differ. `unseen` is
     the share of the validation split's ids that the training split does not have, `oov_...` the share that takes the
-    OOV row; in a table with slots, if the commonest ids held them, better than which no policy of evictions does. Where
-    ids were too many to count all, either `sampled` of them stand for all, or the rarest were dropped: counts are then
-    too low by at most `undercount`, and shares of unknown ids upper bounds."""
+    OOV row. In a table with slots it is as if the commonest ids had them: no policy of evictions does better. Where ids
+    were too many to count all, either `sampled` of them represent all, or the rarest were dropped: counts are then too
+    low by at most `undercount`, and shares of unknown ids upper bounds."""
 
     name: str
     features: tuple[str, ...]
@@ -86,7 +86,7 @@ def table_reports(
 def reports_of_columns(
     schema: FeedSchema, fitted: FittedFeatures, train: Mapping[str, Column], validation: Mapping[str, Column]
 ) -> list[TableReport]:
-    """The same, of splits that are held as columns."""
+    """The same, of splits that are in memory as columns."""
     return table_reports(schema, fitted, count_ids(schema.tables, train), count_ids(schema.tables, validation))
 
 
@@ -130,13 +130,13 @@ def _report(table: Table, fitted: FittedFeatures, train: Counts, validation: Cou
 
 
 def _commonest_hold(slots: int, name: str, ids: Values, counts: NDArray[np.int64]) -> FittedFeatures:
-    """The slots of a table as no policy of evictions could hold them better for the training split."""
+    """The slots of a table as given by the best policy of evictions for the training split."""
     words_H = words_of(ids)[np.argsort(-counts, kind="stable")[:slots]]
     return FittedFeatures(vocabularies={name: tuple(words_H.tolist())})
 
 
 def _share(held: int, total: int) -> float:
-    """The share that is not held."""
+    """The share without a slot."""
     return 1 - held / total if total else 0.0
 
 

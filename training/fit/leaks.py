@@ -38,9 +38,9 @@ class Times:
         self._spans: dict[SplitName, tuple[Any, Any]] = {}
 
     def add(self, split: SplitName, values: pa.ChunkedArray) -> None:
-        """Takes rows of a split; nulls do not count."""
+        """Add rows of a split. Nulls do not count."""
         values = plain(values)
-        if pa.types.is_timestamp(values.type):  # Python's times hold no nanoseconds
+        if pa.types.is_timestamp(values.type):  # Python's times have no nanoseconds
             values = values.cast(pa.timestamp("us", values.type.tz), safe=False)
         try:
             found = pc.min_max(values).as_py()
@@ -51,7 +51,7 @@ class Times:
             self._spans[split] = (min(low, found["min"]), max(high, found["max"]))
 
     def warnings(self) -> list[str]:
-        """One for each later split that training rows reach into; none where the column is no time."""
+        """One for each later split that training rows reach into, none where the column is no time."""
         if "train" not in self._spans or not _are_times([one for span in self._spans.values() for one in span]):
             return []
         last = self._spans["train"][1]
@@ -125,7 +125,7 @@ class _Pair:
     rows = 0
 
     def agrees(self, values_B: NDArray[Any], labels_B: NDArray[np.float64]) -> bool:
-        """Takes rows; False once they do not go with those before."""
+        """Add rows. False once they do not go with those before."""
         raise NotImplementedError
 
     def is_certain(self) -> bool:

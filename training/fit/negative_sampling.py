@@ -1,13 +1,13 @@
-"""Trains on a sample of a task's negatives: `data.negative_sampling: {task: click, rate: 0.1}`; answers stay right.
+"""Training on a sample of a task's negatives: `data.negative_sampling: {task: click, rate: 0.1}`. Answers stay right.
 
-In: the training split. Out: its rows without those negatives that a hash of (seed, row) drops; the same ones whenever
-the same split is read. Validation and test keep every row.
+In: the training split. Out: its rows without those negatives that a hash of (seed, row) drops, the same ones each time
+the split is read. Validation and test keep every row.
 
 What is answered needs no correction, for it is in the loss. The task's own loss is taken at `logit + log(1 / rate)`:
 negatives kept at a rate inflate the odds by its inverse (He et al. 2014, section 6.3), so the logit itself has the odds
-of the whole log. Every other task counts a kept negative 1 / rate times: its rows stand for those that were dropped. Of
-this the artifact's manifest tells; a schema's `negative_sampling_rate` is something else: a log that was sampled
-before it came here, validation and test too.
+of the whole log. Every other task counts a kept negative 1 / rate times: its rows count for those that were dropped.
+The artifact's manifest says so. A schema's `negative_sampling_rate` is something else: a log that was sampled before it
+came here, validation and test too.
 
 Shapes: B rows, T tasks.
 """

@@ -35,13 +35,13 @@ ABSURD, ABSURD_RATIO = 1e9, 1e6
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """A report: what it says, as JSON, and what the user should look at."""
+    """A report: its content, as JSON, and the warnings for the user."""
 
     content: dict[str, Any]
     warnings: tuple[str, ...]
 
     def say(self) -> None:
-        """Logs what to look at."""
+        """Log the warnings."""
         for warning in self.warnings:
             log.warning("%s", warning)
 

@@ -1,7 +1,7 @@
-"""A training file's data as training takes it: held in memory (data.read: memory) or read as a stream (stream).
+"""A training file's data as training takes it: in memory (data.read: memory) or read as a stream (stream).
 
 In: the training file and its feed schema. Out: what was fitted on the training split, a source of training rows, and
-the validation split, which is held in memory either way. Of several processes one does what all need first.
+the validation split, which is in memory either way. Of several processes one does what all need first.
 """
 
 import logging
@@ -42,7 +42,7 @@ class Splits(Protocol):
         ...
 
     def report(self, run: Run) -> None:
-        """Writes into a run's folder what its data holds. Raises ValueError for labels that teach nothing."""
+        """Writes a record of the data into a run's folder. Raises ValueError for labels without information."""
         ...
 
     def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
@@ -57,7 +57,7 @@ def open_splits(
     *,
     show: bool,
 ) -> Splits:
-    """Opens the data; of several processes, `first_does` runs on one what the others wait for. Raises ValueError for
+    """Opens the data. Of several processes, `first_does` runs on one what the others wait for. Raises ValueError for
     faults."""
     if config.data.read == "memory":
         held = _InMemory(config, schema)

@@ -1,7 +1,7 @@
 """Counts of a log part by part, in bounded memory: what the data report (report.py) is made of.
 
 A number's distribution is counted by the leading bits of its float64 (sign, exponent, three bits of mantissa), so that
-counts of any two parts go together; an id's by the low bits of its hash.
+counts of any two parts go together. An id's by the low bits of its hash.
 
 Shapes: B rows, V values, P parts, K bins, T tasks.
 """
@@ -30,7 +30,7 @@ Counts = NDArray[np.int64]
 
 
 def known_lookups(schema: FeedSchema, fitted: FittedFeatures | None) -> dict[str, Lookup]:
-    """The look-up of each id and id_list feature that has a vocabulary; without what was fitted only those whose
+    """The look-up of each id and id_list feature that has a vocabulary. Without what was fitted only those whose
     schema lists it."""
     return {
         name: lookup_of(table, fitted or FittedFeatures())
@@ -198,7 +198,7 @@ class Tally:
 
 
 def drift(schema: FeedSchema, one: PartCounts, reference: PartCounts) -> dict[str, float]:
-    """By feature the Jensen-Shannon divergence (bits, 0 to 1; Lin 1991) of two parts' values, missing ones being one
+    """By feature the Jensen-Shannon divergence (bits, 0 to 1. Lin 1991) of two parts' values, missing ones being one
     of them: over tenths of the reference for a number, over hash bins for ids."""
     return {
         feature.name: divergence(

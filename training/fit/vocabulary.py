@@ -4,7 +4,7 @@
 
 In: a training file. Out: FILE (default: fitted_features.json in the folder <output>-fitted), which training files then
 name as `fitted`, and the report beside it, FILE with -report.json and -report.md for its ending. Killed at any moment
-and started again, it goes on where it was (fitting.py); FILE is replaced in one step.
+and started again, it goes on where it was (fitting.py). FILE is replaced in one step.
 """
 
 import logging
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def build_vocabulary(config: TrainingConfig, out: Path | None = None, *, processes: int = 1, show: bool = True) -> Path:
-    """Fits and reports, and returns the file. Raises ValueError for what the user can mend."""
+    """Fits and reports, and returns the file. Raises ValueError for what the user can fix."""
     if processes < 1:
         raise ValueError(f"--processes {processes}: must be at least 1")
     schema = config.feed_schema()
@@ -83,8 +83,8 @@ def _refuse_foreign(out: Path, report: Path, page: Path, work: Path) -> None:
 
 
 def fitted_of_file(config: TrainingConfig, schema: FeedSchema, content: str, *, show: bool) -> FittedFeatures:
-    """Features as the training file names them fitted, or as its training split teaches: fitted once for a log of this
-    `content` (a hash of its index) and kept in the output folder."""
+    """Features fitted by the training file's vocabulary, or on its training split. They are fitted once for a log of
+    this `content` (a hash of its index) and kept in the output folder."""
     if config.fitted is not None:
         return read_fitted(config.fitted, schema)
     asked = f"{content} {parts_of(schema)}"
@@ -99,7 +99,7 @@ def fitted_of_file(config: TrainingConfig, schema: FeedSchema, content: str, *, 
 def fit_split(
     config: TrainingConfig, schema: FeedSchema, split: SplitName, work: Path, processes: int = 1, *, show: bool
 ) -> FittingPass:
-    """A pass over a split (fitting.py) with its progress shown; `work` keeps what was read, and is the caller's to
+    """A pass over a split (fitting.py) with its progress shown. `work` keeps what was read, and is the caller's to
     remove."""
     console = Console(stderr=True, quiet=not show)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))

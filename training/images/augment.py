@@ -18,8 +18,8 @@ from model.strict_yaml import StrictModel
 
 
 class AugmentationConfig(StrictModel):
-    """`padding`: the crop is shifted by up to so many pixels; `flip`: half of the images are mirrored left to right;
-    `rotation_degrees`: turned by up to so much either way."""
+    """Random changes of an image. `padding`: the crop is shifted by up to so many pixels. `flip`: half of the images
+    are mirrored left to right. `rotation_degrees`: rotated by up to so much either way."""
 
     padding: NonNegativeInt = 4
     flip: bool = True

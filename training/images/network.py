@@ -159,8 +159,8 @@ class FixedRoute(nn.Module):
 
 
 class ChosenModules(nn.Module):
-    """The modules of a layer and how a row's task chooses one: a fixed route, or a policy's last draw (in evaluation
-    its most probable module, of equals the first)."""
+    """The modules of a layer and how a row's task chooses one. It is a fixed route, or a policy's last draw (in
+    evaluation its most probable module, of equals the first)."""
 
     def __init__(self, make: Callable[[], nn.Module], choice: FixedRoute | Policy) -> None:
         super().__init__()

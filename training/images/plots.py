@@ -1,5 +1,6 @@
-"""The second paper's figures, as PNG bytes: perplexity of the policies by epoch (1), likeness of tasks (2 and 4),
-accuracy against the number of modules (3).
+"""The second paper's figures, as PNG bytes.
+
+1 is perplexity of the policies by epoch. 2 and 4 are likeness of tasks. 3 is accuracy against the number of modules.
 
 In: entries of results.json.
 

@@ -24,7 +24,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Conflicts:
-    """Mean cosines [T, T]; NaN for a pair that no batch compares (no label of a task, or no shared parameter)."""
+    """Mean cosines [T, T]. NaN for a pair that no batch compares (no label of a task, or no shared parameter)."""
 
     tasks: list[str]
     batches: int
@@ -46,8 +46,8 @@ class Conflicts:
 def task_conflicts(
     ranker: Ranker, rows: Rows, losses: TaskLosses, tasks: list[str], *, batch_size: int, num_batches: int
 ) -> Conflicts:
-    """Conflicts over at most `num_batches` batches of `batch_size` rows, drawn without replacement by a fixed seed:
-    logs are ordered by time or user, and a batch of training is not."""
+    """Conflicts over at most `num_batches` batches of `batch_size` rows, drawn without replacement by a fixed seed.
+    Logs are ordered by time or user, and a batch of training is not."""
     ranker.eval()
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED))
     batches = torch.split(order, batch_size)[:num_batches]
@@ -75,14 +75,14 @@ def _task_gradients(ranker: Ranker, batch: Batch, losses: TaskLosses) -> tuple[T
 
 
 def cosines(gradients_TN: Tensor) -> Tensor:
-    """Cosines [T, T] in float64; NaN where a gradient is zero."""
+    """Cosines [T, T] in float64. NaN where a gradient is zero."""
     gradients_TN = gradients_TN.double()
     norms_T = gradients_TN.norm(dim=1)
     return gradients_TN @ gradients_TN.T / torch.outer(norms_T, norms_T)
 
 
 def cosines_where_both(gradients_TP: Tensor) -> Tensor:
-    """Cosines [T, T] of each pair over the values at which neither gradient is zero; NaN where there is none.
+    """Cosines [T, T] of each pair over the values at which neither gradient is zero. NaN where there is none.
 
     A part of the network that one task alone uses is no part of its conflict with others, and would hide it."""
     gradients_TP = gradients_TP.double()

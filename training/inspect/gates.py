@@ -1,6 +1,6 @@
 """Gates of a fusion network on some rows: mean expert weights, gate entropy and the use of experts.
 
-In: a ranker and the rows to look at. Out: one `LevelGates` per fusion level, or two numbers a level while it trains.
+In: a ranker and rows. Out: one `LevelGates` per fusion level, or two numbers a level while it trains.
 Weights are those that the experts are mixed with: the gate's softmax, and in AdaTT the native weight on top (the heat
 maps of the AdaTT paper, Figure 3).
 
@@ -26,11 +26,11 @@ ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class LevelGates:
-    """One fusion level. `units` and `experts` name the rows and columns; entropies are in nats.
+    """One fusion level. `units` and `experts` name the rows and columns. Entropies are in nats.
 
     weights_GE: mean over rows of gate + native weight. entropy_G: mean over rows of the gate's entropy, native weights
-    left out (0: each row takes one expert; log of the experts seen: all alike). largest_GE: the share of rows for which
-    an expert has the unit's largest weight."""
+    left out. It is 0 where each row takes one expert, and the log of the experts seen where all are alike. largest_GE:
+    the share of rows for which an expert has the unit's largest weight."""
 
     units: list[str]
     experts: list[str]
@@ -50,7 +50,7 @@ class LevelGates:
 
 
 def level_gates(ranker: Ranker, rows: Rows, config: FusionConfig, tasks: list[str]) -> list[LevelGates] | None:
-    """The gates of every level over all rows; None for a network that has none."""
+    """The gates of every level over all rows. None for a network that has none."""
     fusion = cast(Any, ranker.network.fusion)
     if not hasattr(fusion, "expert_weights"):
         return None
@@ -73,10 +73,9 @@ def level_gates(ranker: Ranker, rows: Rows, config: FusionConfig, tasks: list[st
 
 
 def gate_use(ranker: Ranker, batch: Batch) -> list[tuple[float, float]]:
-    """Per level (gate entropy, experts used); empty for a network without gates.
-
-    The first is the mean over rows and units, in nats; the second exp of the entropy of the gate weights' mean over
-    rows and units: 1 where one expert takes all, E where all are used alike. Native weights are left out of both."""
+    """Per level (gate entropy, experts used). Empty for a network without gates. The first is the mean over rows and
+    units, in nats. The second is exp of the entropy of the gate weights' mean over rows and units: 1 where one expert
+    takes all, E where all are used alike. Native weights are left out of both."""
     fusion = cast(Any, ranker.network.fusion)
     if not hasattr(fusion, "expert_weights"):
         return []

@@ -4,8 +4,8 @@
     expert_weights.png  gradient_conflicts.png    heat maps of them
     policies.png  policy_perplexity.png           learned routing: the policies, and how they settled
 
-Expert weights are those of networks with gates (AdaTT, MMoE, PLE), conflicts those of networks that share something;
-for the others that part is left out and said so.
+Expert weights are those of networks with gates (AdaTT, MMoE, PLE), conflicts those of networks that share something.
+For the others that part is left out and the output says so.
 """
 
 import logging
@@ -31,7 +31,7 @@ from training.step.balancing.losses import TaskLosses
 
 log = logging.getLogger(__name__)
 
-# A backward pass per task each; the mean cosine over them is steady enough to be read.
+# A backward pass per task each. The mean cosine over them is steady enough to be read.
 BATCHES = 50
 
 
@@ -45,7 +45,7 @@ def inspect(
 ) -> dict[str, Any]:
     """Measures the best ranker of a run on a split and writes RUN/inside/. Raises ValueError for an unfinished run.
 
-    `name` is the run's in titles (default: its folder's); `rows` are the split's, where it has been read already."""
+    `name` is the run's in titles (default: its folder's). `rows` are the split's, where it has been read already."""
     ranker, rows = _open(run, split, rows)
     levels = _levels(run, ranker, rows)
     conflicts = _conflicts(run, ranker, rows, num_batches)
@@ -83,13 +83,13 @@ def inspect(
 
 
 def expert_weights(run: Run, split: SplitName = "validation") -> list[NDArray[np.float64]] | None:
-    """Per level the mean weight of every expert in every fused unit, [G, E]; None for a network without gates."""
+    """Per level the mean weight of every expert in every fused unit, [G, E]. None for a network without gates."""
     levels = _levels(run, *_open(run, split))
     return None if levels is None else [level.weights_GE for level in levels]
 
 
 def gradient_conflicts(run: Run, split: SplitName = "validation", *, num_batches: int = BATCHES) -> Conflicts | None:
-    """Mean cosines between the tasks' gradients, [T, T] at the shared representation and at shared parameters; None
+    """Mean cosines between the tasks' gradients, [T, T] at the shared representation and at shared parameters. None
     where the tasks share nothing."""
     return _conflicts(run, *_open(run, split), num_batches)
 

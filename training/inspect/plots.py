@@ -16,7 +16,7 @@ from training.inspect.conflicts import Conflicts
 from training.inspect.gates import LevelGates
 from training.inspect.policies import LayerPolicies
 
-# Inches; a cell holds a number of two decimals.
+# Inches. A cell has a number of two decimals.
 CELL_WIDTH, CELL_HEIGHT, MARGIN = 0.62, 0.42, 1.9
 # Blue below 0, white at 0, red above.
 COLORS = "RdBu_r"
@@ -84,7 +84,7 @@ def plot_perplexity(by_layer: Mapping[int, Sequence[float]], title: str) -> byte
 def heat_map(
     axis: Axes, matrix: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], limit: float
 ) -> None:
-    """A matrix as colours with its numbers; NaN is `-`. Colours are full at +-`limit`."""
+    """A matrix as colours with its numbers. NaN is `-`. Colours are full at +-`limit`."""
     axis.imshow(matrix, cmap=COLORS, vmin=-limit, vmax=limit, aspect="auto")
     axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)

@@ -22,7 +22,7 @@ from training.run.run import Run
 
 @dataclass(frozen=True)
 class LayerPolicies:
-    """A routed layer (from 0): chances_TM, perplexity_T (exp of the entropy: 1 decided, M even), and the cosines
+    """A routed layer (from 0). chances_TM, perplexity_T (exp of the entropy: 1 decided, M even), and the cosines
     between the tasks' chances (1: the same policy, 0: no module in common)."""
 
     layer: int
@@ -43,7 +43,7 @@ class LayerPolicies:
 
 
 def layer_policies(fusion: nn.Module, tasks: list[str]) -> list[LayerPolicies]:
-    """The policies of every routed layer; empty for networks without any."""
+    """The policies of every routed layer. Empty for networks without any."""
     if not isinstance(fusion, LearnedRouting):
         return []
     found = []

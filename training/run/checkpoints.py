@@ -5,7 +5,7 @@
     checkpoints/<step>/manifest.json   format, schema, configuration, number of processes, sha256 of every file
     checkpoints/last, best             links to the newest and to the best one
 
-A write takes copies and goes on in a thread, with a process group of its own; what failed in it is raised by the next
+A write takes copies and goes on in a thread, with a process group of its own. What failed in it is raised by the next
 `save` or `wait`, the same on all processes. A full disk ends training so, and leaves every earlier checkpoint. The
 newest `keep` and the best are kept. The folder must be one that all processes see.
 """
@@ -44,7 +44,7 @@ class Checkpoints:
     """Writes, prunes and finds the checkpoints of the run in folder `run`."""
 
     def __init__(self, run: Path, ranks: Ranks, *, keep: int, about: Mapping[str, Any]) -> None:
-        """`about` stands in every manifest: the schema and the configuration that the run is of."""
+        """`about` is in every manifest: the schema and the configuration that the run is of."""
         self._folder = run / FOLDER
         self._ranks = ranks
         self._keep = keep
@@ -61,7 +61,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
 
     def save(self, step: int, state: Mapping[str, Any], tables: Mapping[str, Any], *, is_best: bool = False) -> None:
-        """Begins to write the checkpoint of `step` steps; all processes call it. Raises ValueError where the write
+        """Begins to write the checkpoint of `step` steps. All processes call it. Raises ValueError where the write
         before this one failed."""
         self.wait()
         if step == self._saved_step and not is_best:
@@ -109,7 +109,7 @@ class Checkpoints:
             self._fault = f"{final}: the checkpoint cannot be written ({reason}); what was saved before is kept"
 
     def _agree(self, what: Any, *arguments: Any) -> list[Any]:
-        """Does `what` on this process and returns all processes' results; a fault of one is raised on all."""
+        """Does `what` on this process and returns all processes' results. A fault of one is raised on all."""
         result, fault = None, None
         try:
             result = what(*arguments) if what is not None else None
@@ -129,7 +129,7 @@ class Checkpoints:
         partial.mkdir(parents=True)
 
     def _write_own(self, partial: Path, parts: Parts, tables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Writes this process's files; their sizes and checksums."""
+        """Writes this process's files. Returns their sizes and checksums."""
         names = []
         if tables:
             table_files.write(partial, tables, self._group)
@@ -143,7 +143,7 @@ class Checkpoints:
         manifest = {"format": FORMAT, **self._about, "processes": self._ranks.world, "files": files}
         replace_file(partial / MANIFEST, (json.dumps(manifest, indent=1).encode(),))
         sync(partial)
-        if final.exists():  # one that was passed over as damaged, or that this run has written before
+        if final.exists():  # one that was skipped as damaged, or that this run has written before
             shutil.rmtree(final)
         partial.rename(final)
         sync(self._folder)
@@ -159,7 +159,7 @@ class Checkpoints:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)
         if (self._folder / name).is_dir() and not (self._folder / name).is_symlink():
-            shutil.rmtree(self._folder / name)  # whoever copied the run has followed the link
+            shutil.rmtree(self._folder / name)  # the copy of the run has followed the link
         temporary.replace(self._folder / name)
 
     def found(self) -> list[Path]:
@@ -167,7 +167,7 @@ class Checkpoints:
         return sorted((path for path in self._folder.glob("[0-9]*") if path.is_dir()), reverse=True)
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is undamaged; None where there is none at all. Raises ValueError where all are
+        """The newest checkpoint that is undamaged. None where there is none at all. Raises ValueError where all are
         damaged, and where one is of another schema."""
         name: str | None = self._ranks.first_does(self._newest)
         if name is None:
@@ -236,7 +236,7 @@ def _free_memory() -> int:
 
 
 def _reason(error: BaseException, folder: Path) -> str:
-    """Reason of a failed write, in a few words; torch's writers say of a full disk that a position was not expected."""
+    """Reason of a failed write, in a few words. torch's writers say of a full disk that a position was not expected."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     cause: BaseException | None = error

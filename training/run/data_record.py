@@ -1,7 +1,7 @@
 """Files that a run was trained on, so that what reads them later says which have changed: data_files.json of a run.
 
 In: a run's data. Out: by file its size, the time or tag of its file system and, of local files that are read into
-memory, a hash of its bytes: a copy with other times is the same file. A stream's files are told by size and time.
+memory, a hash of its bytes: a copy with other times is the same file. A stream's files are identified by size and time.
 """
 
 import logging

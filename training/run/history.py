@@ -1,6 +1,6 @@
 """A run's log.csv: one line per point of training at which the validation split was answered.
 
-epoch                      the epoch, from 1, that the point ends or lies in
+epoch                      the epoch, from 1, that the point ends or is in
 rows                       training rows seen until then, over all epochs
 train_loss_<task>          mean over the steps since the point before
 policy_perplexity_layer_N  learned routing: mean over tasks, 1 (decided) to the number of modules (even)
@@ -34,7 +34,7 @@ Line = Mapping[str, float]
 
 @dataclass
 class Progress:
-    """Position of a run; saved with every checkpoint. `loss_sums` are those since the last point of validation."""
+    """Position of a run, saved with every checkpoint. `loss_sums` are those since the last point of validation."""
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -87,6 +87,6 @@ def read_log(run: Run) -> list[dict[str, float]]:
 
 
 def series(lines: Sequence[Line], prefix: str) -> dict[str, list[float]]:
-    """The columns of a log that begin with `prefix`, named by what follows; a value that is absent is NaN."""
+    """The columns of a log that begin with `prefix`, named by what follows. An absent value is NaN."""
     names = dict.fromkeys(name for line in lines for name in line if name.startswith(prefix))
     return {name.removeprefix(prefix): [line.get(name, float("nan")) for line in lines] for name in names}

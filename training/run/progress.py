@@ -1,4 +1,4 @@
-"""Progress of training on a terminal: rows, rows per second, time left; plain lines where there is no terminal."""
+"""Progress of training on a terminal: rows, rows per second, time left. Plain lines where there is no terminal."""
 
 from types import TracebackType
 from typing import Self
@@ -43,7 +43,7 @@ class TrainingProgress:
 
     def advance(self, rows: int, loss: float) -> None:
         """Counts the rows of a step."""
-        # A smoothed loss reads better than the noise of one batch; it is shown, never used.
+        # A smoothed loss reads better than the noise of one batch. It is shown, never used.
         self._loss = loss if not self._loss else 0.98 * self._loss + 0.02 * loss
         speed = self._bar.tasks[0].speed
         shown = f"{speed:,.0f} rows/s" if speed else ""

@@ -1,7 +1,7 @@
-"""A training file beside the run that its output folder holds: the same run, the same for longer, or another one.
+"""A training file compared with the run in its output folder: the same run, the same for longer, or another one.
 
-In: the run as it was written and as the training file asks for it now. A run is given more epochs, or more patience,
-and goes on from its last checkpoint; whatever else decides its weights is refused by the keys that differ.
+In: the run as it was written and as the training file has it now. A run is given more epochs, or more patience, and
+goes on from its last checkpoint. A change of other keys that decide its weights is refused by name.
 """
 
 import json
@@ -16,7 +16,7 @@ from training.wording import counted
 
 log = logging.getLogger(__name__)
 
-# Keys that decide no weight: a run goes on whatever they are.
+# Keys that decide no weight: a run goes on with any values of them.
 _FREE = ("checkpoint_seconds", "checkpoints_kept", "data.readers")
 _LONGER = ("epochs", "early_stopping", "early_stopping.patience")
 _SHOWN = 5
@@ -26,7 +26,7 @@ Difference = tuple[str, Any, Any]
 
 
 def go_on_as(fresh: Run) -> None:
-    """Makes the folder's run the one that is asked for. Raises ValueError, naming every key that differs with both
+    """Makes the folder's run the configured one. Raises ValueError, naming every key that differs with both
     values, where that is another run."""
     existing = Run.open(fresh.path)
     changed = list(_differences(existing.config.dump(), fresh.config.dump()))
@@ -95,7 +95,7 @@ def _differences(one: Any, other: Any, key: str = "") -> Iterator[Difference]:
 
 
 def _by_name(values: list[Any]) -> Any:
-    """A list of features or tasks by their names; another list as it is."""
+    """A list of features or tasks by their names. Another list is as it is."""
     if values and all(isinstance(value, dict) and "name" in value for value in values):
         return {value["name"]: value for value in values}
     return values

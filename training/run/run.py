@@ -2,9 +2,9 @@
 
 config.json  schema.json  fitted_features.json     what was trained, defaults included
 ids.json                                           what became of the ids in each table (id_report.py)
-checkpoints/last  checkpoints/best                 resume point; best validation objective (checkpoints.py)
-sharding_plan.txt                                  which process holds which table, where there were several
-log.csv  summary.json                              one line per point (history.py); status, rows, times, versions
+checkpoints/last  checkpoints/best                 resume point, best validation objective (checkpoints.py)
+sharding_plan.txt                                  which process has which table, where there were several
+log.csv  summary.json                              one line per point (history.py), status, rows, times, versions
 evaluation-<split>.json                            written by evaluate
 data_files.json                                    the files that it was trained on (data_record.py)
 parent.json                                        what it started from, if anything (lineage.py)
@@ -37,14 +37,14 @@ SCHEMA = "schema.json"
 FITTED = "fitted_features.json"
 SUMMARY = "summary.json"
 LOG = "log.csv"
-SLOTS = "slots"  # which ids hold the rows of tables with slots
+SLOTS = "slots"  # which ids have the rows of tables with slots
 WEIGHTS, MOMENTA = "weights.", "momenta."  # how tables and their optimizers' states are named in a checkpoint
 LAST = "checkpoints/last"
 BEST = "checkpoints/best"
 REPORT_JSON, REPORT_MARKDOWN = "data_report.json", "data_report.md"
 INSIDE = "inside"
 INSIDE_FILES = ("inside.json", "expert_weights.png", "gradient_conflicts.png", "policies.png", "policy_perplexity.png")
-# What stands in a run's folder before its configuration does: written by `report`, or by training until its first step.
+# What may be in a run's folder before its configuration: written by `report`, or by training until its first step.
 _EARLY = (REPORT_JSON, REPORT_MARKDOWN, "data_index.json", "fitting", "fitted-*.json", SCHEMA, FITTED, "lightgbm.json")
 OLD_BEST, OLD_LAST = "checkpoints/best.pt", "checkpoints/last.pt"  # until checkpoints were folders
 
@@ -81,14 +81,14 @@ class Run:
         write_json(self.path / CONFIG, self.config.dump())
 
     def new_ranker(self, ranks: Ranks = ALONE) -> Ranker:
-        """A ranker with fresh weights, drawn from torch's global generator; over several processes tables are sharded,
+        """A ranker with fresh weights, drawn from torch's global generator. Over several processes tables are sharded,
         and begin with the same weights. Raises ValueError for a table or an engine that is not there."""
         tables, config = self.config.optimizer.tables, self.config.embeddings
         known = [table.name for table in self.schema.tables]
         for name in config.tables:
             if name not in known:
                 raise ValueError(f"embeddings.tables: {unknown_key(name, known, 'table')}")
-        # One process on a CPU computes what is saved whatever it was trained on: `evaluate` and `export` need no GPU.
+        # One process on a CPU computes what is saved from training on any device: `evaluate` and `export` need no GPU.
         engine = chosen_engine(self.config, ranks)
         sharder = new_sharder(self.config, ranks) if engine == "torchrec" else None
         embeddings = Embeddings(
@@ -137,7 +137,7 @@ class Run:
 
 
 def refuse_no_run(config: TrainingConfig) -> None:
-    """Raises ValueError for an output folder that is the data's, or holds something and is no run."""
+    """Raises ValueError for an output folder that is the data's, or is neither empty nor a run."""
     path = config.output
     refuse_within(path, config.data.path)
     refuse_foreign(path, "training run", is_own=lambda: _is_run(path))
@@ -200,7 +200,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text and replaces `path` in one step; a full disk leaves the old file and names it."""
+    """Writes text and replaces `path` in one step. A full disk leaves the old file and names it."""
     replace_file(path, (text.encode(),))
 
 

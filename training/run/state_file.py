@@ -1,6 +1,6 @@
 """Checkpoints: one file each, written beside the run, visible only when whole.
 
-A checkpoint is a dictionary of tensors and plain values under a checksum; it is read with `weights_only`, so a file
+A checkpoint is a dictionary of tensors and plain values under a checksum. It is read with `weights_only`, so a file
 from elsewhere cannot run code. Raises ValueError naming the file where it is damaged or of another kind.
 """
 
@@ -19,7 +19,7 @@ _MAGIC = b"feedrank-checkpoint-1\n"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes `state` and replaces `path` in one step; a crash leaves the old file."""
+    """Writes `state` and replaces `path` in one step. A crash leaves the old file."""
     replace_file(path, encoded(state))
 
 

@@ -1,7 +1,7 @@
 """Ends of a job by a signal: Ctrl-C at once, SIGTERM and SIGHUP where nothing is lost by it.
 
-In training that is the end of a step, at which every process has saved (train.py); elsewhere it is at once, too: what
-other jobs have finished is kept, and nothing that they write is seen half. A second signal of the kind changes nothing.
+In training that is the end of a step, at which every process has saved (train.py). Elsewhere it is at once: what other
+jobs have finished is kept, and nothing that they write is seen half. A second signal of the kind changes nothing.
 """
 
 import signal
@@ -21,7 +21,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class _Wish:
-    """The signal by which this process was told to end, and whether it does so at a place of its own choice."""
+    """The signal that ends this process, and whether it ends at a place of its own choice."""
 
     number: int | None = None
     is_deferred = False
@@ -45,7 +45,7 @@ def end_when_told() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within it a signal is noted alone: the block asks `is_wanted`, and is ended behind it at the latest."""
+    """Within it a signal is only noted. The block reads `is_wanted`, and ends after it at the latest."""
     _wish.is_deferred = True
     try:
         yield
@@ -56,12 +56,12 @@ def deferred() -> Iterator[None]:
 
 
 def is_wanted() -> bool:
-    """A signal has told this process to end."""
+    """A signal to end this process has come."""
     return _wish.number is not None
 
 
 def ended() -> Terminated:
-    """The end by the signal that came; by SIGTERM where another process of the run was told."""
+    """The end by the signal that came, or by SIGTERM where another process of the run got it."""
     return Terminated(signal.SIGTERM if _wish.number is None else _wish.number)
 
 

@@ -1,7 +1,7 @@
 """Embedding tables and their optimizers' states in a checkpoint's folder, by torch.distributed.checkpoint.
 
-In: tensors by name, whole ones or ShardedTensors of which every process holds a part. Out: one file a process and an
-index, `.metadata`; they are read into tensors that are sharded in any other way, or not at all. The index is a pickle:
+In: tensors by name, whole ones or ShardedTensors of which every process has a part. Out: one file a process and an
+index, `.metadata`. They are read into tensors that are sharded in any other way, or not at all. The index is a pickle:
 it is read by an unpickler that makes nothing but an index, so that a folder from elsewhere cannot run code.
 """
 
@@ -27,7 +27,7 @@ from model.untrusted_files import open_regular
 
 INDEX = ".metadata"
 
-# Said wherever one process saves by itself. For good: filters set around a call in a thread would be set for all.
+# Warned of where one process saves by itself. For good: filters set around a call in a thread would be set for all.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 # All that an index of tensors is made of.
@@ -45,7 +45,7 @@ _PARTS = {
 
 
 def _member(kind: object, name: str) -> _MEM_FORMAT_ENCODING:
-    """For getattr, which Pythons before 3.11.4 write in place of a member of an enumeration; it gives nothing else."""
+    """For getattr, which Pythons before 3.11.4 write in place of a member of an enumeration. It gives nothing else."""
     if kind is not _MEM_FORMAT_ENCODING:
         raise pickle.UnpicklingError("getattr of anything but an encoding is no part of an index of tensors")
     return _MEM_FORMAT_ENCODING[name]
@@ -89,7 +89,7 @@ def _entries(folder: Path) -> dict[str, TensorStorageMetadata]:
 
 
 def write(folder: Path, tables: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
-    """Writes the tables; all processes of the group call it. Raises OSError, or CheckpointException, which has every
+    """Writes the tables. All processes of the group call it. Raises OSError, or CheckpointException, which has every
     process's fault."""
     writer = FileSystemWriter(folder, thread_count=1, sync_files=True)
     save(dict(tables), storage_writer=writer, process_group=group, no_dist=group is None)
@@ -137,7 +137,7 @@ def _copied(value: Any) -> Any:
 
 
 def size_of(tables: Mapping[str, Any]) -> int:
-    """Bytes of the tables that this process holds."""
+    """Bytes of the tables that this process has."""
     held = [
         part
         for value in tables.values()

@@ -2,17 +2,18 @@
 
 In: a state dict (a file of torch.save) and a file of names. Out: the network filled, whole or not at all.
 
-    names:     # ours (model/fusion/slots.py): theirs; the first line that fits a slot counts
+    names:     # ours (model/fusion/slots.py): theirs. The first line that fits a slot counts
       level.{level}.expert.{task}.{expert}.{layer}.{part}: levels.{level}.experts.{task#}.{expert}.net.{layer*2}.{part}
       level.{level}.gate.{task}.{part}: levels.{level}.gates.{task#}.{part}
       level.{level}.native.{task}: levels.{level}.native[{task#}]
       tower.{task}.{layer}.{part}: heads.{task}.{layer*2}.{part}
     ignore: [optimizer.*]     # theirs that have no place here
 
-Placeholders: numbers from 0 {level} {expert} {layer} {module}; {task}, the task's name, and on the right {task#}, its
-number; {part}, weight or bias; {table}. On the right a number may be moved: {layer*2}, {level+1}, {layer*2+1}. A name
-of theirs that ends in [n] is row n of the tensor. Weights are [out, in], as torch's Linear has them. Embedding tables
-are filled where a line fits `table.NAME` ([rows, dim]), and else start as usual; everything else must be filled.
+Placeholders: {level} {expert} {layer} {module} are numbers from 0. {task} is the task's name, and {task#}, on the
+right, its number. {part} is weight or bias. {table} is a table's name. On the right a number may be shifted: {layer*2},
+{level+1}, {layer*2+1}. A name of theirs that ends in [n] is row n of the tensor. Weights are [out, in], as torch's
+Linear has them. Embedding tables are filled where a line fits `table.NAME` ([rows, dim]), and otherwise start as usual.
+Everything else must be filled.
 """
 
 import fnmatch
@@ -45,7 +46,7 @@ class NameMap(StrictModel):
 
 
 def load_initial_weights(ranker: Ranker, tasks: list[str], config: InitialWeights) -> None:
-    """Fills a ranker. Raises ValueError naming the file and the name that does not fit; nothing is filled then."""
+    """Fills a ranker. Raises ValueError naming the file and the name that does not fit. Nothing is filled then."""
     state, names = read_state(config.path), NameMap.from_yaml(config.names)
     tables = {f"table.{name}": weight for name, weight in ranker.embeddings.table_weights().items()}
     try:
@@ -55,7 +56,7 @@ def load_initial_weights(ranker: Ranker, tasks: list[str], config: InitialWeight
 
 
 def read_state(path: Path) -> dict[str, object]:
-    """A state dict from a file of torch.save. Raises ValueError naming the file; runs no code of it."""
+    """A state dict from a file of torch.save. Runs no code of it. Raises ValueError naming the file."""
     try:
         content = read_bytes(path, None)
     except OSError as error:
@@ -109,7 +110,7 @@ def _sources(slots: Slots, optional: Slots, names: Mapping[str, str], tasks: lis
     missing = [name for name in slots if name not in sources]
     if missing:
         raise ValueError(f"names: no line fits {_some(missing)}")
-    # Another line may wait for a larger network; a table that is not filled would go unnoticed.
+    # Another line may be for a larger network. A table that is not filled would go unnoticed.
     idle = [ours for ours in names if ours.startswith("table.") and ours not in fitting]
     if idle:
         raise ValueError(f"names: '{idle[0]}' fits no table; {_listed(optional)}")

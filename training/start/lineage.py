@@ -2,11 +2,11 @@
 
 In: a run whose training file names `init_from`, its ranker with fresh weights. Out: `parent.json` in the run's folder
 (what the parent is, its data window, what was taken of it, its errors on this run's validation split), and after
-training the comparison that summary.json and the manifest hold. A run that answers a task worse than its parent by more
-than `init_from.tolerance` is not exported unless that is asked for.
+training the comparison that summary.json and the manifest have. A run that answers a task worse than its parent by more
+than `init_from.tolerance` is not exported unless a flag says so.
 
 An error is NE for a binary task, the squared error over the labels' variance for a regression: 1 for a constant answer,
-lower is better; both rankers answer the same rows.
+lower is better. Both rankers answer the same rows.
 """
 
 import logging
@@ -50,8 +50,8 @@ def start_from(parent: Parent, run: Run, ranker: Ranker, ranks: Ranks, *, show: 
 
 
 def against_parent(run: Run, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Comparison with a run's parent for summary.json, empty where it has none: by task the parent's error and the
-    run's own at its best point, and the tasks that are worse beyond the tolerance."""
+    """Comparison with a run's parent for summary.json, empty where it has none. It has by task the parent's error and
+    the run's own at its best point, and the tasks that are worse beyond the tolerance."""
     if run.config.init_from is None:
         return {}
     about = read_json(run.path / PARENT)

@@ -2,7 +2,7 @@
 
 In: `models/NAME/VERSION`, or a run's folder. Out: a `Parent`. A published network is rearranged for scoring, so export
 puts `trained.pt` beside it, an optional file of the manifest: the network's own state (a state dict, read with
-`weights_only`) and where each table stands in the artifact's table files. Versions from before it are refused by name.
+`weights_only`) and the place of each table in the artifact's table files. Versions from before it are refused by name.
 """
 
 import io
@@ -28,8 +28,8 @@ from training.step.slots import settled, settled_maps
 
 @dataclass(frozen=True)
 class Parent:
-    """`tables` are by name, [rows, dim]; they may be mapped from a file: copy, never write. `about` is what the
-    manifests of its children say of it: what it is, and the window of its data."""
+    """`tables` are by name, [rows, dim]. They may be mapped from a file: copy, never write. `about` is its entry in its
+    children's manifests: its name, and the window of its data."""
 
     path: Path
     schema: FeedSchema
@@ -38,13 +38,13 @@ class Parent:
     network: Network
     tables: Mapping[str, Tensor]
     about: dict[str, Any]
-    # Which ids hold the slots of its tables, and with what merit (model/embeddings/id_map.py); rows are those of
+    # Which ids have the slots of its tables, and with what merit (model/embeddings/id_map.py). Rows are those of
     # `tables`.
     id_maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     def extended(self, schema: FeedSchema, fitted: FittedFeatures) -> FittedFeatures:
         """`fitted` with what the parent learned in its place, so that rows and numbers keep their meaning: vocabularies
-        keep their entries and new ones follow; transforms and label scales of the same definition stay, and of the
+        keep their entries and new ones follow. Transforms and label scales of the same definition stay, and of the
         labels' upper bounds the larger does."""
         before = {feature.name: feature for feature in self.schema.features if isinstance(feature, NumberFeature)}
         numbers = {

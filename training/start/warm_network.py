@@ -2,7 +2,7 @@
 
 In: two networks as `Side`s, and the features that mean the same to both. Out: ours filled from theirs, and what became
 of each part of it. Columns of new features start at 0, so that adding one changes no answer until it is trained. Gates
-go by the experts that they mix, stitches by tasks; what is new there, and a new task's own parts, keep fresh weights.
+go by the experts that they mix, stitches by tasks. What is new there, and a new task's own parts, keep fresh weights.
 
 Shapes: D columns of the dense row (of a task's part of it where tasks have tables of their own), G gates, E experts.
 """
@@ -21,7 +21,7 @@ from model.schema import FeedSchema
 
 
 class Side:
-    """A network by its slots (model/fusion/slots.py), with what their rows and columns stand for."""
+    """A network by its slots (model/fusion/slots.py), with the meaning of their rows and columns."""
 
     def __init__(self, network: Network, config: NetworkConfig, schema: FeedSchema) -> None:
         tasks = [task.name for task in schema.tasks]
@@ -37,7 +37,7 @@ class Side:
         self._experts = _experts_of_gates(network, config, tasks, self.slots)
 
     def labels(self, name: str) -> list[list[str]]:
-        """By leading dimension of a slot, what its entries stand for; none where only their number counts."""
+        """By leading dimension of a slot, the names of its entries. None where only their number counts."""
         if name.endswith(".stitch"):
             return [self.tasks, self.tasks]
         gate = name.rpartition(".")[0]
@@ -45,7 +45,7 @@ class Side:
 
 
 def fill_network(ours: Side, theirs: Side, features: set[str]) -> Iterator[tuple[str, str]]:
-    """Fills our slots; `features` keep their columns. Yields each part's name with `taken`, `part`, `fresh` or
+    """Fills our slots. `features` keep their columns. Yields each part's name with `taken`, `part`, `fresh` or
     `dropped`."""
     columns = [(ours.columns[name], theirs.columns[name]) for name in ours.columns if name in features]
     states: dict[str, set[str]] = {}
@@ -98,7 +98,7 @@ def _columns(schema: FeedSchema) -> dict[str, range]:
 
 
 def _experts_of_gates(network: Network, config: NetworkConfig, tasks: list[str], slots: Slots) -> dict[str, list[str]]:
-    """By gate, the experts that its outputs stand for, in their order."""
+    """By gate, the experts of its outputs, in their order."""
     frozen = network.frozen(len(tasks))
     mixed = [level for level in enumerate(frozen.levels) if level[1].num_mixed]
     experts: dict[str, list[str]] = {}

@@ -89,7 +89,7 @@ def print_taken(taken: list[Taken], parent: Parent) -> None:
 
 
 def _inherit(id_maps: IdMaps, schema: FeedSchema, parent: Parent) -> dict[str, tuple[int, ...]]:
-    """Assign slots to the parent's ids, the best where slots are fewer; by table the words of rows 1, 2 ..."""
+    """Assign slots to the parent's ids, the best where slots are fewer. Returns by table the words of rows 1, 2 ..."""
     before = {table.name: table for table in parent.schema.tables}
     for table in schema.tables:
         id_map, old = id_maps.maps.get(table.name), parent.id_maps.get(table.name)
@@ -142,20 +142,20 @@ class _Tables:
 
 
 def _entries(table: Table, fitted: FittedFeatures) -> tuple[int | str, ...] | None:
-    """The entries of a vocabulary, or the words that hold slots, whose rows count from 1; None where ids are hashed."""
+    """The entries of a vocabulary, or the words that have slots, whose rows count from 1. None where ids are hashed."""
     if table.vocabulary == "fitted" or table.slots is not None:
         return fitted.vocabularies[table.name]
     return table.vocabulary
 
 
 def _differences(table: Table, before: Table) -> str:
-    """Differences by which rows of two tables of one name mean different things; empty where there are none."""
+    """Differences by which rows of two tables of one name mean different things. Empty where there are none."""
     ours, theirs = (_meaning(one) for one in (table, before))
     return "; ".join(f"{key} was {theirs[key]}, is {ours[key]}" for key in ours if ours[key] != theirs[key])
 
 
 def _meaning(table: Table) -> dict[str, Any]:
-    """Settings that decide what a row of a table means. Rows of vocabularies and slots are told apart by entry; which
+    """Settings that decide what a row of a table means. Rows of vocabularies and slots are identified by entry. Which
     features read a table, and how they pool it, changes no row."""
     vocabulary: Literal["fitted"] | None = None if table.vocabulary is None else "fitted"
     fields = asdict(replace(table, vocabulary=vocabulary, slots=None if table.slots is None else 1))

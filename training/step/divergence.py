@@ -23,7 +23,7 @@ ADVICE = (
     "the last good checkpoint is kept. Lower the learning rates, or give wide numbers a transform, and choose another "
     "output"
 )
-# Standardised values beyond this are no part of any bulk; raw ones may be, and then want a transform.
+# Standardised values beyond this are no part of any bulk. Raw ones may be, and then need a transform.
 LARGE = 1e4
 SHOWN = 3
 

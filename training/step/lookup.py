@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class PlainLookup:
-    """Looks a batch up when it is asked for; on a GPU it has been copied ahead."""
+    """Looks a batch up when it is taken. On a GPU it has been copied ahead."""
 
     def __init__(self, embeddings: Embeddings, device: torch.device) -> None:
         self._embeddings = embeddings
@@ -40,7 +40,7 @@ class PlainLookup:
         self._batches = ahead(batches, self._device)
 
     def next(self) -> tuple[Batch, Tensor]:
-        """The next batch and its rows_BD; tables must have their learning rates of the step by now."""
+        """The next batch and its rows_BD. Tables must have their learning rates of the step by now."""
         batch = next(self._batches)
         return batch, self._embeddings(batch.request, batch.candidate)
 
@@ -74,7 +74,7 @@ class PipelinedLookup:
         self._batches = (_Prepared(batch, self._embeddings, []) for batch in batches)
 
     def next(self) -> tuple[Batch, Tensor]:
-        """The next batch and its rows_BD; tables must have their learning rates of the step by now."""
+        """The next batch and its rows_BD. Tables must have their learning rates of the step by now."""
         return cast(tuple[Batch, Tensor], self._pipeline.progress(self._batches))
 
     @contextmanager
@@ -130,7 +130,7 @@ def _sharded(embeddings: Embeddings) -> list[int]:
 
 
 def new_lookup(embeddings: Embeddings, config: EmbeddingsConfig, ranks: Ranks) -> PlainLookup | PipelinedLookup:
-    """The pipeline where tables are sharded; the log says which it is, and why."""
+    """The pipeline where tables are sharded. The log says which it is, and why."""
     if embeddings.engine == "torch" or not _sharded(embeddings):
         log.info("plain steps: no table is sharded")
     elif embeddings.id_maps.maps:

@@ -1,7 +1,7 @@
 """Optimizers: one for the dense part, one or more for the embedding tables, one learning-rate schedule for all.
 
 The tables' optimizers are fused into backward, step beside the dense part (adam: dense gradients), or, for tables in
-plain torch, step after backward on sparse gradients. All states of tables go by table (`momenta`), whoever keeps them.
+plain torch, step after backward on sparse gradients. All states of tables go by table (`momenta`), with every engine.
 
 Clipping (`clip_norm`) bounds two norms of a global batch's gradient: that at the embedding row, from which all tables
 learn, before backward goes on into them (so it reaches fused optimizers too), and that of the dense part.
@@ -23,7 +23,7 @@ from training.step.sparse_adagrad import SparseAdagrad
 
 
 class Optimizers:
-    """Steps a ranker, and what its balancing learns; `total_steps` is the length of the schedule, `rate_factor`
+    """Steps a ranker, and what its balancing learns. `total_steps` is the length of the schedule. `rate_factor`
     multiplies every learning rate."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Optimizers:
         learned = [] if balancing is None else list(balancing.parameters())
         if balancing is not None and learned:
             groups.append({"params": learned, "lr": balancing.learning_rate, "weight_decay": 0.0})
-        # fused=True: one kernel for all parameters; the rule is Adam's own (Kingma and Ba).
+        # fused=True: one kernel for all parameters. The rule is Adam's own (Kingma and Ba).
         is_adam = config.dense.kind == "adam"
         self._dense: torch.optim.Optimizer = (
             torch.optim.Adam(groups, fused=True) if is_adam else torch.optim.SGD(groups)
@@ -68,7 +68,7 @@ class Optimizers:
         self._rates: list[float] = [group["lr"] for group in groups]
 
     def zero_grad(self) -> None:
-        """Clears the gradients of a new step; call before backward."""
+        """Clears the gradients of a new step. Call it before backward."""
         for optimizer in (self._dense, *(optimizer for optimizer, _ in self._sparse)):
             optimizer.zero_grad(set_to_none=True)
 
@@ -81,7 +81,7 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
         for optimizer, _ in self._fused:
-            # TorchRec hands a changed rate to its kernels here; the tables themselves step in backward.
+            # TorchRec hands a changed rate to its kernels here. The tables themselves step in backward.
             optimizer.step()
 
     def step(self, sum_gradients: Callable[[list[torch.nn.Parameter]], None] | None = None) -> None:
@@ -95,14 +95,14 @@ class Optimizers:
             optimizer.step()
 
     def clipped(self, rows_BD: Tensor, across: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """rows_BD itself; on the way back its gradient is scaled down to `clip_norm`, over all processes' rows."""
+        """rows_BD itself. On the way back its gradient is scaled down to `clip_norm`, over all processes' rows."""
         if self._config.clip_norm is None or not rows_BD.requires_grad:
             return rows_BD
         clipped_BD = _ClippedOnTheWayBack.apply(rows_BD, self._config.clip_norm, across)  # type: ignore[no-untyped-call]
         return cast(Tensor, clipped_BD)
 
     def momenta(self) -> dict[str, Any]:
-        """The states of the tables' fused (or sparse) optimizers by table; of sharded tables ShardedTensors."""
+        """The states of the tables' fused (or sparse) optimizers by table, of sharded tables ShardedTensors."""
         found: dict[str, Any] = {}
         for optimizer, _ in self._fused:
             for key, state in optimizer.state_dict()["state"].items():

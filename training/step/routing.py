@@ -31,12 +31,12 @@ class PolicyOptimizer:
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.policy_optimizer]
         tables = [policy.policy_TM for policy in self._policies]
         self._optimizer = kind(tables, lr=config.policy_learning_rate)
-        # The running mean reward of each task; NaN until its first labels are seen.
+        # The running mean reward of each task. NaN until its first labels are seen.
         self._mean_T = torch.full((len(tables[0]),), torch.nan, dtype=torch.float64, device=tables[0].device)
 
     @torch.no_grad()
     def step(self, rewards_BT: Tensor, counts_BT: Tensor) -> None:
-        """Learns from the rewards of the last draws; counts_BT says how much each entry counts (0: not at all)."""
+        """Learns from the rewards of the last draws. counts_BT says how much each entry counts (0: not at all)."""
         counts_T = counts_BT.sum(dim=0)
         batch_mean_T = (rewards_BT * counts_BT).sum(dim=0) / counts_T
         moved_T = self._mean_T + self._history * (batch_mean_T - self._mean_T)
@@ -45,7 +45,7 @@ class PolicyOptimizer:
         for policy in self._policies:
             policy.policy_TM.grad = policy_gradient(policy, rewards_BT, counts_BT, self._mean_T)
         self._optimizer.step()
-        # The modules' optimizer may hold these tables too: without a gradient it leaves them alone.
+        # The modules' optimizer may have these tables too: without a gradient it leaves them alone.
         self._optimizer.zero_grad(set_to_none=True)
         for policy in self._policies:
             if policy.kind == "clip":
@@ -81,7 +81,7 @@ def wpl(advantages_TM: Tensor, chances_TM: Tensor) -> Tensor:
 
 
 class PolicyLearner:
-    """Moves the policies of a network; for a network without policies it does nothing at all."""
+    """Moves the policies of a network. For a network without policies it does nothing at all."""
 
     def __init__(self, fusion: nn.Module, schema: FeedSchema, seed: int) -> None:
         """Raises ValueError where the reward needs right answers and a task has none."""
@@ -129,7 +129,7 @@ class PolicyLearner:
         return -torch.where(self._is_binary_T, entropy_BT, squared_BT).double()
 
     def state(self) -> dict[str, Any]:
-        """State for a checkpoint beside the policies themselves; empty for other networks."""
+        """State for a checkpoint beside the policies themselves. Empty for other networks."""
         return {} if self._optimizer is None else self._optimizer.state()
 
     def load_state(self, state: dict[str, Any]) -> None:

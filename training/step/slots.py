@@ -1,15 +1,15 @@
 """Tables with `slots`: ids take rows as they appear in training, and lose them to others that are worth more.
 
 In: the ids of each step's batch. Out: the ranker's id maps (model/embeddings/id_map.py), moved every `interval` steps.
-Which ids hold a table's slots is TorchRec's managed collision (MCHManagedCollisionModule with its eviction policies);
-its own way into a network is not taken, for TorchScript refuses it, while a map at the end of training is a vocabulary,
-which every artifact can hold (`settled`).
+Which ids have a table's slots is decided by TorchRec's managed collision (MCHManagedCollisionModule with its eviction
+policies). Its own way into a network is not taken, for TorchScript refuses it, while a map at the end of training is a
+vocabulary, which every artifact can have (`settled`).
 
 An id that is given a row had been answered by the OOV row, so its row begins as a copy of that one, and its optimizer
-without a memory. Turns come after a step, so that a step knows one map; early on they come after steps 1, 2, 4, 8, ...
+without a memory. Moves come after a step, so that a step has one map. Early on they come after steps 1, 2, 4, 8, ...
 Every process has the same map: it counts the ids of all of them.
 
-Shapes: R rows, H ids that hold a row, V words.
+Shapes: R rows, H ids that have a row, V words.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ class ManagedIds:
             )
 
     def after_step(self, step: int, batch: Batch, optimizers: Optimizers) -> None:
-        """Counts the ids of the batch of step `step` (0-based), and moves rows where a turn has come."""
+        """Counts the ids of the batch of step `step` (0-based), and moves rows where an interval has ended."""
         if not self._maps:
             return
         for name, words_V in self._embeddings.id_maps.words(batch.request, batch.candidate):
@@ -64,7 +64,7 @@ class ManagedIds:
                     self._renew(name, rows_R, optimizers)
 
     def state(self) -> dict[str, Any]:
-        """The maps and what was counted since their last turn; called by all processes."""
+        """The maps and what was counted since their last move. All processes call it."""
         found = {}
         for name, id_map in self._maps.items():
             words, counts = torch.unique(self._take_seen(name), return_counts=True)
@@ -81,7 +81,7 @@ class ManagedIds:
             self._seen[name] = [words_V.to(id_map.device)] if self._ranks.is_first else []
 
     def held(self) -> dict[str, dict[str, int]]:
-        """By table its slots and how many are held, for a run's summary."""
+        """By table its slots and how many are taken, for a run's summary."""
         return {name: {"slots": one.slots, "held": len(one.words_H)} for name, one in self._maps.items()}
 
     def _take_seen(self, name: str) -> Tensor:
@@ -123,8 +123,8 @@ def turn(id_map: IdMap, words_V: Tensor, config: SlotsConfig) -> Tensor:
     from torchrec.sparse.jagged_tensor import JaggedTensor
 
     policies = {"distance_lfu": DistanceLFU_EvictionPolicy, "lfu": LFU_EvictionPolicy, "lru": LRU_EvictionPolicy}
-    # One row more than slots: TorchRec keeps its last row for ids that hold none, where we have row 0. A module lives
-    # for one turn: it would otherwise cut later batches to the size of its first.
+    # One row more than slots: TorchRec keeps its last row for ids that have none, where we have row 0. A module lives
+    # for one interval: it would otherwise cut later batches to the size of its first.
     module = MCHManagedCollisionModule(
         zch_size=id_map.slots + 1,
         device=id_map.device,
@@ -153,8 +153,8 @@ def turn(id_map: IdMap, words_V: Tensor, config: SlotsConfig) -> Tensor:
 
 
 def settled(run: Run, ranker: Ranker) -> tuple[Run, Ranker]:
-    """A trained run and its ranker with the ids that hold slots as vocabularies, in ascending order of their words, and
-    tables of as many rows; the same where there are no such tables."""
+    """A trained run and its ranker with the ids that have slots as vocabularies. They are in ascending order of their
+    words, in tables of as many rows. Unchanged where there are no such tables."""
     maps = ranker.embeddings.id_maps.maps
     if not maps:
         return run, ranker

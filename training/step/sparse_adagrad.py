@@ -14,7 +14,7 @@ from torch import nn
 
 
 class SparseAdagrad(torch.optim.Optimizer):
-    """One state a table, `sum`, [R] where row-wise and else [R, D], from 0."""
+    """One state a table, `sum`, [R] where row-wise and otherwise [R, D], from 0."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, eps: float, rowwise: bool) -> None:
         super().__init__(parameters, {"lr": lr, "eps": eps})

@@ -69,7 +69,7 @@ class Training:
         return self.progress.epoch * self._steps_per_epoch + self.progress.step_in_epoch
 
     def take_mean_losses(self, steps: int) -> Tensor:
-        """means_T of the losses of the last `steps`, whose sums begin anew."""
+        """means_T of the losses of the last `steps`, whose sums start again from 0."""
         means_T = self._loss_sums_T / steps
         self._loss_sums_T.zero_()
         return means_T
@@ -83,7 +83,7 @@ class Training:
         self.policies.start_step(epoch, number)
         batch, rows_BD = self.lookup.next()
         rows_BD = self.optimizers.clipped(rows_BD, self._ranks.across)
-        if not rows_BD.requires_grad:  # a feed of numbers alone; methods on gradients still look at the row
+        if not rows_BD.requires_grad:  # a feed of numbers alone: methods on gradients still read the row
             rows_BD.requires_grad_()
         with autocast(self.run.config.precision, self._ranks.device):
             logits_BO = self.ranker.network(rows_BD).float()

@@ -4,8 +4,8 @@ In: losses_T of a batch, still attached to the graph, and the dense row they cam
 parameters, and one backward pass through the embeddings, inside which fused tables update. A balancing is a module:
 what it learns is stepped by `Optimizers`, and all its state is in the checkpoint.
 
-With several processes losses_T are those of the global batch, equal on all; what else a method measures it sums over
-them (`losses.across`), so that its weights are equal too and no learned one needs its gradient exchanged.
+With several processes losses_T are those of the global batch, equal on all. What else a method measures it sums over
+them (`losses.across`). So its weights are equal too, and no learned one needs its gradient exchanged.
 
 Shapes: B rows, T tasks, D columns of the dense row, N = B * D.
 """
@@ -36,7 +36,7 @@ class Balancing(nn.Module):
         return self.losses.total(losses_T)
 
     def backward(self, losses_T: Tensor, total: Tensor, rows_BD: Tensor, network: Network, step: int) -> None:
-        """Leaves gradients in the network and the embeddings; `total` is `total(losses_T)`, `step` counts from 0 and
+        """Leaves gradients in the network and the embeddings. `total` is `total(losses_T)`. `step` counts from 0 and
         seeds what is random. Raises FloatingPointError where a method needs finite task gradients and has none."""
         total.backward()  # type: ignore[no-untyped-call]
 
@@ -44,7 +44,7 @@ class Balancing(nn.Module):
         """Called when the optimizers have stepped."""
 
     def learned_weights(self) -> Tensor | None:
-        """The factors, beside the loss weights, that the tasks' losses have now; None where none are learned."""
+        """The factors, beside the loss weights, that the tasks' losses have now. None where none are learned."""
         return None
 
 

@@ -1,26 +1,26 @@
-"""Gradient methods: the tasks' gradients at the embedding row are combined into one, so that conflicts are mended.
+"""Gradient methods: the tasks' gradients at the embedding row are combined into one that resolves their conflicts.
 
 PCGrad (Yu et al., NeurIPS 2020), CAGrad (Liu et al., NeurIPS 2021), MGDA (Sener and Koltun, NeurIPS 2018), Nash-MTL
 (Navon et al., ICML 2022), UPGrad (Quinton and Rey, "Jacobian Descent", 2024), GradDrop (Chen et al., NeurIPS 2020).
-PCGrad and GradDrop are TorchJD's; solvers.py has the others, and says why.
+PCGrad and GradDrop are TorchJD's. solvers.py has the others, and says why.
 
 Where the methods act, and why there. The embedding row is what all networks share, and the cut that leaves fused
 tables alone: one gradient at rows_BD is backpropagated once, and the tables see no difference to a plain step.
 
 - Embeddings get J^T w, J_TN being the gradients of the tasks' losses (after loss weights) at rows_BD and w_T the
-  method's weights for the Gramian J J^T; GradDrop, which has no weights, gives its masked sum.
-- The fusion network gets sum_t w_t dL_t/dtheta, with the same w_T. Its parameters lie between the row and the towers:
+method's weights for the Gramian J J^T. GradDrop, which has no weights, gives its masked sum.
+- The fusion network gets sum_t w_t dL_t/dtheta, with the same w_T. Its parameters are between the row and the towers:
   nearly all of them serve several tasks, and which do depends on gates that are learned, so they count as shared
   (a task's own experts included). Weights found at the representation instead of at every shared parameter are
-  Sener and Koltun's choice (MGDA-UB) and Nash-MTL's; for the tables they bound the exact problem, for the network
-  they are the same compromise applied further up. The alternative, a Jacobian over the fusion parameters, would cost
-  a whole backward pass a task, and its norm (a sum over the batch) would drown the row's. GradDrop's network gets the
-  plain sum: in the paper layers above the masked one do too.
+  Sener and Koltun's choice (MGDA-UB) and Nash-MTL's. For the tables they bound the exact problem. For the network they
+  are the same compromise applied further up. The alternative, a Jacobian over the fusion parameters, would cost a whole
+  backward pass a task, and its norm (a sum over the batch) would drown the row's. GradDrop's network gets the plain
+  sum: in the paper layers above the masked one do too.
 - A task tower gets the gradient of its own task alone, unweighted, as in TorchJD's mtl_backward: a task that the method
   silences for a step keeps learning its own part.
 
 Where no two gradients conflict PCGrad and UPGrad are the plain sum. A task whose gradient is 0 (no label counts in
-this batch, loss weight 0) is left out: MGDA would else choose it, and nobody would learn.
+this batch, loss weight 0) is left out: MGDA would otherwise choose it, and no task would learn.
 
 Shapes: B rows, T tasks, D columns of the dense row, N = B * D.
 """
@@ -39,7 +39,7 @@ from training.step.balancing.base import Balancing, flat_gradients
 from training.step.balancing.losses import TaskLosses
 from training.step.balancing.solvers import cagrad_weights, mgda_weights, nash_weights, upgrad_weights
 
-# Gramian_TT (float64) -> w_T; jacobian_TN -> the combined gradient_N.
+# Gramian_TT (float64) -> w_T, or jacobian_TN -> the combined gradient_N.
 Weighting = Callable[[Tensor], Tensor]
 Aggregation = Callable[[Tensor], Tensor]
 
@@ -62,7 +62,7 @@ class GradientBalancing(Balancing):
         self._aggregation = aggregation
 
     def combine(self, jacobian_TN: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The combined gradient_N and w_T (ones for an aggregation); random numbers come from seed and step alone."""
+        """The combined gradient_N and w_T (ones for an aggregation). Random numbers come from seed and step alone."""
         across = self.losses.across
         weights_T = torch.ones(len(jacobian_TN), device=jacobian_TN.device)
         is_heard_T = (jacobian_TN != 0).any(dim=1)
@@ -114,7 +114,7 @@ class GradientConfig(StrictModel):
     kind: Literal["pcgrad", "mgda", "nash_mtl", "upgrad", "graddrop"]
 
     def build(self, losses: TaskLosses, seed: int) -> GradientBalancing:
-        """The method; it holds no state."""
+        """The method. It holds no state."""
         if self.kind == "nash_mtl":
             return GradientBalancing(losses, seed, weighting=nash_weights)
         if self.kind == "upgrad":
@@ -130,11 +130,11 @@ class GradientConfig(StrictModel):
 
 
 class CAGradConfig(StrictModel):
-    """CAGrad; the combined gradient stays within `c` times the mean gradient's length of it (the paper: 0.4)."""
+    """CAGrad. The combined gradient stays within `c` times the mean gradient's length of it (the paper: 0.4)."""
 
     kind: Literal["cagrad"]
     c: Annotated[float, Field(ge=0, lt=1)] = 0.4
 
     def build(self, losses: TaskLosses, seed: int) -> GradientBalancing:
-        """The method; it holds no state."""
+        """The method. It holds no state."""
         return GradientBalancing(losses, seed, weighting=lambda gramian_TT: cagrad_weights(gramian_TT, self.c))

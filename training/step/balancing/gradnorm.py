@@ -36,7 +36,7 @@ class GradNorm(Balancing):
         self.register_buffer("first_losses_T", torch.zeros(len(losses.weights_T)))
 
     def total(self, losses_T: Tensor) -> Tensor:
-        """The weighted sum, by task weight and loss weight; constant in the task weights."""
+        """The weighted sum, by task weight and loss weight, constant in the task weights."""
         return self.losses.total(losses_T * self.task_weights_T.detach())
 
     def backward(self, losses_T: Tensor, total: Tensor, rows_BD: Tensor, network: Network, step: int) -> None:
@@ -71,7 +71,7 @@ class GradNorm(Balancing):
 
 
 class GradNormConfig(StrictModel):
-    """`kind: gradnorm`; `alpha` says how strongly slow tasks are helped, `learning_rate` is that of the weights."""
+    """`kind: gradnorm`. `alpha` says how strongly slow tasks are helped. `learning_rate` is that of the weights."""
 
     kind: Literal["gradnorm"]
     alpha: Annotated[float, Field(ge=0, le=10)] = 1.5

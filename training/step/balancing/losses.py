@@ -35,7 +35,7 @@ class TaskLosses(nn.Module):
         across: Callable[[Tensor], Tensor] | None = None,
         offsets: Sequence[float] | None = None,
     ) -> None:
-        """`across` sums a tensor over all processes, in place, where there are several; `offsets` are added to binary
+        """`across` sums a tensor over all processes, in place, where there are several. `offsets` are added to binary
         tasks' logits (training/fit/negative_sampling.py)."""
         super().__init__()
         self.across = across
@@ -51,15 +51,15 @@ class TaskLosses(nn.Module):
     def forward(
         self, logits_BO: Tensor, targets_BT: Tensor, observed_BT: Tensor, row_weights_B: Tensor | None = None
     ) -> Tensor:
-        """losses_T, before loss weights; row_weights_B >= 0 makes each mean a weighted one."""
+        """losses_T, before loss weights. row_weights_B >= 0 makes each mean a weighted one."""
         squared_BT = functional.mse_loss(logits_BO, targets_BT, reduction="none")
-        # A regression target may lie outside [0, 1]: its cross entropy is finite, and not chosen.
+        # A regression target may be outside [0, 1]: its cross entropy is finite, and not chosen.
         losses_BT = torch.where(self.is_binary_T, self._entropy(logits_BO, targets_BT), squared_BT)
         counts_BT = observed_BT if row_weights_B is None else observed_BT * row_weights_B.unsqueeze(1)
         counts_T = counts_BT.sum(dim=0)
         if self.across is not None:
             counts_T = self.across(counts_T)
-        # A sum of weights may lie anywhere above 0, so only 0 itself is replaced.
+        # A sum of weights may be anywhere above 0, so only 0 itself is replaced.
         losses_T = (losses_BT * counts_BT).sum(dim=0) / torch.where(counts_T > 0, counts_T, 1.0)
         if self.across is not None:
             losses_T = cast(Tensor, _SummedAcross.apply(losses_T, self.across))  # type: ignore[no-untyped-call]

@@ -24,7 +24,7 @@ def mgda_weights(gramian_TT: Tensor) -> Tensor:
     """Desideri 2012, Sener and Koltun 2018, equation 3: the w on the simplex with the smallest w'Gw.
 
     With G = R'R the non-negative least squares of R w = 0 beside 1'w = 1 have a multiple of that w as their solution:
-    for w = s v, v on the simplex, |R w|^2 + (s - 1)^2 is least where |R v|^2 is, whatever s. Active sets solve it
+    for w = s v, v on the simplex, |R w|^2 + (s - 1)^2 is least where |R v|^2 is, for every s. Active sets solve it
     exactly, ill-conditioned or rank-deficient.
     """
     root = _root(gramian_TT)
@@ -39,7 +39,7 @@ def nash_weights(gramian_TT: Tensor) -> Tensor:
 
     That w is where w'Gw / 2 - sum log w, convex and self-concordant, is smallest: damped Newton steps reach it from
     anywhere, and nothing of the step before is needed (the authors' solver linearises from there). Where a convex
-    combination of the gradients vanishes there is no solution; a millionth on the diagonal gives one that is bounded.
+    combination of the gradients vanishes there is no solution. A millionth on the diagonal gives one that is bounded.
     """
     gramian: _Array = gramian_TT.numpy() + 1e-6 * np.eye(len(gramian_TT))
     weights = 1.0 / np.sqrt(gramian.diagonal())
@@ -58,7 +58,7 @@ def cagrad_weights(gramian_TT: Tensor, c: float) -> Tensor:
     """Liu et al. 2021, algorithm 1, times T, so that c = 0 is the sum and not the mean: 1 + T c |g0| / |g_w| w.
 
     w on the simplex minimises g_w.g0 + c |g0| |g_w|, g0 being the mean gradient and g_w = sum_t w_t g_t. Where g_w
-    vanishes its direction is undefined, and the sum, which the method's ball always holds, is taken.
+    vanishes its direction is undefined, and the sum, which is always in the method's ball, is taken.
     """
     gramian: _Array = gramian_TT.numpy()
     tasks = len(gramian)
@@ -102,7 +102,7 @@ def upgrad_weights(gramian_TT: Tensor) -> Tensor:
 
 
 def _root(gramian_TT: Tensor) -> _Array:
-    """R [T, T] with R'R = G; what rounding made negative of G's eigenvalues counts as 0."""
+    """R [T, T] with R'R = G. An eigenvalue of G that rounding made negative counts as 0."""
     values_T, vectors_TT = torch.linalg.eigh(gramian_TT)
     root: _Array = (values_T.clamp(min=0.0).sqrt().unsqueeze(1) * vectors_TT.T).numpy()
     return root

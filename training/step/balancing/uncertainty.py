@@ -19,7 +19,7 @@ from training.step.balancing.losses import TaskLosses
 
 
 class UncertaintyWeighting(Balancing):
-    """Minimises the losses and log_variances_T together; the variances start at 1."""
+    """Minimises the losses and log_variances_T together. The variances start at 1."""
 
     def __init__(self, losses: TaskLosses, learning_rate: float) -> None:
         super().__init__(losses)
@@ -41,7 +41,7 @@ class UncertaintyWeighting(Balancing):
 
 
 class UncertaintyConfig(StrictModel):
-    """`kind: uncertainty`; `learning_rate` of the log variances, on the schedule of the others."""
+    """`kind: uncertainty`. `learning_rate` is that of the log variances, on the schedule of the others."""
 
     kind: Literal["uncertainty"]
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
