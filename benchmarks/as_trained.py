@@ -22,7 +22,8 @@ from model.features.block import block_inputs
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
 from model.ranker import Network, NetworkConfig, row_width
-from model.schema import BinaryTask, Block, FeedSchema
+from model.schema import Block, FeedSchema
+from model.tasks import BinaryTask
 from tests.artifacts import publish_artifact
 from training.start.foreign_weights import NameMap, load_mapped
 

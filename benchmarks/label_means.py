@@ -20,7 +20,7 @@ from scipy.optimize import isotonic_regression
 
 from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
-from model.schema import RegressionTask
+from model.tasks import RegressionTask
 from training.config import TrainingConfig
 from training.data.rows import labels_of, observed_of, read_splits
 from training.datasets.simulate import simulate

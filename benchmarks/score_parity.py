@@ -25,9 +25,9 @@ from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
 from model.artifact.artifact import CALIBRATION, MANIFEST
 from model.calibration import AnswerMaps, Calibration
-from model.features.fitted import inverse_target
-from model.schema import BinaryTask
 from model.scorer.scorer import COMPILED_TOLERANCE, Engine, Scorer
+from model.tasks import BinaryTask
+from model.tasks.regression import inverse_target
 from training.config import TrainingConfig
 from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.evaluate.evaluate import groups_of
@@ -56,9 +56,10 @@ def answers_of_training(run: Run, table: pa.Table, maps: AnswerMaps) -> NDArray[
         scale = run.fitted.targets[task.name]
         values_B = logits_B * scale.scale + scale.mean
         answers.append(np.clip(inverse_target(values_B, task.transform), 0.0, scale.upper))
-    for position, mapping in maps.items():
-        answers[position] = mapping(answers[position])
-    return np.stack(answers, axis=1)
+    answers_BO = np.stack(answers, axis=1)
+    for columns, mapping in maps:
+        answers_BO[:, columns] = mapping(answers_BO[:, columns])
+    return answers_BO
 
 
 def answers_as_served(scorer: Scorer, table: pa.Table) -> tuple[NDArray[np.float32], list[int]]:

@@ -251,7 +251,7 @@ def _width(run: Run) -> int:
 
 
 def _network(run: Run, width: int) -> Network:
-    return Network(run.config.network, width, len(run.schema.tasks))
+    return Network(run.config.network, width, run.schema.output_counts)
 
 
 def _step(run: Run, forward: Callable[[], tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer) -> Step:

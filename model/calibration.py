@@ -8,7 +8,7 @@ quantities that are learned on a transformed scale always (training/evaluate/lab
 Shapes: N candidates, O outputs. Probabilities are in [0, 1], quantities >= 0. 0 stays 0, a probability of 1 stays 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, PrivateAttr, field_validator, model_validator
 
 from model.artifact.artifact import CALIBRATION, Artifact, ArtifactError
-from model.schema import BinaryTask, FeedSchema, RegressionTask
+from model.schema import FeedSchema
 from model.strict_yaml import StrictModel
 
 Array = NDArray[np.float64]
@@ -97,8 +97,8 @@ class LabelMean(_Lines):
 
 
 AnswerMap = Platt | Isotonic | LabelMean
-# By the position of a task.
-AnswerMaps = Mapping[int, AnswerMap]
+# Columns of a task among the outputs, and their map.
+AnswerMaps = Sequence[tuple[slice, AnswerMap]]
 
 
 class Calibration(StrictModel):
@@ -107,28 +107,26 @@ class Calibration(StrictModel):
     tasks: dict[str, Annotated[AnswerMap, Field(discriminator="kind")]]
 
     def bound(self, schema: FeedSchema) -> AnswerMaps:
-        """By a task's position, its map. Raises ValueError for one that is not of a task of the schema of its kind."""
-        places = {task.name: place for place, task in enumerate(schema.tasks)}
+        """Each map with its task's columns. Raises ValueError for a map that fits no task of its name."""
+        tasks, columns = {task.name: task for task in schema.tasks}, schema.output_slices
         for name, mapping in self.tasks.items():
-            wanted = RegressionTask if isinstance(mapping, LabelMean) else BinaryTask
-            if name not in places or not isinstance(schema.tasks[places[name]], wanted):
-                kind = "regression" if wanted is RegressionTask else "binary"
-                raise ValueError(f"calibrates '{name}' by {mapping.kind}, which is no {kind} task of this model")
-        return {places[name]: mapping for name, mapping in self.tasks.items()}
+            if name not in tasks or mapping.kind not in tasks[name].calibrated_by:
+                raise ValueError(f"calibrates '{name}' by {mapping.kind}: this model has no such task that it fits")
+        return [(columns[name], mapping) for name, mapping in self.tasks.items()]
 
 
 def calibrated(answers_NO: NDArray[np.float32], mappings: AnswerMaps) -> NDArray[np.float32]:
     """A copy of answers_NO, the mapped tasks' answers mapped. NaN stays NaN."""
     answers_NO = answers_NO.copy()
-    for position, mapping in mappings.items():
-        answers_NO[:, position] = mapping(answers_NO[:, position].astype(np.float64))
+    for columns, mapping in mappings:
+        answers_NO[:, columns] = mapping(answers_NO[:, columns].astype(np.float64))
     return answers_NO
 
 
 def read_calibration(artifact: Artifact) -> AnswerMaps:
     """The maps of a version, none where it has no such file. Raises ArtifactError naming the file."""
     if CALIBRATION not in artifact.manifest.files:
-        return {}
+        return ()
     place = str(artifact.path / CALIBRATION)
     try:
         return Calibration.from_mapping(artifact.read_json(CALIBRATION), place).bound(artifact.manifest.feed)

@@ -5,6 +5,9 @@
 Shapes: B rows, N candidates, T tasks, O outputs, D columns of the dense row, H width of a representation.
 """
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -13,10 +16,12 @@ from model.embeddings.embeddings import Embeddings
 from model.features.block import BlockTensors, block_inputs
 from model.features.encoder import FittedFeatures
 from model.fusion import FusionConfig, NoSharingConfig
+from model.fusion.experts import side_by_side
 from model.fusion.frozen import FrozenNetwork
 from model.fusion.slots import Layers, Slots, layer_slots, linears, typed
-from model.schema import BinaryTask, Block, FeedSchema, RegressionTask
+from model.schema import Block, FeedSchema
 from model.strict_yaml import StrictModel
+from model.tasks.task import BaseTask
 
 
 class NetworkConfig(StrictModel):
@@ -33,32 +38,33 @@ class NetworkConfig(StrictModel):
 
 
 class Tower(nn.Module):
-    """A task tower: hidden Linear layers with ReLU, then one Linear to the logit. representation_BH -> logit_B1."""
+    """A task tower: hidden Linear layers with ReLU, then one Linear to the logits. representation_BH -> logits_BO."""
 
-    def __init__(self, input_width: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, input_width: int, hidden: tuple[int, ...], num_outputs: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for width in hidden:
             layers += [nn.Linear(input_width, width), nn.ReLU()]
             input_width = width
-        layers.append(nn.Linear(input_width, 1))
+        layers.append(nn.Linear(input_width, num_outputs))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, representation_BH: Tensor) -> Tensor:
-        """logit_B1."""
-        logit_B1: Tensor = self.layers(representation_BH)
-        return logit_B1
+        """logits_BO of one task."""
+        logits_BO: Tensor = self.layers(representation_BH)
+        return logits_BO
 
 
 class Network(nn.Module):
     """The dense part: rows_BD -> logits_BO."""
 
-    def __init__(self, config: NetworkConfig, input_width: int, num_tasks: int) -> None:
+    def __init__(self, config: NetworkConfig, input_width: int, output_counts: Sequence[int]) -> None:
+        """`output_counts` has each task's."""
         super().__init__()
         self.has_own_embeddings = config.has_own_embeddings
         self.config = config.fusion
-        self.fusion = config.fusion.build(input_width, num_tasks)
-        self.towers = nn.ModuleList([Tower(self.fusion.output_width, config.tower) for _ in range(num_tasks)])
+        self.fusion = config.fusion.build(input_width, len(output_counts))
+        self.towers = nn.ModuleList([Tower(self.fusion.output_width, config.tower, count) for count in output_counts])
 
     def forward(self, rows_BD: Tensor) -> Tensor:
         """logits_BO in task order. A regression task's logit is its standardised prediction."""
@@ -103,42 +109,23 @@ class Ranker(nn.Module):
 
 class Answers(nn.Module):
     """Logits -> answers in each task's unit: a probability, or a quantity from 0 to the task's upper bound, of
-    training labels. logits_NO -> answers_NO."""
+    training labels. logits_NO -> answers_NO.
 
-    offset_T: Tensor
-    scale_T: Tensor
-    upper_T: Tensor
-    is_regression_T: Tensor
-    is_log_T: Tensor
+    Neighbouring tasks of one kind are one part."""
 
     def __init__(self, schema: FeedSchema, fitted: FittedFeatures) -> None:
         super().__init__()
-        offsets, scales, uppers, is_regression, is_log = [], [], [], [], []
-        for task in schema.tasks:
-            if isinstance(task, BinaryTask):
-                # Negatives kept at rate w inflate the odds by 1/w (He et al. 2014, section 6.3): undone in the logit.
-                offsets.append(float(torch.tensor(task.negative_sampling_rate, dtype=torch.float64).log()))
-                scales.append(1.0)
-                uppers.append(1.0)
-            else:
-                offsets.append(fitted.targets[task.name].mean)
-                scales.append(fitted.targets[task.name].scale)
-                uppers.append(fitted.targets[task.name].upper)
-            is_regression.append(isinstance(task, RegressionTask))
-            is_log.append(isinstance(task, RegressionTask) and task.transform == "log1p")
-        self.register_buffer("offset_T", torch.tensor(offsets))
-        self.register_buffer("scale_T", torch.tensor(scales))
-        self.register_buffer("upper_T", torch.tensor(uppers))
-        self.register_buffer("is_regression_T", torch.tensor(is_regression))
-        self.register_buffer("is_log_T", torch.tensor(is_log))
+        runs: list[list[BaseTask]] = [list(run) for _, run in groupby(schema.tasks, key=type)]
+        self.widths = [sum(len(task.outputs) for task in run) for run in runs]
+        self.parts = nn.ModuleList([type(run[0]).answers(run, fitted.targets) for run in runs])
 
     def forward(self, logits_NO: Tensor) -> Tensor:
         """answers_NO."""
-        values_NO = logits_NO * self.scale_T + self.offset_T
-        # The bound comes last: it makes even an infinite logit a finite answer, and leaves NaN what it is.
-        quantities_NO = torch.where(self.is_log_T, torch.expm1(values_NO), values_NO)
-        quantities_NO = torch.minimum(quantities_NO.clamp(min=0.0), self.upper_T)
-        return torch.where(self.is_regression_T, quantities_NO, torch.sigmoid(values_NO))
+        logits = torch.split(logits_NO, self.widths, dim=1)
+        answers: list[Tensor] = []
+        for part, answer in enumerate(self.parts):
+            answers.append(answer(logits[part]))
+        return side_by_side(answers)
 
 
 def row_width(schema: FeedSchema, block: Block) -> int:

@@ -11,57 +11,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from model.features.kinds import Feature
 from model.features.kinds.columns import Dtype
 from model.features.kinds.embedded import EmbeddedFeature
-from model.features.kinds.feature import Name
-from model.strict_yaml import StrictModel, refuse_unknown_kind, unknown_key
+from model.strict_yaml import Name, StrictModel, unknown_key
+from model.tasks import Task
 
 Block = Literal["request", "candidate"]
-
-
-class _Task(StrictModel):
-    """The keys of every task. `mask` is a 0/1 column that says where the label counts."""
-
-    name: Name
-    kind: str
-    label: str = Field(min_length=1)
-    loss_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    mask: str | None = None
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the numbers that the task's tower gives and that answers show: the task's own where it is one."""
-        return (self.name,)
-
-
-class BinaryTask(_Task):
-    """A yes/no outcome. `label` is a 0/1 column.
-
-    `positive_weight` counts the loss of a positive row that many times. Answers stay calibrated for the log as it is.
-    """
-
-    kind: Literal["binary"]
-    negative_sampling_rate: float = Field(default=1.0, gt=0, le=1)
-    positive_weight: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
-
-
-class RegressionTask(_Task):
-    """A quantity >= 0: learned on the transformed, standardised scale, answered in the label's own unit."""
-
-    kind: Literal["regression"]
-    transform: Literal["none", "log1p"] = "none"
-
-
-Task = Annotated[
-    BinaryTask | RegressionTask,
-    Field(discriminator="kind"),
-    BeforeValidator(lambda data: refuse_unknown_kind(data, ["binary", "regression"], "task's type")),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +81,11 @@ class FeedSchema(StrictModel):
     def outputs(self) -> tuple[str, ...]:
         """Names of all outputs, task by task: the columns of logits and answers."""
         return tuple(output for task in self.tasks for output in task.outputs)
+
+    @property
+    def output_counts(self) -> tuple[int, ...]:
+        """By task, how many outputs it has."""
+        return tuple(len(task.outputs) for task in self.tasks)
 
     @property
     def output_slices(self) -> dict[str, slice]:

@@ -8,10 +8,10 @@ import difflib
 import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from model.untrusted_files import DOCUMENT_BYTES, read_bytes
 
@@ -19,6 +19,10 @@ from model.untrusted_files import DOCUMENT_BYTES, read_bytes
 _MAX_DEPTH = 100
 # Entries that aliases and merge keys may add to those that are written.
 _MAX_EXPANDED = 100_000
+
+
+# Names become keys in JSON and YAML, metric labels and tensor names ("<feature>.values"): no dots, blanks or quotes.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
 
 
 class StrictModel(BaseModel):

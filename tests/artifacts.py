@@ -16,11 +16,12 @@ from model.artifact.artifact import FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE
 from model.artifact.reference import of_features
 from model.artifact.table_files import StackedTables
 from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
-from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
+from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep
 from model.features.kinds import NumberFeature
 from model.ranker import Network, NetworkConfig
 from model.schema import FeedSchema
 from model.scorer.scorer import block_tensors
+from model.tasks.task import TargetScale
 
 TINY_SCHEMA: dict[str, Any] = {
     "name": "tiny",
@@ -96,10 +97,10 @@ def publish_artifact(
     ]
     with torch.inference_mode():
         answers_NO = module(*(tensor for block in blocks for tensor in block_tensors(block))).numpy()
-    expected = {task.name: (answers_NO[:, t] + spoil).tolist() for t, task in enumerate(schema.tasks)}
+    expected = {output: (answers_NO[:, t] + spoil).tolist() for t, output in enumerate(schema.outputs)}
     reference = {
-        task.name: {"edges": [0.0, 0.5, 1.0], "counts": [1, 1], "mean": 0.25 * (t + 1)}
-        for t, task in enumerate(schema.tasks)
+        output: {"edges": [0.0, 0.5, 1.0], "counts": [1, 1], "mean": 0.25 * (t + 1)}
+        for t, output in enumerate(schema.outputs)
     }
     features = of_features(schema, {"request": blocks[0], "candidate": blocks[1]})
     golden = {"tolerance": 1e-4, "requests": [{**request, "expected": expected}]}
@@ -156,4 +157,4 @@ def _weights(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tables = {table.name: torch.randn(encoder.rows_of_table[table.name], table.dim) for table in schema.tables}
-        return Network(network, width, len(schema.tasks)), tables
+        return Network(network, width, schema.output_counts), tables

@@ -280,7 +280,7 @@ class ScoringLevel(nn.Module):
 
 
 class ScoringTower(nn.Module):
-    """A task tower. Its last Linear is computed in fp32. representation_NH -> logit_N1."""
+    """A task tower. Its last Linear is computed in fp32. representation_NH -> logits_NO."""
 
     def __init__(self, layers: Layers, dtype: torch.dtype) -> None:
         super().__init__()
@@ -288,9 +288,9 @@ class ScoringTower(nn.Module):
         self.last = _linear(*layers[-1])
 
     def forward(self, representation_NH: Tensor) -> Tensor:
-        """logit_N1."""
-        logit_N1: Tensor = self.last(self.hidden(representation_NH).float())
-        return logit_N1
+        """logits_NO of one task."""
+        logits_NO: Tensor = self.last(self.hidden(representation_NH).float())
+        return logits_NO
 
 
 def _relu(outputs_NH: Tensor, is_compiled: bool) -> Tensor:

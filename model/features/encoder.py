@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from model.features.block import BLOCKS, Encoded, EncodedBlock, inputs_of
-from model.features.fitted import FittedFeatures, NumberStep, TargetScale, inverse_target, transform_target
+from model.features.fitted import FittedFeatures, NumberStep
 from model.features.id_lookup import OOV_ROW, Lookup, hash_integers, lookup_of
 from model.features.kinds import Feature
 from model.features.kinds.columns import (
@@ -43,10 +43,7 @@ __all__ = [
     "FeatureEncoder",
     "FittedFeatures",
     "NumberStep",
-    "TargetScale",
     "hash_integers",
-    "inverse_target",
-    "transform_target",
 ]
 
 # So many values are hashed at once.

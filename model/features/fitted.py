@@ -7,7 +7,7 @@ every encoder reads. What pieces are remembered by, and how exactly, is in id_co
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import compress
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,15 @@ from model.features.id_counts import MOST_IDS, Arrays, Counts, IntegerCounts, St
 from model.features.kinds.columns import Column, Values
 from model.features.kinds.inputs import NumberInput, NumberTransform
 from model.features.running_statistics import Largest, Moments, RankSketch
-from model.schema import FeedSchema, RegressionTask, Table
+from model.schema import FeedSchema, Table
 from model.strict_yaml import StrictModel
+from model.tasks import RegressionTask
+from model.tasks.regression import inverse_target
+from model.tasks.task import UPPER_LIMIT, TargetScale
 
 # Raw values are cut here, so that no transform overflows float64.
 RAW_LIMIT = 1e100
 QUANTILE_KNOTS = 101
-# Of a label: no answer is above it, and sums of answers still fit a float32.
-UPPER_LIMIT = float(np.float32(1e30))
 
 
 class NumberStep(StrictModel):
@@ -44,15 +45,6 @@ class NumberStep(StrictModel):
             return (values - self.mean) / self.scale
         ranks = np.interp(values, *_ranked_knots(self.knots))
         return ranks * 2.0 - 1.0
-
-
-class TargetScale(StrictModel):
-    """Mean and scale of a regression label after its transform, on the training split. `upper`, a float32 in the
-    label's own unit, bounds every answer."""
-
-    mean: float
-    scale: float
-    upper: float = Field(ge=0, le=UPPER_LIMIT)
 
 
 class FittedFeatures(StrictModel):
@@ -270,16 +262,3 @@ def _target_scale(moments: Moments, largest: Largest) -> TargetScale:
         raise ValueError("a regression task has no labelled row in the training split")
     upper = float(np.float32(min(largest.upper_bound(), UPPER_LIMIT)))
     return TargetScale(mean=moments.mean, scale=_divisor(moments.deviation), upper=upper)
-
-
-TaskTransform = Literal["none", "log1p"]
-
-
-def transform_target(values: NDArray[np.float64], transform: TaskTransform) -> NDArray[np.float64]:
-    """A regression label (>= 0, its own unit) on the scale where it is learned, before standardising."""
-    return np.log1p(values) if transform == "log1p" else values
-
-
-def inverse_target(values: NDArray[np.float64], transform: TaskTransform) -> NDArray[np.float64]:
-    """Inverse of `transform_target`."""
-    return np.expm1(values) if transform == "log1p" else values

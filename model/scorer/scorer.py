@@ -86,7 +86,7 @@ class Scorer:
         self.catalogue: Catalogue | None = None
         self.compiled: CompiledAnswers | None = None
         self._compiled_sums: CompiledAnswers | None = None
-        self._calibration: AnswerMaps = {}
+        self._calibration: AnswerMaps = ()
 
     @property
     def version(self) -> str:

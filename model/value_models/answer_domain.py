@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model.artifact.artifact import FITTED, GOLDEN, Artifact
 from model.features.fitted import FittedFeatures
-from model.schema import FeedSchema, RegressionTask
+from model.schema import FeedSchema
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,7 @@ class AnswerDomain:
     @classmethod
     def of(cls, schema: FeedSchema, fitted: FittedFeatures, golden: Mapping[str, Any]) -> "AnswerDomain":
         """`golden` is the content of the file of golden requests."""
-        uppers = {
-            output: fitted.targets[task.name].upper if isinstance(task, RegressionTask) else 1.0
-            for task in schema.tasks
-            for output in task.outputs
-        }
+        uppers = {output: task.upper(fitted.targets) for task in schema.tasks for output in task.outputs}
         answers = [np.array([one["expected"][output] for output in uppers], np.float32).T for one in golden["requests"]]
         return cls(schema, uppers, np.concatenate(answers))
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, FiniteFloat, PositiveFloat, PrivateAttr, field_validator
 
-from model.schema import BinaryTask, RegressionTask
 from model.strict_yaml import StrictModel, parse_yaml, refuse_unknown_kind, unknown_key
+from model.tasks import BinaryTask, RegressionTask
 from model.untrusted_files import read_bytes
 from model.value_models.answer_domain import AnswerDomain as AnswerDomain
 from model.value_models.finite_scores import refuse_not_finite

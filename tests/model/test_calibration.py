@@ -58,7 +58,7 @@ def test_only_the_named_tasks_change_and_the_given_array_does_not() -> None:
 def test_not_a_number_is_not_made_one() -> None:
     answers = np.array([[np.nan]], np.float32)
     for mapping in (PLATT, ISOTONIC, LABEL_MEAN):
-        assert np.isnan(calibrated(answers, {0: mapping})).all()
+        assert np.isnan(calibrated(answers, [(slice(0, 1), mapping)])).all()
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -80,9 +80,9 @@ def test_faults_are_named(content: dict[str, object], message: str) -> None:
 
 
 @pytest.mark.parametrize(("task", "mapping", "message"), [
-    ("clock", PLATT, "calibrates 'clock' by platt, which is no binary task"),
-    ("play_time", ISOTONIC, "calibrates 'play_time' by isotonic, which is no binary task"),
-    ("click", LABEL_MEAN, "calibrates 'click' by label_mean, which is no regression task"),
+    ("clock", PLATT, "calibrates 'clock' by platt: this model has no such task"),
+    ("play_time", ISOTONIC, "calibrates 'play_time' by isotonic: this model has no such task"),
+    ("click", LABEL_MEAN, "calibrates 'click' by label_mean: this model has no such task"),
 ])  # fmt: skip
 def test_a_map_that_is_not_of_its_task_is_named(task: str, mapping: AnswerMap, message: str) -> None:
     with pytest.raises(ValueError, match=message):

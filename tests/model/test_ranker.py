@@ -12,10 +12,11 @@ from model.artifact.table_files import StackedTables
 from model.embeddings.embeddings import Embeddings, FusedOptimizer
 from model.export.scoring_module import ScoringModule
 from model.features.block import BlockTensors
-from model.features.encoder import EncodedBlock, FeatureEncoder, FittedFeatures, TargetScale
+from model.features.encoder import EncodedBlock, FeatureEncoder, FittedFeatures
 from model.fusion.adatt import AdaTTConfig
 from model.ranker import Answers, Network, NetworkConfig, Ranker, Tower
 from model.schema import FeedSchema
+from model.tasks.task import TargetScale
 from tests.model.feeds import columns_of, encoder_of, everything, random_rows, schema_of
 
 CONFIG = NetworkConfig(fusion=AdaTTConfig(kind="adatt", levels=(8, (6, 5))), tower=(4,))
@@ -46,7 +47,7 @@ def request_and_candidates(encoder: FeatureEncoder, count: int, seed: int) -> tu
 def build(schema: FeedSchema, encoder: FeatureEncoder, fused: FusedOptimizer | None) -> tuple[Ranker, ScoringModule]:
     torch.manual_seed(0)
     embeddings = Embeddings(schema, encoder, fused=fused, learning_rate=0.1)
-    ranker = Ranker(embeddings, Network(CONFIG, embeddings.width, len(schema.tasks))).eval()
+    ranker = Ranker(embeddings, Network(CONFIG, embeddings.width, schema.output_counts)).eval()
     return ranker, ScoringModule(
         schema, encoder.fitted, ranker.network, StackedTables.of(embeddings.table_weights())
     ).eval()
@@ -228,7 +229,7 @@ def test_a_logit_that_is_not_a_number_stays_one() -> None:
 
 
 def test_towers_have_relu_between_and_none_at_the_end() -> None:
-    tower = Tower(3, (4, 2)).double()
+    tower = Tower(3, (4, 2), 1).double()
     rows = torch.randn(50, 3, dtype=torch.float64)
     hidden = rows.numpy()
     linears = [layer for layer in tower.layers if isinstance(layer, torch.nn.Linear)]
@@ -252,4 +253,4 @@ def test_faults_of_a_network_are_named(config: dict[str, object], message: str) 
 
 def test_a_tower_may_be_one_linear_alone() -> None:
     config = NetworkConfig.from_mapping({"fusion": {"kind": "adatt_sp", "levels": [4]}, "tower": []}, "train.yaml")
-    assert Network(config, 3, 2)(torch.randn(5, 3)).shape == (5, 2)
+    assert Network(config, 3, (1, 1))(torch.randn(5, 3)).shape == (5, 2)

@@ -7,7 +7,8 @@ import pytest
 
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.features.kinds import NumberFeature
-from model.schema import BinaryTask, FeedSchema, RegressionTask, Table
+from model.schema import FeedSchema, Table
+from model.tasks import BinaryTask, RegressionTask
 from tests.model.feeds import FEED, everything, schema_of, write
 
 ITEM = "{name: item, side: candidate, kind: id, buckets: 5, dim: 4}"

@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from model.schema import BinaryTask, FeedSchema, Task
+from model.schema import FeedSchema
+from model.tasks import BinaryTask, Task
 from training.compare.cost import CANDIDATES, SCORING_CALLS, median_seconds
 from training.compare.predictions import keep_outputs, truth_of
 from training.compare.tree_config import SETTINGS, TreesConfig, kept_config

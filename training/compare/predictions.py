@@ -14,8 +14,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from model.features.encoder import transform_target
-from model.schema import RegressionTask
+from model.tasks import RegressionTask
+from model.tasks.regression import transform_target
 from training.compare.measures import TaskTruth
 from training.config import SplitName
 from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from model.features.kinds.feature import Name
-from model.strict_yaml import StrictModel
+from model.strict_yaml import Name, StrictModel
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]

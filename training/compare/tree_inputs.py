@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from model.features.encoder import transform_target
 from model.features.kinds import IdFeature, IdListFeature
-from model.schema import FeedSchema, RegressionTask, Task
+from model.schema import FeedSchema
 from model.strict_yaml import unknown_key
+from model.tasks import RegressionTask, Task
+from model.tasks.regression import transform_target
 from training.compare.target_encodings import Encoding, EncodingsConfig, from_all, from_earlier, out_of_fold
 from training.config import DataConfig
 from training.data.files import LogFiles

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from model.features.kinds import Feature, IdListFeature, NumberFeature
 from model.features.kinds.columns import ID_LIMITS, Column, Dtype
-from model.schema import BinaryTask, FeedSchema, Task
+from model.schema import FeedSchema
+from model.tasks import BinaryTask, Task
 from training.data.bad_rows import Fault, Mask, RowFault
 from training.data.usual_types import usual, usual_table
 

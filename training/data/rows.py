@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.features.block import BLOCKS, BlockTensors
-from model.features.encoder import FeatureEncoder, FittedFeatures, transform_target
+from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.features.kinds.columns import Column
-from model.schema import FeedSchema, RegressionTask
+from model.schema import FeedSchema
+from model.tasks import RegressionTask
+from model.tasks.regression import transform_target
 from training.config import DataConfig, SplitName
 from training.data.arrow import LogColumns, column_from_arrow, columns_from_arrow, floats, labels_of, observed_of, plain
 from training.data.bad_rows import BadRows, Mask

@@ -19,7 +19,7 @@ from scipy.special import expit, logit
 
 from model.calibration import Calibration, Isotonic, Platt
 from model.ranker import Answers, Ranker
-from model.schema import BinaryTask
+from model.tasks import BinaryTask
 from training.config import SplitName
 from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.evaluate.metrics import calibration_ratio, normalized_entropy

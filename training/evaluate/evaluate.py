@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import expit
 
-from model.features.encoder import transform_target
-from model.schema import BinaryTask, RegressionTask
+from model.tasks import BinaryTask, RegressionTask
+from model.tasks.regression import transform_target
 from training.config import SplitName
 from training.data.groups import group_codes, rows_without_group
 from training.data.rows import labels_of, observed_of, read_splits

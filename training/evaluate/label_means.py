@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from model.calibration import LabelMean
-from model.features.encoder import TargetScale, inverse_target
 from model.ranker import Ranker
-from model.schema import RegressionTask
+from model.tasks import RegressionTask
+from model.tasks.regression import inverse_target
+from model.tasks.task import TargetScale
 from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.evaluate.validation import predict
 from training.run.run import Run

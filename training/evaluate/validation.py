@@ -19,7 +19,8 @@ from torch import Tensor
 
 from model.fusion.learned_routing import policy_perplexities
 from model.ranker import Ranker
-from model.schema import BinaryTask, FeedSchema
+from model.schema import FeedSchema
+from model.tasks import BinaryTask
 from training.data.device import on_device
 from training.data.rows import Rows
 from training.data.source import share, take_share

@@ -9,8 +9,9 @@ from typing import Any
 
 from model.features.encoder import FittedFeatures
 from model.features.kinds import NumberFeature
-from model.schema import FeedSchema, RegressionTask
+from model.schema import FeedSchema
 from model.strict_yaml import StrictModel
+from model.tasks import RegressionTask
 from training.run.run import read_json, write_json
 
 

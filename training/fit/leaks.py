@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model.features.kinds.columns import Column
-from model.schema import BinaryTask, FeedSchema
+from model.schema import FeedSchema
+from model.tasks import BinaryTask
 from training.config import SplitName
 from training.data.arrow import labels_of, observed_of, plain
 from training.data.selection import epoch_unit

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from model.features.id_lookup import hash_integers
-from model.schema import BinaryTask, FeedSchema
+from model.schema import FeedSchema
+from model.tasks import BinaryTask
 from training.config import NegativeSampling
 from training.data.rows import Rows, labels_of, observed_of
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from model.features.encoder import FittedFeatures
-from model.schema import BinaryTask, FeedSchema
+from model.schema import FeedSchema
+from model.tasks import BinaryTask
 from training.config import SplitName, TrainingConfig
 from training.data.index import LogIndex, index_of
 from training.data.reader import LogReader

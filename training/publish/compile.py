@@ -123,7 +123,7 @@ def _dense(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
     config = NetworkConfig.from_mapping(scorer.manifest.network, str(scorer.artifact.path))
     request, candidate = row_width(schema, "request"), row_width(schema, "candidate")
     rows = tasks if config.has_own_embeddings else 1
-    network = Network(config, (request + candidate) * rows, tasks)
+    network = Network(config, (request + candidate) * rows, schema.output_counts)
     scoring = ScoringNetwork(
         network.frozen(tasks),
         network.tower_layers(),
@@ -133,7 +133,7 @@ def _dense(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
         dtype=getattr(torch, dtype),
     )
     dense = CandidateAnswers(scoring, Answers(schema, scorer.encoder.fitted)).eval()
-    dense.load_state_dict(scorer.module.answer.state_dict())
+    scoring.load_state_dict(scorer.module.answer.network.state_dict())
     return dense
 
 

@@ -26,8 +26,9 @@ from model.features.block import BLOCKS, BlockTensors
 from model.features.encoder import EncodedBlock, FeatureEncoder
 from model.features.kinds import Feature
 from model.ranker import Ranker
-from model.schema import BinaryTask, FeedSchema
+from model.schema import FeedSchema
 from model.scorer.scorer import Scorer, block_tensors
+from model.tasks import BinaryTask
 from training.config import SplitName
 from training.data.rows import Rows, columns_from_arrow, read_splits
 from training.evaluate.calibration import Kind as CalibrationKind

@@ -109,7 +109,7 @@ class Run:
         if sharder is not None:
             ranks.first_does(lambda: sharder.write(self.path))
         return Ranker(
-            embeddings, Network(self.config.network, embeddings.width, len(self.schema.tasks)).to(ranks.device)
+            embeddings, Network(self.config.network, embeddings.width, self.schema.output_counts).to(ranks.device)
         )
 
     def best_ranker(self) -> Ranker:

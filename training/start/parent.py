@@ -18,10 +18,12 @@ from model.artifact.artifact import FITTED, MANIFEST, TRAINED, Artifact, Artifac
 from model.artifact.table_files import StackedTables, as_table, table_file
 from model.embeddings.embeddings import Embeddings
 from model.embeddings.id_map import IdMap
-from model.features.encoder import FeatureEncoder, FittedFeatures, TargetScale
+from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.features.kinds import NumberFeature
 from model.ranker import Network, NetworkConfig, Ranker, row_width
-from model.schema import FeedSchema, RegressionTask
+from model.schema import FeedSchema
+from model.tasks import RegressionTask
+from model.tasks.task import TargetScale
 from training.run.run import CONFIG, Run
 from training.step.slots import settled, settled_maps
 
@@ -163,4 +165,4 @@ def _network(config: NetworkConfig, schema: FeedSchema) -> Network:
     width = row_width(schema, "request") + row_width(schema, "candidate")
     # Its weights are set next: the seed of the run draws the child's as it does without a parent.
     with torch.random.fork_rng(devices=[]):
-        return Network(config, width * parts, len(schema.tasks))
+        return Network(config, width * parts, schema.output_counts)

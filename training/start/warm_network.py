@@ -2,7 +2,8 @@
 
 In: two networks as `Side`s, and the features that mean the same to both. Out: ours filled from theirs, and what became
 of each part of it. Columns of new features start at 0, so that adding one changes no answer until it is trained. Gates
-go by the experts that they mix, stitches by tasks. What is new there, and a new task's own parts, keep fresh weights.
+go by the experts that they mix, stitches by tasks, the last layer of a tower by its outputs. What is new there, and a
+new task's own parts, keep fresh weights.
 
 Shapes: D columns of the dense row (of a task's part of it where tasks have tables of their own), G gates, E experts.
 """
@@ -32,16 +33,19 @@ class Side:
         width = sum(map(len, self.columns.values())) * parts
         # What reads the raw row changes with its width, and nothing else does.
         with torch.random.fork_rng(devices=[]):
-            wider = Network(config, width + parts, len(tasks)).slots(tasks)
+            wider = Network(config, width + parts, schema.output_counts).slots(tasks)
         self.reads_row = {name for name, slot in self.slots.items() if slot.shape != wider[name].shape}
         self._experts = _experts_of_gates(network, config, tasks, self.slots)
+        last = f"{len(config.tower)}"
+        self._outputs = {f"tower.{task.name}.{last}": list(task.outputs) for task in schema.tasks}
 
     def labels(self, name: str) -> list[list[str]]:
         """By leading dimension of a slot, the names of its entries. None where only their number counts."""
         if name.endswith(".stitch"):
             return [self.tasks, self.tasks]
-        gate = name.rpartition(".")[0]
-        return [self._experts[gate]] if gate in self._experts else []
+        layer = name.rpartition(".")[0]
+        outputs = self._experts.get(layer) or self._outputs.get(layer)
+        return [outputs] if outputs else []
 
 
 def fill_network(ours: Side, theirs: Side, features: set[str]) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from model.features.block import BLOCKS, block_inputs
 from model.ranker import Ranker
-from model.schema import FeedSchema, RegressionTask
+from model.schema import FeedSchema
+from model.tasks import RegressionTask
 from training.config import SplitName
 from training.data.rows import Batch
 from training.run.run import Run

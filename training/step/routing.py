@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from model.fusion.learned_routing import LearnedRouting
 from model.fusion.policy import Policy, PolicyConfig, probabilities, simplex_projection
-from model.schema import BinaryTask, FeedSchema
+from model.schema import FeedSchema
+from model.tasks import BinaryTask
 from training.files import derived_seed
 
 

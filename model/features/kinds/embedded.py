@@ -6,7 +6,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, StrictInt, StrictStr, field_validator, model_validator
 
 from model.features.kinds.columns import ID_LIMITS, Dtype
-from model.features.kinds.feature import BaseFeature, Name
+from model.features.kinds.feature import BaseFeature
+from model.strict_yaml import Name
 
 
 class EmbeddedFeature(BaseFeature):

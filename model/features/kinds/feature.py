@@ -6,17 +6,14 @@ treat it. A kind is a file beside this one, and its name in the union of model.f
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import StringConstraints
 
 from model.features.kinds.columns import Column, ColumnError, Dtype, Unfit, flat_column, scalar_faults
 from model.features.kinds.inputs import Inputs
-from model.strict_yaml import StrictModel
+from model.strict_yaml import Name, StrictModel
 
-# Names become keys in JSON and YAML, metric labels and tensor names ("<feature>.values"): no dots, blanks or quotes.
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
 Side = Literal["user", "context", "candidate", "training_only"]
 
 

@@ -24,7 +24,7 @@ def split_of(
     """A trained network, its towers, and both halves of it as it scores, columns permuted within either side."""
     network = case.build(3, WIDTH).eval()
     assert isinstance(network.output_width, int)
-    towers = [Tower(network.output_width, (3,)) for _ in range(case.tasks)]
+    towers = [Tower(network.output_width, (3,), 1) for _ in range(case.tasks)]
     layers = [linears(list(tower.layers)) for tower in towers]
     frozen = network.frozen(case.tasks)  # type: ignore[operator]
     request, candidate = columns()

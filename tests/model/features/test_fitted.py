@@ -6,9 +6,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from model.features.fitted import FittedFeatures, FittingPass, NumberStep, count_ids, transform_target
+from model.features.fitted import FittedFeatures, FittingPass, NumberStep, count_ids
 from model.features.kinds.columns import Column
-from model.schema import FeedSchema, RegressionTask
+from model.schema import FeedSchema
+from model.tasks import RegressionTask
+from model.tasks.regression import transform_target
 from tests.model.feeds import Rows, columns_of, everything, random_rows, schema_of
 
 CHAINS = ("[quantile]", "[standardise, quantile]", "[log1p, quantile]", "[quantile, standardise]",

@@ -17,7 +17,7 @@ TASKS = 3
 def parameters_of(case: Case) -> int:
     """All parameters of a Census ranker with this fusion network and towers of one hidden layer of 32."""
     torch.manual_seed(0)
-    network = Network(NetworkConfig(fusion=case.parsed, tower=(32,)), COLUMNS, TASKS)
+    network = Network(NetworkConfig(fusion=case.parsed, tower=(32,)), COLUMNS, (1,) * TASKS)
     return EMBEDDINGS + sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -10,7 +10,7 @@ from tests.model.fusion.cases import CASES, INPUT_WIDTH, Case
 
 def network_of(case: Case) -> Network:
     torch.manual_seed(0)
-    return Network(NetworkConfig(fusion=case.parsed, tower=(6, 3)), INPUT_WIDTH, case.tasks)
+    return Network(NetworkConfig(fusion=case.parsed, tower=(6, 3)), INPUT_WIDTH, (1,) * case.tasks)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -46,7 +46,7 @@ def test_output_is_that_of_the_equations(case: Case) -> None:
 def test_logits_behind_the_towers_are_those_of_the_equations(case: Case) -> None:
     """Tower = hidden Linear and ReLU, then one Linear to a raw logit; nothing between fusion and tower."""
     torch.manual_seed(5)
-    network = Network(NetworkConfig(fusion=case.parsed, tower=(6, 3)), INPUT_WIDTH, case.tasks).eval()
+    network = Network(NetworkConfig(fusion=case.parsed, tower=(6, 3)), INPUT_WIDTH, (1,) * case.tasks).eval()
     rows_BD, state = rows_of(8), numbers_of(network)
     fusion = {name.removeprefix("fusion."): value for name, value in state.items() if name.startswith("fusion.")}
     fused_BTH = fused_by_loops(case, fusion, rows_BD.double().numpy())

@@ -26,7 +26,7 @@ def built(fused: FusedOptimizer | None) -> tuple[FeedSchema, FeatureEncoder, Ran
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     torch.manual_seed(0)
     embeddings = Embeddings(schema, encoder, fused=fused, learning_rate=0.1, for_each_task=True)
-    network = Network(NetworkConfig.from_mapping(OWN, "test"), embeddings.width, len(schema.tasks))
+    network = Network(NetworkConfig.from_mapping(OWN, "test"), embeddings.width, schema.output_counts)
     return schema, encoder, Ranker(embeddings, network).eval()
 
 
@@ -133,5 +133,5 @@ def test_census_with_own_embeddings_has_the_published_size() -> None:
     config = NetworkConfig.from_mapping(
         {"fusion": {"kind": "no_sharing", "levels": [128, 64], "own_embeddings": True}, "tower": [32]}, "test"
     )
-    network = Network(config, 3 * 131, 3)
+    network = Network(config, 3 * 131, (1, 1, 1))
     assert sum(parameter.numel() for parameter in network.parameters()) + 3 * 510 * 4 == 87_915

@@ -10,7 +10,7 @@ D, T = 10, 3
 
 
 def network(**fusion: object) -> nn.Module:
-    return Network(NetworkConfig.from_mapping({"fusion": fusion, "tower": [5]}, "test"), D, T)
+    return Network(NetworkConfig.from_mapping({"fusion": fusion, "tower": [5]}, "test"), D, (1,) * T)
 
 
 def towers(width: int) -> int:

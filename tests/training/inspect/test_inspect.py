@@ -49,7 +49,7 @@ def ranker_with(run: Run, fusion: Mapping[str, Any]) -> tuple[Ranker, NetworkCon
     torch.manual_seed(0)
     config = NetworkConfig.from_mapping({"fusion": fusion, "tower": [4]}, "network.yaml")
     embeddings = Embeddings(run.schema, run.encoder)
-    ranker = Ranker(embeddings, Network(config, embeddings.width, len(run.schema.tasks)))
+    ranker = Ranker(embeddings, Network(config, embeddings.width, run.schema.output_counts))
     with torch.no_grad():
         for name, parameter in ranker.network.named_parameters():
             if "gates" in name:

@@ -25,7 +25,7 @@ MAPPED = {name: case for name, case in CASES.items() if case.tasks > 1}
 
 def network_of(case: Case) -> Network:
     torch.manual_seed(1)
-    return Network(NetworkConfig(fusion=case.parsed, tower=TOWER), INPUT_WIDTH, case.tasks).eval()
+    return Network(NetworkConfig(fusion=case.parsed, tower=TOWER), INPUT_WIDTH, (1,) * case.tasks).eval()
 
 
 @pytest.mark.parametrize("case", MAPPED.values(), ids=MAPPED.keys())

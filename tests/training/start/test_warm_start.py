@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from model.artifact.artifact import TRAINED, write_manifest
 from model.embeddings.embeddings import Embeddings
 from model.features.block import BlockTensors
-from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep, TargetScale
+from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep
 from model.features.kinds import NumberFeature
 from model.ranker import Network, NetworkConfig, Ranker
-from model.schema import FeedSchema, RegressionTask
+from model.schema import FeedSchema
 from model.scorer.scorer import block_tensors
+from model.tasks.task import TargetScale
 from tests.artifacts import writable
 from tests.training_data import training_file, write_feed
 from training.__main__ import main
@@ -74,9 +75,7 @@ def fitted_for(schema: FeedSchema, items: tuple[int, ...] = ITEMS) -> FittedFeat
             for feature in numbers
         },
         targets={
-            task.name: TargetScale(mean=2.0, scale=1.5, upper=1e5)
-            for task in schema.tasks
-            if isinstance(task, RegressionTask)
+            task.name: TargetScale(mean=2.0, scale=1.5, upper=1e5) for task in schema.tasks if task.kind == "regression"
         },
     )
 
@@ -87,7 +86,7 @@ def ranker_for(schema: FeedSchema, fitted: FittedFeatures, config: NetworkConfig
         embeddings = Embeddings(schema, FeatureEncoder(schema, fitted), for_each_task=config.has_own_embeddings)
         for weight in embeddings.table_weights().values():
             weight.normal_()
-        return Ranker(embeddings, Network(config, embeddings.width, len(schema.tasks))).eval()
+        return Ranker(embeddings, Network(config, embeddings.width, schema.output_counts)).eval()
 
 
 def config_of(name: str) -> NetworkConfig:

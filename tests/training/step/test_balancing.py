@@ -73,7 +73,7 @@ def new_ranker(rate: float = 0.5) -> Ranker:
     network = NetworkConfig.from_mapping(
         {"fusion": {"kind": "mmoe", "levels": [6], "num_experts": 3}, "tower": [3]}, "test"
     )
-    return Ranker(embeddings, Network(network, embeddings.width, 4))
+    return Ranker(embeddings, Network(network, embeddings.width, (1,) * 4))
 
 
 def losses_of(ranker: Ranker, balancing: Balancing, observed_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

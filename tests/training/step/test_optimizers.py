@@ -39,7 +39,7 @@ def new_ranker(fused: str | None, rate: float) -> Ranker:
     encoder = FeatureEncoder(SCHEMA, FittedFeatures(numbers={"x": ()}))
     embeddings = Embeddings(SCHEMA, encoder, fused=fused, learning_rate=rate)  # type: ignore[arg-type]
     network = NetworkConfig.from_mapping({"fusion": {"kind": "adatt_sp", "levels": [4], "experts_per_task": 1}}, "test")
-    return Ranker(embeddings, Network(network, embeddings.width, 1))
+    return Ranker(embeddings, Network(network, embeddings.width, (1,)))
 
 
 def gradient_of(step: int, shape: tuple[int, ...]) -> Array:
@@ -218,7 +218,7 @@ def test_a_feed_without_tables_has_a_dense_optimizer_alone() -> None:
     encoder = FeatureEncoder(schema, FittedFeatures(numbers={"x": ()}))
     embeddings = Embeddings(schema, encoder, fused="rowwise_adagrad", learning_rate=0.1)
     config = NetworkConfig.from_mapping({"fusion": {"kind": "adatt_sp", "levels": [4], "experts_per_task": 1}}, "test")
-    optimizers = Optimizers(Ranker(embeddings, Network(config, 1, 1)), OptimizerConfig(), 1)
+    optimizers = Optimizers(Ranker(embeddings, Network(config, 1, (1,))), OptimizerConfig(), 1)
     optimizers.start_step(0)
     assert optimizers.momenta() == {}
     optimizers.load_state(optimizers.state())

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from model.schema import BinaryTask, FeedSchema
+from model.schema import FeedSchema
+from model.tasks import BinaryTask
 
 
 class TaskLosses(nn.Module):

@@ -1,0 +1,60 @@
+"""Base of every kind of task: the operations in which kinds differ.
+
+In: a task of the schema, checked. Out: its outputs, their range, and the module that makes answers of its logits. A
+kind is a file beside this one, and its name in the union of model.tasks.
+
+Shapes: N candidates, O outputs of some tasks.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
+
+import numpy as np
+from pydantic import Field
+from torch import nn
+
+from model.strict_yaml import Name, StrictModel
+
+# Of a label: no answer is above it, and sums of answers still fit a float32.
+UPPER_LIMIT = float(np.float32(1e30))
+
+
+class TargetScale(StrictModel):
+    """Mean and scale of a task's label after its transform, on the training split, and the bound of its answers.
+
+    `upper` is in the label's own unit, and a float32."""
+
+    mean: float
+    scale: float
+    upper: float = Field(ge=0, le=UPPER_LIMIT)
+
+
+# By task that has one.
+Scales = Mapping[str, TargetScale]
+
+
+class BaseTask(StrictModel):
+    """The keys of every task. `mask` is a 0/1 column that says where the label counts."""
+
+    # Kinds of model.calibration's maps that may follow its answers.
+    calibrated_by: ClassVar[tuple[str, ...]]
+
+    name: Name
+    kind: str
+    label: str = Field(min_length=1)
+    loss_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    mask: str | None = None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the numbers that the task's tower gives and that answers show: the task's own where it is one."""
+        return (self.name,)
+
+    def upper(self, scales: Scales) -> float:
+        """The bound of the task's answers: 1 of a probability."""
+        return 1.0
+
+    @classmethod
+    def answers(cls, tasks: Sequence[Self], scales: Scales) -> nn.Module:
+        """The module of tasks of this kind: logits_NO -> answers_NO. TorchScript reads it."""
+        raise NotImplementedError
