@@ -69,7 +69,7 @@ def _timed(scorer: Scorer, size: int, turns: int) -> dict[str, list[float]]:
     block = scorer.encoder.encode("candidate", columns, size, as_served=True).block
 
     def score(given: Mapping[str, Column]) -> None:
-        scorer.score(request, given, size)
+        scorer.score(*scorer.encode(request, given, size))
 
     ways: dict[str, Callable[[], object]] = {
         "without": lambda: score(columns),

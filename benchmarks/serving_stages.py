@@ -26,9 +26,11 @@ from model.scorer.scorer import Engine, Scorer, block_tensors
 from model.value_models.value_model import DEFAULT, ValueModels
 from service.metrics.metrics import Metrics
 from service.metrics.model_metrics import ModelMetrics
+from service.models.version import ServedModel
 from service.rank.answer import write
-from service.rank.question import Question, columns, decode, parse
+from service.rank.question import Question, decode, parse, read_features
 from service.rank.question_fast import read_columnar
+from service.rank.scored_request import EncodedRequest, ScoredRequest
 
 MAX_CANDIDATES = 2_000
 SECONDS = 0.5
@@ -41,12 +43,14 @@ Network = Callable[[Tensor, Tensor], Tensor]
 def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
     """CPU microseconds of each stage of a request, medians over many; `network` is what an engine computes."""
     encoder, module = scorer.encoder, scorer.module
-    value_model = ValueModels.built_in(scorer.domain)[DEFAULT]
     metrics = ModelMetrics(Metrics(), "reference", scorer)
-    head = {"request_id": "bench", "model": "reference", "model_version": scorer.version}
     question = _read(body)
     rows = len(question.ids)
-    scored = scorer.score(*columns(question, encoder), rows)
+    request, columns = read_features(question, encoder)
+    candidates = encoder.encode("candidate", columns, rows, as_served=True)
+    served = ServedModel("reference", scorer, ValueModels.built_in(scorer.domain), metrics)
+    encoded = EncodedRequest("bench", served, DEFAULT, question, columns, request, candidates, len(body))
+    scored = scorer.score(request, candidates)
 
     def one_request() -> dict[str, float]:
         spent: dict[str, float] = {}
@@ -60,22 +64,21 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
 
         question = _read(body)
         end("parse")
-        request, candidates = columns(question, encoder)
+        request, columns = read_features(question, encoder)
         end("columns")
-        request_block = encoder.encode("request", request, 1, as_served=True).block
-        block = encoder.encode("candidate", candidates, rows, as_served=True).block
+        block = encoder.encode("candidate", columns, rows, as_served=True).block
         end("features")
-        sums_1F = module.request_sums(*block_tensors(request_block))
+        sums_1F = module.request_sums(*block_tensors(request.block))
         end("user part")
         rows_ND = module.candidate_rows(*block_tensors(block))
         end("look-ups")
         answers_NO = network(rows_ND, sums_1F).numpy()
         end("network")
-        score_N = value_model.score(answers_NO)
+        score_N = served.value_models[DEFAULT].score(answers_NO)
         end("value model")
         metrics.observe(scored, DEFAULT, score_N)
         end("metrics")
-        write(head, question, scorer.outputs, score_N, answers_NO)
+        write(ScoredRequest(encoded, scored._replace(answers_NO=answers_NO), score_N))
         end("answer")
         return spent
 
@@ -167,8 +170,9 @@ def measure(
 
 
 def _inputs(scorer: Scorer, body: bytes) -> tuple[Inputs, Inputs]:
-    request, candidates = columns(_read(body), scorer.encoder)
-    return _block_inputs("request", request), _block_inputs("candidate", candidates)
+    question = _read(body)
+    candidates = read_features(question, scorer.encoder)[1]
+    return _block_inputs("request", question.request_columns(scorer.encoder)), _block_inputs("candidate", candidates)
 
 
 def _block_inputs(block: Block, columns: Mapping[str, Column]) -> Inputs:

@@ -132,7 +132,7 @@ def batch_savings(artifact: Path) -> dict[str, dict[str, float]]:
 
     def savings(candidates: int) -> dict[str, float]:
         request = columnar_request(candidates, 0)
-        user = encoder.request_columns(request["user"])
+        user = encoder.encode_request(request["user"])
         features = encoder.columns("candidate", request["candidates"]["features"], candidates)
         many = columnar_request(candidates * CONCURRENCY, 0)["candidates"]["features"]
         rows = candidates * CONCURRENCY
@@ -140,14 +140,13 @@ def batch_savings(artifact: Path) -> dict[str, dict[str, float]]:
 
         def one_by_one() -> None:
             for _ in range(CONCURRENCY):
-                scorer.score(user, features, candidates)
+                scorer.score(user, encoder.encode("candidate", features, candidates, as_served=True))
 
         def together() -> None:
             with torch.inference_mode():
                 for _ in range(CONCURRENCY):
                     encoder.encode("candidate", features, candidates, as_served=True)
-                    request_block = encoder.encode("request", user, 1, as_served=True).block
-                    sums_1F = module.request_sums(*block_tensors(request_block))
+                    sums_1F = module.request_sums(*block_tensors(encoder.encode_request(request["user"]).block))
                 module.answer(module.candidate_rows(*block_tensors(block)), sums_1F)
 
         return {"one_by_one": _cpu_ms(one_by_one), "together": _cpu_ms(together)}

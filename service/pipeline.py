@@ -1,34 +1,33 @@
-"""A scoring request from its bytes to the bytes of its answer: decode, check, columns, score, combine, rank, encode.
+"""A scoring request from its bytes to the bytes of its answer: read, choose the model, encode, score, hand on, write.
 
 In: the body of POST /v1/rank, in a scoring thread. Out: the answer, or a Problem. /v2 reads and writes another form and
 takes the same steps between. A request has one user and many candidates. User and context are computed once.
 
-Shapes: N candidates, O outputs.
+Shapes: N candidates.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from model.features.encoder import Column
-from model.scorer.scorer import NonFiniteScoresError, Scored
+from model.features.encoder import Encoded
+from model.scorer.scorer import NamedCandidates, NonFiniteScoresError
 from model.value_models.value_model import DEFAULT
 from service.base.errors import Fault, Problem, told
 from service.base.log import LOGGER
 from service.base.record import RequestRecord
-from service.impressions.line import Asked
 from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import Metrics
 from service.models.store import ModelStore
 from service.models.version import ServedModel
 from service.rank.answer import Reply, write
 from service.rank.catalogue import UnknownCandidates, named_candidates
-from service.rank.explain import explain
-from service.rank.question import Question, check_count, columns, decode, parse, request_id_of
+from service.rank.explain import Explanation, explain
+from service.rank.question import Question, check_count, decode, parse, read_features, request_id_of
 from service.rank.question_fast import read_columnar
+from service.rank.scored_request import EncodedRequest, ScoredRequest
 from service.rank.strict import check_strict
 from service.watch.drift import Drift
 from service.watch.shadow import ShadowScoring
@@ -63,7 +62,17 @@ class Ranking:
         self.unknown_candidates = unknown_candidates
 
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
-        """The answer's body. Runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
+        """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
+        question = self._read(body, record)
+        model, value_model = self.choose(question.model, question.version, question.value_model, "value_model", record)
+        encoded = self._encode(question, model, value_model, len(body), record)
+        scored = self.score(encoded, record, deadline)
+        explanation = _explanation(scored, record) if question.explain else None
+        self.hand_on(scored, record)
+        return Reply(write(scored, explanation))
+
+    def _read(self, body: bytes, record: RequestRecord) -> Question:
+        """The question of a body. Raises Problem: 400, 413, 422."""
         most = self.max_candidates
         question = read_columnar(body)
         if question is None:
@@ -72,86 +81,45 @@ class Ranking:
             question = parse(document, most)
         record.request_id = question.request_id or record.request_id
         check_count(question, most)
-        model = self.store.find(question.model, question.version, record.request_id)
-        name = self.chosen(model, question.value_model, "value_model", record)
+        return question
+
+    def choose(
+        self, model: str | None, version: str | None, value_model: str | None, path: str, record: RequestRecord
+    ) -> tuple[ServedModel, str]:
+        """The model, and the name of its value model, that are asked for, the latter at `path`; both are noted in the
+        record. Raises Problem: 404, 422, 503."""
+        found = self.store.find(model, version, record.request_id)
+        name = value_model or DEFAULT
+        if name not in found.value_models:
+            has = ", ".join(found.value_models.names)
+            rule = f"no such value model, {told(name)}; model '{found.name}' has: {has}"
+            raise Problem.wrong_content([Fault(path, rule)])
+        record.model, record.model_version = found.name, found.scorer.version
+        record.value_model, record.value_model_version = name, found.value_models[name].version
+        return found, name
+
+    def _encode(
+        self, question: Question, model: ServedModel, value_model: str, body_bytes: int, record: RequestRecord
+    ) -> EncodedRequest:
+        """The question's blocks, the candidates joined with the model's catalogue where it has one. Raises Problem 422
+        for faulty values, for what a strict question leaves out, and for candidates that nothing describes."""
         record.know_candidates(len(question.ids))
-        request_columns, candidate_columns = columns(question, model.scorer.encoder)
-        named = named_candidates(model, question, candidate_columns, self.unknown_candidates)
-        record.uses_catalogue = named is not None and named.uses_catalogue
+        request, columns = read_features(question, model.scorer.encoder)
+        candidates: Encoded | NamedCandidates | None
+        candidates = named = named_candidates(model, question, columns, self.unknown_candidates)
         if question.strict:
             check_strict(question, model.scorer.schema, None if named is None else named.is_known_N)
+        if candidates is None:
+            candidates = model.scorer.encoder.encode("candidate", columns, len(question.ids), as_served=True)
+        return EncodedRequest(record.request_id, model, value_model, question, columns, request, candidates, body_bytes)
 
-        def score() -> Scored:
-            if named is None:
-                return model.scorer.score(request_columns, candidate_columns, len(question.ids))
-            return model.scorer.score_named(request_columns, named)
-
-        scored, score_N = self.scores(model, name, score, record, deadline)
-        value_model = model.value_models[name]
-        explanation = None
-        if question.explain:
-            try:
-                explanation = explain(model.scorer, value_model, request_columns, candidate_columns, named, scored)
-            except NonFiniteScoresError as error:
-                raise _not_finite(record, str(error)) from None
-        both = (request_columns, candidate_columns)
-        self.hand_on(record, model, name, both, question, question, scored.answers_NO, score_N, len(body))
-        head = {
-            "request_id": record.request_id,
-            "model": model.name,
-            "model_version": model.scorer.version,
-            "value_model": name,
-            "value_model_version": value_model.version,
-        }
-        return Reply(write(head, question, model.scorer.outputs, score_N, scored.answers_NO, explanation))
-
-    def hand_on(
-        self,
-        record: RequestRecord,
-        model: ServedModel,
-        value_model: str,
-        columns: tuple[Mapping[str, Column], Mapping[str, Column]],
-        question: Question | None,
-        asked: Asked,
-        answers_NO: NDArray[np.float32],
-        score_N: NDArray[np.float64],
-        body_bytes: int,
-    ) -> None:
-        """Give a scored request to the shadow version, to drift and to the impression log, as far as each wants it.
-
-        `columns` are the request's and the candidates', `asked` is what is logged of them."""
-        self.shadow.take_request(record, model, value_model, columns, question, answers_NO, score_N)
-        self.drift.take_request(model, columns, answers_NO, uses_catalogue=record.uses_catalogue)
-        if self.impressions is not None:
-            scorer = model.scorer
-            self.impressions.take_request(
-                record, asked, scorer.outputs, score_N, answers_NO, body_bytes, scorer.encoder.integers
-            )
-
-    def chosen(self, model: ServedModel, asked: str | None, path: str, record: RequestRecord) -> str:
-        """The name of the value model that the request names at `path`. It and the model are noted in the record."""
-        name = asked or DEFAULT
-        if name not in model.value_models:
-            has = ", ".join(model.value_models.names)
-            rule = f"no such value model, {told(name)}; model '{model.name}' has: {has}"
-            raise Problem.wrong_content([Fault(path, rule)])
-        record.model, record.model_version = model.name, model.scorer.version
-        record.value_model, record.value_model_version = name, model.value_models[name].version
-        return name
-
-    def scores(
-        self,
-        model: ServedModel,
-        value_model: str,
-        score: Callable[[], Scored],
-        record: RequestRecord,
-        deadline: float | None,
-    ) -> tuple[Scored, NDArray[np.float64]]:
-        """Answers of `score` and their combined score_N, counted and measured. Raises Problem: 500 not finite, 504."""
+    def score(self, request: EncodedRequest, record: RequestRecord, deadline: float | None) -> ScoredRequest:
+        """Answers and their combined score, counted and measured. Raises Problem: 500 not finite, 504."""
         check_deadline(deadline)
+        model, value_model = request.model, request.value_model
         started = time.perf_counter()
         try:
-            scored = score()
+            scored = model.scorer.score(request.request, request.candidates)
         except NonFiniteScoresError as error:
             self.store.recheck(model)
             raise _not_finite(record, str(error)) from None
@@ -162,7 +130,22 @@ class Ranking:
         self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)
         self.metrics.candidates.observe_soon(len(score_N))
         model.metrics.observe(scored, value_model, score_N)
-        return scored, score_N
+        return ScoredRequest(request, scored, score_N)
+
+    def hand_on(self, request: ScoredRequest, record: RequestRecord) -> None:
+        """Give a scored request to the shadow version, to drift and to the impression log, as far as each wants it."""
+        self.shadow.take_request(record, request)
+        self.drift.take_request(request)
+        if self.impressions is not None:
+            self.impressions.take_request(record, request)
+
+
+def _explanation(request: ScoredRequest, record: RequestRecord) -> Explanation:
+    """The explanation of a scored request. Raises Problem 500."""
+    try:
+        return explain(request)
+    except NonFiniteScoresError as error:
+        raise _not_finite(record, str(error)) from None
 
 
 def check_deadline(deadline: float | None) -> None:

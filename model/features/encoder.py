@@ -30,7 +30,7 @@ from model.features.kinds.columns import (
 )
 from model.features.kinds.inputs import ListInput
 from model.features.number_transforms import number_groups
-from model.features.request_row import EncodedColumns, OneRow
+from model.features.request_row import OneRow
 from model.schema import Block, FeedSchema
 
 __all__ = [
@@ -114,14 +114,14 @@ class FeatureEncoder:
             raise ColumnErrors(errors)
         return columns
 
-    def request_columns(self, values: Mapping[str, object]) -> Mapping[str, Column]:
+    def request_columns(self, values: Mapping[str, object]) -> dict[str, Column]:
         """The columns of a request's block, from one JSON value per feature. Raises ColumnErrors."""
+        return self.columns("request", {name: [value] for name, value in values.items()}, 1)
 
-        def columns() -> dict[str, Column]:
-            return self.columns("request", {name: [value] for name, value in values.items()}, 1)
-
+    def encode_request(self, values: Mapping[str, object]) -> Encoded:
+        """The request's block as it is served, from one JSON value per feature. Raises ColumnErrors."""
         encoded = None if self._one_row is None else self._one_row.encode(values)
-        return columns() if encoded is None else EncodedColumns(self, encoded, columns)
+        return self.encode("request", self.request_columns(values), 1, as_served=True) if encoded is None else encoded
 
     def plain_columns(self, given: Mapping[str, object], rows: int) -> dict[str, Column]:
         """Number columns of the candidates, without a null, that are what `columns` makes of their values. The others
@@ -151,8 +151,6 @@ class FeatureEncoder:
     def encode(self, block: Block, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
         """Encodes one block of `rows` rows. An absent column is missing in every row. With `as_served`, training_only
         features take their serving value, whatever the columns say."""
-        if type(columns) is EncodedColumns and columns.encoder is self and as_served and block == "request":
-            return columns.encoded
         return self._encoders[block].encode(columns, rows, as_served=as_served)
 
 

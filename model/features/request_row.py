@@ -7,7 +7,7 @@ encoder names them one by one. A call costs as much as a hundred values, so one 
 Shapes: K single-id features, H of them hashed integers, L list features, V list values in all, D numbers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,30 +18,6 @@ from model.features.id_lookup import OOV_ROW, Lookup, hash_integers
 from model.features.kinds import Feature
 from model.features.kinds.columns import Column, Dtype, Ids, Unfit, flat_column
 from model.features.number_transforms import number_groups
-
-
-class EncodedColumns(Mapping[str, Column]):
-    """The columns of a row that `encoder` has encoded already, made when they are first read."""
-
-    def __init__(self, encoder: object, encoded: Encoded, make: Callable[[], Mapping[str, Column]]) -> None:
-        self.encoder = encoder
-        self.encoded = encoded
-        self._make = make
-        self._made: Mapping[str, Column] | None = None
-
-    def _columns(self) -> Mapping[str, Column]:
-        if self._made is None:
-            self._made = self._make()
-        return self._made
-
-    def __getitem__(self, name: str) -> Column:
-        return self._columns()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns())
-
-    def __len__(self) -> int:
-        return len(self._columns())
 
 
 class OneRow:

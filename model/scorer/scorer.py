@@ -140,18 +140,33 @@ class Scorer:
     def score_values(
         self, user: Mapping[str, object], features: Mapping[str, Sequence[object]], rows: int
     ) -> NDArray[np.float32]:
-        """answers_NO of JSON values: `user` has one value per feature, `features` a column of `rows` values each."""
-        request = self.encoder.columns("request", {name: [value] for name, value in user.items()}, 1)
-        return self.score(request, self.encoder.columns("candidate", features, rows), rows).answers_NO
+        """answers_NO of JSON values: `user` holds one value per feature, `features` a column of `rows` values each."""
+        candidates = self.encoder.columns("candidate", features, rows)
+        return self.score(*self.encode(self.encoder.request_columns(user), candidates, rows)).answers_NO
 
-    def score(self, request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int) -> Scored:
-        """Scores `rows` candidates (at least 1) for one user. Raises NonFiniteScoresError."""
-        assert rows > 0, "a request has at least one candidate"
-        encoded_request = self.encoder.encode("request", request, 1, as_served=True)
-        encoded = self.encoder.encode("candidate", candidates, rows, as_served=True)
+    def encode(
+        self, request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int
+    ) -> tuple[Encoded, Encoded]:
+        """The two blocks of a request with `rows` candidates, as they are served."""
+        return (
+            self.encoder.encode("request", request, 1, as_served=True),
+            self.encoder.encode("candidate", candidates, rows, as_served=True),
+        )
+
+    def score(self, request: Encoded, candidates: Encoded | NamedCandidates) -> Scored:
+        """Scores the candidates (at least 1) of one user. Raises NonFiniteScoresError.
+
+        Of candidates that a catalogue was asked for and the request says nothing of, the sums come from the catalogue.
+        What is compiled answers where those are in bfloat16."""
         with torch.inference_mode():
-            answers = self._answers(block_tensors(encoded_request.block), encoded.block)
-        return self.scored(answers, encoded_request, encoded.missing, encoded.oov)
+            tensors = block_tensors(request.block)
+            if isinstance(candidates, Encoded):
+                answers = self._answers(tensors, candidates.block)
+            elif candidates.encoded is not None and candidates.is_encoded_N.all():
+                answers = self._answers(tensors, candidates.encoded)
+            else:
+                answers = self._answers_named(tensors, candidates)
+        return self.scored(answers, request, candidates.missing, candidates.oov)
 
     def catalogue_generations(self) -> list[Path]:
         """The published generations of the version's catalogue, oldest first."""
@@ -192,20 +207,6 @@ class Scorer:
         catalogue = self.catalogue
         return None if catalogue is None else resolve(self.encoder, catalogue, ids, candidates, nulls)
 
-    def score_named(self, request: Mapping[str, Column], named: NamedCandidates) -> Scored:
-        """Scores candidates that were resolved by a catalogue. Raises NonFiniteScoresError.
-
-        Where a request describes every candidate this is `score`. Otherwise the sums of the others come from the
-        catalogue, and the compiled engine answers where they are in bfloat16."""
-        encoded_request = self.encoder.encode("request", request, 1, as_served=True)
-        tensors = block_tensors(encoded_request.block)
-        with torch.inference_mode():
-            if named.encoded is not None and named.is_encoded_N.all():
-                answers = self._answers(tensors, named.encoded)
-            else:
-                answers = self._answers_named(tensors, named)
-        return self.scored(answers, encoded_request, named.missing, named.oov)
-
     def _answers_named(self, request: tuple[torch.Tensor, ...], named: NamedCandidates) -> torch.Tensor:
         """answers_NO of candidates of which the catalogue has some. Equal ones are computed once, by the catalogue's
         sums where one of them is in it."""
@@ -227,28 +228,22 @@ class Scorer:
             answers_NO = self.module.answer_sums(sums_NF, sums_1F)
         return spread(answers_NO, place_N)
 
-    def explain(
-        self, request: Mapping[str, Column], candidates: Mapping[str, Column] | NamedCandidates, rows: int
-    ) -> tuple[Scored, list[ExpertWeights]]:
-        """`score` by TorchScript, from features alone, and the weights that experts were mixed by, level by level, none
+    def explain(self, request: Encoded, candidates: Encoded | NamedCandidates) -> tuple[Scored, list[ExpertWeights]]:
+        """`score` by TorchScript, from features alone, and the weights that experts were mixed by, level by level; none
         where the network mixes no experts. Raises NonFiniteScoresError."""
-        assert rows > 0, "a request has at least one candidate"
-        encoded_request = self.encoder.encode("request", request, 1, as_served=True)
         with torch.inference_mode():
-            sums_1F = self.module.request_sums(*block_tensors(encoded_request.block))
+            sums_1F = self.module.request_sums(*block_tensors(request.block))
             if isinstance(candidates, NamedCandidates):
                 block, _, place_N = candidates.whole()
-                missing, oov = candidates.missing, candidates.oov
             else:
-                block, missing, oov = self.encoder.encode("candidate", candidates, rows, as_served=True)
-                place_N = np.arange(rows)
+                block, place_N = candidates.block, np.arange(len(candidates.block.ids_BK))
             block, of_N = once(block)
             answers, weights = self.module.explained(self.module.candidate_rows(*block_tensors(block)), sums_1F)
             of_N = place_N if of_N is None else of_N[place_N]
             answers, weights = spread(answers, of_N), [spread(level, of_N) for level in weights]
         names = zip(self.module.unit_names, self.module.expert_names, weights, strict=True)
         levels = [ExpertWeights(units, experts, weights_NGE.numpy()) for units, experts, weights_NGE in names]
-        return self.scored(answers, encoded_request, missing, oov), levels
+        return self.scored(answers, request, candidates.missing, candidates.oov), levels
 
     def _answers(self, request: tuple[torch.Tensor, ...], candidates: EncodedBlock) -> torch.Tensor:
         """answers_NO of the request's tensors and the candidates, by the engine of this scorer. Equal candidates are
@@ -318,7 +313,7 @@ class Scorer:
             yield self.as_answered(answers[0]), self.as_answered(answers[1])
 
     def _golden_user(self, golden: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
-        user = self.encoder.columns("request", {name: [value] for name, value in golden["user"].items()}, 1)
+        user = self.encoder.request_columns(golden["user"])
         return block_tensors(self.encoder.encode("request", user, 1, as_served=True).block)
 
     def golden_requests(self) -> dict[str, Any]:

@@ -38,8 +38,6 @@ class RequestRecord:
     value_model_version: str | None = None
     candidates: int | None = None
     ticket: Ticket | None = None
-    # Whether a catalogue gave features of candidates, which are then not in the request.
-    uses_catalogue: bool = False
     # The trace that the client's traceparent names, or the one that was begun here.
     trace_id: str | None = None
     # Handed to the scoring threads, taken up by one, answered by it, all on the clock of `started`.

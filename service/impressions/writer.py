@@ -11,22 +11,20 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from service.base.background import nice
 from service.base.log import LOGGER
 from service.base.record import RequestRecord
 from service.impressions.convert import POLL_SECONDS, Conversion
-from service.impressions.line import Asked, Impression
+from service.impressions.line import Impression
 from service.impressions.rotated_files import RotatedFiles
 from service.metrics.metrics import Metrics
 from service.models.labels import IMPRESSION_SEED, falls_within
+from service.rank.scored_request import ScoredRequest
 
 MAX_HELD_BYTES = 32 * 2**20
 DRAIN_SECONDS = 5.0
@@ -73,22 +71,12 @@ class ImpressionLog:
         """Starts the writing thread."""
         self._thread.start()
 
-    def take_request(
-        self,
-        record: RequestRecord,
-        question: Asked,
-        tasks: Sequence[str],
-        score_N: NDArray[np.float64],
-        answers_NO: NDArray[np.float32],
-        body_bytes: int,
-        integers: frozenset[str],
-    ) -> None:
+    def take_request(self, record: RequestRecord, request: ScoredRequest) -> None:
         """Log a scored request once its answer has left, where the sample has it.
 
         The sample goes by a hash of the request id: all who see the same id decide alike."""
         if falls_within(record.request_id, self._sample, IMPRESSION_SEED):
-            impression = Impression.of(record, question, tasks, score_N, answers_NO, body_bytes, integers)
-            record.after_answer.append(partial(self._put, impression))
+            record.after_answer.append(partial(self._put, Impression.of(request)))
 
     def _put(self, impression: Impression) -> None:
         """Queue a line, or count it as dropped where too much waits already."""

@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from service.base.record import RequestRecord, is_request_id
 from service.http.middleware import header
-from service.impressions.line import Tensors
 from service.models.store import not_ready
 from service.models.version import ServedModel
+from service.open_inference.asked_tensors import AskedTensors
 from service.open_inference.infer import (
     HEADER_LENGTH,
     SCORE,
@@ -28,6 +28,7 @@ from service.open_inference.infer import (
 )
 from service.pipeline import Answer, Ranking
 from service.rank.answer import Reply
+from service.rank.scored_request import EncodedRequest
 
 # Reads a request, has the function answer its body in a scoring thread, and sends that or a problem.
 Respond = Callable[[Scope, Receive, Send, Answer], Awaitable[None]]
@@ -95,23 +96,29 @@ class OpenInference:
             inference = read(body, header_length)
             if inference.id is not None and is_request_id(inference.id):
                 record.request_id = inference.id
-            model = self._store.find(asked["name"], asked.get("version"), record.request_id)
-            value_model = ranking.chosen(model, inference.value_model, "parameters.value_model", record)
+            model, value_model = ranking.choose(
+                asked["name"], asked.get("version"), inference.value_model, "parameters.value_model", record
+            )
             outputs = chosen_outputs(inference, model.scorer.outputs)
             request_columns, candidate_columns, rows = columns(inference, model.scorer.encoder, ranking.max_candidates)
             record.know_candidates(rows)
-            scored, score_N = ranking.scores(
+            request, candidates = model.scorer.encode(request_columns, candidate_columns, rows)
+            tensors = AskedTensors(request_columns, candidate_columns, rows)
+            encoded = EncodedRequest(
+                record.request_id,
                 model,
                 value_model,
-                lambda: model.scorer.score(request_columns, candidate_columns, rows),
-                record,
-                deadline,
+                tensors,
+                candidate_columns,
+                request,
+                candidates,
+                len(body),
             )
-            both = (request_columns, candidate_columns)
-            asked_for = Tensors(*both, rows)
-            ranking.hand_on(record, model, value_model, both, None, asked_for, scored.answers_NO, score_N, len(body))
-            score = score_N.astype(np.float32)  # which holds it: no value model is accepted whose scores are beyond
-            values = dict(zip(model.scorer.outputs, scored.answers_NO.T, strict=True))
+            scored = ranking.score(encoded, record, deadline)
+            ranking.hand_on(scored, record)
+            # float32 holds a score: no value model is accepted whose scores are beyond.
+            score = scored.score_N.astype(np.float32)
+            values = dict(zip(model.scorer.outputs, scored.answers.answers_NO.T, strict=True))
             return write(_head(model, value_model, inference.id), outputs, {**values, SCORE: score})
 
         await self._respond(scope, receive, send, answer)

@@ -1,11 +1,13 @@
 """A question's candidates in the model's catalogue, which knows them by their ids alone.
 
-In: a question and its columns. Out: `NamedCandidates`. Each feature comes from the request, then from the catalogue,
-then from its default. Candidates that neither describes are refused or scored by defaults, as the service is set.
+In: a question and its candidates' columns. Out: `NamedCandidates`. Each feature comes from the request, else from the
+catalogue, else it takes its default. Candidates that neither describes are refused or scored by defaults, as the
+service is set.
 
 Shapes: N candidates.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -22,11 +24,14 @@ UnknownCandidates = Literal["refuse", "defaults"]
 
 
 def named_candidates(
-    model: ServedModel, question: Question, candidates: dict[str, Column], unknown: UnknownCandidates
+    model: ServedModel, question: Question, columns: Mapping[str, Column], unknown: UnknownCandidates
 ) -> NamedCandidates | None:
     """A question's candidates as the model's catalogue knows them. None where it has none. Raises Problem 422 for
     candidates that nothing describes."""
-    found = model.scorer.name(question.ids, candidates, nulls(question, model.scorer.schema))
+    scorer = model.scorer
+    found = None
+    if scorer.catalogue is not None:
+        found = scorer.name(question.ids, columns, nulls(question, scorer.schema))
     if found is None:
         if question.featureless is not None:
             rule = "expected an object of features, got nothing; this model has no catalogue to take them from"

@@ -1,9 +1,9 @@
 """Parts of a combined score: the answer to `"explain": true`, computed only for requests that ask.
 
-In: a request's columns and answers, and the value model that combined them. Out: each task's contribution to every
-candidate's score, by the value model's own rule (model/value_models/value_model.py), measured against the task's mean
-answer at export. Then the weights with which the fusion network mixed its experts for every candidate. Then how many
-values of each feature were missing, unknown, or lists cut to their length.
+In: a scored request. Out: each task's contribution to every candidate's score, by the value model's own rule
+(model/value_models/value_model.py), measured against the task's mean answer at export. Then the weights with which the
+fusion network mixed its experts for every candidate. Then how many values of each feature were missing, unknown, or
+lists cut to their length.
 
 Shapes: N candidates, K of them answered, O outputs of the ranker, G fused units and E experts of a fusion level.
 """
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from model.features.encoder import Column
 from model.features.kinds import IdListFeature
 from model.schema import Block, FeedSchema
-from model.scorer.scorer import ExpertWeights, NamedCandidates, NonFiniteScoresError, Scored, Scorer
-from model.value_models.value_model import ValueModel
+from model.scorer.scorer import ExpertWeights, NonFiniteScoresError
+from service.rank.scored_request import ScoredRequest
 
 
 class Explanation(NamedTuple):
@@ -43,24 +43,18 @@ class Explanation(NamedTuple):
         }
 
 
-def explain(
-    scorer: Scorer,
-    value_model: ValueModel,
-    request: Mapping[str, Column],
-    columns: Mapping[str, Column],
-    named: NamedCandidates | None,
-    scored: Scored,
-) -> Explanation:
-    """The explanation of a request's combined scores. `columns` are what the request says of its candidates, `named`
-    what a catalogue does. Raises NonFiniteScoresError."""
-    answers_NO = scored.answers_NO
+def explain(request: ScoredRequest) -> Explanation:
+    """The explanation of a request's combined scores. Raises NonFiniteScoresError."""
+    encoded, scored = request.encoded, request.answers
+    scorer, value_model = encoded.model.scorer, encoded.model.value_models[encoded.value_model]
     with np.errstate(all="ignore"):  # the next line is what looks for it
-        contributions = value_model.contributions(answers_NO, scorer.reference.means_O)
+        contributions = value_model.contributions(scored.answers_NO, scorer.reference.means_O)
     if not all(np.isfinite(given_N).all() for given_N in contributions.values()):
         raise NonFiniteScoresError(f"value model '{value_model.name}' gave a contribution that is not finite")
     # A pass of its own, so that a request gets the same scores whether it asks for reasons or not, compiled or not.
-    _, levels = scorer.explain(request, columns if named is None else named, len(answers_NO))
-    cut = _cut(scorer.schema, request, "request") | _cut(scorer.schema, columns, "candidate")
+    _, levels = scorer.explain(encoded.request, encoded.candidates)
+    cut = _cut(scorer.schema, encoded.asked.request_columns(scorer.encoder), "request")
+    cut |= _cut(scorer.schema, encoded.columns, "candidate")
     counts = {"missing": scored.missing, "unknown": scored.oov, "cut": cut}
     inputs = {what: {name: count for name, count in by_name.items() if count} for what, by_name in counts.items()}
     return Explanation(contributions, levels, inputs)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from model.features.encoder import Column, ColumnErrors, FeatureEncoder
+from model.features.encoder import Column, ColumnErrors, Encoded, FeatureEncoder
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, kind_of, told
 from service.base.errors import shown as _shown
 from service.base.json_object import decoded, json_object
@@ -65,6 +65,10 @@ class Question:
     strict: bool = False
     featureless: str | None = None
     body: bytes | None = None
+
+    def request_columns(self, encoder: FeatureEncoder) -> Mapping[str, Column]:
+        """The columns of user and context."""
+        return encoder.request_columns(self.user)
 
     def written(self) -> Mapping[str, Any]:
         """The candidates' columns as something that msgspec writes as the client did."""
@@ -161,13 +165,12 @@ def parse(document: Mapping[str, Any], max_candidates: int) -> Question:
     )
 
 
-def columns(question: Question, encoder: FeatureEncoder) -> tuple[Mapping[str, Column], dict[str, Column]]:
-    """The columns of the request's two blocks. Raises Problem 422 with every faulty value of both."""
+def read_features(question: Question, encoder: FeatureEncoder) -> tuple[Encoded, dict[str, Column]]:
+    """User and context, encoded, and the candidates' columns. Raises Problem 422 with every faulty value of both."""
     faults: list[Fault] = []
-    request: Mapping[str, Column] = {}
     candidates: dict[str, Column] = {}
     try:
-        request = encoder.request_columns(question.user)
+        request = encoder.encode_request(question.user)
     except ColumnErrors as errors:
         faults += [Fault(f"user.{_shown(e.feature)}", fault.message) for e in errors.errors for fault in e.faults]
     features: Mapping[str, list[Any]]

@@ -131,12 +131,12 @@ class Rescoring:
                 "requests by value model"
             )
         rows = len(logged.candidates.id)
-        user = {name: [value] for name, value in self._known("request", logged.user).items()}
+        user = self._known("request", logged.user)
         features = self._known("candidate", logged.candidates.features)
         encoder = self._scorer.encoder
         try:
-            request, candidates = encoder.columns("request", user, 1), encoder.columns("candidate", features, rows)
-            return self._scorer.score(request, candidates, rows).answers_NO
+            request, candidates = encoder.request_columns(user), encoder.columns("candidate", features, rows)
+            return self._scorer.score(*self._scorer.encode(request, candidates, rows)).answers_NO
         except (ColumnErrors, NonFiniteScoresError) as error:
             raise ValueError(str(error)) from None
 

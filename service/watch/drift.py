@@ -13,20 +13,16 @@ Shapes: N candidates, O outputs.
 import logging
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from queue import Empty, Full, Queue
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from model.features.block import BLOCKS
-from model.features.encoder import Column
+from model.features.encoder import EncodedBlock
+from model.scorer.scorer import NamedCandidates
 from service.base.background import nice
 from service.base.log import LOGGER
 from service.metrics.drift_windows import DriftWindows
-from service.models.version import ServedModel
+from service.rank.scored_request import EncodedRequest, ScoredRequest
 
 SAMPLED_PER_SECOND = 5
 _NICENESS = 19
@@ -37,19 +33,12 @@ _STOP_SECONDS = 5.0
 _log = logging.getLogger(f"{LOGGER}.drift")
 
 
-class _Sample(NamedTuple):
-    model: ServedModel
-    columns: tuple[Mapping[str, Column], Mapping[str, Column]]
-    uses_catalogue: bool
-    answers_NO: NDArray[np.float32]
-
-
 class Drift:
     """Counting of one worker. `take_request` never waits."""
 
     def __init__(self, windows: DriftWindows) -> None:
         self._windows = windows
-        self._queue: Queue[_Sample | None] = Queue(_MOST_WAITING)
+        self._queue: Queue[ScoredRequest | None] = Queue(_MOST_WAITING)
         self._next_at = 0.0
         self._written_at = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="drift", daemon=True)
@@ -67,21 +56,14 @@ class Drift:
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
-    def take_request(
-        self,
-        model: ServedModel,
-        columns: tuple[Mapping[str, Column], Mapping[str, Column]],
-        answers_NO: NDArray[np.float32],
-        *,
-        uses_catalogue: bool = False,
-    ) -> None:
-        """Samples a scored request. `columns` are the request's and the candidates'."""
+    def take_request(self, request: ScoredRequest) -> None:
+        """Samples a scored request."""
         now = time.monotonic()
         if now < self._next_at:
             return
         self._next_at = now + 1 / SAMPLED_PER_SECOND
         with suppress(Full):
-            self._queue.put_nowait(_Sample(model, columns, uses_catalogue, answers_NO))
+            self._queue.put_nowait(request)
 
     def _work(self) -> None:
         nice(_NICENESS)
@@ -100,19 +82,25 @@ class Drift:
                 self._windows.decay(now - self._written_at)
                 self._written_at = now
 
-    def _count(self, sample: _Sample) -> None:
-        scorer, answers_NO = sample.model.scorer, sample.answers_NO
+    def _count(self, sample: ScoredRequest) -> None:
+        scorer, answers_NO = sample.encoded.model.scorer, sample.answers.answers_NO
         reference = scorer.reference
         counted = {
             ("task", task): reference.scores[task].counts(answers_N)
             for task, answers_N in zip(scorer.outputs, answers_NO.T, strict=True)
         }
         if reference.features is not None:
-            rows = {"request": 1, "candidate": len(answers_NO)}
-            for block, columns in zip(BLOCKS, sample.columns, strict=True):
-                if block == "request" or not sample.uses_catalogue:
-                    encoded = scorer.encoder.encode(block, columns, rows[block], as_served=True).block
+            for block, encoded in zip(BLOCKS, _blocks(sample.encoded), strict=True):
+                if encoded is not None:
                     for name, counts_K in reference.features.counts(scorer.schema, block, encoded).items():
                         counted["feature", name] = counts_K
         for (what, name), counts_K in counted.items():
-            self._windows.add((what, sample.model.name, scorer.version, name), counts_K)
+            self._windows.add((what, sample.encoded.model.name, scorer.version, name), counts_K)
+
+
+def _blocks(request: EncodedRequest) -> tuple[EncodedBlock, EncodedBlock | None]:
+    """Encoded request and candidates, None for candidates of which a catalogue gave features."""
+    candidates = request.candidates
+    if isinstance(candidates, NamedCandidates):
+        return request.request.block, None if candidates.uses_catalogue else candidates.encoded
+    return request.request.block, candidates.block

@@ -21,12 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from model.features.encoder import Column, FeatureEncoder
 from model.features.kinds import Feature
 from model.schema import Block
-from model.scorer.scorer import Scored
+from model.scorer.scorer import Scored, Scorer
 from service.base.background import nice
 from service.base.log import LOGGER
 from service.base.record import RequestRecord
@@ -37,6 +36,7 @@ from service.models.store import ModelStore
 from service.models.version import ServedModel
 from service.rank.catalogue import nulls
 from service.rank.question import Question
+from service.rank.scored_request import EncodedRequest, ScoredRequest
 
 MOST_WAITING = 32
 NICENESS = 10
@@ -48,18 +48,10 @@ _log = logging.getLogger(f"{LOGGER}.shadow")
 
 
 class ShadowRequest(NamedTuple):
-    """A request that the stable version has scored, for the shadow version. `question` only where a catalogue may be
-    read."""
+    """A request that the stable version has scored, for the shadow version."""
 
-    stable: ServedModel
     shadow: ServedModel
-    value_model: str
-    request: Mapping[str, Column]
-    candidates: Mapping[str, Column]
-    question: Question | None
-    uses_catalogue: bool
-    answers_NO: NDArray[np.float32]
-    score_N: NDArray[np.float64]
+    stable: ScoredRequest
 
 
 class ShadowScoring:
@@ -87,27 +79,11 @@ class ShadowScoring:
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
-    def take_request(
-        self,
-        record: RequestRecord,
-        model: ServedModel,
-        value_model: str,
-        columns: tuple[Mapping[str, Column], Mapping[str, Column]],
-        question: Question | None,
-        answers_NO: NDArray[np.float32],
-        score_N: NDArray[np.float64],
-    ) -> None:
-        """Score a request by the shadow once its answer has left, where there is one and the sample has its id.
-        `columns` are the request's and the candidates'."""
-        shadow = self._store.shadow_of(model)
-        if shadow is None or not falls_within(record.request_id, self._sample, SHADOW_SEED):
-            return
-        if not record.uses_catalogue and shadow.scorer.catalogue is None:
-            question = None
-        taken = ShadowRequest(
-            model, shadow, value_model, *columns, question, record.uses_catalogue, answers_NO, score_N
-        )
-        record.after_answer.append(partial(self._put, taken))
+    def take_request(self, record: RequestRecord, request: ScoredRequest) -> None:
+        """Score a request by the shadow once its answer has left, where there is one and the sample has its id."""
+        shadow = self._store.shadow_of(request.encoded.model)
+        if shadow is not None and falls_within(record.request_id, self._sample, SHADOW_SEED):
+            record.after_answer.append(partial(self._put, ShadowRequest(shadow, request)))
 
     def _put(self, taken: ShadowRequest) -> None:
         """Queue a request, or count it as dropped where too many wait already."""
@@ -135,19 +111,19 @@ class ShadowScoring:
         return not self._is_closing.is_set()
 
     def _compare(self, taken: ShadowRequest) -> str:
-        shadow = taken.shadow
-        if taken.uses_catalogue and shadow.scorer.catalogue is None:
+        shadow, stable, request = taken.shadow, taken.stable, taken.stable.encoded
+        if request.uses_catalogue and shadow.scorer.catalogue is None:
             return "skipped"
-        scored = _scored(taken)
+        scored = _scored(shadow.scorer, request)
         with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
-            score_N = shadow.value_models[taken.value_model].score(scored.answers_NO)
+            score_N = shadow.value_models[request.value_model].score(scored.answers_NO)
         if not np.isfinite(score_N).all():
-            raise ValueError(f"value model '{taken.value_model}' gave a combined score that is not finite")
+            raise ValueError(f"value model '{request.value_model}' gave a combined score that is not finite")
         self._metrics.observe(
             shadow.name,
             shadow.scorer.version,
-            movement(taken.score_N, score_N),
-            dict(zip(taken.stable.scorer.outputs, taken.answers_NO.T, strict=True)),
+            movement(stable.score_N, score_N),
+            dict(zip(request.model.scorer.outputs, stable.answers.answers_NO.T, strict=True)),
             dict(zip(shadow.scorer.outputs, scored.answers_NO.T, strict=True)),
             len(score_N),
         )
@@ -168,15 +144,17 @@ class ShadowScoring:
         )
 
 
-def _scored(taken: ShadowRequest) -> Scored:
-    scorer, rows = taken.shadow.scorer, len(taken.score_N)
-    request = fitting("request", taken.request, taken.stable.scorer.encoder, scorer.encoder)
-    candidates = fitting("candidate", taken.candidates, taken.stable.scorer.encoder, scorer.encoder)
-    if taken.question is not None:
-        named = scorer.name(taken.question.ids, candidates, nulls(taken.question, scorer.schema))
-        if named is not None:
-            return scorer.score_named(request, named)
-    return scorer.score(request, candidates, rows)
+def _scored(scorer: Scorer, given: EncodedRequest) -> Scored:
+    """A request by the shadow's scorer."""
+    asked, parsed_by = given.asked, given.model.scorer.encoder
+    request = fitting("request", asked.request_columns(parsed_by), parsed_by, scorer.encoder)
+    candidates = fitting("candidate", given.columns, parsed_by, scorer.encoder)
+    named = None
+    if isinstance(asked, Question):  # positions stand for ids in the other wire, and no catalogue knows them
+        named = scorer.name(asked.ids, candidates, nulls(asked, scorer.schema))
+    if named is None:
+        return scorer.score(*scorer.encode(request, candidates, len(asked.ids)))
+    return scorer.score(scorer.encoder.encode("request", request, 1, as_served=True), named)
 
 
 def fitting(

@@ -84,10 +84,10 @@ def test_a_deadline_that_has_passed_before_the_model_spares_the_model(
         deadline = time.perf_counter() + 0.02
         while time.perf_counter() < deadline:
             pass
-        return columns(*arguments)
+        return read_features(*arguments)
 
-    columns = question.columns
-    monkeypatch.setattr("service.pipeline.columns", slow_columns)
+    read_features = question.read_features
+    monkeypatch.setattr("service.pipeline.read_features", slow_columns)
     response = client.post("/v1/rank", json=TINY_REQUEST, headers={"X-Request-Timeout-Ms": "10"})
     assert response.status_code == 504
     assert sample(client, "ranking_inference_duration_seconds_count") == 0

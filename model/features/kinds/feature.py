@@ -22,7 +22,7 @@ class BaseFeature(StrictModel):
 
     has_ids: ClassVar[bool]
     is_list: ClassVar[bool]
-    # Whether the readers of many features in one go know its values (model.features.encoder: request_columns,
+    # Whether the readers of many features in one go know its values (model.features.encoder: encode_request,
     # plain_columns). Those of any other kind go through `column`, one feature after another.
     has_fast_path: ClassVar[bool] = False
 

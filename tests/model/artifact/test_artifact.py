@@ -90,10 +90,10 @@ def test_a_real_artifact_answers_its_golden_request(published: Path) -> None:
 def test_an_explanation_gives_the_answers_and_what_they_are_mixed_of(published: Path) -> None:
     scorer = Scorer.load(published)
     encoder, candidates = scorer.encoder, TINY_REQUEST["candidates"]["features"]
-    request = encoder.columns("request", {name: [value] for name, value in TINY_REQUEST["user"].items()}, 1)
-    columns = encoder.columns("candidate", candidates, 4)
-    scored, levels = scorer.explain(request, columns, 4)
-    expected = scorer.score(request, columns, 4)
+    request = encoder.request_columns(TINY_REQUEST["user"])
+    blocks = scorer.encode(request, encoder.columns("candidate", candidates, 4), 4)
+    scored, levels = scorer.explain(*blocks)
+    expected = scorer.score(*blocks)
     # The same steps in one call and apart.
     np.testing.assert_allclose(scored.answers_NO, expected.answers_NO, rtol=1e-6)
     assert (scored.missing, scored.oov) == (expected.missing, expected.oov)

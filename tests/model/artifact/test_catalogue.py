@@ -109,9 +109,9 @@ def test_the_request_comes_before_the_catalogue_and_the_catalogue_before_the_def
         assert_same_block(got.encoded, encoded(others))
     assert list(got.unknown) == [n for n in range(rows) if named[n] is None and not is_said[n]]
     # Scores: sums in bfloat16 or not, they are those of the merged features.
-    request = encoder.columns("request", {name: [value] for name, value in TINY_REQUEST["user"].items()}, 1)
-    direct = scorer.score(request, encoder.columns("candidate", merged, rows), rows).answers_NO
-    np.testing.assert_allclose(scorer.score_named(request, got).answers_NO, direct, rtol=1e-3, atol=1e-3)
+    direct = scorer.score_values(TINY_REQUEST["user"], merged, rows)
+    joined = scorer.score(encoder.encode_request(TINY_REQUEST["user"]), got).answers_NO
+    np.testing.assert_allclose(joined, direct, rtol=1e-3, atol=1e-3)
 
 
 def changed(key: str, value: Any) -> Callable[[Path], None]:

@@ -128,7 +128,7 @@ def test_equal_candidates_get_the_same_bits(version: Path) -> None:
 def test_reasons_of_equal_candidates_are_the_same(version: Path) -> None:
     scorer = Scorer.load(version)
     columns = scorer.encoder.columns("candidate", features_of(REPEATED), 100)
-    scored, levels = scorer.explain({}, columns, 100)
+    scored, levels = scorer.explain(*scorer.encode({}, columns, 100))
     np.testing.assert_array_equal(scored.answers_NO[96:], scored.answers_NO[:4])
     for level in levels:
         np.testing.assert_array_equal(level.weights_NGE[96:], level.weights_NGE[:4])
@@ -156,7 +156,7 @@ def test_a_catalogue_s_candidates_and_equal_ones_that_are_sent_get_the_same_bits
         if column is not items["id"]:
             column[30:] = column[:10]
     scorer.catalogue = scorer.open_catalogue(build_catalogue(version, write_items(tmp_path / "items.parquet", items)))
-    request = scorer.encoder.columns("request", {"user_id": [17]}, 1)
+    request = scorer.encoder.encode_request({"user_id": 17})
     known, said = [*range(40), *range(5)], [0, 1, 2]
     values = values_of(items, said)
     nothing: list[Any] = [None] * len(known)
@@ -167,8 +167,8 @@ def test_a_catalogue_s_candidates_and_equal_ones_that_are_sent_get_the_same_bits
     ids = [f"item-{n}" for n in known] + [f"sent-{n}" for n in said]
     named = scorer.name(ids, columns, {"topics": is_null_N})
     assert named is not None
-    answers_NO = scorer.score_named(request, named).answers_NO
-    explained, levels = scorer.explain(request, named, len(ids))
+    answers_NO = scorer.score(request, named).answers_NO
+    explained, levels = scorer.explain(request, named)
     for given_NX in (answers_NO, explained.answers_NO, *(level.weights_NGE for level in levels)):
         np.testing.assert_array_equal(given_NX[30:40], given_NX[:10])
         np.testing.assert_array_equal(given_NX[40:45], given_NX[:5])

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from model.features.encoder import Column, ColumnErrors, FeatureEncoder, FittedFeatures
 from model.features.kinds import NumberFeature
-from model.features.request_row import EncodedColumns
 from model.schema import FeedSchema
 from tests.artifacts import TINY_SCHEMA
 from tests.model.feeds import encoder_of, everything, random_rows
@@ -35,14 +34,11 @@ def check(encoder: FeatureEncoder, values: dict[str, object]) -> bool:
         fault = str(expected)
     if fault is not None:
         with pytest.raises(ColumnErrors) as raised:
-            encoder.request_columns(values)
+            encoder.encode_request(values)
         assert str(raised.value) == fault
         return False
-    given = encoder.request_columns(values)
-    # Columns made of them still say the same to whoever asks, such as another version's encoder.
-    assert given.keys() == columns.keys()
     expected_row = encoder.encode("request", columns, 1, as_served=True)
-    encoded = encoder.encode("request", given, 1, as_served=True)
+    encoded = encoder.encode_request(values)
     for field, expected_array in expected_row.block._asdict().items():
         array = getattr(encoded.block, field)
         assert array.dtype == expected_array.dtype, field
@@ -63,7 +59,8 @@ def test_right_values_with_some_left_out(seed: int, left_out: set[str]) -> None:
     row = random_rows(np.random.default_rng(seed), 1)
     values = {name: row[name][0] for name in NAMES if name not in left_out}
     assert check(ENCODER, values)
-    assert isinstance(ENCODER.request_columns(values), EncodedColumns)
+    assert ENCODER._one_row is not None
+    assert ENCODER._one_row.encode(values) is not None
 
 
 @pytest.mark.parametrize("kinds", [{"id"}, {"number"}, {"id_list"}, {"id", "id_list"}])
@@ -100,9 +97,8 @@ def test_kinds_without_a_fast_path_go_the_general_way_to_the_same_row(monkeypatc
     monkeypatch.setattr(NumberFeature, "has_fast_path", False)
     encoder = encoder_of(schema, rows)
     values = {name: rows[name][0] for name in NAMES}
-    columns = encoder.request_columns(values)
-    assert not isinstance(columns, EncodedColumns)
-    assert isinstance(ENCODER.request_columns(values), EncodedColumns)
+    assert encoder._one_row is None
+    assert check(encoder, values)
     candidates = {
         name: Column(np.array([1.0, 2.0])) if name == "price" else Column(np.array([1, 2]))
         for name in ("price", "video_id")

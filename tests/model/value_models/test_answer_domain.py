@@ -49,11 +49,11 @@ def test_no_way_of_scoring_leaves_it(version: Path) -> None:
         "duration_ms": rng.lognormal(8, 4, rows).tolist(),
     }
     user = TINY_REQUEST["user"]
-    request = scorer.encoder.columns("request", {name: [value] for name, value in user.items()}, 1)
+    request = scorer.encoder.request_columns(user)
     candidates = scorer.encoder.columns("candidate", features, rows)
     answers = [
         scorer.score_values(user, features, rows),
-        scorer.explain(request, candidates, rows)[0].answers_NO,
+        scorer.explain(*scorer.encode(request, candidates, rows))[0].answers_NO,
         score_requests(scorer, request, 1, candidates, np.zeros(rows, np.int64)).answers_NO,
     ]
     for answers_NO in answers:

@@ -18,12 +18,17 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from model.scorer.scorer import Scored, Scorer
+from model.value_models.value_model import DEFAULT, ValueModels
 from service.base.record import RequestRecord
 from service.impressions.record import read_line
 from service.impressions.rotated_files import whole_files
 from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import Metrics
+from service.metrics.model_metrics import ModelMetrics
+from service.models.version import ServedModel
 from service.rank.question import Question
+from service.rank.scored_request import EncodedRequest, ScoredRequest
 from service.settings import read_settings
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.impressions.impressions_read import lines_of
@@ -242,17 +247,32 @@ def test_what_waited_is_written_when_the_disk_answers_again(tmp_path: Path, bloc
     assert [line["request_id"] for line in lines_of(folder)] == [f"r-{number}" for number in range(10)]
 
 
-def _taken(log: ImpressionLog, request_id: str, user: dict[str, Any] | None = None) -> RequestRecord:
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    scorer = Scorer.load(publish_artifact(tmp_path_factory.mktemp("models")))
+    return ServedModel("tiny", scorer, ValueModels.built_in(scorer.domain), ModelMetrics(Metrics(), "tiny", scorer))
+
+
+def _scored(served: ServedModel, request_id: str, user: dict[str, Any] | None = None) -> ScoredRequest:
+    """A request of one candidate, answered with zeros."""
     question = Question(request_id, None, None, None, user or {}, ["a"], {}, None, None)
-    record = RequestRecord(request_id, "/v1/rank")
-    log.take_request(record, question, ["click"], np.zeros(1), np.zeros((1, 1), np.float32), 100, frozenset())
+    encoded = EncodedRequest(request_id, served, DEFAULT, question, {}, *served.scorer.encode({}, {}, 1), 100)
+    return ScoredRequest(encoded, Scored(np.zeros((1, len(served.scorer.outputs)), np.float32), {}, {}), np.zeros(1))
+
+
+def _taken(log: ImpressionLog, scored: ScoredRequest) -> RequestRecord:
+    record = RequestRecord(scored.encoded.request_id, "/v1/rank")
+    log.take_request(record, scored)
     return record
 
 
-def test_the_sample_is_a_share_and_goes_by_the_request_id(tmp_path: Path) -> None:
+def test_the_sample_is_a_share_and_goes_by_the_request_id(tmp_path: Path, served: ServedModel) -> None:
     logs = [ImpressionLog(tmp_path, Metrics(), sample=s, max_bytes=2**20, workers=1) for s in (0.25, 0.25, 1.0, 1e-9)]
     ids = [f"r-{number}" for number in range(4000)]
-    quarter, again, everything, hardly = ({name for name in ids if _taken(log, name).after_answer} for log in logs)
+    scored = {name: _scored(served, name) for name in ids}
+    quarter, again, everything, hardly = (
+        {name for name in ids if _taken(log, scored[name]).after_answer} for log in logs
+    )
     # Five standard deviations of 4,000 throws at a quarter are 137.
     assert abs(len(quarter) - 1000) < 137
     assert quarter == again
@@ -260,12 +280,13 @@ def test_the_sample_is_a_share_and_goes_by_the_request_id(tmp_path: Path) -> Non
     assert hardly == set()
 
 
-def test_a_request_that_cannot_be_written_costs_itself_alone(tmp_path: Path) -> None:
+def test_a_request_that_cannot_be_written_costs_itself_alone(tmp_path: Path, served: ServedModel) -> None:
     metrics = Metrics()
     log = ImpressionLog(tmp_path, metrics, sample=1.0, max_bytes=2**20, workers=1)
-    wrong = _taken(log, "wrong", {"x": object()})
-    huge = _taken(log, "huge", {"x": "x" * 2**20})  # more than a file may hold
-    for record in (wrong, huge, _taken(log, "right")):
+    wrong = _scored(served, "wrong", {"x": object()})
+    huge = _scored(served, "huge", {"x": "x" * 2**20})  # more than a file may hold
+    for scored in (wrong, huge, _scored(served, "right")):
+        record = _taken(log, scored)
         record.run_after_answer()
     log.start()
     log.stop()
@@ -274,31 +295,33 @@ def test_a_request_that_cannot_be_written_costs_itself_alone(tmp_path: Path) -> 
     assert counts == {"written": 1, "dropped": 0, "failed": 2}
 
 
-def test_a_request_is_freed_with_its_line(tmp_path: Path) -> None:
+def test_a_request_is_freed_with_its_line(tmp_path: Path, served: ServedModel) -> None:
     """Without the garbage collector, which a worker seldom runs."""
     log = ImpressionLog(tmp_path, Metrics(), sample=1.0, max_bytes=2**20, workers=1)
-    record, score_N = RequestRecord("r-1", "/v1/rank"), np.zeros(1)
-    freed = weakref.ref(score_N)
-    question = Question("r-1", None, None, None, {}, ["a"], {}, None, None)
-    log.take_request(record, question, ["click"], score_N, np.zeros((1, 1), np.float32), 100, frozenset())
+    scored = _scored(served, "r-1")
+    freed = weakref.ref(scored.score_N)
+    record = _taken(log, scored)
     gc.disable()
     try:
         record.run_after_answer()
         log.start()
         log.stop()
-        del record, score_N
+        del record, scored
         assert freed() is None
     finally:
         gc.enable()
     assert [line["request_id"] for line in lines_of(tmp_path)] == ["r-1"]
 
 
-def test_the_folder_stays_within_its_bound_and_removals_are_counted(tmp_path: Path) -> None:
+def test_the_folder_stays_within_its_bound_and_removals_are_counted(
+    tmp_path: Path, served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metrics = Metrics()
     log = ImpressionLog(tmp_path, metrics, sample=1.0, max_bytes=2**20, workers=1)
+    monkeypatch.setattr(log._conversion, "start", lambda: None)  # Parquet of equal features takes next to nothing
     log.start()
     for number in range(300):
-        _taken(log, f"r-{number}", {"x": "x" * 10_000}).run_after_answer()
+        _taken(log, _scored(served, f"r-{number}", {"x": "x" * 10_000})).run_after_answer()
     log.stop()
     kept = lines_of(tmp_path)
     assert [line["request_id"] for line in kept] == [f"r-{number}" for number in range(300 - len(kept), 300)]

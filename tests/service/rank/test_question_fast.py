@@ -12,7 +12,7 @@ from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from service.base.errors import Problem
-from service.rank.question import Question, columns, decode, parse
+from service.rank.question import Question, decode, parse, read_features
 from service.rank.question_fast import read_columnar
 
 ENCODER = FeatureEncoder(
@@ -66,10 +66,10 @@ def generally(body: bytes) -> Question:
 
 def columns_or_faults(question: Question) -> tuple[dict[str, Any], list[Any]]:
     try:
-        request, candidates = columns(question, ENCODER)
+        candidates = read_features(question, ENCODER)[1]
     except Problem as problem:
         return {}, [problem.status, problem.detail, problem.faults]
-    return {**request, **candidates}, []
+    return {**question.request_columns(ENCODER), **candidates}, []
 
 
 def check(features: dict[str, str], rows: int) -> bool:

@@ -91,7 +91,7 @@ def test_candidates_by_id_are_answered_by_the_compiled_function_of_sums(
         return compiled(sums_NF, sums_1F)
 
     monkeypatch.setattr(scorer, "_compiled_sums", counted)
-    request = scorer.encoder.columns("request", {name: [value] for name, value in TINY_REQUEST["user"].items()}, 1)
+    request = scorer.encoder.encode_request(TINY_REQUEST["user"])
     for picked, tags in (([4], None), ([7, 3, 29], None), ([7, 3, 29], [None, "y", None])):
         said = {} if tags is None else {"tag": tags}
         columns = scorer.encoder.columns("candidate", said, len(picked))
@@ -101,7 +101,7 @@ def test_candidates_by_id_are_answered_by_the_compiled_function_of_sums(
         if tags is not None:
             values["tag"] = [a or b for a, b in zip(tags, values["tag"], strict=True)]
         expected_NO = scorer.score_values(TINY_REQUEST["user"], values, len(picked))
-        got_NO = scorer.score_named(request, named).answers_NO
+        got_NO = scorer.score(request, named).answers_NO
         np.testing.assert_allclose(got_NO, expected_NO, rtol=COMPILED_TOLERANCE, atol=COMPILED_TOLERANCE)
     assert asked == [1, 3, 3]
 

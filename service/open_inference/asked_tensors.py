@@ -1,0 +1,53 @@
+"""A request of /v2 as the impression log and the shadow version read it.
+
+In: its columns. Out: the same as JSON has it.
+
+Shapes: N candidates.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from model.features.encoder import Column, FeatureEncoder
+
+
+class AskedTensors(NamedTuple):
+    """A request of /v2: the columns of its two blocks, and N."""
+
+    request: Mapping[str, Column]
+    candidates: Mapping[str, Column]
+    num_candidates: int
+    rows: None = None
+    top_k: None = None
+
+    @property
+    def user(self) -> dict[str, Any]:
+        """User and context features."""
+        return {name: _listed(column)[0] for name, column in self.request.items()}
+
+    @property
+    def ids(self) -> list[str]:
+        """The candidates' positions."""
+        return list(map(str, range(self.num_candidates)))
+
+    def written(self) -> Mapping[str, Any]:
+        """The candidates' columns."""
+        return {name: _listed(column) for name, column in self.candidates.items()}
+
+    def request_columns(self, _: FeatureEncoder) -> Mapping[str, Column]:
+        """The columns of user and context."""
+        return self.request
+
+
+def _listed(column: Column) -> list[Any]:
+    """A column as JSON has it."""
+    values: list[Any] = column.values.tolist() if isinstance(column.values, np.ndarray) else column.values
+    if column.missing is not None:
+        values = [None if is_null else value for value, is_null in zip(values, column.missing.tolist(), strict=True)]
+    if column.lengths_B is None:
+        return values
+    ends_B = np.cumsum(column.lengths_B)
+    starts_B = ends_B - column.lengths_B
+    return [values[start:end] for start, end in zip(starts_B.tolist(), ends_B.tolist(), strict=True)]

@@ -1,0 +1,79 @@
+"""A request of either wire on its way: encoded, then scored, for its answer, the shadow version, drift and the log of
+impressions.
+
+Shapes: N candidates.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.features.encoder import Column, Encoded, FeatureEncoder
+from model.scorer.scorer import NamedCandidates, Scored
+from service.models.version import ServedModel
+
+
+class Asked(Protocol):
+    """A request as it was asked: a Question of /v1, Tensors of /v2."""
+
+    @property
+    def user(self) -> dict[str, Any]:
+        """User and context features."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The candidates' ids."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]] | None:
+        """The candidates' features where they came as rows."""
+
+    @property
+    def top_k(self) -> int | None:
+        """Number of candidates that are answered."""
+
+    def written(self) -> Mapping[str, Any]:
+        """The candidates' columns, for JSON, where they did not come as rows."""
+
+    def request_columns(self, encoder: FeatureEncoder) -> Mapping[str, Column]:
+        """The columns of user and context, as the encoder of the version that was asked reads them."""
+
+
+class EncodedRequest(NamedTuple):
+    """A request that is ready to be scored: `columns` are what it says of its candidates, `request` and `candidates`
+    the blocks that the model's ranker reads."""
+
+    request_id: str
+    model: ServedModel
+    value_model: str
+    asked: Asked
+    columns: Mapping[str, Column]
+    request: Encoded
+    candidates: Encoded | NamedCandidates
+    body_bytes: int
+
+    @property
+    def head(self) -> dict[str, str]:
+        """Identifiers of the request, the model and the value model."""
+        return {
+            "request_id": self.request_id,
+            "model": self.model.name,
+            "model_version": self.model.scorer.version,
+            "value_model": self.value_model,
+            "value_model_version": self.model.value_models[self.value_model].version,
+        }
+
+    @property
+    def uses_catalogue(self) -> bool:
+        """True where a catalogue gave features of candidates, which the request alone then does not tell."""
+        return isinstance(self.candidates, NamedCandidates) and self.candidates.uses_catalogue
+
+
+class ScoredRequest(NamedTuple):
+    """A request with its answers and their combined scores, in request order."""
+
+    encoded: EncodedRequest
+    answers: Scored
+    score_N: NDArray[np.float64]
