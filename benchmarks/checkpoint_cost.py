@@ -104,7 +104,8 @@ def _measure(feed: str, buckets: int, folder: Path, turns: int) -> dict[str, Any
     newest = saved.newest()
     assert newest is not None
     return {
-        "bytes": table_files.size_of(training.tables()) + (newest / "state.pt").stat().st_size,
+        "bytes": table_files.size_of(table_files.held(training.tables(), is_first=True))
+        + (newest / "state.pt").stat().st_size,
         **{clock: statistics.median(values) for clock, values in spent.items()},
         "turns": spent,
     }

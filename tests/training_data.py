@@ -155,12 +155,11 @@ def saved_state(path: Path) -> dict[str, Any]:
     state = state_file.load(path / STATE)
     ranker = {f"network.{name}": value for name, value in state.pop("network").items()}
     state["ranker"], state["momenta"] = ranker, {}
-    if (path / table_files.INDEX).exists():
-        for name, value in sorted(table_files.read_whole(path).items()):
-            if name.startswith(WEIGHTS):
-                ranker[f"embeddings.collection.embedding_bags.{name.removeprefix(WEIGHTS)}.weight"] = value
-            else:
-                state["momenta"][name] = value
+    for name, value in sorted(table_files.read_whole(path).items()):
+        if name.startswith(WEIGHTS):
+            ranker[f"embeddings.collection.embedding_bags.{name.removeprefix(WEIGHTS)}.weight"] = value
+        else:
+            state["momenta"][name] = value
     return state
 
 

@@ -36,7 +36,6 @@ from training.run.history import OBJECTIVE, VALIDATION, Progress, write_log
 from training.run.progress import TrainingProgress
 from training.run.resumption import another_run, go_on_as
 from training.run.run import (
-    OLD_LAST,
     SLOTS,
     SUMMARY,
     Run,
@@ -78,11 +77,6 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
 
 
 def _open_or_create(fresh: Run) -> None:
-    if (fresh.path / OLD_LAST).exists():
-        raise ValueError(
-            f"{fresh.path / OLD_LAST}: a checkpoint of an earlier version, which this one does not resume; evaluate "
-            "and export still read that run. Choose another output (--set output=...)"
-        )
     if not checkpoints.any_found(fresh.path):
         fresh.write()
         write_record(fresh)

@@ -43,11 +43,6 @@ class Ranks:
         """`sum` where there are several processes."""
         return self.sum if self.world > 1 else None
 
-    @property
-    def group(self) -> dist.ProcessGroup | None:
-        """The group of all processes, where there are several."""
-        return dist.group.WORLD if self.world > 1 else None
-
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place and returned, equal to the bit everywhere."""
         if self.world > 1:

@@ -1,7 +1,7 @@
 """A run's checkpoints: one folder each, written beside training, visible only when whole, read only when undamaged.
 
     checkpoints/<step>/state.pt        network, optimizers, balancing, policies, position, history (state_file.py)
-    checkpoints/<step>/__*, .metadata  tables and their optimizers' states, a file a process (table_files.py)
+    checkpoints/<step>/tables-*.pt     tables and their optimizers' states, a file a process (table_files.py)
     checkpoints/<step>/manifest.json   format, schema, configuration, number of processes, sha256 of every file
     checkpoints/last, best             links to the newest and to the best one
 
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 
 from model.artifact.artifact import sync
 from model.untrusted_files import DOCUMENT_BYTES, fingerprint_of, open_regular, read_bytes, sha256_of
 from training.distributed.ranks import Ranks
 from training.files import replace_file
 from training.run import state_file, table_files
+from training.run.table_files import Table
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ FOLDER = "checkpoints"
 STATE = "state.pt"
 MANIFEST = "manifest.json"
 LAST_LINK, BEST_LINK = "last", "best"
-FORMAT = 1
+FORMAT = 2
 
 Parts = tuple[bytes | memoryview, ...]
 
@@ -68,12 +68,13 @@ class Checkpoints:
             return
         self._saved_step = step
         parts = state_file.encoded(dict(state)) if self._ranks.is_first else ()
-        if 2 * table_files.size_of(tables) > _free_memory():
+        held = table_files.held(tables, is_first=self._ranks.is_first)
+        if 2 * table_files.size_of(held) > _free_memory():
             # No room for copies: training waits until the tables are on disk.
-            self._write(step, parts, tables, is_best)
+            self._write(step, parts, held, is_best)
             self.wait()
             return
-        arguments = (step, parts, table_files.copied(tables), is_best)
+        arguments = (step, parts, table_files.copied(held), is_best)
         self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
         self._thread.start()
 
@@ -94,7 +95,7 @@ class Checkpoints:
             self._saved_step = -1
             raise ValueError(fault)
 
-    def _write(self, step: int, parts: Parts, tables: Mapping[str, Any], is_best: bool) -> None:
+    def _write(self, step: int, parts: Parts, tables: Mapping[str, Table], is_best: bool) -> None:
         final = self._folder / f"{step:010d}"
         partial = self._folder / f".{final.name}.partial"
         try:
@@ -113,7 +114,7 @@ class Checkpoints:
         result, fault = None, None
         try:
             result = what(*arguments) if what is not None else None
-        except (Exception, CheckpointException) as error:  # the latter is no Exception to Python
+        except Exception as error:
             fault = _reason(error, self._folder)
         found: list[Any] = [(result, fault)]
         if self._group is not None:
@@ -128,15 +129,15 @@ class Checkpoints:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
 
-    def _write_own(self, partial: Path, parts: Parts, tables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def _write_own(self, partial: Path, parts: Parts, tables: Mapping[str, Table]) -> dict[str, dict[str, Any]]:
         """Writes this process's files. Returns their sizes and checksums."""
         names = []
         if tables:
-            table_files.write(partial, tables, self._group)
-            names += [path.name for path in partial.glob(f"__{self._ranks.rank}_*")]
+            names.append(table_files.file_of(self._ranks.rank))
+            table_files.write(partial / names[0], tables)
         if self._ranks.is_first:
             replace_file(partial / STATE, parts)
-            names += [STATE, *([table_files.INDEX] if tables else [])]
+            names.append(STATE)
         return {name: _entry(partial / name) for name in names}
 
     def _publish(self, partial: Path, final: Path, files: Mapping[str, Any], is_best: bool) -> None:
@@ -237,8 +238,6 @@ def _free_memory() -> int:
 
 def _reason(error: BaseException, folder: Path) -> str:
     """Reason of a failed write, in a few words. torch's writers say of a full disk that a position was not expected."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__

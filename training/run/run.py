@@ -46,7 +46,6 @@ INSIDE = "inside"
 INSIDE_FILES = ("inside.json", "expert_weights.png", "gradient_conflicts.png", "policies.png", "policy_perplexity.png")
 # What may be in a run's folder before its configuration: written by `report`, or by training until its first step.
 _EARLY = (REPORT_JSON, REPORT_MARKDOWN, "data_index.json", "fitting", "fitted-*.json", SCHEMA, FITTED, "lightgbm.json")
-OLD_BEST, OLD_LAST = "checkpoints/best.pt", "checkpoints/last.pt"  # until checkpoints were folders
 
 
 class Run:
@@ -74,7 +73,7 @@ class Run:
     def write(self) -> None:
         """Writes what was decided before the first step, and removes what a run before it left behind here."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for stale in (SUMMARY, LOG, BEST, OLD_BEST, *made_of_a_finished_run()):
+        for stale in (SUMMARY, LOG, BEST, *made_of_a_finished_run()):
             (self.path / stale).unlink(missing_ok=True)
         write_json(self.path / SCHEMA, self.schema.model_dump(mode="json", exclude_none=True))
         write_json(self.path / FITTED, self.fitted.model_dump(mode="json"))
@@ -114,17 +113,18 @@ class Run:
 
     def best_ranker(self) -> Ranker:
         """The ranker of the best point, in evaluation mode. Raises ValueError where its weights do not fit."""
-        ranker = self.new_ranker()
+        ranker, best = self.new_ranker(), self.path / BEST
+        weights = {f"{WEIGHTS}{name}": weight for name, weight in ranker.embeddings.table_weights().items()}
         try:
-            if (self.path / OLD_BEST).exists():
-                ranker.load_state_dict(state_file.load(self.path / OLD_BEST)["ranker"])
-            else:
-                checkpoints.verified(self.path / BEST)
-                state = state_file.load(self.path / BEST / checkpoints.STATE)
-                load_weights(ranker, self.path / BEST, state)
+            checkpoints.verified(best)
+            state = state_file.load(best / checkpoints.STATE)
+            ranker.network.load_state_dict(state["network"])
+            table_files.read(best, weights)
+            for name, id_map in ranker.embeddings.id_maps.maps.items():
+                id_map.load(state[SLOTS][name])
         except (RuntimeError, KeyError):
             raise ValueError(
-                f"{self.path / BEST}: holds the weights of another network than {CONFIG} and {SCHEMA} describe"
+                f"{best}: holds the weights of another network than {CONFIG} and {SCHEMA} describe"
             ) from None
         return ranker.eval()
 
@@ -160,16 +160,6 @@ def made_of_a_finished_run() -> list[str]:
     """The files in a run's folder that other commands make of it once it has finished."""
     evaluations = [f"evaluation-{split}.json" for split in get_args(SplitName)]
     return [*evaluations, *(f"{INSIDE}/{name}" for name in INSIDE_FILES)]
-
-
-def load_weights(ranker: Ranker, folder: Path, state: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
-    """Sets a ranker's weights from a checkpoint's folder and its state. Raises RuntimeError, KeyError or ValueError
-    where they do not fit."""
-    ranker.network.load_state_dict(state["network"])
-    weights = {f"{WEIGHTS}{name}": weight for name, weight in ranker.embeddings.table_weights().items()}
-    table_files.read(folder, weights, ranks.group)
-    for name, id_map in ranker.embeddings.id_maps.maps.items():
-        id_map.load(state[SLOTS][name])
 
 
 def _fused(tables: TablesOptimizer) -> FusedOptimizer | None:

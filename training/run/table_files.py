@@ -1,146 +1,121 @@
-"""Embedding tables and their optimizers' states in a checkpoint's folder, by torch.distributed.checkpoint.
+"""Embedding tables and their optimizers' states in a checkpoint's folder: one file a process, of the parts that it has.
 
-In: tensors by name, whole ones or ShardedTensors of which every process has a part. Out: one file a process and an
-index, `.metadata`. They are read into tensors that are sharded in any other way, or not at all. The index is a pickle:
-it is read by an unpickler that makes nothing but an index, so that a folder from elsewhere cannot run code.
+In: tensors by name, whole ones or ShardedTensors of which every process holds a part. Out: `tables-<process>.pt`. They
+are read into tensors that are sharded in any other way, or not at all. Files are read with `weights_only`, so that a
+folder from elsewhere cannot run code, and mapped, so that no more of them is read than a process needs.
 """
 
-import copy
-import pickle
-import warnings
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed._shard.sharded_tensor.shard import Shard
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.remote_device import _remote_device
 
+from model.artifact.artifact import sync
 from model.untrusted_files import open_regular
-
-INDEX = ".metadata"
-
-# Warned of where one process saves by itself. For good: filters set around a call in a thread would be set for all.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-
-# All that an index of tensors is made of.
-_PARTS = {
-    ("torch.distributed.checkpoint.metadata", name)
-    for name in (
-        "Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
-        "StorageMeta", "_MEM_FORMAT_ENCODING",
-    )
-} | {
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout"),
-    ("torch", "Size"), ("torch", "float32"), ("torch", "float16"), ("torch", "bfloat16"), ("torch", "int64"),
-    ("pathlib", "PosixPath"),
-}  # fmt: skip
+from training.distributed.sharding import local_parts
 
 
-def _member(kind: object, name: str) -> _MEM_FORMAT_ENCODING:
-    """For getattr, which Pythons before 3.11.4 write in place of a member of an enumeration. It gives nothing else."""
-    if kind is not _MEM_FORMAT_ENCODING:
-        raise pickle.UnpicklingError("getattr of anything but an encoding is no part of an index of tensors")
-    return _MEM_FORMAT_ENCODING[name]
+class Table(NamedTuple):
+    """A table, or a state of one: its shape, and parts with the place in it of each part's first element."""
+
+    shape: tuple[int, ...]
+    parts: list[tuple[tuple[int, ...], Tensor]]
 
 
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("builtins", "getattr"):
-            return _member
-        if (module, name) not in _PARTS:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an index of tensors")
-        return super().find_class(module, name)
+def file_of(process: int) -> str:
+    """The name of a process's file."""
+    return f"tables-{process}.pt"
 
 
-class _Reader(FileSystemReader):
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return read_index(Path(self.path))
+def held(tables: Mapping[str, Any], *, is_first: bool) -> dict[str, Table]:
+    """The tables in the parts that this process writes. What every process has whole, the first one writes."""
+    return {
+        name: Table(tuple(table.size()), [(place, part) for part, place in local_parts(table)])
+        for name, table in tables.items()
+        if is_first or hasattr(table, "local_shards")
+    }
 
 
-def read_index(folder: Path) -> Metadata:
-    """The index of a folder. Raises ValueError naming it where it is not one."""
-    try:
-        with open_regular(folder / INDEX) as file:
-            found = _IndexUnpickler(file).load()
-        if not isinstance(found, Metadata):
-            raise pickle.UnpicklingError(f"an index was expected, got {type(found).__name__}")
-        if not all(isinstance(entry, TensorStorageMetadata) for entry in found.state_dict_metadata.values()):
-            raise pickle.UnpicklingError("an entry is no tensor")
-        if any("/" in place.relative_path for place in found.storage_data.values()):
-            raise pickle.UnpicklingError("a part lies in another folder")
-    except Exception as error:  # a forged index can make the unpickler stop anywhere
-        raise ValueError(f"{folder / INDEX}: not an index of tables ({error})") from None
-    return found
+def size_of(tables: Mapping[str, Table]) -> int:
+    """Bytes of parts."""
+    return sum(part.numel() * part.element_size() for table in tables.values() for _, part in table.parts)
 
 
-def _entries(folder: Path) -> dict[str, TensorStorageMetadata]:
-    if not (folder / INDEX).exists():  # of a feed of numbers alone
-        return {}
-    found = read_index(folder).state_dict_metadata
-    return {name: entry for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
+def copied(tables: Mapping[str, Table]) -> dict[str, Table]:
+    """Copies on the CPU, which training may go on beside."""
+    return {
+        name: Table(shape, [(place, part.detach().to("cpu", copy=True)) for place, part in parts])
+        for name, (shape, parts) in tables.items()
+    }
 
 
-def write(folder: Path, tables: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
-    """Writes the tables. All processes of the group call it. Raises OSError, or CheckpointException, which has every
-    process's fault."""
-    writer = FileSystemWriter(folder, thread_count=1, sync_files=True)
-    save(dict(tables), storage_writer=writer, process_group=group, no_dist=group is None)
+def write(path: Path, tables: Mapping[str, Table]) -> None:
+    """Writes a process's file. Raises OSError, or RuntimeError where torch does not say that the disk is full."""
+    torch.save({name: tuple(table) for name, table in tables.items()}, path)
+    sync(path)
 
 
-def read(folder: Path, tables: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
-    """Reads into the given tensors. Raises ValueError naming a table that is absent or of another shape."""
-    entries = _entries(folder)
-    for name, tensor in tables.items():
-        if name not in entries:
+def read(folder: Path, tables: Mapping[str, Any]) -> None:
+    """Reads into the given tensors. Raises ValueError naming a table that is absent, in part too, or of another shape,
+    and a file that is none of tables."""
+    stored = _stored(folder)
+    for name, table in tables.items():
+        shape = tuple(table.size())
+        if name not in stored:
             raise ValueError(f"{folder}: holds no table '{name}'")
-        if tuple(entries[name].size) != tuple(tensor.size()):
-            raise ValueError(
-                f"{folder}: table '{name}' has shape {tuple(entries[name].size)} there, {tuple(tensor.size())} here"
-            )
-    if tables:
-        load(dict(tables), storage_reader=_Reader(folder), process_group=group, no_dist=group is None)
+        if stored[name].shape != shape:
+            raise ValueError(f"{folder}: table '{name}' has shape {stored[name].shape} there, {shape} here")
+        for target, place in local_parts(table):
+            found = sum(_copy_common(target, place, part, first) for first, part in stored[name].parts)
+            if found != target.numel():
+                raise ValueError(f"{folder}: holds {found:,} of {target.numel():,} numbers of table '{name}'")
 
 
 def read_whole(folder: Path) -> dict[str, Tensor]:
-    """All tables of a folder, whole."""
-    entries = _entries(folder)
-    tables = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
-    read(folder, tables, None)
+    """All tables of a folder, whole. Raises as `read` does."""
+    tables = {name: torch.empty(shape, dtype=parts[0][1].dtype) for name, (shape, parts) in _stored(folder).items()}
+    read(folder, tables)
     return tables
 
 
-def copied(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies on the CPU, which training may go on beside."""
-    return {name: _copied(value) for name, value in tables.items()}
+def _stored(folder: Path) -> dict[str, Table]:
+    """The tables of a folder, parts of all files together; none for a feed of numbers alone."""
+    found: dict[str, Table] = {}
+    for path in sorted(folder.glob("tables-*.pt")):
+        try:
+            with open_regular(path):
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            for name, (shape, parts) in content.items():
+                table = found.setdefault(name, Table(tuple(shape), []))
+                if table.shape != tuple(shape) or not all(_is_within(shape, *part) for part in parts):
+                    raise ValueError(f"parts of '{name}' do not fit its shape")
+                table.parts.extend(parts)
+        except Exception as error:  # a forged file can stop torch anywhere
+            raise ValueError(f"{path}: not a file of tables ({str(error).partition(chr(10))[0]})") from None
+    return found
 
 
-def _copied(value: Any) -> Any:
-    if not hasattr(value, "local_shards"):
-        return value.detach().to("cpu", copy=True)
-    metadata = copy.deepcopy(value.metadata())
-    for part in metadata.shards_metadata:
-        part.placement = _remote_device(f"rank:{part.placement.rank()}/cpu")
-    by_offsets = {tuple(part.shard_offsets): part for part in metadata.shards_metadata}
-    own = [
-        Shard(shard.tensor.detach().to("cpu", copy=True), by_offsets[tuple(shard.metadata.shard_offsets)])
-        for shard in value.local_shards()
-    ]
-    return ShardedTensor._init_from_local_shards_and_global_metadata(own, metadata)
+def _is_within(shape: Sequence[int], first: Sequence[int], part: Tensor) -> bool:
+    """True for a part whose numbers all have their place in a table of that shape."""
+    ends = [at + size for at, size in zip(first, part.shape, strict=True)]
+    return len(shape) == len(first) and all(
+        at >= 0 and end <= size for at, end, size in zip(first, ends, shape, strict=True)
+    )
 
 
-def size_of(tables: Mapping[str, Any]) -> int:
-    """Bytes of the tables that this process has."""
-    held = [
-        part
-        for value in tables.values()
-        for part in ([shard.tensor for shard in value.local_shards()] if hasattr(value, "local_shards") else [value])
-    ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+def _copy_common(target: Tensor, place: Sequence[int], part: Tensor, first: Sequence[int]) -> int:
+    """Copies into one part of a table what another has of it, each with its place; returns how many numbers."""
+    lows = [max(*both) for both in zip(place, first, strict=True)]
+    ends = zip(place, target.shape, first, part.shape, strict=True)
+    highs = [min(at + size, other + length) for at, size, other, length in ends]
+    if any(low >= high for low, high in zip(lows, highs, strict=True)):
+        return 0
+    own, theirs = (
+        tuple(slice(low - at, high - at) for low, high, at in zip(lows, highs, start, strict=True))
+        for start in (place, first)
+    )
+    target.detach()[own].copy_(part[theirs])
+    return math.prod(high - low for low, high in zip(lows, highs, strict=True))

@@ -132,7 +132,7 @@ class Training:
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
         """Sets everything as it was when `state` and its folder were written."""
         self.ranker.network.load_state_dict(state["network"])
-        table_files.read(folder, self.tables(), self._ranks.group)
+        table_files.read(folder, self.tables())
         self.balancing.load_state_dict(state["balancing"])
         self.policies.load_state(state["policies"])
         self.optimizers.load_state(state["optimizers"])

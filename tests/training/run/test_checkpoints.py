@@ -1,27 +1,26 @@
-"""A run's checkpoint folders: found again, pruned, verified, refused by name; a full disk and a forged index."""
+"""A run's checkpoint folders: found again, pruned, verified, refused by name; a full disk and a forged file."""
 
-import copy
 import io
+import itertools
 import logging
 import os
 import pickle
 import shutil
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata
 
-from tests.training_data import files_of, saved_state, small_disk, training_file, write_feed
+from tests.training_data import files_of, small_disk, training_file, write_feed
 from training.config import TrainingConfig
 from training.distributed.ranks import ALONE
 from training.run import state_file, table_files
 from training.run.checkpoints import BEST_LINK, FOLDER, LAST_LINK, MANIFEST, STATE, Checkpoints, verified
-from training.run.run import LAST, Run
+from training.run.run import Run
 from training.train import train
 
 
@@ -68,7 +67,7 @@ def test_what_training_changes_after_save_is_not_in_the_checkpoint(saved: Checkp
     assert torch.equal(table_files.read_whole(folder)["weights.user"], tables(1)["weights.user"])
 
 
-@pytest.mark.parametrize("name", [STATE, MANIFEST, "__0_0.distcp", ".metadata"])
+@pytest.mark.parametrize("name", [STATE, MANIFEST, table_files.file_of(0)])
 @pytest.mark.parametrize("how", ["flipped", "gone", "short"])
 def test_damage_is_named_and_the_checkpoint_before_taken(
     saved: Checkpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, how: str
@@ -130,84 +129,86 @@ class _Code:
         return os.mkdir, (str(self.proof),)
 
 
-def test_code_in_an_index_is_refused_and_does_not_run(saved: Checkpoints, tmp_path: Path) -> None:
+def test_code_in_a_file_of_tables_is_refused_and_does_not_run(saved: Checkpoints, tmp_path: Path) -> None:
     save(saved, 1)
     proof = tmp_path / "ran"
-    index = tmp_path / FOLDER / LAST_LINK / table_files.INDEX
-    for content in (pickle.dumps(_Code(proof)), b"nonsense", b"", pickle.dumps({"a": 1})):
-        index.write_bytes(content)
-        with pytest.raises(ValueError, match=r"\.metadata: not an index of tables"):
-            table_files.read_whole(index.parent)
+    file = tmp_path / FOLDER / LAST_LINK / table_files.file_of(0)
+    with io.BytesIO() as content:
+        torch.save({"weights.user": _Code(proof)}, content)
+        forged = content.getvalue()
+    for wrong in (forged, pickle.dumps(_Code(proof)), b"nonsense", b""):
+        file.write_bytes(wrong)
+        with pytest.raises(ValueError, match=r"tables-0\.pt: not a file of tables"):
+            table_files.read_whole(file.parent)
     assert not proof.exists()
 
 
-def test_an_index_of_other_things_or_of_other_folders_is_refused(saved: Checkpoints, tmp_path: Path) -> None:
-    save(saved, 1)
-    index = tmp_path / FOLDER / LAST_LINK / table_files.INDEX
-    whole = pickle.loads(index.read_bytes())
-    elsewhere, others = copy.deepcopy(whole), copy.deepcopy(whole)
-    for place in elsewhere.storage_data.values():
-        place.relative_path = f"../{place.relative_path}"
-    others.state_dict_metadata = dict.fromkeys(others.state_dict_metadata, 1)
-    for wrong, said in (
-        (elsewhere, "a part lies in another folder"),
-        (others, "an entry is no tensor"),
-        (7, "got int"),
-    ):
-        index.write_bytes(pickle.dumps(wrong))
-        with pytest.raises(ValueError, match=rf"\.metadata: not an index of tables \(.*{said}"):
-            table_files.read_whole(index.parent)
+@pytest.mark.parametrize("content", [
+    7,
+    {"weights.user": torch.zeros(5, 2)},
+    {"weights.user": ((5, 2), [((0, 0), 1)])},
+    {"weights.user": ((5, 2), [((0,), torch.zeros(5))])},
+    {"weights.user": ((5, 2), [((1, 0), torch.zeros(5, 2))])},
+    {"weights.user": ((5, 2), [((-1, 0), torch.zeros(5, 2))])},
+    {"weights.user": ("52", [((0, 0), torch.zeros(5, 2))])},
+])  # fmt: skip
+def test_a_file_of_other_things_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / table_files.file_of(0))
+    with pytest.raises(ValueError, match=r"tables-0\.pt: not a file of tables"):
+        table_files.read_whole(tmp_path)
 
 
-class _OlderPickler(pickle.Pickler):
-    """Writes a member of an enumeration as Pythons before 3.11.4 do."""
+class Sharded:
+    """A tensor that a process holds in parts, as TorchRec's tables are one."""
 
-    def reducer_override(self, one: Any) -> Any:
-        return (getattr, (type(one), one.name)) if isinstance(one, Enum) else NotImplemented
+    def __init__(self, whole: Tensor, blocks: list[tuple[slice, slice]]) -> None:
+        self.size = whole.size
+        self._shards = [
+            SimpleNamespace(
+                tensor=whole[block].clone(), metadata=SimpleNamespace(shard_offsets=[s.start for s in block])
+            )
+            for block in blocks
+        ]
+
+    def local_shards(self) -> list[SimpleNamespace]:
+        return self._shards
 
 
-class _Got:
-    """What getattr would reach further than to a member."""
+def blocks_of(rows: list[int], columns: list[int]) -> list[tuple[slice, slice]]:
+    """The blocks between so many cuts."""
+    return [
+        (slice(top, bottom), slice(left, right))
+        for top, bottom in itertools.pairwise([0, *rows, 100])
+        for left, right in itertools.pairwise([0, *columns, 6])
+    ]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (Metadata, "__init__")
 
-
-def test_an_index_that_an_older_python_wrote_is_read_and_reaches_no_further(saved: Checkpoints, tmp_path: Path) -> None:
-    save(saved, 1)
-    folder = tmp_path / FOLDER / LAST_LINK
-    index = folder / table_files.INDEX
-    with io.BytesIO() as content:
-        _OlderPickler(content).dump(pickle.loads(index.read_bytes()))
-        index.write_bytes(content.getvalue())
-    assert b"getattr" in index.read_bytes()
-    read = table_files.read_whole(folder)
-    assert all(torch.equal(read[name], tensor) for name, tensor in tables(1).items())
-    index.write_bytes(pickle.dumps(_Got()))
-    with pytest.raises(ValueError, match="getattr of anything but an encoding"):
-        table_files.read_whole(folder)
+@pytest.mark.parametrize("cuts", [([], []), ([30, 60], []), ([], [2, 4]), ([17], [1, 5])])
+def test_tables_are_read_in_any_other_parts(tmp_path: Path, cuts: tuple[list[int], list[int]]) -> None:
+    whole = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
+    blocks = blocks_of([50], [3])
+    for process in range(2):  # two blocks each
+        own = Sharded(whole, blocks[process::2])
+        parts = table_files.held({"user": own, "bias": torch.arange(3.0)}, is_first=process == 0)
+        table_files.write(tmp_path / table_files.file_of(process), parts)
+    target = Sharded(torch.zeros(100, 6), blocks_of(*cuts))
+    table_files.read(tmp_path, {"user": target})
+    for shard, block in zip(target.local_shards(), blocks_of(*cuts), strict=True):
+        assert torch.equal(shard.tensor, whole[block])
+    assert torch.equal(table_files.read_whole(tmp_path)["user"], whole)
+    assert torch.equal(table_files.read_whole(tmp_path)["bias"], torch.arange(3.0))
+    (tmp_path / table_files.file_of(1)).unlink()
+    with pytest.raises(ValueError, match=r"holds 300 of 600 numbers of table 'user'"):
+        table_files.read_whole(tmp_path)
 
 
 def test_a_table_of_another_shape_or_name_is_named(saved: Checkpoints, tmp_path: Path) -> None:
     save(saved, 1)
     folder = tmp_path / FOLDER / LAST_LINK
     with pytest.raises(ValueError, match=r"table 'weights.user' has shape \(5, 2\) there, \(6, 2\) here"):
-        table_files.read(folder, tables(1, rows=6), None)
+        table_files.read(folder, tables(1, rows=6))
     with pytest.raises(ValueError, match=r"holds no table 'weights\.item'"):
-        table_files.read(folder, {"weights.item": torch.zeros(1)}, None)
-
-
-def test_a_run_of_an_earlier_version_is_still_read_and_not_resumed(finished_run: Run, tmp_path: Path) -> None:
-    old = Path(shutil.copytree(finished_run.path, tmp_path / "old", symlinks=True))
-    state = saved_state(old / LAST)
-    shutil.rmtree(old / FOLDER)
-    state_file.save(old / FOLDER / "last.pt", state)
-    state_file.save(old / FOLDER / "best.pt", state)
-    weights = Run.open(old).best_ranker().state_dict()
-    assert all(torch.equal(weights[name], value) for name, value in state["ranker"].items())
-    config = finished_run.config.model_copy(update={"output": old})
-    with pytest.raises(ValueError, match=r"last\.pt: a checkpoint of an earlier version, .* not resume"):
-        train(config, show=False)
+        table_files.read(folder, {"weights.item": torch.zeros(1)})
 
 
 def test_a_checkpoint_that_another_network_wrote_is_refused(tmp_path: Path) -> None:
