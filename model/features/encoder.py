@@ -184,8 +184,10 @@ class _BlockEncoder:
             column = columns.get(name)
             if column is None:
                 missing[name] = rows
+            elif column.missing is None and column.lengths_B is None:
+                missing[name] = 0
             else:
-                missing[name] = 0 if column.missing is None else int(np.count_nonzero(column.missing))
+                missing[name] = column.num_missing
         # A bucket is never unknown, so what was hashed is not counted.
         oov = {name: 0 for name in self._ids if name in missing}
         for name in self._looked_up:

@@ -90,7 +90,7 @@ class FittingPass:
         self.rows += next(iter(columns.values())).rows
         _count(self.counts, self._tables, columns)
         for number in self._numbers:
-            values = raw_numbers(number, columns[number.feature])
+            values = number.raw(columns[number.feature]).clip(-RAW_LIMIT, RAW_LIMIT)
             if (ranks := self._ranks.get(number.name)) is not None:
                 ranks.add(values)
             if (moments := self._moments.get(number.name)) is not None:
@@ -180,14 +180,6 @@ class FittingPass:
             values = step.apply(values)
             steps.append(step)
         return tuple(steps)
-
-
-def raw_numbers(number: NumberInput, column: Column) -> NDArray[np.float64]:
-    """A number column's raw values with `missing_value` where there are none, cut at RAW_LIMIT."""
-    values = number.values(column)
-    if column.missing is not None:
-        values = np.where(column.missing, number.missing, values)
-    return values.clip(-RAW_LIMIT, RAW_LIMIT)
 
 
 def count_ids(tables: Sequence[Table], columns: Mapping[str, Column]) -> dict[str, Counts]:

@@ -44,12 +44,7 @@ class NumberGroup:
         raw: list[Numbers] = []
         for number in self._inputs:
             column = columns.get(number.feature)
-            if column is None:
-                raw.append(np.full(rows, number.missing))
-            elif column.missing is not None:
-                raw.append(np.where(column.missing, number.missing, number.values(column)))
-            else:
-                raw.append(number.values(column))
+            raw.append(np.full(rows, number.missing) if column is None else number.raw(column))
         numbers_BD[:, self.positions_G] = self.transformed(np.concatenate(raw).reshape(len(raw), rows)).T
 
     def transformed(self, values_GB: Numbers) -> Numbers:

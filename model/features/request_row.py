@@ -40,7 +40,7 @@ class OneRow:
                 self._ids_1K[0, k] = lookups[name](served[name])[0]
         for d, number in enumerate(numbers):
             if number.feature in served:
-                self._raw_D[d] = number.values(served[number.feature])[0]
+                self._raw_D[d] = number.raw(served[number.feature])[0]
         given = [(k, name) for k, name in enumerate(ids) if name in self._asked]
         hashed = [(k, name) for k, name in given if lookups[name].integer_buckets]
         self._hashed = [name for _, name in hashed]

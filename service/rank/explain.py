@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features.encoder import Column
-from model.features.kinds import IdListFeature
 from model.schema import Block, FeedSchema
 from model.scorer.scorer import ExpertWeights, NonFiniteScoresError
 from service.rank.scored_request import ScoredRequest
@@ -64,8 +63,6 @@ def _cut(schema: FeedSchema, columns: Mapping[str, Column], block: Block) -> dic
     """Lists that are longer than their feature's `max_length`, of which the last ids alone are read."""
     cut = {}
     for feature in schema.asked(block):
-        if isinstance(feature, IdListFeature) and feature.name in columns:
-            lengths_B = columns[feature.name].lengths_B
-            assert lengths_B is not None
-            cut[feature.name] = int(np.count_nonzero(lengths_B > feature.max_length))
+        if feature.name in columns and (is_cut_B := feature.cut_rows(columns[feature.name])) is not None:
+            cut[feature.name] = int(np.count_nonzero(is_cut_B))
     return cut

@@ -7,8 +7,8 @@ since is refused by the name of the part.
 from pathlib import Path
 from typing import Any
 
+from model.features.block import inputs_of
 from model.features.encoder import FittedFeatures
-from model.features.kinds import NumberFeature
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel
 from model.tasks import RegressionTask
@@ -24,7 +24,7 @@ class FittedFile(StrictModel):
 
 def parts_of(schema: FeedSchema) -> dict[str, dict[str, dict[str, Any]]]:
     """The keys of a schema that what is fitted depends on."""
-    numbers = [feature for feature in schema.features if isinstance(feature, NumberFeature)]
+    numbers = inputs_of(schema.features).numbers
     tasks = [task for task in schema.tasks if isinstance(task, RegressionTask)]
     return {
         "vocabularies": {

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from model.features.fitted import FittedFeatures
 from model.features.id_counts import IntegerCounts
 from model.features.id_lookup import Lookup, hash_integers, hash_strings, lookup_of
-from model.features.kinds import IdListFeature
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from training.data.arrow import labels_of, observed_of
@@ -77,8 +76,8 @@ class FeatureTally:
         self._missing_P, self._values_P, self._unknown_P, self._longest_P, self._cut_P = np.zeros((5, parts), np.int64)
         self._bins = IntegerCounts()
 
-    def add(self, column: Column, lookup: Lookup | None, max_length: int | None, parts_B: Counts) -> None:
-        """Count a column's rows, each in its part. `max_length` is that of a list."""
+    def add(self, column: Column, lookup: Lookup | None, is_cut_B: NDArray[np.bool_] | None, parts_B: Counts) -> None:
+        """Count a column's rows, each in its part. `is_cut_B` marks those of which values are left out."""
         codes_V, lengths_B = column.codes_V, column.lengths_B
         values_in = len(column.values if codes_V is None else codes_V)
         is_given_V = np.ones(values_in, bool) if column.missing is None else ~column.missing
@@ -88,8 +87,9 @@ class FeatureTally:
         else:
             parts_V = np.repeat(parts_B, lengths_B)
             self._missing_P += self._by_part(parts_B[lengths_B == 0])
-            self._cut_P += self._by_part(parts_B[lengths_B > (max_length or 0)])
             np.maximum.at(self._longest_P, parts_B, lengths_B)
+        if is_cut_B is not None:
+            self._cut_P += self._by_part(parts_B[is_cut_B])
         parts_V = parts_V[is_given_V]
         self._values_P += self._by_part(parts_V)
         if lookup is not None:
@@ -180,9 +180,8 @@ class Tally:
         self._rows_P += np.bincount(parts_B, minlength=len(self._rows_P))
         self._labels.add(table, parts_B)
         for feature in self._schema.features:
-            most = feature.max_length if isinstance(feature, IdListFeature) else None
-            lookup = self._lookups.get(feature.name)
-            self._features[feature.name].add(columns[feature.name], lookup, most, parts_B)
+            column, lookup = columns[feature.name], self._lookups.get(feature.name)
+            self._features[feature.name].add(column, lookup, feature.cut_rows(column), parts_B)
 
     def counts(self, groups: Sequence[Sequence[int]]) -> list[PartCounts]:
         """Counts of each group of parts."""

@@ -18,8 +18,8 @@ from model.artifact.artifact import FITTED, MANIFEST, TRAINED, Artifact, Artifac
 from model.artifact.table_files import StackedTables, as_table, table_file
 from model.embeddings.embeddings import Embeddings
 from model.embeddings.id_map import IdMap
+from model.features.block import inputs_of
 from model.features.encoder import FeatureEncoder, FittedFeatures
-from model.features.kinds import NumberFeature
 from model.ranker import Network, NetworkConfig, Ranker, row_width
 from model.schema import FeedSchema
 from model.tasks import RegressionTask
@@ -48,11 +48,11 @@ class Parent:
         """`fitted` with what the parent learned in its place, so that rows and numbers keep their meaning: vocabularies
         keep their entries and new ones follow. Transforms and label scales of the same definition stay, and of the
         labels' upper bounds the larger does."""
-        before = {feature.name: feature for feature in self.schema.features if isinstance(feature, NumberFeature)}
+        before = set(inputs_of(self.schema.features).numbers)
         numbers = {
-            feature.name: self.fitted.numbers[feature.name]
-            for feature in schema.features
-            if isinstance(feature, NumberFeature) and is_same_number(feature, before.get(feature.name))
+            number.name: self.fitted.numbers[number.name]
+            for number in inputs_of(schema.features).numbers
+            if number in before
         }
         tasks = {task.name: task for task in self.schema.tasks if isinstance(task, RegressionTask)}
         targets = {
@@ -85,11 +85,6 @@ class Parent:
 
 def _of_both(parent: TargetScale, child: TargetScale) -> TargetScale:
     return parent.model_copy(update={"upper": max(parent.upper, child.upper)})
-
-
-def is_same_number(one: NumberFeature, other: NumberFeature | None) -> bool:
-    """True where raw values mean the same to both, once fitted alike."""
-    return other is not None and (one.transform, one.missing) == (other.transform, other.missing)
 
 
 def open_parent(path: Path) -> Parent:

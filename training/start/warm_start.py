@@ -21,12 +21,13 @@ from torch import Tensor
 
 from model.embeddings.embeddings import owners, table_name
 from model.embeddings.id_map import IdMaps
+from model.features.block import inputs_of
 from model.features.encoder import FittedFeatures
-from model.features.kinds import IdListFeature, NumberFeature
+from model.features.kinds.inputs import Inputs
 from model.ranker import NetworkConfig, Ranker
 from model.schema import FeedSchema, Table
 from training.distributed.sharding import local_parts
-from training.start.parent import Parent, is_same_number
+from training.start.parent import Parent
 from training.start.warm_network import Side, fill_network
 from training.wording import counted
 
@@ -162,6 +163,14 @@ def _meaning(table: Table) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key not in ("name", "features", "min_count")}
 
 
+def _other_inputs(ours: Inputs, theirs: Inputs) -> str:
+    """Differences by which the same raw values mean different things to two features. Empty where there are none."""
+    if ours.numbers != theirs.numbers:
+        return "another transform or value for missing ones"
+    poolings = [{one.pooling for one in inputs.lists} for inputs in (ours, theirs)]
+    return "" if poolings[0] == poolings[1] else f"pooling was {', '.join(poolings[1])}"
+
+
 def _features(schema: FeedSchema, parent: Parent, tables: set[str], *, own: bool) -> list[Taken]:
     before = {feature.name: feature for feature in parent.schema.features}
     both = (schema, parent.schema)
@@ -176,15 +185,12 @@ def _features(schema: FeedSchema, parent: Parent, tables: set[str], *, own: bool
             why = "new"
         elif old.kind != feature.kind:
             why = f"was of kind {old.kind}"
-        elif isinstance(feature, NumberFeature):
-            assert isinstance(old, NumberFeature)
-            why = "" if is_same_number(feature, old) else "another transform or value for missing ones"
-        elif table_of[0][feature.name] != table_of[1][feature.name]:
+        elif table_of[0].get(feature.name) != table_of[1].get(feature.name):
             why = f"read table {table_of[1][feature.name]}"
-        elif table_of[0][feature.name] not in known:
+        elif feature.has_ids and table_of[0][feature.name] not in known:
             why = "its table is fresh"
-        elif isinstance(feature, IdListFeature) and isinstance(old, IdListFeature) and feature.pooling != old.pooling:
-            why = f"pooling was {old.pooling}"
+        else:
+            why = _other_inputs(inputs_of([feature]), inputs_of([old]))
         taken.append(Taken("feature", feature.name, "fresh" if why else "taken", why))
     names = {feature.name for feature in schema.features}
     return taken + [Taken("feature", name, "dropped") for name in before if name not in names]

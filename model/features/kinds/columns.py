@@ -71,6 +71,13 @@ class Column(NamedTuple):
             return len(self.lengths_B)
         return len(self.values if self.codes_V is None else self.codes_V)
 
+    @property
+    def num_missing(self) -> int:
+        """Number of rows without a value: nulls, or empty lists."""
+        if self.lengths_B is not None:
+            return len(self.lengths_B) - int(np.count_nonzero(self.lengths_B))
+        return 0 if self.missing is None else int(np.count_nonzero(self.missing))
+
     def decoded(self) -> "Column":
         """The same column with a value at each place."""
         if self.codes_V is None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.features.kinds.columns import Column, ColumnError, Dtype, Unfit, flat_column, scalar_faults
 from model.features.kinds.inputs import Inputs
@@ -35,6 +36,10 @@ class BaseFeature(StrictModel):
         except Unfit:
             raise ColumnError(self.name, scalar_faults(dtype, values, range(len(values)))) from None
         return Column(flat, missing)
+
+    def cut_rows(self, column: Column) -> NDArray[np.bool_] | None:
+        """Mask of the rows of which values are left out, [B]. None where the kind has no limit."""
+        return None
 
     @abstractmethod
     def add_inputs(self, inputs: Inputs) -> None:

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from model.features.kinds.columns import (
@@ -35,6 +36,10 @@ class IdListFeature(EmbeddedFeature):
     side: Literal["user", "context", "candidate"]
     max_length: int = Field(ge=1, le=10_000)
     pooling: Literal["mean", "sum"] = "mean"
+
+    def cut_rows(self, column: Column) -> NDArray[np.bool_]:
+        assert column.lengths_B is not None
+        return column.lengths_B > self.max_length
 
     def add_inputs(self, inputs: Inputs) -> None:
         inputs.lists.append(ListInput(self.name, self.max_length, self.pooling))

@@ -24,7 +24,7 @@ class ListInput(NamedTuple):
 
 
 class NumberInput(NamedTuple):
-    """A number per row, the one at `position` of its feature's row. `missing` is the raw value that a null takes."""
+    """A number per row, the one at `position` of its feature's row. `missing` is the raw value where there is none."""
 
     name: str
     feature: str
@@ -32,10 +32,15 @@ class NumberInput(NamedTuple):
     missing: float
     position: int = 0
 
-    def values(self, column: Column) -> NDArray[np.float64]:
-        """Raw values of its feature's column, [B]. A column has one number a row, or several in a second dimension."""
+    def raw(self, column: Column) -> NDArray[np.float64]:
+        """Raw values in its feature's column, [B], `missing` where a row has none."""
         values: NDArray[np.float64] = column.values  # type: ignore[assignment]
-        return values if values.ndim == 1 else values[:, self.position]
+        if column.lengths_B is not None:
+            has_value_B = column.lengths_B > self.position
+            raw_B = np.full(column.rows, self.missing)
+            raw_B[has_value_B] = values[(np.cumsum(column.lengths_B) - column.lengths_B)[has_value_B] + self.position]
+            return raw_B
+        return values if column.missing is None else np.where(column.missing, self.missing, values)
 
 
 class Inputs(NamedTuple):
