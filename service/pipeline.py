@@ -62,7 +62,7 @@ class Ranking:
         self.unknown_candidates = unknown_candidates
 
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
-        """The answer's body; runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
+        """The answer's body. Runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
         question = self._read(body, record)
         model, value_model = self.choose(question.model, question.version, question.value_model, "value_model", record)
         encoded = self._encode(question, model, value_model, len(body), record)
@@ -86,7 +86,7 @@ class Ranking:
     def choose(
         self, model: str | None, version: str | None, value_model: str | None, path: str, record: RequestRecord
     ) -> tuple[ServedModel, str]:
-        """The model, and the name of its value model, that are asked for, the latter at `path`; both are noted in the
+        """The model, and the name of its value model, that are asked for, the latter at `path`. Both are noted in the
         record. Raises Problem: 404, 422, 503."""
         found = self.store.find(model, version, record.request_id)
         name = value_model or DEFAULT

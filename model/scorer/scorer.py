@@ -229,7 +229,7 @@ class Scorer:
         return spread(answers_NO, place_N)
 
     def explain(self, request: Encoded, candidates: Encoded | NamedCandidates) -> tuple[Scored, list[ExpertWeights]]:
-        """`score` by TorchScript, from features alone, and the weights that experts were mixed by, level by level; none
+        """`score` by TorchScript, from features alone, and the weights that experts were mixed by, level by level. None
         where the network mixes no experts. Raises NonFiniteScoresError."""
         with torch.inference_mode():
             sums_1F = self.module.request_sums(*block_tensors(request.block))

@@ -1,6 +1,6 @@
 """Predictions of trained cells -> the results of a comparison, as plain values for results.json.
 
-results["datasets"][dataset]["tables"][split][metric][task or "mean"][network] holds the value of every seed, their mean
+results["datasets"][dataset]["tables"][split][metric][task or "mean"][network] has the value of every seed, their mean
 with its t interval, and the difference from the baseline: over the seeds that both have, in the metric's unit and in
 percent, with a paired test over seeds and, on the test split, a paired bootstrap over users and one interval and test
 over seeds and users together. Both tests are corrected after Holm over the networks.
@@ -43,7 +43,7 @@ Outputs = dict[str, dict[int, NDArray[np.float32]]]
 
 
 def analyse(experiment: Experiment, done: Mapping[Cell, TrainingConfig], failures: Mapping[str, str]) -> Json:
-    """All results of the finished cells; `failures` is cell -> reason. Raises ValueError for broken predictions."""
+    """All results of the finished cells. `failures` is cell -> reason. Raises ValueError for broken predictions."""
     return {
         # Where it ran is no result.
         "experiment": json.loads(experiment.model_dump_json(by_alias=True, exclude={"output", "processes"})),
@@ -109,7 +109,7 @@ def _tasks(truth: Truth) -> Json:
 def _table(
     experiment: Experiment, metric: str, truth: Truth, outputs: Outputs, undefined: list[Json], split: SplitName
 ) -> Json:
-    """[task or MEAN][network] -> entry; a task on which the metric is undefined is left out, and noted."""
+    """[task or MEAN][network] -> entry. A task on which the metric is undefined is left out, and noted."""
     values: dict[str, dict[str, dict[int, float]]] = {}
     for position, task in enumerate(truth.tasks):
         if task.kind != METRICS[metric].kind:
@@ -150,7 +150,7 @@ def _over_users(
 ) -> Replicates:
     positions = {task.name: position for position, task in enumerate(truth.tasks)}
     found = Replicates()
-    # The mean's tasks together, for the mean needs them on the same draws; the others on their own.
+    # The mean's tasks together, for the mean needs them on the same draws. The others are on their own.
     for names in (averaged, *([name] for name in defined if name not in (*averaged, MEAN))):
         tasks = [truth.tasks[positions[name]] for name in names]
         of_tasks = {
@@ -238,8 +238,8 @@ def _over_users_alone(replicates_R: Floats | None) -> Json:
 
 
 def _costs(output: Path, runs: Mapping[Cell, Run]) -> Json:
-    """Per network; kept in its folder, so that times are measured once. Sizes are the mean over seeds, for routes that
-    are drawn differ in size."""
+    """Costs per network, kept in its folder, so that times are measured once. Sizes are the mean over seeds, for routes
+    that are drawn differ in size."""
     costs: Json = {}
     for name in dict.fromkeys(cell.network for cell in runs):
         of_network = {cell: run for cell, run in runs.items() if cell.network == name}

@@ -4,7 +4,7 @@ In: a cell's configuration. Out: a run folder as a network's cell has one (confi
 fitted_features.json, summary.json, predictions-<split>.npz), with lightgbm.json, and the model of each task as
 LightGBM's text in trees-<task>.txt in place of checkpoints.
 
-A binary task is learned by its log loss, a regression by its squared error on the scale that the networks learn; masks
+A binary task is learned by its log loss, a regression by its squared error on the scale that the networks learn. Masks
 and row weights count as they do there, `positive_weight` and `loss_weight` have nothing to weigh here. The number of
 trees is the one that does best on the validation split. A task whose training labels are all the same is answered by a
 constant. How trees read a feed: tree_inputs.py.
@@ -41,12 +41,12 @@ log = logging.getLogger(__name__)
 
 
 def is_trees(run: Run) -> bool:
-    """True where a cell's run holds trees."""
+    """True where a cell's run has trees."""
     return (run.path / SETTINGS).exists()
 
 
 def train_trees(config: TreesConfig) -> Run:
-    """Fits one model per task. Raises ValueError for what the user can mend."""
+    """Fits one model per task. Raises ValueError for what the user can fix."""
     _lightgbm()
     started = time.monotonic()
     schema = config.feed_schema()
@@ -76,7 +76,7 @@ def train_trees(config: TreesConfig) -> Run:
                 (reader.with_encodings(common_train, targets, None), targets),
                 (reader.with_encodings(common_validation, targets, validation), targets_of(task, validation, None)),
             )
-            # Written up to the best tree, so that whoever reads it needs no number of trees.
+            # Written up to the best tree, so that a reader needs no number of trees.
             write_text(run.path / _model_file(task), model.model_to_string(num_iteration=model.best_iteration))
             tasks[task.name] = {"trees": model.best_iteration, "leaves": _leaves(model)}
         _write_summary(run, tables, tasks, time.monotonic() - started)
@@ -111,7 +111,7 @@ def tree_costs(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def tree_times(run: Run) -> dict[str, float | None]:
-    """ms to score 100 candidates with every task's trees, inputs ready; training is not measured in rows."""
+    """ms to score 100 candidates with every task's trees, inputs ready. Training is not measured in rows."""
     constants = _constants(run)
     models = [_load(run, task) for task in run.schema.tasks if task.name not in constants]
     inputs = [np.zeros((CANDIDATES, model.num_feature()), np.float32) for model in models]

@@ -1,7 +1,7 @@
 """Cautions beside a verdict: what a reader should know before he believes it.
 
 In: results of a dataset, as plain values. Out: sentences. Networks whose sizes are far apart differ by more than their
-kind; a task that no network learned, or with a handful of positives, says little of any of them.
+kind. A task that no network learned, or with a handful of positives, says little of any of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ CHANCE = 0.5
 def cautions(
     network: str, baseline: str, tasks: Sequence[str], costs: Mapping[str, Json], counts: Mapping[str, Json], auc: Json
 ) -> list[str]:
-    """Sentences on `network` against `baseline` over `tasks`; `counts` and `auc` are the test split's, by task."""
+    """Sentences on `network` against `baseline` over `tasks`. `counts` and `auc` are the test split's, by task."""
     found = _sizes(network, baseline, costs)
     for task in tasks:
         positives = counts[task].get("positives")

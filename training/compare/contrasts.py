@@ -2,7 +2,7 @@
 
     contrasts: [{better: fixed_random_routing, than: no_sharing, metric: auc, tasks: all, test: two_sample_one_tailed}]
 
-In: the test split's tables of a results document. Out: for each contrast t, degrees of freedom and p of three tests;
+In: the test split's tables of a results document. Out: for each contrast t, degrees of freedom and p of three tests.
 `test` names the one that was planned, and the others stand beside it. `p_holm` is the planned test's p after Holm's
 correction for the number of contrasts in the file. (A.2 of "Re-examining Routing Networks for Multi-task Learning" is
 the two-sample test with equal variances.)
@@ -63,7 +63,7 @@ class Contrast(StrictModel):
 
 
 def contrast_results(contrasts: Sequence[Contrast], tables: Mapping[str, Json]) -> list[Json]:
-    """One entry per contrast; `tables` are the test split's. Without enough values the tests are null."""
+    """One entry per contrast. `tables` are the test split's. Without enough values the tests are null."""
     found = [_result(contrast, tables.get(contrast.metric, {})) for contrast in contrasts]
     planned = [entry["tests"][entry["test"]] for entry in found]
     corrected = holm({str(number): test["p"] for number, test in enumerate(planned) if test is not None})
@@ -86,7 +86,7 @@ def contrast_blocks(results: Sequence[Json]) -> Iterator[Block]:
 
 
 def one_sided_tests(better: Floats, other: Floats, pairs: Sequence[tuple[float, float]]) -> dict[str, Json | None]:
-    """t, df and p of "`better` has the larger mean" by test; values are one per seed, `pairs` those of common seeds.
+    """t, df and p of "`better` has the larger mean" by test. Values are one per seed, `pairs` those of common seeds.
 
     A test is None below two seeds, or where values have no spread."""
     differences = np.asarray([one - two for one, two in pairs], np.float64)

@@ -38,7 +38,7 @@ def sizes(run: Run) -> dict[str, int]:
 
 
 def multiply_adds(network: nn.Module, input_width: int) -> int:
-    """Multiply-adds of all matrix products for one row; activations, softmax and look-ups are not counted."""
+    """Multiply-adds of all matrix products for one row. Activations, softmax and look-ups are not counted."""
     rows = 2
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(rows, input_width))
@@ -87,7 +87,7 @@ def _scoring_seconds(run: Run, rows: Rows) -> float:
 
 
 def median_seconds(call: Callable[[int], Any], calls: int, clock: Callable[[], float]) -> float:
-    """The median of repeated calls, each given its number, by a clock; the first calls warm up."""
+    """The median of repeated calls, each given its number, by a clock. The first calls warm up."""
     seconds = []
     for number in range(WARM_UP + calls):
         started = clock()

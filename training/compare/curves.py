@@ -30,7 +30,7 @@ DEGREE = 3
 
 
 class Curve(StrictModel):
-    """The mean of `metric` over `tasks` against x; `points` is network -> x."""
+    """The mean of `metric` over `tasks` against x. `points` is network -> x."""
 
     title: str = Field(min_length=1)
     metric: MetricName = "auc"
@@ -52,7 +52,7 @@ class Curve(StrictModel):
 
 
 def curve_results(curves: Sequence[Curve], tables: Mapping[str, Json]) -> list[Json]:
-    """One entry per curve; `tables` are the test split's. The fit is null below two different x."""
+    """One entry per curve. `tables` are the test split's. The fit is null below two different x."""
     return [_result(curve, tables.get(curve.metric, {})) for curve in curves]
 
 
@@ -68,8 +68,8 @@ def _result(curve: Curve, table: Mapping[str, Json]) -> Json:
 
 
 def fit(seeds: Sequence[tuple[float, float]]) -> Json | None:
-    """The least-squares polynomial through (x, value): coefficients of x**0, x**1, ..., and the residuals' standard
-    deviation over the degrees of freedom left (null where none is)."""
+    """The least-squares polynomial through (x, value). It has the coefficients of x**0, x**1, ..., and the residuals'
+    standard deviation over the degrees of freedom left (null where none is)."""
     if not seeds:
         return None
     x, values = (np.array(column, np.float64) for column in zip(*seeds, strict=True))

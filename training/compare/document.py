@@ -1,7 +1,7 @@
 """A report as blocks, written as Markdown and as one self-contained HTML page.
 
 In: headings, paragraphs, tables, images (PNG bytes). Out: text. The page carries its style and its images itself: it
-can be mailed, and asks no other host for anything. Markdown names its images as files beside it.
+can be mailed, and loads nothing from another host. Markdown names its images as files beside it.
 """
 
 import base64
@@ -49,7 +49,7 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells as text, the head first; a table of words is not aligned as numbers are."""
+    """Cells as text, the head first. A table of words is not aligned as numbers are."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -58,7 +58,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A PNG; `text` says what it shows, `name` is its file's where the text would not do."""
+    """A PNG. `text` says what it shows. `name` is its file's where the text is not one."""
 
     text: str
     png: bytes
@@ -74,7 +74,7 @@ Block = Heading | Paragraph | Table | Image
 
 
 def write_document(folder: Path, title: str, blocks: Sequence[Block]) -> Path:
-    """Writes results.md with its pictures and report.html into `folder`; returns the page's path."""
+    """Writes results.md with its pictures and report.html into `folder`. Returns the page's path."""
     (folder / PICTURES).mkdir(exist_ok=True)
     blocks = _with_distinct_files(blocks)
     for block in blocks:
@@ -101,7 +101,7 @@ def _with_distinct_files(blocks: Sequence[Block]) -> list[Block]:
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """Markdown; images are links to their `file`."""
+    """Markdown. Images are links to their `file`."""
     parts = []
     for block in blocks:
         match block:
@@ -138,7 +138,7 @@ def _contents(blocks: Sequence[Block]) -> str:
 
 
 def _html(block: Block, number: int) -> str:
-    """A block of the page; a heading is named by its `number` among the blocks."""
+    """A block of the page. A heading is named by its `number` among the blocks."""
     match block:
         case Heading(level, text):
             return f'<h{level} id="s{number}">{escape(text)}</h{level}>'

@@ -32,7 +32,7 @@ from training.compare.space import Point, Search, Space, flat
 from training.compare.tree_config import LightGBMConfig, TreesConfig
 from training.config import OutputPath, TrainingConfig
 
-# Input width with which a network is built to see whether its sizes fit the tasks; any will do.
+# Input width with which a network is built to check its sizes against the tasks. Any width would do.
 TRIAL_WIDTH = 4
 
 
@@ -81,7 +81,7 @@ class Dataset(StrictModel):
 
 
 class NetworkEntry(StrictModel):
-    """A network; `tower` is the training file's where it is left out, `set` changes keys for this network alone.
+    """A network. `tower` is the training file's where it is left out. `set` changes keys for this network alone.
 
     `space` is what a search may choose for it, beside the space of all networks. `lightgbm` in place of `fusion` gives
     boosted trees, one model per task, to compare with."""
@@ -102,7 +102,7 @@ class NetworkEntry(StrictModel):
         return self
 
     def fusion_for(self, seed: int) -> dict[str, Any]:
-        """The fusion configuration of a cell: a network that draws its routes draws them anew with every seed, unless
+        """The fusion configuration of a cell: a network that draws its routes draws others with every seed, unless
         the file fixes its own `seed`."""
         assert self.fusion is not None, "boosted trees have none"
         fusion = self.fusion.model_dump(mode="json")
@@ -119,7 +119,7 @@ class Verdict(StrictModel):
     min_seeds: int = Field(default=5, ge=2)
     alpha: float = Field(default=0.05, gt=0, lt=1)
     power: float = Field(default=0.8, gt=0, lt=1)
-    # The difference that would matter, in the metric's unit; default: the one observed.
+    # The difference that would matter, in the metric's unit. By default it is the one observed.
     difference: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
@@ -193,7 +193,7 @@ class Experiment(StrictModel):
         return () if self.search is None else tuple(range(SEARCH_SEED, SEARCH_SEED + self.search.seeds))
 
     def space_of(self, network: NetworkEntry) -> Space:
-        """Search space of a network; its own space comes before the shared one."""
+        """Search space of a network. Its own space comes before the shared one."""
         if self.search is None or network.fusion is None:
             return {}
         return {**self.search.space, **network.space}
@@ -222,7 +222,7 @@ class Experiment(StrictModel):
         return self.output / str(cell)
 
     def config(self, cell: Cell, chosen: Mapping[str, Any] = NOTHING) -> TrainingConfig:
-        """The training configuration of a cell; `chosen` is a point of the network's space. Raises ValueError naming
+        """The training configuration of a cell. `chosen` is a point of the network's space. Raises ValueError naming
         the cell."""
         dataset = next(entry for entry in self.datasets if entry.name == cell.dataset)
         network = next(entry for entry in self.networks if entry.name == cell.network)
@@ -268,7 +268,7 @@ class Experiment(StrictModel):
         return configs
 
     def verdict_tasks(self, schema: FeedSchema) -> list[str]:
-        """The tasks of the verdict; `all` are those that the metric measures. Raises ValueError for any other."""
+        """The tasks of the verdict. `all` are those that the metric measures. Raises ValueError for any other."""
         return measured_tasks("verdict", self.verdict.metric, self.verdict.tasks, schema)
 
 

@@ -2,7 +2,7 @@
 
 In: the finished runs of a dataset. Out: `results["datasets"][dataset]["inside"]`:
 
-    networks   {network: {seed, folder, and inspect's numbers}}; pictures lie in OUTPUT/<folder>/*.png
+    networks   {network: {seed, folder, and inspect's numbers}}. Pictures are in OUTPUT/<folder>/*.png
     policies   {network: {seed: [layers]}} of learned routing, all seeds: how alike the tasks' policies are
     failures   {network: reason}: nothing that fails here costs the report
 
@@ -36,7 +36,7 @@ Json = dict[str, Any]
 
 
 def look_inside(output: Path, runs: Mapping[Cell, Run]) -> Json:
-    """The section of a dataset, measured on the validation split; `output` is the experiment's folder."""
+    """The section of a dataset, measured on the validation split. `output` is the experiment's folder."""
     found: Json = {"networks": {}, "policies": {}, "failures": {}}
     by_network: dict[str, dict[int, Run]] = {}
     for cell, run in runs.items():
@@ -72,7 +72,8 @@ def _policies(run: Run) -> list[Json]:
 
 
 def blocks(dataset: Json, folder: Path) -> Iterator[Block]:
-    """The section of a report, pictures read from the run folders below `folder`; nothing where nobody looked."""
+    """The section of a report, pictures read from the run folders below `folder`. Nothing where no network was
+    inspected."""
     inside = dataset.get("inside")
     if inside is None:
         return

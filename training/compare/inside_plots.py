@@ -15,7 +15,7 @@ from training.inspect.plots import CELL_HEIGHT, CELL_WIDTH, MARGIN, as_png, heat
 
 Json = dict[str, Any]
 Style = str | tuple[int, tuple[int, ...]]
-# Line styles tell levels, layers and tasks apart; colours, then markers, networks.
+# Line styles distinguish levels, layers and tasks. Colours, then markers, distinguish networks.
 STYLES: tuple[Style, ...] = (
     "solid",
     "dashed",
@@ -86,7 +86,7 @@ def _curve(during: Json, entries: Sequence[Json | None]) -> tuple[list[int], lis
 
 
 def plot_inside_over_training(during: Json) -> bytes | None:
-    """Panels for gate entropy, experts used, policy perplexity and balancing weights, means over seeds; None without.
+    """Panels for gate entropy, experts used, policy perplexity and balancing weights, means over seeds. None without.
 
     A level, layer or task is a line style of its network's colour."""
     panels: dict[str, list[tuple[str, str, list[float]]]] = {}
@@ -161,7 +161,7 @@ def _marker(number: int) -> str:
 
 
 def _legend(figure: Figure, axis: Axes, names: Sequence[str], styles: Mapping[str, Style]) -> None:
-    """Networks by colour, then parts of them by line style; drawn beside the panels."""
+    """Networks by colour, then parts of them by line style, drawn beside the panels."""
     handles = [
         axis.plot([], [], color=_color(i), marker=_marker(i), markersize=3, label=name)[0]
         for i, name in enumerate(names)

@@ -1,7 +1,7 @@
 """The metrics of a comparison: which task kind each is for, which direction is better, its value on a split.
 
-In: a task's labels and outputs [B] (binary: labels 0 or 1 and logits; regression: both on the scale that is learned,
-log1p where the task says so) and the users of the rows. Out: a value, or None with the reason.
+In: a task's labels and outputs [B], and the users of the rows. Binary tasks have labels 0 or 1 and logits. Regression
+tasks have both on the scale that is learned, log1p where the task says so. Out: a value, or None with the reason.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ TaskNames = Literal["all"] | tuple[str, ...]
 
 
 def measured_tasks(place: str, metric: str, wanted: TaskNames, schema: FeedSchema) -> list[str]:
-    """The tasks named; `all` are those that the metric measures. Raises ValueError for any other, naming the place."""
+    """The tasks named. `all` are those that the metric measures. Raises ValueError for any other, naming the place."""
     kind = METRICS[metric].kind
     measured = [task.name for task in schema.tasks if task.kind == kind]
     if not measured:

@@ -3,11 +3,11 @@
 In: the runs of a dataset, each with its log.csv. Out: `results["datasets"][dataset]["during_training"]`:
 
     points   [{passes, rows}]: passes over the training split, and its rows seen until then
-    tasks    {task or "mean": {network: [entry or null for each point]}}; an entry has every seed's value, their mean
+    tasks    {task or "mean": {network: [entry or null for each point]}}, an entry with every seed's value, their mean
              and interval, and the difference from the baseline in percent, paired by seed
     inside   {column of the log: {network: [mean over seeds for each point]}}: gates, policies, balancing weights
 
-Values are NE for a binary task and squared error over the labels' variance for a regression task; lower is better.
+Values are NE for a binary task and squared error over the labels' variance for a regression task. Lower is better.
 Seeds stop at different epochs: an entry is over those that came so far.
 """
 
@@ -35,7 +35,7 @@ Logs = dict[str, dict[int, dict[Fraction, dict[str, float]]]]
 
 
 def during_training(baseline: str, runs: Mapping[Cell, Run]) -> Json | None:
-    """The section of a dataset; None where no run has more than one point. Raises ValueError for a broken log."""
+    """The section of a dataset. None where no run has more than one point. Raises ValueError for a broken log."""
     logs: Logs = {}
     rows_at: dict[Fraction, int] = {}
     tasks: list[str] = []
@@ -86,7 +86,7 @@ def _task(baseline: str, logs: Logs, points: list[Fraction], names: list[str]) -
 
 
 def _entry(values: Mapping[int, float], base: Mapping[int, float] | None) -> Json | None:
-    """None where no seed came so far; `base` is None for the baseline itself."""
+    """None where no seed came so far. `base` is None for the baseline itself."""
     if not values:
         return None
     entry: Json = {"values": {str(seed): value for seed, value in values.items()}} | asdict(spread([*values.values()]))
@@ -166,7 +166,7 @@ def _words(entry: Json | None, *, is_baseline: bool) -> str:
 
 
 def _test_entries(dataset: Json, task: str) -> tuple[Json, str]:
-    """The test split's entries of the same error, and what it is where it has another unit; differences in percent have
+    """The test split's entries of the same error, and what it is where it has another unit. Differences in percent have
     none. The mean is another where not all tasks are binary."""
     tables = dataset["tables"]["test"]
     kinds = {found["kind"] for found in dataset["splits"]["test"]["tasks"].values()}

@@ -11,7 +11,7 @@ from training.compare.experiment import Cell, Experiment, check_sizes
 from training.compare.space import Choices, Point, Span, all_points, around, flat, probes
 from training.config import TrainingConfig
 
-# Where a run is or reads from, and how it is carried out, change no result; the run's folder checks its own data.
+# Where a run is or reads from, and how it is carried out, change no result. The run's folder checks its own data.
 WHERE = ("output", "schema", "seed", "threads", "checkpoint_seconds", "checkpoints_kept")
 
 Json = dict[str, Any]
@@ -21,8 +21,8 @@ Json = dict[str, Any]
 class Plan:
     """The search for one network on one dataset.
 
-    `points` come first, in their order: all of a space that holds no more points than there are trials (`trials` is
-    then their number), else what the files say, where the space holds that."""
+    `points` come first, in their order: all of a space that has no more points than there are trials (`trials` is then
+    their number), otherwise the files' own, where it is in the space."""
 
     dataset: str
     network: str
@@ -102,7 +102,7 @@ def _plan(experiment: Experiment, dataset: str, network: str, space: Mapping[str
 def _written_point(
     experiment: Experiment, cell: Cell, base: TrainingConfig, space: Mapping[str, Span | Choices]
 ) -> Point | None:
-    """The point that the files describe, so that a search never does without it; None where the space lacks it."""
+    """The point that the files describe, so that a search never does without it. None where the space lacks it."""
     point: Point = {}
     written = base.dump()
     for key, dimension in space.items():

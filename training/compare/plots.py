@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 Json = dict[str, Any]
-# Okabe and Ito's blue and orange: told apart by colour-blind readers.
+# Okabe and Ito's blue and orange: distinct to colour-blind readers.
 BLUE, ORANGE = "#0072B2", "#D55E00"
 MARKERS = "DosX"
 
@@ -52,7 +52,7 @@ def differences(tables: Mapping[str, Json], baseline: str, metric: str) -> bytes
 
 
 def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json], metric: str) -> bytes | None:
-    """The metric's mean and interval over seeds against multiply-adds per row; None where only trees are compared."""
+    """The metric's mean and interval over seeds against multiply-adds per row. None where only trees are compared."""
     entries = {name: entry for name, entry in entries.items() if costs[name]["multiply_adds_per_row"] is not None}
     if not entries:
         return None

@@ -1,6 +1,6 @@
 """Answers of a cell on a split, kept as a file in its run folder, and their labels.
 
-predictions-<split>.npz holds outputs_BO (float32: logits of binary tasks, for regression the value on the scale that
+predictions-<split>.npz has outputs_BO (float32: logits of binary tasks, for regression the value on the scale that
 is learned) and a fingerprint of the labels, so that answers are never compared with other data than they were made on.
 """
 

@@ -36,7 +36,7 @@ class ShownJobs:
         self._bar.stop()
 
     def run(self, jobs: Sequence[Job], left: int | None = None) -> list[Outcome]:
-        """Runs jobs and returns the outcomes that are faults; `left` counts those of later rounds too."""
+        """Runs jobs and returns the outcomes that are faults. `left` counts those of later rounds too."""
         failed = []
         left = len(jobs) if left is None else left
         for outcome in run_jobs(jobs, self._processes):

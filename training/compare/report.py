@@ -55,7 +55,7 @@ def print_tables(results: Json) -> None:
 
 
 def _blocks(results: Json, folder: Path | None = None) -> Iterator[Block]:
-    """All blocks, with pictures of the runs in `folder`; without one what a terminal can show."""
+    """All blocks, with pictures of the runs in `folder`. Without one, what a terminal can show."""
     brief = folder is None
     experiment, cells = results["experiment"], results["cells"]
     yield Heading(1, f"Comparison {experiment['name']}")

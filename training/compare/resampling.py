@@ -45,7 +45,7 @@ def paired_replicates(
     """A metric of all networks on the same draws of users.
 
     `outputs[network][task][seed]` are those on the task's observed rows. `groups_B` of the tasks number the split's
-    `num_groups` users; with fewer than 2 of them there is nothing to draw, and the result is empty. A network that
+    `num_groups` users. With fewer than 2 of them there is nothing to draw, and the result is empty. A network that
     shares no seed with the baseline has no differences."""
     if num_groups < 2 or not tasks:
         return Replicates()

@@ -3,7 +3,7 @@
     python -m training compare configs/experiments/census_table5.yaml [--processes N] [--seeds N] [--search] [--report]
 
 Cells are trained once: a comparison that was killed goes on where it stood, and one with more seeds trains the new ones
-alone. Epochs are chosen on the validation split; the test split is answered when every cell is trained, and read for
+alone. Epochs are chosen on the validation split. The test split is answered when every cell is trained, and read for
 the final table alone.
 """
 
@@ -26,10 +26,10 @@ from training.run.run import locked
 
 
 def compare(experiment: Experiment, *, report_only: bool = False, storage: str | None = None) -> Path:
-    """Runs what is left of an experiment, its search first, and reports it; returns the report's path.
+    """Runs what is left of an experiment, its search first, and reports it. Returns the report's path.
 
-    `report_only` trains nothing and reports the finished cells; `storage` is the URL of a database for the search's
-    trials. Raises ValueError for what the user can mend."""
+    `report_only` trains nothing and reports the finished cells. `storage` is the URL of a database for the search's
+    trials. Raises ValueError for what the user can fix."""
     configs = experiment.configs()
     planned = plans(experiment)
     _refuse_no_experiment(experiment, configs.values())
@@ -64,7 +64,7 @@ def compare(experiment: Experiment, *, report_only: bool = False, storage: str |
 
 
 def _refuse_no_experiment(experiment: Experiment, configs: Iterable[TrainingConfig]) -> None:
-    """Raises ValueError for an output folder that is the data's, or holds something and no experiment."""
+    """Raises ValueError for an output folder that is the data's, or is neither empty nor an experiment."""
     folder = experiment.output
     for data in {str(config.data.path) for config in configs}:
         refuse_within(folder, data)
@@ -82,14 +82,14 @@ def _unfinished(configs: Mapping[Cell, TrainingConfig], split: SplitName) -> lis
 
 
 def _run(what: str, jobs: Sequence[Job], total: int, processes: int) -> dict[Cell, str]:
-    """Runs jobs; returns the faults of those that failed."""
+    """Runs jobs. Returns the faults of those that failed."""
     with ShownJobs(what, total, processes) as shown:
         return {outcome.cell: outcome.fault or "" for outcome in shown.run(jobs)}
 
 
 def load(path: Path, changes: dict[str, Any], *, tune: bool = False, trials: int | None = None) -> Experiment:
-    """Reads an experiment file with top-level keys replaced; `tune` tunes the learning rates where the file has no
-    search, `trials` replaces the search's. Raises ValueError naming the file and the key."""
+    """Reads an experiment file with top-level keys replaced. `tune` tunes the learning rates where the file has no
+    search. `trials` replaces the search's. Raises ValueError naming the file and the key."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         return Experiment.from_mapping(content, str(path))

@@ -2,13 +2,13 @@
 
     python -m training compare EXPERIMENT [--search] [--trials N] [--storage URL]
 
-A trial trains one point of a network's space with every search seed; its value is the mean over seeds of the verdict's
+A trial trains one point of a network's space with every search seed. Its value is the mean over seeds of the verdict's
 metric, averaged over the verdict's tasks, on the validation split. A space with no more points than trials is tried
 point by point, any other by a seeded tree-structured Parzen estimator, the same for all networks. The choice does not
 depend on the number of processes, nor on being killed and started again.
 
 Machines that share a storage share the trials: each takes new ones until all are taken, then also runs those that the
-others have not ended, so that nobody waits for a machine that is gone. A trial is ended once, by whoever is first, and
+others have not ended, so that no machine waits for one that is gone. A trial is ended once, by the first, and
 every machine reads the same values and the same choice. Runs are kept in OUTPUT/search, the outcome in search.json.
 """
 
@@ -46,8 +46,8 @@ Json = dict[str, Any]
 
 
 def search(experiment: Experiment, plans: Sequence[Plan], *, storage: str | None, train: bool) -> Json:
-    """Runs what is left of a search; [dataset][network] -> its trials and the number of the `chosen` one, None where
-    all have failed. `train` False reads a search that has ended. Raises ValueError for what the user can mend."""
+    """Runs what is left of a search. [dataset][network] -> its trials and the number of the `chosen` one, None where
+    all have failed. `train` False reads a search that has ended. Raises ValueError for what the user can fix."""
     file = experiment.output / FOUND
     found: Json = read_json(file) if file.exists() else {}
     remedy = "choose another output or delete its search.json, search.db and search folder"
@@ -114,8 +114,8 @@ class Claim:
 
 
 def _claim(studies: Sequence["Study"], processes: int) -> list[Claim]:
-    """The trials of a round: those that this machine has begun; new ones of every network in turn, one each and more
-    while processes would be idle; where there are none of either, those of other machines."""
+    """The trials of a round. They are those that this machine has begun, and new ones of every network in turn, one
+    each and more while processes would be idle. Where there are none of either, they are those of other machines."""
     claims = [claim for study in studies for claim in study.begun(own=True)]
     while not claims or sum(len(claim.jobs) for claim in claims) < processes:
         new = [claim for study in studies if (claim := study.take_trial({c.trial for c in claims if c.study is study}))]
@@ -184,7 +184,7 @@ class Study:
         return not self._is_shared or (self._folder / f"trial-{number}").exists()
 
     def _claim(self, trial: FrozenTrial) -> Claim | None:
-        """The trial's jobs; None, and the trial has failed, where its point fits no network."""
+        """The trial's jobs. None, and the trial has failed, where its point fits no network."""
         parameters = dict(trial.params)
         for name, distribution in self._distributions.items():
             # Killed while drawing: the same is drawn again.

@@ -11,7 +11,7 @@ Json = dict[str, Any]
 
 
 def chosen_on_validation(found: Mapping[str, Json], metric: str) -> Iterator[Block]:
-    """One row for every network that had something to choose; nothing where none had."""
+    """One row for every network that had something to choose. Nothing where none had."""
     if not found:
         return
     title, sign = METRICS[metric].title, -1 if METRICS[metric].better == "higher" else 1

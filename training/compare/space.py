@@ -9,7 +9,7 @@
         fusion: {kind: ple, levels: [128, 64]}
         space: {network.fusion: [{experts_per_task: 1, shared_experts: 3}, {experts_per_task: 2, shared_experts: 0}]}
 
-A space maps keys of the training file to a list of choices or to a range. A point is a value for each key; a mapping as
+A space maps keys of the training file to a list of choices or to a range. A point is a value for each key. A mapping as
 a value changes the keys that it names. Everything is checked before the first trial.
 """
 
@@ -25,7 +25,7 @@ from pydantic import AfterValidator, Discriminator, Field, PositiveInt, Tag, mod
 
 from model.strict_yaml import StrictModel, unknown_key
 
-# Decided by the experiment itself; or another choice than a better value of the same measurement on the same network.
+# Decided by the experiment itself, or another choice than a better value of the same measurement on the same network.
 FIXED = ("output", "seed", "threads", "schema", "data", "network.fusion.kind")
 
 Number = int | Annotated[float, Field(allow_inf_nan=False)]
@@ -33,9 +33,9 @@ Point = dict[str, Any]
 
 
 class Span(StrictModel):
-    """Numbers from `low` to `high`, both included: whole ones where both are written so, else any.
+    """Numbers from `low` to `high`, both included: whole ones where both are written so, otherwise any.
 
-    `log` draws evenly on the logarithmic scale, `step` keeps to low, low + step, ...; with `times`, low and high
+    `log` draws evenly on the logarithmic scale, `step` keeps to low, low + step, .... With `times`, low and high
     multiply what the files say."""
 
     low: Number
@@ -89,7 +89,7 @@ class Span(StrictModel):
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def count(self) -> int | None:
-        """Count of its numbers; None where that is any number."""
+        """Count of its numbers. None where that is any number."""
         if not self.is_whole and self.step is None:
             return None
         return int((Decimal(str(self.high)) - Decimal(str(self.low))) / Decimal(str(self.step or 1))) + 1
@@ -163,7 +163,7 @@ LEARNING_RATES: dict[str, Any] = {
 
 
 def around(space: Mapping[str, Span | Choices], written: Mapping[str, Any]) -> dict[str, Span | Choices]:
-    """The space in the keys' own units; `written` is the training configuration that the files give."""
+    """The space in the keys' own units. `written` is the training configuration that the files give."""
     found: dict[str, Span | Choices] = {}
     for key, dimension in space.items():
         if isinstance(dimension, Span) and dimension.times:
@@ -187,7 +187,7 @@ def look_up(written: Any, key: str) -> Any:
 
 
 def all_points(space: Mapping[str, Span | Choices], limit: int) -> list[Point] | None:
-    """Every point, in the order of the file, where there are at most `limit`; else None."""
+    """Every point, in the order of the file, where there are at most `limit`, otherwise None."""
     counts = [dimension.count() if isinstance(dimension, Span) else len(dimension) for dimension in space.values()]
     if math.prod(limit + 1 if count is None else count for count in counts) > limit:
         return None
@@ -201,7 +201,7 @@ def probes(dimension: Span | Choices) -> list[Any]:
 
 
 def distributions(space: Mapping[str, Span | Choices]) -> dict[str, BaseDistribution]:
-    """The space as Optuna has it; choices as JSON text, for it knows no lists and mappings."""
+    """The space as Optuna has it, choices as JSON text, for Optuna has no lists and mappings."""
     return {
         key: dimension.distribution()
         if isinstance(dimension, Span)

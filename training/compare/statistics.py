@@ -47,7 +47,7 @@ def spread(values: Sequence[float], level: float = 0.95) -> Spread:
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
-    """p of the paired t-test, from one difference per seed; None where it is undefined (below 2 seeds, no spread)."""
+    """p of the paired t-test, from one difference per seed. None where it is undefined (below 2 seeds, no spread)."""
     found = spread(differences)
     if not found.sd:
         return None
@@ -116,8 +116,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def power(difference: float, sd: float, n: int, alpha: float, users_sd: float = 0.0) -> float:
-    """Chance that the test over n seeds and the users finds a true `difference`, given the seeds' differences' `sd` and
-    the standard error `users_sd` that no seed takes away; without the latter it is the paired t-test's."""
+    """Chance that the test over n seeds and the users finds a true `difference`. `sd` is that of the seeds'
+    differences. `users_sd` is the standard error that no seed takes away. Without it the chance is the paired
+    t-test's."""
     freedom, of_users = n - 1, users_sd**2
     error = math.hypot(sd / math.sqrt(n), users_sd)
     shift = abs(difference) / error
@@ -130,7 +131,7 @@ def power(difference: float, sd: float, n: int, alpha: float, users_sd: float = 
         return total
 
     # Not scipy's noncentral t, which gives NaN for few seeds at strict levels. Given x, a chi(n - 1) variable, the test
-    # finds the difference with normal probability; nodes are dense where that turns, at `turn`.
+    # finds the difference with normal probability. Nodes are dense where that changes, at `turn`.
     top = float(stats.chi.isf(1e-15, freedom))
     grid = np.linspace(0.0, top, 1001)[1:]
     turn = float(np.interp(shift, bound(grid), grid))
@@ -143,7 +144,7 @@ def power(difference: float, sd: float, n: int, alpha: float, users_sd: float = 
 
 
 def minimum_detectable(sd: float, n: int, alpha: float, wanted: float, users_sd: float = 0.0) -> float | None:
-    """The smallest true difference that n seeds find with power `wanted`; None below 2 seeds or without spread."""
+    """The smallest true difference that n seeds find with power `wanted`. None below 2 seeds or without spread."""
     if n < 2 or sd == 0:
         return None
     high = math.hypot(sd, users_sd)
@@ -153,7 +154,7 @@ def minimum_detectable(sd: float, n: int, alpha: float, wanted: float, users_sd:
 
 
 def seeds_needed(difference: float, sd: float, alpha: float, wanted: float, users_sd: float = 0.0) -> int | None:
-    """The fewest seeds (2 or more) that find a true `difference` with power `wanted`; None above MAX_SEEDS, and where
+    """The fewest seeds (2 or more) that find a true `difference` with power `wanted`. None above MAX_SEEDS, and where
     the users alone leave too wide an interval."""
     if difference == 0:
         return None

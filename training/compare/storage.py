@@ -27,7 +27,7 @@ def own_storage(folder: Path) -> URL:
 
 
 def shared_storage(text: str) -> URL:
-    """The database of `--storage`. Raises ValueError, without the text, which may hold a password."""
+    """The database of `--storage`. Raises ValueError, without the text, which may contain a password."""
     try:
         url = make_url(text)
     except (SQLAlchemyError, ValueError):

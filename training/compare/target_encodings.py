@@ -1,8 +1,8 @@
 """Target encodings: an id as the mean label of the rows that have it, drawn towards the mean of all rows.
 
-In: the code of every row's id (0 to K - 1; -1: an id without a code), a task's labels, and weights that are 0 where the
-label does not count, all [B]. Out: an `Encoding`, [B]. A row's own label never enters its encoding: it is made from
-the other folds, or from earlier values of an order (days, say).
+In: the code of every row's id (0 to K - 1, or -1 for an id without a code), a task's labels, and weights that are 0
+where the label does not count, all [B]. Out: an `Encoding`, [B]. A row's own label never enters its encoding: it is
+made from the other folds, or from earlier values of an order (days, say).
 """
 
 from typing import Literal, NamedTuple

@@ -25,7 +25,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class LightGBMConfig(StrictModel):
-    """The trees' settings; `trees` is the most that a task gets."""
+    """The trees' settings. `trees` is the most that a task gets."""
 
     trees: PositiveInt = 2000
     # Stops after so many trees without a lower loss on the validation split.
@@ -43,7 +43,7 @@ class LightGBMConfig(StrictModel):
 
 
 class TreesConfig(TrainingConfig):
-    """Training configuration of a cell of trees; the keys that describe a network have no effect."""
+    """Training configuration of a cell of trees. The keys that describe a network have no effect."""
 
     lightgbm: LightGBMConfig
 
@@ -58,7 +58,7 @@ class TreesConfig(TrainingConfig):
             check_encodings(self.lightgbm.encodings, schema)
 
     def base(self) -> TrainingConfig:
-        """The configuration without the trees' settings, as config.json holds it."""
+        """The configuration without the trees' settings, as config.json has it."""
         content = self.dump()
         del content["lightgbm"]
         return TrainingConfig.model_validate(content)

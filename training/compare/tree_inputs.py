@@ -1,10 +1,10 @@
 """Inputs of boosted trees: one matrix of numbers per task and split.
 
-In: the Arrow tables of the training split and of the split asked for. Out: inputs_BF (float32, NaN where missing):
-- a number as it is in the data, for trees need no transform;
-- an id with few distinct values as a category; an id that training never had is missing;
-- every id that is encoded as its mean label and the number of rows behind it, for the task at hand;
-- an id_list as its length, at most its max_length; the ids in it are not read.
+In: the Arrow tables of the training split and of the requested split. Out: inputs_BF (float32, NaN where missing):
+- a number as it is in the data, for trees need no transform
+- an id with few distinct values as a category, missing where training never had it
+- every id that is encoded as its mean label and the number of rows behind it, for the task at hand
+- an id_list as its length, at most its max_length, without the ids in it
 training_only features have their logged value, as they have for the networks of a comparison.
 """
 
@@ -35,7 +35,7 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """inputs_BF with the names of its columns and which of them hold categories."""
+    """inputs_BF with the names of its columns and which of them are categories."""
 
     inputs_BF: NDArray[np.float32]
     names: list[str]
@@ -44,14 +44,15 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """A task's labels on the scale that is learned, and the rows' weights: 0 where the label does not count; [B]."""
+    """A task's labels on the scale that is learned, and the rows' weights, 0 where the label does not count, both
+    [B]."""
 
     labels_B: Floats
     weights_B: Floats
 
 
 def check_encodings(encodings: EncodingsConfig, schema: FeedSchema) -> None:
-    """Raises ValueError for a feature that is no id of the schema, and for a column that holds a label."""
+    """Raises ValueError for a feature that is no id of the schema, and for a column that is a label."""
     ids = [feature.name for feature in schema.features if isinstance(feature, IdFeature)]
     for name in encodings.features if encodings.features != "all" else ():
         if name not in ids:
@@ -81,7 +82,7 @@ def extra_columns(encodings: EncodingsConfig | None, data: DataConfig) -> tuple[
 
 
 def targets_of(task: Task, table: pa.Table, weight: str | None) -> Targets:
-    """A task's labels and weights; `weight` names the column of row weights."""
+    """A task's labels and weights. `weight` names the column of row weights."""
     labels_B = labels_of(task, table)
     if isinstance(task, RegressionTask):
         labels_B = transform_target(labels_B, task.transform)
@@ -139,7 +140,7 @@ class TreeInputs:
         return Inputs(_matrix(columns, table.num_rows), list(columns), self._categories)
 
     def with_encodings(self, common: Inputs, task: Targets, table: pa.Table | None) -> Inputs:
-        """`common` with the encodings for one task; `task` is of the training split, and no table means its rows."""
+        """`common` with the encodings for one task. `task` is of the training split, and no table means its rows."""
         columns: dict[str, Floats] = {}
         for name in self._codes:
             found = self._encode(name, task, table)
@@ -167,7 +168,7 @@ def _distinct(name: str, table: pa.Table) -> pa.Array:
 
 
 def _codes(name: str, values: pa.Array, table: pa.Table) -> Codes:
-    """The place of each row's id among `values`; -1 where it is none of them."""
+    """The place of each row's id among `values`. -1 where it is none of them."""
     column = _plain(table.column(name))
     places = pc.index_in(column.cast(values.type), value_set=values)
     codes_B: Codes = pc.fill_null(places, -1).to_numpy().astype(np.int64)

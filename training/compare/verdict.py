@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def verdicts(verdict: Verdict, tasks: Sequence[str], baseline: str, tables: Mapping[str, Json]) -> dict[str, Json]:
-    """network -> {verdict: better | worse | no difference shown | refused, text}; `tables` are the test split's.
+    """network -> {verdict: better | worse | no difference shown | refused, text}. `tables` are the test split's.
     `cautions` are added by the analysis."""
     table = tables.get(verdict.metric, {})
     used = [task for task in tasks if task in table]
@@ -30,7 +30,7 @@ def verdicts(verdict: Verdict, tasks: Sequence[str], baseline: str, tables: Mapp
 
 
 def choice(verdict: Verdict, table: Mapping[str, Json]) -> str | None:
-    """The network that validation would choose: the best mean over seeds of the verdict's metric over its tasks;
+    """The network that validation would choose: the best mean over seeds of the verdict's metric over its tasks.
     `table` is the validation split's. None where the metric is undefined there."""
     means = {name: entry["mean"] for name, entry in table.get(MEAN, {}).items()}
     if not means:

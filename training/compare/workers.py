@@ -39,7 +39,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """End of a job: `fault` is None where all went well; a job that diverged would do so again."""
+    """End of a job. `fault` is None where all went well. A job that diverged would do so again."""
 
     cell: Cell
     seconds: float
@@ -53,7 +53,7 @@ def is_done(config: TrainingConfig, split: SplitName) -> bool:
 
 
 def refuse_changed(configs: Mapping[Cell, TrainingConfig]) -> None:
-    """Raises ValueError naming a cell whose folder holds another run than the experiment's."""
+    """Raises ValueError naming a cell whose folder has another run than the experiment's."""
     for cell, config in configs.items():
         if (config.output / CONFIG).exists() and kept_config(config.output) != config:
             raise ValueError(

@@ -1,9 +1,9 @@
 """Statistics of a key (a user, a video, a pair of both) over the days before an impression's own day.
 
 Everything an impression's inputs know about labels comes through here, so the rule that no row sees its own label,
-its own day or the future holds in one place: a total at day d sums events of days < d.
+its own day or the future is kept in one place: a total at day d sums events of days < d.
 
-Days are indices 0..num_days - 1 in time order; keys are indices 0..num_keys - 1 or -1 for "no key" (an unknown tag),
+Days are indices 0..num_days - 1 in time order. Keys are indices 0..num_keys - 1 or -1 for "no key" (an unknown tag),
 for which every total is 0.
 """
 
@@ -37,7 +37,7 @@ def totals_before(rows: Events, events: Events, values: Floats | None, num_keys:
 
 
 def smoothed_rate(total: Floats, count: Floats, prior: Floats, strength: float) -> Floats:
-    """Posterior mean (total + strength * prior) / (count + strength), [N]; NaN where the prior is NaN.
+    """Posterior mean (total + strength * prior) / (count + strength), [N]. NaN where the prior is NaN.
 
     `strength` is how many impressions the prior is worth, as the parameter sum of a Beta prior.
     """
@@ -47,7 +47,7 @@ def smoothed_rate(total: Floats, count: Floats, prior: Floats, strength: float) 
 def mean_by_group_before(group: Integers, day: Integers, values: Floats, num_days: int) -> Floats:
     """For each row [N], the mean of `values` over its group's rows on earlier days.
 
-    A group new on its day takes the mean over all rows of earlier days; NaN on the first day that has rows.
+    A group new on its day takes the mean over all rows of earlier days. NaN on the first day that has rows.
     """
     everything = Events(np.zeros(len(day), dtype=np.int64), day)
     count = totals_before(everything, everything, None, 1, num_days)
@@ -62,7 +62,7 @@ def mean_by_group_before(group: Integers, day: Integers, values: Floats, num_day
 
 
 def last_day_before(rows: Events, events: Events, num_keys: int, num_days: int) -> Integers:
-    """For each row [N], the latest day before its own on which its key had an event; -1 where there is none."""
+    """For each row [N], the latest day before its own on which its key had an event. -1 where there is none."""
     latest = np.full((num_keys, num_days), -1, dtype=np.int64)
     known = events.key >= 0
     later = known & (events.day < num_days - 1)
@@ -72,7 +72,7 @@ def last_day_before(rows: Events, events: Events, num_keys: int, num_days: int) 
 
 
 def key_index(*columns: Integers) -> tuple[Integers, int]:
-    """Number the distinct rows of the columns [N] from 0; returns the index of each row and how many there are.
+    """Number the distinct rows of the columns [N] from 0. Returns the index of each row and their number.
 
     A row with a negative value in any column has no key: -1.
     """

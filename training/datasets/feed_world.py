@@ -7,8 +7,8 @@ so that a test can ask of the data, or of a trained ranker, what was put into it
 The laws. A user and an item have an affinity for each task, of mean 0 and variance 1, the sum of a match
 (user vector times item vector), the item's quality and the user's habit. All three are drawn with
 TASK_CORRELATION across tasks, and so the affinities have this correlation too. A binary task has the logit
-bias + scale * affinity + known effects of context; play time is log-normal around the same kind of sum. A
-click needs an examination first, which happens with PROPENSITIES[position] whatever the item is: that is the
+bias + scale * affinity + known effects of context. Play time is log-normal around the same kind of sum. A
+click needs an examination first, which happens with PROPENSITIES[position] for every item: that is the
 position bias, and the ratio of click rates of two positions is the ratio of their propensities.
 
 Shapes: B impressions, T tasks, K width of the vectors, U users, I items.
@@ -36,12 +36,12 @@ TASK_CORRELATION = np.array(
 )
 BIAS = {"click": -0.90, "long_view": -1.10, "like": -4.60, "hide": -5.30}
 SCALE = {"click": 1.30, "long_view": 1.30, "like": 1.10, "hide": 1.10, "play_time": 0.80}
-# Chance that the user looks at a position at all; the top one always gets a look.
+# Chance that the user examines a position at all. The top one is always examined.
 PROPENSITIES = (1.00, 0.86, 0.76, 0.68, 0.62, 0.57, 0.53, 0.50, 0.47, 0.45)
 PAGE = len(PROPENSITIES)
 
 VECTOR_WIDTH = 4
-# Shares of an affinity's variance, and of the variance of an item's vector and quality; each line sums to 1.
+# Shares of an affinity's variance, and of the variance of an item's vector and quality. Each line sums to 1.
 MATCH_SHARE, QUALITY_SHARE, HABIT_SHARE = 0.55, 0.30, 0.15
 TOPIC_SHARE, CREATOR_SHARE, OWN_SHARE = 0.45, 0.25, 0.30
 
@@ -60,7 +60,7 @@ ACTIVITY_SPREAD = 1.0  # standard deviation of the log of a user's activity
 MEDIAN_DURATION_MS, DURATION_SPREAD = 20_000, 0.7
 DURATION_LONG_VIEW = -0.35  # on the logit of long_view, per standard deviation of log duration
 DURATION_PLAY_TIME = 0.6  # power of the duration in the play time
-MEDIAN_PLAY_SHARE, PLAY_NOISE = 0.45, 0.5  # at affinity 0 and the median duration; spread of the log
+MEDIAN_PLAY_SHARE, PLAY_NOISE = 0.45, 0.5  # at affinity 0 and the median duration, and spread of the log
 AGE_CLICK = -0.15  # on the logit of click, per unit of log(1 + age in days)
 EVENING_CLICK = 0.25  # amplitude over the day on the logit of click, highest at 21 h
 MAX_AGE_DAYS = 30
@@ -116,7 +116,7 @@ class Outcomes:
 
 
 class FeedWorld:
-    """Users and items of one seed. The same arguments give the same world; nothing in it changes afterwards.
+    """Users and items of one seed. The same arguments give the same world. Nothing in it changes afterwards.
 
     Raises ValueError for fewer than 2 users, or for items that two pages would use up.
     """
@@ -204,7 +204,7 @@ class FeedWorld:
         devices: Integers,
         age_hours: Floats,
     ) -> Outcomes:
-        """The laws of the module's docstring, for impressions [B]; `devices` index DEVICES."""
+        """The laws of the module's docstring, for impressions [B]. `devices` index DEVICES."""
         match_BT = np.einsum("bk,bkt->bt", self._user_vectors_UK[users], self._item_vectors_IKT[items])
         affinity_BT = (
             np.sqrt(MATCH_SHARE) * match_BT

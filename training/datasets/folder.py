@@ -1,6 +1,6 @@
 """The folder that preparing writes.
 
-impressions-<split>.parquet hold the rows; prepared.json says what they were made from, how many rows each split and day
+impressions-<split>.parquet have the rows. prepared.json says what they were made from, how many rows each split and day
 has, and what was left out.
 """
 

@@ -3,7 +3,7 @@
 Input: see kuairand_files. Output, one row per impression from 25 April 2022 on: the log's keys and labels, user and
 video features, context (tab, hour and weekday of time_ms in Beijing), the history lists up to 24 April, and statistics
 of earlier days (kuairand_inputs). Splits by `date`: train to 5 May, validation 6 May, test 7 May unless `Days` says
-otherwise; days after the test are written too, as `later`.
+otherwise. Days after the test are written too, as `later`.
 
 Nothing that is known only after the impression is an input: play_time_ms and the flags are labels, the times spent in
 profile and comments are not passed on.
@@ -39,7 +39,7 @@ _DAY_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Days:
-    """The last day (yyyymmdd) of each split; with `only`, that day is written alone. Raises ValueError for days out of
+    """The last day (yyyymmdd) of each split. With `only`, that day is written alone. Raises ValueError for days out of
     order."""
 
     train_to: int = 20220505
@@ -70,7 +70,7 @@ class Days:
         return Counter({name: int((split == name).sum()) for name in names})
 
     def _split_of(self, impressions: pa.Table) -> npt.NDArray[np.str_]:
-        """The split of each row [B]; with `only` its date, and no name for other days."""
+        """The split of each row [B]. With `only` its date, and no name for other days."""
         date = impressions["date"].to_numpy()
         if self.only is None:
             ends = (self.train_to, self.validation_to, self.test_to)
@@ -115,7 +115,7 @@ def impressions_of(data: KuaiRand) -> pa.Table:
     columns["play_time_ms"] = play_time_ms
     columns["tab"] = log["tab"]
     columns["hour"] = beijing_ms // 3_600_000 % 24
-    columns["weekday"] = (beijing_ms // _DAY_MS + 3) % 7  # 1 January 1970 was a Thursday; Monday is 0
+    columns["weekday"] = (beijing_ms // _DAY_MS + 3) % 7  # 1 January 1970 was a Thursday, and Monday is 0
     columns |= {name: user[name] for name in ("user_active_degree", *USER_CATEGORIES, *USER_NUMBERS)}
     for name, column in (("watch_seq", "watched"), ("like_seq", "liked"), ("long_watch_seq", "long_viewed")):
         columns[column] = _lists(data.histories[name], data.videos["video_id"].to_numpy()).take(pa.array(data.log_user))
@@ -129,7 +129,7 @@ def impressions_of(data: KuaiRand) -> pa.Table:
 
 
 def _aspect_ratio(video: pa.Table) -> pa.Array:
-    """Height over width; null where either is not known."""
+    """Height over width. Null where either is not known."""
     width = pc.if_else(pc.greater(video["server_width"], 0), video["server_width"], pa.scalar(None, pa.int64()))
     return pc.divide(video["server_height"].cast(pa.float64()), width)
 

@@ -64,7 +64,7 @@ class ListPerUser:
 
 @dataclass(frozen=True)
 class KuaiRand:
-    """The dataset: `log` has the impressions; `log_user` and `log_video` are their rows in `users` and `videos`.
+    """The dataset. `log` has the impressions. `log_user` and `log_video` are their rows in `users` and `videos`.
 
     Histories have a list for each row of `users`, and their values are rows of `videos`. Of the videos, `upload_day`
     counts days from 1970 and `tags` are lists of category numbers.
@@ -185,7 +185,7 @@ def _read_videos(path: Path) -> pa.Table:
 
 
 def _each(path: Path, name: str, table: pa.Table, parse: Callable[[str], object], data_type: pa.DataType) -> pa.Array:
-    """Parse a column of text value by value; nulls stay."""
+    """Parse a column of text value by value. Nulls stay."""
     parsed = []
     for row, text in enumerate(table[name].to_pylist(), start=1):
         try:
@@ -256,7 +256,7 @@ class _RowOf:
             raise ValueError(f"{path}: column {column!r}, row {row + 1}: {ids[row]} comes twice")
 
     def __call__(self, path: Path, ids: Integers, column: str | None = None, in_lists: bool = False) -> Integers:
-        """Rows of `ids`, read from `path`; ValueError naming the first id that has none."""
+        """Rows of `ids`, read from `path`. Raises ValueError naming the first id that has none."""
         place: Integers = np.minimum(np.searchsorted(self._sorted, ids), self.count - 1)
         unknown = np.flatnonzero(self._sorted[place] != ids) if self.count else np.arange(len(ids))
         if unknown.size:

@@ -1,11 +1,11 @@
 """Knowledge of a user, a video and their pair before the day of an impression.
 
 Input: the dataset. Output: columns [impressions] of float64, null where nothing is known. Days go by the log's `date`,
-from 25 April on; the history lists up to 24 April count as a day before all of them. An impression sees the labels of
+from 25 April on. The history lists up to 24 April count as a day before all of them. An impression sees the labels of
 earlier days only.
 
 Names: `<key>_impressions` counts the earlier impressions of a key, `<key>_<outcome>` is the smoothed mean of an outcome
-over them (null on the first day, when there is no prior either; `_percent` where the outcome is rare),
+over them (null on the first day, when there is no prior either, and `_percent` where the outcome is rare),
 `<key>_listed...` counts the key in all users' history lists, `history_...` describes the user's own lists, and
 `affinity_...` counts how often the user watched, liked or viewed long something with the candidate's first tag.
 Authors get no statistics of their own: 6,510 of them made the 7,583 videos.
@@ -62,7 +62,7 @@ def outcomes(log: pa.Table) -> dict[str, Floats]:
         "comments_opened": (log["comment_stay_time"].to_numpy() > 0).astype(np.float64),
         "finished": (play_ms >= duration_ms).astype(np.float64),
         "log_play": np.log1p(play_ms),
-        # Videos that loop are played several times over; what counts is that they were seen to the end.
+        # Videos that loop are played several times over. What counts is that they were seen to the end.
         "play_ratio": np.clip(play_ms / np.maximum(duration_ms, 1.0), 0.0, 1.5),
     }
 

@@ -27,8 +27,7 @@ def prepare(dataset: str, source: Path, out: Path, days: Days | None = None) -> 
     """Prepare `dataset` ("kuairand" or "census") from the files in `source` into the folder `out`.
 
     `days` are those of kuairand's splits. Raises ValueError for an unknown dataset, for source files that are missing
-    or wrong (naming file, column and row) and for an `out` that holds something else; OSError where the disk does not
-    play along.
+    or wrong (naming file, column and row) and for an `out` with other content, and OSError for a fault of the disk.
     """
     if dataset not in _DATASETS:
         raise ValueError(f"dataset {dataset!r} is not known; known are {', '.join(_DATASETS)}")

@@ -1,6 +1,6 @@
-"""Read source tables, whole, into Arrow with the types asked for.
+"""Read source tables, whole, into Arrow with the requested types.
 
-Input: a Parquet file or comma-separated text. Output: a pyarrow.Table with exactly the columns asked for, in that
+Input: a Parquet file or comma-separated text. Output: a pyarrow.Table with exactly the requested columns, in that
 order. Whatever is wrong with a file is a ValueError that names the file and, where there is one, the column and the
 row (rows count from 1 and leave a header line out).
 """
@@ -24,7 +24,7 @@ def read_table(
 ) -> pa.Table:
     """Read `columns` (name -> INTEGER, TEXT or INTEGER_LIST) of a .parquet file or of comma-separated text.
 
-    `nullable` columns may hold nulls (an empty field in text); `names` are the columns of text without a header line.
+    `nullable` columns may have nulls (an empty field in text). `names` are the columns of text without a header line.
     Raises ValueError for a missing or unreadable file, a missing column, a value that is not of its type, and a null
     where none is allowed.
     """
@@ -67,7 +67,7 @@ def _read_parquet(path: Path, columns: list[str]) -> pa.Table:
 
 def _read_text(path: Path, names: Sequence[str] | None) -> pa.Table:
     """All columns as text: types come later, so that a value of the wrong type can be named with its row."""
-    # Without a header Arrow has to be told the names, with one it must be asked: types go by name.
+    # Without a header Arrow is given the names, with one it gives them: types go by name.
     if names is None:
         with pa.input_stream(path, compression="detect") as stream:
             header = stream.read(1 << 16).split(b"\n", 1)[0].decode("utf-8-sig")
@@ -78,7 +78,7 @@ def _read_text(path: Path, names: Sequence[str] | None) -> pa.Table:
         path,
         # One thread: only then do Arrow's messages count rows.
         read_options=pa.csv.ReadOptions(use_threads=False, column_names=found, skip_rows=0 if names else 1),
-        # UCI's files quote nothing and put a blank behind each comma; the KuaiRand files quote lists with commas.
+        # UCI's files quote nothing and put a blank behind each comma. The KuaiRand files quote lists with commas.
         parse_options=pa.csv.ParseOptions(quote_char=False if names else '"'),
         convert_options=pa.csv.ConvertOptions(
             column_types=dict.fromkeys(found, pa.string()), strings_can_be_null=False
@@ -101,7 +101,7 @@ def _typed(path: Path, name: str, column: pa.ChunkedArray, data_type: pa.DataTyp
 
 def _integers_from_text(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     trimmed = pc.utf8_trim_whitespace(column)
-    # A column that once held nulls is often written as 3.0: the same integer.
+    # A column that once had nulls is often written as 3.0: the same integer.
     trimmed = pc.replace_substring_regex(trimmed, r"^(-?[0-9]+)\.0*$", r"\1")
     trimmed = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
     try:

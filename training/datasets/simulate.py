@@ -1,11 +1,11 @@
 """Write the impressions of a made-up feed as a log to train on: `python -m training simulate --rows N --seed
 S --out DIR`.
 
-Output, in DIR: impressions-00000.parquet and so on (one row per impression, in the order of time, ten to a
-page; features, labels and `date` as yyyymmdd to split by: the last day tests, the day before validates);
-truth/ with files of the same names and rows, the probabilities that chance was given, for tests only;
-simulated.json, the seed and the constants behind the data. Times are milliseconds since 1970, UTC. The same
-arguments give the same bytes. DIR appears whole, by a rename, or not at all.
+Output, in DIR: impressions-00000.parquet and so on (one row per impression, in the order of time, ten to a page, with
+features, labels and `date` as yyyymmdd to split by: the last day tests, the day before validates). truth/ has files of
+the same names and rows, the probabilities behind the labels, for tests only. simulated.json has the seed and the
+constants behind the data. Times are milliseconds since 1970, UTC. The same arguments give the same bytes. DIR appears
+whole, by a rename, or not at all.
 
 The laws of the feed are in training.datasets.feed_world.
 """
@@ -33,7 +33,7 @@ FIRST_DAY = np.datetime64("2024-01-01", "ms")
 HOUR_MS = 3_600_000
 # Requests per hour of a day, up to a factor: quiet at night, busy in the evening.
 HOURLY_INTENSITY = 1.0 + 0.7 * np.cos((np.arange(24) - 20) * (2 * np.pi / 24))
-CHUNK_PAGES = 5_000  # one row group of 50,000 impressions: what is held in memory at once
+CHUNK_PAGES = 5_000  # one row group of 50,000 impressions: what is in memory at once
 ROWS_PER_FILE = 500_000
 # Two pages to a day: then no day of the split is empty.
 MIN_ROWS = 2 * DAYS * feed.PAGE
@@ -43,11 +43,10 @@ VIEWING_CORRELATION = 0.6
 
 
 def simulate(rows: int, seed: int, out: Path, *, users: int = 5_000, items: int = 2_000) -> None:
-    """Write `rows` impressions into the folder `out`, replacing it only if it is empty or holds an earlier
+    """Write `rows` impressions into the folder `out`, replacing it only if it is empty or has an earlier
     simulation.
 
-    Raises ValueError for arguments out of range and for an `out` that holds something else; OSError from the
-    disk.
+    Raises ValueError for arguments out of range and for an `out` with other content, and OSError from the disk.
     """
     if not MIN_ROWS <= rows <= MAX_ROWS:
         raise ValueError(f"rows must be between {MIN_ROWS} (two pages a day) and {MAX_ROWS}, got {rows}")
@@ -92,9 +91,7 @@ class _Names:
 
 
 class _ClickLog:
-    """The latest MAX_HISTORY clicked items of each user, before the chunk at hand; grouped by user, oldest
-    first.
-    """
+    """The latest MAX_HISTORY clicked items of each user, before the chunk at hand, grouped by user, oldest first."""
 
     def __init__(self) -> None:
         self.users: Integers = np.empty(0, dtype=np.int64)
@@ -163,7 +160,7 @@ def _impressions(
     play_noise = rng.normal(size=count)
     other_noise = rng.normal(size=count)
     viewing = VIEWING_CORRELATION * play_noise + np.sqrt(1 - VIEWING_CORRELATION**2) * other_noise
-    # A uniform number per binary task decides it; that of long_view moves with the noise of play time.
+    # A uniform number per binary task decides it. That of long_view moves with the noise of play time.
     chance = {task: rng.random(count) for task in feed.BINARY_TASKS} | {"long_view": ndtr(-viewing)}
     labels = {task: (chance[task] < true.probabilities[task]).astype(np.int8) for task in feed.BINARY_TASKS}
     play_time = true.median_play_time_ms * np.exp(feed.PLAY_NOISE * play_noise)

@@ -1,8 +1,8 @@
 """Bootstrap over users: how far a metric would move, had other users been logged.
 
-Impressions of one user depend on each other. Drawing users with replacement, and taking all impressions of a
-drawn user, keeps that dependence; drawing rows would give intervals that are too narrow. In: statistics as
-functions of how often each group was drawn. Out: percentile intervals, or none, with the reason.
+Impressions of one user depend on each other. Drawing users with replacement, and taking all impressions of a drawn
+user, keeps that dependence. Drawing rows would give intervals that are too narrow. In: statistics as functions of how
+often each group was drawn. Out: percentile intervals, or none, with the reason.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-# Takes the times that each group was drawn, float64 [replicates, groups], gives one value per replicate; NaN
-# where it is undefined.
+# Takes the times that each group was drawn, float64 [replicates, groups], gives one value per replicate, NaN where it
+# is undefined.
 Statistic = Callable[[Floats], Floats]
 Name = TypeVar("Name", bound=Hashable)
 
@@ -22,7 +22,7 @@ NO_ROWS = "no rows"
 # An interval read from the few replicates in which a rare task has a positive would be too narrow and say
 # nothing about it.
 MIN_DEFINED_SHARE = 0.95
-# Draws held at once, as float64: 32 MB.
+# Draws kept at once, as float64: 32 MB.
 CHUNK_CELLS = 4_000_000
 
 
@@ -41,7 +41,7 @@ def bootstrap_values(
 ) -> dict[Name, Floats]:
     """Values [replicates] of each statistic under resampling of whole groups with replacement.
 
-    Impressions of one user depend on each other; drawing users, not rows, keeps that dependence, and
+    Impressions of one user depend on each other. Drawing users, not rows, keeps that dependence, and
     intervals come out as wide as they should be. A draw is kept as the number of times each group came up.
     One seed gives one sequence of draws, so two models on the same groups can be compared pair by pair.
     Raises ValueError for arguments out of range.
@@ -63,7 +63,7 @@ def bootstrap_values(
 
 
 def percentile_interval(values_R: Floats, level: float = 0.95) -> tuple[float, float] | None:
-    """Percentile interval (low, high) of a statistic's replicates, NaN where undefined; None where fewer than 95 % of
+    """Percentile interval (low, high) of a statistic's replicates, NaN where undefined. None where fewer than 95 % of
     them are defined. Raises ValueError for a level out of range."""
     if not 0 < level < 1:
         raise ValueError(f"a level lies between 0 and 1; got {level}")
@@ -78,7 +78,7 @@ def percentile_interval(values_R: Floats, level: float = 0.95) -> tuple[float, f
 def bootstrap_intervals(
     statistics: Mapping[str, Statistic], num_groups: int, *, replicates: int, seed: int, level: float = 0.95
 ) -> dict[str, tuple[float, float] | None]:
-    """Percentile interval of each statistic over the same draws; None and errors as in the two functions above."""
+    """Percentile interval of each statistic over the same draws. None and errors as in the two functions above."""
     values = bootstrap_values(statistics, num_groups, replicates=replicates, seed=seed)
     return {name: percentile_interval(values_R, level) for name, values_R in values.items()}
 

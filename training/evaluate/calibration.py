@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 # Below these a fitted map says more about the sample than about the ranker.
 MIN_ROWS = 1000
 MIN_OF_EACH_CLASS = 20
-# What float32 sigmoids can tell from 0 and 1: a logit must stay finite to be fitted.
+# What float32 sigmoids can distinguish from 0 and 1: a logit must stay finite to be fitted.
 FLOOR = 1e-7
 
 
@@ -43,15 +43,15 @@ MAX_SEGMENTS = 20
 
 
 class NotCalibratedError(ValueError):
-    """The labels do not tell enough to calibrate by; the message says why."""
+    """The labels are too few to calibrate by. The message says why."""
 
 
 def calibrate(
     run: Run, ranker: Ranker, kind: Kind, segment_by: Sequence[str] = ()
 ) -> tuple[Calibration, dict[str, Any]]:
-    """A map for each binary task, and what it changes: by task and split, NE and calibration ratio before and after,
-    and the same for every value of the columns `segment_by` on the newest split. A task whose labels tell too little
-    is left as it is, with the reason. Raises ValueError for a column that is not in the data."""
+    """A map for each binary task, and what it changes. By task and split these are NE and calibration ratio before and
+    after, and the same for every value of the columns `segment_by` on the newest split. A task with too few labels is
+    left as it is, with the reason. Raises ValueError for a column that is not in the data."""
     splits: tuple[SplitName, ...] = ("validation",) if run.config.data.split.test is None else ("validation", "test")
     tables = read_splits(run.config.data, run.schema, splits, extra=tuple(segment_by))
     answers = {split: _answers(run, ranker, table) for split, table in tables.items()}
@@ -142,7 +142,7 @@ def fit_platt(labels_N: Array, probability_N: Array, weights_N: Array) -> Platt:
         gradient = np.array([(error_N @ logit_N) * slope, error_N.sum()])
         return float(share_N @ (np.logaddexp(0, value_N) - labels_N * value_N)), gradient
 
-    # The logarithm of the slope: a slope of 0 or less would turn the ranking over.
+    # The logarithm of the slope: a slope of 0 or less would reverse the ranking.
     found = minimize(loss, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-10})
     slope, intercept = float(np.exp(found.x[0])), float(found.x[1])
     if not (np.isfinite([slope, intercept]).all() and slope > 1e-3):

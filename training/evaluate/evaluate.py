@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(run: Run, split: SplitName = "test", *, replicates: int = 500, where: str | None = None) -> dict[str, Any]:
-    """Metrics of every task with intervals; also written to the run as evaluation-<split>.json.
+    """Metrics of every task with intervals, also written to the run as evaluation-<split>.json.
 
     `where` ("tab=1") measures the rows with that value of a column alone, and leaves the run's file as it is."""
     run.summary()
@@ -93,7 +93,7 @@ def _segment(table: pa.Table, where: str) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class _Measure:
-    """Measures answers on the picked rows of a split; `logged` are the logits of the tables, as logged."""
+    """Measures answers on the picked rows of a split. `logged` are the logits of the tables, as logged."""
 
     run: Run
     split: SplitName

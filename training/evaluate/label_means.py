@@ -2,8 +2,8 @@
 
 The inverse of a mean of logarithms is no mean: it is below it by as much as labels spread around it. In: a run's
 answers on the validation split, as the bare inverse gives them, and the labels. Out: a map of the one to the mean of
-the other (model/calibration.py), which export puts into the artifact, and `evaluate` measures; on the validation split
-itself by cross-fitting, so that no row is measured by a map that saw its label.
+the other (model/calibration.py), which export puts into the artifact, and `evaluate` measures. On the validation split
+itself it is by cross-fitting, so that no row is measured by a map that saw its label.
 
 The map is the isotonic regression of about MOST_BINS bins of rows of near answers, scaled so that answers and labels
 have one sum. With few rows it becomes a single factor. benchmarks/label_means.py compares it with other estimates.
@@ -45,7 +45,7 @@ _SEED = 0
 
 
 class NoLabelMeanError(ValueError):
-    """The labels do not tell enough to fit a map; the message says why."""
+    """The labels are too few to fit a map. The message says why."""
 
 
 def fit_label_mean(labels_N: Array, answers_N: Array, upper: float) -> LabelMean:
@@ -57,7 +57,7 @@ def fit_label_mean(labels_N: Array, answers_N: Array, upper: float) -> LabelMean
     starts = isotonic_regression(label_K / rows_K, weights=rows_K).blocks[:-1]
     rows_B, answer_B, label_B = (np.add.reduceat(sums_K, starts) for sums_K in (rows_K, answer_K, label_K))
     mean_B = label_B / rows_B
-    # Of a block without a positive answer or label there is no point beside (0, 0); blocks of one mean are one.
+    # A block without a positive answer or label has no point beside (0, 0). Blocks of one mean are one.
     is_point_B = (answer_B > 0) & (mean_B > 0) & (np.diff(mean_B, prepend=0.0) > 0)
     if not is_point_B.any():
         raise NoLabelMeanError("all answers on the validation split are 0")
@@ -77,7 +77,7 @@ def bare_answers(task: RegressionTask, scale: TargetScale, logits_N: Array) -> A
 def label_means(
     run: Run, ranker: Ranker, *, as_served: bool, every_task: bool
 ) -> tuple[dict[str, LabelMean], dict[str, Any]]:
-    """By regression task with a transform, or of all with `every_task`, its map; and by task how answers on the
+    """Map of each regression task with a transform, or of all with `every_task`. Also, by task, how answers on the
     validation split compare with the labels before it, or why there is none."""
     tasks = [
         (position, task)

@@ -1,8 +1,8 @@
 """Metrics of ranking tasks, with intervals from a bootstrap over users.
 
 Inputs are 1-D arrays of one length: labels and probabilities (or values and predictions), one entry per
-impression, and `groups`, the user (or request) of each impression. Nothing is read or written. Log losses are
-in nats; every other metric has no unit except the regression errors, which have the label's.
+impression, and `groups`, the user (or request) of each impression. Nothing is read or written. Log losses are in nats.
+The regression errors have the label's unit, every other metric has none.
 
 A metric that the data does not define (AUC with one class only) is None with a reason, so that an evaluation
 of seven tasks goes on when one of them has no positive in the test day. Wrong input (shapes, NaN, labels
@@ -20,15 +20,15 @@ from training.evaluate.bootstrap import Estimate, Floats, Statistic, estimates
 Codes = npt.NDArray[np.int64]
 
 # Float32 sigmoids saturate at exactly 0 and 1, where one wrong row would make the log loss infinite. 1e-7 is
-# about the smallest distance from 1 that float32 can hold, and bounds the loss of a row at 16.1 nats.
+# about the smallest distance from 1 that float32 can represent, and bounds the loss of a row at 16.1 nats.
 PROBABILITY_FLOOR = 1e-7
 ONE_CLASS = "all labels are of one class"
 
 
 @dataclass(frozen=True, slots=True)
 class GroupedAUC:
-    """AUC inside each group, averaged with the groups' impressions as weights; groups with one class are left
-    out, and counted.
+    """AUC inside each group, averaged with the groups' impressions as weights. Groups with one class are left out, and
+    counted.
     """
 
     value: float | None
@@ -91,7 +91,7 @@ def normalized_entropy(
 def calibration_ratio(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, weights: npt.ArrayLike | None = None
 ) -> float | None:
-    """Sum predicted over sum observed; 1 is calibrated on average. None without a positive."""
+    """Sum predicted over sum observed. 1 is calibrated on average. None without a positive."""
     y, p, w = _binary_inputs(labels, probabilities, weights)
     return _ratio(float(w @ p), float(w @ y))
 
@@ -254,9 +254,9 @@ class WeightedAUC:
 
 
 def auc_per_group(labels: Floats, scores: Floats, codes: Codes, num_groups: int) -> tuple[Floats, Floats]:
-    """AUC of each group [G] and its impressions [G]; both are 0 for a group with labels of one class.
+    """AUC of each group [G] and its impressions [G]. Both are 0 for a group with labels of one class.
 
-    Ranks are taken once, over (group, score); the Mann-Whitney statistic then needs only each group's rank
+    Ranks are taken once, over (group, score). The Mann-Whitney statistic then needs only each group's rank
     sum of positives.
     """
     order = np.lexsort((scores, codes))
@@ -283,7 +283,7 @@ def cross_entropy(labels: Floats, probabilities: Floats) -> Floats:
 
 
 def base_entropy(rate: npt.ArrayLike) -> Floats:
-    """Entropy of a rate, in nats; 0 at rates 0 and 1."""
+    """Entropy of a rate, in nats. 0 at rates 0 and 1."""
     p = np.nan_to_num(np.asarray(rate, dtype=np.float64))
     inside = (p > 0) & (p < 1)
     safe = np.where(inside, p, 0.5)
@@ -292,7 +292,7 @@ def base_entropy(rate: npt.ArrayLike) -> Floats:
 
 
 def _centred_ranks(x: Floats) -> Floats:
-    """Mean ranks scaled to about [-1, 1]; centred so that the moments below do not cancel."""
+    """Mean ranks scaled to about [-1, 1], centred so that the moments below do not cancel."""
     ranks: Floats = (rankdata(x) - (x.size + 1) / 2) / max(x.size / 2, 1.0)
     return ranks
 
@@ -306,11 +306,11 @@ def _moments(x: Floats, y: Floats, weights: Floats) -> Floats:
 
 
 def _correlation(moments: Floats) -> Floats:
-    """Pearson correlation from sums of `_products`, [6] or [6, replicates]; NaN where a side is constant."""
+    """Pearson correlation from sums of `_products`, [6] or [6, replicates]. NaN where a side is constant."""
     total, x, y, xx, yy, xy = moments
     total = np.maximum(total, 1.0)
     variances = np.maximum(xx - x * x / total, 0.0) * np.maximum(yy - y * y / total, 0.0)
-    # Sums of up to millions of terms of size 1 leave rounding of about 1e-10; real variances of ranks are far
+    # Sums of up to millions of terms of size 1 leave rounding of about 1e-10. Real variances of ranks are far
     # above that.
     constant = variances <= 1e-18 * np.maximum(total, 1.0) ** 2
     covariance = xy - x * y / total
@@ -348,9 +348,7 @@ def _check_labels(labels: Floats) -> None:
 def _aligned(
     *, scores: npt.ArrayLike, labels: npt.ArrayLike, weights: npt.ArrayLike | None
 ) -> tuple[Floats, Floats, Floats]:
-    """Labels, scores and weights as float64 [rows] of one length, finite; weights default to 1 and are never
-    negative.
-    """
+    """Labels, scores and weights as float64 [rows] of one length, finite. Weights default to 1, never negative."""
     y = np.asarray(labels, dtype=np.float64)
     s = np.asarray(scores, dtype=np.float64)
     w = np.ones(y.shape) if weights is None else np.asarray(weights, dtype=np.float64)

@@ -61,7 +61,7 @@ class Validation:
     def measure(
         self, ranker: Ranker, balancing: Balancing, train_losses_T: Tensor, epoch: int, rows_seen: int
     ) -> dict[str, float]:
-        """A line of the log, in `epoch` (from 1); leaves the ranker in evaluation mode. Raises ValueError where an
+        """A line of the log, in `epoch` (from 1). Leaves the ranker in evaluation mode. Raises ValueError where an
         answer is not finite or no task can be measured."""
         run = self._run
         logits_BO = predict(ranker, self._rows, ranks=self._ranks)
@@ -116,7 +116,7 @@ def points_of_epoch(evaluations: int, rows: int, batch_size: int) -> dict[int, P
 
 
 def predict(ranker: Ranker, rows: Rows, batch_size: int = 8192, ranks: Ranks = ALONE) -> NDArray[np.float32]:
-    """logits_BO of all rows, in order; several processes share the rows out, and all get all answers."""
+    """logits_BO of all rows, in order. Several processes share the rows, and all get all answers."""
     ranker.eval()
     parts: list[NDArray[np.float32]] = []
     # Not inference_mode: fbgemm's CPU lookups have no kernel under it.
@@ -131,7 +131,7 @@ def predict(ranker: Ranker, rows: Rows, batch_size: int = 8192, ranks: Ranks = A
 
 
 def relative_errors(schema: FeedSchema, logits_BO: NDArray[np.float32], rows: Rows) -> dict[str, float]:
-    """Per task NE, or the mean squared error over the labels' variance; tasks without both labels are left out."""
+    """Per task NE, or the mean squared error over the labels' variance. Tasks without both labels are left out."""
     errors: dict[str, float] = {}
     for position, task in enumerate(schema.tasks):
         observed_B = rows.observed_BT[:, position].numpy() > 0

@@ -35,7 +35,7 @@ def augment(images_BCHW: Tensor, config: AugmentationConfig, generator: torch.Ge
     turn_B = (2 * torch.rand(num_rows, generator=generator) - 1) * math.radians(config.rotation_degrees)
     flip_B = 1.0 - 2.0 * mirrored_B.float()
     cosine_B, sine_B = turn_B.cos(), turn_B.sin()
-    # The source of each target pixel, in units of half the image; a turn in pixels is none in those, unless square.
+    # The source of each target pixel, in units of half the image. A rotation in pixels is none in those, unless square.
     theta_B23 = torch.stack(
         [
             torch.stack([flip_B * cosine_B, -sine_B * height / width, 2 * shift_x_B / width], dim=1),

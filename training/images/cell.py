@@ -2,7 +2,7 @@
 
 In: the experiment, the cell, the images. Out: result.json in the cell's folder: accuracy per task, the policies and
 their perplexity by epoch. Where images are held out, the epoch with the best mean validation accuracy is the one that
-answers the test rows; without them the last one.
+answers the test rows. Without them it is the last one.
 
 Each step's order, draws and augmentation follow from the seed and the step alone.
 
@@ -42,7 +42,7 @@ DRAWS, AUGMENTATION = 1, 2
 
 @dataclass
 class Progress:
-    """Position of a cell after so many epochs; perplexities by layer, one an epoch."""
+    """Position of a cell after so many epochs. Perplexities are by layer, one an epoch."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -54,7 +54,7 @@ class Progress:
 
 
 def check_settings(experiment: ImageExperiment, cell: Cell, fingerprint: str) -> dict[str, Any]:
-    """The settings of a cell. Raises ValueError where its folder holds another cell's or another data's numbers."""
+    """The settings of a cell. Raises ValueError where its folder has another cell's or another data's numbers."""
     settings = experiment.settings(cell) | {"fingerprint": fingerprint}
     path = experiment.folder(cell) / SETTINGS
     if path.exists():
@@ -75,7 +75,7 @@ def train_cell(
     pixels: Pixels,
     advance: Callable[[float], None],
 ) -> None:
-    """Trains, or goes on training, a cell; `advance` is told the epochs done, in parts. Raises ValueError."""
+    """Trains, or goes on training, a cell. `advance` is called with the epochs done, in parts. Raises ValueError."""
     folder = experiment.folder(cell)
     with locked(folder):
         write_json(folder / SETTINGS, check_settings(experiment, cell, pixels.fingerprint))
@@ -127,7 +127,7 @@ class _Trainer:
         self._policies = PolicyOptimizer(policies, self._method) if self._method and policies else None
 
     def epoch(self, epoch: int, advance: Callable[[float], None]) -> float:
-        """Trains on every row once; returns the mean loss. Raises ValueError where it is not finite."""
+        """Trains on every row once. Returns the mean loss. Raises ValueError where it is not finite."""
         rows, device, seed = self.tasks.train, self.pixels.device, self.cell.seed
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
         batches = torch.split(order, self.experiment.batch_size)
@@ -199,7 +199,7 @@ class _Trainer:
         return {"network": self.weights(), "optimizer": self._optimizer.state_dict(), "policies": policies}
 
     def restore(self, state: dict[str, Any]) -> tuple[Progress, dict[str, Tensor]]:
-        """Restores `state()`; returns what else the checkpoint holds."""
+        """Restores `state()`. Returns the rest of the checkpoint."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._policies is not None:

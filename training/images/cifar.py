@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 SIDE = 32
 ROW_BYTES = 2 + 3 * SIDE * SIDE
 NUM_SUPERCLASSES, NUM_CLASSES = 20, 100
-# The published training file holds 154 MB.
+# The published training file has 154 MB.
 MAX_BYTES = 1 << 30
 NAMES = "coarse_label_names.txt"
 
@@ -53,7 +53,7 @@ def read_cifar100(path: Path) -> Cifar100:
 
 
 def superclass_names(folder: Path) -> list[str]:
-    """The published names, one a line; numbers where the file of names is absent."""
+    """The published names, one a line. Numbers where the file of names is absent."""
     path = folder / NAMES
     if not path.exists():
         return [f"superclass_{number}" for number in range(NUM_SUPERCLASSES)]

@@ -26,7 +26,7 @@ from training.images.tasks import ImageDataConfig
 
 
 class MethodEntry(StrictModel):
-    """A method under its name; `label` is how tables call it."""
+    """A method under its name. `label` is its name in tables."""
 
     name: Name
     routing: Method
@@ -59,7 +59,7 @@ class Cell:
 
 
 class ImageExperiment(StrictModel):
-    """One experiment; learning rates and optimizer are the paper's."""
+    """One experiment. Learning rates and optimizer are the paper's."""
 
     name: Name
     data: ImageDataConfig

@@ -32,9 +32,9 @@ def load(path: Path, changes: dict[str, Any]) -> ImageExperiment:
 
 
 def run(experiment: ImageExperiment, *, report_only: bool = False) -> Path:
-    """Runs what is left of an experiment and reports it; returns the report's path.
+    """Runs what is left of an experiment and reports it. Returns the report's path.
 
-    `report_only` trains nothing and reports the finished cells. Raises ValueError for what the user can mend."""
+    `report_only` trains nothing and reports the finished cells. Raises ValueError for what the user can fix."""
     if experiment.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda: torch finds no CUDA device here; write device: cpu")
     torch.set_num_threads(experiment.threads)
@@ -59,7 +59,7 @@ def run(experiment: ImageExperiment, *, report_only: bool = False) -> Path:
 
 
 def _refuse_no_experiment(experiment: ImageExperiment) -> None:
-    """Raises ValueError for an output folder that is the data's, or holds something and no experiment."""
+    """Raises ValueError for an output folder that is the data's, or is neither empty nor an experiment."""
     folder = experiment.output
     refuse_within(folder, experiment.data.path)
 
@@ -79,7 +79,7 @@ def _refuse_unfit(experiment: ImageExperiment, tasks: ImageTasks) -> None:
 
 
 def _train(experiment: ImageExperiment, tasks: ImageTasks, pixels: Pixels) -> dict[Cell, str]:
-    """Trains the cells without a result; returns the faults of those that failed."""
+    """Trains the cells without a result. Returns the faults of those that failed."""
     left = [cell for cell in experiment.cells() if not is_finished(experiment.folder(cell))]
     failures: dict[Cell, str] = {}
     console = Console(stderr=True, highlight=False, soft_wrap=True)

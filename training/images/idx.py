@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNSIGNED_BYTE = 8
-# The published files hold 47 MB; beyond this a size in a header is damage, not data.
+# The published files have 47 MB. Beyond this a size in a header is damage, not data.
 MAX_BYTES = 1 << 30
 CHUNK = 1 << 20
 NUM_CLASSES = 10

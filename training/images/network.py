@@ -26,7 +26,7 @@ POOLING = 2
 
 
 class TrunkConfig(StrictModel):
-    """Filters of the convolutions conv1, conv2, ..., and hidden units of the fully connected layers fc1, fc2, ...; the
+    """Filters of the convolutions conv1, conv2, ..., and hidden units of the fully connected layers fc1, fc2, .... The
     unshared last layer comes on top."""
 
     convolutions: tuple[PositiveInt, ...] = (32, 32, 32)
@@ -58,7 +58,7 @@ class NoSharingMethod(StrictModel):
 
 
 class RoutedMethod(StrictModel):
-    """`routed` names the layers that are routed (default: all); each has `num_modules` (default: one per task)."""
+    """`routed` names the layers that are routed (default: all). Each has `num_modules` (default: one per task)."""
 
     routed: tuple[str, ...] | None = None
     num_modules: PositiveInt | None = None
@@ -93,8 +93,8 @@ def check_layers(method: Method, trunk: TrunkConfig) -> None:
 
 
 class ImageNetwork(nn.Module):
-    """images_BCHW, task_B -> logits_BL. In training mode the policies draw, from `generator` where it is set; during
-    the warm-up (`is_warm_up`) they draw each module as likely, whatever the task."""
+    """images_BCHW, task_B -> logits_BL. In training mode the policies draw, from `generator` where it is set. During
+    the warm-up (`is_warm_up`) they draw each module as likely, for every task."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from training.images.tasks import ImageTasks, TaskRows
 
 
 class Pixels:
-    """Holds the images of all splits on `device`; `fingerprint` names the rows and pixels of an experiment."""
+    """Keeps the images of all splits on `device`. `fingerprint` names the rows and pixels of an experiment."""
 
     def __init__(self, tasks: ImageTasks, device: torch.device) -> None:
         self.device = device
@@ -31,7 +31,7 @@ class Pixels:
             means.append(mean)
             deviations.append((share * (values - mean).square()).sum().sqrt())
         self._mean_C11 = torch.stack(means).float().view(-1, 1, 1).to(device)
-        # A channel of one value carries nothing; its 0 / 0 would.
+        # A channel of one value carries nothing. Its 0 / 0 would.
         self._deviation_C11 = torch.stack(deviations).clamp(min=1 / 255).float().view(-1, 1, 1).to(device)
         digest = hashlib.sha256()
         for rows in splits:

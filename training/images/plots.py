@@ -54,7 +54,7 @@ def similarities(by_seed: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
 
 
 def module_counts(accuracies: Mapping[str, Sequence[float]], title: str) -> bytes:
-    """Every seed's accuracy against the number of modules; from four numbers on with a cubic fit, as in the paper."""
+    """Every seed's accuracy against the number of modules, from four numbers on with a cubic fit, as in the paper."""
     points = np.array([(float(count), value) for count, values in accuracies.items() for value in values])
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
     axis = figure.subplots()

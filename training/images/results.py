@@ -21,7 +21,7 @@ Json = dict[str, Any]
 def summarise(
     experiment: ImageExperiment, tasks: ImageTasks, finished: Mapping[Cell, Json], failures: Mapping[str, str]
 ) -> Json:
-    """Accuracies are shares of right answers on the test rows; a seed's is the mean over tasks."""
+    """Accuracies are shares of right answers on the test rows. A seed's is the mean over tasks."""
     by_method: dict[str, dict[int, Json]] = {}
     for cell, result in finished.items():
         by_method.setdefault(cell.method, {})[cell.seed] = result

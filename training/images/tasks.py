@@ -1,11 +1,10 @@
 """Image data sets as many tasks ("Re-examining Routing Networks", section 3.1): each row belongs to one task.
 
 In: the published files. Out: `TaskRows` for train, validation and test.
-Fashion-MNIST: ten binary tasks, one class against the rest; a task has all images of its class and a tenth of those of
-each other one (6,000 and 9 x 600 of the published training file), drawn for each task anew.
-CIFAR-100: twenty tasks, one for each superclass: which of its five classes an image shows.
-Validation images are taken from the training file, as many of every class, before rows are made of them: no image is
-on both sides.
+Fashion-MNIST: ten binary tasks, one class against the rest. A task has all images of its class and a tenth of those of
+each other one (6,000 and 9 x 600 of the published training file), drawn for each task. CIFAR-100: twenty tasks, one for
+each superclass: which of its five classes an image shows. Validation images are taken from the training file, as many
+of every class, before rows are made of them: no image is on both sides.
 
 Shapes: N images, C channels, H by W pixels, R rows.
 """
@@ -33,7 +32,7 @@ Ints = NDArray[np.int64]
 
 
 class ImageDataConfig(StrictModel):
-    """The published files under `path`; the share `validation` of the training images is held out, as `seed` draws.
+    """The published files under `path`. The share `validation` of the training images is held out, as `seed` draws.
 
     With `validation: 0` all of the training file is trained on, as in the paper, and nothing can be chosen."""
 
@@ -62,7 +61,7 @@ class TaskRows:
 
 @dataclass(frozen=True, slots=True)
 class ImageTasks:
-    """The tasks by name, each of `num_classes` classes; `validation` has no rows where none are held out."""
+    """The tasks by name, each of `num_classes` classes. `validation` has no rows where none are held out."""
 
     names: list[str]
     num_classes: int
@@ -94,7 +93,7 @@ def one_against_rest(images_NCHW: Tensor, class_N: Ints, chosen: Ints, generator
     for number in range(len(by_class)):
         for other, members in enumerate(by_class):
             is_own = other == number
-            # Rounded to the nearest, so that 6,000 give 600 whatever the arithmetic.
+            # Rounded to the nearest, so that 6,000 give 600 with any arithmetic.
             taken = members if is_own else generator.permutation(members)[: round(len(members) * NEGATIVE_SHARE)]
             image.append(taken)
             task.append(np.full(len(taken), number))
@@ -103,7 +102,7 @@ def one_against_rest(images_NCHW: Tensor, class_N: Ints, chosen: Ints, generator
 
 
 def cifar100(config: ImageDataConfig) -> ImageTasks:
-    """Twenty tasks of five classes; a task numbers its classes in the order of their published numbers."""
+    """Twenty tasks of five classes. A task numbers its classes in the order of their published numbers."""
     generator = np.random.default_rng(config.seed)
     train, test = read_cifar100(config.path / "train.bin"), read_cifar100(config.path / "test.bin")
     members = [np.unique(train.class_N[train.superclass_N == number]) for number in range(NUM_SUPERCLASSES)]

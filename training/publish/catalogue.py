@@ -1,9 +1,9 @@
 """Builds the candidate catalogue of a published version: `<models>/<name>/derived/<version>/catalogue/<generation>/`.
 
 In: a version and a Parquet file of items: `id`, a string or an integer (read as its decimal string), and every
-candidate feature by its name. Out: the next generation, made visible by one rename, beside the ones that readers hold;
-the oldest are removed. Everything comes from the version itself, so items are refreshed without a new model. Items are
-read and written batch by batch: of the whole file no more than the ids' hashes is held.
+candidate feature by its name. Out: the next generation, made visible by one rename, beside the ones that readers use.
+The oldest are removed. Everything comes from the version itself, so items are refreshed without a new model. Items are
+read and written batch by batch: of the whole file no more than the ids' hashes is kept.
 """
 
 import logging
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 ID = "id"
 BATCH_ITEMS = 2048
-# Enough to tell whether this network bears sums in bfloat16.
+# Enough to find out whether this network bears sums in bfloat16.
 CHECKED_ITEMS = 1000
 # The newest one, and the one before it: a reader that is just opening that one finds all its files.
 KEPT_GENERATIONS = 2
@@ -164,7 +164,7 @@ def _write_checked(scorer: Scorer, source: _Items, folder: Path) -> dict[str, An
         content = _write(scorer, source, folder, dtype)
         write_manifest(folder, {**content, "generation": 0})
         catalogue = Catalogue.open(folder, scorer.artifact)
-        # Half of what a reader allows for: it never refuses what was published, whatever its CPU rounds otherwise.
+        # Half of what a reader allows for: it never refuses what was published, even where its CPU rounds otherwise.
         fault = scorer.sums_fault(catalogue.block(picked_N), catalogue.sums(picked_N), COMPILED_TOLERANCE / 2)
         if fault is None:
             return content

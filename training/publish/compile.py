@@ -1,9 +1,9 @@
 """Compiles a published version for CPUs of this host's kind: `<models>/<name>/derived/<version>/compiled/`.
 
 Everything comes from the version itself: its network and weights are rebuilt from the manifest and `ranker.pt`, so it
-may be compiled long after training, on the host that serves. Of float32 and, where the CPU multiplies it, bfloat16,
-the faster one is taken; nothing is published that answers differently, or that is slower than TorchScript. Compiling
-takes a C++ compiler and about a minute; running what comes out takes neither.
+may be compiled long after training, on the host that serves. Of float32 and, where the CPU multiplies it, bfloat16, the
+faster one is taken. Nothing is published that answers differently, or that is slower than TorchScript. Compiling takes
+a C++ compiler and about a minute. Running the result takes neither.
 """
 
 import logging
@@ -60,8 +60,8 @@ Answer = Callable[[Tensor, Tensor], Tensor]
 
 
 def compile_version(version: Path, sign_key: SigningKey | None = None, *, even_if_slower: bool = False) -> Path:
-    """Makes and publishes the compiled package of a version, in place of one that is there, signed if a key is given;
-    returns its folder. `even_if_slower` is for measuring: a package that TorchScript is faster than is published too.
+    """Makes and publishes the compiled package of a version, in place of one that is there, signed if a key is given.
+    Returns its folder. `even_if_slower` is for measuring: a package that TorchScript is faster than is published too.
 
     Raises ValueError where there is no compiler, or nothing worth publishing comes out."""
     compiler = os.environ.get("CXX", "g++")
@@ -140,7 +140,7 @@ def _dense(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
 def _compile_sums(
     scorer: Scorer, dtype: Dtype, rows_ND: Tensor, sums_1F: Tensor, cpu_ms: dict[str, dict[str, float]]
 ) -> list[Any]:
-    """The function that answers by a catalogue's sums, compiled; its times go to `cpu_ms`. Raises ValueError where it
+    """The function that answers by a catalogue's sums, compiled. Its times go to `cpu_ms`. Raises ValueError where it
     does not answer as TorchScript does."""
     with torch.inference_mode():
         sums_NF = scorer.module.candidate_sums(rows_ND).bfloat16().clone()

@@ -45,9 +45,9 @@ from training.step.slots import settled, settled_maps
 
 log = logging.getLogger(__name__)
 
-# fp32 sums in another order differ by a few units in the last place; a probability by far less than this.
+# fp32 sums in another order differ by a few units in the last place, a probability by far less than this.
 PARITY = 1e-6
-# Room for other CPUs' kernels, and for expm1 that widens an error of the log scale; a wrong weight is far beyond it.
+# Room for other CPUs' kernels, and for expm1 that widens an error of the log scale. A wrong weight is far beyond it.
 GOLDEN_TOLERANCE = 1e-4
 PARITY_ROWS = (1, 2, 7, 100, 1000)
 GOLDEN_CANDIDATES = (1, 2, 5, 20, 100)
@@ -84,7 +84,7 @@ def export(
     table = read_splits(run.config.data, run.schema, (split,))[split]
     parity: dict[str, float] = {}
     metrics = _metrics(run)
-    # Uncalibrated probabilities are of an item where the serving values put it; so are the quantities beside them.
+    # Uncalibrated probabilities are of an item where the serving values put it. So are the quantities beside them.
     is_calibrated = calibration is not None
     means, about_means = label_means(run, ranker, as_served=is_calibrated, every_task=is_calibrated)
     if about_means:
@@ -116,7 +116,7 @@ def export(
     def check(folder: Path) -> None:
         Scorer.load(folder, engine="torchscript")
         if items is not None:
-            # Before the version can be seen: who asks by ids alone is not refused while its catalogue is being built.
+            # Before the version can be seen: requests by ids alone are not refused while its catalogue is being built.
             build_catalogue(folder, items, sign_key)
         if sign_key is not None:
             sign(folder, sign_key)
@@ -144,7 +144,7 @@ def export(
 
 
 def _metrics(run: Run) -> dict[str, Any]:
-    """Every evaluation of the run, by split; its intervals stay with its values."""
+    """Every evaluation of the run, by split. Its intervals stay with its values."""
     paths = sorted(run.path.glob("evaluation-*.json"))
     if not paths:
         log.warning("%s has no evaluation: the manifest will hold no metrics; run evaluate before export", run.path)
@@ -159,8 +159,9 @@ def _parity(
     reloaded: torch.jit.ScriptModule,
     table: pa.Table,
 ) -> dict[str, float]:
-    """The largest difference of the eager module from the trained ranker (which sums in TorchRec's kernels), and of
-    the other modules from the eager one, for one user and 1 to 1000 candidates; relative where an answer is above 1.
+    """The largest difference of the eager module from the trained ranker, and of the other modules from the eager one.
+    The ranker sums in TorchRec's kernels. Inputs are one user and 1 to 1000 candidates. Differences are relative where
+    an answer is above 1.
 
     Raises ValueError where a difference is beyond PARITY."""
     trained_encoder, ranker = trained[0].encoder, trained[1]
@@ -187,7 +188,7 @@ def _parity(
                 error_NO = (answers_NO - expected_NO).abs() / expected_NO.abs().clamp(min=1.0)
                 worst[pair] = max(worst[pair], float(error_NO.max()))
     for pair, error in worst.items():
-        # TorchRec's kernels sum in another order, and expm1 widens that; the exported module has no such excuse.
+        # TorchRec's kernels sum in another order, and expm1 widens that. The exported module has no such excuse.
         limit = PARITY * (_unit_of_log(run.schema) if pair == "eager against trained" else 1.0)
         if not error <= limit:
             raise ValueError(f"{pair}: the answers differ by {error:.2g}, over {limit:g}")

@@ -1,7 +1,7 @@
 """Signs what was published: a model version, a compiled package, a generation of a catalogue.
 
 In: a folder with a manifest, a private key. Out: `manifest.sig` beside the manifest, replaced in one rename. A folder
-whose files are not those of its manifest is not signed: the signature would vouch for what no reader takes.
+whose files are not those of its manifest is not signed: the signature would cover what no reader takes.
 """
 
 import os

@@ -82,7 +82,7 @@ def read_whole(folder: Path) -> dict[str, Tensor]:
 
 
 def _stored(folder: Path) -> dict[str, Table]:
-    """The tables of a folder, parts of all files together; none for a feed of numbers alone."""
+    """The tables of a folder, parts of all files together. None for a feed of numbers alone."""
     found: dict[str, Table] = {}
     for path in sorted(folder.glob("tables-*.pt")):
         try:
@@ -107,7 +107,7 @@ def _is_within(shape: Sequence[int], first: Sequence[int], part: Tensor) -> bool
 
 
 def _copy_common(target: Tensor, place: Sequence[int], part: Tensor, first: Sequence[int]) -> int:
-    """Copies into one part of a table what another has of it, each with its place; returns how many numbers."""
+    """Copies into one part of a table what another has of it, each with its place. Returns how many numbers."""
     lows = [max(*both) for both in zip(place, first, strict=True)]
     ends = zip(place, target.shape, first, part.shape, strict=True)
     highs = [min(at + size, other + length) for at, size, other, length in ends]

@@ -1,1 +1,1 @@
-"""Batch scoring, Parquet to Parquet. The main path is run.py; workers import no TorchRec."""
+"""Batch scoring, Parquet to Parquet. The main path is run.py. Workers import no TorchRec."""

@@ -23,8 +23,8 @@ SCORE, ANSWER = "score", "answer_"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One batch-scoring job. `group_by` names the column of request ids, None: each row is a request of its own;
-    `prefix` stands before the names of the answers' columns, so that columns of those names can be carried."""
+    """One batch-scoring job. `group_by` names the column of request ids. With None each row is a request of its own.
+    `prefix` opens the names of the answers' columns, so that columns of those names can be carried."""
 
     version: Path
     verify_key: Path | None
@@ -134,7 +134,7 @@ def parts_of(job: Job, files: LogFiles, artifact: Artifact, rows_per_part: int) 
             files.check_names(file, parquet, names)
             metadata = parquet.metadata
             counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            # Of a file written anew in the same second, sizes and offsets of its columns tell more than the clock.
+            # Of a file written again in the same second, sizes and offsets of its columns say more than the clock.
             layout = [
                 [group.column(column).total_compressed_size for column in range(group.num_columns)]
                 for group in map(metadata.row_group, range(metadata.num_row_groups))
@@ -149,7 +149,7 @@ def parts_of(job: Job, files: LogFiles, artifact: Artifact, rows_per_part: int) 
 
 
 def names_read(job: Job, artifact: Artifact) -> list[str]:
-    """The columns that are read: what a request asks for, the group, and those that are carried through."""
+    """The columns that are read: a request's, the group, and those that are carried through."""
     schema = artifact.manifest.feed
     asked = [feature.name for feature in (*schema.asked("request"), *schema.asked("candidate"))]
     group = [] if job.group_by is None else [job.group_by]
@@ -157,7 +157,7 @@ def names_read(job: Job, artifact: Artifact) -> list[str]:
 
 
 def _ranges(counts: Sequence[int], rows_per_part: int) -> list[tuple[int, int]]:
-    """Row groups from, to, of at least one row; a part ends with the group that fills it."""
+    """Row groups from, to, of at least one row. A part ends with the group that fills it."""
     ranges, first, rows = [], 0, 0
     for group, count in enumerate(counts):
         rows += count

@@ -1,7 +1,7 @@
 """Scores one part: the row groups of a file -> a Parquet file with one row for each of theirs, in their order.
 
 Out: the columns that are carried through, `score` (the combined score) and `answer_<task>` for each task, after the
-job's prefix; null in rows that broke a rule. The file appears whole, and its footer says what it was made of (`found`).
+job's prefix, null in rows that broke a rule. The file appears whole, and its footer says what it was made of (`found`).
 
 Shapes: B rows of a batch, N good ones, O outputs.
 """
@@ -91,7 +91,7 @@ class PartScorer:
     def _answers(
         self, table: pa.Table, places: "_Places", missing: Counter[str], oov: Counter[str]
     ) -> tuple[dict[str, pa.Array], list[BadRow]]:
-        """The answers' columns of a table's rows, null where a row is bad; counts into `missing`, `oov`."""
+        """The answers' columns of a table's rows, null where a row is bad. Counts into `missing`, `oov`."""
         try:
             good, bad = self._reader.read(table)
         except ValueError as error:
@@ -133,7 +133,7 @@ class _Places:
 
 
 def beyond_budget(fault: str, max_bad_rows: int) -> str:
-    """A message that names the first bad row; each file that is written before stays."""
+    """A message that names the first bad row. Each file that was written before stays."""
     allowed = f"; more rows are bad than --max-bad-rows {max_bad_rows:,} allows" if max_bad_rows else ""
     return f"{fault}{allowed}"
 

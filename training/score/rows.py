@@ -1,7 +1,7 @@
 """Rows of a log -> requests and their candidates, as a scorer takes them, and the rows that break a rule.
 
 In: an Arrow table. Out: `ScoredRows`. With a group column, the rows that have one value of it are the candidates of one
-request, whose user and context features must be the same in all of them; without one, each row is a request of its own.
+request, whose user and context features must be the same in all of them. Without one, each row is a request of its own.
 
 Shapes: B rows of the table, N of them that are good, R requests.
 """

@@ -32,7 +32,7 @@ from training.wording import counted
 
 log = logging.getLogger(__name__)
 
-# Underscored: who reads the folder as a dataset passes over it.
+# Underscored: readers of the folder as a dataset ignore it.
 SCORED = "_scored.json"
 ROWS_PER_PART = 200_000
 
@@ -41,7 +41,7 @@ Done = tuple[Part, dict[str, Any]]
 
 def score(job: Job, *, processes: int = 1, rows_per_part: int = ROWS_PER_PART, show: bool = True) -> dict[str, Any]:
     """Scores what of the job is not scored yet and returns the content of _scored.json. Raises ValueError naming the
-    file, row group, row and column of bad rows beyond --max-bad-rows; what is finished by then is kept."""
+    file, row group, row and column of bad rows beyond --max-bad-rows. What is finished by then is kept."""
     started = time.monotonic()
     _refuse_foreign(job)
     files = LogFiles(job.source)
@@ -76,7 +76,7 @@ def score(job: Job, *, processes: int = 1, rows_per_part: int = ROWS_PER_PART, s
 
 
 def _keep_finished(job: Job, parts: Sequence[Part]) -> list[Done]:
-    """The parts that are finished in the output folder; removes what a job of another input or version left there.
+    """The parts that are finished in the output folder. Removes what a job of another input or version left there.
 
     Raises ValueError for Parquet files that no batch scoring wrote."""
     wanted = {part.output: part for part in parts}
@@ -97,7 +97,7 @@ def _keep_finished(job: Job, parts: Sequence[Part]) -> list[Done]:
 
 
 def _refuse_foreign(job: Job) -> None:
-    """Raises ValueError for an output folder that is the input's, or holds something and no scores."""
+    """Raises ValueError for an output folder that is the input's, or is neither empty nor scores."""
     refuse_within(job.out, job.source, "input")
 
     def is_own() -> bool:
@@ -152,7 +152,7 @@ def _manifest(job: Job, done: Sequence[Done], seconds: float) -> dict[str, Any]:
         "rows": sum(part.rows for part, _ in done),
         "bad_rows": sum(about["bad_rows"] for _, about in done),
         "faults": faults[:FAULTS_SHOWN],
-        # By feature; what a request says once for each batch of its candidates.
+        # By feature, counted for each batch of a request's candidates.
         "missing": dict(missing),
         "oov": dict(oov),
         "parts": [
