@@ -31,8 +31,8 @@ from model.tasks.regression import inverse_target
 from training.config import TrainingConfig
 from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.evaluate.evaluate import groups_of
-from training.evaluate.metrics import auc, normalized_entropy, rmse, spearman
 from training.evaluate.validation import predict
+from training.metrics.metrics import auc, normalized_entropy, rmse, spearman
 from training.publish.compile import compile_version
 from training.publish.export import export
 from training.run.run import Run

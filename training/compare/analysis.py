@@ -32,7 +32,7 @@ from training.compare.resampling import MEAN, Replicates, paired_replicates
 from training.compare.statistics import crossed, holm, minimum_detectable, paired_p, seeds_needed, spread
 from training.compare.verdict import choice, verdicts
 from training.config import SplitName, TrainingConfig
-from training.evaluate.bootstrap import Floats, percentile_interval
+from training.metrics.bootstrap import Floats, percentile_interval
 from training.run.run import SUMMARY, Run, library_versions, read_json, write_json
 
 SPLITS: tuple[SplitName, ...] = ("validation", "test")

@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from model.schema import FeedSchema
 from model.strict_yaml import unknown_key
-from training.evaluate.metrics import ONE_CLASS, auc, calibration_ratio, gauc, mse, normalized_entropy
+from training.metrics.metrics import ONE_CLASS, auc, calibration_ratio, gauc, mse, normalized_entropy
 
 Floats = NDArray[np.float64]
 

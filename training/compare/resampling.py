@@ -14,8 +14,8 @@ import numpy as np
 from scipy.special import expit
 
 from training.compare.measures import TaskTruth
-from training.evaluate.bootstrap import Floats, Statistic, bootstrap_values
-from training.evaluate.metrics import WeightedAUC, auc_per_group, base_entropy, cross_entropy, divide
+from training.metrics.bootstrap import Floats, Statistic, bootstrap_values
+from training.metrics.metrics import WeightedAUC, auc_per_group, base_entropy, cross_entropy, divide
 
 SEED = 0
 # The name of the mean over tasks, beside the tasks' own.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special, stats
 
-from training.evaluate.bootstrap import MIN_DEFINED_SHARE, Floats
+from training.metrics.bootstrap import MIN_DEFINED_SHARE, Floats
 
 # More seeds than anybody trains: beyond this the answer is "more than".
 MAX_SEEDS = 10_000

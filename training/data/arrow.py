@@ -8,7 +8,6 @@ Shapes: B rows, V list values.
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +17,12 @@ from numpy.typing import NDArray
 from model.features.kinds import Feature, IdListFeature, NumberFeature
 from model.features.kinds.columns import ID_LIMITS, Column, Dtype
 from model.schema import FeedSchema
-from model.tasks import BinaryTask, Task
+from model.tasks import Task
+from training.columns import floats, plain
 from training.data.bad_rows import Fault, Mask, RowFault
 from training.data.usual_types import usual, usual_table
+from training.tasks import learned
 
-_NUMBER_KINDS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
 _LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _STRING_KINDS = (pa.types.is_string, pa.types.is_large_string)
 _NOT_TEXT = "text that is not valid UTF-8"
@@ -78,18 +78,15 @@ class LogColumns:
 
 def _check_mask(task: Task, table: pa.Table) -> None:
     assert task.mask is not None
-    _refuse_not_binary(floats(table.column(task.mask)))
+    values_B = floats(table.column(task.mask))
+    _refuse(values_B, (values_B != 0.0) & (values_B != 1.0), "must be 0 or 1")
 
 
 def _check_label(task: Task, table: pa.Table) -> None:
-    observed_B = observed_of(task, table)
-    labels_B = floats(table.column(task.label))
-    if isinstance(task, BinaryTask):
-        _refuse_not_binary(labels_B, observed_B)
-    else:
-        with np.errstate(invalid="ignore"):
-            is_good_B = (labels_B >= 0) & np.isfinite(labels_B)
-        _refuse(labels_B, observed_B & ~is_good_B, "must be a finite number >= 0")
+    column, kind = table.column(task.label), learned(task)
+    labels_B = kind.labels(column)
+    is_bad_B = observed_of(task, table) & ~kind.are_labels(labels_B)
+    _refuse(labels_B, is_bad_B, kind.label_rule, lambda row: kind.shown_label(column[row].as_py()))
 
 
 def _check_weights(weights: pa.ChunkedArray) -> None:
@@ -121,36 +118,23 @@ def _not_text(values: pa.Array) -> list[int]:
     return places
 
 
-def _refuse_not_binary(values_B: NDArray[np.float64], observed_B: Mask | None = None) -> None:
-    is_bad_B = (values_B != 0.0) & (values_B != 1.0)
-    _refuse(values_B, is_bad_B if observed_B is None else is_bad_B & observed_B, "must be 0 or 1")
+def _refuse(
+    values_B: NDArray[np.float64], is_bad_B: Mask, rule: str, shown: Callable[[int], str] | None = None
+) -> None:
+    """Raises RowFault where a row is bad. `shown` gives a row's value in words, where it is not the number."""
 
+    def got(row: int) -> str:
+        if np.isnan(values_B[row]):
+            return "null or NaN (mask it or drop the row)"
+        return f"{values_B[row]:g}" if shown is None else shown(row)
 
-def _refuse(values_B: NDArray[np.float64], is_bad_B: Mask, rule: str) -> None:
     if is_bad_B.any():
-        raise RowFault(
-            rule,
-            is_bad_B,
-            lambda row: "null or NaN (mask it or drop the row)" if np.isnan(values_B[row]) else f"{values_B[row]:g}",
-        )
+        raise RowFault(rule, is_bad_B, got)
 
 
 def dtypes_of(schema: FeedSchema) -> dict[str, Dtype]:
     """The dtypes of the ids of every id and id_list feature."""
     return {name: table.dtype for table in schema.tables for name in table.features}
-
-
-def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A dictionary column as its values. A null in the dictionary becomes a null of the column."""
-    return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
-
-
-def floats(values: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Numbers as float64, null as NaN. Raises ValueError for another type."""
-    kind = values.type
-    if not any(is_kind(kind) for is_kind in _NUMBER_KINDS):
-        raise ValueError(f"is {kind}, not a number")
-    return cast(NDArray[np.float64], values.cast(pa.float64(), safe=False).to_numpy())
 
 
 def column_from_arrow(
@@ -251,4 +235,4 @@ def observed_of(task: Task, table: pa.Table) -> Mask:
 
 def labels_of(task: Task, table: pa.Table) -> NDArray[np.float64]:
     """A task's labels in their own unit. 0 where they do not count."""
-    return np.where(observed_of(task, table), floats(table.column(task.label)), 0.0)
+    return np.where(observed_of(task, table), learned(task).labels(table.column(task.label)), 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from training.data.arrow import plain
+from training.columns import plain
 
 
 def group_codes(table: pa.Table, group_by: str | None) -> NDArray[Any]:

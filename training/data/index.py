@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from model.strict_yaml import StrictModel
+from training.columns import plain
 from training.config import SplitName
-from training.data.arrow import plain
 from training.data.bad_rows import BadRows
 from training.data.files import LogFile, LogFiles, partition_type, with_partition
 from training.data.found import Found

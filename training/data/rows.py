@@ -26,13 +26,15 @@ from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from model.tasks import RegressionTask
 from model.tasks.regression import transform_target
+from training.columns import floats, plain
 from training.config import DataConfig, SplitName
-from training.data.arrow import LogColumns, column_from_arrow, columns_from_arrow, floats, labels_of, observed_of, plain
+from training.data.arrow import LogColumns, column_from_arrow, columns_from_arrow, labels_of, observed_of
 from training.data.bad_rows import BadRows, Mask
 from training.data.files import LogFiles
 from training.data.found import Found
 from training.data.groups import refuse_ungroupable, rows_without_group
 from training.data.selection import Selector
+from training.tasks import learned
 
 __all__ = [
     "Batch",
@@ -178,11 +180,7 @@ class Rows:
         targets_BT = np.empty((rows, len(schema.tasks)), np.float32)
         observed_BT = np.empty((rows, len(schema.tasks)), np.float32)
         for position, task in enumerate(schema.tasks):
-            labels_B = labels_of(task, table)
-            if isinstance(task, RegressionTask):
-                scale = encoder.fitted.targets[task.name]
-                labels_B = (transform_target(labels_B, task.transform) - scale.mean) / scale.scale
-            targets_BT[:, position] = labels_B
+            targets_BT[:, position] = learned(task, encoder.fitted.targets).targets(labels_of(task, table))
             observed_BT[:, position] = observed_of(task, table)
         weights_B = None if weight is None else torch.from_numpy(floats(table.column(weight)).astype(np.float32))
         if weights_B is not None and not is_part and not weights_B.any():

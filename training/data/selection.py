@@ -17,8 +17,8 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from training.columns import plain
 from training.config import Range, Scalar, Selection, SplitConfig, SplitName
-from training.data.arrow import plain
 from training.data.usual_types import usual
 from training.wording import counted
 

@@ -22,8 +22,8 @@ from model.ranker import Answers, Ranker
 from model.tasks import BinaryTask
 from training.config import SplitName
 from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
-from training.evaluate.metrics import calibration_ratio, normalized_entropy
 from training.evaluate.validation import predict
+from training.metrics.metrics import calibration_ratio, normalized_entropy
 from training.run.run import Run
 
 Array = NDArray[np.float64]

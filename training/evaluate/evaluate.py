@@ -28,9 +28,9 @@ from model.tasks.regression import transform_target
 from training.config import SplitName
 from training.data.groups import group_codes, rows_without_group
 from training.data.rows import labels_of, observed_of, read_splits
-from training.evaluate.bootstrap import Floats
 from training.evaluate.label_means import NoLabelMeanError, bare_answers, cross_fitted, fit_label_mean, logits_of
-from training.evaluate.metrics import evaluate_binary, evaluate_regression
+from training.metrics.bootstrap import Floats
+from training.metrics.metrics import evaluate_binary, evaluate_regression
 from training.run.data_record import warn_of_changes
 from training.run.run import Run, write_json
 from training.wording import counted

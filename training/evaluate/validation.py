@@ -14,18 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
 from torch import Tensor
 
 from model.fusion.learned_routing import policy_perplexities
 from model.ranker import Ranker
 from model.schema import FeedSchema
-from model.tasks import BinaryTask
 from training.data.device import on_device
 from training.data.rows import Rows
 from training.data.source import share, take_share
 from training.distributed.ranks import ALONE, Ranks
-from training.evaluate.metrics import normalized_entropy
 from training.inspect.gates import gate_use
 from training.run.history import (
     BALANCING_WEIGHT,
@@ -39,6 +36,7 @@ from training.run.history import (
 from training.run.run import Run
 from training.step.balancing import Balancing
 from training.step.divergence import diverged
+from training.tasks import learned
 
 log = logging.getLogger(__name__)
 
@@ -133,21 +131,16 @@ def predict(ranker: Ranker, rows: Rows, batch_size: int = 8192, ranks: Ranks = A
 def relative_errors(schema: FeedSchema, logits_BO: NDArray[np.float32], rows: Rows) -> dict[str, float]:
     """Per task NE, or the mean squared error over the labels' variance. Tasks without both labels are left out."""
     errors: dict[str, float] = {}
+    columns = schema.output_slices
     for position, task in enumerate(schema.tasks):
+        kind = learned(task)
         observed_B = rows.observed_BT[:, position].numpy() > 0
         targets_B = rows.targets_BT[:, position].numpy()[observed_B].astype(np.float64)
-        outputs_B = logits_BO[observed_B, position].astype(np.float64)
         if not len(targets_B) or targets_B.min() == targets_B.max():
-            what = (
-                "has one label only" if isinstance(task, BinaryTask) else "has labels that float32 does not tell apart"
-            )
-            log.warning("task %s %s in the validation split: not part of the objective", task.name, what)
-        elif isinstance(task, BinaryTask):
-            entropy = normalized_entropy(targets_B, expit(outputs_B))
-            assert entropy is not None, "both labels are there"
-            errors[task.name] = entropy
-        else:
-            errors[task.name] = float(np.mean((outputs_B - targets_B) ** 2) / np.var(targets_B))
+            log.warning("task %s %s in the validation split: not part of the objective", task.name, kind.one_label)
+            continue
+        outputs_BO = logits_BO[observed_B, columns[task.name]].astype(np.float64)
+        errors[task.name] = kind.relative_error(outputs_BO, targets_B)
     return errors
 
 

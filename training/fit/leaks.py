@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from model.tasks import BinaryTask
+from training.columns import plain
 from training.config import SplitName
-from training.data.arrow import labels_of, observed_of, plain
+from training.data.arrow import labels_of, observed_of
 from training.data.selection import epoch_unit
 
 # Rows of either label that a feature must agree with: by chance it does with a few.

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import track
 
 from model.features.id_lookup import Lookup
+from training.columns import plain
 from training.config import SplitName
-from training.data.arrow import columns_from_arrow, plain
+from training.data.arrow import columns_from_arrow
 from training.data.bad_rows import BadRows
 from training.data.index import LogIndex
 from training.data.reader import PART_ROWS, LogReader

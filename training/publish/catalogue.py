@@ -40,7 +40,8 @@ from model.artifact.signature import SigningKey
 from model.features.encoder import FeatureEncoder
 from model.features.kinds.columns import Column
 from model.scorer.scorer import COMPILED_TOLERANCE, Scorer, block_tensors
-from training.data.arrow import plain, refuse_other_text
+from training.columns import plain
+from training.data.arrow import refuse_other_text
 from training.data.rows import column_from_arrow
 from training.data.usual_types import usual
 from training.publish.sign import sign

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from model.features.kinds import Feature
 from model.features.kinds.columns import Column, Dtype, Ids
 from model.schema import FeedSchema
-from training.data.arrow import column_from_arrow, dtypes_of, plain
+from training.columns import plain
+from training.data.arrow import column_from_arrow, dtypes_of
 from training.data.bad_rows import Mask, RowFault
 from training.data.usual_types import usual_table
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from model.features.block import BLOCKS, block_inputs
 from model.ranker import Ranker
 from model.schema import FeedSchema
-from model.tasks import RegressionTask
 from training.config import SplitName
 from training.data.rows import Batch
 from training.run.run import Run
@@ -53,9 +52,8 @@ def _extremes(batch: Batch, schema: FeedSchema) -> Iterator[tuple[str, float, in
         numbers = block_inputs(schema, block).numbers
         columns += [(f"feature '{one.name}'", tensors.numbers_BN[:, position]) for position, one in enumerate(numbers)]
     for position, task in enumerate(schema.tasks):
-        if isinstance(task, RegressionTask):
-            seen_B = batch.observed_BT[:, position] > 0
-            columns.append((f"label of task '{task.name}'", batch.targets_BT[:, position].where(seen_B, 0.0)))
+        seen_B = batch.observed_BT[:, position] > 0
+        columns.append((f"label of task '{task.name}'", batch.targets_BT[:, position].where(seen_B, 0.0)))
     for name, values_B in columns:
         # NaN, which no reader lets through, would count as large too.
         sizes_B = values_B.abs().nan_to_num(nan=torch.inf)

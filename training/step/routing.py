@@ -19,8 +19,8 @@ from torch.nn import functional
 from model.fusion.learned_routing import LearnedRouting
 from model.fusion.policy import Policy, PolicyConfig, probabilities, simplex_projection
 from model.schema import FeedSchema
-from model.tasks import BinaryTask
 from training.files import derived_seed
+from training.tasks import KINDS, learned
 
 
 class PolicyOptimizer:
@@ -89,14 +89,14 @@ class PolicyLearner:
         self._fusion = fusion if isinstance(fusion, LearnedRouting) else None
         self._seed = seed
         self._optimizer: PolicyOptimizer | None = None
-        self._is_binary_T = torch.tensor([isinstance(task, BinaryTask) for task in schema.tasks])
+        self._tasks = [(learned(task), schema.output_slices[task.name]) for task in schema.tasks]
         if self._fusion is None:
             return
         config = self._fusion.config
         for task in schema.tasks:
-            if config.reward == "correct" and not isinstance(task, BinaryTask):
+            if config.reward == "correct" and not KINDS[task.kind].has_right_answers:
                 raise ValueError(
-                    f"network.fusion.reward: correct: task '{task.name}' is a regression and has no right answer; "
+                    f"network.fusion.reward: correct: task '{task.name}' is a {task.kind} and has no right answer; "
                     "use reward: log_likelihood"
                 )
         policies = list(self._fusion.routed_layers().values())
@@ -122,12 +122,13 @@ class PolicyLearner:
 
     def _rewards(self, logits_BO: Tensor, targets_BT: Tensor) -> Tensor:
         assert self._fusion is not None
-        if self._fusion.config.reward == "correct":
-            return torch.where((logits_BO > 0) == (targets_BT > 0.5), 1.0, -1.0).double()
-        entropy_BT = functional.binary_cross_entropy_with_logits(logits_BO, targets_BT, reduction="none")
-        # A normal distribution of unit spread around the standardised prediction, up to a constant.
-        squared_BT = 0.5 * (logits_BO - targets_BT).square()
-        return -torch.where(self._is_binary_T, entropy_BT, squared_BT).double()
+        is_correct = self._fusion.config.reward == "correct"
+        rewards: list[Tensor] = []
+        for (task, columns), targets_B in zip(self._tasks, targets_BT.unbind(1), strict=True):
+            reward = task.is_right if is_correct else task.log_likelihood
+            rewards.append(reward(logits_BO[:, columns], targets_B))
+        rewards_BT = torch.stack(rewards, dim=1)
+        return torch.where(rewards_BT, 1.0, -1.0).double() if is_correct else rewards_BT.double()
 
     def state(self) -> dict[str, Any]:
         """State for a checkpoint beside the policies themselves. Empty for other networks."""

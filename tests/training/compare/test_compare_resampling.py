@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, roc_au
 
 from training.compare.measures import TaskTruth
 from training.compare.resampling import MEAN, SEED, Replicates, paired_replicates
-from training.evaluate.bootstrap import percentile_interval
+from training.metrics.bootstrap import percentile_interval
 
 USERS = 12
 ROWS = 120

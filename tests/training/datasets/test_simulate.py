@@ -16,7 +16,7 @@ from model.schema import FeedSchema
 from training.datasets import feed_world as feed
 from training.datasets import simulate as simulation
 from training.datasets.simulate import FeedWorld, simulate
-from training.evaluate.metrics import auc
+from training.metrics.metrics import auc
 
 ROWS = 120_000
 SCHEMA = Path(__file__).parents[3] / "configs" / "schemas" / "simulated.yaml"

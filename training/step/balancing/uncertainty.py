@@ -33,7 +33,7 @@ class UncertaintyWeighting(Balancing):
         return self.losses.total(torch.where(losses_T > 0, parts_T, 0.0))
 
     def _factors_T(self) -> Tensor:
-        return torch.where(self.losses.is_binary_T, 1.0, 0.5) * torch.exp(-self.log_variances_T)
+        return self.losses.precisions_T * torch.exp(-self.log_variances_T)
 
     def learned_weights(self) -> Tensor:
         """The factors of the losses, 1 / (2 sigma^2) for a regression task and 1 / sigma^2 for a binary one."""

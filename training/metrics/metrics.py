@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from training.evaluate.bootstrap import Estimate, Floats, Statistic, estimates
+from training.metrics.bootstrap import Estimate, Floats, Statistic, estimates
 
 Codes = npt.NDArray[np.int64]
 

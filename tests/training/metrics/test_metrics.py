@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn import metrics as oracle
 
-from training.evaluate import metrics
+from training.metrics import metrics
 
 Floats = npt.NDArray[np.float64]
 # Both sides sum up to a few thousand float64 terms: agreement to rounding.

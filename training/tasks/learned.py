@@ -1,0 +1,81 @@
+"""Base of every kind of task as it is learned: the operations in which kinds differ.
+
+In: a task of the schema, with the scale of its label where it has one. Out: labels of a log's column, targets of the
+loss, the loss itself, and what is measured of it. A kind is a file beside this one, and its line in training.tasks.
+
+Shapes: B rows, O outputs of the task (or of the tasks of a run), T tasks of a run.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.tasks.task import BaseTask, TargetScale
+from training.columns import floats
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+class LearnedTask(ABC):
+    """A task as it is learned."""
+
+    has_right_answers: ClassVar[bool] = False
+    # Times that the loss over sigma^2 counts in the log likelihood (Kendall et al. 2018, equations 5 to 10).
+    precision: ClassVar[float] = 1.0
+    # Words for a validation split without two labels.
+    one_label: ClassVar[str] = "has one label only"
+
+    def __init__(self, task: BaseTask, scale: TargetScale | None) -> None:
+        self.task = task
+        self._scale = scale
+
+    @property
+    def scale(self) -> TargetScale:
+        """The scale of the label, of a kind that has one."""
+        assert self._scale is not None
+        return self._scale
+
+    def labels(self, column: pa.ChunkedArray) -> Floats:
+        """labels_B of the log's column, NaN where there is none. Raises ValueError for a type that holds no labels."""
+        return floats(column)
+
+    @property
+    @abstractmethod
+    def label_rule(self) -> str:
+        """The rule that labels keep, as a message says it."""
+
+    def shown_label(self, label: object) -> str:
+        """A label of the log that breaks the rule, as a message shows it."""
+        return f"{label:g}" if isinstance(label, int | float) else repr(label)
+
+    @abstractmethod
+    def are_labels(self, labels_B: Floats) -> Mask:
+        """Mask of the rows that keep the rule."""
+
+    def targets(self, labels_B: Floats) -> Floats:
+        """targets_B that the loss compares with."""
+        return labels_B
+
+    @classmethod
+    @abstractmethod
+    def losses(cls, tasks: Sequence[BaseTask], offsets: Sequence[float]) -> nn.Module:
+        """The module of tasks of this kind: logits_BO, targets_BT -> losses_BT of single rows. `offsets` are added to
+        logits in the loss alone (training/fit/negative_sampling.py)."""
+
+    @abstractmethod
+    def log_likelihood(self, logits_BO: Tensor, targets_B: Tensor) -> Tensor:
+        """Log likelihood of each row's target, up to a constant: the reward of a route. [B]"""
+
+    def is_right(self, logits_BO: Tensor, targets_B: Tensor) -> Tensor:
+        """Mask [B] of the rows whose likeliest answer is the target, of a kind that has right answers."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def relative_error(self, logits_BO: Floats, targets_B: Floats) -> float:
+        """Error over that of a constant answer: 1 is no better, lower is better. The targets are not all the same."""

@@ -1,0 +1,54 @@
+"""Quantities as they are learned: squared error on the transformed, standardised scale.
+
+Shapes: B rows, O outputs and T tasks, one output a task.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.tasks import RegressionTask
+from model.tasks.regression import transform_target
+from model.tasks.task import BaseTask
+from training.tasks.learned import Floats, LearnedTask, Mask
+
+
+class LearnedRegression(LearnedTask):
+    """A quantity."""
+
+    precision = 0.5
+    label_rule = "must be a finite number >= 0"
+    one_label = "has labels that float32 does not tell apart"
+
+    def are_labels(self, labels_B: Floats) -> Mask:
+        """Mask of finite numbers >= 0."""
+        with np.errstate(invalid="ignore"):
+            return (labels_B >= 0) & np.isfinite(labels_B)
+
+    def targets(self, labels_B: Floats) -> Floats:
+        """Labels transformed and standardised."""
+        assert isinstance(self.task, RegressionTask)
+        return (transform_target(labels_B, self.task.transform) - self.scale.mean) / self.scale.scale
+
+    @classmethod
+    def losses(cls, tasks: Sequence[BaseTask], offsets: Sequence[float]) -> nn.Module:
+        """Squared error."""
+        return SquaredErrors()
+
+    def log_likelihood(self, logits_BO: Tensor, targets_B: Tensor) -> Tensor:
+        """That of a normal distribution of unit spread around the standardised prediction."""
+        return -0.5 * (logits_BO[:, 0] - targets_B).square()
+
+    def relative_error(self, logits_BO: Floats, targets_B: Floats) -> float:
+        """Mean squared error over the targets' variance."""
+        return float(np.mean((logits_BO[:, 0] - targets_B) ** 2) / np.var(targets_B))
+
+
+class SquaredErrors(nn.Module):
+    """logits_BO, targets_BT -> losses_BT."""
+
+    def forward(self, logits_BO: Tensor, targets_BT: Tensor) -> Tensor:
+        """losses_BT."""
+        return functional.mse_loss(logits_BO, targets_BT, reduction="none")
