@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.jit import _pickle
 
 # Number of codes that are remembered. Each keeps a module without its tables in memory.
 _MOST_CODES = 4
@@ -111,7 +110,7 @@ class _Attributes(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if module == "torch.jit._pickle" and name in _LISTS:
-            return getattr(_pickle, name)
+            return _value
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _tensor
         if (module, name) == ("collections", "OrderedDict"):
@@ -123,6 +122,11 @@ class _Attributes(pickle.Unpickler):
         if not count:
             return torch.empty(0, dtype=dtype)
         return torch.frombuffer(bytearray(self._archive.read(f"{self._root}/data/{key}")), dtype=dtype)
+
+
+def _value(value: object, *_: str) -> object:
+    """A list or a mapping without the name of its type, which the module knows."""
+    return value
 
 
 def _tensor(
