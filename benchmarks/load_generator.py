@@ -1,8 +1,8 @@
 """`python -m benchmarks.load_generator`: sends requests to a service on loopback, in a process of its own.
 
 In, by lines of standard input: a `Block` of load as JSON. Out, a line each: a `Load` as JSON, or {"error": reason}. A
-block is bounded in requests and in seconds; what is late then is not sent. The client is the load test's
-(deploy/open_loop.py); its own CPU time stands beside what it measured.
+block is bounded in requests and in seconds. What is late then is not sent. The clients are those of
+benchmarks/closed_loop.py. Their own CPU time stands beside what they measured.
 """
 
 import json
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import uvloop
 
-from deploy.open_loop import closed_loop, message
+from benchmarks.closed_loop import closed_loop
+from deploy.open_loop import message
 
 ANSWER_SECONDS = 60.0
 

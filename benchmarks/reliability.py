@@ -34,12 +34,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from benchmarks import report, slow_clients
+from benchmarks.closed_loop import closed_loop
 from benchmarks.command import run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from benchmarks.service_on_a_bad_disk import SLOW_SECONDS
 from benchmarks.serving_processes import CLIENT_CORES, SERVER_CORES, free_port, serve
-from deploy.open_loop import Outcome, closed_loop, message, offer, poisson
+from deploy.open_loop import Outcome, message, offer, poisson
 from tests.artifacts import publish_artifact
 
 CANDIDATES = 100
@@ -232,7 +233,9 @@ class Turn:
         outcome = self.bench.load(3 * self.capacity, 2 * self.seconds, self.number)
         self._add(OVERLOAD, outcome, 2 * self.seconds)
         after = self._load(self.bench, RECOVERY_SECONDS + self.seconds)
-        self._add(RECOVERED, after.between(RECOVERY_SECONDS, np.inf), self.seconds)
+        is_late = after.due_R >= RECOVERY_SECONDS
+        due_R, seconds_R, status_R = after.due_R[is_late], after.seconds_R[is_late], after.status_R[is_late]
+        self._add(RECOVERED, Outcome(due_R, seconds_R, status_R, after.lateness, after.said), self.seconds)
 
 
 def measure(seconds: float, swaps: int, turns: int, show: Callable[[str], None]) -> dict[str, Any]:

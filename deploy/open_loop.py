@@ -8,7 +8,6 @@ Shapes: R requests.
 """
 
 import asyncio
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -44,11 +43,6 @@ class Outcome:
         """Seconds of the requests with a status."""
         seconds: Array = self.seconds_R[self.status_R == status]
         return seconds
-
-    def between(self, start: float, end: float) -> "Outcome":
-        """The requests that were due between."""
-        chosen = (self.due_R >= start) & (self.due_R < end)
-        return Outcome(self.due_R[chosen], self.seconds_R[chosen], self.status_R[chosen], self.lateness, self.said)
 
 
 def poisson(rate: float, seconds: float, seed: int) -> Array:
@@ -94,58 +88,6 @@ async def offer(
     return Outcome(due_R, seconds_R, status_R, lateness, connections.said)
 
 
-@dataclass(frozen=True)
-class Answered:
-    """Seconds of each answer with status 200 that a closed loop got, how long all of it took, and the beginning of an
-    answer of each other status."""
-
-    latencies: list[float]
-    seconds: float
-    said: dict[int, str]
-
-    @property
-    def rate(self) -> float:
-        """Answers a second."""
-        return len(self.latencies) / self.seconds
-
-
-async def closed_loop(
-    url: str,
-    requests: Sequence[bytes],
-    seconds: float,
-    clients: int,
-    *,
-    most: int | None = None,
-    timeout: float = 30.0,
-) -> Answered:
-    """So many clients, each asking again as soon as it is answered, for so many seconds and `most` requests: what the
-    service can do, or what a request costs it, not how long anybody waits who asks when it suits him.
-
-    Raises OSError, EOFError or TimeoutError where there is no answer."""
-    connections = Connections(url)
-    await connections.open(clients)
-    numbers = iter(range(sys.maxsize if most is None else most))
-    latencies: list[float] = []
-    begun = time.perf_counter()
-
-    async def client() -> None:
-        for number in numbers:
-            sent = time.perf_counter()
-            if sent - begun >= seconds:
-                break
-            async with asyncio.timeout(timeout):
-                status = await connections.ask(requests[number % len(requests)])
-            if status == 200:
-                latencies.append(time.perf_counter() - sent)
-
-    try:
-        await asyncio.gather(*(client() for _ in range(clients)))
-        taken = time.perf_counter() - begun
-    finally:
-        await connections.close()
-    return Answered(latencies, taken, connections.said)
-
-
 class Connections:
     """Connections to one address; as many as requests are in flight."""
 
@@ -156,11 +98,6 @@ class Connections:
         self._host, self._port = address.hostname, address.port or (443 if self._tls else 80)
         self.said: dict[int, str] = {}
         self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
-
-    async def open(self, number: int) -> None:
-        """Opens so many before they are needed."""
-        for _ in range(number):
-            self._idle.append(await self._opened())
 
     async def ask(self, message: bytes) -> int:
         """The status of the answer to a message."""

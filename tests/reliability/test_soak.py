@@ -12,7 +12,8 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from deploy.open_loop import closed_loop, message, offer, poisson
+from benchmarks.closed_loop import closed_loop
+from deploy.open_loop import message, offer, poisson
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.reliability.sizes import SIZES
 from tests.service.running import RunningService
