@@ -21,9 +21,10 @@ from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, unknown_key
 from training.compare.document import Block, Heading, Image, Paragraph, Table
 from training.compare.measures import METRICS, MetricName, TaskNames, measured_tasks
-from training.compare.plots import BLUE, ORANGE, to_png
+from training.compare.plots import BLUE, ORANGE
 from training.compare.statistics import spread
 from training.compare.tables import mean_over_tasks, used_tasks
+from training.inspect.plots import as_png
 
 Json = dict[str, Any]
 DEGREE = 3
@@ -123,7 +124,7 @@ def plot(found: Json) -> bytes:
     axis.set_title(found["title"], fontsize=10)
     axis.legend(fontsize=8, frameon=False)
     axis.grid(alpha=0.3)
-    return to_png(figure)
+    return as_png(figure)
 
 
 def _seeds(points: Sequence[Json]) -> list[tuple[float, float]]:

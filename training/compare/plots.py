@@ -3,12 +3,12 @@
 In: entries of results.json. matplotlib's Agg canvas draws without a display and without global state.
 """
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from training.inspect.plots import as_png
 
 Json = dict[str, Any]
 # Okabe and Ito's blue and orange: distinct to colour-blind readers.
@@ -48,7 +48,7 @@ def differences(tables: Mapping[str, Json], baseline: str, metric: str) -> bytes
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    return to_png(figure)
+    return as_png(figure)
 
 
 def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json], metric: str) -> bytes | None:
@@ -69,11 +69,4 @@ def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json],
     axis.grid(alpha=0.3)
     # Beside the plot: networks of one size would print their names over each other.
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return to_png(figure)
-
-
-def to_png(figure: Figure) -> bytes:
-    """A finished figure as a PNG."""
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)  # type: ignore[no-untyped-call]
-    return content.getvalue()
+    return as_png(figure)

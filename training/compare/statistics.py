@@ -7,6 +7,7 @@ Shapes: S seeds, R bootstrap draws of users.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -162,10 +163,5 @@ def seeds_needed(difference: float, sd: float, alpha: float, wanted: float, user
         return 2 if users_sd == 0 else None
     if power(difference, sd, MAX_SEEDS, alpha, users_sd) < wanted:
         return None
-    low, high = 1, 2
-    while power(difference, sd, high, alpha, users_sd) < wanted:
-        low, high = high, min(high * 2, MAX_SEEDS)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(difference, sd, middle, alpha, users_sd) >= wanted else (middle, high)
-    return high
+    seeds = range(2, MAX_SEEDS + 1)
+    return seeds[bisect_left(seeds, x=True, key=lambda n: power(difference, sd, n, alpha, users_sd) >= wanted)]

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
-from scipy import stats
 
+from training.compare.contrasts import one_sided_tests
 from training.compare.statistics import spread
 from training.images.config import Cell, ImageExperiment
 from training.images.tasks import ImageTasks
@@ -47,11 +48,9 @@ def one_tail_t_test(better: Sequence[float], than: Sequence[float]) -> Json:
     """The two-sample t-test of the paper's A.2, equal variances: is the mean of `better` above that of `than`?
 
     Null for t and p where there is nothing to test: fewer than two seeds, or no spread at all."""
-    freedom = len(better) + len(than) - 2
-    if min(len(better), len(than)) < 2 or len(set(better)) == len(set(than)) == 1:
-        return {"t": None, "df": max(freedom, 0), "p": None}
-    found = stats.ttest_ind(better, than, alternative="greater")
-    return {"t": float(found.statistic), "df": freedom, "p": float(found.pvalue)}
+    freedom = max(len(better) + len(than) - 2, 0)
+    found = one_sided_tests(np.array(better), np.array(than), ())["two_sample_one_tailed"]
+    return {**(found or {"t": None, "p": None}), "df": freedom}
 
 
 def _method(experiment: ImageExperiment, name: str, seeds: Mapping[int, Json], tasks: Sequence[str]) -> Json:
