@@ -1,6 +1,6 @@
 """`python -m deploy.dashboard`: writes Grafana's dashboard, deploy/grafana/dashboards/feedrank.json.
 
-In: the panels (deploy/dashboard_panels.py), the metrics with their help texts (service/metrics/metrics.py), the alerts
+In: the panels (deploy/grafana/panels.yaml), the metrics with their help texts (service/metrics/metrics.py), the alerts
 and recording rules (deploy/prometheus). Out: Grafana's JSON model. A panel says what its metrics are and which alerts
 read them; a panel of a metric that nobody exports, and a metric that no panel shows, are errors.
 """
@@ -8,18 +8,19 @@ read them; a panel of a metric that nobody exports, and a metric that no panel s
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.dashboard_panels import ROWS, Panel
 from service.metrics.metrics import Metrics
 
 FOLDER = Path(__file__).parent
 DASHBOARD = FOLDER / "grafana/dashboards/feedrank.json"
+PANELS = FOLDER / "grafana/panels.yaml"
 RULES = (FOLDER / "prometheus/recording.yml", FOLDER / "prometheus/alerts.yml")
 # What Prometheus adds of itself.
 _OF_PROMETHEUS = ("up", "ALERTS")
@@ -28,6 +29,32 @@ _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _SUFFIXES = ("", "_total", "_bucket", "_sum", "_count")
 _HEIGHTS = {"stat": 4, "timeseries": 8, "heatmap": 8, "table": 8}
 _WIDTH = 24
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel, as the file of panels has it."""
+
+    title: str
+    query: str = ""
+    queries: dict[str, str] = field(default_factory=dict)
+    unit: str = "short"
+    kind: Literal["timeseries", "stat", "heatmap", "table"] = "timeseries"
+    width: int = 8
+    limits: list[float] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def by_legend(self) -> dict[str, str]:
+        """Queries by their legends. The only one of a panel needs none."""
+        return self.queries or {"": self.query}
+
+
+# Panels side by side, by their heading.
+ROWS = {
+    row["title"]: [Panel(**panel) for panel in row["panels"]]
+    for row in yaml.safe_load(PANELS.read_text(encoding="utf-8"))
+}
 
 
 def main() -> None:
@@ -64,9 +91,9 @@ def dashboard() -> dict[str, Any]:
 
 def queries() -> Iterator[tuple[Panel, str]]:
     """Every query of every panel."""
-    for row in ROWS:
-        for panel in row.panels:
-            for query in panel.queries.values():
+    for panels in ROWS.values():
+        for panel in panels:
+            for query in panel.by_legend.values():
                 yield panel, query
 
 
@@ -95,7 +122,7 @@ class _Names:
         """Description of its metrics, and the alerts that read the same. Raises ValueError for one that is not
         there."""
         parts = [panel.note] if panel.note else []
-        named = {name for query in panel.queries.values() for name in _NAME.findall(query)}
+        named = {name for query in panel.by_legend.values() for name in _NAME.findall(query)}
         unknown = {name for name in named if name.startswith("ranking_")} - self._help.keys()
         unknown |= {name for name in named if ":" in name} - self._recorded.keys()
         if unknown:
@@ -118,21 +145,21 @@ class _Names:
 def _panels() -> Iterator[dict[str, Any]]:
     names = _Names()
     if unseen := names.unseen():
-        raise ValueError(f"no panel shows {', '.join(sorted(unseen))}; add one to deploy/dashboard_panels.py")
+        raise ValueError(f"no panel shows {', '.join(sorted(unseen))}; add one to deploy/grafana/panels.yaml")
     number, top = 0, 0
-    for row in ROWS:
+    for title, panels in ROWS.items():
         number += 1
         yield {
             "id": number,
             "type": "row",
-            "title": row.title,
+            "title": title,
             "collapsed": False,
             "gridPos": {"x": 0, "y": top, "w": _WIDTH, "h": 1},
             "panels": [],
         }
         top += 1
         left = height = 0
-        for panel in row.panels:
+        for panel in panels:
             if left + panel.width > _WIDTH:
                 top, left, height = top + height, 0, 0
             number += 1
@@ -155,7 +182,7 @@ def _panel(panel: Panel, description: str) -> dict[str, Any]:
             "range": not is_instant,
             "format": panel.kind if panel.kind in ("heatmap", "table") else "time_series",
         }
-        for number, (legend, query) in enumerate(panel.queries.items())
+        for number, (legend, query) in enumerate(panel.by_legend.items())
     ]
     colours = ("orange", "red")[-len(panel.limits) :]
     steps: list[dict[str, Any]] = [{"color": "green", "value": None}]

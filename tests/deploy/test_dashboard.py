@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy import dashboard, dashboard_panels
-from deploy.dashboard_panels import Panel, Row
+from deploy import dashboard
+from deploy.dashboard import Panel
 from tests.deploy.programs import ROOT
 
 GRAFANA = ROOT / "deploy/grafana"
@@ -48,20 +48,20 @@ def test_every_panel_explains_itself_and_names_its_alerts() -> None:
     ("panel", "said"),
     [
         (
-            Panel("new", {"": "ranking_request_total"}),
+            Panel("new", "ranking_request_total"),
             "'new' asks for what nobody exports or records: ranking_request_t",
         ),
-        (Panel("new", {"": "job:ranking_nothing:rate5m"}), "nobody exports or records: job:ranking_nothing:rate5m"),
+        (Panel("new", "job:ranking_nothing:rate5m"), "nobody exports or records: job:ranking_nothing:rate5m"),
     ],
 )
 def test_a_panel_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, panel: Panel, said: str) -> None:
-    monkeypatch.setattr(dashboard, "ROWS", (*dashboard_panels.ROWS, Row("new", (panel,))))
+    monkeypatch.setattr(dashboard, "ROWS", {**dashboard.ROWS, "new": [panel]})
     with pytest.raises(ValueError, match=said):
         dashboard.text()
 
 
 def test_a_metric_that_no_panel_shows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = tuple(row for row in dashboard_panels.ROWS if row.title != "Processes")
+    rows = {title: panels for title, panels in dashboard.ROWS.items() if title != "Processes"}
     monkeypatch.setattr(dashboard, "ROWS", rows)
     with pytest.raises(
         ValueError, match="no panel shows ranking_impression_log, ranking_impression_log_conversions_failed, "
