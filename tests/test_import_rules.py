@@ -24,7 +24,14 @@ PACKAGES = ("model", "training", "service", "deploy", "benchmarks", "tests")
 # Packages all of whose modules are in a room.
 ROOMED = ("model", "training", "service", "deploy")
 # Rooms whose kinds are chosen by name.
-REGISTRIES = ("model.features.kinds", "model.fusion", "model.tasks", "training.step.balancing", "training.tasks")
+REGISTRIES = (
+    "model.features.kinds",
+    "model.fusion",
+    "model.tasks",
+    "training.data.kinds",
+    "training.step.balancing",
+    "training.tasks",
+)
 TORCHREC = ("torchrec", "fbgemm_gpu")
 
 # Where torchrec may be named at all.

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from model.features.kinds import IdFeature, IdListFeature
+from model.features.block import inputs_of
 from model.schema import FeedSchema
 from model.strict_yaml import unknown_key
 from model.tasks import RegressionTask, Task
@@ -24,6 +24,7 @@ from model.tasks.regression import transform_target
 from training.compare.target_encodings import Encoding, EncodingsConfig, from_all, from_earlier, out_of_fold
 from training.config import DataConfig
 from training.data.files import LogFiles
+from training.data.kinds import in_log
 from training.data.rows import labels_of, observed_of
 from training.wording import counted
 
@@ -53,7 +54,7 @@ class Targets:
 
 def check_encodings(encodings: EncodingsConfig, schema: FeedSchema) -> None:
     """Raises ValueError for a feature that is no id of the schema, and for a column that is a label."""
-    ids = [feature.name for feature in schema.features if isinstance(feature, IdFeature)]
+    ids = inputs_of(schema.features).ids
     for name in encodings.features if encodings.features != "all" else ():
         if name not in ids:
             raise ValueError("encodings.features: " + unknown_key(name, ids, "id feature"))
@@ -101,7 +102,7 @@ class TreeInputs:
         self._schema = schema
         self._encodings = encodings
         self._train = train
-        ids = [feature.name for feature in schema.features if isinstance(feature, IdFeature)]
+        ids = inputs_of(schema.features).ids
         encoded: Sequence[str] = ()
         if encodings is not None:
             encoded = [*(ids if encodings.features == "all" else encodings.features), *encodings.columns]
@@ -128,13 +129,8 @@ class TreeInputs:
         """The inputs that all tasks share."""
         columns: dict[str, Floats] = {}
         for feature in self._schema.features:
-            column = table.column(feature.name)
-            if isinstance(feature, IdListFeature):
-                lengths_B = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.float64)
-                columns[feature.name] = np.minimum(lengths_B, feature.max_length)
-            elif not isinstance(feature, IdFeature):
-                columns[feature.name] = column.cast(pa.float64(), safe=False).to_numpy()
-            elif feature.name in self._categories:
+            columns |= in_log(feature).tree_inputs(table.column(feature.name))
+            if feature.name in self._categories:
                 codes_B = _codes(feature.name, self._values[feature.name], table)
                 columns[feature.name] = np.where(codes_B < 0, np.nan, codes_B)
         return Inputs(_matrix(columns, table.num_rows), list(columns), self._categories)

@@ -14,18 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from model.features.kinds import Feature, IdListFeature, NumberFeature
-from model.features.kinds.columns import ID_LIMITS, Column, Dtype
+from model.features.kinds import Feature
+from model.features.kinds.columns import Column, Dtype
 from model.schema import FeedSchema
 from model.tasks import Task
 from training.columns import floats, plain
 from training.data.bad_rows import Fault, Mask, RowFault
+from training.data.kinds import in_log
+from training.data.kinds.values import NOT_TEXT, is_text, not_text
 from training.data.usual_types import usual, usual_table
 from training.tasks import learned
-
-_LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-_STRING_KINDS = (pa.types.is_string, pa.types.is_large_string)
-_NOT_TEXT = "text that is not valid UTF-8"
 
 
 class LogColumns:
@@ -71,7 +69,7 @@ class LogColumns:
             column = f"column '{self._weight}' (row weights, data.weight)"
             collect(column, partial(_check_weights, table.column(self._weight)))
         for name in table.column_names:
-            if name not in self._features and _is_text(table.column(name).type):
+            if name not in self._features and is_text(table.column(name).type):
                 collect(f"column '{name}'", partial(refuse_other_text, table.column(name)))
         return table, columns, faults
 
@@ -104,18 +102,7 @@ def refuse_other_text(values: pa.ChunkedArray) -> None:
     except pa.ArrowInvalid:
         encoded = values.combine_chunks().dictionary_encode()
         codes_B = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
-        raise RowFault(_NOT_TEXT, np.isin(codes_B, _not_text(encoded.dictionary))) from None
-
-
-def _not_text(values: pa.Array) -> list[int]:
-    """The places of strings that are not valid UTF-8."""
-    places = []
-    for place, content in enumerate(values.cast(pa.large_binary()).to_pylist()):
-        try:
-            content.decode()
-        except UnicodeDecodeError:
-            places.append(place)
-    return places
+        raise RowFault(NOT_TEXT, np.isin(codes_B, not_text(encoded.dictionary))) from None
 
 
 def _refuse(
@@ -138,80 +125,14 @@ def dtypes_of(schema: FeedSchema) -> dict[str, Dtype]:
 
 
 def column_from_arrow(
-    feature: Feature, dtype: str | None, values: pa.ChunkedArray, *, is_coded: bool = False
+    feature: Feature, dtype: Dtype | None, values: pa.ChunkedArray, *, is_coded: bool = False
 ) -> Column:
     """A `Column` from an Arrow column, of each string once if `is_coded`. Raises ValueError for a type that does not
     fit, and for NaN (write null)."""
     values, fault = usual(plain(values))
     if fault is not None:
         raise fault
-    if isinstance(feature, NumberFeature):
-        numbers_B = floats(values)
-        missing = values.is_null().to_numpy() if values.null_count else None
-        is_bad = ~np.isfinite(numbers_B) if missing is None else ~np.isfinite(numbers_B) & ~missing
-        if is_bad.any():
-            raise RowFault("NaN or infinity; write null where a number is missing", is_bad)
-        return Column(np.where(missing, 0.0, numbers_B) if missing is not None else numbers_B, missing)
-    if isinstance(feature, IdListFeature):
-        if pa.types.is_null(values.type):
-            values = values.cast(pa.list_(pa.null()))
-        if not any(is_kind(values.type) for is_kind in _LIST_KINDS):
-            raise ValueError(f"is {values.type}, an id_list needs a list column")
-        lengths_B = pc.fill_null(pc.list_value_length(values), 0).to_numpy().astype(np.int64)
-        elements = plain(pc.list_flatten(values))
-        _refuse_kind(dtype, elements.type, str(values.type), "lists")
-        return _ids(dtype, elements, lengths_B, is_coded=is_coded)
-    _refuse_kind(dtype, values.type, str(values.type), "column")
-    return _ids(dtype, values, is_coded=is_coded)
-
-
-def _refuse_kind(dtype: str | None, kind: pa.DataType, shown: str, what: str) -> None:
-    is_good = pa.types.is_integer(kind) if dtype == "int64" else _is_text(kind)
-    if not is_good and not pa.types.is_null(kind):
-        needs = {"column": "an integer column", "lists": "lists of integers"}
-        if dtype == "string":
-            needs = {"column": "a string column", "lists": "lists of strings"}
-        raise ValueError(f"is {shown}, an id of dtype {dtype} needs {needs[what]}")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return any(is_kind(kind) for is_kind in _STRING_KINDS)
-
-
-def _ids(
-    dtype: str | None, values: pa.ChunkedArray, lengths_B: NDArray[np.int64] | None = None, *, is_coded: bool
-) -> Column:
-    kind = values.type
-    missing = values.is_null().to_numpy() if values.null_count else None
-    if pa.types.is_null(kind):
-        empty: list[str] | NDArray[np.int64] = (
-            [""] * len(values) if dtype == "string" else np.zeros(len(values), np.int64)
-        )
-        return Column(empty, missing, lengths_B)
-    if dtype == "int64":
-        try:
-            return Column(pc.fill_null(values.cast(pa.int64()), 0).to_numpy(), missing, lengths_B)
-        except pa.ArrowInvalid:
-            is_bad_V: Mask = pc.fill_null(pc.greater(values, pa.scalar(ID_LIMITS[1], kind)), False).to_numpy()
-            raise RowFault("an id beyond int64", _rows_of(is_bad_V, lengths_B)) from None
-    # One Python string per distinct value: rows share it, at any length of the column.
-    encoded = pc.fill_null(values.cast(pa.string()), "").combine_chunks().dictionary_encode()
-    try:
-        strings = encoded.dictionary.to_pylist()
-    except UnicodeDecodeError:
-        is_bad_V = np.isin(encoded.indices.to_numpy(), _not_text(encoded.dictionary))
-        raise RowFault(_NOT_TEXT, _rows_of(is_bad_V, lengths_B)) from None
-    column = Column(strings, missing, lengths_B, encoded.indices.to_numpy())
-    return column if is_coded else column.decoded()
-
-
-def _rows_of(is_bad_V: Mask, lengths_B: NDArray[np.int64] | None) -> Mask:
-    """The rows of values, which are in lists of the given lengths if any."""
-    if lengths_B is None:
-        return is_bad_V
-    is_bad_B = np.zeros(len(lengths_B), bool)
-    is_bad_B[np.repeat(np.arange(len(lengths_B)), lengths_B)[is_bad_V]] = True
-    return is_bad_B
+    return in_log(feature).column(dtype, values, is_coded=is_coded)
 
 
 def columns_from_arrow(schema: FeedSchema, table: pa.Table, *, is_coded: bool = False) -> dict[str, Column]:

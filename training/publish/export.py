@@ -24,12 +24,12 @@ from model.calibration import AnswerMaps, Calibration, calibrated
 from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
 from model.features.block import BLOCKS, BlockTensors
 from model.features.encoder import EncodedBlock, FeatureEncoder
-from model.features.kinds import Feature
 from model.ranker import Ranker
 from model.schema import FeedSchema
 from model.scorer.scorer import Scorer, block_tensors
 from model.tasks import BinaryTask
 from training.config import SplitName
+from training.data.kinds import in_log
 from training.data.rows import Rows, columns_from_arrow, read_splits
 from training.evaluate.calibration import Kind as CalibrationKind
 from training.evaluate.calibration import calibrate
@@ -229,11 +229,11 @@ def golden_requests(
         candidates = table.take(candidate_rows)
         requests.append(
             {
-                "user": {f.name: _value(f, user[f.name]) for f in schema.asked("request")},
+                "user": {f.name: in_log(f).request_value(user[f.name]) for f in schema.asked("request")},
                 "candidates": {
                     "id": [f"c{row}" for row in range(count)],
                     "features": {
-                        f.name: [_value(f, value) for value in candidates.column(f.name).to_pylist()]
+                        f.name: [in_log(f).request_value(value) for value in candidates.column(f.name).to_pylist()]
                         for f in schema.asked("candidate")
                     },
                 },
@@ -243,13 +243,6 @@ def golden_requests(
     for request in requests:
         request["expected"] = _answers(schema, encoder, module, mappings, request)
     return {"tolerance": GOLDEN_TOLERANCE, "requests": requests}
-
-
-def _value(feature: Feature, value: Any) -> Any:
-    """A Parquet value as JSON sends it."""
-    if not feature.has_ids and value is not None:
-        return float(value)
-    return value
 
 
 def _answers(

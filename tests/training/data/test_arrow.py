@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from model.features.encoder import FeatureEncoder, FittedFeatures
-from model.features.kinds.columns import Column
+from model.features.kinds.columns import Column, Dtype
 from model.schema import FeedSchema
 from training.data.rows import column_from_arrow
 
@@ -28,7 +28,7 @@ tasks: [{name: click, kind: binary, label: y}]
     "test",
 )
 FEATURES = {feature.name: feature for feature in COLUMNS.features}
-DTYPES = {"id": "int64", "ids": "int64", "string": "string", "strings": "string"}
+DTYPES: dict[str, Dtype] = {"id": "int64", "ids": "int64", "string": "string", "strings": "string"}
 
 
 NOT_TEXT = pa.array([b"a", b"\xff", b"\xff", b"b"]).cast(pa.string(), safe=False)
