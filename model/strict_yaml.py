@@ -6,7 +6,7 @@ message that lists every fault as `place: rule, value, what to do`), never a tra
 
 import difflib
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args, get_origin
 
@@ -17,6 +17,8 @@ from model.untrusted_files import DOCUMENT_BYTES, read_bytes
 
 # Deeper than any configuration, and far from the end of the stack of what walks the result.
 _MAX_DEPTH = 100
+# Characters of a wrong name that are compared: the time grows with their square.
+_COMPARED = 64
 # Entries that aliases and merge keys may add to those that are written.
 _MAX_EXPANDED = 100_000
 
@@ -74,9 +76,15 @@ class StrictModel(BaseModel):
 
 def unknown_key(key: str, valid: list[str], what: str = "key") -> str:
     """The message for an unknown key (or `what` else): names it and the nearest valid one."""
-    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    hint = f"did you mean '{nearest[0]}'?" if nearest else f"valid {what}s: {', '.join(valid)}"
+    hint = did_you_mean(key, valid, f"valid {what}s: {', '.join(valid)}")
     return f"unknown {what} '{key}'; {hint}"
+
+
+def did_you_mean(name: str, valid: Sequence[str], otherwise: str) -> str:
+    """The question for the valid name nearest to a wrong one, or `otherwise` where none is near. The name may have any
+    length."""
+    nearest = difflib.get_close_matches(name[:_COMPARED], valid, n=1, cutoff=0.5)
+    return f"did you mean '{nearest[0]}'?" if nearest else otherwise
 
 
 def refuse_unknown_kind(data: Any, kinds: list[str], what: str) -> Any:

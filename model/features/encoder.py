@@ -9,7 +9,6 @@ vocabulary. Hashed ids take rows 1..buckets. A missing list is empty. A missing 
 Shapes: B rows, K single-id features, L list features, V list values in all, D numbers.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,6 +31,7 @@ from model.features.kinds.inputs import ListInput
 from model.features.number_transforms import number_groups
 from model.features.request_row import OneRow
 from model.schema import Block, FeedSchema
+from model.strict_yaml import did_you_mean
 
 __all__ = [
     "Column",
@@ -145,8 +145,7 @@ class FeatureEncoder:
         sides = {feature.name: feature.side for feature in self.schema.features}
         if name in sides:
             return f"is a {sides[name]} feature and does not belong here"
-        nearest = difflib.get_close_matches(name, asked, n=1, cutoff=0.5)
-        return "unknown feature" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
+        return "; ".join(filter(None, ["unknown feature", did_you_mean(name, asked, "")]))
 
     def encode(self, block: Block, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
         """Encodes one block of `rows` rows. An absent column is missing in every row. With `as_served`, training_only

@@ -11,7 +11,6 @@ Shapes: N candidates. Every tensor has one dimension.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,6 +22,7 @@ from model.features.encoder import Column, ColumnErrors, FeatureEncoder
 from model.features.kinds import Feature
 from model.features.kinds.columns import Dtype
 from model.schema import Block
+from model.strict_yaml import did_you_mean
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, told
 from service.base.json_object import json_object
 from service.open_inference.tensors import (
@@ -256,8 +256,7 @@ def _check_names(what: str, given: Iterable[str], known: Sequence[str]) -> None:
     faults: list[Fault] = []
     for name in given:
         if name not in known:
-            nearest = get_close_matches(name[:64], known, n=1, cutoff=0.5)
-            hint = f"did you mean '{nearest[0]}'?" if nearest else f"the model's metadata lists its {what}"
+            hint = did_you_mean(name, known, f"the model's metadata lists its {what}")
             faults.append(Fault(f"{what}.{shown(name)}", f"the model has no such tensor; {hint}"))
         if len(faults) == FAULTS_SHOWN:
             break  # naming the nearest one for each of a hostile million would take minutes

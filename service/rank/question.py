@@ -10,7 +10,6 @@ candidates, 422 naming every fault.
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import chain, islice
 from operator import itemgetter
 from typing import Any
@@ -18,13 +17,13 @@ from typing import Any
 import msgspec
 
 from model.features.encoder import Column, ColumnErrors, Encoded, FeatureEncoder
+from model.strict_yaml import did_you_mean
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, kind_of, told
 from service.base.errors import shown as _shown
 from service.base.json_object import decoded, json_object
 from service.base.record import MAX_REQUEST_ID, is_request_id
 
 KEYS = ("request_id", "model", "version", "value_model", "user", "candidates", "top_k", "explain", "strict")
-_SHOWN = 60
 
 
 class _Columns(msgspec.Struct):
@@ -295,5 +294,4 @@ def _unknown_keys(place: str, given: Mapping[str, Any]) -> list[Fault]:
 
 
 def _unknown(key: str, valid: Sequence[str]) -> str:
-    nearest = get_close_matches(key[:_SHOWN], valid, n=1, cutoff=0.5)
-    return "unknown key; " + (f"did you mean '{nearest[0]}'?" if nearest else f"valid keys: {', '.join(valid)}")
+    return "unknown key; " + did_you_mean(key, valid, f"valid keys: {', '.join(valid)}")
