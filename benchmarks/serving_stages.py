@@ -24,12 +24,13 @@ from model.ranker import row_width
 from model.schema import Block
 from model.scorer.scorer import Engine, Scorer, block_tensors
 from model.value_models.value_model import DEFAULT, ValueModels
-from service.metrics.metrics import Metrics
+from service.base.record import RequestRecord
+from service.metrics.metrics import RANK, Metrics
 from service.metrics.model_metrics import ModelMetrics
 from service.models.version import ServedModel
 from service.rank.answer import write
-from service.rank.question import Question, decode, parse, read_features
-from service.rank.question_fast import read_columnar
+from service.rank.question import Question, read_features
+from service.rank.read import read_question
 from service.rank.scored_request import EncodedRequest, ScoredRequest
 
 MAX_CANDIDATES = 2_000
@@ -93,7 +94,7 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
 
 
 def _read(body: bytes) -> Question:
-    return read_columnar(body) or parse(decode(body, MAX_CANDIDATES), MAX_CANDIDATES)
+    return read_question(body, MAX_CANDIDATES, RequestRecord("bench", RANK))
 
 
 def microseconds(call: Callable[[], Any]) -> float:

@@ -25,8 +25,8 @@ from service.models.version import ServedModel
 from service.rank.answer import Reply, write
 from service.rank.catalogue import UnknownCandidates, named_candidates
 from service.rank.explain import Explanation, explain
-from service.rank.question import Question, check_count, decode, parse, read_features, request_id_of
-from service.rank.question_fast import read_columnar
+from service.rank.question import Question, read_features
+from service.rank.read import read_question
 from service.rank.scored_request import EncodedRequest, ScoredRequest
 from service.rank.strict import check_strict
 from service.watch.drift import Drift
@@ -63,25 +63,16 @@ class Ranking:
 
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
         """The answer's body. Runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
-        question = self._read(body, record)
-        model, value_model = self.choose(question.model, question.version, question.value_model, "value_model", record)
+        question = read_question(body, self.max_candidates, record)
+        options = question.options
+        model, value_model = self.choose(
+            options.model, options.version_name, options.value_model, "value_model", record
+        )
         encoded = self._encode(question, model, value_model, len(body), record)
         scored = self.score(encoded, record, deadline)
-        explanation = _explanation(scored, record) if question.explain else None
+        explanation = _explanation(scored, record) if options.explain else None
         self.hand_on(scored, record)
         return Reply(write(scored, explanation))
-
-    def _read(self, body: bytes, record: RequestRecord) -> Question:
-        """The question of a body. Raises Problem: 400, 413, 422."""
-        most = self.max_candidates
-        question = read_columnar(body)
-        if question is None:
-            document = decode(body, most)
-            record.request_id = request_id_of(document) or record.request_id
-            question = parse(document, most)
-        record.request_id = question.request_id or record.request_id
-        check_count(question, most)
-        return question
 
     def choose(
         self, model: str | None, version: str | None, value_model: str | None, path: str, record: RequestRecord
@@ -107,7 +98,7 @@ class Ranking:
         request, columns = read_features(question, model.scorer.encoder)
         candidates: Encoded | NamedCandidates | None
         candidates = named = named_candidates(model, question, columns, self.unknown_candidates)
-        if question.strict:
+        if question.options.strict:
             check_strict(question, model.scorer.schema, None if named is None else named.is_known_N)
         if candidates is None:
             candidates = model.scorer.encoder.encode("candidate", columns, len(question.ids), as_served=True)

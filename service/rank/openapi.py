@@ -7,12 +7,14 @@ description is written here, by hand, and a test compares it with real answers.
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from model.value_models.value_model import DEFAULT
 from service.base.errors import MEDIA_TYPE
 from service.base.ranking import ranking
 from service.models.version import ServedModel
+from service.rank.wire import Problem, RankAnswer, RankRequest
 
 EXAMPLE_ANSWER = {
     "request_id": "r-1",
@@ -36,161 +38,9 @@ EXAMPLE_EXPLAINED = {
         "inputs": {"missing": {"duration_ms": 1}, "unknown": {}, "cut": {"history": 1}},
     },
 }
-_TEXT = {"type": "string"}
-_NUMBER = {"type": "number"}
-_VALUE = {
-    "description": "as the model's schema says: an id, a list of ids, a number, or null where it is missing; an int64 "
-    "id may be a string of its digits"
-}
-_FEATURES = {"type": "object", "additionalProperties": _VALUE}
-
-
-def _object(properties: dict[str, Any], required: list[str], **more: Any) -> dict[str, Any]:
-    """An object of an answer, which may gain properties."""
-    return {"type": "object", "properties": properties, "required": required, **more}
-
-
-def _closed(properties: dict[str, Any], required: list[str], **more: Any) -> dict[str, Any]:
-    """An object of a request, where another property is refused."""
-    return _object(properties, required, additionalProperties=False, **more)
-
-
-def _optional(schema: dict[str, Any]) -> dict[str, Any]:
-    """A property for which null means that it is left out."""
-    return {**schema, "type": [schema["type"], "null"]}
-
-
-def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"type": "array", "items": items, **more}
-
-
-_LEVEL = _object(
-    {"units": _list(_TEXT), "experts": _list(_TEXT), "weights": _list(_list(_list(_NUMBER)))},
-    ["units", "experts", "weights"],
-)
-_COUNTS = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}}
-SCHEMAS: dict[str, Any] = {
-    "RankRequest": _closed(
-        {
-            "request_id": _optional(
-                {**_TEXT, "maxLength": 128, "description": "echoed; generated where it is left out"}
-            ),
-            "model": _optional({**_TEXT, "description": "may be left out where one model is served"}),
-            "version": {
-                "type": ["string", "integer", "null"],
-                "description": "a loaded version or a label; what is served where it is left out",
-            },
-            "value_model": _optional({**_TEXT, "default": "default"}),
-            "user": {**_FEATURES, "description": "user and context features, one value each"},
-            "candidates": {
-                "description": "a feature that is null or left out is the catalogue's where the model has one; "
-                "`features` may be left out where the catalogue knows the candidate",
-                "oneOf": [
-                    _closed(
-                        {
-                            "id": _list(_TEXT, minItems=1),
-                            "features": {"type": "object", "additionalProperties": _list(_VALUE)},
-                        },
-                        ["id"],
-                        title="columns: the cheaper shape",
-                    ),
-                    _list(_closed({"id": _TEXT, "features": _FEATURES}, ["id"]), minItems=1, title="rows"),
-                ],
-            },
-            "top_k": _optional(
-                {"type": "integer", "minimum": 1, "description": "more than there are candidates means all"}
-            ),
-            "explain": _optional(
-                {
-                    "type": "boolean",
-                    "default": False,
-                    "description": "true adds `explain` to the answer; costs a little more time",
-                }
-            ),
-            "strict": _optional(
-                {
-                    "type": "boolean",
-                    "default": False,
-                    "description": "true refuses a request that leaves out a feature which no catalogue has for it; "
-                    "null says that a value is missing",
-                }
-            ),
-        },
-        ["user", "candidates"],
-    ),
-    "RankAnswer": _object(
-        {
-            "request_id": _TEXT,
-            "model": _TEXT,
-            "model_version": _TEXT,
-            "value_model": _TEXT,
-            "value_model_version": _TEXT,
-            "candidates": {
-                "description": "in descending score, ties by request order, in the shape of the question. `tasks` are "
-                "by output: a task, or task.class of a task with classes",
-                "oneOf": [
-                    _object(
-                        {
-                            "id": _list(_TEXT),
-                            "score": _list(_NUMBER),
-                            "tasks": {"type": "object", "additionalProperties": _list(_NUMBER)},
-                        },
-                        ["id", "score", "tasks"],
-                    ),
-                    _list(
-                        _object(
-                            {
-                                "id": _TEXT,
-                                "score": _NUMBER,
-                                "tasks": {"type": "object", "additionalProperties": _NUMBER},
-                            },
-                            ["id", "score", "tasks"],
-                        )
-                    ),
-                ],
-            },
-            "explain": _object(
-                {
-                    "contributions": {
-                        "type": "object",
-                        "additionalProperties": _list(_NUMBER),
-                        "description": "by output that the value model reads, what it adds to each candidate's score. "
-                        "Of a weighted_sum: weight x answer. Of a weighted_product: exponent x log of the floored "
-                        "answer; they add up to the logarithm of the score. Of an expression: the Shapley value; "
-                        "they add up to the score less that of the mean answers at export",
-                    },
-                    "expert_weights": {
-                        "description": "level by level the weight of each expert in each fused unit, "
-                        "[candidates][units][experts]; null where the network mixes no experts",
-                        "oneOf": [{"type": "null"}, _list(_LEVEL)],
-                    },
-                    "inputs": _object(
-                        {"missing": _COUNTS, "unknown": _COUNTS, "cut": _COUNTS},
-                        ["missing", "unknown", "cut"],
-                        description="counts by feature, of those that have any: values missing in the request, ids "
-                        "that are not in their vocabulary, lists longer than their max_length",
-                    ),
-                },
-                ["contributions", "expert_weights", "inputs"],
-                description="where the request asks for it; lists in the order of the answer, whatever its shape",
-            ),
-        },
-        ["request_id", "model", "model_version", "value_model", "value_model_version", "candidates"],
-    ),
-    "Problem": _object(
-        {
-            "type": _TEXT,
-            "title": _TEXT,
-            "status": {"type": "integer"},
-            "detail": _TEXT,
-            "request_id": _TEXT,
-            "errors": _list(
-                _object({"path": {**_TEXT, "examples": ["candidates.features.duration_ms[3]"]}, "message": _TEXT}, [])
-            ),
-        },
-        ["type", "title", "status", "detail", "request_id"],
-    ),
-}
+SCHEMAS: dict[str, Any] = msgspec.json.schema_components(
+    [RankRequest, RankAnswer, Problem], ref_template="#/components/schemas/{name}"
+)[1]
 
 # Refusals of every route that scores.
 REFUSALS = {

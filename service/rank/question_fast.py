@@ -6,7 +6,7 @@ key, to take it or to name its faults. So nothing is refused here.
 
 simdjson parses the whole body once and copies numbers into arrays. It flattens nested lists on the way. That none of
 what is flattened was nested deeper than it may be is seen in the number of opening brackets of the body: those that a
-right body has are known, and a bracket more, if only in a string, leaves the body to service.rank.question.
+right body has are known, and a bracket more, if only in a string, leaves the body to service.rank.read.
 
 Shapes: N candidates, V list values in all.
 """
@@ -16,23 +16,21 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import simdjson
 
 from model.features.encoder import Column
-from service.base.record import is_request_id
-from service.rank.question import KEYS, Question
+from service.rank.question import Question
+from service.rank.wire import Options
 
 # A parser keeps about fourteen times the largest body that it has seen. One for a large body is let go after it.
 _KEPT_BODY = 2**20
 # simdjson finds a key by looking at all before it.
 _MOST_COLUMNS = 1000
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_PARTS = frozenset({"user", "candidates"})
 _ROWS = re.compile(rb'"candidates"\s*:\s*\[')
-_KEYS = frozenset(KEYS)
-_TEXTS = ("request_id", "model", "value_model")
-_NOTHING = frozenset({type(None)})
-
 _kept = threading.local()
 _len: Callable[[Any], int] = len
 
@@ -62,11 +60,10 @@ def _parser(body: bytes) -> simdjson.Parser:
 def _question(document: Any, body: bytes) -> Question | None:
     """Raises TypeError, ValueError or KeyError for some of what is not of the right shape."""
     keys = list(document)
-    if not _KEYS.issuperset(keys) or len(set(keys)) != len(keys):
-        return None
-    scalars = {key: document[key] for key in keys if key not in ("user", "candidates")}
     user, candidates = document["user"], document["candidates"]
-    if not _are_right(scalars) or type(user) is not simdjson.Object or type(candidates) is not simdjson.Object:
+    # A key that is none, or a value of a wrong type, is a ValueError.
+    options = msgspec.convert({key: document[key] for key in keys if key not in _PARTS}, Options)
+    if len(set(keys)) != len(keys) or type(user) is not simdjson.Object or type(candidates) is not simdjson.Object:
         return None
     ids, features = _columns(candidates)
     featureless = "candidates.features" if features is None else None
@@ -81,36 +78,7 @@ def _question(document: Any, body: bytes) -> Question | None:
             lists += len(column.lengths_B)
     if not ids or set(map(type, ids)) != {str} or body.count(b"[") != lists:
         return None
-    version = scalars.get("version")
-    return Question(
-        request_id=scalars.get("request_id"),
-        model=scalars.get("model"),
-        version=None if version is None else str(version),
-        value_model=scalars.get("value_model"),
-        user=user,
-        ids=ids,
-        features=features,
-        rows=None,
-        top_k=scalars.get("top_k"),
-        explain=scalars.get("explain") or False,
-        strict=scalars.get("strict") or False,
-        featureless=featureless,
-        body=body,
-    )
-
-
-def _are_right(scalars: dict[str, Any]) -> bool:
-    if not scalars:
-        return True
-    top_k, request_id = scalars.get("top_k"), scalars.get("request_id")
-    return (
-        all(type(scalars.get(key)) in (str, type(None)) for key in _TEXTS)
-        and type(scalars.get("version")) in (str, int, type(None))
-        and type(scalars.get("explain")) in (bool, type(None))
-        and type(scalars.get("strict")) in (bool, type(None))
-        and (top_k is None or (type(top_k) is int and top_k >= 1))
-        and (request_id is None or is_request_id(request_id))
-    )
+    return Question(options, user, ids, features, featureless=featureless, body=body)
 
 
 def _columns(candidates: Any) -> tuple[list[Any], dict[str, Column | list[Any]] | None]:

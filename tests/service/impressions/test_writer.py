@@ -29,6 +29,7 @@ from service.metrics.model_metrics import ModelMetrics
 from service.models.version import ServedModel
 from service.rank.question import Question
 from service.rank.scored_request import EncodedRequest, ScoredRequest
+from service.rank.wire import Options
 from service.settings import read_settings
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.impressions.impressions_read import lines_of
@@ -255,7 +256,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
 
 def _scored(served: ServedModel, request_id: str, user: dict[str, Any] | None = None) -> ScoredRequest:
     """A request of one candidate, answered with zeros."""
-    question = Question(request_id, None, None, None, user or {}, ["a"], {}, None, None)
+    question = Question(Options(), user or {}, ["a"], {})
     encoded = EncodedRequest(request_id, served, DEFAULT, question, {}, *served.scorer.encode({}, {}, 1), 100)
     return ScoredRequest(encoded, Scored(np.zeros((1, len(served.scorer.outputs)), np.float32), {}, {}), np.zeros(1))
 

@@ -233,11 +233,13 @@ def test_too_many_candidates_are_counted_before_their_features_are_decoded(
     rows = [{"id": "a", "features": features}] * 51
     columns = {"id": ["a"] * 51, "features": {name: [value] * 51 for name, value in features.items()}}
 
-    def no_decoding(_: object) -> None:
-        raise AssertionError("decoded")
+    class NoDecoding:
+        def decode(self, _: object) -> None:
+            raise AssertionError("decoded")
 
     with client_of(tmp_path, max_candidates=50) as client:
-        monkeypatch.setattr("service.rank.question.decoded", no_decoding)
+        monkeypatch.setattr("service.rank.question.decoded", NoDecoding().decode)
+        monkeypatch.setattr("service.rank.read._decoder", NoDecoding())
         for candidates in (rows, columns):
             response = client.post("/v1/rank", json=changed(candidates=candidates, request_id="r-1"))
             content = problem(response, 413)

@@ -12,8 +12,11 @@ from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from service.base.errors import Problem
-from service.rank.question import Question, decode, parse, read_features
+from service.base.record import RequestRecord
+from service.rank.question import Question, read_features
 from service.rank.question_fast import read_columnar
+from service.rank.read import read_general
+from service.rank.wire import Options
 
 ENCODER = FeatureEncoder(
     FeedSchema.from_mapping(
@@ -61,7 +64,7 @@ def body_of(features: dict[str, str], rows: int, user: str = '{"user_id": 3}', m
 
 def generally(body: bytes) -> Question:
     """The question as it is read key by key."""
-    return parse(decode(body, 1000), 1000)
+    return read_general(body, 1000, RequestRecord("r", "/v1/rank"))
 
 
 def columns_or_faults(question: Question) -> tuple[dict[str, Any], list[Any]]:
@@ -188,19 +191,10 @@ def test_a_right_head_is_read() -> None:
     body = body_of({"id": "[1]"}, 1, more=more)
     question, expected = read_columnar(body), generally(body)
     assert question is not None
-    for key in (
-        "request_id",
-        "model",
-        "version",
-        "value_model",
-        "user",
-        "ids",
-        "top_k",
-        "explain",
-        "strict",
-        "featureless",
-    ):
+    for key in ("user", "ids", "featureless"):
         assert getattr(question, key) == getattr(expected, key)
+    for key in Options.__struct_fields__:
+        assert getattr(question.options, key) == getattr(expected.options, key)
 
 
 @pytest.mark.parametrize(

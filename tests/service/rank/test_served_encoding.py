@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from model.features.encoder import Encoded, FeatureEncoder, FittedFeatures
 from model.features.kinds.columns import Column
-from service.rank.question import decode, parse, read_features
-from service.rank.question_fast import read_columnar
+from service.base.record import RequestRecord
+from service.rank.question import read_features
+from service.rank.read import read_question
 from tests.model.feeds import schema_of
 from training.data.rows import column_from_arrow
 
@@ -90,7 +91,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
 
 def as_served(body: bytes) -> tuple[Encoded, Encoded]:
     """Both blocks as the service makes them of a body."""
-    question = read_columnar(body) or parse(decode(body, 10_000), 10_000)
+    question = read_question(body, 10_000, RequestRecord("r", "/v1/rank"))
     request, columns = read_features(question, ENCODER)
     return request, ENCODER.encode("candidate", columns, len(question.ids), as_served=True)
 

@@ -1,0 +1,84 @@
+"""The body of POST /v1/rank -> `Question`.
+
+A columnar body without a fault is read by service.rank.question_fast. Any other is decoded as service.rank.wire has it.
+Where that fails, the document is walked to name all its faults.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from service.base.errors import Fault, Problem
+from service.base.json_object import json_object
+from service.base.record import RequestRecord, is_request_id
+from service.rank.faults import faults_of
+from service.rank.question import Question
+from service.rank.question_fast import read_columnar
+from service.rank.wire import CandidateColumns, RankRequest
+
+_decoder = msgspec.json.Decoder(RankRequest)
+_request_type = msgspec.inspect.type_info(RankRequest)
+# A body with more bytes for each candidate that is allowed has its rows counted before they are decoded.
+_BYTES_A_ROW = 512
+
+
+class _Rows(msgspec.Struct):
+    candidates: list[msgspec.Raw]
+    request_id: Any = None
+
+
+_rows_decoder = msgspec.json.Decoder(_Rows)
+
+
+def read_question(body: bytes, max_candidates: int, record: RequestRecord) -> Question:
+    """The question of a body, whose request id the record takes. Raises Problem: 400 not JSON, 413 too many candidates,
+    422 with every fault."""
+    question = read_columnar(body)
+    if question is None:
+        question = read_general(body, max_candidates, record)
+    record.request_id = question.options.request_id or record.request_id
+    if question.rows is None:
+        _check_count(len(question.ids), "candidates.id", max_candidates)
+    return question
+
+
+def read_general(body: bytes, max_candidates: int, record: RequestRecord) -> Question:
+    """The question of a body of either shape. Raises Problem as `read_question` does."""
+    if len(body) > _BYTES_A_ROW * max_candidates:
+        with suppress(ValueError, RecursionError):
+            counted = _rows_decoder.decode(body)
+            _take_id(counted.request_id, record)
+            _check_count(len(counted.candidates), "candidates", max_candidates)
+    try:
+        request = _decoder.decode(body)
+    except (ValueError, RecursionError):
+        document = json_object(body)
+        _take_id(document.get("request_id"), record)
+        _check_counts(document.get("candidates"), max_candidates)
+        faults = list(faults_of(document, _request_type))
+        assert faults, "msgspec finds a fault that the walk does not"
+        raise Problem.wrong_content(faults) from None
+    _take_id(request.request_id, record)
+    if not isinstance(request.candidates, CandidateColumns):
+        _check_count(len(request.candidates), "candidates", max_candidates)
+    return Question.of(request)
+
+
+def _take_id(given: object, record: RequestRecord) -> None:
+    if is_request_id(given):
+        record.request_id = str(given)
+
+
+def _check_counts(candidates: object, max_candidates: int) -> None:
+    """Raises Problem 413 for too many candidates of any document."""
+    if isinstance(candidates, list):
+        _check_count(len(candidates), "candidates", max_candidates)
+    elif isinstance(candidates, dict) and isinstance(ids := candidates.get("id"), list):
+        _check_count(len(ids), "candidates.id", max_candidates)
+
+
+def _check_count(count: int, place: str, max_candidates: int) -> None:
+    if count > max_candidates:
+        message = f"{count} candidates, {max_candidates} at most; send them in several requests"
+        raise Problem(413, message, faults=[Fault(place, message)], reason="too_many_candidates")

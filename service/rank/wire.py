@@ -1,0 +1,199 @@
+"""The wire of POST /v1/rank, stated once: parsing, the paths of faults and OpenAPI are read from these classes.
+
+Requests are closed: an unknown key is refused. Answers are open and may gain keys. `expected` is the noun of a refusal,
+`empty` the refusal of a list without entries, and a value that `is_told` is no feature's and may stand in a refusal.
+
+Shapes: N candidates, K of them answered, O outputs.
+"""
+
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from service.base.record import MAX_REQUEST_ID
+
+_TOLD = {"is_told": True}
+_EMPTY = {"empty": "no candidates: at least one is needed"}
+
+Text = Annotated[str, Meta(extra=_TOLD)]
+Flag = Annotated[bool, Meta(extra=_TOLD)]
+# One that is not all blank, of printable ASCII. Python's `$` would let a line break follow.
+RequestId = Annotated[
+    str,
+    Meta(
+        pattern=r"^ *[!-~][ -~]*$(?!\n)",
+        max_length=MAX_REQUEST_ID,
+        extra={
+            "expected": f"a string of 1 to {MAX_REQUEST_ID} printable ASCII characters, not all blank",
+            **_TOLD,
+        },
+    ),
+]
+Value = Annotated[
+    Any,
+    Meta(
+        description="as the model's schema says: an id, a list of ids, a number, or null where it is missing. An int64 "
+        "id may be a string of its digits"
+    ),
+]
+
+
+class Options(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a request says besides its user and its candidates."""
+
+    request_id: Annotated[RequestId | None, Meta(description="echoed, generated where it is left out")] = None
+    model: Annotated[Text | None, Meta(description="may be left out where one model is served")] = None
+    version: Annotated[
+        Annotated[str | int, Meta(extra={"expected": "a string", **_TOLD})] | None,
+        Meta(description="a loaded version or a label. What is served where it is left out"),
+    ] = None
+    value_model: Annotated[Text | None, Meta(description="`default` where it is left out")] = None
+    top_k: Annotated[
+        Annotated[int, Meta(ge=1, extra={"expected": "an integer of at least 1", **_TOLD})] | None,
+        Meta(description="more than there are candidates means all"),
+    ] = None
+    explain: Annotated[Flag | None, Meta(description="true adds `explain` to the answer and costs a little more")] = (
+        False
+    )
+    strict: Annotated[
+        Flag | None,
+        Meta(
+            description="true refuses a request that leaves out a feature which no catalogue has for it. Null says "
+            "that a value is missing"
+        ),
+    ] = False
+
+    @property
+    def version_name(self) -> str | None:
+        """The version or label that is asked for."""
+        return None if self.version is None else str(self.version)
+
+
+class CandidateColumns(Struct, forbid_unknown_fields=True):
+    """Candidates as columns: the cheaper shape."""
+
+    id: Annotated[list[str], Meta(min_length=1, extra={"expected": "a list of strings", **_EMPTY})]
+    features: (
+        Annotated[
+            dict[str, Annotated[list[Value], Meta(extra={"expected": "a list of values"})]],
+            Meta(extra={"expected": "an object of columns"}),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class CandidateRow(Struct, forbid_unknown_fields=True, gc=False):
+    """A candidate as a row."""
+
+    id: str
+    features: Annotated[dict[str, Value], Meta(extra={"expected": "an object of features"})] | UnsetType = UNSET
+
+
+class RankRequest(Options):
+    """A scoring request."""
+
+    user: Annotated[
+        dict[str, Value],
+        Meta(
+            description="user and context features, one value each",
+            extra={"expected": "an object of user and context features"},
+        ),
+    ]
+    candidates: Annotated[
+        CandidateColumns | Annotated[list[CandidateRow], Meta(min_length=1, extra=_EMPTY)],
+        Meta(
+            description="a feature that is null or left out is the catalogue's where the model has one. `features` may "
+            "be left out where the catalogue knows the candidate",
+            extra={"expected": "an object of columns or a list of rows"},
+        ),
+    ]
+
+
+class RankedColumns(Struct):
+    """Ranked candidates as columns: K ids, scores, and answers by output."""
+
+    id: list[str]
+    score: list[float]
+    tasks: Annotated[
+        dict[str, list[float]], Meta(description="by output: a task, or task.class of a task with classes")
+    ]
+
+
+class RankedRow(Struct):
+    """A ranked candidate as a row."""
+
+    id: str
+    score: float
+    tasks: dict[str, float]
+
+
+class ExpertLevel(Struct):
+    """Weights of a fusion level: [candidates][units][experts]."""
+
+    units: list[str]
+    experts: list[str]
+    weights: list[list[list[float]]]
+
+
+Counts = dict[str, Annotated[int, Meta(ge=1)]]
+
+
+class InputCounts(Struct):
+    """Counts by feature, of those that have any: values missing in the request, ids that are not in their vocabulary,
+    lists longer than their max_length."""
+
+    missing: Counts
+    unknown: Counts
+    cut: Counts
+
+
+class Explained(Struct):
+    """Parts of the scores, in the order of the answer, whatever its shape."""
+
+    contributions: Annotated[
+        dict[str, list[float]],
+        Meta(
+            description="by output that the value model reads, what it adds to each candidate's score. Of a "
+            "weighted_sum: weight x answer. Of a weighted_product: exponent x log of the floored answer, which add up "
+            "to the logarithm of the score. Of an expression: the Shapley value. These add up to the score less that "
+            "of the tasks' mean answers at export"
+        ),
+    ]
+    expert_weights: Annotated[
+        list[ExpertLevel] | None,
+        Meta(description="weight of each expert in each fused unit by level, null where the network mixes no experts"),
+    ]
+    inputs: InputCounts
+
+
+class RankAnswer(Struct):
+    """The answer to a scoring request."""
+
+    request_id: str
+    model: str
+    model_version: str
+    value_model: str
+    value_model_version: str
+    candidates: Annotated[
+        RankedColumns | list[RankedRow],
+        Meta(description="in descending score, ties by request order, in the shape of the question"),
+    ]
+    explain: Annotated[Explained, Meta(description="where the request asks for it")] | UnsetType = UNSET
+
+
+class ProblemFault(Struct):
+    """A fault of a request."""
+
+    path: Annotated[str, Meta(examples=["candidates.features.duration_ms[3]"])]
+    message: str
+
+
+class Problem(Struct):
+    """A refusal, RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[ProblemFault] | UnsetType = UNSET
