@@ -39,7 +39,7 @@ class Impression(NamedTuple):
     head: dict[str, str]
     uses_catalogue: bool
     asked: Asked
-    tasks: Sequence[str]
+    outputs: Sequence[str]
     score_N: NDArray[np.float64]
     answers_NO: NDArray[np.float32]
     held_bytes: int
@@ -75,7 +75,7 @@ class Impression(NamedTuple):
                 "catalogue": self.uses_catalogue,
                 **(_hashes(asked, self.integers) if is_hashed else _values(asked)),
                 "score": _as_answered(self.score_N),
-                "tasks": dict(zip(self.tasks, map(_as_answered, self.answers_NO.T), strict=True)),
+                "tasks": dict(zip(self.outputs, map(_as_answered, self.answers_NO.T), strict=True)),
             }
         )
         # Columns are passed on as the client wrote them. In JSON a line may break only between values.

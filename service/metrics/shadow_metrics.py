@@ -58,7 +58,7 @@ class ShadowMetrics(Families):
     _answers = Family(
         Counter,
         "ranking_shadow_task_answers",
-        "Sum of a task's answers over the candidates that both versions scored, in the task's own unit",
+        "Sum of an output's answers over the candidates that both versions scored, in the task's own unit",
         (*_VERSION, "task", "answered_by"),
     )
 

@@ -1,9 +1,9 @@
 """Parts of a combined score: the answer to `"explain": true`, computed only for requests that ask.
 
-In: a scored request. Out: each task's contribution to every candidate's score, by the value model's own rule
-(model/value_models/value_model.py), measured against the task's mean answer at export. Then the weights with which the
-fusion network mixed its experts for every candidate. Then how many values of each feature were missing, unknown, or
-lists cut to their length.
+In: a scored request. Out: each output's contribution to every candidate's score, by the value model's own rule
+(model/value_models/value_model.py), measured against its mean answer at export. Then the weights with which the fusion
+network mixed its experts for every candidate. Then how many values of each feature were missing, unknown, or lists cut
+to their length.
 
 Shapes: N candidates, K of them answered, O outputs of the ranker, G fused units and E experts of a fusion level.
 """
@@ -21,7 +21,7 @@ from service.rank.scored_request import ScoredRequest
 
 
 class Explanation(NamedTuple):
-    """By task that the value model reads, contribution_N in request order, with each fusion level's expert weights.
+    """By output that the value model reads, contribution_N in request order, with each fusion level's expert weights.
     Counts of values are by feature, of those features that have any."""
 
     contributions: dict[str, NDArray[np.float64]]
@@ -36,7 +36,7 @@ class Explanation(NamedTuple):
             for level in self.levels
         ]
         return {
-            "contributions": {task: given_N[order_K].tolist() for task, given_N in self.contributions.items()},
+            "contributions": {output: given_N[order_K].tolist() for output, given_N in self.contributions.items()},
             "expert_weights": levels or None,
             "inputs": self.inputs,
         }

@@ -27,7 +27,7 @@ from service.impressions.record import Logged
 
 
 class Rescored(NamedTuple):
-    """Scores in request order. `answers_N` are by task."""
+    """Scores in request order. `answers_N` are by output."""
 
     score_N: NDArray[np.float64]
     answers_N: dict[str, NDArray[np.float64]]
@@ -56,7 +56,7 @@ class Rescoring:
         folder = None if models is None else models / self.model
         self._scorer = None if version is None else _scorer(folder, version, verify_key)
         domain = self._domain(folder, verify_key, log) if self._scorer is None else self._scorer.domain
-        self._tasks = list(domain.uppers)
+        self._outputs = list(domain.uppers)
         file = value_models
         if file is None:
             assert folder is not None, "checked with the model's name"
@@ -113,13 +113,13 @@ class Rescoring:
             if not np.isfinite(score_N).all():
                 raise ValueError(f"value model '{name}' gives a score that is not finite")
         self.value_models[logged.value_model, logged.value_model_version, name, value_model.version] += 1
-        return Rescored(score_N, dict(zip(self._tasks, answers_NO.T.astype(np.float64), strict=True)))
+        return Rescored(score_N, dict(zip(self._outputs, answers_NO.T.astype(np.float64), strict=True)))
 
     def _logged_answers(self, logged: Logged) -> NDArray[np.float32]:
-        lacking = [task for task in self._tasks if task not in logged.tasks]
+        lacking = [output for output in self._outputs if output not in logged.tasks]
         if lacking:
             raise ValueError(f"the log has no answers of task {', '.join(lacking)}; give --version to score it anew")
-        return np.array([logged.tasks[task] for task in self._tasks], np.float32).T
+        return np.array([logged.tasks[output] for output in self._outputs], np.float32).T
 
     def _new_answers(self, logged: Logged) -> NDArray[np.float32]:
         assert self._scorer is not None, "a version was given"

@@ -86,8 +86,8 @@ class Drift:
         scorer, answers_NO = sample.encoded.model.scorer, sample.answers.answers_NO
         reference = scorer.reference
         counted = {
-            ("task", task): reference.scores[task].counts(answers_N)
-            for task, answers_N in zip(scorer.outputs, answers_NO.T, strict=True)
+            ("task", output): reference.scores[output].counts(answers_N)
+            for output, answers_N in zip(scorer.outputs, answers_NO.T, strict=True)
         }
         if reference.features is not None:
             for block, encoded in zip(BLOCKS, _blocks(sample.encoded), strict=True):
