@@ -2,7 +2,7 @@
 
 In: a models folder. Out: an artifact of the reference feed with random weights, and beside it the same weights as a
 plain TorchScript file: a look-up for each feature, whole rows of user, context and candidate side by side, a module for
-each expert (plain_adatt.py), frozen. It needs torch alone; benchmarks/as_trained_calls.py says how it is called.
+each expert (plain_adatt.py), frozen. It needs torch alone. benchmarks/as_trained_calls.py calls it.
 
 Shapes: B whole rows, K single-id features, V values of a list feature, D columns of a block, T tasks.
 """
@@ -51,7 +51,7 @@ class PlainBlock(nn.Module):
         )
 
     def forward(self, ids_BK: Tensor, values: list[Tensor], offsets: list[Tensor], numbers_BD: Tensor) -> Tensor:
-        """columns_BD; `values` [V] and `offsets` [B] hold an entry for each list feature."""
+        """columns_BD. `values` [V] and `offsets` [B] have an entry for each list feature."""
         parts: list[Tensor] = []
         for feature, embedding in enumerate(self.single):
             parts.append(embedding(ids_BK[:, feature]))
@@ -88,7 +88,7 @@ class AsTrained(nn.Module):
 
 
 def publish(models: Path, request: dict[str, Any], as_trained: Path) -> Path:
-    """Publishes the artifact with `request` as its golden request and writes `as_trained`; returns its folder."""
+    """Publishes the artifact with `request` as its golden request and writes `as_trained`. Returns its folder."""
     twins: list[AsTrained] = []
 
     def fill(network: Network, tables: dict[str, Tensor]) -> None:

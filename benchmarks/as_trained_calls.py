@@ -1,6 +1,6 @@
 """Calling the ranker as it was trained (benchmarks/as_trained.py): raw ids in numpy arrays -> its tensors -> answers.
 
-What the services around it share, whatever they parse: ids hashed as in training, vectorised; the one row of the
+What the services around it share, with any parser: ids hashed as in training, vectorised, and the one row of the
 request repeated for each candidate, for the network reads whole rows. Imports neither training nor torchrec.
 
 Shapes: R rows of a block (1 of the request), K single-id features, V values of a list feature, D numbers, N candidates,
@@ -24,7 +24,7 @@ Ids = NDArray[np.int64]
 
 
 class Inputs(NamedTuple):
-    """A block as the module takes it: ids_RK; values [V] and offsets [R] of each list feature; numbers_RD."""
+    """A block as the module takes it: ids_RK, values [V] and offsets [R] of each list feature, numbers_RD."""
 
     ids_RK: Tensor
     values: list[Tensor]
@@ -33,7 +33,7 @@ class Inputs(NamedTuple):
 
     @classmethod
     def of(cls, ids_RK: Ids, lists: Sequence[tuple[Ids, Ids]], numbers_RD: NDArray[np.float32]) -> "Inputs":
-        """From raw values; `lists` are each feature's values, one after the other, and lengths."""
+        """From raw values. `lists` are each feature's values, one after the other, and lengths."""
         return cls(
             _table_rows(ids_RK),
             [_table_rows(values_V) for values_V, _ in lists],

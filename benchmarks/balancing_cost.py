@@ -2,7 +2,7 @@
 
     FEEDRANK_DATA=<folder with kuairand_pure> python -m benchmarks.balancing_cost
 
-The ranker, its tables, its seven tasks and the batches are those of configs/kuairand.yaml; every method has a ranker of
+The ranker, its tables, its seven tasks and the batches are those of configs/kuairand.yaml. Every method has a ranker of
 its own, with the same weights at the start, and all take the same batches in paired turns.
 """
 

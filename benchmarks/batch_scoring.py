@@ -4,8 +4,8 @@
 
 In: a published version (default: one with random weights on the reference schema of the simulated feed) and Parquet
 rows of its features (default: simulated). The job as a user runs it, in one process, rows as requests of their own and
-rows grouped to the requests they were shown in; beside it `to_pylist`, a request a page, `scorer.score_values`. Both
-read the same files and write Parquet. In turns, CPU seconds; the largest difference of an answer is stated.
+rows grouped to the requests they were shown in. Beside it `to_pylist`, a request a page, `scorer.score_values`. Both
+read the same files and write Parquet. In turns, CPU seconds. The largest difference of an answer is stated.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def plain_loop(version: Path, source: Path, out: Path) -> None:
 
 
 def largest_difference(scored: Path, loop: Path, tasks: list[str]) -> dict[str, float]:
-    """By task, absolute up to 1 and relative above; batch scoring calls a task's column `answer_<task>`."""
+    """By task, absolute up to 1 and relative above. Batch scoring calls a task's column `answer_<task>`."""
     ours, theirs = pq.read_table(scored), pq.read_table(loop)
     worst = {}
     for task in tasks:

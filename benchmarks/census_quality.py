@@ -2,7 +2,7 @@
 
     FEEDRANK_DATA=<folder with census_income_kdd> python -m benchmarks.census_quality
 
-UCI's train file trains; the test file is halved by a fixed permutation into validation and test; one Adam (4e-3,
+UCI's train file trains. The test file is halved by a fixed permutation into validation and test. One Adam (4e-3,
 cosine), batch 512, equal weights.
 """
 

@@ -2,11 +2,11 @@
 
     FEEDRANK_DATA=<folder with kuairand_pure> python -m benchmarks.checkpoint_cost [--turns N]
 
-After a few training steps one checkpoint after the other is written, while nothing else runs in the process: its CPU
-time (copy, writing and checksums, all threads), how long training would have to wait for the copy, and how long it
-takes in all. Over 60 s that is the share of a checkpoint a minute; the differences of paired runs are smaller than
-what a shared machine changes meanwhile. Feeds are those of benchmarks/training_loops.py: KuaiRand, and 26 tables of 1M,
-10M and 26M rows in all.
+After a few training steps one checkpoint after the other is written, while nothing else runs in the process. Measured
+are its CPU time (copy, writing and checksums, all threads), the wait of training for the copy, and its whole duration.
+Over 60 s that is the share of a checkpoint a minute. The differences of paired runs are smaller than what a shared
+machine changes meanwhile. Feeds are those of benchmarks/training_loops.py: KuaiRand, and 26 tables of 1M, 10M and 26M
+rows in all.
 """
 
 import argparse

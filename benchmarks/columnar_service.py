@@ -60,7 +60,7 @@ def answer(as_trained: AsTrainedFile, body: bytes) -> bytes:
 
 
 def make_app() -> ASGIApp:
-    """The application; any GET says that the module is loaded."""
+    """The application. Any GET says that the module is loaded."""
     as_trained = AsTrainedFile(Path(os.environ["AS_TRAINED"]))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,7 +22,8 @@ def run_benchmark(main: Callable[[], None]) -> None:
 
 
 def data_folder(dataset: str) -> Path:
-    """data/<dataset>, prepared from its folder in FEEDRANK_DATA unless it is there; ValueError without either."""
+    """data/<dataset>, prepared from its folder in FEEDRANK_DATA unless it is there. Raises ValueError without
+    either."""
     out = Path("data") / dataset
     if not (out / "prepared.json").exists():
         root = os.environ.get("FEEDRANK_DATA")

@@ -3,7 +3,7 @@
     python -m benchmarks.comparison configs/experiments/census_table5.yaml [--output DIR] [--processes N]
         [--picture NAME ...]
 
-Finished cells are kept; results/<name>.md and .json then say with which command, at which commit and on which machine.
+Finished cells are kept. results/<name>.md and .json then say with which command, at which commit and on which machine.
 Of the report's pictures those named are kept, in results/<name>/.
 """
 

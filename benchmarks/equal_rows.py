@@ -3,7 +3,7 @@
     python -m benchmarks.equal_rows [--turns N]
 
 Requests of the reference feed, TorchScript, one thread: from columns to answers, with the search and without it, in the
-same turns; the search alone; and a request a half of whose candidates equal the other half, which are scored once.
+same turns. Then the search alone, and a request a half of whose candidates equal the other half, which are scored once.
 """
 
 import argparse

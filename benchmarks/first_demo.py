@@ -4,7 +4,7 @@
 
 pip fetches the wheels of the lock files as `make setup` does, by this machine's own settings, and their sizes are added
 up. Then the clone runs `make setup` and `make demo ONCE=1`, with those wheels at hand (PIP_FIND_LINKS): the network,
-which is each user's own, has no part in the seconds. CPU seconds count all processes; seconds depend on what else runs.
+which is each user's own, has no part in the seconds. CPU seconds count all processes. Seconds depend on what else runs.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """feedrank's frame without what it carries: the application as it is, but answers are remembered by size of the body.
 
 In: FRAME_MODELS, a models folder. Out: `make_app()`, served as service/serve.py serves its own. HTTP, the event
-loop, the way to a scoring thread and back are the service's; a body of a size that was answered before gets that
+loop, the way to a scoring thread and back are the service's. A body of a size that was answered before gets that
 answer. What a request costs here, no faster model or data path can win. `make_bare_app()` answers alike on the event
-loop, past all of the application: what the HTTP server and the kernel cost whoever is served by them.
+loop, past all of the application: the cost of the HTTP server and the kernel.
 """
 
 import os
@@ -20,7 +20,7 @@ from service.settings import Settings
 
 
 def make_app() -> ASGIApp:
-    """The application; it changes a class of the service, so one of them is all that a process holds."""
+    """The application. It changes a class of the service, so a process can have only one."""
     remembered: dict[int, Reply] = {}
     answer = Ranking.answer
 
@@ -35,7 +35,7 @@ def make_app() -> ASGIApp:
 
 
 def make_bare_app() -> ASGIApp:
-    """The application that answers what it has not seen before; the rest comes from a dictionary."""
+    """The application that answers what it has not seen before. The rest comes from a dictionary."""
     full = _app()
     remembered: dict[int, list[Message]] = {}
 

@@ -49,7 +49,7 @@ SPLIT = {"column": "day", "train": 1, "validation": 2}
 
 
 def main() -> None:
-    """Runs all, prints and writes the tables; with --stream FOLDER is the process whose memory is asked for."""
+    """Runs all, prints and writes the tables. With --stream FOLDER it is the process whose memory is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, action="append", help="of the memory runs (default: 1M and 10M)")
     parser.add_argument("--turns", type=int, default=3)
@@ -115,7 +115,7 @@ def kuairand(folder: Path) -> tuple[FeedSchema, DataConfig, FeatureEncoder]:
 def made(
     folder: Path, ids: int, dtype: str, numbers: int = 13, *, buckets: int = 1_000_000
 ) -> tuple[FeedSchema, DataConfig, FeatureEncoder]:
-    """A log of MADE_ROWS training rows, written where it is not there yet; ids follow a power law over a million
+    """A log of MADE_ROWS training rows, written where it is not there yet. Ids follow a power law over a million
     values."""
     schema = _schema(ids, dtype, numbers, buckets)
     config = DataConfig.from_mapping({"path": folder, "split": SPLIT, "read": "stream", "readers": 0}, "made")
@@ -237,7 +237,7 @@ def _stream_all(folder: Path) -> dict[str, float]:
 
 
 def _memory_mib(kind: str) -> float:
-    """Of this process since its own exec; getrusage would count the parent's memory at the fork too."""
+    """Of this process since its own exec. getrusage would count the parent's memory at the fork too."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith(kind)).split()[1]) / 1024
 

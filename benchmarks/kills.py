@@ -1,9 +1,9 @@
-"""`make bench-kills`: kill -9 at random moments, a checkpoint among them; the end is that of a run left alone.
+"""`make bench-kills`: kill -9 at random moments, a checkpoint among them. The end is that of a run left alone.
 
     python -m benchmarks.kills [--kills 20] [--processes 1] [--seed 0]
 
 A run on the simulated feed writes checkpoints without pause, so that most kills fall into one. Each start after a kill
-resumes; at the end every tensor of network, tables and optimizers is compared bit for bit with the run left alone.
+resumes. At the end every tensor of network, tables and optimizers is compared bit for bit with the run left alone.
 """
 
 import argparse

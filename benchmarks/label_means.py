@@ -85,7 +85,7 @@ METHODS: dict[str, Callable[[Array, Array], Mean]] = {
 def held_out(method: str, labels_N: Array, answers_N: Array, users_N: NDArray[Any]) -> dict[str, float]:
     """Calibration ratio, MSE over the labels' variance and mean error of ten parts by answer.
 
-    Of rows whose user took no part in the fit; means over REPEATS divisions of the users."""
+    Of rows whose user took no part in the fit. Means are over REPEATS divisions of the users."""
     _, user_N = np.unique(users_N, return_inverse=True)
     measured = []
     for repeat in range(REPEATS):

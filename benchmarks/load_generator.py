@@ -22,7 +22,7 @@ ANSWER_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Block:
-    """`requests` POSTs to a port and path of 127.0.0.1, `concurrency` at a time, none begun after `seconds`; `bodies`
+    """`requests` POSTs to a port and path of 127.0.0.1, `concurrency` at a time, none begun after `seconds`. `bodies`
     is a file with a JSON list of bodies, sent in turn."""
 
     port: int
@@ -35,7 +35,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Load:
-    """Seconds that each answered request took; seconds and this client's CPU seconds of the whole block."""
+    """Seconds that each answered request took, and seconds and this client's CPU seconds of the whole block."""
 
     latencies: list[float]
     seconds: float

@@ -1,6 +1,6 @@
 """A runtime of MLServer around the ranker as it was trained: the Open Inference Protocol, one tensor for each feature.
 
-In: the parameter `uri` of model-settings.json, the path of the TorchScript file; tensors `<feature>`, and for lists
+In: the parameter `uri` of model-settings.json, the path of the TorchScript file, tensors `<feature>`, and for lists
 `<feature>.values` and `<feature>.lengths`. Out: one FP32 tensor for each task and `score`, in request order. It runs in
 MLServer's own environment (requirements/mlserver.txt), which has neither torchrec nor this project's service.
 """

@@ -4,9 +4,9 @@
 
 The other side (plain_adatt.py) has the same equations and, mapped by name, the same weights: logits and the gradients
 of all tables are checked to be equal before anything is timed. A step is forward, backward and Adam on a batch of
-training rows; once of the network alone, on rows that the embeddings made, and once of the ranker with its tables. The
-plain side has torch's Adam as it comes, and then Adam with `fused=True`, which this project uses. The other networks'
-steps follow, for information.
+training rows. It is timed of the network alone, on rows that the embeddings made, and of the ranker with its tables.
+The plain side has torch's Adam as it comes, and then Adam with `fused=True`, which this project uses. The other
+networks' steps follow, for information.
 """
 
 import argparse
@@ -153,7 +153,7 @@ def _other_networks(run: Run, ranker: Ranker, batches: Sequence[Batch]) -> dict[
 
 
 def _rows(ranker: Ranker, batches: Sequence[Batch]) -> Callable[[], tuple[Sequence[object], Batch]]:
-    """The rows that the embeddings make of the batches, in turn; like them they take a gradient."""
+    """The rows that the embeddings make of the batches, in turn. Like them they take a gradient."""
     made = [(ranker.embeddings(b.request, b.candidate).detach().requires_grad_(), b) for b in batches]
     cycle = itertools.cycle(made)
 

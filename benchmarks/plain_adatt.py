@@ -45,7 +45,7 @@ class Mlp(nn.Module):
 
 
 class Level(nn.Module):
-    """One fusion level; all its lists have an entry per task."""
+    """One fusion level. All its lists have an entry per task."""
 
     def __init__(self, input_width: int, widths: list[int], num_tasks: int, num_native: int) -> None:
         super().__init__()

@@ -158,7 +158,7 @@ def _work(pipe: Connection) -> None:
 
 
 def _memory() -> Measured:
-    """Memory of this process: resident, and the share that others hold too."""
+    """Memory of this process: resident, and the share that others map too."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
     kib = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
     shared = kib["Shared_Clean"] + kib["Shared_Dirty"]

@@ -1,7 +1,7 @@
 """The feed and the network that request costs are stated for, and random requests for them.
 
-24 sparse features of 16 columns (10 of the user, 4 of the context, 10 of the candidate; one list of 10 ids on either
-side), 8 numbers a request; AdaTT-sp with levels of 256 and 128, 3 binary tasks of 2 experts, towers of 64.
+24 sparse features of 16 columns (10 of the user, 4 of the context, 10 of the candidate, one list of 10 ids on either
+side), 8 numbers a request. AdaTT-sp with levels of 256 and 128, 3 binary tasks of 2 experts, towers of 64.
 """
 
 from typing import Any
@@ -56,7 +56,7 @@ def names_of(block: Block) -> tuple[list[str], list[str], list[str]]:
 
 
 def columnar_request(candidates: int, seed: int) -> dict[str, Any]:
-    """A scoring request with random values, every feature given; its candidates are nobody else's."""
+    """A scoring request with random values, every feature given. Its candidates are in no other request."""
     random = np.random.default_rng(seed)
 
     def ids(*shape: int) -> Any:

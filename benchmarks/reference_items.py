@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.reference_feed import columnar_request
 
-# With its sums 3 KB an item: more than the caches of a core hold.
+# With its sums 3 KB an item: more than fits the caches of a core.
 ITEMS = 20_000
 OTHERS_SEED = 1_000_000
 

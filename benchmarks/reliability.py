@@ -3,10 +3,10 @@
     python -m benchmarks.reliability [--seconds 10] [--swaps 10] [--turns 8]
 
 One worker on one core, open-loop Poisson load from another core, requests of 100 candidates of the reference feed. Its
-capacity is found anew for each turn, by four clients that ask again as soon as they are answered. Then 80 % of it with
+capacity is found for each turn, by four clients that send again as soon as they are answered. Then 80 % of it with
 each disturbance, and three times of it, each right after 80 % undisturbed or, every other turn, right before: a shared
 machine is not as fast now as it was a minute ago. Latency counts from the moment at which a request was due. A bad disk
-is one of a service beside the first, which is asked nothing meanwhile.
+is one of a service beside the first, which gets no requests meanwhile.
 """
 
 import argparse
@@ -53,7 +53,7 @@ NAME = "reference"
 
 
 class Bench:
-    """A running service and the requests that it is asked."""
+    """A running service and the requests that it gets."""
 
     def __init__(self, url: str, models: Path, staged: Path) -> None:
         self.url = url
@@ -67,7 +67,7 @@ class Bench:
         return asyncio.run(closed_loop(self.url, self.messages, seconds, 4)).rate
 
     def load(self, rate: float, seconds: float, turn: int) -> Outcome:
-        """Open-loop load; all scenarios of a turn have the same arrivals, whose bunching alone moves p99 by half."""
+        """Open-loop load. All scenarios of a turn have the same arrivals, whose bunching alone moves p99 by half."""
         return asyncio.run(offer(self.url, self.messages, poisson(rate, seconds, turn)))
 
     @contextmanager
@@ -156,7 +156,7 @@ def _summary(outcome: Outcome, seconds: float) -> dict[str, Any]:
 
 @contextmanager
 def _service(folder: Path, disk: str | None) -> Iterator[Bench]:
-    """A running service; with `disk`, slow or full, its impression log is on one."""
+    """A running service. With `disk`, slow or full, its impression log is on one."""
     port = free_port()
     flags = ["--threads", "1", "--log-level", "error", "--poll-seconds", "0.2"]
     module = ["service"]

@@ -56,7 +56,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _commit() -> str:
-    """The commit that is checked out, `-dirty` where a tracked file differs from it; what a benchmark has written in
+    """The commit that is checked out, `-dirty` where a tracked file differs from it. What a benchmark has written in
     benchmarks/results does not count."""
 
     def git(*arguments: str) -> str:

@@ -3,7 +3,7 @@
     FEEDRANK_DATA=<folder with kuairand_pure> python -m benchmarks.score_parity [--run DIR] [--rows 10000]
 
 In: a finished run (default: configs/kuairand.yaml is trained for one epoch). It is exported and compiled as a user
-would; then rows of the test day are answered as served: each user in a context is one request with the candidates that
+would. Then rows of the test day are answered as served: each user in a context is one request with the candidates that
 were shown there, as JSON values. They are compared with training's own evaluation of the same rows (TorchRec's tables,
 the trained network), answers one by one, NE and AUC by task. An answer above 1, a play time, is compared relatively.
 """
@@ -44,8 +44,8 @@ METRIC_LIMIT = 1e-4
 
 
 def answers_of_training(run: Run, table: pa.Table, maps: AnswerMaps) -> NDArray[np.float64]:
-    """Training's evaluation of the rows, as served, in each task's own unit: float64 from its logits on; quantities
-    mapped to their labels' means as the version has them."""
+    """Training's evaluation of the rows, as served, in each task's own unit. It is float64 from its logits on.
+    Quantities are mapped to their labels' means as the version has them."""
     rows = Rows.encode(run.schema, run.encoder, table, columns_from_arrow(run.schema, table), as_served=True)
     logits_BT = predict(run.best_ranker(), rows).astype(np.float64)
     answers = []
@@ -132,7 +132,7 @@ def _run(folder: Path) -> Run:
 
 
 def main() -> None:
-    """Compares, prints and writes the tables; ends with status 1 where a limit is passed."""
+    """Compares, prints and writes the tables. Ends with status 1 where a limit is passed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a finished run; default: one epoch is trained")
     parser.add_argument("--rows", type=int, default=10_000)

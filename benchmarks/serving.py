@@ -3,9 +3,9 @@
     python -m benchmarks.serving [--peers] [--quick] [--candidates 1 10 100 500 1000] [--turns 7]
 
 All services run as real processes with one torch thread on one core and serve the same random weights of the reference
-feed; answers are compared first, and there is no result where they differ. A load generator of its own sends requests
+feed. Answers are compared first, and there is no result where they differ. A load generator of its own sends requests
 over loopback, one at a time and eight at a time. Services take turns, A B C C B A, at every size, so that what else the
-machine does falls on all of them; ratios are taken within a turn. CPU time is the servers', user and system, all
+machine does falls on all of them. Ratios are taken within a turn. CPU time is the servers', user and system, all
 threads and children, from /proc. Then comes what the stages of feedrank's own requests cost (serving_stages.py).
 """
 
@@ -38,7 +38,7 @@ CONCURRENCY = (1, 8)
 WARM_UP = 20
 # The fewest make a p99 over all turns, the most bound the quickest.
 FEWEST, MOST = 16, 1500
-# No service here needs a tenth of it for a block; one that hangs does not hold up the rest for ever.
+# No service here needs a tenth of it for a block. One that hangs does not stop the rest for ever.
 BLOCK_SECONDS = 30.0
 
 
@@ -76,7 +76,7 @@ def main() -> None:
 def measure(
     console: Console, sizes: Sequence[int], turns: int, seconds: float, requests: int | None, *, with_mlserver: bool
 ) -> dict[str, Any]:
-    """All raw figures. `seconds` is about the length of a block; `requests` fixes its number of requests instead.
+    """All raw figures. `seconds` is about the length of a block. `requests` fixes its number of requests instead.
 
     Raises RuntimeError where a service fails, or answers otherwise than the usual one."""
     with ExitStack() as stack:
@@ -133,7 +133,7 @@ def _take_turns(
     requests: int | None,
     advance: Callable[[str], None],
 ) -> dict[str, Any]:
-    """By size and way: CPU ms of a request by turn, with one request at a time and with eight; latency of both."""
+    """By size and way: CPU ms of a request by turn, with one request at a time and with eight, and latency of both."""
     files = {size: services.bodies(size) for size in sizes}
     counts: dict[int, dict[str, int]] = {size: {} for size in sizes}
     for size in sizes:

@@ -1,6 +1,6 @@
 """Services as processes of their own and the process that loads them: what the benchmark of serving measures with.
 
-In: commands, blocks of load. Out: CPU seconds of a server from /proc, threads and children included; what the load
+In: commands, blocks of load. Out: CPU seconds of a server from /proc, threads and children included, and what the load
 generator saw. Servers share one core and the load generator has the others, so a service that spreads its work over
 cores gains nothing here and contention for a core is the same for all. Nothing outlives its `with` block.
 """
@@ -41,7 +41,8 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def cpu(self) -> Cpu:
-        """CPU seconds of its threads, and of those of all its children, so far. Raises RuntimeError if nobody knows."""
+        """CPU seconds of its threads, and of those of all its children, so far. Raises RuntimeError if the process is
+        gone."""
         return spent_by([self.pid])
 
 
@@ -85,7 +86,7 @@ def serve(
     cores: Set[int],
     **environment: str,
 ) -> Iterator[Server]:
-    """A server process on `cores` until the block ends; `log` takes what it prints. Raises RuntimeError if it does not
+    """A server process on `cores` until the block ends. `log` takes what it prints. Raises RuntimeError if it does not
     start."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "FEEDRANK_DRAIN_SECONDS": "0", **environment}
     with (

@@ -1,7 +1,7 @@
 """The services that `make bench-serving` compares, running, and the ways to ask each of them.
 
 In: a folder for models, request bodies and logs. Out: `Way`s: a service, a shape of request, how its answer is read.
-All run the same random weights of the reference feed; answers are compared before anything is timed.
+All run the same random weights of the reference feed. Answers are compared before anything is timed.
 """
 
 import json
@@ -76,7 +76,7 @@ class Services:
         self.left_out: dict[str, str] = {}
 
     def start(self, say: Callable[[str], None], *, with_mlserver: bool) -> None:
-        """Starts them all. Raises RuntimeError where one does not start; a package that cannot be compiled on this
+        """Starts them all. Raises RuntimeError where one does not start. A package that cannot be compiled on this
         machine is left out, with the reason in `left_out`."""
         say("the usual service and the hand-tuned application")
         self.ways[USUAL] = Way(self._uvicorn("usual_service"), "/rank", usual_body, _read_rows)

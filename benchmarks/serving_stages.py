@@ -42,7 +42,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 
 def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
-    """CPU microseconds of each stage of a request, medians over many; `network` is what an engine computes."""
+    """CPU microseconds of each stage of a request, medians over many. `network` is what an engine computes."""
     encoder, module = scorer.encoder, scorer.module
     metrics = ModelMetrics(Metrics(), "reference", scorer)
     question = _read(body)
@@ -110,11 +110,11 @@ def microseconds(call: Callable[[], Any]) -> float:
 
 
 def flop_per_candidate(columns: int) -> int:
-    """FLOP of the reference network for a candidate of which it reads so many columns; products and mixes alone."""
+    """FLOP of the reference network for a candidate of which it reads so many columns, products and mixes alone."""
     tasks, experts = len(TASKS), len(TASKS) * NETWORK["fusion"]["experts_per_task"]
     flop, width = 0, columns
     for level in NETWORK["fusion"]["levels"]:
-        # Every expert and every gate reads one row; a gate and the native weights then mix the experts' outputs.
+        # Every expert and every gate reads one row. A gate and the native weights then mix the experts' outputs.
         flop += 2 * width * (experts * level + tasks * experts) + 2 * tasks * experts * level
         width = level
     for hidden in (*NETWORK["tower"], 1):
@@ -141,7 +141,7 @@ def gemm_flops(rows: int) -> float:
 def measure(
     artifact: Path, as_trained: Path, bodies: dict[int, dict[str, bytes]], engines: Sequence[Engine]
 ) -> dict[str, Any]:
-    """By size, engine and shape the stages; by size the GEMM of this run and the ranker as it was trained, alone."""
+    """By size, engine and shape the stages. By size the GEMM of this run and the ranker as it was trained, alone."""
     torch.set_num_threads(1)
     scorer = Scorer.load(artifact, "torchscript")
     networks: dict[Engine, Network] = {"torchscript": scorer.module.answer}

@@ -1,10 +1,10 @@
-"""Clients that nobody wants: many that dribble their requests, and one that sends far too much.
+"""Hostile clients: many that dribble their requests, and one that sends far too much.
 
     python -m benchmarks.slow_clients URL
 
 Until it is killed: CLIENTS connections send half of a request at once, then PART_BYTES every PART_SECONDS, and are
-replaced when they are cut off; once a second another one sends HUGE_BYTES and reads its answer when all is sent or no
-more is taken. A process of its own, so that it does not hold up the one that measures.
+replaced when they are cut off. Once a second another one sends HUGE_BYTES and reads its answer when all is sent or no
+more is taken. A process of its own, so that it does not delay the one that measures.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _CHUNK = bytes(2**20)
 
 
 async def main(url: str) -> None:
-    """Runs them all; never returns."""
+    """Runs them all. Never returns."""
     request = message(url, "/v1/rank", json.dumps(columnar_request(100, 0)).encode())
     dribbling = [_dribble(url, request, _START_SECONDS * number / CLIENTS) for number in range(CLIENTS)]
     await asyncio.gather(_send_huge(url), *dribbling)

@@ -3,7 +3,7 @@
     python -m benchmarks.start [--turns 3]
 
 Two random artifacts of the reference network: the reference feed, and the same feed with ids enough for about 1 GB of
-tables. A start is timed from exec until GET /readyz answers 200; `import torch` alone is timed in the same turn,
+tables. A start is timed from exec until GET /readyz answers 200. `import torch` alone is timed in the same turn,
 beside it, for no start can be faster. Both in wall seconds and in CPU seconds (user and system): on a busy machine the
 second is the steadier one. Files are in the page cache. Memory is read from /proc/PID/smaps_rollup of all processes of
 a service with 1, 2 and 3 workers after requests: Rss counts a shared page in every process, Pss shares it out, so the
@@ -104,12 +104,12 @@ def _is_ready(port: int) -> bool:
 
 def _cpu_seconds(pid: int) -> float:
     text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
-    fields = text.rpartition(")")[2].split()  # the name before it may hold blanks; utime is field 14 of the line
+    fields = text.rpartition(")")[2].split()  # the name before it may contain blanks. utime is field 14 of the line
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def start_costs(models: Path, turns: int) -> dict[str, list[tuple[float, float]]]:
-    """Wall and CPU seconds of `import torch` and of a start, turn by turn; a first turn warms the page cache."""
+    """Wall and CPU seconds of `import torch` and of a start, turn by turn. A first turn warms the page cache."""
     costs: dict[str, list[tuple[float, float]]] = {"import torch": [], "service": []}
     for turn in range(turns + 1):
         alone = import_torch()

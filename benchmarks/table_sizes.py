@@ -2,10 +2,10 @@
 
     python -m benchmarks.table_sizes [--rows 1 10 50 100]
 
-26 tables share the rows evenly, dim 16, row-wise Adagrad, through the same Embeddings and Optimizers as a training run;
-behind them one Linear, so that the tables are what is measured. Ids are uniform. Each size has a process of its own:
+26 tables share the rows evenly, dim 16, row-wise Adagrad, through the same Embeddings and Optimizers as a training run.
+Behind them is one Linear, so that the tables are what is measured. Ids are uniform. Each size has a process of its own:
 peak memory is its highest resident size, less that of the same steps on tables of 100 rows which it makes first (what
-the libraries and a batch take, whatever the tables), over parameters plus optimizer state.
+the libraries and a batch take, with any tables), over parameters plus optimizer state.
 """
 
 import argparse

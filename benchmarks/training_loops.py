@@ -3,11 +3,11 @@
     python -m benchmarks.training_loops FEED WAY --folder DIR --steps N
 
 Feeds: `kuairand` (configs/kuairand.yaml, AdaTT-sp) and `tables` (26 ids, 13 numbers, 26 tables of a million rows, dim
-16, an MLP of 128, 64 and 32). Ways: `ours`, this project with its input; `plain`, what people write first: to_pylist
-rows in a DataLoader, an nn.EmbeddingBag a table, torch's Adam over all of it; `modules`, the same with AdaTT-sp as
-plain_adatt.py writes it, a module per expert. On `tables` also steps on batches that lie ready: `ours-step`;
-`dmp-step`, ours by DistributedModelParallel, as with several processes; `adam-step`, TorchRec's EmbeddingBagCollection
-through it with dense gradients and Adam(fused=True). Prints JSON: CPU seconds a row, peak MiB.
+16, an MLP of 128, 64 and 32). Ways: `ours` is this project with its input. `plain` is what people write first:
+to_pylist rows in a DataLoader, an nn.EmbeddingBag a table, torch's Adam over all of it. `modules` is the same with
+AdaTT-sp as plain_adatt.py writes it, a module per expert. On `tables` there are also steps on batches that lie ready:
+`ours-step`, `dmp-step` (ours by DistributedModelParallel, as with several processes) and `adam-step` (TorchRec's
+EmbeddingBagCollection through it with dense gradients and Adam(fused=True)). Prints JSON: CPU seconds a row, peak MiB.
 """
 
 import argparse
@@ -102,8 +102,8 @@ class CollectionRanker(nn.Module):
 
 
 def open_feed(feed: str, folder: Path, *, buckets: int = 1_000_000) -> tuple[Run, Callable[[], Source], DataConfig]:
-    """A feed's run, of which nothing is written, and its training rows: KuaiRand's from memory, encoded, as its
-    configuration has it, those of `tables` as a stream."""
+    """A feed's run, of which nothing is written, and its training rows. KuaiRand's are from memory, encoded, as its
+    configuration has it, those of `tables` are a stream."""
     config = TrainingConfig.load(Path("configs/kuairand.yaml"))
     if feed == "kuairand":
         data_folder(feed)

@@ -4,7 +4,7 @@
 
 Services of one artifact of the reference feed (TorchScript, columnar requests) run as real processes on all cores, but
 for `one worker`, which has the first core. A load generator of its own, which shares those cores, sends them the same
-requests over loopback, 8 at a time, in turns A B C D, D C B A; its CPU time is stated beside theirs. Ratios are taken
+requests over loopback, 8 at a time, in turns A B C D, D C B A. Its CPU time is stated beside theirs. Ratios are taken
 within a turn. Memory is the resident set of the service's process. What scoring several users at once could save is
 measured in this process, without a service.
 """
@@ -52,7 +52,7 @@ BLOCK_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Services:
-    """Running services by name, and the load generator that asks them."""
+    """Running services by name, and the load generator."""
 
     servers: dict[str, Server]
     generator: LoadGenerator
@@ -124,8 +124,8 @@ def measure(console: Console, turns: int, requests: int) -> dict[str, Any]:
 
 
 def batch_savings(artifact: Path) -> dict[str, dict[str, float]]:
-    """By candidates of a request, CPU milliseconds of scoring eight requests one by one, and of encoding each but
-    computing all their candidates at once: what scoring several users together would come to."""
+    """CPU milliseconds, by candidates of a request, of scoring eight requests one by one, and with all their candidates
+    at once. The latter is the cost of scoring several users together."""
     torch.set_num_threads(1)
     scorer = Scorer.load(artifact)
     encoder, module = scorer.encoder, scorer.module

@@ -2,7 +2,7 @@
 
 In: the panels (deploy/grafana/panels.yaml), the metrics with their help texts (service/metrics/metrics.py), the alerts
 and recording rules (deploy/prometheus). Out: Grafana's JSON model. A panel says what its metrics are and which alerts
-read them; a panel of a metric that nobody exports, and a metric that no panel shows, are errors.
+read them. A panel of a metric that is not exported, and a metric that no panel shows, are errors.
 """
 
 import json
@@ -201,7 +201,7 @@ def _panel(panel: Panel, description: str) -> dict[str, Any]:
         case "stat":
             options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "value", "graphMode": "none"}
         case "heatmap":
-            # Prometheus' buckets are cumulative; Grafana takes them apart.
+            # Prometheus' buckets are cumulative. Grafana takes them apart.
             options = {
                 "calculate": False,
                 "yAxis": {"unit": panel.unit},

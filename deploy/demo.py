@@ -4,7 +4,7 @@
 
 Data (the built-in simulator, or KuaiRand-Pure from --data), train, evaluate, export the next version of model `demo`,
 serve it, send one request, print the ranking and the curl line that repeats it, serve on until Ctrl-C. Every step is a
-command that is printed and can be run by hand; Ctrl-C, or its terminal's end, ends the step in progress and leaves no
+command that is printed and can be run by hand. Ctrl-C, or its terminal's end, ends the step in progress and leaves no
 process behind.
 """
 
@@ -63,7 +63,7 @@ def simulated(rows: int) -> Feed:
 
 
 def kuairand(source: Path) -> Feed:
-    """KuaiRand-Pure, from the folder that holds its files."""
+    """KuaiRand-Pure, from the folder of its files."""
     made = Path("data/kuairand")
     return Feed(
         ["prepare", "kuairand", "--source", str(source), "--out", str(made)],
@@ -74,15 +74,15 @@ def kuairand(source: Path) -> Feed:
 
 
 def main() -> int:
-    """Runs the demo; returns its exit status."""
+    """Runs the demo. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m deploy.demo", description="Train, serve and ask a ranker.")
     parser.add_argument("--data", type=Path, help="folder of KuaiRand-Pure (default: the built-in simulator)")
     parser.add_argument("--rows", type=int, default=200_000, help="impressions to simulate (default 200000)")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--once", action="store_true", help="stop after the ranking")
     options = parser.parse_args()
-    # Each of them ends the step in progress and takes the children along; a shell's background job ignores SIGINT
-    # unless it is asked not to. What nohup has ignored stays ignored.
+    # Each of them ends the step in progress and takes the children along. A shell's background job ignores SIGINT
+    # unless it is set not to. What nohup has ignored stays ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -113,7 +113,7 @@ def _end_with_terminal(*_: object) -> None:
 
 
 class DemoError(Exception):
-    """A step failed; the step's own output says why."""
+    """Failed step. The step's own output says why."""
 
 
 def _refuse_taken_port(port: int) -> None:
@@ -126,10 +126,10 @@ def _refuse_taken_port(port: int) -> None:
 
 
 def _publish(feed: Feed) -> Path:
-    """Data, training, evaluation, export; returns the published version's folder."""
+    """Data, training, evaluation, export. Returns the published version's folder."""
     _training("1/4 data", *feed.make_data)
     if (feed.run / "summary.json").exists():
-        # A finished run is yesterday's demo; an interrupted one is resumed.
+        # A finished run is yesterday's demo. An interrupted one is resumed.
         shutil.rmtree(feed.run)
     _training("2/4 train", "train", feed.config, "--set", f"output={feed.run}")
     _training("3/4 evaluate", "evaluate", str(feed.run))
@@ -148,7 +148,7 @@ def _training(step: str, *arguments: str) -> None:
 
 @contextmanager
 def _child(*module_and_arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python module as a child process; on the way out it is ended, if it has not, and waited for."""
+    """A Python module as a child process. On the way out it is ended, if it has not, and waited for."""
     process = subprocess.Popen([sys.executable, "-m", *module_and_arguments])
     try:
         yield process
@@ -158,7 +158,7 @@ def _child(*module_and_arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _write_value_models(feed: Feed, artifact: Path) -> None:
-    """Writes a value model unless one is there that fits the answers: it belongs to whoever edits it."""
+    """Writes a value model unless one is there that fits the answers: it belongs to its editor."""
     path = MODELS / NAME / "value_models.yaml"
     outputs = set(_golden_requests(artifact)[0]["expected"])
     if path.exists():
@@ -179,7 +179,7 @@ def _golden_requests(artifact: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def _service(port: int) -> Iterator[str]:
-    """The service as a child process, ready; it is ended and waited for on the way out."""
+    """The service as a child process, ready. It is ended and waited for on the way out."""
     arguments = ["--models", str(MODELS), "--port", str(port), "--log-level", "warning", "--drain-seconds", "0"]
     console.print(f"\npython -m service {shlex.join(arguments)}", style="bold", markup=False, soft_wrap=True)
     base = f"http://127.0.0.1:{port}"

@@ -1,7 +1,7 @@
 """`python -m deploy.image_layers ARCHIVE`: the layers of an image, what made each and its bytes.
 
-In: what `docker save IMAGE` writes, or `podman save`, or `buildah push IMAGE docker-archive:FILE`; - reads standard
-input. Out: a Markdown table; sizes in MB (10^6 bytes) of each layer as the archive holds it: unpacked, except by a
+In: what `docker save IMAGE` writes, or `podman save`, or `buildah push IMAGE docker-archive:FILE`. - reads standard
+input. Out: a Markdown table, sizes in MB (10^6 bytes) of each layer as it is in the archive: unpacked, except by a
 docker that keeps its images in containerd.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _SHOWN = 100
-_LARGEST_DOCUMENT = 2**20  # bytes; manifest and history are some kilobytes
+_LARGEST_DOCUMENT = 2**20  # bytes: manifest and history are some kilobytes
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def table(layers: list[Layer]) -> str:
 
 
 def main() -> int:
-    """Prints the table; returns the exit status."""
+    """Prints the table. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deploy.image_layers", description="Layers of an image.")
     parser.add_argument("archive", metavar="ARCHIVE", help="file of `docker save`, or - for standard input")
     name = parser.parse_args().archive

@@ -1,7 +1,7 @@
 """Report of a load: percentiles by HDR histograms, errors by kind, tables, JSON and pictures.
 
-In: the outcomes of steps of load. Out: a `Step` each, whose `document` is what the JSON holds; a table for the console;
-a PNG. Units: seconds inside, milliseconds where they are shown.
+In: the outcomes of steps of load. Out: a `Step` each, whose `document` is the JSON's, a table for the console, a PNG.
+Units: seconds inside, milliseconds where they are shown.
 """
 
 import json
@@ -25,7 +25,7 @@ _KINDS = {FAILED: "refused or cut off", TIMED_OUT: "no answer in time"}
 
 @dataclass(frozen=True)
 class Step:
-    """Load at one rate for so many seconds, and what became of it; `cpu_seconds` is the service's where it is known."""
+    """Load at one rate for so many seconds, and its outcome. `cpu_seconds` is the service's where it is known."""
 
     rate: float
     seconds: float
@@ -34,14 +34,14 @@ class Step:
     histogram: HdrHistogram = field(init=False)
 
     def __post_init__(self) -> None:
-        # Three digits whatever the latency, from a microsecond on: a tail is not rounded into its neighbours.
+        # Three digits at any latency, from a microsecond on: a tail is not rounded into its neighbours.
         histogram = HdrHistogram(1, _MOST_MICROSECONDS, _DIGITS)
         for seconds in self.outcome.of(200):
             histogram.record_value(min(_MOST_MICROSECONDS, max(1, round(seconds * 1e6))))
         object.__setattr__(self, "histogram", histogram)
 
     def percentile(self, percent: float) -> float | None:
-        """Seconds until so many per cent of the answers with status 200 were there; None without any."""
+        """Seconds until so many per cent of the answers with status 200 were there. None without any."""
         if not self.histogram.get_total_count():
             return None
         return float(self.histogram.get_value_at_percentile(percent)) / 1e6
@@ -63,7 +63,7 @@ class Step:
         return p99 is not None and p99 <= slo and self.error_share <= errors
 
     def document(self) -> dict[str, Any]:
-        """All of it, for JSON; `histogram` is HdrHistogram's own compressed form of microseconds."""
+        """All of it, for JSON. `histogram` is HdrHistogram's own compressed form of microseconds."""
         number = len(self.outcome.due_R)
         return {
             "offered_per_second": self.rate,

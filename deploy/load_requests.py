@@ -1,7 +1,7 @@
 """Requests of a load test: bodies of /v1/rank and the seconds at which each is due.
 
-In: a published version (its golden requests), a file of requests, or the simulator; how many candidates a request has;
-recorded arrival times. Out: JSON bodies; seconds. Lines of an impression log will do for both files.
+In: a published version (its golden requests), a file of requests, or the simulator, the number of candidates of a
+request, and recorded arrival times. Out: JSON bodies, and seconds. Lines of an impression log will do for both files.
 """
 
 import json
@@ -123,7 +123,7 @@ def resized(body: Body, size: int) -> Body:
 
 
 def arrivals(path: Path) -> Array:
-    """Recorded arrivals in seconds from the first, from lines that hold seconds, or JSON with an ISO 8601 `time`.
+    """Recorded arrivals in seconds from the first, from lines of seconds, or JSON with an ISO 8601 `time`.
     Raises ValueError."""
     times = []
     for place, line in _lines(path):

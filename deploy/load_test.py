@@ -2,12 +2,13 @@
 
     python -m deploy.load_test http://127.0.0.1:8080 --rate 100 --seconds 30            # make demo's feed, simulated
     python -m deploy.load_test URL --artifact models/demo/1 --candidates 20:3,100:6,500:1
-    python -m deploy.load_test URL --requests bodies.jsonl --arrivals impressions.jsonl # what was asked, when it was
-    python -m deploy.load_test URL --ramp --slo 0.05 --errors 0.001                     # the highest rate that holds
+    python -m deploy.load_test URL --requests bodies.jsonl --arrivals impressions.jsonl # logged requests, when they
+    came
+    python -m deploy.load_test URL --ramp --slo 0.05 --errors 0.001                     # the highest rate within limits
 
 Open loop: requests leave when they are due, and latency counts from then on, so a service that stalls is charged for
-all who would have asked meanwhile. A key comes from --key-file or FEEDRANK_API_KEY. Exit status: 0; 1 where --slo is
-given and does not hold; 2 for a wrong argument; 130 for Ctrl-C.
+all requests that would have come meanwhile. A key comes from --key-file or FEEDRANK_API_KEY. Exit status: 0, or 1 where
+--slo is given and not met, 2 for a wrong argument, 130 for Ctrl-C.
 """
 
 import argparse
@@ -32,19 +33,19 @@ from deploy.open_loop import Array, message, offer, poisson
 
 KEY_VARIABLE = "FEEDRANK_API_KEY"
 PATH = "/v1/rank"
-# What one run may hold in memory and send.
+# What one run may keep in memory and send.
 MOST_REQUESTS = 2_000_000
 MOST_SECONDS = 86_400.0
 # So many bodies are made and sent in turn.
 BODIES = 64
 SLO_SECONDS = 0.1
-# A ramp ends when what holds and what does not are no further apart than this.
+# A ramp ends when the highest rate within limits and the lowest beyond them are no further apart than this.
 PRECISION = 1.1
 _FURTHEST = 64  # a rate that much below the first is not looked for
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Loads and reports; returns the exit status."""
+    """Loads and reports. Returns the exit status."""
     options = _parser().parse_args(arguments)
     console = Console()
     console.width = max(console.width, 110)  # a column for each percentile, also where the output is no terminal
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Load:
-    """Load of a test, and its target; raises ValueError for options that are not valid."""
+    """Load of a test, and its target. Raises ValueError for options that are not valid."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         address = urlsplit(options.url)
@@ -90,7 +91,7 @@ class Load:
         self.processes = listening_at(self.url)
 
     def once(self, console: Console) -> Step:
-        """The rate, or the recorded arrivals, that was asked for."""
+        """The rate, or the recorded arrivals, of the options."""
         options = self._options
         if options.arrivals is None:
             return self._step(console, options.rate, options.seconds)
@@ -100,7 +101,7 @@ class Load:
         return self._offered(console, len(due_R) / seconds, seconds, due_R)
 
     def ramp(self, console: Console) -> list[Step]:
-        """Steps of load up to the highest rate that holds, in the order in which they were taken."""
+        """Steps of load up to the highest rate within limits, in the order in which they were taken."""
         options = self._options
         steps: list[Step] = []
 
@@ -125,7 +126,7 @@ class Load:
         return self._offered(console, rate, seconds, poisson(rate, seconds, int(self._random.integers(2**31))))
 
     def _offered(self, console: Console, rate: float, seconds: float, due_R: Array) -> Step:
-        # Twice a second: what draws shares the interpreter with what asks.
+        # Twice a second: drawing shares the interpreter with the client.
         with console.status(f"{rate:,.1f} requests a second for {seconds:,.0f} s", refresh_per_second=2):
             before = self._cpu()
             asked = offer(self.url, self._messages, due_R, timeout=self._options.timeout, tls=self._tls)
@@ -137,7 +138,7 @@ class Load:
     def _cpu(self) -> Cpu | None:
         try:
             return spent_by(self.processes)
-        except (RuntimeError, OSError):  # nobody there, or nobody who may be looked at
+        except (RuntimeError, OSError):  # no process there, or none that may be read
             return None
 
     def _made_messages(self) -> list[bytes]:
@@ -158,7 +159,7 @@ class Load:
 
 
 def capacity(holds: Callable[[float], bool], first: float, most: float) -> float | None:
-    """The highest rate that holds, to within PRECISION: doubling (or halving, where the first does not hold), then
+    """The highest rate within limits, to within PRECISION: doubling (or halving, where the first is beyond them), then
     bisecting. None where nothing does."""
     good: float | None = None
     bad: float | None = None

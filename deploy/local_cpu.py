@@ -1,6 +1,6 @@
 """CPU time of processes of this machine: CPU seconds of a service, all its threads and children included.
 
-In: a process, or the URL at which processes of this machine listen. Out: CPU seconds between two looks, from
+In: a process, or the URL at which processes of this machine listen. Out: CPU seconds between two readings, from
 /proc/PID/task/TID/schedstat.
 """
 
@@ -45,7 +45,7 @@ def spent_by(processes: Iterable[int]) -> Cpu:
 
 
 def listening_at(url: str) -> Set[int]:
-    """The processes that listen at a URL of this machine; none where it is another's, or may not be looked at."""
+    """The processes that listen at a URL of this machine. None where it is another's, or may not be read."""
     address = urlsplit(url)
     try:
         if not ipaddress.ip_address(socket.gethostbyname(address.hostname or "")).is_loopback:

@@ -1,8 +1,8 @@
 """Load on a service. Open loop: requests leave when they are due, whether or not those before them were answered.
 
 In: an address, encoded requests, and the seconds at which each is due. Out: per request its status and how long after
-it was due the answer was there, so that a service which stalls is charged for all who would have asked meanwhile (no
-coordinated omission). One process, asyncio streams, connections kept alive and opened as they are needed.
+it was due the answer was there, so that a service which stalls is charged for all requests that would have come
+meanwhile (no coordinated omission). One process, asyncio streams, connections kept alive and opened as they are needed.
 
 Shapes: R requests.
 """
@@ -89,7 +89,7 @@ async def offer(
 
 
 class Connections:
-    """Connections to one address; as many as requests are in flight."""
+    """Connections to one address, as many as requests are in flight."""
 
     def __init__(self, url: str, tls: SSLContext | None = None) -> None:
         address = urlsplit(url)

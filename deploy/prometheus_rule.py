@@ -1,7 +1,7 @@
 """`python -m deploy.prometheus_rule`: the rules of deploy/prometheus as an object of the Prometheus operator.
 
 In: the rule files that deploy/prometheus/prometheus.yml names. Out: deploy/kubernetes/monitoring/prometheus_rule.yaml,
-which holds the same groups and is not edited by hand.
+which has the same groups and is not edited by hand.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ _LABELS = {"app.kubernetes.io/name": "feedrank", "app.kubernetes.io/component": 
 
 
 class _Dumper(yaml.SafeDumper):
-    """Expressions of several lines stay readable; what is written twice is written out."""
+    """Expressions of several lines stay readable. What is written twice is written out."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

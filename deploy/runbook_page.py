@@ -1,7 +1,7 @@
 """`python -m deploy.runbook_page`: docs/runbook.md as a page that Prometheus serves beside the alerts that link to it.
 
 In: the runbook. Out: deploy/prometheus/pages/runbook.html, which is not edited by hand. `--web.user-assets` names its
-folder to Prometheus, which then has it under /user/. Headings have the ids that links within the runbook use; links to
+folder to Prometheus, which then has it under /user/. Headings have the ids that links within the runbook use. Links to
 other files of the repository, which Prometheus does not serve, become their paths.
 """
 

@@ -2,7 +2,7 @@
 
 In: answers of the ranker, which already undo negative downsampling in the logit (model.ranker.Answers). Out: the same
 array with each mapped task's answers mapped by an increasing function, so that no ranking by one task changes. Fitted
-at export, on the validation split: of probabilities where that is asked for (training/evaluate/calibration.py), of
+at export, on the validation split: of probabilities where a flag says so (training/evaluate/calibration.py), of
 quantities that are learned on a transformed scale always (training/evaluate/label_means.py). Part of the artifact.
 
 Shapes: N candidates, O outputs. Probabilities are in [0, 1], quantities >= 0. 0 stays 0, a probability of 1 stays 1.

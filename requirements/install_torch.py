@@ -5,7 +5,7 @@
 
 Run by the interpreter whose environment it fills, with the standard library alone: its pip, or where it has none the
 first pip on PATH. `cpu` takes torch from PyTorch's own CPU index, or from --index. Where that gives nothing it takes
-what pip's own settings offer; a CUDA build comes with its libraries (torch-gpu.txt), as it does not import without.
+what pip's own settings offer. A CUDA build comes with its libraries (torch-gpu.txt), as it does not import without.
 `gpu` takes the CUDA build from pip's own settings, or from --index, and those libraries. Exit status 1 after one line
 that says what to do.
 """
@@ -29,7 +29,7 @@ LIBRARIES = LOCKS / "torch-gpu.txt"
 # An index that does not answer costs a fresh machine no more than this.
 PROBE = ["--timeout", "10", "--retries", "1"]
 PROBE_SECONDS = 60
-# A proxy that checks a wheel before it passes it on takes its time; a host that is cut off does not get all day.
+# A proxy that checks a wheel before it passes it on takes its time. A host that is cut off does not get all day.
 FBGEMM = ("fbgemm-gpu", "fbgemm-gpu-cpu")
 FETCH = ["--timeout", "60", "--retries", "2"]
 NO_DRIVER = "the driver of a GPU brings it, and DEVICE=gpu needs one; DEVICE=cpu does not"
@@ -51,7 +51,7 @@ class InstallError(Exception):
 
 
 def main() -> int:
-    """Install, or check; returns the exit status."""
+    """Install, or check. Returns the exit status."""
     parser = argparse.ArgumentParser(description="The pinned torch, in the build that a machine needs.")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--index", metavar="URL", default="", help=f"torch's index (for cpu: {CPU_INDEX})")
@@ -73,14 +73,14 @@ def main() -> int:
 
 
 def remove_fbgemm_unless(device: str) -> None:
-    """Both builds of fbgemm hold the same folder: where the other device's is there, both go."""
+    """Both builds of fbgemm have the same folder: where the other device's is there, both go."""
     other = FBGEMM[device == "gpu"]
     if version_of(other) is not None:
         pip("uninstall", "--yes", *FBGEMM)
 
 
 def install_for_cpu(index: str) -> None:
-    """A CPU build from `index`, else what pip's own settings offer, with its libraries where that is a CUDA build."""
+    """A CPU build from `index`, or what pip's own settings offer, with its libraries where that is a CUDA build."""
     pin = pinned()
     before = installed()
     is_usable = is_pinned(before, pin) and fault_of("torch") is None
@@ -160,7 +160,7 @@ def fault_of(module: str) -> str | None:
 
 
 def installed() -> Build | None:
-    """The torch of this environment, read and not imported; None where there is none."""
+    """The torch of this environment, read and not imported. None where there is none."""
     importlib.invalidate_caches()
     spec = importlib.util.find_spec("torch")
     version = version_of("torch")
@@ -186,17 +186,17 @@ def pinned() -> str:
 
 
 def is_pinned(found: Build | None, pin: str) -> bool:
-    """Tells whether a build has the pinned version, whatever stands behind its `+`."""
+    """True where a build has the pinned version, with anything after its `+`."""
     return found is not None and found.version.partition("+")[0] == pin.partition("==")[2]
 
 
 def probe(index: str) -> str | None:
-    """The fault of an index that does not answer in time, or lists no torch; None where it does."""
+    """The fault of an index that does not answer in time, or lists no torch. None where it does."""
     return pip("index", "versions", "--index-url", index, *PROBE, "torch", seconds=PROBE_SECONDS)
 
 
 def pip(command: str, *arguments: str, seconds: float | None = None) -> str | None:
-    """Run pip on this environment; the last line of its complaint, None where it succeeded."""
+    """Run pip on this environment. Returns the last line of its complaint, None where it succeeded."""
     own = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["pip", "--python", sys.executable]
     flags = ["-qq", "--disable-pip-version-check", "--no-input", *(["--no-deps"] if command == "install" else [])]
     try:

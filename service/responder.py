@@ -1,6 +1,6 @@
 """A scoring request on the event loop: read under limits, admitted, answered in a scoring thread, sent or refused.
 
-In: an ASGI request, and the function that turns its body into an answer (service/pipeline.py, or that of /v2). Out: the
+In: an ASGI request, and the function from its body to an answer (service/pipeline.py, or that of /v2). Out: the
 answer, or a problem. What waits until an answer has left is done then.
 """
 

@@ -1,7 +1,7 @@
 """A small published artifact with random weights, for tests that serve or read one.
 
 In: a models folder, a name, a seed. Out: `<models>/<name>/<version>/`, made of the same parts as a trained one: real
-files, real checksums, golden requests that the eager network answered. Its scores mean nothing; two seeds differ.
+files, real checksums, golden requests that the eager network answered. Its scores mean nothing. Two seeds differ.
 """
 
 import json
@@ -77,8 +77,8 @@ def publish_artifact(
     spoil: float = 0.0,
     fill: Callable[[Network, dict[str, Tensor]], None] | None = None,
 ) -> Path:
-    """Publishes the next version of `name` with weights drawn from `seed`; `request` becomes its golden request.
-    `spoil` is added to the expected answers, so that the golden check of a reader fails; `fill` sees the network and
+    """Publishes the next version of `name` with weights drawn from `seed`. `request` becomes its golden request.
+    `spoil` is added to the expected answers, so that the golden check of a reader fails. `fill` sees the network and
     its tables before they are exported, and may write to them."""
     schema = schema or tiny_schema()
     fitted = _fitted(schema)

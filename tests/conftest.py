@@ -1,8 +1,8 @@
 """Common ground of all tests: one torch thread, one Hypothesis profile, and access to the public data sets.
 
-Input: the environment variable FEEDRANK_DATA, a folder with one subfolder per data set. Tests that
-need it ask for the `feedrank_data` fixture; without the folder they skip, and the summary says how many
-did, so that a green run never hides that no real data was read.
+Input: the environment variable FEEDRANK_DATA, a folder with one subfolder per data set. Tests that need it take the
+`feedrank_data` fixture. Without the folder they skip, and the summary says how many did, so that a green run never
+hides that no real data was read.
 """
 
 import importlib
@@ -51,7 +51,7 @@ def _data_folder(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def feedrank_data() -> Callable[[str], Path]:
-    """A function from a data set's name (`kuairand_pure`) to its folder; skips where it is absent."""
+    """A function from a data set's name (`kuairand_pure`) to its folder. Skips where it is absent."""
     return _data_folder
 
 

@@ -38,7 +38,7 @@ def tiny_items(count: int, seed: int = 0) -> Items:
 
 
 def write_items(path: Path, items: Items, row_group_size: int | None = None) -> Path:
-    """The items as a Parquet file; a column that is an Arrow array already keeps its type."""
+    """The items as a Parquet file. A column that is an Arrow array already keeps its type."""
     table = pa.table({
         name: values if isinstance(values, pa.Array) else pa.array(values, TYPES[name])
         for name, values in items.items()

@@ -1,4 +1,4 @@
-"""Serve one golden request where torchrec is not installed; run by tests/serve_only.sh, not by pytest.
+"""Serve one golden request where torchrec is not installed. Run by tests/serve_only.sh, not by pytest.
 
 Input: a models folder with a published artifact. This file must lie beside copies of `model/` and `service/`
 and nothing else, and the interpreter must be that of the serving environment: only the standard library is used
@@ -54,7 +54,7 @@ def wait_until_ready(base: str, server: subprocess.Popen[bytes]) -> None:
         try:
             with urllib.request.urlopen(f"{base}/readyz", timeout=5):
                 return
-        except OSError:  # refused while it starts; 503 (HTTPError is an OSError) while it loads
+        except OSError:  # refused while it starts. 503 (HTTPError is an OSError) while it loads
             time.sleep(0.1)
     raise SystemExit(f"the service was not ready after {READY_SECONDS:.0f} s")
 

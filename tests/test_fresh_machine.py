@@ -122,7 +122,7 @@ def probed(url: str, **changed: object) -> str:
 
 
 def test_index_that_never_answers_is_given_up() -> None:
-    """In the environment that runs the tests: an index is asked, nothing is installed."""
+    """In the environment that runs the tests: an index is read, nothing is installed."""
     assert runpy.run_path(str(SCRIPT))["PROBE"][1::2] == ["10", "1"]  # seconds, tries besides the first
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
@@ -197,7 +197,7 @@ def stages() -> dict[str, str]:
 
 @pytest.mark.parametrize("stage", ["serve", "train"])
 def test_images_install_torch_as_make_setup_does(stage: str) -> None:
-    """tests/deploy/test_image_torch.py builds one; this needs no engine."""
+    """tests/deploy/test_image_torch.py builds one. This needs no engine."""
     text = stages()[stage]
     assert re.search(r"^COPY (?:.*\\\n)?.*requirements/install_torch\.py requirements/$", text, re.MULTILINE)
     assert 'python requirements/install_torch.py --device "$DEVICE" --index "$TORCH_INDEX"' in text

@@ -1,6 +1,6 @@
 """The rooms of the house stay apart: CONTRIBUTING.md says what each may import, and the syntax trees are read for it.
 
-A rule that holds is cheap to keep and dear to restore: one `import torchrec` within reach of the service
+A rule that is kept is cheap to keep and expensive to restore: one `import torchrec` within reach of the service
 costs seconds at start, hundreds of megabytes, and the dependence on fbgemm's binary interface. Imports inside
 functions, under TYPE_CHECKING, relative ones and `importlib.import_module("...")` count like any other.
 """
@@ -129,7 +129,7 @@ def house() -> Project:
 
 
 class Room(NamedTuple):
-    """A row of the table in CONTRIBUTING.md; `imports` are rooms by their whole names."""
+    """A row of the table in CONTRIBUTING.md. `imports` are rooms by their whole names."""
 
     job: str
     imports: frozenset[str]
@@ -155,7 +155,7 @@ def room_of(module: str, table: Mapping[str, Room]) -> str | None:
 
 def violations(root: Path) -> list[str]:
     """One line for each import under `root` that breaks a rule, each module without a room and each row of the table
-    that says what is not so; empty where all is well."""
+    that is wrong. Empty where all is well."""
     project, table = house() if root == ROOT else Project(root), rooms(root / "CONTRIBUTING.md")
     broken = []
     used: dict[str, set[str]] = {name: set() for name in table}

@@ -76,7 +76,7 @@ def test_lock_file_is_complete_and_consistent(role: str) -> None:
             needed = canonicalize_name(need.name)
             if needed == "fbgemm-gpu":  # the choice between fbgemm-cpu.txt and fbgemm-gpu.txt
                 continue
-            # nvidia-* and triton come with torch's CUDA build; they are pinned in torch-gpu.txt
+            # nvidia-* and triton come with torch's CUDA build. They are pinned in torch-gpu.txt
             allowed = pins | _pins(ROOT / "requirements" / "torch-gpu.txt")
             if needed not in allowed:
                 wrong.append(f"{name} needs {need}, which {role}.txt does not pin")
@@ -113,7 +113,7 @@ def test_help_lists_every_verb_of_the_makefile() -> None:
 @pytest.mark.parametrize("verb", ["train", "export"])
 def test_verb_without_its_argument_says_what_to_give(verb: str) -> None:
     run = subprocess.run(
-        # -o: the environment is that of this test, never made anew
+        # -o: the environment is that of this test, never made again
         ["make", "--no-print-directory", "-o", ".venv/.installed-cpu", verb],
         cwd=ROOT,
         check=False,
@@ -124,7 +124,7 @@ def test_verb_without_its_argument_says_what_to_give(verb: str) -> None:
     assert f"make {verb} {'CONFIG=FILE' if verb == 'train' else 'RUN=DIR'}" in run.stderr
 
 
-# Homes and work folders of one machine; indexes and registries, which are each user's own setting.
+# Homes and work folders of one machine, then indexes and registries, which are each user's own setting.
 ONE_MACHINE = re.compile(r"(?<![\w.~}$-])/(?:root|home|work|Users)/\w|file:///")
 REGISTRIES = re.compile(r"(?:pypi|pythonhosted)\.org|download\.pytorch\.org|(?:quay|ghcr|gcr)\.io/")
 # PyTorch's own index of CPU builds, the default of TORCH_INDEX: in one place.
@@ -172,7 +172,7 @@ def _unconditional_skips(source: str) -> Iterator[int]:
 
 
 def test_no_test_is_skipped_whatever_happens() -> None:
-    """A skip needs a reason that can go away; a test that never runs is not a test."""
+    """A skip needs a reason that can go away. A test that never runs is not a test."""
     found = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in sorted((ROOT / "tests").rglob("*.py"))

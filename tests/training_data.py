@@ -53,7 +53,7 @@ def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def feed_table(rows: int, seed: int = 0) -> pa.Table:
-    """`rows` impressions over six days, in the order of time; one in twenty durations and histories is null."""
+    """`rows` impressions over six days, in the order of time. One in twenty durations and histories is null."""
     rng = np.random.default_rng(seed)
     quality = np.random.default_rng(1).normal(0.0, 1.5, VIDEOS)
     taste = np.random.default_rng(2).normal(0.0, 0.7, USERS)
@@ -93,7 +93,7 @@ def write_feed(folder: Path, rows: int = 1500, seed: int = 0) -> Path:
 
 
 def training_file(folder: Path, *, schema: str = SCHEMA, **changes: Any) -> Path:
-    """A training file in `folder` for the data in `folder`/data; `changes` replace top-level keys."""
+    """A training file in `folder` for the data in `folder`/data. `changes` replace top-level keys."""
     (folder / "schema.yaml").write_text(schema, encoding="utf-8")
     content: Json = {
         "schema": str(folder / "schema.yaml"),
@@ -150,8 +150,8 @@ def assert_same_state(one: Any, other: Any, place: str = "") -> None:
 
 
 def saved_state(path: Path) -> dict[str, Any]:
-    """All that a run's checkpoint folder holds; the ranker's weights by their names in the ranker, where all tables
-    have one optimizer."""
+    """All of a run's checkpoint folder. The ranker's weights go by their names in the ranker, where all tables have one
+    optimizer."""
     state = state_file.load(path / STATE)
     ranker = {f"network.{name}": value for name, value in state.pop("network").items()}
     state["ranker"], state["momenta"] = ranker, {}
@@ -164,7 +164,7 @@ def saved_state(path: Path) -> dict[str, Any]:
 
 
 def assert_same_checkpoints(one: Run, other: Run) -> None:
-    """The newest and the best checkpoint of two runs are equal, tensors bit for bit; only their clocks differ."""
+    """The newest and the best checkpoint of two runs are equal, tensors bit for bit. Only their clocks differ."""
     for name in (LAST, BEST):
         states = [saved_state(run.path / name) for run in (one, other)]
         for state in states:
@@ -179,7 +179,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
-    """A file system of its own that holds only so much, in `folder`; skips where mounting is not allowed."""
+    """A file system of its own with only so much room, in `folder`. Skips where mounting is not allowed."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "feedrank-test", str(folder)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:

@@ -156,7 +156,7 @@ class Scorer:
     def score(self, request: Encoded, candidates: Encoded | NamedCandidates) -> Scored:
         """Scores the candidates (at least 1) of one user. Raises NonFiniteScoresError.
 
-        Of candidates that a catalogue was asked for and the request says nothing of, the sums come from the catalogue.
+        Candidates that are named by id and not described take their sums from the catalogue.
         What is compiled answers where those are in bfloat16."""
         with torch.inference_mode():
             tensors = block_tensors(request.block)

@@ -1,6 +1,6 @@
 """Interval arithmetic of formulas: which values a function may have where its arguments are within bounds.
 
-Sound for float64 as numpy computes it: a bound that is infinite may be reached, and what may be NaN is marked. Sums,
+Sound for float64 as numpy computes it: a bound that is infinite may be attained, and what may be NaN is marked. Sums,
 products, quotients and square roots are rounded correctly, so their bounds are those of the corners. What a library
 approximates (exp, log, powers) gets a relative slack. An argument that stands twice counts as two.
 
@@ -69,7 +69,7 @@ def _wider(found: Intervals) -> Intervals:
 
 
 def _anything_where(is_so_B: Mask, found: Intervals) -> Intervals:
-    """Without a bound where a pole may be reached: the sign of a zero decides the side."""
+    """Without a bound where a pole may be met: the sign of a zero decides the side."""
     return Intervals(
         np.where(is_so_B, -np.inf, found.low_B), np.where(is_so_B, np.inf, found.high_B), found.may_be_nan_B
     )

@@ -1,9 +1,9 @@
 """The page at `/`: what is served and how it goes, for a person with a browser and no dashboard at hand.
 
 In: the models, the metrics of all workers, this worker's last warnings. Out: one plain HTML page without scripts, made
-when it is asked for. Rates and latencies are over the last minutes, from what this worker has recorded of all workers'
-metrics: a worker that has just started knows of less. Of log lines it shows the message and which model, never a
-reason that may name files, and no request's content.
+at each request for it. Rates and latencies are over the last minutes, from what this worker has recorded of all
+workers' metrics: a worker that has just started knows of less. Of log lines it shows the message and which model, never
+a reason that may name files, and no request's content.
 """
 
 import asyncio

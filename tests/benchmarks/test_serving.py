@@ -69,7 +69,7 @@ def test_services_that_are_compared_answer_as_feedrank_does(
     by_id = {row["id"]: [row["tasks"][task] for task in TASKS] for row in rows}
     got_NO = np.array([by_id[one] for one in request["candidates"]["id"]])
     expected_NO = Scorer.load(artifact).score_values(request["user"], request["candidates"]["features"], candidates)
-    # float32 sums of some hundred products in another order; another candidate's answers are 1e-3 away.
+    # float32 sums of some hundred products in another order. Another candidate's answers are 1e-3 away.
     np.testing.assert_allclose(got_NO, expected_NO, rtol=0, atol=1e-6)
     if candidates > 1:
         assert np.ptp(expected_NO, axis=0).min() > 1e-4

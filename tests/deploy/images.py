@@ -42,7 +42,7 @@ class Image:
 
     @classmethod
     def build(cls, target: str) -> "Image":
-        """Builds a target of the Dockerfile and unpacks it; a build that fails shows its last lines."""
+        """Builds a target of the Dockerfile and unpacks it. A build that fails shows its last lines."""
         name = f"localhost/feedrank-test-{target}:latest"
         command = [*shlex.split(COMMAND), "--target", target, "--tag", name, str(REPOSITORY)]
         built = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
@@ -52,7 +52,7 @@ class Image:
         return cls(name, container, Path(_buildah("mount", container)), inspected["OCIv1"]["config"])
 
     def close(self) -> None:
-        """Removes what was unpacked; the image stays, for the next build's sake."""
+        """Removes what was unpacked. The image stays, for the next build's sake."""
         _buildah("rm", self.container)
 
     def start(
@@ -82,12 +82,12 @@ class Image:
             return subprocess.Popen([*isolated, *variables, *command], stdout=file, stderr=file, start_new_session=True)
 
     def run(self, command: Sequence[str], *, binds: Mapping[Path, str], output: Path) -> None:
-        """Runs a command to its end; one that fails shows what it said."""
+        """Runs a command to its end. One that fails shows what it said."""
         status = self.start(command, binds=binds, output=output).wait()
         assert status == 0, f"{shlex.join(command)}: status {status}\n{output.read_text()[-4000:]}"
 
     def megabytes(self) -> float:
-        """Size of the files, in MB (10^6 bytes); hard links count once."""
+        """Size of the files, in MB (10^6 bytes). Hard links count once."""
         seen: dict[tuple[int, int], int] = {}
         for folder, _, files in os.walk(self.root):
             for name in files:

@@ -47,7 +47,7 @@ class Prometheus:
         return self._get("query_range", query=query, start=str(now - seconds), end=str(now), step="1")
 
     def value(self, query: str) -> float:
-        """The one value of an expression; 0 where there is no series."""
+        """The one value of an expression. 0 where there is no series."""
         found = self.query(query)
         assert len(found) <= 1, found
         return float(found[0]["value"][1]) if found else 0.0

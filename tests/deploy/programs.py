@@ -18,7 +18,7 @@ WAIT_SECONDS = 120.0
 
 
 def program(name: str, package: str) -> str:
-    """The path of a program; skips where it is not installed."""
+    """The path of a program. Skips where it is not installed."""
     path = shutil.which(name)
     if path is None:
         pytest.skip(f"{name} is not installed (Debian: {package})")
@@ -43,7 +43,7 @@ def wait_for(condition: Callable[[], bool], explain: Callable[[], object] = lamb
 
 @contextmanager
 def running(command: Sequence[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A program as a child process, ended on the way out; `log` takes what it says."""
+    """A program as a child process, ended on the way out. `log` takes what it says."""
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         try:
             yield process

@@ -51,7 +51,7 @@ pytestmark = pytest.mark.slow
 
 
 class SteadyLoad:
-    """Open-loop load in a thread, for as long as the block lasts; statuses by number."""
+    """Open-loop load in a thread, for as long as the block lasts. Statuses by number."""
 
     def __init__(self, url: str) -> None:
         self.statuses: Counter[int] = Counter()

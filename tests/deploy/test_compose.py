@@ -24,7 +24,7 @@ VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text()
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
 def test_docker_compose_takes_the_file() -> None:
-    """It checks the file against the published schema, and resolves variables and profiles; no engine is asked."""
+    """It checks the file against the published schema, and resolves variables and profiles, without an engine."""
     command = ["docker-compose", "--file", str(COMPOSE), "--profile", "*", "config"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -33,7 +33,7 @@ def test_docker_compose_takes_the_file() -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_images_are_pinned(name: str) -> None:
-    """What others publish by digest; what is built here by this version."""
+    """What others publish by digest. What is built here by this version."""
     service = SERVICES[name]
     if "build" in service:
         assert VERSION is not None

@@ -1,4 +1,4 @@
-"""Both images, built and run as a cluster runs them: any uid, read-only root; what `train` publishes, `serve` scores.
+"""Both images, built and run as a cluster runs them: any uid, read-only root. What `train` publishes, `serve` scores.
 
 Only where FEEDRANK_BUILD_IMAGE names a build command (tests/deploy/images.py). Minutes, most of them the build.
 """
@@ -73,7 +73,7 @@ def models(train: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def _service(image: Image, models: Path, log: Path, *, workers: int) -> Iterator[tuple[str, float]]:
-    """The image's own command, ready; yields its address and the seconds from start to ready."""
+    """The image's own command, ready. Yields its address and the seconds from start to ready."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -88,7 +88,7 @@ def _service(image: Image, models: Path, log: Path, *, workers: int) -> Iterator
             time.sleep(0.05)
         yield base, time.monotonic() - begun
     finally:
-        # unshare is not the first process of the new namespace; that one is its only child.
+        # unshare is not the first process of the new namespace. That one is its only child.
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for child in children:
             os.kill(int(child), signal.SIGTERM)

@@ -121,7 +121,7 @@ def test_build_takes_what_pip_offers_where_torchs_own_index_refuses(tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def real_wheel() -> Path:
-    """The CPU wheel that this machine's pip takes from its disk; skips where it would fetch one."""
+    """The CPU wheel that this machine's pip takes from its disk. Skips where it would fetch one."""
     if sys.version_info[:2] != (3, 11):
         pytest.skip("the image has Python 3.11, and a wheel of torch is for one Python")
     command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--no-deps"]

@@ -126,7 +126,7 @@ def test_probes_ask_routes_of_the_service(folder: str) -> None:
 def test_a_pod_has_time_to_finish_and_the_cluster_to_notice() -> None:
     drain, shutdown = (float(SETTINGS[f"FEEDRANK_{name}_SECONDS"]) for name in ("DRAIN", "SHUTDOWN"))
     before = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
-    # A single worker ends on its own once its requests have; what a supervisor would grant it is granted here too.
+    # A single worker ends on its own once its requests have. What a supervisor would grant it is granted here too.
     assert POD["spec"]["terminationGracePeriodSeconds"] > before + drain + shutdown + END_SECONDS
     predictor = one("InferenceService")["spec"]["predictor"]
     assert predictor["terminationGracePeriodSeconds"] > drain + shutdown + END_SECONDS

@@ -53,7 +53,7 @@ def test_torchrun_and_training_take_their_arguments() -> None:
     assert host == f"{jobset['metadata']['name']}-workers-0-0.{subdomain}"
     assert [entry["containerPort"] for entry in container["ports"]] == [int(port)]
     assert jobset["spec"]["network"]["enableDNSHostnames"] is True
-    # A pod that dies is made again, and the processes of the others begin anew with it.
+    # A pod that dies is made again, and the processes of the others begin again with it.
     assert min(job["backoffLimit"], options.max_restarts) >= 10
     assert options.local_addr == "10.0.0.1"
 

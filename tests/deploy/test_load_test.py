@@ -197,7 +197,7 @@ def test_a_step_counts_errors_by_kind_and_has_percentiles_of_answers_alone() -> 
     step = Step(100.0, 10.0, Outcome(np.zeros(1000), seconds, status, 0.0))
     assert step.statuses == {TIMED_OUT: 1, FAILED: 1, 200: 996, 429: 1, 503: 1}
     assert step.error_share == pytest.approx(0.004)
-    # Answers took 5 to 1000 ms, in steps of 1; the histogram keeps three digits.
+    # Answers took 5 to 1000 ms, in steps of 1. The histogram keeps three digits.
     for percent in (50.0, 99.0, 99.9):
         expected = seconds[4:][int(np.ceil(996 * percent / 100)) - 1]
         assert step.percentile(percent) == pytest.approx(expected, rel=2e-3)

@@ -1,6 +1,6 @@
 """A real Prometheus beside a service of two workers under load: counts, alerts, every query of rules and dashboard.
 
-FEEDRANK_MONITORING_SECONDS is how long the load lasts that counts are compared after (10; 60 for the long form).
+FEEDRANK_MONITORING_SECONDS is how long the load lasts that counts are compared after (10, or 60 for the long form).
 """
 
 import json
@@ -70,7 +70,7 @@ class Monitored:
 
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
-    """Two versions, the older one as the shadow, the newer one with a catalogue; the impression log is on."""
+    """Two versions, the older one as the shadow, the newer one with a catalogue. The impression log is on."""
     folder = tmp_path_factory.mktemp("monitored")
     models = folder / "models"
     publish_artifact(models, seed=1)
@@ -134,7 +134,7 @@ def test_counters_and_p99_are_those_of_the_load_test(monitored: Monitored) -> No
         of_service = next(place for place, bound in enumerate(bounds) if found.within[bound] >= 0.99 * requests)
         of_client = bisect_left(bounds, step["latency_ms"]["p99"] / 1e3)
         differences.append(of_client - of_service)
-        # The client's percentiles are of answers with 200 alone; a few refusals hardly move the service's p99.
+        # The client's percentiles are of answers with 200 alone. A few refusals hardly move the service's p99.
         if differences[-1] in (0, 1) and step["statuses"]["200"] > 0.95 * requests:
             return
     raise AssertionError(f"p99 of client and service are apart by {differences} buckets")
@@ -184,7 +184,7 @@ def _concrete(query: str) -> str:
 def test_every_panel_of_the_dashboard_shows_data(monitored: Monitored) -> None:
     # Drift is told of a thousand values and more.
     monitored.load("--rate", "20", "--seconds", "5", "--candidates", "200")
-    # An alert is to be seen too: that of a file of task weights which does not hold.
+    # An alert is to be seen too: that of an invalid file of task weights.
     (monitored.models / "tiny/value_models.yaml").write_text("default: {kind: none}\n")
     wait_for(lambda: bool(monitored.prometheus.query('ALERTS{alertname="RankingModelLoadFailed"}')))
 
@@ -208,7 +208,7 @@ def _has_numbers(series: list[dict[str, Any]]) -> bool:
 
 
 def _names(query: str) -> dict[str, dict[str, list[Any]]]:
-    """Metric -> label -> the matchers of it, of an expression; labels that are grouped by have none."""
+    """Metric -> label -> the matchers of it, of an expression. Labels that are grouped by have none."""
     found: dict[str, dict[str, list[Any]]] = {}
 
     def selectors(expression: promql_parser.Expr) -> list[promql_parser.VectorSelector]:
@@ -244,7 +244,7 @@ def _matches(matcher: Any, value: str) -> bool:
 
 
 def test_every_metric_and_label_of_rules_and_dashboard_exists(monitored: Monitored) -> None:
-    """By Prometheus' own grammar, against the series of a service under load; a matcher has to match one of them."""
+    """By Prometheus' own grammar, against the series of a service under load. A matcher has to match one of them."""
     monitored.load("--rate", "20", "--seconds", "2")
     wait_for(lambda: bool(monitored.prometheus.query("task:ranking_score_mean:ratio1h")))
     known: dict[str, list[dict[str, str]]] = {}

@@ -57,7 +57,7 @@ def reply(status: int, body: bytes = b"ok", *, close: bool = False) -> bytes:
 
 
 def test_a_stall_is_charged_for_all_that_were_due_meanwhile() -> None:
-    """A closed loop of one client would have seen one slow answer; ten requests were due while the server stood."""
+    """A closed loop of one client would have seen one slow answer. Ten requests were due while the server stood."""
     outcome = run(lambda _: reply(200), [0.05 * n for n in range(10)], stall=0.6)
     assert (outcome.status_R == 200).all()
     # Due at .05 n, answered when the stall ends or later: never in less than what was left of it.
@@ -96,7 +96,7 @@ def test_arrivals_are_a_poisson_process(rate: float) -> None:
     times = poisson(rate, 20.0, seed=3)
     assert (np.diff(times) >= 0).all()
     assert times[-1] < 20
-    # The count within four standard errors; gaps of an exponential have their mean for a standard deviation.
+    # The count within four standard errors. Gaps of an exponential have their mean for a standard deviation.
     assert len(times) == pytest.approx(20 * rate, abs=4 * np.sqrt(20 * rate))
     gaps = np.diff(times)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=4 * np.sqrt(2 / len(gaps)))

@@ -36,7 +36,7 @@ class Shown:
 
     @property
     def colours(self) -> int:
-        """Number of colours; a blank page has one."""
+        """Number of colours. A blank page has one."""
         return len(np.unique(np.asarray(self.screenshot.convert("RGB")).reshape(-1, 3), axis=0))
 
 

@@ -40,7 +40,7 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 
 def test_every_alert_is_tested_firing() -> None:
-    """That it does not fire is asked of all alerts in each of these tests' first lines."""
+    """The first lines of each of these tests check that no alert fires."""
     expected = {
         name
         for file in TESTS

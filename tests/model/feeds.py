@@ -94,7 +94,7 @@ def columns_of(schema: FeedSchema, rows: Mapping[str, Sequence[object]]) -> dict
 
 
 def fitted_of(schema: FeedSchema, rows: Mapping[str, Sequence[object]]) -> FittedFeatures:
-    """Fitted features of `rows`; the labels of regression tasks are made up."""
+    """Fitted features of `rows`. The labels of regression tasks are made up."""
     targets = {"play_time": np.array([1.0, 2.0, 4.5]), "depth": np.array([100.0, 300.0])}
     return FittedFeatures.fit(schema, columns_of(schema, rows), targets)
 

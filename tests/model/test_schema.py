@@ -1,4 +1,4 @@
-"""The feed schema: every rule, each with the message that names the place; the traps of YAML 1.1."""
+"""The feed schema: every rule, each with the message that names the place, and the traps of YAML 1.1."""
 
 import re
 from pathlib import Path

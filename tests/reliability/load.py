@@ -110,7 +110,7 @@ class Truth:
         self._expected[scorer.version] = scorer.score_values(TINY_REQUEST["user"], features, 4)
 
     def check(self, answer: Answer) -> str:
-        """Fails unless the answer is wholly that of the version which it names; returns the version."""
+        """Fails unless the answer is wholly that of the version which it names. Returns the version."""
         content: dict[str, Any] = json.loads(answer.body)
         ranked = content["candidates"]
         assert sorted(ranked["id"]) == sorted(TINY_REQUEST["candidates"]["id"])
@@ -118,7 +118,7 @@ class Truth:
         version: str = content["model_version"]
         expected_NO = self._expected[version][order]
         found_NO = np.stack([ranked["tasks"][task] for task in self.tasks], axis=1)
-        # The same float32 answers in decimal digits; quantities may be large, so relative where they are.
+        # The same float32 answers in decimal digits. Quantities may be large, so relative where they are.
         np.testing.assert_allclose(found_NO, expected_NO, rtol=1e-6, atol=1e-6)
         # The built-in value model: the sum of the probabilities.
         np.testing.assert_allclose(ranked["score"], expected_NO[:, :2].sum(axis=1, dtype=np.float64), atol=1e-6)

@@ -18,7 +18,8 @@ class Sizes:
     fuzzed: int = 160
     # Answers while nobody reads the log: beyond what a pipe holds, and beyond what the service holds.
     unread_answers: int = 600
-    # Requests of clients of other kinds, twice as many of the JDK's; trailers of one request; connections that hold.
+    # Requests of clients of other kinds, twice as many of the JDK's. Then trailers of one request, and connections that
+    # hold.
     posts: int = 4
     trailer_mebibytes: int = 64
     held_connections: int = 40

@@ -109,7 +109,7 @@ def test_pipes_bombs_and_files_without_end(served: Served) -> None:
 
 
 def test_a_second_copy_over_a_version_that_is_not_served(served: Served, tmp_path: Path) -> None:
-    """`cp -r` cuts a file and writes it anew, while workers hash, map and verify it."""
+    """`cp -r` cuts a file and writes it again, while workers hash, map and verify it."""
     source = publish_artifact(tmp_path, seed=1).rename(tmp_path / "source")
     other = publish_artifact(tmp_path, seed=2)
     place = served.family / "2"

@@ -127,7 +127,7 @@ def test_trailers_without_end_are_cut_off(served: Served) -> None:
 
 
 def test_bodies_without_end_hold_no_more_than_their_bound(served: Served) -> None:
-    """As many as there are hold 3 MiB each and end nothing; those that give way are told so."""
+    """As many as there are take 3 MiB each and end nothing. Those that give way get an answer that says so."""
     size = 3 * MIB
     with served.beside_others(), ExitStack() as stack:
         connections = [stack.enter_context(served.connect()) for _ in range(SIZES.held_connections)]

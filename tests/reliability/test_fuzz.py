@@ -1,7 +1,7 @@
 """Generated requests to a real server: answered or refused by name, never a 5xx but 504, never nothing.
 
-From the service's own description (schemathesis), and from what is nearly right, which finds more. Half of the requests
-each; SIZES says how many.
+From the service's own description (schemathesis), and from what is nearly right, which finds more. Each has half of the
+requests. SIZES says how many.
 """
 
 import http.client
@@ -24,13 +24,14 @@ from tests.service.open_inference import test_open_inference_fuzz as infer_bodie
 from tests.service.open_inference.tensors import HEADER_LENGTH, INFER
 from tests.service.running import RunningService
 
-PATIENCE_SECONDS = 30  # what hangs fails; a busy machine takes its time
-# Routes of one request of no arguments are asked a few times; these are where requests differ.
+PATIENCE_SECONDS = 30  # what hangs fails. A busy machine takes its time
+# Routes without arguments get a few requests. These are where requests differ.
 RANK, INFER_ROUTES = "/v1/rank", ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
 
 
 def fuzz(examples: int) -> settings:
-    """So many examples, others every time; a failing one is shown as it was found, as shrinking asks thousands more."""
+    """So many examples, others every time. A failing one is shown as it was found, as shrinking sends thousands
+    more."""
     return settings(
         max_examples=examples,
         deadline=None,
@@ -138,4 +139,4 @@ def test_requests_of_the_description(asked: Asked) -> None:
 
         ask()
     session.close()
-    assert asked.count - before >= SIZES.fuzzed // 2 * 0.9  # some routes take nothing, and are asked once
+    assert asked.count - before >= SIZES.fuzzed // 2 * 0.9  # some routes take nothing, and get one request

@@ -64,7 +64,7 @@ def test_a_reader_of_the_log_that_stops_stops_nothing(tmp_path: Path, workers: s
 
 
 def test_a_full_disk_ends_no_worker_and_none_that_replaces_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk of TMPDIR, where two workers keep their metrics; a new version needs room for its own."""
+    """The disk of TMPDIR, where two workers keep their metrics. A new version needs room for its own."""
     truth = Truth(publish_artifact(tmp_path / "models"))
     with small_disk(tmp_path / "disk", 4 * 2**20) as disk:
         monkeypatch.setenv("TMPDIR", str(disk))
@@ -99,7 +99,7 @@ def test_a_full_disk_ends_no_worker_and_none_that_replaces_it(tmp_path: Path, mo
 
 @contextmanager
 def asking(address: str, context: ssl.SSLContext) -> Iterator[list[int]]:
-    """Clients that ask over TLS meanwhile, a connection for each request; the statuses they were answered."""
+    """Clients over TLS meanwhile, a connection for each request, and the statuses of their answers."""
     statuses: list[int] = []
     is_over = Event()
 

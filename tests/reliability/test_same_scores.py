@@ -1,4 +1,4 @@
-"""A candidate's scores, whoever computes them and however they are asked for: the same to 1e-6."""
+"""A candidate's scores, by every engine and every form of request: the same to 1e-6."""
 
 import http.client
 import json
@@ -135,7 +135,7 @@ def asking(service: RunningService, worker: int) -> Iterator[Ask]:
     for other in others:
         os.kill(other, signal.SIGSTOP)
     try:
-        ranked(ask, chosen([0]))  # answered, so by the one that runs; it has the connection from here on
+        ranked(ask, chosen([0]))  # answered, so by the one that runs. It has the connection from here on
     finally:
         for other in others:
             os.kill(other, signal.SIGCONT)

@@ -26,7 +26,7 @@ MOST_CREPT_MIB = 0.02
 
 def crept(resident_R: NDArray[np.float64]) -> float:
     """By how much memory has grown but for its two largest steps. What a process has once had at the same time it
-    keeps, so that a moment with a few more requests is a step of some MiB, whenever it comes; what leaks comes again
+    keeps, so that a moment with a few more requests is a step of some MiB, whenever it comes. What leaks comes again
     and again, by 132 KiB (malloc) or by 1 MiB (Python's arenas)."""
     steps = np.diff(resident_R)
     return float(steps.sum() - np.sort(steps)[-2:].sum())
@@ -55,7 +55,7 @@ def test_files_threads_and_memory_stay_what_they_are(tmp_path: Path) -> None:
     models, log = tmp_path / "models", tmp_path / "log"
     publish_artifact(models)
     log.mkdir()
-    # Every part that writes or waits is on; the queue has no bound, so that nothing is shed by what else runs here.
+    # Every part that writes or waits is on. The queue has no bound, so that nothing is shed by what else runs here.
     flags = ("--threads", "1", "--queue-seconds", "60", "--impression-log", str(log))
     files: list[int] = []
     threads: list[int] = []

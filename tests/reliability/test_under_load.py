@@ -83,7 +83,7 @@ def test_a_killed_worker_loses_what_it_held_alone_and_its_counters_stay(tmp_path
                 service.wait_workers(2, besides=killed)
             load.wait_for_more(20)
         assert {answer.status for answer in load.answers} <= {200, BROKEN}
-        # What a worker holds is at most one request of every client; and it counts an answer after it has left.
+        # A worker has at most one request of every client. It counts an answer after it has left.
         may_be_lost = clients * SIZES.kills
         assert len(load.of(BROKEN)) <= may_be_lost
         assert {truth.check(answer) for answer in load.of(200)} == {"1"}

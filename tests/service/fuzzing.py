@@ -27,7 +27,7 @@ _ALLOWED_5XX = (503, 504)
 
 @dataclass
 class Outcome:
-    """Outcome of an exchange. `faults` are exchanges whose answers are wrong, with the reason; the first ones are
+    """Outcome of an exchange. `faults` are exchanges whose answers are wrong, with the reason. The first ones are
     kept."""
 
     requests: int = 0
@@ -96,7 +96,7 @@ class _Wire(Transport):
 
 
 async def fuzz(application: ASGIApp, number: int, seed: int, tell: Callable[[int], None] = lambda _: None) -> Outcome:
-    """At least `number` requests; `tell` is told from time to time how many there were."""
+    """At least `number` requests. `tell` is called from time to time with their number."""
     config = Config(application, access_log=False, log_config=None, timeout_keep_alive=600, ws="none", lifespan="on")
     config.load()
     lifespan = LifespanOn(config)

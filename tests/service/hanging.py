@@ -1,4 +1,4 @@
-"""Two workers of an application that hangs for ever when it is asked to; what their parent says goes to stdout.
+"""Two workers of an application that hangs for ever on request. What their parent logs goes to stdout.
 
 python -m tests.service.hanging PORT
 """

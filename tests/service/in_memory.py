@@ -101,7 +101,7 @@ class Clock:
 
 
 class Connection:
-    """A connection to `application`, which has `state` from its lifespan; one of those of `server_state`."""
+    """A connection to `application`, which has `state` from its lifespan, one of those of `server_state`."""
 
     def __init__(
         self,

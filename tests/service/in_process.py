@@ -36,5 +36,5 @@ def samples(client: TestClient, name: str) -> dict[frozenset[tuple[str, str]], f
 
 
 def sample(client: TestClient, name: str, **labels: str) -> float:
-    """One sample; a KeyError where its label set is not exported."""
+    """One sample. Raises KeyError where its label set is not exported."""
     return samples(client, name)[frozenset(labels.items())]

@@ -25,7 +25,7 @@ _ADDRESS = re.compile(r"Uvicorn running on (https?://[0-9a-f.:\[\]]+:[0-9]+)")
 
 
 class RunningService:
-    """Use as a context manager; on leaving, what still runs is killed."""
+    """Use as a context manager. On leaving, what still runs is killed."""
 
     def __init__(self, models: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "service", "--models", str(models), "--port", "0"]
@@ -35,7 +35,7 @@ class RunningService:
             [*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         self.log: list[str] = []
-        self.reads = threading.Event()  # its log; cleared, this reader stops as one that hangs does
+        self.reads = threading.Event()  # its log. Cleared, this reader stops as one that hangs does
         self.reads.set()
         self._has_address = threading.Event()
         self._address = ""
@@ -61,7 +61,7 @@ class RunningService:
         return self
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Asks again and again until `condition` holds; fails with the service's log where it never does."""
+        """Tries again and again until `condition` is true. Fails with the service's log where it never is."""
         deadline = time.monotonic() + START_SECONDS
         while not condition():
             assert self.process.poll() is None, "the service ended:\n" + "\n".join(self.log)
@@ -80,7 +80,7 @@ class RunningService:
         return status
 
     def workers(self) -> set[int]:
-        """The processes of several workers that are alive; uvicorn's children are these and a resource tracker."""
+        """The processes of several workers that are alive. Uvicorn's children are these and a resource tracker."""
         found = set()
         for child in psutil.Process(self.process.pid).children():
             with suppress(psutil.Error):  # it has just ended
@@ -97,7 +97,7 @@ class RunningService:
         return {line["pid"] for line in self.log_lines("feedrank.workers") if line["message"] == "worker serves"}
 
     def log_lines(self, logger: str) -> list[dict[str, Any]]:
-        """The parsed log lines of one logger; a line that is not JSON is a fault."""
+        """The parsed log lines of one logger. A line that is not JSON is a fault."""
         lines: list[dict[str, Any]] = [json.loads(line) for line in list(self.log)]
         return [line for line in lines if line["logger"] == logger]
 

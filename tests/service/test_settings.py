@@ -1,4 +1,4 @@
-"""Flags and environment variables: order, defaults, and one clear line for what does not hold."""
+"""Flags and environment variables: order, defaults, and one clear line for what is not valid."""
 
 from pathlib import Path
 

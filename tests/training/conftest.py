@@ -1,4 +1,4 @@
-"""Shared by the tests of training/: one small run, trained once a session; tests copy it before they change it."""
+"""Shared by the tests of training/: one small run, trained once a session. Tests copy it before they change it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Output folders: a job writes into a new, an empty or its own one; what is the user's stays, byte for byte."""
+"""Output folders: a job writes into a new, an empty or its own one. The user's files stay, byte for byte."""
 
 import json
 import shutil

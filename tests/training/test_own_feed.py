@@ -39,7 +39,7 @@ NETWORK = {"fusion": {"kind": "adatt", "levels": [8], "experts_per_task": 1}, "t
 
 
 def music(rows: int) -> pa.Table:
-    """Some tracks are finished often, others seldom; slow ones play longer. The week is a float, the day a text."""
+    """Some tracks are finished often, others seldom. Slow ones play longer. The week is a float, the day a text."""
     rng = np.random.default_rng(0)
     names = np.array([f"träck-{number}" for number in range(12)])
     track, heard = rng.integers(0, 12, rows), rng.random(rows) < 0.7

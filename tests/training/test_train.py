@@ -58,7 +58,7 @@ def log_of(run: Run) -> list[dict[str, str]]:
 
 
 def assert_same_run(one: Run, other: Run) -> None:
-    """Weights, optimizer state and history of two runs are equal bit for bit; only their clocks differ."""
+    """Weights, optimizer state and history of two runs are equal bit for bit. Only their clocks differ."""
     assert_same_checkpoints(one, other)
     assert (one.path / LOG).read_bytes() == (other.path / LOG).read_bytes()
     summaries = [run.summary() for run in (one, other)]

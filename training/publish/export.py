@@ -196,7 +196,7 @@ def _parity(
 
 
 def _unit_of_log(schema: FeedSchema) -> float:
-    # expm1 turns an absolute error of the log scale (values up to about 20) into a relative one of that size.
+    # expm1 makes of an absolute error of the log scale (values up to about 20) a relative one of that size.
     return 20.0 if any(not isinstance(task, BinaryTask) for task in schema.tasks) else 1.0
 
 

@@ -18,7 +18,7 @@ from tests.model.small_artifact import FILES, SMALL, publish_small
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real artifact; tests that change it copy it first."""
+    """A real artifact. Tests that change it copy it first."""
     return publish_artifact(tmp_path_factory.mktemp("models"))
 
 
@@ -39,7 +39,7 @@ def rewrite_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> No
 
 
 def replace_file(path: Path, name: str, content: bytes) -> None:
-    """Replaces a file and has the manifest vouch for it."""
+    """Replaces a file and lists it in the manifest."""
     (path / name).write_bytes(content)
 
     def vouch(manifest: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def test_an_explanation_gives_the_answers_and_what_they_are_mixed_of(published: 
     assert [level.experts for level in levels] == [[f"{task}.{n}" for task in tasks for n in (1, 2)]] * 2
     for level in levels:
         assert level.weights_NGE.shape == (4, 3, 6)
-        # A gate's weights sum to 1; a native weight is the same for all candidates, and stands at own experts alone.
+        # A gate's weights sum to 1. A native weight is the same for all candidates, and is on own experts alone.
         native_NG = level.weights_NGE.sum(axis=2) - 1
         np.testing.assert_allclose(native_NG, native_NG[:1].repeat(4, axis=0), atol=1e-6)
 

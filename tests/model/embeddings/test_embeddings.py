@@ -149,7 +149,7 @@ def test_tables_have_a_row_for_every_id_and_one_for_the_unknown() -> None:
 @pytest.mark.parametrize("batch", [1, 7, 64])
 @pytest.mark.parametrize("fused", FUSED)
 def test_one_fused_step_is_the_optimizer_by_hand(fused: FusedOptimizer, batch: int) -> None:
-    """Two steps, as Adagrad's state matters from the second on; an id read twice in a batch has one summed gradient."""
+    """Two steps, as Adagrad's state matters from the second on. An id read twice in a batch has one summed gradient."""
     schema, rate = everything(), 0.1
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     embeddings = build(schema, encoder, fused, rate)

@@ -123,7 +123,7 @@ def test_weights_are_copies() -> None:
     assert torch.equal(scoring(rows[:, candidate], sums([rows[:1, request]])), before)
 
 
-# One of every shape that a level can have; scripting takes a second each.
+# One of every shape that a level can have. Scripting takes a second each.
 @pytest.mark.parametrize("name", ["adatt-deep-unequal", "ple-no-shared", "ml-mmoe", "cross-stitch", "routing"])
 def test_scripted_is_eager_to_the_bit(name: str) -> None:
     _, _, (sums, scoring) = split_of(CASES[name], False)

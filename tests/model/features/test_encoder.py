@@ -88,7 +88,7 @@ def test_ids_spread_evenly_over_buckets(values: list[object], buckets: int) -> N
     rows = encode_x(schema, values, FittedFeatures()).block.ids_BK[:, 0]
     counts = np.bincount(rows, minlength=buckets + 1)
     assert counts[0] == 0, "row 0 is for unknown ids"
-    # Even hashing fails this once in a million; ids taken modulo buckets or bytes summed fail it by far.
+    # Even hashing fails this once in a million. Ids taken modulo buckets or bytes summed fail it by far.
     assert scipy.stats.chisquare(counts[1:]).pvalue > 1e-6
 
 
@@ -237,7 +237,7 @@ def test_a_constant_column_becomes_0(transform: str) -> None:
 
 
 def test_quantile_is_the_rank_of_distinct_values() -> None:
-    """On 0..1000 the rank of a value is itself, mapped to [-1, 1]; one knot in a hundred blurs it by 0.01."""
+    """On 0..1000 the rank of a value is itself, mapped to [-1, 1]. One knot in a hundred blurs it by 0.01."""
     schema = one_feature("kind: number, transform: quantile")
     fitted = FittedFeatures.fit(
         schema, columns_of(schema, {"x": np.random.default_rng(0).permutation(1001).tolist()}), {}
@@ -326,7 +326,7 @@ def test_a_batch_is_its_rows_one_by_one(block: Block, seed: int, count: int, as_
     assert np.array_equal(whole.block.numbers_BD, np.concatenate([part.block.numbers_BD for part in parts]))
     lengths_LB = np.concatenate([part.block.list_lengths_LB for part in parts], axis=1)
     assert np.array_equal(whole.block.list_lengths_LB, lengths_LB)
-    # Values lie feature by feature; within a feature row by row.
+    # Values lie feature by feature, and within a feature row by row.
     starts = [np.cumsum([0, *part.block.list_lengths_LB.sum(axis=1)]) for part in parts]
     values = [
         part.block.list_values_V[start[feature] : start[feature + 1]]
@@ -344,7 +344,7 @@ def test_training_only_features_are_read_in_training_and_fixed_in_scores() -> No
     encoder = encoder_of(schema, rows)
     trained = encode(encoder, "request", rows, 30, as_served=False)
     served = encode(encoder, "request", rows, 30, as_served=True)
-    # user_id, tab and position are the single ids; age and speed the numbers.
+    # user_id, tab and position are the single ids. Age and speed the numbers.
     assert trained.block.ids_BK[:, 2].tolist() == [1, 2, 3] * 10
     assert served.block.ids_BK[:, 2].tolist() == [1] * 30
     assert trained.block.numbers_BD[:, 1].tolist() == [0.5, 7.0] * 15

@@ -139,7 +139,7 @@ def test_a_vocabulary_of_too_many_ids_keeps_the_common_ones() -> None:
 
 
 def test_strings_given_once_count_as_often_as_they_stand() -> None:
-    """A log's strings come as places in a list of all; a null's place may be anywhere, and a value may be in no row."""
+    """A log's strings come as places in a list of all. A null's place may be anywhere, and a value may be in no row."""
     [table] = schema_of(
         "name: f\nfeatures: [{name: x, side: candidate, kind: id, dtype: string, buckets: 9, dim: 4}]\n"
         "tasks: [{name: click, kind: binary, label: clicked}]"

@@ -25,7 +25,7 @@ VALUES = SCALARS | st.lists(st.integers(-5, 5) | SCALARS, max_size=9)
 
 
 def check(encoder: FeatureEncoder, values: dict[str, object]) -> bool:
-    """Whether the values fit; either way, what is said of them is what is said of columns."""
+    """True where the values fit. Either way the faults are those of columns."""
     fault = None
     columns: dict[str, Column] = {}
     try:

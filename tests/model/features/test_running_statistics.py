@@ -1,4 +1,5 @@
-"""Summaries of pieces against counting, sorting and averaging the whole; beyond what is exact, against their bounds."""
+"""Summaries of parts against counting, sorting and averaging the whole, and against their bounds where they are not
+exact."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def test_counts_are_exact_while_there_is_room(pieces: list[list[int]]) -> None:
 @pytest.mark.parametrize("most", [50, 400])
 @pytest.mark.parametrize("dtype", ["int64", "string"])
 def test_counts_of_too_many_ids_are_within_their_bound(dtype: str, most: int, merged: bool) -> None:
-    """The bound of Misra and Gries holds for every id; an id more frequent than it is never lost."""
+    """The bound of Misra and Gries is kept for every id. An id more frequent than it is never lost."""
     generator = np.random.default_rng(0)
     pieces = [np.concatenate([generator.zipf(1.3, 3000) % 10**6, generator.integers(10**7, 10**8, 1500)])
               for _ in range(12)]  # fmt: skip

@@ -33,7 +33,7 @@ def with_two_hashes(text: str) -> FeedSchema:
 
 
 def vector(table: Array, buckets: int, value: object) -> Array:
-    """The sum of the two rows of one raw id, or of the two OOV rows; the halves stand one below the other."""
+    """The sum of the two rows of one raw id, or of the two OOV rows. The halves stand one below the other."""
     rows = (0, 0)
     if value is not None:
         word = split_mix_64(value) if isinstance(value, int) else xxhash.xxh3_64_intdigest(str(value).encode())
@@ -140,8 +140,8 @@ def rows_of(values: Sequence[object], buckets: int) -> tuple[NDArray[np.int64], 
     [f"item-{value}" for value in range(30_000)],
 ], ids=["consecutive", "multiples of 1024", "strings"])  # fmt: skip
 def test_both_rows_are_shared_as_seldom_as_chance_has_it(values: list[object]) -> None:
-    """Of n ids in B**2 pairs, each meets another with 1 - (1 - 1/B**2)**(n - 1): 3 % here, where one hash of as many
-    rows has all of them meet. Correlated hashes would meet more often by far."""
+    """Chance that an id of n in B**2 pairs meets another: 1 - (1 - 1/B**2)**(n - 1), 3 % here. With one hash of as many
+    rows all of them meet. Correlated hashes would meet more often by far."""
     buckets, count = 1000, len(values)
     first, second = rows_of(values, buckets)
     for rows in (first, second):

@@ -20,7 +20,7 @@ INPUT_WIDTH = 7
 
 @dataclass(frozen=True)
 class Case:
-    """One network; `is_lone_gate`: some gate mixes a single expert, so its weight is 1 and no gradient reaches it."""
+    """One network. `is_lone_gate`: some gate mixes a single expert, so its weight is 1 and no gradient reaches it."""
 
     config: Mapping[str, Any]
     tasks: int

@@ -30,7 +30,7 @@ class Level:
 
 
 def weights_of(case: Case, state: State) -> list[Level]:
-    """Views of each expert's and each gate's own matrices; of fixed routing, `experts` are the modules drawn."""
+    """Views of each expert's and each gate's own matrices. Of fixed routing, `experts` are the modules drawn."""
     if case.kind == "shared_bottom":
         return [Level([[linear_of(state, f"layers.{layer}") for layer in range(len(case.widths))]])]
     if case.kind == "no_sharing":
@@ -101,7 +101,7 @@ def _experts_of(state: State, name: str, widths: list[int], units: list[int], *,
 
 
 def reference(case: Case, state: State, rows: Iterable[Array], exp: Callable[[Array], Array]) -> list[list[Array]]:
-    """fused[row][task] by the paper's equations; `exp` is that of the arrays' library."""
+    """fused[row][task] by the paper's equations. `exp` is that of the arrays' library."""
     levels = weights_of(case, state)
     return [_fused(case, levels, row, exp) for row in rows]
 
@@ -146,7 +146,7 @@ def _routed(case: Case, levels: list[Level], row: Array) -> list[Array]:
     for task in range(case.tasks):
         hidden = row
         for level, modules in zip(levels, routes, strict=True):
-            # Modules that no task drew are not built; the others are in the order of their numbers.
+            # Modules that no task drew are not built. The others are in the order of their numbers.
             hidden = mlp(level.experts[sorted(set(modules)).index(modules[task])], hidden)
         fused.append(hidden)
     return fused

@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 class Stage(nn.Module):
-    """Pools of experts, a pool for each unit; `sees[unit]` are the experts that the unit's router mixes."""
+    """Pools of experts, a pool for each unit. `sees[unit]` are the experts that the unit's router mixes."""
 
     def __init__(
         self, width: int, widths: Sequence[int], pools: list[int], sees: list[list[int]], router_width: int
@@ -46,7 +46,7 @@ class Stage(nn.Module):
         self.residuals = nn.ParameterList()
 
     def forward(self, inputs: list[Tensor], raw: Tensor | None = None) -> list[Tensor]:
-        """Each unit's mix; routers read their unit's input, or the raw row where it is given."""
+        """Each unit's mix. Routers read their unit's input, or the raw row where it is given."""
         pools = [[net(x) for net in cast(nn.ModuleList, pool)] for pool, x in zip(self.pools, inputs, strict=True)]
         outputs = [output for pool in pools for output in pool]
         mixes = []

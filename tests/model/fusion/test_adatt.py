@@ -1,7 +1,7 @@
 """AdaTT against Equations 4 to 11 of the paper, evaluated by plain loops over experts, units and rows in float64.
 
-The reference knows the paper and the published semantics (biases in gates, native weights added after the softmax,
-no gate for the last level's shared unit); of the module it knows only where each expert's numbers lie.
+The reference has the paper and the published semantics (biases in gates, native weights added after the softmax, no
+gate for the last level's shared unit). Of the module it uses only the place of each expert's numbers.
 """
 
 import io
@@ -21,7 +21,7 @@ INPUT_WIDTH = 7
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of one AdaTT; `units` are the experts of each task and, where there is one, of the shared unit."""
+    """Sizes of one AdaTT. `units` are the experts of each task and, where there is one, of the shared unit."""
 
     kind: str
     levels: tuple[int | tuple[int, ...], ...]
@@ -246,7 +246,7 @@ def test_native_weights_start_uniform_within_one_over_root_m(case: Case, bounds:
     for values, bound in zip(draws, bounds, strict=True):
         drawn = np.concatenate(values)
         assert np.abs(drawn).max() <= bound
-        # 30 draws or more of U(-b, b) leave the outer fifths empty once in 10^5 trials; the seeds are fixed.
+        # 30 draws or more of U(-b, b) leave the outer fifths empty once in 10^5 trials. The seeds are fixed.
         assert drawn.min() < -0.6 * bound
         assert drawn.max() > 0.6 * bound
 

@@ -30,7 +30,7 @@ def test_output_has_a_row_per_task_of_the_last_width(case: Case) -> None:
 @all_networks
 def test_large_inputs_give_finite_outputs_and_gradients(case: Case) -> None:
     module = case.build()
-    # Gates saturate here, so an unshifted softmax would overflow; linear layers stay far below float32's 3e38.
+    # Gates saturate here, so an unshifted softmax would overflow. Linear layers stay far below float32's 3e38.
     assert module(rows_of(32) * 1e15).isfinite().all()
     rows_BD = (rows_of(32) * 1e5).requires_grad_()
     module(rows_BD).sum().backward()
@@ -120,7 +120,7 @@ def test_layers_start_uniform_within_one_over_root_of_their_inputs(case: Case) -
         bound = (50 if is_input else 40) ** -0.5
         assert value.abs().max() <= bound, name
         if value.numel() >= 100:
-            # 100 draws of U(-b, b) all below 0.9 b: once in 10^4 trials; the seed is fixed.
+            # 100 draws of U(-b, b) all below 0.9 b: once in 10^4 trials. The seed is fixed.
             assert value.abs().max() > 0.9 * bound, name
 
 
@@ -152,7 +152,7 @@ class _OneDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @all_networks
 def test_forward_makes_nothing_on_the_host(case: Case) -> None:
-    """So that on an accelerator no step waits for a copy; seen on torch's `meta` device."""
+    """So that on an accelerator no step waits for a copy, seen on torch's `meta` device."""
     module = case.build().to("meta")
     scripted = torch.jit.script(module)
     rows_BD = torch.empty(3, INPUT_WIDTH, device="meta")

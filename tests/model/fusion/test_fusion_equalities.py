@@ -42,7 +42,7 @@ def test_mmoe_is_ml_mmoe_with_one_level(levels: list[Any]) -> None:
 
 
 def test_mmoe_is_one_level_of_adatt_without_native_experts() -> None:
-    """Every gate of both reads the row and mixes all experts; only the names of the gates differ."""
+    """Every gate of both reads the row and mixes all experts. Only the names of the gates differ."""
     mmoe = build("mmoe", [6, 4], 3, num_experts=6)
     names = {name: name.replace("gates.", "gates.0.") for name in mmoe.state_dict()}
     adatt = build("adatt_sp", [[6, 4]], 3, experts_per_task=2, native_experts=False, seed=9)
@@ -134,7 +134,7 @@ def test_one_task_is_a_plain_mlp(kind: str) -> None:
 
 
 def test_adatt_with_one_task_and_one_expert_is_an_mlp_doubled_at_every_level() -> None:
-    """Its only gate weight is 1 and its native weight is 1; without the latter it is the MLP itself."""
+    """Its only gate weight is 1 and its native weight is 1. Without the latter it is the MLP itself."""
     shared = build("shared_bottom", [6, 5, 4], 1)
     plain = shared.state_dict()
     for native, factor in ((True, 2.0), (False, 1.0)):
@@ -189,7 +189,7 @@ def test_reordering_tasks_reorders_the_outputs(name: str) -> None:
         units = [*case.per_task, *([case.shared] if case.shared else [])]
     starts = np.cumsum([0, *units])
     unit_order = [*order, *range(case.tasks, len(units))]
-    # Where tasks own the experts, these follow; MMoE's belong to nobody.
+    # Where tasks own the experts, these follow. MMoE's belong to no task.
     owned = [expert for unit in unit_order for expert in range(starts[unit], starts[unit + 1])]
     module, permuted = case.build(), Case(config, case.tasks)
     other = permuted.build(seed=9)

@@ -26,7 +26,7 @@ def expert_gradients(case: Case, task: int) -> list[Level]:
 
 
 def is_touched(level: Level, expert: int) -> bool:
-    """True where all matrices of an expert have a gradient; a mix of some and none is a fault of its own."""
+    """True where all matrices of an expert have a gradient. A mix of some and none is a fault of its own."""
     touched = {bool((part != 0).any()) for layer in level.experts[expert] for part in layer}
     assert len(touched) == 1, f"expert {expert} is reached in part"
     return touched.pop()
@@ -109,7 +109,7 @@ def test_every_expert_of_mmoe_learns_from_every_task_and_each_gate_from_its_own(
 
 @pytest.mark.parametrize("name", ["ml-mmoe", "ml-mmoe-deep"])
 def test_ml_mmoe_gates_read_the_raw_row_at_every_level(name: str) -> None:
-    """So changing what the first level's experts yield changes no gate above; PLE's gates do read their unit."""
+    """So changing what the first level's experts yield changes no gate above. PLE's gates do read their unit."""
     case = CASES[name]
     module = case.build()
     before, output = module.expert_weights(rows_of(9)), module(rows_of(9))  # type: ignore[operator]

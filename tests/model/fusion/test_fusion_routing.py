@@ -65,7 +65,7 @@ def test_modules_that_no_task_drew_are_not_built() -> None:
 
 
 def test_tasks_part_where_their_routes_part_and_may_use_one_module_on_different_inputs() -> None:
-    """Routes (0, 0), (0, 1), (1, 1): tasks 1 and 2 share the last module but not what goes in; 0 and 1 the first."""
+    """Routes (0, 0), (0, 1), (1, 1): tasks 1 and 2 share the last module but not what goes in. 0 and 1 the first."""
     torch.manual_seed(0)
     network = FixedRouting(INPUT_WIDTH, [6, 4], [[0, 0, 1], [0, 1, 1]])
     first, last = ([torch.nn.Sequential(linear, torch.nn.ReLU()) for linear in layer.linears]  # type: ignore[union-attr]

@@ -27,7 +27,7 @@ def parameters_of(case: Case) -> int:
     ({"kind": "ml_mmoe", "levels": [128, 64], "num_experts": 6}, 166_419),
     ({"kind": "ple", "levels": [128, 64], "experts_per_task": 1, "shared_experts": 3}, 163_215),
     ({"kind": "shared_bottom", "levels": [128, 64]}, 33_531),
-    # 87,915 with embeddings for each task; here the tasks share them.
+    # 87,915 with embeddings for each task. Here the tasks share them.
     ({"kind": "no_sharing", "levels": [128, 64]}, 87_915 - 2 * EMBEDDINGS),
 ])  # fmt: skip
 def test_census_networks_have_the_published_sizes(sizes: dict[str, Any], total: int) -> None:

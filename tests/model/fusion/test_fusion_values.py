@@ -11,7 +11,7 @@ from tests.model.fusion import test_adatt
 from tests.model.fusion.cases import CASES, INPUT_WIDTH, Case, rows_of
 from tests.model.fusion.equations import linear_of, mlp, reference
 
-# AdaTT's outputs and gradients have loops of their own (test_adatt.py); its logits are here.
+# AdaTT's outputs and gradients have loops of their own (test_adatt.py). Its logits are here.
 OTHERS = {name: case for name, case in CASES.items() if not case.kind.startswith("adatt")}
 other_networks = pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS.keys())
 all_networks = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -44,7 +44,7 @@ def test_output_is_that_of_the_equations(case: Case) -> None:
 
 @all_networks
 def test_logits_behind_the_towers_are_those_of_the_equations(case: Case) -> None:
-    """Tower = hidden Linear and ReLU, then one Linear to a raw logit; nothing between fusion and tower."""
+    """Tower = hidden Linear and ReLU, then one Linear to a raw logit. Nothing between fusion and tower."""
     torch.manual_seed(5)
     network = Network(NetworkConfig(fusion=case.parsed, tower=(6, 3)), INPUT_WIDTH, (1,) * case.tasks).eval()
     rows_BD, state = rows_of(8), numbers_of(network)
@@ -75,6 +75,6 @@ def test_gradients_are_those_of_the_equations(case: Case) -> None:
     ]:
         assert mine.grad is not None, f"{name} takes no part in the output"
         assert theirs.grad is not None, f"{name} is in no equation"
-        # 1e-4 relative; numbers that cancel to almost nothing carry the rounding of the largest beside them.
+        # 1e-4 relative. Numbers that cancel to almost nothing carry the rounding of the largest beside them.
         floor = 1e-5 * float(theirs.grad.abs().max()) + 1e-9
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=floor, msg=name)

@@ -77,7 +77,7 @@ def test_draws_follow_the_policy() -> None:
     module(rows_of(6000))
     for task, chances in enumerate(torch.softmax(table, dim=1)):
         counts = torch.bincount(layer.drawn_BT[:, task], minlength=3).numpy()
-        # A right sampler fails one seed in a thousand; this seed is fixed.
+        # A right sampler fails one seed in a thousand. This seed is fixed.
         assert chisquare(counts, 6000 * chances.double().numpy() / float(chances.double().sum())).pvalue > 1e-3
     # Tasks draw each for itself.
     joint = np.histogram2d(layer.drawn_BT[:, 0].numpy(), layer.drawn_BT[:, 1].numpy(), bins=3)[0]

@@ -21,7 +21,7 @@ TASKS, WIDTH = 3, 7
 
 
 def built(fused: FusedOptimizer | None) -> tuple[FeedSchema, FeatureEncoder, Ranker]:
-    """A ranker on the feed with every kind of feature; each task has tables of its own."""
+    """A ranker on the feed with every kind of feature. Each task has tables of its own."""
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     torch.manual_seed(0)

@@ -44,7 +44,7 @@ def test_a_dot_is_part_of_a_name_and_reads_no_attribute() -> None:
 
 
 def test_integers_do_not_grow_without_bound() -> None:
-    """9 ** 9 ** 9 as an integer of Python has 370 million digits; as a float64 it is infinite at once."""
+    """9 ** 9 ** 9 as an integer of Python has 370 million digits. As a float64 it is infinite at once."""
     assert np.isinf(Formula("a + 9 ** 9 ** 9")(VALUES)).all()
 
 

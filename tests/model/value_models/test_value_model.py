@@ -24,7 +24,7 @@ TASKS = ["click", "like", "play_time", "depth"]  # those of `everything()`: two 
 
 
 def domain_of(schema: FeedSchema) -> AnswerDomain:
-    """Probabilities to 1, quantities to a day in milliseconds; no golden answer."""
+    """Probabilities to 1, quantities to a day in milliseconds, no golden answer."""
     uppers = {task.name: 1.0 if task.kind == "binary" else 8.64e7 for task in schema.tasks}
     return AnswerDomain(schema, uppers, np.zeros((0, len(uppers)), np.float32))
 

@@ -63,7 +63,7 @@ def test_an_honest_wait_is_longer_when_the_threads_are_slower() -> None:
 
 
 def test_one_slow_request_does_not_close_the_door() -> None:
-    """The first of a cold process may take seconds; those after it must not be shed for that."""
+    """The first of a cold process may take seconds. Those after it must not be shed for that."""
     admission = Admission(threads=1, seconds=0.1, largest=2000)
     before = admission.limit
     ticket = admission.admit(size_of(1))

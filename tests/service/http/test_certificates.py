@@ -20,7 +20,7 @@ from tests.service.in_process import sample
 
 
 def shown_by(context: ssl.SSLContext, client: ssl.SSLContext) -> bytes:
-    """The certificate that a handshake shows, in DER; event loops make connections this way."""
+    """The certificate that a handshake shows, in DER. Event loops make connections this way."""
     ends = [(ssl.MemoryBIO(), ssl.MemoryBIO()) for _ in range(2)]
     server_side = context.wrap_bio(*ends[0], server_side=True)
     client_side = client.wrap_bio(*ends[1], server_hostname="127.0.0.1")

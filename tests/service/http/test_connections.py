@@ -57,7 +57,7 @@ def test_the_one_that_holds_most_gives_way_and_others_are_answered(shared: Conne
         assert 0 < shared.held_bytes < 500
         assert (await modest.send(b"x" * 100)).endswith(b"\r\n\r\n200")
         assert (await third.send(b"x" * 50)).endswith(b"\r\n\r\n200")
-        # What is refused is passed over to its end, and the connection goes on.
+        # What is refused is skipped to its end, and the connection goes on.
         assert await greedy.send(b"x" * 1000, b"x" * 300) == b""
         assert shared.held_bytes == 0
         assert (await greedy.send(SMALL)).endswith(b"\r\n\r\n10")
@@ -124,7 +124,7 @@ def connections_of_one_server(number: int) -> list[Connection]:
 def test_idle_connections_end_for_new_ones(shared: Connections) -> None:
     async def run() -> None:
         connections = connections_of_one_server(4)
-        await connections[0].send(SMALL)  # so its time begins anew
+        await connections[0].send(SMALL)  # so its time begins again
         await connections[1].send(SMALL[:-1])
         new = Connection(application, server_state=connections[0].server_state)
         assert [one.transport.is_closed for one in connections] == [True, False, True, True]

@@ -144,7 +144,7 @@ def test_keys_rotate_without_a_restart_and_a_bad_file_changes_nothing(client: Te
     assert status("feedrank_one") == 401
     for text in ("keys: [", "keys: []", "keys: [{name: a, scopes: [root], sha256: x}]"):
         file.write_text(text)
-        time.sleep(2 * POLL_SECONDS)  # longer than the service waits before it looks again; nothing may change
+        time.sleep(2 * POLL_SECONDS)  # longer than the service's interval of polls: nothing may change
         assert status("feedrank_new") == 200
     file.unlink()
     time.sleep(2 * POLL_SECONDS)

@@ -73,7 +73,7 @@ def test_endless_headers_end_in_431(service: RunningService) -> None:
         else:
             pytest.fail("100 MB of headers were taken")
         answer = rest(connection)
-    # The answer may be lost where the client's own unread bytes reset the connection; that it is cut off may not.
+    # The answer may be lost where the client's own unread bytes reset the connection. That it is cut off may not.
     assert not answer or status_of(answer) == 431
 
 

@@ -11,7 +11,7 @@ from service.impressions.rotated_files import whole_files
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """All lines, oldest first; what a Parquet row does not have is left out."""
+    """All lines, oldest first. What a Parquet row does not have is left out."""
     found: list[dict[str, Any]] = []
     for file in whole_files(folder):
         if file.suffix == ".jsonl":

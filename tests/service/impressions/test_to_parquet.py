@@ -1,4 +1,4 @@
-"""Impressions as Parquet: what was asked and answered, whatever dies or fills up meanwhile; hashes; replay of both."""
+"""Impressions as Parquet: requests and answers, through deaths and full disks, hashes, and replay of both."""
 
 import json
 import os

@@ -123,7 +123,7 @@ def test_tensors_are_logged_as_the_columns_that_they_are(tmp_path: Path) -> None
         assert lines[name]["user"] == given["user"]
         assert lines[name]["candidates"] == given["candidates"]
         assert lines[name]["catalogue"] is False
-        # What is logged, asked of /v1, is answered alike.
+        # A logged request, sent to /v1, is answered alike.
         assert lines[name]["score"] == spread(again["score"], again["id"], ["0", "1", "2"])
         for task, column in again["tasks"].items():
             assert lines[name]["tasks"][task] == spread(column, again["id"], ["0", "1", "2"])
@@ -229,7 +229,7 @@ def test_a_disk_that_hangs_costs_lines_and_no_request(
             # What is held is bounded: 5,000 bytes of requests of about 300.
             assert requests - 20 <= dropped < requests
             began = time.monotonic()
-        assert time.monotonic() - began < 10  # the drain gave up; the disk would never have answered
+        assert time.monotonic() - began < 10  # the drain gave up. The disk would never have answered
     told = [record.fields for record in caplog.records if record.name == "feedrank.impressions"]  # type: ignore[attr-defined]
     # At once, when waiting was given up, and at the very end: never a line for every line that is lost.
     assert len(told) <= 3

@@ -13,7 +13,7 @@ from tests.deploy.programs import program
 
 @contextmanager
 def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
-    """`folder` as a disk of that size; skips where it cannot be mounted."""
+    """`folder` as a disk of that size. Skips where it cannot be mounted."""
     folder.mkdir()
     command = [program("mount", "mount"), "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
@@ -25,7 +25,7 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Takes all room that is left; the file that takes it."""
+    """Takes all room that is left. Returns the file that takes it."""
     filler = folder / "filler"
     with filler.open("ab", buffering=0) as file, suppress(OSError):  # the disk is full
         while True:

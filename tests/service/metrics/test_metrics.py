@@ -107,7 +107,7 @@ def test_feature_counters_start_at_0_for_every_feature_of_a_request(client: Test
 
 def test_one_request_counts_what_it_holds(client: TestClient) -> None:
     request = {
-        "user": {"country": "it", "tab": None, "history": [1, 2]},  # "it" is in no vocabulary; user_id is left out
+        "user": {"country": "it", "tab": None, "history": [1, 2]},  # "it" is in no vocabulary. user_id is left out
         "candidates": {
             "id": list("abc"),
             "features": {"video_id": [1, None, None], "topics": [[7, 55, 56], [], None], "duration_ms": [1, 2, 3]},

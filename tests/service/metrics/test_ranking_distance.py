@@ -63,7 +63,7 @@ def test_a_mean_taken_in_one_by_one_is_the_mean_of_all(values: list[float]) -> N
         mean.add(value)
     document = mean.document()
     half = stats.norm.ppf(0.975) * np.std(values, ddof=1) / math.sqrt(len(values))
-    # Sums of at most 50 float64 of at most 1e3, in another order; the quantile is written with six decimals.
+    # Sums of at most 50 float64 of at most 1e3, in another order. The quantile is written with six decimals.
     assert document["mean"] == pytest.approx(np.mean(values), abs=1e-9)
     assert document["high"] - document["mean"] == pytest.approx(half, rel=1e-5, abs=1e-6)
     assert document["mean"] - document["low"] == pytest.approx(half, rel=1e-5, abs=1e-6)

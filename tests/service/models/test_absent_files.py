@@ -48,7 +48,7 @@ def models(tmp_path: Path, published: Path) -> Path:
 
 
 def told(store: ModelStore) -> dict[str, float]:
-    """The files that the metric calls faulty, by name; those of no single model too."""
+    """The files that the metric calls faulty, by name. Those of no single model too."""
     [family] = [metric for metric in store._metrics.registry.collect() if metric.name == "ranking_file_error"]
     return {sample.labels["file"]: sample.value for sample in family.samples}
 
@@ -165,7 +165,7 @@ def test_what_was_loaded_serves_on_and_the_absence_is_told(
     store.refresh()
     assert served(store) == before
     assert told(store) == AT_REST
-    assert loads(store, "ready") == 1  # nothing was loaded anew
+    assert loads(store, "ready") == 1  # nothing was loaded again
 
 
 def test_value_models_are_removed_for_good_by_an_empty_mapping(models: Path) -> None:

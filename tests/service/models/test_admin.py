@@ -202,7 +202,7 @@ def test_a_lock_that_somebody_keeps_is_said_and_holds_up_no_poll(
 
 
 def test_patches_of_two_processes_lose_nothing(client: TestClient, models: Path, keys: Path) -> None:
-    """Each reads the file anew before it writes, and writes only over what it has read."""
+    """Each reads the file again before it writes, and writes only over what it has read."""
     with operated(models, keys) as other:
         client.put(PATH, json={"stable": "1", "canary": {"version": "2", "share": 0.0}})
 
@@ -324,7 +324,7 @@ def test_every_answer_during_swaps_is_of_exactly_one_version(client: TestClient,
         told = answer.json()
         clicks = dict(zip(told["candidates"]["id"], told["candidates"]["tasks"]["click"], strict=True))
         given = [clicks[name] for name in columns["id"]]
-        # Answers are written with the digits of float32, which the scorer computes in; 1e-6 is above its rounding.
+        # Answers are written with the digits of float32, which the scorer computes in. 1e-6 is above its rounding.
         np.testing.assert_allclose(given, expected[told["model_version"]][:, 0], atol=1e-6)
     assert {answer.json()["model_version"] for answer in answers} == {"1", "2"}
 

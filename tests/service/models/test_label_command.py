@@ -1,4 +1,4 @@
-"""`python -m service labels`: the way back where no admin API can, on real versions; what is wrong changes nothing."""
+"""`python -m service labels`: the way back where no admin API can, on real versions. A wrong call changes nothing."""
 
 import json
 import shutil

@@ -96,7 +96,7 @@ def test_a_folder_that_is_gone_for_a_while_keeps_its_pin(models: Path) -> None:
         store.refresh()
         assert default(store) == "1"
         assert store.entry("tiny")["labels"] == labels
-    assert loads(store, "ready") == 2  # nothing was loaded anew
+    assert loads(store, "ready") == 2  # nothing was loaded again
 
 
 def test_every_labelled_version_answers_by_number_and_by_label(models: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_bad_labels_file_leaves_the_labels_before_it_and_says_why(models: Path
     assert said in error
     assert str(models) not in error
     assert loads(store, "labels_refused") == 1
-    if "shadow: 9" in text:  # what holds of a file is taken up, and the canary is no longer asked for
+    if "shadow: 9" in text:  # valid parts of a file are applied, and the canary is no longer set
         assert store.entry("tiny")["labels"] == {"stable": "2", "shadow": "1"}
     elif "stable: 9" not in text:
         assert store.entry("tiny")["labels"] == before

@@ -45,7 +45,7 @@ def test_only_signed_versions_serve_and_a_later_signature_or_key_is_taken_up(tmp
         trusted.write_bytes(mine_public.read_bytes() + other_public.read_bytes())  # a rotation, without a restart
         service.wait_for(lambda: entry_of(service.client)["default_version"] == "2")
 
-        # The signing key is no longer trusted: what was vouched for when it was loaded serves on, nothing new does.
+        # The signing key is no longer trusted: what verified when it was loaded serves on, nothing new does.
         trusted.write_bytes(mine_public.read_bytes())
         sign(publish_artifact(models, seed=2), SigningKey(other))
         service.wait_for(lambda: entry_of(service.client)["versions"][0]["state"] == "quarantined")

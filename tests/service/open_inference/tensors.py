@@ -16,7 +16,7 @@ from tests.artifacts import TINY_SCHEMA
 
 INFER = "/v2/models/tiny/infer"
 HEADER_LENGTH = "Inference-Header-Content-Length"
-# 4 bytes of length before each string; numbers little-endian, one after the other.
+# 4 bytes of length before each string. Numbers little-endian, one after the other.
 _FORMATS = {"INT64": "<q", "FP32": "<f", "FP64": "<d"}
 
 

@@ -25,7 +25,7 @@ from tests.service.rank.test_openapi import conforms
 
 TASKS = ("click", "like", "play_time")
 WEIGHTS = {"default": {"click": 1.0, "like": -2.5, "play_time": 0.25}, "likes": {"like": 1.0}}
-# An answer is FP32, 6e-8 of its size; the model's own arithmetic is the same for the same values.
+# An answer is FP32, 6e-8 of its size. The model's own arithmetic is the same for the same values.
 TOLERANCE = 1e-6
 # Without nulls, which only JSON can hold.
 WHOLE: dict[str, Any] = {

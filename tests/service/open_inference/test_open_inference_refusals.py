@@ -219,7 +219,7 @@ def test_nothing_is_allocated_for_a_claim(client: TestClient, values: int, datat
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert f"inputs.{claimed['name']}" in said
-    assert peak < 10_000_000  # bytes; the claim is of a million times as many
+    assert peak < 10_000_000  # bytes. The claim is of a million times as many
 
 
 @pytest.mark.parametrize(
@@ -307,6 +307,6 @@ def test_the_largest_bodies_are_refused_without_much_work(tmp_path: Path, inputs
     with client_of(tmp_path) as client:
         before = time.process_time()
         said = error(client.post(INFER, content=content), 400)
-        # CPU time, so a busy machine changes little; some 0.3 s now.
+        # CPU time, so a busy machine changes little. Some 0.3 s now.
         assert time.process_time() - before < 3
         assert len(said) < 5_000

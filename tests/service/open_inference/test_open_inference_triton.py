@@ -26,7 +26,7 @@ REQUEST: dict[str, Any] = {
     },
 }
 DTYPES: dict[str, type] = {"INT64": np.int64, "FP32": np.float32, "BYTES": np.object_}
-# FP32 has 6e-8 of a value; the model's own arithmetic is the same for the same values.
+# FP32 has 6e-8 of a value. The model's own arithmetic is the same for the same values.
 TOLERANCE = 1e-6
 
 
@@ -109,7 +109,7 @@ def test_a_request_can_be_built_from_the_metadata(client: Any) -> None:
     metadata = client.get_model_metadata("tiny", "1")
     made = []
     for entry in metadata["inputs"]:
-        # Two candidates; lists of two values, all in the first of them.
+        # Two candidates. Lists of two values, all in the first of them.
         shape = [2 if size == -1 else size for size in entry["shape"]]
         fill = "x" if entry["datatype"] == "BYTES" else 1
         values: NDArray[Any] = np.full(shape, fill, DTYPES[entry["datatype"]])

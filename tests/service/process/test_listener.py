@@ -1,4 +1,4 @@
-"""The address that the service listens on, the same with one worker and with two; one line where there is none."""
+"""The address that the service listens on, the same with one worker and with two, and one line where there is none."""
 
 import errno
 import json

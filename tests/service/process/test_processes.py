@@ -58,7 +58,7 @@ def test_main_path_over_http(tmp_path: Path) -> None:
         assert answer.headers["x-request-id"] == "r-1"
         ranked = answer.json()["candidates"]
         assert ranked["id"] == [candidates["id"][i] for i in order[:3]]
-        # The same float32 answers, written with all their digits; 1e-6 allows for the order of additions alone.
+        # The same float32 answers, written with all their digits. 1e-6 allows for the order of additions alone.
         np.testing.assert_allclose(ranked["score"], score_N[order[:3]], atol=1e-6)
         for position, task in enumerate(("click", "like", "play_time")):
             np.testing.assert_allclose(ranked["tasks"][task], answers_NO[order[:3], position], atol=1e-6)
@@ -155,7 +155,7 @@ def test_metrics_of_two_workers_add_up(tmp_path: Path) -> None:
         for _ in range(requests):  # a connection each, so that the system spreads them over both workers
             response = httpx.post(f"{service.client.base_url}/v1/rank", json=TINY_REQUEST, timeout=30, trust_env=False)
             assert response.status_code == 200  # a worker takes no connection before it has loaded
-        # A worker counts a request after its answer has left, and the other one may be asked before that.
+        # A worker counts a request after its answer has left, and the other one may be scraped before that.
         answered = "ranking_requests_total", frozenset({("endpoint", "/v1/rank"), ("code", "200")})
         service.wait_for(lambda: _samples(service.client)[answered] == requests)
         service.wait_for(lambda: _samples(service.client)["ranking_requests_in_flight", frozenset()] == 0)

@@ -46,7 +46,7 @@ def test_sighup_has_files_read_again_and_no_signal_of_the_kind_ends_or_adds_a_pr
                 os.kill(process, number)
         service.process.send_signal(signal.SIGHUP)
         service.wait_for(lambda: is_reloaded(1))
-        for _ in range(4):  # a connection each, so that every worker is asked
+        for _ in range(4):  # a connection each, so that every worker gets one
             with httpx.Client(base_url=service.client.base_url, trust_env=False, headers=bearer("feedrank_new")) as new:
                 service.wait_for(lambda: _has_new_files(new))
                 assert new.post("/v1/rank", json=TINY_REQUEST, headers=bearer("feedrank_one")).status_code == 401

@@ -107,7 +107,7 @@ def test_workers_that_die_before_they_serve_are_started_ever_more_rarely(
     while clock.now < 1200:
         supervisor.keep_subprocess_alive()
         clock.now += 0.5
-    # At once, then after 1, 2, 4, 8, 16 s, then every 30 s: each pause up to two looks longer than asked for.
+    # At once, then after 1, 2, 4, 8, 16 s, then every 30 s: each pause up to two polls longer than that.
     pauses = [late - early for early, late in pairwise(starts)]
     expected = [1, 2, 4, 8, 16, *[MOST_PAUSE_SECONDS] * (len(pauses) - 5)]
     assert len(pauses) > 7

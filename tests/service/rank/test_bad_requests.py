@@ -194,7 +194,7 @@ def test_the_largest_bodies_are_refused_without_much_work(tmp_path: Path, body: 
     with client_of(tmp_path) as client:
         before = time.process_time()
         refused = problem(client.post("/v1/rank", content=content), 422)
-        # Naming the nearest feature for every unknown one took 7 s; it is some 0.1 s now. CPU time, so a busy
+        # Naming the nearest feature for every unknown one took 7 s. It is some 0.1 s now. CPU time, so a busy
         # machine changes little.
         assert time.process_time() - before < 3
         assert len(refused["errors"]) <= 20

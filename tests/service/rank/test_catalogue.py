@@ -20,7 +20,7 @@ from tests.service.running import RunningService
 from training.publish.catalogue import build_catalogue
 
 ITEMS = tiny_items(40)
-# What sums kept in bfloat16 may change of an answer; above 1, of its value.
+# What sums kept in bfloat16 may change of an answer, above 1 relative to it.
 TOLERANCE = 1e-3
 # Float32 sums in another order.
 SAME = 1e-5
@@ -81,7 +81,7 @@ def test_ids_alone_score_as_their_features_do_in_both_shapes(client: TestClient)
     assert_close(ask(client, [{"id": f"item-{n}"} for n in everyone]), expected, TOLERANCE)
     assert_close(ask(client, [{"id": f"item-{n}", "features": {}} for n in everyone]), expected, TOLERANCE)
     assert lookups(client)["known"] == 5 * 40
-    # A request that sends every value is not looked up; one that sends nulls is.
+    # A request that sends every value is not looked up. One that sends nulls is.
     assert lookups(client)["overridden"] == 40
 
 
@@ -166,7 +166,7 @@ def test_what_no_one_gives_is_missing(client: TestClient) -> None:
     assert {name: missing(client, name) for name in ("video_id", "tag", "topics", "duration_ms")} == {
         "video_id": 0, "tag": 0, "topics": 0, "duration_ms": 0
     }  # fmt: skip
-    # The catalogue fills what the first one leaves out; nobody knows the second.
+    # The catalogue fills what the first one leaves out. The second is unknown.
     ask(client, [{"id": "item-1", "features": {"video_id": 4}}, {"id": "new", "features": {"tag": "x"}}])
     assert {name: missing(client, name) for name in ("video_id", "tag", "topics", "duration_ms")} == {
         "video_id": 1, "tag": 0, "topics": 1, "duration_ms": 1
@@ -305,7 +305,7 @@ def test_explanations_of_ids_are_those_of_their_features(client: TestClient) -> 
         )
         assert len(expected["expert_weights"][0]["weights"]) == 2 + len(more)
         for level, other in zip(expected["expert_weights"], got["expert_weights"], strict=True):
-            # Weights come from features in fp32 whichever way they arrive; contributions from scores by rounded sums.
+            # Weights come from features in fp32 whichever way they arrive. Contributions from scores by rounded sums.
             np.testing.assert_allclose(other["weights"], level["weights"], rtol=1e-6)
         for task, values in expected["contributions"].items():
             np.testing.assert_allclose(got["contributions"][task], values, atol=TOLERANCE)

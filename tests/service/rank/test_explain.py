@@ -25,7 +25,7 @@ VALUE_MODELS: dict[str, Any] = {
 }
 # What tests/artifacts.py writes as the tasks' means.
 MEANS = {"click": 0.25, "like": 0.5, "play_time": 0.75}
-# Answers travel as float32 with all their digits; contributions are float64 arithmetic on them.
+# Answers travel as float32 with all their digits. Contributions are float64 arithmetic on them.
 CLOSE = 1e-6
 
 
@@ -129,7 +129,7 @@ def test_a_network_that_mixes_no_experts_has_no_expert_weights(tmp_path: Path) -
 
 def test_inputs_count_what_is_missing_unknown_and_cut(client: TestClient) -> None:
     whole = ask(client)["explain"]["inputs"]
-    # Of history the last 3 of 4 are read; a list of no id is missing, and 1000 is no id of the vocabulary.
+    # Of history the last 3 of 4 are read. A list of no id is missing, and 1000 is no id of the vocabulary.
     assert whole == {
         "missing": {"video_id": 1, "tag": 1, "topics": 2, "duration_ms": 1},
         "unknown": {"topics": 1},

@@ -76,7 +76,7 @@ def columns_or_faults(question: Question) -> tuple[dict[str, Any], list[Any]]:
 
 
 def check(features: dict[str, str], rows: int) -> bool:
-    """Whether the body was taken; if it was, it gives the columns, or the faults, of the decoded values."""
+    """True where the body was taken. If it was, it gives the columns, or the faults, of the decoded values."""
     body = body_of(features, rows)
     question = read_columnar(body)
     if question is None:

@@ -42,7 +42,7 @@ def client(models: Path) -> Iterator[TestClient]:
 
 
 def as_rows(request: dict[str, Any]) -> dict[str, Any]:
-    """The same question with its candidates as rows; a null is left out of its row."""
+    """The same question with its candidates as rows. A null is left out of its row."""
     candidates = request["candidates"]
     rows = [
         {
@@ -154,7 +154,7 @@ def test_one_candidate_scores_as_it_does_among_others(client: TestClient) -> Non
 
 
 def test_equal_candidates_have_equal_answers_to_the_last_digit(client: TestClient) -> None:
-    """By both routes, in both shapes; the first four candidates stand at the end of a hundred again."""
+    """By both routes, in both shapes. The first four candidates are at the end of a hundred again."""
     features = TINY_REQUEST["candidates"]["features"]
     columns = {name: [column[n % 4] for n in range(100)] for name, column in features.items()}
     columns["video_id"][4:96] = range(4, 96)

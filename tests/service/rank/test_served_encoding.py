@@ -169,7 +169,7 @@ def test_what_is_served_is_what_was_trained_on(request: dict[str, Any]) -> None:
 
 
 def whole_request(rows: int, longest: int) -> dict[str, Any]:
-    """Every feature given, values going round their edges; lists of 0 to `longest` values."""
+    """Every feature given, values going round their edges. Lists of 0 to `longest` values."""
     user = {"user_id": -(2**63), "city": "日本", "seen": EDGES, "age": 0.1, "tab": 2**63 - 1}
     columns: dict[str, list[Any]] = {
         name: [EDGES[n * step % len(EDGES)] for n in range(rows)]

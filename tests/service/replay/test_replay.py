@@ -1,4 +1,5 @@
-"""Replay: requests logged by the service, scored anew, against the scorer and plain sorting; damage; what is shown."""
+"""Replay: requests logged by the service, scored again, against the scorer and plain sorting, with damage and
+output."""
 
 import copy
 import json
@@ -50,7 +51,7 @@ def a_request(rng: np.random.Generator, number: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A models folder and a log of requests that its version 1 answered; version 2 is the same again, 3 another one."""
+    """A models folder and a log of requests that its version 1 answered. Version 2 is the same again, 3 another one."""
     models, log = (tmp_path_factory.mktemp(name) for name in ("models", "log"))
     publish_artifact(models)
     (models / "tiny" / "value_models.yaml").write_text(yaml.safe_dump(VALUE_MODELS))

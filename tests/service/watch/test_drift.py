@@ -1,4 +1,4 @@
-"""Drift as it is scraped: of what is asked and of what is answered, against what the version saw at export."""
+"""Drift as it is scraped: of features and of answers, against what the version saw at export."""
 
 import math
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_what_has_moved_is_told_and_what_has_not_is_not(tmp_path: Path, monkeypa
         assert {"user_id", "video_id", "duration_ms", "topics"} <= set(every)
         assert "position" not in every
         assert set(drift_of(client, "task", model="tiny", version="1")) == {"click", "like", "play_time"}
-        assert all(math.isnan(value) for value in every.values())  # nothing was asked yet
+        assert all(math.isnan(value) for value in every.values())  # no request yet
         generator = np.random.default_rng(0)
 
         def ask(videos: int) -> None:

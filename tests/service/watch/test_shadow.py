@@ -82,7 +82,7 @@ def answers_of(scorer: Scorer, request: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def ranks(answers_NO: NDArray[np.float32]) -> list[int]:
-    """The built-in value model: the sum of both binary tasks; best first, ties in request order."""
+    """The built-in value model: the sum of both binary tasks. Best first, ties in request order."""
     score = answers_NO[:, :2].astype(np.float64).sum(axis=1)
     return sorted(range(len(score)), key=lambda row: (-score[row], row))
 

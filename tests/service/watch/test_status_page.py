@@ -66,7 +66,7 @@ def wait_for(client: TestClient, pattern: str) -> str:
 def test_what_is_served_and_how_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service.watch.status_page, "NOTE_SECONDS", 0.05)
     publish_artifact(tmp_path)
-    publish_artifact(tmp_path, spoil=0.5)  # its golden answers do not hold
+    publish_artifact(tmp_path, spoil=0.5)  # its golden requests do not verify
     with client_of(tmp_path) as client:
         text = wait_for(client, "1 of 1 workers ready")
         assert "quarantined" in text

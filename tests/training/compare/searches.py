@@ -20,7 +20,7 @@ RATE = "optimizer.dense.learning_rate"
 
 
 def experiment_file(folder: Path, **changes: Any) -> Path:
-    """An experiment file in `folder`; `changes` replace top-level keys."""
+    """An experiment file in `folder`. `changes` replace top-level keys."""
     config = training_file(folder, epochs=1)
     content = {
         "name": "tiny",

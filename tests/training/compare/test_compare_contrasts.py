@@ -40,7 +40,7 @@ def test_without_spread_or_seeds_there_is_no_test() -> None:
 
 
 def table(metric: str) -> dict[str, Any]:
-    """Two tasks of two networks, three seeds; `good` has the lower values."""
+    """Two tasks of two networks, three seeds. `good` has the lower values."""
     rng = np.random.default_rng(1)
     return {
         metric: {

@@ -116,7 +116,7 @@ def made_up(config: TrainingConfig) -> float:
 
 @pytest.fixture
 def instant(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs that take no time: a summary and an empty answer, worth `made_up`; returns their names in order."""
+    """Runs that take no time: a summary and an empty answer, worth `made_up`. Returns their names in order."""
     names: list[str] = []
 
     def run(config: TrainingConfig, *, show: bool) -> Run:

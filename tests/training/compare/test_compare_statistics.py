@@ -64,7 +64,7 @@ def test_power_agrees_with_simulation() -> None:
     rng = np.random.default_rng(1)
     sampled = rng.normal(0.8, 1.0, (40_000, 8))
     share = float((stats.ttest_1samp(sampled, 0.0, axis=1).pvalue < 0.05).mean())
-    # The standard error of a share near one half over 40,000 samples is .0025; four of them.
+    # The standard error of a share near one half over 40,000 samples is .0025. Four of them.
     assert power(0.8, 1.0, 8, 0.05) == pytest.approx(share, abs=0.01)
 
 
@@ -116,8 +116,8 @@ def test_minimum_detectable_difference_needs_a_spread() -> None:
 
 
 def crossed_effects(rng: np.random.Generator, seeds: int, users: int, parts: tuple[float, float, float]) -> np.ndarray:
-    """Differences [seeds, users] with a true mean of 0, whose mean has these standard errors of seeds, users and of
-    what one seed does on one user."""
+    """Differences [seeds, users] with a true mean of 0. Their mean has these standard errors of seeds, users and of one
+    seed on one user."""
     of_seeds, of_users, of_both = parts
     values: np.ndarray = of_seeds * math.sqrt(seeds) * rng.normal(size=(seeds, 1))
     values = values + of_users * math.sqrt(users) * rng.normal(size=(1, users))

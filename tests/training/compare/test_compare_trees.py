@@ -63,7 +63,7 @@ def test_trees_stand_beside_a_network_and_are_trained_once(feed: Path, monkeypat
     tables = results["datasets"]["clips"]["tables"]["test"]
     found = tables["auc"]["click"]["trees"]["values"]["0"]
     assert found == pytest.approx(roc_auc_score(labels("is_click", 6), outputs(feed)[:, 0]), abs=1e-12)
-    # Clicks follow video, user and position; 600 rows teach a good part of it.
+    # Clicks follow video, user and position, and 600 rows show a good part of it.
     assert found > 0.6
     # Both regress log1p of the milliseconds, whose variance is what a constant would leave.
     assert tables["mse"]["watch"]["trees"]["mean"] < np.var(np.log1p(labels("watch_ms", 6)))

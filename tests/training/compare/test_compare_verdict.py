@@ -16,7 +16,7 @@ Json = dict[str, Any]
 def table(differences: list[float], verdict: Verdict, users_sd: float | None = 0.0) -> dict[str, Json]:
     """The test tables of a baseline of .9 everywhere and a network that differs by so much, seed by seed.
 
-    Users move all seeds alike, with this standard deviation; None is a split without an interval over users."""
+    Users move all seeds alike, with this standard deviation. None is a split without an interval over users."""
     found = spread(differences)
     wanted = verdict.difference or abs(found.mean)
     draws_R = np.linspace(-1, 1, 201) * (users_sd or 0.0) * np.sqrt(3)

@@ -14,7 +14,7 @@ ROWS = 300
 
 
 class Log(NamedTuple):
-    """Rows of a small log; `groups_B` are its folds, or its days."""
+    """Rows of a small log. `groups_B` are its folds, or its days."""
 
     codes_B: Codes
     labels_B: Floats
@@ -55,7 +55,7 @@ def by_loops(rows: Log, may_see: Callable[[int, int], bool]) -> tuple[NDArray[np
 def test_out_of_fold_is_the_loop_over_other_folds(rows: Log) -> None:
     found = out_of_fold(*rows, SMOOTHING)
     means, weights = by_loops(rows, lambda own, other: own != other)
-    # Sums of small integers are exact; the quotients differ in their last digit at most.
+    # Sums of small integers are exact. The quotients differ in their last digit at most.
     np.testing.assert_allclose(found.mean_B, means, rtol=1e-14)
     np.testing.assert_array_equal(found.weight_B, weights)
 

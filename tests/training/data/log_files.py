@@ -1,6 +1,6 @@
 """A small log for the tests of training/input: every row knows its number, in any files and row groups.
 
-Row n has the number n, the list of ids [n, n + 1, ...] of n % 3 entries, and the label n % 2; it trains unless its
+Row n has the number n, the list of ids [n, n + 1, ...] of n % 3 entries, and the label n % 2. It trains unless its
 number ends in 9, which validates.
 """
 

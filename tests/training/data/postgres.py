@@ -1,4 +1,4 @@
-"""A real PostgreSQL server on loopback for tests, with a password; skips where the machine has none."""
+"""A real PostgreSQL server on loopback for tests, with a password. Skips where the machine has none."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ START_SECONDS = 60
 
 
 class Server:
-    """A server in a folder of its own; `url` is what `--storage` takes."""
+    """A server in a folder of its own. `url` is what `--storage` takes."""
 
     def __init__(self, binaries: Path, folder: Path) -> None:
         self._binaries, self._folder = binaries, folder

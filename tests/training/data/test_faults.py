@@ -1,4 +1,4 @@
-"""Faults of a log: named with file, row group, column and row; left out within a budget; files that go away."""
+"""Faults of a log: named with file, row group, column and row, left out within a budget. Also files that go away."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from training.data.stream import SplitReader, StreamSource
 LONG = Decimal("12345678901234567.8")
 NOT_TEXT = "\udcff"  # the byte 0xff, as Python writes what is no UTF-8
 
-# Rows 30 and 31 have faults; 39 has one too, and validates.
+# Rows 30 and 31 have faults. 39 has one too, and validates.
 FAULTS: dict[str, tuple[str, dict[int, Any], pa.DataType]] = {
     "a number that is NaN": ("number", {30: float("nan"), 39: float("inf")}, pa.float64()),
     "an id beyond int64": ("near", {30: [1, 2**63], 31: [2**64 - 1], 39: [2**63]}, pa.list_(pa.uint64())),
@@ -48,7 +48,7 @@ RULES = {
 
 
 def faulty(folder: Path, fault: str) -> tuple[str, int]:
-    """A log of four row groups whose third has the fault; the column and how many training rows have it."""
+    """A log of four row groups whose third has the fault. The column and how many training rows have it."""
     column, values, kind = FAULTS[fault]
     table = numbered(range(60))
     cells = [values.get(row, value) for row, value in enumerate(table.column(column).to_pylist())]

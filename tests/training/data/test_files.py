@@ -1,5 +1,5 @@
-"""The files of a log: a folder that cannot be listed is refused, temporary faults are tried again, hidden names and
-what else is passed over are counted."""
+"""The files of a log: a folder that cannot be listed is refused, temporary faults are tried again, hidden and other
+ignored names are counted."""
 
 import errno
 import io
@@ -52,7 +52,7 @@ class Flaky(MemoryFileSystem):  # type: ignore[misc]
 
 
 class _FlakyFile(io.BytesIO):
-    """A file whose pages fail to be read so many times; its footer is read."""
+    """A file whose pages fail to be read so many times, while its footer is read."""
 
     def __init__(self, content: bytes, path: str) -> None:
         super().__init__(content)

@@ -33,7 +33,7 @@ tasks: [{name: click, kind: binary, label: y}]
 def splits_of(
     folder: Path, when: Sequence[Any] | pa.Array, split: Json, *wanted: SplitName
 ) -> dict[SplitName, list[float]]:
-    """The x of each split's rows; x counts the rows, which lie in two files."""
+    """The x of each split's rows. X counts the rows, which lie in two files."""
     values = when if isinstance(when, pa.Array) else pa.array(when)
     table = pa.table({"x": np.arange(float(len(values))), "y": np.zeros(len(values), int), "when": values})
     half = -(-len(values) // 2)
@@ -152,7 +152,7 @@ def read_clips(folder: Path, **config: Any) -> pa.Table:
 
 
 def write_clips(folder: Path, **columns: Any) -> Path:
-    """Good rows in good.parquet; later.parquet has the same with some columns replaced (None: left out)."""
+    """Good rows in good.parquet. later.parquet has the same with some columns replaced (None: left out)."""
     table = feed_table(60)
     pq.write_table(table, folder / "good.parquet")
     for name, values in columns.items():
@@ -333,7 +333,7 @@ tasks: [{name: click, kind: binary, label: y}]
     batch = rows.take_batch(torch.tensor(picked)).candidate
     kept = [[raw[name][row][-most:] for row in picked] for name, most in (("one", 5), ("two", 2), ("three", 1))]
     assert batch.list_lengths_LB.tolist() == [[len(values) for values in lists] for lists in kept]
-    # A vocabulary entry stands in the row after its place; row 0 is for the unknown.
+    # A vocabulary entry has the row after its place. Row 0 is for the unknown.
     assert batch.list_values_V.tolist() == [value + 1 for lists in kept for values in lists for value in values]
 
 
@@ -359,7 +359,7 @@ def test_a_training_only_feature_keeps_its_logged_value_unless_served() -> None:
     table, logged, _ = encoded_clips(50)
     _, served, _ = encoded_clips(50, as_served=True)
     every = torch.arange(50)
-    # ids of the request block in the schema's order: user_id, tab, position; vocabulary [0, 1, 2] -> rows 1, 2, 3.
+    # ids of the request block in the schema's order: user_id, tab, position. Vocabulary [0, 1, 2] -> rows 1, 2, 3.
     assert_array_equal(
         logged.take_batch(every).request.ids_BK[:, 2].numpy(), np.array(table.column("position").to_pylist()) + 1
     )

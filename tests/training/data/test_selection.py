@@ -1,5 +1,5 @@
-"""Dates as bounds: a date covers its whole day, in every unit and zone, by values as by statistics; what to write where
-a literal does not compare."""
+"""Dates as bounds: a date covers its whole day, in every unit and zone, by values as by statistics. Where a literal
+does not compare, the message says what to write."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -27,7 +27,7 @@ instants = st.datetimes(datetime(2024, 3, 28), datetime(2024, 4, 3))
 
 
 def trains(values: pa.Array, train: Any, timezone: str = "UTC") -> list[bool]:
-    """Values in split train; none is in split validation."""
+    """Values in split train. None is in split validation."""
     content = {"column": "at", "train": train, "validation": ["1999-01-01"], "timezone": timezone}
     selector = Selector(SplitConfig.from_mapping(content, "test"))
     found: list[bool] = selector.masks(pa.chunked_array([values]), "here")["train"].to_pylist()

@@ -51,7 +51,7 @@ def test_the_sequence_of_global_batches_is_the_same_on_any_number_of_processes(r
 
 
 def counted(batch: Batch, values: torch.Tensor) -> torch.Tensor:
-    """The values of the rows that count; task click is observed in all rows of the log."""
+    """The values of the rows that count. Task click is observed in all rows of the log."""
     return values[batch.observed_BT[:, 0] > 0]
 
 

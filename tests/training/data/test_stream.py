@@ -182,7 +182,7 @@ def test_resuming_reads_the_windows_it_stands_in_and_nothing_before_them(counted
     READS.clear()
     last = list(source.batches(0, source.steps - 1))
     assert [numbers_of(batch) for batch in last] == [numbers_of(batches[-1])]
-    # Four lanes end in a row group each; one may end just after a border between two.
+    # Four lanes end in a row group each. One may end just after a border between two.
     assert len(row_groups_read()) <= 2 * LANES
 
 

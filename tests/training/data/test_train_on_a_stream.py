@@ -97,7 +97,7 @@ def test_a_second_start_neither_counts_nor_fits_nor_reports_again(
     monkeypatch.setattr(LogReader, "parts", noted)
     with pytest.raises(Stopped):
         train(config_of(tmp_path), show=False)
-    # The validation day is read whole; of the training split the windows that the first steps stand in, one ahead.
+    # The validation day is read whole. Of the training split the windows that the first steps stand in, one ahead.
     groups = {(file.name, group) for file, _, group in read}
     assert len(groups) < sum(-(-400 // 90) for _ in range(3))
 

@@ -20,7 +20,7 @@ Column = npt.NDArray[Any]
 
 
 def make_log(num_rows: int = 900) -> Log:
-    """A log of 15 April to 8 May as published; one user has far more than 50 impressions before 25 April."""
+    """A log of 15 April to 8 May as published. One user has far more than 50 impressions before 25 April."""
     rng = np.random.default_rng(7)
     rows = []
     for number in range(num_rows):
@@ -28,7 +28,7 @@ def make_log(num_rows: int = 900) -> Log:
         day_ms = np.datetime64(f"{date // 10000}-{date // 100 % 100:02d}-{date % 100:02d}", "ms").astype(int)
         user = 0 if rng.random() < 0.4 else int(rng.integers(1, NUM_USERS))
         row = {"user_id": user, "video_id": int(rng.integers(NUM_VIDEOS)), "date": date, "hourmin": 0}
-        # Beijing is 8 hours ahead; distinct times leave no order to chance.
+        # Beijing is 8 hours ahead. Distinct times leave no order to chance.
         row["time_ms"] = int(day_ms) + int(rng.integers(24)) * 3_600_000 - 8 * 3_600_000 + number
         row |= {name: int(rng.random() < 0.3) for name in FLAGS}
         row["duration_ms"] = int(rng.integers(0, 4)) * 5_000

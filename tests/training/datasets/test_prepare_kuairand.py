@@ -219,7 +219,7 @@ def check_by_brute_force(table: pa.Table, tag_of_video: dict[int, int | None], r
                     assert np.isnan(found)
                     continue
                 expected = (values[mask].sum() + strength * values[prior_rows].mean()) / (mask.sum() + strength)
-                # Sums of up to 2e5 doubles in another order; an error of one row would be 1e-6 at the least.
+                # Sums of up to 2e5 doubles in another order. An error of one row would be 1e-6 at the least.
                 assert found == pytest.approx(expected * (100 if unit(outcome) else 1), rel=1e-9)
         for name, column in lists.items():
             listed = sum(tag_of_video[v] == tags[i] for v in column[int(i)].as_py())
@@ -283,7 +283,7 @@ def test_schema_names_columns_that_are_there_and_are_known_in_advance(real: pa.T
     features, tasks = {f.name for f in schema.features}, {task.label for task in schema.tasks}
     assert features | tasks <= set(real.column_names)
     assert not features & set(LABELS)
-    # One AUC of a single input near 1 would be a label in disguise; the best honest one is far below.
+    # One AUC of a single input near 1 would be a label in disguise. The best honest one is far below.
     click = numbers(real, "is_click")
     for feature in schema.features:
         if feature.kind == "number":

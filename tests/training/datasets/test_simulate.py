@@ -1,4 +1,4 @@
-"""The simulated log obeys the laws it states, and holds no future; files appear whole or not at all."""
+"""The simulated log obeys its laws, and contains no future. Files appear whole or not at all."""
 
 import json
 from collections import defaultdict, deque
@@ -141,7 +141,7 @@ def test_play_time_is_log_normal_around_its_law(log: pa.Table, truth: pa.Table) 
 
 
 def test_affinities_have_the_stated_correlations() -> None:
-    """20 topics are few, so one world strays from the law; the mean of many worlds does not."""
+    """20 topics are few, so one world strays from the law. The mean of many worlds does not."""
     found = []
     for seed in range(40):
         world = FeedWorld(seed, users=400, items=400)

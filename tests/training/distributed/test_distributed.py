@@ -1,4 +1,4 @@
-"""Several real processes over gloo: what they reckon is what one does, and what they save either can go on with.
+"""Several real processes over gloo: they compute what one does, and either can go on with what they save.
 
 One launch of torchrun takes some ten seconds, so each scenario here is one launch that proves several things.
 """
@@ -53,7 +53,7 @@ def launch(config: Path, *changes: str, processes: int = 2, restarts: int = 0) -
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """What the processes said on stderr; they must have ended well."""
+    """The lines of the processes on stderr. They must have ended well."""
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors[-3000:]
     return errors
@@ -98,8 +98,9 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def test_two_processes_reckon_what_one_does_and_export_reads_them(tmp_path: Path) -> None:
-    """Default optimizers; one table by rows, one whole, one with a copy in each process, one as the planner likes; a
-    masked task; a last batch of 399 - 6 * 64 = 15 rows, one of which lacks a partner; clipping, warm-up, cosine."""
+    """Default optimizers, with clipping, warm-up and cosine. One table is by rows, one whole, one with a copy in each
+    process, one as the planner likes. A task is masked. The last batch has 399 - 6 * 64 = 15 rows, one of which lacks a
+    partner."""
     write_feed(tmp_path / "data", 600)
     optimizer = {"clip_norm": 0.05, "warm_up_steps": 5, "schedule": "cosine"}
     config = training_file(tmp_path, embeddings={"tables": TABLES}, optimizer=optimizer)
@@ -116,7 +117,8 @@ def test_two_processes_reckon_what_one_does_and_export_reads_them(tmp_path: Path
 
 
 def test_two_processes_give_slots_to_the_ids_that_one_does(tmp_path: Path) -> None:
-    """Tables by rows, whole, and with a copy in each process; what one process saved between turns two go on with."""
+    """Tables by rows, whole, and with a copy in each process. Two processes go on with what one saved between
+    intervals."""
     write_feed(tmp_path / "data", 600)
     schema = SCHEMA.replace("vocabulary: fitted, dim: 4", "slots: 12, dim: 4").replace("buckets: 100", "slots: 30")
     schema = schema.replace("dtype: string, vocabulary: [home, follow]", "dtype: string, slots: 2")

@@ -25,7 +25,7 @@ def test_platt_is_the_unpenalised_logistic_regression_on_the_logit() -> None:
     assert (fitted.slope, fitted.intercept) == pytest.approx((oracle.coef_[0, 0], oracle.intercept_[0]), rel=1e-5)
     # The likelihood's own equations at its maximum.
     assert fitted(GIVEN).sum() == pytest.approx(LABELS.sum(), rel=1e-6)
-    # The planted distortion undone; three standard errors of 40,000 labels with a rate of .08 are about this.
+    # The planted distortion undone. Three standard errors of 40,000 labels with a rate of .08 are about this.
     assert (fitted.slope, fitted.intercept) == pytest.approx((1 / 1.4, -np.log(3) / 1.4), abs=0.06)
 
 

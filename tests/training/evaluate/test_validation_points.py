@@ -70,7 +70,7 @@ def test_looking_more_often_trains_the_same(tmp_path: Path, fusion: str) -> None
     for epoch in (0, 1):
         part = often[3 * epoch : 3 * epoch + 3]
         assert [line["rows"] - epoch * rows for line in part] == [min(end * 64, rows) for end in ends]
-        # The epoch's end is the same point in both logs; its training loss is the mean of its parts, step by step.
+        # The epoch's end is the same point in both logs. Its training loss is the mean of its parts, step by step.
         for name, value in rare[epoch].items():
             if name.startswith("train_loss_"):
                 weighted = np.average([line[name] for line in part], weights=np.diff([0, *ends]))

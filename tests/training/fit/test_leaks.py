@@ -1,4 +1,4 @@
-"""Warnings of leaks, by name: training rows later than validation's, labels among the features; and no false alarm."""
+"""Warnings of leaks, by name: training rows later than validation's, labels among the features. No false alarm."""
 
 import json
 import logging

@@ -57,7 +57,7 @@ def test_a_row_without_a_label_is_no_negative(tmp_path: Path) -> None:
 def test_the_loss_is_smallest_at_the_odds_of_the_whole_log(tmp_path: Path) -> None:
     schema = schema_in(tmp_path)
     sampling = NegativeSampling(task="click", rate=0.25)
-    # 100 positives and 900 negatives, of which 225 are left; the log's rate is a tenth.
+    # 100 positives and 900 negatives, of which 225 are left. The log's rate is a tenth.
     targets_BT = torch.zeros(325, 3)
     targets_BT[:100, 0] = 1.0
     logits_BO = torch.full((325, 3), float(logit(0.1)), requires_grad=True)

@@ -125,7 +125,7 @@ def test_drift_is_the_jensen_shannon_divergence(tmp_path: Path) -> None:
 
 
 def test_the_drift_of_chance_is_what_two_samples_of_one_law_have() -> None:
-    """Over 200 pairs of samples; the mean of as many is known to a few parts in a hundred."""
+    """Over 200 pairs of samples. The mean of as many is known to a few parts in a hundred."""
     schema = FeedSchema.from_mapping(yaml.safe_load(SCHEMA), "test")
     rng = np.random.default_rng(0)
     found = []

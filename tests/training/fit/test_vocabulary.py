@@ -1,4 +1,5 @@
-"""Fitting beforehand: the same as fitting at once, whatever ends it midway; a report that a slow count agrees with."""
+"""Fitting beforehand: the same as fitting at once, after any end midway, with a report that a slow count agrees
+with."""
 
 import json
 from collections import Counter
@@ -86,7 +87,7 @@ class Killed(BaseException):
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, last: int) -> list[Piece]:
-    """The pieces that are read from now on; the one after the `last` kills the fit."""
+    """The pieces that are read from now on. The one after the `last` kills the fit."""
     read: list[Piece] = []
 
     def counting(*arguments: object) -> Piece:
@@ -254,7 +255,7 @@ def test_expected_sharing_is_what_chance_does(ids: int, buckets: int, hashes: in
     for _ in range(200):
         drawn = generator.integers(0, places, ids)
         shares.append(float((np.bincount(drawn, minlength=places)[drawn] > 1).mean()) if ids else 0.0)
-    # Five standard errors of 200 draws; none where the answer is certain.
+    # Five standard errors of 200 draws, none where the answer is certain.
     error = 5 * np.std(shares) / np.sqrt(200) + 1e-9
     assert expected_sharing(ids, buckets, hashes) == pytest.approx(np.mean(shares), abs=error)
 

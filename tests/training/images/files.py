@@ -1,5 +1,5 @@
-"""Small files in the published formats, with images from which a class can be told: each has a bright square where its
-class says, over noise.
+"""Small files in the published formats, with images that show their class. Each has a bright square at its class's
+place, over noise.
 
 Written here by struct and numpy alone, so that readers are checked against the formats and not against themselves.
 """
@@ -28,7 +28,7 @@ def patterned(classes: NDArray[np.int64], places: int, side: int, generator: np.
 
 
 def write_fashion(folder: Path, per_class: tuple[int, int] = (20, 10), side: int = 12) -> Path:
-    """The four files of Fashion-MNIST's form, so many images a class to train and to test; two are compressed."""
+    """The four files of Fashion-MNIST's form, so many images a class to train and to test. Two are compressed."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(5)
     for part, count in zip(("train", "t10k"), per_class, strict=True):
@@ -45,7 +45,7 @@ def cifar_rows(per_class: int, seed: int) -> NDArray[np.uint8]:
     classes = generator.permutation(np.repeat(np.arange(100), per_class))
     rows = np.zeros((len(classes), 3074), np.uint8)
     rows[:, 0], rows[:, 1] = classes % 20, classes
-    # Where the square is tells which of its superclass' classes it is; the planes differ in brightness.
+    # Where the square is tells which of its superclass' classes it is. The planes differ in brightness.
     gray = patterned(classes // 20, 5, 32, generator)
     rows[:, 2:] = np.stack([gray, gray // 2, gray // 4], axis=1).reshape(len(classes), -1)
     return rows

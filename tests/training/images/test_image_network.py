@@ -68,7 +68,7 @@ def test_grouping_by_module_is_a_loop_over_rows(kind: nn.Module, with_source: bo
 
 
 def by_row(module: ImageNetwork, image_CHW: Tensor, task: int, routes: dict[str, Tensor]) -> Tensor:
-    """One row's logits, written out from the weights; batch normalisation by its running statistics."""
+    """One row's logits, written out from the weights. Batch normalisation by its running statistics."""
     rows = image_CHW.unsqueeze(0)
     for name in LAYERS:
         layer = layer_of(module, name)
@@ -194,7 +194,7 @@ def test_sizes_are_those_of_the_methods() -> None:
     def count(module: nn.Module) -> int:
         return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
-    # By hand: weights, biases, and a scale and a shift for each filter; 8 x 9 pixels become 4 x 4, then 2 x 2.
+    # By hand: weights, biases, and a scale and a shift for each filter. 8 x 9 pixels become 4 x 4, then 2 x 2.
     conv1, conv2, fc1, last = 5 * 2 * 9 + 3 * 5, 6 * 5 * 9 + 3 * 6, 7 * 24 + 7, 3 * 7 + 3
     assert count(network(kind="shared_bottom")) == conv1 + conv2 + fc1 + 4 * last
     assert count(network(kind="no_sharing")) == 4 * (conv1 + conv2 + fc1 + last)

@@ -32,7 +32,7 @@ def test_fashion_rows_are_all_of_the_class_and_a_tenth_of_each_other(tmp_path: P
     folder = write_fashion(tmp_path, (30, 10))
     tasks = fashion(folder, validation=0)
     _, class_N = read_fashion_mnist(folder, "train")
-    # As the paper: 6,000 and 600 of each of the nine others become 30 and 3; of the test file 10 and 1.
+    # As the paper: 6,000 and 600 of each of the nine others become 30 and 3. Of the test file 10 and 1.
     assert counts(tasks.train) == {(task, label): (30 if label else 27) for task in range(10) for label in range(2)}
     assert counts(tasks.test) == {(task, label): (10 if label else 9) for task in range(10) for label in range(2)}
     assert len(tasks.validation) == 0
@@ -123,7 +123,7 @@ def test_each_image_is_one_of_the_possible_crops_or_mirrored() -> None:
             source = before.flip(2) if mirrored else before
             for down in range(-2, 3):
                 for right in range(-2, 3):
-                    # A mirrored window shifts the other way; bilinear weights at whole pixels are exact to float32.
+                    # A mirrored window shifts the other way. Bilinear weights at whole pixels are exact to float32.
                     if torch.allclose(after, cropped(source, down, right, 2), atol=1e-4):
                         seen[mirrored, down, right] += 1
     assert sum(seen.values()) == 200

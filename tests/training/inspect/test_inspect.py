@@ -45,7 +45,7 @@ def rows(finished_run: Run) -> Rows:
 
 
 def ranker_with(run: Run, fusion: Mapping[str, Any]) -> tuple[Ranker, NetworkConfig]:
-    """Random weights; gates ten times steeper than they start, so that weights differ from row to row."""
+    """Random weights. Gates ten times steeper than they start, so that weights differ from row to row."""
     torch.manual_seed(0)
     config = NetworkConfig.from_mapping({"fusion": fusion, "tower": [4]}, "network.yaml")
     embeddings = Embeddings(run.schema, run.encoder)

@@ -1,4 +1,4 @@
-"""Metrics against sklearn, scipy, plain loops and properties; intervals against what they promise."""
+"""Metrics against sklearn, scipy, plain loops and properties. Intervals against what they promise."""
 
 import time
 from collections.abc import Callable
@@ -174,7 +174,7 @@ def test_intervals_cover_the_truth_on_clustered_data() -> None:
     """The rate of a task whose users differ a lot: drawing users covers it, drawing rows would not.
 
     Predicting the true mean rate makes the calibration ratio's true value 1. Of 120 intervals at 90 %,
-    coverage by users has a standard error of 2.7 points; the bounds are three and more of these away from
+    coverage by users has a standard error of 2.7 points. The bounds are three and more of these away from
     what is expected.
     """
     covered_by_users = covered_by_rows = 0
@@ -286,7 +286,7 @@ def test_wrong_bootstrap_arguments_are_refused() -> None:
 
 
 def test_seven_tasks_of_a_test_day_take_seconds() -> None:
-    """27k rows x 500 replicates; one task of seven has 1/7 of the 15 s that an evaluation may spend on
+    """27k rows x 500 replicates. One task of seven has 1/7 of the 15 s that an evaluation may spend on
     intervals.
     """
     labels, probabilities, users = _clicks(np.random.default_rng(13), 27_000, 12_000)

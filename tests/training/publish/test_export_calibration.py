@@ -20,7 +20,7 @@ USER, CANDIDATE = ("user_id", "history", "tab"), ("video", "duration")
 
 @pytest.fixture(scope="module")
 def versions(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same run, as it is and calibrated; the floor on labels is lowered to what the small feed has."""
+    """The same run, as it is and calibrated. The limit on labels is lowered to what the small feed has."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("training.evaluate.calibration.MIN_ROWS", 100)
         models = tmp_path_factory.mktemp("models")
@@ -64,7 +64,7 @@ def test_a_calibrated_quantity_has_the_labels_mean_as_it_is_served(
 
 
 def test_manifest_tells_what_changed(finished_run: Run, versions: tuple[Path, Path]) -> None:
-    """NE and calibration ratio of the served answers, by scikit-learn; a sampled negative stands for two."""
+    """NE and calibration ratio of the served answers, by scikit-learn. A sampled negative stands for two."""
     told = json.loads((versions[1] / "manifest.json").read_text())["metrics"]["calibration"]
     assert told["kind"] == "isotonic"
     assert list(told["tasks"]) == ["click", "like"], "of probabilities"
@@ -132,7 +132,7 @@ def test_wrong_wishes_are_refused(
 def test_a_wrong_file_is_refused_by_its_name(
     versions: tuple[Path, Path], tmp_path: Path, text: str, message: str
 ) -> None:
-    """Vouched for by its manifest, and yet wrong."""
+    """Listed in its manifest, and yet wrong."""
     copy = tmp_path / versions[1].name
     copy.mkdir()
     for file in versions[1].iterdir():

@@ -1,4 +1,4 @@
-"""A run's checkpoint folders: found again, pruned, verified, refused by name; a full disk and a forged file."""
+"""A run's checkpoint folders: found again, pruned, verified, refused by name. A full disk and a forged file."""
 
 import io
 import itertools

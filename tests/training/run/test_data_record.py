@@ -1,4 +1,4 @@
-"""Measurements after the data changed say so, by the file's name; a copy of the same bytes is the same data."""
+"""Measurements after the data changed say so, by the file's name. A copy of the same bytes is the same data."""
 
 import logging
 import os

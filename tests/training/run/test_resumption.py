@@ -1,5 +1,5 @@
-"""A training file beside the run in its output folder: longer runs go on and equal runs that were as long from the
-start; other runs are refused by the keys that differ, with both values."""
+"""A training file beside the run in its output folder. Longer runs go on and equal runs that were as long from the
+start. Other runs are refused by the keys that differ, with both values."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""Batch scoring: what a service answers, row by row; kill -9, several processes, bad rows, other versions."""
+"""Batch scoring: the service's answers, row by row, with kill -9, several processes, bad rows and other versions."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from training.score.run import SCORED, score
 
 TASKS = ("click", "like", "play_time")
 REQUESTS = 12
-# float32 rounds a probability by about 1e-7; of a play time the logarithm is computed, whose rounding expm1 makes
+# float32 rounds a probability by about 1e-7. Of a play time the logarithm is computed, whose rounding expm1 makes
 # relative and as large as the logarithm itself, here up to 20.
 TOLERANCE = {"click": 1e-6, "like": 1e-6, "play_time": 2e-5, "score": 2e-6}
 
@@ -108,7 +108,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scored(out: Path) -> dict[str, dict[str, Any]]:
-    """By row, what was written, tasks by their names; pyarrow reads the folder as one dataset."""
+    """By row, what was written, tasks by their names. pyarrow reads the folder as one dataset."""
     rows = [
         {name.removeprefix("answer_"): value for name, value in row.items()} for row in pq.read_table(out).to_pylist()
     ]

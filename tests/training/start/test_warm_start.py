@@ -244,7 +244,7 @@ def test_gates_and_stitches_go_by_the_experts_and_tasks_that_they_mix(name: str)
     fresh = ranker_for(schema, fitted, parent.config, seed=2).network.slots(["share", "watch", "click"])
     ours, theirs = ranker.network.slots(["share", "watch", "click"]), parent.network.slots(TASKS)
     if name == "cross_stitch":
-        # Ours: share, watch, click; theirs: click, like, watch.
+        # Ours: share, watch, click. Theirs: click, like, watch.
         stitch, old = ours["level.0.stitch"], theirs["level.0.stitch"]
         assert torch.equal(stitch[1:, 1:], old[[2, 0]][:, [2, 0]])
         assert torch.equal(stitch[0], fresh["level.0.stitch"][0])
@@ -254,7 +254,7 @@ def test_gates_and_stitches_go_by_the_experts_and_tasks_that_they_mix(name: str)
             gate, old = ours[f"{level}.gate.watch.{part}"], theirs[f"{level}.gate.watch.{part}"]
             if (
                 name == "adatt"
-            ):  # experts of share, watch, click (two each), shared; theirs of click, like, watch, shared
+            ):  # experts of share, watch, click (two each), shared. Theirs of click, like, watch, shared
                 assert torch.equal(gate[2:7], old[[4, 5, 0, 1, 6]])
                 assert torch.equal(gate[:2], fresh[f"{level}.gate.watch.{part}"][:2])
             else:  # a task of PLE sees its own experts and the shared ones

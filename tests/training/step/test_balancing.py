@@ -124,7 +124,7 @@ def test_without_conflict_the_sum_is_left_alone(kind: str) -> None:
 def test_a_method_for_all_tasks_hurts_none(kind: str, seed: int) -> None:
     jacobian_TN = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed))
     combined, _ = gradient_method(kind).combine(jacobian_TN, 0)
-    # All are exact to float32; Nash-MTL's products are 1 / w, far from 0.
+    # All are exact to float32. Nash-MTL's products are 1 / w, far from 0.
     assert float((jacobian_TN @ combined).min()) >= -1e-5 * float(combined.norm()) ** 2
 
 
@@ -199,7 +199,7 @@ def test_tables_network_and_towers_receive_what_is_promised(kind: str, masked: b
     optimizers.zero_grad()
     backward(ranker, method, observed_BT, step=3)
     after = ranker.embeddings.table_weights()
-    # rows_BD = [user | video | x]: both rows show user row 1; videos 2 and 4.
+    # rows_BD = [user | video | x]: both rows show user row 1. Videos 2 and 4.
     rows = combined.view(2, 9)
     expected = {"user": torch.zeros(4, 4), "video": torch.zeros(5, 4)}
     expected["user"][1] = rows[:, :4].sum(dim=0)
@@ -238,7 +238,7 @@ def test_uncertainty_weighting_equals_the_formula_and_its_derivatives() -> None:
     values = np.array([0.6, 0.2, 1.7, 4.0])
     losses_T = torch.tensor(values, dtype=torch.float32, requires_grad=True)
     total = balancing.total(losses_T)
-    # Kendall et al.: cross entropy / sigma^2 + log sigma; squared error / (2 sigma^2) + log sigma.
+    # Kendall et al.: cross entropy / sigma^2 + log sigma. Squared error / (2 sigma^2) + log sigma.
     sigma = np.exp(s / 2)
     scale = np.array([1.0, 1.0, 0.5, 0.5])
     weights = np.array(LOSS_WEIGHTS)

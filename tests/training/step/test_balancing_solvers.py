@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 
 def gradients(seed: int, tasks: int, width: int = 8) -> Array:
-    """Gradients around a common direction that is weak enough for conflicts; mean squared length 1."""
+    """Gradients around a common direction that is weak enough for conflicts. Mean squared length 1."""
     rng = np.random.default_rng(seed)
     jacobian = rng.normal(size=(tasks, width)) * rng.uniform(0.3, 3, (tasks, 1)) + 0.3 * rng.normal(size=width)
     scaled: Array = jacobian / np.sqrt(np.mean((jacobian**2).sum(axis=1)))
@@ -29,7 +29,7 @@ CASES = [(seed, tasks) for seed in range(4) for tasks in (1, 2, 3, 6)]
 
 
 def ill_conditioned(seed: int, tasks: int) -> Array:
-    """Gradients close to a plane, with lengths over two orders of magnitude; mean squared length 1."""
+    """Gradients close to a plane, with lengths over two orders of magnitude. Mean squared length 1."""
     rng = np.random.default_rng(seed)
     jacobian = rng.normal(size=(tasks, 2)) @ rng.normal(size=(2, 8)) + 1e-3 * rng.normal(size=(tasks, 8))
     jacobian *= np.geomspace(1, 1e-2, tasks)[:, None]

@@ -21,7 +21,7 @@ RAW = SCHEMA.replace("transform: [log1p, standardise], missing: 9", "missing: 9"
 
 
 def config_of(folder: Path, *changes: str, poisoned: str | None = None, **top_level: Any) -> TrainingConfig:
-    """A training file; every fifth row of the `poisoned` column is absurd."""
+    """A training file. Every fifth row of the `poisoned` column is absurd."""
     table = feed_table(600)
     if poisoned is not None:
         values = np.nan_to_num(np.array(table.column(poisoned).to_pylist(), float))

@@ -34,7 +34,7 @@ def ranks() -> Iterator[Ranks]:
 
 
 def sharded(folder: Path, ranks: Ranks) -> tuple[Embeddings, list[Batch]]:
-    """Tables of two fused optimizers, sharded, beside one with dense gradients; and the batches of an epoch."""
+    """Tables of two fused optimizers, sharded, beside one with dense gradients, and the batches of an epoch."""
     write_feed(folder / "data", 400)
     config = TrainingConfig.load(training_file(folder))
     schema = config.feed_schema()

@@ -1,5 +1,5 @@
-"""What docs/ids.md says of TorchRec's own way of putting managed collision into a network: it trains, and TorchScript
-refuses it, which is why training/step/slots.py takes another. Once this fails, it need not."""
+"""TorchRec's own way of putting managed collision into a network (docs/ids.md). It trains, and TorchScript refuses it,
+which is why training/step/slots.py takes another. Once this fails, it need not."""
 
 import pytest
 import torch

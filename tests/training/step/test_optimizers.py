@@ -139,7 +139,7 @@ def run_fused(kind: str, rate: float, schedule: str) -> tuple[dict[str, Array], 
 
 
 FACTORS = np.arange(1.0, 5.0) / 10
-GRADIENTS = {  # by table: rows -> gradient of the loss; user 0 stands in both impressions
+GRADIENTS = {  # by table: rows -> gradient of the loss. User 0 stands in both impressions
     "user": {1: 2 * FACTORS},
     "video": {2: np.arange(5.0, 9.0) / 10, 4: np.arange(5.0, 9.0) / 10},
 }
@@ -159,7 +159,7 @@ def test_fused_tables_step_by_hand_with_the_rate_of_the_very_step(kind: str, sch
                 if kind == "sgd":
                     expected[name][row] -= step_rate * gradient
                     continue
-                # Adagrad sums squares per weight; row-wise Adagrad keeps one sum per row, of the mean square.
+                # Adagrad sums squares per weight. Row-wise Adagrad keeps one sum per row, of the mean square.
                 squares[name][row] += gradient**2 if kind == "adagrad" else np.mean(gradient**2)
                 expected[name][row] -= step_rate * gradient / (np.sqrt(squares[name][row]) + 1e-8)
         for name in expected:

@@ -78,7 +78,7 @@ def trained(folder: Path, schema: str = WITH_SLOTS, **changes: Any) -> Run:
 @pytest.mark.parametrize("policy", ["lfu", "distance_lfu", "lru"])
 def test_those_hold_slots_whom_the_policy_values_and_keep_their_rows(policy: Any) -> None:
     """Against the policies' definitions, kept by hand: counts, turns since last seen. Every step's ids are drawn so
-    that a few are common; ties are the policy's to break, so what is held is compared by value."""
+    that a few are common. Ties are the policy's to break, so values are compared, not ids."""
     rng = np.random.default_rng(0)
     id_map = IdMap(12, CPU)
     counts: Counter[int] = Counter()
@@ -175,8 +175,8 @@ def video_table() -> Table:
 
 @pytest.mark.parametrize("as_strings", [False, True], ids=["integers", "strings"])
 def test_what_was_trained_is_exported_and_served(tmp_path: Path, as_strings: bool) -> None:
-    """The service's answers, asked with raw ids, against the ranker in training with its map: known ids, evicted ones,
-    ids that nobody has seen, and none."""
+    """The service's answers to raw ids against the ranker in training with its map: known ids, evicted ones, new ones,
+    and none."""
     write_log(tmp_path, as_strings=as_strings)
     schema = WITH_SLOTS.replace("slots: 20, dim", "slots: 20, dtype: string, dim") if as_strings else WITH_SLOTS
     run = trained(tmp_path, schema)
@@ -226,8 +226,8 @@ def test_what_was_trained_is_exported_and_served(tmp_path: Path, as_strings: boo
 def test_a_row_that_changes_hands_begins_as_the_oov_row_without_a_memory(
     tables: dict[str, Any], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looked at right after every turn: rows given are the OOV row, bit for bit, their optimizer's states are 0; all
-    other rows and states are as they were."""
+    """Right after every interval, rows that were given are the OOV row, bit for bit, and their optimizer's states are
+    0. All other rows and states are as they were."""
     write_log(tmp_path)
     renewed = []
     original = ManagedIds._renew
@@ -269,7 +269,7 @@ def test_a_row_that_changes_hands_begins_as_the_oov_row_without_a_memory(
 
 
 def test_a_run_that_is_killed_goes_on_with_the_same_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpoints come between turns, with what was counted since the last."""
+    """Checkpoints come between intervals, with what was counted since the last."""
     write_log(tmp_path)
     often: dict[str, Any] = {"embeddings": {"slots": {"interval": 7}}, "checkpoint_seconds": 1e-9, "epochs": 3}
     whole = trained(tmp_path, **often)
