@@ -48,5 +48,6 @@ def _connection(host: str, port: int, *, is_tls: bool) -> http.client.HTTPConnec
     if not is_tls:
         return http.client.HTTPConnection(host, port, timeout=SECONDS)
     # The certificate names the service, not this address. Nothing is sent that would be worth reading.
-    context = ssl._create_unverified_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return http.client.HTTPSConnection(host, port, timeout=SECONDS, context=context)

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from training.config import TrainingConfig
@@ -127,10 +126,11 @@ def joined(device: str) -> Iterator[Ranks]:
         # torch 2.13 lets processes that torchrun has started again read in its store what the dead wrote there, and
         # wait for them for ever.
         store, _, _ = next(rendezvous("env://"))
-        again = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        start = f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        again = dist.PrefixStore(start, store)  # type: ignore[attr-defined]  # torch documents stores, and exports none
         dist.init_process_group(backend, store=again, rank=rank, world_size=world)
     else:  # TorchRec trains on a GPU by way of a group, if only of one
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     if rank:
         for package in ("model", "training"):
             logging.getLogger(package).setLevel(logging.ERROR)

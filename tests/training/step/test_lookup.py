@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 
 from model.embeddings.embeddings import Embeddings, TableOptimizer
 from tests.training_data import training_file, write_feed
@@ -28,7 +27,8 @@ def ranks() -> Iterator[Ranks]:
     """One process that is a group of its own, as on a GPU, so that its tables are sharded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchRec's words about its own internals
-        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch documents stores, and exports none
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         yield Ranks(0, 1, CPU)
         dist.destroy_process_group()
 
