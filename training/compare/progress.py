@@ -5,24 +5,20 @@ In: jobs, all at once or in rounds. Out: the outcomes of those that failed.
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 
 from training.compare.workers import Job, Outcome, run_jobs
+from training.progress_bar import progress_bar
 
 
 class ShownJobs:
     """Jobs of one kind, `total` in all with those that are done already."""
 
     def __init__(self, what: str, total: int, processes: int) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        left = TextColumn("{task.fields[left]}")
-        self._bar = Progress(*columns, left, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task(what, total=total, left="")
+        self._bar = progress_bar(TimeElapsedColumn())
+        self._task = self._bar.add_task(what, total=total)
         self._what, self._total, self._processes = what, total, processes
         self._ended, self._started = 0, time.monotonic()
 
@@ -30,9 +26,7 @@ class ShownJobs:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def run(self, jobs: Sequence[Job], left: int | None = None) -> list[Outcome]:
@@ -45,10 +39,10 @@ class ShownJobs:
                 failed.append(outcome)
             remaining = (time.monotonic() - self._started) / self._ended * left
             left_words = f"about {_duration(remaining)} left" if left else "done"
-            self._bar.update(self._task, completed=self._total - left, left=left_words)
+            self._bar.update(self._task, completed=self._total - left)
             ended = f"failed: {outcome.fault}" if outcome.fault else f"{outcome.seconds:.0f} s"
             place = f"{self._what} {self._total - left}/{self._total}"
-            self._console.print(f"{place}  {outcome.cell}  {ended}  ({left_words})", markup=False)
+            self._bar.console.print(f"{place}  {outcome.cell}  {ended}  ({left_words})", markup=False)
         return failed
 
 

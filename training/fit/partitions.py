@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import track
+from rich.progress import TextColumn
 
 from model.features.id_lookup import Lookup
 from training.columns import plain
@@ -25,6 +24,7 @@ from training.data.reader import PART_ROWS, LogReader
 from training.data.selection import days_of
 from training.fit.leaks import Times, Twins
 from training.fit.tally import Counts, PartCounts, Tally
+from training.progress_bar import progress_bar
 
 MOST_PARTITIONS = 100
 MANY = f"(over {MOST_PARTITIONS} values)"
@@ -93,16 +93,17 @@ def _tables(reader: LogReader, index: LogIndex, *, show: bool) -> Iterator[tuple
     groups = sorted(
         {(group.file, group.group) for split in reader.selector.selections for group in index.groups(split)}
     )
-    console = Console(stderr=True, quiet=not show)
     bad_rows = BadRows(reader.config.max_bad_rows)
-    for number, group in track(groups, "data report", console=console, disable=not (show and console.is_terminal)):
-        file = reader.files.files[number]
-        with reader.files.opened(file) as parquet:
-            for part in reader.parts(file, parquet, group):
-                for split, mask in reader.selector.masks(part.table.column(reader.selector.column), part.place).items():
-                    is_in_B = mask.to_numpy()
-                    if is_in_B.any():
-                        yield split, reader.wanted(part, is_in_B, bad_rows)[0]
+    with progress_bar(TextColumn("row groups"), show=show) as bar:
+        for number, group in bar.track(groups, description="data report"):
+            file = reader.files.files[number]
+            with reader.files.opened(file) as parquet:
+                for part in reader.parts(file, parquet, group):
+                    values = part.table.column(reader.selector.column)
+                    for split, mask in reader.selector.masks(values, part.place).items():
+                        is_in_B = mask.to_numpy()
+                        if is_in_B.any():
+                            yield split, reader.wanted(part, is_in_B, bad_rows)[0]
 
 
 def _gathered(tables: Iterator[tuple[SplitName, pa.Table]]) -> Iterator[tuple[SplitName, pa.Table]]:

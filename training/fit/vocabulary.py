@@ -13,8 +13,7 @@ import shutil
 from pathlib import Path
 
 import xxhash
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from model.features.fitted import FittedFeatures, FittingPass
 from model.schema import FeedSchema
@@ -25,6 +24,7 @@ from training.files import LEFT_BY_ANY, is_json_with, refuse_foreign
 from training.fit.fitted_file import parts_of, read_fitted, write_fitted
 from training.fit.fitting import fit_log
 from training.fit.id_report import PAGE_TITLE, as_markdown, table_reports, warn_of_unknown
+from training.progress_bar import progress_bar
 from training.run.run import CONFIG, FITTED, locked, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -101,14 +101,12 @@ def fit_split(
 ) -> FittingPass:
     """A pass over a split (fitting.py) with its progress shown. `work` keeps what was read, and is the caller's to
     remove."""
-    console = Console(stderr=True, quiet=not show)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not (show and console.is_terminal)) as bar:
+    with progress_bar(TextColumn("rows"), show=show) as bar:
         task = bar.add_task(f"fitting on {split}", total=None)
 
         def done(rows: int, of: int) -> None:
             bar.update(task, advance=rows, total=of)
-            if show and not console.is_terminal:
+            if show and not bar.console.is_terminal:
                 log.info("%s: %d of %d rows", split, bar.tasks[0].completed, of)
 
         return fit_log(config.data, schema, split, work, processes=processes, done=done)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn, TimeElapsedColumn
 
 from model.strict_yaml import read_yaml
 from training.files import is_json_with, refuse_foreign, refuse_within
@@ -22,6 +21,7 @@ from training.images.pixels import Pixels
 from training.images.report import RESULTS, write_report
 from training.images.results import summarise
 from training.images.tasks import ImageTasks
+from training.progress_bar import progress_bar
 from training.run.run import locked, read_json
 
 
@@ -82,19 +82,16 @@ def _train(experiment: ImageExperiment, tasks: ImageTasks, pixels: Pixels) -> di
     """Trains the cells without a result. Returns the faults of those that failed."""
     left = [cell for cell in experiment.cells() if not is_finished(experiment.folder(cell))]
     failures: dict[Cell, str] = {}
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    words = TextColumn("{task.description}")
-    columns = (words, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress_bar(TextColumn("epochs"), TimeElapsedColumn()) as bar:
         shown = bar.add_task("", total=len(left) * experiment.epochs)
         for number, cell in enumerate(left, start=1):
             place = f"cell {number}/{len(left)}  {cell}"
             bar.update(shown, description=place)
             try:
                 train_cell(experiment, cell, tasks, pixels, lambda epochs: bar.advance(shown, epochs))
-                console.print(f"{place}  finished", markup=False)
+                bar.console.print(f"{place}  finished", markup=False)
             except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
                 failures[cell] = str(error) or type(error).__name__
-                console.print(f"{place}  failed: {failures[cell]}", markup=False)
+                bar.console.print(f"{place}  failed: {failures[cell]}", markup=False)
             bar.update(shown, completed=number * experiment.epochs)
     return failures

@@ -21,8 +21,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model.artifact.artifact import file_entry, hidden_folder, seal, sync, write_manifest
 from model.artifact.catalogue import (
@@ -44,6 +42,7 @@ from training.columns import plain
 from training.data.arrow import refuse_other_text
 from training.data.rows import column_from_arrow
 from training.data.usual_types import usual
+from training.progress_bar import progress_bar
 from training.publish.sign import sign
 
 log = logging.getLogger(__name__)
@@ -182,7 +181,7 @@ def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) 
     num_values = 0
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in _BY_BATCH}
-        bar = stack.enter_context(_progress())
+        bar = stack.enter_context(progress_bar())
         task = bar.add_task(f"items, sums in {sums_dtype}", total=source.count)
         for batch in source.batches():
             encoded = scorer.encoder.encode("candidate", batch.columns, len(batch.ids), as_served=True)
@@ -254,15 +253,3 @@ def _words(sums_NF: torch.Tensor, dtype: SumsDtype) -> bytes:
     if dtype == "float32":
         return sums_NF.numpy().astype("<f4").tobytes()
     return sums_NF.to(torch.bfloat16).view(torch.uint16).numpy().astype("<u2").tobytes()
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

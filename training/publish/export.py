@@ -22,8 +22,9 @@ from model.artifact.signature import SigningKey
 from model.artifact.table_files import StackedTables, set_tables
 from model.calibration import AnswerMaps, Calibration, calibrated
 from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
+from model.features import distinct
 from model.features.block import BLOCKS, BlockTensors
-from model.features.encoder import EncodedBlock, FeatureEncoder
+from model.features.encoder import FeatureEncoder
 from model.ranker import Ranker
 from model.schema import FeedSchema
 from model.scorer.scorer import Scorer, block_tensors
@@ -178,7 +179,8 @@ def _parity(
         (request, candidate), (as_trained, candidates) = blocks
         inputs = (*block_tensors(request), *block_tensors(candidate))
         with torch.no_grad():
-            logits_NO = ranker(_repeated(as_trained, count), BlockTensors(*block_tensors(candidates)))
+            repeated = distinct.picked(as_trained, np.zeros(count, np.intp))
+            logits_NO = ranker(BlockTensors(*block_tensors(repeated)), BlockTensors(*block_tensors(candidates)))
             eager_NO = module(*inputs)
             for pair, answers_NO, expected_NO in (
                 ("eager against trained", eager_NO, module.answer.answers(logits_NO)),
@@ -198,20 +200,6 @@ def _parity(
 def _unit_of_log(schema: FeedSchema) -> float:
     # expm1 makes of an absolute error of the log scale (values up to about 20) a relative one of that size.
     return 20.0 if any(not isinstance(task, BinaryTask) for task in schema.tasks) else 1.0
-
-
-def _repeated(block: EncodedBlock, count: int) -> BlockTensors:
-    """A request block of one row as `count` rows, list feature by list feature."""
-    ids_1K, values_V, lengths_L1, numbers_1N = block_tensors(block)
-    values = (
-        [part.repeat(count) for part in torch.split(values_V, lengths_L1[:, 0].tolist())] if len(lengths_L1) else []
-    )
-    return BlockTensors(
-        ids_1K.expand(count, -1),
-        torch.cat(values) if values else values_V,
-        lengths_L1.expand(-1, count),
-        numbers_1N.expand(count, -1),
-    )
 
 
 def golden_requests(

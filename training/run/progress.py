@@ -1,10 +1,10 @@
 """Progress of training on a terminal: rows, rows per second, time left. Plain lines where there is no terminal."""
 
-from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TaskProgressColumn, TextColumn
+
+from training.progress_bar import progress_bar
 
 
 class TrainingProgress:
@@ -13,17 +13,8 @@ class TrainingProgress:
     def __init__(self, rows_per_epoch: int, epochs: int, *, show: bool) -> None:
         self._rows_per_epoch = rows_per_epoch
         self._epochs = epochs
-        self._console = Console(stderr=True, quiet=not show, highlight=False, soft_wrap=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            MofNCompleteColumn(),
-            TextColumn("rows  {task.fields[speed]}  loss {task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not (show and self._console.is_terminal),
-        )
+        words = TextColumn("rows  {task.fields[speed]}  loss {task.fields[loss]}")
+        self._bar = progress_bar(words, TaskProgressColumn(), show=show)
         self._task = self._bar.add_task("", total=rows_per_epoch * epochs, speed="", loss="")
         self._loss = 0.0
 
@@ -31,9 +22,7 @@ class TrainingProgress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def start_epoch(self, epoch: int, rows_done: int) -> None:
@@ -51,4 +40,4 @@ class TrainingProgress:
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(line, markup=False)
+        self._bar.console.print(line, markup=False)

@@ -17,13 +17,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from model.artifact.artifact import Artifact, file_entry
 from training.data.files import LogFiles
 from training.data.found import Found
 from training.files import is_json_with, refuse_foreign, refuse_within
+from training.progress_bar import progress_bar
 from training.run.run import library_versions, locked, write_json
 from training.score.job import Job, Part, parts_of
 from training.score.part import FAULTS_SHOWN, PartScorer, beyond_budget, found
@@ -55,7 +55,7 @@ def score(job: Job, *, processes: int = 1, rows_per_part: int = ROWS_PER_PART, s
             (job.out / SCORED).unlink(missing_ok=True)
         done = list(kept)
         bad_rows = sum(about["bad_rows"] for _, about in kept)
-        with _bar(show) as progress:
+        with progress_bar(TextColumn("rows"), show=show, transient=True) as progress:
             bar = progress.add_task("scoring", total=sum(part.rows for part in parts))
             progress.advance(bar, sum(part.rows for part, _ in kept))
             for part, about in _scored(job, files, left, processes):
@@ -129,13 +129,6 @@ def _scored(job: Job, files: LogFiles, parts: Sequence[Part], processes: int) ->
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _bar(show: bool) -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
-    disable = not (show and console.is_terminal)
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=disable, transient=True)
 
 
 def _manifest(job: Job, done: Sequence[Done], seconds: float) -> dict[str, Any]:

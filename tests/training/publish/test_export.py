@@ -235,7 +235,7 @@ def test_a_version_that_fails_its_own_golden_requests_is_not_published(
         return golden
 
     monkeypatch.setattr(export_module, "golden_requests", off)
-    with pytest.raises(ValueError, match=r"request 2, task click: the answer is off by 0\.01"):
+    with pytest.raises(ValueError, match=r"request 2, output click: the answer is off by 0\.01"):
         export(run, tmp_path)
     assert nothing_published(tmp_path)
 
