@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from service.impressions.rotated_files import RotatedFiles
+from service.log_files.rotated_files import RotatedFiles
 from service.serve import main
 
 SLOW_SECONDS = 0.5
@@ -21,16 +21,16 @@ SLOW_SECONDS = 0.5
 class SlowFiles(RotatedFiles):
     """Files on a slow disk."""
 
-    def append(self, lines: Sequence[bytes]) -> tuple[int, OSError | None]:
+    def append(self, blocks: Sequence[bytes]) -> tuple[int, OSError | None]:
         """Writes lines, in its own time."""
         time.sleep(SLOW_SECONDS)
-        return super().append(lines)
+        return super().append(blocks)
 
 
 class FullFiles(RotatedFiles):
     """Files on a full disk."""
 
-    def append(self, lines: Sequence[bytes]) -> tuple[int, OSError | None]:
+    def append(self, blocks: Sequence[bytes]) -> tuple[int, OSError | None]:
         """Writes nothing."""
         return 0, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

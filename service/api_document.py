@@ -9,15 +9,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.base.errors import MEDIA_TYPE
+from service.events.openapi import with_events
 from service.http.keys import needed_for
-from service.metrics.metrics import INFER, RANK
+from service.metrics.metrics import EVENTS, INFER, RANK
 from service.models.version import ServedModel
 from service.open_inference.openapi import example_inference, with_infer
 from service.open_inference.routes import INFER_VERSION
 from service.rank.openapi import KEY_SCHEME, SECURITY, example_answer, example_request, refusals, with_rank
 
 _ADMIN = "/v1/admin"
-_GROUPS = {"Ranking": (RANK,), "Models": ("/v1/models",), "Admin": (_ADMIN,), "Open Inference Protocol": ("/v2",)}
+_GROUPS = {
+    "Ranking": (RANK,),
+    "Events": (EVENTS,),
+    "Models": ("/v1/models",),
+    "Admin": (_ADMIN,),
+    "Open Inference Protocol": ("/v2",),
+}
 _OPERATIONS = "Operations"
 # Of every model, whatever its features are: candidates take defaults.
 _ANY_REQUEST: dict[str, Any] = {"user": {}, "candidates": {"id": ["a", "b"], "features": {}}}
@@ -26,7 +33,7 @@ _SCOPES = "\n\nWhere keys are configured, needs one with the scope `{}`: `Author
 
 def api_document(routes: dict[str, Any]) -> dict[str, Any]:
     """The document without examples, of FastAPI's one. Scoring comes first."""
-    document = with_infer(with_rank(routes))
+    document = with_events(with_infer(with_rank(routes)))
     for path, operations in document["paths"].items():
         for operation in operations.values():
             _complete(path, operation)
@@ -74,7 +81,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     if scope is not None:
         operation["security"] = SECURITY if scope != "admin" else [{KEY_SCHEME: []}]
         operation["description"] = (operation.get("description", "") + _SCOPES.format(scope)).strip()
-    if path in (RANK, INFER, INFER_VERSION):
+    if path in (RANK, EVENTS, INFER, INFER_VERSION):
         return
     described = {"500": "an error of the service, not of the request"}
     if scope is not None:

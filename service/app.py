@@ -25,8 +25,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api_document import api_document, with_examples
+from service.base.clock import Clock
 from service.base.errors import Problem, refusal
 from service.base.log import LOGGER
+from service.events.event_log import EventLog
+from service.events.event_types import EventTypes
+from service.events.routes import Events
 from service.http.admission import Admission
 from service.http.authorize import Authorize
 from service.http.body import read_plain_body
@@ -37,7 +41,7 @@ from service.http.protocol import SHED, GuardedProtocol
 from service.http.shedding import Shedding
 from service.http.tracing import Tracing
 from service.impressions.writer import ImpressionLog
-from service.metrics.metrics import INFER, RANK, Metrics
+from service.metrics.metrics import EVENTS, INFER, RANK, Metrics
 from service.models.admin import admin_routes
 from service.models.store import ModelStore, not_ready
 from service.open_inference.routes import INFER_VERSION, OpenInference
@@ -87,6 +91,16 @@ class Service:
             lambda: self.is_draining,
         )
         self.impressions = _impression_log(settings, self.metrics)
+        self.event_log = _event_log(settings, self.metrics)
+        self.event_types = EventTypes(settings.models, self.metrics)
+        self.events = Events(
+            self.store,
+            self.event_types,
+            self.event_log,
+            self.metrics,
+            settings.body_seconds,
+            lambda: self.is_draining,
+        )
         self.shadow = ShadowScoring(self.store, self.metrics, settings.shadow_sample, lambda: self.threads.is_full)
         self.drift = Drift(self.metrics.drift)
         endpoint = settings.otlp_endpoint
@@ -148,6 +162,9 @@ class Service:
             tasks.append(asyncio.create_task(self.certificates.keep_newest(settings.poll_seconds)))
         if self.impressions is not None:
             self.impressions.start()
+        if self.event_log is not None:
+            self.event_log.start()
+            tasks.append(asyncio.create_task(self._poll_event_types()))
         self.shadow.start()
         self.drift.start()
         try:
@@ -166,6 +183,8 @@ class Service:
             self.metrics.flush()
             if self.impressions is not None:
                 await asyncio.to_thread(self.impressions.stop)
+            if self.event_log is not None:
+                await asyncio.to_thread(self.event_log.stop)
             await asyncio.to_thread(self.shadow.stop)
             await asyncio.to_thread(self.drift.stop)
             await asyncio.to_thread(self.store.stop)
@@ -187,6 +206,11 @@ class Service:
             await asyncio.to_thread(self.keys.poll)  # a file system that hangs may stop that thread, not requests
             self.metrics.file_errors.labels("", "keys").set(self.keys.error is not None)
             await asyncio.sleep(_KEYS_SECONDS)
+
+    async def _poll_event_types(self) -> None:
+        while True:
+            await asyncio.to_thread(self.event_types.poll, list(self.store.served()))
+            await asyncio.sleep(self.settings.poll_seconds)
 
     def _file_errors(self) -> list[str]:
         """Faults of files that belong to no single model."""
@@ -245,6 +269,7 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
         redirect_slashes=False,  # to where this service is for itself, not for those behind a proxy
     )
     app.router.routes.append(Route(RANK, _Application(service.rank), methods=["POST"]))
+    app.router.routes.append(Route(EVENTS, _Application(service.events.take_request), methods=["POST"]))
     open_inference = OpenInference(
         service.ranking, service.responder.respond, lambda: service.unready_reason, app.title, app.version
     )
@@ -324,6 +349,18 @@ def _impression_log(settings: Settings, metrics: Metrics) -> ImpressionLog | Non
         max_bytes=settings.impression_log_max_bytes,
         workers=settings.workers,
         is_hashed=settings.impression_log_features == "hash",
+    )
+
+
+def _event_log(settings: Settings, metrics: Metrics) -> EventLog | None:
+    if settings.event_log is None:
+        return None
+    return EventLog(
+        settings.event_log,
+        metrics,
+        Clock(),
+        max_bytes=settings.event_log_max_bytes,
+        sync_seconds=settings.event_log_sync_seconds,
     )
 
 

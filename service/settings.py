@@ -65,6 +65,13 @@ class Settings(BaseModel):
         "values",
         description="hash writes XXH3-64 of the user, of each candidate's id and of its features in place of them",
     )
+    event_log: Path | None = Field(None, description="folder for a log of what users did, which POST /v1/events takes")
+    event_log_max_bytes: int = Field(
+        16 * 2**30, ge=2**20, description="most that the event log takes on disk, in bytes; beyond, events are refused"
+    )
+    event_log_sync_seconds: float = Field(
+        1.0, ge=0, le=60, description="seconds after which an accepted event is safe from a power failure; 0 is before"
+    )
     otlp_endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^\s/@]+(/[^\s]*)?$",
@@ -139,9 +146,9 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         parser.error(str(error))
     if not settings.models.is_dir():
         parser.error(f"--models ({_variable('models')}): no folder '{settings.models}'; it must exist, empty or not")
-    if settings.impression_log is not None and not settings.impression_log.is_dir():
-        flag = f"{_flag('impression_log')} ({_variable('impression_log')})"
-        parser.error(f"{flag}: no folder '{settings.impression_log}'; it must exist")
+    for name, folder in (("impression_log", settings.impression_log), ("event_log", settings.event_log)):
+        if folder is not None and not folder.is_dir():
+            parser.error(f"{_flag(name)} ({_variable(name)}): no folder '{folder}'; it must exist")
     return settings
 
 

@@ -26,7 +26,7 @@ from model.untrusted_files import PolledFile
 from service.base.errors import Problem
 from service.base.log import LOGGER
 
-Right = Literal["score", "metrics", "admin"]
+Right = Literal["score", "events", "metrics", "admin"]
 _PREFIX = "feedrank_"
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="feedrank"'}
 # What people open in a browser, which knows how to ask for a name and a password: any name, and the key.
@@ -128,6 +128,8 @@ def needed_for(path: str) -> Right | None:
         return "admin"
     if path in ("/metrics", STATUS):
         return "metrics"
+    if path == "/v1/events":
+        return "events"
     if path.startswith("/v2/health/"):
         return None
     return "score" if path.startswith(("/v1", "/v2")) else None

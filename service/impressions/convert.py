@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.base.log import LOGGER
-from service.impressions.rotated_files import LINES, named
+from service.impressions.folder import impression_files
+from service.log_files.folder import LINES
 
 POLL_SECONDS = 1.0
 _SAY_SECONDS = 60.0
@@ -40,7 +41,7 @@ class Conversion:
             return
         self._take_end()
         self._is_asked_again = False
-        if not named(self._folder, LINES):
+        if not impression_files(self._folder).named(LINES):
             return
         command = [sys.executable, "-m", "service", "parquet", str(self._folder)]
         try:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.untrusted_files import open_regular
+from service.impressions.folder import impression_files
 from service.impressions.parquet import ParquetImpressions
 from service.impressions.record import Logged, logged, read_line
-from service.impressions.rotated_files import LINES, PARQUET, closed_name, open_files, whole_files
+from service.log_files.folder import LINES, PARQUET, closed_name
 
 
 class Unfinished(NamedTuple):
@@ -44,8 +45,9 @@ def log_files(given: Sequence[Path]) -> list[Path]:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    opened = open_files(folder)  # first: one that is closed meanwhile is among the whole ones
-    whole = whole_files(folder)
+    log = impression_files(folder)
+    opened = log.open_files()  # first: one that is closed meanwhile is among the whole ones
+    whole = log.whole_files()
     closed = {file.stem for file in whole}
     return whole + [file for file in opened if (name := closed_name(file)) is not None and name.stem not in closed]
 

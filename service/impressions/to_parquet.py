@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from service.impressions.rotated_files import LINES, PARQUET, PREFIX, named
+from service.impressions.folder import PREFIX, impression_files
+from service.log_files.folder import LINES, PARQUET
 
 _LOCK = ".impressions-to-parquet.lock"
 _NICENESS = 19
@@ -46,7 +47,7 @@ def convert(folder: Path) -> list[str]:
     for left in folder.glob(f".{PREFIX}*{PARQUET}.part"):
         left.unlink()
     faults: dict[Path, str] = {}
-    while waiting := [file for file in named(folder, LINES) if file not in faults]:
+    while waiting := [file for file in impression_files(folder).named(LINES) if file not in faults]:
         for file in waiting:
             try:
                 _convert(file)

@@ -1,7 +1,7 @@
 """The impression log: scored requests written to rotated files by a thread of its own, off unless switched on.
 
 In: impressions, offered after their answers have left. Out: lines in rotated files
-(service/impressions/rotated_files.py), which become Parquet once they are closed (service/impressions/convert.py). What
+(service/log_files/rotated_files.py), which become Parquet once they are closed (service/impressions/convert.py). What
 waits to be written is bounded: a disk that is full or slow costs lines, which are counted and logged once a minute,
 never a request. Lines of JSON first: what a killed process had written can be read to the last whole line, while a
 Parquet file without its end is lost whole. Arrow also stays out of the process that serves.
@@ -20,8 +20,9 @@ from service.base.background import nice
 from service.base.log import LOGGER
 from service.base.record import RequestRecord
 from service.impressions.convert import POLL_SECONDS, Conversion
+from service.impressions.folder import impression_files
 from service.impressions.line import Impression
-from service.impressions.rotated_files import RotatedFiles
+from service.log_files.rotated_files import RotatedFiles
 from service.metrics.metrics import Metrics
 from service.models.labels import IMPRESSION_SEED, falls_within
 from service.rank.scored_request import ScoredRequest
@@ -47,7 +48,7 @@ class ImpressionLog:
         # folder is in both kinds while it becomes Parquet.
         file_bytes = min(_FILE_BYTES, max_bytes // (8 * workers))
         self._files = RotatedFiles(
-            folder,
+            impression_files(folder),
             file_bytes=file_bytes,
             keep_bytes=max_bytes - (2 * workers + 1) * file_bytes,
             age_seconds=_AGE_SECONDS,
@@ -168,7 +169,7 @@ class ImpressionLog:
         if failed:
             self._losses.count("failed", failed, reason)
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _attempt(self, action: Callable[[], object]) -> None:
         try:
             action()
         except OSError as error:

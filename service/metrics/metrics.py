@@ -33,9 +33,11 @@ from service.metrics.shared_files import free_bytes
 
 RANK = "/v1/rank"
 INFER = "/v2/models/{name}/infer"
+EVENTS = "/v1/events"
 SCORING = (RANK, INFER)
 ENDPOINTS = (
     *SCORING,
+    EVENTS,
     "/v1/models",
     "/v1/models/{name}",
     "/v1/admin/models/{name}/labels",
@@ -65,10 +67,12 @@ REJECTIONS = (
     "unauthenticated",
     "forbidden",
     "not_finite",
+    "event_log",
 )
 # Of a worker: gets requests from balancers that poll /readyz, or does not.
 WORKER_STATES = ("ready", "unready")
 IMPRESSION_RESULTS = ("written", "dropped", "failed")
+EVENT_RESULTS = ("written", "full", "slow", "failed")
 LOAD_RESULTS = (
     "ready",
     "compiled_refused",
@@ -87,6 +91,7 @@ COMMON_FILES = ("models", "keys", "tls")
 LOOKUP_RESULTS = ("known", "overridden", "inline", "unknown")
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_DELAYS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 21600.0, 86400.0, 604800.0)
 _COUNTS = (1, 5, 10, 25, 50, 100, 200, 300, 500, 1000, 2000, 5000)
 # Probabilities and, above 1, the quantities of regression tasks (a play time in ms, say).
 _SCORES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
@@ -253,6 +258,22 @@ class Metrics(Families):
         "Times that closed files of the impression log did not become Parquet; they stay, and are tried again",
     )
 
+    events = Family(
+        Counter, "ranking_events", "Events accepted, by the types that the model's files name", ("model", "type")
+    )
+    event_log = Family(
+        Counter,
+        "ranking_event_log",
+        "Events of the event log: written, refused because it is full or too slow, failed on the disk",
+        ("result",),
+    )
+    event_delay_seconds = Family(
+        BatchedHistogram,
+        "ranking_event_delay_seconds",
+        "From the time that an event says to its receipt, of events that say one",
+        buckets=_DELAYS,
+    )
+
     def __init__(self) -> None:
         self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         self.registry = CollectorRegistry()
@@ -274,6 +295,8 @@ class Metrics(Families):
         self._retired: dict[tuple[str, str], None] = {}  # in the order in which they were
         for result in IMPRESSION_RESULTS:
             self.impressions.labels(result)
+        for result in EVENT_RESULTS:
+            self.event_log.labels(result)
         for endpoint in ENDPOINTS:
             self.request_seconds.labels(endpoint)
             for code in SCORING_CODES if endpoint in SCORING else (200,):

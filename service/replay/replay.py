@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from service.base.ranking import ranking
 from service.impressions.reader import Unfinished, entries, log_files
 from service.impressions.record import Logged
-from service.impressions.rotated_files import closed_name
+from service.log_files.folder import closed_name
 from service.metrics.ranking_distance import TOP, Mean, Movement, Shift, movement
 from service.replay.report import print_report
 from service.replay.rescoring import Rescored, Rescoring

@@ -70,20 +70,27 @@ class Monitored:
 
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
-    """Two versions, the older one as the shadow, the newer one with a catalogue. The impression log is on."""
+    """Two versions, the older one as the shadow, the newer one with a catalogue. Both logs are on."""
     folder = tmp_path_factory.mktemp("monitored")
     models = folder / "models"
     publish_artifact(models, seed=1)
     build_catalogue(publish_artifact(models, seed=2), write_items(folder / "items.parquet", tiny_items(10)))
     (models / "tiny/labels.yaml").write_text("shadow: 1\n")
-    (folder / "impressions").mkdir()
+    for name in ("impressions", "events"):
+        (folder / name).mkdir()
     flags = ("--workers", "2", "--threads", "1", "--queue-seconds", "0.2")
-    log = ("--impression-log", str(folder / "impressions"))
-    with RunningService(models, *flags, *log) as service:
+    logs = ("--impression-log", str(folder / "impressions"), "--event-log", str(folder / "events"))
+    with RunningService(models, *flags, *logs) as service:
         service.wait_ready().wait_workers(2)
         with prometheus_of(service.client.base_url, folder / "prometheus") as prometheus:
             wait_for(lambda: prometheus.value("sum(ranking_workers{state='ready'})") == 2)
             yield Monitored(service, prometheus, folder)
+
+
+def send_event(monitored: Monitored) -> None:
+    """A client displays a candidate."""
+    event = {"request_id": "r-1", "type": "shown", "id": "a", "time": "2026-11-29T20:15:03Z"}
+    assert monitored.service.client.post("/v1/events", json={"events": [event]}).status_code == 202
 
 
 class Counted(NamedTuple):
@@ -184,6 +191,7 @@ def _concrete(query: str) -> str:
 def test_every_panel_of_the_dashboard_shows_data(monitored: Monitored) -> None:
     # Drift is told of a thousand values and more.
     monitored.load("--rate", "20", "--seconds", "5", "--candidates", "200")
+    send_event(monitored)
     # An alert is to be seen too: that of an invalid file of task weights.
     (monitored.models / "tiny/value_models.yaml").write_text("default: {kind: none}\n")
     wait_for(lambda: bool(monitored.prometheus.query('ALERTS{alertname="RankingModelLoadFailed"}')))
@@ -246,6 +254,7 @@ def _matches(matcher: Any, value: str) -> bool:
 def test_every_metric_and_label_of_rules_and_dashboard_exists(monitored: Monitored) -> None:
     """By Prometheus' own grammar, against the series of a service under load. A matcher has to match one of them."""
     monitored.load("--rate", "20", "--seconds", "2")
+    send_event(monitored)
     wait_for(lambda: bool(monitored.prometheus.query("task:ranking_score_mean:ratio1h")))
     known: dict[str, list[dict[str, str]]] = {}
     wrong = set()

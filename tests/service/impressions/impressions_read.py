@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from service.impressions.rotated_files import whole_files
+from service.impressions.folder import impression_files
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     """All lines, oldest first. What a Parquet row does not have is left out."""
     found: list[dict[str, Any]] = []
-    for file in whole_files(folder):
+    for file in impression_files(folder).whole_files():
         if file.suffix == ".jsonl":
             found += map(json.loads, file.read_bytes().splitlines())
         else:

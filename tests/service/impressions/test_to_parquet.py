@@ -18,9 +18,9 @@ import pytest
 import xxhash
 
 from service.impressions import to_parquet
+from service.impressions.folder import impression_files
 from service.impressions.parquet import SCHEMA
 from service.impressions.reader import entries
-from service.impressions.rotated_files import whole_files
 from service.replay import replay
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.impressions.impressions_read import lines_of
@@ -68,7 +68,7 @@ def test_every_value_is_kept_in_typed_columns_and_bounded_row_groups(
     lines = [a_line(number) for number in range(20)]
     written(tmp_path, lines)
     assert to_parquet.convert(tmp_path) == []
-    (file,) = whole_files(tmp_path)
+    (file,) = impression_files(tmp_path).whole_files()
     assert file.name == "impressions-a.parquet"
     assert file.stat().st_mode & 0o777 == 0o600
     assert lines_of(tmp_path) == lines
@@ -111,7 +111,7 @@ def test_a_service_makes_parquet_of_what_it_closes(tmp_path: Path) -> None:
         assert "libarrow" not in imported
         assert service.stop(signal.SIGTERM) == 0
     assert convert(folder).returncode == 0  # what a busy machine did not come to before the end
-    assert {file.suffix for file in whole_files(folder)} == {".parquet"}
+    assert {file.suffix for file in impression_files(folder).whole_files()} == {".parquet"}
     assert list(folder.glob(".*.part")) == []
     lines = lines_of(folder)
     assert [line["request_id"] for line in lines] == [request["request_id"] for request in asked]
@@ -139,11 +139,11 @@ def test_a_killed_conversion_loses_nothing_and_is_taken_up(tmp_path: Path) -> No
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait(WAIT_SECONDS) == -signal.SIGKILL
-    assert whole_files(tmp_path) == [path]
+    assert impression_files(tmp_path).whole_files() == [path]
     assert path.read_bytes() == before
     assert part.exists()
     assert convert(tmp_path).returncode == 0
-    assert [file.name for file in whole_files(tmp_path)] == ["impressions-a.parquet"]
+    assert [file.name for file in impression_files(tmp_path).whole_files()] == ["impressions-a.parquet"]
     assert not part.exists()
     assert not path.exists()
     assert lines_of(tmp_path) == lines
@@ -211,7 +211,7 @@ def test_hashes_stand_for_values_and_ids(tmp_path: Path, capsys: pytest.CaptureF
         }
         assert client.post("/v1/rank", json=digits).status_code == 200
     publish_artifact(models, seed=1)
-    in_files = b"".join(file.read_bytes() for file in whole_files(folder))
+    in_files = b"".join(file.read_bytes() for file in impression_files(folder).whole_files())
     assert convert(folder).returncode == 0
     lines = lines_of(folder)
     canonical = msgspec.json.Encoder(order="sorted")
@@ -269,7 +269,7 @@ def test_replay_refuses_a_damaged_parquet_file_by_name(
     publish_artifact(tmp_path / "models")
     written(tmp_path, [a_line(number) for number in range(20)])
     assert to_parquet.convert(tmp_path) == []
-    (file,) = whole_files(tmp_path)
+    (file,) = impression_files(tmp_path).whole_files()
     content = bytearray(file.read_bytes())
     if damage == "cut":
         file.write_bytes(content[:-20])

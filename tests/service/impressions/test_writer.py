@@ -21,8 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from model.scorer.scorer import Scored, Scorer
 from model.value_models.value_model import DEFAULT, ValueModels
 from service.base.record import RequestRecord
+from service.impressions.folder import impression_files
 from service.impressions.record import read_line
-from service.impressions.rotated_files import whole_files
 from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import Metrics
 from service.metrics.model_metrics import ModelMetrics
@@ -73,7 +73,7 @@ def test_a_line_is_the_request_its_versions_and_its_scores(tmp_path: Path) -> No
         ]
         assert service.client.post("/v1/rank", json={**TINY_REQUEST, "user": 1}).status_code == 422
         service.wait_for(lambda: counted(service.client, "written") == 3)
-        assert whole_files(folder) == []
+        assert impression_files(folder).whole_files() == []
         assert service.stop(signal.SIGTERM) == 0
     _, columns, rows = lines_of(folder)
     for line, answer in zip((columns, rows), answers, strict=True):
@@ -156,7 +156,7 @@ def test_a_killed_service_loses_no_line_that_it_had_written(tmp_path: Path) -> N
         service.wait_for(lambda: counted(service.client, "written") == 7)
         os.kill(service.process.pid, signal.SIGKILL)
         service.wait()
-    assert whole_files(folder) == []
+    assert impression_files(folder).whole_files() == []
     with client_of(tmp_path / "models", impression_log=folder):
         pass  # the next service names what the last one left
     assert [line["request_id"] for line in lines_of(folder)] == [f"r-{number}" for number in range(7)]

@@ -13,7 +13,7 @@ import yaml
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 from starlette.testclient import TestClient
 
-from service.metrics.metrics import SCORING_CODES
+from service.metrics.metrics import EVENTS, SCORING_CODES
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.deploy.programs import wait_for
 from tests.service.in_process import client_of
@@ -56,7 +56,7 @@ def conforms(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> bo
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder: Path = tmp_path_factory.mktemp("models")
     publish_artifact(folder)
-    with client_of(folder) as client:
+    with client_of(folder, event_log=tmp_path_factory.mktemp("events")) as client:
         yield client
 
 
@@ -124,7 +124,7 @@ def test_every_route_is_described(client: TestClient) -> None:
     version = f"{model}/versions/{{version}}"
     v2 = {"/v2", "/v2/health/live", "/v2/health/ready"}
     v2 |= {f"{path}{verb}" for path in (model, version) for verb in ("", "/ready", "/infer")}
-    v1 = {"/v1/rank", "/v1/models", "/v1/models/{name}", "/v1/admin/models/{name}/labels"}
+    v1 = {"/v1/rank", "/v1/events", "/v1/models", "/v1/models/{name}", "/v1/admin/models/{name}/labels"}
     assert set(paths) == {"/healthz", "/readyz", "/metrics"} | v1 | v2
 
 
@@ -142,7 +142,7 @@ def test_the_document_is_openapi_3_1(client: TestClient) -> None:
 def test_requests_are_closed_and_answers_open(client: TestClient) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     closed = {name for name, schema in schemas.items() if schema.get("additionalProperties") is False}
-    assert closed == {"RankRequest", "CandidateColumns", "CandidateRow"}
+    assert closed == {"RankRequest", "CandidateColumns", "CandidateRow", "EventsRequest"}
     answer = client.post("/v1/rank", json={**TINY_REQUEST, "explain": True}).json()
     answer["policy"] = answer["explain"]["more"] = "of a later release"
     assert conforms(answer, schemas["RankAnswer"], {"components": {"schemas": schemas}})
@@ -188,7 +188,10 @@ def test_what_is_tried_out_is_answered(client: TestClient) -> None:
             body = body_of(operation)["example"] if "requestBody" in operation else None
             answer = client.request(verb, path.format(**given), json=body)
             # Without keys the admin API is off.
-            assert answer.status_code == (403 if "/admin/" in path else 200), (path, answer.text)
+            assert answer.status_code == (403 if "/admin/" in path else 202 if path == EVENTS else 200), (
+                path,
+                answer.text,
+            )
             assert str(answer.status_code) in operation["responses"]
             if body is not None and "/admin/" not in path:
                 assert conforms(body, body_of(operation)["schema"], document)

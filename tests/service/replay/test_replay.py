@@ -18,8 +18,8 @@ from scipy import stats
 from model.schema import FeedSchema
 from model.scorer.scorer import Scorer
 from service.impressions.convert import Conversion
+from service.impressions.folder import impression_files
 from service.impressions.reader import entries, log_files
-from service.impressions.rotated_files import open_files, whole_files
 from service.replay import replay
 from tests.artifacts import TINY_REQUEST, TINY_SCHEMA, publish_artifact
 from tests.deploy.programs import wait_for
@@ -67,7 +67,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def lines_of(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in whole_files(log) for line in file.read_text().splitlines()]
+    return [json.loads(line) for file in impression_files(log).whole_files() for line in file.read_text().splitlines()]
 
 
 def run(models: Path, *arguments: str, log: Path, tmp_path: Path) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def test_damaged_lines_are_counted_and_named_and_the_others_replayed(
     logged: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models, log = logged
-    (file,) = whole_files(log)
+    (file,) = impression_files(log).whole_files()
     lines = file.read_bytes().splitlines(keepends=True)
     ragged = json.loads(lines[1])
     ragged["score"].append(0.5)
@@ -201,10 +201,10 @@ def test_the_open_file_of_a_running_service_is_read(tmp_path: Path, capsys: pyte
     with client_of(models, impression_log=log) as client:
         for number in range(3):
             assert client.post("/v1/rank", json=a_request(rng, number)).status_code == 200
-        wait_for(lambda: sum(file.read_bytes().count(b"\n") for file in open_files(log)) == 3)
-        assert whole_files(log) == []
+        wait_for(lambda: sum(file.read_bytes().count(b"\n") for file in impression_files(log).open_files()) == 3)
+        assert impression_files(log).whole_files() == []
         found = run(models, log=log, tmp_path=tmp_path)
-        (file,) = open_files(log)
+        (file,) = impression_files(log).open_files()
         assert found["requests"]["replayed"] == 3
         assert (found["open_files"], found["unfinished_lines"]) == ({file.name: 3}, [])
         assert f"{file.name} is being written: its 3 whole lines are read" in capsys.readouterr().out
@@ -223,7 +223,7 @@ def test_the_open_file_of_a_running_service_is_read(tmp_path: Path, capsys: pyte
 
 
 def test_a_file_that_is_closed_meanwhile_is_read_once(logged: tuple[Path, Path], tmp_path: Path) -> None:
-    (file,) = whole_files(logged[1])
+    (file,) = impression_files(logged[1]).whole_files()
     part = tmp_path / f".{file.name}.part"
     part.write_bytes(file.read_bytes())
     files = log_files([tmp_path])
@@ -374,7 +374,7 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(
 
 def test_the_command_runs_as_the_readme_says(logged: tuple[Path, Path]) -> None:
     models, log = logged
-    (file,) = whole_files(log)
+    (file,) = impression_files(log).whole_files()
     command = [sys.executable, "-m", "service", "replay", str(file), "--models", str(models), "--version", "3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr

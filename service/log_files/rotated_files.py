@@ -1,67 +1,44 @@
-"""Lines in files of bounded size and age, and a bound on what the files of a folder take together.
+"""Lines in files of bounded size and age, and a bound on what the files of a log take together.
 
-In: encoded lines. Out: `<folder>/impressions-<UTC>-<token>.jsonl`, readable by their owner alone, in the order of
-their names. A file gets that name when it is full or old, so a reader meets whole lines only. Until then it is hidden,
-ends in `.part` and is locked by its writer. What a writer leaves that died without closing is cut after its last whole
-line and named by the next one. Several processes may write to one folder, each by one thread. What is closed may become
-Parquet (service/impressions/to_parquet.py): the same name but for its end, bounded with the others.
+In: blocks of encoded lines. Out: files of a `LogFolder`, readable by their owner alone, in the order of their names. A
+file gets its name when it is full or old, so a reader meets whole lines only. Until then it is hidden, ends in `.part`
+and is locked by its writer. What a writer leaves that died without closing is cut after its last whole line and named
+by the next one. Several processes may write to one folder, each by one thread. What is closed may become Parquet: the
+same name but for its end, bounded with the others.
 """
 
 import fcntl
 import os
-import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 
-PREFIX = "impressions-"
-LINES, PARQUET = ".jsonl", ".parquet"
-_PART = re.compile(rf"\.({re.escape(PREFIX)}.+{re.escape(LINES)})\.part")
+from service.log_files.folder import LINES, PARQUET, LogFolder, closed_name
+
 _BLOCK = 65_536
 
 
-def whole_files(folder: Path) -> list[Path]:
-    """The files that are closed, oldest first. Of one in both kinds, which it is for a moment, the Parquet alone."""
-    found = {file.stem: file for file in (*named(folder, LINES), *named(folder, PARQUET))}
-    return [found[stem] for stem in sorted(found)]
-
-
-def named(folder: Path, suffix: str) -> list[Path]:
-    """The closed files of one kind, oldest first."""
-    return sorted(folder.glob(f"{PREFIX}*{suffix}"))
-
-
-def open_files(folder: Path) -> list[Path]:
-    """The files that are being written, or that a dead writer left, oldest first."""
-    return sorted(file for file in folder.iterdir() if closed_name(file) is not None)
-
-
-def closed_name(file: Path) -> Path | None:
-    """The file's path once it is closed. None where it is closed already."""
-    found = _PART.fullmatch(file.name)
-    return None if found is None else file.parent / found.group(1)
-
-
 class RotatedFiles:
-    """The files of one writer. Whole files of the folder beyond `keep_bytes` are removed, the oldest first, and
-    `on_removed` is called with their number. At most `file_bytes` come on top of them for each writer. `on_closed` is
-    called when a file has been closed."""
+    """The files of one writer. Whole files of the log beyond `keep_bytes` are removed, the oldest first, and
+    `on_removed` is told how many. At most `file_bytes` come on top of them for each writer. None keeps them all.
+    `on_closed` is called when a file has been closed."""
 
     def __init__(
         self,
-        folder: Path,
+        log: LogFolder,
         *,
         file_bytes: int,
-        keep_bytes: int,
+        keep_bytes: int | None,
         age_seconds: float,
-        on_removed: Callable[[int], None],
-        on_closed: Callable[[], None],
+        on_removed: Callable[[int], None] = lambda _: None,
+        on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         self.file_bytes = file_bytes
-        self._folder = folder
+        self._log = log
         self._keep_bytes = keep_bytes
         self._age_seconds = age_seconds
         self._on_removed = on_removed
@@ -73,13 +50,22 @@ class RotatedFiles:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the file is old. None where there is none."""
+        """Until the file is old. None where there is none."""
         return None if self._descriptor is None else max(0.0, self._ends_at - time.monotonic())
 
-    def append(self, lines: Sequence[bytes]) -> tuple[int, OSError | None]:
-        """Writes lines, together at most `file_bytes`. Returns how many a reader will find, and what stopped the
-        others."""
-        data = b"".join(lines)
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files of the log, open ones included. Raises OSError."""
+        total = 0
+        for file in (*self._log.named(LINES), *self._log.named(PARQUET), *self._log.open_files()):
+            with suppress(FileNotFoundError):
+                total += file.stat().st_size
+        return total
+
+    def append(self, blocks: Sequence[bytes]) -> tuple[int, OSError | None]:
+        """Writes blocks of whole lines, together at most `file_bytes`. Returns how many blocks a reader will find, and
+        what stopped the others, of which it will find nothing."""
+        data = b"".join(blocks)
         assert len(data) <= self.file_bytes, "more than a file may hold"
         try:
             if self._descriptor is not None and self._size + len(data) > self.file_bytes:
@@ -94,39 +80,64 @@ class RotatedFiles:
             while done < len(data):
                 done += os.write(self._descriptor, memoryview(data)[done:])
         except OSError as error:
-            whole = data.rfind(b"\n", 0, done) + 1
-            self._size += whole
+            ends = [end for end in accumulate(map(len, blocks)) if end <= done]
+            self._size += ends[-1] if ends else 0
             try:
                 os.ftruncate(self._descriptor, self._size)
-            except OSError:  # half a line stays at its end: it is left for `settle` to cut
+            except OSError:  # part of a block stays at its end: of a line it is left for `settle` to cut
                 self._abandon()
-            return data.count(b"\n", 0, whole), error
+            return len(ends), error
         self._size += done
-        return len(lines), None
+        return len(blocks), None
+
+    @property
+    def is_open(self) -> bool:
+        """True while there is a file that has no name yet."""
+        return self._descriptor is not None
+
+    def sync(self) -> None:
+        """Brings what is written to the disk. Raises OSError."""
+        if self._descriptor is not None:
+            os.fsync(self._descriptor)
+
+    def descriptor_copy(self) -> int | None:
+        """A duplicate of the open file's descriptor, for fsync by another thread. None where no file is open."""
+        return None if self._descriptor is None else os.dup(self._descriptor)
 
     def close(self) -> None:
-        """Names the file, so that readers see it, and tidies the folder. Raises OSError."""
+        """Names the file, so that readers see it, and looks after the folder. Raises OSError."""
         if self._descriptor is not None:
             try:
                 os.fsync(self._descriptor)
-                _publish(self._part, self._descriptor, self._folder / self._name)
+                _publish(self._part, self._descriptor, self._log.path / self._name)
             finally:
                 self._abandon()
             self._on_closed()
         self.settle()
 
-    def settle(self) -> None:
-        """Names what dead writers left, and removes the oldest files beyond the bound. Raises OSError."""
-        for part in sorted(self._folder.iterdir()):
+    def settle(self) -> bool:
+        """Names what dead writers left, and removes the oldest files beyond the bound. Returns whether everything that
+        is left has a name. Raises OSError."""
+        is_settled = True
+        for part in self._log.open_files():
             if (whole := closed_name(part)) is not None:
-                with suppress(OSError):  # another writer's: at work, just taken care of, or not ours to touch
+                try:
                     self._take_over(part, whole)
+                except (BlockingIOError, FileNotFoundError):  # another writer's: at work, or just taken care of
+                    continue
+                except OSError:  # not ours to touch
+                    is_settled = False
+        if self._keep_bytes is not None:
+            self._remove_oldest(self._keep_bytes)
+        return is_settled
+
+    def _remove_oldest(self, keep_bytes: int) -> None:
         sizes = {}
-        files = [*named(self._folder, LINES), *named(self._folder, PARQUET)]
+        files = [*self._log.named(LINES), *self._log.named(PARQUET)]
         for file in sorted(files, key=lambda file: file.stem):
             with suppress(FileNotFoundError):
                 sizes[file] = file.stat().st_size
-        excess, removed = sum(sizes.values()) - self._keep_bytes, 0
+        excess, removed = sum(sizes.values()) - keep_bytes, 0
         for file, size in sizes.items():
             if excess <= 0:
                 break
@@ -139,11 +150,11 @@ class RotatedFiles:
 
     @property
     def _part(self) -> Path:
-        return self._folder / f".{self._name}.part"
+        return self._log.path / f".{self._name}.part"
 
     def _open(self) -> None:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-        self._name = f"{PREFIX}{now}-{uuid.uuid4().hex[:8]}{LINES}"
+        self._name = f"{self._log.prefix}{now}-{uuid.uuid4().hex[:8]}{LINES}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(self._part, flags, 0o600)
         try:

@@ -7,19 +7,22 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.impressions.rotated_files import RotatedFiles, whole_files
+from service.log_files.folder import LogFolder
+from service.log_files.rotated_files import RotatedFiles
 from tests.training_data import small_disk
+
+PREFIX = "impressions-"
 
 
 class Writer(RotatedFiles):
     """A writer with small bounds that remembers how many files were removed."""
 
     def __init__(
-        self, folder: Path, *, file_bytes: int = 100, keep_bytes: int = 10_000, age_seconds: float = 3600.0
+        self, folder: Path, *, file_bytes: int = 100, keep_bytes: int | None = 10_000, age_seconds: float = 3600.0
     ) -> None:
         self.removed = self.closed = 0
         super().__init__(
-            folder,
+            LogFolder(folder, PREFIX),
             file_bytes=file_bytes,
             keep_bytes=keep_bytes,
             age_seconds=age_seconds,
@@ -32,6 +35,10 @@ class Writer(RotatedFiles):
 
     def _count(self, removed: int) -> None:
         self.removed += removed
+
+
+def whole_files(folder: Path) -> list[Path]:
+    return LogFolder(folder, PREFIX).whole_files()
 
 
 def contents(folder: Path) -> list[bytes]:
@@ -105,7 +112,10 @@ def test_the_bound_counts_both_kinds_and_the_oldest_goes_first(tmp_path: Path) -
 def test_of_a_file_in_both_kinds_a_reader_sees_one(tmp_path: Path) -> None:
     for name in ("impressions-b.jsonl", "impressions-a.jsonl", "impressions-a.parquet", ".impressions-b.parquet.part"):
         (tmp_path / name).write_bytes(b"x")
-    assert [file.name for file in whole_files(tmp_path)] == ["impressions-a.parquet", "impressions-b.jsonl"]
+    assert [file.name for file in whole_files(tmp_path)] == [
+        "impressions-a.parquet",
+        "impressions-b.jsonl",
+    ]
 
 
 def test_an_old_file_is_due(tmp_path: Path) -> None:
@@ -175,6 +185,30 @@ def test_a_full_disk_keeps_whole_lines_and_says_how_many(tmp_path: Path) -> None
         assert writer.append(lines[:3]) == (3, None)
         writer.close()
         assert contents(folder) == lines[:3]
+
+
+def test_of_a_block_that_does_not_fit_on_the_disk_nothing_stays(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64) as folder:
+        writer = Writer(folder, file_bytes=1_000_000, keep_bytes=None)
+        block = b"".join(b"%05d" % number + b"x" * 994 + b"\n" for number in range(30))
+        written, error = writer.append([block, block, block])
+        assert error is not None
+        assert (error.errno, written) == (28, 2)
+        (part,) = parts(folder)
+        assert part.read_bytes() == block + block
+        assert writer.append([b"one\n"]) == (1, None)  # 60,000 of 65,536 bytes are taken
+        writer.close()
+        assert b"".join(contents(folder)) == block + block + b"one\n"
+
+
+def test_without_a_bound_nothing_is_removed(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, keep_bytes=None)
+    for number in range(50):
+        writer.append([b"%02d" % number + b"x" * 60 + b"\n"])
+    writer.close()
+    assert len(contents(tmp_path)) == 50
+    assert writer.removed == 0
+    assert writer.total_bytes == 50 * 63
 
 
 def test_names_are_in_the_order_of_time(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What users did: POST /v1/events, and the log of it that labels are joined from."""

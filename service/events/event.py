@@ -1,0 +1,240 @@
+"""Events on the wire: the body of POST /v1/events -> checked events of one model or several.
+
+In: `{"events": [{"request_id", "type", "id", ...}]}`. Out: for each model of the body its events, as structs whose
+fields are those of the wire and the features of that model. A body of one model without a fault is decoded in one pass.
+Whatever else comes is looked at key by key, by the same types. Raises Problem: 400 not JSON, 404 for a model that is
+not served, 413 too many events, 422 naming every fault.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from model.features.encoder import FeatureEncoder
+from model.features.kinds.columns import ColumnErrors
+from model.schema import Block
+from service.base.errors import FAULTS_SHOWN, Fault, Problem, kind_of, shown
+from service.base.json_object import json_object
+from service.base.record import MAX_REQUEST_ID
+
+MAX_EVENTS = 1_000
+MAX_BODY_BYTES = 2**20
+_MAX_USER_BYTES = 256
+_MAX_POSITION = 1_000_000
+
+_Name = Annotated[str, Meta(min_length=1, max_length=MAX_REQUEST_ID, pattern=r"^[ -~]*[!-~][ -~]*\Z")]
+FIELD_TYPES: dict[str, Any] = {
+    "request_id": _Name,
+    "type": Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")],
+    "id": str,
+    "position": Annotated[int, Meta(ge=0, le=_MAX_POSITION)],
+    "time": Annotated[datetime, Meta(tz=True)],
+    "value": float,
+    "event_id": _Name,
+    "user": str | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)],
+    "model": str,
+}
+NEEDED = ("request_id", "type", "id")
+_RULES = {
+    "request_id": f"expected a string of 1 to {MAX_REQUEST_ID} printable ASCII characters, not all blank",
+    "type": "expected a small letter, then small letters, digits or _, at most 64 in all",
+    "id": "expected a string, the candidate's id",
+    "position": f"expected an integer from 0 to {_MAX_POSITION}, the place in the answer as displayed",
+    "time": "expected a time with its zone, such as 2026-11-29T20:15:03.120Z",
+    "value": "expected a finite number",
+    "event_id": f"expected a string of 1 to {MAX_REQUEST_ID} printable ASCII characters, not all blank",
+    "user": f"expected a string of at most {_MAX_USER_BYTES} bytes, or an int64",
+    "model": "expected a string",
+}
+
+
+class Event(msgspec.Struct):
+    """An event by the fields that all models' events have. Each model has a struct of its own with its features."""
+
+    request_id: str
+    type: str
+    id: str
+    position: int | UnsetType = UNSET
+    time: datetime | UnsetType = UNSET
+    value: float | UnsetType = UNSET
+    event_id: str | UnsetType = UNSET
+    user: str | int | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+
+
+class ModelEvents(NamedTuple):
+    """The events of one model in a body, and the place of each in it."""
+
+    reader: "EventReader"
+    events: list[Event]
+    places: Sequence[int]
+
+
+class EventReader:
+    """Reader of the events of one model."""
+
+    def __init__(self, model: str, encoder: FeatureEncoder) -> None:
+        self.model = model
+        self.encoder = encoder
+        schema = encoder.schema
+        blocks: tuple[Block, ...] = ("request", "candidate")
+        asked: dict[str, Block] = {feature.name: block for block in blocks for feature in schema.asked(block)}
+        # A feature with the name of a field of the wire cannot be told from it.
+        self._features = [
+            _EventFeature(name, f"feature_{number}", block)
+            for number, (name, block) in enumerate(asked.items())
+            if name not in FIELD_TYPES
+        ]
+        names = {feature.attribute: feature.name for feature in self._features}
+        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+            *((name, kind) for name, kind in FIELD_TYPES.items() if name in NEEDED),
+            *((name, kind | UnsetType, UNSET) for name, kind in FIELD_TYPES.items() if name not in NEEDED),
+            *((feature.attribute, Any, UNSET) for feature in self._features),
+        ]
+        self.event_type: Any = msgspec.defstruct(
+            "EventOfModel",
+            fields,
+            rename=lambda attribute: names.get(attribute, attribute),
+            forbid_unknown_fields=True,
+            omit_defaults=True,
+        )
+        events: Any = list[self.event_type]  # type: ignore[name-defined]
+        body: Any = msgspec.defstruct("Body", [("events", events)], forbid_unknown_fields=True)
+        self._decoder = msgspec.json.Decoder(body)
+
+    def decoded(self, body: bytes) -> list[Event] | None:
+        """The events of a body that has no other model's. None where something is wrong with it."""
+        try:
+            events: list[Event] = self._decoder.decode(body).events
+        except (msgspec.MsgspecError, RecursionError):
+            return None
+        return events
+
+    def event_of(self, document: Mapping[str, Any]) -> Event:
+        """The event of a JSON object without a fault."""
+        event: Event = msgspec.convert(document, self.event_type)
+        return event
+
+    def key_faults(self, place: str, document: Mapping[str, Any]) -> list[Fault]:
+        """Faults of the keys and values of an event, all but those of features' values."""
+        faults = [Fault(f"{place}.{key}", "needed, got nothing") for key in NEEDED if key not in document]
+        features = {feature.name for feature in self._features}
+        for key, value in document.items():
+            if len(faults) >= FAULTS_SHOWN:
+                break
+            if key in FIELD_TYPES:
+                try:
+                    msgspec.convert(value, FIELD_TYPES[key])
+                except msgspec.ValidationError:
+                    faults.append(Fault(f"{place}.{key}", _RULES[key]))
+            elif key not in features:
+                known = [*FIELD_TYPES, *sorted(features)]
+                faults.append(Fault(f"{place}.{shown(key)}", unknown_key(shown(key), known)))
+        return faults
+
+    def value_faults(self, body: bytes, events: Sequence[Event], places: Sequence[int]) -> list[Fault]:
+        """Faults of users and of features' values, whole columns at a time. `body` is what the events came from."""
+        faults = []
+        for place, event in zip(places, events, strict=True):
+            if type(event.user) is str and not 0 < len(event.user.encode("utf-8", "replace")) <= _MAX_USER_BYTES:
+                faults.append(Fault(f"events[{place}].user", _RULES["user"]))
+        for feature in self._features:
+            # Of the features of a model an event has one or two. An escaped key costs no more than a look.
+            if feature.key not in body and b"\\u" not in body:
+                continue
+            given = [
+                (place, value)
+                for place, event in zip(places, events, strict=True)
+                if (value := getattr(event, feature.attribute)) is not UNSET
+            ]
+            try:
+                self.encoder.columns(feature.block, {feature.name: [value for _, value in given]}, len(given))
+            except ColumnErrors as errors:
+                faults += [
+                    Fault(f"events[{given[fault.row or 0][0]}].{feature.name}", fault.message)
+                    for error in errors.errors
+                    for fault in error.faults
+                ]
+        return faults
+
+
+class _EventFeature(NamedTuple):
+    """A feature of a model: its name, its attribute in the struct, its block."""
+
+    name: str
+    attribute: str
+    block: Block
+
+    @property
+    def key(self) -> bytes:
+        """The name as JSON has it."""
+        return f'"{self.name}"'.encode()
+
+
+def read_events(body: bytes, reader_of: Callable[[str | None], EventReader]) -> list[ModelEvents]:
+    """The events of a body by model. `reader_of` gives a model's reader, for None that of the only model. Raises
+    Problem."""
+    found = None
+    if b'"model"' not in body and b"\\u" not in body:
+        reader = reader_of(None)
+        events = reader.decoded(body)
+        if events and len(events) <= MAX_EVENTS:
+            found = [ModelEvents(reader, events, range(len(events)))]
+    if found is None:
+        found = _looked_at(json_object(body), reader_of)
+    faults = [fault for reader, events, places in found for fault in reader.value_faults(body, events, places)]
+    if faults:
+        raise Problem.wrong_content(faults)
+    return found
+
+
+def _looked_at(document: Mapping[str, Any], reader_of: Callable[[str | None], EventReader]) -> list[ModelEvents]:
+    """The events of a body, key by key."""
+    faults = [Fault(shown(key), unknown_key(shown(key), ["events"])) for key in document if key != "events"]
+    given = document.get("events")
+    if not isinstance(given, list):
+        got = "nothing" if "events" not in document else kind_of(given)
+        faults.append(Fault("events", f"expected a list of events, got {got}"))
+    elif not given:
+        faults.append(Fault("events", "no events: at least one is needed"))
+    elif len(given) > MAX_EVENTS:
+        message = f"{len(given)} events, {MAX_EVENTS} at most; send them in several requests"
+        raise Problem(413, message, faults=[Fault("events", message)], reason="body_too_large")
+    if faults:
+        raise Problem.wrong_content(faults[:FAULTS_SHOWN])
+    assert isinstance(given, list), "checked"
+    readers: dict[str | None, EventReader] = {}
+    by_reader: dict[str, ModelEvents] = {}
+    for place, event in enumerate(given):
+        path = f"events[{place}]"
+        if not isinstance(event, dict):
+            faults.append(Fault(path, f"expected an object, got {kind_of(event)}"))
+            continue
+        name = event.get("model")
+        if name is not None and not isinstance(name, str):
+            faults.append(Fault(f"{path}.model", _RULES["model"]))
+            continue
+        if name not in readers:
+            readers[name] = reader_of(name)
+        reader = readers[name]
+        wrong = reader.key_faults(path, event)
+        faults += wrong
+        if len(faults) >= FAULTS_SHOWN:
+            break
+        if not wrong:
+            of_model = by_reader.setdefault(reader.model, ModelEvents(reader, [], []))
+            of_model.events.append(reader.event_of({key: value for key, value in event.items() if key != "model"}))
+            of_model.places.append(place)  # type: ignore[attr-defined]
+    if faults:
+        raise Problem.wrong_content(faults)
+    return list(by_reader.values())
+
+
+def unknown_key(key: str, valid: Sequence[str]) -> str:
+    """The rule for a key that is not known."""
+    nearest = get_close_matches(key, valid, n=1, cutoff=0.5)
+    return "unknown key" + (f"; did you mean '{nearest[0]}'?" if nearest else "")

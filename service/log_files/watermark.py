@@ -1,0 +1,94 @@
+"""How far a writer of a log has come: every line that it took before its watermark is in a closed file.
+
+In: a time from the writer, now and then, idle or not. Out: `<prefix><host>-<token>.watermark`, one JSON object
+`{"writer", "watermark", "written"}`, times in RFC 3339. Who reads a log waits until every watermark of its folder has
+passed the time that it wants whole. A writer that ends takes its watermark away. One that was killed leaves it: another
+writer of the folder takes it away once it has named the dead writer's files. The lock on `.<prefix>...lock` tells which
+writers live.
+"""
+
+import fcntl
+import json
+import os
+import re
+import socket
+import uuid
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from service.log_files.folder import LogFolder
+
+SUFFIX = ".watermark"
+_HOST_CHARACTERS = 63
+
+
+class Watermark:
+    """The watermark of one writer. Raises OSError where the folder cannot be written."""
+
+    def __init__(self, log: LogFolder) -> None:
+        host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())[:_HOST_CHARACTERS]
+        self.writer = f"{host}-{uuid.uuid4().hex[:8]}"
+        self._log = log
+        self._file = log.path / f"{log.prefix}{self.writer}{SUFFIX}"
+        self._lock_file = _lock_file(self._file)
+        self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def move(self, watermark: datetime, written: datetime) -> None:
+        """Publish a watermark at the time `written`, whole or not at all. Raises OSError."""
+        content = {"writer": self.writer, "watermark": _stamp(watermark), "written": _stamp(written)}
+        part = self._file.with_name(f".{self._file.name}.part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, json.dumps(content).encode())
+        finally:
+            os.close(descriptor)
+        part.rename(self._file)
+
+    def close(self) -> None:
+        """Take the watermark away: all of the writer's lines are in closed files."""
+        for file in (self._file, self._lock_file):
+            with suppress(FileNotFoundError):
+                file.unlink()
+        os.close(self._lock)
+
+    def dead_writers(self) -> list["DeadWriter"]:
+        """The writers that have ended without taking their watermark away. Each is held for the caller alone, who
+        names their files and then forgets them."""
+        dead = []
+        for lock_file in self._log.path.glob(f".{self._log.prefix}*{SUFFIX}.lock"):
+            with suppress(OSError):  # another writer's, which lives or was just taken care of
+                descriptor = os.open(lock_file, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    os.close(descriptor)
+                    raise
+                dead.append(DeadWriter(lock_file, descriptor))
+        return dead
+
+
+class DeadWriter:
+    """A writer that is gone, its lock held."""
+
+    def __init__(self, lock_file: Path, descriptor: int) -> None:
+        self._lock_file = lock_file
+        self._descriptor = descriptor
+
+    def forget(self, *, is_settled: bool) -> None:
+        """Take its watermark away where its files are named, and give up the lock."""
+        if is_settled:
+            watermark = self._lock_file.with_name(self._lock_file.name.removeprefix(".").removesuffix(".lock"))
+            for file in (watermark, self._lock_file):
+                with suppress(FileNotFoundError):
+                    file.unlink()
+        os.close(self._descriptor)
+
+
+def _lock_file(file: Path) -> Path:
+    return file.with_name(f".{file.name}.lock")
+
+
+def _stamp(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,191 @@
+"""The event log on the disk: nothing accepted is lost to a kill, and a watermark never passes a line that is open."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from service.events import event_log
+from service.events.event_log import event_files
+from service.log_files.folder import LogFolder
+from service.log_files.rotated_files import RotatedFiles
+from service.log_files.watermark import Watermark
+from tests.artifacts import publish_artifact
+from tests.service.in_process import client_of
+from tests.service.running import RunningService
+
+CLICK: dict[str, Any] = {"request_id": "r-1", "type": "click", "id": "v2"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    publish_artifact(tmp_path / "models")
+    folder = tmp_path / "events"
+    folder.mkdir()
+    return folder
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends_at, "it never came true"
+        time.sleep(0.005)
+
+
+def lines_of(files: list[Path]) -> list[dict[str, Any]]:
+    return [json.loads(line) for file in files for line in file.read_text().split("\n")[:-1]]
+
+
+def watermarks(folder: Path) -> list[datetime]:
+    """Watermarks of the writers, each read whole."""
+    return [datetime.fromisoformat(json.loads(file.read_text())["watermark"]) for file in folder.glob("*.watermark")]
+
+
+def test_the_watermark_moves_idle_or_not_and_passes_no_line_that_is_open(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "_WATERMARK_SECONDS", 0.05)
+    with client_of(tmp_path / "models", event_log=folder) as client:
+        (first,) = watermarks(folder)
+        wait_for(lambda: watermarks(folder)[0] > first)
+        sent, seen = 0, set[datetime]()
+        while len(seen) < 5:
+            (watermark,) = watermarks(folder)
+            # Read after the watermark: whatever was received before it is in a closed file by now.
+            closed = lines_of(event_files(folder).whole_files())
+            answer = client.post("/v1/events", json={"events": [{**CLICK, "event_id": f"e-{sent}"}]})
+            assert answer.status_code == 202
+            sent += 1
+            if watermark not in seen:
+                seen.add(watermark)
+                before = [line for line in everything(folder) if datetime.fromisoformat(line["received"]) < watermark]
+                assert {line["event_id"] for line in before} <= {line["event_id"] for line in closed}
+    assert [line["event_id"] for line in everything(folder)] == [f"e-{number}" for number in range(sent)]
+
+
+def everything(folder: Path) -> list[dict[str, Any]]:
+    log = event_files(folder)
+    return lines_of([*log.whole_files(), *log.open_files()])
+
+
+def test_a_dead_writer_s_watermark_goes_when_its_files_have_names(tmp_path: Path) -> None:
+    log = LogFolder(tmp_path, "events-")
+    living, dead = Watermark(log), Watermark(log)
+    for writer in (living, dead):
+        now = datetime.fromisoformat("2026-11-29T20:15:03.120Z")
+        writer.move(now, now)
+    assert living.dead_writers() == []
+    os.close(dead._lock)  # as the kernel does when a process is killed
+    (found,) = living.dead_writers()
+    assert living.dead_writers() == [], "held for one"
+    found.forget(is_settled=False)
+    assert len(watermarks(tmp_path)) == 2
+    (found,) = living.dead_writers()
+    found.forget(is_settled=True)
+    (left,) = tmp_path.glob("*.watermark")
+    assert json.loads(left.read_text()) == {
+        "writer": living.writer,
+        "watermark": "2026-11-29T20:15:03.120Z",
+        "written": "2026-11-29T20:15:03.120Z",
+    }
+    living.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+class Sender(threading.Thread):
+    """Sends events one batch after another and remembers those that were accepted, until it is told to stop."""
+
+    def __init__(self, address: str, name: str) -> None:
+        super().__init__(daemon=True)
+        self._address, self._name = address, name
+        self.accepted: list[str] = []
+        self.sent = 0
+        self.is_over = threading.Event()
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self._address, timeout=10, trust_env=False) as client:
+            while not self.is_over.is_set():
+                batch = [f"{self._name}-{self.sent + number}" for number in range(20)]
+                self.sent += len(batch)
+                events = [{**CLICK, "event_id": identity} for identity in batch]
+                try:
+                    answer = client.post("/v1/events", json={"events": events})
+                except httpx.TransportError:
+                    continue  # killed in the middle: not accepted, and it may be in the log all the same
+                if answer.status_code == 202:
+                    self.accepted += batch
+
+
+@pytest.mark.slow
+def test_what_was_accepted_survives_kills_of_workers_and_of_the_parent(folder: Path, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    accepted: list[str] = []
+    for life in range(2):
+        flags = ("--event-log", str(folder), "--workers", "2", "--threads", "1")
+        with RunningService(tmp_path / "models", *flags) as service:
+            service.wait_ready()
+            senders = [Sender(str(service.client.base_url), f"{life}-{number}") for number in range(3)]
+            for sender in senders:
+                sender.start()
+            for kill in range(3):
+                reached = [len(sender.accepted) + 200 for sender in senders]
+                # Each sender gets on again after the worker that it talked to was killed.
+                service.wait_for(
+                    lambda: all(len(s.accepted) >= most for s, most in zip(senders, reached, strict=True))  # noqa: B023
+                )
+                workers = psutil.Process(service.process.pid).children()
+                writers = [worker for worker in workers if worker.is_running()]
+                victim = service.process.pid if kill == 2 else rng.choice(writers).pid
+                os.kill(victim, signal.SIGKILL)
+            for sender in senders:
+                sender.is_over.set()
+            for sender in senders:
+                sender.join()
+            accepted += [identity for sender in senders for identity in sender.accepted]
+    # The next start names what the killed ones left.
+    with RunningService(tmp_path / "models", "--event-log", str(folder)) as service:
+        service.wait_ready()
+        service.wait_for(lambda: len(list(folder.glob("*.watermark"))) == 1)
+        assert service.stop(signal.SIGTERM) == 0
+    assert list(folder.glob("*.watermark")) == []
+    assert event_files(folder).open_files() == []
+    found = [line["event_id"] for line in lines_of(event_files(folder).whole_files())]
+    assert set(accepted) <= set(found)
+    # No accepted event is there twice: a client that got its answer does not send again.
+    assert len(found) == len(set(found))
+
+
+def test_a_disk_that_hangs_costs_events_and_no_ranking(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+    append = RotatedFiles.append
+
+    def waiting(files: Any, blocks: Any) -> Any:
+        hangs.wait()
+        return append(files, blocks)
+
+    monkeypatch.setattr(event_log, "WRITE_SECONDS", 0.1)
+    monkeypatch.setattr(RotatedFiles, "append", waiting)
+    with client_of(tmp_path / "models", event_log=folder) as client:
+        for number in range(3):
+            answer = client.post("/v1/events", json={"events": [{**CLICK, "event_id": f"slow-{number}"}]})
+            assert answer.status_code == 503
+            assert "Retry-After" in answer.headers
+        assert client.get("/readyz").status_code == 200
+        hangs.set()
+        while client.post("/v1/events", json={"events": [{**CLICK, "event_id": "kept"}]}).status_code != 202:
+            pass
+    found = [line["event_id"] for line in everything(folder)]
+    # The one whose write hung may be there; of those that waited behind it none is.
+    assert set(found) - {"slow-0"} == {"kept"}
