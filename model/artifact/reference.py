@@ -158,10 +158,9 @@ def _histogram(content: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
 
 def of_features(schema: FeedSchema, blocks: Mapping[Block, EncodedBlock]) -> FeatureReference:
     """The bins of all requested features, from the encoded newest rows."""
-    has_ids = {feature.name: feature.has_ids for feature in schema.features}
     return FeatureReference(
         features={
-            name: _id_bins(values_V) if has_ids[name] else _number_bins(values_V)
+            name: _id_bins(values_V) if values_V.dtype == np.int64 else _number_bins(values_V)
             for block, encoded in blocks.items()
             for name, values_V in values_of(schema, block, encoded)
         }

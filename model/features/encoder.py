@@ -86,9 +86,9 @@ class FeatureEncoder:
             OneRow(request, lookups, self._dtypes, fitted) if all(f.has_fast_path for f in request) else None
         )
 
-    def dtype(self, feature: str) -> Dtype:
-        """The dtype of an id or id_list feature's values."""
-        return self._dtypes[feature]
+    def dtype(self, feature: str) -> Dtype | None:
+        """The dtype of a feature's ids, None for numbers."""
+        return self._dtypes.get(feature)
 
     def columns(self, block: Block, values: Mapping[str, Sequence[object]], rows: int) -> dict[str, Column]:
         """The columns of a scoring request's block from JSON values, `rows` of each. Raises ColumnErrors with

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from model.features.block import BLOCKS
 from model.features.encoder import Column, ColumnErrors, FeatureEncoder
 from model.features.kinds import Feature
-from model.features.kinds.columns import Dtype
+from model.features.kinds.columns import Dtype, Ids
 from model.schema import Block
 from model.strict_yaml import did_you_mean
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, told
@@ -41,7 +41,8 @@ from service.rank.answer import Reply
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 SCORE = "score"
-_DATATYPES: dict[Dtype, str] = {"int64": "INT64", "string": "BYTES"}
+# The first is that of the metadata.
+_DATATYPES: dict[Dtype | None, tuple[str, ...]] = {"int64": ("INT64",), "string": ("BYTES",), None: NUMBERS}
 # Extensions of the protocol that would change what is read or answered. Other parameters are hints and ignored.
 _EXTENSIONS = ("shared_memory_region", "classification")
 
@@ -101,7 +102,7 @@ def input_types(encoder: FeatureEncoder, block: Block) -> dict[str, list[TensorT
     types: dict[str, list[TensorType]] = {}
     for feature in encoder.schema.asked(block):
         name = feature.name
-        datatype = _DATATYPES[encoder.dtype(name)] if feature.has_ids else NUMBERS[0]
+        datatype = _DATATYPES[encoder.dtype(name)][0]
         if feature.is_list:
             types[name] = [TensorType(f"{name}.values", datatype, -1), TensorType(f"{name}.lengths", "INT64", size)]
         else:
@@ -282,41 +283,43 @@ def _candidates(inputs: Mapping[str, Tensor], types: Iterable[Sequence[TensorTyp
 
 
 def _column(tensors: Sequence[Tensor], feature: Feature, encoder: FeatureEncoder, block: Block, rows: int) -> Column:
-    if not feature.has_ids:
-        (tensor,) = tensors
-        check(tensor, NUMBERS, rows)
-        column = _values(tensor, feature, encoder, block, rows)
-        if tensor.datatype == "FP32" and tensor.data is not None:
-            # What a JSON number is of its type, so that a tensor's scores do not depend on how it was sent.
-            with np.errstate(over="ignore"):
-                rounded = np.asarray(column.values, np.float32).astype(np.float64)
-            column = column._replace(values=finite(tensor, rounded))
-        return column
-    datatypes = (_DATATYPES[encoder.dtype(feature.name)],)
-    if not feature.is_list:
-        (tensor,) = tensors
-        check(tensor, datatypes, rows)
-        return _values(tensor, feature, encoder, block, rows)
-    values, lengths = tensors
-    check(values, datatypes, None)
-    check(lengths, ("INT64",), rows)
-    lengths_B = lengths_of(lengths, values.shape[0])
-    return _values(values, feature, encoder, block, rows)._replace(lengths_B=lengths_B)
+    """The column of a feature's tensors: its values, then the lengths of its lists."""
+    values = tensors[0]
+    check(values, _DATATYPES[encoder.dtype(feature.name)], None if feature.is_list else rows)
+    lengths_B = None
+    for lengths in tensors[1:]:
+        check(lengths, ("INT64",), rows)
+        lengths_B = lengths_of(lengths, values.shape[0])
+    column = _values(values, lengths_B, feature, encoder, block)
+    if values.datatype == "FP32" and values.data is not None:
+        # What a JSON number is of its type, so that a tensor's scores do not depend on how it was sent.
+        with np.errstate(over="ignore"):
+            rounded = np.asarray(column.values, np.float32).astype(np.float64)
+        column = column._replace(values=finite(values, rounded))
+    return column
 
 
-def _values(tensor: Tensor, feature: Feature, encoder: FeatureEncoder, block: Block, rows: int) -> Column:
-    """The column of a checked tensor's values. A list's values are as if all were of one row."""
+def _values(tensor: Tensor, lengths_B: Ids | None, feature: Feature, encoder: FeatureEncoder, block: Block) -> Column:
+    """The column of a checked tensor's values, which are in lists of the given lengths if any."""
     data: list[Any] | None = (
         strings_of(tensor) if tensor.raw is not None and tensor.datatype == "BYTES" else tensor.data
     )
     if data is None:
-        return Column(numbers_of(tensor))
+        return Column(numbers_of(tensor), None, lengths_B)
     if tensor.datatype == "INT64":
         check_integers(tensor, data)
-    is_list = feature.is_list
+    if lengths_B is not None:
+        ends = np.cumsum(lengths_B).tolist()
+        data = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     try:
-        return encoder.columns(block, {feature.name: [data] if is_list else data}, 1 if is_list else rows)[feature.name]
+        return encoder.columns(block, {feature.name: data}, len(data))[feature.name]
     except ColumnErrors as errors:
         faults = [fault for error in errors.errors for fault in error.faults]
-        places = [tensor.place if is_list or fault.row is None else f"{tensor.place}[{fault.row}]" for fault in faults]
-        raise WrongTensorError([Fault(p, fault.message) for p, fault in zip(places, faults, strict=True)]) from None
+        raise WrongTensorError(
+            [Fault(_place_of(fault.row, tensor, lengths_B), fault.message) for fault in faults]
+        ) from None
+
+
+def _place_of(row: int | None, tensor: Tensor, lengths_B: Ids | None) -> str:
+    """The value that a fault is in. Of lists the tensor, for a row is not a place in it."""
+    return tensor.place if row is None or lengths_B is not None else f"{tensor.place}[{row}]"

@@ -167,4 +167,4 @@ def fitting(
 
 
 def _kind(encoder: FeatureEncoder, feature: Feature) -> tuple[str | None, bool]:
-    return encoder.dtype(feature.name) if feature.has_ids else None, feature.is_list
+    return encoder.dtype(feature.name), feature.is_list

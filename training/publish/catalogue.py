@@ -73,7 +73,7 @@ class _Items:
     def __init__(self, path: Path, encoder: FeatureEncoder) -> None:
         self.path = path
         self._features = encoder.schema.asked("candidate")
-        self._dtypes = {f.name: encoder.dtype(f.name) for f in self._features if f.has_ids}
+        self._dtype_of = encoder.dtype
         self._names = [ID, *(feature.name for feature in self._features)]
         try:
             self._parquet = pq.ParquetFile(path)
@@ -102,7 +102,7 @@ class _Items:
                     ids = _ids(table.column(ID))
                     for feature in self._features:
                         name = feature.name
-                        columns[name] = column_from_arrow(feature, self._dtypes.get(name), table.column(name))
+                        columns[name] = column_from_arrow(feature, self._dtype_of(name), table.column(name))
                 except ValueError as error:
                     raise ValueError(f"{place}: column '{name}': {error}") from None
                 yield _Batch(ids, columns)

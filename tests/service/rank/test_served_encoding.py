@@ -68,7 +68,7 @@ ARROW = {
 
 def arrow_type(name: str) -> pa.DataType:
     feature = next(one for one in SCHEMA.features if one.name == name)
-    one = ARROW["number" if feature.kind == "number" else ENCODER.dtype(name)]
+    one = ARROW[ENCODER.dtype(name) or "number"]
     return pa.list_(one) if feature.kind == "id_list" else one
 
 
@@ -104,7 +104,7 @@ def as_trained(request: dict[str, Any]) -> tuple[Encoded, Encoded]:
         return {
             name: column_from_arrow(
                 by_name[name],
-                None if by_name[name].kind == "number" else ENCODER.dtype(name),
+                ENCODER.dtype(name),
                 pa.chunked_array([pa.array(column, arrow_type(name))]),
             )
             for name, column in values.items()
