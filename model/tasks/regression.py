@@ -19,6 +19,7 @@ Transform = Literal["none", "log1p"]
 class RegressionTask(BaseTask):
     """A quantity >= 0: learned on the transformed, standardised scale, answered in the label's own unit."""
 
+    is_probability: ClassVar[bool] = False
     calibrated_by: ClassVar[tuple[str, ...]] = ("label_mean",)
 
     kind: Literal["regression"]

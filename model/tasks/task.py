@@ -36,6 +36,8 @@ Scales = Mapping[str, TargetScale]
 class BaseTask(StrictModel):
     """The keys of every task. `mask` is a 0/1 column that says where the label counts."""
 
+    # False of answers in the label's own unit.
+    is_probability: ClassVar[bool] = True
     # Kinds of model.calibration's maps that may follow its answers.
     calibrated_by: ClassVar[tuple[str, ...]]
 

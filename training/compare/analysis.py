@@ -34,6 +34,7 @@ from training.compare.verdict import choice, verdicts
 from training.config import SplitName, TrainingConfig
 from training.metrics.bootstrap import Floats, percentile_interval
 from training.run.run import SUMMARY, Run, library_versions, read_json, write_json
+from training.tasks import KINDS
 
 SPLITS: tuple[SplitName, ...] = ("validation", "test")
 
@@ -100,8 +101,7 @@ def _dataset(experiment: Experiment, done: Mapping[Cell, TrainingConfig]) -> Jso
 
 def _tasks(truth: Truth) -> Json:
     return {
-        task.name: {"kind": task.kind, "rows": len(task.rows_B)}
-        | ({"positives": int(task.labels_B.sum())} if task.kind == "binary" else {})
+        task.name: {"kind": task.kind, "rows": len(task.rows_B), **KINDS[task.kind].label_counts(task.labels_B)}
         for task in truth.tasks
     }
 
@@ -111,14 +111,14 @@ def _table(
 ) -> Json:
     """[task or MEAN][network] -> entry. A task on which the metric is undefined is left out, and noted."""
     values: dict[str, dict[str, dict[int, float]]] = {}
-    for position, task in enumerate(truth.tasks):
-        if task.kind != METRICS[metric].kind:
+    for task in truth.tasks:
+        if metric not in KINDS[task.kind].metrics:
             continue
         of_task: dict[str, dict[int, float]] = {name: {} for name in outputs}
         reason = None
         for name, by_seed in outputs.items():
             for seed, outputs_BO in by_seed.items():
-                value, reason = task.measure(metric, outputs_BO, position)
+                value, reason = task.measure(metric, outputs_BO)
                 if value is not None:
                     of_task[name][seed] = value
         if reason is not None:
@@ -148,17 +148,14 @@ def _averaged_tasks(experiment: Experiment, metric: str, defined: list[str]) -> 
 def _over_users(
     experiment: Experiment, metric: str, truth: Truth, outputs: Outputs, averaged: list[str], defined: list[str]
 ) -> Replicates:
-    positions = {task.name: position for position, task in enumerate(truth.tasks)}
+    by_name = {task.name: task for task in truth.tasks}
     found = Replicates()
     # The mean's tasks together, for the mean needs them on the same draws. The others are on their own.
     for names in (averaged, *([name] for name in defined if name not in (*averaged, MEAN))):
-        tasks = [truth.tasks[positions[name]] for name in names]
+        tasks = [by_name[name] for name in names]
         of_tasks = {
             network: {
-                task.name: {
-                    seed: x_BO[task.rows_B, positions[task.name]].astype(np.float64) for seed, x_BO in by_seed.items()
-                }
-                for task in tasks
+                task.name: {seed: task.outputs_of(outputs_BO) for seed, outputs_BO in by_seed.items()} for task in tasks
             }
             for network, by_seed in outputs.items()
         }

@@ -25,7 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.schema import FeedSchema
-from model.tasks import BinaryTask, Task
+from model.tasks import Task
 from training.compare.cost import CANDIDATES, SCORING_CALLS, median_seconds
 from training.compare.predictions import keep_outputs, truth_of
 from training.compare.tree_config import SETTINGS, TreesConfig, kept_config
@@ -33,6 +33,7 @@ from training.compare.tree_inputs import Inputs, Targets, TreeInputs, extra_colu
 from training.config import SplitName
 from training.data.rows import columns_from_arrow, fit_features, read_splits
 from training.run.run import SUMMARY, Run, library_versions, locked, refuse_no_run, write_json, write_text
+from training.tasks import learned
 
 if TYPE_CHECKING:
     from lightgbm import Booster
@@ -61,13 +62,13 @@ def train_trees(config: TreesConfig) -> Run:
         run.write()
         reader = _reader(config, schema, train)
         common_train, common_validation = reader.common(train), reader.common(validation)
-        tasks = {}
+        tasks: dict[str, Any] = {}
         for task in schema.tasks:
             targets = targets_of(task, train, config.data.weight)
             counting = targets.labels_B[targets.weights_B > 0]
             (run.path / _model_file(task)).unlink(missing_ok=True)
             if not len(counting) or counting.min() == counting.max():
-                tasks[task.name] = {"constant": _constant(task, counting)}
+                tasks[task.name] = {"constant": learned(task).constant_outputs(counting)}
                 log.warning("%s: the training labels of task %s are all the same: a constant", run.path, task.name)
                 continue
             model = _fit(
@@ -90,16 +91,17 @@ def write_tree_predictions(run: Run, split: SplitName) -> Path:
     tables = _tables(config, run.schema, ("train", split))
     reader = _reader(config, run.schema, tables["train"])
     common = reader.common(tables[split])
-    outputs_BO = np.empty((tables[split].num_rows, len(run.schema.tasks)), np.float32)
+    outputs_BO = np.empty((tables[split].num_rows, len(run.schema.outputs)), np.float32)
     constants = _constants(run)
-    for position, task in enumerate(run.schema.tasks):
+    for task in run.schema.tasks:
+        columns = run.schema.output_slices[task.name]
         if task.name in constants:
-            outputs_BO[:, position] = constants[task.name]
+            outputs_BO[:, columns] = constants[task.name]
             continue
         targets = targets_of(task, tables["train"], config.data.weight)
         inputs = reader.with_encodings(common, targets, tables[split])
-        answers_B = _answers(_load(run, task), inputs.inputs_BF)
-        outputs_BO[:, position] = answers_B if isinstance(task, BinaryTask) else np.maximum(answers_B, 0.0)
+        scores_BO = _scores(_load(run, task), inputs.inputs_BF)
+        outputs_BO[:, columns] = learned(task).outputs_of_trees(scores_BO)
     return keep_outputs(run.path, split, outputs_BO, truth_of(run, split))
 
 
@@ -116,7 +118,7 @@ def tree_times(run: Run) -> dict[str, float | None]:
     models = [_load(run, task) for task in run.schema.tasks if task.name not in constants]
     inputs = [np.zeros((CANDIDATES, model.num_feature()), np.float32) for model in models]
     seconds = median_seconds(
-        lambda _: [_answers(*pair) for pair in zip(models, inputs, strict=True)], SCORING_CALLS, time.perf_counter
+        lambda _: [_scores(*pair) for pair in zip(models, inputs, strict=True)], SCORING_CALLS, time.perf_counter
     )
     return {"training_rows_per_cpu_second": None, f"ms_per_{CANDIDATES}_candidates": 1000 * seconds}
 
@@ -145,7 +147,7 @@ def _fit(
     config: TreesConfig, task: Task, train: tuple[Inputs, Targets], validation: tuple[Inputs, Targets]
 ) -> "Booster":
     lightgbm = _lightgbm()
-    settings, is_binary = config.lightgbm, isinstance(task, BinaryTask)
+    settings = config.lightgbm
     if not train[0].names:
         raise ValueError("lightgbm: the feed has no input that trees read; give encodings or a larger max_categories")
     if not validation[1].weights_B.any():
@@ -153,8 +155,7 @@ def _fit(
             f"task {task.name} has no label in the validation split, by which the number of trees is chosen"
         )
     parameters = {
-        "objective": "binary" if is_binary else "regression",
-        "metric": "binary_logloss" if is_binary else "l2",
+        **learned(task).trees,
         "learning_rate": settings.learning_rate,
         "num_leaves": settings.leaves,
         "min_data_in_leaf": settings.min_rows_per_leaf,
@@ -190,16 +191,10 @@ def _dataset(lightgbm: ModuleType, inputs: Inputs, targets: Targets, reference: 
     )
 
 
-def _constant(task: Task, labels_B: NDArray[np.float64]) -> float:
-    if not isinstance(task, BinaryTask):
-        return float(labels_B[0])  # without a label the fit of the label's scale has refused the data
-    # Half a row of each class more: the logit of 0 or 1 is not finite.
-    return float(np.log((labels_B.sum() + 0.5) / (len(labels_B) - labels_B.sum() + 0.5)))
-
-
-def _answers(model: "Booster", inputs_BF: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Logits, or values on the learned scale."""
-    return np.asarray(model.predict(inputs_BF, raw_score=True, num_threads=1), np.float64)
+def _scores(model: "Booster", inputs_BF: NDArray[np.float32]) -> NDArray[np.float64]:
+    """scores_BO of the trees: logits, or values on the learned scale."""
+    scores = np.asarray(model.predict(inputs_BF, raw_score=True, num_threads=1), np.float64)
+    return scores.reshape(len(inputs_BF), -1)
 
 
 def _model_file(task: Task) -> str:
@@ -216,7 +211,7 @@ def _load(run: Run, task: Task) -> "Booster":
     return model
 
 
-def _constants(run: Run) -> dict[str, float]:
+def _constants(run: Run) -> dict[str, list[float]]:
     return {name: task["constant"] for name, task in run.summary()["tasks"].items() if "constant" in task}
 
 

@@ -4,46 +4,21 @@ In: a task's labels and outputs [B], and the users of the rows. Binary tasks hav
 tasks have both on the scale that is learned, log1p where the task says so. Out: a value, or None with the reason.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator
-from scipy.special import expit
 
 from model.schema import FeedSchema
 from model.strict_yaml import unknown_key
-from training.metrics.metrics import ONE_CLASS, auc, calibration_ratio, gauc, mse, normalized_entropy
+from training.metrics.bootstrap import Floats, Statistic
+from training.tasks import KINDS
+from training.tasks.metric import Metric
 
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A metric: its name, its measure, and when it is undefined."""
-
-    title: str
-    kind: Literal["binary", "regression"]
-    better: Literal["higher", "lower"] | None
-    value: Callable[[Floats, Floats, NDArray[Any]], float | None]
-    undefined: str
-
-
-METRICS: dict[str, Metric] = {
-    "auc": Metric("AUC", "binary", "higher", lambda y, x, _: auc(y, x), ONE_CLASS),
-    "normalized_entropy": Metric("NE", "binary", "lower", lambda y, x, _: normalized_entropy(y, expit(x)), ONE_CLASS),
-    "gauc": Metric(
-        "GAUC", "binary", "higher", lambda y, x, g: gauc(y, x, g).value, "no group has labels of both classes"
-    ),
-    # Right at the threshold of probability 1/2: says little of a rare class, and stands in the papers' tables.
-    "accuracy": Metric("accuracy", "binary", "higher", lambda y, x, _: float(np.mean((x > 0) == (y > 0.5))), "no rows"),
-    "calibration_ratio": Metric(
-        "calibration", "binary", None, lambda y, x, _: calibration_ratio(y, expit(x)), "no positive label"
-    ),
-    "mse": Metric("MSE", "regression", "lower", lambda y, x, _: mse(y, x), "no rows"),
-}
+# Those of every kind of task, by name. Of a name that several kinds have, title and direction are the same.
+METRICS: dict[str, Metric] = {name: metric for kind in KINDS.values() for name, metric in kind.metrics.items()}
 
 
 def _known_metric(name: str) -> str:
@@ -58,17 +33,17 @@ TaskNames = Literal["all"] | tuple[str, ...]
 
 def measured_tasks(place: str, metric: str, wanted: TaskNames, schema: FeedSchema) -> list[str]:
     """The tasks named. `all` are those that the metric measures. Raises ValueError for any other, naming the place."""
-    kind = METRICS[metric].kind
-    measured = [task.name for task in schema.tasks if task.kind == kind]
+    kinds = " and ".join(kind for kind, learned in KINDS.items() if metric in learned.metrics)
+    measured = [task.name for task in schema.tasks if metric in KINDS[task.kind].metrics]
     if not measured:
-        raise ValueError(f"{place}.metric: '{metric}' is for {kind} tasks, and the feed has none")
+        raise ValueError(f"{place}.metric: '{metric}' is for {kinds} tasks, and the feed has none")
     if wanted == "all":
         return measured
     for name in wanted:
         if name not in [task.name for task in schema.tasks]:
             raise ValueError(f"{place}.tasks: " + unknown_key(name, measured, "task"))
         if name not in measured:
-            raise ValueError(f"{place}.tasks: '{name}' is no {kind} task, so it has no {metric}")
+            raise ValueError(f"{place}.tasks: '{name}' is no {kinds} task, so it has no {metric}")
     return list(wanted)
 
 
@@ -78,14 +53,25 @@ class TaskTruth:
 
     name: str
     kind: str
+    columns: slice
     rows_B: NDArray[np.int64]
     labels_B: Floats
     groups_B: NDArray[np.int64]
 
-    def measure(self, metric: str, outputs_BO: NDArray[np.float32], position: int) -> tuple[float | None, str | None]:
-        """The metric of a network's outputs on this task, or None and why."""
+    def measure(self, metric: str, outputs_BO: NDArray[np.float32]) -> tuple[float | None, str | None]:
+        """The metric of a network's outputs, or None and why."""
         if not len(self.rows_B):
             return None, "no rows"
-        outputs_B = outputs_BO[self.rows_B, position].astype(np.float64)
-        value = METRICS[metric].value(self.labels_B, outputs_B, self.groups_B)
-        return value, METRICS[metric].undefined if value is None else None
+        measure = KINDS[self.kind].metrics[metric]
+        value = measure.value(self.labels_B, self.outputs_of(outputs_BO), self.groups_B)
+        return value, measure.undefined if value is None else None
+
+    def on_draws(self, metric: str, outputs_BO: Floats, num_groups: int) -> Statistic:
+        """The metric of this task's outputs on its rows, on draws of groups."""
+        on_draws = KINDS[self.kind].metrics[metric].on_draws
+        assert on_draws is not None, f"no bootstrap of {metric}"
+        return on_draws(self.labels_B, outputs_BO, self.groups_B, num_groups)
+
+    def outputs_of(self, outputs_BO: NDArray[np.float32]) -> Floats:
+        """This task's outputs on its rows, of all tasks' on the split."""
+        return outputs_BO[self.rows_B, self.columns].astype(np.float64)

@@ -14,8 +14,6 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from model.tasks import RegressionTask
-from model.tasks.regression import transform_target
 from training.compare.measures import TaskTruth
 from training.config import SplitName
 from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
@@ -23,6 +21,7 @@ from training.evaluate.evaluate import groups_of
 from training.evaluate.validation import predict
 from training.files import replace_file
 from training.run.run import Run
+from training.tasks import learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +59,9 @@ def write_predictions(run: Run, split: SplitName) -> Path:
     """Answers a split with the run's best ranker, and keeps the answers."""
     loaded = _split(run, split)
     outputs_BO = predict(run.best_ranker(), loaded.rows)
-    for position, task in enumerate(run.schema.tasks):
-        if isinstance(task, RegressionTask):
-            scale = run.fitted.targets[task.name]
-            outputs_BO[:, position] = np.maximum(outputs_BO[:, position] * scale.scale + scale.mean, 0.0)
+    for task in run.schema.tasks:
+        columns = run.schema.output_slices[task.name]
+        outputs_BO[:, columns] = learned(task, run.fitted.targets).learned_outputs(outputs_BO[:, columns])
     return keep_outputs(run.path, split, outputs_BO, loaded.truth)
 
 
@@ -119,12 +117,11 @@ def _read(data: str, schema: str, split: SplitName, fitted: _Fitted) -> _Split:
     digest = xxhash.xxh3_128()
     tasks = []
     for task in run.schema.tasks:
+        place = run.schema.output_slices[task.name]
         rows_B = np.flatnonzero(observed_of(task, table))
-        labels_B = labels_of(task, table)[rows_B]
-        if isinstance(task, RegressionTask):
-            labels_B = transform_target(labels_B, task.transform)
+        labels_B = learned(task).learned_labels(labels_of(task, table)[rows_B])
         for array in (rows_B, labels_B, groups_B):
             digest.update(np.ascontiguousarray(array).data)
-        tasks.append(TaskTruth(task.name, task.kind, rows_B, labels_B, groups_B[rows_B]))
+        tasks.append(TaskTruth(task.name, task.kind, place, rows_B, labels_B, groups_B[rows_B]))
     num_groups = int(groups_B.max()) + 1
     return _Split(rows, Truth(table.num_rows, num_groups, tuple(tasks), digest.hexdigest()))

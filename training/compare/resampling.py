@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import expit
 
 from training.compare.measures import TaskTruth
-from training.metrics.bootstrap import Floats, Statistic, bootstrap_values
-from training.metrics.metrics import WeightedAUC, auc_per_group, base_entropy, cross_entropy, divide
+from training.metrics.bootstrap import Floats, bootstrap_values
 
 SEED = 0
 # The name of the mean over tasks, beside the tasks' own.
@@ -50,10 +48,10 @@ def paired_replicates(
     if num_groups < 2 or not tasks:
         return Replicates()
     keys = {
-        (task.name, network, seed): _statistic(metric, task, outputs_B, num_groups)
+        (task.name, network, seed): task.on_draws(metric, outputs_BO, num_groups)
         for network, of_network in outputs.items()
         for task in tasks
-        for seed, outputs_B in of_network[task.name].items()
+        for seed, outputs_BO in of_network[task.name].items()
     }
     values = bootstrap_values(keys, num_groups, replicates=replicates, seed=SEED)
     found = Replicates()
@@ -71,27 +69,3 @@ def paired_replicates(
         networks = [*of_tasks[tasks[0].name]]
         of_tasks[MEAN] = {network: np.mean([of_tasks[t.name][network] for t in tasks], axis=0) for network in networks}
     return found
-
-
-def _statistic(metric: str, task: TaskTruth, outputs_B: Floats, num_groups: int) -> Statistic:
-    labels_B, codes_B = task.labels_B, task.groups_B
-    if metric == "auc":
-        weighted = WeightedAUC(labels_B, outputs_B, codes_B)
-        return lambda draws_RG: np.array([weighted(draws_G) for draws_G in draws_RG])
-    if metric == "gauc":
-        auc_G, rows_used_G = auc_per_group(labels_B, outputs_B, codes_B, num_groups)
-        return lambda draws_RG: divide(draws_RG @ (auc_G * rows_used_G), draws_RG @ rows_used_G)
-    rows_G = np.bincount(codes_B, minlength=num_groups).astype(np.float64)
-    if metric in ("mse", "accuracy"):
-        is_right_B = (outputs_B > 0) == (labels_B > 0.5)
-        sums_G = np.bincount(codes_B, (outputs_B - labels_B) ** 2 if metric == "mse" else is_right_B, num_groups)
-        return lambda draws_RG: divide(draws_RG @ sums_G, draws_RG @ rows_G)
-    assert metric == "normalized_entropy", f"no bootstrap of {metric}"
-    loss_G = np.bincount(codes_B, cross_entropy(labels_B, expit(outputs_B)), num_groups)
-    label_G = np.bincount(codes_B, labels_B, num_groups)
-
-    def of_base_entropy(draws_RG: Floats) -> Floats:
-        rows_R = draws_RG @ rows_G
-        return divide(draws_RG @ loss_G, rows_R * base_entropy(divide(draws_RG @ label_G, rows_R)))
-
-    return of_base_entropy

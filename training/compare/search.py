@@ -245,9 +245,7 @@ def _value(experiment: Experiment, config: TrainingConfig) -> float:
     outputs_BO = read_predictions(prediction_file(run.path, "validation"), truth)
     names = experiment.verdict_tasks(run.schema)
     metric = experiment.verdict.metric
-    measured = [
-        task.measure(metric, outputs_BO, position)[0] for position, task in enumerate(truth.tasks) if task.name in names
-    ]
+    measured = [task.measure(metric, outputs_BO)[0] for task in truth.tasks if task.name in names]
     values = [value for value in measured if value is not None]
     if not values:
         raise ValueError(

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from model.features.block import inputs_of
 from model.schema import FeedSchema
 from model.strict_yaml import unknown_key
-from model.tasks import RegressionTask, Task
-from model.tasks.regression import transform_target
+from model.tasks import Task
 from training.compare.target_encodings import Encoding, EncodingsConfig, from_all, from_earlier, out_of_fold
 from training.config import DataConfig
 from training.data.files import LogFiles
 from training.data.kinds import in_log
 from training.data.rows import labels_of, observed_of
+from training.tasks import learned
 from training.wording import counted
 
 DEFAULT_FOLDS = 5
@@ -84,9 +84,7 @@ def extra_columns(encodings: EncodingsConfig | None, data: DataConfig) -> tuple[
 
 def targets_of(task: Task, table: pa.Table, weight: str | None) -> Targets:
     """A task's labels and weights. `weight` names the column of row weights."""
-    labels_B = labels_of(task, table)
-    if isinstance(task, RegressionTask):
-        labels_B = transform_target(labels_B, task.transform)
+    labels_B = learned(task).learned_labels(labels_of(task, table))
     weights_B = observed_of(task, table).astype(np.float64)
     if weight is not None:
         weights_B *= table.column(weight).cast(pa.float64(), safe=False).to_numpy()

@@ -57,10 +57,12 @@ def calibrate(
     answers = {split: _answers(run, ranker, table) for split, table in tables.items()}
     maps: dict[str, Platt | Isotonic] = {}
     tasks: dict[str, Any] = {}
-    for position, task in enumerate(run.schema.tasks):
+    columns = run.schema.output_slices
+    for task in run.schema.tasks:
         if not isinstance(task, BinaryTask):
             continue
-        seen = {split: _Seen(task, tables[split], answers[split][:, position]) for split in splits}
+        (column,) = range(len(run.schema.outputs))[columns[task.name]]
+        seen = {split: _Seen(task, tables[split], answers[split][:, column]) for split in splits}
         fit = fit_isotonic if kind == "isotonic" else fit_platt
         try:
             mapping = fit(*seen["validation"].all())

@@ -107,7 +107,8 @@ class _Measure:
         table = self.tables[self.split]
         groups_B = groups_of(self.run, table)
         measured: dict[str, Any] = {}
-        for position, task in enumerate(self.run.schema.tasks):
+        for task in self.run.schema.tasks:
+            position = self.run.schema.outputs.index(task.name)
             labels_B, counts_B = labels_of(task, table), observed_of(task, table) & self.picked_B
             labels_N, groups_N = labels_B[counts_B], groups_B[counts_B]
             logits_B = logits_BO[:, position]

@@ -80,8 +80,8 @@ def label_means(
     """Map of each regression task with a transform, or of all with `every_task`. Also, by task, how answers on the
     validation split compare with the labels before it, or why there is none."""
     tasks = [
-        (position, task)
-        for position, task in enumerate(run.schema.tasks)
+        (run.schema.outputs.index(task.name), task)
+        for task in run.schema.tasks
         if isinstance(task, RegressionTask) and (every_task or task.transform != "none")
     ]
     maps: dict[str, LabelMean] = {}

@@ -28,7 +28,6 @@ from model.features.encoder import FeatureEncoder
 from model.ranker import Ranker
 from model.schema import FeedSchema
 from model.scorer.scorer import Scorer, block_tensors
-from model.tasks import BinaryTask
 from training.config import SplitName
 from training.data.kinds import in_log
 from training.data.rows import Rows, columns_from_arrow, read_splits
@@ -199,7 +198,7 @@ def _parity(
 
 def _unit_of_log(schema: FeedSchema) -> float:
     # expm1 makes of an absolute error of the log scale (values up to about 20) a relative one of that size.
-    return 20.0 if any(not isinstance(task, BinaryTask) for task in schema.tasks) else 1.0
+    return 20.0 if any(not task.is_probability for task in schema.tasks) else 1.0
 
 
 def golden_requests(
@@ -245,13 +244,13 @@ def _answers(
     )
     with torch.no_grad():
         answers_NO = calibrated(module(*inputs).numpy(), mappings)
-    return {task.name: answers_NO[:, position].astype(float).tolist() for position, task in enumerate(schema.tasks)}
+    return dict(zip(schema.outputs, answers_NO.T.astype(float).tolist(), strict=True))
 
 
 def reference_scores(
     run: Run, ranker: Ranker, module: ScoringModule, mappings: AnswerMaps, table: pa.Table
 ) -> dict[str, Any]:
-    """Per task a histogram of the answers on the newest split, against which drift is measured.
+    """Per output a histogram of the answers on the newest split, against which drift is measured.
 
     Even bins over [0, 1] for probabilities, over the middle 99.8 % for quantities (outer bins take the rest)."""
     newest = table.slice(0, HISTOGRAM_ROWS)
@@ -260,12 +259,12 @@ def reference_scores(
         answers_BO = module.answer.answers(torch.from_numpy(predict(ranker, rows))).numpy()
     answers_BO = calibrated(answers_BO, mappings).astype(np.float64)
     histograms = {}
-    for position, task in enumerate(run.schema.tasks):
-        answers_B = answers_BO[:, position]
-        low, high = (0.0, 1.0) if isinstance(task, BinaryTask) else np.quantile(answers_B, (0.001, 0.999))
+    is_probability = [task.is_probability for task in run.schema.tasks for _ in task.outputs]
+    for output, answers_B, is_bounded in zip(run.schema.outputs, answers_BO.T, is_probability, strict=True):
+        low, high = (0.0, 1.0) if is_bounded else np.quantile(answers_B, (0.001, 0.999))
         edges = np.linspace(low, high if high > low else low + 1.0, HISTOGRAM_BINS + 1)
         counts, _ = np.histogram(np.clip(answers_B, edges[0], edges[-1]), bins=edges)
-        histograms[task.name] = {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(answers_B.mean())}
+        histograms[output] = {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(answers_B.mean())}
     return histograms
 
 

@@ -81,13 +81,16 @@ def refuse_worse(run: Run, summary: Mapping[str, Any]) -> None:
 
 def _errors(parent: Parent, run: Run) -> dict[str, float]:
     """The parent's error of every task that it shares with the run, on the run's validation split."""
-    places = {task.name: place for place, task in enumerate(parent.schema.tasks)}
-    shared = tuple(task for task in run.schema.tasks if task.name in places)
+    theirs = {task.name: task for task in parent.schema.tasks}
+    shared = tuple(
+        task for task in run.schema.tasks if task.name in theirs and theirs[task.name].outputs == task.outputs
+    )
     if not shared:
         raise ValueError("it shares no task with this run")
     schema: FeedSchema = parent.schema.model_copy(update={"tasks": shared})
     table = read_splits(run.config.data, schema, ("validation",))["validation"]
     encoder = FeatureEncoder(schema, parent.fitted.model_copy(update={"targets": run.fitted.targets}))
     rows = Rows.encode(schema, encoder, table, columns_from_arrow(schema, table), as_served=False)
-    logits_BO = predict(parent.ranker(), rows)[:, [places[task.name] for task in shared]]
+    places = [parent.schema.outputs.index(output) for output in schema.outputs]
+    logits_BO = predict(parent.ranker(), rows)[:, places]
     return relative_errors(schema, logits_BO, rows)

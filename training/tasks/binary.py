@@ -7,7 +7,8 @@ log's own odds. Everything behind the logit (metrics, answers, value models) nee
 Shapes: B rows, O outputs and T tasks, one output a task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,13 +18,79 @@ from torch.nn import functional
 
 from model.tasks import BinaryTask
 from model.tasks.task import BaseTask
-from training.metrics.metrics import normalized_entropy
+from training.metrics.bootstrap import Statistic
+from training.metrics.metrics import (
+    ONE_CLASS,
+    Codes,
+    WeightedAUC,
+    auc,
+    auc_per_group,
+    base_entropy,
+    calibration_ratio,
+    cross_entropy,
+    divide,
+    gauc,
+    normalized_entropy,
+)
 from training.tasks.learned import Floats, LearnedTask, Mask
+from training.tasks.metric import Metric, mean_on_draws
+
+
+def is_right(labels_B: Floats, outputs_BO: Floats) -> Mask:
+    """Mask of the rows whose logit is on the side of their label."""
+    is_right_B: Mask = (outputs_BO[:, 0] > 0) == (labels_B > 0.5)
+    return is_right_B
+
+
+def auc_on_draws(labels_B: Floats, outputs_BO: Floats, codes_B: Codes, num_groups: int) -> Statistic:
+    """AUC on draws of groups."""
+    weighted = WeightedAUC(labels_B, outputs_BO[:, 0], codes_B)
+    return lambda draws_RG: np.array([weighted(draws_G) for draws_G in draws_RG])
+
+
+def gauc_on_draws(labels_B: Floats, outputs_BO: Floats, codes_B: Codes, num_groups: int) -> Statistic:
+    """AUC within groups, on draws of them."""
+    auc_G, rows_used_G = auc_per_group(labels_B, outputs_BO[:, 0], codes_B, num_groups)
+    return lambda draws_RG: divide(draws_RG @ (auc_G * rows_used_G), draws_RG @ rows_used_G)
+
+
+def entropy_on_draws(labels_B: Floats, outputs_BO: Floats, codes_B: Codes, num_groups: int) -> Statistic:
+    """Normalized entropy on draws of groups."""
+    rows_G = np.bincount(codes_B, minlength=num_groups).astype(np.float64)
+    loss_G = np.bincount(codes_B, cross_entropy(labels_B, expit(outputs_BO[:, 0])), num_groups)
+    label_G = np.bincount(codes_B, labels_B, num_groups)
+
+    def of_base_entropy(draws_RG: Floats) -> Floats:
+        rows_R = draws_RG @ rows_G
+        return divide(draws_RG @ loss_G, rows_R * base_entropy(divide(draws_RG @ label_G, rows_R)))
+
+    return of_base_entropy
 
 
 class LearnedBinary(LearnedTask):
     """A yes/no outcome."""
 
+    metrics: ClassVar[dict[str, Metric]] = {
+        "auc": Metric("AUC", "higher", lambda y, x, _: auc(y, x[:, 0]), auc_on_draws, ONE_CLASS),
+        "normalized_entropy": Metric(
+            "NE", "lower", lambda y, x, _: normalized_entropy(y, expit(x[:, 0])), entropy_on_draws, ONE_CLASS
+        ),
+        "gauc": Metric(
+            "GAUC",
+            "higher",
+            lambda y, x, g: gauc(y, x[:, 0], g).value,
+            gauc_on_draws,
+            "no group has labels of both classes",
+        ),
+        # Right at the threshold of probability 1/2: says little of a rare class, and stands in the papers' tables.
+        "accuracy": Metric(
+            "accuracy", "higher", lambda y, x, _: float(np.mean(is_right(y, x))), mean_on_draws(is_right), "no rows"
+        ),
+        "calibration_ratio": Metric(
+            "calibration", None, lambda y, x, _: calibration_ratio(y, expit(x[:, 0])), None, "no positive label"
+        ),
+    }
+    trees: ClassVar[Mapping[str, str | int]] = {"objective": "binary", "metric": "binary_logloss"}
     has_right_answers = True
     label_rule = "must be 0 or 1"
 
@@ -35,6 +102,15 @@ class LearnedBinary(LearnedTask):
     def losses(cls, tasks: Sequence[BaseTask], offsets: Sequence[float]) -> nn.Module:
         """Cross entropy, by positive weight."""
         return CrossEntropies([task.positive_weight for task in tasks if isinstance(task, BinaryTask)], offsets)
+
+    @staticmethod
+    def label_counts(labels_N: Floats) -> dict[str, int]:
+        """Positives."""
+        return {"positives": int(labels_N.sum())}
+
+    def constant_outputs(self, labels_N: Floats) -> list[float]:
+        """The logit with half a row of each class more: that of 0 or 1 is not finite."""
+        return [float(np.log((labels_N.sum() + 0.5) / (len(labels_N) - labels_N.sum() + 0.5)))]
 
     def log_likelihood(self, logits_BO: Tensor, targets_B: Tensor) -> Tensor:
         """Negative cross entropy, without weights."""

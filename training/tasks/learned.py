@@ -7,7 +7,7 @@ Shapes: B rows, O outputs of the task (or of the tasks of a run), T tasks of a r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from model.tasks.task import BaseTask, TargetScale
 from training.columns import floats
+from training.tasks.metric import Metric
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Outputs = NDArray[np.float32]
 
 
 class LearnedTask(ABC):
@@ -28,6 +30,10 @@ class LearnedTask(ABC):
     has_right_answers: ClassVar[bool] = False
     # Times that the loss over sigma^2 counts in the log likelihood (Kendall et al. 2018, equations 5 to 10).
     precision: ClassVar[float] = 1.0
+    # Those by which networks are compared, by name.
+    metrics: ClassVar[dict[str, Metric]]
+    # LightGBM's objective, and the metric that chooses the number of trees.
+    trees: ClassVar[Mapping[str, str | int]]
     # Words for a validation split without two labels.
     one_label: ClassVar[str] = "has one label only"
 
@@ -67,6 +73,27 @@ class LearnedTask(ABC):
     def losses(cls, tasks: Sequence[BaseTask], offsets: Sequence[float]) -> nn.Module:
         """The module of tasks of this kind: logits_BO, targets_BT -> losses_BT of single rows. `offsets` are added to
         logits in the loss alone (training/fit/negative_sampling.py)."""
+
+    def learned_labels(self, labels_B: Floats) -> Floats:
+        """labels_B on the scale that is learned, before standardising."""
+        return labels_B
+
+    def learned_outputs(self, logits_BO: Outputs) -> Outputs:
+        """outputs_BO that are kept of a network: its logits, on the scale of `learned_labels`."""
+        return logits_BO
+
+    @staticmethod
+    def label_counts(labels_N: Floats) -> dict[str, int]:
+        """What a report counts of labels, beside the rows, by its name there."""
+        return {}
+
+    def outputs_of_trees(self, scores_BO: Floats) -> Floats:
+        """outputs_BO, as `learned_outputs` of a network, of trees' raw scores."""
+        return scores_BO
+
+    @abstractmethod
+    def constant_outputs(self, labels_N: Floats) -> list[float]:
+        """The outputs that are kept where there are no trees: all of the training labels are the same."""
 
     @abstractmethod
     def log_likelihood(self, logits_BO: Tensor, targets_B: Tensor) -> Tensor:

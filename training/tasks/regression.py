@@ -3,7 +3,8 @@
 Shapes: B rows, O outputs and T tasks, one output a task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,12 +13,24 @@ from torch.nn import functional
 from model.tasks import RegressionTask
 from model.tasks.regression import transform_target
 from model.tasks.task import BaseTask
-from training.tasks.learned import Floats, LearnedTask, Mask
+from training.metrics.metrics import mse
+from training.tasks.learned import Floats, LearnedTask, Mask, Outputs
+from training.tasks.metric import Metric, mean_on_draws
 
 
 class LearnedRegression(LearnedTask):
     """A quantity."""
 
+    metrics: ClassVar[dict[str, Metric]] = {
+        "mse": Metric(
+            "MSE",
+            "lower",
+            lambda y, x, _: mse(y, x[:, 0]),
+            mean_on_draws(lambda y, x: (x[:, 0] - y) ** 2),
+            "no rows",
+        ),
+    }
+    trees: ClassVar[Mapping[str, str | int]] = {"objective": "regression", "metric": "l2"}
     precision = 0.5
     label_rule = "must be a finite number >= 0"
     one_label = "has labels that float32 does not tell apart"
@@ -29,13 +42,30 @@ class LearnedRegression(LearnedTask):
 
     def targets(self, labels_B: Floats) -> Floats:
         """Labels transformed and standardised."""
+        return (self.learned_labels(labels_B) - self.scale.mean) / self.scale.scale
+
+    def learned_labels(self, labels_B: Floats) -> Floats:
+        """Labels transformed."""
         assert isinstance(self.task, RegressionTask)
-        return (transform_target(labels_B, self.task.transform) - self.scale.mean) / self.scale.scale
+        return transform_target(labels_B, self.task.transform)
+
+    def learned_outputs(self, logits_BO: Outputs) -> Outputs:
+        """Predictions on the transformed scale, where no quantity is below 0."""
+        outputs_BO: Outputs = np.maximum(logits_BO * self.scale.scale + self.scale.mean, 0.0)
+        return outputs_BO
 
     @classmethod
     def losses(cls, tasks: Sequence[BaseTask], offsets: Sequence[float]) -> nn.Module:
         """Squared error."""
         return SquaredErrors()
+
+    def outputs_of_trees(self, scores_BO: Floats) -> Floats:
+        """Trees' values, none below 0."""
+        return np.maximum(scores_BO, 0.0)
+
+    def constant_outputs(self, labels_N: Floats) -> list[float]:
+        """The one label. Without any, the fit of the label's scale has refused the data."""
+        return [float(labels_N[0])]
 
     def log_likelihood(self, logits_BO: Tensor, targets_B: Tensor) -> Tensor:
         """That of a normal distribution of unit spread around the standardised prediction."""

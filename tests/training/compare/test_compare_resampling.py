@@ -20,12 +20,12 @@ Floats = NDArray[np.float64]
 def task(name: str, seed: int, kind: str = "binary") -> TaskTruth:
     rng = np.random.default_rng(seed)
     labels_B = (rng.random(ROWS) < 0.4).astype(np.float64) if kind == "binary" else rng.normal(0, 1, ROWS)
-    return TaskTruth(name, kind, np.arange(ROWS), labels_B, rng.permutation(ROWS) % USERS)
+    return TaskTruth(name, kind, slice(0, 1), np.arange(ROWS), labels_B, rng.permutation(ROWS) % USERS)
 
 
 def outputs_of(truth: TaskTruth, seed: int, skill: float) -> Floats:
     noise: Floats = np.random.default_rng(seed).normal(0, 1, ROWS) + skill * truth.labels_B
-    return noise
+    return noise[:, None]
 
 
 def metric_of(metric: str, labels: Floats, outputs: Floats) -> float:
@@ -68,7 +68,7 @@ def test_replicates_are_those_of_repeated_rows(metric: str) -> None:
             rows = repeated_rows(t, draw)
             of_network = {
                 network: np.array(
-                    [metric_of(metric, t.labels_B[rows], x[rows]) for x in outputs[network][t.name].values()]
+                    [metric_of(metric, t.labels_B[rows], x[rows, 0]) for x in outputs[network][t.name].values()]
                 )
                 for network in outputs
             }
@@ -114,6 +114,6 @@ def test_seeds_that_the_baseline_has_not_are_left_out() -> None:
 
 
 def test_one_user_gives_no_interval() -> None:
-    truth = TaskTruth("click", "binary", np.arange(4), np.array([0.0, 1, 0, 1]), np.zeros(4, np.int64))
-    outputs = {name: {"click": {0: np.arange(4.0)}} for name in ("a", "b")}
+    truth = TaskTruth("click", "binary", slice(0, 1), np.arange(4), np.array([0.0, 1, 0, 1]), np.zeros(4, np.int64))
+    outputs = {name: {"click": {0: np.arange(4.0)[:, None]}} for name in ("a", "b")}
     assert paired_replicates("auc", [truth], outputs, "a", 1, replicates=100) == Replicates()
