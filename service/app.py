@@ -9,13 +9,13 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -60,6 +60,8 @@ _FLUSH_SECONDS = 0.5
 _KEYS_SECONDS = 0.1
 # The page is what the service wrote into it, and nothing is loaded or run.
 _STATUS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
+
+SignalHandler = Callable[[int, FrameType | None], Any]
 
 _log = logging.getLogger(LOGGER)
 
@@ -228,32 +230,27 @@ class Service:
     def _drain_on_signals(self) -> None:
         """Turn readiness off at the first SIGTERM or Ctrl-C, then let the server's own handler finish. After SIGTERM it
         waits, until balancers had time to send requests elsewhere or another signal comes."""
-        loop = asyncio.get_running_loop()
-        seconds = self.settings.drain_seconds
-
-        def install(number: signal.Signals, before: Callable[[int, FrameType | None], Any]) -> None:
-            def finish() -> None:
-                if not self.is_draining:
-                    self.is_draining = True
-                    before(number, None)
-
-            def drain(received: int, frame: FrameType | None) -> None:
-                is_first, self.is_leaving = not self.is_leaving, True
-                if is_first and self._is_open and seconds and number == signal.SIGTERM:
-                    loop.call_soon_threadsafe(loop.call_later, seconds, finish)
-                    return
-                self.is_draining = True
-                before(received, frame)
-
-            signal.signal(number, drain)
-
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.getsignal(number)
             try:
                 if callable(before):
-                    install(number, before)
+                    signal.signal(number, partial(self._drain, asyncio.get_running_loop(), before))
             except ValueError:  # not the main thread: an in-process client, whose process keeps its own signals
                 return
+
+    def _drain(self, loop: asyncio.AbstractEventLoop, end: SignalHandler, number: int, frame: FrameType | None) -> None:
+        is_first, self.is_leaving = not self.is_leaving, True
+        seconds = self.settings.drain_seconds
+        if is_first and self._is_open and seconds and number == signal.SIGTERM:
+            loop.call_soon_threadsafe(loop.call_later, seconds, self._end_drain, end, number)
+            return
+        self.is_draining = True
+        end(number, frame)
+
+    def _end_drain(self, end: SignalHandler, number: int) -> None:
+        if not self.is_draining:
+            self.is_draining = True
+            end(number, None)
 
 
 def create_app(settings: Settings, certificates: Certificates | None = None) -> ASGIApp:
@@ -278,56 +275,11 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
     for path in (INFER, INFER_VERSION):
         app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))
 
-    @app.get("/v1/models", summary="All models and the state of their versions")
-    async def models() -> dict[str, Any]:
-        return {"models": service.store.entries(), "error": service.store.folder_error}
-
-    @app.get("/v1/models/{name}", summary="One model, with the schema and metrics of the version that is served")
-    async def model(name: str) -> dict[str, Any]:
-        return service.store.entry(name)
-
-    @app.get("/", include_in_schema=False)
-    def status() -> Response:
-        headers = {"Cache-Control": "no-store", "Content-Security-Policy": _STATUS_POLICY}
-        return Response(service.status.render(), media_type="text/html", headers=headers)
-
-    @app.get("/healthz", summary="The process is alive")
-    async def healthz() -> dict[str, str]:
-        return {"status": "alive"}
-
-    @app.get("/readyz", summary="The process can score")
-    async def readyz() -> dict[str, str]:
-        reason = service.unready_reason
-        if reason is not None:
-            raise not_ready(reason)
-        return {"status": "ready"}
-
-    @app.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
-    def metrics() -> Response:
-        service.metrics.set_worker_state(is_ready=service.unready_reason is None)
-        service.metrics.connections.update(GuardedProtocol.shared)
-        return Response(service.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def refuse(request: Request, error: Exception) -> Response:
-        if isinstance(error, HTTPException):
-            error = Problem(error.status_code, str(error.detail), headers=error.headers)
-        elif not isinstance(error, Problem):
-            error = Problem(500, "an error of the service, not of the request; its log says more")
-        return refusal(error, request.url.path, record_of(request.scope).request_id)
-
+    app.include_router(_plain_routes(service))
     for kind in (Problem, HTTPException, Exception):
-        app.add_exception_handler(kind, refuse)
-
-    async def described(request: Request) -> Response:
-        if app.openapi_schema is None:
-            routes = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            app.openapi_schema = api_document(routes)
-        may_score = service.keys.allows(header(request.scope, "Authorization"), "score")
-        document = with_examples(app.openapi_schema, service.store.served(), shows_values=may_score)
-        return JSONResponse(document, headers={"Cache-Control": "no-store"})
-
+        app.add_exception_handler(kind, _refuse)
     # Before FastAPI's own, which has neither the models nor the reader's key.
-    app.router.routes.insert(0, Route("/openapi.json", described, methods=["GET"]))
+    app.router.routes.insert(0, Route("/openapi.json", _document_route(app, service), methods=["GET"]))
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         # What the router would do, past a framework that costs more than the answer to a small request.
@@ -337,6 +289,65 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
     observe = Observe(Authorize(application, service.keys, service.metrics), service.metrics, service.tracing)
     service.shed = Shedding(service.admission, service.keys, observe, service.metrics, lambda: service.is_draining)
     return observe
+
+
+def _plain_routes(service: Service) -> APIRouter:
+    """Routes that read what there is: models, status, health, metrics."""
+    router = APIRouter()
+
+    @router.get("/v1/models", summary="All models and the state of their versions")
+    async def models() -> dict[str, Any]:
+        return {"models": service.store.entries(), "error": service.store.folder_error}
+
+    @router.get("/v1/models/{name}", summary="One model, with the schema and metrics of the version that is served")
+    async def model(name: str) -> dict[str, Any]:
+        return service.store.entry(name)
+
+    @router.get("/", include_in_schema=False)
+    def status() -> Response:
+        headers = {"Cache-Control": "no-store", "Content-Security-Policy": _STATUS_POLICY}
+        return Response(service.status.render(), media_type="text/html", headers=headers)
+
+    @router.get("/healthz", summary="The process is alive")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @router.get("/readyz", summary="The process can score")
+    async def readyz() -> dict[str, str]:
+        reason = service.unready_reason
+        if reason is not None:
+            raise not_ready(reason)
+        return {"status": "ready"}
+
+    @router.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
+    def metrics() -> Response:
+        service.metrics.set_worker_state(is_ready=service.unready_reason is None)
+        service.metrics.connections.update(GuardedProtocol.shared)
+        return Response(service.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return router
+
+
+def _document_route(app: FastAPI, service: Service) -> Callable[[Request], Awaitable[Response]]:
+    """The route of /openapi.json."""
+
+    async def described(request: Request) -> Response:
+        if app.openapi_schema is None:
+            routes = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            app.openapi_schema = api_document(routes)
+        may_score = service.keys.allows(header(request.scope, "Authorization"), "score")
+        document = with_examples(app.openapi_schema, service.store.served(), shows_values=may_score)
+        return JSONResponse(document, headers={"Cache-Control": "no-store"})
+
+    return described
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = Problem(error.status_code, str(error.detail), headers=error.headers)
+    elif not isinstance(error, Problem):
+        error = Problem(500, "an error of the service, not of the request; its log says more")
+    return refusal(error, request.url.path, record_of(request.scope).request_id)
 
 
 def _impression_log(settings: Settings, metrics: Metrics) -> ImpressionLog | None:
