@@ -95,7 +95,7 @@ def _measure(feed: str, buckets: int, folder: Path, turns: int) -> dict[str, Any
     spent: dict[str, list[float]] = {"cpu": [], "wall": [], "blocked": []}
     for turn in range(turns + 1):  # the first warms up
         cpu, wall = time.process_time(), time.monotonic()
-        saved.save(turn + 1, training.state(), training.tables())
+        saved.save(turn + 1, training.state_dict(), training.tables())
         blocked = time.monotonic() - wall
         saved.wait()
         found = {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall, "blocked": blocked}

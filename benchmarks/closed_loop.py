@@ -51,7 +51,7 @@ async def closed_loop(
             if sent - begun >= seconds:
                 break
             async with asyncio.timeout(timeout):
-                status = await connections.ask(requests[number % len(requests)])
+                status = await connections.send_request(requests[number % len(requests)])
             if status == 200:
                 latencies.append(time.perf_counter() - sent)
 

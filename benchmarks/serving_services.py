@@ -53,7 +53,7 @@ class Way:
     read: Callable[[Any, Request], Answers]
     tolerance: float = TOLERANCE
 
-    def ask(self, request: Request) -> NDArray[np.float32]:
+    def send_request(self, request: Request) -> NDArray[np.float32]:
         """answers_NO in request order. Raises RuntimeError where it is refused."""
         url = self.server.url + self.path
         answer = httpx.post(url, json=self.encode(request), trust_env=False, timeout=60)
@@ -130,10 +130,10 @@ class Services:
         """The largest difference of any way's answers from the usual service's. Raises RuntimeError where one answers
         otherwise: there is nothing to compare then."""
         request = columnar_request(candidates, 0)
-        expected_NO = self.ways[USUAL].ask(request)
+        expected_NO = self.ways[USUAL].send_request(request)
         largest = 0.0
         for name, way in self.ways.items():
-            answers_NO = way.ask(request)
+            answers_NO = way.send_request(request)
             fault = disagreement(expected_NO, answers_NO, way.tolerance)
             if fault is not None:
                 raise RuntimeError(f"{name} answers {candidates} candidates otherwise than {USUAL}: {fault}")

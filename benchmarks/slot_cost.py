@@ -23,7 +23,7 @@ from benchmarks.training_steps import Step, load, median, paired, ranker_step
 from model.embeddings.id_map import IdMap
 from training.config import SlotsConfig
 from training.datasets.simulate import simulate
-from training.step.slots import turn
+from training.step.slots import assign_rows_by_policy
 
 CONFIG = Path("configs/simulated.yaml")
 ROWS, USERS, ITEMS = 100_000, 50_000, 20_000
@@ -94,12 +94,12 @@ def _turns(slots: int) -> tuple[float, float]:
     """Medians of the milliseconds of a turn, and of finding the rows of 1,024 ids."""
     drawn = np.random.default_rng(0)
     id_map = IdMap(slots, torch.device("cpu"))
-    turn(id_map, torch.randperm(3 * slots)[:slots], SlotsConfig())
+    assign_rows_by_policy(id_map, torch.randperm(3 * slots)[:slots], SlotsConfig())
     of_turn, of_rows = [], []
     for _ in range(7):
         words_V = torch.from_numpy(drawn.zipf(1.2, IDS) % (3 * slots))
         started = time.process_time()
-        turn(id_map, words_V, SlotsConfig())
+        assign_rows_by_policy(id_map, words_V, SlotsConfig())
         of_turn.append(1000 * (time.process_time() - started))
     for words_V in torch.randint(3 * slots, (50, 1024)):
         started = time.process_time()

@@ -58,7 +58,7 @@ class Services:
     generator: LoadGenerator
     folder: Path
 
-    def ask(self, name: str, candidates: int, requests: int, concurrency: int = CONCURRENCY) -> dict[str, float]:
+    def send_block(self, name: str, candidates: int, requests: int, concurrency: int = CONCURRENCY) -> dict[str, float]:
         """One block of requests: CPU milliseconds of server and client per request, requests per second, latencies."""
         bodies = self.folder / f"{candidates}.json"
         if not bodies.exists():
@@ -103,20 +103,20 @@ def measure(console: Console, turns: int, requests: int) -> dict[str, Any]:
                 servers[name] = stack.enter_context(server)
         services = Services(servers, stack.enter_context(load_generator()), folder)
         for name in servers:
-            services.ask(name, CANDIDATES, 50)
+            services.send_block(name, CANDIDATES, 50)
         blocks: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
         growth: dict[str, list[float]] = {str(candidates): [] for candidates in GROWTH}
         for turn in track(range(turns), "turns", console=console):
             order = list(servers)[:: 1 if turn % 2 else -1]
             for name in order:
-                blocks[name].append(services.ask(name, CANDIDATES, requests))
+                blocks[name].append(services.send_block(name, CANDIDATES, requests))
             for candidates in GROWTH[:: 1 if turn % 2 else -1]:
                 count = max(10, requests * GROWTH[0] // candidates)
-                growth[str(candidates)].append(services.ask(ONE, candidates, count, 1)["server_cpu_ms"])
+                growth[str(candidates)].append(services.send_block(ONE, candidates, count, 1)["server_cpu_ms"])
         memory = [services.resident_mib(ONE)]
         with console.status(f"memory at {MOST_CANDIDATES} candidates"):
             for _ in range(4):
-                services.ask(ONE, MOST_CANDIDATES, 40)
+                services.send_block(ONE, MOST_CANDIDATES, 40)
                 memory.append(services.resident_mib(ONE))
         with console.status("batches"):
             batches = batch_savings(artifact)

@@ -67,7 +67,7 @@ async def offer(
     async def one(number: int) -> None:
         try:
             async with asyncio.timeout(timeout):
-                status_R[number] = await connections.ask(requests[number % len(requests)])
+                status_R[number] = await connections.send_request(requests[number % len(requests)])
         except TimeoutError:
             status_R[number] = TIMED_OUT
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
@@ -99,7 +99,7 @@ class Connections:
         self.said: dict[int, str] = {}
         self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
 
-    async def ask(self, message: bytes) -> int:
+    async def send_request(self, message: bytes) -> int:
         """The status of the answer to a message."""
         reader, writer = await self._take()
         is_kept = False

@@ -1,7 +1,7 @@
 """Private names of libraries in the code are those of the list in requirements/README.md, and no others.
 
 Found are names with a leading underscore that are imported, reached from an imported module, or used by a class that
-does not define them itself; and methods that a class of a library has under the same private name.
+does not define them itself. And methods that a class of a library has under the same private name.
 """
 
 import ast
@@ -31,7 +31,7 @@ def is_private(name: str) -> bool:
 
 
 def chain(node: ast.Attribute) -> list[str]:
-    """The names of `a.b.c`; of what is no name at its start, those behind it."""
+    """The names of `a.b.c`. Of what is no name at its start, those behind it."""
     parts: list[str] = []
     inner: ast.expr = node
     while isinstance(inner, ast.Attribute):

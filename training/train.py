@@ -128,11 +128,11 @@ def _fit(
                 saving.save(is_best=is_best)
                 if ranks.is_first:
                     write_log(run.path, progress.history)
-                bar.say(_in_words(run, line, is_best=is_best, is_epoch_end=is_epoch_end))
+                bar.print_line(_point_text(run, line, is_best=is_best, is_epoch_end=is_epoch_end))
                 training.ranker.train()
         saved.wait()
     if ranks.is_first:
-        held = training.managed_ids.held()
+        held = training.managed_ids.slot_counts()
         _write_summary(run, progress, source.rows, len(validation_rows), left_out, ranks.world, held)
 
 
@@ -179,7 +179,7 @@ class _Saving:
         """Save what the steps so far have made."""
         training = self._training
         training.progress.seconds = time.monotonic() - self._started
-        state = {**training.state(), "data": self._data}
+        state = {**training.state_dict(), "data": self._data}
         self._saved.save(training.steps_done, state, training.tables(), is_best=is_best)
         self._last_saved = time.monotonic()
 
@@ -204,7 +204,7 @@ def _changed_rows(before: object, data: list[str]) -> list[str]:
     return [f"rows of split {split} have changed" for split, was, now in splits if was != now]
 
 
-def _in_words(run: Run, line: dict[str, float], *, is_best: bool, is_epoch_end: bool) -> str:
+def _point_text(run: Run, line: dict[str, float], *, is_best: bool, is_epoch_end: bool) -> str:
     shown = "  ".join(
         f"{task.name} {line[column]:.4f}" for task in run.schema.tasks if (column := f"{VALIDATION}{task.name}") in line
     )

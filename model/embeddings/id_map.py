@@ -36,8 +36,8 @@ class IdMap:
         self.merits = {name: one.to(self.device) for name, one in merits.items()}
         self.turns = turns
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Load what `state` returned. Raises RuntimeError, as torch does of a state dict, where no map is such."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned. Raises RuntimeError, as torch does of a state dict, where no map is such."""
         words_H, rows_H, merits, turns = (state[key] for key in ("words", "rows", "merits", "turns"))
         of_each = [words_H, rows_H, *merits.values()]
         if not (
@@ -51,7 +51,7 @@ class IdMap:
             raise RuntimeError(f"ids and rows of a table with {self.slots:,} slots that are not in order")
         self.assign_rows(words_H, rows_H, merits, turns)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All there is, for checkpoints."""
         return {"words": self.words_H, "rows": self.rows_H, "merits": dict(self.merits), "turns": self.turns}
 

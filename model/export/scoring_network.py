@@ -216,7 +216,7 @@ class ScoringLevel(nn.Module):
         else:
             hidden.append(self._side_by_side(units))
         if self.is_deep:
-            experts = self._apart(hidden, self.first_width)
+            experts = self._split_experts(hidden, self.first_width)
             hidden = []
             for expert, layers in enumerate(self.deeper):
                 hidden.append(layers(experts[expert]))
@@ -225,7 +225,7 @@ class ScoringLevel(nn.Module):
             return self._mixed(hidden, weights_NGE), weights_NGE
         if self.has_fixed_mix:
             return self._mixed(hidden, self.mix_GE.unsqueeze(0)), self.mix_GE.unsqueeze(0)
-        return self._apart(hidden, hidden[0].shape[1] if self.is_deep else self.first_width), self.mix_GE
+        return self._split_experts(hidden, hidden[0].shape[1] if self.is_deep else self.first_width), self.mix_GE
 
     def _gate_logits(self, units: list[Tensor], row_logits_NK: Tensor) -> Tensor:
         if self.reads_row:
@@ -258,7 +258,7 @@ class ScoringLevel(nn.Module):
             torch.addmm(bias_H, units[self.sources[group]], weight_HD.t(), out=first_NH[:, start:end])
         return torch.relu_(first_NH)
 
-    def _apart(self, hidden: list[Tensor], width: int) -> list[Tensor]:
+    def _split_experts(self, hidden: list[Tensor], width: int) -> list[Tensor]:
         experts: list[Tensor] = []
         for part in hidden:
             experts += torch.split(part, width, dim=1)
@@ -269,7 +269,7 @@ class ScoringLevel(nn.Module):
             experts_NEH = side_by_side(hidden)
             experts_NEH = experts_NEH.view(experts_NEH.shape[0], self.num_experts, -1)
             return list(torch.matmul(weights_BGE, experts_NEH).unbind(1))
-        experts = self._apart(hidden, hidden[0].shape[1] if self.is_deep else self.first_width)
+        experts = self._split_experts(hidden, hidden[0].shape[1] if self.is_deep else self.first_width)
         units: list[Tensor] = []
         for unit, seen in enumerate(self.mixed):
             sum_NH = weights_BGE[:, unit, seen[0], None] * experts[seen[0]].float()

@@ -116,7 +116,7 @@ class RankSketch:
 
     def add(self, values: NDArray[np.float64]) -> None:
         """Adds values."""
-        self._put(0, values)
+        self._add_to_level(0, values)
         self._compact()
 
     def merge(self, other: Self) -> None:
@@ -124,7 +124,7 @@ class RankSketch:
         self.rank_error += other.rank_error
         for level, parts in enumerate(other._levels):
             for part in parts:
-                self._put(level, part)
+                self._add_to_level(level, part)
         self._compact()
 
     def weighted(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -144,11 +144,11 @@ class RankSketch:
         self.rank_error, start = int(arrays["error"][0]), 0
         self._levels, self._sizes, self._times = [], [], []
         for level, (size, times) in enumerate(arrays["levels"].T.tolist()):
-            self._put(level, arrays["values"][start : start + size])
+            self._add_to_level(level, arrays["values"][start : start + size])
             self._times[level] = times
             start += size
 
-    def _put(self, level: int, values: NDArray[np.float64]) -> None:
+    def _add_to_level(self, level: int, values: NDArray[np.float64]) -> None:
         while len(self._levels) <= level:
             self._levels.append([])
             self._sizes.append(0)
@@ -167,5 +167,5 @@ class RankSketch:
                 self._levels[level], self._sizes[level] = [values[even:].copy()], len(values) - even
                 self._times[level] += 1
                 self.rank_error += 2**level
-                self._put(level + 1, raised)
+                self._add_to_level(level + 1, raised)
             level += 1

@@ -47,7 +47,7 @@ class UnitExperts(nn.Module):
         hidden: list[Tensor] = []
         for unit, first in enumerate(self.first):
             hidden.append(first(inputs[unit]))
-        return self._above(hidden)
+        return self._deeper_layers(hidden)
 
     def with_gates(self, units_BUD: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """experts_BEH, and the logits, [B, K] each, of gates with `weights` [K, D] and `biases` [K] on the first units'
@@ -63,9 +63,9 @@ class UnitExperts(nn.Module):
                 logits.append(pair[1])
             else:
                 hidden.append(first(inputs[unit]))
-        return self._above(hidden), logits
+        return self._deeper_layers(hidden), logits
 
-    def _above(self, hidden: list[Tensor]) -> Tensor:
+    def _deeper_layers(self, hidden: list[Tensor]) -> Tensor:
         """experts_BEH of their first layers' outputs before the ReLU, which are written to."""
         # In place: no backward of a product reads its output, and a copy would cost as much as the ReLU.
         experts_BEH = torch.relu_(side_by_side(hidden)).view(-1, self.num_experts, self.first_width)

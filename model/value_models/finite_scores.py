@@ -32,7 +32,7 @@ def refuse_not_finite(whole: Term, uppers: Mapping[str, float], remedy: str) -> 
     """Raises ValueError where a score is not finite for answers from 0 to `uppers`, or where it cannot be shown to be.
     The message names the sub-expression, a point if one was found, and ends in `remedy`."""
     high_M = np.array(list(uppers.values()))
-    _try(whole, uppers, _corners(high_M), remedy)
+    _check_points(whole, uppers, _corners(high_M), remedy)
     low_BM, high_BM = np.zeros((1, len(high_M))), high_M[None]
     left = MOST_BOXES
     for halving in range(_MOST_HALVINGS):
@@ -43,7 +43,7 @@ def refuse_not_finite(whole: Term, uppers: Mapping[str, float], remedy: str) -> 
         low_BM, high_BM = low_BM[is_open_B], high_BM[is_open_B]
         middle_BM = low_BM + (high_BM - low_BM) / 2
         # Answers are float32.
-        _try(whole, uppers, middle_BM.astype(np.float32).astype(np.float64), remedy)
+        _check_points(whole, uppers, middle_BM.astype(np.float32).astype(np.float64), remedy)
         if 2 * len(low_BM) > left:
             break
         output = halving % len(high_M)
@@ -65,7 +65,7 @@ def _corners(high_M: Array) -> Array:
     return np.concatenate([corners_PM * high_M, np.minimum(corners_PM, high_M)])
 
 
-def _try(whole: Term, uppers: Mapping[str, float], points_PM: Array, remedy: str) -> None:
+def _check_points(whole: Term, uppers: Mapping[str, float], points_PM: Array, remedy: str) -> None:
     """Raises ValueError for the first point that gives no finite score."""
     values = dict(zip(uppers, points_PM.T, strict=True))
     with np.errstate(all="ignore"):

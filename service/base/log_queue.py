@@ -23,13 +23,13 @@ _SAY_SECONDS = 10.0
 
 
 class LogQueue:
-    """Lines on their way to `descriptor`. `told` makes the line that says how many were dropped.
+    """Lines on their way to `descriptor`. `dropped_line` makes the line that says how many were dropped.
 
     `put` may be called at any time, also by a signal handler or a finaliser that interrupts another `put`."""
 
-    def __init__(self, descriptor: int, told: Callable[[int], bytes]) -> None:
+    def __init__(self, descriptor: int, dropped_line: Callable[[int], bytes]) -> None:
         self._descriptor = descriptor
-        self._told = told
+        self._dropped_line = dropped_line
         self._dropped = 0
         self._begin()
         os.register_at_fork(after_in_child=self._begin)
@@ -87,7 +87,7 @@ class LogQueue:
                 self._drop(len(batch))
             elif self._untold and time.monotonic() - said_at > _SAY_SECONDS:
                 said_at = time.monotonic()
-                self._say()
+                self._write_dropped()
             with self._changed:
                 self._held_bytes -= sum(map(len, batch))
                 self._changed.notify_all()
@@ -100,10 +100,10 @@ class LogQueue:
             size += len(batch[-1])
         return batch
 
-    def _say(self) -> None:
+    def _write_dropped(self) -> None:
         with self._changed:
             untold, self._untold = self._untold, 0
-        self._write(self._told(untold))
+        self._write(self._dropped_line(untold))
 
     def _write(self, content: bytes) -> bool:
         """Writes everything. False where stderr has no reader any more or the disk is full."""

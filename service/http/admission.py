@@ -56,7 +56,7 @@ class Admission:
         """None where a request of this size would be let in now, otherwise whole seconds after which it may be. This is
         decided before its body is read, so that a slow one takes no place meanwhile."""
         with self._lock:
-            return self._wait(self._guessed(size))
+            return self._wait_seconds(self._guessed(size))
 
     def check(self, size: int | None) -> None:
         """Raises Problem 429 where `wait` has to."""
@@ -71,7 +71,7 @@ class Admission:
         keep the threads busy too."""
         with self._lock:
             work = self._guessed(size)
-            seconds = self._wait(work)
+            seconds = self._wait_seconds(work)
             if seconds is not None:
                 raise busy(seconds)
             self._in_flight += work
@@ -81,13 +81,13 @@ class Admission:
         guess = self._largest if size is None else min(size / self._bytes, self._largest)
         return FIXED_WORK + round(guess)
 
-    def _wait(self, work: int) -> int | None:
+    def _wait_seconds(self, work: int) -> int | None:
         rate = self._threads * self._rate
         if self._in_flight + work <= max(rate * self._seconds, (self._threads + 1) * work):
             return None
         return max(1, math.ceil(self._in_flight / rate))
 
-    def _change(self, work: int) -> None:
+    def _add_work(self, work: int) -> None:
         with self._lock:
             self._in_flight += work
 
@@ -116,7 +116,7 @@ class Ticket:
     def correct(self, candidates: int) -> None:
         """The body is parsed, and has this many candidates."""
         before, self._work = self._work, FIXED_WORK + candidates
-        self._admission._change(self._work - before)
+        self._admission._add_work(self._work - before)
         if candidates and self.size is not None:
             self._admission._learn_size(candidates, self.size)
 
@@ -126,5 +126,5 @@ class Ticket:
 
     def release(self) -> None:
         """The request is over."""
-        self._admission._change(-self._work)
+        self._admission._add_work(-self._work)
         self._work = 0

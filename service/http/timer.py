@@ -21,7 +21,7 @@ class OneTimer:
         """Schedule `then` in place of what was to be done before."""
         self.due, self.then = self._loop.time() + seconds, then
         if self._timer is None or self.due < self._timer_due:
-            self._set(seconds)
+            self._set_timer(seconds)
 
     def stop(self) -> None:
         """Schedule nothing."""
@@ -33,18 +33,18 @@ class OneTimer:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _set(self, seconds: float) -> None:
+    def _set_timer(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._timer_due = self._loop.call_later(seconds, self._look), self._loop.time() + seconds
+        self._timer, self._timer_due = self._loop.call_later(seconds, self._call_if_due), self._loop.time() + seconds
 
-    def _look(self) -> None:
+    def _call_if_due(self) -> None:
         self._timer = None
         then, left = self.then, self.due - self._loop.time()
         if then is None:
             return
         if left > 0:
-            self._set(left)
+            self._set_timer(left)
         else:
             self.then = None
             then()

@@ -77,9 +77,9 @@ class ImpressionLog:
 
         The sample goes by a hash of the request id: all who see the same id decide alike."""
         if falls_within(record.request_id, self._sample, IMPRESSION_SEED):
-            record.after_answer.append(partial(self._put, Impression.of(request)))
+            record.after_answer.append(partial(self._enqueue, Impression.of(request)))
 
-    def _put(self, impression: Impression) -> None:
+    def _enqueue(self, impression: Impression) -> None:
         """Queue a line, or count it as dropped where too much waits already."""
         with self._changed:
             # One request alone may be over the bound: it is kept anyway.
@@ -105,12 +105,12 @@ class ImpressionLog:
             self._is_given_up = True
         if left:
             self._losses.count("dropped", left, f"not written within {DRAIN_SECONDS:g} s at the end")
-        self._losses.say()
+        self._losses.log_losses()
         self._conversion.finish(ends_at - time.monotonic())
 
     def _work(self) -> None:
         nice(_NICENESS)
-        self._attempt(self._files.settle)
+        self._count_failure_of(self._files.settle)
         self._conversion.start()
         while True:
             with self._changed:
@@ -121,7 +121,7 @@ class ImpressionLog:
                 is_over = self._is_closing and not batch
             self._write(batch)
             if is_over or self._files.seconds_left == 0:
-                self._attempt(self._files.close)
+                self._count_failure_of(self._files.close)
             if is_over:
                 return
 
@@ -169,7 +169,7 @@ class ImpressionLog:
         if failed:
             self._losses.count("failed", failed, reason)
 
-    def _attempt(self, action: Callable[[], object]) -> None:
+    def _count_failure_of(self, action: Callable[[], object]) -> None:
         try:
             action()
         except OSError as error:
@@ -196,9 +196,9 @@ class _Losses:
             if not is_told:
                 self._said_at = now
         if not is_told:
-            self.say()
+            self.log_losses()
 
-    def say(self) -> None:
+    def log_losses(self) -> None:
         """Log what has not been logged."""
         with self._lock:
             untold, self._untold = self._untold, {"dropped": 0, "failed": 0}

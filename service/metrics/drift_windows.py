@@ -43,7 +43,7 @@ class _Window:
         self.counts_K = np.zeros(len(gauges))
         self._gauges = gauges
 
-    def forget(self, share: float) -> None:
+    def decay(self, share: float) -> None:
         """Forget a share of the counts, and export the rest."""
         self.counts_K *= 1 - share
         for gauge, count in zip(self._gauges, self.counts_K.tolist(), strict=True):
@@ -94,7 +94,7 @@ class DriftWindows:
     def decay(self, seconds: float) -> None:
         """Forget in all windows what so much time takes, and export the rest."""
         for window in self._windows.values():
-            window.forget(1 - 0.5 ** (seconds / HALF_LIFE_SECONDS))
+            window.decay(1 - 0.5 ** (seconds / HALF_LIFE_SECONDS))
 
     def families(self, families: Iterable[Metric]) -> Iterator[Metric]:
         """Metrics of one worker or of several, with the indices in the place of the windows."""

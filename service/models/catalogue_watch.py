@@ -45,7 +45,7 @@ class CatalogueWatch:
             refused = self._refused.get(place)
             # A slow copy has other files at every poll: it is tried again when it is over.
             is_due = refused is None or (state != refused and state == seen.get(place))
-            if is_due and not self._try(scorer, place):
+            if is_due and not self._open_generation(scorer, place):
                 self._refused[place] = state
         self._look_for_served(scorer, generations)
 
@@ -74,7 +74,7 @@ class CatalogueWatch:
         shown = {"generation": manifest.generation, "items": manifest.items, "created": manifest.created}
         return {**shown, "reason": reason}
 
-    def _try(self, scorer: Scorer, place: Path) -> bool:
+    def _open_generation(self, scorer: Scorer, place: Path) -> bool:
         fields = {"model": self._model, "model_version": scorer.version, "generation": place.name}
         try:
             scorer.catalogue = scorer.open_catalogue(place)

@@ -118,7 +118,7 @@ class ModelFamily:
         has_changed = self._labels_file.poll()
         default = self._default(published)
         if default is not None:
-            self._settle(default, self._in_force(published, default, has_changed))
+            self._serve_only(default, self._in_force(published, default, has_changed))
             self._loaded[default].catalogue.measure(self._loaded[default].served.scorer)
             self._verify_newer(default, published)
         known = {version: self._unloaded_state(version, default) for version in published}
@@ -231,7 +231,7 @@ class ModelFamily:
         shadow = before.shadow if SHADOW in refused else asked.shadow
         return Labels(stable=stable, canary=None if stable is None else canary, shadow=shadow)
 
-    def _settle(self, default: int, labels: Labels) -> None:
+    def _serve_only(self, default: int, labels: Labels) -> None:
         """Serves these from now on, and lets go of every other version."""
         needed = {default, *labels.versions().values()}
         kept = {version: loaded for version, loaded in self._loaded.items() if version in needed}
@@ -242,7 +242,7 @@ class ModelFamily:
             self._metrics.shadow.add_version(self.name, scorer.version, scorer.outputs)
         for version in self._loaded.keys() - needed:
             self._loaded[version].retire()
-            self._note(version, VersionState("waiting" if version > default else "retired"))
+            self._set_state(version, VersionState("waiting" if version > default else "retired"))
             # Until the next poll, so that it is freed in this thread and not where the last request that used it ends.
             self._let_go.append(self._loaded[version])
         self._loaded = kept
@@ -252,10 +252,10 @@ class ModelFamily:
         faults are shown before it is needed."""
         for version in reversed(published):
             if version > default and version not in self._loaded and self._is_due(version, at_once=False):
-                with self._trial(version):
+                with self._quarantined_on_fault(version):
                     scorer = self._loading.scorer(self._folder / str(version))
                     self._value_models_file.read_for(scorer)
-                    self._note(version, VersionState("waiting", scorer.engine_reason, scorer.engine))
+                    self._set_state(version, VersionState("waiting", scorer.engine_reason, scorer.engine))
                 return
 
     def _try_version(self, version: int, published: list[int], *, at_once: bool = False) -> bool:
@@ -266,17 +266,17 @@ class ModelFamily:
         is_waiting = state is not None and state.state == "waiting"
         if version not in published or not (is_waiting or self._is_due(version, at_once)):
             return False
-        with self._trial(version):
+        with self._quarantined_on_fault(version):
             loaded = LoadedVersion(
                 self.name,
                 self._folder / str(version),
                 self._metrics,
                 self._loading,
-                self._value_models_file.take if self._loaded else self._value_models_file.take_first,
+                self._value_models_file.begin_serving if self._loaded else self._value_models_file.take_first,
                 self._place_free,
             )
             self._loaded = {**self._loaded, version: loaded}
-            self._note(version, loaded.state)
+            self._set_state(version, loaded.state)
         return version in self._loaded
 
     def _is_due(self, version: int, at_once: bool) -> bool:
@@ -291,16 +291,16 @@ class ModelFamily:
         return is_still and files != self._tried[version]
 
     @contextmanager
-    def _trial(self, version: int) -> Iterator[None]:
+    def _quarantined_on_fault(self, version: int) -> Iterator[None]:
         """Quarantine a version that fails within the block: with any content of a published folder, the version
         before it serves on."""
         self._tried[version] = self._files[version] = self._files_of(version)
-        self._note(version, VersionState("loading"))
+        self._set_state(version, VersionState("loading"))
         try:
             yield
         except Exception as error:
             reason = self._place_free(str(error) or repr(error))
-            self._note(version, VersionState("quarantined", reason))
+            self._set_state(version, VersionState("quarantined", reason))
             self._metrics.loads.labels("quarantined").inc()
             _log.error(
                 "model version quarantined",
@@ -313,7 +313,7 @@ class ModelFamily:
         derived = derived_files(path, self._loading.verify_key)
         return _Files(fingerprints(path.glob("*")), derived, self._value_models_file.content)
 
-    def _note(self, version: int, state: VersionState) -> None:
+    def _set_state(self, version: int, state: VersionState) -> None:
         self.states = {**self.states, version: state}
 
     def _unloaded_state(self, version: int, default: int | None) -> VersionState:

@@ -42,7 +42,7 @@ class ValueModelsFile:
         """Reads the file and returns whether its content has changed."""
         before = self._file.content
         if self._file.poll() and self._file.error is not None:
-            self._refused("the value models before it" if before is not None else "the built-in value model")
+            self._log_fault("the value models before it" if before is not None else "the built-in value model")
         return self._file.content != before
 
     def read_for(self, scorer: Scorer) -> ValueModels:
@@ -57,16 +57,16 @@ class ValueModelsFile:
         """The value models of a version with none beside it to serve on. A bad file is answered by the built-in one: a
         service that starts with a slip in a weights file still answers, and says by what."""
         try:
-            return self.take(scorer)
+            return self.begin_serving(scorer)
         except ValueError as error:
             self._content_error = str(error)
-            self._refused("the built-in value model")
+            self._log_fault("the built-in value model")
             return ValueModels.built_in(scorer.domain)
 
-    def take(self, scorer: Scorer) -> ValueModels:
+    def begin_serving(self, scorer: Scorer) -> ValueModels:
         """The value models of a version that begins to serve. Raises ValueError where the file does not fit it."""
         value_models = self.read_for(scorer)
-        self._took()
+        self._clear_fault()
         return value_models
 
     def take_again(self, scorers: list[Scorer]) -> list[ValueModels] | None:
@@ -75,18 +75,18 @@ class ValueModelsFile:
             value_models = [self.read_for(scorer) for scorer in scorers]
         except ValueError as error:
             self._content_error = str(error)
-            self._refused("the value models before it")
+            self._log_fault("the value models before it")
             return None
-        self._took()
+        self._clear_fault()
         _log.info("value models ready", extra={"fields": {"model": self._model, "value_models": value_models[0].names}})
         return value_models
 
-    def _took(self) -> None:
+    def _clear_fault(self) -> None:
         self._content_error = None
         if self._file.error is None:
             self._metrics.loads.labels("value_models_ready").inc()
 
-    def _refused(self, instead: str) -> None:
+    def _log_fault(self, instead: str) -> None:
         self._metrics.loads.labels("value_models_refused").inc()
         fields = {"model": self._model, "reason": self.error}
         _log.error(f"value models refused; {instead} serves", extra={"fields": fields})

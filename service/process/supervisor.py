@@ -128,7 +128,7 @@ class Supervisor(Multiprocess):
             elif not self._is_well(process):
                 process.kill()
                 process.join()
-                self._bury(index, process)
+                self._log_death(index, process)
 
     def join_all(self) -> None:
         """Waits for every worker, by force where one does not end."""
@@ -154,7 +154,7 @@ class Supervisor(Multiprocess):
             return True
         return time.monotonic() - first_seen < _START_SECONDS or process.ping(patience)
 
-    def _bury(self, index: int, process: Process) -> None:
+    def _log_death(self, index: int, process: Process) -> None:
         fields = {"pid": process.pid, "exit_status": process.exitcode}
         self._first_seen.pop(process, None)
         if process in self._has_served:

@@ -83,7 +83,7 @@ _KINDS: dict[type[inspect.Type], type | tuple[type, ...]] = {
 
 
 def _has_kind(given: object, wanted: inspect.Type) -> bool:
-    """True for a value of the JSON type that is wanted; true and false are no integers."""
+    """True for a value of the JSON type that is wanted. True and false are no integers."""
     if isinstance(wanted, inspect.UnionType):
         return any(_has_kind(given, _plain(one)[0]) for one in wanted.types)
     kinds = _KINDS.get(type(wanted), object)

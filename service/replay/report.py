@@ -28,33 +28,33 @@ def print_report(document: Mapping[str, Any]) -> None:
     if not console.is_terminal:  # a file or a pipe has no width to keep to
         console.width = _WIDTH
 
-    def say(line: str) -> None:
+    def print_line(line: str) -> None:
         console.print(_printable(line), markup=False)
 
     requests = document["requests"]
     scored = "the answers in the log" if document["version"] is None else f"version {document['version']}"
-    say(f"{document['model']}: {requests['replayed']:,} requests, by {scored}")
+    print_line(f"{document['model']}: {requests['replayed']:,} requests, by {scored}")
     for entry in document["value_models"]:
-        say(f"value model {entry['logged']} -> {entry['now']}: {entry['requests']:,} requests")
+        print_line(f"value model {entry['logged']} -> {entry['now']}: {entry['requests']:,} requests")
     if requests["of_other_models"]:
-        say(f"{requests['of_other_models']:,} requests of other models are left out")
+        print_line(f"{requests['of_other_models']:,} requests of other models are left out")
     for note in document["notes"]:
-        say(note)
+        print_line(note)
     for name, lines in document["open_files"].items():
-        say(f"{name} is being written: its {lines:,} whole lines are read")
+        print_line(f"{name} is being written: its {lines:,} whole lines are read")
     for place in document["unfinished_lines"]:
-        say(f"{place}: half a line, which is left out")
+        print_line(f"{place}: half a line, which is left out")
     for name, count in document["missing_features"].items():
-        say(f"feature '{name}' is not in {count:,} requests and takes its default")
+        print_line(f"feature '{name}' is not in {count:,} requests and takes its default")
     for name, count in document["unknown_features"].items():
-        say(f"feature {name!r} of {count:,} requests is not asked for and left out")
+        print_line(f"feature {name!r} of {count:,} requests is not asked for and left out")
     for kind, what in (("damaged", "damaged lines"), ("unscorable", "requests that cannot be scored")):
         if requests[kind]:
-            say(f"{requests[kind]:,} {what}:")
+            print_line(f"{requests[kind]:,} {what}:")
             for fault in document[kind][:_FAULTS_SHOWN]:
-                say(f"  {fault['place']}: {fault['fault']}")
+                print_line(f"  {fault['place']}: {fault['fault']}")
     if not requests["replayed"]:
-        say("nothing to compare")
+        print_line("nothing to compare")
         return
 
     ranking = Table("ranking", title="How rankings move", title_justify="left")

@@ -83,9 +83,9 @@ class ShadowScoring:
         """Score a request by the shadow once its answer has left, where there is one and the sample has its id."""
         shadow = self._store.shadow_of(request.encoded.model)
         if shadow is not None and falls_within(record.request_id, self._sample, SHADOW_SEED):
-            record.after_answer.append(partial(self._put, ShadowRequest(shadow, request)))
+            record.after_answer.append(partial(self._enqueue, ShadowRequest(shadow, request)))
 
-    def _put(self, taken: ShadowRequest) -> None:
+    def _enqueue(self, taken: ShadowRequest) -> None:
         """Queue a request, or count it as dropped where too many wait already."""
         try:
             self._queue.put_nowait(taken)
@@ -100,7 +100,7 @@ class ShadowScoring:
                 result = self._compare(taken)
             except Exception as error:  # a version on trial never stops the thread
                 result = "failed"
-                self._say(taken, error)
+                self._log_failure(taken, error)
             self._count(taken, result)
             del taken  # an idle thread keeps no version alive
 
@@ -132,7 +132,7 @@ class ShadowScoring:
     def _count(self, taken: ShadowRequest, result: str) -> None:
         self._metrics.count(taken.shadow.name, taken.shadow.scorer.version, result)
 
-    def _say(self, taken: ShadowRequest, error: Exception) -> None:
+    def _log_failure(self, taken: ShadowRequest, error: Exception) -> None:
         now = time.monotonic()
         if self._said_at is not None and now - self._said_at < _SAY_SECONDS:
             return

@@ -90,9 +90,9 @@ def _run(experiment: Experiment, studies: Sequence["Study"]) -> None:
             for claim in claims:
                 failed = [faults[job.cell] for job in claim.jobs if job.cell in faults]
                 if failed and all(outcome.has_diverged for outcome in failed):
-                    claim.study.fail(claim.trial, claim.point, failed[0].fault or "")
+                    claim.study.fail_trial(claim.trial, claim.point, failed[0].fault or "")
                 elif not failed:
-                    claim.study.end(claim.trial, claim.point)
+                    claim.study.end_trial(claim.trial, claim.point)
             if stopped:
                 # The disk, the memory or the data are at fault, not the point: it must not count against it.
                 raise ValueError(f"{stopped[0].cell}: {stopped[0].fault}; run compare again to go on with the search")
@@ -195,7 +195,7 @@ class Study:
         try:
             configs = self._configs(trial.number, point)
         except ValueError as error:
-            self.fail(trial.number, point, str(error))
+            self.fail_trial(trial.number, point, str(error))
             return None
         cells = {self.plan.cell(seed, trial.number): config for seed, config in configs.items()}
         refuse_changed(cells)
@@ -208,16 +208,16 @@ class Study:
         check_sizes(first, first.feed_schema())
         return configs
 
-    def end(self, number: int, point: Point) -> None:
+    def end_trial(self, number: int, point: Point) -> None:
         """Ends a trial whose runs are all trained."""
         values = {str(seed): _value(self._experiment, config) for seed, config in self._configs(number, point).items()}
-        self._tell(number, {"parameters": point, "values": values}, statistics.fmean(values.values()))
+        self._record_end(number, {"parameters": point, "values": values}, statistics.fmean(values.values()))
 
-    def fail(self, number: int, point: Point, fault: str) -> None:
+    def fail_trial(self, number: int, point: Point, fault: str) -> None:
         """Ends a trial that diverged, or whose point fits no network."""
-        self._tell(number, {"parameters": point, "fault": fault}, None)
+        self._record_end(number, {"parameters": point, "fault": fault}, None)
 
-    def _tell(self, number: int, words: Json, value: float | None) -> None:
+    def _record_end(self, number: int, words: Json, value: float | None) -> None:
         study = self._storage.get_study_id_from_name(self._study.study_name)
         trial = self._storage.get_trial_id_from_study_id_trial_number(study, number)
         # Another machine may have been first: its values stand.

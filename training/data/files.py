@@ -70,7 +70,7 @@ class LogFiles:
         """A file's place, as a message names it."""
         return self.place if file.path == self._root else f"{self.place.rstrip('/')}/{file.name}"
 
-    def state(self, file: LogFile) -> tuple[int, str]:
+    def size_and_time(self, file: LogFile) -> tuple[int, str]:
         """Size in bytes, and the time or tag that changes with the content. Raises ValueError where it is gone."""
         try:
             about = retried(lambda: self._system.info(file.path), self.shown(file))

@@ -95,7 +95,7 @@ class Found:
         """A line for each rule that rows were left out by."""
         return [f"left out {_rows(rows)}: {reason}" for reason, rows in self.left_out.items()]
 
-    def say(self) -> None:
+    def log_counts(self) -> None:
         """Logs the statement."""
         log.info("%s", "\n  ".join(self.lines()))
 

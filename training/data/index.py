@@ -99,7 +99,7 @@ def index_of(reader: LogReader, kept: Path | None = None) -> LogIndex:
     than data.max_bad_rows."""
     files = reader.files
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-        states = list(pool.map(files.state, files.files))
+        states = list(pool.map(files.size_and_time, files.files))
     about = _about(reader)
     if kept is not None and (found := _read(kept)) is not None:
         names = [file.name for file in files.files]

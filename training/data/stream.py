@@ -158,7 +158,7 @@ class SplitReader:
 
     def _check_unchanged(self, number: int) -> None:
         file, indexed = self._reader.files.files[number], self._index.files[number]
-        size, stamp = self._reader.files.state(file)
+        size, stamp = self._reader.files.size_and_time(file)
         if (size, stamp) != (indexed.size, indexed.stamp):
             raise ValueError(
                 f"{self._reader.files.shown(file)}: has changed since it was indexed ({indexed.size:,} bytes then, "

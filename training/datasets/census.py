@@ -81,7 +81,7 @@ def read(source: Path, progress: Callable[[str], None]) -> Prepared:
         "test": test.take(np.sort(order[half:])),
     }
     rows = Counter({name: table.num_rows for name, table in splits.items()})
-    Found(FilesOfFolder([train_path, test_path]), rows.total(), rows).say()
+    Found(FilesOfFolder([train_path, test_path]), rows.total(), rows).log_counts()
     for name, table in splits.items():
         splits[name] = table.append_column("split", pa.array([name] * table.num_rows))
     return Prepared(

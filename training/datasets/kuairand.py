@@ -88,7 +88,7 @@ def read(source: Path, progress: Callable[[str], None], days: Days = SHIPPED) ->
     """Read the files in `source`, compute the inputs and split by date. Raises ValueError naming file, column, row."""
     data = read_kuairand(source, progress)
     rows = data.log.num_rows + sum(data.left_out.values())
-    Found(FilesOfFolder(data.files), rows, days.rows(data.log), data.left_out).say()
+    Found(FilesOfFolder(data.files), rows, days.rows(data.log), data.left_out).log_counts()
     progress(f"computing inputs of {data.log.num_rows} impressions from earlier days")
     return Prepared(
         dataset="kuairand",

@@ -27,7 +27,7 @@ from training.data.rows import Rows, labels_of, observed_of
 log = logging.getLogger(__name__)
 
 
-def thinned(table: pa.Table, schema: FeedSchema, sampling: NegativeSampling) -> pa.Table:
+def without_dropped_negatives(table: pa.Table, schema: FeedSchema, sampling: NegativeSampling) -> pa.Table:
     """The rows of the training split that are trained on: all but the dropped negatives. Raises ValueError for a task
     that is no binary task of the schema, or of which no row is left."""
     task = next((task for task in schema.tasks if task.name == sampling.task), None)

@@ -41,7 +41,7 @@ class DataReport:
     content: dict[str, Any]
     warnings: tuple[str, ...]
 
-    def say(self) -> None:
+    def log_warnings(self) -> None:
         """Log the warnings."""
         for warning in self.warnings:
             log.warning("%s", warning)
@@ -60,11 +60,11 @@ def report_of_file(config: TrainingConfig, *, show: bool = True) -> Path:
     schema = config.feed_schema()
     reader = LogReader(config.data, schema)
     index = index_of(reader)
-    index.found(reader.files, config.data.group_by).say()
+    index.found(reader.files, config.data.group_by).log_counts()
     with locked(config.output):
         fitted = fitted_of_file(config, schema, index.content(), show=show)
         report = data_report(reader, index, fitted, show=show)
-        report.say()
+        report.log_warnings()
         return report.write(config.output)
 
 

@@ -22,7 +22,7 @@ from training.data.stream import SplitReader, StreamSource
 from training.fit.fitted_file import read_fitted
 from training.fit.id_report import reports_of_columns, write_id_report
 from training.fit.leaks import Times, Twins
-from training.fit.negative_sampling import thinned, weigh_kept_negatives
+from training.fit.negative_sampling import weigh_kept_negatives, without_dropped_negatives
 from training.fit.report import data_report, refuse_constant_labels
 from training.fit.tally import LabelTally
 from training.fit.vocabulary import fitted_of_file
@@ -61,12 +61,12 @@ def open_splits(
     faults."""
     if config.data.read == "memory":
         held = _InMemory(config, schema)
-        first_does(held.found.say)
+        first_does(held.found.log_counts)
         return held
 
     def prepare() -> None:
         streamed = _Streamed(config, schema, show=show)
-        streamed.found.say()
+        streamed.found.log_counts()
         streamed.fitted()
 
     first_does(prepare)
@@ -79,7 +79,7 @@ class _InMemory:
         self._tables, self.found = read_log(config.data, schema, ("train", "validation"))
         self._sampling = config.data.negative_sampling
         if self._sampling is not None:
-            self._tables["train"] = thinned(self._tables["train"], schema, self._sampling)
+            self._tables["train"] = without_dropped_negatives(self._tables["train"], schema, self._sampling)
         labels = LabelTally(schema)
         labels.add(self._tables["train"], np.zeros(self._tables["train"].num_rows, np.int64))
         refuse_constant_labels(schema, labels.counts([0]))
@@ -138,7 +138,7 @@ class _Streamed:
         if kept.exists() and read_json(kept).get("content") == self._index.content():
             return
         report = data_report(self._reader, self._index, run.fitted, show=self._show)
-        report.say()
+        report.log_warnings()
         log.info("%s", report.write(run.path))
 
     def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:

@@ -43,7 +43,7 @@ def build_vocabulary(config: TrainingConfig, out: Path | None = None, *, process
     _refuse_foreign(out, report_file, page, work)
     with locked(work):
         reader = LogReader(config.data, schema)
-        index_of(reader, work / INDEX).found(reader.files, config.data.group_by).say()
+        index_of(reader, work / INDEX).found(reader.files, config.data.group_by).log_counts()
         passes: dict[SplitName, FittingPass] = {
             split: fit_split(config, schema, split, work, processes, show=show) for split in ("train", "validation")
         }

@@ -96,7 +96,7 @@ def train_cell(
             if reached > progress.best_accuracy:
                 progress.best_accuracy, progress.best_epoch, best = reached, progress.epoch, trainer.weights()
             progress.seconds = time.monotonic() - started
-            state_file.save(folder / CHECKPOINT, trainer.state() | {"progress": asdict(progress), "best": best})
+            state_file.save(folder / CHECKPOINT, trainer.state_dict() | {"progress": asdict(progress), "best": best})
         trainer.network.load_state_dict(best)
         write_json(folder / RESULT, _result(trainer, tasks, progress))
     # A finished cell is its result: twenty networks of a seed would fill a disk.
@@ -193,9 +193,9 @@ class _Trainer:
         """A copy of the network's state."""
         return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """State of the network and its optimizers for a checkpoint."""
-        policies = {} if self._policies is None else self._policies.state()
+        policies = {} if self._policies is None else self._policies.state_dict()
         return {"network": self.weights(), "optimizer": self._optimizer.state_dict(), "policies": policies}
 
     def restore(self, state: dict[str, Any]) -> tuple[Progress, dict[str, Tensor]]:
@@ -203,7 +203,7 @@ class _Trainer:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._policies is not None:
-            self._policies.load_state(state["policies"])
+            self._policies.load_state_dict(state["policies"])
         progress = Progress(**state["progress"])
         log.info("resuming %s after epoch %d", self.cell, progress.epoch)
         return progress, state["best"]

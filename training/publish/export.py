@@ -41,7 +41,7 @@ from training.run.data_record import warn_of_changes
 from training.run.run import Run, library_versions, read_json
 from training.start.lineage import refuse_worse
 from training.start.parent import write_trained
-from training.step.slots import settled, settled_maps
+from training.step.slots import settled_maps, with_vocabularies
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def export(
     warn_of_changes(run)
     torch.set_num_threads(run.config.threads)
     trained_run, trained = run, run.best_ranker()
-    run, ranker = settled(trained_run, trained)
+    run, ranker = with_vocabularies(trained_run, trained)
     split: SplitName = "validation" if run.config.data.split.test is None else "test"
     table = read_splits(run.config.data, run.schema, (split,))[split]
     parity: dict[str, float] = {}

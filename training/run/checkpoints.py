@@ -53,9 +53,9 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._fault: str | None = None
         self._saved_step = -1
-        ranks.first_does(self._clean)
+        ranks.first_does(self._remove_partials)
 
-    def _clean(self) -> None:
+    def _remove_partials(self) -> None:
         """Removes what a write that was killed has left."""
         for partial in self._folder.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
@@ -99,17 +99,17 @@ class Checkpoints:
         final = self._folder / f"{step:010d}"
         partial = self._folder / f".{final.name}.partial"
         try:
-            self._agree(self._make if self._ranks.is_first else None, partial)
-            sums = self._agree(self._write_own, partial, parts, tables)
+            self._on_all(self._make_folder if self._ranks.is_first else None, partial)
+            sums = self._on_all(self._write_own, partial, parts, tables)
             files = {name: entry for found in sums for name, entry in found.items()}
-            self._agree(self._publish if self._ranks.is_first else None, partial, final, files, is_best)
+            self._on_all(self._publish if self._ranks.is_first else None, partial, final, files, is_best)
         except Exception as error:
             if self._ranks.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
             reason = _reason(error, self._folder)
             self._fault = f"{final}: the checkpoint cannot be written ({reason}); what was saved before is kept"
 
-    def _agree(self, what: Any, *arguments: Any) -> list[Any]:
+    def _on_all(self, what: Any, *arguments: Any) -> list[Any]:
         """Does `what` on this process and returns all processes' results. A fault of one is raised on all."""
         result, fault = None, None
         try:
@@ -125,7 +125,7 @@ class Checkpoints:
             raise OSError(faults[0])
         return [result for result, _ in found]
 
-    def _make(self, partial: Path) -> None:
+    def _make_folder(self, partial: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
 

@@ -58,13 +58,13 @@ def _changes(run: Run) -> tuple[list[str], list[str]]:
 
 
 def _entry(data: DataConfig, files: LogFiles, file: LogFile) -> dict[str, Any]:
-    size, stamp = files.state(file)
+    size, stamp = files.size_and_time(file)
     is_hashed = data.read == "memory" and isinstance(data.path, Path)
     return {"bytes": size, "stamp": stamp, "xxh3": _hash(file) if is_hashed else None}
 
 
 def _is_same(entry: dict[str, Any], files: LogFiles, file: LogFile) -> bool:
-    size, stamp = files.state(file)
+    size, stamp = files.size_and_time(file)
     if size != entry["bytes"]:
         return False
     return stamp == entry["stamp"] or (entry["xxh3"] is not None and _hash(file) == entry["xxh3"])

@@ -38,6 +38,6 @@ class TrainingProgress:
         shown = f"{speed:,.0f} rows/s" if speed else ""
         self._bar.update(self._task, advance=rows, speed=shown, loss=f"{self._loss:.4f}")
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Prints a line above the bar."""
         self._bar.console.print(line, markup=False)

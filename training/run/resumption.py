@@ -37,7 +37,7 @@ def go_on_as(fresh: Run) -> None:
         "the data": list(_differences(existing.fitted.model_dump(mode="json"), fresh.fitted.model_dump(mode="json"))),
     }
     if any(different.values()):
-        raise another_run(fresh.path, {what: [*map(_in_words, found)] for what, found in different.items() if found})
+        raise another_run(fresh.path, {what: [*map(_change_text, found)] for what, found in different.items() if found})
     if not changed:
         return
     if any(key in _LONGER for key, _, _ in changed):
@@ -101,7 +101,7 @@ def _by_name(values: list[Any]) -> Any:
     return values
 
 
-def _in_words(change: Difference) -> str:
+def _change_text(change: Difference) -> str:
     key, before, now = change
     return f"{key}: {_shown(before)} there, {_shown(now)} here"
 

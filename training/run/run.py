@@ -121,7 +121,7 @@ class Run:
             ranker.network.load_state_dict(state["network"])
             table_files.read(best, weights)
             for name, id_map in ranker.embeddings.id_maps.maps.items():
-                id_map.load(state[SLOTS][name])
+                id_map.load_state_dict(state[SLOTS][name])
         except (RuntimeError, KeyError):
             raise ValueError(
                 f"{best}: holds the weights of another network than {CONFIG} and {SCHEMA} describe"

@@ -139,7 +139,7 @@ def parts_of(job: Job, files: LogFiles, artifact: Artifact, rows_per_part: int) 
                 [group.column(column).total_compressed_size for column in range(group.num_columns)]
                 for group in map(metadata.row_group, range(metadata.num_row_groups))
             ]
-        about = {**job.about, "input": file.name, "state": files.state(file), "layout": layout}
+        about = {**job.about, "input": file.name, "state": files.size_and_time(file), "layout": layout}
         for first, stop in _ranges(counts, rows_per_part):
             identity = json.dumps({**about, "row_groups": [first, stop]}, sort_keys=True)
             output = f"part-{number:05d}-{first:05d}.parquet"

@@ -46,7 +46,7 @@ def score(job: Job, *, processes: int = 1, rows_per_part: int = ROWS_PER_PART, s
     _refuse_foreign(job)
     files = LogFiles(job.source)
     parts = parts_of(job, files, Artifact.open(job.version, job.verify_key), rows_per_part)
-    Found(files, sum(part.rows for part in parts)).say()
+    Found(files, sum(part.rows for part in parts)).log_counts()
     with locked(job.out):
         kept = _keep_finished(job, parts)
         finished = {part.output for part, _ in kept}

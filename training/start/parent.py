@@ -25,7 +25,7 @@ from model.schema import FeedSchema
 from model.tasks import RegressionTask
 from model.tasks.task import TargetScale
 from training.run.run import CONFIG, Run
-from training.step.slots import settled, settled_maps
+from training.step.slots import settled_maps, with_vocabularies
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _of_run(path: Path) -> Parent:
     run = Run.open(path)
     run.summary()
     trained = run.best_ranker()
-    run, ranker = settled(run, trained)
+    run, ranker = with_vocabularies(run, trained)
     about = {"run": path.name, "data_window": run.config.data.split.model_dump(mode="json")}
     config = run.config.network
     tables, id_maps = ranker.embeddings.table_weights(), settled_maps(trained)
@@ -141,7 +141,7 @@ def _of_version(path: Path) -> Parent:
             tables[name] = as_table(artifact.map(table_file(width)), width)[start : start + rows]
         id_maps = state.get("slots", {})
         for id_map in id_maps.values():
-            IdMap(len(id_map["words"]), torch.device("cpu")).load(id_map)
+            IdMap(len(id_map["words"]), torch.device("cpu")).load_state_dict(id_map)
     except ArtifactError:
         raise
     except Exception as error:  # a forged body can make the unpickler stop anywhere

@@ -113,7 +113,7 @@ class Optimizers:
                 found |= {self._name_of[id(parameter)]: value for key, value in state.items() if key == "sum"}
         return found
 
-    def forget(self, table: str, rows_R: Tensor) -> None:
+    def reset_rows(self, table: str, rows_R: Tensor) -> None:
         """Clears what is kept of some rows of a table (or of a task's copy of it), in this process's part of it."""
         momentum = self.momenta().get(table)
         for part, (first_row, *_) in [] if momentum is None else local_parts(momentum):
@@ -124,11 +124,11 @@ class Optimizers:
                     if value.shape == parameter.shape:
                         value[rows_R] = 0.0
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The state of what is not fused, for checkpoints."""
         return {"dense": self._dense.state_dict()}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state()`."""
         self._dense.load_state_dict(state["dense"])
 

@@ -52,11 +52,11 @@ class PolicyOptimizer:
             if policy.kind == "clip":
                 policy.policy_TM.copy_(simplex_projection(policy.policy_TM))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint beside the policies themselves."""
         return {"optimizer": self._optimizer.state_dict(), "mean_T": self._mean_T}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state()`."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._mean_T = state["mean_T"].to(self._mean_T.device)
@@ -130,11 +130,11 @@ class PolicyLearner:
         rewards_BT = torch.stack(rewards, dim=1)
         return torch.where(rewards_BT, 1.0, -1.0).double() if is_correct else rewards_BT.double()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint beside the policies themselves. Empty for other networks."""
-        return {} if self._optimizer is None else self._optimizer.state()
+        return {} if self._optimizer is None else self._optimizer.state_dict()
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state()`."""
         if self._optimizer is not None:
-            self._optimizer.load_state(state)
+            self._optimizer.load_state_dict(state)

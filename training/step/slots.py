@@ -3,7 +3,7 @@
 In: the ids of each step's batch. Out: the ranker's id maps (model/embeddings/id_map.py), moved every `interval` steps.
 Which ids have a table's slots is decided by TorchRec's managed collision (MCHManagedCollisionModule with its eviction
 policies). Its own way into a network is not taken, for TorchScript refuses it, while a map at the end of training is a
-vocabulary, which every artifact can have (`settled`).
+vocabulary, which every artifact can have (`with_vocabularies`).
 
 An id that is given a row had been answered by the OOV row, so its row begins as a copy of that one, and its optimizer
 without a memory. Moves come after a step, so that a step has one map. Early on they come after steps 1, 2, 4, 8, ...
@@ -60,27 +60,27 @@ class ManagedIds:
             for name, id_map in self._maps.items():
                 words_V = self._take_seen(name)
                 if len(words_V):
-                    rows_R = turn(id_map, words_V, self._config)
-                    self._renew(name, rows_R, optimizers)
+                    rows_R = assign_rows_by_policy(id_map, words_V, self._config)
+                    self._copy_oov_row(name, rows_R, optimizers)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The maps and what was counted since their last move. All processes call it."""
         found = {}
         for name, id_map in self._maps.items():
             words, counts = torch.unique(self._take_seen(name), return_counts=True)
             # Process 0 goes on with all of it, as does the one that resumes.
             self._seen[name] = [words.repeat_interleave(counts)] if self._ranks.is_first else []
-            found[name] = {**id_map.state(), "seen": words, "counts": counts}
+            found[name] = {**id_map.state_dict(), "seen": words, "counts": counts}
         return found
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores `state()`."""
         for name, id_map in self._maps.items():
-            id_map.load(state[name])
+            id_map.load_state_dict(state[name])
             words_V = state[name]["seen"].repeat_interleave(state[name]["counts"])
             self._seen[name] = [words_V.to(id_map.device)] if self._ranks.is_first else []
 
-    def held(self) -> dict[str, dict[str, int]]:
+    def slot_counts(self) -> dict[str, dict[str, int]]:
         """By table its slots and how many are taken, for a run's summary."""
         return {name: {"slots": one.slots, "held": len(one.words_H)} for name, one in self._maps.items()}
 
@@ -93,7 +93,7 @@ class ManagedIds:
             return own_V
         return torch.cat([part.to(device) for part in self._ranks.gather(own_V.cpu())])
 
-    def _renew(self, table: str, rows_R: Tensor, optimizers: Optimizers) -> None:
+    def _copy_oov_row(self, table: str, rows_R: Tensor, optimizers: Optimizers) -> None:
         for name, weight in self._embeddings.table_weights().items():
             if name.partition("@")[0] != table or not len(rows_R):
                 continue
@@ -107,11 +107,11 @@ class ManagedIds:
             for part, (first_row, first_column) in parts:
                 of_part_D = oov_D[first_column : first_column + part.shape[1]]
                 part[local_rows(rows_R, part, first_row)] = of_part_D
-            optimizers.forget(name, rows_R)
+            optimizers.reset_rows(name, rows_R)
 
 
 @torch.no_grad()
-def turn(id_map: IdMap, words_V: Tensor, config: SlotsConfig) -> Tensor:
+def assign_rows_by_policy(id_map: IdMap, words_V: Tensor, config: SlotsConfig) -> Tensor:
     """Assign rows to words that were seen, by TorchRec's policy. Returns the rows that have another word than before,
     rows_R."""
     from torchrec.modules.mc_modules import (
@@ -152,7 +152,7 @@ def turn(id_map: IdMap, words_V: Tensor, config: SlotsConfig) -> Tensor:
     return rows_R
 
 
-def settled(run: Run, ranker: Ranker) -> tuple[Run, Ranker]:
+def with_vocabularies(run: Run, ranker: Ranker) -> tuple[Run, Ranker]:
     """A trained run and its ranker with the ids that have slots as vocabularies. They are in ascending order of their
     words, in tables of as many rows. Unchanged where there are no such tables."""
     maps = ranker.embeddings.id_maps.maps
@@ -171,6 +171,6 @@ def settled(run: Run, ranker: Ranker) -> tuple[Run, Ranker]:
 
 
 def settled_maps(ranker: Ranker) -> dict[str, dict[str, Any]]:
-    """By table with slots what `IdMap.load` takes, of a ranker in training, by the rows that `settled` gives."""
-    states = {name: id_map.state() for name, id_map in ranker.embeddings.id_maps.maps.items()}
+    """By table with slots the state of its id map, with rows in the order of `with_vocabularies`."""
+    states = {name: id_map.state_dict() for name, id_map in ranker.embeddings.id_maps.maps.items()}
     return {name: {**state, "rows": torch.arange(1, len(state["words"]) + 1)} for name, state in states.items()}

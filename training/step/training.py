@@ -109,15 +109,15 @@ class Training:
         with self.lookup.paused():
             return diverged(self.run, self.ranker, batch, "train", what)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Copies that every process has."""
         self.progress.loss_sums = self._loss_sums_T.tolist()
         return {
             "network": self.ranker.network.state_dict(),
             "balancing": self.balancing.state_dict(),
-            "policies": self.policies.state(),
-            "optimizers": self.optimizers.state(),
-            SLOTS: self.managed_ids.state(),
+            "policies": self.policies.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            SLOTS: self.managed_ids.state_dict(),
             "random": torch.get_rng_state(),
             "progress": asdict(self.progress),
         }
@@ -134,9 +134,9 @@ class Training:
         self.ranker.network.load_state_dict(state["network"])
         table_files.read(folder, self.tables())
         self.balancing.load_state_dict(state["balancing"])
-        self.policies.load_state(state["policies"])
-        self.optimizers.load_state(state["optimizers"])
-        self.managed_ids.load_state(state.get(SLOTS, {}))
+        self.policies.load_state_dict(state["policies"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.managed_ids.load_state_dict(state.get(SLOTS, {}))
         torch.set_rng_state(state["random"])
         self.progress = Progress(**state["progress"])
         if self.progress.loss_sums:

@@ -187,5 +187,5 @@ def test_a_disk_that_hangs_costs_events_and_no_ranking(
         while client.post("/v1/events", json={"events": [{**CLICK, "event_id": "kept"}]}).status_code != 202:
             pass
     found = [line["event_id"] for line in everything(folder)]
-    # The one whose write hung may be there; of those that waited behind it none is.
+    # The one whose write hung may be there. Of those that waited behind it none is.
     assert set(found) - {"slow-0"} == {"kept"}

@@ -159,7 +159,7 @@ def test_killed_search_repeats_no_run_and_chooses_the_same(
     # Killed before every fourth run, and once between the last run of a trial and the trial's end.
     instant.clear()
     output = tmp_path / "killed"
-    calm, tell = workers._attempt, searching.Study._tell
+    calm, tell = workers._attempt, searching.Study._record_end
     for _ in range(20):
         attempts = 0
 
@@ -179,10 +179,10 @@ def test_killed_search_repeats_no_run_and_chooses_the_same(
         if len(instant) == 6:
             with monkeypatch.context() as patched:
                 patched.setattr(workers, "_attempt", calm)
-                patched.setattr(searching.Study, "_tell", dies)
+                patched.setattr(searching.Study, "_record_end", dies)
                 with pytest.raises(Killed):
                     run_search(file, output=str(output))
-    assert searching.Study._tell is tell
+    assert searching.Study._record_end is tell
     assert sorted(instant) == runs
     assert killed == whole
 

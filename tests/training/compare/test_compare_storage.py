@@ -57,14 +57,14 @@ def test_server_that_is_lost_ends_the_search_with_its_name_and_the_search_goes_o
 ) -> None:
     file = experiment_file(feed)
     command = ["compare", str(file), "--storage", server.url]
-    tell = searching.Study._tell
+    tell = searching.Study._record_end
 
     def lose(*arguments: object) -> None:
         server.stop()
         tell(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(searching.Study, "_tell", lose)
+        patched.setattr(searching.Study, "_record_end", lose)
         assert main(command) == 2
     said = capsys.readouterr().err
     assert f"--storage postgresql+psycopg://127.0.0.1:{server.port}/postgres: cannot be used" in said

@@ -132,7 +132,7 @@ def test_a_temporary_fault_is_tried_again(flaky: Flaky, error: OSError, caplog: 
     assert [file.name for file in files.files] == ["day=1/part.parquet", "day=2/part.parquet"]
     assert caplog.text.count("flaky:///log/day=2: ") == 4
     flaky.faults["/log/day=1/part.parquet"] = [error] * 4
-    assert files.state(files.files[0])[0] > 0
+    assert files.size_and_time(files.files[0])[0] > 0
     flaky.faults["/log/day=1/part.parquet"] = [error] * 2
     with files.opened(files.files[0]) as parquet:
         assert parquet.metadata.num_rows == 10

@@ -16,7 +16,7 @@ from training.config import NegativeSampling, TrainingConfig
 from training.data.arrow import labels_of, observed_of
 from training.data.rows import Rows, columns_from_arrow, fit_features, read_splits
 from training.evaluate.validation import predict
-from training.fit.negative_sampling import logit_offsets, thinned, weigh_kept_negatives
+from training.fit.negative_sampling import logit_offsets, weigh_kept_negatives, without_dropped_negatives
 from training.publish.export import export
 from training.run.run import Run
 from training.step.balancing.losses import TaskLosses
@@ -32,15 +32,15 @@ def schema_in(folder: Path) -> FeedSchema:
 def test_a_share_of_the_negatives_is_kept_and_every_positive(tmp_path: Path) -> None:
     schema, table = schema_in(tmp_path), feed_table(20_000)
     table = table.append_column("row", pa.array(range(table.num_rows)))
-    kept = thinned(table, schema, NegativeSampling(task="click", rate=RATE))
+    kept = without_dropped_negatives(table, schema, NegativeSampling(task="click", rate=RATE))
     clicks, all_clicks = (np.asarray(one.column("is_click")) for one in (kept, table))
     assert clicks.sum() == all_clicks.sum()
     negatives = int((all_clicks == 0).sum())
     # Four standard deviations of a binomial.
     assert abs((clicks == 0).sum() - RATE * negatives) < 4 * np.sqrt(RATE * (1 - RATE) * negatives)
-    again = thinned(table, schema, NegativeSampling(task="click", rate=RATE))
+    again = without_dropped_negatives(table, schema, NegativeSampling(task="click", rate=RATE))
     assert again.column("row").equals(kept.column("row"))
-    other = thinned(table, schema, NegativeSampling(task="click", rate=RATE, seed=1))
+    other = without_dropped_negatives(table, schema, NegativeSampling(task="click", rate=RATE, seed=1))
     both = len(set(other.column("row").to_pylist()) & set(kept.column("row").to_pylist())) - int(all_clicks.sum())
     # Of another seed they are others: both keep a row by chance alone.
     assert abs(both - RATE**2 * negatives) < 4 * np.sqrt(RATE**2 * negatives)
@@ -48,7 +48,7 @@ def test_a_share_of_the_negatives_is_kept_and_every_positive(tmp_path: Path) -> 
 
 def test_a_row_without_a_label_is_no_negative(tmp_path: Path) -> None:
     schema, table = schema_in(tmp_path), feed_table(2_000)
-    kept = thinned(table, schema, NegativeSampling(task="like", rate=0.01))
+    kept = without_dropped_negatives(table, schema, NegativeSampling(task="like", rate=0.01))
     task = next(task for task in schema.tasks if task.name == "like")
     assert (~observed_of(task, kept)).sum() == (~observed_of(task, table)).sum()
     assert labels_of(task, kept).sum() == labels_of(task, table).sum()

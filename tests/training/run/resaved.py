@@ -35,7 +35,7 @@ def resave(folder: Path, out: Path) -> None:
             for name in (CONFIG, SCHEMA, FITTED):
                 shutil.copy(folder / name, out / name)
         saved = Checkpoints(out, ranks, keep=2, about=about)
-        saved.save(int(newest.name), {**training.state(), "data": state["data"]}, training.tables(), is_best=True)
+        saved.save(int(newest.name), {**training.state_dict(), "data": state["data"]}, training.tables(), is_best=True)
         saved.wait()
 
 

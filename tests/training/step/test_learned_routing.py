@@ -194,32 +194,32 @@ def test_warm_up_leaves_policies_alone_and_then_they_start() -> None:
 def test_a_task_without_labels_in_a_batch_keeps_its_policy() -> None:
     module = network(policy_optimizer="sgd")
     learner = learn(module, 3)
-    before, mean_T = layer_of(module).policy_TM.clone(), learner.state()["mean_T"].clone()
+    before, mean_T = layer_of(module).policy_TM.clone(), learner.state_dict()["mean_T"].clone()
     rows_BD, targets_BT = rows_and_labels(16, 77)
     learner.start_step(0, 3)
     observed_BT = torch.ones_like(targets_BT)
     observed_BT[:, 1] = 0
     learner.learn(module(rows_BD)[:, :, 0] - 0.5, targets_BT, observed_BT)
     assert torch.equal(layer_of(module).policy_TM[1], before[1])
-    assert learner.state()["mean_T"][1] == mean_T[1]
+    assert learner.state_dict()["mean_T"][1] == mean_T[1]
     assert not torch.equal(layer_of(module).policy_TM[0], before[0])
 
 
 def test_a_state_that_is_restored_goes_on_alike() -> None:
     module = network()
-    state = copy.deepcopy(learn(module, 6).state())
+    state = copy.deepcopy(learn(module, 6).state_dict())
     other = network()
     other.load_state_dict(module.state_dict())
     resumed = PolicyLearner(other, SCHEMA, seed=0)
-    resumed.load_state(state)
+    resumed.load_state_dict(state)
     rows_BD, targets_BT = rows_and_labels(32, 6)
     straight = PolicyLearner(module, SCHEMA, seed=0)
-    straight.load_state(copy.deepcopy(state))
+    straight.load_state_dict(copy.deepcopy(state))
     for learner, one in ((straight, module), (resumed, other)):
         learner.start_step(0, 6)
         learner.learn(one(rows_BD)[:, :, 0] - 0.5, targets_BT, torch.ones_like(targets_BT))
     assert torch.equal(layer_of(module).policy_TM, layer_of(other).policy_TM)
-    assert PolicyLearner(torch.nn.Linear(2, 2), SCHEMA, 0).state() == {}
+    assert PolicyLearner(torch.nn.Linear(2, 2), SCHEMA, 0).state_dict() == {}
 
 
 # In training

@@ -198,7 +198,7 @@ def test_state_put_back_steps_on_as_if_never_interrupted(kind: str) -> None:
     steps(first, first_optimizers, range(3))
     second, second_optimizers = fresh()
     second.load_state_dict(first.state_dict())
-    second_optimizers.load_state(first_optimizers.state())
+    second_optimizers.load_state_dict(first_optimizers.state_dict())
     for name, momentum in first_optimizers.momenta().items():
         second_optimizers.momenta()[name].copy_(momentum)
     steps(second, second_optimizers, range(3, 8))
@@ -221,4 +221,4 @@ def test_a_feed_without_tables_has_a_dense_optimizer_alone() -> None:
     optimizers = Optimizers(Ranker(embeddings, Network(config, 1, (1,))), OptimizerConfig(), 1)
     optimizers.start_step(0)
     assert optimizers.momenta() == {}
-    optimizers.load_state(optimizers.state())
+    optimizers.load_state_dict(optimizers.state_dict())

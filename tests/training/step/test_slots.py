@@ -40,7 +40,7 @@ from training.run.run import BEST, LAST, Run
 from training.start.parent import open_parent
 from training.start.warm_start import warm_start
 from training.step.optimizers import Optimizers
-from training.step.slots import ManagedIds, settled, turn
+from training.step.slots import ManagedIds, assign_rows_by_policy, with_vocabularies
 from training.train import train
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def test_those_hold_slots_whom_the_policy_values_and_keep_their_rows(policy: Any
     for number in range(1, 40):
         drawn = [int(word) * 10**15 - 5 for word in rng.geometric(0.06, 60)]
         before = holders(id_map)
-        given = turn(id_map, words(*drawn), SlotsConfig(policy=policy))
+        given = assign_rows_by_policy(id_map, words(*drawn), SlotsConfig(policy=policy))
         after = holders(id_map)
         assert sorted(after) == id_map.words_H.tolist()
         assert set(after.values()) <= set(range(1, 13))
@@ -116,7 +116,7 @@ def test_rows_of_ids_are_those_of_a_dictionary() -> None:
     rng = np.random.default_rng(1)
     id_map = IdMap(50, CPU)
     known = [-(2**63), -1, 0, 1, 2**40, 2**63 - 2, *rng.integers(2, 1000, 30).tolist()]
-    turn(id_map, words(*known), SlotsConfig())
+    assign_rows_by_policy(id_map, words(*known), SlotsConfig())
     asked = [*known, 7_000, -7_000, 2**63 - 1]
     column = schema_of(WITH_SLOTS).features[3].column([*asked, None], "int64")
     travelling = torch.from_numpy(lookup_of(video_table(), FittedFeatures(), in_training=True)(column))
@@ -132,8 +132,8 @@ def changed(state: dict[str, Any], **parts: Any) -> dict[str, Any]:
 
 def test_a_state_that_no_map_has_is_refused_and_changes_nothing() -> None:
     id_map = IdMap(5, CPU)
-    turn(id_map, words(3, 9, 9, -2), SlotsConfig())
-    state, before = id_map.state(), holders(id_map)
+    assign_rows_by_policy(id_map, words(3, 9, 9, -2), SlotsConfig())
+    state, before = id_map.state_dict(), holders(id_map)
     for broken in (
         changed(state, words=words(9, 3, -2)),
         changed(state, words=words(3, 3, 9)),
@@ -148,9 +148,9 @@ def test_a_state_that_no_map_has_is_refused_and_changes_nothing() -> None:
         changed(state, turns=torch.tensor(1)),
     ):
         with pytest.raises(RuntimeError, match="of a table with 5 slots that are not in order"):
-            id_map.load(broken)
+            id_map.load_state_dict(broken)
     assert holders(id_map) == before
-    id_map.load(state)
+    id_map.load_state_dict(state)
     assert holders(id_map) == before
 
 
@@ -230,7 +230,7 @@ def test_a_row_that_changes_hands_begins_as_the_oov_row_without_a_memory(
     0. All other rows and states are as they were."""
     write_log(tmp_path)
     renewed = []
-    original = ManagedIds._renew
+    original = ManagedIds._copy_oov_row
 
     def look(self: ManagedIds, table: str, rows_R: torch.Tensor, optimizers: Optimizers) -> None:
         before = states(self, table, optimizers)
@@ -255,7 +255,7 @@ def test_a_row_that_changes_hands_begins_as_the_oov_row_without_a_memory(
                 found |= {name: one.clone() for name, one in state.items() if one.shape == parameter.shape}
         return found
 
-    monkeypatch.setattr(ManagedIds, "_renew", look)
+    monkeypatch.setattr(ManagedIds, "_copy_oov_row", look)
     schema = WITH_SLOTS.replace("slots: 20", "slots: 8")
     # By what was seen last, of few rows a step: most ids hold a slot for a short time.
     embeddings = {"slots": {"policy": "lru", "interval": 2}, "engine": engine}
@@ -290,7 +290,7 @@ def test_evaluation_of_what_settled_is_that_of_training(tmp_path: Path) -> None:
     own = {"kind": "no_sharing", "levels": [8], "own_embeddings": True}
     run = trained(tmp_path, network={"fusion": own, "tower": [4]})
     ranker = run.best_ranker()
-    done, settled_ranker = settled(run, ranker)
+    done, settled_ranker = with_vocabularies(run, ranker)
     table = read_splits(run.config.data, run.schema, ("validation",))["validation"]
     columns = columns_from_arrow(run.schema, table)
     answers = [
@@ -334,7 +334,7 @@ def test_the_next_run_starts_with_the_ids_of_its_parent(tmp_path: Path, from_ver
             # The parent's tables are read row by row, the child's by TorchRec's kernels: sums in another order.
             np.testing.assert_allclose(predict(ranker, rows), predict(parent.ranker(), parents), atol=1e-6)
     again = trained(tmp_path, init_from=str(path), output=str(tmp_path / "next"))
-    done, _ = settled(again, again.best_ranker())
+    done, _ = with_vocabularies(again, again.best_ranker())
     assert set(parent.fitted.vocabularies["user_id"]) <= set(done.fitted.vocabularies["user_id"])
 
 
