@@ -204,42 +204,44 @@ def _histories_of_log(
         "like_seq": log["is_like"].to_numpy() == 1,
         "long_watch_seq": log["long_view"].to_numpy() == 1,
     }
-    histories = {}
-    for name, mask in chosen.items():
-        order = np.argsort(user[mask], kind="stable")
-        owner, values = user[mask][order], video[mask][order]
-        counts = np.bincount(owner, minlength=num_users)
-        from_end = np.cumsum(counts)[owner] - np.arange(len(owner))  # 1 for a user's latest
-        kept = from_end <= MAX_HISTORY
-        offsets = np.concatenate([[0], np.cumsum(np.minimum(counts, MAX_HISTORY))])
-        histories[name] = ListPerUser(values[kept], offsets)
+    histories = {name: _latest(user[mask], video[mask], num_users) for name, mask in chosen.items()}
     return histories, np.bincount(user, minlength=num_users)
+
+
+def _latest(owner: Integers, values: Integers, num_users: int) -> ListPerUser:
+    """The last MAX_HISTORY values of each user, in their order."""
+    order = np.argsort(owner, kind="stable")
+    owner, values = owner[order], values[order]
+    counts = np.bincount(owner, minlength=num_users)
+    from_end = np.cumsum(counts)[owner] - np.arange(len(owner))  # 1 for a user's latest
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(counts, MAX_HISTORY))])
+    return ListPerUser(values[from_end <= MAX_HISTORY], offsets)
 
 
 def _read_histories(path: Path, user_rows: "_RowOf", video_rows: "_RowOf") -> tuple[dict[str, ListPerUser], Integers]:
     types = {"user_id": INTEGER, "history_len": INTEGER, **dict.fromkeys(HISTORY_LISTS, INTEGER_LIST)}
     table = read_table(path, types)
     user = user_rows(path, table["user_id"].to_numpy())
-    order = np.argsort(user, kind="stable")
-    repeated = np.flatnonzero(np.diff(user[order]) == 0)
-    if repeated.size:
-        row = order[repeated[0] + 1]
+    if (row := _first_repeated(user)) is not None:
         raise ValueError(f"{path}: column 'user_id', row {row + 1}: {table['user_id'][row].as_py()} comes twice")
     history_length = np.zeros(user_rows.count, dtype=np.int64)
     history_length[user] = table["history_len"].to_numpy()
     histories = {}
     for name in HISTORY_LISTS:
-        lists = table[name].combine_chunks().take(order)
-        lengths = np.zeros(user_rows.count, dtype=np.int64)
-        lengths[user[order]] = pc.list_value_length(lists).to_numpy()
+        lists = table[name].combine_chunks()
         if lists.flatten().null_count:
             raise ValueError(f"{path}: column {name!r}: a list holds a null")
         values = video_rows(path, lists.flatten().to_numpy(), name, in_lists=True)
-        full = ListPerUser(values, np.concatenate([[0], np.cumsum(lengths)]))
-        from_end = full.offsets[1:][full.owner] - np.arange(len(values))
-        offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, MAX_HISTORY))])
-        histories[name] = ListPerUser(values[from_end <= MAX_HISTORY], offsets)
+        owner = np.repeat(user, pc.list_value_length(lists).to_numpy())
+        histories[name] = _latest(owner, values, user_rows.count)
     return histories, history_length
+
+
+def _first_repeated(ids: Integers) -> int | None:
+    """The first row with the id of a row before it."""
+    is_repeated = np.ones(len(ids), bool)
+    is_repeated[np.unique(ids, return_index=True)[1]] = False
+    return int(is_repeated.argmax()) if is_repeated.any() else None
 
 
 class _RowOf:
@@ -247,22 +249,18 @@ class _RowOf:
 
     def __init__(self, path: Path, column: str, table: pa.Table) -> None:
         self.path, self.column, self.count = path, column, table.num_rows
-        ids = table[column].to_numpy()
-        self._order = np.argsort(ids, kind="stable")
-        self._sorted = ids[self._order]
-        repeated = np.flatnonzero(np.diff(self._sorted) == 0)
-        if repeated.size:
-            row = self._order[repeated[0] + 1]
-            raise ValueError(f"{path}: column {column!r}, row {row + 1}: {ids[row]} comes twice")
+        self._ids = table[column].combine_chunks()
+        if (row := _first_repeated(self._ids.to_numpy())) is not None:
+            raise ValueError(f"{path}: column {column!r}, row {row + 1}: {self._ids[row]} comes twice")
 
     def __call__(self, path: Path, ids: Integers, column: str | None = None, in_lists: bool = False) -> Integers:
-        """Rows of `ids`, read from `path`. Raises ValueError naming the first id that has none."""
-        place: Integers = np.minimum(np.searchsorted(self._sorted, ids), self.count - 1)
-        unknown = np.flatnonzero(self._sorted[place] != ids) if self.count else np.arange(len(ids))
-        if unknown.size:
-            where = "an entry" if in_lists else f"row {unknown[0] + 1}"
+        """Rows of `ids`, read from `path`; ValueError naming the first id that has none."""
+        rows = pc.index_in(pa.array(ids), value_set=self._ids)
+        if rows.null_count:
+            unknown = pc.index(rows.is_null(), True).as_py()
+            where = "an entry" if in_lists else f"row {unknown + 1}"
             raise ValueError(
-                f"{path}: column {column or self.column!r}, {where}: {ids[unknown[0]]} has no row in {self.path.name}"
+                f"{path}: column {column or self.column!r}, {where}: {ids[unknown]} has no row in {self.path.name}"
             )
-        rows: Integers = self._order[place]
-        return rows
+        found: Integers = rows.to_numpy().astype(np.int64)
+        return found

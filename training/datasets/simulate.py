@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.progress import Progress
 from scipy.special import ndtr
@@ -195,12 +196,8 @@ def _impressions(
 
 def _dates(times_ms: Integers) -> npt.NDArray[np.int32]:
     """Milliseconds to yyyymmdd, as a number."""
-    days = times_ms.astype("datetime64[ms]").astype("datetime64[D]")
-    months = days.astype("datetime64[M]")
-    month_number = months.astype(np.int64)  # since January 1970
-    day_of_month = (days - months.astype("datetime64[D]")).astype(np.int64) + 1
-    year, month = 1970 + month_number // 12, month_number % 12 + 1
-    dates: npt.NDArray[np.int32] = (year * 10_000 + month * 100 + day_of_month).astype(np.int32)
+    days = pc.strftime(pa.array(times_ms, pa.timestamp("ms")), "%Y%m%d")
+    dates: npt.NDArray[np.int32] = days.cast(pa.int32()).to_numpy()
     return dates
 
 
