@@ -8,7 +8,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,155 +53,143 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description="Offline jobs of feedrank.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("simulate", help="write the logs of a simulated feed")
-    command.add_argument("--rows", type=int, required=True, help="impressions to simulate")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--users", type=int, default=5_000)
-    command.add_argument("--items", type=int, default=2_000)
-    command.add_argument("--out", type=_output, required=True, help="folder for the Parquet files")
-    command.set_defaults(run=_simulate)
+    def command(name: str, run: Callable[[argparse.Namespace], None], help_text: str) -> Callable[..., argparse.Action]:
+        """Adds a command. Returns what adds its arguments."""
+        added = commands.add_parser(name, help=help_text)
+        added.set_defaults(run=run)
+        return added.add_argument
 
-    command = commands.add_parser("prepare", help="make training data of a public data set")
-    command.add_argument("dataset", choices=["kuairand", "census"])
-    command.add_argument("--source", type=Path, required=True, help="folder with the data set's files")
-    command.add_argument("--out", type=_output, required=True, help="folder for the Parquet files")
+    add = command("simulate", _simulate, "write the logs of a simulated feed")
+    add("--rows", type=int, required=True, help="impressions to simulate")
+    add("--seed", type=int, default=0)
+    add("--users", type=int, default=5_000)
+    add("--items", type=int, default=2_000)
+    add("--out", type=_output, required=True, help="folder for the Parquet files")
+
+    add = command("prepare", _prepare, "make training data of a public data set")
+    add("dataset", choices=["kuairand", "census"])
+    add("--source", type=Path, required=True, help="folder with the data set's files")
+    add("--out", type=_output, required=True, help="folder for the Parquet files")
     for name, help_text in (
         ("--train-to", "kuairand: last day of the training split (20220505)"),
         ("--validation-to", "kuairand: last day of the validation split (20220506)"),
         ("--test-to", "kuairand: last day of the test split (20220507)"),
         ("--day", "kuairand: write this day alone, with statistics of the days before it"),
     ):
-        command.add_argument(name, type=int, metavar="YYYYMMDD", help=help_text)
-    command.set_defaults(run=_prepare)
+        add(name, type=int, metavar="YYYYMMDD", help=help_text)
 
-    command = commands.add_parser("vocabulary", help="fit vocabularies and transforms beforehand, and report on ids")
-    command.add_argument("config", type=Path, metavar="CONFIG")
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
-    command.add_argument("--out", type=_output, metavar="FILE", help="default: <output>-fitted/fitted_features.json")
-    command.add_argument("--processes", type=int, default=1, help="pieces of the log read at once (default 1)")
-    command.set_defaults(run=_vocabulary)
+    add = command("vocabulary", _vocabulary, "fit vocabularies and transforms beforehand, and report on ids")
+    _add_config(add)
+    add("--out", type=_output, metavar="FILE", help="default: <output>-fitted/fitted_features.json")
+    add("--processes", type=int, default=1, help="pieces of the log read at once (default 1)")
 
-    command = commands.add_parser("train", help="train, or resume, the run of a training file")
-    command.add_argument("config", type=Path, metavar="CONFIG")
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
-    command.add_argument(
-        "--init-from", metavar="PARENT", help="start from the weights of models/NAME/VERSION, or of a finished run"
-    )
-    command.add_argument(
-        "--rate-factor", metavar="F", help="with a parent: multiply every learning rate by F (default 0.25)"
-    )
-    command.set_defaults(run=_train)
+    add = command("train", _train, "train, or resume, the run of a training file")
+    _add_config(add)
+    add("--init-from", metavar="PARENT", help="start from the weights of models/NAME/VERSION, or of a finished run")
+    add("--rate-factor", metavar="F", help="with a parent: multiply every learning rate by F (default 0.25)")
 
-    command = commands.add_parser("report", help="what a training file's data holds: labels, missing, unknown, drift")
-    command.add_argument("config", type=Path, metavar="CONFIG")
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
-    command.set_defaults(run=_report)
+    add = command("report", _report, "what a training file's data holds: labels, missing, unknown, drift")
+    _add_config(add)
 
-    command = commands.add_parser("evaluate", help="measure a finished run on a split")
-    command.add_argument("folder", type=Path, metavar="RUN")
-    command.add_argument("--split", choices=["train", "validation", "test"], default="test")
-    command.add_argument("--replicates", type=int, default=500, help="bootstrap samples of users (default 500)")
-    command.add_argument("--where", metavar="COLUMN=VALUE", help="measure one segment, for example tab=1")
-    command.set_defaults(run=_evaluate)
+    add = command("evaluate", _evaluate, "measure a finished run on a split")
+    add("folder", type=Path, metavar="RUN")
+    add("--split", choices=["train", "validation", "test"], default="test")
+    add("--replicates", type=int, default=500, help="bootstrap samples of users (default 500)")
+    add("--where", metavar="COLUMN=VALUE", help="measure one segment, for example tab=1")
 
-    command = commands.add_parser("inspect", help="expert weights and gradient conflicts of a finished run")
-    command.add_argument("folder", type=Path, metavar="RUN")
-    command.add_argument("--split", choices=["train", "validation", "test"], default="validation")
-    command.set_defaults(run=_inspect)
+    add = command("inspect", _inspect, "expert weights and gradient conflicts of a finished run")
+    add("folder", type=Path, metavar="RUN")
+    add("--split", choices=["train", "validation", "test"], default="validation")
 
-    command = commands.add_parser("export", help="publish a finished run as the next model version")
-    command.add_argument("folder", type=Path, metavar="RUN")
-    command.add_argument("--models", type=_output, required=True, help="the models folder that a service reads")
-    command.add_argument("--name", help="the model's name (default: the schema's)")
-    command.add_argument("--compile", action="store_true", help="also compile it for CPUs of this host's kind")
-    command.add_argument(
+    add = command("export", _export, "publish a finished run as the next model version")
+    add("folder", type=Path, metavar="RUN")
+    add("--models", type=_output, required=True, help="the models folder that a service reads")
+    add("--name", help="the model's name (default: the schema's)")
+    add("--compile", action="store_true", help="also compile it for CPUs of this host's kind")
+    add(
         "--calibrate",
         choices=["isotonic", "platt"],
         help="fit each binary task's probabilities to the rates of the validation split",
     )
-    command.add_argument(
+    add(
         "--segment-by",
         action="append",
         default=[],
         metavar="COLUMN",
         help="report what that changes for every value of this column of the data; may be given again",
     )
-    command.add_argument("--accept-worse", action="store_true", help="publish it though it is worse than its parent")
-    command.add_argument("--catalogue", type=Path, metavar="ITEMS", help="also build its catalogue of these items")
-    _add_sign_key(command)
-    command.set_defaults(run=_export)
+    add("--accept-worse", action="store_true", help="publish it though it is worse than its parent")
+    add("--catalogue", type=Path, metavar="ITEMS", help="also build its catalogue of these items")
+    _add_sign_key(add)
 
-    command = commands.add_parser("compile", help="compile a published version for CPUs of this host's kind")
-    command.add_argument("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
-    _add_sign_key(command)
-    command.set_defaults(run=_compile)
+    add = command("compile", _compile, "compile a published version for CPUs of this host's kind")
+    add("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
+    _add_sign_key(add)
 
-    command = commands.add_parser("catalogue", help="build, or refresh, the catalogue of a published version's items")
-    command.add_argument("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
-    command.add_argument("items", type=Path, metavar="ITEMS", help="Parquet file: id and every candidate feature")
-    _add_sign_key(command)
-    command.set_defaults(run=_catalogue)
+    add = command("catalogue", _catalogue, "build, or refresh, the catalogue of a published version's items")
+    add("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
+    add("items", type=Path, metavar="ITEMS", help="Parquet file: id and every candidate feature")
+    _add_sign_key(add)
 
-    command = commands.add_parser("sign", help="sign a published version, compiled package or catalogue")
-    command.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that holds its manifest.json")
-    command.add_argument("--key", type=Path, required=True, help="Ed25519 private key, PEM")
-    command.set_defaults(run=_sign)
+    add = command("sign", _sign, "sign a published version, compiled package or catalogue")
+    add("folder", type=Path, metavar="FOLDER", help="the folder that holds its manifest.json")
+    add("--key", type=Path, required=True, help="Ed25519 private key, PEM")
 
-    command = commands.add_parser("score", help="score Parquet files by a published version, as a service would")
-    command.add_argument("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
-    command.add_argument("input", metavar="INPUT", help="a Parquet file or a folder of them, any path of fsspec")
-    command.add_argument("--out", type=_output, required=True, help="folder for the Parquet files with the scores")
-    command.add_argument("--columns", default="", metavar="A,B", help="columns to carry through: ids, labels")
-    command.add_argument(
+    add = command("score", _score, "score Parquet files by a published version, as a service would")
+    add("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
+    add("input", metavar="INPUT", help="a Parquet file or a folder of them, any path of fsspec")
+    add("--out", type=_output, required=True, help="folder for the Parquet files with the scores")
+    add("--columns", default="", metavar="A,B", help="columns to carry through: ids, labels")
+    add(
         "--prefix",
         default="",
         metavar="TEXT",
         help="before the names of `score` and `answer_<task>` (default: nothing)",
     )
-    command.add_argument(
+    add(
         "--group-by",
         metavar="COLUMN",
         help="rows with one value of it are one request: its user and context are computed once (default: none)",
     )
-    command.add_argument("--value-model", default="default", metavar="NAME", help="what combines answers to scores")
-    command.add_argument(
+    add("--value-model", default="default", metavar="NAME", help="what combines answers to scores")
+    add(
         "--engine",
         choices=["auto", "torchscript", "compiled"],
         default="auto",
         help="auto (default): a compiled package where there is one and rows are grouped, else TorchScript",
     )
-    command.add_argument("--processes", type=int, help="worker processes, one core each (default: the cores)")
-    command.add_argument("--rows-per-part", type=int, default=200_000, help="rows of an output file (default 200000)")
-    command.add_argument(
-        "--max-bad-rows", type=int, default=0, help="so many bad rows are left without score, not refused"
-    )
-    command.add_argument("--verify-key", type=Path, metavar="FILE", help="score only by what one of these keys signed")
-    command.set_defaults(run=_score)
+    add("--processes", type=int, help="worker processes, one core each (default: the cores)")
+    add("--rows-per-part", type=int, default=200_000, help="rows of an output file (default 200000)")
+    add("--max-bad-rows", type=int, default=0, help="so many bad rows are left without score, not refused")
+    add("--verify-key", type=Path, metavar="FILE", help="score only by what one of these keys signed")
 
-    command = commands.add_parser("compare", help="compare networks over seeds and datasets, and report")
-    command.add_argument("experiment", type=Path, metavar="EXPERIMENT")
-    command.add_argument("--seeds", type=int, help="number of seeds (default: the file's)")
-    command.add_argument("--baseline", help="the network to compare with (default: the file's); needs no new training")
-    command.add_argument("--processes", type=int, help="cells trained at once (default: the file's)")
-    command.add_argument("--output", type=_output, help="folder for runs and report (default: the file's)")
-    command.add_argument("--search", action="store_true", help="tune learning rates where the file has no search block")
-    command.add_argument("--trials", type=int, help="trials of the search for every network (default: the file's)")
-    command.add_argument("--storage", metavar="URL", help="database of the trials (default: a file in the output)")
-    command.add_argument("--report", action="store_true", help="train nothing, report the cells that are finished")
-    command.set_defaults(run=_compare)
+    add = command("compare", _compare, "compare networks over seeds and datasets, and report")
+    add("experiment", type=Path, metavar="EXPERIMENT")
+    add("--seeds", type=int, help="number of seeds (default: the file's)")
+    add("--baseline", help="the network to compare with (default: the file's); needs no new training")
+    add("--processes", type=int, help="cells trained at once (default: the file's)")
+    add("--output", type=_output, help="folder for runs and report (default: the file's)")
+    add("--search", action="store_true", help="tune learning rates where the file has no search block")
+    add("--trials", type=int, help="trials of the search for every network (default: the file's)")
+    add("--storage", metavar="URL", help="database of the trials (default: a file in the output)")
+    add("--report", action="store_true", help="train nothing, report the cells that are finished")
 
-    command = commands.add_parser("images", help="compare routing networks on image data sets made many tasks")
-    command.add_argument("experiment", type=Path, metavar="EXPERIMENT")
-    command.add_argument("--seeds", type=int, help="number of seeds (default: the file's)")
-    command.add_argument("--device", choices=["cpu", "cuda"], help="where cells are trained (default: the file's)")
-    command.add_argument("--output", type=_output, help="folder for cells and report (default: the file's)")
-    command.add_argument("--report", action="store_true", help="train nothing, report the cells that are finished")
-    command.set_defaults(run=_images)
+    add = command("images", _images, "compare routing networks on image data sets made many tasks")
+    add("experiment", type=Path, metavar="EXPERIMENT")
+    add("--seeds", type=int, help="number of seeds (default: the file's)")
+    add("--device", choices=["cpu", "cuda"], help="where cells are trained (default: the file's)")
+    add("--output", type=_output, help="folder for cells and report (default: the file's)")
+    add("--report", action="store_true", help="train nothing, report the cells that are finished")
     return parser
 
 
-def _add_sign_key(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--sign-key", type=Path, metavar="FILE", help="sign it by this Ed25519 private key, PEM")
+def _add_config(add: Callable[..., argparse.Action]) -> None:
+    add("config", type=Path, metavar="CONFIG")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
+
+
+def _add_sign_key(add: Callable[..., argparse.Action]) -> None:
+    add("--sign-key", type=Path, metavar="FILE", help="sign it by this Ed25519 private key, PEM")
 
 
 # Commands import what they need when they run: `--help` and light commands do not wait for torch and torchrec.
