@@ -11,9 +11,7 @@ For the others that part is left out and the output says so.
 import logging
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -21,8 +19,8 @@ from model.ranker import Ranker
 from training.config import SplitName
 from training.data.rows import Rows, columns_from_arrow, read_splits
 from training.files import replace_file
-from training.inspect.conflicts import Conflicts, task_conflicts
-from training.inspect.gates import LevelGates, level_gates
+from training.inspect.conflicts import task_conflicts
+from training.inspect.gates import level_gates
 from training.inspect.plots import plot_conflicts, plot_expert_weights, plot_perplexity, plot_policies
 from training.inspect.policies import layer_policies, perplexity_over_training
 from training.run.data_record import warn_of_changes
@@ -47,9 +45,13 @@ def inspect(
 
     `name` is the run's in titles (default: its folder's). `rows` are the split's, where it has been read already."""
     ranker, rows = _open(run, split, rows)
-    levels = _levels(run, ranker, rows)
-    conflicts = _conflicts(run, ranker, rows, num_batches)
-    kind, folder = run.config.network.fusion.kind, run.path / INSIDE
+    tasks, network = [task.name for task in run.schema.tasks], run.config.network
+    levels = level_gates(ranker, rows, network.fusion, tasks)
+    conflicts = None
+    if not network.has_own_embeddings:
+        losses, batch_size = TaskLosses(run.schema), run.config.batch_size
+        conflicts = task_conflicts(ranker, rows, losses, tasks, batch_size=batch_size, num_batches=num_batches)
+    kind, folder = network.fusion.kind, run.path / INSIDE
     title = f"{name or run.path.name} ({kind}), {split} split"
     result: dict[str, Any] = {
         "run": run.path.name,
@@ -62,7 +64,7 @@ def inspect(
     }
     for name_of_picture in INSIDE_FILES[1:]:
         (folder / name_of_picture).unlink(missing_ok=True)
-    policies = layer_policies(ranker.network.fusion, [task.name for task in run.schema.tasks])
+    policies = layer_policies(ranker.network.fusion, tasks)
     if policies:
         perplexity = perplexity_over_training(run)
         result["policies"] = {"layers": [layer.as_json() for layer in policies], "perplexity_over_training": perplexity}
@@ -82,18 +84,6 @@ def inspect(
     return result
 
 
-def expert_weights(run: Run, split: SplitName = "validation") -> list[NDArray[np.float64]] | None:
-    """Per level the mean weight of every expert in every fused unit, [G, E]. None for a network without gates."""
-    levels = _levels(run, *_open(run, split))
-    return None if levels is None else [level.weights_GE for level in levels]
-
-
-def gradient_conflicts(run: Run, split: SplitName = "validation", *, num_batches: int = BATCHES) -> Conflicts | None:
-    """Mean cosines between the tasks' gradients, [T, T] at the shared representation and at shared parameters. None
-    where the tasks share nothing."""
-    return _conflicts(run, *_open(run, split), num_batches)
-
-
 def _open(run: Run, split: SplitName, rows: Rows | None = None) -> tuple[Ranker, Rows]:
     run.summary()
     torch.set_num_threads(run.config.threads)
@@ -104,23 +94,6 @@ def _open(run: Run, split: SplitName, rows: Rows | None = None) -> tuple[Ranker,
     table = read_splits(run.config.data, run.schema, (split,))[split]
     columns = columns_from_arrow(run.schema, table)
     return ranker, Rows.encode(run.schema, run.encoder, table, columns, as_served=False)
-
-
-def _levels(run: Run, ranker: Ranker, rows: Rows) -> list[LevelGates] | None:
-    return level_gates(ranker, rows, run.config.network.fusion, [task.name for task in run.schema.tasks])
-
-
-def _conflicts(run: Run, ranker: Ranker, rows: Rows, num_batches: int) -> Conflicts | None:
-    if run.config.network.has_own_embeddings:
-        return None
-    return task_conflicts(
-        ranker,
-        rows,
-        TaskLosses(run.schema),
-        [task.name for task in run.schema.tasks],
-        batch_size=run.config.batch_size,
-        num_batches=num_batches,
-    )
 
 
 def print_tables(result: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from training.config import TrainingConfig
 from training.data.rows import Rows, columns_from_arrow, read_splits
 from training.inspect.conflicts import Conflicts, cosines, cosines_where_both, task_conflicts
 from training.inspect.gates import LevelGates, gate_use, level_gates
-from training.inspect.inspect import expert_weights, gradient_conflicts, inspect
+from training.inspect.inspect import inspect
 from training.inspect.plots import plot_conflicts, plot_expert_weights
 from training.run.run import BEST, Run
 from training.step.balancing.losses import TaskLosses
@@ -282,16 +282,6 @@ def test_inspect_writes_numbers_and_pictures(run: Run, capsys: pytest.CaptureFix
     assert all(torch.equal(again[name], value) for name, value in tables.items())
 
 
-def test_functions_for_reports_agree_with_the_file(run: Run) -> None:
-    written = inspect(run, "test", num_batches=2)
-    weights = expert_weights(run, "test")
-    assert weights is not None
-    np.testing.assert_array_equal(weights[0], written["expert_weights"][0]["mean_weights"])
-    conflicts = gradient_conflicts(run, "test", num_batches=2)
-    assert conflicts is not None
-    assert conflicts.as_json() == written["gradient_conflicts"]
-
-
 def test_fused_tables_do_not_move(finished_run: Run, rows: Rows) -> None:
     ranker = finished_run.best_ranker()
     assert ranker.embeddings.fused_optimizers()
@@ -311,7 +301,6 @@ def test_a_network_without_gates_says_so(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO, "training"):
         written = inspect(run)
     assert written["expert_weights"] is None
-    assert expert_weights(run) is None
     assert "shared_bottom has no gates" in caplog.text
     assert sorted(path.name for path in (run.path / "inside").iterdir()) == ["gradient_conflicts.png", "inside.json"]
 
