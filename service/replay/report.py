@@ -4,7 +4,7 @@ In: the document that `--json` writes (service/replay/replay.py). Out: text, mea
 requests.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -27,62 +27,76 @@ def print_report(document: Mapping[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:  # a file or a pipe has no width to keep to
         console.width = _WIDTH
-
-    def print_line(line: str) -> None:
+    for line in (*_counts(document), *_faults(document)):
         console.print(_printable(line), markup=False)
+    if not document["requests"]["replayed"]:
+        console.print("nothing to compare")
+        return
+    console.print(_rankings(document["ranking"]))
+    console.print(_shifts({"score": document["score"], **document["tasks"]}))
+    if document["moved_most"]:
+        console.print(_moved_most(document["moved_most"]))
 
+
+def _counts(document: Mapping[str, Any]) -> Iterator[str]:
+    """Lines on what was replayed, by what, and what was left out."""
     requests = document["requests"]
     scored = "the answers in the log" if document["version"] is None else f"version {document['version']}"
-    print_line(f"{document['model']}: {requests['replayed']:,} requests, by {scored}")
+    yield f"{document['model']}: {requests['replayed']:,} requests, by {scored}"
     for entry in document["value_models"]:
-        print_line(f"value model {entry['logged']} -> {entry['now']}: {entry['requests']:,} requests")
+        yield f"value model {entry['logged']} -> {entry['now']}: {entry['requests']:,} requests"
     if requests["of_other_models"]:
-        print_line(f"{requests['of_other_models']:,} requests of other models are left out")
-    for note in document["notes"]:
-        print_line(note)
+        yield f"{requests['of_other_models']:,} requests of other models are left out"
+    yield from document["notes"]
     for name, lines in document["open_files"].items():
-        print_line(f"{name} is being written: its {lines:,} whole lines are read")
+        yield f"{name} is being written: its {lines:,} whole lines are read"
+
+
+def _faults(document: Mapping[str, Any]) -> Iterator[str]:
+    """Lines on what is missing, unknown, damaged or cannot be scored."""
     for place in document["unfinished_lines"]:
-        print_line(f"{place}: half a line, which is left out")
+        yield f"{place}: half a line, which is left out"
     for name, count in document["missing_features"].items():
-        print_line(f"feature '{name}' is not in {count:,} requests and takes its default")
+        yield f"feature '{name}' is not in {count:,} requests and takes its default"
     for name, count in document["unknown_features"].items():
-        print_line(f"feature {name!r} of {count:,} requests is not asked for and left out")
+        yield f"feature {name!r} of {count:,} requests is not asked for and left out"
     for kind, what in (("damaged", "damaged lines"), ("unscorable", "requests that cannot be scored")):
-        if requests[kind]:
-            print_line(f"{requests[kind]:,} {what}:")
-            for fault in document[kind][:_FAULTS_SHOWN]:
-                print_line(f"  {fault['place']}: {fault['fault']}")
-    if not requests["replayed"]:
-        print_line("nothing to compare")
-        return
+        if document["requests"][kind]:
+            yield f"{document['requests'][kind]:,} {what}:"
+            yield from (f"  {fault['place']}: {fault['fault']}" for fault in document[kind][:_FAULTS_SHOWN])
 
-    ranking = Table("ranking", title="How rankings move", title_justify="left")
-    for heading in ("mean", "95 % interval", "requests"):
-        ranking.add_column(heading, justify="right")
+
+def _table(title: str, first: str, *headings: str) -> Table:
+    table = Table(Column(first, overflow="fold"), title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    return table
+
+
+def _rankings(ranking: Mapping[str, Any]) -> Table:
+    table = _table("How rankings move", "ranking", "mean", "95 % interval", "requests")
     for key, label in _RANKING.items():
-        mean = document["ranking"][key]
-        ranking.add_row(label, _number(mean["mean"]), _interval(mean), f"{mean['requests']:,}")
-    console.print(ranking)
+        mean = ranking[key]
+        table.add_row(label, _number(mean["mean"]), _interval(mean), f"{mean['requests']:,}")
+    return table
 
-    shifts = Table("mean per candidate", title="How scores shift", title_justify="left")
-    for heading in ("before", "after", "shift", "95 % interval"):
-        shifts.add_column(heading, justify="right")
-    for label, shift in {"score": document["score"], **document["tasks"]}.items():
+
+def _shifts(shifts: Mapping[str, Any]) -> Table:
+    table = _table("How scores shift", "mean per candidate", "before", "after", "shift", "95 % interval")
+    for label, shift in shifts.items():
         means = (_number(shift[part]["mean"]) for part in ("before", "after", "shift"))
-        shifts.add_row(label, *means, _interval(shift["shift"]))
-    console.print(shifts)
+        table.add_row(label, *means, _interval(shift["shift"]))
+    return table
 
-    if document["moved_most"]:
-        most = Table(Column("line", overflow="fold"), title="Requests that move most", title_justify="left")
-        has_ids = "request_id" in document["moved_most"][0]
-        for heading in ("candidates", "tau", "best 10", *(("request", "first", "first now") if has_ids else ())):
-            most.add_column(heading, justify="right", overflow="fold")
-        for moved in document["moved_most"]:
-            ids = (_plain(moved[key]) for key in ("request_id", "first", "first_now")) if has_ids else ()
-            figures = (f"{moved['candidates']:,}", _number(moved["kendall_tau"]), _number(moved["top_10_overlap"]))
-            most.add_row(_plain(moved["place"]), *figures, *ids)
-        console.print(most)
+
+def _moved_most(requests: Sequence[Mapping[str, Any]]) -> Table:
+    has_ids = "request_id" in requests[0]
+    ids = {"request": "request_id", "first": "first", "first now": "first_now"} if has_ids else {}
+    table = _table("Requests that move most", "line", "candidates", "tau", "best 10", *ids)
+    for moved in requests:
+        figures = (f"{moved['candidates']:,}", _number(moved["kendall_tau"]), _number(moved["top_10_overlap"]))
+        table.add_row(_plain(moved["place"]), *figures, *(_plain(moved[key]) for key in ids.values()))
+    return table
 
 
 def _number(value: float | None) -> str:
