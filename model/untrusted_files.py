@@ -119,17 +119,16 @@ class PolledFile:
     `content` is what was read last, and stays when the file cannot be read any more. `error` says why it cannot be
     read now, None where it can. A file that never was there is no error."""
 
-    def __init__(self, path: Path, limit_bytes: int = SMALL_BYTES) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.content: bytes | None = None
         self.error: str | None = None
-        self._limit_bytes = limit_bytes
 
     def poll(self) -> bool:
         """Reads the file and returns whether its content or its error is another than before."""
         before = (self.content, self.error)
         try:
-            self.content, self.error = read_bytes(self.path, self._limit_bytes), None
+            self.content, self.error = read_bytes(self.path), None
         except OSError as error:
             is_absent = isinstance(error, FileNotFoundError | NotADirectoryError)
             if is_absent and self.content is None and not os.path.lexists(self.path):

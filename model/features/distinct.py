@@ -52,9 +52,9 @@ def distinct(block: EncodedBlock, groups_N: Ids | None = None) -> Distinct | Non
     return Distinct(first_S[order_S], place_S[of_N]) if len(first_S) < len(of_N) else None
 
 
-def once(block: EncodedBlock, groups_N: Ids | None = None) -> tuple[EncodedBlock, Positions | None]:
+def once(block: EncodedBlock) -> tuple[EncodedBlock, Positions | None]:
     """A block with each row once, and which of its rows every row equals, None where nothing was left out."""
-    found = distinct(block, groups_N)
+    found = distinct(block)
     return (block, None) if found is None else (picked(block, found.first_S), found.of_N)
 
 
