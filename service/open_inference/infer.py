@@ -305,7 +305,10 @@ def _values(tensor: Tensor, lengths_B: Ids | None, feature: Feature, encoder: Fe
         strings_of(tensor) if tensor.raw is not None and tensor.datatype == "BYTES" else tensor.data
     )
     if data is None:
-        return Column(numbers_of(tensor), None, lengths_B)
+        numbers = numbers_of(tensor)
+        if feature.has_fast_path:
+            return Column(numbers, None, lengths_B)
+        data = numbers.tolist()
     if tensor.datatype == "INT64":
         check_integers(tensor, data)
     if lengths_B is not None:

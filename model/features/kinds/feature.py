@@ -23,8 +23,9 @@ class BaseFeature(StrictModel):
 
     has_ids: ClassVar[bool]
     is_list: ClassVar[bool]
-    # Whether the readers of many features in one go know its values (model.features.encoder: encode_request,
-    # plain_columns). Those of any other kind go through `column`, one feature after another.
+    # Whether readers that skip `column` know the kind's values: a request's row and a block's plain columns, each many
+    # features in one go (model.features.encoder), and tensors of bytes (service.open_inference). Values of any other
+    # kind go through `column`.
     has_fast_path: ClassVar[bool] = False
 
     name: Name

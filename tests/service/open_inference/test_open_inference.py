@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from model.features.encoder import FeatureEncoder
+from model.features.encoder import Column, FeatureEncoder
+from model.features.kinds import NumberFeature
 from model.scorer.scorer import Scorer
 from service.open_inference.infer import columns as columns_of
 from service.open_inference.infer import read
@@ -160,6 +161,23 @@ def test_a_number_is_of_the_type_it_is_said_to_be_however_it_is_sent(encoder: Fe
         _, columns, rows = columns_of(inference, encoder, 10)
         assert rows == 1
         assert list(columns["duration_ms"].values) == [expected]
+
+
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_a_kind_without_a_fast_path_reads_its_own_values_however_they_are_sent(
+    encoder: FeatureEncoder, in_bytes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def negated(self: NumberFeature, values: list[float], dtype: None) -> Column:
+        return Column(-np.array(values))
+
+    monkeypatch.setattr(NumberFeature, "has_fast_path", False)
+    monkeypatch.setattr(NumberFeature, "column", negated)
+    tensor = Given("duration_ms", "FP32", [0.5, 2.0])
+    body, headers = binary_body([tensor])
+    if not in_bytes:
+        body, headers = json.dumps({"inputs": [tensor.as_json()]}).encode(), {}
+    _, columns, _ = columns_of(read(body, headers.get(HEADER_LENGTH)), encoder, 10)
+    assert list(columns["duration_ms"].values) == [-0.5, -2.0]
 
 
 def test_outputs_are_those_asked_for_in_their_order_each_in_its_form(client: TestClient) -> None:
