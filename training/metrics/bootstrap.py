@@ -75,14 +75,6 @@ def percentile_interval(values_R: Floats, level: float = 0.95) -> tuple[float, f
     return float(low), float(high)
 
 
-def bootstrap_intervals(
-    statistics: Mapping[str, Statistic], num_groups: int, *, replicates: int, seed: int, level: float = 0.95
-) -> dict[str, tuple[float, float] | None]:
-    """Percentile interval of each statistic over the same draws. None and errors as in the two functions above."""
-    values = bootstrap_values(statistics, num_groups, replicates=replicates, seed=seed)
-    return {name: percentile_interval(values_R, level) for name, values_R in values.items()}
-
-
 def estimates(
     statistics: Mapping[str, Statistic],
     num_groups: int,
@@ -103,7 +95,8 @@ def estimates(
     missing = "no bootstrap was asked for" if replicates == 0 else "an interval needs 2 groups or more"
     if replicates != 0 and num_groups > 1:
         defined = {name: statistics[name] for name, point in points.items() if not np.isnan(point)}
-        intervals = bootstrap_intervals(defined, num_groups, replicates=replicates, seed=seed, level=level)
+        values = bootstrap_values(defined, num_groups, replicates=replicates, seed=seed)
+        intervals = {name: percentile_interval(values_R, level) for name, values_R in values.items()}
         missing = f"undefined in more than {1 - MIN_DEFINED_SHARE:.0%} of the bootstrap replicates"
     found: dict[str, Estimate] = {}
     for name, point in points.items():

@@ -68,12 +68,6 @@ class RegressionMetrics:
     calibration_ratio: Estimate
 
 
-def log_loss(labels: npt.ArrayLike, probabilities: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
-    """Mean cross entropy in nats. None without rows."""
-    y, p, w = _binary_inputs(labels, probabilities, weights)
-    return _ratio(float(w @ cross_entropy(y, p)), float(w.sum()))
-
-
 def normalized_entropy(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, weights: npt.ArrayLike | None = None
 ) -> float | None:
@@ -96,13 +90,13 @@ def calibration_ratio(
     return _ratio(float(w @ p), float(w @ y))
 
 
-def auc(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
+def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float | None:
     """Probability that a positive scores above a negative, a tie counting one half. None when all labels are
     of one class.
 
     `scores` may be any finite numbers: only their order counts.
     """
-    y, s, w = _aligned(scores=scores, labels=labels, weights=weights)
+    y, s, w = _aligned(scores=scores, labels=labels, weights=None)
     _check_labels(y)
     value = WeightedAUC(y, s, np.arange(y.size))(w)
     return None if np.isnan(value) else value
@@ -123,31 +117,10 @@ def gauc(labels: npt.ArrayLike, scores: npt.ArrayLike, groups: npt.ArrayLike) ->
     )
 
 
-def mse(values: npt.ArrayLike, predictions: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
+def mse(values: npt.ArrayLike, predictions: npt.ArrayLike) -> float | None:
     """Mean squared error, in the square of the values' unit. None without rows."""
-    y, p, w = _aligned(scores=predictions, labels=values, weights=weights)
-    return _ratio(float(w @ (p - y) ** 2), float(w.sum()))
-
-
-def rmse(values: npt.ArrayLike, predictions: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
-    """Root of the mean squared error, in the values' unit. None without rows."""
-    squared = mse(values, predictions, weights)
-    return None if squared is None else float(np.sqrt(squared))
-
-
-def mae(values: npt.ArrayLike, predictions: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
-    """Mean absolute error, in the values' unit. None without rows."""
-    y, p, w = _aligned(scores=predictions, labels=values, weights=weights)
-    return _ratio(float(w @ np.abs(p - y)), float(w.sum()))
-
-
-def spearman(values: npt.ArrayLike, predictions: npt.ArrayLike) -> float | None:
-    """Correlation of the ranks, ties taking their mean rank. None when either side is constant or there are
-    no rows.
-    """
     y, p, w = _aligned(scores=predictions, labels=values, weights=None)
-    rho = float(_correlation(_moments(_centred_ranks(y), _centred_ranks(p), w)))
-    return None if np.isnan(rho) else rho
+    return _ratio(float(w @ (p - y) ** 2), float(w.sum()))
 
 
 def evaluate_binary(
@@ -170,18 +143,11 @@ def evaluate_binary(
     loss_G, label_G, probability_G, rows_G = (
         np.bincount(codes, x, num_groups) for x in (cross_entropy(y, p), y, p, np.ones_like(y))
     )
-    auc_G, used_rows_G = auc_per_group(y, p, codes, num_groups)
-    weighted_auc = WeightedAUC(y, p, codes)
-    with_both = int((used_rows_G > 0).sum())
-
-    def of_base_entropy(draws_RG: Floats) -> Floats:
-        rows_R = draws_RG @ rows_G
-        return divide(draws_RG @ loss_G, rows_R * base_entropy(divide(draws_RG @ label_G, rows_R)))
-
+    with_both = int(((label_G > 0) & (label_G < rows_G)).sum())
     statistics: dict[str, Statistic] = {
-        "normalized_entropy": of_base_entropy,
-        "auc": lambda draws_RG: np.array([weighted_auc(draws_G) for draws_G in draws_RG]),
-        "gauc": lambda draws_RG: divide(draws_RG @ (auc_G * used_rows_G), draws_RG @ used_rows_G),
+        "normalized_entropy": entropy_on_draws(y, p, codes, num_groups),
+        "auc": auc_on_draws(y, p, codes),
+        "gauc": gauc_on_draws(y, p, codes, num_groups),
         "calibration_ratio": lambda draws_RG: divide(draws_RG @ probability_G, draws_RG @ label_G),
         "log_loss": lambda draws_RG: divide(draws_RG @ loss_G, draws_RG @ rows_G),
     }
@@ -229,6 +195,31 @@ def evaluate_regression(
     }
     found = estimates(statistics, num_groups, undefined, replicates, seed, level)
     return RegressionMetrics(y.size, num_groups, **found)
+
+
+def auc_on_draws(labels: Floats, scores: Floats, codes: Codes) -> Statistic:
+    """AUC on draws of groups."""
+    weighted = WeightedAUC(labels, scores, codes)
+    return lambda draws_RG: np.array([weighted(draws_G) for draws_G in draws_RG])
+
+
+def gauc_on_draws(labels: Floats, scores: Floats, codes: Codes, num_groups: int) -> Statistic:
+    """AUC within groups, on draws of them."""
+    auc_G, rows_used_G = auc_per_group(labels, scores, codes, num_groups)
+    return lambda draws_RG: divide(draws_RG @ (auc_G * rows_used_G), draws_RG @ rows_used_G)
+
+
+def entropy_on_draws(labels: Floats, probabilities: Floats, codes: Codes, num_groups: int) -> Statistic:
+    """Normalized entropy on draws of groups."""
+    rows_G = np.bincount(codes, minlength=num_groups).astype(np.float64)
+    loss_G = np.bincount(codes, cross_entropy(labels, probabilities), num_groups)
+    label_G = np.bincount(codes, labels, num_groups)
+
+    def of_base_entropy(draws_RG: Floats) -> Floats:
+        rows_R = draws_RG @ rows_G
+        return divide(draws_RG @ loss_G, rows_R * base_entropy(divide(draws_RG @ label_G, rows_R)))
+
+    return of_base_entropy
 
 
 class WeightedAUC:
@@ -299,10 +290,6 @@ def _centred_ranks(x: Floats) -> Floats:
 
 def _products(x: Floats, y: Floats) -> tuple[Floats, ...]:
     return np.ones_like(x), x, y, x * x, y * y, x * y
-
-
-def _moments(x: Floats, y: Floats, weights: Floats) -> Floats:
-    return np.stack([weights @ term for term in _products(x, y)])
 
 
 def _correlation(moments: Floats) -> Floats:

@@ -18,18 +18,14 @@ from torch.nn import functional
 
 from model.tasks import BinaryTask
 from model.tasks.task import BaseTask
-from training.metrics.bootstrap import Statistic
 from training.metrics.metrics import (
     ONE_CLASS,
-    Codes,
-    WeightedAUC,
     auc,
-    auc_per_group,
-    base_entropy,
+    auc_on_draws,
     calibration_ratio,
-    cross_entropy,
-    divide,
+    entropy_on_draws,
     gauc,
+    gauc_on_draws,
     normalized_entropy,
 )
 from training.tasks.learned import Floats, LearnedTask, Mask
@@ -42,44 +38,25 @@ def is_right(labels_B: Floats, outputs_BO: Floats) -> Mask:
     return is_right_B
 
 
-def auc_on_draws(labels_B: Floats, outputs_BO: Floats, codes_B: Codes, num_groups: int) -> Statistic:
-    """AUC on draws of groups."""
-    weighted = WeightedAUC(labels_B, outputs_BO[:, 0], codes_B)
-    return lambda draws_RG: np.array([weighted(draws_G) for draws_G in draws_RG])
-
-
-def gauc_on_draws(labels_B: Floats, outputs_BO: Floats, codes_B: Codes, num_groups: int) -> Statistic:
-    """AUC within groups, on draws of them."""
-    auc_G, rows_used_G = auc_per_group(labels_B, outputs_BO[:, 0], codes_B, num_groups)
-    return lambda draws_RG: divide(draws_RG @ (auc_G * rows_used_G), draws_RG @ rows_used_G)
-
-
-def entropy_on_draws(labels_B: Floats, outputs_BO: Floats, codes_B: Codes, num_groups: int) -> Statistic:
-    """Normalized entropy on draws of groups."""
-    rows_G = np.bincount(codes_B, minlength=num_groups).astype(np.float64)
-    loss_G = np.bincount(codes_B, cross_entropy(labels_B, expit(outputs_BO[:, 0])), num_groups)
-    label_G = np.bincount(codes_B, labels_B, num_groups)
-
-    def of_base_entropy(draws_RG: Floats) -> Floats:
-        rows_R = draws_RG @ rows_G
-        return divide(draws_RG @ loss_G, rows_R * base_entropy(divide(draws_RG @ label_G, rows_R)))
-
-    return of_base_entropy
-
-
 class LearnedBinary(LearnedTask):
     """A yes/no outcome."""
 
     metrics: ClassVar[dict[str, Metric]] = {
-        "auc": Metric("AUC", "higher", lambda y, x, _: auc(y, x[:, 0]), auc_on_draws, ONE_CLASS),
+        "auc": Metric(
+            "AUC", "higher", lambda y, x, _: auc(y, x[:, 0]), lambda y, x, g, _: auc_on_draws(y, x[:, 0], g), ONE_CLASS
+        ),
         "normalized_entropy": Metric(
-            "NE", "lower", lambda y, x, _: normalized_entropy(y, expit(x[:, 0])), entropy_on_draws, ONE_CLASS
+            "NE",
+            "lower",
+            lambda y, x, _: normalized_entropy(y, expit(x[:, 0])),
+            lambda y, x, g, n: entropy_on_draws(y, expit(x[:, 0]), g, n),
+            ONE_CLASS,
         ),
         "gauc": Metric(
             "GAUC",
             "higher",
             lambda y, x, g: gauc(y, x[:, 0], g).value,
-            gauc_on_draws,
+            lambda y, x, g, n: gauc_on_draws(y, x[:, 0], g, n),
             "no group has labels of both classes",
         ),
         # Right at the threshold of probability 1/2: says little of a rare class, and stands in the papers' tables.
