@@ -127,7 +127,7 @@ class _Names:
         unknown |= {name for name in named if ":" in name} - self._recorded.keys()
         if unknown:
             raise ValueError(
-                f"panel '{panel.title}' asks for what nobody exports or records: {', '.join(sorted(unknown))}"
+                f"panel '{panel.title}' reads what is neither exported nor recorded: {', '.join(sorted(unknown))}"
             )
         shown = {name for name in named if name in self._help}
         parts += sorted({f"{self._help[name]}." for name in shown})

@@ -71,7 +71,7 @@ def from_file(path: Path) -> list[Body]:
         asked = {key: content[key] for key in _ASKED if content.get(key) is not None}
         bodies.append(asked)
     if not bodies:
-        raise ValueError(f"{path}: holds no request; a line each, as JSON")
+        raise ValueError(f"{path}: has no request; write a line each, as JSON")
     return bodies
 
 

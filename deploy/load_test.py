@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         capacity = max((step.rate for step in held), default=None)
         if options.ramp:
             rule = f"p99 within {slo:g} s and at most {options.errors:.2%} errors"
-            found = "no rate tried holds" if capacity is None else f"capacity: {capacity:,.1f} requests a second"
+            found = (
+                "no rate tried is within limits" if capacity is None else f"capacity: {capacity:,.1f} requests a second"
+            )
             console.print(f"{found} ({rule})", style="bold", markup=False)
         if options.out is not None:
             about = {"url": load.url, "slo_seconds": slo, "errors": options.errors, "capacity": capacity}
@@ -218,12 +220,12 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--artifact", type=Path, help="ask the golden requests of a version, models/<name>/<version>")
     source.add_argument("--requests", type=Path, help="ask the bodies of a file, JSON, one a line")
     parser.add_argument("--candidates", type=_sizes, help="candidates of a request: 100, or weighted 20:3,100:6,500:1")
-    parser.add_argument("--ramp", action="store_true", help="find the highest rate that holds --slo and --errors")
+    parser.add_argument("--ramp", action="store_true", help="find the highest rate within --slo and --errors")
     parser.add_argument("--max-rate", type=_positive(1e6), default=1e5, help="where a ramp ends at the latest (100000)")
     parser.add_argument("--slo", type=_positive(3600), help=f"seconds that p99 may take (in a ramp {SLO_SECONDS:g})")
     parser.add_argument("--errors", type=_share, default=0.001, help="share of requests that may fail (0.001)")
     parser.add_argument("--timeout", type=_positive(3600), default=10.0, help="seconds that an answer may take (10)")
-    parser.add_argument("--key-file", type=Path, help=f"file that holds an API key (otherwise {KEY_VARIABLE})")
+    parser.add_argument("--key-file", type=Path, help=f"file with an API key (otherwise {KEY_VARIABLE})")
     parser.add_argument("--ca", type=Path, help="PEM certificates to trust (otherwise the system's)")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and of made-up requests (0)")
     parser.add_argument("--out", type=Path, help="folder for load_test.json and load_test.png")

@@ -164,7 +164,7 @@ class _CarefulLoader(yaml.SafeLoader):
     def construct_text(self, node: yaml.ScalarNode) -> str:
         text: str = self.construct_scalar(node)
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise _fault(node, f"{text!r} holds half of a surrogate pair, which is not a character")
+            raise _fault(node, f"{text!r} contains half of a surrogate pair, which is not a character")
         return text
 
 
@@ -187,7 +187,7 @@ def _refuse_expansion(root: yaml.Node) -> None:
 
     size, depth = size_of(root)
     if size == math.inf:
-        raise _fault(root, "an alias stands for something that it is part of")
+        raise _fault(root, "an alias refers to something that it is part of")
     if size > len(sizes) + _MAX_EXPANDED or depth > _MAX_DEPTH:
         raise _fault(root, f"aliases and merge keys expand it by over {_MAX_EXPANDED} entries, or {_MAX_DEPTH} levels")
 

@@ -34,7 +34,7 @@ class Settings(BaseModel):
     torch_threads: int = Field(1, ge=1, le=256, description="threads that torch uses inside one scoring thread")
     bind_cores: bool = Field(False, description="true binds each of several workers to cores of its own")
     engine: Literal["auto", "torchscript", "compiled"] = Field(
-        "auto", description="auto scores by a compiled package where one holds; compiled refuses versions without"
+        "auto", description="auto scores by a compiled package where one verifies; compiled refuses versions without"
     )
     keys_file: Path | None = Field(
         None, description="YAML file of API keys; without one scoring and metrics are open and the admin API is off"
@@ -101,7 +101,7 @@ class Settings(BaseModel):
     max_unfinished_bytes: int = Field(
         128 * 1024 * 1024,
         ge=2048,
-        description="most that requests which are not whole may hold together in a worker, in bytes",
+        description="most memory of all unfinished requests in a worker, in bytes",
     )
     keep_alive_seconds: int = Field(75, ge=1, description="seconds after which an idle connection is closed")
 
@@ -123,7 +123,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         prog="python -m service",
         description="Serve published rankers over HTTP.",
         epilog=f"Every flag can be an environment variable instead: --max-candidates is {PREFIX}MAX_CANDIDATES. "
-        "`python -m service replay --help` says how logged requests are scored anew.",
+        "`python -m service replay --help` says how logged requests are scored again.",
     )
     for name, field in Settings.model_fields.items():
         default = "" if field.is_required() else f" (default: {field.default})"

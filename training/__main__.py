@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         "--engine",
         choices=["auto", "torchscript", "compiled"],
         default="auto",
-        help="auto (default): a compiled package where there is one and rows are grouped, else TorchScript",
+        help="auto (default): a compiled package where there is one and rows are grouped, otherwise TorchScript",
     )
     add("--processes", type=int, help="worker processes, one core each (default: the cores)")
     add("--rows-per-part", type=int, default=200_000, help="rows of an output file (default 200000)")

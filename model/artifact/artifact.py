@@ -134,7 +134,7 @@ class Artifact:
     def _opened(self, name: str) -> Iterator[BinaryIO]:
         """A file that the manifest lists, of the size that it says. Raises ArtifactError."""
         if name not in self.manifest.files:
-            raise ArtifactError(f"{self.path}: {name} is not in the manifest, so nothing vouches for it")
+            raise ArtifactError(f"{self.path}: {name} is not in the manifest, so nothing verifies it")
         with opened(self.path / name, self.manifest.files[name]) as file:
             yield file
 
@@ -293,7 +293,7 @@ def read_manifest(path: Path, format_version: int, verify_key: Path | None = Non
             "make it again with this release"
         )
     if _checksum({key: value for key, value in content.items() if key != "checksum"}) != content.get("checksum"):
-        raise ArtifactError(f"{place}: its checksum does not hold; the manifest was changed")
+        raise ArtifactError(f"{place}: its checksum does not match; the manifest was changed")
     return content
 
 

@@ -63,7 +63,7 @@ class TrustedKeys:
                 raise ValueError(f"{path}: PEM block {len(keys) + 1} is a public key of another kind than Ed25519")
             keys.append(key)
         if not keys:
-            raise ValueError(f"{path}: holds no public key in PEM")
+            raise ValueError(f"{path}: has no public key in PEM")
         self._keys = keys
 
     def check(self, manifest: bytes, signature: Path) -> None:

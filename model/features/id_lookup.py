@@ -83,7 +83,7 @@ def _words_lookup(slots: int, name: str, fitted: FittedFeatures, *, in_training:
     if held is None and in_training:
         return Lookup(slots + 1, lambda values: unplaced(words_of(values)), is_unplaced=True)
     if held is None:
-        raise ValueError(f"table '{name}': the ids that hold its slots are absent from the fitted features")
+        raise ValueError(f"table '{name}': the ids that have its slots are absent from the fitted features")
     if not held:
         return Lookup(1, lambda values: np.full(len(values), OOV_ROW, np.int64))
     of_words = _vocabulary_lookup(np.asarray(held, np.int64))

@@ -64,12 +64,12 @@ class Formula:
         if len(text) > MAX_CHARACTERS:
             raise ValueError(f"the formula has {len(text)} characters, {MAX_CHARACTERS} at most")
         if not text.isascii():
-            raise ValueError(f"the formula may hold {_VALID}, in ASCII")
+            raise ValueError(f"the formula may contain {_VALID}, in ASCII")
         try:
             tree = ast.parse(text.strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             place = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
-            raise ValueError(f"not a formula{place}; it may hold {_VALID}") from None
+            raise ValueError(f"not a formula{place}; it may contain {_VALID}") from None
         self._text = text.strip()
         names: dict[str, None] = {}
         self.whole = self._term(tree.body, names, MAX_DEPTH)

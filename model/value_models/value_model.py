@@ -270,7 +270,7 @@ class ValueModels:
 
         Classes have no weight: one is not better than another by itself. Raises ValueError where there is nothing else.
         """
-        assert domain.schema is not None, "answers alone do not tell which tasks are binary"
+        assert domain.schema is not None, "answers alone do not show which tasks are binary"
         tasks = domain.schema.tasks
         names = [task.name for task in tasks if isinstance(task, BinaryTask)]
         names = names or [task.name for task in tasks if isinstance(task, RegressionTask)]

@@ -61,7 +61,7 @@ def stderr_queue() -> LogQueue:
 
 
 def _dropped_line(dropped: int) -> bytes:
-    return _line("log", "log lines were dropped: whoever reads stderr is too slow", dropped=dropped)
+    return _line("log", "log lines were dropped: the reader of stderr is too slow", dropped=dropped)
 
 
 def _line(name: str, message: str, **fields: object) -> bytes:
@@ -108,7 +108,7 @@ def log_all() -> None:
 
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     if error is not None and not issubclass(kind, SystemExit):
-        logging.getLogger(LOGGER).critical("an exception that nobody caught", exc_info=(kind, error, trace))
+        logging.getLogger(LOGGER).critical("an uncaught exception", exc_info=(kind, error, trace))
 
 
 def spare_unwritten_fields() -> None:

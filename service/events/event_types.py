@@ -52,6 +52,6 @@ class EventTypes:
         self._metrics.file_errors.labels(model, "join").set(error is not None)
         fields = {"model": model, "reason": error}
         if error is not None:
-            _log.error("join file refused; what it said before holds", extra={"fields": fields})
+            _log.error("join file refused; the one before it stays in force", extra={"fields": fields})
         elif file.content is not None:
             _log.info("join file read", extra={"fields": {"model": model, "types": sorted(self.named(model))}})

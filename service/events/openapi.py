@@ -13,7 +13,7 @@ _DESCRIPTIONS = {
     "request_id": "the id of the request whose answer the user acted on",
     "type": "what the user did; `shown` says that a client displayed the candidate",
     "id": "the candidate's id in that request",
-    "position": "the place in the answer as displayed, from 0; tells repeats of an id in one request apart",
+    "position": "the place in the answer as displayed, from 0; distinguishes repeats of an id in one request",
     "time": "when it happened (RFC 3339); the time of receipt where it is left out",
     "value": "a quantity, such as milliseconds played; 1 where it is left out",
     "event_id": "the identity of the event: sent again, it counts once. Needed for types that add up",
@@ -35,7 +35,7 @@ _REFUSALS = {
     "413": "body or events over the limit",
     "415": "a Content-Encoding that is not read; gzip and deflate are",
     "422": "wrong content; `errors` names every fault, and no event is taken",
-    "429": "requests that are not whole hold too much together",
+    "429": "unfinished requests take too much memory together",
     "500": "an error of the service, not of the request",
     "503": "the log is full or its disk too slow, no model is loaded, or draining; no event is taken",
 }

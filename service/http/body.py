@@ -44,7 +44,7 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             if NO_ROOM in scope:
-                detail = "requests that are not whole hold too much together; try again"
+                detail = "unfinished requests take too much memory together; try again"
                 raise Problem(429, detail, reason="no_room", headers={"Retry-After": "1"})
             chunk = message.get("body", b"")
             size += len(chunk)

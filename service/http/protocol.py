@@ -269,7 +269,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.pipeline or self._is_in_headers:
             self.pipeline.clear()
             self._is_in_headers = True
-            self._cut_off("no_room", "requests that are not whole hold too much together; try again")
+            self._cut_off("no_room", "unfinished requests take too much memory together; try again")
         else:
             self.scope[NO_ROOM] = True  # type: ignore[literal-required]
             self.cycle.body = bytearray()

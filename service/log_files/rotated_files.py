@@ -66,7 +66,7 @@ class RotatedFiles:
         """Writes blocks of whole lines, together at most `file_bytes`. Returns how many blocks a reader will find, and
         what stopped the others, of which it will find nothing."""
         data = b"".join(blocks)
-        assert len(data) <= self.file_bytes, "more than a file may hold"
+        assert len(data) <= self.file_bytes, "more than a file may have"
         try:
             if self._descriptor is not None and self._size + len(data) > self.file_bytes:
                 self.close()

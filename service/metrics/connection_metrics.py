@@ -40,7 +40,7 @@ class ConnectionMetrics(Families):
     _held = Family(
         Gauge,
         "ranking_unfinished_request_bytes",
-        "Bytes that requests which are not whole hold together",
+        "Bytes of all unfinished requests together",
         workers="livesum",
     )
     _ends = Family(

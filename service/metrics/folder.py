@@ -47,7 +47,7 @@ def hold_folder(folder: Path) -> None:
         _held.append(_locked(folder, fcntl.LOCK_SH))
     except OSError as error:  # it is gone, and costs samples alone
         fields = {"folder": folder.name, "reason": error.strerror}
-        _log.error("the folder of metrics cannot be held", extra={"fields": fields})
+        _log.error("the folder of metrics cannot be locked", extra={"fields": fields})
 
 
 def _say_fallback(parent: Path) -> None:
@@ -82,7 +82,7 @@ def _remove_abandoned(parent: Path) -> None:
                 removed += 1
         except OSError as error:
             fields = {"folder": str(folder), "reason": error.strerror}
-            _log.warning("a folder of metrics that nobody uses cannot be removed", extra={"fields": fields})
+            _log.warning("an unused folder of metrics cannot be removed", extra={"fields": fields})
         finally:
             os.close(descriptor)
     if removed:

@@ -149,7 +149,7 @@ class Metrics(Families):
     file_errors = Family(
         Gauge,
         "ranking_file_error",
-        "1 while a file is missing or refused and what was read before serves on, else 0",
+        "1 while a file is missing or refused and what was read before serves on, otherwise 0",
         ("model", "file"),
         workers="livemax",
     )
@@ -220,7 +220,7 @@ class Metrics(Families):
         buckets=_COMBINED,
     )
     missing = Family(Counter, "ranking_feature_missing", "Values that took the feature's default", ("model", "feature"))
-    oov = Family(Counter, "ranking_feature_oov", "Ids that the table does not hold", ("model", "feature"))
+    oov = Family(Counter, "ranking_feature_oov", "Ids that are not in the table", ("model", "feature"))
     lookups = Family(
         Counter,
         "ranking_catalogue_lookups",

@@ -15,5 +15,5 @@ WORKER_RESTARTS = Family(Counter, "ranking_worker_restarts", "Workers that died 
 LOG_LINES_DROPPED = Family(
     Counter,
     "ranking_log_lines_dropped",
-    "Log lines that were dropped, as whoever reads stderr was too slow or gone",
+    "Log lines that were dropped, as the reader of stderr was too slow or gone",
 )

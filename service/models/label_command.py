@@ -41,8 +41,8 @@ def change(folder: Path, changes: str, verify_key: Path | None = None) -> Labels
         if file.error is not None:
             if given and STABLE not in given:
                 # Services may have a pin in force that is not in this file any more.
-                raise ValueError(f"{file.error}; name {STABLE} too, null for no pin: the labels begin anew")
-            print(f"not in force, and begun anew: {file.error}", file=sys.stderr)
+                raise ValueError(f"{file.error}; name {STABLE} too, null for no pin: the labels start again")
+            print(f"not in force, and started again: {file.error}", file=sys.stderr)
         labels = Labels.from_mapping(file.asked.merged(given), "labels")
         for version in sorted(set(labels.versions().values())):
             Scorer.load(folder / str(version), "torchscript", verify_key, model=folder.resolve().name)

@@ -181,7 +181,7 @@ class ModelStore:
             for version, state in sorted(family.states.items(), reverse=True)
             if state.state == "quarantined"
         ]
-        return "; ".join(reasons) or self._folder_error or "the models folder holds no published version"
+        return "; ".join(reasons) or self._folder_error or "the models folder has no published version"
 
     def entries(self) -> list[dict[str, Any]]:
         """All models as /v1/models shows them."""

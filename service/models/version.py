@@ -157,7 +157,7 @@ class LoadedVersion:
             scorer = self._loading.scorer(self._path)
         except Exception as error:  # a bad published folder never stops what is loaded
             _log.error(
-                "model version serves as it was loaded before; what lies beside it cannot be taken up",
+                "model version serves as it was loaded before; what was made from it cannot be loaded",
                 extra={"fields": {**self._fields(before.scorer), "reason": self._shown(str(error) or repr(error))}},
                 exc_info=None if isinstance(error, ValueError) else error,
             )
@@ -185,7 +185,7 @@ class LoadedVersion:
             )
         else:
             self._golden_error = None
-            _log.warning("golden requests hold after a score that was not finite", extra={"fields": fields})
+            _log.warning("golden requests verify after a score that was not finite", extra={"fields": fields})
 
     def _fields(self, scorer: Scorer) -> dict[str, str]:
         return {"model": self.name, "model_version": scorer.version}

@@ -47,7 +47,7 @@ SCHEMAS: dict[str, Any] = {
     "InferRequest": _object(
         {
             "id": {**_TEXT, "description": "echoed"},
-            "parameters": {**_PARAMETERS, "description": "value_model, binary_data_output; others are passed over"},
+            "parameters": {**_PARAMETERS, "description": "value_model, binary_data_output; others are ignored"},
             "inputs": _list(
                 _object({**_TENSOR, "parameters": _PARAMETERS, "data": _DATA}, ["name", "shape", "datatype"])
             ),

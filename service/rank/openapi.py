@@ -97,7 +97,7 @@ REQUEST_ID_HEADER: dict[str, Any] = {
     "name": "X-Request-Id",
     "in": "header",
     "description": "the request's id where its body gives none: 1 to 128 printable ASCII characters; another one is "
-    "passed over for a random id. Every answer has the id in a header of this name",
+    "replaced by a random id. Every answer has the id in a header of this name",
     "schema": {"type": "string", "maxLength": 128},
 }
 RANK_OPERATION: dict[str, Any] = {

@@ -195,9 +195,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--models", type=Path, metavar="DIR", help="folder of published models; --value-models alone needs none"
     )
-    parser.add_argument("--model", metavar="NAME", help="which model's requests; needed where DIR holds several")
+    parser.add_argument("--model", metavar="NAME", help="which model's requests; needed where DIR has several")
     parser.add_argument(
-        "--version", type=int, metavar="N", help="score requests anew by this version (default: keep logged answers)"
+        "--version", type=int, metavar="N", help="score requests again by this version (default: keep logged answers)"
     )
     parser.add_argument(
         "--value-models", type=Path, metavar="FILE", help="value models to score by (default: the model's own file)"

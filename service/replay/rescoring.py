@@ -86,7 +86,7 @@ class Rescoring:
             try:
                 domain = AnswerDomain.read(Artifact.open(folder / str(number), verify_key))
             except (ValueError, OSError) as error:
-                self.notes.append(f"version {number} is passed over: {error}")
+                self.notes.append(f"version {number} is ignored: {error}")
                 continue
             if self.notes:
                 self.notes.append(f"value models are checked for the tasks of version {number}")
@@ -118,16 +118,16 @@ class Rescoring:
     def _logged_answers(self, logged: Logged) -> NDArray[np.float32]:
         lacking = [output for output in self._outputs if output not in logged.tasks]
         if lacking:
-            raise ValueError(f"the log has no answers of task {', '.join(lacking)}; give --version to score it anew")
+            raise ValueError(f"the log has no answers of task {', '.join(lacking)}; give --version to score it again")
         return np.array([logged.tasks[output] for output in self._outputs], np.float32).T
 
     def _new_answers(self, logged: Logged) -> NDArray[np.float32]:
         assert self._scorer is not None, "a version was given"
         if logged.catalogue:
-            raise ValueError("a catalogue gave features that the log does not hold; score such requests by value model")
+            raise ValueError("a catalogue gave features that are not in the log; score such requests by value model")
         if logged.is_hashed:
             raise ValueError(
-                "the log holds a hash of the features, not their values (--impression-log-features hash); score such "
+                "the log has a hash of the features, not their values (--impression-log-features hash); score such "
                 "requests by value model"
             )
         rows = len(logged.candidates.id)

@@ -49,9 +49,9 @@ def test_every_panel_explains_itself_and_names_its_alerts() -> None:
     [
         (
             Panel("new", "ranking_request_total"),
-            "'new' asks for what nobody exports or records: ranking_request_t",
+            "'new' reads what is neither exported nor recorded: ranking_request_t",
         ),
-        (Panel("new", "job:ranking_nothing:rate5m"), "nobody exports or records: job:ranking_nothing:rate5m"),
+        (Panel("new", "job:ranking_nothing:rate5m"), "neither exported nor recorded: job:ranking_nothing:rate5m"),
     ],
 )
 def test_a_panel_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, panel: Panel, said: str) -> None:

@@ -46,7 +46,7 @@ class Outer(StrictModel):
     ("- inner", "expected a mapping of keys to values, got list"),
     ("just words", "expected a mapping of keys to values, got str"),
     ("1: 2\ninner: {}", "unknown key '1'"),
-    ("inner: &x {anything: *x}", "an alias stands for something that it is part of"),
+    ("inner: &x {anything: *x}", "an alias refers to something that it is part of"),
 ])  # fmt: skip
 def test_faults_of_content_name_file_and_place(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path / "outer.yaml", text)
@@ -129,7 +129,7 @@ def _bomb(entry: str) -> str:
     "- &a0 []\n" + "\n".join(f"- &a{n} [*a{n - 1}]" for n in range(1, 500)),
 ], ids=["merge keys", "lists", "within itself", "merged into itself", "chain"])  # fmt: skip
 def test_aliases_that_expand_without_bound_are_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ValueError, match=r"aliases and merge keys expand it|an alias stands for"):
+    with pytest.raises(ValueError, match=r"aliases and merge keys expand it|an alias refers to"):
         read_yaml(write(tmp_path / "bomb.yaml", text))
 
 

@@ -305,7 +305,7 @@ def test_damaged_checkpoints_are_passed_over_aloud_and_all_of_them_refused(
     tables.write_bytes(tables.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
         finish(config)
-    assert f"{newest}: the checkpoint is damaged (tables-0.pt: its checksum does not hold); using" in caplog.text
+    assert f"{newest}: the checkpoint is damaged (tables-0.pt: its checksum does not match); using" in caplog.text
     again = saved_state(run.path / LAST)
     for state in (whole, again):
         del state["progress"]["seconds"]

@@ -98,7 +98,7 @@ class NetworkEntry(StrictModel):
         if (self.fusion is None) == (self.lightgbm is None):
             raise ValueError("give either fusion, for a network, or lightgbm, for boosted trees")
         if self.lightgbm is not None and (self.tower is not None or self.changes or self.space):
-            raise ValueError("tower, set and space are for networks; the keys of boosted trees stand under lightgbm")
+            raise ValueError("tower, set and space are for networks; the keys of boosted trees go under lightgbm")
         return self
 
     def fusion_for(self, seed: int) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _floats(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, RowFault | None]:
         is_bad_B[row] = Decimal(repr(numbers[row].as_py())) != values[row].as_py()
     if not is_bad_B.any():
         return numbers, None
-    rule = "a decimal of more digits than float64 holds; write the column as double"
+    rule = "a decimal of more digits than float64 has; write the column as double"
     return pc.if_else(pa.array(is_bad_B), pa.scalar(None, pa.float64()), numbers), RowFault(rule, is_bad_B)
 
 

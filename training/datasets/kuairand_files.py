@@ -230,7 +230,7 @@ def _read_histories(path: Path, user_rows: "_RowOf", video_rows: "_RowOf") -> tu
     for name in HISTORY_LISTS:
         lists = table[name].combine_chunks()
         if lists.flatten().null_count:
-            raise ValueError(f"{path}: column {name!r}: a list holds a null")
+            raise ValueError(f"{path}: column {name!r}: a list contains a null")
         values = video_rows(path, lists.flatten().to_numpy(), name, in_lists=True)
         owner = np.repeat(user, pc.list_value_length(lists).to_numpy())
         histories[name] = _latest(owner, values, user_rows.count)
@@ -254,7 +254,7 @@ class _RowOf:
             raise ValueError(f"{path}: column {column!r}, row {row + 1}: {self._ids[row]} comes twice")
 
     def __call__(self, path: Path, ids: Integers, column: str | None = None, in_lists: bool = False) -> Integers:
-        """Rows of `ids`, read from `path`; ValueError naming the first id that has none."""
+        """Rows of `ids`, read from `path`. ValueError naming the first id that has none."""
         rows = pc.index_in(pa.array(ids), value_set=self._ids)
         if rows.null_count:
             unknown = pc.index(rows.is_null(), True).as_py()

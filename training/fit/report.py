@@ -112,7 +112,7 @@ def refuse_constant_labels(schema: FeedSchema, train: Mapping[str, LabelCounts])
         if least == most:
             raise ValueError(
                 f"task {task.name}: label '{task.label}' is {least:g} in all {observed:,} rows of split train that "
-                "count; mend the column, or leave the task out (tasks: [...])"
+                "count; fix the column, or leave the task out (tasks: [...])"
             )
         # Of all but one row: their own sum may be lost in the rounding of the largest label.
         mean_of_others = max(total - most, 0.0) / max(observed - 1, 1)

@@ -66,7 +66,7 @@ def percentile_interval(values_R: Floats, level: float = 0.95) -> tuple[float, f
     """Percentile interval (low, high) of a statistic's replicates, NaN where undefined. None where fewer than 95 % of
     them are defined. Raises ValueError for a level out of range."""
     if not 0 < level < 1:
-        raise ValueError(f"a level lies between 0 and 1; got {level}")
+        raise ValueError(f"a level is between 0 and 1; got {level}")
     defined = values_R[~np.isnan(values_R)]
     if defined.size < MIN_DEFINED_SHARE * values_R.size:
         return None

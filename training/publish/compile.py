@@ -68,7 +68,7 @@ def compile_version(version: Path, sign_key: SigningKey | None = None, *, even_i
     if shutil.which(compiler) is None:
         raise ValueError(f"{compiler}: no such program; compiling takes a C++ compiler (Debian: apt-get install g++)")
     if not (sets := instructions()):
-        raise ValueError("this system does not tell its CPU's instruction sets (/proc/cpuinfo); compile on Linux")
+        raise ValueError("this system does not show its CPU's instruction sets (/proc/cpuinfo); compile on Linux")
     torch.set_num_threads(1)
     scorer = Scorer.load(version, engine="torchscript")
     rows_ND, sums_1F = _inputs(scorer)

@@ -147,7 +147,7 @@ def _metrics(run: Run) -> dict[str, Any]:
     """Every evaluation of the run, by split. Its intervals stay with its values."""
     paths = sorted(run.path.glob("evaluation-*.json"))
     if not paths:
-        log.warning("%s has no evaluation: the manifest will hold no metrics; run evaluate before export", run.path)
+        log.warning("%s has no evaluation: the manifest will have no metrics; run evaluate before export", run.path)
     return {path.stem.removeprefix("evaluation-"): read_json(path) for path in paths}
 
 

@@ -209,7 +209,7 @@ def verified(path: Path) -> dict[str, Any]:
             raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
         for name, entry in files.items():
             if "/" in name or _entry(path / name) != entry:
-                raise ValueError(f"{name}: its checksum does not hold")
+                raise ValueError(f"{name}: its checksum does not match")
     except OSError as error:
         raise ValueError(f"{path}: the checkpoint is damaged ({error.filename}: {error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -124,7 +124,7 @@ class Run:
                 id_map.load_state_dict(state[SLOTS][name])
         except (RuntimeError, KeyError):
             raise ValueError(
-                f"{best}: holds the weights of another network than {CONFIG} and {SCHEMA} describe"
+                f"{best}: has the weights of another network than {CONFIG} and {SCHEMA} describe"
             ) from None
         return ranker.eval()
 

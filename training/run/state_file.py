@@ -43,12 +43,12 @@ def load(path: Path) -> dict[str, Any]:
     digest, body = content[len(_MAGIC) : len(_MAGIC) + 32], content[start:]
     length = struct.unpack("<Q", content[start - 8 : start])[0]
     if len(body) != length or hashlib.sha256(body).digest() != digest:
-        raise ValueError(f"{path}: the checkpoint is damaged (its checksum does not hold)")
+        raise ValueError(f"{path}: the checkpoint is damaged (its checksum does not match)")
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception:  # a forged body can make the unpickler stop anywhere
         raise ValueError(
-            f"{path}: holds more than tensors and plain values; a checkpoint of feedrank does not"
+            f"{path}: contains more than tensors and plain values; a checkpoint of feedrank does not"
         ) from None
     if not isinstance(state, dict):
         raise ValueError(f"{path}: not a checkpoint of a training run")

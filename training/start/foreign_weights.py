@@ -91,7 +91,7 @@ def load_mapped(
                 "the sizes in network, or the layout ([out, in]), differ"
             )
         if not torch.isfinite(value).all():
-            raise ValueError(f"their '{sources[name]}' holds values that are not finite")
+            raise ValueError(f"their '{sources[name]}' has values that are not finite")
     for name, value in found.items():
         targets[name].copy_(value.reshape(targets[name].shape))
 
@@ -179,7 +179,7 @@ def _check_use(sources: Mapping[str, str], state: Mapping[str, object], ignore: 
     rows: dict[str, set[int | None]] = {}
     for name, source in sources.items():
         if source in taken:
-            raise ValueError(f"their '{source}' would fill both '{taken[source]}' and '{name}'; tell them apart")
+            raise ValueError(f"their '{source}' would fill both '{taken[source]}' and '{name}'; map each by itself")
         taken[source] = name
         theirs, row = _split(source)
         rows.setdefault(theirs, set()).add(row)

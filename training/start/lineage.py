@@ -42,7 +42,7 @@ def start_from(parent: Parent, run: Run, ranker: Ranker, ranks: Ranks, *, show: 
         try:
             about["validation"] = _errors(parent, run)
         except ValueError as error:
-            log.warning("the parent is not measured, so no guard holds this run against it: %s", error)
+            log.warning("the parent is not measured, so this run is not compared with it: %s", error)
             about |= {"validation": {}, "not_measured": str(error)}
         write_json(run.path / PARENT, about)
 

@@ -33,7 +33,7 @@ class LearnedRegression(LearnedTask):
     trees: ClassVar[Mapping[str, str | int]] = {"objective": "regression", "metric": "l2"}
     precision = 0.5
     label_rule = "must be a finite number >= 0"
-    one_label = "has labels that float32 does not tell apart"
+    one_label = "has labels that are equal in float32"
 
     def are_labels(self, labels_B: Floats) -> Mask:
         """Mask of finite numbers >= 0."""

@@ -34,7 +34,7 @@ class EmbeddedFeature(BaseFeature):
         if not isinstance(value, list | tuple):
             raise ValueError("a vocabulary is a list of ids, or the word fitted")
         if not any(all(isinstance(entry, dtype) for entry in value) for dtype in (int, str)):
-            raise ValueError("a vocabulary holds int64 ids alone or strings alone; write quotes around strings")
+            raise ValueError("a vocabulary has int64 ids alone or strings alone; write quotes around strings")
         return value
 
     @model_validator(mode="after")

@@ -90,7 +90,7 @@ def test_files_that_are_no_keys_are_refused_without_quoting_them(keys: Path) -> 
         (SigningKey, "mine.pub", "not an Ed25519 private key"),
         (SigningKey, "curve.pem", "of another kind"),
         (SigningKey, "absent.pem", "cannot be read"),
-        (TrustedKeys, "secret.txt", "holds no public key"),
+        (TrustedKeys, "secret.txt", "has no public key"),
         (TrustedKeys, "broken.pub", "PEM block 1 is not a public key"),
         (TrustedKeys, "mine.pem", "PEM block 1 is not a public key"),
         (TrustedKeys, "curve.pub", "of another kind than Ed25519"),

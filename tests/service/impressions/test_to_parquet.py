@@ -233,7 +233,7 @@ def test_hashes_stand_for_values_and_ids(tmp_path: Path, capsys: pytest.CaptureF
     assert replay.main([*arguments, "--version", "2"]) == 2
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["requests"]["unscorable"] == 3
-    assert "the log holds a hash of the features, not their values" in found["unscorable"][0]["fault"]
+    assert "the log has a hash of the features, not their values" in found["unscorable"][0]["fault"]
 
 
 @pytest.mark.parametrize("flags", [[], ["--version", "2"]])

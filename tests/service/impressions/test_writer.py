@@ -285,7 +285,7 @@ def test_a_request_that_cannot_be_written_costs_itself_alone(tmp_path: Path, ser
     metrics = Metrics()
     log = ImpressionLog(tmp_path, metrics, sample=1.0, max_bytes=2**20, workers=1)
     wrong = _scored(served, "wrong", {"x": object()})
-    huge = _scored(served, "huge", {"x": "x" * 2**20})  # more than a file may hold
+    huge = _scored(served, "huge", {"x": "x" * 2**20})  # more than a file may have
     for scored in (wrong, huge, _scored(served, "right")):
         record = _taken(log, scored)
         record.run_after_answer()

@@ -75,7 +75,7 @@ def test_null_takes_the_last_pin_away_and_leaves_a_file_that_says_so(family: Pat
 def test_labels_that_are_not_valid_are_replaced_and_said(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (family / FILE_NAME).write_text("stable: [\n")
     assert change(family, '{"stable": "1"}') == 0
-    assert "begun anew" in capsys.readouterr().err
+    assert "started again" in capsys.readouterr().err
     assert yaml.safe_load((family / FILE_NAME).read_text()) == {"stable": 1}
 
 

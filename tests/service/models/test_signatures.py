@@ -84,7 +84,7 @@ def test_a_manifest_changed_with_its_checksum_is_refused(tmp_path: Path) -> None
         assert "no trusted key made this signature" in client.get("/readyz").json()["detail"]
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), (b"nonsense", "holds no public key")])
+@pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), (b"nonsense", "has no public key")])
 def test_a_bad_file_of_keys_ends_the_program_with_one_line(
     tmp_path: Path, content: bytes | None, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

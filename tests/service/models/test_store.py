@@ -82,7 +82,7 @@ def half_a_manifest(version: Path) -> None:
     [
         (flip_a_byte, "ranker.pt: checksum differs"),
         (lose_a_file, "golden_requests.json: cannot be read"),
-        (change_the_manifest, "manifest.json: its checksum does not hold"),
+        (change_the_manifest, "manifest.json: its checksum does not match"),
         (half_a_manifest, "manifest.json: not valid JSON"),
     ],
 )
@@ -152,7 +152,7 @@ def test_folders_being_written_and_files_of_others_are_passed_over(tmp_path: Pat
     (tmp_path / "README").write_text("not a model")
     store = store_of(tmp_path)
     assert store.entries() == []
-    assert store.unready_reason == "the models folder holds no published version"
+    assert store.unready_reason == "the models folder has no published version"
 
 
 VALUE_MODELS = "value_models.yaml"

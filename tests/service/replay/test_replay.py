@@ -251,14 +251,14 @@ def test_value_models_need_no_version_that_verifies(
     for arguments in (["--value-models", str(path)], []):
         found = run(models, *arguments, "--value-model", "likes", log=log, tmp_path=tmp_path)
         assert found["ranking"] == expected["ranking"]
-        assert "version 3 is passed over" in found["notes"][0]
+        assert "version 3 is ignored" in found["notes"][0]
         assert found["notes"][1] == "value models are checked for the tasks of version 2"
     for number in "12":
         spoil(models / "tiny" / number / "ranker.pt")
     found = run(models, "--value-models", str(path), "--value-model", "likes", log=log, tmp_path=tmp_path)
     assert found["ranking"] == expected["ranking"]
     assert "their tasks are those of the log's first request" in found["notes"][-1]
-    assert "version 1 is passed over" in capsys.readouterr().out
+    assert "version 1 is ignored" in capsys.readouterr().out
     # Without a models folder at all.
     found_json = tmp_path / "none.json"
     arguments = [str(log), "--value-models", str(path), "--value-model", "likes", "--json", str(found_json)]

@@ -100,7 +100,7 @@ def test_what_comes_from_outside_is_text(tmp_path: Path) -> None:
 
 def test_without_a_model_it_says_so(tmp_path: Path) -> None:
     with client_of(tmp_path) as client:
-        assert "not ready: the models folder holds no published version" in wait_for(client, "No model is there")
+        assert "not ready: the models folder has no published version" in wait_for(client, "No model is there")
 
 
 def test_a_browser_is_asked_for_a_key(tmp_path: Path) -> None:

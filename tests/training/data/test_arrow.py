@@ -137,7 +137,7 @@ def test_a_null_inside_a_dictionary_is_a_null() -> None:
         ("id", pa.array([1, 2], pa.duration("ms")), r"is duration\[ms\], an id of dtype int64"),
         ("id", pa.array([Decimal("1.5")]), "is double, an id of dtype int64 needs an integer column"),
         ("id", pa.array([Decimal(1), Decimal(2**63)]), "row 1: a decimal beyond int64; write an id as string"),
-        ("number", pa.array([Decimal("12345678901234567.8")]), "row 0: a decimal of more digits than float64 holds"),
+        ("number", pa.array([Decimal("12345678901234567.8")]), "row 0: a decimal of more digits than float64 has"),
         ("string", NOT_TEXT, "row 1: text that is not valid UTF-8; 2 such rows$"),
         (
             "strings",

@@ -42,7 +42,7 @@ RULES = {
     "a label that is null": "must be 0 or 1",
     "a label that is neither 0 nor 1": "must be 0 or 1",
     "a text that is not UTF-8": "text that is not valid UTF-8",
-    "a decimal of too many digits": "a decimal of more digits than float64 holds; write the column as double",
+    "a decimal of too many digits": "a decimal of more digits than float64 has; write the column as double",
     "an integer of too many digits": "a decimal beyond int64; write an id as string, a number as double",
 }
 

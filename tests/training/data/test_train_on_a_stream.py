@@ -177,4 +177,4 @@ def test_a_label_beside_which_all_others_vanish_is_named(
         train(config, show=False)
     says = "task watch: label 'watch_ms' is 1e+30 in a row of split train, over 1e+06 times the mean of all others"
     assert says in caplog.text
-    assert "task watch has labels that float32 does not tell apart in the validation split" in caplog.text
+    assert "task watch has labels that are equal in float32 in the validation split" in caplog.text

@@ -263,8 +263,8 @@ def test_wrong_input_is_refused_naming_the_place(arguments: tuple[Any, Any, Any]
 def test_wrong_bootstrap_arguments_are_refused() -> None:
     for options, message in (
         ({"replicates": -1}, "replicates >= 1"),
-        ({"level": 1.0}, "a level lies between 0 and 1; got 1.0"),
-        ({"level": 0.0}, "a level lies between 0 and 1; got 0.0"),
+        ({"level": 1.0}, "a level is between 0 and 1; got 1.0"),
+        ({"level": 0.0}, "a level is between 0 and 1; got 0.0"),
     ):
         with pytest.raises(ValueError, match=message):
             metrics.evaluate_regression([0, 1], [0.5, 0.5], [1, 2], **options)

@@ -39,7 +39,7 @@ def test_a_signed_version_is_taken_and_an_unsigned_one_is_not(version: Path, tmp
     with pytest.raises(ArtifactError, match="no trusted key made this signature"):
         Scorer.load(version, verify_key=other)
     other.write_text("not a key")
-    with pytest.raises(ArtifactError, match=r"other\.pub: holds no public key"):
+    with pytest.raises(ArtifactError, match=r"other\.pub: has no public key"):
         Scorer.load(version, verify_key=other)
 
 

@@ -220,5 +220,5 @@ def test_a_checkpoint_that_another_network_wrote_is_refused(tmp_path: Path) -> N
     shutil.copytree(other.path / FOLDER, run.path / FOLDER, symlinks=True)
     with pytest.raises(ValueError, match=r"checkpoints/00000000\d+: does not fit this run"):
         train(run.config, show=False)
-    with pytest.raises(ValueError, match="holds the weights of another network"):
+    with pytest.raises(ValueError, match="has the weights of another network"):
         Run.open(run.path).best_ranker()

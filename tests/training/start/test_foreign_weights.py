@@ -101,7 +101,7 @@ def test_the_first_line_that_fits_counts_and_tables_are_filled_where_named() -> 
     (NAMES, {"native": torch.zeros(1, 2)}, r"'native\[1\]', but that tensor has shape \[1, 2\]"),
     (NAMES, {"native": torch.zeros(())}, r"'native\[0\]', but that tensor has shape \[\]"),
     (NAMES, {"body.1.weight": torch.zeros(3, 4)}, r"'layer.0.weight' has shape \[4, 3\], .* 'body.1.weight' \[3, 4\]"),
-    (NAMES, {"body.1.bias": torch.full((4,), torch.nan)}, "'body.1.bias' holds values that are not finite"),
+    (NAMES, {"body.1.bias": torch.full((4,), torch.nan)}, "'body.1.bias' has values that are not finite"),
     (NAMES, {"body.1.weight": torch.full((4, 3), 1e300, dtype=torch.float64)}, "not finite"),
     (NAMES, {"body.1.bias": torch.zeros(4, dtype=torch.int64)}, "'body.1.bias', which is no tensor of floating"),
     (NAMES, {"body.1.bias": [0.0] * 4}, "'body.1.bias', which is no tensor of floating"),

@@ -165,7 +165,7 @@ def test_a_checkpoint_with_such_a_state_is_refused_by_name(tmp_path: Path) -> No
     content = best.read_bytes()
     manifest["files"][STATE] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (best.parent / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(ValueError, match="checkpoints/best: holds the weights of another network"):
+    with pytest.raises(ValueError, match="checkpoints/best: has the weights of another network"):
         run.best_ranker()
 
 
@@ -339,7 +339,7 @@ def test_the_next_run_starts_with_the_ids_of_its_parent(tmp_path: Path, from_ver
 
 
 def test_a_table_with_slots_has_no_rows_to_serve_before_it_is_known_who_holds_them() -> None:
-    with pytest.raises(ValueError, match="table 'user_id': the ids that hold its slots are absent"):
+    with pytest.raises(ValueError, match="table 'user_id': the ids that have its slots are absent"):
         FeatureEncoder(schema_of(WITH_SLOTS), FittedFeatures())
     # A training that ended before any turn: everything is unknown.
     schema = schema_of(WITH_SLOTS.replace("transform: [log1p, standardise], ", ""))
