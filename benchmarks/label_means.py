@@ -25,8 +25,9 @@ from training.config import TrainingConfig
 from training.data.rows import labels_of, observed_of, read_splits
 from training.datasets.simulate import simulate
 from training.evaluate.evaluate import evaluate, groups_of
-from training.evaluate.label_means import FOLDS, bare_answers, fit_label_mean, logits_of
+from training.evaluate.label_means import logits_of
 from training.run.run import Run
+from training.tasks.label_mean_map import FOLDS, bare_answers, fit_label_mean
 from training.train import train
 
 TASK = "play_time"

@@ -27,7 +27,7 @@ from benchmarks.command import data_folder, run_benchmark
 from model.artifact.artifact import CALIBRATION, MANIFEST
 from model.calibration import AnswerMaps, Calibration
 from model.scorer.scorer import COMPILED_TOLERANCE, Engine, Scorer
-from model.tasks import BinaryTask
+from model.tasks import BinaryTask, RegressionTask
 from model.tasks.regression import inverse_target
 from training.config import TrainingConfig
 from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
@@ -54,6 +54,7 @@ def answers_of_training(run: Run, table: pa.Table, maps: AnswerMaps) -> NDArray[
         if isinstance(task, BinaryTask):
             answers.append(expit(logits_B + np.log(task.negative_sampling_rate)))
             continue
+        assert isinstance(task, RegressionTask), "the feeds of this benchmark have no other"
         scale = run.fitted.targets[task.name]
         values_B = logits_B * scale.scale + scale.mean
         answers.append(np.clip(inverse_target(values_B, task.transform), 0.0, scale.upper))
@@ -88,7 +89,7 @@ def metrics(run: Run, table: pa.Table, answers_BT: NDArray[Any]) -> dict[str, di
         if isinstance(task, BinaryTask):
             found[task.name] = {"NE": normalized_entropy(labels, answers), "AUC": auc(labels, answers)}
         else:
-            if task.transform == "log1p":
+            if isinstance(task, RegressionTask) and task.transform == "log1p":
                 labels, answers = np.log1p(labels), np.log1p(answers)
             rmse, spearman = np.sqrt(np.mean((answers - labels) ** 2)), spearmanr(labels, answers).statistic
             found[task.name] = {"RMSE": float(rmse), "Spearman": float(spearman)}

@@ -6,10 +6,11 @@ from pydantic import BeforeValidator, Field
 
 from model.strict_yaml import refuse_unknown_kind
 from model.tasks.binary import BinaryTask
+from model.tasks.multiclass import MulticlassTask
 from model.tasks.regression import RegressionTask
 
 Task = Annotated[
-    BinaryTask | RegressionTask,
+    BinaryTask | RegressionTask | MulticlassTask,
     Field(discriminator="kind"),
     BeforeValidator(lambda data: refuse_unknown_kind(data, KINDS, "task's type")),
 ]
@@ -19,4 +20,4 @@ KINDS: list[str] = [
     kind for task in get_args(get_args(Task)[0]) for kind in get_args(task.model_fields["kind"].annotation)
 ]
 
-__all__ = ["KINDS", "BinaryTask", "RegressionTask", "Task"]
+__all__ = ["KINDS", "BinaryTask", "MulticlassTask", "RegressionTask", "Task"]

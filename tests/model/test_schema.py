@@ -179,7 +179,7 @@ def test_faults_of_a_feature_are_named(tmp_path: Path, feature: str, message: st
     ("", "tasks"),
     ("{kind: binary, label: x}", "tasks.0.binary.name"),
     ("{name: click, label: x}", "tasks.0: key 'kind' is missing; it names the task's type: binary, regression"),
-    ("{name: click, kind: multi, label: x}", "tasks.0: unknown kind 'multi'; valid kinds: binary, regression"),
+    ("{name: click, kind: rank, label: x}", "tasks.0: unknown kind 'rank'; valid kinds: binary, regression"),
     ("{name: click, kind: binary}", "tasks.0.binary.label"),
     ("{name: click, kind: binary, label: ''}", "tasks.0.binary.label"),
     ("{name: click, kind: binary, label: x, transform: log1p}", "unknown key 'transform'"),

@@ -8,7 +8,7 @@ In: the Arrow tables of the training split and of the requested split. Out: inpu
 training_only features have their logged value, as they have for the networks of a comparison.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,10 +46,11 @@ class Inputs:
 @dataclass(frozen=True, slots=True)
 class Targets:
     """A task's labels on the scale that is learned, and the rows' weights, 0 where the label does not count, both
-    [B]."""
+    [B]. `encoded` are the numbers that encodings are means of, by the mean's name."""
 
     labels_B: Floats
     weights_B: Floats
+    encoded: Mapping[str, Floats]
 
 
 def check_encodings(encodings: EncodingsConfig, schema: FeedSchema) -> None:
@@ -84,11 +85,12 @@ def extra_columns(encodings: EncodingsConfig | None, data: DataConfig) -> tuple[
 
 def targets_of(task: Task, table: pa.Table, weight: str | None) -> Targets:
     """A task's labels and weights. `weight` names the column of row weights."""
-    labels_B = learned(task).learned_labels(labels_of(task, table))
+    kind = learned(task)
+    labels_B = kind.learned_labels(labels_of(task, table))
     weights_B = observed_of(task, table).astype(np.float64)
     if weight is not None:
         weights_B *= table.column(weight).cast(pa.float64(), safe=False).to_numpy()
-    return Targets(labels_B, weights_B)
+    return Targets(labels_B, weights_B, kind.encoded_labels(labels_B))
 
 
 class TreeInputs:
@@ -137,15 +139,16 @@ class TreeInputs:
         """`common` with the encodings for one task. `task` is of the training split, and no table means its rows."""
         columns: dict[str, Floats] = {}
         for name in self._codes:
-            found = self._encode(name, task, table)
-            columns[f"{name}.mean"], columns[f"{name}.rows"] = found
+            for mean, labels_B in task.encoded.items():
+                columns[f"{name}.{mean}"], rows_B = self._encode(name, labels_B, task.weights_B, table)
+            columns[f"{name}.rows"] = rows_B
         encoded_BF = _matrix(columns, len(common.inputs_BF))
         both_BF = np.concatenate([common.inputs_BF, encoded_BF], axis=1)
         return Inputs(both_BF, [*common.names, *columns], common.categories)
 
-    def _encode(self, name: str, task: Targets, table: pa.Table | None) -> Encoding:
+    def _encode(self, name: str, labels_B: Floats, weights_B: Floats, table: pa.Table | None) -> Encoding:
         assert self._encodings is not None, "there are codes"
-        smoothing, known = self._encodings.smoothing, (self._codes[name], task.labels_B, task.weights_B)
+        smoothing, known = self._encodings.smoothing, (self._codes[name], labels_B, weights_B)
         if table is not None:
             return from_all(*known, _codes(name, self._values[name], table), smoothing)
         by_groups = out_of_fold if self._encodings.order is None else from_earlier

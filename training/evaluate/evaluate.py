@@ -9,9 +9,8 @@ says little beside them, and is not printed. Intervals come from a bootstrap ove
 where no user column is named.
 """
 
-import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,23 +20,18 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from scipy.special import expit
 
-from model.tasks import BinaryTask, RegressionTask
-from model.tasks.regression import transform_target
+from model.tasks import Task
 from training.config import SplitName
 from training.data.groups import group_codes, rows_without_group
 from training.data.rows import labels_of, observed_of, read_splits
-from training.evaluate.label_means import NoLabelMeanError, bare_answers, cross_fitted, fit_label_mean, logits_of
+from training.evaluate.label_means import logits_of
 from training.metrics.bootstrap import Floats
-from training.metrics.metrics import evaluate_binary, evaluate_regression
 from training.run.data_record import warn_of_changes
 from training.run.run import Run, write_json
+from training.tasks import KINDS, learned
+from training.tasks.learned import Bootstrap, Sample
 from training.wording import counted
-
-SEED = 0
-
-log = logging.getLogger(__name__)
 
 
 def evaluate(run: Run, split: SplitName = "test", *, replicates: int = 500, where: str | None = None) -> dict[str, Any]:
@@ -47,13 +41,13 @@ def evaluate(run: Run, split: SplitName = "test", *, replicates: int = 500, wher
     run.summary()
     warn_of_changes(run)
     torch.set_num_threads(run.config.threads)
-    has_means = any(isinstance(task, RegressionTask) and task.transform != "none" for task in run.schema.tasks)
+    has_means = any(learned(task).is_mapped for task in run.schema.tasks)
     splits: tuple[SplitName, ...] = ("validation", split) if has_means and split != "validation" else (split,)
     tables = read_splits(run.config.data, run.schema, splits)
     picked_B = np.ones(tables[split].num_rows, bool) if where is None else _segment(tables[split], where)
     ranker = run.best_ranker()
     logged = {name: logits_of(run, ranker, table, as_served=False) for name, table in tables.items()}
-    measure = _Measure(run, split, tables, logged, picked_B, replicates)
+    measure = _Measure(run, split, tables, logged, picked_B, Bootstrap(replicates))
     result: dict[str, Any] = {
         "run": run.path.name,
         "split": split if where is None else f"{split}, {where}",
@@ -100,60 +94,28 @@ class _Measure:
     tables: Mapping[SplitName, pa.Table]
     logged: Mapping[SplitName, Floats]
     picked_B: NDArray[np.bool_]
-    replicates: int
+    bootstrap: Bootstrap
 
     def all_tasks(self, logits_BO: Floats, *, as_served: bool) -> dict[str, Any]:
         """Metrics by task of the logits of the split's rows."""
-        table = self.tables[self.split]
-        groups_B = groups_of(self.run, table)
+        # On the validation split as it was logged, maps are cross-fitted.
+        is_own = as_served or self.split != "validation"
         measured: dict[str, Any] = {}
         for task in self.run.schema.tasks:
-            position = self.run.schema.outputs.index(task.name)
-            labels_B, counts_B = labels_of(task, table), observed_of(task, table) & self.picked_B
-            labels_N, groups_N = labels_B[counts_B], groups_B[counts_B]
-            logits_B = logits_BO[:, position]
-            if isinstance(task, BinaryTask):
-                probabilities_N = expit(logits_B[counts_B])
-                found = asdict(
-                    evaluate_binary(labels_N, probabilities_N, groups_N, replicates=self.replicates, seed=SEED)
-                )
-            else:
-                means_B, how = self._means(task, position, logits_B, as_served=as_served)
-                found = self._regression(labels_N, means_B[counts_B], groups_N)
-                if task.transform != "none":
-                    scale = self.run.fitted.targets[task.name]
-                    learned_N = np.maximum(logits_B[counts_B] * scale.scale + scale.mean, 0.0)
-                    found["label_mean"] = how
-                    labels_N = transform_target(labels_N, task.transform)
-                    found[task.transform] = self._regression(labels_N, learned_N, groups_N)
-            measured[task.name] = {"kind": task.kind, **found}
+            kind = learned(task, self.run.fitted.targets)
+            picked_N = self.picked_B[observed_of(task, self.tables[self.split])]
+            sample = self._sample(task, self.split, logits_BO)
+            validation = (
+                self._sample(task, "validation", self.logged["validation"]) if kind.is_mapped and is_own else None
+            )
+            measured[task.name] = {"kind": task.kind, **kind.measure(sample, picked_N, validation, self.bootstrap)}
         return measured
 
-    def _regression(self, labels_N: Floats, answers_N: Floats, groups_N: NDArray[Any]) -> dict[str, Any]:
-        return asdict(evaluate_regression(labels_N, answers_N, groups_N, replicates=self.replicates, seed=SEED))
-
-    def _means(
-        self, task: RegressionTask, position: int, logits_B: Floats, *, as_served: bool
-    ) -> tuple[Floats, str | None]:
-        """means_B in the label's unit of all rows, and on what their map was fitted."""
-        scale = self.run.fitted.targets[task.name]
-        bare_B = bare_answers(task, scale, logits_B)
-        if task.transform == "none":
-            return bare_B, None
-        table = self.tables["validation"]
-        known_B = observed_of(task, table)
-        labels_N = labels_of(task, table)[known_B]
-        answers_N = bare_answers(task, scale, self.logged["validation"][known_B, position])
-        try:
-            if self.split != "validation" or as_served:
-                return fit_label_mean(labels_N, answers_N, scale.upper)(bare_B), "fitted on the validation split"
-            groups_N = groups_of(self.run, table)[known_B]
-            means_B = bare_B.copy()
-            means_B[known_B] = cross_fitted(labels_N, answers_N, groups_N, scale.upper)
-        except NoLabelMeanError as error:
-            log.warning("task %s is measured without a correction to its label's mean: %s", task.name, error)
-            return bare_B, f"none: {error}"
-        return means_B, "cross-fitted on the validation split"
+    def _sample(self, task: Task, split: SplitName, logits_BO: Floats) -> Sample:
+        table = self.tables[split]
+        observed_B = observed_of(task, table)
+        logits_NO = logits_BO[observed_B, self.run.schema.output_slices[task.name]]
+        return Sample(labels_of(task, table)[observed_B], logits_NO, groups_of(self.run, table)[observed_B])
 
 
 def groups_of(run: Run, table: pa.Table) -> NDArray[Any]:
@@ -181,22 +143,15 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def _print_tasks(console: Console, title: str, tasks: dict[str, Any]) -> None:
-    binary = Table("task", "positives", "NE", "AUC", "GAUC", "calibration", title=title, title_justify="left")
-    regression = Table("task", "scale", "calibration", "MSE", "RMSE", "MAE", "Spearman")
-    for name, task in tasks.items():
-        if task["kind"] == "binary":
-            cells = [_cell(task[metric]) for metric in ("normalized_entropy", "auc", "gauc", "calibration_ratio")]
-            binary.add_row(name, f"{task['positives']:,}", *cells)
-            continue
-        for scale, measured in {"label's unit": task, "log1p": task.get("log1p")}.items():
-            if measured is not None:
-                metrics = ("calibration_ratio", "mse", "rmse", "mae", "spearman")
-                regression.add_row(name, scale, *(_cell(measured[metric]) for metric in metrics))
-    if not binary.row_count:
-        regression.title, regression.title_justify = title, "left"
-    for table in (binary, regression):
+    for name, kind in KINDS.items():
+        table = Table("task", *kind.table_columns, title=title, title_justify="left")
+        for task, measured in tasks.items():
+            if measured["kind"] == name:
+                for row in kind.table_rows(measured):
+                    table.add_row(task, *(_cell(cell) if isinstance(cell, dict) else cell for cell in row))
         if table.row_count:
             console.print(table)
+            title = ""
 
 
 def _print_as_served(console: Console, tasks: dict[str, Any]) -> None:
@@ -206,9 +161,11 @@ def _print_as_served(console: Console, tasks: dict[str, Any]) -> None:
         "observed, so only the order is measured.",
         highlight=False,
     )
-    table = Table("task", "AUC", "GAUC", "Spearman")
+    metrics = {"auc": "AUC", "gauc": "GAUC", "macro_auc": "macro AUC", "spearman": "Spearman"}
+    held = [metric for metric in metrics if any(metric in task for task in tasks.values())]
+    table = Table("task", *(metrics[metric] for metric in held))
     for name, task in tasks.items():
-        table.add_row(name, *(_cell(task[metric]) if metric in task else "" for metric in ("auc", "gauc", "spearman")))
+        table.add_row(name, *(_cell(task[metric]) if metric in task else "" for metric in held))
     console.print(table)
 
 

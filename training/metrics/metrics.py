@@ -106,7 +106,7 @@ def gauc(labels: npt.ArrayLike, scores: npt.ArrayLike, groups: npt.ArrayLike) ->
     """AUC inside each group, averaged over impressions. `value` is None when no group has both classes."""
     y, s, _ = _aligned(scores=scores, labels=labels, weights=None)
     _check_labels(y)
-    codes, num_groups = _group_codes(groups, y.size)
+    codes, num_groups = group_codes(groups, y.size)
     aucs, rows = auc_per_group(y, s, codes, num_groups)
     used = rows > 0
     return GroupedAUC(
@@ -139,7 +139,7 @@ def evaluate_binary(
     outside [0, 1].
     """
     y, p, _ = _binary_inputs(labels, probabilities, None)
-    codes, num_groups = _group_codes(groups, y.size)
+    codes, num_groups = group_codes(groups, y.size)
     loss_G, label_G, probability_G, rows_G = (
         np.bincount(codes, x, num_groups) for x in (cross_entropy(y, p), y, p, np.ones_like(y))
     )
@@ -176,7 +176,7 @@ def evaluate_regression(
     and resamples the pairs of ranks, which saves two sorts per replicate.
     """
     y, p, _ = _aligned(scores=predictions, labels=values, weights=None)
-    codes, num_groups = _group_codes(groups, y.size)
+    codes, num_groups = group_codes(groups, y.size)
     squared_G, absolute_G, rows_G, value_G, prediction_G = (
         np.bincount(codes, x, num_groups) for x in ((p - y) ** 2, np.abs(p - y), np.ones_like(y), y, p)
     )
@@ -352,7 +352,7 @@ def _aligned(
     return y, s, w
 
 
-def _group_codes(groups: npt.ArrayLike, rows: int) -> tuple[Codes, int]:
+def group_codes(groups: npt.ArrayLike, rows: int) -> tuple[Codes, int]:
     """Each row's group as 0..num_groups-1 in sorted order of the group, so that the order of the rows changes
     no draw.
     """

@@ -6,10 +6,15 @@ from model.tasks import Task
 from model.tasks.task import TargetScale
 from training.tasks.binary import LearnedBinary
 from training.tasks.learned import LearnedTask
+from training.tasks.multiclass import LearnedMulticlass
 from training.tasks.regression import LearnedRegression
 
 # By the schema's `kind`.
-KINDS: dict[str, type[LearnedTask]] = {"binary": LearnedBinary, "regression": LearnedRegression}
+KINDS: dict[str, type[LearnedTask]] = {
+    "binary": LearnedBinary,
+    "regression": LearnedRegression,
+    "multiclass": LearnedMulticlass,
+}
 
 
 def learned(task: Task, scales: Mapping[str, TargetScale] | None = None) -> LearnedTask:

@@ -7,8 +7,9 @@ log's own odds. Everything behind the logit (metrics, answers, value models) nee
 Shapes: B rows, O outputs and T tasks, one output a task.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,11 +25,12 @@ from training.metrics.metrics import (
     auc_on_draws,
     calibration_ratio,
     entropy_on_draws,
+    evaluate_binary,
     gauc,
     gauc_on_draws,
     normalized_entropy,
 )
-from training.tasks.learned import Floats, LearnedTask, Mask
+from training.tasks.learned import Bootstrap, Floats, LearnedTask, Mask, Sample
 from training.tasks.metric import Metric, mean_on_draws
 
 
@@ -67,7 +69,7 @@ class LearnedBinary(LearnedTask):
             "calibration", None, lambda y, x, _: calibration_ratio(y, expit(x[:, 0])), None, "no positive label"
         ),
     }
-    trees: ClassVar[Mapping[str, str | int]] = {"objective": "binary", "metric": "binary_logloss"}
+    table_columns = ("positives", "NE", "AUC", "GAUC", "calibration")
     has_right_answers = True
     label_rule = "must be 0 or 1"
 
@@ -84,6 +86,24 @@ class LearnedBinary(LearnedTask):
     def label_counts(labels_N: Floats) -> dict[str, int]:
         """Positives."""
         return {"positives": int(labels_N.sum())}
+
+    def measure(
+        self, sample: Sample, picked_N: Mask, validation: Sample | None, bootstrap: Bootstrap
+    ) -> dict[str, Any]:
+        """Those of `evaluate_binary`."""
+        labels_N, probabilities_N = sample.labels_N[picked_N], expit(sample.logits_NO[picked_N, 0])
+        return asdict(evaluate_binary(labels_N, probabilities_N, sample.groups_N[picked_N], **asdict(bootstrap)))
+
+    @staticmethod
+    def table_rows(measured: dict[str, Any]) -> list[list[Any]]:
+        """One row."""
+        metrics = ("normalized_entropy", "auc", "gauc", "calibration_ratio")
+        return [[f"{measured['positives']:,}", *(measured[metric] for metric in metrics)]]
+
+    @property
+    def trees(self) -> dict[str, str | int]:
+        """Of the same loss."""
+        return {"objective": "binary", "metric": "binary_logloss"}
 
     def constant_outputs(self, labels_N: Floats) -> list[float]:
         """The logit with half a row of each class more: that of 0 or 1 is not finite."""

@@ -7,8 +7,9 @@ Shapes: B rows, O outputs of the task (or of the tasks of a run), T tasks of a r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,23 @@ Mask = NDArray[np.bool_]
 Outputs = NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows of a split whose label counts: labels_N, the task's logits_NO, and the group (user) of each."""
+
+    labels_N: Floats
+    logits_NO: Floats
+    groups_N: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """Draws of groups that intervals come from."""
+
+    replicates: int
+    seed: int = 0
+
+
 class LearnedTask(ABC):
     """A task as it is learned."""
 
@@ -32,8 +50,8 @@ class LearnedTask(ABC):
     precision: ClassVar[float] = 1.0
     # Those by which networks are compared, by name.
     metrics: ClassVar[dict[str, Metric]]
-    # LightGBM's objective, and the metric that chooses the number of trees.
-    trees: ClassVar[Mapping[str, str | int]]
+    # Columns of an evaluation's table, behind the task.
+    table_columns: ClassVar[tuple[str, ...]]
     # Words for a validation split without two labels.
     one_label: ClassVar[str] = "has one label only"
 
@@ -86,6 +104,32 @@ class LearnedTask(ABC):
     def label_counts(labels_N: Floats) -> dict[str, int]:
         """What a report counts of labels, beside the rows, by its name there."""
         return {}
+
+    @property
+    def is_mapped(self) -> bool:
+        """True where answers are mapped, and the map is fitted on the validation split."""
+        return False
+
+    @abstractmethod
+    def measure(
+        self, sample: Sample, picked_N: Mask, validation: Sample | None, bootstrap: Bootstrap
+    ) -> dict[str, Any]:
+        """Metrics of the picked rows of a sample, with intervals, as JSON. `validation` is what a map is fitted on,
+        None where the sample is that itself."""
+
+    @staticmethod
+    @abstractmethod
+    def table_rows(measured: dict[str, Any]) -> list[list[Any]]:
+        """Rows of an evaluation's table: words and metrics with their intervals."""
+
+    @property
+    @abstractmethod
+    def trees(self) -> dict[str, str | int]:
+        """LightGBM's objective, and the metric that chooses the number of trees."""
+
+    def encoded_labels(self, labels_B: Floats) -> dict[str, Floats]:
+        """What trees' target encodings are means of, by the name of the mean."""
+        return {"mean": labels_B}
 
     def outputs_of_trees(self, scores_BO: Floats) -> Floats:
         """outputs_BO, as `learned_outputs` of a network, of trees' raw scores."""

@@ -3,8 +3,10 @@
 Shapes: B rows, O outputs and T tasks, one output a task.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,9 +15,12 @@ from torch.nn import functional
 from model.tasks import RegressionTask
 from model.tasks.regression import transform_target
 from model.tasks.task import BaseTask
-from training.metrics.metrics import mse
-from training.tasks.learned import Floats, LearnedTask, Mask, Outputs
+from training.metrics.metrics import evaluate_regression, mse
+from training.tasks.label_mean_map import NoLabelMeanError, bare_answers, cross_fitted, fit_label_mean
+from training.tasks.learned import Bootstrap, Floats, LearnedTask, Mask, Outputs, Sample
 from training.tasks.metric import Metric, mean_on_draws
+
+log = logging.getLogger(__name__)
 
 
 class LearnedRegression(LearnedTask):
@@ -30,7 +35,7 @@ class LearnedRegression(LearnedTask):
             "no rows",
         ),
     }
-    trees: ClassVar[Mapping[str, str | int]] = {"objective": "regression", "metric": "l2"}
+    table_columns = ("scale", "calibration", "MSE", "RMSE", "MAE", "Spearman")
     precision = 0.5
     label_rule = "must be a finite number >= 0"
     one_label = "has labels that are equal in float32"
@@ -58,6 +63,57 @@ class LearnedRegression(LearnedTask):
     def losses(cls, tasks: Sequence[BaseTask], offsets: Sequence[float]) -> nn.Module:
         """Squared error."""
         return SquaredErrors()
+
+    @property
+    def is_mapped(self) -> bool:
+        """True of a transformed scale, whose bare inverse is no mean."""
+        assert isinstance(self.task, RegressionTask)
+        return self.task.transform != "none"
+
+    def measure(
+        self, sample: Sample, picked_N: Mask, validation: Sample | None, bootstrap: Bootstrap
+    ) -> dict[str, Any]:
+        """Those of `evaluate_regression` in the label's unit, and on the scale that is learned where it is another."""
+        assert isinstance(self.task, RegressionTask)
+        labels_N, groups_N = sample.labels_N[picked_N], sample.groups_N[picked_N]
+        means_N, how = self._means(sample, validation)
+        found = asdict(evaluate_regression(labels_N, means_N[picked_N], groups_N, **asdict(bootstrap)))
+        if self.is_mapped:
+            learned_N = np.maximum(sample.logits_NO[picked_N, 0] * self.scale.scale + self.scale.mean, 0.0)
+            on_scale = evaluate_regression(self.learned_labels(labels_N), learned_N, groups_N, **asdict(bootstrap))
+            found |= {"label_mean": how, self.task.transform: asdict(on_scale)}
+        return found
+
+    def _means(self, sample: Sample, validation: Sample | None) -> tuple[Floats, str | None]:
+        """means_N in the label's unit, and on what their map was fitted."""
+        bare_N = self._bare(sample)
+        if not self.is_mapped:
+            return bare_N, None
+        try:
+            if validation is None:
+                means_N = cross_fitted(sample.labels_N, bare_N, sample.groups_N, self.scale.upper)
+                return means_N, "cross-fitted on the validation split"
+            mapping = fit_label_mean(validation.labels_N, self._bare(validation), self.scale.upper)
+        except NoLabelMeanError as error:
+            log.warning("task %s is measured without a correction to its label's mean: %s", self.task.name, error)
+            return bare_N, f"none: {error}"
+        return mapping(bare_N), "fitted on the validation split"
+
+    def _bare(self, sample: Sample) -> Floats:
+        assert isinstance(self.task, RegressionTask)
+        return bare_answers(self.task, self.scale, sample.logits_NO[:, 0])
+
+    @staticmethod
+    def table_rows(measured: dict[str, Any]) -> list[list[Any]]:
+        """One row, and one for the scale that is learned where it is another."""
+        metrics = ("calibration_ratio", "mse", "rmse", "mae", "spearman")
+        scales = {"label's unit": measured, "log1p": measured.get("log1p")}
+        return [[scale, *(one[metric] for metric in metrics)] for scale, one in scales.items() if one is not None]
+
+    @property
+    def trees(self) -> dict[str, str | int]:
+        """Of the same loss."""
+        return {"objective": "regression", "metric": "l2"}
 
     def outputs_of_trees(self, scores_BO: Floats) -> Floats:
         """Trees' values, none below 0."""

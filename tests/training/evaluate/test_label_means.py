@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.evaluate.label_means import Array, NoLabelMeanError, cross_fitted, fit_label_mean
+from training.tasks.label_mean_map import Array, NoLabelMeanError, cross_fitted, fit_label_mean
 
 RANDOM = np.random.default_rng(5)
 ROWS = 30_000

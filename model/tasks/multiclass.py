@@ -1,0 +1,82 @@
+"""One of several classes: a logit a class, answered by their softmax.
+
+Shapes: N candidates, O outputs, one of each class of each task.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import field_validator
+from torch import Tensor, nn
+
+from model.strict_yaml import Name
+from model.tasks.task import BaseTask, Scales
+
+MOST_CLASSES = 32
+# Integers that a float64, as which labels are read, tells apart.
+_EXACT = 2**53
+
+
+class MulticlassTask(BaseTask):
+    """One of 2 to 32 classes. `label` is a string column of their names, or an integer column and `classes` a mapping
+    from its values to names."""
+
+    calibrated_by: ClassVar[tuple[str, ...]] = ("bias_corrected_temperature",)
+
+    kind: Literal["multiclass"]
+    classes: tuple[Name, ...] | dict[int, Name]
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _check_classes(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            value = {_class_value(key): name for key, name in value.items()}
+        elif not isinstance(value, list | tuple):
+            raise ValueError("a list of names, or a mapping from the column's values to names ({1: bad, 2: good})")
+        names = list(value.values() if isinstance(value, dict) else value)
+        if not 2 <= len(names) <= MOST_CLASSES:
+            raise ValueError(f"2 to {MOST_CLASSES} classes, got {len(names)}")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"class {name!r} is there {names.count(name)} times")
+        return value
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of outputs."""
+        return tuple(self.classes.values()) if isinstance(self.classes, dict) else self.classes
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """A dotted name for each class."""
+        return tuple(f"{self.name}.{name}" for name in self.class_names)
+
+    @classmethod
+    def answers(cls, tasks: Sequence[Self], scales: Scales) -> nn.Module:
+        """Logits -> probabilities, which sum to 1 in each task."""
+        return ClassProbabilities([len(task.outputs) for task in tasks])
+
+
+class ClassProbabilities(nn.Module):
+    """logits_NO -> probabilities_NO, of tasks with so many classes each."""
+
+    def __init__(self, classes: Sequence[int]) -> None:
+        super().__init__()
+        self.classes = list(classes)
+
+    def forward(self, logits_NO: Tensor) -> Tensor:
+        """probabilities_NO."""
+        probabilities: list[Tensor] = []
+        for logits_NC in torch.split(logits_NO, self.classes, dim=1):
+            probabilities.append(torch.softmax(logits_NC, dim=1))  # noqa: PERF401 - TorchScript reads it
+        return torch.cat(probabilities, dim=1)
+
+
+def _class_value(key: object) -> int:
+    # JSON, as a manifest keeps a schema, has no keys but strings.
+    if isinstance(key, str) and key.removeprefix("-").isdecimal():
+        key = int(key)
+    if not isinstance(key, int) or isinstance(key, bool) or abs(key) > _EXACT:
+        raise ValueError(f"{key!r} is no value of an integer column; for a string column give a list of names")
+    return key
