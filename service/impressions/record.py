@@ -43,28 +43,14 @@ class Line(msgspec.Struct):
     hashes: Hashes | None = None
 
 
-class LoggedCandidates(NamedTuple):
-    """The candidates of a logged request, features as columns."""
-
-    id: list[str]
-    features: dict[str, list[Any]]
-
-
 class Logged(NamedTuple):
-    """A logged request. Where the log has hashes, `is_hashed`, ids are those of the hashes in 16 hexadecimal digits,
-    and there are no features."""
+    """A logged request: its line, and of that what is decoded, features of candidates as columns. Where the log has
+    hashes, ids are those of the hashes in 16 hexadecimal digits, and there are no features."""
 
-    request_id: str
-    model: str
-    model_version: str
-    value_model: str
-    value_model_version: str
-    catalogue: bool
-    is_hashed: bool
+    line: Line
+    ids: list[str]
     user: dict[str, Any]
-    candidates: LoggedCandidates
-    score: list[float]
-    tasks: dict[str, list[float]]
+    features: dict[str, list[Any]]
 
 
 _line_decoder = msgspec.json.Decoder(Line)
@@ -98,31 +84,16 @@ def check(line: Line) -> None:
 
 def logged(line: Line) -> Logged:
     """Content of a line. Raises ValueError saying what is wrong with its features."""
-    user: dict[str, Any] = {}
     if line.hashes is not None:
-        candidates = LoggedCandidates([f"{number:016x}" for number in line.hashes.candidate_id], {})
-    else:
-        assert line.candidates is not None, "checked"
-        try:
-            user, features = _user_decoder.decode(line.user), _features_decoder.decode(line.candidates.features)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        candidates = LoggedCandidates(line.candidates.id, features)
-        lengths = {f"candidates.features.{name}": len(column) for name, column in features.items()}
-        _check_lengths(len(candidates.id), lengths)
-    return Logged(
-        line.request_id,
-        line.model,
-        line.model_version,
-        line.value_model,
-        line.value_model_version,
-        line.catalogue,
-        line.hashes is not None,
-        user,
-        candidates,
-        line.score,
-        line.tasks,
-    )
+        return Logged(line, [f"{number:016x}" for number in line.hashes.candidate_id], {}, {})
+    assert line.candidates is not None, "checked"
+    try:
+        user, features = _user_decoder.decode(line.user), _features_decoder.decode(line.candidates.features)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    lengths = {f"candidates.features.{name}": len(column) for name, column in features.items()}
+    _check_lengths(len(line.candidates.id), lengths)
+    return Logged(line, line.candidates.id, user, features)
 
 
 def read_line(text: bytes) -> Logged:

@@ -68,14 +68,14 @@ class Tally:
     def add(self, place: str, logged: Logged, rescored: Rescored) -> None:
         """Takes in a request and its scores now."""
         self.replayed += 1
-        before_N = np.array(logged.score)
+        before_N = np.array(logged.line.score)
         moved = movement(before_N, rescored.score_N)
         for k, overlap in zip(TOP, moved.overlaps, strict=True):
             self.overlaps[k].add(overlap)
         self.first_changes.add(float(moved.first_changes))
         self.score.add(before_N, rescored.score_N)
-        for output in dict.fromkeys([*logged.tasks, *rescored.answers_N]):
-            before = logged.tasks.get(output)
+        for output in dict.fromkeys([*logged.line.tasks, *rescored.answers_N]):
+            before = logged.line.tasks.get(output)
             shift = self.outputs.setdefault(output, Shift.empty())
             # As float32, which answers are, on both sides: equal ones stay equal.
             before_32 = None if before is None else np.array(before, np.float32).astype(np.float64)
@@ -139,7 +139,7 @@ def replay(files: Sequence[Path], rescoring: Rescoring) -> Tally:
             if isinstance(logged, ValueError):
                 tally.refuse("damaged", place, logged)
                 continue
-            if logged.model != rescoring.model:
+            if logged.line.model != rescoring.model:
                 tally.of_other_models += 1
                 continue
             try:
@@ -177,9 +177,11 @@ def report(tally: Tally, rescoring: Rescoring, *, show_ids: bool) -> dict[str, A
 
 
 def _entry(moved: Moved, show_ids: bool) -> dict[str, Any]:
-    ids = moved.logged.candidates.id
-    first, now = (ids[int(ranking(np.asarray(score), 1)[0])] for score in (moved.logged.score, moved.rescored.score_N))
-    shown = {"request_id": moved.logged.request_id, "first": first, "first_now": now} if show_ids else {}
+    ids = moved.logged.ids
+    first, now = (
+        ids[int(ranking(np.asarray(score), 1)[0])] for score in (moved.logged.line.score, moved.rescored.score_N)
+    )
+    shown = {"request_id": moved.logged.line.request_id, "first": first, "first_now": now} if show_ids else {}
     kendall_tau, overlaps, first_changes = moved.movement
     by_k = {f"top_{k}_overlap": overlap for k, overlap in zip(TOP, overlaps, strict=True)}
     counts = {"candidates": len(ids), "kendall_tau": kendall_tau, **by_k, "first_changes": first_changes}

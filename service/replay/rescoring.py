@@ -95,44 +95,44 @@ class Rescoring:
         if first is None:
             raise ValueError(f"no version of model '{self.model}' verifies, and the log has no request of it")
         self.notes.append("no version to check value models for: their tasks are those of the log's first request")
-        return AnswerDomain.of_answers(first.tasks)
+        return AnswerDomain.of_answers(first.line.tasks)
 
     def __call__(self, logged: Logged) -> Rescored:
         """The request's scores now. Raises ValueError where it cannot be scored."""
-        name = self._value_model or logged.value_model
+        name = self._value_model or logged.line.value_model
         if name not in self._value_models:
             raise ValueError(f"no value model '{name}'; there are: {', '.join(self._value_models.names)}")
         value_model = self._value_models[name]
-        is_logged_version = self.version is None or self.version == logged.model_version
+        is_logged_version = self.version is None or self.version == logged.line.model_version
         answers_NO = self._logged_answers(logged) if is_logged_version else self._new_answers(logged)
-        if is_logged_version and value_model.version == logged.value_model_version:
-            score_N = np.array(logged.score)
+        if is_logged_version and value_model.version == logged.line.value_model_version:
+            score_N = np.array(logged.line.score)
         else:
             with np.errstate(all="ignore"):  # the next line is what looks for it
                 score_N = value_model.score(answers_NO)
             if not np.isfinite(score_N).all():
                 raise ValueError(f"value model '{name}' gives a score that is not finite")
-        self.value_models[logged.value_model, logged.value_model_version, name, value_model.version] += 1
+        self.value_models[logged.line.value_model, logged.line.value_model_version, name, value_model.version] += 1
         return Rescored(score_N, dict(zip(self._outputs, answers_NO.T.astype(np.float64), strict=True)))
 
     def _logged_answers(self, logged: Logged) -> NDArray[np.float32]:
-        lacking = [output for output in self._outputs if output not in logged.tasks]
+        lacking = [output for output in self._outputs if output not in logged.line.tasks]
         if lacking:
             raise ValueError(f"the log has no answers of task {', '.join(lacking)}; give --version to score it again")
-        return np.array([logged.tasks[output] for output in self._outputs], np.float32).T
+        return np.array([logged.line.tasks[output] for output in self._outputs], np.float32).T
 
     def _new_answers(self, logged: Logged) -> NDArray[np.float32]:
         assert self._scorer is not None, "a version was given"
-        if logged.catalogue:
+        if logged.line.catalogue:
             raise ValueError("a catalogue gave features that are not in the log; score such requests by value model")
-        if logged.is_hashed:
+        if logged.line.hashes is not None:
             raise ValueError(
                 "the log has a hash of the features, not their values (--impression-log-features hash); score such "
                 "requests by value model"
             )
-        rows = len(logged.candidates.id)
+        rows = len(logged.ids)
         user = self._known("request", logged.user)
-        features = self._known("candidate", logged.candidates.features)
+        features = self._known("candidate", logged.features)
         encoder = self._scorer.encoder
         try:
             request, candidates = encoder.request_columns(user), encoder.columns("candidate", features, rows)
@@ -166,13 +166,13 @@ def _model_or_logged(models: Path | None, name: str | None, log: Sequence[Path])
     first = _first_logged(log, None)
     if first is None:
         raise ValueError("the log has no request that can be read")
-    return first.model
+    return first.line.model
 
 
 def _first_logged(log: Sequence[Path], model: str | None) -> Logged | None:
     """The first request of the log, of a model where one is named."""
     found = (entry.logged for entry in chain.from_iterable(map(entries, log)))
-    return next((one for one in found if isinstance(one, Logged) and model in (None, one.model)), None)
+    return next((one for one in found if isinstance(one, Logged) and model in (None, one.line.model)), None)
 
 
 def _model(models: Path | None, name: str | None) -> str:

@@ -350,6 +350,6 @@ def test_a_line_that_is_damaged_is_refused_by_its_fault(change: dict[str, Any], 
         "score": [0.5, 0.25],
         "tasks": {"click": [0.5, 0.25]},
     }
-    assert read_line(json.dumps(line).encode()).score == [0.5, 0.25]
+    assert read_line(json.dumps(line).encode()).line.score == [0.5, 0.25]
     with pytest.raises(ValueError, match=said):
         read_line(json.dumps({**line, **change}).encode())
