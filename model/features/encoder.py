@@ -15,7 +15,7 @@ import numpy as np
 
 from model.features.block import BLOCKS, Encoded, EncodedBlock, inputs_of
 from model.features.fitted import FittedFeatures, NumberStep
-from model.features.id_lookup import OOV_ROW, Lookup, hash_integers, lookup_of
+from model.features.id_lookup import OOV_ROW, Lookup, hash_integers, lookup_of, take_buckets
 from model.features.kinds import Feature
 from model.features.kinds.columns import (
     FAULTS_SHOWN,
@@ -171,7 +171,7 @@ class _BlockEncoder:
     def encode(self, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
         if as_served and self._serving:
             columns = {**columns, **{name: _repeated(column, rows) for name, column in self._serving.items()}}
-        found = self._hashed.find(columns)
+        found, together_V = self._hashed.find(columns)
         for name, lookup in self._looked_up.items():
             if name in columns:
                 found[name] = lookup(columns[name])
@@ -201,44 +201,55 @@ class _BlockEncoder:
             values.append(values_V)
             lengths.append(lengths_B)
         block = EncodedBlock(
-            ids_BK=self._side_by_side(found, rows),
+            ids_BK=self._side_by_side(found, together_V, rows),
             list_values_V=values[0] if len(values) == 1 else np.concatenate([_NO_IDS, *values]),
             list_lengths_LB=np.array(lengths, np.int64).reshape(len(lengths), rows),
             numbers_BD=numbers_BD,
         )
         return Encoded(block, missing, oov)
 
-    def _side_by_side(self, found: Mapping[str, Ids], rows: int) -> Ids:
-        """The single ids of the block. The OOV row where a column is absent."""
+    def _side_by_side(self, found: Mapping[str, Ids], together_V: Ids | None, rows: int) -> Ids:
+        """The single ids of the block. The OOV row where a column is absent. `together_V` begins with all of them where
+        all are hashed and none is absent."""
         if not self._ids:
             return np.zeros((rows, 0), np.int64)
-        given = [found.get(name) for name in self._ids]
-        ids_KB = np.concatenate([np.zeros(rows, np.int64) if ids is None else ids for ids in given])
-        return np.ascontiguousarray(ids_KB.reshape(len(given), rows).T)
+        num_ids = len(self._ids)
+        if together_V is None or self._looked_up:
+            given = [found.get(name) for name in self._ids]
+            together_V = np.concatenate([np.zeros(rows, np.int64) if ids is None else ids for ids in given])
+        return np.ascontiguousarray(together_V[: num_ids * rows].reshape(num_ids, rows).T)
 
 
 class _HashedIntegers:
     """The features of a block that hash integers into buckets, single ids and lists: one hash for all of them."""
 
     def __init__(self, buckets: Mapping[str, int]) -> None:
-        self._buckets = dict(buckets)
+        self._buckets = {name: np.uint64(number) for name, number in buckets.items()}
+        self._are_equal = len(set(buckets.values())) == 1
 
-    def find(self, columns: Mapping[str, Column]) -> dict[str, Ids]:
-        """Table rows of the values of each feature that has a column."""
+    def find(self, columns: Mapping[str, Column]) -> tuple[dict[str, Ids], Ids | None]:
+        """Table rows of the values of each feature that has a column, and one after another where they were found in
+        one go and every feature has a column."""
         given = {name: columns[name] for name in self._buckets if name in columns}
         lengths = [len(column.values) for column in given.values()]
         # Where calls are few beside values, all at once would only take memory: a training log is one call.
         if sum(lengths) > _TOGETHER and len(given) > 1:
             found: dict[str, Ids] = {}
             for name in given:
-                found |= self.find({name: given[name]})
-            return found
-        return self._hashed(given, lengths) if given else {}
+                found |= self._hashed({name: given[name]}, [len(given[name].values)])[0]
+            return found, None
+        if not given:
+            return {}, None
+        found, together_V = self._hashed(given, lengths)
+        return found, together_V if len(given) == len(self._buckets) else None
 
-    def _hashed(self, given: Mapping[str, Column], lengths: list[int]) -> dict[str, Ids]:
+    def _hashed(self, given: Mapping[str, Column], lengths: list[int]) -> tuple[dict[str, Ids], Ids]:
         words_V = hash_integers(np.concatenate([column.values for column in given.values()]))
         buckets = [self._buckets[name] for name in given]
-        words_V %= np.uint64(buckets[0]) if len(set(buckets)) == 1 else np.array(buckets, np.uint64).repeat(lengths)
+        if self._are_equal:
+            take_buckets(words_V, buckets[0])
+        else:
+            words_V %= np.array(buckets).repeat(lengths)
         ids_V = words_V.view(np.int64)
         ids_V += 1
         found: dict[str, Ids] = {}
@@ -248,7 +259,7 @@ class _HashedIntegers:
             found[name] = ids_V[start:end]
             if column.missing is not None:
                 found[name][column.missing] = OOV_ROW
-        return found
+        return found, ids_V
 
 
 def _list_ids(

@@ -19,6 +19,13 @@ def hash_strings(values: Sequence[str]) -> NDArray[np.uint64]:
     return np.fromiter(map(xxhash.xxh3_64_intdigest, map(str.encode, values)), np.uint64, len(values))
 
 
+def take_buckets(words: NDArray[np.uint64], buckets: np.uint64) -> None:
+    """Replaces each word by its remainder. numpy divides by one number several times as fast as it takes remainders."""
+    quotients = words // buckets
+    quotients *= buckets
+    words -= quotients
+
+
 def hash_integers(values: NDArray[np.int64]) -> NDArray[np.uint64]:
     """SplitMix64's finaliser over the two's-complement bits: a bijection of 64-bit words that spreads low bits."""
     word: NDArray[np.uint64] = np.ascontiguousarray(values).view(np.uint64) + _GAMMA

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features.fitted import FittedFeatures
-from model.features.hashing import hash_integers, hash_strings
+from model.features.hashing import hash_integers, hash_strings, take_buckets
 from model.features.kinds.columns import ID_LIMITS, Column, Ids, Values
 from model.schema import Table
 
-__all__ = ["OOV_ROW", "Lookup", "hash_integers", "hash_strings", "lookup_of", "words_of"]
+__all__ = ["OOV_ROW", "Lookup", "hash_integers", "hash_strings", "lookup_of", "take_buckets", "words_of"]
 
 OOV_ROW = 0
 # Stands for a missing id among words: the one int64 that is never given a slot.

@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from math import factorial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field, FiniteFloat, PositiveFloat, PrivateAttr, field_validator
+from pydantic import Field, FiniteFloat, PositiveFloat, field_validator
 
 from model.strict_yaml import StrictModel, parse_yaml, refuse_unknown_kind, unknown_key
 from model.tasks import BinaryTask, RegressionTask
@@ -45,11 +46,11 @@ class WeightedSum(StrictModel):
     remedy: ClassVar[str] = "use smaller weights"
     kind: Literal["weighted_sum"]
     weights: dict[str, FiniteFloat] = Field(min_length=1)
-    _weights_M: Array = PrivateAttr()
 
-    def model_post_init(self, _: Any) -> None:
-        """Keeps the weights as an array."""
-        self._weights_M = np.array(list(self.weights.values()))
+    @cached_property
+    def weights_M(self) -> Array:
+        """The weights as an array. A private attribute of pydantic would cost more to read than to multiply by."""
+        return np.array(list(self.weights.values()))
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -63,13 +64,13 @@ class WeightedSum(StrictModel):
 
     def score(self, answers_NM: Array) -> Array:
         """score_N."""
-        score_N: Array = answers_NM @ self._weights_M
+        score_N: Array = answers_NM @ self.weights_M
         return score_N
 
     def contributions(self, answers_NM: Array, reference_M: Array) -> Array:
         """contributions_NM: weight x answer, which sum to the score."""
         del reference_M
-        contributions_NM: Array = answers_NM * self._weights_M
+        contributions_NM: Array = answers_NM * self.weights_M
         return contributions_NM
 
 
@@ -122,7 +123,11 @@ class Expression(StrictModel):
     remedy: ClassVar[str] = "keep it finite, for example by max(answer, 1e-6)"
     kind: Literal["expression"]
     formula: str = Field(min_length=1)
-    _formula: Formula = PrivateAttr()
+
+    @cached_property
+    def parsed(self) -> Formula:
+        """The formula as it was read."""
+        return Formula(self.formula)
 
     @field_validator("formula")
     @classmethod
@@ -132,22 +137,18 @@ class Expression(StrictModel):
             raise ValueError(f"a formula reads 1 to {MAX_FORMULA_OUTPUTS} tasks or classes, this one {len(names)}")
         return text
 
-    def model_post_init(self, _: Any) -> None:
-        """Keeps the formula as it was read."""
-        self._formula = Formula(self.formula)
-
     @property
     def outputs(self) -> tuple[str, ...]:
         """The outputs that it reads, M."""
-        return self._formula.names
+        return self.parsed.names
 
     def whole(self) -> Term:
         """The formula's terms."""
-        return self._formula.whole
+        return self.parsed.whole
 
     def score(self, answers_NM: Array) -> Array:
         """score_N."""
-        return self._formula(dict(zip(self.outputs, answers_NM.T, strict=True)))
+        return self.parsed(dict(zip(self.outputs, answers_NM.T, strict=True)))
 
     def contributions(self, answers_NM: Array, reference_M: Array) -> Array:
         """contributions_NM: each output's Shapley value (Shapley 1953) of the step from the reference answers to the
@@ -166,7 +167,7 @@ class Expression(StrictModel):
                 name: np.where(is_given_SM[:, m, None], some_nM[None, :, m], reference_M[m])
                 for m, name in enumerate(self.outputs)
             }
-            score_Sn = self._formula(mixed)
+            score_Sn = self.parsed(mixed)
             for m in range(num_outputs):
                 without_S = np.flatnonzero(~is_given_SM[:, m])
                 gain_Sn = score_Sn[without_S + 2**m] - score_Sn[without_S]
