@@ -114,8 +114,7 @@ class Ranking:
         except NonFiniteScoresError as error:
             self.store.recheck(model)
             raise _not_finite(record, str(error)) from None
-        with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it
-            score_N = model.value_models[value_model].score(scored.answers_NO)
+        score_N = model.value_models[value_model].score(scored.answers_NO)
         if not np.isfinite(score_N).all():
             raise _not_finite(record, f"value model '{value_model}' gave a combined score that is not finite")
         self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)

@@ -34,6 +34,8 @@ class Distinct(NamedTuple):
 
 def distinct(block: EncodedBlock, groups_N: Ids | None = None) -> Distinct | None:
     """The distinct rows of a block, None where all are. Rows of different `groups_N` are never equal."""
+    if len(block.ids_BK) < 2:
+        return None
     hashes_N = _hashes(block, groups_N)
     if not _has_equal(hashes_N):  # lists, which cost most, are read only where the rest is equal
         return None

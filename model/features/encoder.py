@@ -49,6 +49,7 @@ __all__ = [
 # So many values are hashed at once.
 _TOGETHER = 100_000
 _NO_IDS = np.zeros(0, np.int64)
+_INT64 = np.dtype(np.int64)
 
 
 class FeatureEncoder:
@@ -130,14 +131,15 @@ class FeatureEncoder:
         kinds = self._kinds["candidate"]
         for name, column in given.items():
             kind = kinds.get(name)
-            if kind is None or not isinstance(column, Column) or column.rows != rows:
+            if kind is None or not isinstance(column, Column):
                 continue
-            if kind.is_list != (column.lengths_B is not None):
+            values, lengths_B = column.values, column.lengths_B
+            if len(values if lengths_B is None else lengths_B) != rows or kind.is_list != (lengths_B is not None):
                 continue
-            assert isinstance(column.values, np.ndarray)
+            assert isinstance(values, np.ndarray)
             if kind.dtype is None:
-                columns[name] = Column(column.values.astype(np.float64, copy=False))
-            elif kind.dtype == "int64" and column.values.dtype == np.int64:
+                columns[name] = Column(values.astype(np.float64, copy=False))
+            elif kind.dtype == "int64" and values.dtype == _INT64:
                 columns[name] = column
         return columns
 

@@ -8,6 +8,7 @@ import logging
 import re
 import secrets
 import time
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,8 +41,13 @@ def header(scope: Scope, name: str) -> str | None:
     headers: dict[bytes, bytes] | None = scope.get(_HEADERS)
     if headers is None:
         headers = scope[_HEADERS] = dict(reversed(scope["headers"]))
-    value = headers.get(name.lower().encode("latin-1"))
+    value = headers.get(_key(name))
     return None if value is None else value.decode("latin-1")
+
+
+@lru_cache(maxsize=64)
+def _key(name: str) -> bytes:
+    return name.lower().encode("latin-1")
 
 
 def content_length(scope: Scope) -> int | None:
@@ -118,6 +124,8 @@ class Observe:
 
 def _endpoint(path: str) -> str:
     """The route of a path: a metric must not have a label for every path that a scanner invents."""
+    if path in ENDPOINTS:
+        return path
     if path.startswith(_MODEL):
         return "/v1/models/{name}"
     if _LABELS.fullmatch(path):
@@ -125,4 +133,4 @@ def _endpoint(path: str) -> str:
     model = _OPEN_INFERENCE_MODEL.fullmatch(path)
     if model is not None:
         return f"{model[1]}{{name}}{model[2]}"
-    return path if path in ENDPOINTS else "other"
+    return "other"

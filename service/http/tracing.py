@@ -25,7 +25,9 @@ _STOP_SECONDS = 3.0
 
 def trace_id_of(traceparent: str | None) -> str | None:
     """The trace that a client's header names. None without one, or where it is not of the standard's form."""
-    match = _TRACEPARENT.fullmatch(traceparent or "")
+    if traceparent is None:
+        return None
+    match = _TRACEPARENT.fullmatch(traceparent)
     return None if match is None else match["trace0"] or match["trace1"]
 
 

@@ -55,7 +55,8 @@ class Serving:
         """The version of a label, None where it is not set. `stable` is what is served, pinned or not."""
         if label == STABLE:
             return self.default
-        version = self.labels.versions().get(label)
+        # The shadow is looked for at every request.
+        version = self.labels.shadow if label == SHADOW else self.labels.versions().get(label)
         return None if version is None else self.versions[str(version)]
 
     def chosen(self, version: str | None, request_id: str | None) -> ServedModel | None:

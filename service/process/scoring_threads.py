@@ -16,6 +16,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 STALLED_SECONDS = 10.0
@@ -74,6 +75,8 @@ class ScoringThreads:
 
     def _work(self, torch_threads: int) -> None:
         torch.set_num_threads(torch_threads)
+        # Scores that are not finite are looked for and refused. To say so for each costs as much as adding them up.
+        np.seterr(over="ignore", invalid="ignore")
         while (given := self._jobs.get()) is not None:
             job, future = given
             settle = None if future.cancelled() else _outcome(job, future)

@@ -6,10 +6,9 @@ way. Raises Problem 422 naming every faulty value.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET
@@ -32,8 +31,7 @@ class _Columnar(msgspec.Struct):
 _columnar_decoder = msgspec.json.Decoder(_Columnar)
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """A scoring request, in request order: candidates' features as columns or as `rows` of features. Columns of numbers
     may be arrays already, whose `body` is kept for who wants them as the client wrote them. `featureless` is the first
     place without any, for which only a catalogue can make up."""
