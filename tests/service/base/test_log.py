@@ -66,7 +66,7 @@ def test_an_error_is_a_problem_for_the_client_and_a_traceback_for_the_log(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("service.pipeline.columns", broken)
+    monkeypatch.setattr("service.pipeline.read_features", broken)
     response = client.post("/v1/rank", json=REQUEST, headers={"X-Request-Id": "r-bug"})
     assert response.status_code == 500
     assert response.headers["content-type"] == "application/problem+json"
