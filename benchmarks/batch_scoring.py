@@ -122,8 +122,9 @@ def main() -> None:
         shown = f"{found[largest]:.1e} ({largest})"
         cells.append([name, f"{rows / medians[name]:,.0f}", f"{ratios[name]:.1f}", shown])
     body = [
-        f"{rows:,} rows of the simulated feed, one process, one thread, TorchScript; loading the version, reading and "
-        f"writing Parquet included; medians of {options.turns} turns. Differences: absolute up to 1, relative above.",
+        f"{rows:,} rows of the simulated feed, one process, one thread, TorchScript. Loading the version, reading and "
+        f"writing Parquet are included. Medians of {options.turns} turns. Differences: absolute up to 1, relative "
+        "above.",
         "",
         *report.table(["", "rows per CPU second", "times the plain loop", "largest difference of an answer"], cells),
     ]

@@ -37,8 +37,8 @@ def main() -> None:
         rows.append([str(epochs), *cells, f"{mean:.4f} ± {half_width:.4f}"])
         data[f"{epochs}_epochs"] = {"auc": aucs, "mean_auc": means, "mean": mean, "half_width": half_width}
     body = [
-        f"AdaTT-sp (2 experts per task, levels 128 and 64, towers 32), {options.seeds} seeds; test AUC, mean over "
-        "seeds; for the mean AUC with its 95 % interval over seeds.",
+        f"AdaTT-sp (2 experts per task, levels 128 and 64, towers 32), {options.seeds} seeds. Test AUC, mean over "
+        "seeds, for the mean AUC with its 95 % interval over seeds.",
         "",
         *report.table(["epochs", *TASKS, "mean AUC"], rows),
     ]

@@ -64,7 +64,7 @@ def main() -> None:
         for one in found
     ]
     body = [
-        f"Medians of {options.turns} checkpoints; one thread trains, another writes.",
+        f"Medians of {options.turns} checkpoints. One thread trains, another writes.",
         "",
         *report.table(
             [

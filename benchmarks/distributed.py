@@ -62,7 +62,7 @@ def main() -> None:
         print(moved, flush=True)
         scaling = _scaling(folder)
     body = [
-        f"Largest difference of a task's training loss (means over 10 steps) from one process; global batch {BATCH}.",
+        f"Largest difference of a task's training loss (means over 10 steps) from one process, global batch {BATCH}.",
         "",
         *report.table(["", "beside one process", "over 30 steps", f"over {STEPS} steps"], lines),
         "",
@@ -71,7 +71,7 @@ def main() -> None:
         "A run moved from two processes to one and back (row-wise tables, default optimizers), over the 30 steps "
         f"after each change: {moved['2 -> 1']:.1e} and {moved['1 -> 2']:.1e} from the run that did not change.",
         "",
-        f"Scaling, two epochs of {BATCH * STEPS:,} rows with validation; gloo, one thread a process:",
+        f"Scaling, two epochs of {BATCH * STEPS:,} rows with validation, by gloo, one thread a process:",
         "",
         *report.table(
             ["processes", "rows of a step", "rows a second", "over one process", "rows per CPU second", "over one"],

@@ -69,14 +69,15 @@ def main() -> None:
         memory = [_memory(Path(scratch), rows) for rows in options.rows or (1_000_000, 10_000_000)]
     body = [
         f"Batches of {BATCH}, one thread, {options.turns} paired turns of an epoch of the stream and {LISTED_ROWS:,} "
-        "rows of the usual loop; the ratio is a geometric mean over turns with its 95 % interval.",
+        "rows of the usual loop. The ratio is a geometric mean over turns with its 95 % interval.",
         "",
         *report.table(
             ["feed", "rows per CPU second", "`to_pylist` and DataLoader", "ratio"],
             [[s["feed"], f"{s['stream']:,.0f}", f"{s['listed']:,.0f}", s["ratio"]] for s in speeds],
         ),
         "",
-        "A stream of 4 ids and 2 numbers, 8 lanes, windows of one row group of 50,000 rows; hard links of one file:",
+        "A stream of 4 ids and 2 numbers, 8 lanes, windows of one row group of 50,000 rows, from hard links of one "
+        "file:",
         "",
         *report.table(
             ["rows", "memory before, MiB", "peak, MiB", "rows per CPU second", "rows per second"],

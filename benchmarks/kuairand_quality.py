@@ -48,14 +48,14 @@ def main() -> None:
     play = first["play_time"]["log1p"]
     body = [
         f"AdaTT-sp, tasks learned together, {options.seeds} seeds, trained on days to 5 May, stopped on 6 May, tested "
-        f"on 7 May ({results[0]['evaluation']['rows']:,} impressions). Mean over seeds; in brackets the 95 % interval "
+        f"on 7 May ({results[0]['evaluation']['rows']:,} impressions). Mean over seeds, in brackets the 95 % interval "
         "of seed 0 from 1,000 bootstrap samples over users. References: logistic regression and LightGBM (one model a "
         "task) on encodings and history rates of the same days.",
         "",
         *report.table(["task", "AUC", "NE", "GAUC", "calibration", "LR AUC", "LightGBM AUC"], rows),
         "",
         f"play_time on log1p: RMSE {statistics.fmean(rmse):.3f} {_interval(play['rmse'])}, "
-        f"Spearman {statistics.fmean(spearman):.3f} {_interval(play['spearman'])}; linear regression "
+        f"Spearman {statistics.fmean(spearman):.3f} {_interval(play['spearman'])}, linear regression "
         f"{LOG_PLAY_RMSE[0]} / {LOG_PLAY_SPEARMAN[0]}, LightGBM {LOG_PLAY_RMSE[1]} / {LOG_PLAY_SPEARMAN[1]}.",
         "",
         _tab_1(Path("runs/bench-kuairand/seed-0")),

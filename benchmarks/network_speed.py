@@ -66,7 +66,7 @@ def main() -> None:
     ]
     body = [
         f"AdaTT-sp with 2 experts for each of 3 tasks (levels 128 and 64, towers 32), batches of "
-        f"{run.config.batch_size}, one thread; {options.turns} paired turns of {STEPS} steps. Milliseconds of CPU time "
+        f"{run.config.batch_size}, one thread, {options.turns} paired turns of {STEPS} steps. Milliseconds of CPU time "
         "a step (median), and the ratio of this project's to it with its 95 % interval over turns.",
         "",
         *report.table(["step of", "by", "ms", "this project / it"], rows),

@@ -135,9 +135,9 @@ def _body(cells: Mapping[str, Mapping[str, Errors]]) -> list[str]:
         "on d alone with every learning rate multiplied by the factor, is chosen on d + 1 and tested on d + 2. The "
         "cold start is trained on all days to d and chosen on d + 1.",
         "",
-        "Relative change of the error on d + 2, percent (NE; play_time: squared error over variance on log1p; lower is "
-        "better). In brackets the 95 % t interval over days, the seeds of a day averaged; behind it how many of the "
-        f"{len(cells)} cells of day and seed are better.",
+        "Relative change of the error on d + 2, percent (NE, for play_time squared error over variance on log1p, lower "
+        "is better). In brackets the 95 % t interval over days, the seeds of a day averaged. Behind it is how many of "
+        f"the {len(cells)} cells of day and seed are better.",
         "",
         "## Against the parent left as it is",
         "",

@@ -59,9 +59,9 @@ def main() -> None:
     ]
     body = [
         f"Tables of {options.mib} MiB, two workers, from a file in the page cache to both workers having read a number "
-        f"of every page; what the mapping adds, medians of {options.turns} turns in random order, on a machine that "
-        "did other work too. The second copy is there for as long as the version and the file it came from: on the "
-        "disk, or in memory that cannot be dropped.",
+        f"of every page. Figures are what the mapping adds, medians of {options.turns} turns in random order, on a "
+        "machine that did other work too. The second copy is there for as long as the version and the file it came "
+        "from: on the disk, or in memory that cannot be dropped.",
         "",
         *report.table(["", *COLUMNS.values()], cells),
     ]

@@ -302,7 +302,7 @@ def _table(data: dict[str, Any]) -> list[str]:
         f"Medians (least to most) over {len(turns)} turns, an undisturbed time beside every other. Goodput is in "
         "shares of the turn's capacity, which for the overload is measured again right before, "
         f"{_spread([row['capacity'] for row in base.values()], 0)} requests of {CANDIDATES} candidates a second on one "
-        "core; latency in ms, from the moment a request was due; the ratio is a geometric mean over turns with its "
+        "core. Latency is in ms, from the moment a request was due. The ratio is a geometric mean over turns with its "
         "95 % interval.",
         "",
         *report.table(
@@ -312,7 +312,7 @@ def _table(data: dict[str, Any]) -> list[str]:
         "",
         f"Versions loaded: {data['loads']}. Requests that the shadow version scored: {data['shadow']['scored']}, and "
         f"left out for want of time: {data['shadow']['dropped']}. Impressions lost on the slow disk, where a "
-        f"write takes {SLOW_SECONDS:g} s: {data['impressions_lost']['slow']:.0%}; on the full one: "
+        f"write takes {SLOW_SECONDS:g} s: {data['impressions_lost']['slow']:.0%}, on the full one: "
         f"{data['impressions_lost']['full']:.0%}.",
         "",
         f"The client left late by {max(row['client_lateness_ms'] for row in data['rows']):.1f} ms at worst.",

@@ -43,8 +43,8 @@ def body_of(data: dict[str, Any]) -> list[str]:
     where = "the load generator on another" if cores["servers"] != cores["client"] else "the load generator beside them"
     return [
         "One user and N candidates of the reference feed. All services run on one core with one torch thread, "
-        f"{where}; {data['turns']} paired turns, in which each service is loaded in its turn. Figures are medians "
-        "(least to most) over turns. All but feedrank run the network as it was trained, on whole rows; feedrank's own "
+        f"{where}, {data['turns']} paired turns, in which each service is loaded in its turn. Figures are medians "
+        "(least to most) over turns. All but feedrank run the network as it was trained, on whole rows. feedrank's own "
         "export computes the user's part once. Largest difference between answers: "
         f"{data['largest_score_difference']:.1g}.{note}",
         "",
@@ -60,7 +60,7 @@ def body_of(data: dict[str, Any]) -> list[str]:
         *_latency(data),
         "",
         *_stages(data),
-        *(["", f"MLServer's environment: {versions}; no worker process, no request log."] if versions else []),
+        *(["", f"MLServer's environment: {versions}, without worker process and request log."] if versions else []),
     ]
 
 
@@ -137,15 +137,15 @@ def _stages(data: dict[str, Any]) -> list[str]:
     outputs, inputs = measured["gemm_shape"]
     return [
         "Where a request to feedrank spends its CPU time, in microseconds. The frame (HTTP, event loop, the way to a "
-        "scoring thread and back) is a server of its own in the same turns, which remembers its answers; the HTTP "
+        "scoring thread and back) is a server of its own in the same turns, which remembers its answers. The HTTP "
         "server alone, of which the frame is a part more, is another that remembers them on its event loop. The stages "
-        "are timed in this order, whole requests in one process; the rest is what the whole server spends beyond both. "
+        "are timed in this order, whole requests in one process. The rest is what the whole server spends beyond both. "
         "The last column is the frame and the data path: all but user part, look-ups, network and rest.",
         "",
         *report.table(["N", "request", "HTTP server alone", "frame", *stages, "rest", "all but the model"], rows),
         "",
         f"The network alone, one thread. It takes {flop['needed'] / 1e6:.2f} MFLOP a candidate once the user's part is "
-        f"there, {flop['as_trained'] / 1e6:.2f} as trained (whole rows, look-ups included); the last column is one "
+        f"there, {flop['as_trained'] / 1e6:.2f} as trained (whole rows, look-ups included). The last column is one "
         f"float32 product of this run, N rows by its largest weight ({inputs} by {outputs}).",
         "",
         *report.table(["N", "network", "ms", "GFLOP/s", "GFLOP/s of the product"], roofline),

@@ -220,13 +220,13 @@ def main() -> None:
         extra[name] = (pss[2] - pss[1], measured["table_mib"])
     body = [
         f"From exec of `python -m service` (one worker) to the first 200 of /readyz, {turns} turns with a Python "
-        "that imports torch and ends beside each; seconds, median (least to most). The last column is what the service "
+        "that imports torch and ends beside each. Seconds, median (least to most). The last column is what the service "
         "adds.",
         "",
         *report.table(["tables", "clock", "import torch", "service", "above it"], _start_rows(data)),
         "",
-        f"Memory in MiB after {REQUESTS} requests of {CANDIDATES} candidates a worker; all: the sum of Pss over every "
-        "process of the service; the other columns: the mean of a worker.",
+        f"Memory in MiB after {REQUESTS} requests of {CANDIDATES} candidates a worker. `all` is the sum of Pss over "
+        "every process of the service, the other columns are the mean of a worker.",
         "",
         *report.table(["tables", "workers", "all, Pss", "Rss", "Pss", "private"], _memory_rows(data)),
         "",

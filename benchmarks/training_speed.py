@@ -78,10 +78,10 @@ def main() -> None:
     body += [
         "",
         "The usual loop: to_pylist rows in a DataLoader (made once, outside of the time, as this project's encoding of "
-        "KuaiRand is; the 26 tables' rows are read and encoded inside of it), an nn.EmbeddingBag a table, torch's Adam "
-        "with dense gradients, and the same dense network: this project's module or, in the third line, the same "
-        "equations with a module per expert. This project: row-wise Adagrad inside backward. Each way of a turn is a "
-        f"process; {options.turns} turns, ratios are geometric means over turns with their 95 % interval.",
+        "KuaiRand is, while the 26 tables' rows are read and encoded inside of it), an nn.EmbeddingBag a table, "
+        "torch's Adam with dense gradients, and the same dense network: this project's module or, in the third line, "
+        "the same equations with a module per expert. This project: row-wise Adagrad inside backward. Each way of a "
+        f"turn is a process. Ratios are geometric means over {options.turns} turns with their 95 % interval.",
     ]
     data = {
         "runs": [{str(epochs): measured for epochs, measured in run.items()} for run in runs],

@@ -182,7 +182,7 @@ def body_of(data: dict[str, Any]) -> list[str]:
         batches.append([candidates, f"{alone:.2f}", f"{together:.2f}", f"{alone / together:.2f}"])
     return [
         *([data["note"], ""] if data.get("note") else []),
-        f"{CANDIDATES} candidates, {CONCURRENCY} requests at a time; a request's CPU time on the service's side and on "
+        f"{CANDIDATES} candidates, {CONCURRENCY} requests at a time. A request's CPU time on the service's side and on "
         "the client's, medians over turns, the ratio as median (least to most). The client shares the cores.",
         "",
         *report.table(head, rows),

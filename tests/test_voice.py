@@ -94,6 +94,18 @@ def test_no_word_is_used_for_which_the_glossary_has_another(page: Path) -> None:
     assert _banned("## Not said here").findall(" ".join(_prose(page.read_text(encoding="utf-8")).split())) == []
 
 
+def test_results_have_a_thought_a_sentence() -> None:
+    """Their lines of provenance are lists, as their tables are."""
+    found = {
+        page.name: sentences
+        for page in sorted((ROOT / "benchmarks/results").glob("*.md"))
+        if (
+            sentences := re.findall(r"^(?!Made by |validation: ).*; .*$", _prose(page.read_text("utf-8")), re.MULTILINE)
+        )
+    }
+    assert found == {}
+
+
 def test_results_say_no_verdict_on_targets_that_the_reader_does_not_know() -> None:
     found = {
         page.name: words

@@ -75,9 +75,9 @@ def contrast_blocks(results: Sequence[Json]) -> Iterator[Block]:
         return
     yield Heading(3, "Contrasts, test split")
     yield Paragraph(
-        "One-sided tests over seeds of the claim in the first column, means over the tasks named; the difference is "
-        "that of common seeds, with its 95 % interval. The test that was planned is marked *; its p stands last, after "
-        "Holm's correction for the number of contrasts."
+        "One-sided tests over seeds of the claim in the first column, means over the tasks named. The difference is "
+        "that of common seeds, with its 95 % interval. The test that was planned is marked *, and its p stands last, "
+        "after Holm's correction for the number of contrasts."
     )
     head = ["claim", "metric", "tasks", "means", "difference"]
     head += [*(f"{title}: t, df, p" for title in TITLES.values()), "corrected p"]

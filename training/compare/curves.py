@@ -92,7 +92,7 @@ def curve_blocks(results: Sequence[Json]) -> Iterator[Block]:
             yield Paragraph(f"{metric} is undefined on the test split, or no network of the curve is finished.")
             continue
         yield Paragraph(
-            f"{metric}, mean over {', '.join(found['used_tasks'])}; 95 % intervals over seeds. {_fit_words(found)}"
+            f"{metric}, mean over {', '.join(found['used_tasks'])}, 95 % intervals over seeds. {_fit_words(found)}"
         )
         rows = [
             [point["network"], f"{point['x']:g}", str(point["n"]), f"{point['mean']:.5f}", _interval(point)]

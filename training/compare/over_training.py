@@ -129,7 +129,7 @@ def blocks(dataset: Json, baseline: str) -> Iterator[Block]:
     yield Paragraph(
         "NE (binary tasks) or squared error over the labels' variance (regression tasks) after so many training rows: "
         f"of {baseline} as it is, of the others as their difference from {baseline} with the same seed, in percent "
-        "with the 95 % interval over seeds; negative is better. The last column is the test split, answered by the "
+        "with the 95 % interval over seeds. Negative is better. The last column is the test split, answered by the "
         "best point."
     )
     shown = _shown(len(during["points"]))

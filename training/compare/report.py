@@ -60,9 +60,9 @@ def _blocks(results: Json, folder: Path | None = None) -> Iterator[Block]:
     experiment, cells = results["experiment"], results["cells"]
     yield Heading(1, f"Comparison {experiment['name']}")
     yield Paragraph(
-        f"{cells['finished']} of {cells['planned']} cells are finished; training them took "
+        f"{cells['finished']} of {cells['planned']} cells are finished. Training them took "
         f"{cells['training_seconds'] / 60:.0f} minutes in all, one thread each. Epochs were chosen on the validation "
-        "split; the test split was read once training was over. Intervals are 95 %: +- over seeds by Student's t; on "
+        "split. The test split was read once training was over. Intervals are 95 %: +- over seeds by Student's t, on "
         "the test split one interval over seeds and users together, by a crossed bootstrap "
         f"({experiment['replicates']} draws of users). p belongs to that interval, on the validation split to the "
         "paired t-test over seeds, and is corrected after Holm for the number of networks."
@@ -97,10 +97,10 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
     if not brief:
         yield Paragraph(
             "Multiply-adds are those of the dense network's matrix products. Times are medians with one thread on the "
-            "machine of this report; training rows are those of forward, backward and step, without reading data."
+            "machine of this report. Training rows are those of forward, backward and step, without reading data."
         )
         if any("leaves" in cost for cost in dataset["cost"].values()):
-            yield Paragraph("Boosted trees: the leaves of all tasks' models; the time to score leaves encodings out.")
+            yield Paragraph("Boosted trees: the leaves of all tasks' models. The time to score leaves encodings out.")
     yield from chosen_on_validation(dataset.get("search", {}), verdict["metric"])
     yield Heading(3, f"Verdicts against {baseline}")
     if dataset["verdicts"]:

@@ -18,7 +18,7 @@ def chosen_on_validation(found: Mapping[str, Json], metric: str) -> Iterator[Blo
     yield Heading(3, "Chosen on validation")
     yield Paragraph(
         f"By the mean {title} over the verdict's tasks and the search's own seeds, on the validation split. The best "
-        "of several trials looks better there than it is; the test split had no part in it. Networks without a row had "
+        "of several trials looks better there than it is. The test split had no part in it. Networks without a row had "
         "nothing to choose."
     )
     rows = []

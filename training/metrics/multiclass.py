@@ -1,6 +1,6 @@
 """Metrics of one of several classes, with intervals from a bootstrap over users.
 
-In: labels_N, the index of each row's class; probabilities_NC, which sum to 1; the group (user) of each row. Log losses
+In: labels_N, the index of each row's class. probabilities_NC, which sum to 1. The group (user) of each row. Log losses
 are in nats.
 
 Shapes: N rows, C classes, G groups, R draws.
