@@ -21,11 +21,16 @@ from model.value_models.value_model import (
 from tests.model.feeds import everything, schema_of, write
 
 TASKS = ["click", "like", "play_time", "depth"]  # those of `everything()`: two probabilities, two quantities
+# With what comes before the task of two classes.
+RATED = (
+    "name: f\nfeatures: [{{name: a, side: candidate, kind: number}}]\n"
+    "tasks: [{}{{name: rating, kind: multiclass, label: rating, classes: [bad, good]}}]"
+)
 
 
 def domain_of(schema: FeedSchema) -> AnswerDomain:
     """Probabilities to 1, quantities to a day in milliseconds, no golden answer."""
-    uppers = {task.name: 1.0 if task.kind == "binary" else 8.64e7 for task in schema.tasks}
+    uppers = {output: 8.64e7 if task.kind == "regression" else 1.0 for task in schema.tasks for output in task.outputs}
     return AnswerDomain(schema, uppers, np.zeros((0, len(uppers)), np.float32))
 
 
@@ -211,6 +216,23 @@ def test_built_in_of_regression_tasks_alone_sums_them() -> None:
         "tasks: [{name: x, kind: regression, label: x}, {name: y, kind: regression, label: y}]"
     )
     assert ValueModels.built_in(domain_of(schema))[DEFAULT].score(np.array([[2.0, 3.0]], np.float32)).tolist() == [5.0]
+
+
+@pytest.mark.parametrize(("others", "expected"), [
+    ("{name: click, kind: binary, label: click}, {name: watch, kind: regression, label: watch}, ", 0.25),
+    ("{name: watch, kind: regression, label: watch}, ", 3.0),
+])  # fmt: skip
+def test_built_in_leaves_classes_out(others: str, expected: float) -> None:
+    models = ValueModels.built_in(domain_of(schema_of(RATED.format(others))))
+    answers = [0.25] * ("click" in others) + [3.0, 0.125, 0.875]
+    assert models[DEFAULT].score(np.array([answers], np.float32)).tolist() == [expected]
+
+
+def test_built_in_of_classes_alone_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"which class is better; write a value_models\.yaml with .* rating\.bad, rating"
+    ):
+        ValueModels.built_in(domain_of(schema_of(RATED.format(""))))
 
 
 @pytest.mark.parametrize(("text", "message"), [
