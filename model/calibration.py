@@ -1,16 +1,18 @@
 """Calibration: a task's answer -> the mean of its label: a probability's observed rate, or a quantity's mean.
 
 In: answers of the ranker, which already undo negative downsampling in the logit (model.ranker.Answers). Out: the same
-array with each mapped task's answers mapped by an increasing function, so that no ranking by one task changes. Fitted
-at export, on the validation split: of probabilities where a flag says so (training/evaluate/calibration.py), of
-quantities that are learned on a transformed scale always (training/evaluate/label_means.py). Part of the artifact.
+array with each mapped task's answers mapped. Of one output the map is an increasing function, so that no ranking by the
+task changes. Of classes it is one of all their probabilities, which sum to 1 after it too. Fitted at export, on the
+validation split: of probabilities where a flag says so (training/evaluate/calibration.py), of quantities that are
+learned on a transformed scale always (training/evaluate/label_means.py). Part of the artifact.
 
-Shapes: N candidates, O outputs. Probabilities are in [0, 1], quantities >= 0. 0 stays 0, a probability of 1 stays 1.
+Shapes: N candidates, O outputs, C classes of a task. Probabilities are in [0, 1], quantities >= 0. 0 stays 0, and a
+probability of 1 stays 1.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,8 @@ Quantity = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Platt(StrictModel):
     """sigmoid(slope x logit(p) + intercept): Platt 1999, on the logit."""
 
+    width: ClassVar[int] = 1
+
     kind: Literal["platt"]
     slope: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     intercept: FiniteFloat
@@ -40,8 +44,34 @@ class Platt(StrictModel):
         return calibrated_N
 
 
+class BiasCorrectedTemperature(StrictModel):
+    """softmax(slope x log p + intercepts) over the classes of a task (Alexandari, Kundaje and Shrikumar 2020).
+
+    It is Platt's map where there are two classes. Few numbers are fitted, so that a rare class does not need many
+    labels, and probabilities sum to 1 by themselves."""
+
+    kind: Literal["bias_corrected_temperature"]
+    slope: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    intercepts: tuple[FiniteFloat, ...]
+
+    @property
+    def width(self) -> int:
+        """Outputs that are mapped together."""
+        return len(self.intercepts)
+
+    def __call__(self, probabilities_NC: Array) -> Array:
+        """calibrated_NC."""
+        with np.errstate(divide="ignore"):  # a probability of 0 stays 0
+            values_NC = self.slope * np.log(probabilities_NC) + np.asarray(self.intercepts)
+        powers_NC = np.exp(values_NC - values_NC.max(axis=1, keepdims=True))
+        calibrated_NC: Array = powers_NC / powers_NC.sum(axis=1, keepdims=True)
+        return calibrated_NC
+
+
 class _Lines(StrictModel):
     """Points between which a map is straight lines."""
+
+    width: ClassVar[int] = 1
 
     inputs: tuple[float, ...]
     outputs: tuple[float, ...]
@@ -96,7 +126,7 @@ class LabelMean(_Lines):
         return mean_N
 
 
-AnswerMap = Platt | Isotonic | LabelMean
+AnswerMap = Platt | Isotonic | BiasCorrectedTemperature | LabelMean
 # Columns of a task among the outputs, and their map.
 AnswerMaps = Sequence[tuple[slice, AnswerMap]]
 
@@ -110,7 +140,8 @@ class Calibration(StrictModel):
         """Each map with its task's columns. Raises ValueError for a map that fits no task of its name."""
         tasks, columns = {task.name: task for task in schema.tasks}, schema.output_slices
         for name, mapping in self.tasks.items():
-            if name not in tasks or mapping.kind not in tasks[name].calibrated_by:
+            task = tasks.get(name)
+            if task is None or mapping.kind not in task.calibrated_by or mapping.width != len(task.outputs):
                 raise ValueError(f"calibrates '{name}' by {mapping.kind}: this model has no such task that it fits")
         return [(columns[name], mapping) for name, mapping in self.tasks.items()]
 

@@ -31,7 +31,6 @@ from model.scorer.scorer import Scorer, block_tensors
 from training.config import SplitName
 from training.data.kinds import in_log
 from training.data.rows import Rows, columns_from_arrow, read_splits
-from training.evaluate.calibration import Kind as CalibrationKind
 from training.evaluate.calibration import calibrate
 from training.evaluate.label_means import label_means
 from training.evaluate.validation import predict
@@ -42,6 +41,7 @@ from training.run.run import Run, library_versions, read_json
 from training.start.lineage import refuse_worse
 from training.start.parent import write_trained
 from training.step.slots import settled_maps, with_vocabularies
+from training.tasks.probability_maps import CalibrationKind
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def export(
     """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder.
 
     Quantities learned on a transformed scale are mapped to means of their labels (training/evaluate/label_means.py).
-    With `calibration` its binary tasks are calibrated (training/evaluate/calibration.py), its quantities mapped as they
+    With `calibration` probabilities are calibrated (training/evaluate/calibration.py), its quantities mapped as they
     are served, and the manifest says what that changed, also by the values of the columns `segment_by`. With `items`,
     its catalogue is there before it is. With `sign_key`, both are signed. A run that is worse than the parent it
     started from (training/start/lineage.py) is refused unless `accept_worse`."""

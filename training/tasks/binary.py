@@ -32,6 +32,7 @@ from training.metrics.metrics import (
 )
 from training.tasks.learned import Bootstrap, Floats, LearnedTask, Mask, Sample
 from training.tasks.metric import Metric, mean_on_draws
+from training.tasks.probability_maps import CalibrationKind, ProbabilityMap, fit_isotonic, fit_platt
 
 
 def is_right(labels_B: Floats, outputs_BO: Floats) -> Mask:
@@ -99,6 +100,21 @@ class LearnedBinary(LearnedTask):
         """One row."""
         metrics = ("normalized_entropy", "auc", "gauc", "calibration_ratio")
         return [[f"{measured['positives']:,}", *(measured[metric] for metric in metrics)]]
+
+    def fit_map(self, kind: CalibrationKind, labels_N: Floats, answers_NO: Floats) -> ProbabilityMap:
+        """By the kind that was chosen."""
+        fit = fit_isotonic if kind == "isotonic" else fit_platt
+        return fit(labels_N, answers_NO[:, 0], self._impressions(labels_N))
+
+    def calibration_of(self, labels_N: Floats, answers_NO: Floats) -> dict[str, Any]:
+        """Of all impressions, those of dropped negatives too."""
+        found = (labels_N, answers_NO[:, 0], self._impressions(labels_N))
+        return {"normalized_entropy": normalized_entropy(*found), "calibration_ratio": calibration_ratio(*found)}
+
+    def _impressions(self, labels_N: Floats) -> Floats:
+        """Impressions that each row stands for."""
+        assert isinstance(self.task, BinaryTask)
+        return np.where(labels_N == 0, 1 / self.task.negative_sampling_rate, 1.0)
 
     @property
     def trees(self) -> dict[str, str | int]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from model.tasks.task import BaseTask, TargetScale
 from training.columns import floats
 from training.tasks.metric import Metric
+from training.tasks.probability_maps import CalibrationKind, ProbabilityMap
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -121,6 +122,14 @@ class LearnedTask(ABC):
     @abstractmethod
     def table_rows(measured: dict[str, Any]) -> list[list[Any]]:
         """Rows of an evaluation's table: words and metrics with their intervals."""
+
+    def fit_map(self, kind: CalibrationKind, labels_N: Floats, answers_NO: Floats) -> ProbabilityMap:
+        """The map that calibrates probabilities, of a kind that answers them. Raises NotCalibratedError."""
+        raise NotImplementedError
+
+    def calibration_of(self, labels_N: Floats, answers_NO: Floats) -> dict[str, Any]:
+        """Normalized entropy and calibration ratios of probabilities, of a kind that answers them."""
+        raise NotImplementedError
 
     @property
     @abstractmethod

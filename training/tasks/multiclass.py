@@ -17,6 +17,7 @@ from torch.nn import functional
 from model.tasks import MulticlassTask
 from model.tasks.task import BaseTask, TargetScale
 from training.columns import floats, plain
+from training.metrics.metrics import calibration_ratio
 from training.metrics.multiclass import (
     A_CLASS_IS_ABSENT,
     ONE_CLASS,
@@ -31,6 +32,7 @@ from training.metrics.multiclass import (
 )
 from training.tasks.learned import Bootstrap, Floats, LearnedTask, Mask, Sample
 from training.tasks.metric import Metric, mean_on_draws
+from training.tasks.probability_maps import CalibrationKind, ProbabilityMap, fit_bias_corrected_temperature
 
 # Of a label that is none of the classes.
 UNKNOWN = -1.0
@@ -137,6 +139,18 @@ class LearnedMulticlass(LearnedTask):
             for name, one in measured["classes"].items()
         ]
         return [whole, *of_classes]
+
+    def fit_map(self, kind: CalibrationKind, labels_N: Floats, answers_NO: Floats) -> ProbabilityMap:
+        """One slope and an intercept a class, whichever kind was chosen for binary tasks."""
+        return fit_bias_corrected_temperature(labels_N, answers_NO)
+
+    def calibration_of(self, labels_N: Floats, answers_NO: Floats) -> dict[str, Any]:
+        """Normalized entropy, and each class's calibration ratio."""
+        ratios = {
+            name: calibration_ratio(labels_N == index, answers_NO[:, index]) for index, name in enumerate(self.classes)
+        }
+        entropy = normalized_class_entropy(labels_N, answers_NO) if len(labels_N) else None
+        return {"normalized_entropy": entropy, "calibration_ratio": ratios}
 
     @property
     def trees(self) -> dict[str, str | int]:

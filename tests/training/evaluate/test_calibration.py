@@ -8,7 +8,7 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from training.evaluate.calibration import NotCalibratedError, fit_isotonic, fit_platt
+from training.tasks.probability_maps import NotCalibratedError, fit_isotonic, fit_platt
 
 RANDOM = np.random.default_rng(7)
 TRUE = RANDOM.beta(1, 12, 40_000)

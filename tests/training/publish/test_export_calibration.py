@@ -22,7 +22,7 @@ USER, CANDIDATE = ("user_id", "history", "tab"), ("video", "duration")
 def versions(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same run, as it is and calibrated. The limit on labels is lowered to what the small feed has."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("training.evaluate.calibration.MIN_ROWS", 100)
+        patched.setattr("training.tasks.probability_maps.MIN_ROWS", 100)
         models = tmp_path_factory.mktemp("models")
         plain = export(finished_run, models)
         return plain, export(finished_run, models, calibration="isotonic", segment_by=["tab", "day"])
@@ -100,7 +100,7 @@ def test_on_the_split_of_the_fit_the_mean_is_right(versions: tuple[Path, Path]) 
 def test_platt_and_a_task_with_too_few_labels(finished_run: Run, tmp_path: Path) -> None:
     command = ["export", str(finished_run.path), "--models", str(tmp_path), "--calibrate", "platt"]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("training.evaluate.calibration.MIN_ROWS", 220)  # between the tasks' labelled rows
+        patched.setattr("training.tasks.probability_maps.MIN_ROWS", 220)  # between the tasks' labelled rows
         assert main(command) == 0
     version = tmp_path / "clips" / "1"
     maps = json.loads((version / CALIBRATION).read_text())["tasks"]
@@ -123,7 +123,7 @@ def test_wrong_wishes_are_refused(
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ('{"tasks": {"watch": {"kind": "platt", "slope": 1, "intercept": 0}}}', "calibrates 'watch' by platt, which is"),
+    ('{"tasks": {"watch": {"kind": "platt", "slope": 1, "intercept": 0}}}', "calibrates 'watch' by platt: this model"),
     ('{"tasks": {"click": {"kind": "platt", "slope": 0, "intercept": 0}}}', "slope"),
     ('{"task": {}}', "did you mean 'tasks'"),
     ("[]", "expected a mapping"),

@@ -80,3 +80,22 @@ def test_an_evaluation_has_each_class(run: Run, capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().out
     assert "accuracy" in shown
     assert "good" in shown
+
+
+def test_calibrated_probabilities_sum_to_1_and_to_the_labels(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.tasks.probability_maps.MIN_ROWS", 100)
+    monkeypatch.setattr("training.tasks.probability_maps.MIN_OF_EACH_CLASS", 5)
+    scorer = Scorer.load(export(run, tmp_path / "models", calibration="platt"))
+    about = scorer.manifest.metrics["calibration"]["tasks"]["rating"]
+    # The map is fitted there: its totals are the labels'.
+    assert about["validation"]["after"]["calibration_ratio"] == pytest.approx(
+        dict.fromkeys(("bad", "fair", "good"), 1.0)
+    )
+    assert about["validation"]["after"]["normalized_entropy"] <= about["validation"]["before"]["normalized_entropy"]
+    for golden in scorer.golden_requests()["requests"]:
+        expected = golden["expected"]
+        for classes in (("rating.bad", "rating.fair", "rating.good"), ("mood.calm", "mood.loud")):
+            totals = np.sum([expected[name] for name in classes], axis=0)
+            np.testing.assert_allclose(totals, 1.0, atol=1e-6)  # of float32
