@@ -5,6 +5,7 @@ models' own golden requests, so that "Try it out" in /docs answers. Golden reque
 keys are configured, a reader without a scoring key gets an example without any value.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,33 +46,29 @@ def api_document(routes: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def with_examples(
-    document: Mapping[str, Any], models: Mapping[str, ServedModel], *, shows_values: bool
-) -> dict[str, Any]:
+def with_examples(document: dict[str, Any], models: Mapping[str, ServedModel], *, shows_values: bool) -> dict[str, Any]:
     """The document with examples for the models that are served."""
-    paths = {path: {verb: dict(one) for verb, one in by_verb.items()} for path, by_verb in document["paths"].items()}
+    document = copy.deepcopy(document)
+    paths = document["paths"]
     shown = models if shows_values else {}
-    default = next(iter(shown.values()), None)
+    requests = {name: example_request(model) for name, model in shown.items()}
+    _give_examples(paths[RANK]["post"], requests or {"any": _ANY_REQUEST})
+    if not shown:
+        return document
+    default = next(iter(shown.values()))
+    answer = paths[RANK]["post"]["responses"]["200"]["content"]["application/json"]
+    answer["examples"]["plain"] = {"value": example_answer(default)}
+    for path in (INFER, INFER_VERSION):
+        _give_examples(paths[path]["post"], {name: example_inference(model.scorer) for name, model in shown.items()})
+    names = {"name": default.name, "version": default.scorer.version}
     for path, operations in paths.items():
         for operation in operations.values():
-            if default is not None:
-                operation["parameters"] = [_with_example(one, default) for one in operation.get("parameters", ())]
-            if path == RANK:
-                requests = {name: example_request(model) for name, model in shown.items()} or {"any": _ANY_REQUEST}
-                _give_examples(operation, requests)
-                if default is not None:
-                    answers = operation["responses"]["200"]["content"]["application/json"]
-                    given = {**answers["examples"], "plain": {"value": example_answer(default)}}
-                    content = {"application/json": {**answers, "examples": given}}
-                    operation["responses"] = {
-                        **operation["responses"],
-                        "200": {**operation["responses"]["200"], "content": content},
-                    }
-            elif path in (INFER, INFER_VERSION) and shown:
-                _give_examples(operation, {name: example_inference(model.scorer) for name, model in shown.items()})
-            elif path.startswith(_ADMIN) and default is not None:
+            if path.startswith(_ADMIN):
                 _give_examples(operation, {"pinned": {"stable": default.scorer.version}})
-    return {**document, "paths": paths}
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path":
+                    parameter["example"] = names[parameter["name"]]
+    return document
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
@@ -110,22 +107,11 @@ def _group(path: str) -> str:
     return next((group for group, starts in _GROUPS.items() if path.startswith(starts)), _OPERATIONS)
 
 
-def _with_example(parameter: Mapping[str, Any], model: ServedModel) -> Mapping[str, Any]:
-    if parameter["in"] != "path":
-        return parameter
-    return {**parameter, "example": {"name": model.name, "version": model.scorer.version}[parameter["name"]]}
-
-
 def _give_examples(operation: dict[str, Any], examples: Mapping[str, Any]) -> None:
-    """Replaces the examples of an operation's JSON body."""
-    body = operation.get("requestBody")
-    if body is None:
-        return
+    """Replaces the examples of an operation's JSON body, if it has one."""
     given: dict[str, Any] = {"examples": {name: {"value": value} for name, value in examples.items()}}
     if len(examples) == 1:
         given = {"example": next(iter(examples.values()))}
-    contents = {
-        kind: {"schema": content["schema"], **given} if kind.endswith("json") else content
-        for kind, content in body["content"].items()
-    }
-    operation["requestBody"] = {**body, "content": contents}
+    contents = operation.get("requestBody", {}).get("content", {})
+    for kind in [kind for kind in contents if kind.endswith("json")]:
+        contents[kind] = {"schema": contents[kind]["schema"], **given}
