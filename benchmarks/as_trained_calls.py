@@ -4,7 +4,7 @@ What the services around it share, with any parser: ids hashed as in training, v
 request repeated for each candidate, for the network reads whole rows. Imports neither training nor torchrec.
 
 Shapes: R rows of a block (1 of the request), K single-id features, V values of a list feature, D numbers, N candidates,
-T tasks.
+T tasks, O outputs.
 """
 
 import warnings

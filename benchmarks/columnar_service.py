@@ -2,6 +2,8 @@
 
 In: AS_TRAINED, the path of the ranker as it was trained. Out: `make_app()`, with POST /v1/rank taking a columnar
 request. It checks nothing, counts nothing and scores on the event loop: a bound, not a service.
+
+Shapes: N candidates, O outputs.
 """
 
 import os

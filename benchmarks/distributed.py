@@ -7,6 +7,8 @@ with SGD throughout and with the default optimizers (row-wise Adagrad, Adam), be
 that sums its batch in two halves: what rounding alone does. Then a run that two processes begin, one goes on with from
 its checkpoint of step 100 and two again from step 200, each beside the run that did not change. Last the scaling:
 seconds (of training alone) and CPU time of two epochs, which are the difference of a run of three and a run of one.
+
+Shapes: B rows, D columns of the dense row, T tasks.
 """
 
 import json

@@ -6,7 +6,7 @@ play_time of KuaiRand-Pure and of the simulated feed, learned as log1p. Every es
 and measured there by cross-fitting over users, which is what chose the one that export has
 (training/evaluate/label_means.py). Then the test day is read once, with that one.
 
-Shapes: N rows of a split, E points of a map.
+Shapes: N rows of a split, E points of a map, B rows.
 """
 
 import argparse

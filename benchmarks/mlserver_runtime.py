@@ -3,6 +3,8 @@
 In: the parameter `uri` of model-settings.json, the path of the TorchScript file, tensors `<feature>`, and for lists
 `<feature>.values` and `<feature>.lengths`. Out: one FP32 tensor for each task and `score`, in request order. It runs in
 MLServer's own environment (requirements/mlserver.txt), which has neither torchrec nor this project's service.
+
+Shapes: R rows of a block, K single-id features, D numbers, N candidates, O outputs.
 """
 
 from pathlib import Path

@@ -7,6 +7,8 @@ of all tables are checked to be equal before anything is timed. A step is forwar
 training rows. It is timed of the network alone, on rows that the embeddings made, and of the ranker with its tables.
 The plain side has torch's Adam as it comes, and then Adam with `fused=True`, which this project uses. The other
 networks' steps follow, for information.
+
+Shapes: B rows, D columns of the dense row, T tasks.
 """
 
 import argparse

@@ -3,7 +3,8 @@
 The yardstick of benchmarks/network_speed.py and of benchmarks/serving.py: the equations of model/fusion/adatt.py, and
 no batched product. `NAMES` maps the project's names to those of `PlainAdaTT`, which TorchScript can script.
 
-Shapes: B rows, T tasks, E experts of a level, M native experts of a task, D input, H width of a layer.
+Shapes: B rows, T tasks, E experts of a level, M native experts of a task, D input, H width of a layer, K single-id
+features, N numbers.
 """
 
 import math

@@ -7,6 +7,8 @@ capacity is found for each turn, by four clients that send again as soon as they
 each disturbance, and three times of it, each right after 80 % undisturbed or, every other turn, right before: a shared
 machine is not as fast now as it was a minute ago. Latency counts from the moment at which a request was due. A bad disk
 is one of a service beside the first, which gets no requests meanwhile.
+
+Shapes: R requests.
 """
 
 import argparse

@@ -6,6 +6,8 @@ In: a finished run (default: configs/kuairand.yaml is trained for one epoch). It
 would. Then rows of the test day are answered as served: each user in a context is one request with the candidates that
 were shown there, as JSON values. They are compared with training's own evaluation of the same rows (TorchRec's tables,
 the trained network), answers one by one, NE and AUC by task. An answer above 1, a play time, is compared relatively.
+
+Shapes: B rows, O outputs, T tasks.
 """
 
 import argparse

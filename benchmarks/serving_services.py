@@ -2,6 +2,8 @@
 
 In: a folder for models, request bodies and logs. Out: `Way`s: a service, a shape of request, how its answer is read.
 All run the same random weights of the reference feed. Answers are compared before anything is timed.
+
+Shapes: N candidates, O outputs.
 """
 
 import json

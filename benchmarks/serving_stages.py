@@ -4,6 +4,9 @@ In: an artifact of the reference feed, request bodies. Out: microseconds a stage
 service/app.py calls, in its order, whole requests one after the other in this process, so that every stage finds the
 caches as the one before it left them. What is around them is measured by a server of its own (frame_service.py). Of
 FLOP, a multiplication and an addition are two.
+
+Shapes: R rows of a block, B rows, K single-id features, D numbers (of the network: columns of the dense row), N
+candidates, F outputs over the raw row, O outputs.
 """
 
 import statistics

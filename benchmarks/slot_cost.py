@@ -5,6 +5,8 @@
 A step of configs/simulated.yaml on a simulated log of many users and items, whose two large tables are hashed or have
 slots for a part of the ids that come, so that rows change hands all the time: 100 steps and the one turn of evictions
 that falls into them, every way in each turn of the benchmark. Then a turn of evictions alone, by slots.
+
+Shapes: V words.
 """
 
 import argparse

@@ -6,6 +6,8 @@
 Behind them is one Linear, so that the tables are what is measured. Ids are uniform. Each size has a process of its own:
 peak memory is its highest resident size, less that of the same steps on tables of 100 rows which it makes first (what
 the libraries and a batch take, with any tables), over parameters plus optimizer state.
+
+Shapes: B rows, K tables, D columns of the dense row.
 """
 
 import argparse

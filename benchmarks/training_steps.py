@@ -2,6 +2,8 @@
 
 In a turn every way runs a few steps, one way after the other, and the next turn runs them in the opposite order: what
 the machine does meanwhile meets all of them alike. A ratio is taken within a turn.
+
+Shapes: B rows, D columns of the dense row, T tasks.
 """
 
 import itertools

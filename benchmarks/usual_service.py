@@ -3,6 +3,8 @@
 In: AS_TRAINED, the path of the ranker as it was trained (benchmarks/as_trained.py). Out: `make_app()`, with POST /rank
 taking candidates as rows. It is written with care, in the usual way: hashing vectorised, one torch thread, the module
 frozen. Its rows are parsed, validated, looped over and answered as pydantic objects. Its network scores whole rows.
+
+Shapes: N candidates, O outputs.
 """
 
 import os

@@ -7,6 +7,8 @@ for `one worker`, which has the first core. A load generator of its own, which s
 requests over loopback, 8 at a time, in turns A B C D, D C B A. Its CPU time is stated beside theirs. Ratios are taken
 within a turn. Memory is the resident set of the service's process. What scoring several users at once could save is
 measured in this process, without a service.
+
+Shapes: F outputs over the raw row.
 """
 
 import argparse

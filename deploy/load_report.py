@@ -2,6 +2,8 @@
 
 In: the outcomes of steps of load. Out: a `Step` each, whose `document` is the JSON's, a table for the console, a PNG.
 Units: seconds inside, milliseconds where they are shown.
+
+Shapes: R requests.
 """
 
 import json

@@ -2,6 +2,8 @@
 
 In: a published version (its golden requests), a file of requests, or the simulator, the number of candidates of a
 request, and recorded arrival times. Out: JSON bodies, and seconds. Lines of an impression log will do for both files.
+
+Shapes: R requests.
 """
 
 import json

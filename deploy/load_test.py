@@ -9,6 +9,8 @@
 Open loop: requests leave when they are due, and latency counts from then on, so a service that stalls is charged for
 all requests that would have come meanwhile. A key comes from --key-file or FEEDRANK_API_KEY. Exit status: 0, or 1 where
 --slo is given and not met, 2 for a wrong argument, 130 for Ctrl-C.
+
+Shapes: R requests.
 """
 
 import argparse

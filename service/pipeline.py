@@ -3,7 +3,7 @@
 In: the body of POST /v1/rank, in a scoring thread. Out: the answer, or a Problem. /v2 reads and writes another form and
 takes the same steps between. A request has one user and many candidates. User and context are computed once.
 
-Shapes: N candidates.
+Shapes: N candidates, O outputs.
 """
 
 import logging

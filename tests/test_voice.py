@@ -165,3 +165,26 @@ def test_no_word_is_said_in_code_for_which_the_glossary_has_another() -> None:
         if (words := banned.findall(" ".join(text.split())))
     ]
     assert found == []
+
+
+# experts_out_BEH, sums_1F: the letters of dimensions that a name ends in
+_SHAPED = re.compile(r"[a-z][a-z0-9_]*_([0-9]?[A-Z]+[A-Z0-9]*)")
+
+
+def _letters(tree: ast.AST) -> set[str]:
+    """Letters of dimensions in the names of arrays and tensors."""
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Name | ast.arg | ast.Attribute))
+    names = [str(getattr(node, {ast.Name: "id", ast.arg: "arg"}.get(type(node), "attr"))) for node in nodes]
+    return {letter for name in names if (found := _SHAPED.fullmatch(name)) for letter in re.findall("[A-Z]", found[1])}
+
+
+def test_a_file_that_uses_letters_of_dimensions_says_what_they_are() -> None:
+    assert _letters(ast.parse("def f(x_BD, is_in_N): y_1F = x_BD.z_T")) == set("BDNFT")
+    wrong = []
+    for path in CODE:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        legend = ast.get_docstring(tree) or ""
+        missing = [letter for letter in sorted(_letters(tree)) if not re.search(rf"\b{letter}\b", legend)]
+        if missing and path.relative_to(ROOT).parts[0] != "tests":
+            wrong.append(f"{_name(path)}: no {', '.join(missing)} in its docstring (Shapes: ...)")
+    assert wrong == []

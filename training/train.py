@@ -12,6 +12,8 @@ one would, but for rounding.
 
 training/step/training.py is one step. training/distributed joins the processes and spreads the tables over them,
 training/evaluate/validation.py answers the validation split, training/run logs and saves.
+
+Shapes: T tasks.
 """
 
 import logging

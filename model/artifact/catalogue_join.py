@@ -3,8 +3,8 @@
 In: ids and what the request says of them. Out: `NamedCandidates`: those of which the request says nothing but their id,
 whose sums are gathered, and the others' encoded features, put together from both sources.
 
-Shapes: N candidates, S of them with features to encode, K single-id features, L list features, V list values,
-D numbers, I items.
+Shapes: N candidates, S of them with features to encode, K single-id features, L list features, V list values, D
+numbers, I items, B rows of a block.
 """
 
 from collections.abc import Mapping, Sequence

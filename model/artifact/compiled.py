@@ -7,7 +7,8 @@ it answers rightly.
 
 It has two functions: candidates by their columns, and by the sums that a catalogue has of them (in bfloat16).
 
-Shapes: N candidates, D their columns, F outputs over the raw row, O outputs.
+Shapes: N candidates, D their columns, F outputs over the raw row, O outputs, X either columns or outputs of a
+candidate.
 """
 
 import hashlib

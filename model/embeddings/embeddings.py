@@ -13,7 +13,8 @@ Tables with a fused optimizer update inside backward. They may be sharded over p
 in), or kept in plain torch (`engine="torch"`, model/embeddings/torch_bags.py). First weights are the same in all these
 ways: drawn from torch's global generator, table by table.
 
-Shapes: B rows, K single-id features, L list features, V list values, D columns of the dense row, N numbers, T tasks.
+Shapes: B rows, K single-id features, L list features, V list values, D columns of the dense row, N numbers, T tasks, F
+keys of a collection.
 """
 
 import logging

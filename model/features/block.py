@@ -1,6 +1,6 @@
 """Encoded blocks, the only inputs that a ranker sees: as arrays, and as tensors in the order that embeddings read.
 
-Shapes: B rows, K single-id features, L list features, V list values in all, D numbers.
+Shapes: B rows, K single-id features, L list features, V list values in all, D (of tensors: N) numbers.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,8 @@ them, so that equal rows would differ in their last digits. Equal means equal nu
 Rows of one hash are compared before they are taken for equal. Multipliers of the hash are drawn once a process: no
 client can choose rows that collide, and what is answered does not depend on them.
 
-Shapes: N rows, S distinct ones, K single-id features, L list features, V list values in all, D numbers, P pairs.
+Shapes: N rows, S distinct ones, K single-id features, L list features, V list values in all, D numbers, P pairs, B rows
+of a block.
 """
 
 import os

@@ -2,6 +2,8 @@
 
 In: the training split's columns, whole or piece by piece. Out: `FittedFeatures`, which the artifact keeps as JSON and
 every encoder reads. What pieces are remembered by, and how exactly, is in id_counts.py and summaries.py.
+
+Shapes: V values of a column.
 """
 
 from collections.abc import Mapping, Sequence

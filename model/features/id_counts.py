@@ -7,6 +7,8 @@ sampling: Flajolet 1990), so that the number of distinct ids is known to about 1
 
 Counts take values (`add`), take other counts (`merge`), and are kept as plain arrays (`arrays`, `restore`). The same
 pieces in the same order give the same counts.
+
+Shapes: V values of a column.
 """
 
 from collections import Counter

@@ -10,6 +10,8 @@ is SplitMix64's finaliser over the 64 bits of the first.
 An id of a table with slots is a word: the integer itself, or a string's hash. Which words have a row is known at the
 end of training, and then they are the table's vocabulary. Until then ids have no row: they travel as words with 0 for
 a missing one (`unplaced`), and the embeddings find their rows (model/embeddings/id_map.py).
+
+Shapes: V values of a column.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,8 @@ In: one value per feature of user and context. Out: what model.features.encoder 
 one row, by the same checks, hashes, look-ups and transforms. None for values that do not fit their features: the
 encoder names them one by one. A call costs as much as a hundred values, so one value a call would cost a hundred times.
 
-Shapes: K single-id features, H of them hashed integers, L list features, V list values in all, D numbers.
+Shapes: K single-id features, H of them hashed integers, L list features, V list values in all, D numbers, G numbers of
+a group.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -6,7 +6,8 @@ distribution over them. Training draws a module per row, task and routed layer, 
 Evaluation takes each task's most probable one. A layer that is not routed has one module for all tasks. The policies
 are learned from rewards (training/step/routing.py), not by the gradient of the loss.
 
-Shapes: B rows, T tasks, P paths at a layer (1 below the first routed layer, T above it), M modules, D input, H width.
+Shapes: B rows, T tasks, P paths at a layer (1 below the first routed layer, T above it), M modules, D input, H width, E
+modules of all routes, N rows of one module.
 """
 
 from functools import partial

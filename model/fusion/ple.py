@@ -4,7 +4,8 @@ In: rows_BD. Out: fused_BTH. A task's gate mixes the task's own and the shared e
 levels but the last, mixes all of them. Each gate reads the input of its own unit.
 
 Shapes: B rows, U units (tasks, then the shared one if there are shared experts), G units that are fused (all, but at
-the last level the tasks alone), E experts of a level (task 0's, task 1's, ..., shared), D input, H expert width.
+the last level the tasks alone), E experts of a level (task 0's, task 1's, ..., shared), D input, H expert width, S
+weights of all gates.
 """
 
 from typing import Literal

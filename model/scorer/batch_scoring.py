@@ -5,8 +5,8 @@ answers_NO. A request's part is computed once, whatever its candidates, and so a
 By TorchScript all candidates go through the network together, each with its own request's sums. Compiled code is made
 for one request and is called for each.
 
-Shapes: R requests, N candidates, S distinct pairs of both, D columns of the dense row, F outputs over the raw row,
-O outputs, L list features, V list values, B rows of a block.
+Shapes: R requests, N candidates, S distinct pairs of both, D columns of the dense row, F outputs over the raw row, O
+outputs, L list features, V list values, B rows of a block, K single-id features.
 """
 
 from collections.abc import Iterator, Mapping

@@ -5,6 +5,9 @@ per binary task and a quantity in the label's own unit per regression task, and 
 
 A scorer exists only for an artifact that answered its golden requests within tolerance. It scores by a compiled package
 only where there is one that this process may run and that agrees with TorchScript on them, otherwise by TorchScript.
+
+Shapes: N candidates, S distinct ones, B rows of a block, K single-id features (of a catalogue: its items), D columns of
+the dense row, F outputs over the raw row, G fused units and E experts of a level, O outputs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

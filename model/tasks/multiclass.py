@@ -1,6 +1,6 @@
 """One of several classes: a logit a class, answered by their softmax.
 
-Shapes: N candidates, O outputs, one of each class of each task.
+Shapes: N candidates, O outputs, one of each class of each task, C classes of the task.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,8 @@
 """Range of a model version's answers: from 0 to a bound for each output. Value models are accepted for it.
 
 In: a schema, what was fitted, and the golden requests of an artifact. Out: an `AnswerDomain`.
+
+Shapes: N candidates of the golden requests, O outputs.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,7 +4,7 @@ Sound for float64 as numpy computes it: a bound that is infinite may be attained
 products, quotients and square roots are rounded correctly, so their bounds are those of the corners. What a library
 approximates (exp, log, powers) gets a relative slack. An argument that stands twice counts as two.
 
-Shapes: B boxes.
+Shapes: B boxes, C corners of a box.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,7 @@ In: `<models>/<name>/value_models.yaml`, validated against the model's outputs b
 each with a version that is a hash of its content. Loss weights belong to training. The task weights here belong to
 serving, where negative ones are normal (a dislike should cost).
 
-Shapes: N candidates, O outputs of the ranker, M outputs that a value model reads.
+Shapes: N candidates, O outputs of the ranker, M outputs that a value model reads, S subsets of the M outputs.
 """
 
 import hashlib

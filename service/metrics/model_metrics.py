@@ -3,7 +3,7 @@
 In: its scorer, and every request that it scores. Out: label sets of the process's metrics, exported from
 0, so that a rate is known from the first request on.
 
-Shapes: N candidates.
+Shapes: N candidates, O outputs.
 """
 
 import time

@@ -2,7 +2,7 @@
 
 In: its columns. Out: the same as JSON has it.
 
-Shapes: N candidates.
+Shapes: N candidates, B rows of a column.
 """
 
 from collections.abc import Mapping

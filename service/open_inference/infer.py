@@ -6,7 +6,7 @@ model's columns. Then the body of the answer, FP32 tensors in request order. A f
 `<feature>.values` (flattened) and `<feature>.lengths`. Raises Problem: 400 not JSON, 413 too many candidates,
 422 naming every fault.
 
-Shapes: N candidates. Every tensor has one dimension.
+Shapes: N candidates, B rows of a column. Every tensor has one dimension.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -2,6 +2,8 @@
 
 In: the scoring of the service. Out: its routes. Health and metadata come from the model store. Infer goes the way
 of /v1/rank, with another reader at its beginning and another writer at its end.
+
+Shapes: N candidates, O outputs.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -5,7 +5,8 @@ In: a scored request. Out: each output's contribution to every candidate's score
 network mixed its experts for every candidate. Then how many values of each feature were missing, unknown, or lists cut
 to their length.
 
-Shapes: N candidates, K of them answered, O outputs of the ranker, G fused units and E experts of a fusion level.
+Shapes: N candidates, K of them answered, O outputs of the ranker, G fused units and E experts of a fusion level, B rows
+of a column.
 """
 
 from collections.abc import Mapping

@@ -2,6 +2,8 @@
 
 The route itself reads bytes (service/rank/question.py) and has no body model for FastAPI to describe, so the
 description is written here, by hand, and a test compares it with real answers.
+
+Shapes: N candidates, O outputs.
 """
 
 from collections.abc import Mapping

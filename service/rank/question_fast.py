@@ -8,7 +8,7 @@ simdjson parses the whole body once and copies numbers into arrays. It flattens 
 what is flattened was nested deeper than it may be is seen in the number of opening brackets of the body: those that a
 right body has are known, and a bracket more, if only in a string, leaves the body to service.rank.read.
 
-Shapes: N candidates, V list values in all.
+Shapes: N candidates, V list values in all, B rows of a column.
 """
 
 import re

@@ -3,6 +3,8 @@
 In: files of the impression log, JSON lines or Parquet, and what to score them under. Out: a table of rank correlation,
 of how many of the best candidates stay and of what scores shift by. With --json the same is a file. Lines that are
 damaged or cannot be scored are counted and named, not fatal. Ids of requests and candidates are shown on request alone.
+
+Shapes: N candidates.
 """
 
 import argparse

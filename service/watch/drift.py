@@ -7,7 +7,7 @@ A thread of its own, of low priority, counts. No answer waits for it. Values fro
 candidate features are then left out. The reference is of impressions, and requests are of candidates, which a ranker
 chose fewer of. So read the change of an index, not its height on the first day.
 
-Shapes: N candidates, O outputs.
+Shapes: N candidates, O outputs, K bins.
 """
 
 import logging

@@ -87,7 +87,7 @@ def client(models: Path) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def answers_NO(models: Path) -> NDArray[np.float64]:
-    """The question's probabilities by numpy, of the logits that the exported module's towers give; a quantity as the
+    """The question's probabilities by numpy, of the logits that the exported module's towers give. A quantity as the
     scorer answers it."""
     scorer = Scorer.load(models / "clips" / "1")
     user = scorer.encoder.columns("request", {name: [value] for name, value in QUESTION["user"].items()}, 1)

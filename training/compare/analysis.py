@@ -4,6 +4,8 @@ results["datasets"][dataset]["tables"][split][metric][task or "mean"][network] h
 with its t interval, and the difference from the baseline: over the seeds that both have, in the metric's unit and in
 percent, with a paired test over seeds and, on the test split, a paired bootstrap over users and one interval and test
 over seeds and users together. Both tests are corrected after Holm over the networks.
+
+Shapes: B rows, O outputs, R draws of users, S seeds.
 """
 
 import json

@@ -8,6 +8,8 @@ A binary task is learned by its log loss, a regression by its squared error on t
 and row weights count as they do there, `positive_weight` and `loss_weight` have nothing to weigh here. The number of
 trees is the one that does best on the validation split. A task whose training labels are all the same is answered by a
 constant. How trees read a feed: tree_inputs.py.
+
+Shapes: B rows, F inputs of the trees, O outputs.
 """
 
 import logging

@@ -2,6 +2,8 @@
 
 Sizes are exact. Times are medians of repeated steps in this process with one thread: they depend on the machine and on
 what else it does, so networks are comparable within one report alone.
+
+Shapes: B rows, T tasks.
 """
 
 import statistics

@@ -2,6 +2,8 @@
 
 In: a task's labels and outputs [B], and the users of the rows. Binary tasks have labels 0 or 1 and logits. Regression
 tasks have both on the scale that is learned, log1p where the task says so. Out: a value, or None with the reason.
+
+Shapes: B rows, O outputs.
 """
 
 from dataclasses import dataclass

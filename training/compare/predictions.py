@@ -2,6 +2,8 @@
 
 predictions-<split>.npz has outputs_BO (float32: logits of binary tasks, for regression the value on the scale that
 is learned) and a fingerprint of the labels, so that answers are never compared with other data than they were made on.
+
+Shapes: B rows, O outputs.
 """
 
 import functools

@@ -4,7 +4,7 @@ In: the outputs of every seed of every network, task by task. Out: the replicate
 baseline, per task and for the mean over tasks. All networks, tasks and seeds are measured on the same draws of users,
 so what they have in common cancels, and what is left is crossed: every seed on every draw.
 
-Shapes: R draws of users, S seeds.
+Shapes: R draws of users, S seeds, B rows, O outputs.
 """
 
 from collections.abc import Mapping, Sequence

@@ -10,6 +10,8 @@ depend on the number of processes, nor on being killed and started again.
 Machines that share a storage share the trials: each takes new ones until all are taken, then also runs those that the
 others have not ended, so that no machine waits for one that is gone. A trial is ended once, by the first, and
 every machine reads the same values and the same choice. Runs are kept in OUTPUT/search, the outcome in search.json.
+
+Shapes: B rows, O outputs.
 """
 
 import contextlib

@@ -3,6 +3,8 @@
 In: the code of every row's id (0 to K - 1, or -1 for an id without a code), a task's labels, and weights that are 0
 where the label does not count, all [B]. Out: an `Encoding`, [B]. A row's own label never enters its encoding: it is
 made from the other folds, or from earlier values of an order (days, say).
+
+Shapes: B rows, K ids, F folds.
 """
 
 from typing import Literal, NamedTuple

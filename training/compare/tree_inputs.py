@@ -6,6 +6,8 @@ In: the Arrow tables of the training split and of the requested split. Out: inpu
 - every id that is encoded as its mean label and the number of rows behind it, for the task at hand
 - an id_list as its length, at most its max_length, without the ids in it
 training_only features have their logged value, as they have for the networks of a comparison.
+
+Shapes: B rows, F inputs.
 """
 
 from collections.abc import Mapping, Sequence

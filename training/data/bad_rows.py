@@ -1,6 +1,8 @@
 """Rows that break a rule: refused by name, or left out and counted while data.max_bad_rows allows.
 
 In: columns of a log. Out: `RowFault`, which says which rows break which rule, and `BadRows`, the budget of a reader.
+
+Shapes: B rows.
 """
 
 from collections import Counter

@@ -1,4 +1,7 @@
-"""Batches on the device that trains: on a GPU copied ahead, beside the step before."""
+"""Batches on the device that trains: on a GPU copied ahead, beside the step before.
+
+Shapes: B rows, T tasks.
+"""
 
 from collections.abc import Iterable, Iterator
 

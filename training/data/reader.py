@@ -3,6 +3,8 @@
 In: the training file's data and the feed schema. Out: `LogReader`, whose parts are Arrow tables with the features'
 columns, strings each once. Memory has one part and one row group's compressed pages. Every fault is a
 ValueError that names the file, the row group, the column and the row in that row group.
+
+Shapes: B rows.
 """
 
 from collections.abc import Iterator

@@ -4,7 +4,7 @@ In: any folder of *.parquet files with the schema's columns. Out: per split an A
 `Rows`, tensors that batches are gathered from. A split is kept in memory. Every fault is a ValueError that names the
 file, the column and, for a value, the row in that file.
 
-Shapes: B rows, T tasks, L list features, V list values.
+Shapes: B rows, T tasks, L list features, V list values, K single-id features, N numbers.
 """
 
 import logging

@@ -5,6 +5,8 @@ processes: a position in training is (epoch, step), and a run goes on with the s
 (rank) takes its share of every global batch.
 
 `MemorySource` has a split in memory: every epoch all rows once, in an order drawn from the seed and the epoch.
+
+Shapes: B rows, K single-id features, L list features, V list values, N numbers, T tasks.
 """
 
 from collections.abc import Iterator

@@ -3,6 +3,8 @@
 order.py says which rows come when. A process keeps, of each of its lanes, the window it gives rows from, and reads
 ahead at most one more each. A resumed run reads its current windows and nothing before them. A row group that a border
 between lanes cuts is read by both, lanes - 1 of an epoch at most.
+
+Shapes: B rows.
 """
 
 from collections.abc import Iterator, Sequence

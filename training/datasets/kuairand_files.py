@@ -3,6 +3,8 @@
 Output: the impressions from 25 April 2022 on in time order, the user and video tables, and per user the lists of
 videos watched, liked and long-viewed up to 24 April. The videos' aggregate statistics are never read: they cover the
 whole month, so they contain the labels.
+
+Shapes: B rows.
 """
 
 from collections.abc import Callable

@@ -3,6 +3,8 @@
 In: a collection on the meta device, and the configuration. Out: the same tables, each process with its rows, and the
 plan, in words, in the run's folder (sharding_plan.txt). Gradients are added up over processes, not averaged: losses are
 means over the global batch already.
+
+Shapes: R rows of a table.
 """
 
 import logging

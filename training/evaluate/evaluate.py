@@ -7,6 +7,8 @@ user. Where the schema has training_only features, the same is measured once mor
 What counts there is the order that users will see. Labels were observed where items stood, so how large answers are
 says little beside them, and is not printed. Intervals come from a bootstrap over users (`data.group_by`), or over rows
 where no user column is named.
+
+Shapes: B rows, N rows of them where a task is observed, O outputs.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Means in the label's unit, of a run: maps of its answers on the validation split (training/tasks/label_mean_map.py).
 
-Shapes: B rows, O outputs.
+Shapes: B rows, O outputs, N rows where a task is observed.
 """
 
 import logging

@@ -2,6 +2,8 @@
 
 In: how often each id of a table occurs in the training split and in the validation split. Out: a `TableReport` of each
 table, and all of them as Markdown. Shares are of 1.
+
+Shapes: H ids that have a row.
 """
 
 import logging

@@ -4,7 +4,7 @@ In: the splits' rows as they are read, whole or in parts. Out: warnings that nam
 Nothing is said where it is not certain: splits by a column that is no time, and features that a label decides in all
 but one row, pass.
 
-Shapes: B rows.
+Shapes: B rows, V values of a column.
 """
 
 import re

@@ -6,7 +6,7 @@ answers the test rows. Without them it is the last one.
 
 Each step's order, draws and augmentation follow from the seed and the step alone.
 
-Shapes: B rows, T tasks, M modules, L classes of a task, C channels, H by W pixels.
+Shapes: B rows, T tasks, M modules, L classes of a task, C channels, H by W pixels, N images, R rows of a split.
 """
 
 import logging

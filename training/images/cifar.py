@@ -4,7 +4,7 @@ In: a folder with train.bin, test.bin and, where it is there, coarse_label_names
 3074 bytes: the superclass (coarse label, 0 to 19), the class (fine label, 0 to 99), then 32 x 32 red, green and blue
 values, plane by plane. Raises ValueError naming the file and the place.
 
-Shapes: N images, 3 channels, 32 by 32 pixels.
+Shapes: N images, C (3) channels, H by W (32 by 32) pixels.
 """
 
 from dataclasses import dataclass

@@ -4,6 +4,8 @@
 
 Cells are trained once: a killed experiment goes on after the last epoch that it finished, and one with more seeds
 trains the new ones alone. A cell that fails takes no other with it.
+
+Shapes: N images, C channels, H by W pixels.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Pixels as the network reads them: from 0 to 1, then standardised channel by channel by the training images.
 
-Shapes: N images, B rows, C channels, H by W pixels.
+Shapes: N images, B rows, C channels, H by W pixels, R rows of a split.
 """
 
 import hashlib

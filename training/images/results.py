@@ -1,6 +1,8 @@
 """Results of an image experiment, as plain JSON: the paper's Tables 1 and 2, its t-test, and what its figures draw.
 
 In: the results of the finished cells. Out: `results.json`'s content.
+
+Shapes: T tasks, M modules.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,7 +4,7 @@ Below 0 a step that helps one task hurts the other. Measured at the shared repre
 network's parameters that the gradients of both tasks reach. Nothing is trained: the graph is cut below rows_BD, so no
 optimizer that is fused into the tables' backward runs.
 
-Shapes: B rows, D columns of the dense row, T tasks, P values of all parameters.
+Shapes: B rows, D columns of the dense row, T tasks, P values of all parameters, N values of a gradient.
 """
 
 from dataclasses import dataclass

@@ -2,6 +2,8 @@
 
 In: what training/inspect/gates.py, conflicts.py and policies.py measured. Out: PNG bytes, for a file or inside a
 report.
+
+Shapes: T tasks, M modules, G fused units, E experts.
 """
 
 import io

@@ -3,6 +3,8 @@
 Impressions of one user depend on each other. Drawing users with replacement, and taking all impressions of a drawn
 user, keeps that dependence. Drawing rows would give intervals that are too narrow. In: statistics as functions of how
 often each group was drawn. Out: percentile intervals, or none, with the reason.
+
+Shapes: R draws, G groups.
 """
 
 from collections.abc import Callable, Hashable, Mapping

@@ -7,6 +7,8 @@ The regression errors have the label's unit, every other metric has none.
 A metric that the data does not define (AUC with one class only) is None with a reason, so that an evaluation
 of seven tasks goes on when one of them has no positive in the test day. Wrong input (shapes, NaN, labels
 other than 0 and 1) raises ValueError.
+
+Shapes: B rows, G groups, R draws, K sums of products.
 """
 
 from dataclasses import dataclass

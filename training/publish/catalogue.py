@@ -4,6 +4,9 @@ In: a version and a Parquet file of items: `id`, a string or an integer (read as
 candidate feature by its name. Out: the next generation, made visible by one rename, beside the ones that readers use.
 The oldest are removed. Everything comes from the version itself, so items are refreshed without a new model. Items are
 read and written batch by batch: of the whole file no more than the ids' hashes is kept.
+
+Shapes: N items of a batch, I items in all, B rows of a block, K single-id features, L list features, V list values, D
+numbers, F outputs over the raw row.
 """
 
 import logging

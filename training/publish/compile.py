@@ -4,6 +4,8 @@ Everything comes from the version itself: its network and weights are rebuilt fr
 may be compiled long after training, on the host that serves. Of float32 and, where the CPU multiplies it, bfloat16, the
 faster one is taken. Nothing is published that answers differently, or that is slower than TorchScript. Compiling takes
 a C++ compiler and about a minute. Running the result takes neither.
+
+Shapes: N candidates, D their columns, F outputs over the raw row, X one of both, O outputs.
 """
 
 import logging

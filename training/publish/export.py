@@ -3,6 +3,8 @@
 The same weights leave TorchRec for plain tables in files that readers map, so that a service needs torch alone. Before
 anything is visible, eager, scripted and reloaded modules must agree at several batch sizes, and the whole version must
 load and answer its golden requests as a service would.
+
+Shapes: N candidates, B rows of a split, O outputs, R rows of all tables of a width W.
 """
 
 import json

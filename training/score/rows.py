@@ -3,7 +3,7 @@
 In: an Arrow table. Out: `ScoredRows`. With a group column, the rows that have one value of it are the candidates of one
 request, whose user and context features must be the same in all of them. Without one, each row is a request of its own.
 
-Shapes: B rows of the table, N of them that are good, R requests.
+Shapes: B rows of the table, N of them that are good, R requests, V list values.
 """
 
 from collections.abc import Sequence

@@ -7,6 +7,8 @@ than `init_from.tolerance` is not exported unless a flag says so.
 
 An error is NE for a binary task, the squared error over the labels' variance for a regression: 1 for a constant answer,
 lower is better. Both rankers answer the same rows.
+
+Shapes: B rows, O outputs.
 """
 
 import logging

@@ -6,7 +6,7 @@ and meanings agree, and a `Taken` for each part, so that nothing is taken or lef
 Tables go by name. A row is taken where its id means the same: the same hashing and buckets, or the same entry of a
 vocabulary. Features whose values mean the same keep their columns of the network (training/start/warm_network.py).
 
-Shapes: R rows of a table, W its width, P pairs of rows.
+Shapes: R rows of a table, W its width, P pairs of rows, H ids that have a slot.
 """
 
 from collections import Counter

@@ -5,6 +5,8 @@ plain torch, step after backward on sparse gradients. All states of tables go by
 
 Clipping (`clip_norm`) bounds two norms of a global batch's gradient: that at the embedding row, from which all tables
 learn, before backward goes on into them (so it reaches fused optimizers too), and that of the dense part.
+
+Shapes: B rows, D columns of the dense row, R rows of a table.
 """
 
 from collections.abc import Callable

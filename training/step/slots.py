@@ -9,7 +9,7 @@ An id that is given a row had been answered by the OOV row, so its row begins as
 without a memory. Moves come after a step, so that a step has one map. Early on they come after steps 1, 2, 4, 8, ...
 Every process has the same map: it counts the ids of all of them.
 
-Shapes: R rows, H ids that have a row, V words.
+Shapes: R rows, H ids that have a row, V words, D width of a table.
 """
 
 from collections.abc import Mapping

@@ -4,7 +4,7 @@
 p. So the loss is taken at `logit + log p`: weighted cross entropy there is smallest where the logit itself has the
 log's own odds. Everything behind the logit (metrics, answers, value models) needs no correction.
 
-Shapes: B rows, O outputs and T tasks, one output a task.
+Shapes: B rows, O outputs and T tasks, one output a task, N rows where the task is observed.
 """
 
 from collections.abc import Sequence

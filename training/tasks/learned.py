@@ -3,7 +3,7 @@
 In: a task of the schema, with the scale of its label where it has one. Out: labels of a log's column, targets of the
 loss, the loss itself, and what is measured of it. A kind is a file beside this one, and its line in training.tasks.
 
-Shapes: B rows, O outputs of the task (or of the tasks of a run), T tasks of a run.
+Shapes: B rows, O outputs of the task (or of the tasks of a run), T tasks of a run, N rows where the task is observed.
 """
 
 from abc import ABC, abstractmethod

@@ -1,6 +1,6 @@
 """One of several classes as it is learned: softmax cross entropy. A label is the index of its class.
 
-Shapes: B rows, C classes of a task, O outputs of several tasks, T tasks.
+Shapes: B rows, C classes of a task, O outputs of several tasks, T tasks, N rows where the task is observed.
 """
 
 from collections.abc import Sequence

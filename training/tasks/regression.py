@@ -1,6 +1,6 @@
 """Quantities as they are learned: squared error on the transformed, standardised scale.
 
-Shapes: B rows, O outputs and T tasks, one output a task.
+Shapes: B rows, O outputs and T tasks, one output a task, N rows where the task is observed.
 """
 
 import logging

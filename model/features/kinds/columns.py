@@ -2,6 +2,8 @@
 
 In: JSON values. training.data makes the same columns from Arrow. Out: `Column`, or ColumnError with every faulty row.
 Checks run in C over whole columns. A loop over values runs only to say which value was wrong.
+
+Shapes: B rows, V values of all rows.
 """
 
 from collections.abc import Iterable, Sequence

@@ -2,6 +2,8 @@
 
 A kind of feature says its inputs once (`add_inputs`). Encoder, tables, exported module and catalogue read these and not
 the kinds: single ids are columns of ids_BK, lists rows of list_lengths_LB, numbers columns of numbers_BD.
+
+Shapes: B rows.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,7 @@
-"""Kind `id_list` in a log: a column of lists of integers or strings."""
+"""Kind `id_list` in a log: a column of lists of integers or strings.
+
+Shapes: B rows.
+"""
 
 import numpy as np
 import pyarrow as pa

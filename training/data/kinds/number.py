@@ -1,4 +1,7 @@
-"""Kind `number` in a log: a column of integers, floats or booleans."""
+"""Kind `number` in a log: a column of integers, floats or booleans.
+
+Shapes: B rows.
+"""
 
 from typing import Any
 
