@@ -83,9 +83,8 @@ class Service:
             verify_key=settings.verify_key,
         )
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
-        self.admission = Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates)
         self.responder = Responder(
-            self.admission,
+            Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates),
             self.threads,
             self.metrics,
             settings.max_body_bytes,
@@ -125,7 +124,11 @@ class Service:
         self.shed: Shedding | None = None
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """POST /v1/rank, as plain ASGI: what a framework's route costs is half of a small request."""
+        """POST /v1/rank, as plain ASGI. Another method is a 405."""
+        if scope["method"] != "POST":
+            problem = Problem(405, "Method Not Allowed", headers={"Allow": "POST"})
+            await refusal(problem, RANK, record_of(scope).request_id)(scope, receive, send)
+            return
         await self.responder.respond(scope, receive, send, self.ranking.answer)
 
     @property
@@ -265,7 +268,6 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
         redoc_url=None,
         redirect_slashes=False,  # to where this service is for itself, not for those behind a proxy
     )
-    app.router.routes.append(Route(RANK, _Application(service.rank), methods=["POST"]))
     app.router.routes.append(Route(EVENTS, _Application(service.events.take_request), methods=["POST"]))
     open_inference = OpenInference(
         service.ranking, service.responder.respond, lambda: service.unready_reason, app.title, app.version
@@ -282,12 +284,14 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
     app.router.routes.insert(0, Route("/openapi.json", _document_route(app, service), methods=["GET"]))
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        # What the router would do, past a framework that costs more than the answer to a small request.
-        is_rank = scope["type"] == "http" and scope["path"] == RANK and scope["method"] == "POST"
+        # Not a route: a framework costs more than the answer to a small request.
+        is_rank = scope["type"] == "http" and scope["path"] == RANK
         await (service.rank if is_rank else app)(scope, receive, send)
 
     observe = Observe(Authorize(application, service.keys, service.metrics), service.metrics, service.tracing)
-    service.shed = Shedding(service.admission, service.keys, observe, service.metrics, lambda: service.is_draining)
+    service.shed = Shedding(
+        service.responder.wait_seconds, service.keys, observe, service.metrics, lambda: service.is_draining
+    )
     return observe
 
 

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.base.errors import Fault, Problem, refusal, told
 from service.base.record import RequestRecord
-from service.http.admission import Admission
+from service.http.admission import Admission, Ticket, busy
 from service.http.body import read_body_in_time
 from service.http.content_encoding import encoding_of, size_of, unpacked
 from service.http.middleware import header, record_of
@@ -54,9 +54,9 @@ class Responder:
                 raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
             deadline = _deadline(scope, record)
             encoding = encoding_of(scope)
-            self._admission.check(size_of(scope))
-            body = await read_body_in_time(scope, receive, self._max_body_bytes, self._body_seconds)
-            reply = await self._scored(body, encoding, record, deadline, answer)
+            body, ticket = await self._admit(scope, receive, encoding)
+            record.ticket = ticket
+            reply = await self._scored(body, encoding, ticket, record, deadline, answer)
         except TimeoutError:
             problem = deadline_passed()
         except ClientDisconnect:
@@ -75,12 +75,31 @@ class Responder:
             self._metrics.rejected.labels(problem.reason).inc()
         await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
 
-    async def _scored(
-        self, body: bytes, encoding: str | None, record: RequestRecord, deadline: float | None, answer: Answer
-    ) -> Reply:
-        """The answer of a scoring thread, if there is room for the work and time left. Raises Problem, TimeoutError."""
-        ticket = record.ticket = self._admission.admit(len(body) if encoding is None else None)
+    def wait_seconds(self, scope: Scope) -> int | None:
+        """None where a request with these headers may come now, otherwise whole seconds after which it may."""
+        return self._admission.wait(size_of(scope))
+
+    async def _admit(self, scope: Scope, receive: Receive, encoding: str | None) -> tuple[bytes, Ticket]:
+        """The body of a request for which there is room by its headers, and still is once the body is there. Raises
+        Problem, ClientDisconnect."""
+        seconds = self.wait_seconds(scope)
+        if seconds is not None:
+            raise busy(seconds)
+        body = await read_body_in_time(scope, receive, self._max_body_bytes, self._body_seconds)
+        ticket = self._admission.admit(len(body) if encoding is None else None)
         self._metrics.work_in_flight.set(self._admission.in_flight)
+        return body, ticket
+
+    async def _scored(
+        self,
+        body: bytes,
+        encoding: str | None,
+        ticket: Ticket,
+        record: RequestRecord,
+        deadline: float | None,
+        answer: Answer,
+    ) -> Reply:
+        """The answer of a scoring thread, if there is time left. Raises Problem, TimeoutError."""
         submitted = record.submitted = time.perf_counter()
 
         def job() -> Reply:

@@ -58,12 +58,6 @@ class Admission:
         with self._lock:
             return self._wait_seconds(self._guessed(size))
 
-    def check(self, size: int | None) -> None:
-        """Raises Problem 429 where `wait` has to."""
-        seconds = self.wait(size)
-        if seconds is not None:
-            raise busy(seconds)
-
     def admit(self, size: int | None) -> "Ticket":
         """Admit a request whose body is there and not parsed. None is a compressed one. Raises Problem 429.
 

@@ -12,8 +12,7 @@ import msgspec
 from starlette.types import Scope
 
 from service.base.errors import Problem, refusal
-from service.http.admission import Admission, busy
-from service.http.content_encoding import size_of
+from service.http.admission import busy
 from service.http.keys import Keys
 from service.http.middleware import REQUEST_ID, Observe, header, new_record
 from service.metrics.metrics import SCORING, Metrics
@@ -26,9 +25,14 @@ class Shedding:
     """Counts and logs what it refuses as the usual way does. `is_leaving` says that other refusals come first."""
 
     def __init__(
-        self, admission: Admission, keys: Keys, observe: Observe, metrics: Metrics, is_leaving: Callable[[], bool]
+        self,
+        wait_seconds: Callable[[Scope], int | None],
+        keys: Keys,
+        observe: Observe,
+        metrics: Metrics,
+        is_leaving: Callable[[], bool],
     ) -> None:
-        self._admission = admission
+        self._wait_seconds = wait_seconds
         self._keys = keys
         self._observe = observe
         self._shed = metrics.rejected.labels("shed")
@@ -36,7 +40,7 @@ class Shedding:
 
     def __call__(self, scope: Scope) -> bytes | None:
         """The answer to a POST with the `path` and `headers` of `scope`, None where it is not refused here."""
-        seconds = self._admission.wait(size_of(scope))
+        seconds = self._wait_seconds(scope)
         if seconds is None:
             return None
         record = new_record(scope)

@@ -9,6 +9,7 @@ import pytest
 from starlette.types import Scope
 
 from service.http.admission import Admission, Ticket
+from service.http.content_encoding import size_of
 from service.http.keys import Keys, hash_of
 from service.http.middleware import Observe
 from service.http.protocol import SHED
@@ -148,7 +149,13 @@ def scope_of(path: str = "/v1/rank", **headers: str) -> dict[str, Any]:
 
 
 def shedding(admission: Admission, metrics: Metrics, keys: Keys, *, is_leaving: bool = False) -> Shedding:
-    return Shedding(admission, keys, Observe(in_memory.application, metrics), metrics, lambda: is_leaving)
+    return Shedding(
+        lambda scope: admission.wait(size_of(scope)),
+        keys,
+        Observe(in_memory.application, metrics),
+        metrics,
+        lambda: is_leaving,
+    )
 
 
 def test_the_answer_is_a_problem_and_counted(full: Admission) -> None:
