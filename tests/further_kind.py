@@ -15,7 +15,7 @@ import pytest
 import training.data.kinds
 from model.features.block import inputs_of
 from model.features.kinds import IdFeature
-from model.features.kinds.columns import Column, ColumnError, ColumnFault, Dtype, flat_column
+from model.features.kinds.columns import Column, ColumnError, ColumnFault, Dtype, checked_column
 from model.features.kinds.feature import BaseFeature
 from model.features.kinds.inputs import Inputs, NumberInput
 from model.schema import FeedSchema
@@ -42,8 +42,8 @@ class VectorFeature(BaseFeature):
         for row, value in enumerate(values):
             if value is not None and len(rows[row]) != self.length:
                 raise ColumnError(self.name, [ColumnFault(row, f"expected {self.length} numbers or null")])
-        flat, _ = flat_column(None, [number for row in rows for number in row])
-        return Column(flat, None, np.array([len(row) for row in rows], np.int64))
+        lengths_B = np.array([len(row) for row in rows], np.int64)
+        return checked_column(self.name, None, [number for row in rows for number in row], lengths_B)
 
     def add_inputs(self, inputs: Inputs) -> None:
         """As BaseFeature has it."""

@@ -25,7 +25,6 @@ from model.features.kinds.columns import (
     ColumnFault,
     Dtype,
     Ids,
-    Kind,
 )
 from model.features.kinds.inputs import ListInput
 from model.features.number_transforms import number_groups
@@ -77,10 +76,12 @@ class FeatureEncoder:
         self.integers = frozenset(name for name, dtype in self._dtypes.items() if dtype == "int64")
         self._encoders = {block: _BlockEncoder(schema.block(block), lookups, fitted) for block in BLOCKS}
         self._asked = {block: {feature.name: feature for feature in schema.asked(block)} for block in BLOCKS}
-        # Asking a pydantic model for its class costs more than looking at its feature's column.
-        self._kinds = {
-            block: {name: Kind(self._dtypes.get(name), f.is_list) for name, f in asked.items() if f.has_fast_path}
-            for block, asked in self._asked.items()
+        # By candidate feature, the dtype of its ids and whether they are in lists. Asking a pydantic model for its
+        # class costs more than looking at a column.
+        self._plain = {
+            name: (self._dtypes.get(name), feature.is_list)
+            for name, feature in self._asked["candidate"].items()
+            if feature.has_fast_path
         }
         request = schema.block("request")
         self._one_row = (
@@ -128,18 +129,17 @@ class FeatureEncoder:
         """Number columns of the candidates, without a null, that are what `columns` makes of their values. The others
         are for `columns` to take or to refuse."""
         columns: dict[str, Column] = {}
-        kinds = self._kinds["candidate"]
         for name, column in given.items():
-            kind = kinds.get(name)
-            if kind is None or not isinstance(column, Column):
+            if name not in self._plain or not isinstance(column, Column):
                 continue
+            dtype, is_list = self._plain[name]
             values, lengths_B = column.values, column.lengths_B
-            if len(values if lengths_B is None else lengths_B) != rows or kind.is_list != (lengths_B is not None):
+            if len(values if lengths_B is None else lengths_B) != rows or is_list != (lengths_B is not None):
                 continue
             assert isinstance(values, np.ndarray)
-            if kind.dtype is None:
+            if dtype is None:
                 columns[name] = Column(values.astype(np.float64, copy=False))
-            elif kind.dtype == "int64" and values.dtype == _INT64:
+            elif dtype == "int64" and values.dtype == _INT64:
                 columns[name] = column
         return columns
 

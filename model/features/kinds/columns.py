@@ -6,7 +6,7 @@ Checks run in C over whole columns. A loop over values runs only to say which va
 Shapes: B rows, V values of all rows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -46,13 +46,6 @@ class ColumnErrors(ValueError):
     def __init__(self, errors: Sequence[ColumnError]) -> None:
         self.errors = tuple(errors)
         super().__init__("; ".join(map(str, errors)))
-
-
-class Kind(NamedTuple):
-    """Type of a feature's values: ids of a dtype, alone or in lists. Numbers have none."""
-
-    dtype: Dtype | None
-    is_list: bool
 
 
 class Column(NamedTuple):
@@ -153,16 +146,25 @@ def _integers(values: Sequence[object]) -> list[object]:
     return [next(following) if isinstance(value, str) else value for value in values]
 
 
-def scalar_faults(dtype: Dtype | None, values: Sequence[object], rows: Iterable[int]) -> list[ColumnFault]:
-    """The faults of values that `flat_column` refuses, the first FAULTS_SHOWN of them, each in its row."""
+def checked_column(name: str, dtype: Dtype | None, values: Sequence[object], lengths_B: Ids | None = None) -> Column:
+    """A feature's column from JSON scalars (None is null), in lists of the given lengths if any. Raises ColumnError
+    naming each faulty row."""
+    try:
+        flat, missing = flat_column(dtype, values)
+    except Unfit:
+        rows = range(len(values)) if lengths_B is None else np.repeat(np.arange(len(lengths_B)), lengths_B).tolist()
+        raise ColumnError(name, _faults(dtype, values, rows)) from None
+    return Column(flat, missing, lengths_B)
+
+
+def _faults(dtype: Dtype | None, values: Sequence[object], rows: Sequence[int]) -> list[ColumnFault]:
     faults: list[ColumnFault] = []
-    places = list(rows)
     # Chunks without a fault are skipped in C: the one wrong id of a hostile list of millions is still found fast.
     for start in range(0, len(values), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         if _fits(dtype, values[chunk]):
             continue
-        for row, value in zip(places[chunk], values[chunk], strict=True):
+        for row, value in zip(rows[chunk], values[chunk], strict=True):
             if not _fits(dtype, [value]):
                 faults.append(ColumnFault(row, f"expected {_WANTED[dtype]} or null, got {shown(value, dtype)}"))
                 if len(faults) == FAULTS_SHOWN:

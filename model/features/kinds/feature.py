@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.features.kinds.columns import Column, ColumnError, Dtype, Unfit, flat_column, scalar_faults
+from model.features.kinds.columns import Column, Dtype, checked_column
 from model.features.kinds.inputs import Inputs
 from model.strict_yaml import Name, StrictModel
 
@@ -32,11 +32,7 @@ class BaseFeature(StrictModel):
 
     def column(self, values: Sequence[object], dtype: Dtype | None) -> Column:
         """A column from JSON values (None is null). Raises ColumnError naming each faulty row."""
-        try:
-            flat, missing = flat_column(dtype, values)
-        except Unfit:
-            raise ColumnError(self.name, scalar_faults(dtype, values, range(len(values)))) from None
-        return Column(flat, missing)
+        return checked_column(self.name, dtype, values)
 
     def cut_rows(self, column: Column) -> NDArray[np.bool_] | None:
         """Mask of the rows of which values are left out, [B]. None where the kind has no limit."""

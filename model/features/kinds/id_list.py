@@ -11,17 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from model.features.kinds.columns import (
-    FAULTS_SHOWN,
-    Column,
-    ColumnError,
-    ColumnFault,
-    Dtype,
-    Unfit,
-    flat_column,
-    scalar_faults,
-    shown,
-)
+from model.features.kinds.columns import FAULTS_SHOWN, Column, ColumnError, ColumnFault, Dtype, checked_column, shown
 from model.features.kinds.embedded import EmbeddedFeature
 from model.features.kinds.inputs import Inputs, ListInput
 
@@ -55,9 +45,4 @@ class IdListFeature(EmbeddedFeature):
         lists: list[list[object]] = [value or [] for value in values]  # type: ignore[misc]
         flat = list(chain.from_iterable(lists))
         lengths_B = np.fromiter(map(len, lists), np.int64, len(lists))
-        try:
-            converted, missing = flat_column(dtype, flat)
-        except Unfit:
-            rows = np.repeat(np.arange(len(lists)), lengths_B).tolist()
-            raise ColumnError(self.name, scalar_faults(dtype, flat, rows)) from None
-        return Column(converted, missing, lengths_B)
+        return checked_column(self.name, dtype, flat, lengths_B)

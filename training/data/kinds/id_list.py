@@ -12,7 +12,7 @@ from model.features.kinds import IdListFeature
 from model.features.kinds.columns import Column, Dtype
 from training.columns import plain
 from training.data.kinds.logged import Floats, LoggedFeature
-from training.data.kinds.values import ids_of, refuse_type
+from training.data.kinds.values import ids_of
 
 _LIST_TYPES = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
@@ -25,9 +25,7 @@ class LoggedIdList(LoggedFeature[IdListFeature]):
             values = values.cast(pa.list_(pa.null()))
         if not any(is_type(values.type) for is_type in _LIST_TYPES):
             raise ValueError(f"is {values.type}, an id_list needs a list column")
-        elements = plain(pc.list_flatten(values))
-        refuse_type(dtype, elements.type, str(values.type), "lists")
-        return ids_of(dtype, elements, _lengths(values), is_coded=is_coded)
+        return ids_of(dtype, plain(pc.list_flatten(values)), values.type, _lengths(values), is_coded=is_coded)
 
     def tree_inputs(self, values: pa.ChunkedArray) -> dict[str, Floats]:
         lengths_B = _lengths(values).astype(np.float64)

@@ -33,23 +33,21 @@ def not_text(values: pa.Array) -> list[int]:
     return places
 
 
-def refuse_type(dtype: Dtype | None, kind: pa.DataType, shown: str, what: str) -> None:
-    """Raises ValueError for a type that has no ids of a dtype. `shown` is the column's type. `what` has the ids: the
-    `column` or its `lists`."""
-    is_good = pa.types.is_integer(kind) if dtype == "int64" else is_text(kind)
-    if not is_good and not pa.types.is_null(kind):
-        needs = {"column": "an integer column", "lists": "lists of integers"}
-        if dtype == "string":
-            needs = {"column": "a string column", "lists": "lists of strings"}
-        raise ValueError(f"is {shown}, an id of dtype {dtype} needs {needs[what]}")
-
-
 def ids_of(
-    dtype: Dtype | None, values: pa.ChunkedArray, lengths_B: NDArray[np.int64] | None = None, *, is_coded: bool
+    dtype: Dtype | None,
+    values: pa.ChunkedArray,
+    given: pa.DataType,
+    lengths_B: NDArray[np.int64] | None = None,
+    *,
+    is_coded: bool,
 ) -> Column:
-    """Ids of a type that `refuse_type` passes, of each string once if `is_coded`. Raises RowFault for one beyond its
-    dtype."""
+    """Ids of a column of type `given`, which are in lists of the given lengths if any, of each string once if
+    `is_coded`. Raises ValueError for a type that has no ids of the dtype, and RowFault for an id beyond it."""
     kind = values.type
+    if not (pa.types.is_integer(kind) if dtype == "int64" else is_text(kind)) and not pa.types.is_null(kind):
+        one, many = ("an integer", "integers") if dtype == "int64" else ("a string", "strings")
+        needs = f"{one} column" if lengths_B is None else f"lists of {many}"
+        raise ValueError(f"is {given}, an id of dtype {dtype} needs {needs}")
     missing = values.is_null().to_numpy() if values.null_count else None
     if pa.types.is_null(kind):
         empty: list[str] | NDArray[np.int64] = (
