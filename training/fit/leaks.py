@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
-from model.tasks import BinaryTask
 from training.columns import plain
 from training.config import SplitName
 from training.data.arrow import labels_of, observed_of
 from training.data.selection import epoch_unit
+from training.tasks import learned
 
 # Rows of either label that a feature must agree with: by chance it does with a few.
 LEAST_ROWS = 10
@@ -86,15 +86,14 @@ def _is_day(value: int) -> bool:
 class Twins:
     """Features that a label decides in every row of the training split: the label under another name.
 
-    Of a binary task the feature has one value for either label, of a regression it is the label up to scale and
-    offset. Nulls of the feature do not count, nor do lists."""
+    Of classes the feature has a value for each label, of a regression it is the label up to scale and offset. Nulls of
+    the feature do not count, nor do lists."""
 
     def __init__(self, schema: FeedSchema) -> None:
         self._tasks = schema.tasks
         names = [feature.name for feature in schema.features if not feature.is_list]
         self._left: dict[str, dict[str, _Pair]] = {
-            task.name: {name: _OfBinary() if isinstance(task, BinaryTask) else _OfRegression() for name in names}
-            for task in schema.tasks
+            task.name: {name: _pair(learned(task).num_classes) for name in names} for task in schema.tasks
         }
 
     def add(self, table: pa.Table, columns: Mapping[str, Column]) -> None:
@@ -134,10 +133,14 @@ class _Pair:
         raise NotImplementedError
 
 
-class _OfBinary(_Pair):
-    def __init__(self) -> None:
-        self._value_of: dict[float, Any] = {}
-        self._rows_of = {0.0: 0, 1.0: 0}
+def _pair(classes: int | None) -> _Pair:
+    return _OfRegression() if classes is None else _OfClasses(classes)
+
+
+class _OfClasses(_Pair):
+    def __init__(self, classes: int) -> None:
+        self._value_of: dict[int, Any] = {}
+        self._rows_of = dict.fromkeys(range(classes), 0)
 
     def agrees(self, values_B: NDArray[Any], labels_B: NDArray[np.float64]) -> bool:
         self.rows += len(values_B)
@@ -146,10 +149,10 @@ class _OfBinary(_Pair):
             self._rows_of[label] += len(own_B)
             if len(own_B) and not (own_B == self._value_of.setdefault(label, own_B[0])).all():
                 return False
-        return len(self._value_of) < 2 or self._value_of[0.0] != self._value_of[1.0]
+        return len(set(self._value_of.values())) == len(self._value_of)
 
     def is_certain(self) -> bool:
-        return min(self._rows_of.values()) >= LEAST_ROWS
+        return sum(rows >= LEAST_ROWS for rows in self._rows_of.values()) > 1
 
 
 class _OfRegression(_Pair):

@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 from model.features.encoder import FittedFeatures
 from model.schema import FeedSchema
-from model.tasks import BinaryTask
 from training.config import SplitName, TrainingConfig
 from training.data.index import LogIndex, index_of
 from training.data.reader import LogReader
@@ -23,6 +22,7 @@ from training.fit.partitions import count_log
 from training.fit.tally import LabelCounts, PartCounts, by_chance, drift, known_lookups
 from training.fit.vocabulary import fitted_of_file
 from training.run.run import REPORT_JSON, REPORT_MARKDOWN, locked, refuse_no_run, write_json, write_text
+from training.tasks import learned
 
 log = logging.getLogger(__name__)
 
@@ -106,16 +106,16 @@ def refuse_constant_labels(schema: FeedSchema, train: Mapping[str, LabelCounts])
     """Raises ValueError for a task that has nothing to learn in the training split, and warns of a label beside which
     all others vanish."""
     for task in schema.tasks:
-        observed, total, least, most = train[task.name]
+        observed, totals, least, most = train[task.name]
         if not observed:
             raise ValueError(f"task {task.name}: no row of split train has a label (mask '{task.mask}' is never 1)")
         if least == most:
             raise ValueError(
-                f"task {task.name}: label '{task.label}' is {least:g} in all {observed:,} rows of split train that "
-                "count; fix the column, or leave the task out (tasks: [...])"
+                f"task {task.name}: label '{task.label}' is {learned(task).words(least)} in all {observed:,} rows of "
+                "split train that count; fix the column, or leave the task out (tasks: [...])"
             )
         # Of all but one row: their own sum may be lost in the rounding of the largest label.
-        mean_of_others = max(total - most, 0.0) / max(observed - 1, 1)
+        mean_of_others = max(totals[0] - most, 0.0) / max(observed - 1, 1)
         if most > ABSURD and most > ABSURD_RATIO * mean_of_others:
             log.warning(
                 "task %s: label '%s' is %g in a row of split train, over %g times the mean of all others, which vanish "
@@ -131,11 +131,13 @@ def _described(
     tasks, features = {}, {}
     for task in schema.tasks:
         labels, reference = part.labels[task.name], train.labels[task.name]
-        rate, rate_of_train = _share(labels.total, labels.observed), _share(reference.total, reference.observed)
+        rates, of_train = _rates(labels), _rates(reference)
+        pairs = zip(rates, of_train, strict=True)
+        ratios = [rate / other if rate is not None and other else None for rate, other in pairs]
         tasks[task.name] = {
             "observed_share": _share(labels.observed, part.rows),
-            "label_rate" if isinstance(task, BinaryTask) else "label_mean": rate,
-            "against_train": rate / rate_of_train if rate is not None and rate_of_train else None,
+            **learned(task).label_report(rates),
+            "against_train": ratios[0] if len(ratios) == 1 else dict(zip(task.outputs, ratios, strict=True)),
             "is_constant": labels.least == labels.most,
         }
     for feature in schema.features:
@@ -151,6 +153,10 @@ def _described(
             }
         features[feature.name] = about
     return {"rows": part.rows, "tasks": tasks, "features": features}
+
+
+def _rates(labels: LabelCounts) -> list[float | None]:
+    return [_share(total, labels.observed) for total in labels.totals]
 
 
 def _share(count: float, of: int) -> float | None:
@@ -187,13 +193,13 @@ def _markdown(content: dict[str, Any]) -> list[str]:
         *((about["split"], about["value"], about) for about in content["partitions"]),
     ]
     tasks = list(parts[0][2]["tasks"])
-    lines += ["", "## Labels: rate or mean (share of rows that count)", ""]
+    lines += ["", "## Labels: rate, mean or shares of classes (share of rows that count)", ""]
     lines += [f"| split | {column} | rows | {' | '.join(tasks)} |", "|---" * (3 + len(tasks)) + "|"]
     for split, value, about in parts:
-        cells = []
-        for task in about["tasks"].values():
-            rate = task.get("label_rate", task.get("label_mean"))
-            cells.append("-" if rate is None else f"{rate:.4g} ({task['observed_share']:.0%})")
+        cells = [
+            f"{_label_cell(task)} ({task['observed_share']:.0%})" if task["observed_share"] else "-"
+            for task in about["tasks"].values()
+        ]
         lines.append(f"| {split} | {value} | {about['rows']:,} | {' | '.join(cells)} |")
     lines += ["", "## Features, by split: missing / unknown / drift from train (Jensen-Shannon, bits)", ""]
     splits = list(content["splits"])
@@ -204,6 +210,12 @@ def _markdown(content: dict[str, Any]) -> list[str]:
         cells.append(f"{worst['split']} {worst['value']}: {worst['features'][name]['drift']:.3f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _label_cell(about: dict[str, Any]) -> str:
+    if "class_shares" in about:
+        return ", ".join(f"{name} {share:.1%}" for name, share in about["class_shares"].items())
+    return f"{about.get('label_rate', about.get('label_mean')):.4g}"
 
 
 def _feature_cell(about: dict[str, Any]) -> str:

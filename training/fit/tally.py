@@ -3,7 +3,7 @@
 A number's distribution is counted by the leading bits of its float64 (sign, exponent, three bits of mantissa), so that
 counts of any two parts go together. An id's by the low bits of its hash.
 
-Shapes: B rows, V values, P parts, K bins, T tasks.
+Shapes: B rows, V values, P parts, K bins, T tasks, O outputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ from model.features.id_lookup import Lookup, hash_integers, hash_strings, lookup
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from training.data.arrow import labels_of, observed_of
+from training.tasks import learned
 
 ID_BINS = 64
 NUMBER_BINS = 10
@@ -52,10 +53,11 @@ class FeatureCounts(NamedTuple):
 
 
 class LabelCounts(NamedTuple):
-    """Labels of a task in some parts, of the rows where they count."""
+    """Labels of a task in some parts, of the rows where they count. `totals` are sums of the labels, or by class of its
+    rows."""
 
     observed: int
-    total: float
+    totals: tuple[float, ...]
     least: float
     most: float
 
@@ -138,7 +140,8 @@ class LabelTally:
         self._tasks = schema.tasks
         self._parts = parts
         shape = (len(schema.tasks), parts)
-        self._observed_TP, self._total_TP = np.zeros(shape, np.int64), np.zeros(shape)
+        self._observed_TP, self._totals_OP = np.zeros(shape, np.int64), np.zeros((len(schema.outputs), parts))
+        self._columns = schema.output_slices
         self._least_TP, self._most_TP = np.full(shape, np.inf), np.full(shape, -np.inf)
 
     def add(self, table: pa.Table, parts_B: Counts) -> None:
@@ -147,7 +150,10 @@ class LabelTally:
             is_observed_B = observed_of(task, table)
             labels_B, parts = labels_of(task, table)[is_observed_B], parts_B[is_observed_B]
             self._observed_TP[place] += np.bincount(parts, minlength=self._parts)
-            self._total_TP[place] += np.bincount(parts, labels_B, self._parts)
+            for totals_P, of_output_B in zip(
+                self._totals_OP[self._columns[task.name]], learned(task).encoded_labels(labels_B).values(), strict=True
+            ):
+                totals_P += np.bincount(parts, of_output_B, self._parts)
             np.minimum.at(self._least_TP[place], parts, labels_B)
             np.maximum.at(self._most_TP[place], parts, labels_B)
 
@@ -157,7 +163,7 @@ class LabelTally:
         return {
             task.name: LabelCounts(
                 observed=int(self._observed_TP[place, parts].sum()),
-                total=float(self._total_TP[place, parts].sum()),
+                totals=tuple(self._totals_OP[self._columns[task.name]][:, parts].sum(axis=1).tolist()),
                 least=float(self._least_TP[place, parts].min()),
                 most=float(self._most_TP[place, parts].max()),
             )

@@ -78,6 +78,15 @@ class LearnedBinary(LearnedTask):
         """Mask of 0 and 1."""
         return np.isin(labels_B, (0.0, 1.0))
 
+    @property
+    def num_classes(self) -> int:
+        """Two."""
+        return 2
+
+    def label_report(self, rates: Sequence[float | None]) -> dict[str, Any]:
+        """The share of positives."""
+        return {"label_rate": rates[0]}
+
     @classmethod
     def losses(cls, tasks: Sequence[BaseTask], offsets: Sequence[float]) -> nn.Module:
         """Cross entropy, by positive weight."""

@@ -83,6 +83,19 @@ class LearnedTask(ABC):
     def are_labels(self, labels_B: Floats) -> Mask:
         """Mask of the rows that keep the rule."""
 
+    @property
+    def num_classes(self) -> int | None:
+        """How many values labels have, None of a quantity."""
+        return None
+
+    def words(self, label: float) -> str:
+        """A label, as a message names it."""
+        return f"{label:g}"
+
+    @abstractmethod
+    def label_report(self, rates: Sequence[float | None]) -> dict[str, Any]:
+        """What a report of data says of the means of `encoded_labels`."""
+
     def targets(self, labels_B: Floats) -> Floats:
         """targets_B that the loss compares with."""
         return labels_B
@@ -137,7 +150,7 @@ class LearnedTask(ABC):
         """LightGBM's objective, and the metric that chooses the number of trees."""
 
     def encoded_labels(self, labels_B: Floats) -> dict[str, Floats]:
-        """What trees' target encodings are means of, by the name of the mean."""
+        """What trees' target encodings and reports take means of, by the name of the mean: one an output."""
         return {"mean": labels_B}
 
     def outputs_of_trees(self, scores_BO: Floats) -> Floats:

@@ -107,6 +107,19 @@ class LearnedMulticlass(LearnedTask):
         """Mask of indices."""
         return labels_B >= 0
 
+    @property
+    def num_classes(self) -> int:
+        """Those of the schema."""
+        return len(self.classes)
+
+    def words(self, label: float) -> str:
+        """The name of the class."""
+        return self.classes[int(label)]
+
+    def label_report(self, rates: Sequence[float | None]) -> dict[str, Any]:
+        """The share of each class."""
+        return {"class_shares": dict(zip(self.classes, rates, strict=True))}
+
     @classmethod
     def losses(cls, tasks: Sequence[BaseTask], offsets: Sequence[float]) -> nn.Module:
         """Softmax cross entropy."""

@@ -45,6 +45,10 @@ class LearnedRegression(LearnedTask):
         with np.errstate(invalid="ignore"):
             return (labels_B >= 0) & np.isfinite(labels_B)
 
+    def label_report(self, rates: Sequence[float | None]) -> dict[str, Any]:
+        """The mean label."""
+        return {"label_mean": rates[0]}
+
     def targets(self, labels_B: Floats) -> Floats:
         """Labels transformed and standardised."""
         return (self.learned_labels(labels_B) - self.scale.mean) / self.scale.scale

@@ -1,18 +1,23 @@
 """A run with every kind of task, from its log to an artifact's answers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from model.schema import FeedSchema
 from model.scorer.scorer import Scorer
 from tests.training_data import SCHEMA, feed_table, sigmoid, training_file
 from training.config import TrainingConfig
 from training.data.rows import Rows, columns_from_arrow, read_splits
 from training.evaluate.evaluate import evaluate, print_table
 from training.evaluate.validation import predict
+from training.fit.leaks import Twins
+from training.fit.report import report_of_file
 from training.publish.export import export
 from training.run.run import Run
 from training.train import train
@@ -20,6 +25,15 @@ from training.train import train
 RATED = f"""{SCHEMA}
   - {{name: rating, kind: multiclass, label: stars, classes: {{1: bad, 2: fair, 3: good}}, mask: is_rated}}
   - {{name: mood, kind: multiclass, label: mood, classes: [calm, loud]}}
+"""
+
+
+TWIN = """
+name: feed
+features:
+  - {name: twin, side: candidate, kind: number}
+  - {name: half, side: candidate, kind: number}
+tasks: [{name: rating, kind: multiclass, label: stars, classes: {1: bad, 2: fair, 3: good}}]
 """
 
 
@@ -42,7 +56,7 @@ def rated_log(folder: Path, rows: int = 1500) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("rated")
     rated_log(folder / "data")
-    return train(TrainingConfig.from_yaml(training_file(folder, schema=RATED, epochs=20, batch_size=32)), show=False)
+    return train(TrainingConfig.load(training_file(folder, schema=RATED, epochs=20, batch_size=32)), show=False)
 
 
 def test_exported_answers_are_the_softmax_of_the_ranker_s_logits(run: Run, tmp_path: Path) -> None:
@@ -66,6 +80,40 @@ def test_exported_answers_are_the_softmax_of_the_ranker_s_logits(run: Run, tmp_p
         np.testing.assert_allclose(answers_NO[:, place], expected, atol=1e-5)
         np.testing.assert_allclose(answers_NO[:, place].sum(axis=1), 1.0, atol=1e-6)
     assert set(scorer.reference.scores) == set(outputs)
+
+
+def test_a_report_has_the_share_of_each_class(run: Run, tmp_path: Path) -> None:
+    path = report_of_file(run.config.model_copy(update={"output": tmp_path}), show=False)
+    train = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["splits"]["train"]["tasks"]["rating"]
+    rows = pq.read_table(f"{run.config.data.path}/log.parquet").to_pylist()
+    stars = [row["stars"] for row in rows if row["day"] <= 4 and row["is_rated"]]
+    assert train["class_shares"] == pytest.approx(
+        {name: stars.count(value) / len(stars) for value, name in ((1, "bad"), (2, "fair"), (3, "good"))}
+    )
+    assert train["against_train"] == {f"rating.{name}": 1.0 for name in ("bad", "fair", "good")}
+    assert f"good {stars.count(3) / len(stars):.1%}" in path.read_text(encoding="utf-8")
+
+
+def test_a_feature_with_a_value_for_each_class_is_named() -> None:
+    schema = FeedSchema.from_mapping(yaml.safe_load(TWIN), "test")
+    stars = np.arange(60) % 3 + 1
+    columns = {"twin": 7 - 2 * stars, "half": np.minimum(stars, 2), "stars": stars}
+    table = pa.table(columns)
+    twins = Twins(schema)
+    twins.add(table, columns_from_arrow(schema, table))
+    (found,) = twins.warnings()
+    assert found.startswith("feature twin: its values are decided by label 'stars' of task rating in all 60 rows")
+
+
+def test_a_label_of_one_class_is_refused_by_its_name(run: Run, tmp_path: Path) -> None:
+    rated_log(tmp_path / "data", 300)
+    table = pq.read_table(tmp_path / "data" / "log.parquet")
+    index = table.column_names.index("stars")
+    pq.write_table(table.set_column(index, "stars", pa.array([2] * 300)), tmp_path / "data" / "log.parquet")
+    with pytest.raises(
+        ValueError, match=r"task rating: label 'stars' is fair in all .* rows of split train that count"
+    ):
+        train(TrainingConfig.load(training_file(tmp_path, schema=RATED)), show=False)
 
 
 def test_an_evaluation_has_each_class(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
