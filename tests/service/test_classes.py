@@ -34,6 +34,8 @@ from tests.service.rank.test_openapi import conforms
 from tests.training_data import SCHEMA, VIDEOS, feed_table, training_file
 from training.config import TrainingConfig
 from training.publish.export import export
+from training.score.job import Job
+from training.score.run import score
 from training.train import train
 
 Json = dict[str, Any]
@@ -236,6 +238,19 @@ def test_metrics_are_by_class(client: TestClient, answers_NO: NDArray[np.float64
     means = of("ranking_task_score_reference_mean")
     assert sum(means[name] for name in CLASSES) == pytest.approx(1.0, abs=1e-5)
     assert {dict(key)["task"] for key in samples(client, "ranking_score_drift")} == set(OUTPUTS)
+
+
+def test_batch_scoring_writes_a_column_for_each_class(client: TestClient, models: Path, tmp_path: Path) -> None:
+    user = {name: [value] * len(IDS) for name, value in QUESTION["user"].items()}
+    table = pa.table({"id": IDS, "request": [1] * len(IDS), **user, **QUESTION["candidates"]["features"]})
+    (tmp_path / "log").mkdir()
+    pq.write_table(table, tmp_path / "log" / "rows.parquet")
+    job = Job.of(models / "clips" / "1", str(tmp_path / "log"), tmp_path / "out", columns=["id"], group_by="request")
+    score(job, show=False)
+    scored = pq.read_table(tmp_path / "out")
+    assert scored.column_names == ["id", "score", *(f"answer_{output}" for output in OUTPUTS)]
+    got_NO = np.array([scored[f"answer_{output}"].to_numpy() for output in OUTPUTS]).T
+    np.testing.assert_allclose(got_NO, in_order(ask(client)["candidates"]), rtol=TOLERANCE)
 
 
 def test_the_model_s_entry_names_the_classes(client: TestClient) -> None:

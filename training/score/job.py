@@ -110,9 +110,9 @@ class Part:
     identity: str
 
 
-def answer_columns(tasks: Sequence[str], prefix: str) -> list[str]:
-    """The columns that scoring adds: the combined score, then a column for each task."""
-    return [f"{prefix}{name}" for name in (SCORE, *(f"{ANSWER}{task}" for task in tasks))]
+def answer_columns(outputs: Sequence[str], prefix: str) -> list[str]:
+    """The columns that scoring adds: the combined score, then a column for each output."""
+    return [f"{prefix}{name}" for name in (SCORE, *(f"{ANSWER}{output}" for output in outputs))]
 
 
 def value_model_of(scorer: Scorer, name: str) -> ValueModel:

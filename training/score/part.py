@@ -96,8 +96,8 @@ class PartScorer:
             good, bad = self._reader.read(table)
         except ValueError as error:
             raise ValueError(f"{places.file}: {error}") from None
-        tasks = len(self._scorer.outputs)
-        rows_N, answers_NO, score_N = np.zeros(0, np.int64), np.zeros((0, tasks), np.float32), np.zeros(0)
+        answers_NO = np.zeros((0, len(self._scorer.outputs)), np.float32)
+        rows_N, score_N = np.zeros(0, np.int64), np.zeros(0)
         if good is not None:
             try:
                 scored = score_requests(self._scorer, good.requests, good.num_requests, good.columns, good.request_of_N)
