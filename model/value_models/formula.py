@@ -8,8 +8,10 @@ Shapes: N candidates.
 """
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any
 
 import numpy as np
@@ -69,7 +71,9 @@ class Formula:
             tree = ast.parse(text.strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             place = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
-            raise ValueError(f"not a formula{place}; it may contain {_VALID}") from None
+            reserved = next((word for word in re.findall(r"\w+", text) if iskeyword(word)), None)
+            hint = f" ('{reserved}' is a word of Python's, which weights alone can read)" if reserved else ""
+            raise ValueError(f"not a formula{place}{hint}; it may contain {_VALID}") from None
         self._text = text.strip()
         names: dict[str, None] = {}
         self.whole = self._term(tree.body, names, MAX_DEPTH)

@@ -64,6 +64,7 @@ def test_integers_do_not_grow_without_bound() -> None:
     ("c.d[0]", r"'c\.d\[0\]' at character 1 is not allowed"),
     ("c.exp(a)", r"'c\.exp\(a\)' at character 1 is not allowed"),
     ("c.", "not a formula"),
+    ("a * c.class", r"not a formula at character \d+ \('class' is a word of Python's, which weights alone can read"),
     (".d", "not a formula"),
     ("1 + a[0]", r"'a\[0\]' at character 5 is not allowed"),
     ("'a' + 'b'", "'a'. at character 1 is not allowed"),
