@@ -12,6 +12,8 @@ Json = dict[str, Any]
 # The larger network has this many times the dense parameters of the smaller one.
 SIZE_RATIO = 1.5
 MIN_POSITIVES = 100
+# Counts of labels by which a task says little (training.tasks: label_counts), in words.
+COUNTED = {"positives": "positives", "rarest_class": "rows of its rarest class"}
 CHANCE = 0.5
 
 
@@ -21,9 +23,10 @@ def cautions(
     """Sentences on `network` against `baseline` over `tasks`. `counts` and `auc` are the test split's, by task."""
     found = _sizes(network, baseline, costs)
     for task in tasks:
-        positives = counts[task].get("positives")
-        if positives is not None and positives < MIN_POSITIVES:
-            found.append(f"{task} has {positives} positives in the test split, under {MIN_POSITIVES}")
+        for count, words in COUNTED.items():
+            rows = counts[task].get(count)
+            if rows is not None and rows < MIN_POSITIVES:
+                found.append(f"{task} has {rows} {words} in the test split, under {MIN_POSITIVES}")
         found += _chance(task, (network, baseline), auc.get(task, {}))
     return found
 

@@ -7,26 +7,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
+from model.ranker import Network
 from model.schema import FeedSchema
 from model.scorer.scorer import Scorer
-from tests.training_data import SCHEMA, feed_table, sigmoid, training_file
+from tests.training.tasks.rated_feed import RATED, rated_log
+from tests.training_data import training_file
+from training.__main__ import main
 from training.config import TrainingConfig
 from training.data.rows import Rows, columns_from_arrow, read_splits
 from training.evaluate.evaluate import evaluate, print_table
 from training.evaluate.validation import predict
 from training.fit.leaks import Twins
 from training.fit.report import report_of_file
+from training.inspect.inspect import inspect
 from training.publish.export import export
+from training.run.history import OBJECTIVE, TRAIN_LOSS, read_log
 from training.run.run import Run
+from training.start.warm_network import Side, fill_network
 from training.train import train
-
-RATED = f"""{SCHEMA}
-  - {{name: rating, kind: multiclass, label: stars, classes: {{1: bad, 2: fair, 3: good}}, mask: is_rated}}
-  - {{name: mood, kind: multiclass, label: mood, classes: [calm, loud]}}
-"""
-
 
 TWIN = """
 name: feed
@@ -35,21 +36,6 @@ features:
   - {name: half, side: candidate, kind: number}
 tasks: [{name: rating, kind: multiclass, label: stars, classes: {1: bad, 2: fair, 3: good}}]
 """
-
-
-def rated_log(folder: Path, rows: int = 1500) -> None:
-    """The feed's log, where a long watch is rated high by those who rate, and moods follow clicks."""
-    table, rng = feed_table(rows), np.random.default_rng(9)
-    watch = np.log(table.column("watch_ms").to_numpy()) - 7.0
-    stars = (
-        1 + (rng.random(rows) < sigmoid(2 * watch)).astype(int) + (rng.random(rows) < sigmoid(watch - 1)).astype(int)
-    )
-    is_rated = rng.random(rows) < 0.7
-    loud = rng.random(rows) < 0.2 + 0.5 * table.column("is_click").to_numpy()
-    table = table.append_column("stars", pa.array(stars, mask=~is_rated)).append_column("is_rated", pa.array(is_rated))
-    table = table.append_column("mood", pa.array(np.where(loud, "loud", "calm")))
-    folder.mkdir(parents=True)
-    pq.write_table(table, folder / "log.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +133,53 @@ def test_calibrated_probabilities_sum_to_1_and_to_the_labels(
         for classes in (("rating.bad", "rating.fair", "rating.good"), ("mood.calm", "mood.loud")):
             totals = np.sum([expected[name] for name in classes], axis=0)
             np.testing.assert_allclose(totals, 1.0, atol=1e-6)  # of float32
+
+
+def test_batch_scoring_has_a_column_for_each_class(run: Run, tmp_path: Path) -> None:
+    version = export(run, tmp_path / "models")
+    assert main(["score", str(version), str(run.config.data.path), "--out", str(tmp_path / "out")]) == 0
+    scored = pq.read_table(tmp_path / "out")
+    totals = np.sum([scored.column(f"answer_rating.{name}").to_numpy() for name in ("bad", "fair", "good")], axis=0)
+    np.testing.assert_allclose(totals, 1.0, atol=1e-6)  # of float32
+
+
+def test_classes_are_taken_from_a_parent_by_name(run: Run) -> None:
+    """Another order and a new class: rows of the last layer go with their names, and the new one stays fresh."""
+    changed = RATED.replace("{1: bad, 2: fair, 3: good}", "{3: good, 4: great, 1: bad, 2: fair}")
+    schema = FeedSchema.from_mapping(yaml.safe_load(changed), "test")
+    config, parent = run.config.network, run.best_ranker()
+    ours = Network(config, parent.embeddings.width, schema.output_counts)
+    tasks = [task.name for task in schema.tasks]
+    last, source = (network.slots(tasks)["tower.rating.1.weight"] for network in (ours, parent.network))
+    fresh = last.clone()
+    features = {feature.name for feature in schema.features}
+    states = dict(fill_network(Side(ours, config, schema), Side(parent.network, config, run.schema), features))
+    assert states["tower.rating"] == "part"
+    assert torch.equal(last[[2, 3, 0]], source)
+    assert torch.equal(last[1], fresh[1])
+
+
+@pytest.mark.parametrize("kind", ["uncertainty", "pcgrad", "gradnorm"])
+def test_balancing_has_one_loss_a_task(kind: str, tmp_path: Path) -> None:
+    rated_log(tmp_path / "data", 400)
+    file = training_file(tmp_path, schema=RATED, balancing={"kind": kind}, epochs=1)
+    (line,) = read_log(train(TrainingConfig.load(file), show=False))
+    losses = [line[f"{TRAIN_LOSS}{task}"] for task in ("click", "like", "watch", "rating", "mood")]
+    assert np.isfinite(losses).all()
+    # About those of guessing: 3 and 2 classes.
+    assert losses[3:] == pytest.approx([np.log(3), np.log(2)], abs=0.3)
+
+
+@pytest.mark.parametrize("reward", ["correct", "log_likelihood"])
+def test_routes_are_rewarded_by_classes(reward: str, tmp_path: Path) -> None:
+    rated_log(tmp_path / "data", 400)
+    schema = RATED.replace("  - {name: watch, kind: regression, label: watch_ms, transform: log1p}\n", "")
+    fusion = {"kind": "learned_routing", "levels": [8, 8], "num_modules": 2, "reward": reward}
+    file = training_file(tmp_path, schema=schema, network={"fusion": fusion, "tower": [4]}, epochs=1)
+    (line,) = read_log(train(TrainingConfig.load(file), show=False))
+    assert np.isfinite(line[OBJECTIVE])
+
+
+def test_inspection_goes_by_tasks(run: Run) -> None:
+    found = inspect(run)
+    assert found["gradient_conflicts"]["tasks"] == ["click", "like", "watch", "rating", "mood"]
