@@ -51,7 +51,7 @@ def prepare(source: Path, folder: Path, rows: int) -> Path:
 def plain_loop(version: Path, source: Path, out: Path) -> None:
     """The loop that people write: rows as dictionaries, a request a page, answers as dictionaries, one Parquet file."""
     scorer = Scorer.load(version, "torchscript")
-    asked = {side: [feature.name for feature in scorer.schema.asked(side)] for side in ("request", "candidate")}
+    asked = {side: [feature.name for feature in scorer.schema.requested(side)] for side in ("request", "candidate")}
     rows = pq.read_table(source).to_pylist()
     answers: list[dict[str, Any]] = []
     for _, page in groupby(rows, key=lambda row: row[GROUP]):

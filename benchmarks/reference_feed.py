@@ -49,7 +49,7 @@ SCHEMA = FeedSchema.from_mapping(
 
 def names_of(block: Block) -> tuple[list[str], list[str], list[str]]:
     """The ids, the lists and the numbers of a block, in the order of the module's tensors."""
-    features = SCHEMA.asked(block)
+    features = SCHEMA.requested(block)
     ids = [feature.name for feature in features if isinstance(feature, IdFeature)]
     lists = [feature.name for feature in features if isinstance(feature, IdListFeature)]
     return ids, lists, [feature.name for feature in features if feature.name not in (*ids, *lists)]

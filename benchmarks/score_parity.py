@@ -68,7 +68,7 @@ def answers_of_training(run: Run, table: pa.Table, maps: AnswerMaps) -> NDArray[
 
 def answers_as_served(scorer: Scorer, table: pa.Table) -> tuple[NDArray[np.float32], list[int]]:
     """A scorer's answers to the rows, in their order, and how many candidates each request had."""
-    asked = {side: [feature.name for feature in scorer.schema.asked(side)] for side in ("request", "candidate")}
+    asked = {side: [feature.name for feature in scorer.schema.requested(side)] for side in ("request", "candidate")}
     rows = table.to_pylist()
     users = [{name: row[name] for name in asked["request"]} for row in rows]
     order = sorted(range(len(rows)), key=lambda row: repr(users[row]))

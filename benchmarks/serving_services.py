@@ -227,7 +227,7 @@ def v2_body(request: Request) -> Request:
 
     user = {name: [value] for name, value in request["user"].items()}
     columns = {**user, **request["candidates"]["features"]}
-    for feature in (*SCHEMA.asked("request"), *SCHEMA.asked("candidate")):
+    for feature in (*SCHEMA.requested("request"), *SCHEMA.requested("candidate")):
         column = columns[feature.name]
         if isinstance(feature, IdListFeature):
             add(f"{feature.name}.values", "INT64", [value for values in column for value in values])

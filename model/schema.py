@@ -126,7 +126,7 @@ class FeedSchema(StrictModel):
         """The features evaluated once a request (user, context, training_only) or once a candidate."""
         return tuple(f for f in self.features if (f.side == "candidate") == (block == "candidate"))
 
-    def asked(self, block: Block) -> tuple[Feature, ...]:
+    def requested(self, block: Block) -> tuple[Feature, ...]:
         """The features of a block that a scoring request carries: all but the training_only ones."""
         return tuple(f for f in self.block(block) if f.side != "training_only")
 

@@ -15,7 +15,7 @@ import numpy as np
 from model.features.encoder import Encoded
 from model.scorer.scorer import NamedCandidates, NonFiniteScoresError
 from model.value_models.value_model import DEFAULT
-from service.base.errors import Fault, Problem, told
+from service.base.errors import Fault, Problem, value_or_kind
 from service.base.log import LOGGER
 from service.base.record import RequestRecord
 from service.impressions.writer import ImpressionLog
@@ -83,7 +83,7 @@ class Ranking:
         name = value_model or DEFAULT
         if name not in found.value_models:
             has = ", ".join(found.value_models.names)
-            rule = f"no such value model, {told(name)}; model '{found.name}' has: {has}"
+            rule = f"no such value model, {value_or_kind(name)}; model '{found.name}' has: {has}"
             raise Problem.wrong_content([Fault(path, rule)])
         record.model, record.model_version = found.name, found.scorer.version
         record.value_model, record.value_model_version = name, found.value_models[name].version

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.base.errors import Fault, Problem, refusal, told
+from service.base.errors import Fault, Problem, refusal, value_or_kind
 from service.base.record import RequestRecord
 from service.http.admission import Admission, Ticket, busy
 from service.http.body import read_body_in_time
@@ -130,6 +130,6 @@ def _deadline(scope: Scope, record: RequestRecord) -> float | None:
     if given is None:
         return None
     if not (given.isascii() and given.isdecimal() and len(given) <= 9 and int(given) > 0):
-        rule = f"expected a whole number of milliseconds, from 1 to 999999999, got {told(given)}"
+        rule = f"expected a whole number of milliseconds, from 1 to 999999999, got {value_or_kind(given)}"
         raise Problem.wrong_content([Fault(f"header {TIMEOUT_HEADER}", rule)])
     return record.started + int(given) / 1000

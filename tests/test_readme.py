@@ -65,8 +65,8 @@ def test_the_request_of_the_readme_fits_the_simulated_feed() -> None:
     assert found is not None
     request = json.loads(found.group(1))
     schema = FeedSchema.from_yaml(ROOT / "configs/schemas/simulated.yaml")
-    assert set(request["user"]) <= {feature.name for feature in schema.asked("request")}
-    assert set(request["candidates"]["features"]) <= {feature.name for feature in schema.asked("candidate")}
+    assert set(request["user"]) <= {feature.name for feature in schema.requested("request")}
+    assert set(request["candidates"]["features"]) <= {feature.name for feature in schema.requested("candidate")}
     assert {len(column) for column in request["candidates"]["features"].values()} == {len(request["candidates"]["id"])}
 
 

@@ -78,7 +78,7 @@ def resolve(
     unknown candidate takes defaults."""
     rows = len(ids)
     given = {name: _given(column, nulls.get(name)) for name, column in columns.items()}
-    asked = encoder.schema.asked("candidate")
+    asked = encoder.schema.requested("candidate")
     if all(feature.name in given and given[feature.name].all() for feature in asked):
         encoded = encoder.encode("candidate", columns, rows, as_served=True)
         nobody_N = np.full(rows, UNKNOWN, np.int64)

@@ -184,7 +184,7 @@ def of_scores(edges: NDArray[np.float64], counts: NDArray[np.float64]) -> Number
 def values_of(schema: FeedSchema, block: Block, encoded: EncodedBlock) -> Iterator[tuple[str, NDArray[Any]]]:
     """The encoded values of each feature of a block that requests give. An empty list is one OOV row."""
     ids, lists, numbers = block_inputs(schema, block)
-    asked = {feature.name for feature in schema.asked(block)}
+    asked = {feature.name for feature in schema.requested(block)}
     for position, name in enumerate(ids):
         if name in asked:
             yield name, encoded.ids_BK[:, position]

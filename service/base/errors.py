@@ -75,7 +75,7 @@ def shown(name: str) -> str:
     return (printable + "..." if len(name) > _NAME_SHOWN else printable) or "''"
 
 
-def told(value: object) -> str:
+def value_or_kind(value: object) -> str:
     """A parameter as a refusal names it: its value where that is short, otherwise its kind. Never for values of
     features, which are a user's own."""
     match value:

@@ -82,7 +82,7 @@ class EventReader:
         self.encoder = encoder
         schema = encoder.schema
         blocks: tuple[Block, ...] = ("request", "candidate")
-        asked: dict[str, Block] = {feature.name: block for block in blocks for feature in schema.asked(block)}
+        asked: dict[str, Block] = {feature.name: block for block in blocks for feature in schema.requested(block)}
         # A feature with the name of a field of the wire cannot be told from it.
         self._features = [
             _EventFeature(name, f"feature_{number}", block)

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.types import Receive, Scope
 
-from service.base.errors import Fault, Problem, shown, told
+from service.base.errors import Fault, Problem, shown, value_or_kind
 from service.base.json_object import json_object
 from service.models.labels import Labels, named_once
 from service.models.store import ModelStore
@@ -129,4 +129,4 @@ def _document(body: bytes) -> dict[str, Any]:
 
 def _got(value: object) -> str:
     """The value of a label that is refused, where it is one value."""
-    return "" if isinstance(value, dict | list) else f", got {told(value)}"
+    return "" if isinstance(value, dict | list) else f", got {value_or_kind(value)}"

@@ -151,7 +151,7 @@ class ModelFamily:
         try:
             for _ in range(_MOST_RACES):
                 self._labels_file.poll()
-                labels = change(self._labels_file.asked)
+                labels = change(self._labels_file.last_valid)
                 self._require_versions(labels)
                 with self._labels_file.locked():
                     if not self._labels_file.poll():  # otherwise others have changed it meanwhile
@@ -199,7 +199,7 @@ class ModelFamily:
     def _default(self, published: list[int]) -> int | None:
         """The version to serve where a request names none, loaded. None where none can be."""
         before = None if self.serving is None else self.serving.default.scorer.manifest.version
-        pinned = self._labels_file.asked.stable
+        pinned = self._labels_file.last_valid.stable
         if pinned is not None and before is not None:
             return pinned if self._try_version(pinned, published) else before
         # A service that starts with a pin which does not verify goes back before it, rather than on to what may be
@@ -214,7 +214,7 @@ class ModelFamily:
 
     def _in_force(self, published: list[int], default: int, has_changed: bool) -> Labels:
         """The labels that the file sets. One whose version cannot be loaded keeps its value."""
-        asked = self._labels_file.asked
+        asked = self._labels_file.last_valid
         before = Labels() if self.serving is None else self.serving.labels
         stable = before.stable if asked.stable not in (None, default) else asked.stable
         refused = {}

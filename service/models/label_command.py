@@ -43,7 +43,7 @@ def change(folder: Path, changes: str, verify_key: Path | None = None) -> Labels
                 # Services may have a pin in force that is not in this file any more.
                 raise ValueError(f"{file.error}; name {STABLE} too, null for no pin: the labels start again")
             print(f"not in force, and started again: {file.error}", file=sys.stderr)
-        labels = Labels.from_mapping(file.asked.merged(given), "labels")
+        labels = Labels.from_mapping(file.last_valid.merged(given), "labels")
         for version in sorted(set(labels.versions().values())):
             Scorer.load(folder / str(version), "torchscript", verify_key, model=folder.resolve().name)
         if given:

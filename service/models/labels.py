@@ -130,11 +130,11 @@ def falls_within(request_id: str, share: float, seed: int) -> bool:
 
 
 class LabelsFile:
-    """The file of one model. `asked` is what it said when it was valid last, and stays when the file goes away: labels
-    are removed by a file with `{}`. `error` says why the file is not in force as it is now."""
+    """The file of one model. `last_valid` stays when the file goes away: a file with `{}` removes labels. `error` says
+    why the file is not in force as it is now."""
 
     def __init__(self, path: Path) -> None:
-        self.asked = Labels()
+        self.last_valid = Labels()
         self._path = path
         self._file = PolledFile(path)
         self._content_error: str | None = None
@@ -152,7 +152,7 @@ class LabelsFile:
         content = self._file.content
         if content is not None and content != before:
             try:
-                self.asked, self._content_error = Labels.from_bytes(content, str(self._path)), None
+                self.last_valid, self._content_error = Labels.from_bytes(content, str(self._path)), None
             except ValueError as error:
                 self._content_error = str(error)
         return True

@@ -23,7 +23,7 @@ from model.features.kinds import Feature
 from model.features.kinds.columns import Dtype, Ids
 from model.schema import Block
 from model.strict_yaml import did_you_mean
-from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, told
+from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, value_or_kind
 from service.base.json_object import json_object
 from service.open_inference.tensors import (
     NUMBERS,
@@ -100,7 +100,7 @@ def input_types(encoder: FeatureEncoder, block: Block) -> dict[str, list[TensorT
     """The tensors of each feature that a request carries, in the schema's order: one, or values and lengths."""
     size = 1 if block == "request" else -1
     types: dict[str, list[TensorType]] = {}
-    for feature in encoder.schema.asked(block):
+    for feature in encoder.schema.requested(block):
         name = feature.name
         datatype = _DATATYPES[encoder.dtype(name)][0]
         if feature.is_list:
@@ -128,7 +128,7 @@ def read(body: bytes, header_length: str | None) -> Inference:
     parameters = request.parameters or {}
     value_model = parameters.get("value_model")
     if value_model is not None and not isinstance(value_model, str):
-        faults.append(Fault("parameters.value_model", f"expected a string, got {told(value_model)}"))
+        faults.append(Fault("parameters.value_model", f"expected a string, got {value_or_kind(value_model)}"))
     is_binary = _flag(parameters, "binary_data_output", False, "parameters", faults)
     inputs = _inputs(request.inputs, memoryview(body)[size:], faults)
     outputs: dict[str, bool] = {}
@@ -156,7 +156,7 @@ def columns(
     faults: list[Fault] = []
     made: dict[Block, dict[str, Column]] = {block: {} for block in BLOCKS}
     for block in BLOCKS:
-        for feature in encoder.schema.asked(block):
+        for feature in encoder.schema.requested(block):
             names = [tensor.name for tensor in types[block][feature.name]]
             if not any(name in inference.inputs for name in names):
                 continue
@@ -200,7 +200,7 @@ def write(head: dict[str, Any], outputs: Mapping[str, bool], values: Mapping[str
 
 def _json_bytes(given: str, body: int) -> int:
     if not (given.isascii() and given.isdecimal() and len(given) <= 12 and int(given) <= body):
-        rule = f"expected how many of the body's {body} bytes are its JSON, got {told(given)}"
+        rule = f"expected how many of the body's {body} bytes are its JSON, got {value_or_kind(given)}"
         raise Problem.wrong_content([Fault(f"header {HEADER_LENGTH}", rule)])
     return int(given)
 
@@ -229,7 +229,9 @@ def _inputs(given: Sequence[_Input], binary: memoryview, faults: list[Fault]) ->
         if size is not None:
             left = len(binary) - position
             if type(size) is not int or not 0 <= size <= left:
-                rule = f"expected binary_data_size to be within the {left} bytes after the JSON, got {told(size)}"
+                rule = (
+                    f"expected binary_data_size to be within the {left} bytes after the JSON, got {value_or_kind(size)}"
+                )
                 faults.append(Fault(place, f"{rule}; the header {HEADER_LENGTH} says where it ends"))
                 return inputs
             raw = binary[position : position + size]
@@ -249,7 +251,7 @@ def _refuse_extensions(parameters: Mapping[str, Any] | None, place: str, faults:
 def _flag(parameters: Mapping[str, Any], name: str, default: bool, place: str, faults: list[Fault]) -> bool:
     given = parameters.get(name)
     if given is not None and not isinstance(given, bool):
-        faults.append(Fault(f"{place}.{name}", f"expected true or false, got {told(given)}"))
+        faults.append(Fault(f"{place}.{name}", f"expected true or false, got {value_or_kind(given)}"))
     return given if isinstance(given, bool) else default
 
 

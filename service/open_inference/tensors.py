@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features.kinds.columns import ID_LIMITS
-from service.base.errors import FAULTS_SHOWN, Fault, shown, told
+from service.base.errors import FAULTS_SHOWN, Fault, shown, value_or_kind
 
 # Datatypes of a number: FP64 is beyond the metadata, and keeps a number that FP32 would round.
 NUMBERS = ("FP32", "FP64")
@@ -133,7 +133,7 @@ def lengths_of(tensor: Tensor, values: int) -> NDArray[np.int64]:
 
 def shape_of(shape: Sequence[int]) -> str:
     """A shape as a refusal names it, of one with many dimensions the first ones."""
-    dimensions = ", ".join(map(told, shape[:_DIMENSIONS_SHOWN]))
+    dimensions = ", ".join(map(value_or_kind, shape[:_DIMENSIONS_SHOWN]))
     return f"[{dimensions}{', ...' if len(shape) > _DIMENSIONS_SHOWN else ''}]"
 
 

@@ -51,7 +51,7 @@ def named_candidates(
 def nulls(question: Question, schema: FeedSchema) -> dict[str, NDArray[np.bool_]]:
     """Masks of the lists that are null, which is not the same as empty: the catalogue's are then taken."""
     nulls = {}
-    for feature in schema.asked("candidate"):
+    for feature in schema.requested("candidate"):
         if not feature.is_list:
             continue
         values: list[Any] | None = None

@@ -63,7 +63,7 @@ def explain(request: ScoredRequest) -> Explanation:
 def _cut(schema: FeedSchema, columns: Mapping[str, Column], block: Block) -> dict[str, int]:
     """Lists that are longer than their feature's `max_length`, of which the last ids alone are read."""
     cut = {}
-    for feature in schema.asked(block):
+    for feature in schema.requested(block):
         if feature.name in columns and (is_cut_B := feature.cut_rows(columns[feature.name])) is not None:
             cut[feature.name] = int(np.count_nonzero(is_cut_B))
     return cut

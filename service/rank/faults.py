@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import inspect
 
 from model.strict_yaml import did_you_mean
-from service.base.errors import FAULTS_SHOWN, Fault, kind_of, shown, told
+from service.base.errors import FAULTS_SHOWN, Fault, kind_of, shown, value_or_kind
 
 _NOTHING = object()
 
@@ -104,7 +104,7 @@ def _fits(given: object, wanted: inspect.Type) -> bool:
 
 def _wrong(given: object, wanted: inspect.Type, notes: Mapping[str, Any], path: str) -> Fault:
     expected = notes.get("expected") or _NOUNS[type(wanted)]
-    got = "nothing" if given is _NOTHING else told(given) if notes.get("is_told") else kind_of(given)
+    got = "nothing" if given is _NOTHING else value_or_kind(given) if notes.get("is_told") else kind_of(given)
     return Fault(path or "$", f"expected {expected}, got {got}")
 
 

@@ -89,7 +89,7 @@ def read_features(question: Question, encoder: FeatureEncoder) -> tuple[Encoded,
         faults += [Fault(f"user.{_shown(e.feature)}", fault.message) for e in errors.errors for fault in e.faults]
     features: Mapping[str, list[Any]]
     if question.rows is not None:
-        features = _transposed(question.rows, {feature.name for feature in encoder.schema.asked("candidate")})
+        features = _transposed(question.rows, {feature.name for feature in encoder.schema.requested("candidate")})
     else:
         candidates = encoder.plain_columns(question.features, len(question.ids))
         features = {}

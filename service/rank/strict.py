@@ -23,10 +23,10 @@ _RULE = "left out, and the request is strict; send its values, or null"
 def check_strict(question: Question, schema: FeedSchema, is_known_N: NDArray[np.bool_] | None) -> None:
     """Raises Problem 422 naming the features that the question leaves out. `is_known_N` are the candidates of a
     catalogue, None where there is none."""
-    names = [feature.name for feature in schema.asked("request") if feature.name not in question.user]
+    names = [feature.name for feature in schema.requested("request") if feature.name not in question.user]
     faults = [Fault(f"user.{name}", _RULE) for name in names]
     unknown = range(len(question.ids)) if is_known_N is None else np.flatnonzero(~is_known_N).tolist()
-    asked = [feature.name for feature in schema.asked("candidate")]
+    asked = [feature.name for feature in schema.requested("candidate")]
     of_candidates = _rows(question, asked, unknown) if question.rows is not None else _columns(question, asked, unknown)
     # One more than is shown says that there are more.
     faults += islice(of_candidates, FAULTS_SHOWN + 1)

@@ -143,7 +143,7 @@ class Rescoring:
     def _known(self, block: Block, given: Mapping[str, Any]) -> dict[str, Any]:
         """The schema's features. Counts those that are over and those that are missing."""
         assert self._scorer is not None, "a version was given"
-        asked = {feature.name for feature in self._scorer.schema.asked(block)}
+        asked = {feature.name for feature in self._scorer.schema.requested(block)}
         self.unknown.update(given.keys() - asked)
         self.missing.update(asked - given.keys())
         return {name: value for name, value in given.items() if name in asked}

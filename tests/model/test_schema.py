@@ -46,7 +46,7 @@ def test_the_documented_example_is_read(tmp_path: Path) -> None:
         Table("video_id", 16, "int64", 20_000, None, 1, ("history", "video_id")),
     )
     assert [feature.name for feature in schema.block("request")] == ["user_id", "history", "tab", "position"]
-    assert [feature.name for feature in schema.asked("request")] == ["user_id", "history", "tab"]
+    assert [feature.name for feature in schema.requested("request")] == ["user_id", "history", "tab"]
     assert [feature.name for feature in schema.block("candidate")] == ["video_id", "duration_ms"]
     click, like, play_time = schema.tasks
     assert click == BinaryTask(name="click", kind="binary", label="is_click")

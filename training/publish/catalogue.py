@@ -75,7 +75,7 @@ class _Items:
 
     def __init__(self, path: Path, encoder: FeatureEncoder) -> None:
         self.path = path
-        self._features = encoder.schema.asked("candidate")
+        self._features = encoder.schema.requested("candidate")
         self._dtype_of = encoder.dtype
         self._names = [ID, *(feature.name for feature in self._features)]
         try:

@@ -218,12 +218,12 @@ def golden_requests(
         candidates = table.take(candidate_rows)
         requests.append(
             {
-                "user": {f.name: in_log(f).request_value(user[f.name]) for f in schema.asked("request")},
+                "user": {f.name: in_log(f).request_value(user[f.name]) for f in schema.requested("request")},
                 "candidates": {
                     "id": [f"c{row}" for row in range(count)],
                     "features": {
                         f.name: [in_log(f).request_value(value) for value in candidates.column(f.name).to_pylist()]
-                        for f in schema.asked("candidate")
+                        for f in schema.requested("candidate")
                     },
                 },
             }

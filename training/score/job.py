@@ -151,7 +151,7 @@ def parts_of(job: Job, files: LogFiles, artifact: Artifact, rows_per_part: int) 
 def names_read(job: Job, artifact: Artifact) -> list[str]:
     """The columns that are read: a request's, the group, and those that are carried through."""
     schema = artifact.manifest.feed
-    asked = [feature.name for feature in (*schema.asked("request"), *schema.asked("candidate"))]
+    asked = [feature.name for feature in (*schema.requested("request"), *schema.requested("candidate"))]
     group = [] if job.group_by is None else [job.group_by]
     return list(dict.fromkeys([*asked, *group, *job.columns]))
 

@@ -45,7 +45,7 @@ class RowReader:
     """Reads the rows of one schema's log."""
 
     def __init__(self, schema: FeedSchema, group_by: str | None) -> None:
-        self._request, self._candidate = schema.asked("request"), schema.asked("candidate")
+        self._request, self._candidate = schema.requested("request"), schema.requested("candidate")
         self._dtypes = dtypes_of(schema)
         self._group_by = group_by
         names = [*(feature.name for feature in (*self._request, *self._candidate)), group_by]

@@ -12,7 +12,7 @@ from tests.artifacts import TINY_SCHEMA
 from tests.model.feeds import encoder_of, everything, random_rows
 
 ENCODER = encoder_of(everything(), random_rows(np.random.default_rng(0), 200))
-NAMES = [feature.name for feature in ENCODER.schema.asked("request")]
+NAMES = [feature.name for feature in ENCODER.schema.requested("request")]
 SCALARS = (
     st.none()
     | st.integers(-30, 30)
@@ -73,7 +73,7 @@ def test_feeds_with_features_of_few_kinds(kinds: set[str]) -> None:
     content = {**TINY_SCHEMA, "features": features, "tasks": TINY_SCHEMA["tasks"][:1]}
     schema = FeedSchema.from_mapping(content, "test")
     encoder = encoder_of_tiny(schema)
-    names = [feature.name for feature in schema.asked("request")]
+    names = [feature.name for feature in schema.requested("request")]
     given = {"user_id": 17, "history": [3, 9, 4, 5], "age_days": 12.5, "tab": 1}
     assert check(encoder, {name: given[name] for name in names})
     assert check(encoder, {})

@@ -243,8 +243,8 @@ def test_the_file_that_is_written_is_the_one_that_is_read(tmp_path: Path) -> Non
         file.write(labels)
         assert file.poll()
         assert file.error is None
-        assert file.asked == labels
-        assert file.asked.document() == {label: value for label, value in entry.items() if value}
+        assert file.last_valid == labels
+        assert file.last_valid.document() == {label: value for label, value in entry.items() if value}
     assert not file.poll()
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o644

@@ -78,11 +78,11 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     rows = draw(st.integers(1, 5))
     user = {
         feature.name: draw(STRATEGIES[feature.name] | st.none())
-        for feature in SCHEMA.asked("request")
+        for feature in SCHEMA.requested("request")
         if draw(st.integers(0, 4))
     }
     columns = {}
-    for feature in SCHEMA.asked("candidate"):
+    for feature in SCHEMA.requested("candidate"):
         if draw(st.integers(0, 4)):
             values = STRATEGIES[feature.name] if draw(st.booleans()) else STRATEGIES[feature.name] | st.none()
             columns[feature.name] = draw(st.lists(values, min_size=rows, max_size=rows))

@@ -279,7 +279,7 @@ def test_a_log_is_encoded_as_a_request_with_the_same_values(seed: int) -> None:
     table = pa.table({name: pa.array(values, kinds.get(name)) for name, values in raw.items()})
     logged = columns_from_arrow(schema, table)
     for block in ("request", "candidate"):
-        asked = {feature.name: raw[feature.name] for feature in schema.asked(block)}
+        asked = {feature.name: raw[feature.name] for feature in schema.requested(block)}
         served = encoder.encode(block, encoder.columns(block, asked, 200), 200, as_served=True)
         trained = encoder.encode(block, logged, 200, as_served=True)
         for name, one, other in zip(served.block._fields, served.block, trained.block, strict=True):

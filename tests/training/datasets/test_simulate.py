@@ -279,9 +279,9 @@ def test_a_request_carries_what_the_schema_asks_for(log: pa.Table, num_candidate
     body = world.request(np.random.default_rng(0), num_candidates)
     assert json.loads(json.dumps(body, allow_nan=False)) == body
     assert body == world.request(np.random.default_rng(0), num_candidates)
-    assert set(body["user"]) == {feature.name for feature in schema.asked("request")}
+    assert set(body["user"]) == {feature.name for feature in schema.requested("request")}
     features = body["candidates"]["features"]
-    assert set(features) == {feature.name for feature in schema.asked("candidate")}
+    assert set(features) == {feature.name for feature in schema.requested("candidate")}
     assert all(len(column) == num_candidates for column in features.values())
     assert len(set(body["candidates"]["id"])) == num_candidates
     catalogue = {row["item_id"]: row for row in log.slice(0, 50_000).to_pylist()}

@@ -77,7 +77,7 @@ def write_log(folder: Path, table: pa.Table, row_group_size: int = 20) -> Path:
 
 def served(models: Path, table: pa.Table) -> dict[str, dict[str, float]]:
     """By row: score and answers of POST /v1/rank, a request for each value of `request`."""
-    asked = {side: [feature.name for feature in tiny_schema().asked(side)] for side in ("request", "candidate")}
+    asked = {side: [feature.name for feature in tiny_schema().requested(side)] for side in ("request", "candidate")}
     by_request: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
         by_request.setdefault(row["request"], []).append(row)

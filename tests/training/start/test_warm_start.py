@@ -125,7 +125,7 @@ def logits(ranker: Ranker, schema: FeedSchema, fitted: FittedFeatures) -> dict[s
     encoder = FeatureEncoder(schema, fitted)
     blocks = []
     for side in ("request", "candidate"):
-        asked = [feature.name for feature in schema.asked(side)]
+        asked = [feature.name for feature in schema.requested(side)]
         columns = encoder.columns(side, {name: values[name] for name in asked}, ROWS)
         block = encoder.encode(side, columns, ROWS, as_served=True).block
         blocks.append(BlockTensors(*block_tensors(block)))
