@@ -33,7 +33,7 @@ class Inputs(NamedTuple):
 
     @classmethod
     def of(cls, ids_RK: Ids, lists: Sequence[tuple[Ids, Ids]], numbers_RD: NDArray[np.float32]) -> "Inputs":
-        """From raw values. `lists` are each feature's values, one after the other, and lengths."""
+        """Inputs of raw values. `lists` are each feature's values, one after the other, and lengths."""
         return cls(
             _table_rows(ids_RK),
             [_table_rows(values_V) for values_V, _ in lists],

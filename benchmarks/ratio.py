@@ -25,7 +25,7 @@ class Ratio:
 
     @classmethod
     def of(cls, mine: Sequence[float], others: Sequence[float]) -> "Ratio":
-        """From the times of the same turns."""
+        """Ratio from the times of the same turns."""
         logs = [math.log(one / other) for one, other in zip(mine, others, strict=True)]
         mean, half_width = mean_and_half_width(logs)
         return cls(math.exp(mean), math.exp(mean - half_width), math.exp(mean + half_width))

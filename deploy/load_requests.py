@@ -46,7 +46,7 @@ class Sizes:
         return cls(numbers, tuple(weight / sum(weights) for weight in weights))
 
     def draw(self, random: np.random.Generator, count: int) -> list[int]:
-        """So many sizes."""
+        """Draw so many sizes."""
         return [int(size) for size in random.choice(self.numbers, count, p=self.shares)]
 
 

@@ -84,12 +84,12 @@ class FeedSchema(StrictModel):
 
     @property
     def output_counts(self) -> tuple[int, ...]:
-        """By task, how many outputs it has."""
+        """Number of outputs by task."""
         return tuple(len(task.outputs) for task in self.tasks)
 
     @property
     def output_slices(self) -> dict[str, slice]:
-        """By task, its columns among the outputs."""
+        """Columns among the outputs, by task."""
         slices: dict[str, slice] = {}
         end = 0
         for task in self.tasks:

@@ -76,7 +76,7 @@ class Responder:
         await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
 
     def wait_seconds(self, scope: Scope) -> int | None:
-        """None where a request with these headers may come now, otherwise whole seconds after which it may."""
+        """Whole seconds after which a request with these headers may come, None where it may come now."""
         return self._admission.wait(size_of(scope))
 
     async def _admit(self, scope: Scope, receive: Receive, encoding: str | None) -> tuple[bytes, Ticket]:

@@ -115,7 +115,8 @@ class FeatureReference(StrictModel):
 
 
 class Reference:
-    """Both of one artifact: `means_O` of the answers, `scores` by output, `features` where the artifact has them."""
+    """References of one artifact: `means_O` of the answers, `scores` by output, `features` where the artifact has
+    them."""
 
     def __init__(
         self, means_O: NDArray[np.float64], scores: dict[str, NumberBins], features: FeatureReference | None

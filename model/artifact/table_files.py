@@ -24,7 +24,7 @@ _ATTRIBUTE = "stacked_RW"  # the matrix's name in modules that look rows up
 
 
 class StackedTables(NamedTuple):
-    """By width, all tables below one another. By table, the row at which it starts."""
+    """Tables of a width below one another, and by table the row at which it starts."""
 
     stacked_RW: dict[int, nn.Parameter]
     starts: dict[str, int]

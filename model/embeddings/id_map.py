@@ -80,7 +80,7 @@ class IdMaps:
             self._tables.append((known[0], known[1]))
 
     def place(self, request: BlockTensors, candidate: BlockTensors) -> tuple[BlockTensors, BlockTensors]:
-        """Both blocks with a row for every id."""
+        """Two blocks with a row for every id."""
         if not self.maps:
             return request, candidate
         placed = []

@@ -89,7 +89,7 @@ class _Ids(nn.Module):
         self.register_buffer("starts_K", torch.tensor(starts, dtype=torch.int64))
 
     def forward(self, ids_BK: Tensor) -> Tensor:
-        """Their columns, feature by feature."""
+        """Columns of the ids, feature by feature."""
         if not self.is_all:
             ids_BK = ids_BK.index_select(1, self.positions_K)
         return functional.embedding(ids_BK + self.starts_K, self.stacked_RW).flatten(1)
@@ -110,7 +110,7 @@ class _IdPairs(nn.Module):
         self.register_buffer("half_rows_K", torch.tensor(half_rows, dtype=torch.int64))
 
     def forward(self, ids_BK: Tensor) -> Tensor:
-        """Their columns, feature by feature."""
+        """Columns of the ids, feature by feature."""
         first_BK, second_BK = halves(ids_BK.index_select(1, self.positions_K), self.half_rows_K)
         columns_BD: Tensor = self.first(first_BK) + self.second(second_BK)
         return columns_BD

@@ -115,7 +115,7 @@ class ScoringNetwork(nn.Module):
         return self._mixed_logits(parts)[0]
 
     def _parts(self, rows_ND: Tensor, sums_1F: Tensor) -> list[Tensor]:
-        """All that is over the raw row, product by product."""
+        """Outputs over the raw row, product by product."""
         parts: list[Tensor] = []
         start = 0
         for part_ND, weight_HD in self._over_raw_row(rows_ND.to(self.dtype)):
@@ -248,7 +248,7 @@ class ScoringLevel(nn.Module):
         return weights_GEN.permute(2, 0, 1).contiguous()
 
     def _side_by_side(self, units: list[Tensor]) -> Tensor:
-        """All experts' first layers of a level above the first, each group's product in its place: [N, E * H]."""
+        """First layers of all experts of a level above the first, each group's product in its place: [N, E * H]."""
         first_NH = units[0].new_empty(units[0].shape[0], self.num_experts * self.first_width)
         end = 0
         for group, linear in enumerate(self.first):

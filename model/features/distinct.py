@@ -62,7 +62,7 @@ def once(block: EncodedBlock) -> tuple[EncodedBlock, Positions | None]:
 
 
 def picked(block: EncodedBlock, rows_S: Positions) -> EncodedBlock:
-    """Some rows of a block."""
+    """Selected rows of a block."""
     lengths_LS = block.list_lengths_LB[:, rows_S]
     return EncodedBlock(
         block.ids_BK[rows_S],

@@ -75,7 +75,7 @@ class FeatureEncoder:
                 self._dtypes[name] = table.dtype
         self.integers = frozenset(name for name, dtype in self._dtypes.items() if dtype == "int64")
         self._encoders = {block: _BlockEncoder(schema.block(block), lookups, fitted) for block in BLOCKS}
-        self._asked = {block: {feature.name: feature for feature in schema.asked(block)} for block in BLOCKS}
+        self._asked = {block: {feature.name: feature for feature in schema.requested(block)} for block in BLOCKS}
         # By candidate feature, the dtype of its ids and whether they are in lists. Asking a pydantic model for its
         # class costs more than looking at a column.
         self._plain = {

@@ -127,7 +127,7 @@ class FittingPass:
 
     @property
     def rank_errors(self) -> dict[str, float]:
-        """By feature whose ranks are fitted, the share of the rows that a rank may be off. 0: all are exact."""
+        """Share of the rows that a rank may be off, by feature whose ranks are fitted. 0: all are exact."""
         return {name: ranks.rank_error / max(self.rows, 1) for name, ranks in self._ranks.items()}
 
     def arrays(self) -> Arrays:

@@ -45,7 +45,7 @@ class IntegerCounts:
 
     @property
     def undercount(self) -> int:
-        """By how much a count may be too low. 0: all are exact."""
+        """Largest error of a count, which is too low by it at most. 0: all are exact."""
         self._settle()
         return self._undercount
 

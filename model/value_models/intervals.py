@@ -49,7 +49,7 @@ def interval_of(function: np.ufunc, arguments: list[Intervals]) -> Intervals:
 
 
 def _corners(function: np.ufunc, *arguments: Intervals) -> Intervals:
-    """Of a function that is monotone in each argument: its values at the corners."""
+    """Values at the corners, for a function that is monotone in each argument."""
     corners = [function(*ends) for ends in product(*((each.low_B, each.high_B) for each in arguments))]
     values_CB = np.stack(np.broadcast_arrays(*corners))
     is_nan_CB = np.isnan(values_CB)
@@ -59,7 +59,7 @@ def _corners(function: np.ufunc, *arguments: Intervals) -> Intervals:
 
 
 def _wider(found: Intervals) -> Intervals:
-    """With slack, which keeps signs and zeros."""
+    """Bounds with slack, which keeps signs and zeros."""
     low_B, high_B, may_be_nan_B = found
     return Intervals(
         np.where(np.isfinite(low_B), low_B - np.abs(low_B) * _SLACK, low_B),
@@ -98,7 +98,7 @@ def _divide(x: Intervals, y: Intervals) -> Intervals:
 
 
 def _of_positive(function: np.ufunc) -> Callable[[Intervals], Intervals]:
-    """Of a rising function that is NaN below 0."""
+    """Bounds of a rising function that is NaN below 0."""
 
     def values(x: Intervals) -> Intervals:
         within = Intervals(np.maximum(x.low_B, 0.0), np.maximum(x.high_B, 0.0), x.low_B < 0)

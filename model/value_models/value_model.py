@@ -192,7 +192,7 @@ def _binary(function: np.ufunc, sign: str, left: Term, right: Term) -> Term:
 
 
 def _sum(terms: list[Term]) -> Term:
-    """Their sum, as a tree whose depth grows with the logarithm of their number."""
+    """Sum of terms, as a tree whose depth grows with the logarithm of their number."""
     if len(terms) == 1:
         return terms[0]
     middle = len(terms) // 2
@@ -232,7 +232,7 @@ class ValueModel:
         return self.definition.score(self._read(answers_NO))
 
     def contributions(self, answers_NO: NDArray[np.float32], reference_O: ArrayLike) -> dict[str, Array]:
-        """By output that it reads, contribution_N to the combined score. `reference_O` are the outputs' mean answers.
+        """contribution_N to the combined score, by output that it reads. `reference_O` are the outputs' mean answers.
 
         Of a weighted sum: weight x answer. Of a weighted product: exponent x log of the floored answer. Of an
         expression: the Shapley value against the reference."""

@@ -146,7 +146,7 @@ class EventLog:
                 return
 
     def _taken(self) -> list[_Block]:
-        """As many of the blocks that wait as one file takes."""
+        """Waiting blocks, as many as one file takes."""
         batch: list[_Block] = []
         size = 0
         while self._queue and size + len(self._queue[0].lines) <= _FILE_BYTES:
@@ -155,7 +155,7 @@ class EventLog:
         return batch
 
     def _seconds_left(self) -> float:
-        """Until there is something to look after."""
+        """Seconds until there is work."""
         seconds = self._due.seconds_left
         if self._total_bytes > self._max_bytes:
             seconds = min(seconds, _FULL_SECONDS)

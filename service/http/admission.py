@@ -53,7 +53,7 @@ class Admission:
         return self._threads * self._rate * self._seconds
 
     def wait(self, size: int | None) -> int | None:
-        """None where a request of this size would be let in now, otherwise whole seconds after which it may be. This is
+        """Whole seconds after which a request of this size may be let in, None where it would be now. This is
         decided before its body is read, so that a slow one takes no place meanwhile."""
         with self._lock:
             return self._wait_seconds(self._guessed(size))

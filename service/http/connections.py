@@ -44,7 +44,8 @@ class Holder(Protocol):
 
 
 class Connections:
-    """Of one process, whose event loop alone uses it. `held_bytes` may be over its bound by one read of a socket."""
+    """Connections of one process, whose event loop alone uses them. `held_bytes` may be over its bound by one read of a
+    socket."""
 
     def __init__(self, most: int = 4096, most_held_bytes: int = 128 * 1024 * 1024) -> None:
         self.most = most
@@ -55,7 +56,7 @@ class Connections:
         self._holders: set[Holder] = set()
 
     def hold_bytes(self, holder: Holder, size: int) -> None:
-        """So many bytes more of an unfinished request."""
+        """Add bytes of an unfinished request."""
         self._holders.add(holder)
         holder.held_bytes += size
         self.held_bytes += size
@@ -65,7 +66,7 @@ class Connections:
             self.release(greatest)
 
     def release(self, holder: Holder) -> None:
-        """Its request is whole, refused, or gone."""
+        """End of a connection's unfinished request: it is whole, refused, or gone."""
         self.held_bytes -= holder.held_bytes
         holder.held_bytes = 0
         self._holders.discard(holder)

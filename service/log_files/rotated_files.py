@@ -24,8 +24,8 @@ _BLOCK = 65_536
 
 class RotatedFiles:
     """The files of one writer. Whole files of the log beyond `keep_bytes` are removed, the oldest first, and
-    `on_removed` is told how many. At most `file_bytes` come on top of them for each writer. None keeps them all.
-    `on_closed` is called when a file has been closed."""
+    `on_removed` is called with their number. At most `file_bytes` come on top of them for each writer. None keeps them
+    all. `on_closed` is called when a file has been closed."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class RotatedFiles:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the file is old. None where there is none."""
+        """Seconds until the file is old. None where there is none."""
         return None if self._descriptor is None else max(0.0, self._ends_at - time.monotonic())
 
     @property

@@ -34,7 +34,7 @@ class Connections(Protocol):
 
 
 class ConnectionMetrics(Families):
-    """Of one worker, updated from time to time."""
+    """Metrics of one worker's connections, updated from time to time."""
 
     _open = Family(Gauge, "ranking_connections", "Open connections of clients", workers="livesum")
     _held = Family(

@@ -100,7 +100,7 @@ class Shift:
 
     @classmethod
     def empty(cls) -> "Shift":
-        """With nothing taken in."""
+        """A sum without values."""
         return cls(Mean(), Mean(), Mean())
 
     def add(self, before_N: NDArray[np.float64] | None, after_N: NDArray[np.float64] | None) -> None:

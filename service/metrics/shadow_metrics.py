@@ -64,7 +64,7 @@ class ShadowMetrics(Families):
 
     @property
     def of_versions(self) -> tuple[Counter | Histogram, ...]:
-        """Those that have a label set, or several, for a version."""
+        """Metrics that have a label set, or several, for a version."""
         return (self._requests, self._candidates, self._correlation, self._overlap, self._answers)
 
     def add_version(self, model: str, version: str, outputs: Sequence[str]) -> None:

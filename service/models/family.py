@@ -134,7 +134,7 @@ class ModelFamily:
 
     @property
     def errors(self) -> dict[str, str | None]:
-        """By file of the models folder, the reason why it is not in force. What was loaded serves on."""
+        """Reason by file of the models folder why it is not in force. What was loaded serves on."""
         gone = [loaded.missing for loaded in self._loaded.values() if loaded.missing is not None]
         catalogue = None if self.served is None else self._catalogue_entry(self.served.scorer)
         return {

@@ -80,7 +80,7 @@ class Labels(StrictModel):
         return _merged(self.document(), changes)
 
     def document(self) -> dict[str, Any]:
-        """As /v1/models shows them, versions as strings."""
+        """Document of the labels, as /v1/models shows them, versions as strings."""
         shown: dict[str, Any] = {label: str(version) for label, version in self.versions().items()}
         if self.canary is not None:
             shown[CANARY] = {"version": shown[CANARY], "share": self.canary.share}

@@ -160,7 +160,7 @@ def _scored(scorer: Scorer, given: EncodedRequest) -> Scored:
 def fitting(
     block: Block, columns: Mapping[str, Column], parsed_by: FeatureEncoder, wanted_by: FeatureEncoder
 ) -> dict[str, Column]:
-    """Those of a block's columns, as one encoder parsed them, that another takes for a feature of the same kind."""
+    """Columns of a block, as one encoder parsed them, that another takes for a feature of the same kind."""
     kinds = {feature.name: _kind(parsed_by, feature) for feature in parsed_by.schema.requested(block)}
     wanted = {feature.name: _kind(wanted_by, feature) for feature in wanted_by.schema.requested(block)}
     return {name: column for name, column in columns.items() if wanted.get(name) == kinds[name]}

@@ -121,7 +121,7 @@ class Window:
         self._seconds = seconds
 
     def rate(self, name: str) -> float:
-        """Of all series of a name together, by second."""
+        """Rate of all series of a name together, per second."""
         return sum(rise for (known, _), rise in self._rises.items() if known == name) / self._seconds
 
     def by_label(self, name: str, label: str, **wanted: Sequence[str]) -> dict[str, float]:

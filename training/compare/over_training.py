@@ -86,7 +86,7 @@ def _task(baseline: str, logs: Logs, points: list[Fraction], names: list[str]) -
 
 
 def _entry(values: Mapping[int, float], base: Mapping[int, float] | None) -> Json | None:
-    """None where no seed came so far. `base` is None for the baseline itself."""
+    """Entry of a point, None where no seed came so far. `base` is None for the baseline itself."""
     if not values:
         return None
     entry: Json = {"values": {str(seed): value for seed, value in values.items()}} | asdict(spread([*values.values()]))
@@ -150,7 +150,7 @@ def blocks(dataset: Json, baseline: str) -> Iterator[Block]:
 
 
 def _shown(num_points: int) -> list[int]:
-    """At most COLUMNS positions, evenly spaced, the last among them."""
+    """Positions, at most COLUMNS, evenly spaced, the last among them."""
     count = min(num_points, COLUMNS)
     return [-(-k * num_points // count) - 1 for k in range(1, count + 1)]
 

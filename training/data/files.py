@@ -133,7 +133,7 @@ class LogFiles:
 
 
 def counted_names(names_by_kind: Mapping[str, Sequence[str]]) -> list[str]:
-    """In words for each kind of entry how many were ignored, and the first of them by name."""
+    """Sentence on each kind of ignored entry: their number, and the first of them by name."""
     return [
         f"{len(names):,} {kind}: {', '.join(sorted(names)[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
         for kind, names in names_by_kind.items()

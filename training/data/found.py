@@ -21,7 +21,7 @@ class Listed(Protocol):
 
     @property
     def place(self) -> str:
-        """Their folder."""
+        """Folder of the files."""
         ...
 
     @property

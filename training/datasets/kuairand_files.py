@@ -247,7 +247,7 @@ def _first_repeated(ids: Integers) -> int | None:
 
 
 class _RowOf:
-    """From an id to its row in the user or video table."""
+    """Row in the user or video table by id."""
 
     def __init__(self, path: Path, column: str, table: pa.Table) -> None:
         self.path, self.column, self.count = path, column, table.num_rows

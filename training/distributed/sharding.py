@@ -141,7 +141,7 @@ def local_parts(tensor: Any) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
 
 
 def local_rows(rows_R: Tensor, part: Tensor, first_row: int) -> Tensor:
-    """Those of a table's rows that are in a part of it, counted from the part's first."""
+    """Rows of a table that are in a part of it, counted from the part's first."""
     return rows_R[(rows_R >= first_row) & (rows_R < first_row + len(part))] - first_row
 
 

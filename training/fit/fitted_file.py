@@ -16,7 +16,7 @@ from training.run.run import read_json, write_json
 
 
 class FittedFile(StrictModel):
-    """Its content: by kind and name, which keys of the schema a part was fitted for."""
+    """Content of the file: by kind and name, which keys of the schema a part was fitted for."""
 
     made_for: dict[str, dict[str, dict[str, Any]]]
     fitted: FittedFeatures

@@ -185,7 +185,7 @@ class _Trainer:
         return dict(zip(self.tasks.names, (right_T / count_T).tolist(), strict=True))
 
     def perplexity(self) -> dict[str, float]:
-        """Of each routed layer's policies, the mean over tasks."""
+        """Mean over tasks for each routed layer's policies."""
         found = self.network.policies()
         return {name: float(perplexities(policy.policy_TM, policy.kind).mean()) for name, policy in found.items()}
 

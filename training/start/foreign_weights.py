@@ -97,7 +97,7 @@ def load_mapped(
 
 
 def _sources(slots: Slots, optional: Slots, names: Mapping[str, str], tasks: list[str]) -> dict[str, str]:
-    """Their name for each of our slots."""
+    """The other implementation's name for each of our slots."""
     patterns = {ours: _pattern(ours, tasks) for ours in names}
     fitting: set[str] = set()
     sources: dict[str, str] = {}
@@ -132,7 +132,7 @@ def _pattern(ours: str, tasks: list[str]) -> re.Pattern[str]:
 
 
 def _filled(theirs: str, values: dict[str, str], tasks: list[str]) -> str:
-    """Their name, with the values of a match in its placeholders."""
+    """The other implementation's name, with the values of a match in its placeholders."""
 
     def value(match: re.Match[str]) -> str:
         key = match["name"]

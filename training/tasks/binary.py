@@ -100,7 +100,7 @@ class LearnedBinary(LearnedTask):
     def measure(
         self, sample: Sample, picked_N: Mask, validation: Sample | None, bootstrap: Bootstrap
     ) -> dict[str, Any]:
-        """Those of `evaluate_binary`."""
+        """Metrics of `evaluate_binary`."""
         labels_N, probabilities_N = sample.labels_N[picked_N], expit(sample.logits_NO[picked_N, 0])
         return asdict(evaluate_binary(labels_N, probabilities_N, sample.groups_N[picked_N], **asdict(bootstrap)))
 

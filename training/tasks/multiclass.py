@@ -109,7 +109,7 @@ class LearnedMulticlass(LearnedTask):
 
     @property
     def num_classes(self) -> int:
-        """Those of the schema."""
+        """Number of the classes of the schema."""
         return len(self.classes)
 
     def words(self, label: float) -> str:
@@ -137,7 +137,7 @@ class LearnedMulticlass(LearnedTask):
     def measure(
         self, sample: Sample, picked_N: Mask, validation: Sample | None, bootstrap: Bootstrap
     ) -> dict[str, Any]:
-        """Those of `evaluate_multiclass`."""
+        """Metrics of `evaluate_multiclass`."""
         labels_N, probabilities_NC = sample.labels_N[picked_N], softmax(sample.logits_NO[picked_N])
         groups_N = sample.groups_N[picked_N]
         return asdict(evaluate_multiclass(labels_N, probabilities_NC, groups_N, self.classes, **asdict(bootstrap)))

@@ -77,7 +77,8 @@ class LearnedRegression(LearnedTask):
     def measure(
         self, sample: Sample, picked_N: Mask, validation: Sample | None, bootstrap: Bootstrap
     ) -> dict[str, Any]:
-        """Those of `evaluate_regression` in the label's unit, and on the scale that is learned where it is another."""
+        """Metrics of `evaluate_regression` in the label's unit, and on the scale that is learned where it is
+        another."""
         assert isinstance(self.task, RegressionTask)
         labels_N, groups_N = sample.labels_N[picked_N], sample.groups_N[picked_N]
         means_N, how = self._means(sample, validation)
@@ -128,7 +129,7 @@ class LearnedRegression(LearnedTask):
         return [float(labels_N[0])]
 
     def log_likelihood(self, logits_BO: Tensor, targets_B: Tensor) -> Tensor:
-        """That of a normal distribution of unit spread around the standardised prediction."""
+        """The term of a normal distribution of unit spread around the standardised prediction."""
         return -0.5 * (logits_BO[:, 0] - targets_B).square()
 
     def relative_error(self, logits_BO: Floats, targets_B: Floats) -> float:

@@ -82,7 +82,7 @@ class Column(NamedTuple):
 
 
 class Unfit(Exception):
-    """Some value does not fit its dtype. The slow path finds which one."""
+    """Value that does not fit its dtype. The slow path finds which one."""
 
 
 # Of an int64: JavaScript cannot hold every integer, and protobuf's JSON mapping writes strings of digits.
