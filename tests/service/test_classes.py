@@ -67,16 +67,17 @@ WAIT_SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder with one version of a feed whose videos have stars."""
+    """A models folder with one version of a feed whose videos have stars. The same is in `calibrated` beside it."""
     folder = tmp_path_factory.mktemp("feed")
     rng = np.random.default_rng(4)
-    table = feed_table(1500)
+    table = feed_table(7500)
     quality = np.random.default_rng(1).normal(0.0, 1.5, VIDEOS)[table["video"].to_numpy()]
     stars = 1 + np.digitize(quality + rng.normal(0.0, 0.5, len(quality)), [-0.8, 0.8])
     (folder / "data").mkdir()
     pq.write_table(table.append_column("stars", pa.array(stars)), folder / "data" / "part.parquet")
-    run = train(TrainingConfig.load(training_file(folder, schema=FEED, batch_size=16, epochs=4)), show=False)
+    run = train(TrainingConfig.load(training_file(folder, schema=FEED, batch_size=32, epochs=2)), show=False)
     version = export(run, folder / "models")
+    export(run, folder / "calibrated", calibration="platt")
     (version.parent / "value_models.yaml").write_text(yaml.safe_dump(VALUE_MODELS, sort_keys=False))
     return folder / "models"
 
@@ -141,6 +142,20 @@ def test_probabilities_are_the_softmax_of_the_tower(client: TestClient, answers_
     np.testing.assert_allclose(in_order(candidates)[:, 1:4].sum(axis=1), 1.0, atol=TOLERANCE)
     # Not all candidates get the same: the tower has learned, and the order of the answer is seen.
     assert np.ptp(answers_NO[:, 1:4], axis=0).min() > 0.05
+
+
+def test_calibrated_probabilities_are_those_of_the_file(models: Path, answers_NO: NDArray[np.float64]) -> None:
+    calibrated = models.parent / "calibrated"
+    with client_of(calibrated) as client:
+        got_NO = in_order(ask(client)["candidates"])
+    maps = json.loads((calibrated / "clips" / "1" / "calibration.json").read_text())["tasks"]
+    odds_NC = answers_NO[:, 1:4] ** maps["rating"]["slope"] * np.exp(maps["rating"]["intercepts"])
+    np.testing.assert_allclose(got_NO[:, 1:4], odds_NC / odds_NC.sum(axis=1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(got_NO[:, 1:4].sum(axis=1), 1.0, atol=TOLERANCE)
+    click_N = answers_NO[:, 0]
+    odds_N = (click_N / (1 - click_N)) ** maps["click"]["slope"] * np.exp(maps["click"]["intercept"])
+    np.testing.assert_allclose(got_NO[:, 0], odds_N / (1 + odds_N), rtol=1e-5)
+    assert np.abs(got_NO[:, 1:4] - answers_NO[:, 1:4]).max() > 1e-3  # the maps change something
 
 
 def test_a_formula_of_classes_ranks(client: TestClient, answers_NO: NDArray[np.float64]) -> None:
