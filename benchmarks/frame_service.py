@@ -3,14 +3,17 @@
 In: FRAME_MODELS, a models folder. Out: `make_app()`, served as service/serve.py serves its own. HTTP, the event
 loop, the way to a scoring thread and back are the service's. A body of a size that was answered before gets that
 answer. What a request costs here, no faster model or data path can win. `make_bare_app()` answers alike on the event
-loop, past all of the application: the cost of the HTTP server and the kernel.
+loop, past all of the application: the cost of the HTTP server and the kernel. `make_unscored_app()` does all but score.
 """
 
 import os
 from pathlib import Path
+from typing import Any
 
+import torch
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model.scorer.scorer import Scorer
 from service.app import create_app
 from service.base.record import RequestRecord
 from service.metrics.metrics import RANK
@@ -63,6 +66,34 @@ def make_bare_app() -> ASGIApp:
             await send(part)
 
     return bare
+
+
+def make_unscored_app() -> ASGIApp:
+    """The application whose exported module remembers its answers by number of candidates."""
+    load = Scorer.load
+
+    def remembering(*arguments: Any, **options: Any) -> Scorer:
+        scorer = load(*arguments, **options)
+        scorer.module = _Remembering(scorer.module)  # type: ignore[assignment]
+        return scorer
+
+    Scorer.load = remembering  # type: ignore[method-assign]
+    return _app()
+
+
+class _Remembering:
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        self._module = module
+        self._answers: dict[int, torch.Tensor] = {}
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        rows = len(tensors[4])
+        if rows not in self._answers:
+            self._answers[rows] = self._module(*tensors)
+        return self._answers[rows]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 def _app() -> ASGIApp:

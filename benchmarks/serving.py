@@ -1,6 +1,6 @@
 """`make bench-serving`: what a scoring request costs, against services written in other ways around the same network.
 
-    python -m benchmarks.serving [--peers] [--quick] [--candidates 1 10 100 500 1000] [--turns 7]
+    python -m benchmarks.serving [--peers] [--quick] [--candidates 1 10 100 500 1000] [--turns 7] [--against DIR]
 
 All services run as real processes with one torch thread on one core and serve the same random weights of the reference
 feed. Answers are compared first, and there is no result where they differ. A load generator of its own sends requests
@@ -29,6 +29,7 @@ from benchmarks import report, serving_report, serving_stages
 from benchmarks.command import run_benchmark
 from benchmarks.load_generator import Block, Load
 from benchmarks.reference_feed import as_rows, columnar_request
+from benchmarks.serving_against import compare
 from benchmarks.serving_processes import CLIENT_CORES, SERVER_CORES, LoadGenerator, load_generator
 from benchmarks.serving_services import COMPILED, MLSERVER_ENVIRONMENT, Services, Way
 from model.scorer.scorer import Engine
@@ -50,10 +51,15 @@ def main() -> None:
     parser.add_argument("--candidates", type=_positive, nargs="+", help="sizes of a request")
     parser.add_argument("--turns", type=_positive)
     parser.add_argument("--requests", type=_positive, help="requests of a block; without it, by the service's speed")
+    parser.add_argument("--against", type=Path, help="the root of another checkout, whose frame and data path compare")
     parser.add_argument("--note", default="", help="said in the result: what else the machine was doing")
     options = parser.parse_args()
     sizes = options.candidates or ((100, 500) if options.quick else SIZES)
     turns = options.turns or (2 if options.quick else 7)
+    if options.against is not None:
+        given = options.candidates or (100, 500)
+        print("\n".join(compare(options.against.resolve(), given, turns, options.requests or 400)))
+        return
     seconds = 0.15 if options.quick else 0.35
     signal.signal(signal.SIGTERM, _end)
     console = Console(stderr=True)
