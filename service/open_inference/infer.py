@@ -37,7 +37,9 @@ from service.open_inference.tensors import (
     shape_of,
     strings_of,
 )
+from service.open_inference.wire import InferInput, InferRequest
 from service.rank.answer import Reply
+from service.rank.faults import faults_of
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 SCORE = "score"
@@ -49,27 +51,8 @@ _EXTENSIONS = ("shared_memory_region", "classification")
 _encoder = msgspec.json.Encoder()
 
 
-class _Input(msgspec.Struct):
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: dict[str, Any] | None = None
-    data: list[Any] | None = None
-
-
-class _Output(msgspec.Struct):
-    name: str
-    parameters: dict[str, Any] | None = None
-
-
-class _Request(msgspec.Struct):
-    inputs: list[_Input]
-    id: str | None = None
-    parameters: dict[str, Any] | None = None
-    outputs: list[_Output] | None = None
-
-
-_decoder = msgspec.json.Decoder(_Request)
+_decoder = msgspec.json.Decoder(InferRequest)
+_request_type = msgspec.inspect.type_info(InferRequest)
 
 
 class TensorType(NamedTuple):
@@ -205,17 +188,16 @@ def _json_bytes(given: str, body: int) -> int:
     return int(given)
 
 
-def _decoded(text: bytes) -> _Request:
+def _decoded(text: bytes) -> InferRequest:
     try:
         return _decoder.decode(text)
-    except (ValueError, RecursionError) as error:
-        json_object(text)  # says what is wrong with JSON that is none, or no object
-        message, _, path = str(error).rpartition(" - at `$")
-        fault = Fault(path.strip(".`"), message) if message else Fault("$", str(error))
-        raise Problem.wrong_content([fault]) from None
+    except (ValueError, RecursionError):
+        faults = list(faults_of(json_object(text), _request_type))
+        assert faults, "msgspec finds a fault that the walk does not"
+        raise Problem.wrong_content(faults) from None
 
 
-def _inputs(given: Sequence[_Input], binary: memoryview, faults: list[Fault]) -> dict[str, Tensor]:
+def _inputs(given: Sequence[InferInput], binary: memoryview, faults: list[Fault]) -> dict[str, Tensor]:
     """The tensors by name, each with its part of the bytes after the JSON."""
     inputs: dict[str, Tensor] = {}
     position = 0

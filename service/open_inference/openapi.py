@@ -1,4 +1,4 @@
-"""The infer routes of the Open Inference Protocol in OpenAPI: written by hand, as openapi.py is and for its reason."""
+"""The infer routes of the Open Inference Protocol in OpenAPI, their schemas those of service/open_inference/wire.py."""
 
 from itertools import chain
 from typing import Any
@@ -8,6 +8,7 @@ from model.value_models.value_model import DEFAULT
 from service.metrics.metrics import INFER
 from service.open_inference.infer import HEADER_LENGTH, input_types
 from service.open_inference.routes import INFER_VERSION
+from service.open_inference.wire import InferAnswer, InferError, InferRequest
 from service.rank.openapi import (
     ANSWERED_ID,
     DEADLINE_HEADER,
@@ -16,6 +17,7 @@ from service.rank.openapi import (
     SECURITY,
     reference,
     refusals,
+    schemas_of,
 )
 
 EXAMPLE_ANSWER: dict[str, Any] = {
@@ -29,50 +31,7 @@ EXAMPLE_ANSWER: dict[str, Any] = {
     ],
 }
 _TEXT = {"type": "string"}
-_PARAMETERS = {"type": "object", "additionalProperties": {}}
-_SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "maxItems": 1}
-_DATA = {"type": "array", "items": {}, "description": "left out where binary_data_size is a parameter"}
-_TENSOR = {"name": _TEXT, "shape": _SHAPE, "datatype": {**_TEXT, "enum": ["INT64", "FP32", "FP64", "BYTES"]}}
-
-
-def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": required}
-
-
-def _list(items: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": items}
-
-
-SCHEMAS: dict[str, Any] = {
-    "InferRequest": _object(
-        {
-            "id": {**_TEXT, "description": "echoed"},
-            "parameters": {**_PARAMETERS, "description": "value_model, binary_data_output; others are ignored"},
-            "inputs": _list(
-                _object({**_TENSOR, "parameters": _PARAMETERS, "data": _DATA}, ["name", "shape", "datatype"])
-            ),
-            "outputs": {
-                **_list(_object({"name": _TEXT, "parameters": _PARAMETERS}, ["name"])),
-                "description": "outputs of the model (a task, or task.class) and score; all where it is left out",
-            },
-        },
-        ["inputs"],
-    ),
-    "InferAnswer": _object(
-        {
-            "model_name": _TEXT,
-            "model_version": _TEXT,
-            "id": _TEXT,
-            "parameters": _object({"value_model": _TEXT, "value_model_version": _TEXT}, []),
-            "outputs": {
-                **_list(_object({**_TENSOR, "parameters": _PARAMETERS, "data": _DATA}, ["name", "shape", "datatype"])),
-                "description": "in request order, not ranked",
-            },
-        },
-        ["model_name", "model_version", "parameters", "outputs"],
-    ),
-    "InferError": _object({"error": _TEXT}, ["error"]),
-}
+SCHEMAS = schemas_of(InferRequest, InferAnswer, InferError)
 _ERRORS = {
     "400": "malformed; the error names every faulty tensor",
     **REFUSALS,

@@ -1,7 +1,8 @@
 """Faults of a document against a msgspec type, all of them: msgspec itself names the first alone.
 
-In: decoded JSON and the type that it must have (service/rank/wire.py). Out: `Fault`s, each with its path. There is none
-where msgspec takes the document. Of what comes by the thousand, a few faults are named.
+In: decoded JSON and the type that it must have (service/rank/wire.py, service/open_inference/wire.py). Out: `Fault`s,
+each with its path. There is none where msgspec takes the document. Of what comes by the thousand, a few faults are
+named.
 """
 
 import re
@@ -50,7 +51,8 @@ def faults_of(given: object, wanted: inspect.Type, path: str = "") -> Iterator[F
 def _faults_of_object(given: Mapping[str, object], wanted: inspect.StructType, path: str) -> Iterator[Fault]:
     names = [field.encode_name for field in wanted.fields]
     within = f"{path}." if path else ""
-    for key in islice((key for key in given if key not in names), FAULTS_SHOWN):
+    unknown = (key for key in given if key not in names) if wanted.forbid_unknown_fields else ()
+    for key in islice(unknown, FAULTS_SHOWN):
         hint = did_you_mean(key, names, f"valid keys: {', '.join(names)}")
         yield Fault(f"{within}{shown(key)}", f"unknown key; {hint}")
     for field in wanted.fields:

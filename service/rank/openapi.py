@@ -40,9 +40,14 @@ EXAMPLE_EXPLAINED = {
         "inputs": {"missing": {"duration_ms": 1}, "unknown": {}, "cut": {"history": 1}},
     },
 }
-SCHEMAS: dict[str, Any] = msgspec.json.schema_components(
-    [RankRequest, RankAnswer, Problem], ref_template="#/components/schemas/{name}"
-)[1]
+
+
+def schemas_of(*types: type) -> dict[str, Any]:
+    """The schemas of msgspec types, and of the types that they have parts of, by name."""
+    return msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")[1]
+
+
+SCHEMAS = schemas_of(RankRequest, RankAnswer, Problem)
 
 # Refusals of every route that scores.
 REFUSALS = {

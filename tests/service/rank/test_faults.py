@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.base.record import is_request_id
+from service.open_inference.wire import InferRequest
 from service.rank.faults import faults_of
 from service.rank.wire import RankRequest
 
@@ -51,13 +52,30 @@ BODIES = st.fixed_dictionaries(
 )
 
 
-def walked(body: object) -> list[str]:
-    return [fault.path for fault in faults_of(body, msgspec.inspect.type_info(RankRequest))]
+TENSOR = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.text("ab"),
+        "shape": st.lists(st.integers(-1, 2) | SCALARS, max_size=2) | SCALARS,
+        "datatype": st.text("ab") | SCALARS,
+        "parameters": st.just({}) | JSON,
+        "data": JSON,
+        "more": SCALARS,
+    },
+)
+TENSORS = st.fixed_dictionaries(
+    {"inputs": st.lists(TENSOR, max_size=2) | JSON},
+    optional={"id": SCALARS, "parameters": JSON, "outputs": st.lists(TENSOR, max_size=2) | JSON, "more": SCALARS},
+)
 
 
-def is_taken(body: object) -> bool:
+def walked(body: object, wanted: type = RankRequest) -> list[str]:
+    return [fault.path for fault in faults_of(body, msgspec.inspect.type_info(wanted))]
+
+
+def is_taken(body: object, wanted: type = RankRequest) -> bool:
     try:
-        msgspec.json.decode(json.dumps(body), type=RankRequest)
+        msgspec.json.decode(json.dumps(body), type=wanted)
     except msgspec.ValidationError:
         return False
     return True
@@ -70,6 +88,12 @@ def is_taken(body: object) -> bool:
 @example(body={**REQUEST, "version": True})
 def test_there_is_a_fault_where_the_body_is_not_taken(body: object) -> None:
     assert (not walked(body)) == is_taken(body)
+
+
+@given(body=TENSORS | JSON)
+@example(body={"inputs": [{"name": "a", "shape": [1], "datatype": "FP32"}], "more": 1})
+def test_tensors_are_walked_alike(body: object) -> None:
+    assert (not walked(body, InferRequest)) == is_taken(body, InferRequest)
 
 
 @given(text=st.text(max_size=4) | st.text(st.characters(max_codepoint=140), max_size=131))
