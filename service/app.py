@@ -5,7 +5,6 @@ loop (service/responder.py). Everything else that it costs happens in one scorin
 """
 
 import asyncio
-import logging
 import os
 import signal
 import time
@@ -27,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api_document import api_document, with_examples
 from service.base.clock import Clock
 from service.base.errors import Problem, refusal
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.events.event_log import EventLog
 from service.events.event_types import EventTypes
 from service.events.routes import Events
@@ -63,7 +62,7 @@ _STATUS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; 
 
 SignalHandler = Callable[[int, FrameType | None], Any]
 
-_log = logging.getLogger(LOGGER)
+_log = FieldLogger()
 
 
 class Service:
@@ -146,17 +145,13 @@ class Service:
         settings = self.settings
         _log.info(
             "serving",
-            extra={
-                "fields": {
-                    "models": str(settings.models),
-                    "scoring_threads": settings.scoring_threads,
-                    "torch_threads_per_scoring_thread": settings.torch_threads,
-                    "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-                    "cores": sorted(os.sched_getaffinity(0)),
-                    "max_body_bytes": settings.max_body_bytes,
-                    "max_candidates": settings.max_candidates,
-                }
-            },
+            models=str(settings.models),
+            scoring_threads=settings.scoring_threads,
+            torch_threads_per_scoring_thread=settings.torch_threads,
+            omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
+            cores=sorted(os.sched_getaffinity(0)),
+            max_body_bytes=settings.max_body_bytes,
+            max_candidates=settings.max_candidates,
         )
         self._drain_on_signals()
         self.store.start()

@@ -6,7 +6,6 @@ takes the same steps between. A request has one user and many candidates. User a
 Shapes: N candidates, O outputs.
 """
 
-import logging
 import time
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ from model.features.encoder import Encoded
 from model.scorer.scorer import NamedCandidates, NonFiniteScoresError
 from model.value_models.value_model import DEFAULT
 from service.base.errors import Fault, Problem, value_or_kind
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.base.record import RequestRecord
 from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import Metrics
@@ -37,7 +36,7 @@ TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 # The body, what is known of the request, and its deadline in seconds of time.perf_counter.
 Answer = Callable[[bytes, RequestRecord, float | None], Reply]
 
-_log = logging.getLogger(LOGGER)
+_log = FieldLogger()
 
 
 class Ranking:
@@ -145,7 +144,7 @@ def check_deadline(deadline: float | None) -> None:
 
 
 def _not_finite(record: RequestRecord, reason: str) -> Problem:
-    _log.error("scores are not finite", extra={"fields": {"request_id": record.request_id, "reason": reason}})
+    _log.error("scores are not finite", request_id=record.request_id, reason=reason)
     return Problem(500, "the model's scores are not finite, so none is given", reason="not_finite")
 
 

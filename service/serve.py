@@ -4,7 +4,6 @@ In: flags and FEEDRANK_* variables (`--help` lists them). One worker runs in thi
 supervisor, which replaces one that dies, and share the listening socket and one folder of metrics.
 """
 
-import logging
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ from functools import partial
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from service.base.log import LOGGER, log_all, logging_config, stderr_queue
+from service.base.log import FieldLogger, log_all, logging_config, stderr_queue
 from service.http.protocol import GuardedProtocol
 from service.metrics.folder import metrics_folder
 from service.process import signals
@@ -28,7 +27,7 @@ from service.worker import METRICS_FOLDER, make_app
 # What a worker may take to end once its requests have: it closes logs and waits for a model that is being loaded.
 END_SECONDS = 15.0
 
-_log = logging.getLogger(LOGGER)
+_log = FieldLogger()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,12 +57,11 @@ def main(arguments: Sequence[str]) -> int:
     # Left over from a parent, it would mix this service's metrics with another's.
     os.environ.pop(METRICS_FOLDER, None)
     # Said before models are read, which may take its time.
-    _log.info("starting", extra={"fields": {"models": str(settings.models), "workers": settings.workers}})
+    _log.info("starting", models=str(settings.models), workers=settings.workers)
     try:
         listener = bound_socket(settings.host, settings.port)
     except OSError as error:
-        fields = {"host": settings.host, "port": settings.port, "reason": str(error)}
-        _log.error("cannot listen on --host and --port", extra={"fields": fields})
+        _log.error("cannot listen on --host and --port", host=settings.host, port=settings.port, reason=str(error))
         return STARTUP_FAILURE
     with listener:
         return (_serve_here if settings.workers == 1 else _serve_with_workers)(config, settings, listener)
@@ -80,7 +78,8 @@ class _Server(uvicorn.Server):
 
 
 def _say_address(config: uvicorn.Config, listener: socket.socket) -> None:
-    _log.info("Uvicorn running on %s (Press CTRL+C to quit)", url_of(listener, config.host, is_tls=config.is_ssl))
+    url = url_of(listener, config.host, is_tls=config.is_ssl)
+    _log.info(f"Uvicorn running on {url} (Press CTRL+C to quit)")
 
 
 def _serve_here(config: uvicorn.Config, _: Settings, listener: socket.socket) -> int:
@@ -99,7 +98,7 @@ def _serve_with_workers(config: uvicorn.Config, settings: Settings, listener: so
         try:
             folder = stack.enter_context(metrics_folder())
         except OSError as error:
-            _log.error("cannot start", extra={"fields": {"reason": str(error)}})
+            _log.error("cannot start", reason=str(error))
             return STARTUP_FAILURE
         os.environ[METRICS_FOLDER] = folder
         _say_address(config, listener)

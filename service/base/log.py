@@ -53,6 +53,34 @@ class QueuedHandler(logging.Handler):
             self.handleError(record)
 
 
+class FieldLogger:
+    """A logger that takes the fields of a line as keywords: `log.error("worker died", pid=7)`."""
+
+    def __init__(self, name: str = "") -> None:
+        self._logger = logging.getLogger(f"{LOGGER}.{name}" if name else LOGGER)
+
+    def info(self, message: str, /, **fields: object) -> None:
+        """Logs what went as it should."""
+        self._logger.info(message, extra={"fields": fields})
+
+    def warning(self, message: str, /, **fields: object) -> None:
+        """Logs what somebody may want to change."""
+        self._logger.warning(message, extra={"fields": fields})
+
+    def error(self, message: str, /, **fields: object) -> None:
+        """Logs what somebody has to change."""
+        self._logger.error(message, extra={"fields": fields})
+
+    def fault(self, message: str, error: Exception, /, **fields: object) -> None:
+        """Logs an error, with its traceback where it is none of those that the code raises for the user."""
+        trace = None if isinstance(error, ValueError) else error
+        self._logger.error(message, extra={"fields": fields}, exc_info=trace)
+
+    def exception(self, message: str, /, **fields: object) -> None:
+        """Logs the exception that is being handled, with its traceback."""
+        self._logger.exception(message, extra={"fields": fields})
+
+
 @cache
 def stderr_queue() -> LogQueue:
     """The one way to stderr of this process, or to nowhere, where it was started without one."""

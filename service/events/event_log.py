@@ -8,7 +8,6 @@ another thread. Nothing is ever removed here: a log that has reached its bound r
 """
 
 import asyncio
-import logging
 import os
 import threading
 import time
@@ -22,7 +21,7 @@ from queue import SimpleQueue
 
 from service.base.clock import Clock
 from service.base.errors import Problem
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.log_files.folder import LogFolder
 from service.log_files.rotated_files import RotatedFiles
 from service.log_files.watermark import Watermark
@@ -39,7 +38,7 @@ _FULL_SECONDS = 5.0
 _SAY_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 
-_log = logging.getLogger(f"{LOGGER}.events")
+_log = FieldLogger("events")
 
 
 def event_files(folder: Path) -> LogFolder:
@@ -244,7 +243,7 @@ class EventLog:
         now = time.monotonic()
         if self._said_at is None or now - self._said_at >= _SAY_SECONDS:
             self._said_at = now
-            _log.error("the event log fails", extra={"fields": {"reason": error.strerror or str(error)}})
+            _log.error("the event log fails", reason=error.strerror or str(error))
 
 
 class _Due:

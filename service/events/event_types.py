@@ -4,15 +4,14 @@ In: `<models>/<name>/join.yaml`, a copy of the file that the model's rows are jo
 name, and those whose events need an `event_id`. A file that goes bad leaves in force what it said before.
 """
 
-import logging
 from pathlib import Path
 
 from model.join_file import FILE_NAME, SHOWN, JoinFile
 from model.untrusted_files import PolledFile
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 
-_log = logging.getLogger(f"{LOGGER}.events")
+_log = FieldLogger("events")
 
 
 class EventTypes:
@@ -52,6 +51,6 @@ class EventTypes:
         self._metrics.file_errors.labels(model, "join").set(error is not None)
         fields = {"model": model, "reason": error}
         if error is not None:
-            _log.error("join file refused; the one before it stays in force", extra={"fields": fields})
+            _log.error("join file refused; the one before it stays in force", **fields)
         elif file.content is not None:
-            _log.info("join file read", extra={"fields": {"model": model, "types": sorted(self.named(model))}})
+            _log.info("join file read", model=model, types=sorted(self.named(model)))

@@ -5,7 +5,6 @@ open ones live on. Files that are not valid leave the ones before them in force,
 """
 
 import asyncio
-import logging
 import os
 import ssl
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from typing import Any
 from cryptography import x509
 
 from model.untrusted_files import PolledFile
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 
-_log = logging.getLogger(f"{LOGGER}.certificates")
+_log = FieldLogger("certificates")
 
 
 class _NewestContext(ssl.SSLContext):
@@ -68,10 +67,10 @@ class Certificates:
             newest = _context_of(contents)
         except ValueError as error:
             self.error = str(error)
-            _log.error("TLS files refused; those before stay in force", extra={"fields": {"reason": self.error}})
+            _log.error("TLS files refused; those before stay in force", reason=self.error)
             return
         self._valid, self._context.newest, self.error = contents, newest, None
-        _log.info("TLS files read again", extra={"fields": {"certificate_expires": self.expires_at}})
+        _log.info("TLS files read again", certificate_expires=self.expires_at)
 
     async def keep_newest(self, poll_seconds: float) -> None:
         """Polls for ever, in a thread."""

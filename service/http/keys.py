@@ -12,7 +12,6 @@ guess. Without a file scoring and metrics are open, and the admin API is off.
 import base64
 import hashlib
 import hmac
-import logging
 import math
 import secrets
 import time
@@ -24,7 +23,7 @@ from pydantic import Field
 from model.strict_yaml import StrictModel
 from model.untrusted_files import PolledFile
 from service.base.errors import Problem
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 
 Right = Literal["score", "events", "metrics", "admin"]
 _PREFIX = "feedrank_"
@@ -35,7 +34,7 @@ BROWSER_CHALLENGE = {"WWW-Authenticate": 'Basic realm="feedrank: any name, and a
 # A longer header is no key of ours, and not worth hashing.
 _MAX_KEY = 256
 
-_log = logging.getLogger(f"{LOGGER}.keys")
+_log = FieldLogger("keys")
 
 
 class Key(StrictModel):
@@ -112,9 +111,9 @@ class Keys:
             self._keys, self.error = self._read(self._file), None
         except ValueError as error:
             self.error = str(error)
-            _log.error("keys file refused; the keys before it stay in force", extra={"fields": {"reason": self.error}})
+            _log.error("keys file refused; the keys before it stay in force", reason=self.error)
             return
-        _log.info("keys read again", extra={"fields": {"names": [key.name for key in self._keys]}})
+        _log.info("keys read again", names=[key.name for key in self._keys])
 
     def _read(self, file: PolledFile) -> tuple[Key, ...]:
         if file.error is not None or file.content is None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.base.errors import Problem, refusal
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.base.record import RequestRecord, is_request_id
 from service.http.tracing import Tracing, trace_id_of
 from service.metrics.metrics import ENDPOINTS, SCORING, SCORING_CODES, Metrics
@@ -27,7 +27,7 @@ _KEY = "feedrank.record"
 _HEADERS = "feedrank.headers"  # by name: several are looked up in every request
 _REQUEST_ID_KEY = REQUEST_ID.lower().encode("latin-1")
 
-_log = logging.getLogger(LOGGER)
+_log = FieldLogger()
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -100,7 +100,7 @@ class Observe:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
-            _log.exception("a request failed", extra={"fields": {"request_id": record.request_id}})
+            _log.exception("a request failed", request_id=record.request_id)
             if not is_started:
                 problem = Problem(500, "an error of the service, not of the request; its log says more")
                 await refusal(problem, scope["path"], record.request_id)(scope, receive, send_with_id)

@@ -5,14 +5,13 @@ where there are lines to convert, one at a time. Arrow never enters the process 
 and its faults stay outside. Where the conversion fails, lines stay lines and the next start tries again.
 """
 
-import logging
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.impressions.folder import impression_files
 from service.log_files.folder import LINES
 
@@ -21,7 +20,7 @@ _SAY_SECONDS = 60.0
 _REASON_CHARACTERS = 300
 _ROOT = Path(__file__).resolve().parents[2]
 
-_log = logging.getLogger(f"{LOGGER}.impressions")
+_log = FieldLogger("impressions")
 
 
 class Conversion:
@@ -95,4 +94,4 @@ class Conversion:
         now = time.monotonic()
         if self._said_at is None or now - self._said_at >= _SAY_SECONDS:
             self._said_at = now
-            _log.warning("impressions stay lines of JSON", extra={"fields": {"reason": reason}})
+            _log.warning("impressions stay lines of JSON", reason=reason)

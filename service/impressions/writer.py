@@ -7,7 +7,6 @@ never a request. Lines of JSON first: what a killed process had written can be r
 Parquet file without its end is lost whole. Arrow also stays out of the process that serves.
 """
 
-import logging
 import threading
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from service.base.background import nice
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.base.record import RequestRecord
 from service.impressions.convert import POLL_SECONDS, Conversion
 from service.impressions.folder import impression_files
@@ -35,7 +34,7 @@ _WRITE_BYTES = 2**20
 _SAY_SECONDS = 60.0
 _NICENESS = 10
 
-_log = logging.getLogger(f"{LOGGER}.impressions")
+_log = FieldLogger("impressions")
 
 
 class ImpressionLog:
@@ -204,7 +203,7 @@ class _Losses:
             untold, self._untold = self._untold, {"dropped": 0, "failed": 0}
             reason, self._reason = self._reason, ""
         if reason:
-            _log.warning("impressions are not logged", extra={"fields": {**untold, "reason": reason}})
+            _log.warning("impressions are not logged", **untold, reason=reason)
 
 
 def _reason(error: OSError) -> str:

@@ -6,7 +6,6 @@ shared lock on it for as long as it lives, and only a folder without a lock is r
 """
 
 import fcntl
-import logging
 import os
 import shutil
 import tempfile
@@ -14,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 
 PREFIX = "feedrank-metrics-"
 
-_log = logging.getLogger(f"{LOGGER}.metrics")
+_log = FieldLogger("metrics")
 _held: list[int] = []
 
 
@@ -46,15 +45,13 @@ def hold_folder(folder: Path) -> None:
     try:
         _held.append(_locked(folder, fcntl.LOCK_SH))
     except OSError as error:  # it is gone, and costs samples alone
-        fields = {"folder": folder.name, "reason": error.strerror}
-        _log.error("the folder of metrics cannot be locked", extra={"fields": fields})
+        _log.error("the folder of metrics cannot be locked", folder=folder.name, reason=error.strerror)
 
 
 def _say_fallback(parent: Path) -> None:
     wanted = os.environ.get("TMPDIR")
     if wanted and Path(wanted).absolute() != parent:
-        fields = {"folder": wanted, "used": str(parent)}
-        _log.warning("TMPDIR cannot be written; another folder is used", extra={"fields": fields})
+        _log.warning("TMPDIR cannot be written; another folder is used", folder=wanted, used=str(parent))
 
 
 def _own_folder(stack: ExitStack, parent: Path) -> Path:
@@ -81,12 +78,11 @@ def _remove_abandoned(parent: Path) -> None:
                 shutil.rmtree(folder)
                 removed += 1
         except OSError as error:
-            fields = {"folder": str(folder), "reason": error.strerror}
-            _log.warning("an unused folder of metrics cannot be removed", extra={"fields": fields})
+            _log.warning("an unused folder of metrics cannot be removed", folder=str(folder), reason=error.strerror)
         finally:
             os.close(descriptor)
     if removed:
-        _log.info("folders of metrics of killed services removed", extra={"fields": {"folders": removed}})
+        _log.info("folders of metrics of killed services removed", folders=removed)
 
 
 def _locked(folder: Path, operation: int) -> int:

@@ -5,7 +5,6 @@ process by SIGBUS, and the worker that replaces it as well. Here blocks are allo
 no room is kept in memory, and in no scrape, until there is some.
 """
 
-import logging
 import mmap
 import os
 import time
@@ -17,14 +16,14 @@ from prometheus_client import values
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.mmap_dict import MmapedDict
 
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 
 _INITIAL_BYTES = 2**16
 _RETRY_SECONDS = 5.0
 # Of an entry of the file beside its key: its length, padding, value and time.
 _ENTRY_BYTES = 4 + 8 + 16
 
-_log = logging.getLogger(f"{LOGGER}.metrics")
+_log = FieldLogger("metrics")
 
 
 class AllocatedDict(MmapedDict):
@@ -105,13 +104,16 @@ class RoomyDict:
             self._shared.make_room(key)
         except OSError as error:
             if not self._try_at:
-                fields = {"file": self._path.name, "reason": error.strerror}
-                _log.error("no room for metrics: samples of this worker are not in /metrics", extra={"fields": fields})
+                _log.error(
+                    "no room for metrics: samples of this worker are not in /metrics",
+                    file=self._path.name,
+                    reason=error.strerror,
+                )
             self._try_at = time.monotonic() + _RETRY_SECONDS
             return False
         if self._try_at:
             self._try_at = 0.0
-            _log.info("room for metrics again", extra={"fields": {"file": self._path.name}})
+            _log.info("room for metrics again", file=self._path.name)
         return True
 
 

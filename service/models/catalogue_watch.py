@@ -5,7 +5,6 @@ replaced in one assignment: a request that has begun keeps the one it took. A ge
 out with its reason and tried again only when its files change. The one before it serves on.
 """
 
-import logging
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 from model.scorer.scorer import Scorer
 from model.untrusted_files import Fingerprints, fingerprints
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 
-_log = logging.getLogger(f"{LOGGER}.models")
+_log = FieldLogger("models")
 
 
 class CatalogueWatch:
@@ -55,7 +54,7 @@ class CatalogueWatch:
         self._missing = None if is_there else f"generation {served}: missing; it serves on from memory"
         fields = {"model": self._model, "model_version": scorer.version, "generation": served}
         if self._missing is not None and before is None:
-            _log.error("catalogue is missing; it serves on from memory", extra={"fields": fields})
+            _log.error("catalogue is missing; it serves on from memory", **fields)
 
     def measure(self, scorer: Scorer) -> None:
         """Sets the metrics of the model's catalogue to those of the scorer's."""
@@ -82,14 +81,10 @@ class CatalogueWatch:
             reason = self._shown(str(error) or repr(error))
             self._reasons = {**self._reasons, place: reason}
             self._metrics.loads.labels("catalogue_refused").inc()
-            _log.error(
-                "catalogue refused",
-                extra={"fields": {**fields, "reason": reason}},
-                exc_info=None if isinstance(error, ValueError) else error,
-            )
+            _log.fault("catalogue refused", error, **fields, reason=reason)
             return False
         self._metrics.loads.labels("catalogue_ready").inc()
-        _log.info("catalogue ready", extra={"fields": {**fields, "items": scorer.catalogue.manifest.items}})
+        _log.info("catalogue ready", **fields, items=scorer.catalogue.manifest.items)
         return True
 
 

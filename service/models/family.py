@@ -9,7 +9,6 @@ freed.
 What was loaded serves on when its files go away, and the absence is shown as an error.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from model.artifact.artifact import versions
 from model.scorer.scorer import Scorer
 from model.untrusted_files import Fingerprints, fingerprints
 from service.base.errors import Fault, Problem
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 from service.models import labels as labels_file
 from service.models.labels import CANARY, CANARY_SEED, SHADOW, STABLE, Labels, LabelsFile, falls_within
@@ -39,7 +38,7 @@ class _Files(NamedTuple):
     value_models: bytes | None
 
 
-_log = logging.getLogger(f"{LOGGER}.models")
+_log = FieldLogger("models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,11 +302,8 @@ class ModelFamily:
             reason = self._place_free(str(error) or repr(error))
             self._set_state(version, VersionState("quarantined", reason))
             self._metrics.loads.labels("quarantined").inc()
-            _log.error(
-                "model version quarantined",
-                extra={"fields": {"model": self.name, "model_version": str(version), "reason": reason}},
-                exc_info=None if isinstance(error, ValueError) else error,
-            )
+            fields = {"model": self.name, "model_version": str(version), "reason": reason}
+            _log.fault("model version quarantined", error, **fields)
 
     def _files_of(self, version: int) -> _Files:
         path = self._folder / str(version)
@@ -351,10 +347,10 @@ class ModelFamily:
         self._metrics.loads.labels("labels_ready" if self.labels_error is None else "labels_refused").inc()
         fields = {"model": self.name, "labels": asked.document()}
         if self.labels_error is None:
-            _log.info("labels ready", extra={"fields": fields})
+            _log.info("labels ready", **fields)
         else:
             message = "labels refused; what they named before stays"
-            _log.error(message, extra={"fields": {**fields, "reason": self.labels_error}})
+            _log.error(message, **fields, reason=self.labels_error)
 
     def _catalogue_entry(self, scorer: Scorer) -> dict[str, Any] | None:
         loaded = self._loaded.get(scorer.manifest.version)

@@ -7,7 +7,6 @@ before it in force.
 
 import errno
 import fcntl
-import logging
 import os
 import re
 import tempfile
@@ -24,7 +23,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from model.artifact.artifact import sync
 from model.strict_yaml import StrictModel
 from model.untrusted_files import PolledFile
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 
 FILE_NAME = "labels.yaml"
 STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
@@ -37,7 +36,7 @@ _LOCK_SECONDS = 2.0
 # What file systems without locks answer.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
-_log = logging.getLogger(f"{LOGGER}.models")
+_log = FieldLogger("models")
 
 
 def _version(given: object) -> int:

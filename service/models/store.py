@@ -6,7 +6,6 @@ computes takes what is left of the cores. Compiling keeps the interpreter's lock
 a thread that is not let run. Another thread, of the usual priority, does this.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from model.artifact.artifact import model_names
 from model.scorer.scorer import EngineChoice, ScriptLoader, load_script
 from service.base.background import nice, short_intervals
 from service.base.errors import Fault, Problem
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 from service.models.family import ModelFamily
 from service.models.labels import SHADOW, Labels
@@ -33,7 +32,7 @@ from service.models.version import Loading, ServedModel
 _LOAD_SECONDS = 10.0
 _NICENESS = 19
 
-_log = logging.getLogger(f"{LOGGER}.models")
+_log = FieldLogger("models")
 
 
 class ModelStore:
@@ -110,7 +109,7 @@ class ModelStore:
 
     def _tell_folder(self, error: str | None) -> None:
         if error not in (None, self._folder_error):
-            _log.error("models folder refused; what was loaded serves on", extra={"fields": {"reason": error}})
+            _log.error("models folder refused; what was loaded serves on", reason=error)
         self._folder_error = error
         self._metrics.file_errors.labels("", "models").set(error is not None)
 

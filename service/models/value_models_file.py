@@ -4,17 +4,16 @@ In: the file. Out: the value models for a scorer, and why the file is not taken 
 leaves in force what it said: removing value models for good takes a file with `{}`.
 """
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from model.scorer.scorer import Scorer
 from model.untrusted_files import PolledFile
 from model.value_models.value_model import FILE_NAME, ValueModels
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 
-_log = logging.getLogger(f"{LOGGER}.models")
+_log = FieldLogger("models")
 
 
 class ValueModelsFile:
@@ -50,7 +49,7 @@ class ValueModelsFile:
         if self._file.content is not None:
             return ValueModels.from_bytes(self._file.content, str(self._file.path), scorer.domain)
         message = f"no {FILE_NAME}: 'default' is a sum with weight 1 on each binary task"
-        _log.warning(message, extra={"fields": {"model": self._model}})
+        _log.warning(message, model=self._model)
         return ValueModels.built_in(scorer.domain)
 
     def take_first(self, scorer: Scorer) -> ValueModels:
@@ -78,7 +77,7 @@ class ValueModelsFile:
             self._log_fault("the value models before it")
             return None
         self._clear_fault()
-        _log.info("value models ready", extra={"fields": {"model": self._model, "value_models": value_models[0].names}})
+        _log.info("value models ready", model=self._model, value_models=value_models[0].names)
         return value_models
 
     def _clear_fault(self) -> None:
@@ -88,5 +87,4 @@ class ValueModelsFile:
 
     def _log_fault(self, instead: str) -> None:
         self._metrics.loads.labels("value_models_refused").inc()
-        fields = {"model": self._model, "reason": self.error}
-        _log.error(f"value models refused; {instead} serves", extra={"fields": fields})
+        _log.error(f"value models refused; {instead} serves", model=self._model, reason=self.error)

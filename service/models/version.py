@@ -4,7 +4,6 @@ In: a published version's folder. Out: a `ServedModel`, replaced in one assignme
 one it took. What is made later beside a version (a compiled package, a catalogue) is taken up when it appears.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from model.artifact.artifact import MANIFEST, ArtifactError
 from model.scorer.scorer import Engine, EngineChoice, Load, Scorer, load_script
 from model.untrusted_files import Fingerprints, fingerprint, fingerprints
 from model.value_models.value_model import ValueModels
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 from service.metrics.model_metrics import ModelMetrics
 from service.models.catalogue_watch import CatalogueWatch
@@ -22,7 +21,7 @@ from service.models.catalogue_watch import CatalogueWatch
 # Loading: being tried. Waiting: newer than what is served, and verified. Retired: older, and not needed.
 State = Literal["loading", "waiting", "ready", "quarantined", "retired"]
 
-_log = logging.getLogger(f"{LOGGER}.models")
+_log = FieldLogger("models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +129,12 @@ class LoadedVersion:
         self._metrics.loads.labels("ready").inc()
         if scorer.engine_reason is not None:
             self._metrics.loads.labels("compiled_refused").inc()
-            refused = {**self._fields(scorer), "reason": self._shown(scorer.engine_reason)}
-            _log.warning("compiled package refused; TorchScript serves", extra={"fields": refused})
-        fields = {**self._fields(scorer), "engine": scorer.engine, "value_models": value_models.names}
-        _log.info("model version ready", extra={"fields": fields})
+            _log.warning(
+                "compiled package refused; TorchScript serves",
+                **self._fields(scorer),
+                reason=self._shown(scorer.engine_reason),
+            )
+        _log.info("model version ready", **self._fields(scorer), engine=scorer.engine, value_models=value_models.names)
         return ServedModel(self.name, scorer, value_models, metrics)
 
     def _look_for_folder(self) -> None:
@@ -142,9 +143,9 @@ class LoadedVersion:
         place = f"{self._path.parent.name}/{self._path.name}"
         self.missing = f"{place}: missing; it serves on from memory" if is_missing else None
         if is_missing and not was_missing:
-            _log.error("model version is missing; it serves on from memory", extra={"fields": fields})
+            _log.error("model version is missing; it serves on from memory", **fields)
         elif was_missing and not is_missing:
-            _log.info("model version is back", extra={"fields": fields})
+            _log.info("model version is back", **fields)
 
     def _reload_engine(self) -> None:
         """Loads the version once more, as something beside it has changed. Until then, and where that fails, it serves
@@ -156,11 +157,8 @@ class LoadedVersion:
         try:
             scorer = self._loading.scorer(self._path)
         except Exception as error:  # a bad published folder never stops what is loaded
-            _log.error(
-                "model version serves as it was loaded before; what was made from it cannot be loaded",
-                extra={"fields": {**self._fields(before.scorer), "reason": self._shown(str(error) or repr(error))}},
-                exc_info=None if isinstance(error, ValueError) else error,
-            )
+            message = "model version serves as it was loaded before; what was made from it cannot be loaded"
+            _log.fault(message, error, **self._fields(before.scorer), reason=self._shown(str(error) or repr(error)))
             return
         scorer.catalogue = before.scorer.catalogue
         if before.scorer.engine != scorer.engine:
@@ -181,11 +179,12 @@ class LoadedVersion:
             self._metrics.loads.labels("golden_failed").inc()
             _log.error(
                 "model version answers its golden requests no more, yet serves; publish another",
-                extra={"fields": {**fields, "reason": self._golden_error}},
+                **fields,
+                reason=self._golden_error,
             )
         else:
             self._golden_error = None
-            _log.warning("golden requests verify after a score that was not finite", extra={"fields": fields})
+            _log.warning("golden requests verify after a score that was not finite", **fields)
 
     def _fields(self, scorer: Scorer) -> dict[str, str]:
         return {"model": self.name, "model_version": scorer.version}

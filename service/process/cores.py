@@ -6,13 +6,12 @@ replacement finds it free.
 """
 
 import fcntl
-import logging
 import os
 from pathlib import Path
 
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 
-_log = logging.getLogger(f"{LOGGER}.cores")
+_log = FieldLogger("cores")
 _held: list[int] = []
 
 
@@ -27,8 +26,11 @@ def bind_to_a_share(folder: Path, workers: int) -> frozenset[int] | None:
         try:
             descriptor = os.open(folder / f"cores-{worker}.lock", os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
-            fields = {"folder": str(folder), "reason": error.strerror}
-            _log.error("no room for the locks of --bind-cores: this worker is not bound", extra={"fields": fields})
+            _log.error(
+                "no room for the locks of --bind-cores: this worker is not bound",
+                folder=str(folder),
+                reason=error.strerror,
+            )
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

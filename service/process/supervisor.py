@@ -7,7 +7,6 @@ none can hold up the end. A parent that is killed takes its workers along, after
 workers. It restarts nothing, and no signal adds or takes a worker.
 """
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -21,14 +20,14 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
-from service.base.log import LOGGER, log_all
+from service.base.log import FieldLogger, log_all
 from service.process.signals import ENDING, hears_hangup, settle
 
 MOST_PAUSE_SECONDS = 30.0
 # Until a worker can answer a ping it imports. On a busy machine with many workers that takes its time.
 _START_SECONDS = 60.0
 
-_log = logging.getLogger(f"{LOGGER}.workers")
+_log = FieldLogger("workers")
 
 
 class Worker(Process):
@@ -52,7 +51,7 @@ class Worker(Process):
         parent = multiprocessing.parent_process()
         assert parent is not None, "a worker has a parent"
         parent.join()
-        _log.error("the parent is gone; this worker drains and ends", extra={"fields": {"pid": os.getpid()}})
+        _log.error("the parent is gone; this worker drains and ends", pid=os.getpid())
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(self._end_seconds)
         os._exit(1)
@@ -136,7 +135,7 @@ class Supervisor(Multiprocess):
         for process in self.processes:
             process.process.join(max(0.0, deadline - time.monotonic()))
             if process.process.is_alive():
-                _log.error("worker does not end; killed", extra={"fields": {"pid": process.pid}})
+                _log.error("worker does not end; killed", pid=process.pid)
                 process.process.kill()
                 process.process.join()
 
@@ -150,7 +149,7 @@ class Supervisor(Multiprocess):
         if process.is_ready(patience):
             self._has_served.add(process)
             self._failures = 0
-            _log.info("worker serves", extra={"fields": {"pid": process.pid}})
+            _log.info("worker serves", pid=process.pid)
             return True
         return time.monotonic() - first_seen < _START_SECONDS or process.ping(patience)
 
@@ -159,10 +158,10 @@ class Supervisor(Multiprocess):
         self._first_seen.pop(process, None)
         if process in self._has_served:
             self._has_served.remove(process)
-            _log.error("worker died; another takes its place", extra={"fields": fields})
+            _log.error("worker died; another takes its place", **fields)
             self._replace(index)
         elif process.exitcode == STARTUP_FAILURE and not self._has_served:
-            _log.error("worker cannot start, nor could another", extra={"fields": fields})
+            _log.error("worker cannot start, nor could another", **fields)
             self.exit_status = 1
             self.should_exit.set()
         else:
@@ -171,7 +170,9 @@ class Supervisor(Multiprocess):
             self._replace_at[process] = time.monotonic() + pause
             _log.error(
                 "worker died before it served; another starts after a pause",
-                extra={"fields": {**fields, "failed_starts": self._failures, "pause_seconds": pause}},
+                **fields,
+                failed_starts=self._failures,
+                pause_seconds=pause,
             )
 
     def _replace(self, index: int) -> None:

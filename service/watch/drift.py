@@ -10,7 +10,6 @@ chose fewer of. So read the change of an index, not its height on the first day.
 Shapes: N candidates, O outputs, K bins.
 """
 
-import logging
 import threading
 import time
 from contextlib import suppress
@@ -20,7 +19,7 @@ from model.features.block import BLOCKS
 from model.features.encoder import EncodedBlock
 from model.scorer.scorer import NamedCandidates
 from service.base.background import nice
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.metrics.drift_windows import DriftWindows
 from service.rank.scored_request import EncodedRequest, ScoredRequest
 
@@ -30,7 +29,7 @@ _WRITE_SECONDS = 1.0
 _MOST_WAITING = 8
 _STOP_SECONDS = 5.0
 
-_log = logging.getLogger(f"{LOGGER}.drift")
+_log = FieldLogger("drift")
 
 
 class Drift:

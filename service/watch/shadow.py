@@ -10,7 +10,6 @@ that the request does not have take their defaults.
 Shapes: N candidates, O outputs.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ from model.features.kinds import Feature
 from model.schema import Block
 from model.scorer.scorer import Scored, Scorer
 from service.base.background import nice
-from service.base.log import LOGGER
+from service.base.log import FieldLogger
 from service.base.record import RequestRecord
 from service.metrics.metrics import Metrics
 from service.metrics.ranking_distance import movement
@@ -44,7 +43,7 @@ _STOP_SECONDS = 5.0
 _LOOK_SECONDS = 0.001
 _SAY_SECONDS = 60.0
 
-_log = logging.getLogger(f"{LOGGER}.shadow")
+_log = FieldLogger("shadow")
 
 
 class ShadowRequest(NamedTuple):
@@ -140,7 +139,8 @@ class ShadowScoring:
         fields = {"model": taken.shadow.name, "model_version": taken.shadow.scorer.version}
         _log.error(
             "the shadow version failed; the metrics count how often",
-            extra={"fields": {**fields, "reason": str(error) or repr(error)}},
+            **fields,
+            reason=str(error) or repr(error),
         )
 
 
