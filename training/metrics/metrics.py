@@ -28,18 +28,6 @@ ONE_CLASS = "all labels are of one class"
 
 
 @dataclass(frozen=True, slots=True)
-class GroupedAUC:
-    """AUC inside each group, averaged with the groups' impressions as weights. Groups with one class are left out, and
-    counted.
-    """
-
-    value: float | None
-    groups_used: int
-    groups_left_out: int
-    rows_used: int
-
-
-@dataclass(frozen=True, slots=True)
 class BinaryMetrics:
     """Metrics of one binary task. `gauc_groups_left_out` have labels of one class only and take no part in
     GAUC.
@@ -104,19 +92,13 @@ def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float | None:
     return None if np.isnan(value) else value
 
 
-def gauc(labels: npt.ArrayLike, scores: npt.ArrayLike, groups: npt.ArrayLike) -> GroupedAUC:
-    """AUC inside each group, averaged over impressions. `value` is None when no group has both classes."""
+def gauc(labels: npt.ArrayLike, scores: npt.ArrayLike, groups: npt.ArrayLike) -> float | None:
+    """AUC inside each group, averaged with the groups' impressions as weights. Groups with one class are left out. None
+    where all are."""
     y, s, _ = _aligned(scores=scores, labels=labels, weights=None)
     _check_labels(y)
-    codes, num_groups = group_codes(groups, y.size)
-    aucs, rows = auc_per_group(y, s, codes, num_groups)
-    used = rows > 0
-    return GroupedAUC(
-        value=_ratio(float(aucs @ rows), float(rows.sum())),
-        groups_used=int(used.sum()),
-        groups_left_out=int(num_groups - used.sum()),
-        rows_used=int(rows.sum()),
-    )
+    auc_G, rows_G = auc_per_group(y, s, *group_codes(groups, y.size))
+    return _ratio(float(auc_G @ rows_G), float(rows_G.sum()))
 
 
 def mse(values: npt.ArrayLike, predictions: npt.ArrayLike) -> float | None:

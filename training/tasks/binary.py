@@ -58,7 +58,7 @@ class LearnedBinary(LearnedTask):
         "gauc": Metric(
             "GAUC",
             "higher",
-            lambda y, x, g: gauc(y, x[:, 0], g).value,
+            lambda y, x, g: gauc(y, x[:, 0], g),
             lambda y, x, g, n: gauc_on_draws(y, x[:, 0], g, n),
             "no group has labels of both classes",
         ),
