@@ -88,11 +88,15 @@ class LogReader:
         mask: Mask = self.selector.masks(values, part.place)[split].to_numpy()
         return mask
 
-    def wanted(self, part: Part, is_in_B: Mask, bad_rows: BadRows) -> tuple[pa.Table, dict[str, Column]]:
-        """The rows of a part that are in a split and break no rule, and their features' columns."""
+    def wanted_rows(self, part: Part, is_in_B: Mask, bad_rows: BadRows) -> pa.Table:
+        """The rows of a part that are in a split and break no rule."""
         is_good_B = bad_rows.good_rows(part.faults, part.place, is_in_B, part.before)
         is_wanted_B = is_in_B if is_good_B is None else is_in_B & is_good_B
-        if not part.faults and is_wanted_B.all():
-            return part.table, part.columns
-        table = part.table.filter(pa.array(is_wanted_B))
+        return part.table if is_wanted_B.all() else part.table.filter(pa.array(is_wanted_B))
+
+    def wanted(self, part: Part, is_in_B: Mask, bad_rows: BadRows) -> tuple[pa.Table, dict[str, Column]]:
+        """The same rows, and their features' columns."""
+        table = self.wanted_rows(part, is_in_B, bad_rows)
+        if not part.faults and table is part.table:
+            return table, part.columns
         return table, columns_from_arrow(self.schema, table, is_coded=True)

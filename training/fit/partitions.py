@@ -8,6 +8,8 @@ Shapes: B rows.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ from training.config import SplitName
 from training.data.arrow import columns_from_arrow
 from training.data.bad_rows import BadRows
 from training.data.index import LogIndex
-from training.data.reader import PART_ROWS, LogReader
+from training.data.reader import PART_ROWS, LogReader, Part
 from training.data.selection import days_of
 from training.fit.leaks import Times, Twins
 from training.fit.tally import Counts, PartCounts, Tally
@@ -89,21 +91,26 @@ class _SplitParts:
 
 
 def _tables(reader: LogReader, index: LogIndex, *, show: bool) -> Iterator[tuple[SplitName, pa.Table]]:
-    """The rows of every split, row group by row group."""
-    groups = sorted(
-        {(group.file, group.group) for split in reader.selector.selections for group in index.groups(split)}
-    )
+    """The rows of every split, row group by row group. Each file is opened once: its footer says of all its groups."""
+    groups = {(group.file, group.group) for split in reader.selector.selections for group in index.groups(split)}
     bad_rows = BadRows(reader.config.max_bad_rows)
     with progress_bar(TextColumn("row groups"), show=show) as bar:
-        for number, group in bar.track(groups, description="data report"):
+        shown = bar.add_task("data report", total=len(groups))
+        for number, of_file in groupby(sorted(groups), key=itemgetter(0)):
             file = reader.files.files[number]
             with reader.files.opened(file) as parquet:
-                for part in reader.parts(file, parquet, group):
-                    values = part.table.column(reader.selector.column)
-                    for split, mask in reader.selector.masks(values, part.place).items():
-                        is_in_B = mask.to_numpy()
-                        if is_in_B.any():
-                            yield split, reader.wanted(part, is_in_B, bad_rows)[0]
+                for _, group in of_file:
+                    for part in reader.parts(file, parquet, group):
+                        yield from _by_split(reader, part, bad_rows)
+                    bar.advance(shown)
+
+
+def _by_split(reader: LogReader, part: Part, bad_rows: BadRows) -> Iterator[tuple[SplitName, pa.Table]]:
+    masks = reader.selector.masks(part.table.column(reader.selector.column), part.place)
+    for split, mask in masks.items():
+        is_in_B = mask.to_numpy()
+        if is_in_B.any():
+            yield split, reader.wanted_rows(part, is_in_B, bad_rows)
 
 
 def _gathered(tables: Iterator[tuple[SplitName, pa.Table]]) -> Iterator[tuple[SplitName, pa.Table]]:

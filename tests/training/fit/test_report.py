@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from model.schema import FeedSchema
 from tests.training_data import SCHEMA, feed_table, training_file, write_feed
 from training.__main__ import main
 from training.config import TrainingConfig
+from training.data.files import LogFile, LogFiles
 from training.data.index import index_of
 from training.data.reader import LogReader
 from training.fit import partitions
@@ -307,7 +309,15 @@ def test_rows_are_counted_together_however_many_row_groups_and_values_they_have(
         calls.append(table.num_rows)
         add(self, table, *others)
 
+    opened: list[str] = []
+    original = LogFiles.opened
+
+    def noted(self: LogFiles, file: LogFile, *others: Any) -> AbstractContextManager[pq.ParquetFile]:
+        opened.append(file.name)
+        return original(self, file, *others)
+
     monkeypatch.setattr(Tally, "add", counted)
+    monkeypatch.setattr(LogFiles, "opened", noted)
     monkeypatch.setattr(partitions, "PART_ROWS", 100)
     split = {"column": "day", "train": {"max": 69}, "validation": {"min": 70}}
     table = replaced(feed_table(ROWS), "day", pa.array(np.arange(ROWS) * 7 % 90))
@@ -316,6 +326,7 @@ def test_rows_are_counted_together_however_many_row_groups_and_values_they_have(
     assert {part["rows"] for part in content["partitions"]} == {ROWS // 90}
     assert sum(calls) == ROWS
     assert len(calls) <= ROWS / 100 + 2
+    assert opened == ["log.parquet"] * 2, "by the index, and by the report: not for each row group"
 
 
 @pytest.mark.parametrize("in_order", [True, False])  # many values in one row group, or a few in each
