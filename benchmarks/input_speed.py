@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
 from benchmarks.ratio import Ratio
+from model.features.block import inputs_of
 from model.features.encoder import FeatureEncoder
 from model.features.fitted import FittedFeatures
 from model.features.kinds import IdFeature, IdListFeature, NumberFeature
@@ -153,7 +154,7 @@ def _schema(ids: int, dtype: str, numbers: int, buckets: int = 1_000_000) -> Fee
 
 
 def unfitted(schema: FeedSchema) -> FittedFeatures:
-    numbers = {f.name: [{"transform": t} for t in f.transform] for f in schema.features if isinstance(f, NumberFeature)}
+    numbers = {one.name: [{"transform": t} for t in one.transform] for one in inputs_of(schema.features).numbers}
     return FittedFeatures.from_mapping({"numbers": numbers}, "made")
 
 

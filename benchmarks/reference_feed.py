@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from model.features.kinds import IdFeature, IdListFeature
+from model.features.block import inputs_of
 from model.schema import Block, FeedSchema
 
 BUCKETS = 20_000
@@ -49,10 +49,8 @@ SCHEMA = FeedSchema.from_mapping(
 
 def names_of(block: Block) -> tuple[list[str], list[str], list[str]]:
     """The ids, the lists and the numbers of a block, in the order of the module's tensors."""
-    features = SCHEMA.requested(block)
-    ids = [feature.name for feature in features if isinstance(feature, IdFeature)]
-    lists = [feature.name for feature in features if isinstance(feature, IdListFeature)]
-    return ids, lists, [feature.name for feature in features if feature.name not in (*ids, *lists)]
+    ids, lists, numbers = inputs_of(SCHEMA.requested(block))
+    return ids, [one.name for one in lists], [one.name for one in numbers]
 
 
 def columnar_request(candidates: int, seed: int) -> dict[str, Any]:

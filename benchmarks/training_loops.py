@@ -33,6 +33,7 @@ from benchmarks.input_speed import LISTED_ROWS, listed, made, unfitted
 from benchmarks.plain_adatt import PlainAdaTT
 from benchmarks.training_steps import Step, ranker_step
 from model.embeddings.embeddings import Embeddings
+from model.features.block import inputs_of
 from model.features.kinds import IdFeature, IdListFeature
 from model.fusion import AdaTTConfig
 from model.fusion.levels import widths_by_level
@@ -64,7 +65,7 @@ class UsualRanker(nn.Module):
         super().__init__()
         self._schema = schema
         self._table_of = {name: table.name for table in schema.tables for name in table.features}
-        poolings = {self._table_of[one.name]: one.pooling for one in schema.features if isinstance(one, IdListFeature)}
+        poolings = {self._table_of[one.name]: one.pooling for one in inputs_of(schema.features).lists}
         self.bags = nn.ModuleDict(
             {
                 table.name: nn.EmbeddingBag(rows_of_table[table.name], table.dim, mode=poolings.get(table.name, "sum"))
