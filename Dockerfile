@@ -4,13 +4,13 @@
 #   docker build --target serve -t feedrank-serve .        (or `make image`, which fills in version and commit)
 #
 # Which torch: requirements/install_torch.py takes the CPU build from PyTorch's own index, or from TORCH_INDEX, or from a
-# folder of wheels in PIP_FIND_LINKS; DEVICE=gpu the CUDA build and its libraries. Other packages come from pip's index,
+# folder of wheels in PIP_FIND_LINKS, DEVICE=gpu the CUDA build and its libraries. Other packages come from pip's index,
 # and from PIP_EXTRA_INDEX_URL. Both stages end by importing what they installed.
 ARG BASE_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM ${BASE_IMAGE} AS base
-# Python as the first process handles SIGTERM itself, so no init stands before it. /tmp is the only place written to;
-# a random uid has no name and no home, which some libraries ask for.
+# Python as the first process handles SIGTERM itself, so no init stands before it. /tmp is the only place written to.
+# A random uid has no name and no home, which some libraries ask for.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -55,7 +55,7 @@ LABEL org.opencontainers.image.title="feedrank serve" \
 
 # ----------------------------------------------------------------------------------------------------------- train
 FROM base AS train
-# The compiler is what torch calls to make a compiled package; its OpenMP is LightGBM's as well.
+# The compiler is what torch calls to make a compiled package. Its OpenMP is LightGBM's as well.
 RUN apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb /var/log/apt /var/log/dpkg.log

@@ -1,10 +1,10 @@
-# The verbs of this repository; `make help` lists them. They need make and Python 3.11 to 3.13 with venv.
+# The verbs of this repository. `make help` lists them. They need make and Python 3.11 to 3.13 with venv.
 #
 # Everything runs in .venv, made from the lock files in requirements/. Variables, as NAME=value after the verb:
 #   PYTHON        the interpreter that makes the environment
-#   DEVICE        cpu (default) or gpu: which builds of torch and fbgemm; gpu brings the CUDA libraries along
-#   PROCESSES     processes of the test suite, 2 by default; each needs a core and 2 GB
-#   TORCH_INDEX   URL of an index of torch's builds; requirements/install_torch.py has the default
+#   DEVICE        cpu (default) or gpu: which builds of torch and fbgemm. gpu brings the CUDA libraries along
+#   PROCESSES     processes of the test suite, 2 by default. Each needs a core and 2 GB
+#   TORCH_INDEX   URL of an index of torch's builds. requirements/install_torch.py has the default
 #   ENGINE        what builds images: docker, podman or buildah, the first that is there
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

@@ -11,7 +11,7 @@ import yaml
 
 RULES = Path(__file__).parent / "prometheus"
 TARGET = Path(__file__).parent / "kubernetes" / "monitoring" / "prometheus_rule.yaml"
-_HEADER = "# Made by `make manifests` from the rules in deploy/prometheus; change them there.\n"
+_HEADER = "# Made by `make manifests` from the rules in deploy/prometheus. Change them there.\n"
 _LABELS = {"app.kubernetes.io/name": "feedrank", "app.kubernetes.io/component": "service"}
 
 

@@ -1,4 +1,4 @@
-"""The one door to files that somebody else writes: model folders, labels, keys, schemas, signatures.
+"""The one door to files that others write: model folders, labels, keys, schemas, signatures.
 
 In: a path. Out: its bytes, an open descriptor, or a fingerprint of its state. Links are followed, and only a regular
 file is read: opening never blocks on a FIFO, and a size is compared with its limit before anything is read. Every fault
@@ -114,7 +114,7 @@ def changed(path: Path) -> OSError:
 
 
 class PolledFile:
-    """A small file that is read at every poll and compared by its bytes, whatever its times and inode say.
+    """A small file that is read at every poll and compared by its bytes, not by its times and inode.
 
     `content` is what was read last, and stays when the file cannot be read any more. `error` says why it cannot be
     read now, None where it can. A file that never was there is no error."""

@@ -27,7 +27,7 @@ _GROUPS = {
     "Open Inference Protocol": ("/v2",),
 }
 _OPERATIONS = "Operations"
-# Of every model, whatever its features are: candidates take defaults.
+# Of every model, with any features: candidates take defaults.
 _ANY_REQUEST: dict[str, Any] = {"user": {}, "candidates": {"id": ["a", "b"], "features": {}}}
 _SCOPES = "\n\nWhere keys are configured, needs one with the scope `{}`: `Authorization: Bearer KEY`."
 

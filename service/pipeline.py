@@ -76,7 +76,7 @@ class Ranking:
     def choose(
         self, model: str | None, version: str | None, value_model: str | None, path: str, record: RequestRecord
     ) -> tuple[ServedModel, str]:
-        """The model, and the name of its value model, that are asked for, the latter at `path`. Both are noted in the
+        """The requested model, and the name of its value model, the latter at `path`. Both are noted in the
         record. Raises Problem: 404, 422, 503."""
         found = self.store.find(model, version, record.request_id)
         name = value_model or DEFAULT

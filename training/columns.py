@@ -13,7 +13,7 @@ _NUMBER_KINDS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean,
 
 
 def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A dictionary column as the values that it stands for. A null in the dictionary becomes a null of the column."""
+    """A dictionary column as its values. A null in the dictionary becomes a null of the column."""
     return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
 
 

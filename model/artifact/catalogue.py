@@ -171,7 +171,7 @@ def _mapped(path: Path, manifest: CatalogueManifest, dtype: str, shape: tuple[in
     with opened(path, entry) as file:
         before = fingerprint_of(file)
         check_sha256(path, entry, sha256_of(file))
-        # Private pages that nobody writes to: torch would warn of an array that it may not write to.
+        # Private pages that are not written to: torch would warn of an array that it may not write to.
         array = np.memmap(file, dtype, "c", shape=shape) if wanted else np.zeros(shape, dtype)
         if fingerprint_of(file) != before:
             raise changed(path)

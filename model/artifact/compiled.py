@@ -101,7 +101,7 @@ def open_compiled(artifact: Artifact) -> tuple[CompiledManifest, bytes]:
 
 
 def instructions() -> frozenset[str]:
-    """The instruction sets of this CPU, by the kernel's names. Empty where the kernel does not tell."""
+    """The instruction sets of this CPU, by the kernel's names. Empty where the kernel does not show them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

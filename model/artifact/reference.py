@@ -1,7 +1,7 @@
 """Inputs and answers of a version at its export, in bins against which serving is compared.
 
 In: the newest rows of the data, encoded and scored (`of_features`, `of_scores`), or the artifact's files of them. Out:
-`Bins`, which count values and tell the drift of such counts, the population stability index,
+`Bins`, which count values and compute the drift of such counts, the population stability index,
 
     PSI = sum over bins of (p - q) ln(p / q),    p served, q at export
 

@@ -1,6 +1,6 @@
 """The embedding tables of an exported ranker: one flat file a width, mapped by every process that scores with them.
 
-All tables of one width are one matrix, whoever reads them, and one file, `table_<width>.f32`: its rows one after the
+All tables of one width are one matrix, with any readers, and one file, `table_<width>.f32`: its rows one after the
 other, little-endian float32, no header. `ranker.pt` has no table. Processes of one host map a file read-only, so they
 share its pages. A lookup reads those that it needs.
 

@@ -189,10 +189,11 @@ class Embeddings(nn.Module):
             for table, owner in ordered
         ]
         if fused is None:
-            # Drawn on the CPU wherever the tables will live: the same numbers on every device.
+            # Drawn on the CPU for tables of any device: the same numbers on every device.
             return cast(nn.Module, EmbeddingBagCollection(tables=configs, device=torch.device("cpu"))).to(self._device)
         settings = {"lr": rate} if fused == "sgd" else {"lr": rate, "eps": ADAGRAD_EPSILON}
-        # The types by which TorchRec tells fbgemm's in-backward optimizers apart (its own SGD and Adagrad it does not).
+        # The types by which TorchRec distinguishes fbgemm's in-backward optimizers (its own SGD and Adagrad it does
+        # not).
         kinds = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
         if shard is None and self._device.type == "cpu":
             return cast(

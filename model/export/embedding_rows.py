@@ -1,7 +1,7 @@
 """Embeddings as they score: one block's ids and numbers -> its columns of the dense row, on plain torch tables.
 
-All tables of one width are one matrix, whoever reads them: the single ids of a block that have it are looked up at
-once, and a shared table is stored once. The columns so stand in another order than in training, `columns` says which.
+All tables of one width are one matrix, with any readers: the single ids of a block that have it are looked up at
+once, and a shared table is stored once. So the columns have another order than in training, which `columns` says.
 
 Shapes: B rows, R rows of all tables of a width, W their columns, K single-id features, L list features, V list values,
 D numbers.
@@ -35,7 +35,7 @@ class BlockRows(nn.Module):
         half_rows = [table_of[name].half_rows for name in ids]
         ends = torch.tensor([0, *widths]).cumsum(0).tolist()
         groups: list[nn.Module] = []
-        # Where each column stands in training's order: ids, lists and numbers as the schema names them.
+        # Place of each column in training's order: ids, lists and numbers as the schema names them.
         self.columns = []
         kinds = [(width, rows is not None) for width, rows in zip(widths, half_rows, strict=True)]
         for width, has_halves in dict.fromkeys(kinds):

@@ -161,7 +161,7 @@ class ScoringLevel(nn.Module):
 
     native_GE: Tensor
     mix_GE: Tensor
-    # Said here, for of an empty list TorchScript cannot tell what it would hold.
+    # Annotated here, for TorchScript cannot infer the type of an empty list.
     sources: list[int]
     mixed: list[list[int]]
 

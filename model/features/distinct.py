@@ -27,7 +27,7 @@ Hashes = NDArray[np.uint64]
 
 
 class Distinct(NamedTuple):
-    """Distinct rows. `first_S` is where each stands first, ascending. `of_N` is which of them a row equals."""
+    """Distinct rows. `first_S` is the first place of each, ascending. `of_N` is which of them a row equals."""
 
     first_S: Positions
     of_N: Positions

@@ -151,7 +151,7 @@ class FeatureEncoder:
 
     def encode(self, block: Block, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
         """Encodes one block of `rows` rows. An absent column is missing in every row. With `as_served`, training_only
-        features take their serving value, whatever the columns say."""
+        features take their serving value, also where columns have others."""
         return self._encoders[block].encode(columns, rows, as_served=as_served)
 
 

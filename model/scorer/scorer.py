@@ -143,7 +143,7 @@ class Scorer:
     def score_values(
         self, user: Mapping[str, object], features: Mapping[str, Sequence[object]], rows: int
     ) -> NDArray[np.float32]:
-        """answers_NO of JSON values: `user` holds one value per feature, `features` a column of `rows` values each."""
+        """answers_NO of JSON values: `user` has one value per feature, `features` a column of `rows` values each."""
         candidates = self.encoder.columns("candidate", features, rows)
         return self.score(*self.encode(self.encoder.request_columns(user), candidates, rows)).answers_NO
 

@@ -64,7 +64,7 @@ class ScriptLoader:
                 root = archive.namelist()[0].partition("/")[0]
                 code = _code(archive, root)
                 state = _Attributes(archive, root).load()
-        except Exception:  # whatever is wrong with it, or only unknown here, is torch's to say
+        except Exception:  # a fault, or what is only unknown here, is torch's to report
             return self._load(content)
         if code not in self._known:
             self._known[code] = self._load(content)

@@ -1,4 +1,4 @@
-"""Kinds of tasks, one file each: the keys of the schema, outputs, answers, and all else in which kinds differ."""
+"""Kinds of tasks, one file each: the keys of the schema, outputs, answers, and all other differences of kinds."""
 
 from typing import Annotated, get_args
 

@@ -14,7 +14,7 @@ from model.strict_yaml import Name
 from model.tasks.task import BaseTask, Scales
 
 MOST_CLASSES = 32
-# Integers that a float64, as which labels are read, tells apart.
+# Integers that stay distinct as float64, as which labels are read.
 _EXACT = 2**53
 
 

@@ -36,7 +36,7 @@ _EVALUATIONS_AT_ONCE = 2**18
 MAX_VALUE_MODELS = 100
 
 Array = NDArray[np.float64]
-# Of a logarithm: no sum of them comes near what a float64 holds, in whatever order it is added up.
+# Of a logarithm: no sum of them comes near the range of a float64, in any order of addition.
 Exponent = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -301,7 +301,7 @@ class ValueModels:
 
     @classmethod
     def from_bytes(cls, content: bytes, path: str, domain: AnswerDomain) -> "ValueModels":
-        """The value models of a file's content. `{}` stands for the built-in one. Raises ValueError as `from_yaml`."""
+        """The value models of a file's content. `{}` is the built-in one. Raises ValueError as `from_yaml`."""
         data = parse_yaml(content, path)
         if data == {}:
             return cls.built_in(domain)

@@ -2,7 +2,7 @@
 
 In: `{"events": [{"request_id", "type", "id", ...}]}`. Out: for each model of the body its events, as structs whose
 fields are those of the wire and the features of that model. A body of one model without a fault is decoded in one pass.
-Whatever else comes is looked at key by key, by the same types. Raises Problem: 400 not JSON, 404 for a model that is
+Other bodies are read key by key, by the same types. Raises Problem: 400 not JSON, 404 for a model that is
 not served, 413 too many events, 422 naming every fault.
 """
 
@@ -83,7 +83,7 @@ class EventReader:
         schema = encoder.schema
         blocks: tuple[Block, ...] = ("request", "candidate")
         asked: dict[str, Block] = {feature.name: block for block in blocks for feature in schema.requested(block)}
-        # A feature with the name of a field of the wire cannot be told from it.
+        # A feature with the name of a field of the wire would be ambiguous.
         self._features = [
             _EventFeature(name, f"feature_{number}", block)
             for number, (name, block) in enumerate(asked.items())

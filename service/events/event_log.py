@@ -2,7 +2,7 @@
 
 In: the lines of one request at a time, from the event loop. Out: lines of JSON in rotated files
 (service/log_files/rotated_files.py), `events-<UTC>-<token>.jsonl`, each event with the time of its receipt. A thread of
-its own writes: many requests share one write(2), and a disk that hangs holds up neither the event loop nor a scoring
+its own writes: many requests share one write(2), and a disk that hangs stops neither the event loop nor a scoring
 thread. A request is accepted when its lines are written, all of them or none. fsync follows within `sync_seconds`, in
 another thread. Nothing is ever removed here: a log that has reached its bound refuses events until there is room.
 """
@@ -186,7 +186,7 @@ class EventLog:
             self._tell(error)
         for number, block in enumerate(batch):
             problem = None if number < done else _refused("the event log cannot be written", 1)
-            with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+            with suppress(RuntimeError):  # the loop has ended, and with it those that waited
                 block.loop.call_soon_threadsafe(_settle, block.written, problem)
 
     def _move_watermark(self) -> None:

@@ -77,7 +77,7 @@ class Events:
             await send({"type": "http.response.start", "status": 202, "headers": headers})
             await send({"type": "http.response.body", "body": answer})
             return
-        problem.__traceback__ = None  # it holds this frame, which holds it
+        problem.__traceback__ = None  # a cycle with this frame
         if problem.reason is not None:
             self._metrics.rejected.labels(problem.reason).inc()
         await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
@@ -108,7 +108,7 @@ class Events:
         return reader
 
     def _check_identities(self, found: list[ModelEvents]) -> None:
-        """Raises Problem 422 where an event that adds up cannot be told from itself."""
+        """Raises Problem 422 where repeats of an event that adds up cannot be distinguished."""
         faults = []
         for reader, events, places in found:
             adding = self._types.adding(reader.model)

@@ -61,7 +61,7 @@ class Admission:
     def admit(self, size: int | None) -> "Ticket":
         """Admit a request whose body is there and not parsed. None is a compressed one. Raises Problem 429.
 
-        As many of its size as there are threads, and one that waits, are let in whatever their size: so large requests
+        As many of its size as there are threads, and one that waits, are let in at any size: so large requests
         keep the threads busy too."""
         with self._lock:
             work = self._guessed(size)

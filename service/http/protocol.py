@@ -322,7 +322,8 @@ class GuardedProtocol(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def _shed(self) -> bytes | None:
-        """The answer to a plain POST that the application has no room for. None where anything else may come of it."""
+        """The answer to a plain POST that the application has no room for. None where the request may have another
+        outcome."""
         shed = self.app_state.get(SHED)
         cycle: RequestResponseCycle | None = self.cycle
         is_free = cycle is None or cycle.response_complete

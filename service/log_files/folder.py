@@ -13,7 +13,7 @@ _PART = re.compile(rf"\.(.+{re.escape(LINES)})\.part")
 
 
 class LogFolder(NamedTuple):
-    """The files of one log in a folder, which may hold other things besides."""
+    """The files of one log in a folder, which may have others too."""
 
     path: Path
     prefix: str

@@ -105,7 +105,7 @@ class RotatedFiles:
         return None if self._descriptor is None else os.dup(self._descriptor)
 
     def close(self) -> None:
-        """Names the file, so that readers see it, and looks after the folder. Raises OSError."""
+        """Names the file, so that readers see it, and tidies the folder. Raises OSError."""
         if self._descriptor is not None:
             try:
                 os.fsync(self._descriptor)

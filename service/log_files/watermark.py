@@ -54,7 +54,7 @@ class Watermark:
         os.close(self._lock)
 
     def dead_writers(self) -> list["DeadWriter"]:
-        """The writers that have ended without taking their watermark away. Each is held for the caller alone, who
+        """The writers that have ended without taking their watermark away. Each is locked for the caller alone, who
         names their files and then forgets them."""
         dead = []
         for lock_file in self._log.path.glob(f".{self._log.prefix}*{SUFFIX}.lock"):
@@ -70,7 +70,7 @@ class Watermark:
 
 
 class DeadWriter:
-    """A writer that is gone, its lock held."""
+    """A writer that is gone, locked."""
 
     def __init__(self, lock_file: Path, descriptor: int) -> None:
         self._lock_file = lock_file

@@ -118,7 +118,7 @@ class OpenInference:
             )
             scored = ranking.score(encoded, record, deadline)
             ranking.hand_on(scored, record)
-            # float32 holds a score: no value model is accepted whose scores are beyond.
+            # A score fits float32: no value model is accepted whose scores are beyond.
             score = scored.score_N.astype(np.float32)
             values = dict(zip(model.scorer.outputs, scored.answers.answers_NO.T, strict=True))
             return write(_head(model, value_model, inference.id), outputs, {**values, SCORE: score})

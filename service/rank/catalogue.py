@@ -1,8 +1,8 @@
 """A question's candidates in the model's catalogue, which knows them by their ids alone.
 
-In: a question and its candidates' columns. Out: `NamedCandidates`. Each feature comes from the request, else from the
-catalogue, else it takes its default. Candidates that neither describes are refused or scored by defaults, as the
-service is set.
+In: a question and its candidates' columns. Out: `NamedCandidates`. Each feature comes from the request, then from the
+catalogue, then from its default. Candidates that neither describes are refused or scored by defaults, as the service is
+set.
 
 Shapes: N candidates.
 """

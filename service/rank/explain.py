@@ -51,7 +51,7 @@ def explain(request: ScoredRequest) -> Explanation:
         contributions = value_model.contributions(scored.answers_NO, scorer.reference.means_O)
     if not all(np.isfinite(given_N).all() for given_N in contributions.values()):
         raise NonFiniteScoresError(f"value model '{value_model.name}' gave a contribution that is not finite")
-    # A pass of its own, so that a request gets the same scores whether it asks for reasons or not, compiled or not.
+    # A pass of its own, so that a request gets the same scores with and without reasons, compiled or not.
     _, levels = scorer.explain(encoded.request, encoded.candidates)
     cut = _cut(scorer.schema, encoded.asked.request_columns(scorer.encoder), "request")
     cut |= _cut(scorer.schema, encoded.columns, "candidate")

@@ -1,4 +1,4 @@
-"""A scoring request as it is asked, and the encoded features of it.
+"""A scoring request as it came, and its encoded features.
 
 In: a request of the wire (service/rank/wire.py). Out: `Question`, then the encoded user and the candidates' columns.
 Values of features are checked once, whole columns at a time, by the encoder. Rows are transposed once and go the same
@@ -114,7 +114,7 @@ def _transposed(rows: Sequence[dict[str, Any]], asked: set[str]) -> dict[str, li
     """Columns of row objects. A feature that a row leaves out is missing there, as null is."""
     names = dict.fromkeys(chain.from_iterable(rows))
     if not names.keys() <= asked:
-        # A few unknown names are enough to refuse a request. A body may hold as many as it has bytes for.
+        # A few unknown names are enough to refuse a request. A body may have as many as it has bytes for.
         unknown = islice((name for name in names if name not in asked), FAULTS_SHOWN)
         names = dict.fromkeys([*unknown, *(name for name in names if name in asked)])
     try:

@@ -24,7 +24,7 @@ from model.features.encoder import Column
 from service.rank.question import Question
 from service.rank.wire import Options
 
-# A parser keeps about fourteen times the largest body that it has seen. One for a large body is let go after it.
+# A parser keeps about fourteen times the largest body that it has seen. One for a large body is dropped after it.
 _KEPT_BODY = 2**20
 # simdjson finds a key by looking at all before it.
 _MOST_COLUMNS = 1000

@@ -16,7 +16,7 @@ from service.models.version import ServedModel
 
 
 class Asked(Protocol):
-    """A request as it was asked: a Question of /v1, Tensors of /v2."""
+    """A request as it came: a Question of /v1, Tensors of /v2."""
 
     @property
     def user(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class Asked(Protocol):
         """The candidates' columns, for JSON, where they did not come as rows."""
 
     def request_columns(self, encoder: FeatureEncoder) -> Mapping[str, Column]:
-        """The columns of user and context, as the encoder of the version that was asked reads them."""
+        """The columns of user and context, as the encoder of the requested version reads them."""
 
 
 class EncodedRequest(NamedTuple):
@@ -67,7 +67,7 @@ class EncodedRequest(NamedTuple):
 
     @property
     def uses_catalogue(self) -> bool:
-        """True where a catalogue gave features of candidates, which the request alone then does not tell."""
+        """True where a catalogue gave features of candidates, which are then not in the request."""
         return isinstance(self.candidates, NamedCandidates) and self.candidates.uses_catalogue
 
 

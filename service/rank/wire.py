@@ -65,7 +65,7 @@ class Options(Struct, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def version_name(self) -> str | None:
-        """The version or label that is asked for."""
+        """The version or label that is requested."""
         return None if self.version is None else str(self.version)
 
 
@@ -148,7 +148,7 @@ class InputCounts(Struct):
 
 
 class Explained(Struct):
-    """Parts of the scores, in the order of the answer, whatever its shape."""
+    """Parts of the scores, in the order of the answer, in any shape."""
 
     contributions: Annotated[
         dict[str, list[float]],

@@ -150,7 +150,7 @@ def _scored(scorer: Scorer, given: EncodedRequest) -> Scored:
     request = fitting("request", asked.request_columns(parsed_by), parsed_by, scorer.encoder)
     candidates = fitting("candidate", given.columns, parsed_by, scorer.encoder)
     named = None
-    if isinstance(asked, Question):  # positions stand for ids in the other wire, and no catalogue knows them
+    if isinstance(asked, Question):  # the other wire has positions for ids, which are in no catalogue
         named = scorer.name(asked.ids, candidates, nulls(asked, scorer.schema))
     if named is None:
         return scorer.score(*scorer.encode(request, candidates, len(asked.ids)))

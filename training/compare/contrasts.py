@@ -3,7 +3,7 @@
     contrasts: [{better: fixed_random_routing, than: no_sharing, metric: auc, tasks: all, test: two_sample_one_tailed}]
 
 In: the test split's tables of a results document. Out: for each contrast t, degrees of freedom and p of three tests.
-`test` names the one that was planned, and the others stand beside it. `p_holm` is the planned test's p after Holm's
+`test` names the one that was planned, and the others are beside it. `p_holm` is the planned test's p after Holm's
 correction for the number of contrasts in the file. (A.2 of "Re-examining Routing Networks for Multi-task Learning" is
 the two-sample test with equal variances.)
 """

@@ -49,7 +49,7 @@ def look_inside(output: Path, runs: Mapping[Cell, Run]) -> Json:
             found["networks"][network] = {"seed": seed, "folder": folder, **_inspected(run, f"{network}, seed {seed}")}
             if run.config.network.fusion.kind == "learned_routing":
                 found["policies"][network] = {str(seed): _policies(run) for seed, run in sorted(by_seed.items())}
-        # Whatever it is: tables that took hours stand, the pictures beside them do not.
+        # Any fault: tables that took hours stay, without the pictures beside them.
         except Exception as error:
             found["failures"][network] = f"{type(error).__name__}: {error}"
             log.warning("looking inside %s failed: %s", run.path, error)

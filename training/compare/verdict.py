@@ -2,7 +2,7 @@
 
 A verdict needs `min_seeds` seeds that both networks finished. It rests on one interval and test over seeds and users
 together, corrected for the number of networks: whether another training, on other users, would show the same. The
-words "better" and "worse" stand only where that interval excludes 0.
+words "better" and "worse" are used only where that interval excludes 0.
 """
 
 from collections.abc import Mapping, Sequence

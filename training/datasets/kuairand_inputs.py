@@ -38,7 +38,7 @@ _LISTS = {"watched": "watch_seq", "liked": "like_seq", "long_viewed": "long_watc
 
 def inputs_before(data: KuaiRand) -> dict[str, pa.Array]:
     """All statistics of earlier days, by column name."""
-    # Day 0 stands for everything up to 24 April.
+    # Day 0 is everything up to 24 April.
     dates, day_of_log = np.unique(data.log["date"].to_numpy(), return_inverse=True)
     day, num_days = day_of_log + 1, len(dates) + 1
     columns: dict[str, Floats] = {}

@@ -1,4 +1,4 @@
-"""The processes that train together: started by torchrun, joined and left here and nowhere else.
+"""The processes that train together: started by torchrun, joined and left only here.
 
     torchrun --nproc-per-node 2 -m training train CONFIG
 

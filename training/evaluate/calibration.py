@@ -1,7 +1,7 @@
 """Calibration of a run: its answers on the validation split -> maps (training/tasks/probability_maps.py).
 
 Answers are those that will be served: training_only features at their serving value, negative downsampling undone.
-Where negatives were sampled, each stands for 1 / rate impressions, in the fit and in what is reported.
+Where negatives were sampled, each counts as 1 / rate impressions, in the fit and in what is reported.
 
 Shapes: B rows of a split, N of them with an observed label, O outputs.
 """

@@ -77,7 +77,7 @@ class _SplitParts:
 
     def number_rows(self, values: pa.ChunkedArray, zone: str) -> Counts:
         """Number of the part that each row is in, by its value of the split column, which is not null. Rows of more
-        parts than are told apart are in any of them."""
+        parts than are counted each are in any of them."""
         days, described = days_of(plain(values), zone)
         self.described.add(described)
         encoded = days.combine_chunks().dictionary_encode()

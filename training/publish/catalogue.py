@@ -112,7 +112,7 @@ class _Items:
                 start += len(ids)
 
     def id_at(self, item: int) -> str:
-        """The id of an item and where it stands."""
+        """The id of an item and its place."""
         for group in range(self._parquet.num_row_groups):
             rows = self._parquet.metadata.row_group(group).num_rows
             if item < rows:

@@ -186,7 +186,7 @@ def _packed(functions: dict[str, list[Any]]) -> bytes:
 
 
 def _cpu_ms(answers: dict[str, Answer], rows_ND: Tensor, sums_1F: Tensor) -> dict[str, float]:
-    """The median CPU milliseconds of each, in turns, so that what else the machine does falls on all of them."""
+    """The median CPU milliseconds of each, in turns, so that other load of the machine falls on all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in answers}
     for turn in range(TURNS + 1):
         for name, answer in answers.items():

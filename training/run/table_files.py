@@ -1,6 +1,6 @@
 """Embedding tables and their optimizers' states in a checkpoint's folder: one file a process, of the parts that it has.
 
-In: tensors by name, whole ones or ShardedTensors of which every process holds a part. Out: `tables-<process>.pt`. They
+In: tensors by name, whole ones or ShardedTensors of which every process has a part. Out: `tables-<process>.pt`. They
 are read into tensors that are sharded in any other way, or not at all. Files are read with `weights_only`, so that a
 folder from elsewhere cannot run code, and mapped, so that no more of them is read than a process needs.
 """

@@ -1,4 +1,4 @@
-"""Kinds of tasks as they are learned, one file each: labels, targets, losses, and all else in which kinds differ."""
+"""Kinds of tasks as they are learned, one file each: labels, targets, losses, and all other differences of kinds."""
 
 from collections.abc import Mapping
 

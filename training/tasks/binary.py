@@ -62,7 +62,7 @@ class LearnedBinary(LearnedTask):
             lambda y, x, g, n: gauc_on_draws(y, x[:, 0], g, n),
             "no group has labels of both classes",
         ),
-        # Right at the threshold of probability 1/2: says little of a rare class, and stands in the papers' tables.
+        # Right at the threshold of probability 1/2: says little of a rare class, and is in the papers' tables.
         "accuracy": Metric(
             "accuracy", "higher", lambda y, x, _: float(np.mean(is_right(y, x))), mean_on_draws(is_right), "no rows"
         ),
@@ -121,7 +121,7 @@ class LearnedBinary(LearnedTask):
         return {"normalized_entropy": normalized_entropy(*found), "calibration_ratio": calibration_ratio(*found)}
 
     def _impressions(self, labels_N: Floats) -> Floats:
-        """Impressions that each row stands for."""
+        """Number of impressions that each row represents."""
         assert isinstance(self.task, BinaryTask)
         return np.where(labels_N == 0, 1 / self.task.negative_sampling_rate, 1.0)
 

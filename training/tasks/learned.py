@@ -67,7 +67,7 @@ class LearnedTask(ABC):
         return self._scale
 
     def labels(self, column: pa.ChunkedArray) -> Floats:
-        """labels_B of the log's column, NaN where there is none. Raises ValueError for a type that holds no labels."""
+        """labels_B of the log's column, NaN where there is none. Raises ValueError for a type that has no labels."""
         return floats(column)
 
     @property

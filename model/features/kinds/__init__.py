@@ -1,4 +1,4 @@
-"""Kinds of features, one file each: the keys of the schema, raw columns, and all else in which kinds differ."""
+"""Kinds of features, one file each: the keys of the schema, raw columns, and all other differences of kinds."""
 
 from typing import Annotated, get_args
 

@@ -85,7 +85,7 @@ class Unfit(Exception):
     """Value that does not fit its dtype. The slow path finds which one."""
 
 
-# Of an int64: JavaScript cannot hold every integer, and protobuf's JSON mapping writes strings of digits.
+# Of an int64: JavaScript cannot represent every integer, and protobuf's JSON mapping writes strings of digits.
 _TYPES: dict[Dtype | None, frozenset[type]] = {
     "int64": frozenset({int, str}),
     "string": frozenset({str}),

@@ -114,7 +114,7 @@ class GradientConfig(StrictModel):
     kind: Literal["pcgrad", "mgda", "nash_mtl", "upgrad", "graddrop"]
 
     def build(self, losses: TaskLosses, seed: int) -> GradientBalancing:
-        """The method. It holds no state."""
+        """The method. It has no state."""
         if self.kind == "nash_mtl":
             return GradientBalancing(losses, seed, weighting=nash_weights)
         if self.kind == "upgrad":
@@ -136,5 +136,5 @@ class CAGradConfig(StrictModel):
     c: Annotated[float, Field(ge=0, lt=1)] = 0.4
 
     def build(self, losses: TaskLosses, seed: int) -> GradientBalancing:
-        """The method. It holds no state."""
+        """The method. It has no state."""
         return GradientBalancing(losses, seed, weighting=lambda gramian_TT: cagrad_weights(gramian_TT, self.c))

@@ -62,7 +62,7 @@ class TaskLosses(nn.Module):
         return losses_T
 
     def total(self, losses_T: Tensor) -> Tensor:
-        """The weighted sum that is minimised where nothing else balances the tasks."""
+        """The weighted sum that is minimised where no method balances the tasks."""
         return (losses_T * self.weights_T).sum()
 
 
