@@ -8,6 +8,7 @@ Shapes: N candidates, O outputs.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,26 +40,17 @@ Answer = Callable[[bytes, RequestRecord, float | None], Reply]
 _log = FieldLogger()
 
 
+@dataclass(frozen=True, slots=True)
 class Ranking:
     """Scoring of requests by the models of a service."""
 
-    def __init__(
-        self,
-        store: ModelStore,
-        metrics: Metrics,
-        impressions: ImpressionLog | None,
-        shadow: ShadowScoring,
-        drift: Drift,
-        max_candidates: int,
-        unknown_candidates: UnknownCandidates,
-    ) -> None:
-        self.store = store
-        self.metrics = metrics
-        self.impressions = impressions
-        self.shadow = shadow
-        self.drift = drift
-        self.max_candidates = max_candidates
-        self.unknown_candidates = unknown_candidates
+    store: ModelStore
+    metrics: Metrics
+    impressions: ImpressionLog | None
+    shadow: ShadowScoring
+    drift: Drift
+    max_candidates: int
+    unknown_candidates: UnknownCandidates
 
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
         """The answer's body. Runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""

@@ -7,6 +7,7 @@ answer, or a problem. What waits until an answer has left is done then.
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -27,30 +28,22 @@ from service.rank.answer import Reply
 _DISCONNECTED = 499  # no client is left to read an answer: the code is for the log and the metrics
 
 
+@dataclass(frozen=True, slots=True)
 class Responder:
     """The way of scoring requests through one process. `is_draining` says that no request is taken any more."""
 
-    def __init__(
-        self,
-        admission: Admission,
-        threads: ScoringThreads,
-        metrics: Metrics,
-        max_body_bytes: int,
-        body_seconds: float,
-        is_draining: Callable[[], bool],
-    ) -> None:
-        self._admission = admission
-        self._threads = threads
-        self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
-        self._body_seconds = body_seconds
-        self._is_draining = is_draining
+    admission: Admission
+    threads: ScoringThreads
+    metrics: Metrics
+    max_body_bytes: int
+    body_seconds: float
+    is_draining: Callable[[], bool]
 
     async def respond(self, scope: Scope, receive: Receive, send: Send, answer: Answer) -> None:
         """Reads the body of a scoring request, has it answered in a scoring thread, sends that or the problem."""
         record = record_of(scope)
         try:
-            if self._is_draining():
+            if self.is_draining():
                 raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
             deadline = _deadline(scope, record)
             encoding = encoding_of(scope)
@@ -72,12 +65,12 @@ class Responder:
             return
         problem.__traceback__ = None  # a cycle with this frame, which only the garbage collector would free
         if problem.reason is not None:
-            self._metrics.rejected.labels(problem.reason).inc()
+            self.metrics.rejected.labels(problem.reason).inc()
         await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
 
     def wait_seconds(self, scope: Scope) -> int | None:
         """Whole seconds after which a request with these headers may come, None where it may come now."""
-        return self._admission.wait(size_of(scope))
+        return self.admission.wait(size_of(scope))
 
     async def _admit(self, scope: Scope, receive: Receive, encoding: str | None) -> tuple[bytes, Ticket]:
         """The body of a request for which there is room by its headers, and still is once the body is there. Raises
@@ -85,9 +78,9 @@ class Responder:
         seconds = self.wait_seconds(scope)
         if seconds is not None:
             raise busy(seconds)
-        body = await read_body_in_time(scope, receive, self._max_body_bytes, self._body_seconds)
-        ticket = self._admission.admit(len(body) if encoding is None else None)
-        self._metrics.work_in_flight.set(self._admission.in_flight)
+        body = await read_body_in_time(scope, receive, self.max_body_bytes, self.body_seconds)
+        ticket = self.admission.admit(len(body) if encoding is None else None)
+        self.metrics.work_in_flight.set(self.admission.in_flight)
         return body, ticket
 
     async def _scored(
@@ -104,12 +97,12 @@ class Responder:
 
         def job() -> Reply:
             begun = record.begun = time.perf_counter()
-            self._metrics.queue_seconds.observe_soon(begun - submitted)
+            self.metrics.queue_seconds.observe_soon(begun - submitted)
             check_deadline(deadline)
             if encoding is None:
                 reply = answer(body, record, deadline)
             else:
-                plain = unpacked(body, encoding, self._max_body_bytes)
+                plain = unpacked(body, encoding, self.max_body_bytes)
                 ticket.size = len(plain)
                 reply = answer(plain, record, deadline)
             record.scored = time.perf_counter()
@@ -118,10 +111,10 @@ class Responder:
 
         try:
             remaining = None if deadline is None else deadline - submitted
-            return await asyncio.wait_for(self._threads.run(job), remaining)
+            return await asyncio.wait_for(self.threads.run(job), remaining)
         finally:
             ticket.release()
-            self._metrics.work_in_flight.set(self._admission.in_flight)
+            self.metrics.work_in_flight.set(self.admission.in_flight)
 
 
 def _deadline(scope: Scope, record: RequestRecord) -> float | None:

@@ -14,7 +14,7 @@ Shapes: V values, K bins, O outputs of the ranker, B rows, L list features, D nu
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,16 +114,13 @@ class FeatureReference(StrictModel):
         }
 
 
-class Reference:
+class Reference(NamedTuple):
     """References of one artifact: `means_O` of the answers, `scores` by output, `features` where the artifact has
     them."""
 
-    def __init__(
-        self, means_O: NDArray[np.float64], scores: dict[str, NumberBins], features: FeatureReference | None
-    ) -> None:
-        self.means_O = means_O
-        self.scores = scores
-        self.features = features
+    means_O: NDArray[np.float64]
+    scores: dict[str, NumberBins]
+    features: FeatureReference | None
 
     @classmethod
     def read(cls, artifact: Artifact, outputs: Sequence[str]) -> "Reference":
