@@ -22,6 +22,7 @@ from model.features.block import inputs_of
 from model.schema import FeedSchema
 from model.strict_yaml import unknown_key
 from model.tasks import Task
+from training.columns import plain
 from training.compare.target_encodings import Encoding, EncodingsConfig, from_all, from_earlier, out_of_fold
 from training.config import DataConfig
 from training.data.files import LogFiles
@@ -118,7 +119,7 @@ class TreeInputs:
             folds = (self._encodings.folds if self._encodings is not None else None) or DEFAULT_FOLDS
             return np.random.default_rng(seed).permutation(self._train.num_rows) % folds
         name = self._encodings.order
-        column = _plain(self._train.column(name))
+        column = plain(self._train.column(name))
         if pa.types.is_nested(column.type):
             raise ValueError(f"encodings.order: column '{name}' of type {column.type} has no order")
         if column.null_count:
@@ -161,21 +162,17 @@ def _distinct(name: str, table: pa.Table) -> pa.Array:
     column = table.column(name)
     try:
         # A null is an id like any other.
-        return pc.unique(_plain(column))
+        return pc.unique(plain(column))
     except pa.ArrowNotImplementedError:
         raise ValueError(f"encodings.columns: column '{name}' of type {column.type} holds no ids") from None
 
 
 def _codes(name: str, values: pa.Array, table: pa.Table) -> Codes:
     """The place of each row's id among `values`. -1 where it is none of them."""
-    column = _plain(table.column(name))
+    column = plain(table.column(name))
     places = pc.index_in(column.cast(values.type), value_set=values)
     codes_B: Codes = pc.fill_null(places, -1).to_numpy().astype(np.int64)
     return codes_B
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _matrix(columns: dict[str, Floats], rows: int) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ In: a run's data. Out: by file its size, the time or tag of its file system and,
 memory, a hash of its bytes: a copy with other times is the same file. A stream's files are identified by size and time.
 """
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from training.wording import counted
 log = logging.getLogger(__name__)
 
 RECORD = "data_files.json"
-_CHUNK = 1 << 20
 _SHOWN = 5
 
 
@@ -71,8 +71,5 @@ def _is_same(entry: dict[str, Any], files: LogFiles, file: LogFile) -> bool:
 
 
 def _hash(file: LogFile) -> str:
-    digest = xxhash.xxh3_128()
     with Path(file.path).open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(content, xxhash.xxh3_128).hexdigest()
