@@ -104,7 +104,7 @@ def _measure(feed: str, buckets: int, folder: Path, turns: int) -> dict[str, Any
     newest = saved.newest()
     assert newest is not None
     return {
-        "bytes": table_files.size_of(table_files.held(training.tables(), is_first=True))
+        "bytes": table_files.size_of(table_files.own_parts(training.tables(), is_first=True))
         + (newest / "state.pt").stat().st_size,
         **{clock: statistics.median(values) for clock, values in spent.items()},
         "turns": spent,

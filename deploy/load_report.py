@@ -59,7 +59,7 @@ class Step:
         """Share of requests that did not end with 200."""
         return 1 - self.statuses.get(200, 0) / max(1, len(self.outcome.status_R))
 
-    def holds(self, slo: float, errors: float) -> bool:
+    def is_within(self, slo: float, errors: float) -> bool:
         """True for a p99 within `slo` seconds and a share of errors within `errors`."""
         p99 = self.percentile(99)
         return p99 is not None and p99 <= slo and self.error_share <= errors
@@ -106,7 +106,7 @@ def table(steps: Sequence[Step], slo: float | None, errors: float) -> Table:
             "-" if cpu is None else f"{cpu:.2f}",
             f"{step.error_share:.2%}",
             f"{document['client_lateness_ms']:.1f}",
-            *([] if slo is None else ["yes" if step.holds(slo, errors) else "no"]),
+            *([] if slo is None else ["yes" if step.is_within(slo, errors) else "no"]),
         )
     return shown
 

@@ -117,10 +117,10 @@ def resized(body: Body, size: int) -> Body:
     """The request with so many candidates: its own, again and again."""
     candidates = body["candidates"]
     if isinstance(candidates, list):
-        return {**body, "candidates": _again(candidates, size)}
-    changed: dict[str, Any] = {"id": _again(candidates["id"], size)}
+        return {**body, "candidates": _repeated(candidates, size)}
+    changed: dict[str, Any] = {"id": _repeated(candidates["id"], size)}
     if "features" in candidates:
-        changed["features"] = {name: _again(column, size) for name, column in candidates["features"].items()}
+        changed["features"] = {name: _repeated(column, size) for name, column in candidates["features"].items()}
     return {**body, "candidates": changed}
 
 
@@ -142,7 +142,7 @@ def arrivals(path: Path) -> Array:
     return recorded
 
 
-def _again(column: list[Any], size: int) -> list[Any]:
+def _repeated(column: list[Any], size: int) -> list[Any]:
     if not column:
         raise ValueError("a request without candidates cannot be given a number of them")
     return (column * -(-size // len(column)))[:size]

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         slo = options.slo or (SLO_SECONDS if options.ramp else None)
         console.print(load_report.table(steps, slo, options.errors))
         _explain(console, steps)
-        held = [step for step in steps if slo is not None and step.holds(slo, options.errors)]
+        held = [step for step in steps if slo is not None and step.is_within(slo, options.errors)]
         capacity = max((step.rate for step in held), default=None)
         if options.ramp:
             rule = f"p99 within {slo:g} s and at most {options.errors:.2%} errors"
@@ -116,7 +116,7 @@ class Load:
         def tried(rate: float) -> bool:
             step = self._step(console, rate, options.seconds)
             steps.append(step)
-            p99, held = step.percentile(99), step.holds(options.slo or SLO_SECONDS, options.errors)
+            p99, held = step.percentile(99), step.is_within(options.slo or SLO_SECONDS, options.errors)
             shown = "no answer" if p99 is None else f"p99 {p99 * 1e3:,.1f} ms"
             console.print(f"{rate:,.1f}/s: {shown}, {step.error_share:.2%} errors, {'holds' if held else 'too much'}")
             return held

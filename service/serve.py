@@ -33,7 +33,7 @@ _log = FieldLogger()
 def main(arguments: Sequence[str]) -> int:
     """Serves. Returns the exit status."""
     settings = read_settings(arguments, os.environ)
-    signals.settle()
+    signals.set_handlers()
     certificates = settings.certificates()
     config = uvicorn.Config(
         partial(make_app, settings, certificates),

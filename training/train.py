@@ -188,7 +188,7 @@ class _Saving:
     def save_if_due(self) -> None:
         """Save before a step where it is time, or where a signal ends the run. Raises Terminated then."""
         seconds = self._training.run.config.checkpoint_seconds
-        is_due, is_ending = self._ranks.agree(time.monotonic() - self._last_saved > seconds, stopping.is_wanted())
+        is_due, is_ending = self._ranks.share_flags(time.monotonic() - self._last_saved > seconds, stopping.is_wanted())
         if is_due or is_ending:
             self.save()
         if is_ending:

@@ -46,13 +46,13 @@ class IntegerCounts:
     @property
     def undercount(self) -> int:
         """Largest error of a count, which is too low by it at most. 0: all are exact."""
-        self._settle()
+        self._prune()
         return self._undercount
 
     @property
     def halvings(self) -> int:
         """Number of halvings of the sample: ids of a share 2**-halvings of all hashes are kept."""
-        self._settle()
+        self._prune()
         return self._halvings
 
     def add(self, values: NDArray[np.int64]) -> None:
@@ -68,7 +68,7 @@ class IntegerCounts:
 
     def entries(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids, ascending, and their counts."""
-        self._settle()
+        self._prune()
         return self._ids, self._counts
 
     def arrays(self) -> Arrays:
@@ -90,7 +90,7 @@ class IntegerCounts:
         self._num_waiting += len(ids)
         # Sorted into the rest once they are many beside it: every id is then sorted a few times, not at every piece.
         if self._num_waiting > max(_TOGETHER, len(self._ids) // 2):
-            self._settle()
+            self._prune()
 
     def _sort_in(self) -> None:
         if self._waiting:
@@ -103,7 +103,7 @@ class IntegerCounts:
             self._ids = ids[firsts]
             self._counts = np.add.reduceat(counts[order], firsts) if len(ids) else counts
 
-    def _settle(self) -> None:
+    def _prune(self) -> None:
         self._sort_in()
         while len(self._ids) > self.most * _SLACK:
             if self.sampled:

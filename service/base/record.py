@@ -19,7 +19,7 @@ _requests = logging.getLogger(f"{LOGGER}.requests")
 class Ticket(Protocol):
     """Admission of a request, as far as its record needs it (service/http/admission.py)."""
 
-    def correct(self, candidates: int) -> None:
+    def set_candidates(self, candidates: int) -> None:
         """The body is parsed, and has this many candidates."""
 
 
@@ -59,7 +59,7 @@ class RequestRecord:
         """The body is parsed: the work that was guessed is known."""
         self.candidates = count
         if self.ticket is not None:
-            self.ticket.correct(count)
+            self.ticket.set_candidates(count)
 
     def log(self, level: int) -> None:
         """Writes the request's line."""

@@ -187,7 +187,7 @@ class EventLog:
         for number, block in enumerate(batch):
             problem = None if number < done else _refused("the event log cannot be written", 1)
             with suppress(RuntimeError):  # the loop has ended, and with it those that waited
-                block.loop.call_soon_threadsafe(_settle, block.written, problem)
+                block.loop.call_soon_threadsafe(_set_outcome, block.written, problem)
 
     def _move_watermark(self) -> None:
         """Closes the file and says how far the log is whole."""
@@ -212,7 +212,7 @@ class EventLog:
                 now = self._clock.now()
                 self._watermark.move(now, now)
             dead = self._watermark.dead_writers()
-            is_settled = self._files.settle()
+            is_settled = self._files.tidy_folder()
             for writer in dead:
                 writer.forget(is_settled=is_settled)
             self._total_bytes = self._files.total_bytes
@@ -264,7 +264,7 @@ class _Due:
         return self.seconds_left == 0
 
 
-def _settle(written: asyncio.Future[None], problem: Problem | None) -> None:
+def _set_outcome(written: asyncio.Future[None], problem: Problem | None) -> None:
     if written.done():
         return
     if problem is None:

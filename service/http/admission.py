@@ -107,7 +107,7 @@ class Ticket:
         self.size = size
         self._work = work
 
-    def correct(self, candidates: int) -> None:
+    def set_candidates(self, candidates: int) -> None:
         """The body is parsed, and has this many candidates."""
         before, self._work = self._work, FIXED_WORK + candidates
         self._admission._add_work(self._work - before)

@@ -109,7 +109,7 @@ class ImpressionLog:
 
     def _work(self) -> None:
         nice(_NICENESS)
-        self._count_failure_of(self._files.settle)
+        self._count_failure_of(self._files.tidy_folder)
         self._conversion.start()
         while True:
             with self._changed:

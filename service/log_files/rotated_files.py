@@ -84,8 +84,8 @@ class RotatedFiles:
             self._size += ends[-1] if ends else 0
             try:
                 os.ftruncate(self._descriptor, self._size)
-            except OSError:  # part of a block stays at its end: of a line it is left for `settle` to cut
-                self._abandon()
+            except OSError:  # part of a block stays at its end: of a line it is left for `tidy_folder` to cut
+                self._close_unnamed()
             return len(ends), error
         self._size += done
         return len(blocks), None
@@ -111,11 +111,11 @@ class RotatedFiles:
                 os.fsync(self._descriptor)
                 _publish(self._part, self._descriptor, self._log.path / self._name)
             finally:
-                self._abandon()
+                self._close_unnamed()
             self._on_closed()
-        self.settle()
+        self.tidy_folder()
 
-    def settle(self) -> bool:
+    def tidy_folder(self) -> bool:
         """Names what dead writers left, and removes the oldest files beyond the bound. Returns whether everything that
         is left has a name. Raises OSError."""
         is_settled = True
@@ -168,7 +168,7 @@ class RotatedFiles:
         self._descriptor, self._size = descriptor, 0
         self._ends_at = time.monotonic() + self._age_seconds
 
-    def _abandon(self) -> None:
+    def _close_unnamed(self) -> None:
         assert self._descriptor is not None
         descriptor, self._descriptor = self._descriptor, None
         os.close(descriptor)

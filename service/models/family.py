@@ -272,7 +272,7 @@ class ModelFamily:
                 self._folder / str(version),
                 self._metrics,
                 self._loading,
-                self._value_models_file.begin_serving if self._loaded else self._value_models_file.take_first,
+                self._value_models_file.begin_serving if self._loaded else self._value_models_file.begin_first,
                 self._place_free,
             )
             self._loaded = {**self._loaded, version: loaded}
@@ -359,7 +359,7 @@ class ModelFamily:
     def _reload_value_models(self) -> None:
         """Apply the file where it fits every version that is loaded, otherwise leave them all as they are."""
         every = list(self._loaded.values())
-        read = self._value_models_file.take_again([loaded.served.scorer for loaded in every])
+        read = self._value_models_file.reread([loaded.served.scorer for loaded in every])
         for loaded, value_models in zip(every, read or [], strict=bool(read)):
             loaded.take_value_models(value_models)
 

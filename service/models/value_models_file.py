@@ -52,7 +52,7 @@ class ValueModelsFile:
         _log.warning(message, model=self._model)
         return ValueModels.built_in(scorer.domain)
 
-    def take_first(self, scorer: Scorer) -> ValueModels:
+    def begin_first(self, scorer: Scorer) -> ValueModels:
         """The value models of a version with none beside it to serve on. A bad file is answered by the built-in one: a
         service that starts with a slip in a weights file still answers, and says by what."""
         try:
@@ -68,7 +68,7 @@ class ValueModelsFile:
         self._clear_fault()
         return value_models
 
-    def take_again(self, scorers: list[Scorer]) -> list[ValueModels] | None:
+    def reread(self, scorers: list[Scorer]) -> list[ValueModels] | None:
         """The value models of every version that serves, None where the file does not fit them all."""
         try:
             value_models = [self.read_for(scorer) for scorer in scorers]

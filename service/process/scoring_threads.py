@@ -92,12 +92,12 @@ class ScoringThreads:
 def _outcome(job: Callable[[], Any], future: asyncio.Future[Any]) -> Callable[[], None]:
     """Runs the job. What is returned settles its future, on the loop."""
     try:
-        return partial(_settle, future, job(), None)
+        return partial(_set_outcome, future, job(), None)
     except BaseException as error:
-        return partial(_settle, future, None, error)
+        return partial(_set_outcome, future, None, error)
 
 
-def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+def _set_outcome(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
     if future.done():  # the caller has stopped waiting
         return
     if error is None:

@@ -15,7 +15,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _WITHOUT_MEANING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 
 
-def settle() -> None:
+def set_handlers() -> None:
     """Sets what every process of the service does on signals, before it serves."""
     for number in _WITHOUT_MEANING:
         signal.signal(number, signal.SIG_IGN)

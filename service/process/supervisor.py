@@ -21,7 +21,7 @@ from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
 from service.base.log import FieldLogger, log_all
-from service.process.signals import ENDING, hears_hangup, settle
+from service.process.signals import ENDING, hears_hangup, set_handlers
 
 MOST_PAUSE_SECONDS = 30.0
 # Until a worker can answer a ping it imports. On a busy machine with many workers that takes its time.
@@ -40,7 +40,7 @@ class Worker(Process):
 
     def target(self, sockets: list[socket] | None = None) -> None:
         """Runs in the worker process."""
-        settle()
+        set_handlers()
         log_all()
         threading.Thread(target=self._end_with_parent, name="parent", daemon=True).start()
         super().target(sockets)
@@ -83,7 +83,7 @@ class Supervisor(Multiprocess):
     ) -> None:
         is_hangup_passed_on = hears_hangup()  # the base class takes every signal that it gives a meaning
         super().__init__(config, sockets)
-        settle()
+        set_handlers()
         for number in (*ENDING, signal.SIGHUP):
             signal.signal(number, lambda received, _: self.signal_queue.append(received))
         if not is_hangup_passed_on:

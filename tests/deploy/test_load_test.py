@@ -201,9 +201,9 @@ def test_a_step_counts_errors_by_kind_and_has_percentiles_of_answers_alone() -> 
     for percent in (50.0, 99.0, 99.9):
         expected = seconds[4:][int(np.ceil(996 * percent / 100)) - 1]
         assert step.percentile(percent) == pytest.approx(expected, rel=2e-3)
-    assert step.holds(0.995, 0.005)
-    assert not step.holds(0.9, 0.005)
-    assert not step.holds(0.995, 0.003)
+    assert step.is_within(0.995, 0.005)
+    assert not step.is_within(0.9, 0.005)
+    assert not step.is_within(0.995, 0.003)
 
 
 def test_sizes_are_drawn_by_their_weights() -> None:

@@ -110,7 +110,7 @@ def _written_point(
             value: Any = written
             for part in key.split("."):
                 value = value.get(part) if isinstance(value, Mapping) else None
-            if not dimension.holds(value):
+            if not dimension.contains(value):
                 return None
             point[key] = value
         else:

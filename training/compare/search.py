@@ -66,7 +66,7 @@ def search(experiment: Experiment, plans: Sequence[Plan], *, storage: str | None
             studies = [Study(experiment, plan, database, remedy, is_shared=storage is not None) for plan in left]
             _run(experiment, studies)
             for study in studies:
-                found.setdefault(study.plan.dataset, {})[study.plan.network] = study.found()
+                found.setdefault(study.plan.dataset, {})[study.plan.network] = study.results()
         write_json(file, found)
     return {
         dataset: {plan.network: found[dataset][plan.network] for plan in plans if plan.dataset == dataset}
@@ -85,7 +85,7 @@ def _run(experiment: Experiment, studies: Sequence["Study"]) -> None:
         while claims := _claim(studies, experiment.processes):
             jobs = [job for claim in claims for job in claim.jobs]
             done = sum(len(claim.plan.seeds) for claim in claims) - len(jobs)
-            left = sum(study.left() * len(study.plan.seeds) for study in studies) - done
+            left = sum(study.num_left() * len(study.plan.seeds) for study in studies) - done
             # Other machines end trials meanwhile.
             faults = {outcome.cell: outcome for outcome in shown.run(jobs, max(left, len(jobs)))}
             stopped = [outcome for outcome in faults.values() if not outcome.has_diverged]
@@ -118,13 +118,13 @@ class Claim:
 def _claim(studies: Sequence["Study"], processes: int) -> list[Claim]:
     """The trials of a round. They are those that this machine has begun, and new ones of every network in turn, one
     each and more while processes would be idle. Where there are none of either, they are those of other machines."""
-    claims = [claim for study in studies for claim in study.begun(own=True)]
+    claims = [claim for study in studies for claim in study.running_claims(own=True)]
     while not claims or sum(len(claim.jobs) for claim in claims) < processes:
         new = [claim for study in studies if (claim := study.take_trial({c.trial for c in claims if c.study is study}))]
         if not new:
             break
         claims += new
-    return claims or [claim for study in studies for claim in study.begun(own=False)]
+    return claims or [claim for study in studies for claim in study.running_claims(own=False)]
 
 
 class Study:
@@ -157,11 +157,11 @@ class Study:
         """The trials that count: two machines that take the last one at once make one too many."""
         return [trial for trial in self._study.get_trials(deepcopy=False) if trial.number < self.plan.trials]
 
-    def left(self) -> int:
+    def num_left(self) -> int:
         """Trials that have not ended."""
         return self.plan.trials - sum(trial.state.is_finished() for trial in self._trials())
 
-    def begun(self, *, own: bool) -> list[Claim]:
+    def running_claims(self, *, own: bool) -> list[Claim]:
         """Trials that have not ended, of this machine or of others."""
         running = [trial for trial in self._trials() if not trial.state.is_finished()]
         claims = [self._claim(trial) for trial in running if self._is_own(trial.number) == own]
@@ -228,7 +228,7 @@ class Study:
             state = TrialState.FAIL if value is None else TrialState.COMPLETE
             self._study.tell(number, value, state=state, skip_if_finished=True)
 
-    def found(self) -> Json:
+    def results(self) -> Json:
         """The ended search as it is kept: record, trials, and the number of the chosen one (of equals the first)."""
         trials: list[Json] = []
         for trial in self._trials():

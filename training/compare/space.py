@@ -64,7 +64,7 @@ class Span(StrictModel):
         """True where the numbers are whole."""
         return not self.times and all(isinstance(x, int) for x in (self.low, self.high, self.step or 1))
 
-    def around(self, value: object) -> Self:
+    def scaled_to(self, value: object) -> Self:
         """The range in the key's own unit. Raises ValueError where `times` has nothing to multiply."""
         if not self.times:
             return self
@@ -75,7 +75,7 @@ class Span(StrictModel):
             low, high = max(round(low), 1), round(high)
         return type(self)(low=low, high=high, log=self.log)
 
-    def holds(self, value: object) -> bool:
+    def contains(self, value: object) -> bool:
         """True for a value in the range, and on its steps."""
         if isinstance(value, bool) or not isinstance(value, int if self.is_whole else int | float):
             return False
@@ -168,7 +168,7 @@ def around(space: Mapping[str, Span | Choices], written: Mapping[str, Any]) -> d
     for key, dimension in space.items():
         if isinstance(dimension, Span) and dimension.times:
             try:
-                dimension = dimension.around(look_up(written, key))
+                dimension = dimension.scaled_to(look_up(written, key))
             except ValueError as error:
                 raise ValueError(f"space.{key}: {error}") from None
         found[key] = dimension

@@ -94,7 +94,7 @@ def read_log(
         found.rows += table.num_rows
         found.ungrouped += rows_without_group(table.filter(pa.array(is_in_any_B)), config.group_by)
         for split, mask in masks.items():
-            is_wanted = _and(mask, is_good_B)
+            is_wanted = _both(mask, is_good_B)
             counts[split] += pc.sum(is_wanted).as_py() or 0
             if split in parts:
                 parts[split].append(table.filter(is_wanted))
@@ -117,7 +117,7 @@ def columns_to_read(config: DataConfig, schema: FeedSchema, extra: Sequence[str]
     return list(dict.fromkeys([*schema.columns(), config.split.column, *optional, *extra]))
 
 
-def _and(mask: pa.ChunkedArray, is_good_B: Mask | None) -> pa.ChunkedArray:
+def _both(mask: pa.ChunkedArray, is_good_B: Mask | None) -> pa.ChunkedArray:
     return mask if is_good_B is None else pc.and_(mask, pa.array(is_good_B))
 
 

@@ -48,7 +48,7 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def agree(self, first: bool, anyone: bool) -> tuple[bool, bool]:
+    def share_flags(self, first: bool, anyone: bool) -> tuple[bool, bool]:
         """Process 0's value of one thing, which depends on its clock, and whether any process has another, in one
         exchange."""
         if self.world == 1:

@@ -42,7 +42,7 @@ from training.run.data_record import warn_of_changes
 from training.run.run import Run, library_versions, read_json
 from training.start.lineage import refuse_worse
 from training.start.parent import write_trained
-from training.step.slots import settled_maps, with_vocabularies
+from training.step.slots import id_map_states, with_vocabularies
 from training.tasks.probability_maps import CalibrationKind
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def export(
         module = ScoringModule(run.schema, run.fitted, ranker.network, stacked).eval()
         scripted = to_torchscript(module)
         write_torchscript(scripted, folder / RANKER)
-        write_trained(folder, ranker, stacked, settled_maps(trained))
+        write_trained(folder, ranker, stacked, id_map_states(trained))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             reloaded = torch.jit.load(str(folder / RANKER))  # type: ignore[no-untyped-call]

@@ -68,7 +68,7 @@ class Checkpoints:
             return
         self._saved_step = step
         parts = state_file.encoded(dict(state)) if self._ranks.is_first else ()
-        held = table_files.held(tables, is_first=self._ranks.is_first)
+        held = table_files.own_parts(tables, is_first=self._ranks.is_first)
         if 2 * table_files.size_of(held) > _free_memory():
             # No room for copies: training waits until the tables are on disk.
             self._write(step, parts, held, is_best)
@@ -150,8 +150,8 @@ class Checkpoints:
         sync(self._folder)
         for link in (LAST_LINK, *([BEST_LINK] if is_best else [])):
             self._link(link, final.name)
-        kept = {path.name for path in self.found()[: self._keep]} | {_target(self._folder / BEST_LINK), final.name}
-        for path in self.found():
+        kept = {path.name for path in self.folders()[: self._keep]} | {_target(self._folder / BEST_LINK), final.name}
+        for path in self.folders():
             if path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -163,7 +163,7 @@ class Checkpoints:
             shutil.rmtree(self._folder / name)  # the copy of the run has followed the link
         temporary.replace(self._folder / name)
 
-    def found(self) -> list[Path]:
+    def folders(self) -> list[Path]:
         """The folders of whole checkpoints, damaged ones included, the newest first."""
         return sorted((path for path in self._folder.glob("[0-9]*") if path.is_dir()), reverse=True)
 
@@ -178,7 +178,7 @@ class Checkpoints:
 
     def _newest(self) -> str | None:
         damaged = []
-        for path in self.found():
+        for path in self.folders():
             try:
                 manifest = verified(path)
             except ValueError as error:

@@ -30,7 +30,7 @@ def file_of(process: int) -> str:
     return f"tables-{process}.pt"
 
 
-def held(tables: Mapping[str, Any], *, is_first: bool) -> dict[str, Table]:
+def own_parts(tables: Mapping[str, Any], *, is_first: bool) -> dict[str, Table]:
     """The tables in the parts that this process writes. What every process has whole, the first one writes."""
     return {
         name: Table(tuple(table.size()), [(place, part) for part, place in local_parts(table)])

@@ -25,7 +25,7 @@ from model.schema import FeedSchema
 from model.tasks import RegressionTask
 from model.tasks.task import TargetScale
 from training.run.run import CONFIG, Run
-from training.step.slots import settled_maps, with_vocabularies
+from training.step.slots import id_map_states, with_vocabularies
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _of_run(path: Path) -> Parent:
     run, ranker = with_vocabularies(run, trained)
     about = {"run": path.name, "data_window": run.config.data.split.model_dump(mode="json")}
     config = run.config.network
-    tables, id_maps = ranker.embeddings.table_weights(), settled_maps(trained)
+    tables, id_maps = ranker.embeddings.table_weights(), id_map_states(trained)
     return Parent(path, run.schema, run.fitted, config, ranker.network, tables, about, id_maps)
 
 

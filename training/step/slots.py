@@ -170,7 +170,7 @@ def with_vocabularies(run: Run, ranker: Ranker) -> tuple[Run, Ranker]:
     return done, Ranker(embeddings, ranker.network).eval()
 
 
-def settled_maps(ranker: Ranker) -> dict[str, dict[str, Any]]:
+def id_map_states(ranker: Ranker) -> dict[str, dict[str, Any]]:
     """By table with slots the state of its id map, with rows in the order of `with_vocabularies`."""
     states = {name: id_map.state_dict() for name, id_map in ranker.embeddings.id_maps.maps.items()}
     return {name: {**state, "rows": torch.arange(1, len(state["words"]) + 1)} for name, state in states.items()}

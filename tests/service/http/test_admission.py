@@ -77,7 +77,7 @@ def test_the_guess_follows_the_bodies_that_were_seen() -> None:
     size = 30_000
     for _ in range(500):
         ticket = admission.admit(size)
-        ticket.correct(100)  # 300 bytes a candidate
+        ticket.set_candidates(100)  # 300 bytes a candidate
         ticket.release()
     ticket = admission.admit(size)
     assert admission.in_flight == pytest.approx(100 + FIXED_WORK, rel=1e-6)
@@ -87,14 +87,14 @@ def test_a_compressed_body_is_the_largest_and_is_learned_as_it_was() -> None:
     admission = Admission(threads=1, seconds=0.1, largest=2000)
     ticket = admission.admit(None)
     assert admission.in_flight == 2000 + FIXED_WORK
-    ticket.correct(100)  # of a body that nobody has unpacked nothing is learned
+    ticket.set_candidates(100)  # of a body that nobody has unpacked nothing is learned
     ticket.release()
     assert admission.admit(size_of(100)).size == size_of(100)
     assert admission.in_flight == 100 + FIXED_WORK
     for _ in range(500):
         ticket = admission.admit(None)
         ticket.size = 30_000
-        ticket.correct(100)
+        ticket.set_candidates(100)
         ticket.release()
     admission.admit(30_000)
     assert admission.in_flight == pytest.approx(2 * (100 + FIXED_WORK), rel=1e-6)
@@ -123,7 +123,7 @@ def test_work_in_flight_is_the_work_of_the_open_tickets(
             position = number % len(open_tickets)
             ticket, _ = open_tickets[position]
             if operation == "correct":
-                ticket.correct(number)
+                ticket.set_candidates(number)
                 open_tickets[position] = (ticket, FIXED_WORK + number)
             elif operation == "score":
                 ticket.scored(number / 1e5)

@@ -100,7 +100,7 @@ def test_the_bound_counts_both_kinds_and_the_oldest_goes_first(tmp_path: Path) -
         (tmp_path / f"impressions-{name}").write_bytes(b"x" * size)
     (tmp_path / "impressions-0.csv").write_bytes(b"x" * 1000)
     writer = Writer(tmp_path, keep_bytes=75)
-    writer.settle()
+    writer.tidy_folder()
     assert [file.name for file in whole_files(tmp_path)] == [
         "impressions-2.parquet",
         *(f"impressions-{name}" for name in ("3.parquet", "4.jsonl")),
@@ -133,7 +133,7 @@ def test_what_a_dead_writer_left_is_cut_after_its_last_line_and_named(tmp_path: 
     left = {"a": b"one\ntwo\nthr", "b": b"no line at all", "c": b"", "d": b"four\n" + b"x" * 200_000}
     for name, content in left.items():
         (tmp_path / f".impressions-{name}.jsonl.part").write_bytes(content)
-    Writer(tmp_path).settle()
+    Writer(tmp_path).tidy_folder()
     assert contents(tmp_path) == [b"one\n", b"two\n", b"four\n"]
     assert parts(tmp_path) == []
 
@@ -142,7 +142,7 @@ def test_what_a_writer_at_work_holds_is_left_alone(tmp_path: Path) -> None:
     first, second = Writer(tmp_path), Writer(tmp_path)
     first.append([b"one\n"])
     second.append([b"two\n"])
-    second.settle()
+    second.tidy_folder()
     assert len(parts(tmp_path)) == 2
     second.close()
     assert contents(tmp_path) == [b"two\n"]

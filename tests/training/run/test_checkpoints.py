@@ -189,7 +189,7 @@ def test_tables_are_read_in_any_other_parts(tmp_path: Path, cuts: tuple[list[int
     blocks = blocks_of([50], [3])
     for process in range(2):  # two blocks each
         own = Sharded(whole, blocks[process::2])
-        parts = table_files.held({"user": own, "bias": torch.arange(3.0)}, is_first=process == 0)
+        parts = table_files.own_parts({"user": own, "bias": torch.arange(3.0)}, is_first=process == 0)
         table_files.write(tmp_path / table_files.file_of(process), parts)
     target = Sharded(torch.zeros(100, 6), blocks_of(*cuts))
     table_files.read(tmp_path, {"user": target})
