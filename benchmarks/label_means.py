@@ -27,7 +27,8 @@ from training.datasets.simulate import simulate
 from training.evaluate.evaluate import evaluate, groups_of
 from training.evaluate.label_means import logits_of
 from training.run.run import Run
-from training.tasks.label_mean_map import FOLDS, bare_answers, fit_label_mean
+from training.tasks import learned
+from training.tasks.label_mean_map import FOLDS, fit_label_mean
 from training.train import train
 
 TASK = "play_time"
@@ -116,7 +117,7 @@ def on_validation(run: Run) -> dict[str, Any]:
     known_B = observed_of(task, table)
     logits_B = logits_of(run, run.best_ranker(), table, as_served=False)[:, position]
     labels_N = labels_of(task, table)[known_B]
-    answers_N = bare_answers(task, run.fitted.targets[TASK], logits_B[known_B])
+    answers_N = learned(task, run.fitted.targets).bare_answers(logits_B[known_B, None])
     users_N = groups_of(run, table)[known_B]
     return {
         "rows": len(labels_N),

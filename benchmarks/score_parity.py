@@ -30,7 +30,6 @@ from model.artifact.artifact import CALIBRATION, MANIFEST
 from model.calibration import AnswerMaps, Calibration
 from model.scorer.scorer import COMPILED_TOLERANCE, Engine, Scorer
 from model.tasks import BinaryTask, RegressionTask
-from model.tasks.regression import inverse_target
 from training.config import TrainingConfig
 from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.evaluate.evaluate import groups_of
@@ -59,7 +58,7 @@ def answers_of_training(run: Run, table: pa.Table, maps: AnswerMaps) -> NDArray[
         assert isinstance(task, RegressionTask), "the feeds of this benchmark have no other"
         scale = run.fitted.targets[task.name]
         values_B = logits_B * scale.scale + scale.mean
-        answers.append(np.clip(inverse_target(values_B, task.transform), 0.0, scale.upper))
+        answers.append(np.clip(task.inverse(values_B), 0.0, scale.upper))
     answers_BO = np.stack(answers, axis=1)
     for columns, mapping in maps:
         answers_BO[:, columns] = mapping(answers_BO[:, columns])

@@ -22,8 +22,6 @@ from model.features.kinds.inputs import NumberInput, NumberTransform
 from model.features.running_statistics import Largest, Moments, RankSketch
 from model.schema import FeedSchema, Table
 from model.strict_yaml import StrictModel
-from model.tasks import RegressionTask
-from model.tasks.regression import inverse_target
 from model.tasks.task import UPPER_LIMIT, TargetScale
 
 # Raw values are cut here, so that no transform overflows float64.
@@ -82,13 +80,13 @@ class FittingPass:
         self._moments = {name: Moments() for name, steps in fitted.items() if steps[:1] == ["standardise"]}
         # What comes after a fitted transform is computed from the values by rank: every transform keeps their order.
         self._ranks = {name: RankSketch() for name, steps in fitted.items() if steps[:1] == ["quantile"] or steps[1:]}
-        self._transforms = {task.name: task.transform for task in schema.tasks if isinstance(task, RegressionTask)}
-        self._targets = {name: Moments() for name in self._transforms}
+        self._scaled = {task.name: task for task in schema.tasks if task.scaling is not None}
+        self._targets = {name: Moments() for name in self._scaled}
         # In the label's own unit.
-        self._largest = {name: Largest() for name in self._transforms}
+        self._largest = {name: Largest() for name in self._scaled}
 
     def update(self, columns: Mapping[str, Column], targets: Mapping[str, NDArray[np.float64]]) -> None:
-        """Takes a piece's columns, and the transformed labels of its regression tasks where they count."""
+        """Takes a piece's columns, and the transformed labels of tasks with a scale where they count."""
         self.rows += next(iter(columns.values())).rows
         _count(self.counts, self._tables, columns)
         for number in self._numbers:
@@ -99,7 +97,7 @@ class FittingPass:
                 moments.add(_before_fitted(number, values))
         for task, scale in self._targets.items():
             scale.add(targets[task])
-            self._largest[task].add(inverse_target(targets[task], self._transforms[task]))
+            self._largest[task].add(self._scaled[task].inverse(targets[task]))
 
     def merge(self, other: Self) -> None:
         """Takes what a pass over other rows of the same feed has taken."""

@@ -25,6 +25,19 @@ class RegressionTask(BaseTask):
     kind: Literal["regression"]
     transform: Transform = "none"
 
+    @property
+    def scaling(self) -> str:
+        """The transform."""
+        return self.transform
+
+    def transformed(self, labels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """log1p of labels, where the schema says so."""
+        return np.log1p(labels) if self.transform == "log1p" else labels
+
+    def inverse(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Labels in their own unit."""
+        return np.expm1(values) if self.transform == "log1p" else values
+
     def upper(self, scales: Scales) -> float:
         """The largest label of the training split, about."""
         return scales[self.name].upper
@@ -56,13 +69,3 @@ class Quantities(nn.Module):
         quantities_NO = torch.where(self.is_log_O, torch.expm1(values_NO), values_NO)
         # The bound comes last: it makes even an infinite logit a finite answer, and leaves NaN what it is.
         return torch.minimum(quantities_NO.clamp(min=0.0), self.upper_O)
-
-
-def transform_target(values: NDArray[np.float64], transform: Transform) -> NDArray[np.float64]:
-    """A regression label (>= 0, its own unit) on the scale where it is learned, before standardising."""
-    return np.log1p(values) if transform == "log1p" else values
-
-
-def inverse_target(values: NDArray[np.float64], transform: Transform) -> NDArray[np.float64]:
-    """Inverse of `transform_target`."""
-    return np.expm1(values) if transform == "log1p" else values

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
@@ -51,6 +52,19 @@ class BaseTask(StrictModel):
     def outputs(self) -> tuple[str, ...]:
         """Names of the numbers that the task's tower gives and that answers show: the task's own where it is one."""
         return (self.name,)
+
+    @property
+    def scaling(self) -> str | None:
+        """The name of the transform before which labels are standardised, None of a kind whose labels have no scale."""
+        return None
+
+    def transformed(self, labels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Labels on the scale where they are learned, before standardising."""
+        return labels
+
+    def inverse(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Inverse of `transformed`."""
+        return values
 
     def upper(self, scales: Scales) -> float:
         """The bound of the task's answers: 1 of a probability."""

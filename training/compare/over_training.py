@@ -24,6 +24,7 @@ from training.compare.resampling import MEAN
 from training.compare.statistics import spread
 from training.run.history import BALANCING_WEIGHT, EXPERTS_USED, GATE_ENTROPY, PERPLEXITY, VALIDATION, read_log
 from training.run.run import LOG, Run
+from training.tasks import KINDS
 
 # Of the points of a long training a table shows no more.
 COLUMNS = 6
@@ -167,10 +168,10 @@ def _words(entry: Json | None, *, is_baseline: bool) -> str:
 
 def _test_entries(dataset: Json, task: str) -> tuple[Json, str]:
     """The test split's entries of the same error, and what it is where it has another unit. Differences in percent have
-    none. The mean is another where not all tasks are binary."""
+    none. The mean is another where not all tasks have NE."""
     tables = dataset["tables"]["test"]
     kinds = {found["kind"] for found in dataset["splits"]["test"]["tasks"].values()}
-    if task == MEAN and kinds != {"binary"}:
+    if task == MEAN and any("normalized_entropy" not in KINDS[kind].metrics for kind in kinds):
         return {}, ""
     for metric, unit in (("normalized_entropy", ""), ("mse", "MSE ")):
         if task in tables.get(metric, {}):

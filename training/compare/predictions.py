@@ -121,7 +121,7 @@ def _read(data: str, schema: str, split: SplitName, fitted: _Fitted) -> _Split:
     for task in run.schema.tasks:
         place = run.schema.output_slices[task.name]
         rows_B = np.flatnonzero(observed_of(task, table))
-        labels_B = learned(task).learned_labels(labels_of(task, table)[rows_B])
+        labels_B = task.transformed(labels_of(task, table)[rows_B])
         for array in (rows_B, labels_B, groups_B):
             digest.update(np.ascontiguousarray(array).data)
         tasks.append(TaskTruth(task.name, task.kind, place, rows_B, labels_B, groups_B[rows_B]))

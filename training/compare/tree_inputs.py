@@ -89,7 +89,7 @@ def extra_columns(encodings: EncodingsConfig | None, data: DataConfig) -> tuple[
 def targets_of(task: Task, table: pa.Table, weight: str | None) -> Targets:
     """A task's labels and weights. `weight` names the column of row weights."""
     kind = learned(task)
-    labels_B = kind.learned_labels(labels_of(task, table))
+    labels_B = task.transformed(labels_of(task, table))
     weights_B = observed_of(task, table).astype(np.float64)
     if weight is not None:
         weights_B *= table.column(weight).cast(pa.float64(), safe=False).to_numpy()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from model.features.kinds import Feature
 from model.features.kinds.columns import Column, Dtype
 from model.schema import FeedSchema
-from model.tasks import Task
+from model.tasks.task import BaseTask
 from training.columns import floats, plain
 from training.data.bad_rows import Fault, Mask, RowFault
 from training.data.kinds import in_log
@@ -74,13 +74,13 @@ class LogColumns:
         return table, columns, faults
 
 
-def _check_mask(task: Task, table: pa.Table) -> None:
+def _check_mask(task: BaseTask, table: pa.Table) -> None:
     assert task.mask is not None
     values_B = floats(table.column(task.mask))
     _refuse(values_B, (values_B != 0.0) & (values_B != 1.0), "must be 0 or 1")
 
 
-def _check_label(task: Task, table: pa.Table) -> None:
+def _check_label(task: BaseTask, table: pa.Table) -> None:
     column, kind = table.column(task.label), learned(task)
     labels_B = kind.labels(column)
     is_bad_B = observed_of(task, table) & ~kind.are_labels(labels_B)
@@ -146,7 +146,7 @@ def columns_from_arrow(schema: FeedSchema, table: pa.Table, *, is_coded: bool = 
     }
 
 
-def observed_of(task: Task, table: pa.Table) -> Mask:
+def observed_of(task: BaseTask, table: pa.Table) -> Mask:
     """Mask of the rows whose label of a task counts."""
     if task.mask is None:
         return np.ones(table.num_rows, bool)
@@ -154,6 +154,6 @@ def observed_of(task: Task, table: pa.Table) -> Mask:
     return observed_B
 
 
-def labels_of(task: Task, table: pa.Table) -> NDArray[np.float64]:
+def labels_of(task: BaseTask, table: pa.Table) -> NDArray[np.float64]:
     """A task's labels in their own unit. 0 where they do not count."""
     return np.where(observed_of(task, table), learned(task).labels(table.column(task.label)), 0.0)

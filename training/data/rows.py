@@ -24,8 +24,6 @@ from model.features.block import BLOCKS, BlockTensors
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
-from model.tasks import RegressionTask
-from model.tasks.regression import transform_target
 from training.columns import floats, plain
 from training.config import DataConfig, SplitName
 from training.data.arrow import LogColumns, column_from_arrow, columns_from_arrow, labels_of, observed_of
@@ -48,7 +46,7 @@ __all__ = [
     "observed_of",
     "read_log",
     "read_splits",
-    "regression_targets",
+    "scaled_labels",
 ]
 
 log = logging.getLogger(__name__)
@@ -123,15 +121,15 @@ def _both(mask: pa.ChunkedArray, is_good_B: Mask | None) -> pa.ChunkedArray:
 
 def fit_features(schema: FeedSchema, table: pa.Table, columns: Mapping[str, Column]) -> FittedFeatures:
     """Fits vocabularies, transforms and label scales on the training split."""
-    return FittedFeatures.fit(schema, columns, regression_targets(schema, table))
+    return FittedFeatures.fit(schema, columns, scaled_labels(schema, table))
 
 
-def regression_targets(schema: FeedSchema, table: pa.Table) -> dict[str, NDArray[np.float64]]:
-    """By regression task its transformed labels, of the rows where they count."""
+def scaled_labels(schema: FeedSchema, table: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """Transformed labels of every task that has a scale, of the rows where they count."""
     return {
-        task.name: transform_target(labels_of(task, table)[observed_of(task, table)], task.transform)
+        task.name: task.transformed(labels_of(task, table)[observed_of(task, table)])
         for task in schema.tasks
-        if isinstance(task, RegressionTask)
+        if task.scaling is not None
     }
 
 

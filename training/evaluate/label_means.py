@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from model.calibration import LabelMean
 from model.ranker import Ranker
-from model.tasks import RegressionTask
 from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
 from training.evaluate.validation import predict
 from training.run.run import Run
-from training.tasks.label_mean_map import NoLabelMeanError, bare_answers, fit_label_mean
+from training.tasks import learned
+from training.tasks.label_mean_map import NoLabelMeanError, fit_label_mean
 
 Array = NDArray[np.float64]
 
@@ -28,24 +28,21 @@ def label_means(
 ) -> tuple[dict[str, LabelMean], dict[str, Any]]:
     """Map of each regression task with a transform, or of all with `every_task`. Also, by task, how answers on the
     validation split compare with the labels before it, or why there is none."""
-    tasks = [
-        (run.schema.outputs.index(task.name), task)
-        for task in run.schema.tasks
-        if isinstance(task, RegressionTask) and (every_task or task.transform != "none")
-    ]
+    tasks = [task for task in run.schema.tasks if task.scaling is not None]
+    kinds = [kind for kind in (learned(task, run.fitted.targets) for task in tasks) if every_task or kind.is_mapped]
     maps: dict[str, LabelMean] = {}
     about: dict[str, Any] = {}
-    if not tasks:
+    if not kinds:
         return maps, about
     table = read_splits(run.config.data, run.schema, ("validation",))["validation"]
     logits_BO = logits_of(run, ranker, table, as_served=as_served)
-    for position, task in tasks:
-        scale = run.fitted.targets[task.name]
+    for kind in kinds:
+        task = kind.task
         observed_B = observed_of(task, table)
         labels_N = labels_of(task, table)[observed_B]
-        answers_N = bare_answers(task, scale, logits_BO[observed_B, position])
+        answers_N = kind.bare_answers(logits_BO[observed_B, run.schema.output_slices[task.name]])
         try:
-            maps[task.name] = fit_label_mean(labels_N, answers_N, scale.upper)
+            maps[task.name] = fit_label_mean(labels_N, answers_N, kind.scale.upper)
         except NoLabelMeanError as error:
             log.warning("task %s is answered without a correction to its label's mean: %s", task.name, error)
             about[task.name] = {"not_fitted": str(error)}

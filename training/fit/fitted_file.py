@@ -11,7 +11,6 @@ from model.features.block import inputs_of
 from model.features.encoder import FittedFeatures
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel
-from model.tasks import RegressionTask
 from training.run.run import read_json, write_json
 
 
@@ -25,7 +24,7 @@ class FittedFile(StrictModel):
 def parts_of(schema: FeedSchema) -> dict[str, dict[str, dict[str, Any]]]:
     """The keys of a schema that what is fitted depends on."""
     numbers = inputs_of(schema.features).numbers
-    tasks = [task for task in schema.tasks if isinstance(task, RegressionTask)]
+    tasks = [task for task in schema.tasks if task.scaling is not None]
     return {
         "vocabularies": {
             table.name: {"dtype": table.dtype, "features": list(table.features), "min_count": table.min_count}
@@ -35,7 +34,7 @@ def parts_of(schema: FeedSchema) -> dict[str, dict[str, dict[str, Any]]]:
         "numbers": {
             number.name: {"transform": list(number.transform), "missing": number.missing} for number in numbers
         },
-        "targets": {task.name: {"label": task.label, "mask": task.mask, "transform": task.transform} for task in tasks},
+        "targets": {task.name: {"label": task.label, "mask": task.mask, "transform": task.scaling} for task in tasks},
     }
 
 

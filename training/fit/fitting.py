@@ -25,7 +25,7 @@ from training.data.bad_rows import BadRows
 from training.data.index import INDEX, LogIndex, index_of
 from training.data.reader import LogReader
 from training.data.retries import retried
-from training.data.rows import regression_targets
+from training.data.rows import scaled_labels
 from training.distributed.processes import belong_to_parent
 from training.files import replace_file
 from training.fit.fitted_file import parts_of
@@ -103,7 +103,7 @@ def _read_piece(reader: LogReader, split: SplitName, piece: Piece) -> FittingPas
         for group in piece.groups:
             for part in reader.parts(file, parquet, group):
                 table, columns = reader.wanted(part, reader.of_split(part, split), bad_rows)
-                fitting.update(columns, regression_targets(reader.schema, table))
+                fitting.update(columns, scaled_labels(reader.schema, table))
     return fitting
 
 

@@ -22,7 +22,6 @@ from model.features.block import inputs_of
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.ranker import Network, NetworkConfig, Ranker, row_width
 from model.schema import FeedSchema
-from model.tasks import RegressionTask
 from model.tasks.task import TargetScale
 from training.run.run import CONFIG, Run
 from training.step.slots import id_map_states, with_vocabularies
@@ -48,17 +47,17 @@ class Parent:
         """`fitted` with what the parent learned in its place, so that rows and numbers keep their meaning: vocabularies
         keep their entries and new ones follow. Transforms and label scales of the same definition stay, and of the
         labels' upper bounds the larger does."""
-        before = set(inputs_of(self.schema.features).numbers)
+        known_numbers = set(inputs_of(self.schema.features).numbers)
         numbers = {
             number.name: self.fitted.numbers[number.name]
             for number in inputs_of(schema.features).numbers
-            if number in before
+            if number in known_numbers
         }
-        tasks = {task.name: task for task in self.schema.tasks if isinstance(task, RegressionTask)}
+        before = {task.name: task.scaling for task in self.schema.tasks}
         targets = {
             task.name: _of_both(self.fitted.targets[task.name], fitted.targets[task.name])
             for task in schema.tasks
-            if isinstance(task, RegressionTask) and task.name in tasks and tasks[task.name].transform == task.transform
+            if task.scaling is not None and before.get(task.name) == task.scaling
         }
         vocabularies = dict(fitted.vocabularies)
         for name, entries in fitted.vocabularies.items():

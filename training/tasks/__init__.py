@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from model.tasks import Task
-from model.tasks.task import TargetScale
+from model.tasks.task import BaseTask, TargetScale
 from training.tasks.binary import LearnedBinary
 from training.tasks.learned import LearnedTask
 from training.tasks.multiclass import LearnedMulticlass
@@ -17,7 +16,7 @@ KINDS: dict[str, type[LearnedTask]] = {
 }
 
 
-def learned(task: Task, scales: Mapping[str, TargetScale] | None = None) -> LearnedTask:
+def learned(task: BaseTask, scales: Mapping[str, TargetScale] | None = None) -> LearnedTask:
     """A task as it is learned. Targets and outputs of a kind with a scale need that of the training split."""
     return KINDS[task.kind](task, (scales or {}).get(task.name))
 

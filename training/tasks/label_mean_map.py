@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from model.calibration import LabelMean
-from model.tasks import RegressionTask
-from model.tasks.regression import inverse_target
-from model.tasks.task import TargetScale
 
 Array = NDArray[np.float64]
 
@@ -58,12 +55,6 @@ def fit_label_mean(labels_N: Array, answers_N: Array, upper: float) -> LabelMean
     unscaled = LabelMean(kind="label_mean", inputs=inputs, outputs=tuple(outputs_B.tolist()), upper=upper)
     outputs = tuple((outputs_B * (labels_N.sum() / unscaled(answers_N).sum())).tolist())
     return LabelMean(kind="label_mean", inputs=inputs, outputs=outputs, upper=upper)
-
-
-def bare_answers(task: RegressionTask, scale: TargetScale, logits_N: Array) -> Array:
-    """answers_N in the label's unit as the exported module gives them, before any map (model.ranker.Answers)."""
-    transformed_N = np.maximum(logits_N * scale.scale + scale.mean, 0.0)
-    return np.minimum(inverse_target(transformed_N, task.transform), scale.upper)
 
 
 def cross_fitted(labels_N: Array, answers_N: Array, groups_N: NDArray[Any], upper: float) -> Array:

@@ -106,12 +106,8 @@ class LearnedTask(ABC):
         """The module of tasks of this kind: logits_BO, targets_BT -> losses_BT of single rows. `offsets` are added to
         logits in the loss alone (training/fit/negative_sampling.py)."""
 
-    def learned_labels(self, labels_B: Floats) -> Floats:
-        """labels_B on the scale that is learned, before standardising."""
-        return labels_B
-
     def learned_outputs(self, logits_BO: Outputs) -> Outputs:
-        """outputs_BO that are kept of a network: its logits, on the scale of `learned_labels`."""
+        """outputs_BO that are kept of a network: its logits, on the scale of transformed labels."""
         return logits_BO
 
     @staticmethod
@@ -123,6 +119,10 @@ class LearnedTask(ABC):
     def is_mapped(self) -> bool:
         """True where answers are mapped, and the map is fitted on the validation split."""
         return False
+
+    def bare_answers(self, logits_NO: Floats) -> Floats:
+        """answers_N in the label's unit as the exported module gives them, of a kind that has a scale."""
+        raise NotImplementedError
 
     @abstractmethod
     def measure(

@@ -12,11 +12,9 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.tasks import RegressionTask
-from model.tasks.regression import transform_target
 from model.tasks.task import BaseTask
 from training.metrics.metrics import evaluate_regression, mse
-from training.tasks.label_mean_map import NoLabelMeanError, bare_answers, cross_fitted, fit_label_mean
+from training.tasks.label_mean_map import NoLabelMeanError, cross_fitted, fit_label_mean
 from training.tasks.learned import Bootstrap, Floats, LearnedTask, Mask, Outputs, Sample
 from training.tasks.metric import Metric, mean_on_draws
 
@@ -51,12 +49,7 @@ class LearnedRegression(LearnedTask):
 
     def targets(self, labels_B: Floats) -> Floats:
         """Labels transformed and standardised."""
-        return (self.learned_labels(labels_B) - self.scale.mean) / self.scale.scale
-
-    def learned_labels(self, labels_B: Floats) -> Floats:
-        """Labels transformed."""
-        assert isinstance(self.task, RegressionTask)
-        return transform_target(labels_B, self.task.transform)
+        return (self.task.transformed(labels_B) - self.scale.mean) / self.scale.scale
 
     def learned_outputs(self, logits_BO: Outputs) -> Outputs:
         """Predictions on the transformed scale, where no quantity is below 0."""
@@ -71,42 +64,41 @@ class LearnedRegression(LearnedTask):
     @property
     def is_mapped(self) -> bool:
         """True of a transformed scale, whose bare inverse is no mean."""
-        assert isinstance(self.task, RegressionTask)
-        return self.task.transform != "none"
+        return self.task.scaling != "none"
 
     def measure(
         self, sample: Sample, picked_N: Mask, validation: Sample | None, bootstrap: Bootstrap
     ) -> dict[str, Any]:
         """Metrics of `evaluate_regression` in the label's unit, and on the scale that is learned where it is
         another."""
-        assert isinstance(self.task, RegressionTask)
         labels_N, groups_N = sample.labels_N[picked_N], sample.groups_N[picked_N]
         means_N, how = self._means(sample, validation)
         found = asdict(evaluate_regression(labels_N, means_N[picked_N], groups_N, **asdict(bootstrap)))
         if self.is_mapped:
             learned_N = np.maximum(sample.logits_NO[picked_N, 0] * self.scale.scale + self.scale.mean, 0.0)
-            on_scale = evaluate_regression(self.learned_labels(labels_N), learned_N, groups_N, **asdict(bootstrap))
-            found |= {"label_mean": how, self.task.transform: asdict(on_scale)}
+            on_scale = evaluate_regression(self.task.transformed(labels_N), learned_N, groups_N, **asdict(bootstrap))
+            found |= {"label_mean": how, str(self.task.scaling): asdict(on_scale)}
         return found
 
     def _means(self, sample: Sample, validation: Sample | None) -> tuple[Floats, str | None]:
         """means_N in the label's unit, and on what their map was fitted."""
-        bare_N = self._bare(sample)
+        bare_N = self.bare_answers(sample.logits_NO)
         if not self.is_mapped:
             return bare_N, None
         try:
             if validation is None:
                 means_N = cross_fitted(sample.labels_N, bare_N, sample.groups_N, self.scale.upper)
                 return means_N, "cross-fitted on the validation split"
-            mapping = fit_label_mean(validation.labels_N, self._bare(validation), self.scale.upper)
+            mapping = fit_label_mean(validation.labels_N, self.bare_answers(validation.logits_NO), self.scale.upper)
         except NoLabelMeanError as error:
             log.warning("task %s is measured without a correction to its label's mean: %s", self.task.name, error)
             return bare_N, f"none: {error}"
         return mapping(bare_N), "fitted on the validation split"
 
-    def _bare(self, sample: Sample) -> Floats:
-        assert isinstance(self.task, RegressionTask)
-        return bare_answers(self.task, self.scale, sample.logits_NO[:, 0])
+    def bare_answers(self, logits_NO: Floats) -> Floats:
+        """The inverse of what is learned, from 0 to the bound, before any map (model.tasks.regression.Quantities)."""
+        transformed_N = np.maximum(logits_NO[:, 0] * self.scale.scale + self.scale.mean, 0.0)
+        return np.minimum(self.task.inverse(transformed_N), self.scale.upper)
 
     @staticmethod
     def table_rows(measured: dict[str, Any]) -> list[list[Any]]:

@@ -9,8 +9,6 @@ import pytest
 from model.features.fitted import FittedFeatures, FittingPass, NumberStep, count_ids
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
-from model.tasks import RegressionTask
-from model.tasks.regression import transform_target
 from tests.model.feeds import Rows, columns_of, everything, random_rows, schema_of
 
 CHAINS = ("[quantile]", "[standardise, quantile]", "[log1p, quantile]", "[quantile, standardise]",
@@ -33,9 +31,9 @@ def pieces_of(schema: FeedSchema, rows: Rows, cuts: Sequence[int]) -> list[Mappi
 def labels(schema: FeedSchema, count: int, seed: int) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
     generator = np.random.default_rng(seed)
     return {
-        task.name: transform_target(generator.lognormal(size=count), task.transform)
+        task.name: task.transformed(generator.lognormal(size=count))
         for task in schema.tasks
-        if isinstance(task, RegressionTask)
+        if task.scaling is not None
     }
 
 
@@ -84,8 +82,7 @@ def test_a_split_in_pieces_fits_as_the_whole(in_processes: bool) -> None:
 ])  # fmt: skip
 def test_the_upper_bound_of_a_task_is_of_its_labels(task: str, values: list[float], upper: float) -> None:
     schema = everything()
-    transforms = {task.name: task.transform for task in schema.tasks if isinstance(task, RegressionTask)}
-    targets = {name: transform_target(np.array(values), transform) for name, transform in transforms.items()}
+    targets = {task.name: task.transformed(np.array(values)) for task in schema.tasks if task.scaling is not None}
     columns = columns_of(schema, random_rows(np.random.default_rng(0), len(values)))
     found = FittedFeatures.fit(schema, columns, targets).targets[task].upper
     assert found == pytest.approx(upper, rel=1e-6)
