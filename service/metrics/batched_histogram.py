@@ -5,6 +5,7 @@ In: values and arrays of them. Out: what prometheus_client's own histogram expor
 
 from collections import deque
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ class BatchedHistogram(Histogram):
 
     def _metric_init(self) -> None:
         super()._metric_init()
+        self._bounds_of_float32 = _at_most(tuple(self._upper_bounds))
         self._waiting: deque[float | NDArray[np.floating]] = deque()
 
     def observe_soon(self, observed: float | NDArray[np.floating]) -> None:
@@ -44,7 +46,17 @@ class BatchedHistogram(Histogram):
             self._observe_all(np.concatenate(list(map(np.atleast_1d, waiting))))
 
     def _observe_all(self, values: NDArray[np.floating]) -> None:
-        counts = np.bincount(np.searchsorted(self._upper_bounds, values, side="left"), minlength=len(self._buckets))
+        bounds = self._bounds_of_float32 if values.dtype == np.float32 else self._upper_bounds
+        # A pass for each of some twenty bounds takes a tenth of the time of a search for each value.
+        counts = np.diff([np.count_nonzero(values <= bound) for bound in bounds], prepend=0)
         self._sum.inc(float(values.sum(dtype=np.float64)))
         for bucket in np.flatnonzero(counts).tolist():
             self._buckets[bucket].inc(int(counts[bucket]))
+
+
+@lru_cache
+def _at_most(bounds: tuple[float, ...]) -> list[np.float32]:
+    """For each bound the largest float32 that is not above it: numpy compares a float32 with no float64."""
+    nearest = np.array(bounds, np.float32)
+    is_above = nearest.astype(np.float64) > np.array(bounds)
+    return list(np.where(is_above, np.nextafter(nearest, np.float32(-np.inf)), nearest))

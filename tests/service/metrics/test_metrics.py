@@ -175,20 +175,31 @@ def test_refusals_are_counted_by_their_status(client: TestClient) -> None:
     assert sample(client, "ranking_requests_total", endpoint="other", code="404") == 2
 
 
-@given(values=st.lists(st.floats(-5, 5, width=32), max_size=30))
-def test_an_array_observed_at_once_equals_one_value_after_the_other(values: list[float]) -> None:
-    buckets = (-1.0, 0.0, 0.5, 1.0, 4.0)
+BUCKETS = (-1.0, 0.0, 0.1, 0.3, 0.5, 1.0, 4.0)
+# Numbers beside a bound, which no float32 is.
+BESIDE = [float(np.nextafter(np.float32(bound), np.float32(to))) for bound in BUCKETS for to in (-9, bound, 9)]
+
+
+@given(
+    values=st.lists(st.floats(-5, 5, width=32) | st.sampled_from(BESIDE), max_size=30),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_an_array_observed_at_once_equals_one_value_after_the_other(
+    values: list[float], dtype: type[np.floating]
+) -> None:
+    buckets = BUCKETS
     registry = CollectorRegistry()
     one = Histogram("one", "one by one", buckets=buckets, registry=registry)
     all_at_once = BatchedHistogram("all", "all at once", buckets=buckets, registry=registry)
     for value in values:
         one.observe(value)
     half = len(values) // 2
-    all_at_once.observe_soon(np.array(values[:half]))
+    all_at_once.observe_soon(np.array(values[:half], dtype))
+    all_at_once.flush()
     for value in values[half:]:
         all_at_once.observe_soon(value)
     all_at_once.flush()
-    for bound in ("-1.0", "0.0", "0.5", "1.0", "4.0", "+Inf"):
+    for bound in (*map(str, buckets), "+Inf"):
         counts = [registry.get_sample_value(f"{name}_bucket", {"le": bound}) for name in ("one", "all")]
         assert counts[0] == counts[1]
 
