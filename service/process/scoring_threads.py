@@ -77,6 +77,10 @@ class ScoringThreads:
         torch.set_num_threads(torch_threads)
         # Scores that are not finite are looked for and refused. To say so for each costs as much as adding them up.
         np.seterr(over="ignore", invalid="ignore")
+        with torch.inference_mode():
+            self._run_jobs()
+
+    def _run_jobs(self) -> None:
         while (given := self._jobs.get()) is not None:
             job, future = given
             settle = None if future.cancelled() else _outcome(job, future)
