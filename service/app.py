@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from types import FrameType
@@ -155,18 +155,10 @@ class Service:
         )
         self._drain_on_signals()
         self.store.start()
-        tasks = [
-            asyncio.create_task(task) for task in (self._flush_metrics(), self._poll_keys(), self.status.keep_notes())
-        ]
-        if self.certificates is not None:
-            tasks.append(asyncio.create_task(self.certificates.keep_newest(settings.poll_seconds)))
-        if self.impressions is not None:
-            self.impressions.start()
-        if self.event_log is not None:
-            self.event_log.start()
-            tasks.append(asyncio.create_task(self._poll_event_types()))
-        self.shadow.start()
-        self.drift.start()
+        tasks = [asyncio.create_task(task) for task in self._tasks()]
+        parts = [one for one in (self.impressions, self.event_log, self.shadow, self.drift) if one is not None]
+        for part in parts:
+            part.start()
         try:
             # Workers share a socket: one that took connections while it loads would refuse what another could answer.
             opens_at = time.monotonic() + settings.startup_seconds
@@ -181,15 +173,17 @@ class Service:
             for task in tasks:
                 task.cancel()
             self.metrics.flush()
-            if self.impressions is not None:
-                await asyncio.to_thread(self.impressions.stop)
-            if self.event_log is not None:
-                await asyncio.to_thread(self.event_log.stop)
-            await asyncio.to_thread(self.shadow.stop)
-            await asyncio.to_thread(self.drift.stop)
-            await asyncio.to_thread(self.store.stop)
-            if self.tracing is not None:
-                await asyncio.to_thread(self.tracing.stop)
+            for one in (*parts, self.store, self.tracing):
+                if one is not None:
+                    await asyncio.to_thread(one.stop)
+
+    def _tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """Work on the event loop from start to end."""
+        yield from (self._flush_metrics(), self._poll_keys(), self.status.keep_notes())
+        if self.certificates is not None:
+            yield self.certificates.keep_newest(self.settings.poll_seconds)
+        if self.event_log is not None:
+            yield self._poll_event_types()
 
     async def _flush_metrics(self) -> None:
         while True:
