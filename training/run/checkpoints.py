@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 import torch.distributed as dist
 
 from model.artifact.artifact import sync
@@ -69,7 +70,7 @@ class Checkpoints:
         self._saved_step = step
         parts = state_file.encoded(dict(state)) if self._ranks.is_first else ()
         held = table_files.own_parts(tables, is_first=self._ranks.is_first)
-        if 2 * table_files.size_of(held) > _free_memory():
+        if 2 * table_files.size_of(held) > psutil.virtual_memory().available:
             # No room for copies: training waits until the tables are on disk.
             self._write(step, parts, held, is_best)
             self.wait()
@@ -225,15 +226,6 @@ def _entry(path: Path) -> dict[str, Any]:
 
 def _target(link: Path) -> str:
     return os.readlink(link) if link.is_symlink() else ""
-
-
-def _free_memory() -> int:
-    """Bytes that can be had without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return 1 << 62
 
 
 def _reason(error: BaseException, folder: Path) -> str:

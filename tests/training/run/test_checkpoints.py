@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -65,6 +66,16 @@ def test_what_training_changes_after_save_is_not_in_the_checkpoint(saved: Checkp
     folder = tmp_path / FOLDER / LAST_LINK
     assert torch.equal(state_file.load(folder / STATE)["step"], torch.zeros(3))
     assert torch.equal(table_files.read_whole(folder)["weights.user"], tables(1)["weights.user"])
+
+
+def test_without_room_for_a_copy_the_tables_are_on_the_disk_when_save_returns(
+    saved: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    held = tables(1)
+    saved.save(1, {"step": 1}, held)
+    held["weights.user"].fill_(7)
+    assert torch.equal(table_files.read_whole(tmp_path / FOLDER / LAST_LINK)["weights.user"], tables(1)["weights.user"])
 
 
 @pytest.mark.parametrize("name", [STATE, MANIFEST, table_files.file_of(0)])
