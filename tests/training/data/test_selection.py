@@ -18,7 +18,7 @@ from training.config import SplitConfig
 from training.data.index import index_of
 from training.data.reader import LogReader
 from training.data.rows import read_splits
-from training.data.selection import Selector
+from training.data.selection import Selector, epoch_unit
 from training.fit.report import data_report
 
 BERLIN = "Europe/Berlin"
@@ -168,3 +168,16 @@ def test_a_literal_that_does_not_compare_is_refused_with_one_that_does(
 def test_an_unknown_zone_is_refused() -> None:
     with pytest.raises(ValueError, match="timezone: no time zone 'Mars/Olympus' here"):
         trains(pa.array(["a"]), "a", "Mars/Olympus")
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_second"),
+    [("seconds", 1), ("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9)],
+)
+@pytest.mark.parametrize("year", [1974, 1996, 2024, 2098])  # MovieLens begins in 1995
+def test_a_time_since_1970_is_one_in_its_own_unit_alone(unit: str, per_second: int, year: int) -> None:
+    first, last = (int(datetime(year, month, 1, tzinfo=UTC).timestamp()) * per_second for month in (1, 12))
+    assert epoch_unit(first, last) == unit
+    assert epoch_unit(0, last) is None, "0 stands for an unknown time"
+    assert epoch_unit(first, last * 1000) is None, "two units in one column"
+    assert epoch_unit(year * 10_000 + 101, year * 10_000 + 1231) is None, "days as yyyymmdd"
