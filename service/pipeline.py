@@ -85,7 +85,7 @@ class Ranking:
     ) -> EncodedRequest:
         """The question's blocks, the candidates joined with the model's catalogue where it has one. Raises Problem 422
         for faulty values, for what a strict question leaves out, and for candidates that nothing describes."""
-        record.know_candidates(len(question.ids))
+        record.count_candidates(len(question.ids))
         request, columns = read_features(question, model.scorer.encoder)
         candidates: Encoded | NamedCandidates | None
         candidates = named = named_candidates(model, question, columns, self.unknown_candidates)

@@ -104,7 +104,7 @@ def _fit(
     saved = Checkpoints(run.path, ranks, keep=config.checkpoints_kept, about={"schema": run.schema.name})
     newest = saved.newest()  # verified, every byte of it: once
     if newest is None:
-        _fill(training, parent, ranks, show=show)
+        _set_initial_weights(training, parent, ranks, show=show)
     else:
         _resume(training, newest, data)
     progress = training.progress
@@ -138,7 +138,7 @@ def _fit(
         _write_summary(run, progress, source.rows, len(validation_rows), left_out, ranks.world, held)
 
 
-def _fill(training: Training, parent: Parent | None, ranks: Ranks, *, show: bool) -> None:
+def _set_initial_weights(training: Training, parent: Parent | None, ranks: Ranks, *, show: bool) -> None:
     """Weights that a new run does not draw: those of another implementation, or of a parent."""
     run = training.run
     if run.config.initial_weights is not None:

@@ -73,7 +73,7 @@ class ScriptLoader:
         self._known.move_to_end(code)
         module = copy.deepcopy(self._known[code])
         try:
-            _fill(module, state)
+            _set_tensors(module, state)
         except (RuntimeError, TypeError, AttributeError):  # an attribute of a kind that only torch's own reader sets
             return self._load(content)
         return module
@@ -135,9 +135,9 @@ def _tensor(
     return storage.as_strided(size, stride, offset).requires_grad_(requires_grad)
 
 
-def _fill(module: torch.jit.ScriptModule, state: _Object) -> None:
+def _set_tensors(module: torch.jit.ScriptModule, state: _Object) -> None:
     for name, value in vars(state).items():
         if isinstance(value, _Object):
-            _fill(getattr(module, name), value)
+            _set_tensors(getattr(module, name), value)
         else:
             setattr(module, name, value)

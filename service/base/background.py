@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-_TURN_SECONDS = 0.0005
+_SWITCH_SECONDS = 0.0005
 
 
 def nice(niceness: int) -> None:
@@ -21,7 +21,7 @@ def short_intervals() -> Iterator[None]:
     wait 5 ms for each while another thread is busy in Python. Not for always: switches cost where all threads
     answer."""
     usual = sys.getswitchinterval()
-    sys.setswitchinterval(_TURN_SECONDS)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ FLUSH_SECONDS = 2.0
 _WRITE_BYTES = select.PIPE_BUF
 # Lines that come within this are written together: waking a thread for each costs more than the line.
 _BATCH_SECONDS = 0.01
-_SAY_SECONDS = 10.0
+_LOG_SECONDS = 10.0
 
 
 class LogQueue:
@@ -74,7 +74,7 @@ class LogQueue:
             self._untold += lines
 
     def _work(self) -> None:
-        said_at = -_SAY_SECONDS
+        said_at = -_LOG_SECONDS
         while True:
             with self._changed:
                 is_first = not self._lines
@@ -85,7 +85,7 @@ class LogQueue:
                 batch = self._take_batch()
             if not self._write(b"".join(batch)):
                 self._drop(len(batch))
-            elif self._untold and time.monotonic() - said_at > _SAY_SECONDS:
+            elif self._untold and time.monotonic() - said_at > _LOG_SECONDS:
                 said_at = time.monotonic()
                 self._write_dropped()
             with self._changed:

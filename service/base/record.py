@@ -55,7 +55,7 @@ class RequestRecord:
         for act in waiting:
             act()
 
-    def know_candidates(self, count: int) -> None:
+    def count_candidates(self, count: int) -> None:
         """The body is parsed: the work that was guessed is known."""
         self.candidates = count
         if self.ticket is not None:

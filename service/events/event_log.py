@@ -35,7 +35,7 @@ _FILE_BYTES = 64 * 2**20
 # A file is closed, and the watermark moves, at least so often.
 _WATERMARK_SECONDS = 30.0
 _FULL_SECONDS = 5.0
-_SAY_SECONDS = 60.0
+_LOG_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 
 _log = FieldLogger("events")
@@ -129,7 +129,7 @@ class EventLog:
         self._to_sync.put(None)
 
     def _work(self) -> None:
-        self._look_after_folder()
+        self._tidy_folder()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._is_closing, self._seconds_left())
@@ -166,7 +166,7 @@ class EventLog:
         if not batch:
             return
         if self._watermark is None:  # without one a join would not wait for these lines
-            self._look_after_folder()
+            self._tidy_folder()
         done, error = 0, self._error
         if self._watermark is not None:
             done, error = self._files.append([block.lines for block in batch])
@@ -183,7 +183,7 @@ class EventLog:
         self._results["written"].inc(sum(block.events for block in batch[:done]))
         if error is not None:
             self._results["failed"].inc(sum(block.events for block in batch[done:]))
-            self._tell(error)
+            self._log_failure(error)
         for number, block in enumerate(batch):
             problem = None if number < done else _refused("the event log cannot be written", 1)
             with suppress(RuntimeError):  # the loop has ended, and with it those that waited
@@ -201,10 +201,10 @@ class EventLog:
             if self._watermark is not None:
                 self._watermark.move(watermark, now)
         except OSError as error:
-            self._tell(error)
-        self._look_after_folder()
+            self._log_failure(error)
+        self._tidy_folder()
 
-    def _look_after_folder(self) -> None:
+    def _tidy_folder(self) -> None:
         """Names what dead writers left, forgets their watermarks, and measures the log."""
         try:
             if self._watermark is None:
@@ -217,7 +217,7 @@ class EventLog:
                 writer.forget(is_settled=is_settled)
             self._total_bytes = self._files.total_bytes
         except OSError as error:
-            self._tell(error)
+            self._log_failure(error)
 
     def _sync_soon(self) -> None:
         self._sync_due = None
@@ -230,7 +230,7 @@ class EventLog:
             try:
                 os.fsync(descriptor)
             except OSError as error:
-                self._tell(error)
+                self._log_failure(error)
             finally:
                 os.close(descriptor)
 
@@ -238,10 +238,10 @@ class EventLog:
         if self._watermark is not None and not self._files.is_open:
             self._watermark.close()
 
-    def _tell(self, error: OSError) -> None:
+    def _log_failure(self, error: OSError) -> None:
         self._error = error
         now = time.monotonic()
-        if self._said_at is None or now - self._said_at >= _SAY_SECONDS:
+        if self._said_at is None or now - self._said_at >= _LOG_SECONDS:
             self._said_at = now
             _log.error("the event log fails", reason=error.strerror or str(error))
 

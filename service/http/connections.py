@@ -83,6 +83,6 @@ def status_of(reason: str) -> int:
     return 499 if reason == "ended_early" else int(_STATUS[reason][:3])
 
 
-def last_words(reason: str, text: str) -> bytes:
+def final_answer(reason: str, text: str) -> bytes:
     """The answer to a client whose connection ends for a reason."""
     return _ANSWER.format(status=_STATUS[reason], length=len(text), text=text).encode("ascii")

@@ -16,7 +16,7 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.http.connections import Connections, Limits, last_words, status_of
+from service.http.connections import Connections, Limits, final_answer, status_of
 from service.http.timer import OneTimer
 
 # Key of the application's state, maybe with a function of a request's scope: an answer's bytes, or None to go on.
@@ -376,7 +376,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_cut_off = True
         self.shared.ends[reason] += 1
         self.shared.release(self)
-        answer = last_words(reason, text)
+        answer = final_answer(reason, text)
         if self._is_unfinished and not self._is_in_headers:
             if self._is_shed or self.cycle.response_started:
                 answer = b""

@@ -16,7 +16,7 @@ from service.impressions.folder import impression_files
 from service.log_files.folder import LINES
 
 POLL_SECONDS = 1.0
-_SAY_SECONDS = 60.0
+_LOG_SECONDS = 60.0
 _REASON_CHARACTERS = 300
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,6 +92,6 @@ class Conversion:
     def _fail(self, reason: str) -> None:
         self._on_failed()
         now = time.monotonic()
-        if self._said_at is None or now - self._said_at >= _SAY_SECONDS:
+        if self._said_at is None or now - self._said_at >= _LOG_SECONDS:
             self._said_at = now
             _log.warning("impressions stay lines of JSON", reason=reason)

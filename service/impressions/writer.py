@@ -31,7 +31,7 @@ DRAIN_SECONDS = 5.0
 _FILE_BYTES = 64 * 2**20
 _AGE_SECONDS = 3600.0
 _WRITE_BYTES = 2**20
-_SAY_SECONDS = 60.0
+_LOG_SECONDS = 60.0
 _NICENESS = 10
 
 _log = FieldLogger("impressions")
@@ -191,7 +191,7 @@ class _Losses:
             self._untold[result] += lines
             self._reason = reason
             now = time.monotonic()
-            is_told = self._said_at is not None and now - self._said_at < _SAY_SECONDS
+            is_told = self._said_at is not None and now - self._said_at < _LOG_SECONDS
             if not is_told:
                 self._said_at = now
         if not is_told:

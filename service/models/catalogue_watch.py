@@ -46,9 +46,9 @@ class CatalogueWatch:
             is_due = refused is None or (state != refused and state == seen.get(place))
             if is_due and not self._open_generation(scorer, place):
                 self._refused[place] = state
-        self._look_for_served(scorer, generations)
+        self._check_served(scorer, generations)
 
-    def _look_for_served(self, scorer: Scorer, generations: list[Path]) -> None:
+    def _check_served(self, scorer: Scorer, generations: list[Path]) -> None:
         served, before = str(_generation(scorer)), self._missing
         is_there = scorer.catalogue is None or served in [place.name for place in generations]
         self._missing = None if is_there else f"generation {served}: missing; it serves on from memory"

@@ -226,7 +226,7 @@ class ModelFamily:
         shown = None if error is None else self._place_free(error)
         if has_changed or shown != self.labels_error:
             self.labels_error = shown
-            self._tell_labels(asked)
+            self._log_labels(asked)
         canary = before.canary if CANARY in refused else asked.canary
         shadow = before.shadow if SHADOW in refused else asked.shadow
         return Labels(stable=stable, canary=None if stable is None else canary, shadow=shadow)
@@ -343,7 +343,7 @@ class ModelFamily:
             return "is not published"
         return f"is quarantined: {state.reason}"
 
-    def _tell_labels(self, asked: Labels) -> None:
+    def _log_labels(self, asked: Labels) -> None:
         self._metrics.loads.labels("labels_ready" if self.labels_error is None else "labels_refused").inc()
         fields = {"model": self.name, "labels": asked.document()}
         if self.labels_error is None:

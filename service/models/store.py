@@ -94,10 +94,10 @@ class ModelStore:
         """One poll of the folder: new models, newer versions, changed labels and value models."""
         try:
             names = model_names(self._models)
-            self._tell_folder(None)
+            self._log_folder(None)
         except OSError as error:
             names = []
-            self._tell_folder(f"the models folder cannot be read ({error.strerror})")
+            self._log_folder(f"the models folder cannot be read ({error.strerror})")
         for name in dict.fromkeys([*self._families, *names]):
             if name not in self._families:
                 family = ModelFamily(self._models, name, self._metrics, self._loading)
@@ -107,7 +107,7 @@ class ModelStore:
         self._metrics.polled_at.set_to_current_time()
         self._has_looked.set()
 
-    def _tell_folder(self, error: str | None) -> None:
+    def _log_folder(self, error: str | None) -> None:
         if error not in (None, self._folder_error):
             _log.error("models folder refused; what was loaded serves on", reason=error)
         self._folder_error = error
@@ -210,7 +210,7 @@ class ModelStore:
                     self.refresh()
             except Exception:  # the thread must outlive any surprise on disk: without it no new model would ever load
                 _log.exception("polling the models folder failed; trying again")
-                self._tell_folder("polling the models folder failed; the log says more")
+                self._log_folder("polling the models folder failed; the log says more")
                 self._has_looked.set()
             nice(_NICENESS)
             self._do_what_is_asked(time.monotonic() + self.poll_seconds)

@@ -102,8 +102,8 @@ class LoadedVersion:
 
     def refresh(self) -> None:
         """Load what has appeared beside the version, and run its golden requests where they may fail."""
-        self._check_doubted()
-        self._look_for_folder()
+        self._recheck_golden()
+        self._check_folder()
         if self.missing is None and derived_files(self._path, self._loading.verify_key) != self._derived:
             self._reload_engine()
         self.catalogue.refresh(self.served.scorer)
@@ -137,7 +137,7 @@ class LoadedVersion:
         _log.info("model version ready", **self._fields(scorer), engine=scorer.engine, value_models=value_models.names)
         return ServedModel(self.name, scorer, value_models, metrics)
 
-    def _look_for_folder(self) -> None:
+    def _check_folder(self) -> None:
         was_missing, fields = self.missing is not None, self._fields(self.served.scorer)
         is_missing = fingerprint(self._path / MANIFEST) is None
         place = f"{self._path.parent.name}/{self._path.name}"
@@ -166,7 +166,7 @@ class LoadedVersion:
         self.served = self._taken(scorer, before.value_models)
         self._golden_error = None
 
-    def _check_doubted(self) -> None:
+    def _recheck_golden(self) -> None:
         doubted, self._doubted = self._doubted, None
         scorer = self.served.scorer
         if doubted is not scorer:

@@ -103,7 +103,7 @@ class OpenInference:
             )
             outputs = chosen_outputs(inference, model.scorer.outputs)
             request_columns, candidate_columns, rows = columns(inference, model.scorer.encoder, ranking.max_candidates)
-            record.know_candidates(rows)
+            record.count_candidates(rows)
             request, candidates = model.scorer.encode(request_columns, candidate_columns, rows)
             tensors = AskedTensors(request_columns, candidate_columns, rows)
             encoded = EncodedRequest(

@@ -40,8 +40,8 @@ from service.rank.scored_request import EncodedRequest, ScoredRequest
 MOST_WAITING = 32
 NICENESS = 10
 _STOP_SECONDS = 5.0
-_LOOK_SECONDS = 0.001
-_SAY_SECONDS = 60.0
+_POLL_SECONDS = 0.001
+_LOG_SECONDS = 60.0
 
 _log = FieldLogger("shadow")
 
@@ -106,7 +106,7 @@ class ShadowScoring:
     def _has_time(self) -> bool:
         """Waits while every scoring thread is busy. Returns whether there is anything to do after that."""
         while self._is_busy() and not self._is_closing.is_set():
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         return not self._is_closing.is_set()
 
     def _compare(self, taken: ShadowRequest) -> str:
@@ -133,7 +133,7 @@ class ShadowScoring:
 
     def _log_failure(self, taken: ShadowRequest, error: Exception) -> None:
         now = time.monotonic()
-        if self._said_at is not None and now - self._said_at < _SAY_SECONDS:
+        if self._said_at is not None and now - self._said_at < _LOG_SECONDS:
             return
         self._said_at = now
         fields = {"model": taken.shadow.name, "model_version": taken.shadow.scorer.version}

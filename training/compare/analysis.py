@@ -26,7 +26,7 @@ from training.compare.contrasts import contrast_results
 from training.compare.cost import sizes, times
 from training.compare.curves import curve_results
 from training.compare.experiment import Cell, Experiment
-from training.compare.inside import look_inside
+from training.compare.inside import inspect_networks
 from training.compare.measures import METRICS
 from training.compare.over_training import during_training
 from training.compare.predictions import Truth, prediction_file, read_predictions, truth_of
@@ -97,7 +97,7 @@ def _dataset(experiment: Experiment, done: Mapping[Cell, TrainingConfig]) -> Jso
     result["contrasts"] = contrast_results(experiment.contrasts, result["tables"]["test"])
     result["curves"] = curve_results(experiment.curves, result["tables"]["test"])
     result["during_training"] = during_training(experiment.baseline, runs)
-    result["inside"] = look_inside(experiment.output, runs) if experiment.inside else None
+    result["inside"] = inspect_networks(experiment.output, runs) if experiment.inside else None
     return result
 
 

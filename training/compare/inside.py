@@ -35,7 +35,7 @@ PICTURES = {
 Json = dict[str, Any]
 
 
-def look_inside(output: Path, runs: Mapping[Cell, Run]) -> Json:
+def inspect_networks(output: Path, runs: Mapping[Cell, Run]) -> Json:
     """The section of a dataset, measured on the validation split. `output` is the experiment's folder."""
     found: Json = {"networks": {}, "policies": {}, "failures": {}}
     by_network: dict[str, dict[int, Run]] = {}

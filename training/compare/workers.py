@@ -20,7 +20,7 @@ from training.compare.tree_config import TreesConfig, kept_config
 from training.config import SplitName, TrainingConfig
 from training.distributed.processes import belong_to_parent
 from training.run.run import CONFIG, SUMMARY, Run
-from training.run.stopping import Terminated, end_when_told
+from training.run.stopping import Terminated, end_on_signals
 from training.step.divergence import Diverged
 from training.train import train
 
@@ -128,7 +128,7 @@ class _Worker:
 
 def _serve(connection: Connection) -> None:
     belong_to_parent()
-    end_when_told()
+    end_on_signals()
     with contextlib.suppress(Terminated):
         _answer(connection)
 

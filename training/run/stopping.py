@@ -33,12 +33,12 @@ _wish = _Wish()
 def take_signals() -> None:
     """Install handlers that end this process as this module says. SIGHUP that is ignored (nohup) stays so."""
     signal.signal(signal.SIGINT, _interrupt)
-    end_when_told()
+    end_on_signals()
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _terminate)
 
 
-def end_when_told() -> None:
+def end_on_signals() -> None:
     """Install a handler of SIGTERM that ends this process as this module says."""
     signal.signal(signal.SIGTERM, _terminate)
 

@@ -54,7 +54,7 @@ def fill_network(ours: Side, theirs: Side, features: set[str]) -> Iterator[tuple
     columns = [(ours.columns[name], theirs.columns[name]) for name in ours.columns if name in features]
     states: dict[str, set[str]] = {}
     for name in ours.slots:
-        states.setdefault(_part(name), set()).add(_fill(name, ours, theirs, columns))
+        states.setdefault(_part(name), set()).add(_fill_slot(name, ours, theirs, columns))
     for part, found in states.items():
         yield part, found.pop() if len(found) == 1 else "part"
     for part in dict.fromkeys(map(_part, theirs.slots)):
@@ -62,7 +62,7 @@ def fill_network(ours: Side, theirs: Side, features: set[str]) -> Iterator[tuple
             yield part, "dropped"
 
 
-def _fill(name: str, ours: Side, theirs: Side, columns: list[tuple[range, range]]) -> str:
+def _fill_slot(name: str, ours: Side, theirs: Side, columns: list[tuple[range, range]]) -> str:
     slot, source = ours.slots[name], theirs.slots.get(name)
     reads_row = name in ours.reads_row
     if source is None or source.dim() != slot.dim() or reads_row != (name in theirs.reads_row):

@@ -40,7 +40,7 @@ def test_a_reader_that_stops_costs_lines_beyond_the_bound_alone(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_queue, "MAX_HELD_BYTES", 100_000)
-    monkeypatch.setattr(log_queue, "_SAY_SECONDS", -1.0)
+    monkeypatch.setattr(log_queue, "_LOG_SECONDS", -1.0)
     reading, writing = pipe
     queue = queue_of(writing)
     line = b"x" * 92 + b" %06d\n"

@@ -223,7 +223,7 @@ def test_what_fails_inside_costs_no_report(
         for cell, run in runs_of(compared).items()
     }
     monkeypatch.setattr(inside, "inspect", broken)
-    found = inside.look_inside(tmp_path / "out", runs)
+    found = inside.inspect_networks(tmp_path / "out", runs)
     assert found["failures"] == {"adatt": "RuntimeError: no kernel for this"}
     assert "looking inside" in caplog.text
     assert list(found["networks"]) == ["bottom", "routed"]
