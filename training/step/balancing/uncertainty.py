@@ -1,7 +1,7 @@
 """Uncertainty weighting: a learned log variance per task, in place of loss weights chosen by hand.
 
 A. Kendall, Y. Gal, R. Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018, equations 5 to 10.
-With s = log sigma^2 a regression task contributes exp(-s) * L / 2 + s / 2, a binary one exp(-s) * L + s / 2. Loss
+With s = log sigma^2 a regression task contributes exp(-s) * L / 2 + s / 2, one with classes exp(-s) * L + s / 2. Loss
 weights multiply whole contributions, so a loss weight of 0 still switches a task off.
 
 Shapes: T tasks.
@@ -36,7 +36,7 @@ class UncertaintyWeighting(Balancing):
         return self.losses.precisions_T * torch.exp(-self.log_variances_T)
 
     def learned_weights(self) -> Tensor:
-        """The factors of the losses, 1 / (2 sigma^2) for a regression task and 1 / sigma^2 for a binary one."""
+        """The factors of the losses, 1 / (2 sigma^2) for a regression task and 1 / sigma^2 for one with classes."""
         return self._factors_T().detach()
 
 
