@@ -22,8 +22,6 @@ FOLDER = Path(__file__).parent
 DASHBOARD = FOLDER / "grafana/dashboards/feedrank.json"
 PANELS = FOLDER / "grafana/panels.yaml"
 RULES = (FOLDER / "prometheus/recording.yml", FOLDER / "prometheus/alerts.yml")
-# What Prometheus adds of itself.
-_OF_PROMETHEUS = ("up", "ALERTS")
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _SUFFIXES = ("", "_total", "_bucket", "_sum", "_count")
