@@ -8,9 +8,11 @@ too. Nothing waits for the reader of stderr (service/base/log_queue.py).
 import atexit
 import io
 import logging
+import math
 import os
 import sys
 import threading
+import time
 import traceback
 from datetime import UTC, datetime
 from functools import cache
@@ -23,6 +25,7 @@ from service.base.log_queue import LogQueue
 
 LOGGER = "feedrank"
 _MOST_PRINTED = 2**16
+_THROTTLE_SECONDS = 60.0
 
 
 class JsonFormatter(logging.Formatter):
@@ -79,6 +82,21 @@ class FieldLogger:
     def exception(self, message: str, /, **fields: object) -> None:
         """Logs the exception that is being handled, with its traceback."""
         self._logger.exception(message, extra={"fields": fields})
+
+
+class Throttle:
+    """True at most once a minute, for lines that would fill a log. Its caller keeps threads apart."""
+
+    def __init__(self) -> None:
+        self._due = -math.inf
+
+    def is_due(self) -> bool:
+        """True the first time and a minute after each time that it was."""
+        now = time.monotonic()
+        is_due = now >= self._due
+        if is_due:
+            self._due = now + _THROTTLE_SECONDS
+        return is_due
 
 
 @cache

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 
 from service.base.clock import Clock
 from service.base.errors import Problem
-from service.base.log import FieldLogger
+from service.base.log import FieldLogger, Throttle
 from service.log_files.folder import LogFolder
 from service.log_files.rotated_files import RotatedFiles
 from service.log_files.watermark import Watermark
@@ -35,7 +35,6 @@ _FILE_BYTES = 64 * 2**20
 # A file is closed, and the watermark moves, at least so often.
 _WATERMARK_SECONDS = 30.0
 _FULL_SECONDS = 5.0
-_LOG_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 
 _log = FieldLogger("events")
@@ -77,7 +76,7 @@ class EventLog:
         self._watermark: Watermark | None = None
         self._due = _Due(_WATERMARK_SECONDS)
         self._sync_due: float | None = None
-        self._said_at: float | None = None
+        self._throttle = Throttle()
         self._error: OSError | None = None
         self._to_sync: SimpleQueue[int | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="events", daemon=True)
@@ -240,9 +239,7 @@ class EventLog:
 
     def _log_failure(self, error: OSError) -> None:
         self._error = error
-        now = time.monotonic()
-        if self._said_at is None or now - self._said_at >= _LOG_SECONDS:
-            self._said_at = now
+        if self._throttle.is_due():
             _log.error("the event log fails", reason=error.strerror or str(error))
 
 

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service.base.log import FieldLogger
+from service.base.log import FieldLogger, Throttle
 from service.impressions.folder import impression_files
 from service.log_files.folder import LINES
 
 POLL_SECONDS = 1.0
-_LOG_SECONDS = 60.0
 _REASON_CHARACTERS = 300
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +30,7 @@ class Conversion:
         self._on_failed = on_failed
         self._process: subprocess.Popen[bytes] | None = None
         self._is_asked_again = False
-        self._said_at: float | None = None
+        self._throttle = Throttle()
 
     def start(self) -> None:
         """Start to convert closed files, unless that is going on."""
@@ -91,7 +90,5 @@ class Conversion:
 
     def _fail(self, reason: str) -> None:
         self._on_failed()
-        now = time.monotonic()
-        if self._said_at is None or now - self._said_at >= _LOG_SECONDS:
-            self._said_at = now
+        if self._throttle.is_due():
             _log.warning("impressions stay lines of JSON", reason=reason)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from service.base.background import nice
-from service.base.log import FieldLogger
+from service.base.log import FieldLogger, Throttle
 from service.base.record import RequestRecord
 from service.impressions.convert import POLL_SECONDS, Conversion
 from service.impressions.folder import impression_files
@@ -31,7 +31,6 @@ DRAIN_SECONDS = 5.0
 _FILE_BYTES = 64 * 2**20
 _AGE_SECONDS = 3600.0
 _WRITE_BYTES = 2**20
-_LOG_SECONDS = 60.0
 _NICENESS = 10
 
 _log = FieldLogger("impressions")
@@ -183,18 +182,15 @@ class _Losses:
         self._lock = threading.Lock()
         self._untold = {"dropped": 0, "failed": 0}
         self._reason = ""
-        self._said_at: float | None = None
+        self._throttle = Throttle()
 
     def count(self, result: Literal["dropped", "failed"], lines: int, reason: str) -> None:
         self._metrics[result].inc(lines)
         with self._lock:
             self._untold[result] += lines
             self._reason = reason
-            now = time.monotonic()
-            is_told = self._said_at is not None and now - self._said_at < _LOG_SECONDS
-            if not is_told:
-                self._said_at = now
-        if not is_told:
+            is_due = self._throttle.is_due()
+        if is_due:
             self.log_losses()
 
     def log_losses(self) -> None:

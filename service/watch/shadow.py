@@ -26,7 +26,7 @@ from model.features.kinds import Feature
 from model.schema import Block
 from model.scorer.scorer import Scored, Scorer
 from service.base.background import nice
-from service.base.log import FieldLogger
+from service.base.log import FieldLogger, Throttle
 from service.base.record import RequestRecord
 from service.metrics.metrics import Metrics
 from service.metrics.ranking_distance import movement
@@ -41,7 +41,6 @@ MOST_WAITING = 32
 NICENESS = 10
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.001
-_LOG_SECONDS = 60.0
 
 _log = FieldLogger("shadow")
 
@@ -63,7 +62,7 @@ class ShadowScoring:
         self._is_busy = is_busy
         self._queue: Queue[ShadowRequest | None] = Queue(MOST_WAITING)
         self._is_closing = threading.Event()
-        self._said_at: float | None = None
+        self._throttle = Throttle()
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
 
     def start(self) -> None:
@@ -132,10 +131,8 @@ class ShadowScoring:
         self._metrics.count(taken.shadow.name, taken.shadow.scorer.version, result)
 
     def _log_failure(self, taken: ShadowRequest, error: Exception) -> None:
-        now = time.monotonic()
-        if self._said_at is not None and now - self._said_at < _LOG_SECONDS:
+        if not self._throttle.is_due():
             return
-        self._said_at = now
         fields = {"model": taken.shadow.name, "model_version": taken.shadow.scorer.version}
         _log.error(
             "the shadow version failed; the metrics count how often",
