@@ -4,7 +4,7 @@ In: a models folder. Out: an artifact of the reference feed with random weights,
 plain TorchScript file: a look-up for each feature, whole rows of user, context and candidate side by side, a module for
 each expert (plain_adatt.py), frozen. It needs torch alone. benchmarks/as_trained_calls.py calls it.
 
-Shapes: B whole rows, K single-id features, V values of a list feature, D columns of a block, T tasks.
+Shapes: B whole rows, K single-id features, V values of a list feature, Q numbers, D columns of a block, T tasks.
 """
 
 import warnings
@@ -50,14 +50,14 @@ class PlainBlock(nn.Module):
             ]
         )
 
-    def forward(self, ids_BK: Tensor, values: list[Tensor], offsets: list[Tensor], numbers_BD: Tensor) -> Tensor:
+    def forward(self, ids_BK: Tensor, values: list[Tensor], offsets: list[Tensor], numbers_BQ: Tensor) -> Tensor:
         """columns_BD. `values` [V] and `offsets` [B] have an entry for each list feature."""
         parts: list[Tensor] = []
         for feature, embedding in enumerate(self.single):
             parts.append(embedding(ids_BK[:, feature]))
         for feature, bag in enumerate(self.bags):
             parts.append(bag(values[feature], offsets[feature]))
-        parts.append(numbers_BD)
+        parts.append(numbers_BQ)
         return torch.cat(parts, dim=1)
 
 
@@ -75,15 +75,15 @@ class AsTrained(nn.Module):
         request_ids_BK: Tensor,
         request_values: list[Tensor],
         request_offsets: list[Tensor],
-        request_numbers_BD: Tensor,
+        request_numbers_BQ: Tensor,
         ids_BK: Tensor,
         values: list[Tensor],
         offsets: list[Tensor],
-        numbers_BD: Tensor,
+        numbers_BQ: Tensor,
     ) -> Tensor:
         """probabilities_BT."""
-        request_BD = self.request(request_ids_BK, request_values, request_offsets, request_numbers_BD)
-        candidate_BD = self.candidate(ids_BK, values, offsets, numbers_BD)
+        request_BD = self.request(request_ids_BK, request_values, request_offsets, request_numbers_BQ)
+        candidate_BD = self.candidate(ids_BK, values, offsets, numbers_BQ)
         return torch.sigmoid(self.network(torch.cat([request_BD, candidate_BD], dim=1)))
 
 

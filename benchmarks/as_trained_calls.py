@@ -3,7 +3,7 @@
 What the services around it share, with any parser: ids hashed as in training, vectorised, and the one row of the
 request repeated for each candidate, for the network reads whole rows. Imports neither training nor torchrec.
 
-Shapes: R rows of a block (1 of the request), K single-id features, V values of a list feature, D numbers, N candidates,
+Shapes: R rows of a block (1 of the request), K single-id features, V values of a list feature, Q numbers, N candidates,
 T tasks, O outputs.
 """
 
@@ -24,21 +24,21 @@ Ids = NDArray[np.int64]
 
 
 class Inputs(NamedTuple):
-    """A block as the module takes it: ids_RK, values [V] and offsets [R] of each list feature, numbers_RD."""
+    """A block as the module takes it: ids_RK, values [V] and offsets [R] of each list feature, numbers_RQ."""
 
     ids_RK: Tensor
     values: list[Tensor]
     offsets: list[Tensor]
-    numbers_RD: Tensor
+    numbers_RQ: Tensor
 
     @classmethod
-    def of(cls, ids_RK: Ids, lists: Sequence[tuple[Ids, Ids]], numbers_RD: NDArray[np.float32]) -> "Inputs":
+    def of(cls, ids_RK: Ids, lists: Sequence[tuple[Ids, Ids]], numbers_RQ: NDArray[np.float32]) -> "Inputs":
         """Inputs of raw values. `lists` are each feature's values, one after the other, and lengths."""
         return cls(
             _table_rows(ids_RK),
             [_table_rows(values_V) for values_V, _ in lists],
             [torch.from_numpy(np.cumsum(lengths_R) - lengths_R) for _, lengths_R in lists],
-            torch.from_numpy(numbers_RD),
+            torch.from_numpy(numbers_RQ),
         )
 
     def repeated(self, rows: int) -> "Inputs":
@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
             self.ids_RK.expand(rows, -1),
             [values_V.repeat(rows) for values_V in self.values],
             [torch.arange(rows) * len(values_V) for values_V in self.values],
-            self.numbers_RD.expand(rows, -1),
+            self.numbers_RQ.expand(rows, -1),
         )
 
 

@@ -4,7 +4,7 @@ In: the parameter `uri` of model-settings.json, the path of the TorchScript file
 `<feature>.values` and `<feature>.lengths`. Out: one FP32 tensor for each task and `score`, in request order. It runs in
 MLServer's own environment (requirements/mlserver.txt), which has neither torchrec nor this project's service.
 
-Shapes: R rows of a block, K single-id features, D numbers, N candidates, O outputs.
+Shapes: R rows of a block, K single-id features, Q numbers, N candidates, O outputs.
 """
 
 from pathlib import Path
@@ -42,11 +42,11 @@ class AsTrainedRuntime(MLModel):
 def _inputs(block: Block, tensors: Tensors) -> Inputs:
     ids, lists, numbers = names_of(block)
     ids_RK = np.stack([tensors[name].ravel() for name in ids], axis=1).astype(np.int64, copy=False)
-    numbers_RD = [tensors[name].ravel() for name in numbers]
+    numbers_RQ = [tensors[name].ravel() for name in numbers]
     return Inputs.of(
         ids_RK,
         [(_integers(tensors[f"{name}.values"]), _integers(tensors[f"{name}.lengths"])) for name in lists],
-        np.stack(numbers_RD, axis=1).astype(np.float32) if numbers else np.zeros((len(ids_RK), 0), np.float32),
+        np.stack(numbers_RQ, axis=1).astype(np.float32) if numbers else np.zeros((len(ids_RK), 0), np.float32),
     )
 
 

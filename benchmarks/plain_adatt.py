@@ -4,7 +4,7 @@ The yardstick of benchmarks/network_speed.py and of benchmarks/serving.py: the e
 no batched product. `NAMES` maps the project's names to those of `PlainAdaTT`, which TorchScript can script.
 
 Shapes: B rows, T tasks, E experts of a level, M native experts of a task, D input, H width of a layer, K single-id
-features, N numbers.
+features, Q numbers.
 """
 
 import math
@@ -122,6 +122,6 @@ class PlainRanker(nn.Module):
         parts: list[Tensor] = []
         for embeddings, block in ((self.request, request), (self.candidate, candidate)):
             parts += [embedding(ids_B) for embedding, ids_B in zip(embeddings, block.ids_BK.unbind(1), strict=True)]
-            parts.append(block.numbers_BN)
+            parts.append(block.numbers_BQ)
         logits_BT: Tensor = self.network(torch.cat(parts, dim=1))
         return logits_BT

@@ -5,7 +5,7 @@ service/app.py calls, in its order, whole requests one after the other in this p
 caches as the one before it left them. What is around them is measured by a server of its own (frame_service.py). Of
 FLOP, a multiplication and an addition are two.
 
-Shapes: R rows of a block, B rows, K single-id features, D numbers (of the network: columns of the dense row), N
+Shapes: R rows of a block, B rows, K single-id features, Q numbers, D columns of the dense row, N
 candidates, F outputs over the raw row, O outputs.
 """
 
@@ -182,11 +182,11 @@ def _inputs(scorer: Scorer, body: bytes) -> tuple[Inputs, Inputs]:
 def _block_inputs(block: Block, columns: Mapping[str, Column]) -> Inputs:
     ids, lists, numbers = names_of(block)
     ids_RK = np.stack([np.asarray(columns[name].values, np.int64) for name in ids], axis=1)
-    numbers_DR = [np.asarray(columns[name].values, np.float32) for name in numbers]
+    numbers_QR = [np.asarray(columns[name].values, np.float32) for name in numbers]
     pairs = []
     for name in lists:
         lengths_R = columns[name].lengths_B
         assert lengths_R is not None
         pairs.append((np.asarray(columns[name].values, np.int64), lengths_R))
-    numbers_RD = np.stack(numbers_DR, axis=1) if numbers else np.zeros((len(ids_RK), 0), np.float32)
-    return Inputs.of(ids_RK, pairs, numbers_RD)
+    numbers_RQ = np.stack(numbers_QR, axis=1) if numbers else np.zeros((len(ids_RK), 0), np.float32)
+    return Inputs.of(ids_RK, pairs, numbers_RQ)

@@ -9,7 +9,7 @@ AdaTT-sp as plain_adatt.py writes it, a module per expert. On `tables` there are
 `ours-step`, `dmp-step` (ours by DistributedModelParallel, as with several processes) and `adam-step` (TorchRec's
 EmbeddingBagCollection through it with dense gradients and Adam(fused=True)). Prints JSON: CPU seconds a row, peak MiB.
 
-Shapes: B rows, K ids, N numbers, T tasks.
+Shapes: B rows, K ids, Q numbers, T tasks.
 """
 
 import argparse
@@ -91,16 +91,16 @@ class UsualRanker(nn.Module):
 
 
 class CollectionRanker(nn.Module):
-    """A sharded EmbeddingBagCollection before the network. In: a KeyedJaggedTensor, numbers_BN. Out: logits_BT."""
+    """A sharded EmbeddingBagCollection before the network. In: a KeyedJaggedTensor, numbers_BQ. Out: logits_BT."""
 
     def __init__(self, collection: nn.Module, keys: list[str], network: Network) -> None:
         super().__init__()
         self.collection, self.keys, self.network = collection, keys, network
 
-    def forward(self, jagged: object, numbers_BN: Tensor) -> Tensor:
+    def forward(self, jagged: object, numbers_BQ: Tensor) -> Tensor:
         """logits_BT."""
         pooled = self.collection(jagged).to_dict()
-        logits_BT: Tensor = self.network(torch.cat([*(pooled[key] for key in self.keys), numbers_BN], dim=1))
+        logits_BT: Tensor = self.network(torch.cat([*(pooled[key] for key in self.keys), numbers_BQ], dim=1))
         return logits_BT
 
 
@@ -233,7 +233,7 @@ def _adam_step(run: Run, source: Source, _: DataConfig) -> Step:
 
     def forward() -> tuple[Tensor, Tensor]:
         jagged, batch = next(feed)
-        return ranker(jagged, batch.candidate.numbers_BN), batch.targets_BT
+        return ranker(jagged, batch.candidate.numbers_BQ), batch.targets_BT
 
     return _step(run, forward, optimizer)
 

@@ -39,15 +39,15 @@ def encoder() -> FeatureEncoder:
 def test_it_is_encoded_and_embedded_among_the_numbers(encoder: FeatureEncoder) -> None:
     columns = encoder.columns("candidate", {"cover": COVERS, "video": [1, 2, 3]}, 3)
     encoded = encoder.encode("candidate", columns, 3, as_served=True)
-    assert encoded.block.numbers_BD.tolist() == NUMBERS
+    assert encoded.block.numbers_BQ.tolist() == NUMBERS
     assert encoded.missing == {"video": 0, "cover": 1}
     left_out = encoder.encode("candidate", {}, 2, as_served=True)
-    assert left_out.block.numbers_BD.tolist() == [[0.5] * 3] * 2
+    assert left_out.block.numbers_BQ.tolist() == [[0.5] * 3] * 2
     request = encoder.encode("request", encoder.columns("request", {"mood": [[7, 8]]}, 1), 1, as_served=True)
     repeated = request.block._replace(
         ids_BK=request.block.ids_BK.repeat(3, axis=0),
         list_lengths_LB=request.block.list_lengths_LB.repeat(3, axis=1),
-        numbers_BD=request.block.numbers_BD.repeat(3, axis=0),
+        numbers_BQ=request.block.numbers_BQ.repeat(3, axis=0),
     )
     rows_BD = Embeddings(SCHEMA, encoder)(tensors(repeated), tensors(encoded.block)).detach()
     assert row_width(SCHEMA, "request") + row_width(SCHEMA, "candidate") == rows_BD.shape[1] == 2 + 4 + 3
@@ -66,7 +66,7 @@ def test_tensors_of_the_open_inference_protocol(encoder: FeatureEncoder, in_byte
             body, headers = json.dumps({"inputs": [one.as_json() for one in given]}).encode(), {}
         column = columns_of(read(body, headers.get(HEADER_LENGTH)), encoder, 10)[1]["cover"]
         block = encoder.encode("candidate", {"cover": column}, len(lengths), as_served=True).block
-        return [row.tolist() for row in block.numbers_BD]
+        return [row.tolist() for row in block.numbers_BQ]
 
     assert columns([1, -2, 3, 0, 4, 0.25], [3, 3]) == [NUMBERS[0], NUMBERS[2]]
     with pytest.raises(Problem, match=r"inputs\.cover\.values: expected 3 numbers or null"):
@@ -86,7 +86,7 @@ def test_logs_trees_and_reports_read_it(encoder: FeatureEncoder, monkeypatch: py
         for feature in SCHEMA.features
     }
     encoded = encoder.encode("candidate", columns, 3, as_served=False)
-    assert encoded.block.numbers_BD.tolist() == NUMBERS
+    assert encoded.block.numbers_BQ.tolist() == NUMBERS
     trees = TreeInputs(SCHEMA, None, 10, table, 0).common(table)
     assert trees.names == ["video", "cover.0", "cover.1", "cover.2", "mood.0", "mood.1"]
     np.testing.assert_array_equal(trees.inputs_BF[:, 1:4], [NUMBERS[0], [np.nan] * 3, NUMBERS[2]])

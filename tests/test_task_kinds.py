@@ -91,7 +91,7 @@ def test_a_further_kind_goes_from_the_log_to_answers(monkeypatch: pytest.MonkeyP
     logits = rng.normal(size=(50, 2)).astype(np.float32)
     losses_T = TaskLosses(schema)(torch.from_numpy(logits), rows.targets_BT, rows.observed_BT)
     shares, rate = table.column("shares").to_numpy(), np.exp(logits[:, 1].astype(np.float64))
-    # Of float32; the loss leaves out log(label!).
+    # Of float32. The loss leaves out log(label!).
     constant = [np.log(np.arange(1, count + 1)).sum() for count in shares]
     expected = -(poisson(rate).logpmf(shares) + constant).mean()
     assert float(losses_T[1]) == pytest.approx(expected, rel=1e-5)

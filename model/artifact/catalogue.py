@@ -7,7 +7,7 @@ lets go.
 
 Ids are found by the XXH3-128 hash of their UTF-8 bytes: 16 bytes an item, sorted, no string kept.
 
-Shapes: I items, N candidates, K single-id features, L list features, V list values, D numbers, F outputs over the raw
+Shapes: I items, N candidates, K single-id features, L list features, V list values, Q numbers, F outputs over the raw
 row (model/export/scoring_network.py).
 """
 
@@ -120,7 +120,7 @@ class Catalogue:
         self.ids_IK = arrays["ids.bin"]
         self.starts_IL, self.lengths_IL = arrays["list_starts.bin"], arrays["list_lengths.bin"]
         self.values_V = arrays["list_values.bin"]
-        self.numbers_ID = arrays["numbers.bin"]
+        self.numbers_IQ = arrays["numbers.bin"]
         self._sums_IF = torch.from_numpy(arrays["sums.bin"]).view(getattr(torch, manifest.sums_dtype))
 
     @classmethod
@@ -153,7 +153,7 @@ class Catalogue:
             ids_BK=self.ids_IK[rows_N].astype(np.int64),
             list_values_V=self.values_V[positions_V].astype(np.int64),
             list_lengths_LB=lengths_LN,
-            numbers_BD=self.numbers_ID[rows_N],
+            numbers_BQ=self.numbers_IQ[rows_N],
         )
 
     def sums(self, rows_N: Ids) -> Tensor:

@@ -3,7 +3,7 @@
 In: ids and what the request says of them. Out: `NamedCandidates`: those of which the request says nothing but their id,
 whose sums are gathered, and the others' encoded features, put together from both sources.
 
-Shapes: N candidates, S of them with features to encode, K single-id features, L list features, V list values, D
+Shapes: N candidates, S of them with features to encode, K single-id features, L list features, V list values, Q
 numbers, I items, B rows of a block.
 """
 
@@ -136,10 +136,10 @@ def _merged(
 
     rows_S = np.maximum(rows_N[picked_S], 0)  # of an unknown one nothing is taken, whichever row is looked at
     ids_SK = np.where(masks(ids), catalogue.ids_IK[rows_S], block.ids_BK[picked_S])
-    is_taken_SD = masks([number.feature for number in numbers])
-    numbers_SD = np.where(is_taken_SD, catalogue.numbers_ID[rows_S], block.numbers_BD[picked_S])
+    is_taken_SQ = masks([number.feature for number in numbers])
+    numbers_SQ = np.where(is_taken_SQ, catalogue.numbers_IQ[rows_S], block.numbers_BQ[picked_S])
     values_V, lengths_LS = _merged_lists(catalogue, block, rows_S, masks([one.name for one in lists]).T, picked_S)
-    return EncodedBlock(ids_SK, values_V, lengths_LS, numbers_SD)
+    return EncodedBlock(ids_SK, values_V, lengths_LS, numbers_SQ)
 
 
 def _merged_lists(

@@ -9,7 +9,7 @@ which is 0 where nothing changed. A value above .1 is commonly read as a shift, 
 about equal shares. Ids are binned by how frequent their rows were: those of one bin made up a tenth together, the rows
 beyond MOST_ROWS and those never seen share the last one, the OOV row (and an empty list) has the first.
 
-Shapes: V values, K bins, O outputs of the ranker, B rows, L list features, D numbers.
+Shapes: V values, K bins, O outputs of the ranker, B rows, L list features, Q numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -195,7 +195,7 @@ def values_of(schema: FeedSchema, block: Block, encoded: EncodedBlock) -> Iterat
         start = end
     for position, number in enumerate(numbers):
         if number.feature in asked:
-            yield number.name, encoded.numbers_BD[:, position]
+            yield number.name, encoded.numbers_BQ[:, position]
 
 
 def _number_bins(values_V: NDArray[Any]) -> NumberBins:

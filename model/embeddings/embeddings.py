@@ -13,7 +13,7 @@ Tables with a fused optimizer update inside backward. They may be sharded over p
 in), or kept in plain torch (`engine="torch"`, model/embeddings/torch_bags.py). First weights are the same in all these
 ways: drawn from torch's global generator, table by table.
 
-Shapes: B rows, K single-id features, L list features, V list values, D columns of the dense row, N numbers, T tasks, F
+Shapes: B rows, K single-id features, L list features, V list values, D columns of the dense row, Q numbers, T tasks, F
 keys of a collection.
 """
 
@@ -224,15 +224,15 @@ class Embeddings(nn.Module):
     def forward(self, request: BlockTensors, candidate: BlockTensors, jagged: Sequence[Any] | None = None) -> Tensor:
         """rows_BD of a batch whose blocks both have B rows. `jagged` is the batch's own where it is made already."""
         request, candidate = self.id_maps.place(request, candidate)
-        numbers = (request.numbers_BN, candidate.numbers_BN)
+        numbers = (request.numbers_BQ, candidate.numbers_BQ)
         pooled = self._pooled(request, candidate, jagged)
         divisors = self._divisors(request, candidate)
         parts: list[Tensor] = []
         for owner in self._owners:
-            for names, numbers_BN in zip(self._order, numbers, strict=True):
+            for names, numbers_BQ in zip(self._order, numbers, strict=True):
                 # By key, in our own order: a KeyedTensor's order is the tables', and changes when they are sharded.
                 parts += [self._columns(pooled, name, owner, divisors.get(name)) for name in names]
-                parts.append(numbers_BN)
+                parts.append(numbers_BQ)
         return torch.cat(parts, dim=1)
 
     def _pooled(
@@ -354,10 +354,10 @@ class Embeddings(nn.Module):
             rows = block.ids_BK.shape[0]
             values += [block.ids_BK.t().reshape(-1), block.list_values_V]
             lengths += [block.ids_BK.new_ones(block.ids_BK.shape[1] * rows), block.list_lengths_LB.reshape(-1)]
-        values_V, lengths_N = torch.cat(values), torch.cat(lengths)
+        values_V, all_lengths = torch.cat(values), torch.cat(lengths)
         if not self._half_rows:
-            return values_V, lengths_N
-        lengths_FB = lengths_N.view(len(self._keys), -1)
+            return values_V, all_lengths
+        lengths_FB = all_lengths.view(len(self._keys), -1)
         read, behind = [], []
         for name, ids_V in zip(self._keys, torch.split(values_V, lengths_FB.sum(dim=1).tolist()), strict=True):
             (_, first_V), *second = self._rows(name, ids_V)

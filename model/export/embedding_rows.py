@@ -4,7 +4,7 @@ All tables of one width are one matrix, with any readers: the single ids of a bl
 once, and a shared table is stored once. So the columns have another order than in training, which `columns` says.
 
 Shapes: B rows, R rows of all tables of a width, W their columns, K single-id features, L list features, V list values,
-D numbers.
+D columns of all embeddings of a block, Q numbers.
 """
 
 import torch
@@ -59,7 +59,7 @@ class BlockRows(nn.Module):
         self.columns += range(ends[-1], ends[-1] + rest)
         self.has_numbers: bool = len(numbers) > 0
 
-    def forward(self, ids_BK: Tensor, values_V: Tensor, lengths_LB: Tensor, numbers_BD: Tensor) -> Tensor:
+    def forward(self, ids_BK: Tensor, values_V: Tensor, lengths_LB: Tensor, numbers_BQ: Tensor) -> Tensor:
         """The block's columns of the dense row, in the order of `columns`."""
         parts: list[Tensor] = []
         for ids in self.single:
@@ -71,7 +71,7 @@ class BlockRows(nn.Module):
             parts.append(bag(values_V[start:end], lengths_B))
             start = end
         if self.has_numbers or len(parts) == 0:
-            parts.append(numbers_BD)
+            parts.append(numbers_BQ)
         return side_by_side(parts)
 
 

@@ -3,8 +3,8 @@
 User and context are embedded and multiplied once a request, and answers are in each task's own unit. TorchScript
 scripts it, and a process needs torch alone to run it.
 
-Shapes: N candidates, O outputs, K single-id features, L list features, V list values in all, D columns of the dense
-row, F outputs over the raw row (model/export/scoring_network.py).
+Shapes: N candidates, O outputs, K single-id features, L list features, V list values in all, Q numbers, D columns of
+the dense row, F outputs over the raw row (model/export/scoring_network.py).
 """
 
 import io
@@ -59,28 +59,28 @@ class ScoringModule(nn.Module):
         ids_NK: Tensor,
         values_V: Tensor,
         lengths_LN: Tensor,
-        numbers_ND: Tensor,
+        numbers_NQ: Tensor,
     ) -> Tensor:
         """answers_NO: a probability per binary task, a quantity in the label's unit per regression task."""
         sums_1F = self.request_sums(request_ids_1K, request_values_V, request_lengths_L1, request_numbers_1D)
-        answers_NO: Tensor = self.answer(self.candidate_rows(ids_NK, values_V, lengths_LN, numbers_ND), sums_1F)
+        answers_NO: Tensor = self.answer(self.candidate_rows(ids_NK, values_V, lengths_LN, numbers_NQ), sums_1F)
         return answers_NO
 
     @torch.jit.export
-    def request_sums(self, ids_1K: Tensor, values_V: Tensor, lengths_L1: Tensor, numbers_1D: Tensor) -> Tensor:
+    def request_sums(self, ids_1K: Tensor, values_V: Tensor, lengths_L1: Tensor, numbers_1Q: Tensor) -> Tensor:
         """sums_1F: what user and context add to every Linear that reads the raw row, once for all candidates."""
         rows: list[Tensor] = []
         for block in self.request:
-            rows.append(block(ids_1K, values_V, lengths_L1, numbers_1D))  # noqa: PERF401 - TorchScript reads it
+            rows.append(block(ids_1K, values_V, lengths_L1, numbers_1Q))  # noqa: PERF401 - TorchScript reads it
         sums_1F: Tensor = self.sums(rows)
         return sums_1F
 
     @torch.jit.export
-    def candidate_rows(self, ids_NK: Tensor, values_V: Tensor, lengths_LN: Tensor, numbers_ND: Tensor) -> Tensor:
+    def candidate_rows(self, ids_NK: Tensor, values_V: Tensor, lengths_LN: Tensor, numbers_NQ: Tensor) -> Tensor:
         """rows_ND: the candidates' columns of the dense row."""
         rows: list[Tensor] = []
         for block in self.candidate:
-            rows.append(block(ids_NK, values_V, lengths_LN, numbers_ND))  # noqa: PERF401
+            rows.append(block(ids_NK, values_V, lengths_LN, numbers_NQ))  # noqa: PERF401
         return side_by_side(rows)
 
     @torch.jit.export

@@ -1,6 +1,6 @@
 """Encoded blocks, the only inputs that a ranker sees: as arrays, and as tensors in the order that embeddings read.
 
-Shapes: B rows, K single-id features, L list features, V list values in all, D (of tensors: N) numbers.
+Shapes: B rows, K single-id features, L list features, V list values in all, Q numbers.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from model.schema import Block, FeedSchema
 
 
 class EncodedBlock(NamedTuple):
-    """One block (request or candidate) of model inputs: `ids_BK`, list ids feature by feature, `numbers_BD`."""
+    """One block (request or candidate) of model inputs: `ids_BK`, list ids feature by feature, `numbers_BQ`."""
 
     ids_BK: Ids
     list_values_V: Ids
     list_lengths_LB: Ids
-    numbers_BD: NDArray[np.float32]
+    numbers_BQ: NDArray[np.float32]
 
 
 class Encoded(NamedTuple):
@@ -43,7 +43,7 @@ class BlockTensors(NamedTuple):
     ids_BK: Tensor
     list_values_V: Tensor
     list_lengths_LB: Tensor
-    numbers_BN: Tensor
+    numbers_BQ: Tensor
 
 
 def block_inputs(schema: FeedSchema, block: Block) -> Inputs:

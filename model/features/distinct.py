@@ -7,7 +7,7 @@ them, so that equal rows would differ in their last digits. Equal means equal nu
 Rows of one hash are compared before they are taken for equal. Multipliers of the hash are drawn once a process: no
 client can choose rows that collide, and what is answered does not depend on them.
 
-Shapes: N rows, S distinct ones, K single-id features, L list features, V list values in all, D numbers, P pairs, B rows
+Shapes: N rows, S distinct ones, K single-id features, L list features, V list values in all, Q numbers, P pairs, B rows
 of a block.
 """
 
@@ -68,7 +68,7 @@ def picked(block: EncodedBlock, rows_S: Positions) -> EncodedBlock:
         block.ids_BK[rows_S],
         block.list_values_V[places(starts_of(block)[:, rows_S], lengths_LS)],
         lengths_LS,
-        block.numbers_BD[rows_S],
+        block.numbers_BQ[rows_S],
     )
 
 
@@ -84,7 +84,7 @@ def stacked(first: EncodedBlock, second: EncodedBlock) -> EncodedBlock:
         np.concatenate([first.ids_BK, second.ids_BK]),
         np.concatenate(values) if values else first.list_values_V,
         np.concatenate([first.list_lengths_LB, second.list_lengths_LB], axis=1),
-        np.concatenate([first.numbers_BD, second.numbers_BD]),
+        np.concatenate([first.numbers_BQ, second.numbers_BQ]),
     )
 
 
@@ -124,12 +124,12 @@ def _has_equal(hashes_N: Hashes) -> bool:
 
 def _hashes(block: EncodedBlock, groups_N: Ids | None) -> Hashes:
     """A 64-bit hash of each row's ids, numbers and lengths of lists: each times a multiplier of its own, summed."""
-    ids_NK, numbers_ND = block.ids_BK, block.numbers_BD
+    ids_NK, numbers_NQ = block.ids_BK, block.numbers_BQ
     hashes_N: Hashes = ids_NK.view(np.uint64) @ _multipliers(ids_NK.shape[1], "ids")
-    if numbers_ND.shape[1]:
+    if numbers_NQ.shape[1]:
         # Two zeros are equal numbers and not equal bits: the sum with 0 makes one of them.
-        bits_ND = (numbers_ND + np.float32(0)).view(np.uint32)
-        hashes_N += bits_ND.astype(np.uint64) @ _multipliers(numbers_ND.shape[1], "numbers")
+        bits_NQ = (numbers_NQ + np.float32(0)).view(np.uint32)
+        hashes_N += bits_NQ.astype(np.uint64) @ _multipliers(numbers_NQ.shape[1], "numbers")
     if len(block.list_lengths_LB):
         hashes_N += _multipliers(len(block.list_lengths_LB), "lengths") @ block.list_lengths_LB.view(np.uint64)
     if groups_N is not None:
@@ -156,7 +156,7 @@ def _are_equal(block: EncodedBlock, groups_N: Ids | None, one_P: Positions, othe
     lengths_LP = block.list_lengths_LB[:, one_P]
     if not (
         np.array_equal(block.ids_BK[one_P], block.ids_BK[other_P])
-        and np.array_equal(block.numbers_BD[one_P], block.numbers_BD[other_P])
+        and np.array_equal(block.numbers_BQ[one_P], block.numbers_BQ[other_P])
         and np.array_equal(lengths_LP, block.list_lengths_LB[:, other_P])
         and (groups_N is None or np.array_equal(groups_N[one_P], groups_N[other_P]))
     ):
@@ -168,7 +168,7 @@ def _are_equal(block: EncodedBlock, groups_N: Ids | None, one_P: Positions, othe
 
 def _compared(block: EncodedBlock, groups_N: Ids | None) -> Distinct:
     """The same without a hash, for rows that collide: every row's bytes as a key."""
-    starts_LN, numbers_ND = starts_of(block), block.numbers_BD + np.float32(0)
+    starts_LN, numbers_NQ = starts_of(block), block.numbers_BQ + np.float32(0)
     ends_LN = starts_LN + block.list_lengths_LB
     seen: dict[tuple[Any, ...], int] = {}
     first: list[int] = []
@@ -177,7 +177,7 @@ def _compared(block: EncodedBlock, groups_N: Ids | None) -> Distinct:
         spans = zip(starts_LN[:, row].tolist(), ends_LN[:, row].tolist(), strict=True)
         lists = tuple(block.list_values_V[start:end].tobytes() for start, end in spans)
         group = None if groups_N is None else int(groups_N[row])
-        key = (block.ids_BK[row].tobytes(), numbers_ND[row].tobytes(), lists, group)
+        key = (block.ids_BK[row].tobytes(), numbers_NQ[row].tobytes(), lists, group)
         of_N[row] = place = seen.setdefault(key, len(first))
         if place == len(first):
             first.append(row)

@@ -6,7 +6,7 @@ int64 table rows and float32 numbers, the only inputs that a ranker sees.
 The rules are the same everywhere. A missing id takes row 0 of its table (the OOV row), as does an id that is not in the
 vocabulary. Hashed ids take rows 1..buckets. A missing list is empty. A missing number takes the schema's `missing`.
 
-Shapes: B rows, K single-id features, L list features, V list values in all, D numbers.
+Shapes: B rows, K single-id features, L list features, V list values in all, Q numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -177,9 +177,9 @@ class _BlockEncoder:
         for name, lookup in self._looked_up.items():
             if name in columns:
                 found[name] = lookup(columns[name])
-        numbers_BD = np.empty((rows, self._width), np.float32)
+        numbers_BQ = np.empty((rows, self._width), np.float32)
         for group in self._numbers:
-            group.write(numbers_BD, columns)
+            group.write(numbers_BQ, columns)
         missing: dict[str, int] = {}
         for name in self._counted[as_served]:
             column = columns.get(name)
@@ -206,7 +206,7 @@ class _BlockEncoder:
             ids_BK=self._side_by_side(found, together_V, rows),
             list_values_V=values[0] if len(values) == 1 else np.concatenate([_NO_IDS, *values]),
             list_lengths_LB=np.array(lengths, np.int64).reshape(len(lengths), rows),
-            numbers_BD=numbers_BD,
+            numbers_BQ=numbers_BQ,
         )
         return Encoded(block, missing, oov)
 

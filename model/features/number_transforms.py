@@ -2,7 +2,7 @@
 
 In: float64 columns, `missing` already or still to be filled in. Out: float32, every value within NUMBER_LIMIT.
 
-Shapes: B rows, D numbers of a block, G of them with the same chain of transforms.
+Shapes: B rows, Q numbers of a block, G of them with the same chain of transforms.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,14 +38,14 @@ class NumberGroup:
         chains = [_fitted_steps(number, fitted) for number in numbers]
         self._steps = [_Step(steps) for steps in zip(*chains, strict=True)]
 
-    def write(self, numbers_BD: NDArray[np.float32], columns: Mapping[str, Column]) -> None:
-        """Writes the group's columns of numbers_BD."""
-        rows = len(numbers_BD)
+    def write(self, numbers_BQ: NDArray[np.float32], columns: Mapping[str, Column]) -> None:
+        """Writes the group's columns of numbers_BQ."""
+        rows = len(numbers_BQ)
         raw: list[Numbers] = []
         for number in self._inputs:
             column = columns.get(number.feature)
             raw.append(np.full(rows, number.missing) if column is None else number.raw(column))
-        numbers_BD[:, self.positions_G] = self.transformed(np.concatenate(raw).reshape(len(raw), rows)).T
+        numbers_BQ[:, self.positions_G] = self.transformed(np.concatenate(raw).reshape(len(raw), rows)).T
 
     def transformed(self, values_GB: Numbers) -> Numbers:
         """The inputs of raw values, none of which is missing."""

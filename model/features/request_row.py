@@ -4,7 +4,7 @@ In: one value per feature of user and context. Out: what model.features.encoder 
 one row, by the same checks, hashes, look-ups and transforms. None for values that do not fit their features: the
 encoder names them one by one. A call costs as much as a hundred values, so one value a call would cost a hundred times.
 
-Shapes: K single-id features, H of them hashed integers, L list features, V list values in all, D numbers, G numbers of
+Shapes: K single-id features, H of them hashed integers, L list features, V list values in all, Q numbers, G numbers of
 a group.
 """
 
@@ -35,13 +35,13 @@ class OneRow:
         served = {feature.name: feature.serving_column() for feature in features if feature.side == "training_only"}
         self._asked = frozenset(feature.name for feature in features if feature.name not in served)
         self._ids_1K = np.zeros((1, len(ids)), np.int64)
-        self._raw_D = np.array([number.missing for number in numbers], np.float64)
+        self._raw_Q = np.array([number.missing for number in numbers], np.float64)
         for k, name in enumerate(ids):
             if name in served:
                 self._ids_1K[0, k] = lookups[name](served[name])[0]
         for d, number in enumerate(numbers):
             if number.feature in served:
-                self._raw_D[d] = number.raw(served[number.feature])[0]
+                self._raw_Q[d] = number.raw(served[number.feature])[0]
         given = [(k, name) for k, name in enumerate(ids) if name in self._asked]
         hashed = [(k, name) for k, name in given if lookups[name].integer_buckets]
         self._hashed = [name for _, name in hashed]
@@ -94,7 +94,7 @@ class OneRow:
             ids_1K,
             values[0] if len(values) == 1 else np.concatenate([_NO_IDS, *values]),
             np.array(lengths, np.int64).reshape(len(lengths), 1),
-            self._numbers_1D(get, missing),
+            self._numbers_1Q(get, missing),
         )
         return Encoded(block, missing, oov)
 
@@ -135,24 +135,24 @@ class OneRow:
             lengths[number] = [len(values[number])]
         return ids_1K, values, lengths
 
-    def _numbers_1D(self, get: Callable[[str], Any], missing: dict[str, int]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        raw_D = self._raw_D
+    def _numbers_1Q(self, get: Callable[[str], Any], missing: dict[str, int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        raw_Q = self._raw_Q
         if self._numbers:
             given, absent = flat_column(None, list(map(get, self._numbers)))
-            if absent is None and len(given) == len(raw_D):
-                raw_D = np.asarray(given)
+            if absent is None and len(given) == len(raw_Q):
+                raw_Q = np.asarray(given)
             else:
-                absent_D = np.zeros(len(given), np.bool_) if absent is None else absent
-                raw_D = raw_D.copy()
-                raw_D[self._numbers_at[~absent_D]] = np.asarray(given)[~absent_D]
-                for name, is_absent in zip(self._numbers, absent_D.tolist(), strict=True):
+                absent_Q = np.zeros(len(given), np.bool_) if absent is None else absent
+                raw_Q = raw_Q.copy()
+                raw_Q[self._numbers_at[~absent_Q]] = np.asarray(given)[~absent_Q]
+                for name, is_absent in zip(self._numbers, absent_Q.tolist(), strict=True):
                     missing[name] = int(is_absent)
         if len(self._groups) == 1:
-            return self._groups[0].transformed(raw_D[:, None]).astype(np.float32).reshape(1, -1)
-        numbers_1D = np.empty((1, len(raw_D)), np.float32)
+            return self._groups[0].transformed(raw_Q[:, None]).astype(np.float32).reshape(1, -1)
+        numbers_1Q = np.empty((1, len(raw_Q)), np.float32)
         for group in self._groups:
-            numbers_1D[0, group.positions_G] = group.transformed(raw_D[group.positions_G, None])[:, 0]
-        return numbers_1D
+            numbers_1Q[0, group.positions_G] = group.transformed(raw_Q[group.positions_G, None])[:, 0]
+        return numbers_1Q
 
 
 _NO_IDS = np.zeros(0, np.int64)

@@ -6,7 +6,7 @@ By TorchScript all candidates go through the network together, each with its own
 for one request and is called for each.
 
 Shapes: R requests, N candidates, S distinct pairs of both, D columns of the dense row, F outputs over the raw row, O
-outputs, L list features, V list values, B rows of a block, K single-id features.
+outputs, L list features, V list values, B rows of a block, K single-id features, Q numbers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -62,7 +62,7 @@ def _by_request(
     """answers_NO, request by request. Each one's sums are computed alone too, for in bfloat16 a last digit may become
     visible."""
     order_N = torch.from_numpy(np.argsort(request_of_N, kind="stable"))
-    counts_R = np.bincount(request_of_N, minlength=len(requests.numbers_BD)).tolist()
+    counts_R = np.bincount(request_of_N, minlength=len(requests.numbers_BQ)).tolist()
     parts = torch.split(rows_ND.index_select(0, order_N), counts_R)
     answers = [
         compiled(part_ND, scorer.module.request_sums(*block_tensors(request)))
@@ -78,12 +78,12 @@ def _each(block: EncodedBlock) -> Iterator[EncodedBlock]:
     """Every row of a block as a block of its own."""
     ends_LB = np.cumsum(block.list_lengths_LB.reshape(-1)).reshape(block.list_lengths_LB.shape)
     starts_LB = ends_LB - block.list_lengths_LB
-    for row in range(len(block.numbers_BD)):
+    for row in range(len(block.numbers_BQ)):
         spans = zip(starts_LB[:, row].tolist(), ends_LB[:, row].tolist(), strict=True)
         values = [block.list_values_V[start:end] for start, end in spans]
         yield EncodedBlock(
             block.ids_BK[row : row + 1],
             np.concatenate(values) if values else block.list_values_V,
             block.list_lengths_LB[:, row : row + 1],
-            block.numbers_BD[row : row + 1],
+            block.numbers_BQ[row : row + 1],
         )

@@ -4,7 +4,7 @@ In: any folder of *.parquet files with the schema's columns. Out: per split an A
 `Rows`, tensors that batches are gathered from. A split is kept in memory. Every fault is a ValueError that names the
 file, the column and, for a value, the row in that file.
 
-Shapes: B rows, T tasks, L list features, V list values, K single-id features, N numbers.
+Shapes: B rows, T tasks, L list features, V list values, K single-id features, Q numbers.
 """
 
 import logging
@@ -238,14 +238,14 @@ class _Block:
     """One encoded block with the offsets that a jagged gather needs."""
 
     def __init__(self, block: BlockTensors) -> None:
-        self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BN = block
+        self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BQ = block
         # Where each list begins among the values, list feature by list feature, and at last where all end.
         offsets = torch.cumsum(torch.cat([self.lengths_LB.new_zeros(1), self.lengths_LB.reshape(-1)]), 0)
         self.starts_LB = offsets[:-1].view(self.lengths_LB.shape)
         self._offsets = offsets.numpy()  # which gives single numbers sooner
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return (self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BN)
+        return (self.ids_BK, self.values_V, self.lengths_LB, self.numbers_BQ)
 
     def take_rows(self, rows_B: Tensor) -> BlockTensors:
         lengths_LB = self.lengths_LB.index_select(1, rows_B)
@@ -258,7 +258,7 @@ class _Block:
             self.ids_BK.index_select(0, rows_B),
             self.values_V.index_select(0, positions),
             lengths_LB,
-            self.numbers_BN.index_select(0, rows_B),
+            self.numbers_BQ.index_select(0, rows_B),
         )
 
     def part(self, rows: slice) -> BlockTensors:
@@ -268,7 +268,7 @@ class _Block:
             for first in range(0, features * of_feature, of_feature)
         ]
         values_V = torch.cat(values) if len(values) > 1 else values[0] if values else self.values_V
-        return BlockTensors(self.ids_BK[rows], values_V, self.lengths_LB[:, rows], self.numbers_BN[rows])
+        return BlockTensors(self.ids_BK[rows], values_V, self.lengths_LB[:, rows], self.numbers_BQ[rows])
 
 
 def joined(parts: Sequence[Batch]) -> Batch:
@@ -293,5 +293,5 @@ def _joined_blocks(blocks: Sequence[BlockTensors]) -> BlockTensors:
         torch.cat([block.ids_BK for block in blocks]),
         torch.cat(values),
         torch.cat([block.list_lengths_LB for block in blocks], dim=1),
-        torch.cat([block.numbers_BN for block in blocks]),
+        torch.cat([block.numbers_BQ for block in blocks]),
     )

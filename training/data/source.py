@@ -6,7 +6,7 @@ processes: a position in training is (epoch, step), and a run goes on with the s
 
 `MemorySource` has a split in memory: every epoch all rows once, in an order drawn from the seed and the epoch.
 
-Shapes: B rows, K single-id features, L list features, V list values, N numbers, T tasks.
+Shapes: B rows, K single-id features, L list features, V list values, Q numbers, T tasks.
 """
 
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def filled(batch: Batch, rows: int) -> Batch:
 
     def longer_block(block: BlockTensors) -> BlockTensors:
         lengths_LB = functional.pad(block.list_lengths_LB, (0, more))
-        return BlockTensors(longer(block.ids_BK), block.list_values_V, lengths_LB, longer(block.numbers_BN))
+        return BlockTensors(longer(block.ids_BK), block.list_values_V, lengths_LB, longer(block.numbers_BQ))
 
     return Batch(
         longer_block(batch.request),

@@ -5,7 +5,7 @@ candidate feature by its name. Out: the next generation, made visible by one ren
 The oldest are removed. Everything comes from the version itself, so items are refreshed without a new model. Items are
 read and written batch by batch: of the whole file no more than the ids' hashes is kept.
 
-Shapes: N items of a batch, I items in all, B rows of a block, K single-id features, L list features, V list values, D
+Shapes: N items of a batch, I items in all, B rows of a block, K single-id features, L list features, V list values, Q
 numbers, F outputs over the raw row.
 """
 
@@ -201,7 +201,7 @@ def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) 
             files["list_starts.bin"].write(starts_LB.T.astype("<i8").tobytes())
             files["list_lengths.bin"].write(block.list_lengths_LB.T.astype("<i4").tobytes())
             files["list_values.bin"].write(block.list_values_V.astype(ids_dtype).tobytes())
-            files["numbers.bin"].write(block.numbers_BD.astype("<f4").tobytes())
+            files["numbers.bin"].write(block.numbers_BQ.astype("<f4").tobytes())
             files["sums.bin"].write(_words(sums_NF, sums_dtype))
             bar.advance(task, len(batch.ids))
     keys_2I = np.concatenate(keys, axis=1)
@@ -215,7 +215,7 @@ def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) 
     widths = Widths(
         ids=block.ids_BK.shape[1],
         lists=len(block.list_lengths_LB),
-        numbers=block.numbers_BD.shape[1],
+        numbers=block.numbers_BQ.shape[1],
         sums=sums_NF.shape[1],
         list_values=num_values,
     )

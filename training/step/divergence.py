@@ -2,7 +2,7 @@
 
 In: the ranker as it failed and the rows that it failed on. Out: a `Diverged` for the user.
 
-Shapes: B rows, D columns of the dense row, N number features of a block, T tasks, O outputs.
+Shapes: B rows, D columns of the dense row, Q numbers of a block, T tasks, O outputs.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def _extremes(batch: Batch, schema: FeedSchema) -> Iterator[tuple[str, float, in
     columns: list[tuple[str, Tensor]] = []
     for block, tensors in zip(BLOCKS, (batch.request, batch.candidate), strict=True):
         numbers = block_inputs(schema, block).numbers
-        columns += [(f"feature '{one.name}'", tensors.numbers_BN[:, position]) for position, one in enumerate(numbers)]
+        columns += [(f"feature '{one.name}'", tensors.numbers_BQ[:, position]) for position, one in enumerate(numbers)]
     for position, task in enumerate(schema.tasks):
         seen_B = batch.observed_BT[:, position] > 0
         columns.append((f"label of task '{task.name}'", batch.targets_BT[:, position].where(seen_B, 0.0)))

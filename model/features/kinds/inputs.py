@@ -1,9 +1,9 @@
 """Inputs of a block: the places that its features take among the tensors of an encoded block.
 
 A kind of feature says its inputs once (`add_inputs`). Encoder, tables, exported module and catalogue read these and not
-the kinds: single ids are columns of ids_BK, lists rows of list_lengths_LB, numbers columns of numbers_BD.
+the kinds: single ids are columns of ids_BK, lists rows of list_lengths_LB, numbers columns of numbers_BQ.
 
-Shapes: B rows.
+Shapes: B rows, Q numbers.
 """
 
 from collections.abc import Iterator, Mapping

@@ -69,7 +69,7 @@ def read_by_hand(
                     made_of.append((table.name, value, width, share))
                 parts.append(total)
                 width += table.dim
-            parts.append(block.numbers_BD[row].astype(np.float64))
+            parts.append(block.numbers_BQ[row].astype(np.float64))
             width += len(parts[-1])
         outputs.append(np.concatenate(parts))
         reads.append(made_of)

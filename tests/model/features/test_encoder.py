@@ -37,7 +37,7 @@ def encode_x(schema: FeedSchema, values: Sequence[object], fitted: FittedFeature
 
 
 def numbers(encoded: Encoded) -> list[float]:
-    return [float(value) for value in encoded.block.numbers_BD[:, 0]]
+    return [float(value) for value in encoded.block.numbers_BQ[:, 0]]
 
 
 # --- hashing
@@ -323,7 +323,7 @@ def test_a_batch_is_its_rows_one_by_one(block: Block, seed: int, count: int, as_
         for row in range(count)
     ]
     assert np.array_equal(whole.block.ids_BK, np.concatenate([part.block.ids_BK for part in parts]))
-    assert np.array_equal(whole.block.numbers_BD, np.concatenate([part.block.numbers_BD for part in parts]))
+    assert np.array_equal(whole.block.numbers_BQ, np.concatenate([part.block.numbers_BQ for part in parts]))
     lengths_LB = np.concatenate([part.block.list_lengths_LB for part in parts], axis=1)
     assert np.array_equal(whole.block.list_lengths_LB, lengths_LB)
     # Values lie feature by feature, and within a feature row by row.
@@ -347,15 +347,15 @@ def test_training_only_features_are_read_in_training_and_fixed_in_scores() -> No
     # user_id, tab and position are the single ids. Age and speed the numbers.
     assert trained.block.ids_BK[:, 2].tolist() == [1, 2, 3] * 10
     assert served.block.ids_BK[:, 2].tolist() == [1] * 30
-    assert trained.block.numbers_BD[:, 1].tolist() == [0.5, 7.0] * 15
-    assert served.block.numbers_BD[:, 1].tolist() == [2.5] * 30
+    assert trained.block.numbers_BQ[:, 1].tolist() == [0.5, 7.0] * 15
+    assert served.block.numbers_BQ[:, 1].tolist() == [2.5] * 30
     assert np.array_equal(trained.block.ids_BK[:, :2], served.block.ids_BK[:, :2])
     assert {"position", "speed"} <= set(trained.missing)
     assert {"position", "speed"}.isdisjoint(served.missing), "fixed values are not missing"
     assert "position" not in served.oov
     absent = encoder.encode("request", {}, 1, as_served=True)
     assert absent.block.ids_BK[0, 2] == 1
-    assert absent.block.numbers_BD[0, 1] == 2.5
+    assert absent.block.numbers_BQ[0, 1] == 2.5
 
 
 def test_absent_columns_are_missing_in_every_row() -> None:
@@ -364,7 +364,7 @@ def test_absent_columns_are_missing_in_every_row() -> None:
     encoded = encoder.encode("candidate", {}, 3, as_served=True)
     nulls = encode(encoder, "candidate", {f.name: [None] * 3 for f in schema.features}, 3, as_served=True)
     assert np.array_equal(encoded.block.ids_BK, nulls.block.ids_BK)
-    assert np.array_equal(encoded.block.numbers_BD, nulls.block.numbers_BD)
+    assert np.array_equal(encoded.block.numbers_BQ, nulls.block.numbers_BQ)
     assert np.array_equal(encoded.block.list_lengths_LB, nulls.block.list_lengths_LB)
     assert encoded.block.list_values_V.size == nulls.block.list_values_V.size == 0
     names = ["video_id", "author", "tags", "last_tag", "duration", "price"]
@@ -378,7 +378,7 @@ def test_shapes_and_types_are_those_of_a_ranker() -> None:
     block = encoder.encode("candidate", {}, 5, as_served=True).block
     assert block.ids_BK.shape == (5, 3)
     assert block.list_lengths_LB.shape == (1, 5)
-    assert block.numbers_BD.shape == (5, 2)
+    assert block.numbers_BQ.shape == (5, 2)
     assert [array.dtype for array in block] == [np.int64, np.int64, np.int64, np.float32]
     only_numbers = encode_x(one_feature("kind: number"), [1.0, 2.0]).block
     assert [array.shape for array in only_numbers] == [(2, 0), (0,), (0, 2), (2, 1)]

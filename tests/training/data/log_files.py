@@ -84,7 +84,7 @@ def stream(config: DataConfig, batch_size: int = 8, seed: int = 5, **process: in
 
 def numbers_of(batch: Batch) -> list[int]:
     """The numbers of a batch's rows that count."""
-    numbers_B = batch.candidate.numbers_BN[:, 0].numpy()
+    numbers_B = batch.candidate.numbers_BQ[:, 0].numpy()
     numbers: list[int] = np.rint(numbers_B[batch.observed_BT[:, 0].numpy() > 0]).astype(int).tolist()
     return numbers
 

@@ -94,4 +94,4 @@ def test_a_filled_batch_has_its_own_rows_and_unknown_ones_behind(rows: Rows) -> 
         assert torch.equal(after.list_values_V, before.list_values_V)
         assert torch.equal(after.list_lengths_LB[:, :2], before.list_lengths_LB)
         assert after.list_lengths_LB[:, 2:].sum() == 0
-        assert after.numbers_BN.shape[0] == 4
+        assert after.numbers_BQ.shape[0] == 4

@@ -95,7 +95,7 @@ def test_rows_keep_their_lists_ids_and_labels(tmp_path: Path) -> None:
             0, 1
         )
     for batch in stream(data_config(tmp_path, window=2), 17).batches(0, 0):
-        numbers = batch.candidate.numbers_BN[:, 0].int().tolist()
+        numbers = batch.candidate.numbers_BQ[:, 0].int().tolist()
         assert batch.targets_BT[:, 0].tolist() == [row % 2 for row in numbers]
         assert batch.request.ids_BK.tolist() == [alone[row].request.ids_BK[0].tolist() for row in numbers]
         for place, of_feature in enumerate(lists_of(batch)):
