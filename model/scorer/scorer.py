@@ -31,9 +31,7 @@ from model.artifact.table_files import as_table, set_tables, table_file, widths_
 from model.calibration import AnswerMaps, calibrated, read_calibration
 from model.features.distinct import distinct, once, picked, spread
 from model.features.encoder import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
-from model.scorer.torchscript import Load as Load
-from model.scorer.torchscript import ScriptLoader as ScriptLoader
-from model.scorer.torchscript import load_script as load_script
+from model.scorer.torchscript import Load, load_script
 from model.value_models.answer_domain import AnswerDomain
 
 Engine = Literal["torchscript", "compiled"]

@@ -23,7 +23,7 @@ from pydantic import Field, FiniteFloat, PositiveFloat, field_validator
 from model.strict_yaml import StrictModel, parse_yaml, refuse_unknown_kind, unknown_key
 from model.tasks import BinaryTask, RegressionTask
 from model.untrusted_files import read_bytes
-from model.value_models.answer_domain import AnswerDomain as AnswerDomain
+from model.value_models.answer_domain import AnswerDomain
 from model.value_models.finite_scores import refuse_not_finite
 from model.value_models.formula import Formula, Term
 

@@ -20,7 +20,8 @@ import torch
 
 from model.artifact import prehash
 from model.artifact.artifact import model_names
-from model.scorer.scorer import EngineChoice, ScriptLoader, load_script
+from model.scorer.scorer import EngineChoice
+from model.scorer.torchscript import ScriptLoader, load_script
 from service.base.background import nice, short_intervals
 from service.base.errors import Fault, Problem
 from service.base.log import FieldLogger

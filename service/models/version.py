@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from model.artifact.artifact import MANIFEST, ArtifactError
-from model.scorer.scorer import Engine, EngineChoice, Load, Scorer, load_script
+from model.scorer.scorer import Engine, EngineChoice, Scorer
+from model.scorer.torchscript import Load, load_script
 from model.untrusted_files import Fingerprints, fingerprint, fingerprints
 from model.value_models.value_model import ValueModels
 from service.base.log import FieldLogger

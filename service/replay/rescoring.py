@@ -21,7 +21,8 @@ from model.artifact.artifact import Artifact, model_names, versions
 from model.features.encoder import ColumnErrors
 from model.schema import Block
 from model.scorer.scorer import NonFiniteScoresError, Scorer
-from model.value_models.value_model import FILE_NAME, AnswerDomain, ValueModels
+from model.value_models.answer_domain import AnswerDomain
+from model.value_models.value_model import FILE_NAME, ValueModels
 from service.impressions.reader import entries
 from service.impressions.record import Logged
 

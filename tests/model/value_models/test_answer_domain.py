@@ -11,7 +11,7 @@ from model.artifact.artifact import Artifact
 from model.ranker import Network
 from model.scorer.batch_scoring import score_requests
 from model.scorer.scorer import Scorer
-from model.value_models.value_model import AnswerDomain
+from model.value_models.answer_domain import AnswerDomain
 from tests.artifacts import TINY_REQUEST, publish_artifact
 
 UPPER = 1e4  # of tests/artifacts.py

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.value_models.answer_domain import AnswerDomain
 from model.value_models.finite_scores import refuse_not_finite
 from model.value_models.formula import Formula
 from model.value_models.value_model import (
-    AnswerDomain,
     Definition,
     Expression,
     ValueModel,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from model.schema import FeedSchema
+from model.value_models.answer_domain import AnswerDomain
 from model.value_models.value_model import (
     DEFAULT,
     MAX_VALUE_MODELS,
-    AnswerDomain,
     Expression,
     ValueModel,
     ValueModels,
