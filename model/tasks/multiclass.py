@@ -19,13 +19,13 @@ _EXACT = 2**53
 
 
 class MulticlassTask(BaseTask):
-    """One of 2 to 32 classes. `label` is a string column of their names, or an integer column and `classes` a mapping
-    from its values to names."""
+    """One of 2 to 32 classes. `label` is a string column of their names, or an integer or string column and `classes` a
+    mapping from its values to names."""
 
     calibrated_by: ClassVar[tuple[str, ...]] = ("bias_corrected_temperature",)
 
     kind: Literal["multiclass"]
-    classes: tuple[Name, ...] | dict[int, Name]
+    classes: tuple[Name, ...] | dict[int | str, Name]
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -73,10 +73,10 @@ class ClassProbabilities(nn.Module):
         return torch.cat(probabilities, dim=1)
 
 
-def _class_value(key: object) -> int:
+def _class_value(key: object) -> int | str:
     # JSON, as a manifest keeps a schema, has no keys but strings.
-    if isinstance(key, str) and key.removeprefix("-").isdecimal():
+    if isinstance(key, str) and key.removeprefix("-").isdecimal() and str(int(key)) == key:
         key = int(key)
-    if not isinstance(key, int) or isinstance(key, bool) or abs(key) > _EXACT:
-        raise ValueError(f"{key!r} is no value of an integer column; for a string column give a list of names")
+    if isinstance(key, bool) or not isinstance(key, int | str) or (isinstance(key, int) and abs(key) > _EXACT):
+        raise ValueError(f"{key!r} is no value of an integer or string column; write quotes around strings")
     return key

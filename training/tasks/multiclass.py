@@ -75,22 +75,20 @@ class LearnedMulticlass(LearnedTask):
         super().__init__(task, scale)
         assert isinstance(task, MulticlassTask)
         self.classes = task.class_names
-        self._values = list(task.classes) if isinstance(task.classes, dict) else None
+        self._values = list(task.classes)
 
     def labels(self, column: pa.ChunkedArray) -> Floats:
         """Indices of the classes, `UNKNOWN` where a value is none of them, NaN where there is none."""
         values = plain(column)
-        if self._values is None:
-            if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-                if not pa.types.is_null(values.type):
-                    raise ValueError(
-                        f"is {values.type}; classes is a list of names, which a string column holds. For an integer "
-                        "column give a mapping from its values to names"
-                    )
-                values = values.cast(pa.string())
-            names = pa.array(self.classes, values.type)
-            indices = pc.fill_null(pc.index_in(values, value_set=names), int(UNKNOWN))
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            known = pa.array(map(str, self._values), values.type)
+            indices = pc.fill_null(pc.index_in(values, value_set=known), int(UNKNOWN))
             return np.where(values.is_null().to_numpy(), np.nan, indices.to_numpy())
+        if not pa.types.is_null(values.type) and not all(isinstance(value, int) for value in self._values):
+            raise ValueError(
+                f"is {values.type}, and classes has texts, which are values of a string column. For an integer column "
+                "give a mapping from its values to names"
+            )
         numbers_B = floats(values)
         indices_B = np.full(len(numbers_B), UNKNOWN)
         for index, value in enumerate(self._values):
@@ -100,7 +98,7 @@ class LearnedMulticlass(LearnedTask):
     @property
     def label_rule(self) -> str:
         """The classes' values."""
-        values = list(map(str, self._values or self.classes))
+        values = list(map(str, self._values))
         return f"must be one of {', '.join(values[:SHOWN])}" + (", ..." if len(values) > SHOWN else "")
 
     def are_labels(self, labels_B: Floats) -> Mask:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
 from model.schema import FeedSchema
+from model.tasks import MulticlassTask
 from training.data.arrow import LogColumns, labels_of
 from training.metrics.multiclass import evaluate_multiclass, softmax
 from training.step.balancing.losses import TaskLosses
@@ -60,11 +61,17 @@ def test_labels_of_a_string_column(kind: pa.DataType) -> None:
     np.testing.assert_array_equal(learned(MOOD).labels(pa.chunked_array([pa.nulls(2)])), [np.nan, np.nan])
 
 
+def test_a_string_column_has_the_values_of_a_mapping() -> None:
+    column = pa.chunked_array([["3", "1", "good", None]])
+    np.testing.assert_array_equal(learned(RATING).labels(column), [2, 0, -1, np.nan])
+
+
 def test_a_column_of_another_type_is_refused() -> None:
-    with pytest.raises(ValueError, match="is int64; classes is a list of names, which a string column holds"):
+    with pytest.raises(ValueError, match="is int64, and classes has texts, which are values of a string column"):
         learned(MOOD).labels(pa.chunked_array([[1, 2]]))
-    with pytest.raises(ValueError, match="is string, not a number"):
-        learned(RATING).labels(pa.chunked_array([["good"]]))
+    texts = MulticlassTask(name="t", kind="multiclass", label="t", classes={"very calm": "calm", 2: "loud"})
+    with pytest.raises(ValueError, match="is double, and classes has texts"):
+        learned(texts).labels(pa.chunked_array([[2.0]]))
 
 
 def log(stars: list[int | None], moods: list[str], rated: list[int]) -> pa.Table:
