@@ -46,7 +46,7 @@ LIBRARIES = {
 
 @contextmanager
 def refusing_index() -> Iterator[str]:
-    """The URL of an index that nobody answers for: the port is taken, and nothing listens on it."""
+    """The URL of an index without an answer: the port is taken, and nothing listens on it."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}/simple"

@@ -104,7 +104,7 @@ def check_answer(golden: dict[str, Any], tolerance: float, answer: dict[str, Any
 
 
 def check_impressions(folder: Path) -> None:
-    """What was logged is Parquet, or becomes it: this environment has what that needs."""
+    """The log is Parquet, or becomes it: this environment has what that needs."""
     if subprocess.run([sys.executable, "-m", "service", "parquet", str(folder)], check=False).returncode:
         raise SystemExit("the impression log could not be made Parquet in the serving environment")
     files = [path.suffix for path in folder.glob("impressions-*")]

@@ -40,7 +40,7 @@ def refusing() -> Iterator[str]:
 
 
 def only_line(done: "subprocess.CompletedProcess[str]") -> str:
-    """What a run that failed says on stderr: one line."""
+    """The one line of a failed run on stderr."""
     assert done.returncode == 1, done
     (line,) = done.stderr.splitlines()
     return line
@@ -160,7 +160,7 @@ def make_setup(folder: Path, environment: dict[str, str], *variables: str) -> "s
 
 
 def rest(module: str) -> dict[str, Wheel]:
-    """What `make setup` installs besides torch, in the trimmed lock files."""
+    """Packages that `make setup` installs besides torch, in the trimmed lock files."""
     return {
         "fbgemm-gpu-cpu": Wheel("1.8.0", {"fbgemm_gpu/__init__.py": ""}),
         "torchrec": Wheel("1.8.0", {"torchrec/__init__.py": f"import {module}\n"}),

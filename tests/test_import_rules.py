@@ -252,7 +252,7 @@ def _locked(role: str) -> set[str]:
 
 @pytest.mark.parametrize(("package", "role"), [("service", "serve"), ("training", "train"), ("deploy", "train")])
 def test_third_party_imports_are_in_the_lock_file_of_their_role(package: str, role: str) -> None:
-    """What an environment made from the role's lock file cannot import is found here, not in production."""
+    """Imports that an environment of the role's lock file lacks are found here, not in production."""
     project, locked = house(), _locked(role) | {"fbgemm-gpu-cpu", "fbgemm-gpu"}
     distributions = packages_distributions()
     missing = []

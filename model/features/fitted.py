@@ -86,7 +86,7 @@ class FittingPass:
         self._largest = {name: Largest() for name in self._scaled}
 
     def update(self, columns: Mapping[str, Column], targets: Mapping[str, NDArray[np.float64]]) -> None:
-        """Takes a piece's columns, and the transformed labels of tasks with a scale where they count."""
+        """Add a piece's columns, and the transformed labels of tasks with a scale where they count."""
         self.rows += next(iter(columns.values())).rows
         _count(self.counts, self._tables, columns)
         for number in self._numbers:
@@ -100,7 +100,7 @@ class FittingPass:
             self._largest[task].add(self._scaled[task].inverse(targets[task]))
 
     def merge(self, other: Self) -> None:
-        """Takes what a pass over other rows of the same feed has taken."""
+        """Add what a pass over other rows of the same feed has counted."""
         self.rows += other.rows
         for name, counts in self.counts.items():
             counts.merge(other.counts[name])  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ class FittingPass:
         }  # fmt: skip
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Takes the place of the pass that `arrays` was made of. Raises KeyError where that was another feed's."""
+        """Become the pass that `arrays` was made of. Raises KeyError where that was another feed's."""
         [self.rows] = arrays["rows"].tolist()
         for group, summaries in self._summaries().items():
             for name, summary in summaries.items():

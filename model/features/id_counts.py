@@ -77,7 +77,7 @@ class IntegerCounts:
         return {"ids": ids, "counts": counts, "total": np.array([self.total, self._undercount, self._halvings])}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Takes the place of what `arrays` was made of."""
+        """Become what `arrays` was made of."""
         self.total, self._undercount, self._halvings = arrays["total"].tolist()
         self._ids, self._counts = arrays["ids"], arrays["counts"]
 
@@ -170,7 +170,7 @@ class StringCounts:
         return {"ids": joined, "lengths": lengths, "counts": counts, "total": total}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Takes the place of what `arrays` was made of."""
+        """Become what `arrays` was made of."""
         self.total, self.undercount, self.halvings = arrays["total"].tolist()
         joined = arrays["ids"].tobytes()
         ends = np.cumsum(arrays["lengths"]).tolist()

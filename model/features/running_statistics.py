@@ -51,7 +51,7 @@ class Moments:
         return {"count": np.array([self.count]), "moments": np.array([self.mean, self._squares])}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Takes the place of what `arrays` was made of."""
+        """Become what `arrays` was made of."""
         [self.count] = arrays["count"].tolist()
         self.mean, self._squares = arrays["moments"].tolist()
 
@@ -99,7 +99,7 @@ class Largest:
         return {"values": self._values}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Takes the place of what `arrays` was made of."""
+        """Become what `arrays` was made of."""
         self._values = arrays["values"]
 
 
@@ -140,7 +140,7 @@ class RankSketch:
         return {"values": values, "levels": np.array([self._sizes, self._times]), "error": np.array([self.rank_error])}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Takes the place of what `arrays` was made of."""
+        """Become what `arrays` was made of."""
         self.rank_error, start = int(arrays["error"][0]), 0
         self._levels, self._sizes, self._times = [], [], []
         for level, (size, times) in enumerate(arrays["levels"].T.tolist()):

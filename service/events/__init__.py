@@ -1,1 +1,1 @@
-"""What users did: POST /v1/events, and the log of it that labels are joined from."""
+"""Actions of users: POST /v1/events, and its log, which labels are joined from."""

@@ -55,7 +55,7 @@ class Certificates:
         return self._context
 
     def poll(self) -> None:
-        """Takes up files that have changed, or says why not."""
+        """Load files that have changed, or log why not."""
         have_changed = [file.poll() for file in self._files]
         if not any(have_changed):
             return

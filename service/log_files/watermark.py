@@ -1,4 +1,4 @@
-"""How far a writer of a log has come: every line that it took before its watermark is in a closed file.
+"""Watermark of a writer of a log: every line that it took before its watermark is in a closed file.
 
 In: a time from the writer, now and then, idle or not. Out: `<prefix><host>-<token>.watermark`, one JSON object
 `{"writer", "watermark", "written"}`, times in RFC 3339. Who reads a log waits until every watermark of its folder has

@@ -66,7 +66,7 @@ class Mean:
     _squares: float = 0.0
 
     def add(self, value: float) -> None:
-        """Takes in the value of one request."""
+        """Add the value of one request."""
         self.count += 1
         step = value - self.value
         self.value += step / self.count

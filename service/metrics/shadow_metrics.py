@@ -91,7 +91,7 @@ class ShadowMetrics(Families):
         shadow: Mapping[str, NDArray[np.float32]],
         rows: int,
     ) -> None:
-        """Takes in a request of `rows` candidates: how its ranking moves, and answers_N of each output of either."""
+        """Add a request of `rows` candidates: the shift of its ranking, and answers_N of each output of either."""
         if moved.kendall_tau is not None:
             self._correlation.labels(model, version).observe(moved.kendall_tau)
         self._overlap.labels(model, version).observe(moved.overlaps[_TEN])

@@ -32,7 +32,7 @@ class CatalogueWatch:
         self._reasons: dict[Path, str] = {}
 
     def refresh(self, scorer: Scorer) -> None:
-        """Takes up the newest generation that verifies, if there is one newer than the scorer's."""
+        """Load the newest generation that verifies, if there is one newer than the scorer's."""
         generations = scorer.catalogue_generations()
         self._reasons = {place: reason for place, reason in self._reasons.items() if place in generations}
         keys = [] if scorer.artifact.verify_key is None else [scorer.artifact.verify_key]

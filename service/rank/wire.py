@@ -39,7 +39,7 @@ Value = Annotated[
 
 
 class Options(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a request says besides its user and its candidates."""
+    """Keys of a request besides its user and its candidates."""
 
     request_id: Annotated[RequestId | None, Meta(description="echoed, generated where it is left out")] = None
     model: Annotated[Text | None, Meta(description="may be left out where one model is served")] = None

@@ -68,7 +68,7 @@ class Tally:
             self.faults[kind].append({"place": place, "fault": str(fault)})
 
     def add(self, place: str, logged: Logged, rescored: Rescored) -> None:
-        """Takes in a request and its scores now."""
+        """Add a request and its scores now."""
         self.replayed += 1
         before_N = np.array(logged.line.score)
         moved = movement(before_N, rescored.score_N)

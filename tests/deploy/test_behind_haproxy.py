@@ -1,4 +1,4 @@
-"""Two replicas behind a real HAProxy that looks at /readyz: restarted in turn, and given a new model, under load.
+"""Two replicas behind a real HAProxy that polls /readyz: restarted in turn, and given a new model, under load.
 
 HAProxy may not try again: what a replica fails, the client sees.
 """
@@ -22,7 +22,7 @@ from tests.reliability.load import metric
 from tests.service.running import RunningService
 
 LOOK_MS = 100
-# Far beyond two looks: a busy machine may delay them.
+# Far beyond two polls: a busy machine may delay them.
 DRAIN_SECONDS = "3"
 RATE = 30.0
 CONFIG = """

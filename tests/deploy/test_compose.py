@@ -33,7 +33,7 @@ def test_docker_compose_takes_the_file() -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_images_are_pinned(name: str) -> None:
-    """What others publish by digest. What is built here by this version."""
+    """Images of others by digest, our own by this version."""
     service = SERVICES[name]
     if "build" in service:
         assert VERSION is not None

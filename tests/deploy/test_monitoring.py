@@ -189,7 +189,7 @@ def _concrete(query: str) -> str:
 
 
 def test_every_panel_of_the_dashboard_shows_data(monitored: Monitored) -> None:
-    # Drift is told of a thousand values and more.
+    # Drift is shown from a thousand values and more.
     monitored.load("--rate", "20", "--seconds", "5", "--candidates", "200")
     send_event(monitored)
     # An alert is to be seen too: that of an invalid file of task weights.
@@ -277,7 +277,7 @@ def test_every_metric_and_label_of_rules_and_dashboard_exists(monitored: Monitor
                     if not any(_matches(matcher, value) for value in values)
                 }
     assert wrong == set()
-    # And the other way round: what the service exports is seen by somebody.
+    # And the other way round: a panel shows what the service exports.
     exported = {family.name for family in text_string_to_metric_families(Metrics().exposition().decode())}
     assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in known} >= exported
 

@@ -1,4 +1,4 @@
-"""Open-loop load against small servers made for it: nothing that waits is forgotten, every status is told."""
+"""Open-loop load against small servers made for it: nothing that waits is forgotten, every status is counted."""
 
 import asyncio
 import time

@@ -61,7 +61,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Timer:
-    """What a Clock's call_later gives."""
+    """Result of a Clock's call_later."""
 
     def __init__(self, due: float, callback: Callable[..., object], arguments: tuple[object, ...]) -> None:
         self.due = due
@@ -91,7 +91,7 @@ class Clock:
         return sorted((timer for timer in self.timers if not timer.is_cancelled), key=lambda timer: timer.due)
 
     def pass_by(self, seconds: float) -> None:
-        """What is due meanwhile is done when it is."""
+        """Let time pass, and run what is due in it."""
         end = self.now + seconds
         while (waiting := self.waiting()) and waiting[0].due <= end:
             self.timers.remove(waiting[0])
@@ -117,7 +117,7 @@ class Connection:
         self.protocol.connection_made(self.transport)
 
     async def send(self, *parts: bytes) -> bytes:
-        """What is answered to it."""
+        """Answer to the bytes."""
         before = len(self.transport.written)
         for part in parts:
             self.protocol.data_received(part)

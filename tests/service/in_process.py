@@ -19,7 +19,7 @@ POLL_SECONDS = 0.02
 
 @contextmanager
 def client_of(models: Path, **settings: Any) -> Iterator[TestClient]:
-    """A client of a service that has looked at its models folder once."""
+    """A client of a service that has polled its models folder once."""
     given = {"models": models, "threads": 1, "poll_seconds": POLL_SECONDS, **settings}
     with TestClient(create_app(Settings.model_validate(given))) as client:
         yield client

@@ -1,4 +1,4 @@
-"""Whatever is posted, the service answers with scores or with a problem that names a place: never with a 5xx."""
+"""Any body that is posted is answered with scores or with a problem that names a place, never with a 5xx."""
 
 import json
 from collections.abc import Iterator

@@ -19,7 +19,7 @@ class Listing:
     passed_over: dict[str, list[str]] = field(default_factory=dict)
 
     def pass_over(self, kind: str, name: str) -> None:
-        """Takes note of an entry that is no part of the log."""
+        """Note an entry that is no part of the log."""
         self.passed_over.setdefault(kind, []).append(name)
 
 

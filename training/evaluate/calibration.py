@@ -84,7 +84,7 @@ class _Seen:
         return self._task.fit_map(kind, self._labels_B[self._observed_B], self._answers_BO[self._observed_B])
 
     def change(self, mapping: ProbabilityMap, is_in_B: NDArray[np.bool_] | None = None) -> dict[str, Any]:
-        """What a map changes on some rows, or on all."""
+        """Changes by a map on some rows, or on all."""
         is_in_B = self._observed_B if is_in_B is None else self._observed_B & is_in_B
         labels_N, answers_NO = self._labels_B[is_in_B], self._answers_BO[is_in_B]
         return {

@@ -97,7 +97,7 @@ class Twins:
         }
 
     def add(self, table: pa.Table, columns: Mapping[str, Column]) -> None:
-        """Takes rows of the training split, with their features' columns."""
+        """Add rows of the training split, with their features' columns."""
         rows = table.num_rows
         for task in self._tasks:
             left = self._left[task.name]

@@ -85,7 +85,7 @@ class LearnedTask(ABC):
 
     @property
     def num_classes(self) -> int | None:
-        """How many values labels have, None of a quantity."""
+        """Number of values that labels have, None of a quantity."""
         return None
 
     def words(self, label: float) -> str:
@@ -94,7 +94,7 @@ class LearnedTask(ABC):
 
     @abstractmethod
     def label_report(self, rates: Sequence[float | None]) -> dict[str, Any]:
-        """What a report of data says of the means of `encoded_labels`."""
+        """Sentence of a data report on the means of `encoded_labels`."""
 
     def targets(self, labels_B: Floats) -> Floats:
         """targets_B that the loss compares with."""
@@ -112,7 +112,7 @@ class LearnedTask(ABC):
 
     @staticmethod
     def label_counts(labels_N: Floats) -> dict[str, int]:
-        """What a report counts of labels, beside the rows, by its name there."""
+        """Counts of labels in a report, beside the rows, by their name there."""
         return {}
 
     @property
@@ -150,7 +150,7 @@ class LearnedTask(ABC):
         """LightGBM's objective, and the metric that chooses the number of trees."""
 
     def encoded_labels(self, labels_B: Floats) -> dict[str, Floats]:
-        """What trees' target encodings and reports take means of, by the name of the mean: one an output."""
+        """Columns whose means trees' target encodings and reports use, by the name of the mean: one an output."""
         return {"mean": labels_B}
 
     def outputs_of_trees(self, scores_BO: Floats) -> Floats:

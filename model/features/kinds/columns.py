@@ -182,7 +182,7 @@ def _fits(dtype: Dtype | None, values: Sequence[object]) -> bool:
 
 
 def shown(value: object, dtype: Dtype | None = None) -> str:
-    """What a value is, in words."""
+    """Kind of a value, in words."""
     # Types only: values of a user's features do not belong in errors that end up in logs.
     if dtype == "int64" and isinstance(value, str):
         return "another string"

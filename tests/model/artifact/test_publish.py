@@ -1,4 +1,4 @@
-"""Publishing: a version is whole or invisible, whatever fails, and nobody's version is overwritten."""
+"""Publishing: a version is whole or invisible, with any failure, and no version is overwritten."""
 
 import errno
 import os

@@ -112,7 +112,7 @@ def test_another_code_is_compiled_and_the_least_used_is_forgotten(tmp_path: Path
 
 
 class Call:
-    """What a pickle that runs something looks like."""
+    """A pickle that runs something."""
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return exec, ("raise SystemExit",)

@@ -36,7 +36,7 @@ def test_names_in_order_of_first_use() -> None:
 
 
 def test_a_dot_is_part_of_a_name_and_reads_no_attribute() -> None:
-    """What Python knows by these names is out of reach: they are looked up among the outputs like any other."""
+    """Python's own objects of these names are out of reach: they are looked up among the outputs like any other."""
     formula = Formula("a.__class__ + a.real")
     assert formula.names == ("a.__class__", "a.real")
     with pytest.raises(KeyError, match=r"a\.__class__"):

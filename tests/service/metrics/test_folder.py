@@ -1,4 +1,4 @@
-"""The folder of metrics: there while somebody uses it, removed after a killed service, never somebody else's."""
+"""The folder of metrics: there while in use, removed after a killed service, never another user's."""
 
 import json
 import os

@@ -15,7 +15,7 @@ def key_of(number: int) -> str:
 
 
 def shared_values(file: Path) -> dict[str, float]:
-    """What another worker's scrape reads."""
+    """Samples that another worker's scrape reads."""
     return {key: value for key, value, _, _ in MmapedDict.read_all_values_from_file(str(file))}  # type: ignore[no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""Files that go away, change behind a link or are of another kind: what was loaded serves on, and the fault is told."""
+"""Files that go away, change behind a link or are of another kind: what was loaded serves on, the fault is shown."""
 
 import gc
 import os
@@ -149,7 +149,7 @@ def test_what_was_loaded_serves_on_and_the_absence_is_told(
         store.refresh()
         assert served(store) == before
         assert told(store) == {**AT_REST, **faults}
-    assert len([line for line in caplog.records if line.levelname == "ERROR"]) == len(faults)  # each is told once
+    assert len([line for line in caplog.records if line.levelname == "ERROR"]) == len(faults)  # each is logged once
     entry = store.entry("tiny")
     reasons = {version["version"]: version["reason"] for version in entry["versions"]}
     found = {

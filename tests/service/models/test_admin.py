@@ -349,7 +349,7 @@ def test_every_worker_of_a_service_follows(models: Path, keys: Path) -> None:
 
 
 def loads(service: RunningService) -> float:
-    """How many workers have taken up labels."""
+    """Number of workers that have loaded labels."""
     text = service.client.get("/metrics").text
     lines = [
         line for line in text.splitlines() if line.startswith("ranking_model_load_total") and "labels_ready" in line

@@ -18,7 +18,7 @@ from tests.service.in_process import client_of, sample
 
 
 def store_of(models: Path) -> ModelStore:
-    """A store that looks only when it is told to."""
+    """A store that polls only on a call."""
     store = ModelStore(models, Metrics(), poll_seconds=3600, torch_threads=1)
     store.refresh()
     return store

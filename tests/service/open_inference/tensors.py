@@ -28,11 +28,11 @@ class Given(NamedTuple):
     values: Sequence[Any]
 
     def as_json(self) -> dict[str, Any]:
-        """With its values in JSON."""
+        """The tensor with its values in JSON."""
         return {**self.claim(), "data": list(self.values)}
 
     def claim(self) -> dict[str, Any]:
-        """What it says of itself."""
+        """Name, datatype and shape."""
         return {"name": self.name, "datatype": self.datatype, "shape": [len(self.values)]}
 
     def as_bytes(self) -> bytes:

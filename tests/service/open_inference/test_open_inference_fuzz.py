@@ -1,4 +1,4 @@
-"""Whatever is posted to /v2, the answer is scores or the protocol's error: never a 5xx."""
+"""Any body that is posted to /v2 is answered with scores or the protocol's error, never a 5xx."""
 
 import gzip
 import json

@@ -100,7 +100,7 @@ def test_two_networks_and_two_seeds(feed: Path, capsys: pytest.CaptureFixture[st
 
 
 class _Page(HTMLParser):
-    """What a page asks others for, and its images."""
+    """Requests of a page to other hosts, and its images."""
 
     def __init__(self) -> None:
         super().__init__()

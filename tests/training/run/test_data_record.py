@@ -83,7 +83,7 @@ def test_a_copy_with_other_times_is_the_same_data(run: Run, tmp_path: Path, capl
     for path in (tmp_path / "data").iterdir():
         os.utime(path, (1, 1))
     evaluate(run, "test", replicates=2)
-    # A stream's bytes are not read once more for this: its files are told by size and time.
+    # A stream's bytes are not read once more for this: its files are identified by size and time.
     assert len(said(caplog)) == (0 if run.config.data.read == "memory" else 3)
 
 
