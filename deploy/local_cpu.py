@@ -29,7 +29,7 @@ class Cpu:
 
 def spent_by(processes: Iterable[int]) -> Cpu:
     """CPU seconds of the threads of processes, and of those of all their children, so far. Raises RuntimeError if
-    nobody knows."""
+    a process has ended."""
     nanoseconds: dict[int, int] = {}
     waiting = list(processes)
     shown = ", ".join(map(str, waiting))

@@ -58,7 +58,7 @@ def table_file(width: int) -> str:
 
 
 def map_file(file: IO[bytes]) -> mmap.mmap:
-    """A file mapped read-only, its pages shared with whoever else maps it. Raises OSError, or ValueError if empty."""
+    """A file mapped read-only, its pages shared with its other readers. Raises OSError, or ValueError if empty."""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 

@@ -4,7 +4,7 @@ Row 0 is the OOV row: no bucket has it, and an id that is not in a vocabulary ta
 
 In a table with two hashes an id has a row in each of two halves. Both travel as one number, `first * half_rows +
 second`, from here to the embeddings (model/embeddings/embeddings.py in training, model/export/embedding_rows.py in
-scoring), so that whatever lies between has one number an id. A missing id is 0, the OOV rows of both. The second hash
+scoring), so that everything between has one number an id. A missing id is 0, the OOV rows of both. The second hash
 is SplitMix64's finaliser over the 64 bits of the first.
 
 An id of a table with slots is a word: the integer itself, or a string's hash. Which words have a row is known at the

@@ -51,7 +51,7 @@ class FixedRandomRoutingConfig(StrictModel):
 
 def random_routes(seed: int, num_tasks: int, num_modules: int, is_routed: Sequence[bool]) -> list[list[int]]:
     """The module that each task draws, layer by layer. 0 for all in a layer that is not routed."""
-    # Python's own generator: the same routes whatever torch has drawn before.
+    # Python's own generator: the same routes after any draws of torch.
     draw = random.Random(seed)
     return [[draw.randrange(num_modules) if routed else 0 for _ in range(num_tasks)] for routed in is_routed]
 

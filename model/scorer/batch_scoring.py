@@ -1,7 +1,7 @@
 """Many requests at once -> answers: what batch scoring computes, by the same scorer and the same module as a service.
 
 In: the request columns of R requests, the candidate columns of N candidates, and which request each belongs to. Out:
-answers_NO. A request's part is computed once, whatever its candidates, and so are equal candidates of equal requests.
+answers_NO. A request's part is computed once for all its candidates, and so are equal candidates of equal requests.
 By TorchScript all candidates go through the network together, each with its own request's sums. Compiled code is made
 for one request and is called for each.
 

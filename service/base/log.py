@@ -67,11 +67,11 @@ class FieldLogger:
         self._logger.info(message, extra={"fields": fields})
 
     def warning(self, message: str, /, **fields: object) -> None:
-        """Logs what somebody may want to change."""
+        """Log a warning: an operator may want to act."""
         self._logger.warning(message, extra={"fields": fields})
 
     def error(self, message: str, /, **fields: object) -> None:
-        """Logs what somebody has to change."""
+        """Log an error: an operator has to act."""
         self._logger.error(message, extra={"fields": fields})
 
     def fault(self, message: str, error: Exception, /, **fields: object) -> None:

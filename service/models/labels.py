@@ -158,8 +158,8 @@ class LabelsFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps others who change labels, in any process, from writing meanwhile. Raises OSError, also where somebody
-        keeps the lock for longer than writing takes."""
+        """Keeps others who change labels, in any process, from writing meanwhile. Raises OSError, also where another
+        process keeps the lock for longer than writing takes."""
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _lock(folder)
