@@ -110,7 +110,7 @@ class LearnedCount(LearnedTask):
         return [[measured["deviance"]]]
 
     @property
-    def trees(self) -> dict[str, str | int]:
+    def tree_objective(self) -> dict[str, str | int]:
         """LightGBM's own."""
         return {"objective": "poisson", "metric": "poisson"}
 

@@ -157,7 +157,7 @@ def _fit(
             f"task {task.name} has no label in the validation split, by which the number of trees is chosen"
         )
     parameters = {
-        **learned(task).trees,
+        **learned(task).tree_objective,
         "learning_rate": settings.learning_rate,
         "num_leaves": settings.leaves,
         "min_data_in_leaf": settings.min_rows_per_leaf,

@@ -110,9 +110,10 @@ def refuse_constant_labels(schema: FeedSchema, train: Mapping[str, LabelCounts])
         if not observed:
             raise ValueError(f"task {task.name}: no row of split train has a label (mask '{task.mask}' is never 1)")
         if least == most:
+            label = learned(task).label_words(least)
             raise ValueError(
-                f"task {task.name}: label '{task.label}' is {learned(task).words(least)} in all {observed:,} rows of "
-                "split train that count; fix the column, or leave the task out (tasks: [...])"
+                f"task {task.name}: label '{task.label}' is {label} in all {observed:,} rows of split train that "
+                "count; fix the column, or leave the task out (tasks: [...])"
             )
         # Of all but one row: their own sum may be lost in the rounding of the largest label.
         mean_of_others = max(totals[0] - most, 0.0) / max(observed - 1, 1)

@@ -126,7 +126,7 @@ class LearnedBinary(LearnedTask):
         return np.where(labels_N == 0, 1 / self.task.negative_sampling_rate, 1.0)
 
     @property
-    def trees(self) -> dict[str, str | int]:
+    def tree_objective(self) -> dict[str, str | int]:
         """Of the same loss."""
         return {"objective": "binary", "metric": "binary_logloss"}
 

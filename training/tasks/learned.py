@@ -88,7 +88,7 @@ class LearnedTask(ABC):
         """Number of values that labels have, None of a quantity."""
         return None
 
-    def words(self, label: float) -> str:
+    def label_words(self, label: float) -> str:
         """A label, as a message names it."""
         return f"{label:g}"
 
@@ -146,7 +146,7 @@ class LearnedTask(ABC):
 
     @property
     @abstractmethod
-    def trees(self) -> dict[str, str | int]:
+    def tree_objective(self) -> dict[str, str | int]:
         """LightGBM's objective, and the metric that chooses the number of trees."""
 
     def encoded_labels(self, labels_B: Floats) -> dict[str, Floats]:

@@ -110,7 +110,7 @@ class LearnedMulticlass(LearnedTask):
         """Number of the classes of the schema."""
         return len(self.classes)
 
-    def words(self, label: float) -> str:
+    def label_words(self, label: float) -> str:
         """The name of the class."""
         return self.classes[int(label)]
 
@@ -164,7 +164,7 @@ class LearnedMulticlass(LearnedTask):
         return {"normalized_entropy": entropy, "calibration_ratio": ratios}
 
     @property
-    def trees(self) -> dict[str, str | int]:
+    def tree_objective(self) -> dict[str, str | int]:
         """Of the same loss: a tree a class."""
         return {"objective": "multiclass", "metric": "multi_logloss", "num_class": len(self.classes)}
 

@@ -108,7 +108,7 @@ class LearnedRegression(LearnedTask):
         return [[scale, *(one[metric] for metric in metrics)] for scale, one in scales.items() if one is not None]
 
     @property
-    def trees(self) -> dict[str, str | int]:
+    def tree_objective(self) -> dict[str, str | int]:
         """Of the same loss."""
         return {"objective": "regression", "metric": "l2"}
 
