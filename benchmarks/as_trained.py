@@ -88,7 +88,7 @@ class AsTrained(nn.Module):
 
 
 def publish(models: Path, request: dict[str, Any], as_trained: Path) -> Path:
-    """Publishes the artifact with `request` as its golden request and writes `as_trained`. Returns its folder."""
+    """Publish the artifact with `request` as its golden request and write `as_trained`. Returns its folder."""
     twins: list[AsTrained] = []
 
     def fill(network: Network, tables: dict[str, Tensor]) -> None:

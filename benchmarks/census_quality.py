@@ -21,7 +21,7 @@ EPOCHS = (2, 5)
 
 
 def main() -> None:
-    """Trains what is not trained yet, prints and writes the table."""
+    """Train what is not trained yet, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()

@@ -12,7 +12,7 @@ SOURCES = {"kuairand": "kuairand_pure", "census": "census_income_kdd"}
 
 
 def run_benchmark(main: Callable[[], None]) -> None:
-    """Runs a benchmark: what the user can fix ends in one line and status 2, Ctrl-C in status 130."""
+    """Run a benchmark: what the user can fix ends in one line and status 2, Ctrl-C in status 130."""
     try:
         main()
     except (ValueError, OSError) as error:

@@ -22,7 +22,7 @@ from training.compare.runner import compare, load
 
 
 def main() -> None:
-    """Runs what is left of the experiment and writes its results."""
+    """Run what is left of the experiment and write its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--output", type=Path, help="folder of the trained cells (default: the experiment's)")
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def keep_pictures(body: Sequence[str], source: Path, name: str, wanted: Sequence[str]) -> list[str]:
-    """Copies the wanted pictures to results/<name>/ and returns the lines with links to them alone. Raises SystemExit
+    """Copy the wanted pictures to results/<name>/ and return the lines with links to them alone. Raises SystemExit
     where one is not in the report."""
     target = report.RESULTS / name
     shutil.rmtree(target, ignore_errors=True)

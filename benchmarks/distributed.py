@@ -43,7 +43,7 @@ SGD = {"optimizer": {"tables": {"kind": "sgd", "learning_rate": 0.05}, "dense": 
 
 
 def main() -> None:
-    """Runs one and two processes, and writes the table."""
+    """Run one and two processes, and write the table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         simulate(BATCH * STEPS * 14 // 12, 0, folder / "data", users=5_000, items=2_000)

@@ -30,7 +30,7 @@ MIB = 1024 * 1024
 
 
 def main() -> None:
-    """Sends, counts, writes what was seen."""
+    """Send, count, write what was seen."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--processes", type=int, default=2)

@@ -52,7 +52,7 @@ SPLIT = {"column": "day", "train": 1, "validation": 2}
 
 
 def main() -> None:
-    """Runs all, prints and writes the tables. With --stream FOLDER it is the process whose memory is measured."""
+    """Run all, print and write the tables. With --stream FOLDER it is the process whose memory is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, action="append", help="of the memory runs (default: 1M and 10M)")
     parser.add_argument("--turns", type=int, default=3)

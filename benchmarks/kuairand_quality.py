@@ -29,7 +29,7 @@ METRICS = ("auc", "normalized_entropy", "gauc", "calibration_ratio")
 
 
 def main() -> None:
-    """Trains what is not trained yet, prints and writes the table."""
+    """Train what is not trained yet, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()

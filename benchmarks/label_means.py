@@ -128,7 +128,7 @@ def on_validation(run: Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Trains what is not trained yet, prints and writes the tables."""
+    """Train what is not trained yet, print and write the tables."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     data_folder("kuairand")
     if not Path("data/simulated").exists():

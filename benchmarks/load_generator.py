@@ -43,7 +43,7 @@ class Load:
 
 
 def main() -> None:
-    """Serves blocks of load until standard input ends."""
+    """Serve blocks of load until standard input ends."""
     for line in sys.stdin:
         try:
             answer = asdict(uvloop.run(_load(Block(**json.loads(line)))))

@@ -26,7 +26,7 @@ class AsTrainedRuntime(MLModel):
     """Runtime that MLServer loads and calls."""
 
     async def load(self) -> bool:
-        """Loads the file that `uri` names."""
+        """Load the file that `uri` names."""
         self._as_trained = AsTrainedFile(Path(self.settings.parameters.uri))
         return True
 

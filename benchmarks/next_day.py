@@ -41,7 +41,7 @@ Errors = dict[str, float]
 
 
 def main() -> None:
-    """Trains what is not trained yet, prints and writes the table."""
+    """Train what is not trained yet, print and write the table."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__)

@@ -20,7 +20,7 @@ OTHERS_SEED = 1_000_000
 
 
 def write_items(path: Path, requests: Sequence[dict[str, Any]]) -> None:
-    """Writes the candidates of the requests and others, ITEMS of them or more."""
+    """Write the candidates of the requests and others, ITEMS of them or more."""
     named = sum(len(request["candidates"]["id"]) for request in requests)
     others = columnar_request(max(ITEMS - named, 1), OTHERS_SEED)
     columns: dict[str, list[Any]] = {}

@@ -136,7 +136,7 @@ def _run(folder: Path) -> Run:
 
 
 def main() -> None:
-    """Compares, prints and writes the tables. Ends with status 1 where a limit is passed."""
+    """Compare, print and write the tables. Ends with status 1 where a limit is passed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a finished run; default: one epoch is trained")
     parser.add_argument("--rows", type=int, default=10_000)

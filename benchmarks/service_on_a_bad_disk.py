@@ -31,7 +31,7 @@ class FullFiles(RotatedFiles):
     """Files on a full disk."""
 
     def append(self, blocks: Sequence[bytes]) -> tuple[int, OSError | None]:
-        """Writes nothing."""
+        """Write nothing."""
         return 0, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

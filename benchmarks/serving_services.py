@@ -78,7 +78,7 @@ class Services:
         self.left_out: dict[str, str] = {}
 
     def start(self, say: Callable[[str], None], *, with_mlserver: bool) -> None:
-        """Starts them all. Raises RuntimeError where one does not start. A package that cannot be compiled on this
+        """Start them all. Raises RuntimeError where one does not start. A package that cannot be compiled on this
         machine is left out, with the reason in `left_out`."""
         say("the usual service and the hand-tuned application")
         self.ways[USUAL] = Way(self._uvicorn("usual_service"), "/rank", usual_body, _read_rows)

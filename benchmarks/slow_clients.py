@@ -26,7 +26,7 @@ _CHUNK = bytes(2**20)
 
 
 async def main(url: str) -> None:
-    """Runs them all. Never returns."""
+    """Run them all. Never returns."""
     request = message(url, "/v1/rank", json.dumps(columnar_request(100, 0)).encode())
     dribbling = [_dribble(url, request, _START_SECONDS * number / CLIENTS) for number in range(CLIENTS)]
     await asyncio.gather(_send_huge(url), *dribbling)

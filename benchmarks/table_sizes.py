@@ -30,7 +30,7 @@ TABLES, DIM, BATCH, STEPS, WARM_UP = 26, 16, 4096, 60, 10
 
 
 def main() -> None:
-    """Measures every size, and writes the table."""
+    """Measure every size, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 10, 50, 100], help="millions of rows in all")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)

@@ -277,7 +277,7 @@ def _alone_in_a_group() -> Ranks:
 
 
 def main() -> None:
-    """Runs one way and prints what it took."""
+    """Run one way and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("feed", choices=FEEDS)
     parser.add_argument("way", choices=WAYS)

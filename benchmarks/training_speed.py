@@ -48,7 +48,7 @@ PAIRS = {
 
 
 def main() -> None:
-    """Runs the pairs, prints and writes the table."""
+    """Run the pairs, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--turns", type=int, default=3)

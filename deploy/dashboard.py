@@ -56,7 +56,7 @@ ROWS = {
 
 
 def main() -> None:
-    """Writes the dashboard."""
+    """Write the dashboard."""
     DASHBOARD.write_text(text(), encoding="utf-8")
     print(f"written: {DASHBOARD}")
 

@@ -74,7 +74,7 @@ def kuairand(source: Path) -> Feed:
 
 
 def main() -> int:
-    """Runs the demo. Returns its exit status."""
+    """Run the demo. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m deploy.demo", description="Train, serve and ask a ranker.")
     parser.add_argument("--data", type=Path, help="folder of KuaiRand-Pure (default: the built-in simulator)")
     parser.add_argument("--rows", type=int, default=200_000, help="impressions to simulate (default 200000)")
@@ -158,7 +158,7 @@ def _child(*module_and_arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _write_value_models(feed: Feed, artifact: Path) -> None:
-    """Writes a value model unless one is there that fits the answers: it belongs to its editor."""
+    """Write a value model unless one is there that fits the answers: it belongs to its editor."""
     path = MODELS / NAME / "value_models.yaml"
     outputs = set(_golden_requests(artifact)[0]["expected"])
     if path.exists():
@@ -203,7 +203,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], base: str) -> None:
 
 
 def _show_ranking(base: str, artifact: Path, feed: Feed) -> None:
-    """Sends a request made of real rows (the artifact's golden request of 20 candidates) and prints the answer."""
+    """Send a request made of real rows (the artifact's golden request of 20 candidates) and print the answer."""
     picked = next(request for request in _golden_requests(artifact) if len(request["candidates"]["id"]) == 20)
     body = {"model": NAME, "user": picked["user"], "candidates": picked["candidates"], "top_k": 10}
     request = feed.run / "request.json"

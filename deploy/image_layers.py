@@ -75,7 +75,7 @@ def table(layers: list[Layer]) -> str:
 
 
 def main() -> int:
-    """Prints the table. Returns the exit status."""
+    """Print the table. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deploy.image_layers", description="Layers of an image.")
     parser.add_argument("archive", metavar="ARCHIVE", help="file of `docker save`, or - for standard input")
     name = parser.parse_args().archive

@@ -112,7 +112,7 @@ def table(steps: Sequence[Step], slo: float | None, errors: float) -> Table:
 
 
 def write(folder: Path, steps: Sequence[Step], about: dict[str, Any], slo: float | None) -> None:
-    """Writes load_test.json and load_test.png. Raises OSError."""
+    """Write load_test.json and load_test.png. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     document = {**about, "steps": [step.document() for step in steps]}
     (folder / "load_test.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -47,7 +47,7 @@ _FURTHEST = 64  # a rate that much below the first is not looked for
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Loads and reports. Returns the exit status."""
+    """Load and report. Returns the exit status."""
     options = _parser().parse_args(arguments)
     console = Console()
     console.width = max(console.width, 110)  # a column for each percentile, also where the output is no terminal

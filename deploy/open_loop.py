@@ -56,7 +56,7 @@ def poisson(rate: float, seconds: float, seed: int) -> Array:
 async def offer(
     url: str, requests: Sequence[bytes], due_R: Array, *, timeout: float = 30.0, tls: SSLContext | None = None
 ) -> Outcome:
-    """Sends one of `requests` (whole HTTP messages), in turn, at each of `due_R`, in seconds from now. `tls` says whom
+    """Send one of `requests` (whole HTTP messages), in turn, at each of `due_R`, in seconds from now. `tls` says whom
     to trust where the URL is one of HTTPS."""
     connections = Connections(url, tls)
     seconds_R = np.zeros(len(due_R))
@@ -131,7 +131,7 @@ class Connections:
         return await asyncio.open_connection(self._host, self._port, ssl=self._tls)
 
     async def close(self) -> None:
-        """Closes what is open."""
+        """Close what is open."""
         while self._idle:
             await _closed(self._idle.pop()[1])
 

@@ -114,7 +114,7 @@ class LabelMean(_Lines):
     _corners: tuple[Array, Array] = PrivateAttr()
 
     def model_post_init(self, _: Any) -> None:
-        """Keeps the points as arrays, with the one where the last line meets the bound: it is level from there on."""
+        """Keep the points as arrays, with the one where the last line meets the bound: it is level from there on."""
         inputs, outputs = (0.0, *self.inputs), (0.0, *self.outputs)
         if self.outputs[-1] < self.upper:
             inputs, outputs = (*inputs, self.inputs[-1] * (self.upper / self.outputs[-1])), (*outputs, self.upper)

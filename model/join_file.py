@@ -84,7 +84,7 @@ class JoinFile(StrictModel):
         return frozenset(label.event for label in self.labels.values() if label.adds_up)
 
     def check_schema(self, feed: FeedSchema, place: str) -> None:
-        """Raises ValueError, opened by `place`, where the file does not make what the feed's training reads."""
+        """Raise ValueError, opened by `place`, where the file does not make what the feed's training reads."""
         labels = {task.label for task in feed.tasks}
         missing, unknown = sorted(labels - self.labels.keys()), sorted(self.labels.keys() - labels)
         if missing:

@@ -55,7 +55,7 @@ class FeedSchema(StrictModel):
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
-        """Reads a schema file. Raises ValueError naming the file, the key and the rule."""
+        """Read a schema file. Raises ValueError naming the file, the key and the rule."""
         return super().from_yaml(path)
 
     @model_validator(mode="after")

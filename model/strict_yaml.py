@@ -55,7 +55,7 @@ class StrictModel(BaseModel):
 
     @classmethod
     def from_mapping(cls, data: object, place: str) -> Self:
-        """Validates a parsed mapping. `place` (a file name, say) opens the error message."""
+        """Validate a parsed mapping. `place` (a file name, say) opens the error message."""
         if not isinstance(data, Mapping):
             raise ValueError(f"{place}: expected a mapping of keys to values, got {type(data).__name__}")
         try:
@@ -70,7 +70,7 @@ class StrictModel(BaseModel):
 
     @classmethod
     def from_bytes(cls, content: bytes, place: str) -> Self:
-        """Validates the content of a YAML file that was read. `place` opens the error message."""
+        """Validate the content of a YAML file that was read. `place` opens the error message."""
         return cls.from_mapping(parse_yaml(content, place), place)
 
 
@@ -88,7 +88,7 @@ def did_you_mean(name: str, valid: Sequence[str], otherwise: str) -> str:
 
 
 def refuse_unknown_kind(data: Any, kinds: list[str], what: str) -> Any:
-    """Refuses a mapping whose `kind`, which chooses the `what`, is missing or none of `kinds`. Passes all else on."""
+    """Refuse a mapping whose `kind`, which chooses the `what`, is missing or none of `kinds`. Passes all else on."""
     if not isinstance(data, Mapping):
         return data
     if "kind" not in data:
@@ -100,7 +100,7 @@ def refuse_unknown_kind(data: Any, kinds: list[str], what: str) -> Any:
 
 
 def read_yaml(path: Path) -> object:
-    """Parses a YAML file with safe types only. Raises ValueError naming the file, the place and the fault."""
+    """Parse a YAML file with safe types only. Raises ValueError naming the file, the place and the fault."""
     try:
         content = read_bytes(path, DOCUMENT_BYTES)
     except OSError as error:
@@ -109,7 +109,7 @@ def read_yaml(path: Path) -> object:
 
 
 def parse_yaml(content: bytes, place: str) -> object:
-    """Parses the content of a YAML file. Raises ValueError, opened by `place`. Aliases expand to a bounded size."""
+    """Parse the content of a YAML file. Raises ValueError, opened by `place`. Aliases expand to a bounded size."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -173,7 +173,7 @@ _CarefulLoader.add_constructor("tag:yaml.org,2002:str", _CarefulLoader.construct
 
 
 def _refuse_expansion(root: yaml.Node) -> None:
-    """Raises where aliases and merge keys, each counted as what it stands for, make much of what is written."""
+    """Raise where aliases and merge keys, each counted as what it stands for, make much of what is written."""
     sizes: dict[int, tuple[float, float]] = {}
 
     def size_of(node: yaml.Node) -> tuple[float, float]:

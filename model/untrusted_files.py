@@ -50,7 +50,7 @@ Fingerprints = tuple[tuple[str, Fingerprint], ...]
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file for reading. Raises OSError, also for a file of another kind."""
+    """Open a regular file for reading. Raises OSError, also for a file of another kind."""
     _refuse_other_kinds(path, os.stat(path))  # opening a device may already do something
     descriptor = os.open(path, _FLAGS)
     try:
@@ -125,7 +125,7 @@ class PolledFile:
         self.error: str | None = None
 
     def poll(self) -> bool:
-        """Reads the file and returns whether its content or its error is another than before."""
+        """Read the file and return whether its content or its error is another than before."""
         before = (self.content, self.error)
         try:
             self.content, self.error = read_bytes(self.path), None

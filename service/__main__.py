@@ -18,7 +18,7 @@ Job = Callable[[Sequence[str]], int]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a verb, or serves. Returns the exit status."""
+    """Run a verb, or serve. Returns the exit status."""
     job: Job
     match arguments:
         case ["healthcheck", *rest]:

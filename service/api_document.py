@@ -72,7 +72,7 @@ def with_examples(document: dict[str, Any], models: Mapping[str, ServedModel], *
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
-    """Adds the group, the key and the refusals of a route."""
+    """Add the group, the key and the refusals of a route."""
     scope = needed_for(path)
     operation["tags"] = [_group(path)]
     if scope is not None:
@@ -108,7 +108,7 @@ def _group(path: str) -> str:
 
 
 def _give_examples(operation: dict[str, Any], examples: Mapping[str, Any]) -> None:
-    """Replaces the examples of an operation's JSON body, if it has one."""
+    """Replace the examples of an operation's JSON body, if it has one."""
     given: dict[str, Any] = {"examples": {name: {"value": value} for name, value in examples.items()}}
     if len(examples) == 1:
         given = {"example": next(iter(examples.values()))}

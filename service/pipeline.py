@@ -130,7 +130,7 @@ def _explanation(request: ScoredRequest, record: RequestRecord) -> Explanation:
 
 
 def check_deadline(deadline: float | None) -> None:
-    """Raises Problem 504 once it has passed: an answer that is too late is not computed."""
+    """Raise Problem 504 once it has passed: an answer that is too late is not computed."""
     if deadline is not None and time.perf_counter() >= deadline:
         raise deadline_passed()
 

@@ -40,7 +40,7 @@ class Responder:
     is_draining: Callable[[], bool]
 
     async def respond(self, scope: Scope, receive: Receive, send: Send, answer: Answer) -> None:
-        """Reads the body of a scoring request, has it answered in a scoring thread, sends that or the problem."""
+        """Read the body of a scoring request, have it answered in a scoring thread, send that or the problem."""
         record = record_of(scope)
         try:
             if self.is_draining():

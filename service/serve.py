@@ -31,7 +31,7 @@ _log = FieldLogger()
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serves. Returns the exit status."""
+    """Serve. Returns the exit status."""
     settings = read_settings(arguments, os.environ)
     signals.set_handlers()
     certificates = settings.certificates()
@@ -71,7 +71,7 @@ class _Server(uvicorn.Server):
     """A server that logs its address once it answers."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts it on `sockets`."""
+        """Start it on `sockets`."""
         await super().startup(sockets)
         if self.started and sockets:
             _say_address(self.config, sockets[0])

@@ -77,7 +77,7 @@ def publish_artifact(
     spoil: float = 0.0,
     fill: Callable[[Network, dict[str, Tensor]], None] | None = None,
 ) -> Path:
-    """Publishes the next version of `name` with weights drawn from `seed`. `request` becomes its golden request.
+    """Publish the next version of `name` with weights drawn from `seed`. `request` becomes its golden request.
     `spoil` is added to the expected answers, so that the golden check of a reader fails. `fill` sees the network and
     its tables before they are exported, and may write to them."""
     schema = schema or tiny_schema()

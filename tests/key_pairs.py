@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 
 def key_pair(folder: Path, name: str = "mine") -> tuple[Path, Path]:
-    """Makes a pair and returns its files, the private one first."""
+    """Make a pair and return its files, the private one first."""
     key = Ed25519PrivateKey.generate()
     private, public = folder / f"{name}.pem", folder / f"{name}.pub"
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

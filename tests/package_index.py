@@ -49,7 +49,7 @@ class Wheel:
 
 @contextmanager
 def package_index(packages: Mapping[str, Wheel]) -> Iterator[str]:
-    """Serves the packages. Yields the index's URL."""
+    """Serve the packages. Yields the index's URL."""
     known = {canonicalize_name(name): wheel for name, wheel in packages.items()}
 
     class Handler(BaseHTTPRequestHandler):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status."""
+    """Run one command and return its exit status."""
     options = _parser().parse_args(arguments)
     # Our own lines from INFO, the libraries' from WARNING.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], None], help_text: str) -> Callable[..., argparse.Action]:
-        """Adds a command. Returns what adds its arguments."""
+        """Add a command. Returns what adds its arguments."""
         added = commands.add_parser(name, help=help_text)
         added.set_defaults(run=run)
         return added.add_argument

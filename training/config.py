@@ -304,7 +304,7 @@ class TrainingConfig(StrictModel):
 
     @classmethod
     def load(cls, path: Path, changes: Sequence[str] = ()) -> "TrainingConfig":
-        """Reads a training file with `key=value` changes applied. Raises ValueError naming the file and the key."""
+        """Read a training file with `key=value` changes applied. Raises ValueError naming the file and the key."""
         content = read_yaml(path)
         if not isinstance(content, Mapping):
             raise ValueError(f"{path}: expected a mapping of keys to values")

@@ -46,7 +46,7 @@ def entries(folder: Path) -> list[str]:
 
 
 def refuse_foreign(folder: Path, what: str, *, is_own: Callable[[], bool], left: tuple[str, ...] = LEFT_BY_ANY) -> None:
-    """Raises ValueError for a folder that is not empty and is no `what`. `left` are patterns of names that a job leaves
+    """Raise ValueError for a folder that is not empty and is no `what`. `left` are patterns of names that a job leaves
     before `is_own` recognises its folder."""
     foreign = [name for name in entries(folder) if not _is_among(name, left)]
     if foreign and not is_own():
@@ -59,7 +59,7 @@ def refuse_foreign(folder: Path, what: str, *, is_own: Callable[[], bool], left:
 
 
 def refuse_within(folder: Path, data: Path | str, what: str = "data") -> None:
-    """Raises ValueError for an output folder that is, or is inside, the folder that a job reads."""
+    """Raise ValueError for an output folder that is, or is inside, the folder that a job reads."""
     if "://" in str(data):
         return
     written, read = (Path(os.path.realpath(path)) for path in (folder, data))
@@ -81,7 +81,7 @@ def _is_among(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def replace_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Writes `parts` one after the other and replaces `path` in one step. Raises ValueError naming the file."""
+    """Write `parts` one after the other and replace `path` in one step. Raises ValueError naming the file."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

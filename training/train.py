@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainingConfig, *, show: bool = True) -> Run:
-    """Trains, or resumes, the run of a training file, and returns it. Raises ValueError for what the user can fix."""
+    """Train, or resume, the run of a training file, and return it. Raises ValueError for what the user can fix."""
     torch.set_num_threads(config.threads)
     set_products(config.precision)
     schema = config.feed_schema()
@@ -199,7 +199,7 @@ class _Saving:
 
 
 def _changed_rows(before: object, data: list[str]) -> list[str]:
-    """Splits whose rows are others than those that a run was trained on."""
+    """Split whose rows are others than those that a run was trained on."""
     if not isinstance(before, list) or len(before) != len(data):
         return []
     splits = zip(("train", "validation"), before, data, strict=True)

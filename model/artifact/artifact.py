@@ -160,7 +160,7 @@ def opened(path: Path, entry: FileEntry) -> Iterator[BinaryIO]:
 
 
 def check_sha256(path: Path, entry: FileEntry, sha256: str) -> None:
-    """Returns if a file's hash is the manifest's. Raises ArtifactError."""
+    """Return if a file's hash is the manifest's. Raises ArtifactError."""
     if sha256 != entry.sha256:
         raise ArtifactError(f"{path}: checksum differs from the manifest's; the file was changed")
 
@@ -199,7 +199,7 @@ def publish(
     libraries: Mapping[str, str],
     check: Callable[[Path], None] = lambda _: None,
 ) -> Path:
-    """Publishes the next version of `name`: `write_files` fills a hidden folder, `check` vets the whole of it, one
+    """Publish the next version of `name`: `write_files` fills a hidden folder, `check` vets the whole of it, one
     rename makes it visible. Returns its path. On any failure the folder is removed and nothing is published."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"model name '{name}' must match {_NAME.pattern}")
@@ -238,14 +238,14 @@ def publish(
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes the manifest of a folder, with the checksum of its content."""
+    """Write the manifest of a folder, with the checksum of its content."""
     text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, allow_nan=False)
     (folder / MANIFEST).unlink(missing_ok=True)  # sealed by a try that lost its race
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def seal(folder: Path) -> None:
-    """Makes the files of a folder read-only, for what is published stays as it is, and has all of it on the disk."""
+    """Make the files of a folder read-only, for what is published stays as it is, and have all of it on the disk."""
     for file in folder.iterdir():
         file.chmod(0o444)
         sync(file)

@@ -125,7 +125,7 @@ class Catalogue:
 
     @classmethod
     def open(cls, path: Path, artifact: Artifact) -> "Catalogue":
-        """Verifies and maps a generation. Raises ArtifactError: damaged, made for another model version, or not
+        """Verify and map a generation. Raises ArtifactError: damaged, made for another model version, or not
         signed where the version has to be."""
         remedy = (
             f", whose features may mean something else; build it again for {artifact.manifest.name} {artifact.version}"

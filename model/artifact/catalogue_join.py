@@ -72,7 +72,7 @@ def resolve(
     columns: Mapping[str, Column],
     nulls: Mapping[str, Mask],
 ) -> NamedCandidates:
-    """Finds the candidates in the catalogue and puts the features of `columns` before the catalogue's.
+    """Find the candidates in the catalogue and put the features of `columns` before the catalogue's.
 
     A null takes the catalogue's value. `nulls` says where lists are null: their columns have empty lists there. An
     unknown candidate takes defaults."""

@@ -124,7 +124,7 @@ class Reference(NamedTuple):
 
     @classmethod
     def read(cls, artifact: Artifact, outputs: Sequence[str]) -> "Reference":
-        """Raises ArtifactError naming the file that is no reference of these outputs."""
+        """Raise ArtifactError naming the file that is no reference of these outputs."""
         place = artifact.path / REFERENCE
         histograms = artifact.read_json(REFERENCE)
         try:

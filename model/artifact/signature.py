@@ -67,7 +67,7 @@ class TrustedKeys:
         self._keys = keys
 
     def check(self, manifest: bytes, signature: Path) -> None:
-        """Returns if a trusted key signed the manifest. Raises SignatureError naming the signature's file."""
+        """Return if a trusted key signed the manifest. Raises SignatureError naming the signature's file."""
         from cryptography.exceptions import InvalidSignature
 
         try:

@@ -139,7 +139,7 @@ def to_torchscript(module: nn.Module) -> torch.jit.ScriptModule:
 
 
 def write_torchscript(module: torch.jit.ScriptModule, path: Path) -> None:
-    """Writes a scripted module without its tables (model/artifact/table_files.py). Raises OSError where the disk is
+    """Write a scripted module without its tables (model/artifact/table_files.py). Raises OSError where the disk is
     full: torch's own writer to a path would end the whole process there, so the file is made in memory first."""
     content = io.BytesIO()
     with warnings.catch_warnings(), without_tables(module):

@@ -150,7 +150,7 @@ class FeatureEncoder:
         return "; ".join(filter(None, ["unknown feature", did_you_mean(name, asked, "")]))
 
     def encode(self, block: Block, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
-        """Encodes one block of `rows` rows. An absent column is missing in every row. With `as_served`, training_only
+        """Encode one block of `rows` rows. An absent column is missing in every row. With `as_served`, training_only
         features take their serving value, also where columns have others."""
         return self._encoders[block].encode(columns, rows, as_served=as_served)
 
@@ -275,7 +275,7 @@ def _list_ids(
 
 
 def _keep_latest(values_V: Ids, lengths_B: Ids, most: int) -> tuple[Ids, Ids]:
-    """Keeps the last `most` values of each row of a flattened list column."""
+    """Keep the last `most` values of each row of a flattened list column."""
     if not len(lengths_B) or int(lengths_B.max()) <= most:
         return values_V, lengths_B
     ends_B = np.cumsum(lengths_B)

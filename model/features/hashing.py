@@ -20,7 +20,7 @@ def hash_strings(values: Sequence[str]) -> NDArray[np.uint64]:
 
 
 def take_buckets(words: NDArray[np.uint64], buckets: np.uint64) -> None:
-    """Replaces each word by its remainder. numpy divides by one number several times as fast as it takes remainders."""
+    """Replace each word by its remainder. numpy divides by one number several times as fast as it takes remainders."""
     quotients = words // buckets
     quotients *= buckets
     words -= quotients

@@ -61,7 +61,7 @@ class IntegerCounts:
         self._wait(ids, counts, len(values))
 
     def merge(self, other: Self) -> None:
-        """Counts what another has counted."""
+        """Count what another has counted."""
         self._undercount += other.undercount
         self.thin_out(other.halvings)
         self._wait(other._ids, other._counts, other.total)
@@ -140,7 +140,7 @@ class StringCounts:
         self._take(Counter(values) if self.halvings else values)
 
     def add_coded(self, values: Sequence[str], codes_V: NDArray[np.int32]) -> None:
-        """Counts the values that `codes_V` say, each its place among `values`."""
+        """Count the values that `codes_V` say, each its place among `values`."""
         self.total += len(codes_V)
         counted: Counter[str] = Counter()
         for value, count in zip(values, np.bincount(codes_V, minlength=len(values)).tolist(), strict=True):
@@ -149,7 +149,7 @@ class StringCounts:
         self._take(counted)
 
     def merge(self, other: Self) -> None:
-        """Counts what another has counted."""
+        """Count what another has counted."""
         self.total += other.total
         self.undercount += other.undercount
         self.thin_out(other.halvings)

@@ -39,7 +39,7 @@ class NumberGroup:
         self._steps = [_Step(steps) for steps in zip(*chains, strict=True)]
 
     def write(self, numbers_BQ: NDArray[np.float32], columns: Mapping[str, Column]) -> None:
-        """Writes the group's columns of numbers_BQ."""
+        """Write the group's columns of numbers_BQ."""
         rows = len(numbers_BQ)
         raw: list[Numbers] = []
         for number in self._inputs:

@@ -36,13 +36,13 @@ class Moments:
         return float(np.sqrt(self._squares / self.count))
 
     def add(self, values: NDArray[np.float64]) -> None:
-        """Adds values."""
+        """Add values."""
         if len(values):
             mean = values.mean()
             self._join(len(values), float(mean), float(np.square(values - mean).sum()))
 
     def merge(self, other: Self) -> None:
-        """Adds what another was made of."""
+        """Add what another was made of."""
         if other.count:
             self._join(other.count, other.mean, other._squares)
 
@@ -85,13 +85,13 @@ class Largest:
         return min(largest, LARGEST_KEPT * tenth) if tenth > 0 else largest
 
     def add(self, values: NDArray[np.float64]) -> None:
-        """Adds values."""
+        """Add values."""
         if len(values) > LARGEST_KEPT:
             values = np.partition(values, -LARGEST_KEPT)[-LARGEST_KEPT:]
         self._values = np.sort(np.concatenate([self._values, values]))[-LARGEST_KEPT:]
 
     def merge(self, other: Self) -> None:
-        """Adds what another was made of."""
+        """Add what another was made of."""
         self.add(other._values)
 
     def arrays(self) -> Arrays:
@@ -115,12 +115,12 @@ class RankSketch:
         self._times = [0]
 
     def add(self, values: NDArray[np.float64]) -> None:
-        """Adds values."""
+        """Add values."""
         self._add_to_level(0, values)
         self._compact()
 
     def merge(self, other: Self) -> None:
-        """Adds what another was made of."""
+        """Add what another was made of."""
         self.rank_error += other.rank_error
         for level, parts in enumerate(other._levels):
             for part in parts:

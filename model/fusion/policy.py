@@ -49,7 +49,7 @@ class Policy(nn.Module):
 
     @torch.jit.unused
     def draw(self, num_rows: int, generator: torch.Generator | None, *, is_shared: bool) -> None:
-        """Draws `drawn_BT`. Shared: one module for all tasks of a row, each as likely, so that all of them learn."""
+        """Draw `drawn_BT`. Shared: one module for all tasks of a row, each as likely, so that all of them learn."""
         num_tasks, num_modules = self.policy_TM.shape
         if is_shared:
             device = self.policy_TM.device

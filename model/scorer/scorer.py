@@ -105,7 +105,7 @@ class Scorer:
         load: Load = load_script,
         model: str | None = None,
     ) -> "Scorer":
-        """Verifies an artifact, loads it and has it answer its golden requests. Raises ArtifactError.
+        """Verify an artifact, load it and have it answer its golden requests. Raises ArtifactError.
         With `verify_key`, a file of trusted keys, it and what is loaded beside it must be signed. With `model` it
         has to be a version of that model.
 
@@ -157,7 +157,7 @@ class Scorer:
         )
 
     def score(self, request: Encoded, candidates: Encoded | NamedCandidates) -> Scored:
-        """Scores the candidates (at least 1) of one user. Raises NonFiniteScoresError.
+        """Score the candidates (at least 1) of one user. Raises NonFiniteScoresError.
 
         Candidates that are named by id and not described take their sums from the catalogue.
         What is compiled answers where those are in bfloat16."""
@@ -178,7 +178,7 @@ class Scorer:
         return [folder / str(generation) for generation in generations(folder)]
 
     def open_catalogue(self, path: Path) -> Catalogue:
-        """Opens a generation of the version's catalogue and has it answer for some of its items. Raises ArtifactError
+        """Open a generation of the version's catalogue and have it answer for some of its items. Raises ArtifactError
         where it does not verify."""
         catalogue = Catalogue.open(path, self.artifact)
         rows_N = np.unique(np.linspace(0, catalogue.manifest.items - 1, CHECKED_ITEMS).astype(np.int64))
@@ -326,7 +326,7 @@ class Scorer:
         return golden
 
     def check_golden_requests(self) -> None:
-        """Answers every golden request. Raises ArtifactError where an answer is off by more than the tolerance."""
+        """Answer every golden request. Raises ArtifactError where an answer is off by more than the tolerance."""
         place = f"{self.artifact.path / GOLDEN}"
         try:
             golden = self.golden_requests()

@@ -29,7 +29,7 @@ _MOST_CORNER_OUTPUTS = 10
 
 
 def refuse_not_finite(whole: Term, uppers: Mapping[str, float], remedy: str) -> None:
-    """Raises ValueError where a score is not finite for answers from 0 to `uppers`, or where it cannot be shown to be.
+    """Raise ValueError where a score is not finite for answers from 0 to `uppers`, or where it cannot be shown to be.
     The message names the sub-expression, a point if one was found, and ends in `remedy`."""
     high_M = np.array(list(uppers.values()))
     _check_points(whole, uppers, _corners(high_M), remedy)
@@ -66,7 +66,7 @@ def _corners(high_M: Array) -> Array:
 
 
 def _check_points(whole: Term, uppers: Mapping[str, float], points_PM: Array, remedy: str) -> None:
-    """Raises ValueError for the first point that gives no finite score."""
+    """Raise ValueError for the first point that gives no finite score."""
     values = dict(zip(uppers, points_PM.T, strict=True))
     with np.errstate(all="ignore"):
         score_P = np.broadcast_to(whole.value(values), len(points_PM))

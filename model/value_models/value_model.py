@@ -285,7 +285,7 @@ class ValueModels:
 
     @classmethod
     def from_yaml(cls, path: Path, domain: AnswerDomain) -> "ValueModels":
-        """Reads a value-model file. Raises ValueError naming the file, the value model and the rule."""
+        """Read a value-model file. Raises ValueError naming the file, the value model and the rule."""
         try:
             content = read_bytes(path)
         except OSError as error:

@@ -63,7 +63,7 @@ class FieldLogger:
         self._logger = logging.getLogger(f"{LOGGER}.{name}" if name else LOGGER)
 
     def info(self, message: str, /, **fields: object) -> None:
-        """Logs what went as it should."""
+        """Log what went as it should."""
         self._logger.info(message, extra={"fields": fields})
 
     def warning(self, message: str, /, **fields: object) -> None:
@@ -75,12 +75,12 @@ class FieldLogger:
         self._logger.error(message, extra={"fields": fields})
 
     def fault(self, message: str, error: Exception, /, **fields: object) -> None:
-        """Logs an error, with its traceback where it is none of those that the code raises for the user."""
+        """Log an error, with its traceback where it is none of those that the code raises for the user."""
         trace = None if isinstance(error, ValueError) else error
         self._logger.error(message, extra={"fields": fields}, exc_info=trace)
 
     def exception(self, message: str, /, **fields: object) -> None:
-        """Logs the exception that is being handled, with its traceback."""
+        """Log the exception that is being handled, with its traceback."""
         self._logger.exception(message, extra={"fields": fields})
 
 
@@ -128,7 +128,7 @@ class _Printed(io.TextIOBase):
         self._rest = ""
 
     def write(self, text: str) -> int:
-        """Logs every whole line of what is written, and a part of one that becomes too long."""
+        """Log every whole line of what is written, and a part of one that becomes too long."""
         with self._lock:
             *lines, self._rest = (self._rest + text).split("\n")
             if len(self._rest) > _MOST_PRINTED:

@@ -63,7 +63,7 @@ class LogQueue:
         return dropped
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Waits until all is written, but no longer than that."""
+        """Wait until all is written, but no longer than that."""
         self._closing.set()
         with self._changed:
             self._changed.wait_for(lambda: not self._held_bytes, seconds)

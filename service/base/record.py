@@ -62,7 +62,7 @@ class RequestRecord:
             self.ticket.set_candidates(count)
 
     def log(self, level: int) -> None:
-        """Writes the request's line."""
+        """Write the request's line."""
         if _requests.isEnabledFor(level):
             fields = {
                 "request_id": self.request_id,

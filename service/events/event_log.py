@@ -83,12 +83,12 @@ class EventLog:
         self._sync_thread = threading.Thread(target=self._sync, name="events-sync", daemon=True)
 
     def start(self) -> None:
-        """Starts the threads."""
+        """Start the threads."""
         self._thread.start()
         self._sync_thread.start()
 
     async def append(self, lines_at: Callable[[datetime], bytes], events: int) -> datetime:
-        """Writes the lines that `lines_at` makes for a time of receipt, and returns that once they are written. Raises
+        """Write the lines that `lines_at` makes for a time of receipt, and return that once they are written. Raises
         Problem 503: the log is full, or the disk fails or is too slow. All lines are written or none, and who sends
         them again does no harm: events have identities."""
         loop = asyncio.get_running_loop()
@@ -120,7 +120,7 @@ class EventLog:
         return received
 
     def stop(self) -> None:
-        """Writes what waits, closes the file and takes the watermark away."""
+        """Write what waits, close the file and take the watermark away."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -189,7 +189,7 @@ class EventLog:
                 block.loop.call_soon_threadsafe(_set_outcome, block.written, problem)
 
     def _move_watermark(self) -> None:
-        """Closes the file and says how far the log is whole."""
+        """Close the file and says how far the log is whole."""
         self._due.begin_again()
         try:
             self._files.close()
@@ -204,7 +204,7 @@ class EventLog:
         self._tidy_folder()
 
     def _tidy_folder(self) -> None:
-        """Names what dead writers left, forgets their watermarks, and measures the log."""
+        """Name what dead writers left, forget their watermarks, and measure the log."""
         try:
             if self._watermark is None:
                 self._watermark = Watermark(self._folder)

@@ -24,7 +24,7 @@ class EventTypes:
         self._joins: dict[str, JoinFile] = {}
 
     def poll(self, models: list[str]) -> None:
-        """Reads the files of these models. May block."""
+        """Read the files of these models. May block."""
         for model in models:
             file = self._files.setdefault(model, PolledFile(self._models / model / FILE_NAME))
             if file.poll():

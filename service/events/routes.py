@@ -83,7 +83,7 @@ class Events:
         await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
 
     async def _accept(self, log: EventLog, body: bytes) -> int:
-        """Writes the events of a body and returns how many they are. Raises Problem."""
+        """Write the events of a body and return how many they are. Raises Problem."""
         found = read_events(body, self._reader_of)
         self._check_identities(found)
         num_events = sum(len(of_model.events) for of_model in found)
@@ -108,7 +108,7 @@ class Events:
         return reader
 
     def _check_identities(self, found: list[ModelEvents]) -> None:
-        """Raises Problem 422 where repeats of an event that adds up cannot be distinguished."""
+        """Raise Problem 422 where repeats of an event that adds up cannot be distinguished."""
         faults = []
         for reader, events, places in found:
             adding = self._types.adding(reader.model)

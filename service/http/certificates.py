@@ -73,7 +73,7 @@ class Certificates:
         _log.info("TLS files read again", certificate_expires=self.expires_at)
 
     async def keep_newest(self, poll_seconds: float) -> None:
-        """Polls for ever, in a thread."""
+        """Poll for ever, in a thread."""
         while True:
             await asyncio.to_thread(self.poll)
             with suppress(TimeoutError):

@@ -100,7 +100,7 @@ class Keys:
         self._polled = -math.inf
 
     def poll(self) -> None:
-        """Reads the file if the last time is long ago. A bad or missing one leaves the keys in force. May block."""
+        """Read the file if the last time is long ago. A bad or missing one leaves the keys in force. May block."""
         now = time.monotonic()
         if self._file is None or now - self._polled < self._poll_seconds:
             return

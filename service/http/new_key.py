@@ -13,7 +13,7 @@ from service.http.keys import Key, hash_of, random_key
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints both. Returns the exit status."""
+    """Print both. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m service key", description="Make an API key.")
     parser.add_argument("--name", required=True, help="who will have it; log lines show it")
     parser.add_argument("--scopes", default="score", help="what it opens: score, metrics, admin; several with commas")

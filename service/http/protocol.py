@@ -360,7 +360,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._cut_off("slow_headers", f"the {what} took more than {self.limits.header_seconds:g} s")
 
     def _refuse(self, error: HttpParserError) -> None:
-        """Ends the connection for what is not HTTP, or what a callback of the parser has refused."""
+        """End the connection for what is not HTTP, or what a callback of the parser has refused."""
         cause = error.__context__ if isinstance(error, HttpParserCallbackError) else None
         if isinstance(cause, RefusedError):
             self._cut_off(*cause.args)
@@ -370,7 +370,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._cut_off("not_http", "not an HTTP request that is understood here")
 
     def _cut_off(self, reason: str, text: str) -> None:
-        """Takes nothing more from the client: answers its earlier requests, and the request at hand with this where
+        """Take nothing more from the client: answer its earlier requests, and the request at hand with this where
         it has no answer yet. The connection ends."""
         self._next.stop()
         self._is_cut_off = True

@@ -28,7 +28,7 @@ class OneTimer:
         self.then = None
 
     def close(self) -> None:
-        """Ends it."""
+        """End it."""
         self.then = None
         if self._timer is not None:
             self._timer.cancel()

@@ -58,7 +58,7 @@ class Tracing:
         self._wall = time.time() - time.perf_counter()
 
     def trace(self, record: RequestRecord, headers: Mapping[str, str]) -> None:
-        """Records a finished request, if it is sampled. `headers` are those of Trace Context. Notes its trace id."""
+        """Record a finished request, if it is sampled. `headers` are those of Trace Context. Notes its trace id."""
         attributes: dict[str, Any] = {
             "http.request.method": "POST",
             "http.route": record.endpoint,
@@ -89,7 +89,7 @@ class Tracing:
         span.end(self._nanoseconds(record.started + record.seconds))
 
     def stop(self) -> None:
-        """Sends what waits, but does not wait long for a collector that does not answer."""
+        """Send what waits, but does not wait long for a collector that does not answer."""
         thread = threading.Thread(target=self._provider.shutdown, name="tracing", daemon=True)
         thread.start()
         thread.join(_STOP_SECONDS)

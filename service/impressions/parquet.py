@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 
 
 def write(source: IO[bytes], sink: IO[bytes]) -> None:
-    """Writes the rows of JSON lines. Raises ValueError naming the line that is none, OSError."""
+    """Write the rows of JSON lines. Raises ValueError naming the line that is none, OSError."""
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         rows: list[dict[str, Any]] = []
         size = 0

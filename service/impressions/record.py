@@ -69,7 +69,7 @@ def decode(text: bytes) -> Line:
 
 
 def check(line: Line) -> None:
-    """Raises ValueError where scores are not as many as candidates, or there are none of these."""
+    """Raise ValueError where scores are not as many as candidates, or there are none of these."""
     if line.hashes is not None:
         rows, lengths = len(line.hashes.candidate_id), {"hashes.features": len(line.hashes.features)}
     elif line.candidates is not None and bytes(line.user):

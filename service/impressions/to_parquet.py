@@ -23,7 +23,7 @@ _FAULTS_SHOWN = 5
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Converts. Returns the exit status."""
+    """Convert. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m service parquet", description="Parquet of an impression log.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the log (--impression-log)")
     folder: Path = parser.parse_args(arguments).folder
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def convert(folder: Path) -> list[str]:
-    """Converts what is whole, until there is no more. Returns what is wrong with files that stay. Raises OSError."""
+    """Convert what is whole, until there is no more. Returns what is wrong with files that stay. Raises OSError."""
     for left in folder.glob(f".{PREFIX}*{PARQUET}.part"):
         left.unlink()
     faults: dict[Path, str] = {}

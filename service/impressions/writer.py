@@ -67,7 +67,7 @@ class ImpressionLog:
         self._thread = threading.Thread(target=self._work, name="impressions", daemon=True)
 
     def start(self) -> None:
-        """Starts the writing thread."""
+        """Start the writing thread."""
         self._thread.start()
 
     def take_request(self, record: RequestRecord, request: ScoredRequest) -> None:

@@ -105,7 +105,7 @@ class RotatedFiles:
         return None if self._descriptor is None else os.dup(self._descriptor)
 
     def close(self) -> None:
-        """Names the file, so that readers see it, and tidies the folder. Raises OSError."""
+        """Name the file, so that readers see it, and tidy the folder. Raises OSError."""
         if self._descriptor is not None:
             try:
                 os.fsync(self._descriptor)
@@ -116,7 +116,7 @@ class RotatedFiles:
         self.tidy_folder()
 
     def tidy_folder(self) -> bool:
-        """Names what dead writers left, and removes the oldest files beyond the bound. Returns whether everything that
+        """Name what dead writers left, and remove the oldest files beyond the bound. Returns whether everything that
         is left has a name. Raises OSError."""
         is_settled = True
         for part in self._log.open_files():

@@ -32,7 +32,7 @@ class BatchedHistogram(Histogram):
             self.flush()
 
     def flush(self) -> None:
-        """Counts what waits, in every label set."""
+        """Count what waits, in every label set."""
         if self._is_parent():  # type: ignore[no-untyped-call]
             children: list[Any] = list(self._metrics.values())
             for child in children:

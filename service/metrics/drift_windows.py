@@ -65,7 +65,7 @@ class DriftWindows:
         self._windows: dict[Key, _Window] = {}
 
     def add_version(self, model: str, version: str, reference: Reference) -> None:
-        """Exports the indices of a version, from the moment on that it is served."""
+        """Export the indices of a version, from the moment on that it is served."""
         bins: dict[Key, Bins] = {("task", model, version, name): kept for name, kept in reference.scores.items()}
         if reference.features is not None:
             bins |= {("feature", model, version, name): kept for name, kept in reference.features.features.items()}

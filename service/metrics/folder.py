@@ -66,7 +66,7 @@ def _own_folder(stack: ExitStack, parent: Path) -> Path:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Removes folders that belong to this user and are not locked."""
+    """Remove folders that belong to this user and are not locked."""
     removed = 0
     for folder in sorted(parent.glob(f"{PREFIX}*")):
         try:

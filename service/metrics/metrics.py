@@ -371,7 +371,7 @@ class _Families(CollectorRegistry):
 
 
 def _forget_dead_workers(folder: Path) -> None:
-    """Drops the gauges of workers that were killed: no process is left to set them to 0. Their counters stay."""
+    """Drop the gauges of workers that were killed: no process is left to set them to 0. Their counters stay."""
     for file in folder.glob("gauge_live*_*.db"):
         worker = int(file.stem.rpartition("_")[2])
         if not Path(f"/proc/{worker}").exists():

@@ -44,15 +44,15 @@ class ModelMetrics:
         self._lookups = {result: metrics.lookups.labels(model, result) for result in LOOKUP_RESULTS}
 
     def count_lookups(self, results: Mapping[str, int]) -> None:
-        """Counts the candidates of one request by LOOKUP_RESULTS."""
+        """Count the candidates of one request by LOOKUP_RESULTS."""
         _add(self._lookups, results)
 
     def add_value_models(self, names: Sequence[str]) -> None:
-        """Exports the combined scores of these value models from 0."""
+        """Export the combined scores of these value models from 0."""
         self._combined_scores = {name: self._metrics.combined_score.labels(*self._labels, name) for name in names}
 
     def observe(self, scored: Scored, value_model: str, score_N: NDArray[np.float64]) -> None:
-        """Counts one scored request."""
+        """Count one scored request."""
         for histogram, answers_N in zip(self._scores, scored.answers_NO.T, strict=True):
             histogram.observe_soon(answers_N)
         combined = self._combined_scores.get(value_model)
@@ -62,7 +62,7 @@ class ModelMetrics:
         _add(self._oov, scored.oov)
 
     def retire(self) -> None:
-        """Marks the version as served no more."""
+        """Mark the version as served no more."""
         self._info.set(0)
         self._metrics.drift.remove_version(*self._labels)
         self._metrics.retire_version(*self._labels)

@@ -68,7 +68,7 @@ class ShadowMetrics(Families):
         return (self._requests, self._candidates, self._correlation, self._overlap, self._answers)
 
     def add_version(self, model: str, version: str, outputs: Sequence[str]) -> None:
-        """Exports what is counted of a shadow version from 0."""
+        """Export what is counted of a shadow version from 0."""
         for result in RESULTS:
             self._requests.labels(model, version, result)
         self._candidates.labels(model, version)
@@ -79,7 +79,7 @@ class ShadowMetrics(Families):
                 self._answers.labels(model, version, output, answered_by)
 
     def count(self, model: str, version: str, result: str) -> None:
-        """Counts a request by one of RESULTS."""
+        """Count a request by one of RESULTS."""
         self._requests.labels(model, version, result).inc()
 
     def observe(

@@ -30,7 +30,7 @@ class AllocatedDict(MmapedDict):
     """One file, or one in memory, whose blocks are all allocated."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError where there is no room for it."""
+        """Raise OSError where there is no room for it."""
         if not path.exists():
             # Under its name it is never empty: a scrape may read it at any time.
             with _made(path.with_suffix(".new")) as file:
@@ -94,7 +94,7 @@ class RoomyDict:
         return self._shared if has_place else None
 
     def _make_room(self, key: str) -> bool:
-        """Moves what waits in memory into the file, and makes room for `key`. True where that was there for all."""
+        """Move what waits in memory into the file, and make room for `key`. True where that was there for all."""
         try:
             if self._shared is None:
                 self._shared = AllocatedDict(self._path)

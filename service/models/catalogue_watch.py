@@ -57,7 +57,7 @@ class CatalogueWatch:
             _log.error("catalogue is missing; it serves on from memory", **fields)
 
     def measure(self, scorer: Scorer) -> None:
-        """Sets the metrics of the model's catalogue to those of the scorer's."""
+        """Set the metrics of the model's catalogue to those of the scorer's."""
         manifest = None if scorer.catalogue is None else scorer.catalogue.manifest
         created = 0.0 if manifest is None else datetime.fromisoformat(manifest.created).timestamp()
         self._metrics.catalogue_items.labels(self._model).set(0 if manifest is None else manifest.items)

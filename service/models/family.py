@@ -144,7 +144,7 @@ class ModelFamily:
         }
 
     def set_labels(self, change: Callable[[Labels], Labels]) -> None:
-        """Writes what `change` makes of the labels and takes them up. Raises Problem, with nothing changed: what
+        """Write what `change` makes of the labels and take them up. Raises Problem, with nothing changed: what
         `change` raises, 404 for a version that is not published, 409 for one that does not verify, 500 where the file
         cannot be written."""
         try:
@@ -232,7 +232,7 @@ class ModelFamily:
         return Labels(stable=stable, canary=None if stable is None else canary, shadow=shadow)
 
     def _serve_only(self, default: int, labels: Labels) -> None:
-        """Serves these from now on, and lets go of every other version."""
+        """Serve these from now on, and let go of every other version."""
         needed = {default, *labels.versions().values()}
         kept = {version: loaded for version, loaded in self._loaded.items() if version in needed}
         served = {str(version): loaded.served for version, loaded in kept.items()}

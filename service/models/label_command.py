@@ -17,7 +17,7 @@ from service.models.labels import FILE_NAME, STABLE, Labels, LabelsFile, named_o
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Changes the labels. Returns the exit status."""
+    """Change the labels. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m service labels", description="Change the labels of a model.")
     parser.add_argument("folder", type=Path, help="the model's folder, models/NAME")
     parser.add_argument("changes", help='JSON: {"stable": "2", "canary": null}; {} shows what is set')
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def change(folder: Path, changes: str, verify_key: Path | None = None) -> Labels:
-    """Writes the labels with their changes. Raises ValueError for what is no label or no version, OSError."""
+    """Write the labels with their changes. Raises ValueError for what is no label or no version, OSError."""
     given = _document(changes)
     file = LabelsFile(folder / FILE_NAME)
     with file.locked():

@@ -144,7 +144,7 @@ class LabelsFile:
         return self._file.error or self._content_error
 
     def poll(self) -> bool:
-        """Reads the file and returns whether what is to be said of it has changed."""
+        """Read the file and return whether what is to be said of it has changed."""
         before = self._file.content
         if not self._file.poll():
             return False
@@ -158,7 +158,7 @@ class LabelsFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps others who change labels, in any process, from writing meanwhile. Raises OSError, also where another
+        """Keep others who change labels, in any process, from writing meanwhile. Raises OSError, also where another
         process keeps the lock for longer than writing takes."""
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -168,7 +168,7 @@ class LabelsFile:
             os.close(folder)
 
     def write(self, labels: Labels) -> None:
-        """Replaces the file by one rename: a reader sees the labels before or these. Raises OSError."""
+        """Replace the file by one rename: a reader sees the labels before or these. Raises OSError."""
         text = yaml.safe_dump(labels.model_dump(exclude_none=True), sort_keys=False, default_flow_style=None)
         with tempfile.NamedTemporaryFile(
             "w", dir=self._path.parent, prefix=".labels-", encoding="utf-8", delete=False

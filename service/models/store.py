@@ -148,7 +148,7 @@ class ModelStore:
         return None if serving is None or serving.default is not model else serving.labelled(SHADOW)
 
     def set_labels(self, name: str, change: Callable[[Labels], Labels]) -> dict[str, Any]:
-        """Writes what `change` makes of the labels of a model, applies them and returns its entry. The work is done by
+        """Write what `change` makes of the labels of a model, apply them and return its entry. The work is done by
         the polling thread, which alone loads. Raises Problem: what `change` raises, 404 or 409 for versions that cannot
         be served, 503 at the end."""
         with self._asking:
@@ -222,7 +222,7 @@ class ModelStore:
                     asked[1].set_exception(not_ready("the service is shutting down"))
 
     def _do_what_is_asked(self, until: float) -> None:
-        """Waits for the next poll of the folder, and does meanwhile what only this thread may do."""
+        """Wait for the next poll of the folder, and do meanwhile what only this thread may do."""
         with suppress(Empty):
             while (asked := self._asked.get(timeout=max(0.0, until - time.monotonic()))) is not None:
                 job, done = asked

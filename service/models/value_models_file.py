@@ -38,7 +38,7 @@ class ValueModelsFile:
         return self._file.content
 
     def poll(self) -> bool:
-        """Reads the file and returns whether its content has changed."""
+        """Read the file and return whether its content has changed."""
         before = self._file.content
         if self._file.poll() and self._file.error is not None:
             self._log_fault("the value models before it" if before is not None else "the built-in value model")

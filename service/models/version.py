@@ -121,7 +121,7 @@ class LoadedVersion:
         self._doubted = scorer
 
     def retire(self) -> None:
-        """Marks the version as loaded no more. It is freed when the last request that uses it ends."""
+        """Mark the version as loaded no more. It is freed when the last request that uses it ends."""
         self.served.metrics.retire()
 
     def _taken(self, scorer: Scorer, value_models: ValueModels) -> ServedModel:
@@ -149,7 +149,7 @@ class LoadedVersion:
             _log.info("model version is back", **fields)
 
     def _reload_engine(self) -> None:
-        """Loads the version once more, as something beside it has changed. Until then, and where that fails, it serves
+        """Load the version once more, as something beside it has changed. Until then, and where that fails, it serves
         as it is."""
         self._derived = derived_files(self._path, self._loading.verify_key)
         if self._loading.engine == "torchscript":

@@ -16,7 +16,7 @@ _held: list[int] = []
 
 
 def bind_to_a_share(folder: Path, workers: int) -> frozenset[int] | None:
-    """Binds this process to a share of its cores that no other of the `workers` has, and returns it. None, and nothing
+    """Bind this process to a share of its cores that no other of the `workers` has, and return it. None, and nothing
     is bound, where there is less than a core for each or, as the log says, no room for a lock."""
     cores = sorted(os.sched_getaffinity(0))
     size = len(cores) // workers

@@ -21,7 +21,7 @@ SECONDS = 4.0
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
-    """Asks, and returns the exit status."""
+    """Ask, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m service healthcheck", description="Is the service alive?")
     parser.parse_args(arguments)
     host = environment.get("FEEDRANK_HOST") or "127.0.0.1"

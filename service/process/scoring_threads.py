@@ -41,7 +41,7 @@ class ScoringThreads:
             thread.start()
 
     async def run(self, job: Callable[[], Result]) -> Result:
-        """Runs a job in a scoring thread. If the caller stops waiting before it has begun, it never begins. Raises
+        """Run a job in a scoring thread. If the caller stops waiting before it has begun, it never begins. Raises
         what the job raises, and RuntimeError after `close`."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._lock:
@@ -65,7 +65,7 @@ class ScoringThreads:
             return self._pending > 0 and time.monotonic() - self._last_progress > STALLED_SECONDS
 
     def close(self) -> None:
-        """Waits for the jobs that were given and ends the threads."""
+        """Wait for the jobs that were given and end the threads."""
         with self._lock:
             self._is_closed = True
             for _ in self._threads:
@@ -94,7 +94,7 @@ class ScoringThreads:
 
 
 def _outcome(job: Callable[[], Any], future: asyncio.Future[Any]) -> Callable[[], None]:
-    """Runs the job. What is returned settles its future, on the loop."""
+    """Run the job. What is returned settles its future, on the loop."""
     try:
         return partial(_set_outcome, future, job(), None)
     except BaseException as error:

@@ -16,7 +16,7 @@ _WITHOUT_MEANING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTT
 
 
 def set_handlers() -> None:
-    """Sets what every process of the service does on signals, before it serves."""
+    """Set what every process of the service does on signals, before it serves."""
     for number in _WITHOUT_MEANING:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGQUIT, lambda *_: signal.raise_signal(signal.SIGTERM))

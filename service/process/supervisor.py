@@ -57,7 +57,7 @@ class Worker(Process):
         os._exit(1)
 
     def pong(self) -> None:
-        """Answers a ping, once the event loop of a server that has started has."""
+        """Answer a ping, once the event loop of a server that has started has."""
         self.child_conn.recv()
         if self.server.started:
             is_awake = threading.Event()
@@ -98,12 +98,12 @@ class Supervisor(Multiprocess):
         self._replace_at: dict[Process, float] = {}
 
     def init_processes(self) -> None:
-        """Starts every worker."""
+        """Start every worker."""
         for _ in range(self.processes_num):
             self.processes.append(self._started())
 
     def handle_signals(self) -> None:
-        """Does what the signals since the last call mean."""
+        """Do what the signals since the last call mean."""
         while self.signal_queue:
             if self.signal_queue.pop(0) in ENDING:
                 self.should_exit.set()
@@ -130,7 +130,7 @@ class Supervisor(Multiprocess):
                 self._log_death(index, process)
 
     def join_all(self) -> None:
-        """Waits for every worker, by force where one does not end."""
+        """Wait for every worker, by force where one does not end."""
         deadline = time.monotonic() + self._end_seconds
         for process in self.processes:
             process.process.join(max(0.0, deadline - time.monotonic()))

@@ -59,7 +59,7 @@ def _parser(body: bytes) -> simdjson.Parser:
 
 
 def _question(document: Any, body: bytes) -> Question | None:
-    """Raises TypeError, ValueError or KeyError for some of what is not of the right shape."""
+    """Raise TypeError, ValueError or KeyError for some of what is not of the right shape."""
     keys = list(document)
     user, candidates = document["user"], document["candidates"]
     # A key that is none, or a value of a wrong type, is a ValueError.

@@ -71,7 +71,7 @@ def _take_id(given: object, record: RequestRecord) -> None:
 
 
 def _check_counts(candidates: object, max_candidates: int) -> None:
-    """Raises Problem 413 for too many candidates of any document."""
+    """Raise Problem 413 for too many candidates of any document."""
     if isinstance(candidates, list):
         _check_count(len(candidates), "candidates", max_candidates)
     elif isinstance(candidates, dict) and isinstance(ids := candidates.get("id"), list):

@@ -21,7 +21,7 @@ _RULE = "left out, and the request is strict; send its values, or null"
 
 
 def check_strict(question: Question, schema: FeedSchema, is_known_N: NDArray[np.bool_] | None) -> None:
-    """Raises Problem 422 naming the features that the question leaves out. `is_known_N` are the candidates of a
+    """Raise Problem 422 naming the features that the question leaves out. `is_known_N` are the candidates of a
     catalogue, None where there is none."""
     names = [feature.name for feature in schema.requested("request") if feature.name not in question.user]
     faults = [Fault(f"user.{name}", _RULE) for name in names]

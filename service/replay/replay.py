@@ -62,7 +62,7 @@ class Tally:
         self._moved: list[tuple[float, float, int, Moved]] = []
 
     def refuse(self, kind: str, place: str, fault: Exception) -> None:
-        """Counts a line that is damaged or cannot be scored. Names the first ones."""
+        """Count a line that is damaged or cannot be scored. Names the first ones."""
         self.counts[kind] += 1
         if len(self.faults[kind]) < FAULTS_KEPT:
             self.faults[kind].append({"place": place, "fault": str(fault)})
@@ -96,7 +96,7 @@ class Tally:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Replays. Returns the exit status: 2 where nothing could be replayed."""
+    """Replay. Returns the exit status: 2 where nothing could be replayed."""
     options = _options(arguments)
     torch.set_num_threads(1)  # as in a scoring thread of the service
     try:
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def replay(files: Sequence[Path], rescoring: Rescoring) -> Tally:
-    """Replays every line of the files. Shows a bar on a terminal. Raises OSError for a file that cannot be read,
+    """Replay every line of the files. Shows a bar on a terminal. Raises OSError for a file that cannot be read,
     ValueError for a Parquet file that is damaged."""
     tally = Tally()
     console = Console(stderr=True)

@@ -23,7 +23,7 @@ _WIDTH = 160
 
 
 def print_report(document: Mapping[str, Any]) -> None:
-    """Prints the tables."""
+    """Print the tables."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:  # a file or a pipe has no width to keep to
         console.width = _WIDTH

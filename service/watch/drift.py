@@ -43,11 +43,11 @@ class Drift:
         self._thread = threading.Thread(target=self._work, name="drift", daemon=True)
 
     def start(self) -> None:
-        """Starts the counting thread."""
+        """Start the counting thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread. What waits is dropped."""
+        """End the thread. What waits is dropped."""
         with suppress(Empty):
             while True:
                 self._queue.get_nowait()
@@ -56,7 +56,7 @@ class Drift:
             self._thread.join(_STOP_SECONDS)
 
     def take_request(self, request: ScoredRequest) -> None:
-        """Samples a scored request."""
+        """Sample a scored request."""
         now = time.monotonic()
         if now < self._next_at:
             return

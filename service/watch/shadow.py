@@ -66,11 +66,11 @@ class ShadowScoring:
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread. What waits is dropped."""
+        """End the thread. What waits is dropped."""
         self._is_closing.set()
         with suppress(Full):  # a full queue wakes the thread as well
             self._queue.put_nowait(None)
@@ -103,7 +103,7 @@ class ShadowScoring:
             del taken  # an idle thread keeps no version alive
 
     def _has_time(self) -> bool:
-        """Waits while every scoring thread is busy. Returns whether there is anything to do after that."""
+        """Wait while every scoring thread is busy. Returns whether there is anything to do after that."""
         while self._is_busy() and not self._is_closing.is_set():
             time.sleep(_POLL_SECONDS)
         return not self._is_closing.is_set()

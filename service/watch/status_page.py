@@ -66,7 +66,7 @@ class StatusPage:
         self._started = time.monotonic()
 
     async def keep_notes(self) -> None:
-        """Notes the metrics every few seconds, until it is cancelled."""
+        """Note the metrics every few seconds, until it is cancelled."""
         logger = logging.getLogger(LOGGER)
         logger.addHandler(self._errors)
         try:
@@ -173,7 +173,7 @@ class _LastErrors(logging.Handler):
         self.lines: deque[dict[str, str]] = deque(maxlen=_MOST_ERRORS)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps a line."""
+        """Keep a line."""
         fields = getattr(record, "fields", {})
         told = " ".join(str(fields[key]) for key in ("model", "model_version", "request_id") if key in fields)
         at = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")

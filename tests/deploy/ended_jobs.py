@@ -15,7 +15,7 @@ while :; do sleep 0.05; done
 
 
 def end_job(command: Sequence[str], work: Path, given: Mapping[str, str]) -> str:
-    """Runs a script with a program called python that ends at SIGTERM. Sends the shell one once the first job is at
+    """Run a script with a program called python that ends at SIGTERM. Sends the shell one once the first job is at
     work, checks its status, and returns which jobs began and ended, a line each."""
     program, calls = work / "bin" / "python", work / "calls"
     program.parent.mkdir(exist_ok=True)

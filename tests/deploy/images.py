@@ -42,7 +42,7 @@ class Image:
 
     @classmethod
     def build(cls, target: str) -> "Image":
-        """Builds a target of the Dockerfile and unpacks it. A build that fails shows its last lines."""
+        """Build a target of the Dockerfile and unpack it. A build that fails shows its last lines."""
         name = f"localhost/feedrank-test-{target}:latest"
         command = [*shlex.split(COMMAND), "--target", target, "--tag", name, str(REPOSITORY)]
         built = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
@@ -52,7 +52,7 @@ class Image:
         return cls(name, container, Path(_buildah("mount", container)), inspected["OCIv1"]["config"])
 
     def close(self) -> None:
-        """Removes what was unpacked. The image stays, for the next build's sake."""
+        """Remove what was unpacked. The image stays, for the next build's sake."""
         _buildah("rm", self.container)
 
     def start(
@@ -64,7 +64,7 @@ class Image:
         uid: int = ANY_UID,
         output: Path,
     ) -> "subprocess.Popen[bytes]":
-        """Starts a command (the image's entry point comes first where it begins with a flag or a word of ours)."""
+        """Start a command (the image's entry point comes first where it begins with a flag or a word of ours)."""
         variables = [*self.config["Env"], *(f"{key}={value}" for key, value in (environment or {}).items())]
         mounts = " ".join(f"{source}:{target}" for source, target in binds.items())
         isolated = [
@@ -82,7 +82,7 @@ class Image:
             return subprocess.Popen([*isolated, *variables, *command], stdout=file, stderr=file, start_new_session=True)
 
     def run(self, command: Sequence[str], *, binds: Mapping[Path, str], output: Path) -> None:
-        """Runs a command to its end. One that fails shows what it said."""
+        """Run a command to its end. One that fails shows what it said."""
         status = self.start(command, binds=binds, output=output).wait()
         assert status == 0, f"{shlex.join(command)}: status {status}\n{output.read_text()[-4000:]}"
 
@@ -97,7 +97,7 @@ class Image:
 
 
 def remove_image(name: str) -> None:
-    """Removes an image that no later build is quicker for."""
+    """Remove an image that no later build is quicker for."""
     _buildah("rmi", name)
 
 

@@ -64,7 +64,7 @@ class Prometheus:
         return found
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         self._client.close()
 
     def _get(self, kind: str, **parameters: str) -> Samples:

@@ -34,7 +34,7 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], bool], explain: Callable[[], object] = lambda: "") -> None:
-    """Asks again and again until `condition` holds, and fails with `explain()` where it never does."""
+    """Ask again and again until `condition` holds, and fails with `explain()` where it never does."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"it never came true: {explain()}"

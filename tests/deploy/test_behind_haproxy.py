@@ -70,7 +70,7 @@ class SteadyLoad:
             thread.join()
 
     def wait_for_more(self, number: int) -> None:
-        """Waits until so many requests more have ended."""
+        """Wait until so many requests more have ended."""
         wanted = self.statuses.total() + number
         wait_for(lambda: self.statuses.total() >= wanted, lambda: self.statuses)
 

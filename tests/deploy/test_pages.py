@@ -41,7 +41,7 @@ class Shown:
 
 
 def show(url: str, folder: Path) -> Shown:
-    """Opens a page in a browser of its own and gives its scripts ten seconds of the browser's time."""
+    """Open a page in a browser of its own and give its scripts ten seconds of the browser's time."""
     path = folder / "screenshot.png"
     command = [
         *(program("chromium", "chromium"), "--headless", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),

@@ -25,7 +25,7 @@ def publish_small(
     check: Callable[[Path], None] = lambda _: None,
     **changes: Any,
 ) -> Path:
-    """Publishes files that only their checksums are read of: quick."""
+    """Publish files that only their checksums are read of: quick."""
     content: dict[str, Any] = {
         "network": {}, "training": {}, "metrics": {}, "libraries": {}, "name": "small", **changes
     }  # fmt: skip

@@ -57,13 +57,13 @@ class Load:
             thread.join()
 
     def wait_for(self, condition: Callable[[Answer], bool]) -> None:
-        """Waits for an answer that is yet to come."""
+        """Wait for an answer that is yet to come."""
         seen = len(self.answers)
         with self._has_more:
             assert self._has_more.wait_for(lambda: any(map(condition, self.answers[seen:])), _WAIT_SECONDS)
 
     def wait_for_more(self, number: int) -> None:
-        """Waits for so many answers more, as long as there is one now and then."""
+        """Wait for so many answers more, as long as there is one now and then."""
         wanted = len(self.answers) + number
         with self._has_more:
             while len(self.answers) < wanted:
@@ -103,14 +103,14 @@ class Truth:
             self.know(version)
 
     def know(self, version: Path) -> None:
-        """Loads a version and keeps its answers, a row for each candidate and a column for each task."""
+        """Load a version and keep its answers, a row for each candidate and a column for each task."""
         scorer = Scorer.load(version)
         self.tasks = scorer.outputs
         features = TINY_REQUEST["candidates"]["features"]
         self._expected[scorer.version] = scorer.score_values(TINY_REQUEST["user"], features, 4)
 
     def check(self, answer: Answer) -> str:
-        """Fails unless the answer is wholly that of the version which it names. Returns the version."""
+        """Fail unless the answer is wholly that of the version which it names. Returns the version."""
         content: dict[str, Any] = json.loads(answer.body)
         ranked = content["candidates"]
         assert sorted(ranked["id"]) == sorted(TINY_REQUEST["candidates"]["id"])

@@ -33,7 +33,7 @@ class Served:
         self._resident = self._resident_bytes()
 
     def wait_for_polls(self) -> None:
-        """Waits until every worker has polled to the end at least once from now on."""
+        """Wait until every worker has polled to the end at least once from now on."""
         polled = "ranking_models_polled_timestamp_seconds"
         before = metric(self.service.client, polled)
         # The metric is of the worker that is furthest behind: twice, so that the second poll began after this moment.

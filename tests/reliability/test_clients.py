@@ -65,7 +65,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """Answers until the connection ends."""
+    """Answer until the connection ends."""
     parts = []
     with suppress(ConnectionResetError):  # it ended while bytes of ours were on their way
         while part := connection.recv(65536):

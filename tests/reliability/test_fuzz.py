@@ -52,18 +52,18 @@ class Asked:
         self._connection = http.client.HTTPConnection(url.host, url.port, timeout=PATIENCE_SECONDS)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """End the connection."""
         self._connection.close()
 
     def post(self, path: str, body: bytes, headers: dict[str, str]) -> None:
-        """Asks, and checks the answer."""
+        """Ask, and check the answer."""
         self._connection.request("POST", path, body, headers)
         response = self._connection.getresponse()
         content = response.read()
         self.check(path, response.status, response.getheader("content-type") or "", content)
 
     def check(self, path: str, status: int, media_type: str, content: bytes) -> None:
-        """Fails unless it is an answer, or a refusal that says what is wrong, and where in the body if it is there."""
+        """Fail unless it is an answer, or a refusal that says what is wrong, and where in the body if it is there."""
         self.count += 1
         assert status < 500 or status == 504, (path, status, content)
         if status < 400:

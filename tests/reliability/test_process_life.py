@@ -150,7 +150,7 @@ def test_certificates_rotate_under_load(tmp_path: Path) -> None:
 
 
 def rotate(service: RunningService, served: tuple[Path, Path], newest: tuple[str, str], known: ssl.SSLContext) -> None:
-    """Puts a new pair in place while clients ask, then a bad one, which changes nothing."""
+    """Put a new pair in place while clients ask, then a bad one, which changes nothing."""
     address, expected = service.client.base_url, der(newest[0])
     with asking(str(address), known) as statuses:
         service.wait_for(lambda: len(statuses) > 4)

@@ -120,7 +120,7 @@ def service(models: Path) -> Iterator[RunningService]:
 
 @contextmanager
 def asking(service: RunningService, worker: int) -> Iterator[Ask]:
-    """Asks one worker: the other is stopped until its connection is made."""
+    """Ask one worker: the other is stopped until its connection is made."""
     others = service.workers() - {worker}
     url = service.client.base_url
     connection = http.client.HTTPConnection(url.host, url.port, timeout=60)

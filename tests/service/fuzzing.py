@@ -38,7 +38,7 @@ class Outcome:
     faults: list[tuple[str, Exchange]] = field(default_factory=list)
 
     def is_wrong(self, why: str, exchange: Exchange) -> None:
-        """Keeps it."""
+        """Keep it."""
         self.fault_count += 1
         if len(self.faults) < 10:
             self.faults.append((why, exchange))

@@ -56,12 +56,12 @@ class RunningService:
         self.end()
 
     def wait_ready(self) -> Self:
-        """Waits until the service says that it can score."""
+        """Wait until the service says that it can score."""
         self.wait_for(lambda: self._answers("/readyz"))
         return self
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Tries again and again until `condition` is true. Fails with the service's log where it never is."""
+        """Try again and again until `condition` is true. Fails with the service's log where it never is."""
         deadline = time.monotonic() + START_SECONDS
         while not condition():
             assert self.process.poll() is None, "the service ended:\n" + "\n".join(self.log)
@@ -69,12 +69,12 @@ class RunningService:
             time.sleep(0.02)
 
     def stop(self, number: signal.Signals) -> int:
-        """Sends a signal and returns the exit status."""
+        """Send a signal and return the exit status."""
         self.process.send_signal(number)
         return self.wait()
 
     def wait(self) -> int:
-        """Waits for the end and returns the exit status."""
+        """Wait for the end and return the exit status."""
         status = self.process.wait(timeout=START_SECONDS)
         self._reader.join()
         return status
@@ -89,7 +89,7 @@ class RunningService:
         return found
 
     def wait_workers(self, number: int, *, besides: Iterable[int] = ()) -> Self:
-        """Waits until the supervisor knows of so many workers that serve, `besides` left out."""
+        """Wait until the supervisor knows of so many workers that serve, `besides` left out."""
         self.wait_for(lambda: len(self._serving() & self.workers() - set(besides)) == number)
         return self
 
@@ -119,7 +119,7 @@ class RunningService:
         self._has_address.set()
 
     def end(self) -> None:
-        """Ends the process, if need be by force."""
+        """End the process, if need be by force."""
         self.reads.set()
         if self.process.poll() is None:
             self.process.terminate()

@@ -25,7 +25,7 @@ from tests.service.in_process import client_of, sample
 
 @pytest.fixture
 def services(monkeypatch: pytest.MonkeyPatch) -> list[Service]:
-    """Collects the services that applications are made of, to reach behind their routes."""
+    """Collect the services that applications are made of, to reach behind their routes."""
     made: list[Service] = []
 
     class Collected(Service):

@@ -210,7 +210,7 @@ def start_training(config: Path) -> subprocess.Popen[str]:
 
 
 def wait_for_a_checkpoint(process: subprocess.Popen[str], path: Path, after: str) -> None:
-    """Returns as soon as the link `path` leads elsewhere than to `after`."""
+    """Return as soon as the link `path` leads elsewhere than to `after`."""
     deadline = time.monotonic() + 120
     while not path.is_symlink() or os.readlink(path) == after:
         assert process.poll() is None, process.communicate()

@@ -49,7 +49,7 @@ def is_trees(run: Run) -> bool:
 
 
 def train_trees(config: TreesConfig) -> Run:
-    """Fits one model per task. Raises ValueError for what the user can fix."""
+    """Fit one model per task. Raises ValueError for what the user can fix."""
     _lightgbm()
     started = time.monotonic()
     schema = config.feed_schema()
@@ -87,7 +87,7 @@ def train_trees(config: TreesConfig) -> Run:
 
 
 def write_tree_predictions(run: Run, split: SplitName) -> Path:
-    """Answers a split with a run's trees, and keeps the answers as a network's are kept."""
+    """Answer a split with a run's trees, and keep the answers as a network's are kept."""
     config = kept_config(run.path)
     assert isinstance(config, TreesConfig)
     tables = _tables(config, run.schema, ("train", split))

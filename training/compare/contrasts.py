@@ -45,7 +45,7 @@ class Contrast(StrictModel):
     test: TestName = "two_sample_one_tailed"
 
     def check(self, networks: Sequence[str], metrics: Sequence[str]) -> None:
-        """Raises ValueError for a network or metric that the experiment does not have."""
+        """Raise ValueError for a network or metric that the experiment does not have."""
         for name in (self.better, self.than):
             if name not in networks:
                 raise ValueError("contrasts: " + unknown_key(name, list(networks), "network"))
@@ -57,7 +57,7 @@ class Contrast(StrictModel):
             raise ValueError(f"contrasts: '{self.metric}' has no better direction; choose another metric")
 
     def check_tasks(self, schema: FeedSchema) -> None:
-        """Raises ValueError for a task that the metric does not measure."""
+        """Raise ValueError for a task that the metric does not measure."""
         measured_tasks("contrasts", self.metric, self.tasks, schema)
 
 

@@ -40,7 +40,7 @@ class Curve(StrictModel):
     points: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=1)
 
     def check(self, networks: Sequence[str], metrics: Sequence[str]) -> None:
-        """Raises ValueError for a network or metric that the experiment does not have."""
+        """Raise ValueError for a network or metric that the experiment does not have."""
         for name in self.points:
             if name not in networks:
                 raise ValueError(f"curves: {self.title}: points: " + unknown_key(name, list(networks), "network"))
@@ -48,7 +48,7 @@ class Curve(StrictModel):
             raise ValueError(f"curves: {self.title}: metric '{self.metric}' is not among metrics; add it there")
 
     def check_tasks(self, schema: FeedSchema) -> None:
-        """Raises ValueError for a task that the metric does not measure."""
+        """Raise ValueError for a task that the metric does not measure."""
         measured_tasks(f"curves: {self.title}", self.metric, self.tasks, schema)
 
 

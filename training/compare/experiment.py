@@ -273,7 +273,7 @@ class Experiment(StrictModel):
 
 
 def check_sizes(config: TrainingConfig, schema: FeedSchema) -> None:
-    """Raises ValueError where the network's sizes, or the keys of boosted trees, do not fit the feed."""
+    """Raise ValueError where the network's sizes, or the keys of boosted trees, do not fit the feed."""
     if isinstance(config, TreesConfig):
         config.check(schema)
     else:

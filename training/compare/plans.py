@@ -45,7 +45,7 @@ class Plan:
         return Cell(self.dataset, self.network, seed, trial)
 
     def refuse_other(self, record: Mapping[str, Any], remedy: str) -> None:
-        """Refuses trials that were made for another plan. Raises ValueError naming what differs."""
+        """Refuse trials that were made for another plan. Raises ValueError naming what differs."""
         now, then = flat(self.record), flat(record)
         for key in [*now, *then]:
             if now.get(key) != then.get(key):

@@ -58,7 +58,7 @@ def rows_of(run: Run, split: SplitName) -> Rows:
 
 
 def write_predictions(run: Run, split: SplitName) -> Path:
-    """Answers a split with the run's best ranker, and keeps the answers."""
+    """Answer a split with the run's best ranker, and keep the answers."""
     loaded = _split(run, split)
     outputs_BO = predict(run.best_ranker(), loaded.rows)
     for task in run.schema.tasks:
@@ -68,7 +68,7 @@ def write_predictions(run: Run, split: SplitName) -> Path:
 
 
 def keep_outputs(folder: Path, split: SplitName, outputs_BO: NDArray[np.float32], truth: Truth) -> Path:
-    """Writes a cell's outputs on a split, with the fingerprint of the labels that they answer."""
+    """Write a cell's outputs on a split, with the fingerprint of the labels that they answer."""
     content = io.BytesIO()
     np.savez_compressed(content, outputs_BO=outputs_BO, fingerprint=np.array(truth.fingerprint))
     path = prediction_file(folder, split)

@@ -27,13 +27,13 @@ Json = dict[str, Any]
 
 
 def write_report(folder: Path, results: Json) -> Path:
-    """Writes the files into `folder` and returns the page's path."""
+    """Write the files into `folder` and return the page's path."""
     write_json(folder / RESULTS, results)
     return write_document(folder, results["experiment"]["name"], list(_blocks(results, folder)))
 
 
 def print_tables(results: Json) -> None:
-    """Prints the blocks that a terminal can show: per dataset the verdicts and the test tables."""
+    """Print the blocks that a terminal can show: per dataset the verdicts and the test tables."""
     console = Console(highlight=False)
     console.width = max(console.width, 150)
     for block in _blocks(results):

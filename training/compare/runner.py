@@ -26,7 +26,7 @@ from training.run.run import locked
 
 
 def compare(experiment: Experiment, *, report_only: bool = False, storage: str | None = None) -> Path:
-    """Runs what is left of an experiment, its search first, and reports it. Returns the report's path.
+    """Run what is left of an experiment, its search first, and report it. Returns the report's path.
 
     `report_only` trains nothing and reports the finished cells. `storage` is the URL of a database for the search's
     trials. Raises ValueError for what the user can fix."""
@@ -64,7 +64,7 @@ def compare(experiment: Experiment, *, report_only: bool = False, storage: str |
 
 
 def _refuse_no_experiment(experiment: Experiment, configs: Iterable[TrainingConfig]) -> None:
-    """Raises ValueError for an output folder that is the data's, or is neither empty nor an experiment."""
+    """Raise ValueError for an output folder that is the data's, or is neither empty nor an experiment."""
     folder = experiment.output
     for data in {str(config.data.path) for config in configs}:
         refuse_within(folder, data)
@@ -88,7 +88,7 @@ def _run(what: str, jobs: Sequence[Job], total: int, processes: int) -> dict[Cel
 
 
 def load(path: Path, changes: dict[str, Any], *, tune: bool = False, trials: int | None = None) -> Experiment:
-    """Reads an experiment file with top-level keys replaced. `tune` tunes the learning rates where the file has no
+    """Read an experiment file with top-level keys replaced. `tune` tunes the learning rates where the file has no
     search. `trials` replaces the search's. Raises ValueError naming the file and the key."""
     content = read_yaml(path)
     if not isinstance(content, dict):

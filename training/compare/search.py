@@ -48,7 +48,7 @@ Json = dict[str, Any]
 
 
 def search(experiment: Experiment, plans: Sequence[Plan], *, storage: str | None, train: bool) -> Json:
-    """Runs what is left of a search. [dataset][network] -> its trials and the number of the `chosen` one, None where
+    """Run what is left of a search. [dataset][network] -> its trials and the number of the `chosen` one, None where
     all have failed. `train` False reads a search that has ended. Raises ValueError for what the user can fix."""
     file = experiment.output / FOUND
     found: Json = read_json(file) if file.exists() else {}
@@ -211,12 +211,12 @@ class Study:
         return configs
 
     def end_trial(self, number: int, point: Point) -> None:
-        """Ends a trial whose runs are all trained."""
+        """End a trial whose runs are all trained."""
         values = {str(seed): _value(self._experiment, config) for seed, config in self._configs(number, point).items()}
         self._record_end(number, {"parameters": point, "values": values}, statistics.fmean(values.values()))
 
     def fail_trial(self, number: int, point: Point, fault: str) -> None:
-        """Ends a trial that diverged, or whose point fits no network."""
+        """End a trial that diverged, or whose point fits no network."""
         self._record_end(number, {"parameters": point, "fault": fault}, None)
 
     def _record_end(self, number: int, words: Json, value: float | None) -> None:

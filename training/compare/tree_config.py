@@ -53,7 +53,7 @@ class TreesConfig(TrainingConfig):
         return cls.model_validate({**config.dump(), "lightgbm": settings.model_dump(mode="json")})
 
     def check(self, schema: FeedSchema) -> None:
-        """Raises ValueError where the encodings do not fit the schema."""
+        """Raise ValueError where the encodings do not fit the schema."""
         if self.lightgbm.encodings is not None:
             check_encodings(self.lightgbm.encodings, schema)
 

@@ -57,7 +57,7 @@ class Targets:
 
 
 def check_encodings(encodings: EncodingsConfig, schema: FeedSchema) -> None:
-    """Raises ValueError for a feature that is no id of the schema, and for a column that is a label."""
+    """Raise ValueError for a feature that is no id of the schema, and for a column that is a label."""
     ids = inputs_of(schema.features).ids
     for name in encodings.features if encodings.features != "all" else ():
         if name not in ids:

@@ -53,7 +53,7 @@ def is_done(config: TrainingConfig, split: SplitName) -> bool:
 
 
 def refuse_changed(configs: Mapping[Cell, TrainingConfig]) -> None:
-    """Raises ValueError naming a cell whose folder has another run than the experiment's."""
+    """Raise ValueError naming a cell whose folder has another run than the experiment's."""
     for cell, config in configs.items():
         if (config.output / CONFIG).exists() and kept_config(config.output) != config:
             raise ValueError(

@@ -94,7 +94,7 @@ def _check_weights(weights: pa.ChunkedArray) -> None:
 
 
 def refuse_other_text(values: pa.ChunkedArray) -> None:
-    """Raises RowFault for text that is not UTF-8. That of features is checked where it is decoded."""
+    """Raise RowFault for text that is not UTF-8. That of features is checked where it is decoded."""
     values = plain(values)
     try:
         for chunk in values.chunks:
@@ -108,7 +108,7 @@ def refuse_other_text(values: pa.ChunkedArray) -> None:
 def _refuse(
     values_B: NDArray[np.float64], is_bad_B: Mask, rule: str, shown: Callable[[int], str] | None = None
 ) -> None:
-    """Raises RowFault where a row is bad. `shown` gives a row's value in words, where it is not the number."""
+    """Raise RowFault where a row is bad. `shown` gives a row's value in words, where it is not the number."""
 
     def got(row: int) -> str:
         if np.isnan(values_B[row]):

@@ -32,7 +32,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def record_stream(batch: Batch, stream: torch.Stream) -> None:
-    """Keeps the memory of a batch, which another stream has copied, until `stream` has done with it."""
+    """Keep the memory of a batch, which another stream has copied, until `stream` has done with it."""
     for tensor in (*batch.request, *batch.candidate, batch.targets_BT, batch.observed_BT, batch.weights_B):
         if tensor is not None:
             tensor.record_stream(stream)

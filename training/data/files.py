@@ -103,7 +103,7 @@ class LogFiles:
         return held.enter_context(pq.ParquetFile(source, metadata=metadata, pre_buffer=False))
 
     def check_names(self, file: LogFile, parquet: pq.ParquetFile, names: Sequence[str]) -> None:
-        """Raises ValueError where a file has not every column once."""
+        """Raise ValueError where a file has not every column once."""
         held = [*parquet.schema_arrow.names, *file.partition]
         absent = [name for name in names if name not in held]
         if absent:

@@ -96,7 +96,7 @@ class Found:
         return [f"left out {_rows(rows)}: {reason}" for reason, rows in self.left_out.items()]
 
     def log_counts(self) -> None:
-        """Logs the statement."""
+        """Log the statement."""
         log.info("%s", "\n  ".join(self.lines()))
 
 

@@ -27,7 +27,7 @@ def rows_without_group(table: pa.Table, group_by: str | None) -> int:
 
 
 def refuse_ungroupable(kind: pa.DataType, group_by: str) -> None:
-    """Raises ValueError for a type whose values do not name groups."""
+    """Raise ValueError for a type whose values do not name groups."""
     try:
         pa.array([], kind).dictionary_encode()
     except pa.ArrowNotImplementedError:

@@ -50,7 +50,7 @@ class LogReader:
         self._columns = LogColumns(schema, config.weight, is_coded=True)
 
     def refuse_misfit(self, file: LogFile, held: pa.Schema, first: pa.Schema) -> None:
-        """Raises ValueError for a file whose columns cannot be used, or have types that do not go with the first
+        """Raise ValueError for a file whose columns cannot be used, or have types that do not go with the first
         file's."""
         place = self.files.shown(file)
         for name in (name for name in self.names if name not in file.partition):

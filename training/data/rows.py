@@ -171,7 +171,7 @@ class Rows:
         weight: str | None = None,
         is_part: bool = False,
     ) -> "Rows":
-        """Encodes a split's columns (`columns_from_arrow`). `as_served` gives training_only
+        """Encode a split's columns (`columns_from_arrow`). `as_served` gives training_only
         features their serving value, `weight` names the column of row weights. Raises ValueError where all are 0, but
         for a part of a split."""
         rows = table.num_rows

@@ -134,7 +134,7 @@ class Selector:
         }
 
     def require(self, split: SplitName) -> None:
-        """Raises ValueError where the training file does not give a split."""
+        """Raise ValueError where the training file does not give a split."""
         if split not in self.selections:
             raise ValueError(f"data.split.{split} is not given in the training file")
 

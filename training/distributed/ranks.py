@@ -83,7 +83,7 @@ class Ranks:
         return parts
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Adds up the gradients of parameters that every process has a copy of, in one exchange. A parameter that no
+        """Add up the gradients of parameters that every process has a copy of, in one exchange. A parameter that no
         process has a gradient for keeps none."""
         if self.world == 1:
             return
@@ -101,7 +101,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Joins the processes that torchrun has started. Raises ValueError where the device is not there, and where another
+    """Join the processes that torchrun has started. Raises ValueError where the device is not there, and where another
     process has ended midway."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
@@ -148,7 +148,7 @@ def joined(device: str) -> Iterator[Ranks]:
 
 
 def refuse_across(config: TrainingConfig, ranks: Ranks) -> None:
-    """Refuses what several processes would not compute as one does. Raises ValueError naming it."""
+    """Refuse what several processes would not compute as one does. Raises ValueError naming it."""
     if ranks.world == 1:
         return
     remedy = f"{ranks.world} processes were started; train it in one"

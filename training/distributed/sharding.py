@@ -124,7 +124,7 @@ class Sharder:
         return [wanted]
 
     def write(self, folder: Path) -> None:
-        """Logs the plan and keeps it in the run's folder, by process 0."""
+        """Log the plan and keep it in the run's folder, by process 0."""
         text = "\n".join([f"{self._ranks.world} processes", *self._plans]) + "\n"
         log.info("%s", text.rstrip())
         replace_file(folder / PLAN, (text.encode(),))

@@ -126,7 +126,7 @@ def groups_of(run: Run, table: pa.Table) -> NDArray[Any]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Prints an evaluation for people."""
+    """Print an evaluation for people."""
     # Wide enough for an interval under each value, also where the output is no terminal.
     console = Console()
     console.width = max(console.width, 120)

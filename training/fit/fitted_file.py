@@ -39,7 +39,7 @@ def parts_of(schema: FeedSchema) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def write_fitted(path: Path, schema: FeedSchema, fitted: FittedFeatures) -> None:
-    """Writes the file in one step."""
+    """Write the file in one step."""
     write_json(path, FittedFile(made_for=parts_of(schema), fitted=fitted).model_dump(mode="json"))
 
 

@@ -83,7 +83,7 @@ def fit_log(
 
 
 def fit_piece(config: DataConfig, schema: FeedSchema, split: SplitName, piece: Piece) -> Piece:
-    """Reads a piece and keeps its counts."""
+    """Read a piece and keep its counts."""
     reader = LogReader(config, schema)
     file = reader.files.files[piece.file]
     fitting = retried(lambda: _read_piece(reader, split, piece), reader.files.shown(file))

@@ -186,7 +186,7 @@ def warn_of_unknown(reports: Sequence[TableReport]) -> None:
 
 
 def write_id_report(run: Path, reports: Sequence[TableReport]) -> None:
-    """Writes a run's `ids.json`, and says which tables do not know many ids, and of which hashed ones many ids share
+    """Write a run's `ids.json`, and say which tables do not know many ids, and of which hashed ones many ids share
     their rows."""
     write_json(run / IDS, {"tables": [report.model_dump(mode="json") for report in reports]})
     warn_of_unknown(reports)

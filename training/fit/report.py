@@ -47,7 +47,7 @@ class DataReport:
             log.warning("%s", warning)
 
     def write(self, folder: Path) -> Path:
-        """Writes both files, and returns the Markdown's path."""
+        """Write both files, and return the Markdown's path."""
         write_json(folder / REPORT_JSON, self.content)
         write_text(folder / REPORT_MARKDOWN, "\n".join(_markdown(self.content)) + "\n")
         return folder / REPORT_MARKDOWN
@@ -71,7 +71,7 @@ def report_of_file(config: TrainingConfig, *, show: bool = True) -> Path:
 def data_report(
     reader: LogReader, index: LogIndex, fitted: FittedFeatures | None = None, *, show: bool = True
 ) -> DataReport:
-    """Reads the log once. Without what was `fitted`, unknown ids are counted for vocabularies of the schema alone.
+    """Read the log once. Without what was `fitted`, unknown ids are counted for vocabularies of the schema alone.
 
     Raises ValueError for faults in the data and for a task whose training labels are all alike."""
     schema = reader.schema
@@ -97,13 +97,13 @@ def data_report(
 
 
 def _in_order(split: SplitName, value: str) -> tuple[int, bool, float, str]:
-    """Splits as training takes them, numbers by size."""
+    """Split as training takes them, numbers by size."""
     is_number = value.removeprefix("-").isdecimal()
     return get_args(SplitName).index(split), not is_number, float(value) if is_number else 0.0, value
 
 
 def refuse_constant_labels(schema: FeedSchema, train: Mapping[str, LabelCounts]) -> None:
-    """Raises ValueError for a task that has nothing to learn in the training split, and warns of a label beside which
+    """Raise ValueError for a task that has nothing to learn in the training split, and warns of a label beside which
     all others vanish."""
     for task in schema.tasks:
         observed, totals, least, most = train[task.name]

@@ -42,7 +42,7 @@ class Splits(Protocol):
         ...
 
     def report(self, run: Run) -> None:
-        """Writes a record of the data into a run's folder. Raises ValueError for labels without information."""
+        """Write a record of the data into a run's folder. Raises ValueError for labels without information."""
         ...
 
     def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
@@ -57,7 +57,7 @@ def open_splits(
     *,
     show: bool,
 ) -> Splits:
-    """Opens the data. Of several processes, `first_does` runs on one what the others wait for. Raises ValueError for
+    """Open the data. Of several processes, `first_does` runs on one what the others wait for. Raises ValueError for
     faults."""
     if config.data.read == "memory":
         held = _InMemory(config, schema)

@@ -70,7 +70,7 @@ def build_vocabulary(config: TrainingConfig, out: Path | None = None, *, process
 
 
 def _refuse_foreign(out: Path, report: Path, page: Path, work: Path) -> None:
-    """Raises ValueError where one of the files to be written is there and was not written here."""
+    """Raise ValueError where one of the files to be written is there and was not written here."""
     own = {
         out: is_json_with(out, "made_for", "fitted"),
         report: is_json_with(report, "rank_errors", "tables"),

@@ -75,7 +75,7 @@ def train_cell(
     pixels: Pixels,
     advance: Callable[[float], None],
 ) -> None:
-    """Trains, or goes on training, a cell. `advance` is called with the epochs done, in parts. Raises ValueError."""
+    """Train, or go on training, a cell. `advance` is called with the epochs done, in parts. Raises ValueError."""
     folder = experiment.folder(cell)
     with locked(folder):
         write_json(folder / SETTINGS, check_settings(experiment, cell, pixels.fingerprint))
@@ -127,7 +127,7 @@ class _Trainer:
         self._policies = PolicyOptimizer(policies, self._method) if self._method and policies else None
 
     def epoch(self, epoch: int, advance: Callable[[float], None]) -> float:
-        """Trains on every row once. Returns the mean loss. Raises ValueError where it is not finite."""
+        """Train on every row once. Returns the mean loss. Raises ValueError where it is not finite."""
         rows, device, seed = self.tasks.train, self.pixels.device, self.cell.seed
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
         batches = torch.split(order, self.experiment.batch_size)
@@ -199,7 +199,7 @@ class _Trainer:
         return {"network": self.weights(), "optimizer": self._optimizer.state_dict(), "policies": policies}
 
     def restore(self, state: dict[str, Any]) -> tuple[Progress, dict[str, Tensor]]:
-        """Restores `state()`. Returns the rest of the checkpoint."""
+        """Restore `state()`. Returns the rest of the checkpoint."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._policies is not None:

@@ -28,13 +28,13 @@ from training.run.run import locked, read_json
 
 
 def load(path: Path, changes: dict[str, Any]) -> ImageExperiment:
-    """Reads an experiment file with top-level keys replaced. Raises ValueError naming the file and the key."""
+    """Read an experiment file with top-level keys replaced. Raises ValueError naming the file and the key."""
     content = read_yaml(path)
     return ImageExperiment.from_mapping(content | changes if isinstance(content, dict) else content, str(path))
 
 
 def run(experiment: ImageExperiment, *, report_only: bool = False) -> Path:
-    """Runs what is left of an experiment and reports it. Returns the report's path.
+    """Run what is left of an experiment and report it. Returns the report's path.
 
     `report_only` trains nothing and reports the finished cells. Raises ValueError for what the user can fix."""
     if experiment.device == "cuda" and not torch.cuda.is_available():
@@ -61,7 +61,7 @@ def run(experiment: ImageExperiment, *, report_only: bool = False) -> Path:
 
 
 def _refuse_no_experiment(experiment: ImageExperiment) -> None:
-    """Raises ValueError for an output folder that is the data's, or is neither empty nor an experiment."""
+    """Raise ValueError for an output folder that is the data's, or is neither empty nor an experiment."""
     folder = experiment.output
     refuse_within(folder, experiment.data.path)
 
@@ -72,7 +72,7 @@ def _refuse_no_experiment(experiment: ImageExperiment) -> None:
 
 
 def _refuse_unfit(experiment: ImageExperiment, tasks: ImageTasks) -> None:
-    """Raises ValueError, before the first cell is trained, where images and layers do not fit."""
+    """Raise ValueError, before the first cell is trained, where images and layers do not fit."""
     _, channels, height, width = tasks.train.images_NCHW.shape
     # Where the layers fit the images does not hang on the method.
     routing = experiment.methods[0].routing
@@ -81,7 +81,7 @@ def _refuse_unfit(experiment: ImageExperiment, tasks: ImageTasks) -> None:
 
 
 def _train(experiment: ImageExperiment, tasks: ImageTasks, pixels: Pixels) -> dict[Cell, str]:
-    """Trains the cells without a result. Returns the faults of those that failed."""
+    """Train the cells without a result. Returns the faults of those that failed."""
     left = [cell for cell in experiment.cells() if not is_finished(experiment.folder(cell))]
     failures: dict[Cell, str] = {}
     with progress_bar(TextColumn("epochs"), TimeElapsedColumn()) as bar:

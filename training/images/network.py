@@ -85,7 +85,7 @@ Method = Annotated[
 
 
 def check_layers(method: Method, trunk: TrunkConfig) -> None:
-    """Raises ValueError where a method routes a layer that the trunk has not."""
+    """Raise ValueError where a method routes a layer that the trunk has not."""
     if isinstance(method, RoutedMethod):
         for name in method.routed or ():
             if name not in trunk.layers:

@@ -16,7 +16,7 @@ RESULTS = "results.json"
 
 
 def write_report(folder: Path, results: Json) -> Path:
-    """Writes all files into `folder`. Returns the page's path."""
+    """Write all files into `folder`. Returns the page's path."""
     figures = _figures(results)
     images = [Image(text, png, name) for name, (text, png) in figures.items()]
     write_json(folder / RESULTS, results)

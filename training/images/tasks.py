@@ -157,7 +157,7 @@ def _split(class_N: Ints, share: float, generator: np.random.Generator) -> tuple
 
 
 def _checked(config: ImageDataConfig, tasks: ImageTasks) -> ImageTasks:
-    """Raises ValueError where a task lacks a class to learn from, or rows to be measured on."""
+    """Raise ValueError where a task lacks a class to learn from, or rows to be measured on."""
     for split, rows in (("train", tasks.train), ("validation", tasks.validation), ("test", tasks.test)):
         if split == "validation" and config.validation == 0:
             continue

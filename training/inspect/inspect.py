@@ -41,7 +41,7 @@ def inspect(
     rows: Rows | None = None,
     num_batches: int = BATCHES,
 ) -> dict[str, Any]:
-    """Measures the best ranker of a run on a split and writes RUN/inside/. Raises ValueError for an unfinished run.
+    """Measure the best ranker of a run on a split and write RUN/inside/. Raises ValueError for an unfinished run.
 
     `name` is the run's in titles (default: its folder's). `rows` are the split's, where it has been read already."""
     ranker, rows = _open(run, split, rows)
@@ -97,7 +97,7 @@ def _open(run: Run, split: SplitName, rows: Rows | None = None) -> tuple[Ranker,
 
 
 def print_tables(result: dict[str, Any]) -> None:
-    """Prints what `inspect` returned for people."""
+    """Print what `inspect` returned for people."""
     console = Console()
     console.width = max(console.width, 110)
     for level in result["expert_weights"] or []:

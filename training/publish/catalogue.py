@@ -129,7 +129,7 @@ class _Items:
 
 
 def build_catalogue(version: Path, items: Path, sign_key: SigningKey | None = None) -> Path:
-    """Publishes the next generation of a version's catalogue, signed if a key is given, and returns its folder.
+    """Publish the next generation of a version's catalogue, signed if a key is given, and return its folder.
 
     Raises ValueError for items that do not fit the version's schema, an id that two items have, or a full disk."""
     torch.set_num_threads(1)
@@ -160,7 +160,7 @@ def build_catalogue(version: Path, items: Path, sign_key: SigningKey | None = No
 
 
 def _write_checked(scorer: Scorer, source: _Items, folder: Path) -> dict[str, Any]:
-    """Writes all files and returns the manifest's content, sums in bfloat16 where the scores stay the same by them."""
+    """Write all files and return the manifest's content, sums in bfloat16 where the scores stay the same by them."""
     picked_N = np.unique(np.linspace(0, source.count - 1, CHECKED_ITEMS).astype(np.int64))
     dtypes: tuple[SumsDtype, SumsDtype] = ("bfloat16", "float32")
     for dtype in dtypes:

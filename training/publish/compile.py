@@ -62,7 +62,7 @@ Answer = Callable[[Tensor, Tensor], Tensor]
 
 
 def compile_version(version: Path, sign_key: SigningKey | None = None, *, even_if_slower: bool = False) -> Path:
-    """Makes and publishes the compiled package of a version, in place of one that is there, signed if a key is given.
+    """Make and publish the compiled package of a version, in place of one that is there, signed if a key is given.
     Returns its folder. `even_if_slower` is for measuring: a package that TorchScript is faster than is published too.
 
     Raises ValueError where there is no compiler, or nothing worth publishing comes out."""

@@ -68,7 +68,7 @@ def export(
     sign_key: SigningKey | None = None,
     accept_worse: bool = False,
 ) -> Path:
-    """Publishes a finished run as the next version of `name` (default: the schema's) and returns its folder.
+    """Publish a finished run as the next version of `name` (default: the schema's) and returns its folder.
 
     Quantities learned on a transformed scale are mapped to means of their labels (training/evaluate/label_means.py).
     With `calibration` probabilities are calibrated (training/evaluate/calibration.py), its quantities mapped as they

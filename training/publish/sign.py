@@ -21,7 +21,7 @@ class _Listed(BaseModel):
 
 
 def sign(folder: Path, key: SigningKey) -> Path:
-    """Signs a folder's manifest and returns the signature's file. Raises ValueError naming the file at fault."""
+    """Sign a folder's manifest and return the signature's file. Raises ValueError naming the file at fault."""
     place = folder / MANIFEST
     try:
         manifest = read_bytes(place, DOCUMENT_BYTES)

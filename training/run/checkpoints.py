@@ -57,12 +57,12 @@ class Checkpoints:
         ranks.first_does(self._remove_partials)
 
     def _remove_partials(self) -> None:
-        """Removes what a write that was killed has left."""
+        """Remove what a write that was killed has left."""
         for partial in self._folder.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
 
     def save(self, step: int, state: Mapping[str, Any], tables: Mapping[str, Any], *, is_best: bool = False) -> None:
-        """Begins to write the checkpoint of `step` steps. All processes call it. Raises ValueError where the write
+        """Begin to write the checkpoint of `step` steps. All processes call it. Raises ValueError where the write
         before this one failed."""
         self.wait()
         if step == self._saved_step and not is_best:
@@ -87,7 +87,7 @@ class Checkpoints:
             self._thread.join()
 
     def wait(self) -> None:
-        """Waits until everything is written. Raises ValueError where it could not be."""
+        """Wait until everything is written. Raises ValueError where it could not be."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -111,7 +111,7 @@ class Checkpoints:
             self._fault = f"{final}: the checkpoint cannot be written ({reason}); what was saved before is kept"
 
     def _on_all(self, what: Any, *arguments: Any) -> list[Any]:
-        """Does `what` on this process and returns all processes' results. A fault of one is raised on all."""
+        """Do `what` on this process and return all processes' results. A fault of one is raised on all."""
         result, fault = None, None
         try:
             result = what(*arguments) if what is not None else None
@@ -131,7 +131,7 @@ class Checkpoints:
         partial.mkdir(parents=True)
 
     def _write_own(self, partial: Path, parts: Parts, tables: Mapping[str, Table]) -> dict[str, dict[str, Any]]:
-        """Writes this process's files. Returns their sizes and checksums."""
+        """Write this process's files. Returns their sizes and checksums."""
         names = []
         if tables:
             names.append(table_files.file_of(self._ranks.rank))

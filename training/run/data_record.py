@@ -23,7 +23,7 @@ _SHOWN = 5
 
 
 def write_record(run: Run) -> None:
-    """Writes what a run's files are now. Raises ValueError where one is gone."""
+    """Write what a run's files are now. Raises ValueError where one is gone."""
     files = LogFiles(run.config.data.path)
     write_json(run.path / RECORD, {"files": {file.name: _entry(run.config.data, files, file) for file in files.files}})
 

@@ -64,7 +64,7 @@ class Progress:
 
 
 def write_log(path: Path, lines: Sequence[Line]) -> None:
-    """Writes the log of the run in folder `path`."""
+    """Write the log of the run in folder `path`."""
     columns = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)

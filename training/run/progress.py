@@ -26,12 +26,12 @@ class TrainingProgress:
         self._bar.stop()
 
     def start_epoch(self, epoch: int, rows_done: int) -> None:
-        """Begins (or, after a resume, goes on with) an epoch."""
+        """Begin (or, after a resume, go on with) an epoch."""
         completed = epoch * self._rows_per_epoch + rows_done
         self._bar.update(self._task, completed=completed, description=f"epoch {epoch + 1}/{self._epochs}")
 
     def advance(self, rows: int, loss: float) -> None:
-        """Counts the rows of a step."""
+        """Count the rows of a step."""
         # A smoothed loss reads better than the noise of one batch. It is shown, never used.
         self._loss = loss if not self._loss else 0.98 * self._loss + 0.02 * loss
         speed = self._bar.tasks[0].speed
@@ -39,5 +39,5 @@ class TrainingProgress:
         self._bar.update(self._task, advance=rows, speed=shown, loss=f"{self._loss:.4f}")
 
     def print_line(self, line: str) -> None:
-        """Prints a line above the bar."""
+        """Print a line above the bar."""
         self._bar.console.print(line, markup=False)

@@ -26,7 +26,7 @@ Difference = tuple[str, Any, Any]
 
 
 def go_on_as(fresh: Run) -> None:
-    """Makes the folder's run the configured one. Raises ValueError, naming every key that differs with both
+    """Make the folder's run the configured one. Raises ValueError, naming every key that differs with both
     values, where that is another run."""
     existing = Run.open(fresh.path)
     changed = list(_differences(existing.config.dump(), fresh.config.dump()))

@@ -60,7 +60,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> "Run":
-        """Opens a folder that training wrote. Raises ValueError naming what is absent or broken."""
+        """Open a folder that training wrote. Raises ValueError naming what is absent or broken."""
         if not (path / CONFIG).is_file():
             raise ValueError(f"{path}: not a training run (no {CONFIG}); give the `output` folder of a training file")
         return cls(
@@ -71,7 +71,7 @@ class Run:
         )
 
     def write(self) -> None:
-        """Writes what was decided before the first step, and removes what a run before it left behind here."""
+        """Write what was decided before the first step, and remove what a run before it left behind here."""
         self.path.mkdir(parents=True, exist_ok=True)
         for stale in (SUMMARY, LOG, BEST, *made_of_a_finished_run()):
             (self.path / stale).unlink(missing_ok=True)
@@ -137,7 +137,7 @@ class Run:
 
 
 def refuse_no_run(config: TrainingConfig) -> None:
-    """Raises ValueError for an output folder that is the data's, or is neither empty nor a run."""
+    """Raise ValueError for an output folder that is the data's, or is neither empty nor a run."""
     path = config.output
     refuse_within(path, config.data.path)
     refuse_foreign(path, "training run", is_own=lambda: _is_run(path))
@@ -195,7 +195,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file of a run. Raises ValueError naming it."""
+    """Read a JSON file of a run. Raises ValueError naming it."""
     try:
         return json.loads(read_bytes(path, DOCUMENT_BYTES))
     except (OSError, ValueError, RecursionError) as error:

@@ -19,7 +19,7 @@ _MAGIC = b"feedrank-checkpoint-1\n"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes `state` and replaces `path` in one step. A crash leaves the old file."""
+    """Write `state` and replace `path` in one step. A crash leaves the old file."""
     replace_file(path, encoded(state))
 
 

@@ -53,13 +53,13 @@ def copied(tables: Mapping[str, Table]) -> dict[str, Table]:
 
 
 def write(path: Path, tables: Mapping[str, Table]) -> None:
-    """Writes a process's file. Raises OSError, or RuntimeError where torch does not say that the disk is full."""
+    """Write a process's file. Raises OSError, or RuntimeError where torch does not say that the disk is full."""
     torch.save({name: tuple(table) for name, table in tables.items()}, path)
     sync(path)
 
 
 def read(folder: Path, tables: Mapping[str, Any]) -> None:
-    """Reads into the given tensors. Raises ValueError naming a table that is absent, in part too, or of another shape,
+    """Read into the given tensors. Raises ValueError naming a table that is absent, in part too, or of another shape,
     and a file that is none of tables."""
     stored = _stored(folder)
     for name, table in tables.items():
@@ -107,7 +107,7 @@ def _is_within(shape: Sequence[int], first: Sequence[int], part: Tensor) -> bool
 
 
 def _copy_common(target: Tensor, place: Sequence[int], part: Tensor, first: Sequence[int]) -> int:
-    """Copies into one part of a table what another has of it, each with its place. Returns how many numbers."""
+    """Copy into one part of a table what another has of it, each with its place. Returns how many numbers."""
     lows = [max(*both) for both in zip(place, first, strict=True)]
     ends = zip(place, target.shape, first, part.shape, strict=True)
     highs = [min(at + size, other + length) for at, size, other, length in ends]

@@ -54,7 +54,7 @@ class PartScorer:
         self._reader = RowReader(self._scorer.schema, job.group_by)
 
     def score(self, part: Part) -> dict[str, Any]:
-        """Writes the part's file and returns what its footer says. Raises ValueError, with nothing written, for more
+        """Write the part's file and return what its footer says. Raises ValueError, with nothing written, for more
         bad rows than the whole job may have."""
         return retried(lambda: self._score(part), self._files.shown(part.file))
 

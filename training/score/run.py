@@ -40,7 +40,7 @@ Done = tuple[Part, dict[str, Any]]
 
 
 def score(job: Job, *, processes: int = 1, rows_per_part: int = ROWS_PER_PART, show: bool = True) -> dict[str, Any]:
-    """Scores what of the job is not scored yet and returns the content of _scored.json. Raises ValueError naming the
+    """Score what of the job is not scored yet and return the content of _scored.json. Raises ValueError naming the
     file, row group, row and column of bad rows beyond --max-bad-rows. What is finished by then is kept."""
     started = time.monotonic()
     _refuse_foreign(job)
@@ -97,7 +97,7 @@ def _keep_finished(job: Job, parts: Sequence[Part]) -> list[Done]:
 
 
 def _refuse_foreign(job: Job) -> None:
-    """Raises ValueError for an output folder that is the input's, or is neither empty nor scores."""
+    """Raise ValueError for an output folder that is the input's, or is neither empty nor scores."""
     refuse_within(job.out, job.source, "input")
 
     def is_own() -> bool:

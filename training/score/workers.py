@@ -14,7 +14,7 @@ _scorers: list[PartScorer] = []
 
 
 def begin(job: Job, files: LogFiles) -> None:
-    """Makes this process a worker of a job."""
+    """Make this process a worker of a job."""
     belong_to_parent()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
@@ -22,5 +22,5 @@ def begin(job: Job, files: LogFiles) -> None:
 
 
 def score_part(part: Part) -> dict[str, Any]:
-    """Scores a part (`PartScorer.score`)."""
+    """Score a part (`PartScorer.score`)."""
     return _scorers[0].score(part)

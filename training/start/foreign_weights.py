@@ -46,7 +46,7 @@ class NameMap(StrictModel):
 
 
 def load_initial_weights(ranker: Ranker, tasks: list[str], config: InitialWeights) -> None:
-    """Fills a ranker. Raises ValueError naming the file and the name that does not fit. Nothing is filled then."""
+    """Fill a ranker. Raises ValueError naming the file and the name that does not fit. Nothing is filled then."""
     state, names = read_state(config.path), NameMap.from_yaml(config.names)
     tables = {f"table.{name}": weight for name, weight in ranker.embeddings.table_weights().items()}
     try:
@@ -75,7 +75,7 @@ def read_state(path: Path) -> dict[str, object]:
 def load_mapped(
     slots: Slots, state: Mapping[str, object], names: NameMap, tasks: list[str], *, optional: Slots | None = None
 ) -> None:
-    """Fills every one of `slots`, and those of `optional` that a line fits, from another implementation's `state`.
+    """Fill every one of `slots`, and those of `optional` that a line fits, from another implementation's `state`.
 
     Raises ValueError, and fills nothing, where a slot has no source, a source is absent, taken twice or of another
     shape, or a tensor of theirs is neither taken nor ignored."""

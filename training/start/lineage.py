@@ -33,7 +33,7 @@ PARENT = "parent.json"
 
 
 def start_from(parent: Parent, run: Run, ranker: Ranker, ranks: Ranks, *, show: bool) -> None:
-    """Fills a fresh ranker, every process its part, and writes parent.json. Raises ValueError where nothing of the
+    """Fill a fresh ranker, every process its part, and write parent.json. Raises ValueError where nothing of the
     parent fits."""
     taken = warm_start(ranker, run.schema, run.fitted, run.config.network, parent)
 
@@ -70,7 +70,7 @@ def against_parent(run: Run, history: Sequence[Mapping[str, float]]) -> dict[str
 
 
 def refuse_worse(run: Run, summary: Mapping[str, Any]) -> None:
-    """Raises ValueError for a run that answers a task worse than its parent, beyond the tolerance."""
+    """Raise ValueError for a run that answers a task worse than its parent, beyond the tolerance."""
     found = summary.get("parent", {})
     for task in found.get("worse", ()):
         errors = found["errors"][task]

@@ -87,7 +87,7 @@ def _of_both(parent: TargetScale, child: TargetScale) -> TargetScale:
 
 
 def open_parent(path: Path) -> Parent:
-    """Opens what a run starts from. Raises ValueError naming what is absent, broken or not finished."""
+    """Open what a run starts from. Raises ValueError naming what is absent, broken or not finished."""
     if (path / CONFIG).is_file():
         return _of_run(path)
     if (path / MANIFEST).is_file():
@@ -99,7 +99,7 @@ def open_parent(path: Path) -> Parent:
 
 
 def write_trained(folder: Path, ranker: Ranker, stacked: StackedTables, id_maps: Mapping[str, dict[str, Any]]) -> None:
-    """Writes `trained.pt` beside the table files of an artifact. Raises OSError where the disk does not take it."""
+    """Write `trained.pt` beside the table files of an artifact. Raises OSError where the disk does not take it."""
     tables = {
         name: [weight.shape[1], stacked.starts[name], weight.shape[0]]
         for name, weight in ranker.embeddings.table_weights().items()

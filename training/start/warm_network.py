@@ -49,7 +49,7 @@ class Side:
 
 
 def fill_network(ours: Side, theirs: Side, features: set[str]) -> Iterator[tuple[str, str]]:
-    """Fills our slots. `features` keep their columns. Yields each part's name with `taken`, `part`, `fresh` or
+    """Fill our slots. `features` keep their columns. Yields each part's name with `taken`, `part`, `fresh` or
     `dropped`."""
     columns = [(ours.columns[name], theirs.columns[name]) for name in ours.columns if name in features]
     states: dict[str, set[str]] = {}

@@ -45,7 +45,7 @@ class Taken:
 def warm_start(
     ranker: Ranker, schema: FeedSchema, fitted: FittedFeatures, config: NetworkConfig, parent: Parent
 ) -> list[Taken]:
-    """Fills `ranker` from the parent and says what was taken. Raises ValueError where nothing of it fits."""
+    """Fill `ranker` from the parent and says what was taken. Raises ValueError where nothing of it fits."""
     own = config.has_own_embeddings
     held = _inherit(ranker.embeddings.id_maps, schema, parent)
     fitted = fitted.model_copy(update={"vocabularies": {**fitted.vocabularies, **held}})
@@ -71,7 +71,7 @@ def warm_start(
 
 
 def print_taken(taken: list[Taken], parent: Parent) -> None:
-    """Prints how much was taken whole, and a table of what was not: taken in part, fresh or dropped."""
+    """Print how much was taken whole, and a table of what was not: taken in part, fresh or dropped."""
     console = Console(stderr=True, highlight=False)
     console.width = max(console.width, 110)
     whole = Counter(one.kind for one in taken if one.state == "taken")
@@ -114,7 +114,7 @@ class _Tables:
         self._entries = {table.name: _entries(table, fitted) for table in schema.tables}
 
     def fill(self, table: Table, name: str, weight: Tensor) -> Taken:
-        """Fills a table, or this process's shards of it."""
+        """Fill a table, or this process's shards of it."""
         before = self._before.get(table.name)
         if before is None or name not in self._parent.tables:
             return Taken("table", name, "fresh", "new")

@@ -70,12 +70,12 @@ class Optimizers:
         self._rates: list[float] = [group["lr"] for group in groups]
 
     def zero_grad(self) -> None:
-        """Clears the gradients of a new step. Call it before backward."""
+        """Clear the gradients of a new step. Call it before backward."""
         for optimizer in (self._dense, *(optimizer for optimizer, _ in self._sparse)):
             optimizer.zero_grad(set_to_none=True)
 
     def start_step(self, step: int) -> None:
-        """Sets the learning rates of step `step` (0-based), before its backward, inside which fused tables update."""
+        """Set the learning rates of step `step` (0-based), before its backward, inside which fused tables update."""
         factor = self._rate_factor * self._config.rate_factor(step, self._total_steps)
         for group, rate in zip(self._dense.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
@@ -87,7 +87,7 @@ class Optimizers:
             optimizer.step()
 
     def step(self, sum_gradients: Callable[[list[torch.nn.Parameter]], None] | None = None) -> None:
-        """Updates everything that is not fused. `sum_gradients` adds up over processes what each has a copy of."""
+        """Update everything that is not fused. `sum_gradients` adds up over processes what each has a copy of."""
         if sum_gradients is not None:
             sum_gradients(self._replicated)
         if self._config.clip_norm is not None:
@@ -116,7 +116,7 @@ class Optimizers:
         return found
 
     def reset_rows(self, table: str, rows_R: Tensor) -> None:
-        """Clears what is kept of some rows of a table (or of a task's copy of it), in this process's part of it."""
+        """Clear what is kept of some rows of a table (or of a task's copy of it), in this process's part of it."""
         momentum = self.momenta().get(table)
         for part, (first_row, *_) in [] if momentum is None else local_parts(momentum):
             part[local_rows(rows_R, part, first_row)] = 0.0
@@ -131,7 +131,7 @@ class Optimizers:
         return {"dense": self._dense.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state()`."""
+        """Restore `state()`."""
         self._dense.load_state_dict(state["dense"])
 
 

@@ -57,7 +57,7 @@ class PolicyOptimizer:
         return {"optimizer": self._optimizer.state_dict(), "mean_T": self._mean_T}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state()`."""
+        """Restore `state()`."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._mean_T = state["mean_T"].to(self._mean_T.device)
 
@@ -85,7 +85,7 @@ class PolicyLearner:
     """Moves the policies of a network. For a network without policies it does nothing at all."""
 
     def __init__(self, fusion: nn.Module, schema: FeedSchema, seed: int) -> None:
-        """Raises ValueError where the reward needs right answers and a task has none."""
+        """Raise ValueError where the reward needs right answers and a task has none."""
         self._fusion = fusion if isinstance(fusion, LearnedRouting) else None
         self._seed = seed
         self._optimizer: PolicyOptimizer | None = None
@@ -135,6 +135,6 @@ class PolicyLearner:
         return {} if self._optimizer is None else self._optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state()`."""
+        """Restore `state()`."""
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state)

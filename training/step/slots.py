@@ -37,7 +37,7 @@ class ManagedIds:
     """Moves the id maps of a ranker in training."""
 
     def __init__(self, embeddings: Embeddings, config: SlotsConfig, ranks: Ranks) -> None:
-        """Raises ValueError where there are tables with slots and TorchRec is not."""
+        """Raise ValueError where there are tables with slots and TorchRec is not."""
         self._embeddings = embeddings
         self._maps = embeddings.id_maps.maps
         self._config = config
@@ -50,7 +50,7 @@ class ManagedIds:
             )
 
     def after_step(self, step: int, batch: Batch, optimizers: Optimizers) -> None:
-        """Counts the ids of the batch of step `step` (0-based), and moves rows where an interval has ended."""
+        """Count the ids of the batch of step `step` (0-based), and move rows where an interval has ended."""
         if not self._maps:
             return
         for name, words_V in self._embeddings.id_maps.words(batch.request, batch.candidate):
@@ -74,7 +74,7 @@ class ManagedIds:
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores `state()`."""
+        """Restore `state()`."""
         for name, id_map in self._maps.items():
             id_map.load_state_dict(state[name])
             words_V = state[name]["seen"].repeat_interleave(state[name]["counts"])

@@ -40,10 +40,10 @@ class BaseFeature(StrictModel):
 
     @abstractmethod
     def add_inputs(self, inputs: Inputs) -> None:
-        """Adds the feature's places among the tensors of an encoded block."""
+        """Add the feature's places among the tensors of an encoded block."""
 
     def check_serving_value(self, dtype: Dtype | None) -> None:
-        """Raises ValueError unless the feature has a value for scores exactly where it needs one. A kind that is on no
+        """Raise ValueError unless the feature has a value for scores exactly where it needs one. A kind that is on no
         side that needs one leaves this as it is."""
 
     def serving_column(self) -> Column:
@@ -52,7 +52,7 @@ class BaseFeature(StrictModel):
 
 
 def check_side(name: str, side: Side, serving_value: object) -> None:
-    """Raises ValueError unless a feature has a serving value exactly where it is training_only."""
+    """Raise ValueError unless a feature has a serving value exactly where it is training_only."""
     if side == "training_only" and serving_value is None:
         raise ValueError(f"feature '{name}' is training_only and needs serving_value, its value in all scores")
     if side != "training_only" and serving_value is not None:

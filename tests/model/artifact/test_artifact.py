@@ -29,7 +29,7 @@ def copy(published: Path, tmp_path: Path) -> Path:
 
 
 def rewrite_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Changes the manifest and makes its checksum hold again, as a forger would."""
+    """Change the manifest and make its checksum hold again, as a forger would."""
     content = json.loads((path / MANIFEST).read_text())
     change(content)
     del content["checksum"]
@@ -39,7 +39,7 @@ def rewrite_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> No
 
 
 def replace_file(path: Path, name: str, content: bytes) -> None:
-    """Replaces a file and lists it in the manifest."""
+    """Replace a file and lists it in the manifest."""
     (path / name).write_bytes(content)
 
     def vouch(manifest: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Takes all room that is left. Returns the file that takes it."""
+    """Take all room that is left. Returns the file that takes it."""
     filler = folder / "filler"
     with filler.open("ab", buffering=0) as file, suppress(OSError):  # the disk is full
         while True:

@@ -234,7 +234,7 @@ def test_a_file_that_is_closed_meanwhile_is_read_once(logged: tuple[Path, Path],
 
 
 def spoil(ranker: Path) -> None:
-    """Changes a byte of a version's network."""
+    """Change a byte of a version's network."""
     ranker.chmod(0o644)
     ranker.write_bytes(ranker.read_bytes()[:-1] + b"x")
 
@@ -279,7 +279,7 @@ def test_models_are_asked_for_where_they_are_needed(
 
 
 def _changed_schema(models: Path, change: dict[str, Any]) -> None:
-    """Publishes a version whose feature `tag` is replaced by `change`."""
+    """Publish a version whose feature `tag` is replaced by `change`."""
     schema = copy.deepcopy(TINY_SCHEMA)
     (position,) = (n for n, feature in enumerate(schema["features"]) if feature["name"] == "tag")
     schema["features"][position] = {"side": "candidate", "kind": "id", "dim": 4, "buckets": 20, **change}

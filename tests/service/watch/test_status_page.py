@@ -33,7 +33,7 @@ class Text(HTMLParser):
         assert self._open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Notes an element that needs an end, and addresses that are loaded."""
+        """Note an element that needs an end, and addresses that are loaded."""
         if tag not in ("meta", "link", "br"):
             self._open.append(tag)
         self.loaded += [value or "" for name, value in attrs if name == "src" or (tag == "link" and name == "href")]

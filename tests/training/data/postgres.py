@@ -51,7 +51,7 @@ class Server:
         return f"postgresql+psycopg://{USER}:{password}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        """Returns when it takes connections."""
+        """Return when it takes connections."""
         flags: Sequence[str | Path] = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-F"]
         self._process = subprocess.Popen(
             [self._binaries / "postgres", "-D", self._folder / "data", *flags],
@@ -71,7 +71,7 @@ class Server:
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        """Cuts all connections, as a machine that is gone does, and returns when the server has ended."""
+        """Cut all connections, as a machine that is gone does, and return when the server has ended."""
         if self._process is not None:
             self._process.send_signal(3)  # SIGQUIT: an immediate shutdown, recovered from at the next start
             self._process.wait(timeout=60)

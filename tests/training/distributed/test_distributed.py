@@ -80,7 +80,7 @@ def resave_by_two(folder: Path, out: Path) -> None:
 
 
 def wait_for_a_checkpoint(process: subprocess.Popen[str], run: Path, after: str = "") -> None:
-    """Returns as soon as a checkpoint is whole, other than `after`."""
+    """Return as soon as a checkpoint is whole, other than `after`."""
     deadline = time.monotonic() + TIMEOUT
     while not (run / LAST).is_symlink() or os.readlink(run / LAST) == after:
         assert process.poll() is None, process.communicate()

@@ -17,7 +17,7 @@ from training.step.training import Training
 
 
 def resave(folder: Path, out: Path) -> None:
-    """Restores all state and saves it in `out`, which becomes a run's folder."""
+    """Restore all state and save it in `out`, which becomes a run's folder."""
     with joined("cpu") as ranks:
         run = Run.open(folder)
         table = read_splits(run.config.data, run.schema, ("train",))["train"]

@@ -60,7 +60,7 @@ class GradNorm(Balancing):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Keeps the weights above 0 and the mean weight of the tasks that are trained at 1 (algorithm 1, last line)."""
+        """Keep the weights above 0 and the mean weight of the tasks that are trained at 1 (algorithm 1, last line)."""
         is_trained_T = self.losses.weights_T > 0
         self.task_weights_T.clamp_(min=_SMALLEST_WEIGHT)
         self.task_weights_T[is_trained_T] /= self.task_weights_T[is_trained_T].mean()
