@@ -37,7 +37,6 @@ RANKER = "ranker.pt"
 FITTED = "fitted_features.json"
 GOLDEN = "golden_requests.json"
 REFERENCE = "reference_scores.json"
-# Absent in versions from before there was any.
 REFERENCE_FEATURES = "reference_features.json"
 # Where answers are mapped to means of labels.
 CALIBRATION = "calibration.json"
@@ -103,7 +102,7 @@ class Artifact:
             else:
                 with artifact._opened(name) as file:
                     artifact._check(name, sha256_of(file))
-        missing = {RANKER, FITTED, GOLDEN, REFERENCE} - set(artifact.manifest.files)
+        missing = {RANKER, FITTED, GOLDEN, REFERENCE, REFERENCE_FEATURES} - set(artifact.manifest.files)
         if missing:
             raise ArtifactError(f"{path}: the manifest does not list {', '.join(sorted(missing))}")
         return artifact

@@ -115,12 +115,11 @@ class FeatureReference(StrictModel):
 
 
 class Reference(NamedTuple):
-    """References of one artifact: `means_O` of the answers, `scores` by output, `features` where the artifact has
-    them."""
+    """References of one artifact: `means_O` of the answers, `scores` by output, and `features`."""
 
     means_O: NDArray[np.float64]
     scores: dict[str, NumberBins]
-    features: FeatureReference | None
+    features: FeatureReference
 
     @classmethod
     def read(cls, artifact: Artifact, outputs: Sequence[str]) -> "Reference":
@@ -134,13 +133,10 @@ class Reference(NamedTuple):
             means_O, scores = np.array([np.nan]), {}
         if not np.isfinite(means_O).all():
             raise ArtifactError(f"{place}: needs a finite `mean` and a histogram of every output: {', '.join(outputs)}")
-        if REFERENCE_FEATURES not in artifact.manifest.files:
-            return cls(means_O, scores, None)
         place = artifact.path / REFERENCE_FEATURES
         try:
-            return cls(
-                means_O, scores, FeatureReference.from_mapping(artifact.read_json(REFERENCE_FEATURES), str(place))
-            )
+            features = FeatureReference.from_mapping(artifact.read_json(REFERENCE_FEATURES), str(place))
+            return cls(means_O, scores, features)
         except ArtifactError:
             raise
         except ValueError as error:

@@ -66,9 +66,11 @@ class DriftWindows:
 
     def add_version(self, model: str, version: str, reference: Reference) -> None:
         """Export the indices of a version, from the moment on that it is served."""
-        bins: dict[Key, Bins] = {("task", model, version, name): kept for name, kept in reference.scores.items()}
-        if reference.features is not None:
-            bins |= {("feature", model, version, name): kept for name, kept in reference.features.features.items()}
+        bins: dict[Key, Bins] = {
+            (what, model, version, name): kept
+            for what, references in (("task", reference.scores), ("feature", reference.features.features))
+            for name, kept in references.items()
+        }
         made = {
             key: _Window(kept.drift, [self._gauge.labels(*key, number) for number in range(len(kept.shares))])
             for key, kept in bins.items()

@@ -88,11 +88,10 @@ class Drift:
             ("task", output): reference.scores[output].counts(answers_N)
             for output, answers_N in zip(scorer.outputs, answers_NO.T, strict=True)
         }
-        if reference.features is not None:
-            for block, encoded in zip(BLOCKS, _blocks(sample.encoded), strict=True):
-                if encoded is not None:
-                    for name, counts_K in reference.features.counts(scorer.schema, block, encoded).items():
-                        counted["feature", name] = counts_K
+        for block, encoded in zip(BLOCKS, _blocks(sample.encoded), strict=True):
+            if encoded is not None:
+                of_block = reference.features.counts(scorer.schema, block, encoded)
+                counted |= {("feature", name): counts_K for name, counts_K in of_block.items()}
         for (what, name), counts_K in counted.items():
             self._windows.add((what, sample.encoded.model.name, scorer.version, name), counts_K)
 

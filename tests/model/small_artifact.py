@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model.artifact.artifact import FITTED, GOLDEN, RANKER, REFERENCE, publish
+from model.artifact.artifact import FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
 from tests.artifacts import tiny_schema, writable
 
-FILES = (RANKER, FITTED, GOLDEN, REFERENCE)
-SMALL = {RANKER: b"a ranker", FITTED: b"{}", GOLDEN: b"{}", REFERENCE: b"[1]"}
+FILES = (RANKER, FITTED, GOLDEN, REFERENCE, REFERENCE_FEATURES)
+SMALL = {RANKER: b"a ranker", FITTED: b"{}", GOLDEN: b"{}", REFERENCE: b"[1]", REFERENCE_FEATURES: b"{}"}
 
 
 def write_small(folder: Path) -> None:

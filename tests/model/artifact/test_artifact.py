@@ -232,7 +232,7 @@ def test_a_file_name_that_leads_elsewhere_is_refused(copy: Path, name: str) -> N
     ({"format": "pickle"}, "format"),
     ({"name": 5}, "name"),
     ({"schema": {"name": "x"}}, "schema.features"),
-    ({"files": {}}, "does not list fitted_features.json, golden_requests.json, ranker.pt, reference_scores.json"),
+    ({"files": {}}, "does not list fitted_features.json, golden_requests.json, ranker.pt, reference_features.json, "),
     ({"files": {"a": 3}}, "files"),
     ({"extra": 1}, "unknown key 'extra'"),
 ])  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
-from model.artifact.reference import NumberBins
+from model.artifact.reference import FeatureReference, NumberBins
 from model.scorer.scorer import Reference
 from service.metrics.drift_windows import DriftWindows
 from tests.artifacts import publish_artifact
@@ -93,7 +93,9 @@ def test_a_version_that_goes_takes_its_drift_along(tmp_path: Path) -> None:
 def test_a_version_that_goes_leaves_no_gauges_behind() -> None:
     registry = CollectorRegistry()
     drift = DriftWindows(registry)
-    reference = Reference(np.zeros(1), {"click": NumberBins(edges=(0.5,), shares=(0.5, 0.5))}, None)
+    reference = Reference(
+        np.zeros(1), {"click": NumberBins(edges=(0.5,), shares=(0.5, 0.5))}, FeatureReference(features={})
+    )
 
     def versions() -> set[str]:
         return {sample.labels["version"] for family in registry.collect() for sample in family.samples}
