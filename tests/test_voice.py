@@ -6,6 +6,7 @@ import re
 import statistics
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -134,13 +135,20 @@ def _said(source: str) -> Iterator[tuple[int, str]]:
             yield token.start[0], re.sub(r"`[^`]*`", "code", token.string)
 
 
+@cache
+def _file(path: Path) -> tuple[ast.Module, list[tuple[int, str]]]:
+    """A file's tree, and its docstrings and comments by line."""
+    source = path.read_text(encoding="utf-8")
+    return ast.parse(source), list(_said(source))
+
+
 def test_what_code_says_is_found() -> None:
     source = 'class A:\n    """One `a; b`."""\n\n    b = 1  # two\n    """Three."""\n'
     assert list(_said(source)) == [(2, "One code."), (5, "Three."), (4, "# two")]
 
 
 def test_docstrings_and_comments_have_a_thought_a_sentence() -> None:
-    said = [(path, *text) for path in CODE for text in _said(path.read_text(encoding="utf-8"))]
+    said = [(path, *text) for path in CODE for text in _file(path)[1]]
     found = [f"{_name(path)}:{line}: {text}" for path, line, text in said if ";" in text]
     assert len(found) <= CODE_SEMICOLONS * sum(len(text.split()) for _, _, text in said), "\n".join(found)
 
@@ -149,7 +157,7 @@ def test_the_first_sentence_of_a_docstring_is_short() -> None:
     firsts = [
         (path, docstring.lineno, re.split(r"(?<=[.!?])\s", " ".join(str(docstring.value).split("\n\n")[0].split()))[0])
         for path in CODE
-        for docstring in _docstrings(ast.parse(path.read_text(encoding="utf-8")))
+        for docstring in _docstrings(_file(path)[0])
     ]
     long = [f"{_name(path)}:{line}: {first}" for path, line, first in firsts if len(first.split()) > OPENING]
     assert len(long) <= OTHERS * len(firsts), "\n".join(long)
@@ -161,7 +169,7 @@ def test_no_word_is_said_in_code_for_which_the_glossary_has_another() -> None:
         f"{_name(path)}:{line}: {words}"
         for path in CODE
         if path != Path(__file__)
-        for line, text in _said(path.read_text(encoding="utf-8"))
+        for line, text in _file(path)[1]
         if (words := banned.findall(" ".join(text.split())))
     ]
     assert found == []
@@ -182,7 +190,7 @@ def test_a_file_that_uses_letters_of_dimensions_says_what_they_are() -> None:
     assert _letters(ast.parse("def f(x_BD, is_in_N): y_1F = x_BD.z_T")) == set("BDNFT")
     wrong = []
     for path in CODE:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree, _ = _file(path)
         legend = ast.get_docstring(tree) or ""
         missing = [letter for letter in sorted(_letters(tree)) if not re.search(rf"\b{letter}\b", legend)]
         if missing and path.relative_to(ROOT).parts[0] != "tests":
