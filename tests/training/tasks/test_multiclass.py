@@ -119,6 +119,28 @@ def test_loss_and_gradient_are_those_of_softmax_cross_entropy() -> None:
     np.testing.assert_allclose(gradient_BO.numpy(), expected_gradient, atol=1e-6)
 
 
+def test_with_several_processes_a_loss_is_that_of_the_global_batch() -> None:
+    """Two halves of a batch, whose sums another process would add: made up by hand."""
+    rng = np.random.default_rng(2)
+    targets = np.stack([rng.integers(0, classes, 10) for classes in (2, 3, 1, 2)], axis=1)
+    arrays = (rng.normal(0, 2, (10, 7)), targets, rng.random((10, 4)) < 0.7)
+    batch = [torch.tensor(array, dtype=torch.float32) for array in arrays]
+    counts_T = batch[2].sum(dim=0)
+
+    def part(rows: slice) -> torch.Tensor:
+        calls: list[torch.Tensor] = []
+
+        def across(values_T: torch.Tensor) -> torch.Tensor:
+            """First the counts of both, then this part's share of the losses."""
+            calls.append(values_T)
+            return counts_T if len(calls) == 1 else values_T
+
+        losses_T: torch.Tensor = TaskLosses(SCHEMA, across)(*(tensor[rows] for tensor in batch))
+        return losses_T
+
+    torch.testing.assert_close(part(slice(0, 4)) + part(slice(4, 10)), TaskLosses(SCHEMA)(*batch))
+
+
 def test_metrics_are_scikit_learn_s() -> None:
     labels, logits, users = answered()
     probabilities = softmax(logits)
