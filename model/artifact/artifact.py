@@ -78,7 +78,7 @@ class Manifest(StrictModel):
 class Artifact:
     """A verified version. `read` returns the bytes of a file that the manifest lists, `map` maps a table's.
 
-    `verify_key` is the file of trusted keys by which what is made from the version has to be signed too."""
+    With `verify_key`, a file of trusted keys, what is made from the version later has to be signed as well."""
 
     def __init__(self, path: Path, manifest: Manifest, verify_key: Path | None = None) -> None:
         self.path = path

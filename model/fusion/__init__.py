@@ -1,8 +1,10 @@
 """Fusion networks: rows_BD -> fused_BTH, one file per network, one interface.
 
-A network is an nn.Module that TorchScript can script, with `forward(rows_BD) -> fused_BTH`, `output_width` (H) and
-`slots(tasks)`, its parameters by plain names.
-Its configuration is in the same file and builds it: `config.build(input_width, num_tasks)`. `kind` chooses it.
+A network is an nn.Module with `forward(rows_BD) -> fused_BTH`, `output_width` (H), `slots(tasks)`, its parameters by
+plain names (model/fusion/slots.py), and `frozen(num_tasks)`, the network as data for scoring (model/fusion/frozen.py).
+One that mixes experts also has `expert_weights(rows_BD)`, and unit_and_expert_names (model/fusion/names.py) names what
+it mixes. Its configuration is in the same file and builds it: `config.build(input_width, num_tasks)`. `kind` chooses
+it. The other files are what networks share.
 """
 
 from typing import Annotated, get_args

@@ -1,8 +1,8 @@
 """Linears and a softmax as torch has them, at sizes for which torch's are slow on a CPU. Scripted by TorchScript.
 
 They pad. The products of a Linear's backward take a third longer where it reads 119 columns than with 120, a multiple
-of 4. One of a few outputs takes as long alone as many more take in one product. A softmax over 7 values takes six times
-as long as one over 8, a vector's width.
+of 4. A product with few outputs takes as long as one with many more, so that two are made in one. A softmax over 7
+values takes six times as long as one over 8, a vector's width.
 
 Shapes: B rows, D input, H outputs of a Linear, G gates, E experts, P padding.
 """

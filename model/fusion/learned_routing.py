@@ -17,8 +17,8 @@ import torch
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
+from model.fusion.chosen_modules import apply_by_module
 from model.fusion.experts import ExpertLinear
-from model.fusion.fixed_routing import apply_by_module
 from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork
 from model.fusion.levels import Levels, all_widths
 from model.fusion.policy import Policy, PolicyConfig, PolicyKind, perplexities

@@ -2,9 +2,9 @@
 
 In: the size of a request before its body is read, its candidates once they are known, the time it took. Out: a
 `Ticket`, or Problem 429 with the seconds after which the work before it will be done. Work is candidates and, for what
-a request costs besides, FIXED_WORK of them. It is guessed from the size of the body by what a byte has meant lately, is
-the most that there may be where the body is compressed, and is corrected when the body is parsed. The bound is what the
-scoring threads do in a given time at the rate seen lately.
+a request costs besides, FIXED_WORK of them. At first it is guessed from the size of the body and the bytes of a
+candidate in recent requests. A compressed body counts as the largest request there may be. The guess is corrected when
+the body is parsed. The bound is what the scoring threads do in a given time at their recent rate.
 """
 
 import math
@@ -95,7 +95,7 @@ class Admission:
             # than was expected, and only where requests go on like that does the rate fall with them.
             expected = work / self._rate
             seconds = min(seconds, _MOST_SURPRISE * expected)
-            # Of times, not of rates: those are what adds up.
+            # A mean of times, as times add up and rates do not.
             self._rate = work / ((1 - _NEWEST) * expected + _NEWEST * seconds)
 
 

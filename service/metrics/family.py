@@ -16,7 +16,10 @@ Made = TypeVar("Made", bound=MetricWrapperBase)
 
 
 class Family(Generic[Made]):
-    """A metric by its kind, name, help and labels. Of a gauge `workers` says how those of several workers are put
+    """A metric by its kind, name, help and labels. One that is labelled by version is also listed in `_of_versions` of
+    Metrics, which withdraws it with the version. Label sets that have to be there from 0 are made in its constructor.
+
+     Of a gauge `workers` says how those of several workers are put
     together (prometheus_client's multiprocess_mode). Of a histogram `buckets` are upper bounds."""
 
     def __init__(

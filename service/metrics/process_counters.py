@@ -1,6 +1,6 @@
-"""Counters of the parent too, which stays clear of torch and so of service/metrics/metrics.py.
+"""Counters that the parent process has too. It must not import torch, and so not service/metrics/metrics.py.
 
-Each is at 0 in every worker. Where workers share a folder of metrics the parent's count is one more file of it.
+Every worker has each of them, at 0. Where workers share a folder of metrics the parent's count is one more file of it.
 """
 
 from prometheus_client import Counter

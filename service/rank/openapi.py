@@ -1,7 +1,7 @@
 """The scoring route in OpenAPI: its request, its answers and examples, so that /docs can be read and tried.
 
-The route itself reads bytes (service/rank/question.py) and has no body model for FastAPI to describe, so the
-description is written here, by hand, and a test compares it with real answers.
+The route itself reads bytes (service/rank/question.py) and has no body model for FastAPI to describe. Its schemas come
+from service/rank/wire.py. The operation and its examples are written here, and a test compares them with real answers.
 
 Shapes: N candidates, O outputs.
 """

@@ -1,7 +1,9 @@
 """The wire of POST /v1/rank, stated once: parsing, the paths of faults and OpenAPI are read from these classes.
 
-Requests are closed: an unknown key is refused. Answers are open and may gain keys. `expected` is the noun of a refusal,
-`empty` the refusal of a list without entries, and a value that `is_told` is no feature's and may stand in a refusal.
+Requests are closed: an unknown key is refused. Answers are open and may gain keys. service/rank/answer.py writes them,
+and service/rank/scored_request.py their head, which the impression log has too. Of a field `expected` says in a
+refusal what it must be, and `empty` that a list has no entry. The value of a field that `is_told` stands in the
+refusal, as it is no feature's.
 
 Shapes: N candidates, K of them answered, O outputs.
 """

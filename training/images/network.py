@@ -17,7 +17,7 @@ import torch
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from model.fusion.fixed_routing import apply_by_module
+from model.fusion.chosen_modules import apply_by_module
 from model.fusion.policy import Policy, PolicyConfig
 from model.fusion.routing import random_routes
 from model.strict_yaml import StrictModel, refuse_unknown_kind, unknown_key

@@ -150,7 +150,7 @@ class LearnedTask(ABC):
         """LightGBM's objective, and the metric that chooses the number of trees."""
 
     def encoded_labels(self, labels_B: Floats) -> dict[str, Floats]:
-        """Columns whose means trees' target encodings and reports use, by the name of the mean: one an output."""
+        """The values whose means reports and trees' target encodings take, by name: one for each output."""
         return {"mean": labels_B}
 
     def outputs_of_trees(self, scores_BO: Floats) -> Floats:

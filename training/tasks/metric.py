@@ -23,7 +23,7 @@ OnDraws = Callable[[Floats, Floats, Codes, int], Statistic]
 class Metric:
     """A metric of a kind of task: its name, which direction is better, its value, and when it is undefined.
 
-    `on_draws` is None for one that no direction of is better, which is not compared."""
+    `on_draws` is None where neither direction is better, so that runs are not compared by it."""
 
     title: str
     better: Literal["higher", "lower"] | None

@@ -19,13 +19,13 @@ Side = Literal["user", "context", "candidate", "training_only"]
 
 
 class BaseFeature(StrictModel):
-    """A feature of a feed. Its values are ids, which a table embeds, or not, and a row has one of them or a list."""
+    """A feature of a feed: ids, which a table embeds, or other values, and one in each row or a list of them. A kind
+    also declares `kind` and `side`."""
 
     has_ids: ClassVar[bool]
     is_list: ClassVar[bool]
-    # Whether readers that skip `column` know the kind's values: a request's row and a block's plain columns, each many
-    # features in one go (model.features.encoder), and tensors of bytes (service.open_inference). Values of any other
-    # kind go through `column`.
+    # True where readers of many features in one pass know the kind: those of a request's row and of plain columns
+    # (model.features.encoder), and of tensors of bytes (service.open_inference). All other kinds go through `column`.
     has_fast_path: ClassVar[bool] = False
 
     name: Name

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.fusion.fixed_routing import apply_by_module
+from model.fusion.chosen_modules import apply_by_module
 from model.fusion.policy import Policy
 from training.images.network import ChosenModules, FixedRoute, ImageNetwork, Method, TrunkConfig
 
