@@ -32,10 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOMES = ("model/tasks", "training/tasks")
 CLASSES = {kind.__name__ for kind in get_args(get_args(Task)[0])}
 # What is of one kind by its meaning.
-OF_ONE_KIND = {
-    "training/fit/negative_sampling.py": "negatives are rows of a binary task",
-    "model/value_models/value_model.py": "without a file the score is a sum of yes or no, or else of quantities",
-}
+OF_ONE_KIND = {"training/fit/negative_sampling.py": "negatives are rows of a binary task"}
 
 
 def named_kinds(source: str) -> Iterator[int]:

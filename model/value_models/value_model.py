@@ -21,7 +21,6 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, FiniteFloat, PositiveFloat, field_validator
 
 from model.strict_yaml import StrictModel, parse_yaml, refuse_unknown_kind, unknown_key
-from model.tasks import BinaryTask, RegressionTask
 from model.untrusted_files import read_bytes
 from model.value_models.answer_domain import AnswerDomain
 from model.value_models.finite_scores import refuse_not_finite
@@ -272,9 +271,8 @@ class ValueModels:
         Classes have no weight: one is not better than another by itself. Raises ValueError where there is nothing else.
         """
         assert domain.schema is not None, "answers alone do not show which tasks are binary"
-        tasks = domain.schema.tasks
-        names = [task.name for task in tasks if isinstance(task, BinaryTask)]
-        names = names or [task.name for task in tasks if isinstance(task, RegressionTask)]
+        single = [task for task in domain.schema.tasks if task.outputs == (task.name,)]
+        names = [task.name for task in single if task.is_probability] or [task.name for task in single]
         if not names:
             raise ValueError(
                 f"no task is binary or a regression, so nothing says which class is better; write a {FILE_NAME} with "
