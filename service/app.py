@@ -35,7 +35,7 @@ from service.http.authorize import Authorize
 from service.http.body import read_plain_body
 from service.http.certificates import Certificates
 from service.http.keys import Keys
-from service.http.middleware import Observe, header, record_of
+from service.http.middleware import Observe, header, record_of, send_problem
 from service.http.protocol import SHED, GuardedProtocol
 from service.http.shedding import Shedding
 from service.http.tracing import Tracing
@@ -126,7 +126,7 @@ class Service:
         """POST /v1/rank, as plain ASGI. Another method is a 405."""
         if scope["method"] != "POST":
             problem = Problem(405, "Method Not Allowed", headers={"Allow": "POST"})
-            await refusal(problem, RANK, record_of(scope).request_id)(scope, receive, send)
+            await send_problem(problem, scope, receive, send, self.metrics)
             return
         await self.responder.respond(scope, receive, send, self.ranking.answer)
 

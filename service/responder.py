@@ -13,12 +13,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.base.errors import Fault, Problem, refusal, value_or_kind
+from service.base.errors import Fault, Problem, value_or_kind
 from service.base.record import RequestRecord
 from service.http.admission import Admission, Ticket, busy
 from service.http.body import read_body_in_time
 from service.http.content_encoding import encoding_of, size_of, unpacked
-from service.http.middleware import header, record_of
+from service.http.middleware import header, record_of, send_problem
 from service.http.protocol import CUT_OFF
 from service.metrics.metrics import Metrics
 from service.pipeline import TIMEOUT_HEADER, Answer, check_deadline, deadline_passed
@@ -63,10 +63,7 @@ class Responder:
             await send({"type": "http.response.body", "body": reply.body})
             record.run_after_answer()
             return
-        problem.__traceback__ = None  # a cycle with this frame, which only the garbage collector would free
-        if problem.reason is not None:
-            self.metrics.rejected.labels(problem.reason).inc()
-        await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
+        await send_problem(problem, scope, receive, send, self.metrics)
 
     def wait_seconds(self, scope: Scope) -> int | None:
         """Whole seconds after which a request with these headers may come, None where it may come now."""

@@ -15,13 +15,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.base.errors import FAULTS_SHOWN, Fault, Problem, refusal
+from service.base.errors import FAULTS_SHOWN, Fault, Problem
 from service.events.event import MAX_BODY_BYTES, EventReader, ModelEvents, read_events
 from service.events.event_log import EventLog
 from service.events.event_types import EventTypes
 from service.http.body import read_body_in_time
 from service.http.content_encoding import encoding_of, unpacked
-from service.http.middleware import record_of
+from service.http.middleware import send_problem
 from service.http.protocol import CUT_OFF
 from service.metrics.metrics import Metrics
 from service.models.store import ModelStore
@@ -55,7 +55,6 @@ class Events:
 
     async def take_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        record = record_of(scope)
         try:
             if self._log is None:
                 raise Problem(404, "events are off: start the service with --event-log DIR")
@@ -77,10 +76,7 @@ class Events:
             await send({"type": "http.response.start", "status": 202, "headers": headers})
             await send({"type": "http.response.body", "body": answer})
             return
-        problem.__traceback__ = None  # a cycle with this frame
-        if problem.reason is not None:
-            self._metrics.rejected.labels(problem.reason).inc()
-        await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
+        await send_problem(problem, scope, receive, send, self._metrics)
 
     async def _accept(self, log: EventLog, body: bytes) -> int:
         """Write the events of a body and return how many they are. Raises Problem."""

@@ -6,9 +6,9 @@ and the description of the API.
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.base.errors import Problem, refusal
+from service.base.errors import Problem
 from service.http.keys import BROWSER_CHALLENGE, STATUS, Keys, from_browser, needed_for
-from service.http.middleware import header, record_of
+from service.http.middleware import header, record_of, send_problem
 from service.metrics.metrics import Metrics
 
 
@@ -24,14 +24,14 @@ class Authorize:
         """One ASGI connection."""
         needed = needed_for(scope["path"]) if scope["type"] == "http" else None
         if needed is not None:
-            record = record_of(scope)
             try:
                 given = header(scope, "Authorization")
-                record.key = self._keys.check(from_browser(given) if scope["path"] == STATUS else given, needed)
+                record_of(scope).key = self._keys.check(
+                    from_browser(given) if scope["path"] == STATUS else given, needed
+                )
             except Problem as problem:
                 if problem.status == 401 and scope["path"] == STATUS:
                     problem.headers = BROWSER_CHALLENGE
-                self._metrics.rejected.labels(problem.reason).inc()
-                await refusal(problem, scope["path"], record.request_id)(scope, receive, send)
+                await send_problem(problem, scope, receive, send, self._metrics)
                 return
         await self._app(scope, receive, send)

@@ -66,6 +66,14 @@ def new_record(scope: Scope) -> RequestRecord:
     )
 
 
+async def send_problem(problem: Problem, scope: Scope, receive: Receive, send: Send, metrics: Metrics) -> None:
+    """Send a refusal, counted by its reason."""
+    problem.__traceback__ = None  # a cycle with the frame that caught it, which only the garbage collector would free
+    if problem.reason is not None:
+        metrics.rejected.labels(problem.reason).inc()
+    await refusal(problem, scope["path"], record_of(scope).request_id)(scope, receive, send)
+
+
 class Observe:
     """Wraps `app`, as the module's docstring says."""
 
