@@ -39,7 +39,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-tables \
 	bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means bench-first-demo clean
+	bench-compare bench-label-means bench-first-demo bench-events clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -213,6 +213,9 @@ bench-parity: $(STAMP) ## scores as served against training's own evaluation, on
 
 bench-reliability: $(STAMP) ## a service under load: new versions, slow clients, three times its capacity
 	@exec $(PY) -m benchmarks.reliability $(ARGS)
+
+bench-events: $(STAMP) ## events a CPU second, and what rankings cost beside them
+	@exec $(PY) -m benchmarks.events $(ARGS)
 
 bench-fuzz: $(STAMP) ## a million requests that are nearly right, framing included (ARGS="--requests 20000 --seed 7")
 	@exec $(PY) -m benchmarks.fuzz $(ARGS)

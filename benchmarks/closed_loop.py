@@ -15,8 +15,8 @@ from deploy.open_loop import Connections
 
 @dataclass(frozen=True)
 class Answered:
-    """Seconds of each answer with status 200 that a closed loop got, how long all of it took, and the beginning of an
-    answer of each other status."""
+    """Seconds of each answer with a status of success, how long all of them took, and the beginning of an answer of
+    each other status."""
 
     latencies: list[float]
     seconds: float
@@ -52,7 +52,7 @@ async def closed_loop(
                 break
             async with asyncio.timeout(timeout):
                 status = await connections.send_request(requests[number % len(requests)])
-            if status == 200:
+            if 200 <= status < 300:
                 latencies.append(time.perf_counter() - sent)
 
     try:

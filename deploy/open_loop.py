@@ -36,7 +36,7 @@ class Outcome:
     status_R: NDArray[np.int64]
     # How late requests left, at worst: beyond a few milliseconds the client itself was too slow.
     lateness: float
-    # The beginning of an answer of each status but 200.
+    # The beginning of an answer of each status but those of success.
     said: dict[int, str] = field(default_factory=dict)
 
     def of(self, status: int) -> Array:
@@ -109,7 +109,7 @@ class Connections:
             status = int(head[9:12])
             lower = head.lower()
             body = await reader.readexactly(int(lower.partition(b"content-length:")[2].partition(b"\r\n")[0]))
-            if status != 200 and status not in self.said:
+            if not 200 <= status < 300 and status not in self.said:
                 self.said[status] = body[:_SAID_BYTES].decode(errors="replace")
             is_kept = b"connection: close" not in lower
         finally:
