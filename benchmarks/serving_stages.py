@@ -25,7 +25,7 @@ from model.artifact.compiled import CompiledAnswers, open_compiled
 from model.features.kinds.columns import Column
 from model.ranker import row_width
 from model.schema import Block
-from model.scorer.scorer import Engine, Scorer, block_tensors
+from model.scorer.scorer import Engine, Scorer
 from model.value_models.value_model import DEFAULT, ValueModels
 from service.base.record import RequestRecord
 from service.metrics.metrics import RANK, Metrics
@@ -46,7 +46,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
     """CPU microseconds of each stage of a request, medians over many. `network` is what an engine computes."""
-    encoder, module = scorer.encoder, scorer.module
+    encoder = scorer.encoder
     metrics = ModelMetrics(Metrics(), "reference", scorer)
     question = _read(body)
     rows = len(question.ids)
@@ -72,9 +72,9 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
         end("columns")
         block = encoder.encode("candidate", columns, rows, as_served=True).block
         end("features")
-        sums_1F = module.request_sums(*block_tensors(request.block))
+        sums_1F = scorer.request_sums(request.block)
         end("user part")
-        rows_ND = module.candidate_rows(*block_tensors(block))
+        rows_ND = scorer.candidate_rows(block)
         end("look-ups")
         answers_NO = network(rows_ND, sums_1F).numpy()
         end("network")

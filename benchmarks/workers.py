@@ -33,7 +33,7 @@ from benchmarks.command import run_benchmark
 from benchmarks.load_generator import Block
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from benchmarks.serving_processes import LoadGenerator, Server, free_port, load_generator, serve
-from model.scorer.scorer import Scorer, block_tensors
+from model.scorer.scorer import Scorer
 from tests.artifacts import publish_artifact
 
 CORES = frozenset(os.sched_getaffinity(0))
@@ -148,8 +148,8 @@ def batch_savings(artifact: Path) -> dict[str, dict[str, float]]:
             with torch.inference_mode():
                 for _ in range(CONCURRENCY):
                     encoder.encode("candidate", features, candidates, as_served=True)
-                    sums_1F = module.request_sums(*block_tensors(encoder.encode_request(request["user"]).block))
-                module.answer(module.candidate_rows(*block_tensors(block)), sums_1F)
+                    sums_1F = scorer.request_sums(encoder.encode_request(request["user"]).block)
+                module.answer(scorer.candidate_rows(block), sums_1F)
 
         return {"one_by_one": _cpu_ms(one_by_one), "together": _cpu_ms(together)}
 

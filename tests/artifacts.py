@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.artifact.artifact import FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
+from model.artifact.bags import ModuleInputs
 from model.artifact.reference import of_features
 from model.artifact.table_files import StackedTables
 from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
@@ -20,7 +21,6 @@ from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep
 from model.features.kinds import NumberFeature
 from model.ranker import Network, NetworkConfig
 from model.schema import FeedSchema
-from model.scorer.scorer import block_tensors
 from model.tasks.task import TargetScale
 
 TINY_SCHEMA: dict[str, Any] = {
@@ -87,6 +87,7 @@ def publish_artifact(
     if fill is not None:
         fill(dense, tables)
     module = ScoringModule(schema, fitted, dense, StackedTables.of(tables)).eval()
+    inputs = ModuleInputs(schema, module.table_starts)
     rows = len(request["candidates"]["id"])
     columns = encoder.columns("request", {key: [value] for key, value in request["user"].items()}, 1)
     blocks = [
@@ -96,7 +97,7 @@ def publish_artifact(
         ).block,
     ]
     with torch.inference_mode():
-        answers_NO = module(*(tensor for block in blocks for tensor in block_tensors(block))).numpy()
+        answers_NO = module(inputs.of("request", blocks[0]), inputs.of("candidate", blocks[1])).numpy()
     expected = {output: (answers_NO[:, t] + spoil).tolist() for t, output in enumerate(schema.outputs)}
     reference = {
         output: {"edges": [0.0, 0.5, 1.0], "counts": [1, 1], "mean": 0.25 * (t + 1)}

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from model.embeddings.embeddings import Embeddings
-from model.features.block import block_inputs
+from model.features.block import BlockTensors, block_inputs
 from model.features.encoder import ColumnErrors, FeatureEncoder, FittedFeatures
 from model.ranker import row_width
 from service.base.errors import Problem
 from service.open_inference.infer import columns as columns_of
 from service.open_inference.infer import metadata_inputs, read
 from tests.further_kind import VectorFeature, register, schema_with
-from tests.model.embeddings.test_embeddings import tensors
 from tests.service.open_inference.tensors import HEADER_LENGTH, Given, binary_body
 from training.compare.tree_inputs import TreeInputs
 from training.data.arrow import column_from_arrow
@@ -49,7 +48,7 @@ def test_it_is_encoded_and_embedded_among_the_numbers(encoder: FeatureEncoder) -
         list_lengths_LB=request.block.list_lengths_LB.repeat(3, axis=1),
         numbers_BQ=request.block.numbers_BQ.repeat(3, axis=0),
     )
-    rows_BD = Embeddings(SCHEMA, encoder)(tensors(repeated), tensors(encoded.block)).detach()
+    rows_BD = Embeddings(SCHEMA, encoder)(BlockTensors.of(repeated), BlockTensors.of(encoded.block)).detach()
     assert row_width(SCHEMA, "request") + row_width(SCHEMA, "candidate") == rows_BD.shape[1] == 2 + 4 + 3
     torch.testing.assert_close(rows_BD[:, :2], torch.tensor([[7.0, 8.0]] * 3))
     torch.testing.assert_close(rows_BD[:, 6:], torch.tensor(NUMBERS))

@@ -3,8 +3,10 @@
 User and context are embedded and multiplied once a request, and answers are in each task's own unit. TorchScript
 scripts it, and a process needs torch alone to run it.
 
-Shapes: N candidates, O outputs, K single-id features, L list features, V list values in all, Q numbers, D columns of
-the dense row, F outputs over the raw row (model/export/scoring_network.py).
+Inputs are lists of tensors that model/artifact/bags.py makes of encoded blocks, by `table_starts`.
+
+Shapes: N candidates, O outputs, D columns of the dense row, F outputs over the raw row
+(model/export/scoring_network.py).
 """
 
 import io
@@ -15,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from model.artifact.table_files import StackedTables, without_tables
-from model.embeddings.embeddings import owners
+from model.embeddings.embeddings import owners, table_name
 from model.export.embedding_rows import BlockRows
 from model.export.scoring_network import RequestSums, ScoringNetwork
+from model.features.block import BLOCKS
 from model.features.encoder import FittedFeatures
 from model.fusion.experts import side_by_side
 from model.fusion.names import mixed_names
@@ -30,16 +33,22 @@ class ScoringModule(nn.Module):
 
     `forward` is the whole. Its steps: `request_sums` once a request, `candidate_rows`, then `answer`, which may be
     compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it.
-    `explained` is `answer` with the weights that experts were mixed by, of `unit_names` and `expert_names`."""
+    `explained` is `answer` with the weights that experts were mixed by, of `unit_names` and `expert_names`.
+    `table_starts` are, for each owner of tables, the first stacked row of each table of the schema."""
 
+    table_starts: list[list[int]]
     unit_names: list[list[str]]
     expert_names: list[list[str]]
 
     def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, stacked: StackedTables) -> None:
         super().__init__()
         whose = owners(schema, for_each_task=network.has_own_embeddings)
-        request = [BlockRows(schema, "request", stacked, owner) for owner in whose]
-        candidate = [BlockRows(schema, "candidate", stacked, owner) for owner in whose]
+        self.table_starts = [
+            [stacked.starts[table_name(table.name, owner)] for table in schema.tables] for owner in whose
+        ]
+        request, candidate = (
+            [BlockRows(schema, block, stacked, number, len(whose)) for number in range(len(whose))] for block in BLOCKS
+        )
         frozen = network.frozen(len(schema.tasks))
         names = mixed_names(network.config, frozen, [task.name for task in schema.tasks])
         self.unit_names = [units for units, _ in names]
@@ -50,37 +59,26 @@ class ScoringModule(nn.Module):
         columns = torch.tensor(candidate[0].columns, dtype=torch.int64) + row_width(schema, "request")
         self.answer = CandidateAnswers(ScoringNetwork(frozen, network.tower_layers(), columns), Answers(schema, fitted))
 
-    def forward(
-        self,
-        request_ids_1K: Tensor,
-        request_values_V: Tensor,
-        request_lengths_L1: Tensor,
-        request_numbers_1D: Tensor,
-        ids_NK: Tensor,
-        values_V: Tensor,
-        lengths_LN: Tensor,
-        numbers_NQ: Tensor,
-    ) -> Tensor:
+    def forward(self, request: list[Tensor], candidates: list[Tensor]) -> Tensor:
         """answers_NO: a probability per binary task, a quantity in the label's unit per regression task."""
-        sums_1F = self.request_sums(request_ids_1K, request_values_V, request_lengths_L1, request_numbers_1D)
-        answers_NO: Tensor = self.answer(self.candidate_rows(ids_NK, values_V, lengths_LN, numbers_NQ), sums_1F)
+        answers_NO: Tensor = self.answer(self.candidate_rows(candidates), self.request_sums(request))
         return answers_NO
 
     @torch.jit.export
-    def request_sums(self, ids_1K: Tensor, values_V: Tensor, lengths_L1: Tensor, numbers_1Q: Tensor) -> Tensor:
+    def request_sums(self, inputs: list[Tensor]) -> Tensor:
         """sums_1F: what user and context add to every Linear that reads the raw row, once for all candidates."""
         rows: list[Tensor] = []
         for block in self.request:
-            rows.append(block(ids_1K, values_V, lengths_L1, numbers_1Q))  # noqa: PERF401 - TorchScript reads it
+            rows.append(block(inputs))  # noqa: PERF401 - TorchScript reads it
         sums_1F: Tensor = self.sums(rows)
         return sums_1F
 
     @torch.jit.export
-    def candidate_rows(self, ids_NK: Tensor, values_V: Tensor, lengths_LN: Tensor, numbers_NQ: Tensor) -> Tensor:
+    def candidate_rows(self, inputs: list[Tensor]) -> Tensor:
         """rows_ND: the candidates' columns of the dense row."""
         rows: list[Tensor] = []
         for block in self.candidate:
-            rows.append(block(ids_NK, values_V, lengths_LN, numbers_NQ))  # noqa: PERF401
+            rows.append(block(inputs))  # noqa: PERF401
         return side_by_side(rows)
 
     @torch.jit.export

@@ -31,7 +31,7 @@ class RequestSums(nn.Module):
         super().__init__()
         weights, biases = _over_raw_row(frozen)
         self.linears = nn.ModuleList(
-            [_linear(weight[:, request_columns], bias) for weight, bias in zip(weights, biases, strict=True)]
+            [_by_input(_linear(weight[:, request_columns], bias)) for weight, bias in zip(weights, biases, strict=True)]
         )
 
     def forward(self, rows: list[Tensor]) -> Tensor:
@@ -349,4 +349,10 @@ def _linear(weight_HD: Tensor, bias_H: Tensor | None, dtype: torch.dtype = torch
     linear.weight = nn.Parameter(weight_HD.detach().to(dtype, copy=True).contiguous(), requires_grad=False)
     if bias_H is not None:
         linear.bias = nn.Parameter(bias_H.detach().to(dtype, copy=True).contiguous(), requires_grad=False)
+    return linear
+
+
+def _by_input(linear: nn.Linear) -> nn.Linear:
+    """The same with its weight stored input by input: one row takes as long as reading it, and this is read fastest."""
+    linear.weight = nn.Parameter(linear.weight.t().contiguous().t(), requires_grad=False)
     return linear

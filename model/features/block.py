@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -44,6 +45,11 @@ class BlockTensors(NamedTuple):
     list_values_V: Tensor
     list_lengths_LB: Tensor
     numbers_BQ: Tensor
+
+    @classmethod
+    def of(cls, block: EncodedBlock) -> "BlockTensors":
+        """The tensors of a block. Nothing is copied where memory allows."""
+        return cls(*(torch.from_numpy(np.ascontiguousarray(array)) for array in block))
 
 
 def block_inputs(schema: FeedSchema, block: Block) -> Inputs:

@@ -79,7 +79,7 @@ def spread(values: torch.Tensor, of_N: Positions) -> torch.Tensor:
 
 def stacked(first: EncodedBlock, second: EncodedBlock) -> EncodedBlock:
     """The rows of one block, then those of another of the same features."""
-    values = [value for pair in zip(_by_list(first), _by_list(second), strict=True) for value in pair]
+    values = [value for pair in zip(by_list(first), by_list(second), strict=True) for value in pair]
     return EncodedBlock(
         np.concatenate([first.ids_BK, second.ids_BK]),
         np.concatenate(values) if values else first.list_values_V,
@@ -104,7 +104,7 @@ def places(starts_LN: Ids, lengths_LN: Ids) -> Ids:
     return positions_V
 
 
-def _by_list(block: EncodedBlock) -> list[Ids]:
+def by_list(block: EncodedBlock) -> list[Ids]:
     """The values of each list feature."""
     ends = np.cumsum(block.list_lengths_LB.sum(axis=1))
     return np.split(block.list_values_V, ends[:-1]) if len(ends) else []

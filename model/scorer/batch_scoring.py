@@ -19,7 +19,7 @@ from model.artifact.compiled import CompiledAnswers
 from model.features.distinct import distinct, once, picked, spread
 from model.features.encoder import Column, EncodedBlock
 from model.features.kinds.columns import Ids
-from model.scorer.scorer import Scored, Scorer, block_tensors
+from model.scorer.scorer import Scored, Scorer
 
 
 def score_requests(
@@ -42,9 +42,9 @@ def score_requests(
     block = encoded.block if found is None else picked(encoded.block, found.first_S)
     request_of_S = request_of_N if found is None else request_of_N[found.first_S]
     with torch.inference_mode():
-        rows_SD = scorer.module.candidate_rows(*block_tensors(block))
+        rows_SD = scorer.candidate_rows(block)
         if scorer.compiled is None:
-            sums_RF = scorer.module.request_sums(*block_tensors(requests_block))
+            sums_RF = scorer.request_sums(requests_block)
             sums_SF = scorer.module.candidate_sums(rows_SD)
             if len(sums_RF) < len(sums_SF) or found is not None or of_R is not None:
                 sums_RF = sums_RF.index_select(0, torch.from_numpy(request_of_S))
@@ -65,7 +65,7 @@ def _by_request(
     counts_R = np.bincount(request_of_N, minlength=len(requests.numbers_BQ)).tolist()
     parts = torch.split(rows_ND.index_select(0, order_N), counts_R)
     answers = [
-        compiled(part_ND, scorer.module.request_sums(*block_tensors(request)))
+        compiled(part_ND, scorer.request_sums(request))
         for part_ND, request in zip(parts, _each(requests), strict=True)
         if len(part_ND)
     ]

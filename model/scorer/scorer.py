@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.artifact.artifact import FITTED, GOLDEN, RANKER, Artifact, ArtifactError
+from model.artifact.bags import ModuleInputs
 from model.artifact.catalogue import Catalogue, generations
 from model.artifact.catalogue import folder_of as catalogues_of
 from model.artifact.catalogue_join import NamedCandidates as NamedCandidates
@@ -82,6 +83,7 @@ class Scorer:
         self.domain: AnswerDomain  # set by `load`, once the golden requests verify
         self.encoder = encoder
         self.module = module
+        self.inputs = ModuleInputs(self.schema, module.table_starts)
         self.reference = Reference.read(artifact, self.outputs)
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
@@ -118,12 +120,11 @@ class Scorer:
             encoder = FeatureEncoder(artifact.manifest.feed, fitted)
             module = load(artifact.read(RANKER))
             set_tables(module, {width: _table(artifact, width) for width in widths_of(module)})
-        except (ValueError, RuntimeError) as error:
+            scorer = cls(artifact, encoder, module.eval())
+        except (ValueError, RuntimeError, AttributeError, TypeError) as error:
             if isinstance(error, ArtifactError):
                 raise
             raise ArtifactError(f"{path}: cannot be loaded ({error})") from error
-        module.eval()
-        scorer = cls(artifact, encoder, module)
         scorer._calibration = read_calibration(artifact)
         scorer.check_golden_requests()
         golden = scorer.golden_requests()["requests"]
@@ -139,6 +140,16 @@ class Scorer:
                     raise
                 scorer.engine_reason = str(error)
         return scorer
+
+    def request_sums(self, block: EncodedBlock) -> torch.Tensor:
+        """sums_BF of a request block: what each of its rows adds to every Linear that reads the raw row."""
+        sums_BF: torch.Tensor = self.module.request_sums(self.inputs.of("request", block))
+        return sums_BF
+
+    def candidate_rows(self, block: EncodedBlock) -> torch.Tensor:
+        """rows_ND of a candidate block: its columns of the dense row."""
+        rows_ND: torch.Tensor = self.module.candidate_rows(self.inputs.of("candidate", block))
+        return rows_ND
 
     def score_values(
         self, user: Mapping[str, object], features: Mapping[str, Sequence[object]], rows: int
@@ -163,13 +174,12 @@ class Scorer:
         What is compiled answers where those are in bfloat16."""
         # A thread that does nothing else is in inference mode already. To enter it costs a few tensors.
         with _IN_IT if torch.is_inference_mode_enabled() else torch.inference_mode():
-            tensors = block_tensors(request.block)
             if isinstance(candidates, Encoded):
-                answers = self._answers(tensors, candidates.block)
+                answers = self._answers(request.block, candidates.block)
             elif candidates.encoded is not None and candidates.is_encoded_N.all():
-                answers = self._answers(tensors, candidates.encoded)
+                answers = self._answers(request.block, candidates.encoded)
             else:
-                answers = self._answers_named(tensors, candidates)
+                answers = self._answers_named(request.block, candidates)
         return self.scored(answers, request, candidates.missing, candidates.oov)
 
     def catalogue_generations(self) -> list[Path]:
@@ -196,8 +206,8 @@ class Scorer:
         for golden in self.golden_requests()["requests"]:
             request = self._golden_user(golden)
             with torch.inference_mode():
-                expected = self.module(*request, *block_tensors(block))
-                answers = self.module.answer_sums(sums_NF, self.module.request_sums(*request))
+                expected = self.module(request, self.inputs.of("candidate", block))
+                answers = self.module.answer_sums(sums_NF, self.module.request_sums(request))
             fault = disagreement(self.as_answered(expected), self.as_answered(answers), tolerance)
             if fault is not None:
                 return fault
@@ -211,7 +221,7 @@ class Scorer:
         catalogue = self.catalogue
         return None if catalogue is None else resolve(self.encoder, catalogue, ids, candidates, nulls)
 
-    def _answers_named(self, request: tuple[torch.Tensor, ...], named: NamedCandidates) -> torch.Tensor:
+    def _answers_named(self, request: EncodedBlock, named: NamedCandidates) -> torch.Tensor:
         """answers_NO of candidates of which the catalogue has some. Equal ones are computed once, by the catalogue's
         sums where one of them is in it."""
         block, rows_K, place_N = named.whole()
@@ -221,10 +231,10 @@ class Scorer:
             encoded = None if is_known_S.all() else picked(block, found.first_S[~is_known_S])
             rows_K, place_N = rows_K[found.first_S[is_known_S]], found.of_N[place_N]
         sums_NF = named.catalogue.sums(rows_K)
-        sums_1F = self.module.request_sums(*request)
+        sums_1F = self.request_sums(request)
         if encoded is not None:
             dtype = torch.float32 if self._compiled_sums is None else sums_NF.dtype
-            rows_ND = self.module.candidate_rows(*block_tensors(encoded))
+            rows_ND = self.candidate_rows(encoded)
             sums_NF = torch.cat([sums_NF.to(dtype), self.module.candidate_sums(rows_ND).to(dtype)])
         if self._compiled_sums is not None and sums_NF.dtype == torch.bfloat16:
             answers_NO = self._compiled_sums(sums_NF, sums_1F)
@@ -236,29 +246,29 @@ class Scorer:
         """`score` by TorchScript, from features alone, and the weights that experts were mixed by, level by level. None
         where the network mixes no experts. Raises NonFiniteScoresError."""
         with torch.inference_mode():
-            sums_1F = self.module.request_sums(*block_tensors(request.block))
+            sums_1F = self.request_sums(request.block)
             if isinstance(candidates, NamedCandidates):
                 block, _, place_N = candidates.whole()
             else:
                 block, place_N = candidates.block, np.arange(len(candidates.block.ids_BK))
             block, of_N = once(block)
-            answers, weights = self.module.explained(self.module.candidate_rows(*block_tensors(block)), sums_1F)
+            answers, weights = self.module.explained(self.candidate_rows(block), sums_1F)
             of_N = place_N if of_N is None else of_N[place_N]
             answers, weights = spread(answers, of_N), [spread(level, of_N) for level in weights]
         names = zip(self.module.unit_names, self.module.expert_names, weights, strict=True)
         levels = [ExpertWeights(units, experts, weights_NGE.numpy()) for units, experts, weights_NGE in names]
         return self.scored(answers, request, candidates.missing, candidates.oov), levels
 
-    def _answers(self, request: tuple[torch.Tensor, ...], candidates: EncodedBlock) -> torch.Tensor:
+    def _answers(self, request: EncodedBlock, candidates: EncodedBlock) -> torch.Tensor:
         """answers_NO of the request's tensors and the candidates, by the engine of this scorer. Equal candidates are
         computed once."""
         block, of_N = once(candidates)
         answers_NO: torch.Tensor
         if self.compiled is None:
-            answers_NO = self.module(*request, *block_tensors(block))
+            answers_NO = self.module(self.inputs.of("request", request), self.inputs.of("candidate", block))
         else:
-            sums_1F = self.module.request_sums(*request)
-            answers_NO = self.compiled(self.module.candidate_rows(*block_tensors(block)), sums_1F)
+            sums_1F = self.request_sums(request)
+            answers_NO = self.compiled(self.candidate_rows(block), sums_1F)
         return answers_NO if of_N is None else spread(answers_NO, of_N)
 
     def scored(
@@ -310,15 +320,15 @@ class Scorer:
             columns = self.encoder.columns("candidate", features, rows)
             encoded = self.encoder.encode("candidate", columns, rows, as_served=True)
             with torch.inference_mode():
-                sums_1F = self.module.request_sums(*self._golden_user(golden))
-                rows_ND = self.module.candidate_rows(*block_tensors(encoded.block))
+                sums_1F = self.module.request_sums(self._golden_user(golden))
+                rows_ND = self.candidate_rows(encoded.block)
                 sums_NF = self.module.candidate_sums(rows_ND).bfloat16()
                 answers = (self.module.answer_sums(sums_NF, sums_1F), compiled(sums_NF, sums_1F))
             yield self.as_answered(answers[0]), self.as_answered(answers[1])
 
-    def _golden_user(self, golden: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+    def _golden_user(self, golden: Mapping[str, Any]) -> list[torch.Tensor]:
         user = self.encoder.request_columns(golden["user"])
-        return block_tensors(self.encoder.encode("request", user, 1, as_served=True).block)
+        return self.inputs.of("request", self.encoder.encode("request", user, 1, as_served=True).block)
 
     def golden_requests(self) -> dict[str, Any]:
         """The golden requests: `tolerance` and `requests`, each with `user`, `candidates` and `expected` answers."""
@@ -381,8 +391,3 @@ def _table(artifact: Artifact, width: int) -> torch.Tensor:
         raise
     except ValueError as error:
         raise ArtifactError(f"{artifact.path / name}: {error}") from None
-
-
-def block_tensors(block: EncodedBlock) -> tuple[torch.Tensor, ...]:
-    """A block's arrays as the exported module takes them, in order. Nothing is copied where memory allows."""
-    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in block)

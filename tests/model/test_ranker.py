@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.artifact.bags import ModuleInputs
 from model.artifact.table_files import StackedTables
 from model.embeddings.embeddings import Embeddings, FusedOptimizer
 from model.export.scoring_module import ScoringModule
@@ -21,10 +22,6 @@ from tests.model.feeds import columns_of, encoder_of, everything, random_rows, s
 
 CONFIG = NetworkConfig(fusion=AdaTTConfig(kind="adatt", levels=(8, (6, 5))), tower=(4,))
 BATCHES = (1, 2, 7, 512)
-
-
-def tensors(block: EncodedBlock) -> BlockTensors:
-    return BlockTensors(*(torch.from_numpy(np.ascontiguousarray(array)) for array in block))
 
 
 def request_and_candidates(encoder: FeatureEncoder, count: int, seed: int) -> tuple[EncodedBlock, ...]:
@@ -48,9 +45,8 @@ def build(schema: FeedSchema, encoder: FeatureEncoder, fused: FusedOptimizer | N
     torch.manual_seed(0)
     embeddings = Embeddings(schema, encoder, fused=fused, learning_rate=0.1)
     ranker = Ranker(embeddings, Network(CONFIG, embeddings.width, schema.output_counts)).eval()
-    return ranker, ScoringModule(
-        schema, encoder.fitted, ranker.network, StackedTables.of(embeddings.table_weights())
-    ).eval()
+    stacked = StackedTables.of(embeddings.table_weights())
+    return ranker, ScoringModule(schema, encoder.fitted, ranker.network, stacked).eval()
 
 
 def reloaded(module: ScoringModule) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
@@ -66,22 +62,23 @@ def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | No
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     ranker, module = build(schema, encoder, fused)
+    inputs = ModuleInputs(schema, module.table_starts)
     scripted, again = reloaded(module)
     answers = Answers(schema, encoder.fitted)
     for batch in BATCHES:
         one, repeated, candidates = request_and_candidates(encoder, batch, seed=batch)
         with torch.no_grad():
-            expected = answers(ranker(tensors(repeated), tensors(candidates)))
-            inputs = (*tensors(one), *tensors(candidates))
-            got = module(*inputs)
+            expected = answers(ranker(BlockTensors.of(repeated), BlockTensors.of(candidates)))
+            both = (inputs.of("request", one), inputs.of("candidate", candidates))
+            got = module(*both)
             # TorchRec sums a list in its own order: some units in the last place, of quantities too.
             torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
             for _ in range(3):  # the executor optimises after its first runs
-                assert torch.equal(scripted(*inputs), got)
-                assert torch.equal(again(*inputs), got)
+                assert torch.equal(scripted(*both), got)
+                assert torch.equal(again(*both), got)
             for one_of in (module, scripted, again):
-                sums_NF = one_of.candidate_sums(one_of.candidate_rows(*tensors(candidates)))
-                stepwise = one_of.answer_sums(sums_NF, one_of.request_sums(*tensors(one)))
+                sums_NF = one_of.candidate_sums(one_of.candidate_rows(inputs.of("candidate", candidates)))
+                stepwise = one_of.answer_sums(sums_NF, one_of.request_sums(inputs.of("request", one)))
                 torch.testing.assert_close(stepwise, expected, atol=1e-6, rtol=1e-6)
 
 
@@ -89,14 +86,15 @@ def test_an_explained_answer_names_its_experts_and_their_weights() -> None:
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     ranker, module = build(schema, encoder, None)
+    inputs = ModuleInputs(schema, module.table_starts)
     scripted, again = reloaded(module)
     one, repeated, candidates = request_and_candidates(encoder, 7, seed=5)
     with torch.no_grad():
-        rows_BD = ranker.embeddings(tensors(repeated), tensors(candidates))
+        rows_BD = ranker.embeddings(BlockTensors.of(repeated), BlockTensors.of(candidates))
         expected = ranker.network.fusion.expert_weights(rows_BD)  # type: ignore[operator]
         for stored in (module, scripted, again):
-            sums_1F = stored.request_sums(*tensors(one))
-            rows_ND = stored.candidate_rows(*tensors(candidates))
+            sums_1F = stored.request_sums(inputs.of("request", one))
+            rows_ND = stored.candidate_rows(inputs.of("candidate", candidates))
             answers_NO, levels = stored.explained(rows_ND, sums_1F)
             assert torch.equal(answers_NO, stored.answer(rows_ND, sums_1F))
             torch.testing.assert_close(levels, expected, atol=1e-6, rtol=1e-6)
@@ -111,14 +109,15 @@ def test_candidate_sums_are_finite_and_no_request_changes_them() -> None:
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     _, module = build(schema, encoder, None)
+    inputs = ModuleInputs(schema, module.table_starts)
     one, _, candidates = request_and_candidates(encoder, 7, seed=3)
     other, _, _ = request_and_candidates(encoder, 7, seed=4)
     with torch.no_grad():
-        rows = module.candidate_rows(*tensors(candidates))
+        rows = module.candidate_rows(inputs.of("candidate", candidates))
         sums_NF = module.candidate_sums(rows)
         assert torch.isfinite(sums_NF).all()
         for request in (one, other):
-            sums_1F = module.request_sums(*tensors(request))
+            sums_1F = module.request_sums(inputs.of("request", request))
             assert sums_1F.shape == (1, sums_NF.shape[1])
             # bfloat16, as a catalogue stores them, keeps 8 bits of a sum.
             short = module.answer_sums(sums_NF.bfloat16(), sums_1F)
@@ -129,10 +128,11 @@ def test_an_exported_module_keeps_its_answers_when_training_goes_on() -> None:
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     ranker, module = build(schema, encoder, "sgd")
+    inputs = ModuleInputs(schema, module.table_starts)
     one, repeated, candidates = request_and_candidates(encoder, 5, seed=1)
-    before = module.candidate[0](*tensors(candidates)).clone()
-    ranker(tensors(repeated), tensors(candidates)).sum().backward()
-    assert torch.equal(module.candidate[0](*tensors(candidates)), before)
+    before = module.candidate[0](inputs.of("candidate", candidates)).clone()
+    ranker(BlockTensors.of(repeated), BlockTensors.of(candidates)).sum().backward()
+    assert torch.equal(module.candidate[0](inputs.of("candidate", candidates)), before)
     assert one.ids_BK.shape[0] == 1
 
 
@@ -140,13 +140,14 @@ def test_empty_lists_everywhere_are_zeros() -> None:
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     ranker, module = build(schema, encoder, None)
+    inputs = ModuleInputs(schema, module.table_starts)
     scripted, _ = reloaded(module)
     request = encoder.encode("request", {}, 1, as_served=True).block
     candidates = encoder.encode("candidate", {}, 3, as_served=True).block
     with torch.no_grad():
-        answers = scripted(*tensors(request), *tensors(candidates))
+        answers = scripted(inputs.of("request", request), inputs.of("candidate", candidates))
         repeated = encoder.encode("request", {}, 3, as_served=True).block
-        logits = ranker(tensors(repeated), tensors(candidates))
+        logits = ranker(BlockTensors.of(repeated), BlockTensors.of(candidates))
     torch.testing.assert_close(answers, Answers(schema, encoder.fitted)(logits), atol=1e-6, rtol=1e-6)
 
 
@@ -166,18 +167,24 @@ def test_candidates_do_not_see_each_other() -> None:
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     _, module = build(schema, encoder, None)
+    inputs = ModuleInputs(schema, module.table_starts)
     one, _, candidates = request_and_candidates(encoder, 6, seed=4)
     generator = np.random.default_rng(4)
     random_rows(generator, 1)
     rows = random_rows(generator, 6)
-    whole = module(*tensors(one), *tensors(candidates))
+    whole = module(inputs.of("request", one), inputs.of("candidate", candidates))
     for row in range(6):
         columns = columns_of(schema, {name: [values[row]] for name, values in rows.items()})
         single = encoder.encode(
             "candidate", {f.name: columns[f.name] for f in schema.block("candidate")}, 1, as_served=True
         ).block
         # A product of one row may take another kernel than one of six.
-        torch.testing.assert_close(module(*tensors(one), *tensors(single)), whole[row : row + 1], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            module(inputs.of("request", one), inputs.of("candidate", single)),
+            whole[row : row + 1],
+            atol=1e-6,
+            rtol=1e-5,
+        )
 
 
 TASKS = """

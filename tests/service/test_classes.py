@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from model.schema import FeedSchema
-from model.scorer.scorer import Scorer, block_tensors
+from model.scorer.scorer import Scorer
 from service.impressions.folder import impression_files
 from service.impressions.to_parquet import convert
 from service.replay import replay
@@ -99,8 +99,8 @@ def answers_NO(models: Path) -> NDArray[np.float64]:
     candidates = scorer.encoder.encode("candidate", columns, len(IDS), as_served=True)
     module = scorer.module
     with torch.inference_mode():
-        sums_NF = module.candidate_sums(module.candidate_rows(*block_tensors(candidates.block)))
-        sums_1F = module.request_sums(*block_tensors(request.block))
+        sums_NF = module.candidate_sums(scorer.candidate_rows(candidates.block))
+        sums_1F = scorer.request_sums(request.block)
         logits_NO = module.answer.network.from_sums(sums_NF, sums_1F).numpy().astype(np.float64)
     answers_NO = scorer.score(request, candidates).answers_NO.astype(np.float64)
     answers_NO[:, 0] = 1 / (1 + np.exp(-logits_NO[:, 0]))

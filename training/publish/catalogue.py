@@ -40,7 +40,7 @@ from model.artifact.catalogue import (
 from model.artifact.signature import SigningKey
 from model.features.encoder import FeatureEncoder
 from model.features.kinds.columns import Column
-from model.scorer.scorer import COMPILED_TOLERANCE, Scorer, block_tensors
+from model.scorer.scorer import COMPILED_TOLERANCE, Scorer
 from training.columns import plain
 from training.data.arrow import refuse_other_text
 from training.data.rows import column_from_arrow
@@ -196,7 +196,7 @@ def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) 
             starts_LB = (num_values + np.cumsum(lengths) - lengths).reshape(block.list_lengths_LB.shape)
             num_values += len(block.list_values_V)
             with torch.inference_mode():
-                sums_NF = module.candidate_sums(module.candidate_rows(*block_tensors(block)))
+                sums_NF = module.candidate_sums(scorer.candidate_rows(block))
             files["ids.bin"].write(block.ids_BK.astype(ids_dtype).tobytes())
             files["list_starts.bin"].write(starts_LB.T.astype("<i8").tobytes())
             files["list_lengths.bin"].write(block.list_lengths_LB.T.astype("<i4").tobytes())

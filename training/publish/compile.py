@@ -40,7 +40,7 @@ from model.artifact.signature import SigningKey
 from model.export.scoring_module import CandidateAnswers, SumsAnswers
 from model.export.scoring_network import ScoringNetwork
 from model.ranker import Answers, Network, NetworkConfig, row_width
-from model.scorer.scorer import COMPILED_TOLERANCE, Scorer, block_tensors, disagreement
+from model.scorer.scorer import COMPILED_TOLERANCE, Scorer, disagreement
 from training.publish.sign import sign
 
 log = logging.getLogger(__name__)
@@ -113,9 +113,9 @@ def _inputs(scorer: Scorer) -> tuple[Tensor, Tensor]:
     user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
     columns = encoder.columns("candidate", request["candidates"]["features"], count)
     with torch.inference_mode():
-        sums_1F = scorer.module.request_sums(*block_tensors(encoder.encode("request", user, 1, as_served=True).block))
+        sums_1F = scorer.request_sums(encoder.encode("request", user, 1, as_served=True).block)
         block = encoder.encode("candidate", columns, count, as_served=True).block
-        rows_ND = scorer.module.candidate_rows(*block_tensors(block))
+        rows_ND = scorer.candidate_rows(block)
     return rows_ND[torch.arange(COMPILED_ROWS) % count].clone(), sums_1F.clone()
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 
 from model.artifact.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
+from model.artifact.bags import ModuleInputs
 from model.artifact.reference import FeatureReference, of_features
 from model.artifact.signature import SigningKey
 from model.artifact.table_files import StackedTables, set_tables
@@ -29,7 +30,7 @@ from model.features.block import BLOCKS, BlockTensors
 from model.features.encoder import FeatureEncoder
 from model.ranker import Ranker
 from model.schema import FeedSchema
-from model.scorer.scorer import Scorer, block_tensors
+from model.scorer.scorer import Scorer
 from training.config import SplitName
 from training.data.kinds import in_log
 from training.data.rows import Rows, columns_from_arrow, read_splits
@@ -167,6 +168,7 @@ def _parity(
 
     Raises ValueError where a difference is beyond PARITY."""
     trained_encoder, ranker = trained[0].encoder, trained[1]
+    of_module = ModuleInputs(run.schema, module.table_starts)
     worst = dict.fromkeys(("eager against trained", "scripted against eager", "reloaded against eager"), 0.0)
     for rows in PARITY_ROWS:
         picked = table.slice(0, rows)
@@ -178,10 +180,10 @@ def _parity(
             request = encoder.encode("request", first, 1, as_served=True).block
             blocks.append((request, encoder.encode("candidate", columns, count, as_served=True).block))
         (request, candidate), (as_trained, candidates) = blocks
-        inputs = (*block_tensors(request), *block_tensors(candidate))
+        inputs = (of_module.of("request", request), of_module.of("candidate", candidate))
         with torch.no_grad():
             repeated = distinct.picked(as_trained, np.zeros(count, np.intp))
-            logits_NO = ranker(BlockTensors(*block_tensors(repeated)), BlockTensors(*block_tensors(candidates)))
+            logits_NO = ranker(BlockTensors.of(repeated), BlockTensors.of(candidates))
             eager_NO = module(*inputs)
             for pair, answers_NO, expected_NO in (
                 ("eager against trained", eager_NO, module.answer.answers(logits_NO)),
@@ -240,12 +242,13 @@ def _answers(
     rows = len(request["candidates"]["id"])
     user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
     candidates = encoder.columns("candidate", request["candidates"]["features"], rows)
-    inputs = (
-        *block_tensors(encoder.encode("request", user, 1, as_served=True).block),
-        *block_tensors(encoder.encode("candidate", candidates, rows, as_served=True).block),
+    inputs = ModuleInputs(schema, module.table_starts)
+    blocks = (
+        inputs.of("request", encoder.encode("request", user, 1, as_served=True).block),
+        inputs.of("candidate", encoder.encode("candidate", candidates, rows, as_served=True).block),
     )
     with torch.no_grad():
-        answers_NO = calibrated(module(*inputs).numpy(), mappings)
+        answers_NO = calibrated(module(*blocks).numpy(), mappings)
     return dict(zip(schema.outputs, answers_NO.T.astype(float).tolist(), strict=True))
 
 

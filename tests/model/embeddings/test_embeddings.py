@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from model.artifact.bags import ModuleInputs
 from model.artifact.table_files import StackedTables
 from model.embeddings.embeddings import Embeddings, Engine, FusedOptimizer
 from model.export.embedding_rows import BlockRows
@@ -24,10 +25,6 @@ WITHOUT_LISTS = "\n".join(
     line.replace("table: tags", "table: author") for line in FEED.splitlines() if "kind: id_list" not in line
 )
 BLOCKS: tuple[Block, Block] = ("request", "candidate")
-
-
-def tensors(block: EncodedBlock) -> BlockTensors:
-    return BlockTensors(*(torch.from_numpy(np.ascontiguousarray(array)) for array in block))
 
 
 def encoded(encoder: FeatureEncoder, rows: Rows, count: int) -> tuple[EncodedBlock, EncodedBlock]:
@@ -93,7 +90,7 @@ def test_rows_are_the_pooled_rows_of_the_tables(fused: FusedOptimizer | None, ba
     embeddings = build(schema, encoder, fused)
     blocks = encoded(encoder, random_rows(np.random.default_rng(batch), batch), batch)
     expected, _ = read_by_hand(schema, blocks, weights(embeddings))
-    rows = embeddings(tensors(blocks[0]), tensors(blocks[1]))
+    rows = embeddings(BlockTensors.of(blocks[0]), BlockTensors.of(blocks[1]))
     assert rows.shape == (batch, embeddings.width)
     # Sums of up to 7 float32 entries of order 1.
     np.testing.assert_allclose(rows.detach().numpy(), expected, atol=1e-6, rtol=1e-6)
@@ -109,11 +106,13 @@ def test_lists_of_one_table_have_poolings_of_their_own() -> None:
     tables = weights(embeddings)
     blocks = encoded(encoder, rows, 200)
     expected, _ = read_by_hand(schema, blocks, tables)
-    found = embeddings(tensors(blocks[0]), tensors(blocks[1]))
+    found = embeddings(BlockTensors.of(blocks[0]), BlockTensors.of(blocks[1]))
     # Sums of up to 3 float32 entries of order 1.
     np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-6, rtol=1e-6)
-    exported = BlockRows(schema, "candidate", StackedTables.of(embeddings.table_weights()))
-    columns = exported(*tensors(blocks[1])).numpy()
+    stacked = StackedTables.of(embeddings.table_weights())
+    exported = BlockRows(schema, "candidate", stacked, owner=0, num_owners=1)
+    inputs = ModuleInputs(schema, [[stacked.starts[table.name] for table in schema.tables]])
+    columns = exported(inputs.of("candidate", blocks[1])).numpy()
     own = expected[:, -columns.shape[1] :][:, exported.columns]
     np.testing.assert_allclose(columns, own, atol=1e-6, rtol=1e-6)
 
@@ -158,7 +157,7 @@ def test_one_fused_step_is_the_optimizer_by_hand(fused: FusedOptimizer, batch: i
     for step in range(2):
         blocks = encoded(encoder, random_rows(np.random.default_rng(step), batch), batch)
         cotangent = np.random.default_rng(step + 10).normal(size=(batch, embeddings.width))
-        rows = embeddings(tensors(blocks[0]), tensors(blocks[1]))
+        rows = embeddings(BlockTensors.of(blocks[0]), BlockTensors.of(blocks[1]))
         (rows * torch.from_numpy(cotangent).float()).sum().backward()
         gradients = {name: np.zeros_like(table) for name, table in tables.items()}
         for row, made_of in enumerate(read_by_hand(schema, blocks, tables)[1]):
@@ -182,7 +181,7 @@ def test_unfused_tables_are_parameters_with_the_summed_gradient(text: str) -> No
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     embeddings = build(schema, encoder, None)
     blocks = encoded(encoder, random_rows(np.random.default_rng(1), 16), 16)
-    rows = embeddings(tensors(blocks[0]), tensors(blocks[1]))
+    rows = embeddings(BlockTensors.of(blocks[0]), BlockTensors.of(blocks[1]))
     rows.sum().backward()
     tables = weights(embeddings)
     np.testing.assert_allclose(rows.detach().numpy(), read_by_hand(schema, blocks, tables)[0], atol=1e-6, rtol=1e-6)
@@ -216,7 +215,7 @@ def test_a_changed_learning_rate_takes_effect_at_step() -> None:
     optimizer.step()
     before = weights(embeddings)
     blocks = encoded(encoder, random_rows(np.random.default_rng(1), 4), 4)
-    embeddings(tensors(blocks[0]), tensors(blocks[1])).sum().backward()
+    embeddings(BlockTensors.of(blocks[0]), BlockTensors.of(blocks[1])).sum().backward()
     for name, table in weights(embeddings).items():
         np.testing.assert_array_equal(table, before[name])
 
@@ -231,4 +230,4 @@ def test_a_feed_of_numbers_needs_no_table() -> None:
     assert embeddings.table_weights() == {}
     assert embeddings.fused_optimizers() == []
     blocks = encoded(encoder, {"a": [1, 2], "b": [3, 4]}, 2)
-    assert embeddings(tensors(blocks[0]), tensors(blocks[1])).tolist() == [[3, 1], [4, 2]]
+    assert embeddings(BlockTensors.of(blocks[0]), BlockTensors.of(blocks[1])).tolist() == [[3, 1], [4, 2]]

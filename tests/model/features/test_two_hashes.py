@@ -10,7 +10,9 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
+from model.artifact.bags import ModuleInputs
 from model.embeddings.embeddings import Embeddings, FusedOptimizer
+from model.features.block import BlockTensors
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.ranker import Answers
 from model.schema import FeedSchema
@@ -20,7 +22,7 @@ from tests.items import tiny_items, write_items
 from tests.model.embeddings.test_embeddings import WITHOUT_LISTS, encoded, weights
 from tests.model.features.test_encoder import split_mix_64
 from tests.model.feeds import FEED, columns_of, encoder_of, random_rows, schema_of
-from tests.model.test_ranker import build, reloaded, request_and_candidates, tensors
+from tests.model.test_ranker import build, reloaded, request_and_candidates
 from training.publish.catalogue import build_catalogue
 
 Array = NDArray[np.float64]
@@ -60,7 +62,7 @@ def test_the_vector_of_an_id_is_the_sum_of_its_two_rows(
     torch.manual_seed(0)
     embeddings = Embeddings(schema, encoder, fused=fused, learning_rate=0.1, for_each_task=for_each_task)
     request, candidate = encoded(encoder, rows, 40)
-    rows_BD = embeddings(tensors(request), tensors(candidate)).detach().numpy()
+    rows_BD = embeddings(BlockTensors.of(request), BlockTensors.of(candidate)).detach().numpy()
     tables = weights(embeddings)
     tag = "tags" if text is FEED else "last_tag"
     expected: dict[str, Callable[[int, str], Array]] = {
@@ -96,7 +98,7 @@ def test_a_step_moves_both_rows_of_an_id_and_no_other() -> None:
     before = weights(embeddings)
     one = {name: values[:1] for name, values in rows.items()} | {"user_id": [-7]}
     request, candidate = encoded(encoder, one, 1)
-    embeddings(tensors(request), tensors(candidate)).sum().backward()
+    embeddings(BlockTensors.of(request), BlockTensors.of(candidate)).sum().backward()
     word = split_mix_64(-7)
     moved = np.zeros((102, 8))
     moved[[word % 50 + 1, 51 + split_mix_64(word) % 50 + 1]] = -0.5
@@ -108,15 +110,16 @@ def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | No
     schema = with_two_hashes(FEED)
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
     ranker, module = build(schema, encoder, fused)
+    inputs = ModuleInputs(schema, module.table_starts)
     scripted, again = reloaded(module)
     answers = Answers(schema, encoder.fitted)
     for batch in (1, 7, 256):
         one, repeated, candidates = request_and_candidates(encoder, batch, seed=batch)
         with torch.no_grad():
-            expected = answers(ranker(tensors(repeated), tensors(candidates)))
+            expected = answers(ranker(BlockTensors.of(repeated), BlockTensors.of(candidates)))
             for exported in (module, scripted, again):
                 for _ in range(2):  # the executor optimises after its first runs
-                    got = exported(*tensors(one), *tensors(candidates))
+                    got = exported(inputs.of("request", one), inputs.of("candidate", candidates))
                     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 

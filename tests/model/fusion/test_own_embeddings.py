@@ -5,15 +5,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.artifact.bags import ModuleInputs
 from model.artifact.table_files import StackedTables
 from model.embeddings.embeddings import Embeddings, FusedOptimizer
 from model.export.scoring_module import ScoringModule
+from model.features.block import BlockTensors
 from model.features.encoder import FeatureEncoder
 from model.fusion.no_sharing import NoSharing
 from model.ranker import Answers, Network, NetworkConfig, Ranker
 from model.schema import FeedSchema
 from tests.model.feeds import encoder_of, everything, random_rows
-from tests.model.test_ranker import reloaded, request_and_candidates, tensors
+from tests.model.test_ranker import reloaded, request_and_candidates
 
 OWN = {"fusion": {"kind": "no_sharing", "levels": [[8, 6], 5], "own_embeddings": True}, "tower": [4]}
 FUSED: list[FusedOptimizer | None] = [None, "rowwise_adagrad", "adagrad", "sgd"]
@@ -68,7 +70,7 @@ def test_rows_are_those_of_each_tasks_own_tables(fused: FusedOptimizer | None) -
     schema, encoder, ranker = built(fused)
     own = ranker.embeddings.table_weights()
     _, repeated, candidates = request_and_candidates(encoder, 7, seed=1)
-    rows = ranker.embeddings(tensors(repeated), tensors(candidates))
+    rows = ranker.embeddings(BlockTensors.of(repeated), BlockTensors.of(candidates))
     assert rows.shape[1] == ranker.embeddings.width
     one = Embeddings(schema, encoder)
     names = {table.name for table in schema.tables}
@@ -77,7 +79,9 @@ def test_rows_are_those_of_each_tasks_own_tables(fused: FusedOptimizer | None) -
         for name, weight in one.table_weights().items():
             weight.copy_(own[f"{name}@{task.name}"])
         # TorchRec's fused kernels sum lists in an order of their own.
-        torch.testing.assert_close(part, one(tensors(repeated), tensors(candidates)), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            part, one(BlockTensors.of(repeated), BlockTensors.of(candidates)), atol=1e-6, rtol=1e-6
+        )
 
 
 def test_a_tasks_loss_reaches_no_table_and_no_layer_of_another() -> None:
@@ -85,7 +89,7 @@ def test_a_tasks_loss_reaches_no_table_and_no_layer_of_another() -> None:
     _, repeated, candidates = request_and_candidates(encoder, 40, seed=1)
     for position, task in enumerate(schema.tasks):
         ranker.zero_grad()
-        ranker(tensors(repeated), tensors(candidates))[:, position].square().sum().backward()
+        ranker(BlockTensors.of(repeated), BlockTensors.of(candidates))[:, position].square().sum().backward()
         for name, parameter in ranker.named_parameters():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             if "embedding_bags" in name:
@@ -103,7 +107,7 @@ def test_a_fused_step_of_one_task_moves_its_tables_alone(fused: FusedOptimizer) 
     schema, encoder, ranker = built(fused)
     before = {name: weight.clone() for name, weight in ranker.embeddings.table_weights().items()}
     _, repeated, candidates = request_and_candidates(encoder, 40, seed=1)
-    ranker(tensors(repeated), tensors(candidates))[:, 1].sum().backward()
+    ranker(BlockTensors.of(repeated), BlockTensors.of(candidates))[:, 1].sum().backward()
     for name, weight in ranker.embeddings.table_weights().items():
         assert torch.equal(weight, before[name]) != name.endswith(f"@{schema.tasks[1].name}"), name
 
@@ -114,18 +118,19 @@ def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | No
     module = ScoringModule(
         schema, encoder.fitted, ranker.network, StackedTables.of(ranker.embeddings.table_weights())
     ).eval()
+    inputs = ModuleInputs(schema, module.table_starts)
     scripted, again = reloaded(module)
     for count in (1, 2, 50):
         one, repeated, candidates = request_and_candidates(encoder, count, seed=count)
         with torch.no_grad():
-            logits_BO: Tensor = ranker(tensors(repeated), tensors(candidates))
-            inputs = (*tensors(one), *tensors(candidates))
-            got = module(*inputs)
+            logits_BO: Tensor = ranker(BlockTensors.of(repeated), BlockTensors.of(candidates))
+            both = (inputs.of("request", one), inputs.of("candidate", candidates))
+            got = module(*both)
             # TorchRec sums a list in its own order: some units in the last place, of quantities too.
             torch.testing.assert_close(got, Answers(schema, encoder.fitted)(logits_BO), atol=1e-6, rtol=1e-6)
             for _ in range(3):  # the executor optimises after its first runs
-                assert torch.equal(scripted(*inputs), got)
-                assert torch.equal(again(*inputs), got)
+                assert torch.equal(scripted(*both), got)
+                assert torch.equal(again(*both), got)
 
 
 def test_census_with_own_embeddings_has_the_published_size() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from model.artifact.artifact import versions
 from model.artifact.signature import SigningKey
-from model.scorer.scorer import Scorer, block_tensors
+from model.scorer.scorer import Scorer
 from tests.artifacts import publish_artifact
 from tests.items import Items, tiny_items, values_of, write_items
 from training.__main__ import main
@@ -45,7 +45,7 @@ def test_items_of_any_batch_are_encoded_as_a_request_s(
     for name, array in encoded.block._asdict().items():
         np.testing.assert_array_equal(getattr(catalogue.block(rows_N), name), array, err_msg=name)
     with torch.inference_mode():
-        sums_NF = scorer.module.candidate_sums(scorer.module.candidate_rows(*block_tensors(encoded.block))).numpy()
+        sums_NF = scorer.module.candidate_sums(scorer.candidate_rows(encoded.block)).numpy()
     # bfloat16 keeps 8 bits of a number's digits
     np.testing.assert_allclose(catalogue.sums(rows_N).float().numpy(), sums_NF, rtol=2**-8, atol=1e-6)
     assert catalogue.manifest.missing["tag"] == items["tag"].count(None)

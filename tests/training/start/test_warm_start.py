@@ -19,7 +19,6 @@ from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep
 from model.features.kinds import NumberFeature
 from model.ranker import Network, NetworkConfig, Ranker
 from model.schema import FeedSchema
-from model.scorer.scorer import block_tensors
 from model.tasks.task import TargetScale
 from tests.artifacts import writable
 from tests.training_data import training_file, write_feed
@@ -128,7 +127,7 @@ def logits(ranker: Ranker, schema: FeedSchema, fitted: FittedFeatures) -> dict[s
         asked = [feature.name for feature in schema.requested(side)]
         columns = encoder.columns(side, {name: values[name] for name in asked}, ROWS)
         block = encoder.encode(side, columns, ROWS, as_served=True).block
-        blocks.append(BlockTensors(*block_tensors(block)))
+        blocks.append(BlockTensors.of(block))
     with torch.no_grad():
         answers_BO = ranker(*blocks).numpy()
     return {task.name: answers_BO[:, place] for place, task in enumerate(schema.tasks)}

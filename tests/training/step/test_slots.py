@@ -18,7 +18,7 @@ from model.features.block import BLOCKS, BlockTensors
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.features.id_lookup import lookup_of, words_of
 from model.schema import Table
-from model.scorer.scorer import Scorer, block_tensors
+from model.scorer.scorer import Scorer
 from tests.model.feeds import schema_of
 from tests.training_data import (
     SCHEMA,
@@ -198,7 +198,7 @@ def test_what_was_trained_is_exported_and_served(tmp_path: Path, as_strings: boo
     for block, values in zip(BLOCKS, (repeated, candidates), strict=True):
         columns = run.encoder.columns(block, values, len(ids))
         encoded = run.encoder.encode(block, columns, len(ids), as_served=True)
-        blocks.append(BlockTensors(*block_tensors(encoded.block)))
+        blocks.append(BlockTensors.of(encoded.block))
     with torch.no_grad():
         logits_NO = run.best_ranker()(*blocks)
     # Sums in another order.
