@@ -66,7 +66,7 @@ class CatalogueManifest(DerivedManifest):
     items: int
     widths: Widths
     sums_dtype: SumsDtype
-    ids_dtype: IdsDtype = "int32"
+    ids_dtype: IdsDtype
     missing: dict[str, int]
     oov: dict[str, int]
 

@@ -125,8 +125,8 @@ def _of_version(path: Path) -> Parent:
     manifest = artifact.manifest
     if TRAINED not in manifest.files:
         raise ValueError(
-            f"init_from: {path}: has no {TRAINED}, the weights as they were trained; it was published before there was "
-            "one: export its run again, or give that run's folder"
+            f"init_from: {path}: has no {TRAINED}, the weights as they were trained; export its run again, or give "
+            "that run's folder"
         )
     place = str(path / TRAINED)
     fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))

@@ -136,7 +136,7 @@ class Training:
         self.balancing.load_state_dict(state["balancing"])
         self.policies.load_state_dict(state["policies"])
         self.optimizers.load_state_dict(state["optimizers"])
-        self.managed_ids.load_state_dict(state.get(SLOTS, {}))
+        self.managed_ids.load_state_dict(state[SLOTS])
         torch.set_rng_state(state["random"])
         self.progress = Progress(**state["progress"])
         if self.progress.loss_sums:
