@@ -230,8 +230,8 @@ class _HashedIntegers:
         self._are_equal = len(set(buckets.values())) == 1
 
     def find(self, columns: Mapping[str, Column]) -> tuple[dict[str, Ids], Ids | None]:
-        """Table rows of the values of each feature that has a column, and one after another where they were found in
-        one go and every feature has a column."""
+        """Table rows of the values of each feature that has a column. They are also one after another where they were
+        found in one go and every feature has a column."""
         given = {name: columns[name] for name in self._buckets if name in columns}
         lengths = [len(column.values) for column in given.values()]
         # Where calls are few beside values, all at once would only take memory: a training log is one call.

@@ -42,8 +42,8 @@ class Asked(Protocol):
 
 
 class EncodedRequest(NamedTuple):
-    """A request that is ready to be scored: `columns` are what it says of its candidates, `request` and `candidates`
-    the blocks that the model's ranker reads."""
+    """A request that is ready to be scored. `columns` are its candidates' own, `request` and `candidates` the blocks
+    that the model's ranker reads."""
 
     request_id: str
     model: ServedModel

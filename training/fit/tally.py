@@ -41,8 +41,8 @@ def known_lookups(schema: FeedSchema, fitted: FittedFeatures | None) -> dict[str
 
 
 class FeatureCounts(NamedTuple):
-    """Counts of a feature in some parts: missing rows (a list that is empty counts), ids and whether they are known,
-    lengths of lists, and the distribution. Its bins K are those of all parts."""
+    """Counts of a feature in some parts: missing rows (an empty list counts), known and unknown ids, lengths of lists,
+    and the distribution. Its bins K are those of all parts."""
 
     missing: int
     values: int
@@ -214,8 +214,8 @@ def drift(schema: FeedSchema, one: PartCounts, reference: PartCounts) -> dict[st
 
 
 def by_chance(schema: FeedSchema, rows: int, reference_rows: int) -> dict[str, float]:
-    """By feature the drift that is expected of two samples of so many rows of one law, to first order: the statistic
-    of a chi-squared test has as many degrees of freedom as there are bins, less one."""
+    """Drift by feature that is expected of two samples of so many rows of one law, to first order. The statistic of a
+    chi-squared test has as many degrees of freedom as there are bins, less one."""
     scale = (1 / max(rows, 1) + 1 / max(reference_rows, 1)) / (8 * np.log(2))
     return {feature.name: (ID_BINS if feature.has_ids else NUMBER_BINS) * scale for feature in schema.features}
 
