@@ -8,7 +8,7 @@ not served, 413 too many events, 422 naming every fault.
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from difflib import get_close_matches
+from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, UnsetType
 from model.features.encoder import FeatureEncoder
 from model.features.kinds.columns import ColumnErrors
 from model.schema import Block
+from model.strict_yaml import did_you_mean
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, kind_of, shown
 from service.base.json_object import json_object
 from service.base.record import MAX_REQUEST_ID
@@ -133,7 +134,9 @@ class EventReader:
                     faults.append(Fault(f"{place}.{key}", _RULES[key]))
             elif key not in features:
                 known = [*FIELD_TYPES, *sorted(features)]
-                faults.append(Fault(f"{place}.{shown(key)}", unknown_key(shown(key), known)))
+                faults.append(
+                    Fault(f"{place}.{shown(key)}", f"unknown key; {did_you_mean(key, known, 'its rule is in /docs')}")
+                )
         return faults
 
     def value_faults(self, body: bytes, events: Sequence[Event], places: Sequence[int]) -> list[Fault]:
@@ -185,56 +188,64 @@ def read_events(body: bytes, reader_of: Callable[[str | None], EventReader]) -> 
         if events and len(events) <= MAX_EVENTS:
             found = [ModelEvents(reader, events, range(len(events)))]
     if found is None:
-        found = _looked_at(json_object(body), reader_of)
+        found = _read_by_key(json_object(body), reader_of)
     faults = [fault for reader, events, places in found for fault in reader.value_faults(body, events, places)]
     if faults:
         raise Problem.wrong_content(faults)
     return found
 
 
-def _looked_at(document: Mapping[str, Any], reader_of: Callable[[str | None], EventReader]) -> list[ModelEvents]:
+def _read_by_key(document: Mapping[str, Any], reader_of: Callable[[str | None], EventReader]) -> list[ModelEvents]:
     """The events of a body, key by key."""
-    faults = [Fault(shown(key), unknown_key(shown(key), ["events"])) for key in document if key != "events"]
+    readers: dict[str | None, EventReader] = {}
+    found: dict[str, tuple[EventReader, list[Event], list[int]]] = {}
+    faults: list[Fault] = []
+    for place, event in enumerate(_listed(document)):
+        if len(faults) >= FAULTS_SHOWN:
+            break
+        wrong = _shape_faults(f"events[{place}]", event)
+        if not wrong:
+            name = event.get("model")
+            if name not in readers:
+                readers[name] = reader_of(name)
+            reader = readers[name]
+            wrong = reader.key_faults(f"events[{place}]", event)
+            if not wrong:
+                _, events, places = found.setdefault(reader.model, (reader, [], []))
+                events.append(reader.event_of({key: value for key, value in event.items() if key != "model"}))
+                places.append(place)
+        faults += wrong
+    if faults:
+        raise Problem.wrong_content(faults)
+    return [ModelEvents(*of_model) for of_model in found.values()]
+
+
+def _listed(document: Mapping[str, Any]) -> list[Any]:
+    """The list of events. Raises Problem 413, 422."""
     given = document.get("events")
+    # A few unknown keys are enough to refuse a body, which may hold as many as it has bytes for.
+    unknown = islice((key for key in document if key != "events"), FAULTS_SHOWN)
+    faults = [
+        Fault(shown(key), f"unknown key; {did_you_mean(key, ['events'], 'the one key is events')}") for key in unknown
+    ]
+    if isinstance(given, list) and len(given) > MAX_EVENTS:
+        message = f"{len(given)} events, {MAX_EVENTS} at most; send them in several requests"
+        raise Problem(413, message, faults=[Fault("events", message)], reason="body_too_large")
     if not isinstance(given, list):
         got = "nothing" if "events" not in document else kind_of(given)
         faults.append(Fault("events", f"expected a list of events, got {got}"))
     elif not given:
         faults.append(Fault("events", "no events: at least one is needed"))
-    elif len(given) > MAX_EVENTS:
-        message = f"{len(given)} events, {MAX_EVENTS} at most; send them in several requests"
-        raise Problem(413, message, faults=[Fault("events", message)], reason="body_too_large")
-    if faults:
-        raise Problem.wrong_content(faults[:FAULTS_SHOWN])
-    assert isinstance(given, list), "checked"
-    readers: dict[str | None, EventReader] = {}
-    by_reader: dict[str, ModelEvents] = {}
-    for place, event in enumerate(given):
-        path = f"events[{place}]"
-        if not isinstance(event, dict):
-            faults.append(Fault(path, f"expected an object, got {kind_of(event)}"))
-            continue
-        name = event.get("model")
-        if name is not None and not isinstance(name, str):
-            faults.append(Fault(f"{path}.model", _RULES["model"]))
-            continue
-        if name not in readers:
-            readers[name] = reader_of(name)
-        reader = readers[name]
-        wrong = reader.key_faults(path, event)
-        faults += wrong
-        if len(faults) >= FAULTS_SHOWN:
-            break
-        if not wrong:
-            of_model = by_reader.setdefault(reader.model, ModelEvents(reader, [], []))
-            of_model.events.append(reader.event_of({key: value for key, value in event.items() if key != "model"}))
-            of_model.places.append(place)  # type: ignore[attr-defined]
     if faults:
         raise Problem.wrong_content(faults)
-    return list(by_reader.values())
+    assert isinstance(given, list), "checked"
+    return given
 
 
-def unknown_key(key: str, valid: Sequence[str]) -> str:
-    """The rule for a key that is not known."""
-    nearest = get_close_matches(key, valid, n=1, cutoff=0.5)
-    return "unknown key" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
+def _shape_faults(path: str, event: object) -> list[Fault]:
+    """Faults for which an event has no reader."""
+    if not isinstance(event, dict):
+        return [Fault(path, f"expected an object, got {kind_of(event)}")]
+    if not isinstance(event.get("model"), str | None):
+        return [Fault(f"{path}.model", _RULES["model"])]
+    return []

@@ -151,6 +151,15 @@ def test_a_body_that_is_none_is_refused(client: TestClient, folder: Path) -> Non
     assert open_lines(folder) == []
 
 
+def test_a_hundred_thousand_wrong_keys_are_refused_by_the_first_ones(client: TestClient, folder: Path) -> None:
+    keys = {f"k{number}": 0 for number in range(60_000)}
+    for document in ({**keys, "events": [CLICK]}, {"events": [{**CLICK, **keys}]}):
+        found = faults(client.post("/v1/events", json=document))
+        assert len(found) == 20
+        assert all("unknown key" in rule for rule in found.values())
+    assert open_lines(folder) == []
+
+
 def test_a_thousand_events_fit_and_may_be_compressed(client: TestClient, folder: Path) -> None:
     events = [{**CLICK, "id": f"v{number}", "event_id": f"e-{number}"} for number in range(1_000)]
     body = gzip.compress(json.dumps({"events": events}).encode())
