@@ -13,8 +13,8 @@ from model.features.block import BlockTensors, block_inputs
 from model.features.encoder import ColumnErrors, FeatureEncoder, FittedFeatures
 from model.ranker import row_width
 from service.base.errors import Problem
-from service.open_inference.infer import columns as columns_of
-from service.open_inference.infer import metadata_inputs, read
+from service.open_inference.infer import read, read_features
+from service.open_inference.plan import TensorPlan, metadata_inputs
 from tests.further_kind import VectorFeature, register, schema_with
 from tests.service.open_inference.tensors import HEADER_LENGTH, Given, binary_body
 from training.compare.tree_inputs import TreeInputs
@@ -63,7 +63,8 @@ def test_tensors_of_the_open_inference_protocol(encoder: FeatureEncoder, in_byte
         body, headers = binary_body(given)
         if not in_bytes:
             body, headers = json.dumps({"inputs": [one.as_json() for one in given]}).encode(), {}
-        column = columns_of(read(body, headers.get(HEADER_LENGTH)), encoder, 10)[1]["cover"]
+        inference = read(body, headers.get(HEADER_LENGTH))
+        column = read_features(inference, encoder, TensorPlan(encoder), 10)[0].candidates["cover"]
         block = encoder.encode("candidate", {"cover": column}, len(lengths), as_served=True).block
         return [row.tolist() for row in block.numbers_BQ]
 

@@ -1,6 +1,6 @@
 """A request of /v2 as the impression log and the shadow version read it.
 
-In: its columns. Out: the same as JSON has it.
+In: its features. Out: the same as JSON has it.
 
 Shapes: N candidates, B rows of a column.
 """
@@ -14,18 +14,13 @@ from model.features.encoder import Column, FeatureEncoder
 
 
 class AskedTensors(NamedTuple):
-    """A request of /v2: the columns of its two blocks, and N."""
+    """A request of /v2: user and context as JSON has them, the candidates' columns, and N."""
 
-    request: Mapping[str, Column]
+    user: dict[str, Any]
     candidates: Mapping[str, Column]
     num_candidates: int
     rows: None = None
     top_k: None = None
-
-    @property
-    def user(self) -> dict[str, Any]:
-        """User and context features."""
-        return {name: _listed(column)[0] for name, column in self.request.items()}
 
     @property
     def ids(self) -> list[str]:
@@ -34,14 +29,14 @@ class AskedTensors(NamedTuple):
 
     def written(self) -> Mapping[str, Any]:
         """The candidates' columns."""
-        return {name: _listed(column) for name, column in self.candidates.items()}
+        return {name: listed(column) for name, column in self.candidates.items()}
 
-    def request_columns(self, _: FeatureEncoder) -> Mapping[str, Column]:
-        """The columns of user and context."""
-        return self.request
+    def request_columns(self, encoder: FeatureEncoder) -> Mapping[str, Column]:
+        """The columns of user and context, as the encoder of the requested version reads them."""
+        return encoder.request_columns(self.user)
 
 
-def _listed(column: Column) -> list[Any]:
+def listed(column: Column) -> list[Any]:
     """A column as JSON has it."""
     values: list[Any] = column.values.tolist() if isinstance(column.values, np.ndarray) else column.values
     if column.missing is not None:

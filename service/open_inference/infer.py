@@ -10,23 +10,25 @@ Shapes: N candidates, B rows of a column. Every tensor has one dimension.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from model.features.block import BLOCKS
-from model.features.encoder import Column, ColumnErrors, FeatureEncoder
+from model.features.encoder import Column, ColumnErrors, Encoded, FeatureEncoder
 from model.features.kinds import Feature
-from model.features.kinds.columns import Dtype, Ids
+from model.features.kinds.columns import Ids
 from model.schema import Block
 from model.strict_yaml import did_you_mean
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, value_or_kind
 from service.base.json_object import json_object
+from service.open_inference.asked_tensors import listed
+from service.open_inference.plan import DATATYPES, SCORE, Features, TensorPlan, TensorType
 from service.open_inference.tensors import (
-    NUMBERS,
     Tensor,
     WrongTensorError,
     check,
@@ -42,9 +44,6 @@ from service.rank.answer import Reply
 from service.rank.faults import faults_of
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-SCORE = "score"
-# The first is that of the metadata.
-_DATATYPES: dict[Dtype | None, tuple[str, ...]] = {"int64": ("INT64",), "string": ("BYTES",), None: NUMBERS}
 # Extensions of the protocol that would change what is read or answered. Other parameters are hints and ignored.
 _EXTENSIONS = ("shared_memory_region", "classification")
 
@@ -53,18 +52,6 @@ _encoder = msgspec.json.Encoder()
 
 _decoder = msgspec.json.Decoder(InferRequest)
 _request_type = msgspec.inspect.type_info(InferRequest)
-
-
-class TensorType(NamedTuple):
-    """Metadata of one tensor. Size -1 varies."""
-
-    name: str
-    datatype: str
-    size: int
-
-    def entry(self) -> dict[str, Any]:
-        """This tensor as the protocol describes it."""
-        return {"name": self.name, "datatype": self.datatype, "shape": [self.size]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,30 +64,6 @@ class Inference:
     inputs: dict[str, Tensor]
     outputs: dict[str, bool]
     is_binary: bool
-
-
-def input_types(encoder: FeatureEncoder, block: Block) -> dict[str, list[TensorType]]:
-    """The tensors of each feature that a request carries, in the schema's order: one, or values and lengths."""
-    size = 1 if block == "request" else -1
-    types: dict[str, list[TensorType]] = {}
-    for feature in encoder.schema.requested(block):
-        name = feature.name
-        datatype = _DATATYPES[encoder.dtype(name)][0]
-        if feature.is_list:
-            types[name] = [TensorType(f"{name}.values", datatype, -1), TensorType(f"{name}.lengths", "INT64", size)]
-        else:
-            types[name] = [TensorType(name, datatype, size)]
-    return types
-
-
-def metadata_inputs(encoder: FeatureEncoder) -> list[dict[str, Any]]:
-    """The tensors that a model takes, as the protocol describes them."""
-    return [tensor.entry() for block in BLOCKS for types in input_types(encoder, block).values() for tensor in types]
-
-
-def metadata_outputs(outputs: Sequence[str]) -> list[dict[str, Any]]:
-    """The tensors of an answer, as the protocol describes them."""
-    return [TensorType(name, "FP32", -1).entry() for name in (*outputs, SCORE)]
 
 
 def read(body: bytes, header_length: str | None) -> Inference:
@@ -128,31 +91,40 @@ def read(body: bytes, header_length: str | None) -> Inference:
     return Inference(request.id, value_model, inputs, outputs, is_binary)
 
 
-def columns(
-    inference: Inference, encoder: FeatureEncoder, max_candidates: int
-) -> tuple[dict[str, Column], dict[str, Column], int]:
-    """The columns of the request's two blocks, and N."""
-    types = {block: input_types(encoder, block) for block in BLOCKS}
-    known = [tensor.name for block in BLOCKS for group in types[block].values() for tensor in group]
-    _check_names("inputs", inference.inputs, known)
-    rows = _candidates(inference.inputs, types["candidate"].values(), max_candidates)
+def read_features(
+    inference: Inference, encoder: FeatureEncoder, plan: TensorPlan, max_candidates: int
+) -> tuple[Features, Encoded]:
+    """The features of a request, and user and context encoded."""
+    features = plan.read(inference.inputs, max_candidates)
+    if features is not None:
+        # A number that is not finite is named by the way of all tensors.
+        with suppress(ColumnErrors):
+            return features, encoder.encode_request(features.user)
+    features = _features(inference.inputs, encoder, plan, max_candidates)
+    return features, encoder.encode_request(features.user)
+
+
+def _features(inputs: Mapping[str, Tensor], encoder: FeatureEncoder, plan: TensorPlan, max_candidates: int) -> Features:
+    """The features of tensors of any form, one by one."""
+    _check_names("inputs", inputs, plan.names)
+    rows = _candidates(inputs, plan.types["candidate"].values(), max_candidates)
     faults: list[Fault] = []
     made: dict[Block, dict[str, Column]] = {block: {} for block in BLOCKS}
     for block in BLOCKS:
         for feature in encoder.schema.requested(block):
-            names = [tensor.name for tensor in types[block][feature.name]]
-            if not any(name in inference.inputs for name in names):
+            names = [tensor.name for tensor in plan.types[block][feature.name]]
+            if not any(name in inputs for name in names):
                 continue
             try:
-                for missing in (name for name in names if name not in inference.inputs):
+                for missing in (name for name in names if name not in inputs):
                     raise WrongTensorError([Fault(f"inputs.{missing}", f"missing: {' and '.join(names)} go together")])
-                tensors = [inference.inputs[name] for name in names]
+                tensors = [inputs[name] for name in names]
                 made[block][feature.name] = _column(tensors, feature, encoder, block, 1 if block == "request" else rows)
             except WrongTensorError as error:
                 faults += error.faults
     if faults:
         raise Problem.wrong_content(faults)
-    return made["request"], made["candidate"], rows
+    return Features({name: listed(column)[0] for name, column in made["request"].items()}, made["candidate"], rows)
 
 
 def chosen_outputs(inference: Inference, outputs: Sequence[str]) -> dict[str, bool]:
@@ -203,18 +175,21 @@ def _inputs(given: Sequence[InferInput], binary: memoryview, faults: list[Fault]
     position = 0
     for one in given:
         raw = None
-        place = f"inputs.{shown(one.name)}"
-        size = (one.parameters or {}).get("binary_data_size")
+        parameters = one.parameters or {}
+        size = parameters.get("binary_data_size")
         if one.name in inputs:
-            faults.append(Fault(place, "given more than once"))
-        _refuse_extensions(one.parameters, place, faults)
+            faults.append(Fault(f"inputs.{shown(one.name)}", "given more than once"))
+        if len(parameters) > (size is not None):
+            _refuse_extensions(parameters, f"inputs.{shown(one.name)}", faults)
         if size is not None:
             left = len(binary) - position
             if type(size) is not int or not 0 <= size <= left:
                 rule = (
                     f"expected binary_data_size to be within the {left} bytes after the JSON, got {value_or_kind(size)}"
                 )
-                faults.append(Fault(place, f"{rule}; the header {HEADER_LENGTH} says where it ends"))
+                faults.append(
+                    Fault(f"inputs.{shown(one.name)}", f"{rule}; the header {HEADER_LENGTH} says where it ends")
+                )
                 return inputs
             raw = binary[position : position + size]
             position += size
@@ -269,7 +244,7 @@ def _candidates(inputs: Mapping[str, Tensor], types: Iterable[Sequence[TensorTyp
 def _column(tensors: Sequence[Tensor], feature: Feature, encoder: FeatureEncoder, block: Block, rows: int) -> Column:
     """The column of a feature's tensors: its values, then the lengths of its lists."""
     values = tensors[0]
-    check(values, _DATATYPES[encoder.dtype(feature.name)], None if feature.is_list else rows)
+    check(values, DATATYPES[encoder.dtype(feature.name)], None if feature.is_list else rows)
     lengths_B = None
     for lengths in tensors[1:]:
         check(lengths, ("INT64",), rows)

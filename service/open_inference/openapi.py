@@ -6,7 +6,8 @@ from typing import Any
 from model.scorer.scorer import Scorer
 from model.value_models.value_model import DEFAULT
 from service.metrics.metrics import INFER
-from service.open_inference.infer import HEADER_LENGTH, input_types
+from service.open_inference.infer import HEADER_LENGTH
+from service.open_inference.plan import input_types
 from service.open_inference.routes import INFER_VERSION
 from service.open_inference.wire import InferAnswer, InferError, InferRequest
 from service.rank.openapi import (

@@ -8,26 +8,20 @@ Shapes: N candidates, O outputs.
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from fastapi import APIRouter
 from starlette.types import Receive, Scope, Send
 
+from model.features.encoder import FeatureEncoder
 from service.base.record import RequestRecord, is_request_id
 from service.http.middleware import header
 from service.models.store import not_ready
 from service.models.version import ServedModel
 from service.open_inference.asked_tensors import AskedTensors
-from service.open_inference.infer import (
-    HEADER_LENGTH,
-    SCORE,
-    chosen_outputs,
-    columns,
-    metadata_inputs,
-    metadata_outputs,
-    read,
-    write,
-)
+from service.open_inference.infer import HEADER_LENGTH, chosen_outputs, read, read_features, write
+from service.open_inference.plan import SCORE, TensorPlan, metadata_inputs, metadata_outputs
 from service.pipeline import Answer, Ranking
 from service.rank.answer import Reply
 from service.rank.scored_request import EncodedRequest
@@ -51,6 +45,8 @@ class OpenInference:
         self._store = ranking.store
         self._respond = respond
         self._unready_reason = unready_reason
+        # A plan goes with its version's encoder.
+        self._plans: WeakKeyDictionary[FeatureEncoder, TensorPlan] = WeakKeyDictionary()
         self._server = {"name": name, "version": version, "extensions": EXTENSIONS}
 
     def router(self) -> APIRouter:
@@ -102,18 +98,18 @@ class OpenInference:
                 asked["name"], asked.get("version"), inference.value_model, "parameters.value_model", record
             )
             outputs = chosen_outputs(inference, model.scorer.outputs)
-            request_columns, candidate_columns, rows = columns(inference, model.scorer.encoder, ranking.max_candidates)
+            encoder = model.scorer.encoder
+            features, request = read_features(inference, encoder, self._plan(encoder), ranking.max_candidates)
+            user, columns, rows = features
             record.count_candidates(rows)
-            request, candidates = model.scorer.encode(request_columns, candidate_columns, rows)
-            tensors = AskedTensors(request_columns, candidate_columns, rows)
             encoded = EncodedRequest(
                 record.request_id,
                 model,
                 value_model,
-                tensors,
-                candidate_columns,
+                AskedTensors(user, columns, rows),
+                columns,
                 request,
-                candidates,
+                encoder.encode("candidate", columns, rows, as_served=True),
                 len(body),
             )
             scored = ranking.score(encoded, record, deadline)
@@ -124,6 +120,13 @@ class OpenInference:
             return write(_head(model, value_model, inference.id), outputs, {**values, SCORE: score})
 
         await self._respond(scope, receive, send, answer)
+
+    def _plan(self, encoder: FeatureEncoder) -> TensorPlan:
+        """The plan of a version's tensors, made at its first request."""
+        plan = self._plans.get(encoder)
+        if plan is None:
+            plan = self._plans[encoder] = TensorPlan(encoder)
+        return plan
 
     def _check_ready(self) -> None:
         reason = self._unready_reason()

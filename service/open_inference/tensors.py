@@ -16,7 +16,7 @@ from service.base.errors import FAULTS_SHOWN, Fault, shown, value_or_kind
 
 # Datatypes of a number: FP64 is beyond the metadata, and keeps a number that FP32 would round.
 NUMBERS = ("FP32", "FP64")
-_TYPES: dict[str, np.dtype[Any]] = {"INT64": np.dtype("<i8"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
+TYPES: dict[str, np.dtype[Any]] = {"INT64": np.dtype("<i8"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 _LENGTH_BYTES = 4
 _DIMENSIONS_SHOWN = 4
 
@@ -64,8 +64,8 @@ def check(tensor: Tensor, datatypes: Sequence[str], size: int | None) -> None:
     elif tensor.datatype == "BYTES":
         if count > len(tensor.raw) // _LENGTH_BYTES:
             raise _wrong(tensor, f"its shape [{count}] does not fit its {len(tensor.raw)} bytes")
-    elif count * _TYPES[tensor.datatype].itemsize != len(tensor.raw):
-        size_of_one = _TYPES[tensor.datatype].itemsize
+    elif count * TYPES[tensor.datatype].itemsize != len(tensor.raw):
+        size_of_one = TYPES[tensor.datatype].itemsize
         fit = f"does not fit its {len(tensor.raw)} bytes, {size_of_one} for each value"
         raise _wrong(tensor, f"its shape [{count}] {fit}")
 
@@ -73,7 +73,7 @@ def check(tensor: Tensor, datatypes: Sequence[str], size: int | None) -> None:
 def numbers_of(tensor: Tensor) -> NDArray[np.int64] | NDArray[np.float64]:
     """The values of a checked tensor that came as bytes: int64, or finite float64."""
     assert tensor.raw is not None
-    values: NDArray[Any] = np.frombuffer(tensor.raw, _TYPES[tensor.datatype])
+    values: NDArray[Any] = np.frombuffer(tensor.raw, TYPES[tensor.datatype])
     # Copies, as bytes in a body are not aligned.
     return values.astype(np.int64) if tensor.datatype == "INT64" else finite(tensor, values.astype(np.float64))
 
@@ -125,10 +125,17 @@ def lengths_of(tensor: Tensor, values: int) -> NDArray[np.int64]:
         lengths = np.array(tensor.data, np.int64)
     else:
         raise _wrong(tensor, "expected integers")
-    # Each alone first: a sum of lengths near 2^63 would wrap around to the expected one.
-    if (lengths < 0).any() or (lengths > values).any() or lengths.sum() != values:
+    if not are_lengths(lengths, values):
         raise _wrong(tensor, f"expected lengths of 0 or more whose sum is the number of values, {values}")
     return lengths
+
+
+def are_lengths(lengths: NDArray[np.int64], values: int) -> bool:
+    """True for lengths of lists that have `values` values in all."""
+    if not len(lengths):
+        return values == 0
+    # Each alone first: a sum of lengths near 2^63 would wrap around to the expected one.
+    return bool(lengths.min() >= 0 and lengths.max() <= values and lengths.sum() == values)
 
 
 def shape_of(shape: Sequence[int]) -> str:

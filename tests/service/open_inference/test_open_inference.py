@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 from model.features.encoder import Column, FeatureEncoder
 from model.features.kinds import NumberFeature
 from model.scorer.scorer import Scorer
-from service.open_inference.infer import columns as columns_of
-from service.open_inference.infer import read
+from service.open_inference.infer import read, read_features
+from service.open_inference.plan import TensorPlan
 from tests.artifacts import TINY_REQUEST, TINY_SCHEMA, publish_artifact
 from tests.service.in_process import client_of, sample
 from tests.service.open_inference.tensors import HEADER_LENGTH, INFER, Given, binary_body, infer, outputs_of, tensors_of
@@ -158,7 +158,7 @@ def test_a_number_is_of_the_type_it_is_said_to_be_however_it_is_sent(encoder: Fe
             inference = read(body, headers[HEADER_LENGTH])
         else:
             inference = read(json.dumps({"inputs": [tensor.as_json()]}).encode(), None)
-        _, columns, rows = columns_of(inference, encoder, 10)
+        (_, columns, rows), _ = read_features(inference, encoder, TensorPlan(encoder), 10)
         assert rows == 1
         assert list(columns["duration_ms"].values) == [expected]
 
@@ -176,7 +176,8 @@ def test_a_kind_without_a_fast_path_reads_its_own_values_however_they_are_sent(
     body, headers = binary_body([tensor])
     if not in_bytes:
         body, headers = json.dumps({"inputs": [tensor.as_json()]}).encode(), {}
-    _, columns, _ = columns_of(read(body, headers.get(HEADER_LENGTH)), encoder, 10)
+    inference = read(body, headers.get(HEADER_LENGTH))
+    (_, columns, _), _ = read_features(inference, encoder, TensorPlan(encoder), 10)
     assert list(columns["duration_ms"].values) == [-0.5, -2.0]
 
 
