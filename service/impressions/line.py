@@ -22,7 +22,7 @@ import orjson
 import xxhash
 from numpy.typing import NDArray
 
-from service.rank.scored_request import Asked, ScoredRequest
+from service.rank.scored_request import ReceivedRequest, ScoredRequest
 
 # What a request takes in memory, over its text: the text and arrays, or the objects of rows.
 _COLUMNS_COST, _ROWS_COST = 2, 10
@@ -38,7 +38,7 @@ class Impression(NamedTuple):
     time: datetime
     head: dict[str, str]
     uses_catalogue: bool
-    asked: Asked
+    received: ReceivedRequest
     outputs: Sequence[str]
     score_N: NDArray[np.float64]
     answers_NO: NDArray[np.float32]
@@ -49,13 +49,13 @@ class Impression(NamedTuple):
     def of(cls, request: ScoredRequest) -> "Impression":
         """The impression of a request that has just been scored."""
         encoded, answers_NO, score_N = request.encoded, request.answers.answers_NO, request.score_N
-        asked, scorer = encoded.asked, encoded.model.scorer
-        held = encoded.body_bytes * (_COLUMNS_COST if asked.rows is None else _ROWS_COST)
+        received, scorer = encoded.received, encoded.model.scorer
+        held = encoded.body_bytes * (_COLUMNS_COST if received.rows is None else _ROWS_COST)
         return cls(
             datetime.now(UTC),
             encoded.head,
             encoded.uses_catalogue,
-            asked,
+            received,
             scorer.outputs,
             score_N,
             answers_NO,
@@ -65,15 +65,15 @@ class Impression(NamedTuple):
 
     def line(self, *, is_hashed: bool) -> bytes:
         """The line, with its end."""
-        asked = self.asked
+        received = self.received
         line = _encoder.encode(
             {
                 "format": 1,
                 "time": self.time.isoformat(timespec="milliseconds"),
                 **self.head,
-                "top_k": asked.top_k,
+                "top_k": received.top_k,
                 "catalogue": self.uses_catalogue,
-                **(_hashes(asked, self.integers) if is_hashed else _values(asked)),
+                **(_hashes(received, self.integers) if is_hashed else _values(received)),
                 "score": _as_answered(self.score_N),
                 "tasks": dict(zip(self.outputs, map(_as_answered, self.answers_NO.T), strict=True)),
             }
@@ -87,27 +87,27 @@ def _as_answered(scores_N: NDArray[np.floating]) -> msgspec.Raw:
     return msgspec.Raw(orjson.dumps(np.ascontiguousarray(scores_N), option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-def _values(asked: Asked) -> dict[str, Any]:
-    if asked.rows is None:
-        features = asked.written()
+def _values(received: ReceivedRequest) -> dict[str, Any]:
+    if received.rows is None:
+        features = received.written()
     else:
-        names = dict.fromkeys(chain.from_iterable(asked.rows))
-        features = {name: [row.get(name) for row in asked.rows] for name in names}
-    return {"user": asked.user, "candidates": {"id": asked.ids, "features": features}}
+        names = dict.fromkeys(chain.from_iterable(received.rows))
+        features = {name: [row.get(name) for row in received.rows] for name in names}
+    return {"user": received.user, "candidates": {"id": received.ids, "features": features}}
 
 
-def _hashes(asked: Asked, integers: frozenset[str]) -> dict[str, Any]:
-    rows = asked.rows
+def _hashes(received: ReceivedRequest, integers: frozenset[str]) -> dict[str, Any]:
+    rows = received.rows
     if rows is None:
-        written = asked.written()
+        written = received.written()
         columns = [_decoded(column) for column in written.values()]
         rows = [dict(zip(written, values, strict=True)) for values in zip(*columns, strict=True)]
     return {
         "hashes": {
-            "user": _hash(_present(asked.user, integers)),
-            "candidate_id": list(map(_hash, asked.ids)),
+            "user": _hash(_present(received.user, integers)),
+            "candidate_id": list(map(_hash, received.ids)),
             # Where a catalogue knows the candidates, a request may give no features at all.
-            "features": [_hash(_present(row, integers)) for row in rows] or [_hash({})] * len(asked.ids),
+            "features": [_hash(_present(row, integers)) for row in rows] or [_hash({})] * len(received.ids),
         }
     }
 

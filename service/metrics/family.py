@@ -33,7 +33,7 @@ class Family(Generic[Made]):
         buckets: Sequence[float] | None = None,
     ) -> None:
         self._kind: Any = kind
-        self._said = (name, help_text, tuple(labels))
+        self._description = (name, help_text, tuple(labels))
         self._options: dict[str, Any] = {}
         if workers is not None:
             self._options["multiprocess_mode"] = workers
@@ -58,7 +58,7 @@ class Family(Generic[Made]):
 
     def new_metric(self, registry: CollectorRegistry) -> Made:
         """The metric, in a registry."""
-        made: Made = self._kind(*self._said, registry=registry, **self._options)
+        made: Made = self._kind(*self._description, registry=registry, **self._options)
         return made
 
 

@@ -38,9 +38,9 @@ class ModelMetrics:
             metrics.model_requests.labels(model, version, code)
         self._scores = [metrics.task_score.labels(model, version, output) for output in scorer.outputs]
         self._combined_scores: dict[str, BatchedHistogram] = {}
-        asked = [*schema.requested("request"), *schema.requested("candidate")]
-        self._missing = {feature.name: metrics.missing.labels(model, feature.name) for feature in asked}
-        self._oov = {feature.name: metrics.oov.labels(model, feature.name) for feature in asked if feature.has_ids}
+        requested = [*schema.requested("request"), *schema.requested("candidate")]
+        self._missing = {feature.name: metrics.missing.labels(model, feature.name) for feature in requested}
+        self._oov = {feature.name: metrics.oov.labels(model, feature.name) for feature in requested if feature.has_ids}
         self._lookups = {result: metrics.lookups.labels(model, result) for result in LOOKUP_RESULTS}
 
     def count_lookups(self, results: Mapping[str, int]) -> None:

@@ -26,8 +26,8 @@ from model.schema import Block
 from model.strict_yaml import did_you_mean
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, value_or_kind
 from service.base.json_object import json_object
-from service.open_inference.asked_tensors import listed
 from service.open_inference.plan import DATATYPES, SCORE, Features, TensorPlan, TensorType
+from service.open_inference.received_tensors import listed
 from service.open_inference.tensors import (
     Tensor,
     WrongTensorError,

@@ -19,9 +19,9 @@ from service.base.record import RequestRecord, is_request_id
 from service.http.middleware import header
 from service.models.store import not_ready
 from service.models.version import ServedModel
-from service.open_inference.asked_tensors import AskedTensors
 from service.open_inference.infer import HEADER_LENGTH, chosen_outputs, read, read_features, write
 from service.open_inference.plan import SCORE, TensorPlan, metadata_inputs, metadata_outputs
+from service.open_inference.received_tensors import ReceivedTensors
 from service.pipeline import Answer, Ranking
 from service.rank.answer import Reply
 from service.rank.scored_request import EncodedRequest
@@ -86,7 +86,7 @@ class OpenInference:
 
     async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v2/models/{name}/infer and the same of a version, as plain ASGI."""
-        asked: Mapping[str, str] = scope["path_params"]
+        path_params: Mapping[str, str] = scope["path_params"]
         header_length = header(scope, HEADER_LENGTH)
 
         def answer(body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
@@ -95,7 +95,7 @@ class OpenInference:
             if inference.id is not None and is_request_id(inference.id):
                 record.request_id = inference.id
             model, value_model = ranking.choose(
-                asked["name"], asked.get("version"), inference.value_model, "parameters.value_model", record
+                path_params["name"], path_params.get("version"), inference.value_model, "parameters.value_model", record
             )
             outputs = chosen_outputs(inference, model.scorer.outputs)
             encoder = model.scorer.encoder
@@ -106,7 +106,7 @@ class OpenInference:
                 record.request_id,
                 model,
                 value_model,
-                AskedTensors(user, columns, rows),
+                ReceivedTensors(user, columns, rows),
                 columns,
                 request,
                 encoder.encode("candidate", columns, rows, as_served=True),

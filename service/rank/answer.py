@@ -26,14 +26,14 @@ class Reply(NamedTuple):
 def write(request: ScoredRequest, explanation: Explanation | None = None) -> bytes:
     """The answer's body: identifiers and versions, the ranked candidates, and `explain` where there is one."""
     encoded, score_N = request.encoded, request.score_N
-    asked, outputs = encoded.asked, encoded.model.scorer.outputs
-    order_K = ranking(score_N, asked.top_k)
-    names = asked.ids
+    received, outputs = encoded.received, encoded.model.scorer.outputs
+    order_K = ranking(score_N, received.top_k)
+    names = received.ids
     ids = [names[position] for position in order_K.tolist()]
     score_K = score_N.take(order_K)
     answers_OK = request.answers.answers_NO.T.take(order_K, 1)
     candidates: Any = {"id": ids, "score": score_K, "tasks": dict(zip(outputs, answers_OK, strict=True))}
-    if asked.rows is not None:
+    if received.rows is not None:
         candidates = [
             {"id": identifier, "score": score, "tasks": dict(zip(outputs, answers, strict=True))}
             for identifier, score, *answers in zip(ids, score_K, *answers_OK, strict=True)

@@ -53,7 +53,7 @@ def explain(request: ScoredRequest) -> Explanation:
         raise NonFiniteScoresError(f"value model '{value_model.name}' gave a contribution that is not finite")
     # A pass of its own, so that a request gets the same scores with and without reasons, compiled or not.
     _, levels = scorer.explain(encoded.request, encoded.candidates)
-    cut = _cut(scorer.schema, encoded.asked.request_columns(scorer.encoder), "request")
+    cut = _cut(scorer.schema, encoded.received.request_columns(scorer.encoder), "request")
     cut |= _cut(scorer.schema, encoded.columns, "candidate")
     counts = {"missing": scored.missing, "unknown": scored.oov, "cut": cut}
     inputs = {what: {name: count for name, count in by_name.items() if count} for what, by_name in counts.items()}

@@ -15,7 +15,7 @@ from model.scorer.scorer import NamedCandidates, Scored
 from service.models.version import ServedModel
 
 
-class Asked(Protocol):
+class ReceivedRequest(Protocol):
     """A request as it came: a Question of /v1, Tensors of /v2."""
 
     @property
@@ -48,7 +48,7 @@ class EncodedRequest(NamedTuple):
     request_id: str
     model: ServedModel
     value_model: str
-    asked: Asked
+    received: ReceivedRequest
     columns: Mapping[str, Column]
     request: Encoded
     candidates: Encoded | NamedCandidates

@@ -143,14 +143,14 @@ class ShadowScoring:
 
 def _scored(scorer: Scorer, given: EncodedRequest) -> Scored:
     """A request by the shadow's scorer."""
-    asked, parsed_by = given.asked, given.model.scorer.encoder
-    request = fitting("request", asked.request_columns(parsed_by), parsed_by, scorer.encoder)
+    received, parsed_by = given.received, given.model.scorer.encoder
+    request = fitting("request", received.request_columns(parsed_by), parsed_by, scorer.encoder)
     candidates = fitting("candidate", given.columns, parsed_by, scorer.encoder)
     named = None
-    if isinstance(asked, Question):  # the other wire has positions for ids, which are in no catalogue
-        named = scorer.name(asked.ids, candidates, nulls(asked, scorer.schema))
+    if isinstance(received, Question):  # the other wire has positions for ids, which are in no catalogue
+        named = scorer.name(received.ids, candidates, nulls(received, scorer.schema))
     if named is None:
-        return scorer.score(*scorer.encode(request, candidates, len(asked.ids)))
+        return scorer.score(*scorer.encode(request, candidates, len(received.ids)))
     return scorer.score(scorer.encoder.encode("request", request, 1, as_served=True), named)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from model.features.encoder import Column, FeatureEncoder
 
 
-class AskedTensors(NamedTuple):
+class ReceivedTensors(NamedTuple):
     """A request of /v2: user and context as JSON has them, the candidates' columns, and N."""
 
     user: dict[str, Any]
