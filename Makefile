@@ -39,7 +39,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-tables \
 	bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means bench-first-demo bench-events clean
+	bench-compare bench-label-means bench-first-demo bench-events bench-wires clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -216,6 +216,9 @@ bench-reliability: $(STAMP) ## a service under load: new versions, slow clients,
 
 bench-events: $(STAMP) ## events a CPU second, and what rankings cost beside them
 	@exec $(PY) -m benchmarks.events $(ARGS)
+
+bench-wires: $(STAMP) ## the same request as columns of /v1 and as bytes of /v2
+	@exec $(PY) -m benchmarks.wires $(ARGS)
 
 bench-fuzz: $(STAMP) ## a million requests that are nearly right, framing included (ARGS="--requests 20000 --seed 7")
 	@exec $(PY) -m benchmarks.fuzz $(ARGS)

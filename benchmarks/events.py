@@ -31,7 +31,6 @@ from tests.artifacts import publish_artifact
 BATCH = 100
 CANDIDATES = 100
 KEY = "a key of the benchmark"
-_CLIENTS = 4
 _PATIENCE_SECONDS = 120.0
 
 
@@ -41,11 +40,12 @@ class Way:
 
     server: Server
     requests: Sequence[bytes]
+    clients: int = 4
 
     def cpu_seconds(self) -> float:
         """CPU seconds of the server for all requests. Raises RuntimeError where one is refused."""
         before = self.server.cpu()
-        loop = closed_loop(self.server.url, self.requests, _PATIENCE_SECONDS, _CLIENTS, most=len(self.requests))
+        loop = closed_loop(self.server.url, self.requests, _PATIENCE_SECONDS, self.clients, most=len(self.requests))
         answered = asyncio.run(loop)
         if len(answered.latencies) != len(self.requests):
             raise RuntimeError(f"{len(self.requests) - len(answered.latencies)} requests failed: {answered.said}")

@@ -1,23 +1,24 @@
 """Frame and data path of this checkout against another's: `make bench-serving ARGS="--against DIR"`.
 
-In: the root of another checkout, for the same environment. Out: a table. Both checkouts serve the same artifact of the
-reference feed, from processes of their own on one core. One service remembers its answers, and what it spends is the
-frame. One remembers what the exported module answered, and what it spends is the frame and the data path, distinct
-candidates included. One answers past the application, which is the HTTP server and the kernel. Services take turns,
-A B B A, and ratios are taken within a turn.
+In: the root of another checkout, for the same environment. Out: a table. Each checkout serves an artifact of its own of
+the reference feed, with the same weights, from processes of their own on one core. One service remembers its answers,
+and what it spends is the frame. One remembers what the exported module answered, and what it spends is the frame and
+the data path, distinct candidates and the module's inputs included. One answers past the application, which is the HTTP
+server and the kernel. Services take turns, A B B A, and ratios are taken within a turn.
 """
 
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 from rich.progress import Progress
 
-from benchmarks import as_trained, report
+from benchmarks import report
 from benchmarks.load_generator import Block
 from benchmarks.ratio import Ratio
 from benchmarks.reference_feed import columnar_request
@@ -37,13 +38,11 @@ def compare(other: Path, sizes: Sequence[int], turns: int, requests: int) -> lis
     """The table. Raises RuntimeError where a service of either checkout fails."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="feedrank-bench-")))
-        models = folder / "models"
-        models.mkdir()
-        as_trained.publish(models, columnar_request(100, 0), folder / "as_trained.pt")
         servers = {
             (what, checkout): stack.enter_context(_server(checkout, app, models, folder))
-            for what, app in APPS.items()
             for checkout in (HERE, other)
+            for models in [_published(checkout, folder)]
+            for what, app in APPS.items()
         }
         spent = _take_turns(stack, servers, folder, sizes, turns, requests)
     cells = []
@@ -53,6 +52,18 @@ def compare(other: Path, sizes: Sequence[int], turns: int, requests: int) -> lis
             medians = [f"{statistics.median(values):.0f} ({min(values):.0f})" for values in (mine, others)]
             cells.append([str(size), what, *medians, str(Ratio.of(mine, others))])
     return report.table(["N", "what", "CPU us here: median (least)", "there", "here / there"], cells)
+
+
+def _published(checkout: Path, folder: Path) -> Path:
+    """A models folder that a checkout has published into."""
+    models = Path(mkdtemp(dir=folder))
+    code = (
+        "import sys; from pathlib import Path; from benchmarks import as_trained; "
+        "from benchmarks.reference_feed import columnar_request; "
+        "as_trained.publish(Path(sys.argv[1]), columnar_request(100, 0), Path(sys.argv[2]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(models), str(folder / "as_trained.pt")], cwd=checkout, check=True)
+    return models
 
 
 def _server(checkout: Path, app: str, models: Path, folder: Path) -> AbstractContextManager[Server]:
