@@ -40,7 +40,7 @@ class Way:
 
     server: Server
     requests: Sequence[bytes]
-    clients: int = 4
+    clients: int = 1
 
     def cpu_seconds(self) -> float:
         """CPU seconds of the server for all requests. Raises RuntimeError where one is refused."""

@@ -52,7 +52,7 @@ def main() -> None:
                 "bytes": [_tensors(server.url, one) for one in requests],
             }
             ways = {
-                wire: Way(server, [messages[number % 8] for number in range(options.requests)], clients=1)
+                wire: Way(server, [messages[number % 8] for number in range(options.requests)])
                 for wire, messages in sent.items()
             }
             spent = seconds[str(size)] = {wire: [] for wire in ways}
