@@ -6,7 +6,7 @@ Other bodies are read key by key, by the same types. Raises Problem: 400 not JSO
 not served, 413 too many events, 422 naming every fault.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any, NamedTuple
@@ -139,15 +139,14 @@ class EventReader:
                 )
         return faults
 
-    def value_faults(self, body: bytes, events: Sequence[Event], places: Sequence[int]) -> list[Fault]:
-        """Faults of users and of features' values, whole columns at a time. `body` is what the events came from."""
+    def value_faults(self, keys: Set[str], events: Sequence[Event], places: Sequence[int]) -> list[Fault]:
+        """Faults of users and of features' values, whole columns at a time. `keys` are all that the events have."""
         faults = []
         for place, event in zip(places, events, strict=True):
             if type(event.user) is str and not 0 < len(event.user.encode("utf-8", "replace")) <= _MAX_USER_BYTES:
                 faults.append(Fault(f"events[{place}].user", _RULES["user"]))
         for feature in self._features:
-            # Of the features of a model an event has one or two. An escaped key costs no more than a look.
-            if feature.key not in body and b"\\u" not in body:
+            if feature.name not in keys:
                 continue
             given = [
                 (place, value)
@@ -172,27 +171,34 @@ class _EventFeature(NamedTuple):
     attribute: str
     block: Block
 
-    @property
-    def key(self) -> bytes:
-        """The name as JSON has it."""
-        return f'"{self.name}"'.encode()
-
 
 def read_events(body: bytes, reader_of: Callable[[str | None], EventReader]) -> list[ModelEvents]:
     """The events of a body by model. `reader_of` gives a model's reader, for None that of the only model. Raises
     Problem."""
+    document = json_object(body)
+    keys = _keys(document)
     found = None
-    if b'"model"' not in body and b"\\u" not in body:
+    if keys is not None and "model" not in keys:
         reader = reader_of(None)
         events = reader.decoded(body)
         if events and len(events) <= MAX_EVENTS:
             found = [ModelEvents(reader, events, range(len(events)))]
     if found is None:
-        found = _read_by_key(json_object(body), reader_of)
-    faults = [fault for reader, events, places in found for fault in reader.value_faults(body, events, places)]
+        found = _read_by_key(document, reader_of)
+        keys = _keys(document)
+    assert keys is not None, "every event is an object"
+    faults = [fault for reader, events, places in found for fault in reader.value_faults(keys, events, places)]
     if faults:
         raise Problem.wrong_content(faults)
     return found
+
+
+def _keys(document: Mapping[str, Any]) -> Set[str] | None:
+    """All keys of the events, None where the body is not of events. Decoding a body once more costs less than looking
+    in each event for each feature of a model."""
+    events = document.get("events")
+    is_list = isinstance(events, list) and all(type(event) is dict for event in events)
+    return set().union(*events) if is_list and events is not None else None
 
 
 def _read_by_key(document: Mapping[str, Any], reader_of: Callable[[str | None], EventReader]) -> list[ModelEvents]:
