@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.artifact.bags import ModuleInputs
 from model.artifact.table_files import StackedTables
 from model.export.scoring_module import ScoringModule, to_torchscript
+from model.features.block import BLOCKS, EncodedBlock
 from training.compare.predictions import rows_of
 from training.data.rows import Rows
 from training.run.run import Run
@@ -84,8 +86,13 @@ def _scoring_seconds(run: Run, rows: Rows) -> float:
         rows.take_batch(torch.zeros(1, dtype=torch.int64)).request,
         rows.take_batch(torch.arange(CANDIDATES) % len(rows)).candidate,
     )
+    of_module = ModuleInputs(run.schema, module.table_starts)
+    inputs = [
+        of_module.of(block, EncodedBlock(*(tensor.numpy() for tensor in tensors)))
+        for block, tensors in zip(BLOCKS, (request, candidate), strict=True)
+    ]
     with torch.no_grad():
-        return median_seconds(lambda _: scripted(*request, *candidate), SCORING_CALLS, time.perf_counter)
+        return median_seconds(lambda _: scripted(*inputs), SCORING_CALLS, time.perf_counter)
 
 
 def median_seconds(call: Callable[[int], Any], calls: int, clock: Callable[[], float]) -> float:
