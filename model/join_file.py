@@ -10,13 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from model.schema import FeedSchema
 from model.strict_yaml import Name, StrictModel
 
 FILE_NAME = "join.yaml"
 SHOWN = "shown"
-# A feature that comes from events: the position that the client displayed.
-SHOWN_POSITION = "shown.position"
 
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -82,20 +79,3 @@ class JoinFile(StrictModel):
     def adding_types(self) -> frozenset[str]:
         """The types whose events need an `event_id`."""
         return frozenset(label.event for label in self.labels.values() if label.adds_up)
-
-    def check_schema(self, feed: FeedSchema, place: str) -> None:
-        """Raise ValueError, opened by `place`, where the file does not make what the feed's training reads."""
-        labels = {task.label for task in feed.tasks}
-        missing, unknown = sorted(labels - self.labels.keys()), sorted(self.labels.keys() - labels)
-        if missing:
-            raise ValueError(f"{place}: labels: no rule for {', '.join(missing)}, which tasks of '{feed.name}' learn")
-        if unknown:
-            raise ValueError(f"{place}: labels.{unknown[0]}: no task of '{feed.name}' has this label")
-        from_events = {feature.name for feature in feed.features if feature.side == "training_only"}
-        for name in self.features:
-            if name not in from_events:
-                raise ValueError(f"{place}: features.{name}: not a training_only feature of '{feed.name}'")
-        for task in feed.tasks:
-            if self.labels[task.label].missing is None and task.mask is None:
-                rule = f"needs a mask in task '{task.name}', which is 0 where there is no event"
-                raise ValueError(f"{place}: labels.{task.label}: missing: null {rule}")

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.base.errors import Fault, Problem, value_or_kind
@@ -18,14 +17,11 @@ from service.base.record import RequestRecord
 from service.http.admission import Admission, Ticket, busy
 from service.http.body import read_body_in_time
 from service.http.content_encoding import encoding_of, size_of, unpacked
-from service.http.middleware import header, record_of, send_problem
-from service.http.protocol import CUT_OFF
+from service.http.middleware import draining, header, record_of, send_disconnected, send_problem
 from service.metrics.metrics import Metrics
 from service.pipeline import TIMEOUT_HEADER, Answer, check_deadline, deadline_passed
 from service.process.scoring_threads import ScoringThreads
 from service.rank.answer import Reply
-
-_DISCONNECTED = 499  # no client is left to read an answer: the code is for the log and the metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,7 @@ class Responder:
         record = record_of(scope)
         try:
             if self.is_draining():
-                raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
+                raise draining()
             deadline = _deadline(scope, record)
             encoding = encoding_of(scope)
             body, ticket = await self._admit(scope, receive, encoding)
@@ -53,7 +49,7 @@ class Responder:
         except TimeoutError:
             problem = deadline_passed()
         except ClientDisconnect:
-            await Response(status_code=scope.get(CUT_OFF, _DISCONNECTED))(scope, receive, send)
+            await send_disconnected(scope, receive, send)
             return
         except Problem as raised:
             problem = raised

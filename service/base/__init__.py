@@ -1,1 +1,1 @@
-"""What every room uses: errors, log lines, the record of a request."""
+"""Errors, log lines and the record of a request, which every room uses."""

@@ -21,21 +21,21 @@ from model.strict_yaml import did_you_mean
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, kind_of, shown
 from service.base.json_object import json_object
 from service.base.record import MAX_REQUEST_ID
+from service.rank.wire import RequestId
 
 MAX_EVENTS = 1_000
 MAX_BODY_BYTES = 2**20
 _MAX_USER_BYTES = 256
 _MAX_POSITION = 1_000_000
 
-_Name = Annotated[str, Meta(min_length=1, max_length=MAX_REQUEST_ID, pattern=r"^[ -~]*[!-~][ -~]*\Z")]
 FIELD_TYPES: dict[str, Any] = {
-    "request_id": _Name,
+    "request_id": RequestId,
     "type": Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")],
     "id": str,
     "position": Annotated[int, Meta(ge=0, le=_MAX_POSITION)],
     "time": Annotated[datetime, Meta(tz=True)],
     "value": float,
-    "event_id": _Name,
+    "event_id": RequestId,
     "user": str | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)],
     "model": str,
 }

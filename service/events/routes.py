@@ -12,7 +12,6 @@ from functools import partial
 import msgspec
 import numpy as np
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.base.errors import FAULTS_SHOWN, Fault, Problem
@@ -21,12 +20,10 @@ from service.events.event_log import EventLog
 from service.events.event_types import EventTypes
 from service.http.body import read_body_in_time
 from service.http.content_encoding import encoding_of, unpacked
-from service.http.middleware import send_problem
-from service.http.protocol import CUT_OFF
+from service.http.middleware import draining, send_disconnected, send_problem
 from service.metrics.metrics import Metrics
 from service.models.store import ModelStore
 
-_DISCONNECTED = 499
 _OTHER = "other"
 
 _encoder = msgspec.json.Encoder()
@@ -59,14 +56,14 @@ class Events:
             if self._log is None:
                 raise Problem(404, "events are off: start the service with --event-log DIR")
             if self._is_draining():
-                raise Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
+                raise draining()
             encoding = encoding_of(scope)
             body = await read_body_in_time(scope, receive, MAX_BODY_BYTES, self._body_seconds)
             if encoding is not None:
                 body = unpacked(body, encoding, MAX_BODY_BYTES)
             accepted = await self._accept(self._log, body)
         except ClientDisconnect:
-            await Response(status_code=scope.get(CUT_OFF, _DISCONNECTED))(scope, receive, send)
+            await send_disconnected(scope, receive, send)
             return
         except Problem as raised:
             problem = raised

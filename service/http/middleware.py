@@ -10,11 +10,13 @@ import secrets
 import time
 from functools import lru_cache
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.base.errors import Problem, refusal
 from service.base.log import FieldLogger
 from service.base.record import RequestRecord, is_request_id
+from service.http.protocol import CUT_OFF
 from service.http.tracing import Tracing, trace_id_of
 from service.metrics.metrics import ENDPOINTS, SCORING, SCORING_CODES, Metrics
 
@@ -24,6 +26,7 @@ _LABELS = re.compile(r"/v1/admin/models/[^/]+/labels")
 _OPEN_INFERENCE_MODEL = re.compile(r"(/v2/models/)[^/]+(?:/versions/[^/]+)?(/infer|/ready|)")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _KEY = "feedrank.record"
+_DISCONNECTED = 499  # no client is left to read an answer
 _HEADERS = "feedrank.headers"  # by name: several are looked up in every request
 _REQUEST_ID_KEY = REQUEST_ID.lower().encode("latin-1")
 
@@ -72,6 +75,16 @@ async def send_problem(problem: Problem, scope: Scope, receive: Receive, send: S
     if problem.reason is not None:
         metrics.rejected.labels(problem.reason).inc()
     await refusal(problem, scope["path"], record_of(scope).request_id)(scope, receive, send)
+
+
+def draining() -> Problem:
+    """503: no request is taken any more."""
+    return Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
+
+
+async def send_disconnected(scope: Scope, receive: Receive, send: Send) -> None:
+    """End a request whose client has left. The code is for the log and the metrics."""
+    await Response(status_code=scope.get(CUT_OFF, _DISCONNECTED))(scope, receive, send)
 
 
 class Observe:

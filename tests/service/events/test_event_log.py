@@ -20,19 +20,10 @@ from service.events.event_log import event_files
 from service.log_files.folder import LogFolder
 from service.log_files.rotated_files import RotatedFiles
 from service.log_files.watermark import Watermark
-from tests.artifacts import publish_artifact
 from tests.service.in_process import client_of
 from tests.service.running import RunningService
 
 CLICK: dict[str, Any] = {"request_id": "r-1", "type": "click", "id": "v2"}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    publish_artifact(tmp_path / "models")
-    folder = tmp_path / "events"
-    folder.mkdir()
-    return folder
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

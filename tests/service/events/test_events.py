@@ -30,14 +30,6 @@ labels:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    publish_artifact(tmp_path / "models")
-    folder = tmp_path / "events"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def client(folder: Path, tmp_path: Path) -> Iterator[TestClient]:
     with client_of(tmp_path / "models", event_log=folder) as client:
         yield client
