@@ -59,7 +59,8 @@ class FileEntry(StrictModel):
 
 
 class Manifest(StrictModel):
-    """An artifact and its origin. `checksum` is the sha256 of the rest of the manifest."""
+    """An artifact and its origin. `user` is the feature whose value names the user of a request, None where none does.
+    `checksum` is the sha256 of the rest of the manifest."""
 
     format_version: int
     format: Literal["torchscript"]
@@ -67,6 +68,7 @@ class Manifest(StrictModel):
     version: int
     created: str
     feed: FeedSchema = Field(alias="schema")
+    user: str | None = None
     network: dict[str, Any]
     training: dict[str, Any]
     metrics: dict[str, Any]
@@ -192,6 +194,7 @@ def publish(
     write_files: Callable[[Path], None],
     *,
     schema: FeedSchema,
+    user: str | None = None,
     network: Mapping[str, Any],
     training: Mapping[str, Any],
     metrics: Mapping[str, Any],
@@ -211,6 +214,7 @@ def publish(
             "name": name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "schema": schema.model_dump(mode="json", exclude_none=True),
+            "user": user,
             "network": dict(network),
             "training": dict(training),
             "metrics": dict(metrics),

@@ -129,6 +129,7 @@ def export(
         name or run.schema.name,
         write_files,
         schema=run.schema,
+        user=user_feature(run.schema, run.config.data.group_by),
         network=run.config.network.model_dump(mode="json"),
         training={
             "run": run.path.name,
@@ -144,6 +145,14 @@ def export(
     shown = ", ".join(f"{pair} {error:.1e}" for pair, error in parity.items())
     log.info("published %s; largest differences: %s", path, shown)
     return path
+
+
+def user_feature(schema: FeedSchema, group_by: str | None) -> str | None:
+    """The feature that names the user of a request: the one of single ids on side `user` that `data.group_by` names.
+    None where that is another column."""
+    ids = {name for table in schema.tables for name in table.features}
+    named = [one for one in schema.features if one.name == group_by and one.name in ids]
+    return next((one.name for one in named if one.side == "user" and not one.is_list), None)
 
 
 def _metrics(run: Run) -> dict[str, Any]:

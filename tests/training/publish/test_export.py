@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from model.artifact.artifact import REFERENCE, ArtifactError
 from model.embeddings.embeddings import Embeddings
 from model.scorer.scorer import Scorer
-from tests.artifacts import writable
+from tests.artifacts import tiny_schema, writable
 from tests.training_data import Json, sigmoid, small_disk
 from training.data.rows import Rows, columns_from_arrow, read_splits
 from training.evaluate.evaluate import evaluate
 from training.evaluate.validation import predict
 from training.publish import export as export_module
-from training.publish.export import export
+from training.publish.export import export, user_feature
 from training.run.run import Run
 
 USER = ("user_id", "history", "tab")
@@ -110,6 +110,7 @@ def test_the_manifest_says_what_was_published(run: Run, artifact: Path) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["name"], manifest["version"], manifest["format"]) == ("clips", 1, "torchscript")
     assert [feature["name"] for feature in manifest["schema"]["features"]] == [f.name for f in run.schema.features]
+    assert manifest["user"] == "user_id"
     assert [task["name"] for task in manifest["schema"]["tasks"]] == ["click", "like", "watch"]
     assert manifest["network"] == run.config.network.model_dump(mode="json")
     assert manifest["training"]["data_window"]["train"] == {"min": None, "max": 4}
@@ -128,6 +129,23 @@ def test_the_manifest_says_what_was_published(run: Run, artifact: Path) -> None:
     for name, entry in manifest["files"].items():
         content = (artifact / name).read_bytes()
         assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+
+
+@pytest.mark.parametrize(
+    ("group_by", "user"),
+    [
+        ("user_id", "user_id"),
+        ("country", "country"),
+        ("history", None),  # a list
+        ("age_days", None),  # a number
+        ("tab", None),  # of the context
+        ("video_id", None),  # of a candidate
+        ("row", None),  # no feature
+        (None, None),
+    ],
+)
+def test_an_id_of_the_user_that_groups_rows_names_the_user_of_a_request(group_by: str | None, user: str | None) -> None:
+    assert user_feature(tiny_schema(), group_by) == user
 
 
 def test_the_manifest_names_no_folder_of_the_training_machine(run: Run, artifact: Path) -> None:
