@@ -17,9 +17,10 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.types import Receive, Scope
 
+from model.rollout.labels import Labels
 from service.base.errors import Fault, Problem, shown, value_or_kind
 from service.base.json_object import json_object
-from service.models.labels import Labels, named_once
+from service.models.labels import named_once
 from service.models.store import ModelStore
 
 PATH = "/v1/admin/models/{name}/labels"

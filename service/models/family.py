@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.artifact.artifact import versions
+from model.rollout import labels as labels_file
+from model.rollout.labels import CANARY, SHADOW, STABLE, Labels, LabelsFile
 from model.scorer.scorer import Scorer
 from model.untrusted_files import Fingerprints, fingerprints
 from service.base.errors import Fault, Problem
 from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
-from service.models import labels as labels_file
-from service.models.labels import CANARY, CANARY_SEED, SHADOW, STABLE, Labels, LabelsFile, falls_within
+from service.models.labels import CANARY_SEED, falls_within
 from service.models.value_models_file import ValueModelsFile
 from service.models.version import LoadedVersion, Loading, ServedModel, VersionState, derived_files
 

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.rollout.labels import FILE_NAME, STABLE, Labels, LabelsFile
 from model.scorer.scorer import Scorer
-from service.models.labels import FILE_NAME, STABLE, Labels, LabelsFile, named_once
+from service.models.labels import named_once
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,115 +1,18 @@
-"""Labels of a model's versions: `stable` is served, `canary` has a share of the requests, `shadow` scores beside it.
+"""Labels on the way of a request: the share that a canary or a shadow takes, and labels as JSON.
 
-In: `<models>/<name>/labels.yaml`, `{stable: 3, canary: {version: 4, share: 0.05}, shadow: 5}`, written by hand or by
-the admin API. Every key may be left out. Out: `Labels`. A file that is not valid, or goes away, leaves the labels
-before it in force.
+In: a request id and a share, or the JSON of an admin. Out: True for a request in the share, or the object.
 """
 
-import errno
-import fcntl
-import os
-import re
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import xxhash
-import yaml
-from pydantic import BeforeValidator, Field, model_validator
 
-from model.artifact.artifact import sync
-from model.strict_yaml import StrictModel
-from model.untrusted_files import PolledFile
-from service.base.log import FieldLogger
+from model.rollout.labels import CANARY, SHADOW, STABLE
 
-FILE_NAME = "labels.yaml"
-STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
 _KEYS = (STABLE, CANARY, SHADOW, "version", "share")
 # Seeds of the hash of a request id, so that being in one sample says nothing about being in another.
 IMPRESSION_SEED, CANARY_SEED, SHADOW_SEED = 0, 1, 2
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _HASHES = 2**64
-_LOCK_SECONDS = 2.0
-# What file systems without locks answer.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-
-_log = FieldLogger("models")
-
-
-def _version(given: object) -> int:
-    if (type(given) is int or isinstance(given, str)) and _VERSION.fullmatch(str(given)):
-        return int(str(given))
-    raise ValueError("expected a model version, a whole number of at least 1")
-
-
-Version = Annotated[int, BeforeValidator(_version)]
-
-
-class Canary(StrictModel):
-    """The version that a share of the requests goes to, in [0, 1]."""
-
-    version: Version
-    share: Annotated[float, Field(ge=0, le=1, strict=True)]
-
-
-class Labels(StrictModel):
-    """The labels of one model. Without `stable` its newest version that verifies is served."""
-
-    stable: Version | None = None
-    canary: Canary | None = None
-    shadow: Version | None = None
-
-    @model_validator(mode="after")
-    def _canary_beside_stable(self) -> "Labels":
-        if self.canary is not None and self.stable is None:
-            raise ValueError("canary needs stable: without it the newest version is served to all")
-        return self
-
-    def versions(self) -> dict[str, int]:
-        """The labels that are set, `stable` first, and the version of each."""
-        canary = None if self.canary is None else self.canary.version
-        given = {STABLE: self.stable, CANARY: canary, SHADOW: self.shadow}
-        return {label: version for label, version in given.items() if version is not None}
-
-    def merged(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """These labels with changes (RFC 7396): null removes a label, and what is left out of one stays."""
-        return _merged(self.document(), changes)
-
-    def document(self) -> dict[str, Any]:
-        """Document of the labels, as /v1/models shows them, versions as strings."""
-        shown: dict[str, Any] = {label: str(version) for label, version in self.versions().items()}
-        if self.canary is not None:
-            shown[CANARY] = {"version": shown[CANARY], "share": self.canary.share}
-        return shown
-
-
-def _lock(folder: int) -> None:
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_LOCK_SECONDS / 100)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            _log.warning("the file system of the models folder has no locks; the last writer of labels wins")
-            return
-        else:
-            return
-
-
-def _merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(before)
-    for key, given in changes.items():
-        inner = before.get(key)
-        merged[key] = _merged(inner, given) if isinstance(inner, Mapping) and isinstance(given, Mapping) else given
-    return {key: given for key, given in merged.items() if given is not None}
 
 
 def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -126,63 +29,3 @@ def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def falls_within(request_id: str, share: float, seed: int) -> bool:
     """True for a request in the share [0, 1] of all: the same id decides alike in every process, for good."""
     return xxhash.xxh3_64_intdigest(request_id.encode(), seed) < round(share * _HASHES)
-
-
-class LabelsFile:
-    """The file of one model. `last_valid` stays when the file goes away: a file with `{}` removes labels. `error` says
-    why the file is not in force as it is now."""
-
-    def __init__(self, path: Path) -> None:
-        self.last_valid = Labels()
-        self._path = path
-        self._file = PolledFile(path)
-        self._content_error: str | None = None
-
-    @property
-    def error(self) -> str | None:
-        """A reason that names the file. None where it is in force, or where there never was one."""
-        return self._file.error or self._content_error
-
-    def poll(self) -> bool:
-        """Read the file and return whether what is to be said of it has changed."""
-        before = self._file.content
-        if not self._file.poll():
-            return False
-        content = self._file.content
-        if content is not None and content != before:
-            try:
-                self.last_valid, self._content_error = Labels.from_bytes(content, str(self._path)), None
-            except ValueError as error:
-                self._content_error = str(error)
-        return True
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep others who change labels, in any process, from writing meanwhile. Raises OSError, also where another
-        process keeps the lock for longer than writing takes."""
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _lock(folder)
-            yield
-        finally:
-            os.close(folder)
-
-    def write(self, labels: Labels) -> None:
-        """Replace the file by one rename: a reader sees the labels before or these. Raises OSError."""
-        text = yaml.safe_dump(labels.model_dump(exclude_none=True), sort_keys=False, default_flow_style=None)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=self._path.parent, prefix=".labels-", encoding="utf-8", delete=False
-        ) as file:
-            place = Path(file.name)
-            try:
-                file.write(text)
-                file.close()
-                place.chmod(0o644)  # other workers, and who writes it by hand
-                sync(place)
-                place.replace(self._path)
-            except OSError:
-                with suppress(OSError):
-                    place.unlink()
-                raise
-        with suppress(OSError):  # the labels are in force by now: only their surviving a power cut is open
-            sync(self._path.parent)

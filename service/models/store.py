@@ -20,6 +20,7 @@ import torch
 
 from model.artifact import prehash
 from model.artifact.artifact import model_names
+from model.rollout.labels import SHADOW, Labels
 from model.scorer.scorer import EngineChoice
 from model.scorer.torchscript import ScriptLoader, load_script
 from service.base.background import nice, short_intervals
@@ -27,7 +28,6 @@ from service.base.errors import Fault, Problem
 from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 from service.models.family import ModelFamily
-from service.models.labels import SHADOW, Labels
 from service.models.version import Loading, ServedModel
 
 _LOAD_SECONDS = 10.0

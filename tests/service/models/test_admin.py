@@ -16,8 +16,9 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
+from model.rollout.labels import FILE_NAME
 from model.scorer.scorer import Scorer
-from service.models.labels import CANARY_SEED, FILE_NAME, falls_within
+from service.models.labels import CANARY_SEED, falls_within
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of, sample
 from tests.service.models.test_store import flip_a_byte
@@ -188,7 +189,7 @@ def test_a_patch_that_cannot_be_changes_nothing(
 def test_a_lock_that_somebody_keeps_is_said_and_holds_up_no_poll(
     client: TestClient, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.models.labels._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("model.rollout.locks.LOCK_SECONDS", 0.1)
     folder = os.open(models / "tiny", os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from model.rollout.labels import FILE_NAME
 from service.__main__ import main
-from service.models.labels import FILE_NAME
 from tests.artifacts import publish_artifact
 from tests.deploy.programs import ROOT
 

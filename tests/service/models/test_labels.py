@@ -3,18 +3,17 @@
 import gc
 import math
 import shutil
-import stat
 import weakref
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.artifact.artifact import RANKER
+from model.rollout.labels import FILE_NAME
 from service.base.errors import Problem
-from service.models.labels import CANARY_SEED, FILE_NAME, SHADOW_SEED, Labels, LabelsFile, falls_within
+from service.models.labels import CANARY_SEED, SHADOW_SEED, falls_within
 from service.models.store import ModelStore
 from tests.artifacts import publish_artifact
 from tests.service.models.test_store import flip_a_byte, loads, states, store_of
@@ -230,24 +229,3 @@ def test_value_models_go_live_for_every_loaded_version_or_for_none(models: Path)
     file.write_text("default: {kind: weighted_sum, weights: {lke: 5.0}}")
     store.refresh()
     assert {store.find("tiny", label).value_models["default"].version for label in ("stable", "shadow")} == versions
-
-
-LABELS = {"stable": "3", "canary": {"version": "4", "share": 0.05}, "shadow": "5"}
-
-
-def test_the_file_that_is_written_is_the_one_that_is_read(tmp_path: Path) -> None:
-    file = LabelsFile(tmp_path / FILE_NAME)
-    assert not file.poll()
-    for entry in (LABELS, {"stable": "1"}, {}, {"shadow": "2", "canary": None}):
-        labels = Labels.model_validate(entry)
-        file.write(labels)
-        assert file.poll()
-        assert file.error is None
-        assert file.last_valid == labels
-        assert file.last_valid.document() == {label: value for label, value in entry.items() if value}
-    assert not file.poll()
-    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
-    assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o644
-    file.write(Labels.model_validate(LABELS))
-    by_hand = {"stable": 3, "canary": {"version": 4, "share": 0.05}, "shadow": 5}
-    assert yaml.safe_load((tmp_path / FILE_NAME).read_text()) == by_hand
