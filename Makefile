@@ -187,7 +187,7 @@ bench-networks: $(STAMP) ## CPU time of a training step of AdaTT-sp, against a m
 bench-balancing: $(STAMP) ## CPU time of a training step with every balancing method
 	@exec $(PY) -m benchmarks.balancing_cost $(ARGS)
 
-bench-serving: $(STAMP) ## what a request costs, against other services around the same network
+bench-serving: $(STAMP) ## what a request costs, against other services around the same network (ARGS="--against DIR": another checkout)
 	@exec $(PY) -m benchmarks.serving $(ARGS)
 
 bench-equal-rows: $(STAMP) ## what it costs a request to find equal candidates where there are none

@@ -1,102 +1,135 @@
-"""feedrank's frame without what it carries: the application as it is, but answers are remembered by size of the body.
+"""feedrank's service without a part of what it carries, of this checkout or of another.
 
-In: FRAME_MODELS, a models folder. Out: `make_app()`, served as service/serve.py serves its own. HTTP, the event
-loop, the way to a scoring thread and back are the service's. A body of a size that was answered before gets that
-answer. What a request costs here, no faster model or data path can win. `make_bare_app()` answers alike on the event
-loop, past all of the application: the cost of the HTTP server and the kernel. `make_unscored_app()` does all but score.
+    python benchmarks/frame_service.py PART [flags of the service]
+
+It serves the checkout that is the working directory, as `python -m service` does, but for a part that it remembers:
+
+* `server`: answers, on the event loop, past all of the application. The rest is the HTTP server and the kernel.
+* `frame`: answers by size of the body, in the scoring thread. No faster model or data path can win what is left.
+* `unscored`: answers of the exported module by number of candidates. The rest is the frame and the data path.
+* `all`: nothing.
 """
 
 import os
-from pathlib import Path
+import runpy
+import sys
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-import torch
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from model.scorer.scorer import Scorer
-from service.app import create_app
-from service.base.record import RequestRecord
-from service.metrics.metrics import RANK
-from service.pipeline import Ranking
-from service.rank.answer import Reply
-from service.settings import Settings
+RANK = "/v1/rank"
+# Where a checkout has a class, the newest place first.
+_PLACES = {"Ranking": ("service.pipeline", "service.ranking"), "Scorer": ("model.scorer.scorer", "model.scorer")}
 
 
-def make_app() -> ASGIApp:
-    """The application. It changes a class of the service, so a process can have only one."""
-    remembered: dict[int, Reply] = {}
-    answer = Ranking.answer
+def remember_in_the_server() -> None:
+    """The application, which answers what it has not seen before. The rest comes from a dictionary."""
+    app: Any = import_module("service.app")
+    create = app.create_app
 
-    def remember(ranking: Ranking, body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
+    def create_app(*arguments: Any) -> Any:
+        full = create(*arguments)
+        remembered: dict[int, list[Any]] = {}
+
+        async def bare(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http" or scope["path"] != RANK:
+                await full(scope, receive, send)
+                return
+            message = await receive()
+            body: bytes = message["body"]
+            while message["more_body"]:
+                message = await receive()
+                body += message["body"]
+            if len(body) not in remembered:
+                answer: list[Any] = []
+
+                async def once() -> Any:
+                    return {"type": "http.request", "body": body, "more_body": False}
+
+                async def keep(part: Any) -> None:
+                    answer.append(part)
+
+                await full(scope, once, keep)
+                remembered[len(body)] = answer
+            for part in remembered[len(body)]:
+                await send(part)
+
+        return bare
+
+    app.create_app = create_app
+
+
+def remember_answers() -> None:
+    """The scoring of requests, which knows a body that it has seen by its size."""
+    ranking = _find("Ranking")
+    answer = ranking.answer
+    remembered: dict[int, Any] = {}
+
+    def remember(self: Any, body: bytes, record: Any, deadline: float | None) -> Any:
         size = len(body)
         if size not in remembered:
-            remembered[size] = answer(ranking, body, record, deadline)
+            remembered[size] = answer(self, body, record, deadline)
         return remembered[size]
 
-    Ranking.answer = remember  # type: ignore[method-assign, assignment]
-    return _app()
+    ranking.answer = remember
 
 
-def make_bare_app() -> ASGIApp:
-    """The application that answers what it has not seen before. The rest comes from a dictionary."""
-    full = _app()
-    remembered: dict[int, list[Message]] = {}
+def remember_module() -> None:
+    """The exported module, which knows the answers of so many candidates."""
+    scorer = _find("Scorer")
+    load = scorer.load
 
-    async def bare(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != RANK:
-            await full(scope, receive, send)
-            return
-        message = await receive()
-        body: bytes = message["body"]
-        while message["more_body"]:
-            message = await receive()
-            body += message["body"]
-        if len(body) not in remembered:
-            answer: list[Message] = []
+    def remembering(*arguments: Any, **options: Any) -> Any:
+        loaded = load(*arguments, **options)
+        loaded.module = _Remembering(loaded.module)
+        return loaded
 
-            async def once() -> Message:
-                return {"type": "http.request", "body": body, "more_body": False}
-
-            async def keep(part: Message) -> None:
-                answer.append(part)
-
-            await full(scope, once, keep)
-            remembered[len(body)] = answer
-        for part in remembered[len(body)]:
-            await send(part)
-
-    return bare
-
-
-def make_unscored_app() -> ASGIApp:
-    """The application whose exported module remembers its answers by number of candidates."""
-    load = Scorer.load
-
-    def remembering(*arguments: Any, **options: Any) -> Scorer:
-        scorer = load(*arguments, **options)
-        scorer.module = _Remembering(scorer.module)  # type: ignore[assignment]
-        return scorer
-
-    Scorer.load = remembering  # type: ignore[method-assign]
-    return _app()
+    scorer.load = remembering
 
 
 class _Remembering:
-    def __init__(self, module: torch.jit.ScriptModule) -> None:
+    def __init__(self, module: Any) -> None:
         self._module = module
-        self._answers: dict[int, torch.Tensor] = {}
+        self._answers: dict[int, Any] = {}
 
-    def __call__(self, request: list[torch.Tensor], candidates: list[torch.Tensor]) -> torch.Tensor:
-        rows = len(candidates[0])
+    def __call__(self, *inputs: Any) -> Any:
+        last = inputs[-1]
+        while isinstance(last, list):
+            last = last[-1]
+        rows = len(last)  # the last tensor of the candidates has a row for each
         if rows not in self._answers:
-            self._answers[rows] = self._module(request, candidates)
+            self._answers[rows] = self._module(*inputs)
         return self._answers[rows]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
 
-def _app() -> ASGIApp:
-    return create_app(
-        Settings.model_validate({"models": Path(os.environ["FRAME_MODELS"]), "threads": 1, "queue_seconds": 60})
-    )
+def _find(name: str) -> Any:
+    for place in _PLACES[name]:
+        try:
+            return getattr(import_module(place), name)
+        except ImportError:
+            continue
+    raise RuntimeError(f"this checkout has {name} in none of {', '.join(_PLACES[name])}")
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "server": remember_in_the_server,
+    "frame": remember_answers,
+    "unscored": remember_module,
+    "all": lambda: None,
+}
+
+
+def main() -> None:
+    """Serve until a signal."""
+    part, *flags = sys.argv[1:]
+    sys.path[0] = os.getcwd()  # the checkout's packages, not the folder of this script
+    sys.argv = ["service", *flags]
+    PARTS[part]()
+    runpy.run_module("service", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

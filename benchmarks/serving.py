@@ -35,6 +35,7 @@ from benchmarks.serving_services import COMPILED, MLSERVER_ENVIRONMENT, Services
 from model.scorer.scorer import Engine
 
 SIZES = (1, 10, 100, 500, 1000)
+AGAINST_SIZES = (10, 100, 500)
 CONCURRENCY = (1, 8)
 WARM_UP = 20
 # The fewest make a p99 over all turns, the most bound the quickest.
@@ -51,14 +52,14 @@ def main() -> None:
     parser.add_argument("--candidates", type=_positive, nargs="+", help="sizes of a request")
     parser.add_argument("--turns", type=_positive)
     parser.add_argument("--requests", type=_positive, help="requests of a block; without it, by the service's speed")
-    parser.add_argument("--against", type=Path, help="the root of another checkout, whose frame and data path compare")
+    parser.add_argument("--against", type=Path, help="the root of another checkout, whose parts of a request compare")
+    parser.add_argument("--only-module", action="store_true", help="--against: the exported module's stages alone")
     parser.add_argument("--note", default="", help="said in the result: what else the machine was doing")
     options = parser.parse_args()
     sizes = options.candidates or ((100, 500) if options.quick else SIZES)
     turns = options.turns or (2 if options.quick else 7)
     if options.against is not None:
-        given = options.candidates or (100, 500)
-        print("\n".join(compare(options.against.resolve(), given, turns, options.requests or 400)))
+        _compare(options, turns)
         return
     seconds = 0.15 if options.quick else 0.35
     signal.signal(signal.SIGTERM, _end)
@@ -77,6 +78,18 @@ def main() -> None:
         return
     (report.RESULTS / serving_report.PICTURE).write_bytes(serving_report.picture(data))
     print(report.write("serving", "What a scoring request costs", body, data, _command(options)))
+
+
+def _compare(options: argparse.Namespace, turns: int) -> None:
+    """Parts of a request here and in another checkout."""
+    sizes = options.candidates or AGAINST_SIZES
+    root = options.against.resolve()
+    body, figures = compare(root, sizes, turns, options.requests or 300, only_module=options.only_module)
+    print("\n".join(body))
+    if options.quick or options.only_module:
+        return
+    command = 'make bench-serving ARGS="--against DIR"'
+    print(report.write("serving_against", "Parts of a request", body, {"microseconds": figures}, command))
 
 
 def measure(

@@ -84,16 +84,17 @@ def serve(
     port: int,
     log: Path,
     cores: Set[int],
+    folder: Path | None = None,
     **environment: str,
 ) -> Iterator[Server]:
-    """A server process on `cores` until the block ends. `log` takes what it prints. Raises RuntimeError if it does not
-    start."""
+    """A server process on `cores`, in `folder` or here, until the block ends. `log` takes what it prints. Raises
+    RuntimeError if it does not start."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "FEEDRANK_DRAIN_SECONDS": "0", **environment}
     with (
         log.open("w", encoding="utf-8") as output,
         # A session of its own: Ctrl-C reaches this program alone, which then ends its servers in order.
         subprocess.Popen(
-            command, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         ) as process,
         _ended(process),
     ):

@@ -90,8 +90,8 @@ class Services:
         server = self._feedrank("torchscript", self._models)
         self.ways[TORCHSCRIPT] = Way(server, "/v1/rank", dict, _read_columns)
         self.ways[TORCHSCRIPT_ROWS] = Way(server, "/v1/rank", as_rows, _read_rows)
-        for names, make_app in ((FRAME, "make_app"), (BARE, "make_bare_app")):
-            server = self._frame(make_app)
+        for names, part in ((FRAME, "frame"), (BARE, "server")):
+            server = self._frame(part)
             self.ways[names["columns"]] = Way(server, "/v1/rank", dict, _read_columns)
             self.ways[names["rows"]] = Way(server, "/v1/rank", as_rows, _read_rows)
         say("compiling the artifact for this CPU (a minute)")
@@ -167,13 +167,12 @@ class Services:
         command += ["--threads", "1", "--engine", engine, "--log-level", "warning", "--queue-seconds", "60"]
         return self._serve(f"{models.name}-{engine}", command, "/readyz", port)
 
-    def _frame(self, make_app: str) -> Server:
+    def _frame(self, part: str) -> Server:
         port = free_port()
-        command = [sys.executable, "-m", "uvicorn", "--factory", f"benchmarks.frame_service:{make_app}"]
-        # As service/serve.py has it.
-        command += ["--port", str(port), "--loop", "uvloop", "--http", "httptools", "--ws", "none"]
-        command += ["--no-access-log", "--no-server-header", "--log-level", "warning"]
-        return self._serve(make_app, command, "/readyz", port, FRAME_MODELS=str(self._models))
+        script = str(Path(__file__).with_name("frame_service.py"))
+        command = [sys.executable, script, part, "--models", str(self._models), "--port", str(port), "--threads", "1"]
+        command += ["--log-level", "warning", "--queue-seconds", "60"]
+        return self._serve(part, command, "/readyz", port)
 
     def _mlserver(self) -> Server:
         # The Makefile knows how an environment is made from a lock file, and from which index torch comes.
@@ -200,7 +199,7 @@ class Services:
 
     def _serve(self, name: str, command: list[str], ready: str, port: int, **environment: str) -> Server:
         log = self._folder / f"{name}.log"
-        return self._stack.enter_context(serve(command, ready, port, log, SERVER_CORES, **environment))
+        return self._stack.enter_context(serve(command, ready, port, log, SERVER_CORES, None, **environment))
 
 
 def _requests(candidates: int) -> list[Request]:

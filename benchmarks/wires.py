@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,9 @@ def main() -> None:
         server = stack.enter_context(serve(command, "/readyz", port, folder / "service.log", SERVER_CORES))
         for size in SIZES:
             requests = [columnar_request(size, seed) for seed in range(8)]
-            sent = {
-                "columns": [message(server.url, "/v1/rank", json.dumps(one).encode()) for one in requests],
-                "bytes": [_tensors(server.url, one) for one in requests],
-            }
             ways = {
-                wire: Way(server, [messages[number % 8] for number in range(options.requests)])
-                for wire, messages in sent.items()
+                wire: Way(server, [sent[number % 8] for number in range(options.requests)])
+                for wire, sent in messages(server.url, requests).items()
             }
             spent = seconds[str(size)] = {wire: [] for wire in ways}
             for turn in range(-1, options.turns):  # the first one warms up
@@ -73,6 +70,14 @@ def main() -> None:
     ]
     path = report.write("wires", "The same request on both wires", body, {"seconds": seconds}, "make bench-wires")
     print(path.read_text(encoding="utf-8"))
+
+
+def messages(url: str, requests: Sequence[dict[str, Any]]) -> dict[str, list[bytes]]:
+    """The requests on each wire."""
+    return {
+        "columns": [message(url, "/v1/rank", json.dumps(one).encode()) for one in requests],
+        "bytes": [_tensors(url, one) for one in requests],
+    }
 
 
 def _tensors(url: str, request: dict[str, Any]) -> bytes:
