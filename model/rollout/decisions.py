@@ -1,0 +1,128 @@
+"""Decisions about a model as its journal has them: the steps' entries, and what stands by all of them.
+
+In: entries of a journal, in the order written. Out: `Decisions`: days that are quarantined, versions that were
+withdrawn or stable, since when a canary is judged, and whether the daily job is paused. Nothing else keeps this.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from model.rollout.journal import Entry
+from model.rollout.labels import CANARY, STABLE, Labels
+
+# Steps, as entries name them.
+LABELS, JUDGE, DATA_GATE, QUALITY_GATE, TRAIN, EXPORT, DAILY = (
+    "labels", "judge", "data_gate", "quality_gate", "train", "export", "daily",
+)  # fmt: skip
+# Decisions, as entries name them.
+CHANGED, FOUND = "change", "found"
+PROMOTE, WITHDRAW, WAIT = "promote", "withdraw", "wait"
+ACCEPT, QUARANTINE, RELEASE, REFUSE = "accept", "quarantine", "release", "refuse"
+PUBLISHED = "publish"
+PAUSE, RESUME, FINISH, FAIL = "pause", "resume", "finish", "fail"
+# The figure that names a day, as 2026-11-30.
+DAY = "day"
+BEFORE, AFTER = "before", "after"
+
+
+def labels_entry(
+    time: datetime, before: Labels, after: Labels, who: str, reasons: Sequence[str] = (), decision: str = CHANGED
+) -> Entry:
+    """The entry of a change of labels: what stood before, what stands now, and who changed it."""
+    versions = {BEFORE: before.document(), AFTER: after.document()}
+    return Entry(time=time, step=LABELS, decision=decision, reasons=tuple(reasons), versions=versions, who=who)
+
+
+def day_of(entry: Entry) -> date | None:
+    """The day that an entry is about."""
+    try:
+        return date.fromisoformat(str(entry.figures.get(DAY)))
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Everything that was decided about a model."""
+
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def paused(self) -> Entry | None:
+        """The pause of the daily job, None where it goes on."""
+        last = self.last(DAILY, PAUSE, RESUME)
+        return last if last is not None and last.decision == PAUSE else None
+
+    @property
+    def gates(self) -> dict[date, Entry]:
+        """The last decision of the data gate on each day."""
+        entries = (entry for entry in self.entries if entry.step == DATA_GATE)
+        return {day: entry for entry in entries if (day := day_of(entry)) is not None}
+
+    @property
+    def quarantined(self) -> dict[date, Entry]:
+        """Days that are left out of every window, each with the entry that says why."""
+        return {day: entry for day, entry in sorted(self.gates.items()) if entry.decision == QUARANTINE}
+
+    @property
+    def withdrawn(self) -> frozenset[str]:
+        """Versions that were withdrawn as canary, but for those that somebody made stable since."""
+        withdrawn: set[str] = set()
+        for entry in self.entries:
+            if entry.step == JUDGE and entry.decision == WITHDRAW:
+                withdrawn.add(str(entry.versions.get(CANARY)))
+            elif entry.step == LABELS:
+                withdrawn.discard(_stable(entry, AFTER) or "")
+        return frozenset(withdrawn)
+
+    def last(self, step: str, *decisions: str) -> Entry | None:
+        """The newest entry of a step, with one of some decisions where they are given."""
+        found = (e for e in reversed(self.entries) if e.step == step and (not decisions or e.decision in decisions))
+        return next(found, None)
+
+    def stable_since(self, time: datetime) -> list[str]:
+        """Versions that were pinned at some moment since a time, in the order of their pins."""
+        stable: list[str | None] = []
+        for entry in (entry for entry in self.entries if entry.step == LABELS):
+            after = _stable(entry, AFTER)
+            stable = [after] if entry.time < time else [*stable, _stable(entry, BEFORE), after]
+        return list(dict.fromkeys(version for version in stable if version is not None))
+
+    def canary_since(self, version: str) -> datetime | None:
+        """The time since which a version is the canary by the labels' entries. None where none says so."""
+        since = None
+        for entry in (entry for entry in self.entries if entry.step == LABELS):
+            if _canary(entry, AFTER) != version:
+                since = None
+            elif since is None:
+                since = entry.time
+        return since
+
+    def unapplied(self) -> Entry | None:
+        """A judge's promotion or withdrawal after which no label was changed: its job was killed between the two."""
+        for entry in reversed(self.entries):
+            if entry.step == LABELS:
+                return None
+            if entry.step == JUDGE and entry.decision in (PROMOTE, WITHDRAW):
+                return entry
+        return None
+
+    def labels(self) -> Mapping[str, Any] | None:
+        """The labels that the last entry about them has. None without one."""
+        last = self.last(LABELS)
+        after = None if last is None else last.versions.get(AFTER)
+        return after if isinstance(after, Mapping) else None
+
+
+def _stable(entry: Entry, when: str) -> str | None:
+    labels = entry.versions.get(when)
+    stable = labels.get(STABLE) if isinstance(labels, Mapping) else None
+    return None if stable is None else str(stable)
+
+
+def _canary(entry: Entry, when: str) -> str | None:
+    labels = entry.versions.get(when)
+    canary = labels.get(CANARY) if isinstance(labels, Mapping) else None
+    return str(canary.get("version")) if isinstance(canary, Mapping) else None
