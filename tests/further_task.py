@@ -118,6 +118,17 @@ class LearnedCount(LearnedTask):
         """The logarithm of the one label, or of half of one."""
         return [float(np.log(max(labels_N[0], 0.5)))]
 
+    def losses_of_answers(self, labels_N: Floats, answers_NO: Floats) -> Floats:
+        """The same as `deviance`, of rates."""
+        return deviance(labels_N, np.log(np.maximum(answers_NO, 1e-9)))
+
+    def losses_of_constant(self, moments_UM: Floats, rows_U: Floats) -> Floats:
+        """Of the mean count."""
+        counts_U = moments_UM[:, 0]
+        mean = max(counts_U.sum() / rows_U.sum(), 1e-9)
+        losses_U: Floats = rows_U * mean - counts_U * np.log(mean)
+        return losses_U
+
 
 def register(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enter the kind where training registers kinds."""

@@ -3,7 +3,7 @@
 In: labels_N, the index of each row's class. probabilities_NC, which sum to 1. The group (user) of each row. Log losses
 are in nats.
 
-Shapes: N rows, C classes, G groups, R draws.
+Shapes: N rows, C classes, G groups, R draws, U parts of the rows.
 """
 
 from collections.abc import Sequence
@@ -58,6 +58,14 @@ def is_right(labels_N: Floats, scores_NC: Floats) -> npt.NDArray[np.bool_]:
     """Mask of the rows whose likeliest class is the label's, the first of several equal ones."""
     is_right_N: npt.NDArray[np.bool_] = scores_NC.argmax(axis=1) == labels_N
     return is_right_N
+
+
+def losses_of_shares(counts_UC: Floats) -> Floats:
+    """Cross entropy of parts of the rows, from their counts of classes, where each row is answered by the classes'
+    shares of all rows. In nats. [U]"""
+    counts_C = counts_UC.sum(axis=0)
+    shares_C = counts_C / max(float(counts_C.sum()), 1e-300)
+    return -counts_UC @ np.log(np.where(counts_C > 0, shares_C, 1.0))
 
 
 def entropy_of_shares(counts_RC: Floats) -> Floats:

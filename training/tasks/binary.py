@@ -4,7 +4,8 @@
 p. So the loss is taken at `logit + log p`: weighted cross entropy there is smallest where the logit itself has the
 log's own odds. Everything behind the logit (metrics, answers, value models) needs no correction.
 
-Shapes: B rows, O outputs and T tasks, one output a task, N rows where the task is observed.
+Shapes: B rows, O outputs and T tasks, one output a task, N rows where the task is observed,
+U parts of them, M moments of a label.
 """
 
 from collections.abc import Sequence
@@ -24,12 +25,14 @@ from training.metrics.metrics import (
     auc,
     auc_on_draws,
     calibration_ratio,
+    cross_entropy,
     entropy_on_draws,
     evaluate_binary,
     gauc,
     gauc_on_draws,
     normalized_entropy,
 )
+from training.metrics.multiclass import losses_of_shares
 from training.tasks.learned import Bootstrap, Floats, LearnedTask, Mask, Sample
 from training.tasks.metric import Metric, mean_on_draws
 from training.tasks.probability_maps import CalibrationKind, ProbabilityMap, fit_isotonic, fit_platt
@@ -147,6 +150,15 @@ class LearnedBinary(LearnedTask):
         entropy = normalized_entropy(targets_B, expit(logits_BO[:, 0]))
         assert entropy is not None, "both labels are there"
         return entropy
+
+    def losses_of_answers(self, labels_N: Floats, answers_NO: Floats) -> Floats:
+        """Cross entropy, in nats."""
+        return cross_entropy(labels_N, answers_NO[:, 0])
+
+    def losses_of_constant(self, moments_UM: Floats, rows_U: Floats) -> Floats:
+        """Cross entropy of the base rate."""
+        positives_U = moments_UM[:, 0]
+        return losses_of_shares(np.stack([positives_U, rows_U - positives_U], axis=1))
 
 
 class CrossEntropies(nn.Module):

@@ -3,7 +3,8 @@
 In: a task of the schema, with the scale of its label where it has one. Out: labels of a log's column, targets of the
 loss, the loss itself, and what is measured of it. A kind is a file beside this one, and its line in training.tasks.
 
-Shapes: B rows, O outputs of the task (or of the tasks of a run), T tasks of a run, N rows where the task is observed.
+Shapes: B rows, O outputs of the task (or of the tasks of a run), T tasks of a run, N rows where the task is observed,
+U parts of them, M moments of a label.
 """
 
 from abc import ABC, abstractmethod
@@ -172,3 +173,16 @@ class LearnedTask(ABC):
     @abstractmethod
     def relative_error(self, logits_BO: Floats, targets_B: Floats) -> float:
         """Error over that of a constant answer: 1 is no better, lower is better. The targets are not all the same."""
+
+    @abstractmethod
+    def losses_of_answers(self, labels_N: Floats, answers_NO: Floats) -> Floats:
+        """losses_N of answers in the label's unit, as a service gives them: what NE is made of."""
+
+    def label_moments(self, labels_N: Floats) -> Floats:
+        """moments_NM of labels: values whose sums over rows give the loss of any constant answer."""
+        return np.stack(list(self.encoded_labels(labels_N).values()), axis=1)
+
+    @abstractmethod
+    def losses_of_constant(self, moments_UM: Floats, rows_U: Floats) -> Floats:
+        """losses_U of parts of the rows under the one answer that is best for all of them together. In are the sums of
+        `label_moments`, and the rows, of each part."""

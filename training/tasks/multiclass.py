@@ -1,6 +1,7 @@
 """One of several classes as it is learned: softmax cross entropy. A label is the index of its class.
 
-Shapes: B rows, C classes of a task, O outputs of several tasks, T tasks, N rows where the task is observed.
+Shapes: B rows, C classes of a task, O outputs of several tasks, T tasks, N rows where the task is observed,
+U parts of them, M moments of a label.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from training.metrics.multiclass import (
     entropy_on_draws,
     evaluate_multiclass,
     is_right,
+    losses_of_shares,
     macro_auc,
     macro_auc_on_draws,
     normalized_class_entropy,
@@ -187,6 +189,14 @@ class LearnedMulticlass(LearnedTask):
         entropy = normalized_class_entropy(targets_B, softmax(logits_BO))
         assert entropy is not None, "two labels are there"
         return entropy
+
+    def losses_of_answers(self, labels_N: Floats, answers_NO: Floats) -> Floats:
+        """Cross entropy, in nats."""
+        return class_entropies(labels_N, answers_NO)
+
+    def losses_of_constant(self, moments_UM: Floats, rows_U: Floats) -> Floats:
+        """Cross entropy of the classes' shares."""
+        return losses_of_shares(moments_UM)
 
 
 class ClassEntropies(nn.Module):

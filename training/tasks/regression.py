@@ -1,6 +1,7 @@
 """Quantities as they are learned: squared error on the transformed, standardised scale.
 
-Shapes: B rows, O outputs and T tasks, one output a task, N rows where the task is observed.
+Shapes: B rows, O outputs and T tasks, one output a task, N rows where the task is observed,
+U parts of them, M moments of a label.
 """
 
 import logging
@@ -127,6 +128,21 @@ class LearnedRegression(LearnedTask):
     def relative_error(self, logits_BO: Floats, targets_B: Floats) -> float:
         """Mean squared error over the targets' variance."""
         return float(np.mean((logits_BO[:, 0] - targets_B) ** 2) / np.var(targets_B))
+
+    def losses_of_answers(self, labels_N: Floats, answers_NO: Floats) -> Floats:
+        """Squared error, in the square of the label's unit."""
+        return (answers_NO[:, 0] - labels_N) ** 2
+
+    def label_moments(self, labels_N: Floats) -> Floats:
+        """Labels and their squares."""
+        return np.stack([labels_N, labels_N**2], axis=1)
+
+    def losses_of_constant(self, moments_UM: Floats, rows_U: Floats) -> Floats:
+        """Squared error of the mean."""
+        labels_U, squares_U = moments_UM.T
+        mean = labels_U.sum() / rows_U.sum() if rows_U.any() else 0.0
+        losses_U: Floats = squares_U - 2 * mean * labels_U + mean**2 * rows_U
+        return losses_U
 
 
 class SquaredErrors(nn.Module):

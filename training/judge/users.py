@@ -1,0 +1,75 @@
+"""Users of a judged period: what each did within the horizon of exposure, arm by arm.
+
+`TaskSums` add up: rows of a user, users of a day, days of a week. NE and calibration of any part are made of them.
+
+Shapes: U users, N rows, O outputs of a task, M moments of its label.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.tasks.learned import Floats, LearnedTask
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSums:
+    """Sums over a task's rows, by user: their weights, the loss of their answers, answers, and moments of labels."""
+
+    rows_U: Floats
+    loss_U: Floats
+    answers_UO: Floats
+    labels_UO: Floats
+    moments_UM: Floats
+
+    @classmethod
+    def of_rows(
+        cls,
+        kind: LearnedTask,
+        labels_N: Floats,
+        answers_NO: Floats,
+        users_N: NDArray[np.int64],
+        num_users: int,
+        weights_N: Floats | None = None,
+    ) -> "TaskSums":
+        """Sums of rows whose label counts. `users_N` are numbers below `num_users`, answers in the label's unit."""
+        weights_N = np.ones(len(labels_N)) if weights_N is None else weights_N
+
+        def by_user(values_N: Floats) -> Floats:
+            return np.bincount(users_N, values_N * weights_N, num_users).astype(np.float64)
+
+        columns = (
+            answers_NO.T,
+            list(kind.encoded_labels(labels_N).values()),
+            kind.label_moments(labels_N).T,
+        )
+        return cls(
+            by_user(np.ones(len(labels_N))),
+            by_user(kind.losses_of_answers(labels_N, answers_NO)),
+            *(np.stack([by_user(column_N) for column_N in of_rows], axis=1) for of_rows in columns),
+        )
+
+    def constant_loss(self, kind: LearnedTask) -> Floats:
+        """constant_U: loss of the one answer that is best for all rows together."""
+        return kind.losses_of_constant(self.moments_UM, self.rows_U)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmUsers:
+    """Mature users of one arm: realised value and, by task, the sums of their rows."""
+
+    values_U: Floats
+    tasks: dict[str, TaskSums] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Both arms at a look. `exposed` counts users by arm, canary first, mature or not. `share` is the canary's of all
+    users, None where it changed. `left_out` says by reason how many users, or rows, take no part."""
+
+    canary: ArmUsers
+    stable: ArmUsers
+    exposed: tuple[int, int]
+    share: float | None
+    left_out: dict[str, int] = field(default_factory=dict)
