@@ -113,7 +113,7 @@ def _impressions(data: Path) -> pyarrow.dataset.Dataset:
 
 def _errors(run: Run, data: Path, day: int) -> Errors:
     """By task NE, or squared error over variance on the learned scale, of the best ranker on a day."""
-    split = run.config.data.split.model_copy(update={"test": day})
+    split = run.config.data.bounds.model_copy(update={"test": day})
     config = run.config.data.model_copy(update={"path": _days(data, day, day), "split": split})
     table = read_splits(config, run.schema, ("test",))["test"]
     rows = Rows.encode(run.schema, run.encoder, table, columns_from_arrow(run.schema, table), as_served=False)

@@ -203,7 +203,8 @@ def _takes_boolean(annotation: Any) -> bool:
 def _describe(error: ValidationError, place: str) -> str:
     faults = []
     for fault in error.errors(include_url=False, include_context=False):
-        where = ".".join(str(part) for part in fault["loc"])
+        # A tag in <> says which form of a union was read: it is no key of the file.
+        where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("<"))
         message = fault["msg"].removeprefix("Value error, ")
         value = fault.get("input")
         shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""

@@ -6,80 +6,21 @@ one key. Unknown keys are refused with the nearest valid one.
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from model.ranker import NetworkConfig
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, read_yaml
 from training.files import output_path
+from training.split_config import DayCount, Split, SplitConfig
 from training.step.balancing import BalancingConfig, NoBalancingConfig
 
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-def _scalar(value: object) -> object:
-    if isinstance(value, date):
-        # YAML reads 2022-05-06 as a date. training/data compares it as text or, in a column of dates, as a date again.
-        return value.isoformat()
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"expected a number, a text or a date, got {type(value).__name__}")
-    return value
-
-
-def _zone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (ValueError, OSError, ZoneInfoNotFoundError):
-        raise ValueError(f"no time zone '{name}' here; expected one like UTC or Europe/Berlin") from None
-    return name
-
-
-Scalar = Annotated[int | float | str, BeforeValidator(_scalar)]
-
-
-class Range(StrictModel):
-    """Values from `min` to `max`, both included. Either may be left out."""
-
-    min: Scalar | None = None
-    max: Scalar | None = None
-
-
-def _form(value: object) -> str:
-    return "range" if isinstance(value, Mapping | Range) else "list" if isinstance(value, list) else "value"
-
-
-Selection = Annotated[
-    Annotated[Range, Tag("range")] | Annotated[list[Scalar], Tag("list")] | Annotated[Scalar, Tag("value")],
-    Discriminator(_form),
-]
 SplitName = Literal["train", "validation", "test"]
-
-
-class SplitConfig(StrictModel):
-    """Split of each row, by the value of one column: a value, a list of values, or {min, max}.
-
-    A date covers its whole day of `timezone` in a column of timestamps (training/data/selection.py)."""
-
-    column: str
-    train: Selection
-    validation: Selection
-    test: Selection | None = None
-    timezone: Annotated[str, AfterValidator(_zone)] = "UTC"
 
 
 def _data_path(value: object) -> Path | str:
@@ -105,7 +46,8 @@ class NegativeSampling(StrictModel):
 
 
 class DataConfig(StrictModel):
-    """A folder of *.parquet files. `group_by` names the user column of GAUC and of the bootstrap.
+    """A folder of *.parquet files. `split` says which rows train, validate and test (training/split_config.py).
+    `group_by` names the user column of GAUC and of the bootstrap.
 
     `weight` names a column of row weights >= 0: losses become weighted means over the training rows. Metrics and the
     validation objective do not use it.
@@ -117,7 +59,7 @@ class DataConfig(StrictModel):
     """
 
     path: DataPath
-    split: SplitConfig
+    split: Split
     group_by: str | None = None
     weight: str | None = None
     read: Literal["memory", "stream"] = "memory"
@@ -127,6 +69,18 @@ class DataConfig(StrictModel):
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
     # Of the training split alone. Answers stay those of the whole log (training/fit/negative_sampling.py).
     negative_sampling: NegativeSampling | None = None
+
+    @property
+    def has_test(self) -> bool:
+        """True where there is a test split."""
+        test = self.split.test
+        return bool(test.days) if isinstance(test, DayCount) else test is not None
+
+    @property
+    def bounds(self) -> SplitConfig:
+        """The splits by their values. Windows that move are resolved before (training/data/moving/windows.py)."""
+        assert isinstance(self.split, SplitConfig), "windows of days are resolved before anything reads rows"
+        return self.split
 
     @model_validator(mode="after")
     def _check_sampling(self) -> Self:

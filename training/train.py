@@ -3,12 +3,12 @@
     python -m training train configs/simulated.yaml [--set key=value ...]
     torchrun --nproc-per-node 2 -m training train configs/simulated.yaml
 
-Reads the feed schema and the Parquet folder (training/fit/splits.py: into memory, or as a stream), fits the features on
-the training split, trains with early stopping on the validation split, and keeps the newest checkpoints and the best.
-SIGTERM to any of its processes ends a run once this step is saved. Killed at any moment and started again, it resumes
-from the newest undamaged one and ends with the same weights, bit for bit, as a run that was left alone (same number
-of processes and threads). `batch_size` rows are a step's whole batch, which several processes share. They compute what
-one would, but for rounding.
+Reads the feed schema and the Parquet folder (training/fit/splits.py: into memory, or as a stream), of windows of days
+those that it has at the start (training/data/moving), fits the features on the training split, trains with early
+stopping on the validation split, and keeps the newest checkpoints and the best. SIGTERM to any of its processes ends a
+run once this step is saved. Killed at any moment and started again, it resumes from the newest undamaged one and ends
+with the same weights, bit for bit, as a run that was left alone (same number of processes and threads). `batch_size`
+rows are a step's whole batch, which several processes share. They compute what one would, but for rounding.
 
 training/step/training.py is one step. training/distributed joins the processes and spreads the tables over them,
 training/evaluate/validation.py answers the validation split, training/run logs and saves.
@@ -36,7 +36,7 @@ from training.run.checkpoints import Checkpoints
 from training.run.data_record import write_record
 from training.run.history import OBJECTIVE, VALIDATION, Progress, write_log
 from training.run.progress import TrainingProgress
-from training.run.resumption import another_run, go_on_as
+from training.run.resumption import another_run, go_on_as, with_windows_of_run
 from training.run.run import (
     SLOTS,
     SUMMARY,
@@ -64,6 +64,8 @@ def train(config: TrainingConfig, *, show: bool = True) -> Run:
     with joined(config.device) as ranks, ExitStack() as held:
         ranks.first_does(lambda: refuse_no_run(config))
         ranks.first_does(lambda: held.enter_context(locked(config.output)))
+        unresolved = config
+        config = ranks.first_does(lambda: with_windows_of_run(unresolved))
         splits = open_splits(config, schema, ranks.first_does, show=show and ranks.is_first)
         fitted = splits.fitted()
         parent = None if config.init_from is None else open_parent(config.init_from.path)

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from tests.training_data import training_file, write_feed
-from training.config import Range, TrainingConfig
+from training.config import TrainingConfig
 from training.run.run import LOG, Run
+from training.split_config import Range
 from training.train import train
 
 

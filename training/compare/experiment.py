@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, PrivateAttr, model_validator
 
 from model.fusion import FusionConfig
 from model.schema import FeedSchema
@@ -31,6 +31,7 @@ from training.compare.measures import METRICS, MetricName, TaskNames, measured_t
 from training.compare.space import Point, Search, Space, flat
 from training.compare.tree_config import LightGBMConfig, TreesConfig
 from training.config import OutputPath, TrainingConfig
+from training.split_config import ResolvedWindows
 
 # Input width with which a network is built to check its sizes against the tasks. Any width would do.
 TRIAL_WIDTH = 4
@@ -157,6 +158,8 @@ class Experiment(StrictModel):
     replicates: Annotated[int, Field(ge=100)] = 500
     # Whether the report looks inside the first seed of every network (seconds each, kept in its run folder).
     inside: bool = True
+    # By dataset its windows of days as they were resolved (windows.py): every cell has the same.
+    _windows: dict[str, ResolvedWindows] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -217,6 +220,12 @@ class Experiment(StrictModel):
             for network in self.networks
         ]
 
+    def with_windows(self, windows: Mapping[str, ResolvedWindows]) -> "Experiment":
+        """The experiment with windows of days resolved, by dataset."""
+        copied = self.model_copy()
+        copied._windows = dict(windows)
+        return copied
+
     def folder(self, cell: Cell) -> Path:
         """The run folder of a cell."""
         return self.output / str(cell)
@@ -238,9 +247,20 @@ class Experiment(StrictModel):
         written = [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
         try:
             config = TrainingConfig.load(dataset.config, written)
+            config = self._with_windows_of(cell.dataset, config)
             return config if network.lightgbm is None else TreesConfig.of(config, network.lightgbm)
         except ValueError as error:
             raise ValueError(f"experiment {self.name}, {cell}: {error}") from None
+
+    def _with_windows_of(self, dataset: str, config: TrainingConfig) -> TrainingConfig:
+        windows = self._windows.get(dataset)
+        if windows is None:
+            return config
+        if config.data.split != windows.windows:
+            raise ValueError(
+                "data.split: windows of days are the same for all cells of a dataset; change the dataset's"
+            )
+        return config.model_copy(update={"data": config.data.model_copy(update={"split": windows})})
 
     def configs(self, choices: Mapping[tuple[str, str], Point] = NOTHING) -> dict[Cell, TrainingConfig]:
         """Every cell's configuration, checked against its feed: tasks, splits, sizes. Raises ValueError.
@@ -251,7 +271,7 @@ class Experiment(StrictModel):
             place = f"experiment {self.name}, dataset {dataset.name}"
             of_dataset = {cell: config for cell, config in configs.items() if cell.dataset == dataset.name}
             first = next(iter(of_dataset.values()))
-            if first.data.split.test is None:
+            if not first.data.has_test:
                 raise ValueError(f"{place}: data.split.test is not given; the final table is measured there")
             schema = first.feed_schema()
             try:

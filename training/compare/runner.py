@@ -21,8 +21,13 @@ from training.compare.search import chosen_point, search
 from training.compare.space import LEARNING_RATES
 from training.compare.workers import Job, is_done, refuse_changed
 from training.config import SplitName, TrainingConfig
+from training.data.moving.windows import resolved
 from training.files import LEFT_BY_ANY, is_json_with, refuse_foreign, refuse_within
-from training.run.run import locked
+from training.run.run import locked, read_json, write_json
+from training.split_config import MovingWindows, ResolvedWindows
+
+# Windows of days by dataset, as the first cells had them (training/data/moving/windows.py).
+WINDOWS = "windows.json"
 
 
 def compare(experiment: Experiment, *, report_only: bool = False, storage: str | None = None) -> Path:
@@ -34,6 +39,8 @@ def compare(experiment: Experiment, *, report_only: bool = False, storage: str |
     planned = plans(experiment)
     _refuse_no_experiment(experiment, configs.values())
     with locked(experiment.output):
+        experiment = experiment.with_windows(_windows_of_datasets(experiment, configs))
+        configs = experiment.configs()
         found = search(experiment, planned, storage=storage, train=not report_only)
         choices = {plan.key: found[plan.dataset][plan.network] for plan in planned}
         failures = {
@@ -63,6 +70,27 @@ def compare(experiment: Experiment, *, report_only: bool = False, storage: str |
     return path
 
 
+def _windows_of_datasets(experiment: Experiment, configs: Mapping[Cell, TrainingConfig]) -> dict[str, ResolvedWindows]:
+    """By dataset its windows of days: those that the experiment began with, else those of the data of now."""
+    kept = experiment.output / WINDOWS
+    before = read_json(kept) if kept.exists() else {}
+    windows: dict[str, ResolvedWindows] = {}
+    for cell, config in configs.items():
+        if cell.dataset in windows or not isinstance(config.data.split, MovingWindows):
+            continue
+        if cell.dataset in before:
+            found = ResolvedWindows.from_mapping(before[cell.dataset], str(kept))
+            if found.windows == config.data.split:
+                windows[cell.dataset] = found
+                continue
+        now = resolved(config.data).bounds
+        assert isinstance(now, ResolvedWindows), "a split of windows is resolved to windows"
+        windows[cell.dataset] = now
+    if windows:
+        write_json(kept, {name: found.model_dump(mode="json") for name, found in windows.items()})
+    return windows
+
+
 def _refuse_no_experiment(experiment: Experiment, configs: Iterable[TrainingConfig]) -> None:
     """Raise ValueError for an output folder that is the data's, or is neither empty nor an experiment."""
     folder = experiment.output
@@ -74,7 +102,7 @@ def _refuse_no_experiment(experiment: Experiment, configs: Iterable[TrainingConf
         cells = ("*/*/seed-*/.lock", "search/*/*/trial-*")
         return any(any(folder.glob(pattern)) for pattern in cells) or is_json_with(folder / RESULTS, "experiment")
 
-    refuse_foreign(folder, "experiment's folder", is_own=is_own, left=(*LEFT_BY_ANY, "search.db*"))
+    refuse_foreign(folder, "experiment's folder", is_own=is_own, left=(*LEFT_BY_ANY, "search.db*", WINDOWS))
 
 
 def _unfinished(configs: Mapping[Cell, TrainingConfig], split: SplitName) -> list[Job]:

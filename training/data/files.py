@@ -108,9 +108,24 @@ class LogFiles:
         absent = [name for name in names if name not in held]
         if absent:
             raise ValueError(f"{self.shown(file)}: no column {', '.join(repr(name) for name in absent)}")
+        inside = [name for name in names if name in file.partition and name in parquet.schema_arrow.names]
+        if inside:
+            raise ValueError(
+                f"{self.shown(file)}: a column {', '.join(repr(name) for name in inside)} in the file and in its "
+                "folder's name; leave it to the folder"
+            )
         twice = [name for name in names if held.count(name) > 1]
         if twice:
             raise ValueError(f"{self.shown(file)}: more than one column {', '.join(repr(name) for name in twice)}")
+
+    def rows(self, file: LogFile) -> int:
+        """Number of rows of a file, from its footer."""
+
+        def count() -> int:
+            with self.opened(file) as parquet:
+                return int(parquet.metadata.num_rows)
+
+        return retried(count, self.shown(file))
 
     def read(self, file: LogFile, names: Sequence[str]) -> pa.Table:
         """All rows of a file, its partition's columns included."""

@@ -25,6 +25,7 @@ from training.config import SplitName
 from training.data.bad_rows import BadRows
 from training.data.files import LogFile, LogFiles, partition_type, with_partition
 from training.data.found import Found
+from training.data.moving.days import column_statistics
 from training.data.reader import LogReader
 from training.data.retries import retried
 from training.files import replace_file
@@ -87,8 +88,13 @@ class LogIndex(StrictModel):
         ]
 
     def content(self) -> str:
-        """A hash of what was read, independent of the files' place and times."""
-        parts = [f"{file.name} {file.size} {file.footer} {sorted(file.wanted.items())}" for file in self.files]
+        """A hash of what the splits were read from, independent of the files' place and times, and of files that have
+        none of their rows: days that come later."""
+        parts = [
+            f"{file.name} {file.size} {file.footer} {sorted(file.wanted.items())}"
+            for file in self.files
+            if any(map(any, file.wanted.values()))
+        ]
         return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
 
 
@@ -159,7 +165,7 @@ def _indexed(
 def _about(reader: LogReader) -> str:
     """Inputs of the counts beside the files."""
     checked = reader.schema.model_dump_json() if reader.config.max_bad_rows else ""
-    asked = f"{reader.config.split.model_dump_json()} {reader.names} {reader.config.max_bad_rows} {checked}"
+    asked = f"{reader.config.bounds.model_dump_json()} {reader.names} {reader.config.max_bad_rows} {checked}"
     return xxhash.xxh3_128_hexdigest(asked.encode())
 
 
@@ -209,7 +215,7 @@ def _ungrouped(
         return 0
     if name in file.partition:
         return in_splits if file.partition[name] is None else 0
-    statistics = _statistics(parquet, group, name)
+    statistics = column_statistics(parquet, group, name)
     if statistics is not None and statistics.has_null_count and not statistics.null_count:
         return 0
     column = reader.selector.column
@@ -222,12 +228,6 @@ def _ungrouped(
     return sum(int(pc.sum(pc.and_(is_null, mask)).as_py() or 0) for mask in masks)
 
 
-def _statistics(parquet: pq.ParquetFile, group: int, name: str) -> pq.Statistics | None:
-    about = parquet.metadata.row_group(group)
-    chunks = (about.column(place) for place in range(about.num_columns))
-    return next((chunk.statistics for chunk in chunks if chunk.path_in_schema == name), None)
-
-
 def _decided(
     reader: LogReader, file: LogFile, parquet: pq.ParquetFile, group: int, place: str
 ) -> dict[SplitName, bool] | None:
@@ -237,7 +237,7 @@ def _decided(
     if name in file.partition:
         value = file.partition[name]
         return None if value is None else reader.selector.by_bounds(value, value, partition_type(value), place)
-    statistics = _statistics(parquet, group, name)
+    statistics = column_statistics(parquet, group, name)
     kind = parquet.schema_arrow.field(name).type
     if statistics is None or not statistics.has_min_max or not statistics.has_null_count or statistics.null_count:
         return None

@@ -45,7 +45,7 @@ class LogReader:
         self.config = config
         self.schema = schema
         self.files = LogFiles(config.path)
-        self.selector = Selector(config.split)
+        self.selector = Selector(config.bounds)
         self.names = columns_to_read(config, schema)
         self._columns = LogColumns(schema, config.weight, is_coded=True)
 

@@ -73,7 +73,7 @@ def read_log(
 
     Raises ValueError where a split has no row, and for more bad rows than data.max_bad_rows."""
     files = LogFiles(config.path)
-    selector = Selector(config.split)
+    selector = Selector(config.bounds)
     for split in wanted:
         selector.require(split)
     names = columns_to_read(config, schema, extra)
@@ -83,10 +83,13 @@ def read_log(
     counts: Counter[str] = Counter(dict.fromkeys(selector.selections, 0))
     found = Found(files, splits=counts, left_out=bad_rows.skipped, group_by=config.group_by)
     for file in files.files:
-        table = files.read(file, names)
         place = files.shown(file)
+        if selector.is_outside(file, place):  # of a folder that no split takes: its rows are counted, not read
+            found.rows += files.rows(file)
+            continue
+        table = files.read(file, names)
         table, _, faults = columns.read(table, place)
-        masks = selector.masks(table.column(config.split.column), place)
+        masks = selector.masks(table.column(config.bounds.column), place)
         is_in_any_B = np.any([mask.to_numpy() for mask in masks.values()], axis=0)
         is_good_B = bad_rows.good_rows(faults, place, is_in_any_B)
         found.rows += table.num_rows
@@ -96,6 +99,9 @@ def read_log(
             counts[split] += pc.sum(is_wanted).as_py() or 0
             if split in parts:
                 parts[split].append(table.filter(is_wanted))
+    for split, tables in parts.items():
+        if not tables:
+            raise selector.no_row(config.path, split)
     try:
         splits = {split: pa.concat_tables(tables, promote_options="permissive") for split, tables in parts.items()}
     except pa.ArrowException as error:
@@ -112,7 +118,7 @@ def read_log(
 def columns_to_read(config: DataConfig, schema: FeedSchema, extra: Sequence[str] = ()) -> list[str]:
     """The data columns that training reads."""
     optional = [name for name in (config.group_by, config.weight) if name is not None]
-    return list(dict.fromkeys([*schema.columns(), config.split.column, *optional, *extra]))
+    return list(dict.fromkeys([*schema.columns(), config.bounds.column, *optional, *extra]))
 
 
 def _both(mask: pa.ChunkedArray, is_good_B: Mask | None) -> pa.ChunkedArray:

@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from training.columns import plain
-from training.config import Range, Scalar, Selection, SplitConfig, SplitName
+from training.config import SplitName
+from training.data.files import LogFile, partition_type
 from training.data.usual_types import usual
+from training.split_config import Range, ResolvedWindows, Scalar, Selection, SplitConfig
 from training.wording import counted
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -28,7 +30,7 @@ _EPOCHS = {"nanoseconds": ("ns", 10**9), "microseconds": ("us", 10**6), "millise
            "seconds": ("s", 1)}  # fmt: skip
 # Seconds from 1973 to 2099. The same span in another unit has none of these integers, nor has yyyymmdd.
 _EPOCH_SECONDS = (10**8, 41 * 10**8)
-_YEARS = (1_900_01_01, 2_100_12_31)
+YEARS = (1_900_01_01, 2_100_12_31)
 
 
 class Span(NamedTuple):
@@ -109,7 +111,7 @@ def remedy(column: pa.ChunkedArray, selection: Selection, zone: str) -> str:
     most = pc.max(column).as_py()
     if most is None:
         return ""
-    if _YEARS[0] <= most <= _YEARS[1]:
+    if YEARS[0] <= most <= YEARS[1]:
         return f"; it holds integers: write the day as {texts[0].replace('-', '')}"
     unit = epoch_unit(most, most)
     if unit is None:
@@ -132,6 +134,7 @@ class Selector:
         self.selections: dict[SplitName, Selection] = {
             split: selection for split in get_args(SplitName) if (selection := getattr(config, split)) is not None
         }
+        self._left_out = config.left_out if isinstance(config, ResolvedWindows) else ()
 
     def require(self, split: SplitName) -> None:
         """Raise ValueError where the training file does not give a split."""
@@ -140,9 +143,19 @@ class Selector:
 
     def no_row(self, folder: object, split: SplitName) -> ValueError:
         """Error for a split without rows."""
+        left_out = f", but for {counted(len(self._left_out), 'day')} left out (exclude)" if self._left_out else ""
         return ValueError(
             f"{folder}: no row is in split {split}: column '{self.column}' never matches {self.selections[split]}"
+            f"{left_out}"
         )
+
+    def is_outside(self, file: LogFile, place: str) -> bool:
+        """True for a file of a partition that no split takes a row of."""
+        if self.column not in file.partition:
+            return False
+        value = file.partition[self.column]
+        decided = None if value is None else self.by_bounds(value, value, partition_type(value), place)
+        return value is None or (decided is not None and not any(decided.values()))
 
     def masks(self, values: pa.ChunkedArray, place: str) -> dict[SplitName, pa.ChunkedArray]:
         """Masks of the rows in each split, from the split column's values. Raises ValueError for a type that does not
@@ -153,6 +166,9 @@ class Selector:
             for split, selection in self.selections.items()
         }
         _refuse_overlap(masks, place, self.column)
+        for selection in self._left_out:
+            is_kept = pc.invert(_selected(values, selection, self._zone, place, self.column))
+            masks = {split: pc.and_(mask, is_kept) for split, mask in masks.items()}
         return masks
 
     def by_bounds(self, low: Any, high: Any, kind: pa.DataType, place: str) -> dict[SplitName, bool] | None:
@@ -166,6 +182,11 @@ class Selector:
 
     def _decided(self, bounds: pa.ChunkedArray, place: str, *, is_one: bool) -> dict[SplitName, bool] | None:
         decided: dict[SplitName, bool] = {}
+        for selection in self._left_out:
+            if pc.all(_selected(bounds, selection, self._zone, place, self.column)).as_py():
+                return dict.fromkeys(self.selections, False)
+            if self._may_overlap(bounds, selection, place):
+                return None
         for split, selection in self.selections.items():
             is_convex = not isinstance(selection, list) or is_one
             if is_convex and pc.all(_selected(bounds, selection, self._zone, place, self.column)).as_py():

@@ -41,7 +41,7 @@ def calibrate(
     By task and split these are NE and calibration ratio before and after, and the same for every value of the columns
     `segment_by` on the newest split. A task with too few labels is left as it is, with the reason. Raises ValueError
     for a column that is not in the data."""
-    splits: tuple[SplitName, ...] = ("validation",) if run.config.data.split.test is None else ("validation", "test")
+    splits: tuple[SplitName, ...] = ("validation", "test") if run.config.data.has_test else ("validation",)
     tables = read_splits(run.config.data, run.schema, splits, extra=tuple(segment_by))
     answers = {split: _answers(run, ranker, table) for split, table in tables.items()}
     maps: dict[str, ProbabilityMap] = {}

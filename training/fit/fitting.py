@@ -120,7 +120,7 @@ def _pieces(config: DataConfig, schema: FeedSchema, index: LogIndex, split: Spli
     # Not min_count, nor sizes of tables: these may be changed, and the counts stay valid.
     counted = [(table.name, table.dtype, table.features) for table in schema.tables]
     fitted = {kind: parts for kind, parts in parts_of(schema).items() if kind != "vocabularies"}
-    asked = f"{_FORMAT} {counted} {fitted} {config.split.model_dump_json()} {config.max_bad_rows}"
+    asked = f"{_FORMAT} {counted} {fitted} {config.bounds.model_dump_json()} {config.max_bad_rows}"
     pieces: list[Piece] = []
 
     def add(file: int, groups: list[int], rows: int) -> None:

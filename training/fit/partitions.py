@@ -44,7 +44,7 @@ class Partitions(NamedTuple):
 
 def count_log(reader: LogReader, index: LogIndex, lookups: Mapping[str, Lookup], *, show: bool) -> Partitions:
     """Read the log once. Raises ValueError for faults in the data."""
-    column, zone = reader.selector.column, reader.config.split.timezone
+    column, zone = reader.selector.column, reader.config.bounds.timezone
     times, twins = Times(column), Twins(reader.schema)
     splits = {split: _SplitParts(place * MOST_PARTITIONS) for place, split in enumerate(reader.selector.selections)}
     tally = Tally(reader.schema, lookups, len(splits) * MOST_PARTITIONS)

@@ -21,6 +21,7 @@ from training.fit.id_report import UNKNOWN
 from training.fit.partitions import count_log
 from training.fit.tally import LabelCounts, PartCounts, by_chance, drift, known_lookups
 from training.fit.vocabulary import fitted_of_file
+from training.run.resumption import with_windows_of_run
 from training.run.run import REPORT_JSON, REPORT_MARKDOWN, locked, refuse_no_run, write_json, write_text
 from training.tasks import learned
 
@@ -57,6 +58,7 @@ def report_of_file(config: TrainingConfig, *, show: bool = True) -> Path:
     """Reports on a training file's data into its output folder, and returns the Markdown's path. Raises ValueError for
     faults in the data."""
     refuse_no_run(config)
+    config = with_windows_of_run(config)
     schema = config.feed_schema()
     reader = LogReader(config.data, schema)
     index = index_of(reader)

@@ -97,7 +97,7 @@ class _InMemory:
         write_id_report(run.path, reports_of_columns(self._schema, run.fitted, train, validation))
 
     def _leaks(self) -> list[str]:
-        column = self._config.data.split.column
+        column = self._config.data.bounds.column
         times, twins = Times(column), Twins(self._schema)
         for split, table in self._tables.items():
             times.add(split, table.column(column))

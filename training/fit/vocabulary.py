@@ -19,6 +19,7 @@ from model.features.fitted import FittedFeatures, FittingPass
 from model.schema import FeedSchema
 from training.config import SplitName, TrainingConfig
 from training.data.index import INDEX, index_of
+from training.data.moving.windows import with_windows
 from training.data.reader import LogReader
 from training.files import LEFT_BY_ANY, is_json_with, refuse_foreign
 from training.fit.fitted_file import parts_of, read_fitted, write_fitted
@@ -34,6 +35,7 @@ def build_vocabulary(config: TrainingConfig, out: Path | None = None, *, process
     """Fits and reports, and returns the file. Raises ValueError for what the user can fix."""
     if processes < 1:
         raise ValueError(f"--processes {processes}: must be at least 1")
+    config = with_windows(config)
     schema = config.feed_schema()
     out = out or config.output.with_name(f"{config.output.name}-fitted") / FITTED
     if (out.parent / CONFIG).exists():
@@ -55,7 +57,7 @@ def build_vocabulary(config: TrainingConfig, out: Path | None = None, *, process
             report_file,
             {
                 "rows": {split: fitting.rows for split, fitting in passes.items()},
-                "split": config.data.split.model_dump(mode="json"),
+                "split": config.data.bounds.model_dump(mode="json"),
                 "rank_errors": train.rank_errors,
                 "tables": [report.model_dump(mode="json") for report in reports],
             },

@@ -83,7 +83,7 @@ def export(
     torch.set_num_threads(run.config.threads)
     trained_run, trained = run, run.best_ranker()
     run, ranker = with_vocabularies(trained_run, trained)
-    split: SplitName = "validation" if run.config.data.split.test is None else "test"
+    split: SplitName = "test" if run.config.data.has_test else "validation"
     table = read_splits(run.config.data, run.schema, (split,))[split]
     parity: dict[str, float] = {}
     metrics = _metrics(run)
@@ -134,7 +134,7 @@ def export(
         training={
             "run": run.path.name,
             "config": run.config.model_dump(mode="json", by_alias=True, exclude={"output", "feed", "init_from"}),
-            "data_window": run.config.data.split.model_dump(mode="json"),
+            "data_window": run.config.data.bounds.model_dump(mode="json"),
             **{key: summary[key] for key in ("epochs", "best_epoch", "best_objective", "rows", "seconds")},
             **{key: summary[key] for key in ("parent",) if key in summary},
         },

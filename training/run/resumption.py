@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from training.config import TrainingConfig
+from training.data.moving.windows import with_windows
 from training.run.run import CONFIG, SUMMARY, Run, made_of_a_finished_run, write_json
+from training.split_config import MovingWindows, Range, ResolvedWindows, SplitConfig
 from training.wording import counted
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,24 @@ _SHOWN = 5
 _CHARACTERS = 60
 
 Difference = tuple[str, Any, Any]
+
+
+def with_windows_of_run(config: TrainingConfig) -> TrainingConfig:
+    """The training file with its windows of days resolved: as the run in its output folder has them where there is one
+    of the same windows, by the data of now where there is none."""
+    split = config.data.split
+    if not isinstance(split, MovingWindows) or not (config.output / CONFIG).is_file():
+        return with_windows(config)
+    of_run = Run.open(config.output).config.data.bounds
+    if not isinstance(of_run, ResolvedWindows) or of_run.windows != split:
+        return with_windows(config)  # another run, which `go_on_as` refuses by what differs
+    log.info("%s: its run has the days up to %s", config.output, _last_value(of_run))
+    return config.model_copy(update={"data": config.data.model_copy(update={"split": of_run})})
+
+
+def _last_value(split: SplitConfig) -> object:
+    last = split.validation if split.test is None else split.test
+    return last.max if isinstance(last, Range) else last
 
 
 def go_on_as(fresh: Run) -> None:

@@ -114,7 +114,7 @@ def _of_run(path: Path) -> Parent:
     run.summary()
     trained = run.best_ranker()
     run, ranker = with_vocabularies(run, trained)
-    about = {"run": path.name, "data_window": run.config.data.split.model_dump(mode="json")}
+    about = {"run": path.name, "data_window": run.config.data.bounds.model_dump(mode="json")}
     config = run.config.network
     tables, id_maps = ranker.embeddings.table_weights(), id_map_states(trained)
     return Parent(path, run.schema, run.fitted, config, ranker.network, tables, about, id_maps)

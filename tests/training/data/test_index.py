@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.data.log_files import SCHEMA, data_config, numbered, numbers_of, stream, write_groups
-from training.config import DataConfig, SplitConfig
+from training.config import DataConfig
 from training.data.files import LogFiles
 from training.data.index import LogIndex, index_of
 from training.data.reader import LogReader
 from training.data.rows import read_splits
 from training.data.selection import Selector
+from training.split_config import SplitConfig
 
 BY_DAY: dict[str, Any] = {"column": "day", "train": {"max": 2}, "validation": 3}
 

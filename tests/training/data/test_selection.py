@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.data.log_files import SCHEMA, data_config, numbered
-from training.config import SplitConfig
 from training.data.index import index_of
 from training.data.reader import LogReader
 from training.data.rows import read_splits
 from training.data.selection import Selector, epoch_unit
 from training.fit.report import data_report
+from training.split_config import SplitConfig
 
 BERLIN = "Europe/Berlin"
 days = st.dates(date(2024, 3, 28), date(2024, 4, 2))  # with a change to summer time

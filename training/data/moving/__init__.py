@@ -1,0 +1,1 @@
+"""Windows of days that move with a log: which days it has, and the ranges of values that windows are."""
