@@ -9,17 +9,20 @@ Shapes: N candidates, O outputs.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from model.features.encoder import Encoded
 from model.scorer.scorer import NamedCandidates, NonFiniteScoresError
+from model.user import user_of
 from model.value_models.value_model import DEFAULT
 from service.base.errors import Fault, Problem, value_or_kind
 from service.base.log import FieldLogger
 from service.base.record import RequestRecord
 from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import Metrics
+from service.models.canary import Sender
 from service.models.store import ModelStore
 from service.models.version import ServedModel
 from service.rank.answer import Reply, write
@@ -56,8 +59,9 @@ class Ranking:
         """The answer's body. Runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
         question = read_question(body, self.max_candidates, record)
         options = question.options
+        sender = Sender(record.request_id, partial(user_of, question.user))
         model, value_model = self.choose(
-            options.model, options.version_name, options.value_model, "value_model", record
+            options.model, options.version_name, options.value_model, "value_model", sender, record
         )
         encoded = self._encode(question, model, value_model, len(body), record)
         scored = self.score(encoded, record, deadline)
@@ -66,11 +70,17 @@ class Ranking:
         return Reply(write(scored, explanation))
 
     def choose(
-        self, model: str | None, version: str | None, value_model: str | None, path: str, record: RequestRecord
+        self,
+        model: str | None,
+        version: str | None,
+        value_model: str | None,
+        path: str,
+        sender: Sender,
+        record: RequestRecord,
     ) -> tuple[ServedModel, str]:
-        """The requested model, and the name of its value model, the latter at `path`. Both are noted in the
-        record. Raises Problem: 404, 422, 503."""
-        found = self.store.find(model, version, record.request_id)
+        """The model for what a sender requests, and the name of its value model, the latter at `path`. Both are noted
+        in the record. Raises Problem: 404, 422, 503."""
+        found = self.store.find(model, version, sender)
         name = value_model or DEFAULT
         if name not in found.value_models:
             has = ", ".join(found.value_models.names)

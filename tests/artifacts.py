@@ -75,10 +75,12 @@ def publish_artifact(
     network: Mapping[str, Any] = TINY_NETWORK,
     request: Mapping[str, Any] = TINY_REQUEST,
     spoil: float = 0.0,
+    user: str | None = None,
     fill: Callable[[Network, dict[str, Tensor]], None] | None = None,
 ) -> Path:
     """Publish the next version of `name` with weights drawn from `seed`. `request` becomes its golden request.
-    `spoil` is added to the expected answers, so that the golden check of a reader fails. `fill` sees the network and
+    `spoil` is added to the expected answers, so that the golden check of a reader fails. `user` is the feature that
+    names users. `fill` sees the network and
     its tables before they are exported, and may write to them."""
     schema = schema or tiny_schema()
     fitted = _fitted(schema)
@@ -122,6 +124,7 @@ def publish_artifact(
         name,
         write_files,
         schema=schema,
+        user=user,
         network=dict(network),
         training={"seed": seed},
         metrics={"test": {"click": {"auc": 0.5}}},

@@ -1,10 +1,11 @@
-"""Labels of a model's versions: `stable` is served, `canary` has a share of the requests, `shadow` scores beside it.
+"""Labels of a model's versions: `stable` is served, `canary` has a share of the users, `shadow` scores beside it.
 
 In: `<models>/<name>/labels.yaml`, `{stable: 3, canary: {version: 4, share: 0.05}, shadow: 5}`, written by hand, by the
 admin API or by the daily job. Every key may be left out. Out: `Labels`. A file that is not valid, or goes away, leaves
 the labels before it in force.
 """
 
+import math
 import os
 import re
 import tempfile
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from model.artifact.artifact import sync
+from model.buckets import BUCKETS, buckets_within
 from model.rollout.locks import lock
 from model.strict_yaml import StrictModel
 from model.untrusted_files import PolledFile
@@ -35,11 +37,20 @@ def _version(given: object) -> int:
 Version = Annotated[int, BeforeValidator(_version)]
 
 
+def _in_buckets(share: float) -> float:
+    if not math.isclose(share * BUCKETS, buckets_within(share), rel_tol=1e-9):
+        raise ValueError(f"a share is a whole number of ten-thousandths, got {share}")
+    return share
+
+
+Share = Annotated[float, Field(ge=0, le=1, strict=True), AfterValidator(_in_buckets)]
+
+
 class Canary(StrictModel):
-    """The version that a share of the requests goes to, in [0, 1]."""
+    """The version that a share of the users goes to, in [0, 1] by steps of one ten-thousandth."""
 
     version: Version
-    share: Annotated[float, Field(ge=0, le=1, strict=True)]
+    share: Share
 
 
 class Labels(StrictModel):

@@ -115,6 +115,12 @@ class Metrics(Families):
         "Scoring requests that came as far as a model version, by status: what a canary is judged by",
         ("model", "version", "code"),
     )
+    canary_choices = Family(
+        Counter,
+        "ranking_canary_choices",
+        "Requests that a canary could have answered, by what decided whether it did: the user or the request id",
+        ("model", "unit"),
+    )
     request_seconds = Family(
         BatchedHistogram,
         "ranking_request_duration_seconds",

@@ -23,7 +23,7 @@ from model.untrusted_files import Fingerprints, fingerprints
 from service.base.errors import Fault, Problem
 from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
-from service.models.labels import CANARY_SEED, falls_within
+from service.models.canary import CanaryShare, Sender
 from service.models.value_models_file import ValueModelsFile
 from service.models.version import LoadedVersion, Loading, ServedModel, VersionState, derived_files
 
@@ -45,11 +45,12 @@ _log = FieldLogger("models")
 @dataclass(frozen=True, slots=True)
 class Serving:
     """Versions that answer requests at one moment. `default` answers those that name no version and are not the
-    canary's. `labelled` are the versions that `labels` name."""
+    canary's. `labelled` are the versions that `labels` name, `canary` the requests that go to one of them."""
 
     default: ServedModel
     versions: Mapping[str, ServedModel]
     labels: Labels = field(default_factory=Labels)
+    canary: CanaryShare | None = None
 
     def labelled(self, label: str) -> ServedModel | None:
         """The version of a label, None where it is not set. `stable` is what is served, pinned or not."""
@@ -59,13 +60,13 @@ class Serving:
         version = self.labels.shadow if label == SHADOW else self.labels.versions().get(label)
         return None if version is None else self.versions[str(version)]
 
-    def chosen(self, version: str | None, request_id: str | None) -> ServedModel | None:
-        """The model for a request that names a version, a label or (None) neither. None for one that is not here."""
+    def chosen(self, version: str | None, sender: Sender | None) -> ServedModel | None:
+        """The model for a request that names a version, a label or (None) neither. None for one that is not here. What
+        no one sends, such as metadata, is never the canary's."""
         if version is not None:
             return self.versions.get(version) or self.labelled(version)
-        canary = self.labels.canary
-        if canary is not None and request_id is not None and falls_within(request_id, canary.share, CANARY_SEED):
-            return self.versions[str(canary.version)]
+        if self.canary is not None and sender is not None and self.canary.takes_request(sender):
+            return self.versions[self.canary.version]
         return self.default
 
 
@@ -237,7 +238,10 @@ class ModelFamily:
         needed = {default, *labels.versions().values()}
         kept = {version: loaded for version, loaded in self._loaded.items() if version in needed}
         served = {str(version): loaded.served for version, loaded in kept.items()}
-        self.serving = Serving(served[str(default)], served, labels)
+        stable, canary = served[str(default)], None
+        if labels.canary is not None:
+            canary = CanaryShare(self.name, labels.canary, stable.scorer.manifest.user, self._metrics)
+        self.serving = Serving(stable, served, labels, canary)
         if labels.shadow is not None:
             scorer = served[str(labels.shadow)].scorer
             self._metrics.shadow.add_version(self.name, scorer.version, scorer.outputs)

@@ -1,4 +1,4 @@
-"""Labels on the way of a request: the share that a canary or a shadow takes, and labels as JSON.
+"""Labels and samples on the way of a request: the share that a sample takes, and labels as JSON.
 
 In: a request id and a share, or the JSON of an admin. Out: True for a request in the share, or the object.
 """
@@ -11,7 +11,7 @@ from model.rollout.labels import CANARY, SHADOW, STABLE
 
 _KEYS = (STABLE, CANARY, SHADOW, "version", "share")
 # Seeds of the hash of a request id, so that being in one sample says nothing about being in another.
-IMPRESSION_SEED, CANARY_SEED, SHADOW_SEED = 0, 1, 2
+IMPRESSION_SEED, SHADOW_SEED = 0, 2
 _HASHES = 2**64
 
 

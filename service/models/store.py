@@ -27,6 +27,7 @@ from service.base.background import nice, short_intervals
 from service.base.errors import Fault, Problem
 from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
+from service.models.canary import Sender
 from service.models.family import ModelFamily
 from service.models.version import Loading, ServedModel
 
@@ -114,9 +115,9 @@ class ModelStore:
         self._folder_error = error
         self._metrics.file_errors.labels("", "models").set(error is not None)
 
-    def find(self, name: str | None, version: str | None, request_id: str | None = None) -> ServedModel:
-        """The model to answer with. It is of the version or label that is named, then the canary for requests whose id
-        falls to it, then what is served. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
+    def find(self, name: str | None, version: str | None, sender: Sender | None = None) -> ServedModel:
+        """The model to answer with. It is of the version or label that is named, then the canary for senders who fall
+        to it, then what is served. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
         served = {name: family.serving for name, family in self._families.items() if family.serving is not None}
         if name is None:
             if not served:
@@ -130,7 +131,7 @@ class ModelStore:
                 raise not_ready(f"no version of model '{name}' could be loaded; see /v1/models")
             known = f"models served: {', '.join(sorted(served)) or 'none'}"
             raise Problem(404, f"no such model; {known}", faults=[Fault("model", f"no such model; {known}")])
-        model = served[name].chosen(version, request_id)
+        model = served[name].chosen(version, sender)
         if model is None:
             loaded = ", ".join(sorted(served[name].versions, key=int, reverse=True))
             rule = f"this version of model '{name}' is not loaded; loaded: {loaded}"

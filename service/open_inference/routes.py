@@ -7,6 +7,7 @@ Shapes: N candidates, O outputs.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,11 +18,13 @@ from starlette.types import Receive, Scope, Send
 from model.features.encoder import FeatureEncoder
 from service.base.record import RequestRecord, is_request_id
 from service.http.middleware import header
+from service.models.canary import Sender
 from service.models.store import not_ready
 from service.models.version import ServedModel
 from service.open_inference.infer import HEADER_LENGTH, chosen_outputs, read, read_features, write
 from service.open_inference.plan import SCORE, TensorPlan, metadata_inputs, metadata_outputs
 from service.open_inference.received_tensors import ReceivedTensors
+from service.open_inference.tensors import user_of_tensors
 from service.pipeline import Answer, Ranking
 from service.rank.answer import Reply
 from service.rank.scored_request import EncodedRequest
@@ -95,7 +98,12 @@ class OpenInference:
             if inference.id is not None and is_request_id(inference.id):
                 record.request_id = inference.id
             model, value_model = ranking.choose(
-                path_params["name"], path_params.get("version"), inference.value_model, "parameters.value_model", record
+                path_params["name"],
+                path_params.get("version"),
+                inference.value_model,
+                "parameters.value_model",
+                Sender(record.request_id, partial(user_of_tensors, inference.inputs)),
+                record,
             )
             outputs = chosen_outputs(inference, model.scorer.outputs)
             encoder = model.scorer.encoder

@@ -4,7 +4,7 @@ In: a tensor with JSON values or bytes (little-endian, each string of BYTES afte
 strings. Nothing is made of a claim: sizes are compared as numbers first. Raises WrongTensorError naming the tensor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from struct import unpack_from
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features.kinds.columns import ID_LIMITS
+from model.user import user_of
 from service.base.errors import FAULTS_SHOWN, Fault, shown, value_or_kind
 
 # Datatypes of a number: FP64 is beyond the metadata, and keeps a number that FP32 would round.
@@ -85,6 +86,21 @@ def finite(tensor: Tensor, values: NDArray[np.float64]) -> NDArray[np.float64]:
         message = f"expected a finite number of {tensor.datatype}"
         raise WrongTensorError([Fault(f"{tensor.place}[{position}]", message) for position in wrong.tolist()])
     return values
+
+
+def user_of_tensors(inputs: Mapping[str, Tensor], feature: str) -> str | None:
+    """The user that a feature's tensor names. None where it is not there, null, or wrong, which is refused later."""
+    tensor = inputs.get(feature)
+    if tensor is None:
+        return None
+    try:
+        check(tensor, ("INT64", "BYTES"), 1)
+        values = tensor.data
+        if values is None:
+            values = strings_of(tensor) if tensor.datatype == "BYTES" else numbers_of(tensor).tolist()
+    except WrongTensorError:
+        return None
+    return user_of({feature: values[0]}, feature)
 
 
 def strings_of(tensor: Tensor) -> list[str]:

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
+from model.buckets import bucket_of
 from model.rollout.labels import FILE_NAME
 from model.scorer.scorer import Scorer
-from service.models.labels import CANARY_SEED, falls_within
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of, sample
 from tests.service.models.test_store import flip_a_byte
@@ -92,7 +92,7 @@ def test_labels_are_in_force_when_the_answer_comes_and_after_a_restart(
     def holds(service: TestClient) -> None:
         assert service.get("/v1/models/tiny").json()["labels"] == labels
         for number in range(20):
-            expected = "2" if falls_within(f"r{number}", 0.5, CANARY_SEED) else "1"
+            expected = "2" if bucket_of("tiny/2", f"r{number}") < 5000 else "1"
             assert version_of(service, request_id=f"r{number}") == expected
         assert version_of(service, version="shadow") == "3"
         infer = service.get("/v2/models/tiny").json()

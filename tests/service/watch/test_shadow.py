@@ -12,10 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
+from model.buckets import bucket_of
 from model.schema import FeedSchema
 from model.scorer.scorer import NonFiniteScoresError, Scorer
 from service.metrics.shadow_metrics import RESULTS
-from service.models.labels import CANARY_SEED, SHADOW_SEED, falls_within
+from service.models.labels import SHADOW_SEED, falls_within
 from service.watch.shadow import MOST_WAITING
 from tests.artifacts import TINY_REQUEST, TINY_SCHEMA, publish_artifact
 from tests.items import tiny_items, values_of, write_items
@@ -175,7 +176,7 @@ def test_the_sample_goes_by_the_request_id(models: Path) -> None:
 def test_requests_of_the_canary_are_not_compared_with_the_shadow(models: Path, tmp_path: Path) -> None:
     (models / "tiny" / "labels.yaml").write_text("{stable: 1, canary: {version: 3, share: 0.5}, shadow: 2}")
     requests = requests_of(40, 2)
-    stable = sum(not falls_within(request["request_id"], 0.5, CANARY_SEED) for request in requests)
+    stable = sum(bucket_of("tiny/3", request["request_id"]) >= 5000 for request in requests)
     try:
         with client_of(models) as client:
             for request in requests:
