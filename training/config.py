@@ -16,7 +16,7 @@ from model.ranker import NetworkConfig
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, read_yaml
 from training.files import output_path
-from training.split_config import DayCount, Split, SplitConfig
+from training.split_config import DayCount, MovingWindows, Split, SplitConfig
 from training.step.balancing import BalancingConfig, NoBalancingConfig
 
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -74,13 +74,20 @@ class DataConfig(StrictModel):
     def has_test(self) -> bool:
         """True where there is a test split."""
         test = self.split.test
-        return bool(test.days) if isinstance(test, DayCount) else test is not None
+        is_halved = isinstance(self.split, MovingWindows) and self.split.halve_validation
+        return is_halved or (bool(test.days) if isinstance(test, DayCount) else test is not None)
 
     @property
     def bounds(self) -> SplitConfig:
         """The splits by their values. Windows that move are resolved before (training/data/moving/windows.py)."""
         assert isinstance(self.split, SplitConfig), "windows of days are resolved before anything reads rows"
         return self.split
+
+    @model_validator(mode="after")
+    def _check_halves(self) -> Self:
+        if isinstance(self.split, MovingWindows) and self.split.halve_validation and self.group_by is None:
+            raise ValueError("split.halve_validation halves users: name their column as group_by")
+        return self
 
     @model_validator(mode="after")
     def _check_sampling(self) -> Self:

@@ -101,13 +101,17 @@ class MovingWindows(StrictModel):
 
     `latest` is the newest whole day of the data, without those that are left out (training/data/moving/days.py). The
     days in `exclude` are in no split. They count as days of a window, so a window always has the same first and last
-    day."""
+    day.
+
+    With `halve_validation` half of the users of the validation days are the test split, and the others validate
+    (training/data/moving/halves.py)."""
 
     column: str
     end: Literal["latest"] | Day = "latest"
     train: Annotated[DayCount, AfterValidator(_some_days)]
     validation: Annotated[DayCount, AfterValidator(_some_days)]
     test: DayCount = DayCount(days=0)
+    halve_validation: bool = False
     timezone: Zone = "UTC"
     exclude: Annotated[tuple[Day, ...], AfterValidator(lambda days: tuple(sorted(set(days))))] = ()
 
@@ -122,6 +126,12 @@ class MovingWindows(StrictModel):
                     "name the values of every split and leave `end` and `exclude` out"
                 )
         return data
+
+    @model_validator(mode="after")
+    def _check_test(self) -> "MovingWindows":
+        if self.halve_validation and self.test.days:
+            raise ValueError("halve_validation makes the test split of validation days; leave test out")
+        return self
 
 
 class ResolvedWindows(SplitConfig):

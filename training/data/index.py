@@ -188,21 +188,19 @@ def _count(
     """The rows of a row group by split, those left out that break a rule."""
     rows = parquet.metadata.row_group(group).num_rows
     place = f"{reader.files.shown(file)}, row group {group}"
-    column = reader.selector.column
     if reader.config.max_bad_rows:
         counts = dict.fromkeys(reader.selector.selections, 0)
         for part in reader.parts(file, parquet, group):
-            for split, mask in reader.selector.masks(part.table.column(column), place).items():
+            for split, mask in reader.selector.of_rows(part.table, place).items():
                 counts[split] += reader.wanted(part, mask.to_numpy(), bad_rows)[0].num_rows
         return counts
     decided = _decided(reader, file, parquet, group, place)
     if decided is not None and sum(decided.values()) <= 1:
         return {split: rows * is_in for split, is_in in decided.items()}
-    if column in file.partition:
-        values = with_partition(pa.table({"": pa.nulls(rows)}), file, [column]).column(column)
-    else:
-        values = parquet.read_row_group(group, columns=[column], use_threads=False).column(column)
-    return {split: pc.sum(mask).as_py() or 0 for split, mask in reader.selector.masks(values, place).items()}
+    names = [name for name in reader.selector.columns if name not in file.partition]
+    table = parquet.read_row_group(group, columns=names, use_threads=False) if names else pa.table({"": pa.nulls(rows)})
+    masks = reader.selector.of_rows(with_partition(table, file, reader.selector.columns), place)
+    return {split: pc.sum(mask).as_py() or 0 for split, mask in masks.items()}
 
 
 def _ungrouped(
@@ -224,7 +222,7 @@ def _ungrouped(
     is_null = plain(table.column(name)).is_null()
     if in_splits == rows:
         return int(pc.sum(is_null).as_py() or 0)
-    masks = reader.selector.masks(table.column(column), reader.files.shown(file)).values()
+    masks = reader.selector.of_rows(table, reader.files.shown(file)).values()
     return sum(int(pc.sum(pc.and_(is_null, mask)).as_py() or 0) for mask in masks)
 
 

@@ -45,7 +45,7 @@ class LogReader:
         self.config = config
         self.schema = schema
         self.files = LogFiles(config.path)
-        self.selector = Selector(config.bounds)
+        self.selector = Selector(config.bounds, config.group_by)
         self.names = columns_to_read(config, schema)
         self._columns = LogColumns(schema, config.weight, is_coded=True)
 
@@ -84,8 +84,7 @@ class LogReader:
 
     def of_split(self, part: Part, split: SplitName) -> Mask:
         """Mask of the rows of a part that are in a split."""
-        values = part.table.column(self.selector.column)
-        mask: Mask = self.selector.masks(values, part.place)[split].to_numpy()
+        mask: Mask = self.selector.of_rows(part.table, part.place)[split].to_numpy()
         return mask
 
     def wanted_rows(self, part: Part, is_in_B: Mask, bad_rows: BadRows) -> pa.Table:

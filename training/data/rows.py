@@ -73,7 +73,7 @@ def read_log(
 
     Raises ValueError where a split has no row, and for more bad rows than data.max_bad_rows."""
     files = LogFiles(config.path)
-    selector = Selector(config.bounds)
+    selector = Selector(config.bounds, config.group_by)
     for split in wanted:
         selector.require(split)
     names = columns_to_read(config, schema, extra)
@@ -89,7 +89,7 @@ def read_log(
             continue
         table = files.read(file, names)
         table, _, faults = columns.read(table, place)
-        masks = selector.masks(table.column(config.bounds.column), place)
+        masks = selector.of_rows(table, place)
         is_in_any_B = np.any([mask.to_numpy() for mask in masks.values()], axis=0)
         is_good_B = bad_rows.good_rows(faults, place, is_in_any_B)
         found.rows += table.num_rows

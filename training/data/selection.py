@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from training.columns import plain
 from training.config import SplitName
 from training.data.files import LogFile, partition_type
+from training.data.moving.halves import in_second_half
 from training.data.usual_types import usual
 from training.split_config import Range, ResolvedWindows, Scalar, Selection, SplitConfig
 from training.wording import counted
@@ -126,10 +127,14 @@ def _has_time(kind: pa.DataType) -> bool:
 
 
 class Selector:
-    """The splits of a training file."""
+    """The splits of a training file. `users` is the column whose users are halved, where the windows say so."""
 
-    def __init__(self, config: SplitConfig) -> None:
+    def __init__(self, config: SplitConfig, users: str | None = None) -> None:
         self.column = config.column
+        is_halved = isinstance(config, ResolvedWindows) and config.windows.halve_validation
+        self._halved = users if is_halved else None
+        # What counts need of a row.
+        self.columns = [self.column] if self._halved is None else list(dict.fromkeys((self.column, self._halved)))
         self._zone = config.timezone
         self.selections: dict[SplitName, Selection] = {
             split: selection for split in get_args(SplitName) if (selection := getattr(config, split)) is not None
@@ -157,6 +162,16 @@ class Selector:
         decided = None if value is None else self.by_bounds(value, value, partition_type(value), place)
         return value is None or (decided is not None and not any(decided.values()))
 
+    def of_rows(self, table: pa.Table, place: str) -> dict[SplitName, pa.ChunkedArray]:
+        """Masks of the rows in each split, of a table that has `columns`. Raises ValueError as `masks` does."""
+        masks = self.masks(table.column(self.column), place)
+        if self._halved is not None:
+            is_second = in_second_half(table.column(self._halved))
+            validation = masks["validation"]
+            masks["validation"] = pc.and_(validation, pc.invert(is_second))
+            masks["test"] = pc.and_(validation, is_second)
+        return masks
+
     def masks(self, values: pa.ChunkedArray, place: str) -> dict[SplitName, pa.ChunkedArray]:
         """Masks of the rows in each split, from the split column's values. Raises ValueError for a type that does not
         compare and for a row in two splits. `place` (a file, or a row group of one) opens the message."""
@@ -164,6 +179,7 @@ class Selector:
         masks = {
             split: _selected(values, selection, self._zone, place, self.column)
             for split, selection in self.selections.items()
+            if self._halved is None or split != "test"
         }
         _refuse_overlap(masks, place, self.column)
         for selection in self._left_out:
@@ -195,7 +211,8 @@ class Selector:
                 decided[split] = False
             else:
                 return None
-        return decided
+        # Which of the rows are in which half, their users say.
+        return None if self._halved is not None and decided["validation"] else decided
 
     def _may_overlap(self, bounds: pa.ChunkedArray, selection: Selection, place: str) -> bool:
         if isinstance(selection, Range):

@@ -106,7 +106,7 @@ def _tables(reader: LogReader, index: LogIndex, *, show: bool) -> Iterator[tuple
 
 
 def _by_split(reader: LogReader, part: Part, bad_rows: BadRows) -> Iterator[tuple[SplitName, pa.Table]]:
-    masks = reader.selector.masks(part.table.column(reader.selector.column), part.place)
+    masks = reader.selector.of_rows(part.table, part.place)
     for split, mask in masks.items():
         is_in_B = mask.to_numpy()
         if is_in_B.any():

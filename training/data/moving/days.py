@@ -95,6 +95,11 @@ class LoggedDays:
             last = start - DAY
         raise ValueError(f"{self.files.place}: every day of column '{self.column}' is left out (data.split.exclude)")
 
+    def files_of(self, day: date) -> list[LogFile]:
+        """Files that may have rows of a day."""
+        found = {part.file.name: part.file for part in self._parts if part.first <= day <= part.last}
+        return list(found.values())
+
     def hours_absent(self, day: date) -> int:
         """Hours of a day of a joined log that have no file."""
         return sum(hour not in self._hours for hour in _hours_of(day, self._zone))

@@ -77,7 +77,7 @@ def resolved(data: DataConfig) -> DataConfig:
                 windows=split,
                 train=ranges["train"],
                 validation=ranges["validation"],
-                test=ranges.get("test"),
+                test=ranges["validation"] if split.halve_validation else ranges.get("test"),
             )
         }
     )
