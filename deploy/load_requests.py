@@ -68,6 +68,8 @@ def from_file(path: Path) -> list[Body]:
             content = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{place}: not JSON ({error})") from None
+        if _says_loss(content):
+            continue
         if not isinstance(content, dict) or "candidates" not in content:
             raise ValueError(f"{place}: needs a body of /v1/rank, an object with `user` and `candidates`")
         asked = {key: content[key] for key in _ASKED if content.get(key) is not None}
@@ -130,8 +132,10 @@ def arrivals(path: Path) -> Array:
     times = []
     for place, line in _lines(path):
         try:
-            is_json = line.startswith("{")
-            times.append(datetime.fromisoformat(json.loads(line)["time"]).timestamp() if is_json else float(line))
+            content: Any = json.loads(line) if line.startswith("{") else float(line)
+            if not _says_loss(content):
+                time = content if isinstance(content, float) else content["time"]
+                times.append(time if isinstance(time, float) else datetime.fromisoformat(time).timestamp())
         except (ValueError, KeyError, TypeError):
             rule = "needs seconds, or JSON with an ISO 8601 `time`"
             raise ValueError(f"{place}: {rule}; got {line[:40]!r}") from None
@@ -140,6 +144,11 @@ def arrivals(path: Path) -> Array:
         raise ValueError(f"{path}: needs a finite time in each line, and a line at the least")
     recorded: Array = times_R - times_R[0]
     return recorded
+
+
+def _says_loss(content: object) -> bool:
+    """True for a line of an impression log that says how many requests it lacks."""
+    return isinstance(content, dict) and "lost" in content
 
 
 def _repeated(column: list[Any], size: int) -> list[Any]:

@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from model.user import read_user_hash_key
 from service.api_document import api_document, with_examples
 from service.base.clock import Clock
 from service.base.errors import Problem, refusal
@@ -39,6 +40,7 @@ from service.http.middleware import Observe, header, record_of, send_problem
 from service.http.protocol import SHED, GuardedProtocol
 from service.http.shedding import Shedding
 from service.http.tracing import Tracing
+from service.impressions.line import LineSettings
 from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import EVENTS, INFER, RANK, Metrics
 from service.models.admin import admin_routes
@@ -349,10 +351,13 @@ def _impression_log(settings: Settings, metrics: Metrics) -> ImpressionLog | Non
     return ImpressionLog(
         settings.impression_log,
         metrics,
-        sample=settings.impression_log_sample,
+        LineSettings(
+            share=settings.impression_log_sample,
+            is_hashed=settings.impression_log_features == "hash",
+            user_hash_key=None if settings.user_hash_key is None else read_user_hash_key(settings.user_hash_key),
+        ),
         max_bytes=settings.impression_log_max_bytes,
         workers=settings.workers,
-        is_hashed=settings.impression_log_features == "hash",
     )
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.artifact.signature import TrustedKeys
+from model.user import read_user_hash_key
 from service.http.certificates import Certificates
 from service.http.keys import KeyFile
 
@@ -64,6 +65,10 @@ class Settings(BaseModel):
     impression_log_features: Literal["values", "hash"] = Field(
         "values",
         description="hash writes XXH3-64 of the user, of each candidate's id and of its features in place of them",
+    )
+    user_hash_key: Path | None = Field(
+        None,
+        description="file with the secret key of user hashes; the impression log needs it for models that know a user",
     )
     event_log: Path | None = Field(None, description="folder for a log of what users did, which POST /v1/events takes")
     event_log_max_bytes: int = Field(
@@ -159,6 +164,8 @@ def _check_files(settings: Settings) -> None:
         KeyFile.from_yaml(settings.keys_file)
     if settings.verify_key is not None:
         TrustedKeys(settings.verify_key)
+    if settings.user_hash_key is not None:
+        read_user_hash_key(settings.user_hash_key)
     if settings.max_unfinished_bytes < 2 * settings.max_body_bytes:
         raise ValueError("--max-unfinished-bytes must be twice --max-body-bytes or more: one request has to fit")
     certificate, key, authorities = settings.tls_certificate, settings.tls_key, settings.tls_client_ca

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.artifact.artifact import FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
+from model.artifact.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
 from model.artifact.bags import ModuleInputs
 from model.artifact.reference import of_features
 from model.artifact.table_files import StackedTables
+from model.calibration import Calibration, calibrated
 from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
 from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep
 from model.features.kinds import NumberFeature
@@ -77,11 +78,12 @@ def publish_artifact(
     spoil: float = 0.0,
     user: str | None = None,
     fill: Callable[[Network, dict[str, Tensor]], None] | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> Path:
     """Publish the next version of `name` with weights drawn from `seed`. `request` becomes its golden request.
     `spoil` is added to the expected answers, so that the golden check of a reader fails. `user` is the feature that
-    names users. `fill` sees the network and
-    its tables before they are exported, and may write to them."""
+    names users. `fill` sees the network and its tables before they are exported, and may write to them. `calibration`
+    are maps by task."""
     schema = schema or tiny_schema()
     fitted = _fitted(schema)
     encoder = FeatureEncoder(schema, fitted)
@@ -100,6 +102,8 @@ def publish_artifact(
     ]
     with torch.inference_mode():
         answers_NO = module(inputs.of("request", blocks[0]), inputs.of("candidate", blocks[1])).numpy()
+    maps = Calibration.from_mapping({"tasks": calibration or {}}, CALIBRATION)
+    answers_NO = calibrated(answers_NO, maps.bound(schema))
     expected = {output: (answers_NO[:, t] + spoil).tolist() for t, output in enumerate(schema.outputs)}
     reference = {
         output: {"edges": [0.0, 0.5, 1.0], "counts": [1, 1], "mean": 0.25 * (t + 1)}
@@ -118,6 +122,8 @@ def publish_artifact(
             (REFERENCE_FEATURES, features.model_dump(mode="json")),
         ):
             (folder / file).write_text(json.dumps(content))
+        if maps.tasks:
+            (folder / CALIBRATION).write_text(json.dumps(maps.model_dump(mode="json")))
 
     path = publish(
         models,

@@ -7,6 +7,7 @@ log-normal around the quality.
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ tasks:
 VIDEOS = 30
 USERS = 40
 DAYS = 6
+_UNMOUNT_SECONDS = 30.0
 
 Json = dict[str, Any]
 
@@ -187,4 +189,8 @@ def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # What a process that has just ended had open may keep it busy for a moment.
+        deadline = time.monotonic() + _UNMOUNT_SECONDS
+        while subprocess.run(["umount", str(folder)], check=False).returncode:
+            assert time.monotonic() < deadline, "the file system stays busy"
+            time.sleep(0.05)

@@ -50,11 +50,13 @@ class NonFiniteScoresError(RuntimeError):
 
 
 class Scored(NamedTuple):
-    """Answers of one request, and per feature how many values were missing or unknown to a vocabulary."""
+    """Answers of one request, and per feature how many values were missing or unknown to a vocabulary. `raw_NO` are the
+    answers before calibration, the same array where there is none."""
 
     answers_NO: NDArray[np.float32]
     missing: dict[str, int]
     oov: dict[str, int]
+    raw_NO: NDArray[np.float32]
 
 
 class ExpertWeights(NamedTuple):
@@ -275,10 +277,11 @@ class Scorer:
         self, answers: torch.Tensor, request: Encoded, missing: Mapping[str, int], oov: Mapping[str, int]
     ) -> Scored:
         """The module's answers calibrated, with what was missing and unknown. Raises NonFiniteScoresError."""
-        answers_NO = self.as_answered(answers)
+        raw_NO: NDArray[np.float32] = answers.numpy()
+        answers_NO = calibrated(raw_NO, self._calibration) if self._calibration else raw_NO
         if not np.isfinite(answers_NO).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
-        return Scored(answers_NO, {**request.missing, **missing}, {**request.oov, **oov})
+        return Scored(answers_NO, {**request.missing, **missing}, {**request.oov, **oov}, raw_NO)
 
     def as_answered(self, answers: torch.Tensor) -> NDArray[np.float32]:
         """The module's answers, calibrated."""

@@ -19,3 +19,8 @@ class Clock:
         with self._lock:
             self._latest = max(self._latest, datetime.now(UTC))
             return self._latest
+
+
+def rfc3339(time: datetime) -> str:
+    """A time in UTC as logs have it (RFC 3339), to the millisecond."""
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -14,6 +14,7 @@ import numpy as np
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from service.base.clock import rfc3339
 from service.base.errors import FAULTS_SHOWN, Fault, Problem
 from service.events.event import MAX_BODY_BYTES, EventReader, ModelEvents, read_events
 from service.events.event_log import EventLog
@@ -120,7 +121,7 @@ class Events:
 
 def _lines(found: list[ModelEvents], received: datetime) -> bytes:
     """The lines of the log for events that were received at a time."""
-    stamp = received.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    stamp = rfc3339(received)
     parts = []
     for reader, events, _ in found:
         head = b'{"received":"%b","model":%b,' % (stamp.encode(), _encoder.encode(reader.model))

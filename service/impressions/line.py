@@ -1,14 +1,22 @@
 """One scored request as a line of the impression log, which service/impressions/record.py reads.
 
 In: a scored request. Out: a line of JSON, candidates in request order:
-`{"format": 1, "time", "request_id", "model", "model_version", "value_model", "value_model_version", "top_k",
-"catalogue", "user", "candidates": {"id", "features"}, "score", "tasks"}`. `user` and `candidates` are those of POST
-/v1/rank, always as columns, with null where a row has no value. /v2 has no ids of candidates: their positions take
-their place. `catalogue` says whether a catalogue gave features beside them. Scores have the digits of the answer. In
-place of `user` and `candidates` there may be `"hashes": {"user", "candidate_id", "features"}`: XXH3-64 of the user, and
-of each candidate's id and features, as JSON without spaces, keys sorted, what is null left out.
+`{"format": 2, "time", "request_id", "model", "model_version", "calibration", "value_model", "value_model_version",
+"policy", "policy_version", "experiments", "user_hash", "share", "top_k", "catalogue", "user", "candidates": {"id",
+"features"}, "score", "tasks", "raw", "order", "propensity"}`.
 
-Shapes: N candidates, O outputs.
+`user` and `candidates` are those of POST /v1/rank, always as columns, with null where a row has no value. /v2 has no
+ids of candidates: their positions take their place. `user_hash` is a keyed hash of the user (model/user.py), null where
+the model or the request has none. `share` is the share of all requests that the log keeps. `catalogue` is the
+generation that gave features beside them. `tasks` are answers, with their digits, and `raw` are those before
+calibration. `order` are row numbers in the order answered, at most `top_k`. Nothing here makes generations of
+calibrations, policies, experiments or propensities yet. In place of `user` and `candidates` there may be `"hashes":
+{"user", "candidate_id", "features"}`: XXH3-64 of the user's features, and of each candidate's id and features, as JSON
+without spaces, keys sorted, what is null left out.
+
+Where lines were lost, one says so: `{"format": 2, "time", "lost": number of requests, "reason"}`.
+
+Shapes: N candidates, O outputs, K of the candidates answered.
 """
 
 from collections.abc import Sequence
@@ -22,13 +30,26 @@ import orjson
 import xxhash
 from numpy.typing import NDArray
 
+from model.user import user_hash, user_of
+from service.base.clock import rfc3339
 from service.rank.scored_request import ReceivedRequest, ScoredRequest
 
+FORMAT = 2
 # What a request takes in memory, over its text: the text and arrays, or the objects of rows.
 _COLUMNS_COST, _ROWS_COST = 2, 10
+_NOT_MADE_YET: dict[str, Any] = {"calibration": None, "policy": None, "policy_version": None, "experiments": {}}
 
 _encoder = msgspec.json.Encoder()
 _canonical = msgspec.json.Encoder(order="sorted")
+
+
+class LineSettings(NamedTuple):
+    """Settings of a log's lines. `share` of all requests is kept. `user_hash_key` None is for models that know no
+    user."""
+
+    share: float
+    is_hashed: bool
+    user_hash_key: bytes | None
 
 
 class Impression(NamedTuple):
@@ -37,54 +58,70 @@ class Impression(NamedTuple):
 
     time: datetime
     head: dict[str, str]
-    uses_catalogue: bool
+    user: str | None
+    catalogue: str | None
     received: ReceivedRequest
     outputs: Sequence[str]
     score_N: NDArray[np.float64]
     answers_NO: NDArray[np.float32]
+    raw_NO: NDArray[np.float32]
+    order_K: NDArray[np.intp]
     held_bytes: int
     integers: frozenset[str]
 
     @classmethod
     def of(cls, request: ScoredRequest) -> "Impression":
         """The impression of a request that has just been scored."""
-        encoded, answers_NO, score_N = request.encoded, request.answers.answers_NO, request.score_N
+        encoded, answers, score_N, order_K = request.encoded, request.answers, request.score_N, request.order_K
         received, scorer = encoded.received, encoded.model.scorer
         held = encoded.body_bytes * (_COLUMNS_COST if received.rows is None else _ROWS_COST)
         return cls(
             datetime.now(UTC),
             encoded.head,
-            encoded.uses_catalogue,
+            user_of(received.user, scorer.manifest.user),
+            encoded.catalogue_generation,
             received,
             scorer.outputs,
             score_N,
-            answers_NO,
-            held + score_N.nbytes + answers_NO.nbytes,
+            answers.answers_NO,
+            answers.raw_NO,
+            order_K,
+            held + score_N.nbytes + 2 * answers.answers_NO.nbytes + order_K.nbytes,
             scorer.encoder.integers,
         )
 
-    def line(self, *, is_hashed: bool) -> bytes:
+    def line(self, settings: LineSettings) -> bytes:
         """The line, with its end."""
-        received = self.received
+        received, key = self.received, settings.user_hash_key
+        tasks = dict(zip(self.outputs, map(_as_answered, self.answers_NO.T), strict=True))
+        raw = tasks
+        if self.raw_NO is not self.answers_NO:
+            raw = dict(zip(self.outputs, map(_as_answered, self.raw_NO.T), strict=True))
         line = _encoder.encode(
             {
-                "format": 1,
-                "time": self.time.isoformat(timespec="milliseconds"),
+                "format": FORMAT,
+                "time": rfc3339(self.time),
                 **self.head,
+                **_NOT_MADE_YET,
+                "user_hash": None if self.user is None or key is None else user_hash(key, self.user),
+                "share": settings.share,
                 "top_k": received.top_k,
-                "catalogue": self.uses_catalogue,
-                **(_hashes(received, self.integers) if is_hashed else _values(received)),
+                "catalogue": self.catalogue,
+                **(_hashes(received, self.integers) if settings.is_hashed else _values(received)),
                 "score": _as_answered(self.score_N),
-                "tasks": dict(zip(self.outputs, map(_as_answered, self.answers_NO.T), strict=True)),
+                "tasks": tasks,
+                "raw": raw,
+                "order": _as_answered(self.order_K),
+                "propensity": None,
             }
         )
         # Columns are passed on as the client wrote them. In JSON a line may break only between values.
         return line.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
 
 
-def _as_answered(scores_N: NDArray[np.floating]) -> msgspec.Raw:
+def _as_answered(values_N: NDArray[Any]) -> msgspec.Raw:
     """Numbers as answers have them (service/rank/answer.py)."""
-    return msgspec.Raw(orjson.dumps(np.ascontiguousarray(scores_N), option=orjson.OPT_SERIALIZE_NUMPY))
+    return msgspec.Raw(orjson.dumps(np.ascontiguousarray(values_N), option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def _values(received: ReceivedRequest) -> dict[str, Any]:

@@ -15,20 +15,48 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from service.impressions.record import Candidates, Line, check, decode
+from service.base.clock import rfc3339
+from service.impressions.record import Candidates, Line, Loss, check, decode
 
 # A row group ends with the line that reaches one of them.
 GROUP_BYTES = 8 * 2**20
 GROUP_ROWS = 8192
 _BATCH_ROWS = 64
 _HASHES = pa.list_(pa.uint64())
+_ANSWERS = pa.map_(pa.string(), pa.list_(pa.float32()))
+_HEAD = ("request_id", "model", "model_version", "value_model", "value_model_version")
+# Of a row that says what is lost, all columns are null but `format`, `time`, `lost` and `reason`.
 SCHEMA = pa.schema(
     [
+        pa.field("format", pa.int8(), nullable=False),
         pa.field("time", pa.timestamp("ms", tz="UTC"), nullable=False),
-        *(
-            pa.field(name, pa.string(), nullable=False)
-            for name in ("request_id", "model", "model_version", "value_model", "value_model_version")
-        ),
+        *(pa.field(name, pa.string()) for name in _HEAD),
+        *(pa.field(name, pa.string()) for name in ("calibration", "policy", "policy_version")),
+        pa.field("experiments", pa.map_(pa.string(), pa.string())),
+        pa.field("user_hash", pa.string()),
+        pa.field("share", pa.float64()),
+        pa.field("top_k", pa.int64()),
+        pa.field("catalogue", pa.string()),
+        pa.field("user", pa.string()),
+        pa.field("candidate_id", pa.list_(pa.string())),
+        pa.field("features", pa.string()),
+        pa.field("user_features_hash", pa.uint64()),
+        pa.field("candidate_id_hash", _HASHES),
+        pa.field("features_hash", _HASHES),
+        pa.field("score", pa.list_(pa.float64())),
+        pa.field("tasks", _ANSWERS),
+        pa.field("raw", _ANSWERS),
+        pa.field("order", pa.list_(pa.int32())),
+        pa.field("propensity", pa.list_(pa.float64())),
+        pa.field("lost", pa.int64()),
+        pa.field("reason", pa.string()),
+    ]
+)
+# Files of lines of format 1, whose `user_hash` is of the user's features.
+SCHEMA_1 = pa.schema(
+    [
+        pa.field("time", pa.timestamp("ms", tz="UTC"), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in _HEAD),
         pa.field("top_k", pa.int64()),
         pa.field("catalogue", pa.bool_(), nullable=False),
         pa.field("user", pa.string()),
@@ -38,9 +66,11 @@ SCHEMA = pa.schema(
         pa.field("candidate_id_hash", _HASHES),
         pa.field("features_hash", _HASHES),
         pa.field("score", pa.list_(pa.float64()), nullable=False),
-        pa.field("tasks", pa.map_(pa.string(), pa.list_(pa.float32())), nullable=False),
+        pa.field("tasks", _ANSWERS, nullable=False),
     ]
 )
+# The generation of a line of format 1, which says no more than that there was one.
+_SOME_GENERATION = "?"
 
 
 def write(source: IO[bytes], sink: IO[bytes]) -> None:
@@ -70,15 +100,18 @@ class ParquetImpressions:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise self._refusal(error) from None
-        if not self._file.schema_arrow.equals(SCHEMA):
+        schema = self._file.schema_arrow
+        self._is_first = schema.equals(SCHEMA_1)
+        if not self._is_first and not schema.equals(SCHEMA):
             raise ValueError(f"{path}: its columns are not those of an impression log; leave it out")
         self.rows: int = self._file.metadata.num_rows
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[Line | Loss]:
         """The lines, in the file's order."""
+        line_of = _first_line if self._is_first else _line
         try:
             for batch in self._file.iter_batches(_BATCH_ROWS, use_threads=False):
-                yield from map(_line, batch.to_pylist(maps_as_pydicts="strict"))
+                yield from map(line_of, batch.to_pylist(maps_as_pydicts="strict"))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._refusal(error) from None
 
@@ -88,15 +121,22 @@ class ParquetImpressions:
         return ValueError(f"{self._path}: a damaged Parquet file ({error}); leave it out, or restore it")
 
 
-def _row(line: Line) -> dict[str, Any]:
+def _row(line: Line | Loss) -> dict[str, Any]:
     row: dict[str, Any] = {name: getattr(line, name) for name in SCHEMA.names if hasattr(line, name)}
-    time = datetime.fromisoformat(line.time)
+    row["time"] = time = datetime.fromisoformat(line.time)
     if time.tzinfo is None:
         raise ValueError("time: without its zone")
-    row |= {"time": time, "user": None, "tasks": list(line.tasks.items())}
+    if isinstance(line, Loss):
+        return row
+    maps: dict[str, dict[str, Any] | None] = {"experiments": line.experiments, "tasks": line.tasks, "raw": line.raw}
+    row |= {name: None if values is None else list(values.items()) for name, values in maps.items()}
+    row["user"] = None
+    if isinstance(line.catalogue, bool):
+        row["catalogue"] = _SOME_GENERATION if line.catalogue else None
     if line.hashes is not None:
         hashes = line.hashes
-        row |= {"user_hash": hashes.user, "candidate_id_hash": hashes.candidate_id, "features_hash": hashes.features}
+        row["user_features_hash"] = hashes.user
+        row |= {"candidate_id_hash": hashes.candidate_id, "features_hash": hashes.features}
     else:
         assert line.candidates is not None, "checked"
         row |= {
@@ -107,16 +147,30 @@ def _row(line: Line) -> dict[str, Any]:
     return row
 
 
-def _line(row: dict[str, Any]) -> Line:
-    user, ids, features, user_hash, ids_hash, features_hash = (
-        row.pop(name)
-        for name in ("user", "candidate_id", "features", "user_hash", "candidate_id_hash", "features_hash")
+def _first_line(row: dict[str, Any]) -> Line | Loss:
+    row["user_features_hash"] = row.pop("user_hash")
+    return _line({"format": 1, "lost": None, "reason": None, **row})
+
+
+def _line(row: dict[str, Any]) -> Line | Loss:
+    row["time"] = rfc3339(row["time"].astimezone(UTC))
+    hashes = {
+        name: row.pop(column)
+        for name, column in (
+            ("user", "user_features_hash"),
+            ("candidate_id", "candidate_id_hash"),
+            ("features", "features_hash"),
+        )
+    }
+    user, ids, features, lost, reason = (
+        row.pop(name) for name in ("user", "candidate_id", "features", "lost", "reason")
     )
-    row["time"] = row["time"].astimezone(UTC).isoformat(timespec="milliseconds")
+    if lost is not None:
+        return msgspec.convert({"format": row["format"], "time": row["time"], "lost": lost, "reason": reason}, Loss)
     if user is None:
-        row["hashes"] = {"user": user_hash, "candidate_id": ids_hash, "features": features_hash}
+        row["hashes"] = hashes
     # Checked as a line is: a column may have nulls, and a file of that name may come from elsewhere.
-    line = msgspec.convert({"format": 1, **row}, Line)
+    line = msgspec.convert(row, Line)
     if user is not None:
         ids, features = msgspec.convert((ids, features), tuple[list[str], str])
         line.user, line.candidates = msgspec.Raw(user.encode()), Candidates(ids, msgspec.Raw(features.encode()))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from model.untrusted_files import open_regular
 from service.impressions.folder import impression_files
 from service.impressions.parquet import ParquetImpressions
-from service.impressions.record import Logged, logged, read_line
+from service.impressions.record import Logged, Loss, logged, read_line
 from service.log_files.folder import LINES, PARQUET, closed_name
 
 
@@ -24,7 +24,7 @@ class Entry(NamedTuple):
     """A line or a row: `logged`, or the fault of one that is damaged. `size` is its part of the file, in bytes."""
 
     place: str
-    logged: Logged | ValueError | Unfinished
+    logged: Logged | Loss | ValueError | Unfinished
     size: float
 
 
@@ -81,7 +81,7 @@ def entries(file: Path) -> Iterator[Entry]:
                 return  # what is written from now on is for the next replay
 
 
-def _read(text: bytes) -> Logged | ValueError:
+def _read(text: bytes) -> Logged | Loss | ValueError:
     try:
         return read_line(text)
     except ValueError as error:
@@ -92,8 +92,9 @@ def _parquet_entries(file: Path) -> Iterator[Entry]:
     impressions = ParquetImpressions(file)
     size = file.stat().st_size / max(1, impressions.rows)
     for number, line in enumerate(impressions.lines(), start=1):
+        found: Logged | Loss | ValueError
         try:
-            found: Logged | ValueError = logged(line)
+            found = line if isinstance(line, Loss) else logged(line)
         except ValueError as error:
             found = error
         yield Entry(f"{file.name}:{number}", found, size)

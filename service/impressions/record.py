@@ -1,9 +1,11 @@
-"""A request in the impression log, as the readers of the log have it: replay, and what makes Parquet of lines.
+"""A line of the impression log, as the readers of the log have it: replay, and what makes Parquet of lines.
 
-In: a line of JSON. Out: the line as it is (`Line`), and checked and decoded, the request that it describes (`Logged`).
+In: a line of JSON, of format 2 or of format 1, which knows neither the order answered nor the share kept. Out: the line
+as it is (`Line`), and checked and decoded, the request that it describes (`Logged`), or what it says is lost (`Loss`).
 """
 
-from typing import Any, Literal, NamedTuple
+from contextlib import suppress
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -25,9 +27,10 @@ class Hashes(msgspec.Struct):
 
 
 class Line(msgspec.Struct):
-    """A line of the log, with `user` (JSON) and `candidates` or with `hashes`."""
+    """A line of the log, with `user` (JSON) and `candidates` or with `hashes`. Of format 1, `catalogue` says whether
+    one gave features, not which."""
 
-    format: Literal[1]
+    format: Literal[1, 2]
     time: str
     request_id: str
     model: str
@@ -37,10 +40,28 @@ class Line(msgspec.Struct):
     score: list[float]
     tasks: dict[str, list[float]]
     top_k: int | None = None
-    catalogue: bool = False
+    catalogue: str | bool | None = None
+    calibration: str | None = None
+    policy: str | None = None
+    policy_version: str | None = None
+    experiments: dict[str, str] = {}
+    user_hash: str | None = None
+    share: float | None = None
+    raw: dict[str, list[float]] | None = None
+    order: list[int] | None = None
+    propensity: list[float] | None = None
     user: msgspec.Raw = msgspec.Raw()
     candidates: Candidates | None = None
     hashes: Hashes | None = None
+
+
+class Loss(msgspec.Struct):
+    """A line that says how many requests before it are lost, and why."""
+
+    format: Literal[2]
+    time: str
+    lost: Annotated[int, msgspec.Meta(ge=1)]
+    reason: str
 
 
 class Logged(NamedTuple):
@@ -54,22 +75,28 @@ class Logged(NamedTuple):
 
 
 _line_decoder = msgspec.json.Decoder(Line)
+_loss_decoder = msgspec.json.Decoder(Loss)
 _user_decoder = msgspec.json.Decoder(dict[str, Any])
 _features_decoder = msgspec.json.Decoder(dict[str, list[Any]])
 
 
-def decode(text: bytes) -> Line:
+def decode(text: bytes) -> Line | Loss:
     """The line that `text` is, its scores as many as its candidates. Raises ValueError saying what is wrong."""
     try:
         line = _line_decoder.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except ValueError:
+        with suppress(ValueError, RecursionError):
+            return _loss_decoder.decode(text)
+        raise
     check(line)
     return line
 
 
 def check(line: Line) -> None:
-    """Raise ValueError where scores are not as many as candidates, or there are none of these."""
+    """Raise ValueError where scores are not as many as candidates, or there are none of these, or the order answered is
+    none of them."""
     if line.hashes is not None:
         rows, lengths = len(line.hashes.candidate_id), {"hashes.features": len(line.hashes.features)}
     elif line.candidates is not None and bytes(line.user):
@@ -79,7 +106,23 @@ def check(line: Line) -> None:
     if not rows:
         raise ValueError("no candidates")
     lengths["score"] = len(line.score)
-    _check_lengths(rows, lengths | {f"tasks.{name}": len(column) for name, column in line.tasks.items()})
+    lengths |= {f"tasks.{name}": len(column) for name, column in line.tasks.items()}
+    lengths |= {f"raw.{name}": len(column) for name, column in (line.raw or {}).items()}
+    _check_lengths(rows, lengths)
+    if line.format == 2:
+        _check_answer(line, rows)
+
+
+def _check_answer(line: Line, rows: int) -> None:
+    if line.share is None or line.raw is None or line.order is None:
+        raise ValueError("format 2 needs share, raw and order")
+    if not 0 < line.share <= 1:
+        raise ValueError(f"share: {line.share:g} is not in (0, 1]")
+    places = set(line.order)
+    if len(places) < len(line.order) or not places <= set(range(rows)):
+        raise ValueError(f"order: needs row numbers of {rows} candidates, each once at most")
+    if line.propensity is not None and len(line.propensity) != len(line.order):
+        raise ValueError(f"propensity: {len(line.propensity)} values for {len(line.order)} places")
 
 
 def logged(line: Line) -> Logged:
@@ -96,9 +139,10 @@ def logged(line: Line) -> Logged:
     return Logged(line, line.candidates.id, user, features)
 
 
-def read_line(text: bytes) -> Logged:
-    """The request of a line. Raises ValueError saying what is wrong with it."""
-    return logged(decode(text))
+def read_line(text: bytes) -> Logged | Loss:
+    """The request of a line, or its loss. Raises ValueError saying what is wrong with it."""
+    line = decode(text)
+    return line if isinstance(line, Loss) else logged(line)
 
 
 def _check_lengths(rows: int, lengths: dict[str, int]) -> None:

@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from service.base.background import nice
 from service.base.log import FieldLogger, Throttle
 from service.base.record import RequestRecord
 from service.impressions.convert import POLL_SECONDS, Conversion
 from service.impressions.folder import impression_files
-from service.impressions.line import Impression
+from service.impressions.line import Impression, LineSettings
 from service.log_files.rotated_files import RotatedFiles
 from service.metrics.metrics import Metrics
 from service.models.labels import IMPRESSION_SEED, falls_within
@@ -32,6 +32,10 @@ _FILE_BYTES = 64 * 2**20
 _AGE_SECONDS = 3600.0
 _WRITE_BYTES = 2**20
 _NICENESS = 10
+_NO_KEY = "a model knows the user of a request, whose hash needs a key; start the service with --user-hash-key FILE"
+
+_Loss = Literal["dropped", "failed", "no_key"]
+_LOSSES: tuple[_Loss, ...] = get_args(_Loss)
 
 _log = FieldLogger("impressions")
 
@@ -39,9 +43,7 @@ _log = FieldLogger("impressions")
 class ImpressionLog:
     """The impression log of one worker of `workers`. `take_request` and `offer` never wait for the disk."""
 
-    def __init__(
-        self, folder: Path, metrics: Metrics, *, sample: float, max_bytes: int, workers: int, is_hashed: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, metrics: Metrics, settings: LineSettings, *, max_bytes: int, workers: int) -> None:
         # Beside the whole files every worker has one that it writes, and one that a killed worker left. One of the
         # folder is in both kinds while it becomes Parquet.
         file_bytes = min(_FILE_BYTES, max_bytes // (8 * workers))
@@ -54,8 +56,7 @@ class ImpressionLog:
             on_closed=lambda: self._conversion.start(),
         )
         self._conversion = Conversion(folder, metrics.impression_conversions_failed.inc)
-        self._is_hashed = is_hashed
-        self._sample = sample
+        self._settings = settings
         self._written = metrics.impressions.labels("written")
         self._losses = _Losses(metrics)
         self._changed = threading.Condition()
@@ -73,8 +74,13 @@ class ImpressionLog:
     def take_request(self, record: RequestRecord, request: ScoredRequest) -> None:
         """Log a scored request once its answer has left, where the sample has it.
 
-        The sample goes by a hash of the request id: all who see the same id decide alike."""
-        if falls_within(record.request_id, self._sample, IMPRESSION_SEED):
+        The sample goes by a hash of the request id: all who see the same id decide alike. Requests of a model that
+        knows their user are refused and counted where there is no key for its hash."""
+        if not falls_within(record.request_id, self._settings.share, IMPRESSION_SEED):
+            return
+        if self._settings.user_hash_key is None and request.encoded.model.scorer.manifest.user is not None:
+            self._losses.count("no_key", 1, _NO_KEY)
+        else:
             record.after_answer.append(partial(self._enqueue, Impression.of(request)))
 
     def _enqueue(self, impression: Impression) -> None:
@@ -136,7 +142,7 @@ class ImpressionLog:
         size = held = 0
         for impression in batch:
             try:
-                line = impression.line(is_hashed=self._is_hashed)
+                line = impression.line(self._settings)
             except Exception:  # the thread must outlive any surprise in a request
                 _log.exception("an impression could not be written")
                 line = b""
@@ -178,13 +184,13 @@ class _Losses:
     """Counts what is lost, and says so at once but not again within a minute."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics = {result: metrics.impressions.labels(result) for result in ("dropped", "failed")}
+        self._metrics = {result: metrics.impressions.labels(result) for result in _LOSSES}
         self._lock = threading.Lock()
-        self._untold = {"dropped": 0, "failed": 0}
+        self._untold = dict.fromkeys(_LOSSES, 0)
         self._reason = ""
         self._throttle = Throttle()
 
-    def count(self, result: Literal["dropped", "failed"], lines: int, reason: str) -> None:
+    def count(self, result: _Loss, lines: int, reason: str) -> None:
         self._metrics[result].inc(lines)
         with self._lock:
             self._untold[result] += lines
@@ -196,7 +202,7 @@ class _Losses:
     def log_losses(self) -> None:
         """Log what has not been logged."""
         with self._lock:
-            untold, self._untold = self._untold, {"dropped": 0, "failed": 0}
+            untold, self._untold = self._untold, dict.fromkeys(_LOSSES, 0)
             reason, self._reason = self._reason, ""
         if reason:
             _log.warning("impressions are not logged", **untold, reason=reason)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from service.base.clock import rfc3339
 from service.log_files.folder import LogFolder
 
 SUFFIX = ".watermark"
@@ -37,7 +38,7 @@ class Watermark:
 
     def move(self, watermark: datetime, written: datetime) -> None:
         """Publish a watermark at the time `written`, whole or not at all. Raises OSError."""
-        content = {"writer": self.writer, "watermark": _stamp(watermark), "written": _stamp(written)}
+        content = {"writer": self.writer, "watermark": rfc3339(watermark), "written": rfc3339(written)}
         part = self._file.with_name(f".{self._file.name}.part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -88,7 +89,3 @@ class DeadWriter:
 
 def _lock_file(file: Path) -> Path:
     return file.with_name(f".{file.name}.lock")
-
-
-def _stamp(time: datetime) -> str:
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

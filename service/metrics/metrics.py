@@ -71,7 +71,7 @@ REJECTIONS = (
 )
 # Of a worker: gets requests from balancers that poll /readyz, or does not.
 WORKER_STATES = ("ready", "unready")
-IMPRESSION_RESULTS = ("written", "dropped", "failed")
+IMPRESSION_RESULTS = ("written", "dropped", "failed", "no_key")
 EVENT_RESULTS = ("written", "full", "slow", "failed")
 LOAD_RESULTS = (
     "ready",
@@ -250,7 +250,8 @@ class Metrics(Families):
     impressions = Family(
         Counter,
         "ranking_impression_log",
-        "Lines of the impression log: written, dropped because too many waited, failed on the disk",
+        "Lines of the impression log: written, dropped because too many waited, failed on the disk, or refused because "
+        "there is no key for the hash of a user",
         ("result",),
     )
     impression_files_removed = Family(

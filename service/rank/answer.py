@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from service.base.ranking import ranking
 from service.rank.explain import Explanation
 from service.rank.scored_request import ScoredRequest
 
@@ -27,7 +26,7 @@ def write(request: ScoredRequest, explanation: Explanation | None = None) -> byt
     """The answer's body: identifiers and versions, the ranked candidates, and `explain` where there is one."""
     encoded, score_N = request.encoded, request.score_N
     received, outputs = encoded.received, encoded.model.scorer.outputs
-    order_K = ranking(score_N, received.top_k)
+    order_K = request.order_K
     names = received.ids
     ids = [names[position] for position in order_K.tolist()]
     score_K = score_N.take(order_K)

@@ -1,10 +1,12 @@
 """A request of either wire on its way: encoded, then scored, for its answer, the shadow version, drift and the log of
 impressions.
 
-Shapes: N candidates.
+Shapes: N candidates, K of them answered.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from model.features.encoder import Column, Encoded, FeatureEncoder
 from model.scorer.scorer import NamedCandidates, Scored
+from service.base.ranking import ranking
 from service.models.version import ServedModel
 
 
@@ -66,14 +69,24 @@ class EncodedRequest(NamedTuple):
         }
 
     @property
-    def uses_catalogue(self) -> bool:
-        """True where a catalogue gave features of candidates, which are then not in the request."""
-        return isinstance(self.candidates, NamedCandidates) and self.candidates.uses_catalogue
+    def catalogue_generation(self) -> str | None:
+        """The generation of the catalogue that gave features of candidates, which are then not in the request. None
+        where none did."""
+        named = self.candidates
+        if not isinstance(named, NamedCandidates) or not named.uses_catalogue:
+            return None
+        return str(named.catalogue.manifest.generation)
 
 
-class ScoredRequest(NamedTuple):
+@dataclass(frozen=True)
+class ScoredRequest:
     """A request with its answers and their combined scores, in request order."""
 
     encoded: EncodedRequest
     answers: Scored
     score_N: NDArray[np.float64]
+
+    @cached_property
+    def order_K(self) -> NDArray[np.intp]:
+        """The places of candidates in the order answered: descending score, at most `top_k`."""
+        return ranking(self.score_N, self.encoded.received.top_k)

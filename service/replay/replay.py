@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from service.base.ranking import ranking
 from service.impressions.reader import Unfinished, entries, log_files
-from service.impressions.record import Logged
+from service.impressions.record import Logged, Loss
 from service.log_files.folder import closed_name
 from service.metrics.ranking_distance import TOP, Mean, Movement, Shift, movement
 from service.replay.report import print_report
@@ -48,6 +48,7 @@ class Tally:
     def __init__(self) -> None:
         self.replayed = 0
         self.of_other_models = 0
+        self.lost = 0
         self.counts = {"damaged": 0, "unscorable": 0}
         self.faults: dict[str, list[dict[str, str]]] = {"damaged": [], "unscorable": []}
         # Whole lines of the files that are being written, and the places of half ones.
@@ -138,6 +139,9 @@ def replay(files: Sequence[Path], rescoring: Rescoring) -> Tally:
             name = place.rpartition(":")[0]
             if name in tally.open_files:
                 tally.open_files[name] += 1
+            if isinstance(logged, Loss):
+                tally.lost += logged.lost
+                continue
             if isinstance(logged, ValueError):
                 tally.refuse("damaged", place, logged)
                 continue
@@ -160,7 +164,12 @@ def report(tally: Tally, rescoring: Rescoring, *, show_ids: bool) -> dict[str, A
             {"logged": f"{name} {version}", "now": f"{new_name} {new_version}", "requests": requests}
             for (name, version, new_name, new_version), requests in rescoring.value_models.most_common()
         ],
-        "requests": {"replayed": tally.replayed, "of_other_models": tally.of_other_models, **tally.counts},
+        "requests": {
+            "replayed": tally.replayed,
+            "of_other_models": tally.of_other_models,
+            "lost": tally.lost,
+            **tally.counts,
+        },
         **tally.faults,
         "open_files": tally.open_files,
         "unfinished_lines": tally.unfinished,

@@ -47,6 +47,8 @@ def _counts(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"value model {entry['logged']} -> {entry['now']}: {entry['requests']:,} requests"
     if requests["of_other_models"]:
         yield f"{requests['of_other_models']:,} requests of other models are left out"
+    if requests["lost"]:
+        yield f"{requests['lost']:,} requests were lost on their way into the log"
     yield from document["notes"]
     for name, lines in document["open_files"].items():
         yield f"{name} is being written: its {lines:,} whole lines are read"

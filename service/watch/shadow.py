@@ -110,7 +110,7 @@ class ShadowScoring:
 
     def _compare(self, taken: ShadowRequest) -> str:
         shadow, stable, request = taken.shadow, taken.stable, taken.stable.encoded
-        if request.uses_catalogue and shadow.scorer.catalogue is None:
+        if request.catalogue_generation is not None and shadow.scorer.catalogue is None:
             return "skipped"
         scored = _scored(shadow.scorer, request)
         with np.errstate(over="ignore", invalid="ignore"):  # the next line is what looks for it

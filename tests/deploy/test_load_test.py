@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,9 @@ def test_cpu_time_is_that_of_children_too() -> None:
 def requests_file(folder: Path) -> Path:
     path = folder / "bodies.jsonl"
     # As an impression log has it: what is of the answer is left out.
-    path.write_text(json.dumps({**TINY_REQUEST, "request_id": "r", "score": [1.0], "tasks": {}}) + "\n")
+    loss = {"format": 2, "time": "2026-01-01T00:00:00Z", "lost": 3, "reason": "disk"}
+    lines = [loss, {**TINY_REQUEST, "request_id": "r", "score": [1.0], "tasks": {}}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
@@ -224,7 +227,9 @@ def test_requests_take_the_size_they_are_given() -> None:
 def test_arrivals_are_read_from_an_impression_log(tmp_path: Path) -> None:
     log = tmp_path / "impressions.jsonl"
     times = ("2026-01-01T00:00:02.500+00:00", "2026-01-01T00:00:00.000+00:00", "2026-01-01T01:00:01.000+01:00")
-    log.write_text("".join(json.dumps({"time": time, "user": {}}) + "\n" for time in times))
+    lines: list[dict[str, Any]] = [{"time": time, "user": {}} for time in times]
+    lines.append({"format": 2, "time": "2026-01-01T09:00:00Z", "lost": 3, "reason": "disk"})
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert load_requests.arrivals(log).tolist() == [0.0, 1.0, 2.5]
     log.write_text('{"user": {}}\n')
     with pytest.raises(ValueError, match=r"line 1: needs seconds"):

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from service.base.clock import rfc3339
 from service.impressions.folder import impression_files
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """All lines, oldest first. What a Parquet row does not have is left out."""
+    """All lines, oldest first."""
     found: list[dict[str, Any]] = []
     for file in impression_files(folder).whole_files():
         if file.suffix == ".jsonl":
@@ -22,14 +23,24 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:
-    line = {name: value for name, value in row.items() if value is not None or name == "top_k"}
-    line["time"] = row["time"].isoformat(timespec="milliseconds")
+    time = rfc3339(row["time"])
+    if row["lost"] is not None:
+        return {"format": row["format"], "time": time, "lost": row["lost"], "reason": row["reason"]}
+    line = {name: value for name, value in row.items() if name not in ("lost", "reason")}
+    line |= {"time": time, "experiments": dict(row["experiments"])}
     # The digits of the answer: the fewest that tell one float32 from another.
-    line["tasks"] = {task: [float(str(np.float32(value))) for value in column] for task, column in row["tasks"]}
-    if row["user"] is not None:
+    for name in ("tasks", "raw"):
+        line[name] = {task: [float(str(np.float32(value))) for value in column] for task, column in row[name]}
+    kept = {
+        "user": line.pop("user_features_hash"),
+        "candidate_id": line.pop("candidate_id_hash"),
+        "features": line.pop("features_hash"),
+    }
+    ids, features = line.pop("candidate_id"), line.pop("features")
+    if line.pop("user") is not None:
         line["user"] = json.loads(row["user"])
-        line["candidates"] = {"id": line.pop("candidate_id"), "features": json.loads(line.pop("features"))}
+        line["candidates"] = {"id": ids, "features": json.loads(features)}
+        assert set(kept.values()) == {None}
     else:
-        names = ("user", "candidate_id", "features")
-        line["hashes"] = {name: line.pop(f"{name}_hash") for name in names}
-    return {"format": 1, **line}
+        line["hashes"] = kept
+    return line

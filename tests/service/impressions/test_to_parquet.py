@@ -19,8 +19,8 @@ import xxhash
 
 from service.impressions import to_parquet
 from service.impressions.folder import impression_files
-from service.impressions.parquet import SCHEMA
 from service.impressions.reader import entries
+from service.impressions.record import Logged, Loss
 from service.replay import replay
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.impressions.impressions_read import lines_of
@@ -35,18 +35,34 @@ WAIT_SECONDS = 90.0
 def a_line(number: int, characters: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(number)
     ids = [f"video-{n}" for n in rng.integers(0, 1000, 3)]
+    answers = [
+        {task: [float(str(value)) for value in rng.random(3, np.float32)] for task in ("click", "like")}
+        for _ in ("calibrated", "raw")
+    ]
     return {
-        "format": 1,
-        "time": f"2026-01-02T03:04:{number % 60:02}.250+00:00",
+        "format": 2,
+        "time": f"2026-01-02T03:04:{number % 60:02}.250Z",
         "request_id": f"r-{number}",
         **dict.fromkeys(("model", "model_version", "value_model", "value_model_version"), "x"),
+        "calibration": "3" if number % 2 else None,
+        **dict.fromkeys(("policy", "policy_version"), "p" if number % 3 else None),
+        "experiments": {"bold": "treatment"} if number % 2 else {},
+        "user_hash": f"{number:032x}" if number % 2 else None,
+        "share": 0.25,
         "top_k": number or None,
-        "catalogue": bool(number % 2),
+        "catalogue": "7" if number % 2 else None,
         "user": {"country": "é" + rng.bytes(characters // 2).hex(), "tab": None},
         "candidates": {"id": ids, "features": {"video_id": [3, None, 2**60], "topics": [[], [1, 2], None]}},
         "score": rng.normal(size=3).tolist(),
-        "tasks": {task: [float(str(value)) for value in rng.random(3, np.float32)] for task in ("click", "like")},
+        "tasks": answers[0],
+        "raw": answers[1],
+        "order": rng.permutation(3)[: number or None].tolist(),
+        "propensity": rng.random(min(number, 3)).tolist() if number % 2 else None,
     }
+
+
+def a_loss(number: int) -> dict[str, Any]:
+    return {"format": 2, "time": "2026-01-02T03:04:05.678Z", "lost": number, "reason": 'no "space" left'}
 
 
 def written(folder: Path, lines: list[dict[str, Any]], name: str = "impressions-a.jsonl") -> Path:
@@ -65,7 +81,7 @@ def test_every_value_is_kept_in_typed_columns_and_bounded_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.impressions.parquet.GROUP_ROWS", 7)
-    lines = [a_line(number) for number in range(20)]
+    lines = [a_line(number) for number in range(19)] + [a_loss(3)]
     written(tmp_path, lines)
     assert to_parquet.convert(tmp_path) == []
     (file,) = impression_files(tmp_path).whole_files()
@@ -87,9 +103,14 @@ def test_every_value_is_kept_in_typed_columns_and_bounded_row_groups(
     for row, line in zip(*both, strict=True):
         assert not isinstance(row.logged, ValueError)
         assert not isinstance(line.logged, ValueError)
+        if isinstance(row.logged, Loss) or isinstance(line.logged, Loss):
+            assert row.logged == line.logged
+            continue
+        assert isinstance(row.logged, Logged)
+        assert isinstance(line.logged, Logged)
         assert row.logged[1:] == line.logged[1:]
         # Answers are float32 in Parquet. The text of features is compared as it is decoded, above.
-        apart = dict.fromkeys(("tasks", "user", "candidates"))
+        apart = dict.fromkeys(("tasks", "raw", "user", "candidates"))
         kept, wrote = ({**msgspec.structs.asdict(one.logged.line), **apart} for one in (row, line))
         assert kept == wrote
         for task, column in line.logged.line.tasks.items():
@@ -277,7 +298,9 @@ def test_replay_refuses_a_damaged_parquet_file_by_name(
     if damage == "cut":
         file.write_bytes(content[:-20])
     elif damage == "flipped":
-        scores = pq.read_metadata(file).row_group(0).column(SCHEMA.names.index("score"))
+        group = pq.read_metadata(file).row_group(0)
+        columns = map(group.column, range(group.num_columns))
+        scores = next(column for column in columns if column.path_in_schema.startswith("score."))
         assert scores.path_in_schema == "score.list.element"
         end = (scores.dictionary_page_offset or scores.data_page_offset) + scores.total_compressed_size
         content[end - 2] ^= 0x10  # in its last page of values

@@ -22,7 +22,7 @@ from model.scorer.scorer import Scored, Scorer
 from model.value_models.value_model import DEFAULT, ValueModels
 from service.base.record import RequestRecord
 from service.impressions.folder import impression_files
-from service.impressions.record import read_line
+from service.impressions.line import LineSettings
 from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import Metrics
 from service.metrics.model_metrics import ModelMetrics
@@ -122,7 +122,7 @@ def test_tensors_are_logged_as_the_columns_that_they_are(tmp_path: Path) -> None
     for name in ("r-1", "r-2"):
         assert lines[name]["user"] == given["user"]
         assert lines[name]["candidates"] == given["candidates"]
-        assert lines[name]["catalogue"] is False
+        assert lines[name]["catalogue"] is None
         # A logged request, sent to /v1, is answered alike.
         assert lines[name]["score"] == spread(again["score"], again["id"], ["0", "1", "2"])
         for task, column in again["tasks"].items():
@@ -258,7 +258,13 @@ def _scored(served: ServedModel, request_id: str, user: dict[str, Any] | None = 
     """A request of one candidate, answered with zeros."""
     question = Question(Options(), user or {}, ["a"], {})
     encoded = EncodedRequest(request_id, served, DEFAULT, question, {}, *served.scorer.encode({}, {}, 1), 100)
-    return ScoredRequest(encoded, Scored(np.zeros((1, len(served.scorer.outputs)), np.float32), {}, {}), np.zeros(1))
+    zeros_NO = np.zeros((1, len(served.scorer.outputs)), np.float32)
+    return ScoredRequest(encoded, Scored(zeros_NO, {}, {}, zeros_NO), np.zeros(1))
+
+
+def _log(folder: Path, metrics: Metrics, share: float = 1.0) -> ImpressionLog:
+    settings = LineSettings(share, is_hashed=False, user_hash_key=None)
+    return ImpressionLog(folder, metrics, settings, max_bytes=2**20, workers=1)
 
 
 def _taken(log: ImpressionLog, scored: ScoredRequest) -> RequestRecord:
@@ -268,7 +274,7 @@ def _taken(log: ImpressionLog, scored: ScoredRequest) -> RequestRecord:
 
 
 def test_the_sample_is_a_share_and_goes_by_the_request_id(tmp_path: Path, served: ServedModel) -> None:
-    logs = [ImpressionLog(tmp_path, Metrics(), sample=s, max_bytes=2**20, workers=1) for s in (0.25, 0.25, 1.0, 1e-9)]
+    logs = [_log(tmp_path, Metrics(), s) for s in (0.25, 0.25, 1.0, 1e-9)]
     ids = [f"r-{number}" for number in range(4000)]
     scored = {name: _scored(served, name) for name in ids}
     quarter, again, everything, hardly = (
@@ -283,7 +289,7 @@ def test_the_sample_is_a_share_and_goes_by_the_request_id(tmp_path: Path, served
 
 def test_a_request_that_cannot_be_written_costs_itself_alone(tmp_path: Path, served: ServedModel) -> None:
     metrics = Metrics()
-    log = ImpressionLog(tmp_path, metrics, sample=1.0, max_bytes=2**20, workers=1)
+    log = _log(tmp_path, metrics)
     wrong = _scored(served, "wrong", {"x": object()})
     huge = _scored(served, "huge", {"x": "x" * 2**20})  # more than a file may have
     for scored in (wrong, huge, _scored(served, "right")):
@@ -298,7 +304,7 @@ def test_a_request_that_cannot_be_written_costs_itself_alone(tmp_path: Path, ser
 
 def test_a_request_is_freed_with_its_line(tmp_path: Path, served: ServedModel) -> None:
     """Without the garbage collector, which a worker seldom runs."""
-    log = ImpressionLog(tmp_path, Metrics(), sample=1.0, max_bytes=2**20, workers=1)
+    log = _log(tmp_path, Metrics())
     scored = _scored(served, "r-1")
     freed = weakref.ref(scored.score_N)
     record = _taken(log, scored)
@@ -318,7 +324,7 @@ def test_the_folder_stays_within_its_bound_and_removals_are_counted(
     tmp_path: Path, served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics = Metrics()
-    log = ImpressionLog(tmp_path, metrics, sample=1.0, max_bytes=2**20, workers=1)
+    log = _log(tmp_path, metrics)
     monkeypatch.setattr(log._conversion, "start", lambda: None)  # Parquet of equal features takes next to nothing
     log.start()
     for number in range(300):
@@ -328,28 +334,3 @@ def test_the_folder_stays_within_its_bound_and_removals_are_counted(
     assert [line["request_id"] for line in kept] == [f"r-{number}" for number in range(300 - len(kept), 300)]
     assert 2**19 < sum(file.stat().st_size for file in tmp_path.iterdir()) <= 2**20
     assert metrics.impression_files_removed._value.get() > 0
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"score": [0.5]}, "score: 1 values for 2 candidates"),
-        ({"tasks": {"click": []}}, "tasks.click: 0 values for 2"),
-        ({"candidates": {"id": ["a", "b"], "features": {"video_id": [1]}}}, "features.video_id: 1 values for 2"),
-        ({"candidates": {"id": [], "features": {}}, "score": [], "tasks": {}}, "no candidates"),
-        ({"model": None}, "`str`"),
-        ({"format": 2}, "format"),
-    ],
-)
-def test_a_line_that_is_damaged_is_refused_by_its_fault(change: dict[str, Any], said: str) -> None:
-    line = {
-        "format": 1,
-        **dict.fromkeys(("time", "request_id", "model", "model_version", "value_model", "value_model_version"), "x"),
-        "user": {},
-        "candidates": {"id": ["a", "b"], "features": {}},
-        "score": [0.5, 0.25],
-        "tasks": {"click": [0.5, 0.25]},
-    }
-    assert read_line(json.dumps(line).encode()).line.score == [0.5, 0.25]
-    with pytest.raises(ValueError, match=said):
-        read_line(json.dumps({**line, **change}).encode())

@@ -93,7 +93,7 @@ def test_what_is_equal_does_not_move(
         path.write_text(yaml.safe_dump(VALUE_MODELS))
         arguments += ["--value-models", str(path)]
     found = run(models, *arguments, log=log, tmp_path=tmp_path)
-    assert found["requests"] == {"replayed": REQUESTS, "of_other_models": 0, "damaged": 0, "unscorable": 0}
+    assert found["requests"] == {"replayed": REQUESTS, "of_other_models": 0, "lost": 0, "damaged": 0, "unscorable": 0}
     for key, mean in found["ranking"].items():
         still = 0.0 if key == "first_changes" else 1.0
         assert (mean["mean"], mean["low"], mean["high"]) == (still, still, still)
@@ -180,16 +180,18 @@ def test_damaged_lines_are_counted_and_named_and_the_others_replayed(
     gone = {**json.loads(lines[3]), "value_model": "no longer there"}
     changed = [json.dumps(line).encode() + b"\n" for line in (ragged, other, gone)]
     path = tmp_path / "some.jsonl"
-    path.write_bytes(b"".join([lines[0], b"\x00\xff\n", lines[1], *changed, lines[4], lines[5][:-30]]))
+    loss = b'{"format": 2, "time": "2026-01-02T03:04:05Z", "lost": 12, "reason": "disk"}\n'
+    path.write_bytes(b"".join([lines[0], b"\x00\xff\n", lines[1], *changed, lines[4], loss, lines[5][:-30]]))
     found = run(models, "--value-model", "default", log=path, tmp_path=tmp_path)
-    assert found["requests"] == {"replayed": 4, "of_other_models": 1, "damaged": 3, "unscorable": 0}
-    assert [fault["place"] for fault in found["damaged"]] == ["some.jsonl:2", "some.jsonl:4", "some.jsonl:8"]
+    assert found["requests"] == {"replayed": 4, "of_other_models": 1, "lost": 12, "damaged": 3, "unscorable": 0}
+    assert [fault["place"] for fault in found["damaged"]] == ["some.jsonl:2", "some.jsonl:4", "some.jsonl:9"]
     rows = len(json.loads(lines[1])["score"])
     assert f"score: {rows + 1} values for {rows} candidates" in found["damaged"][1]["fault"]
     found = run(models, log=path, tmp_path=tmp_path)
     assert (found["requests"]["replayed"], found["requests"]["unscorable"]) == (3, 1)
     shown = capsys.readouterr().out
     assert "3 damaged lines:" in shown
+    assert "12 requests were lost on their way into the log" in shown
     assert "some.jsonl:6: no value model 'no longer there'; there are: default, likes" in shown
 
 
