@@ -277,8 +277,9 @@ def test_the_model_s_entry_names_the_classes(client: TestClient) -> None:
 @pytest.fixture(scope="module")
 def logged(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Json]:
     """A log of one request as Parquet, and the answer that it got."""
-    log = tmp_path_factory.mktemp("log")
-    with client_of(models, impression_log=log) as client:
+    log, key = tmp_path_factory.mktemp("log"), tmp_path_factory.mktemp("secret") / "user-hash.key"
+    key.write_bytes(bytes(range(32)))
+    with client_of(models, impression_log=log, user_hash_key=key) as client:
         answer = ask(client)
     assert convert(log) == []
     return log, answer
