@@ -223,15 +223,27 @@ def by_chance(schema: FeedSchema, rows: int, reference_rows: int) -> dict[str, f
 def divergence(one: FeatureCounts, reference: FeatureCounts, *, is_number: bool) -> float:
     """Jensen-Shannon divergence of a feature's values in two parts of one tally."""
     mine, theirs = one.bins_K.astype(float), reference.bins_K.astype(float)
-    if is_number and theirs.sum():
-        tenth = np.minimum((np.cumsum(theirs) - theirs / 2) / theirs.sum() * NUMBER_BINS, NUMBER_BINS - 1).astype(int)
-        mine, theirs = (np.bincount(tenth, counts, NUMBER_BINS) for counts in (mine, theirs))
+    if is_number:
+        mine, theirs = bins_on_tenths(one, reference)
     mine, theirs = np.append(mine, one.missing), np.append(theirs, reference.missing)
     if not mine.sum() or not theirs.sum():
         return 0.0
     p, q = mine / mine.sum(), theirs / theirs.sum()
     middle = (p + q) / 2
     return float(max(0.0, (_entropy_against(p, middle) + _entropy_against(q, middle)) / 2))
+
+
+def bins_on_tenths(one: FeatureCounts, reference: FeatureCounts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Counts of a number's values in two parts of one tally, over tenths of the reference. [NUMBER_BINS] each."""
+    mine_K, theirs_K = one.bins_K.astype(float), reference.bins_K.astype(float)
+    if not theirs_K.sum():
+        return mine_K, theirs_K
+    middle_K = (np.cumsum(theirs_K) - theirs_K / 2) / theirs_K.sum()
+    tenth_K = np.minimum(middle_K * NUMBER_BINS, NUMBER_BINS - 1).astype(int)
+    of_one, of_reference = (
+        np.bincount(tenth_K, bins_K, NUMBER_BINS).astype(np.float64) for bins_K in (mine_K, theirs_K)
+    )
+    return of_one, of_reference
 
 
 def _entropy_against(p: NDArray[np.float64], middle: NDArray[np.float64]) -> float:

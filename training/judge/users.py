@@ -15,12 +15,15 @@ from training.tasks.learned import Floats, LearnedTask
 
 @dataclass(frozen=True, slots=True)
 class TaskSums:
-    """Sums over a task's rows, by user: their weights, the loss of their answers, answers, and moments of labels."""
+    """Sums over a task's rows, by user: their weights, the loss of their answers, answers, labels, squares of answers,
+    products of answer and label, and moments of labels."""
 
     rows_U: Floats
     loss_U: Floats
     answers_UO: Floats
     labels_UO: Floats
+    squares_UO: Floats
+    products_UO: Floats
     moments_UM: Floats
 
     @classmethod
@@ -39,15 +42,13 @@ class TaskSums:
         def by_user(values_N: Floats) -> Floats:
             return np.bincount(users_N, values_N * weights_N, num_users).astype(np.float64)
 
-        columns = (
-            answers_NO.T,
-            list(kind.encoded_labels(labels_N).values()),
-            kind.label_moments(labels_N).T,
-        )
+        labels_NO = np.stack(list(kind.encoded_labels(labels_N).values()), axis=1)
+        products = (answers_NO**2, answers_NO * labels_NO)
+        columns = (answers_NO, labels_NO, *products, kind.label_moments(labels_N))
         return cls(
             by_user(np.ones(len(labels_N))),
             by_user(kind.losses_of_answers(labels_N, answers_NO)),
-            *(np.stack([by_user(column_N) for column_N in of_rows], axis=1) for of_rows in columns),
+            *(np.stack([by_user(column_N) for column_N in of_rows.T], axis=1) for of_rows in columns),
         )
 
     def constant_loss(self, kind: LearnedTask) -> Floats:

@@ -116,15 +116,15 @@ class LearnedBinary(LearnedTask):
     def fit_map(self, kind: CalibrationKind, labels_N: Floats, answers_NO: Floats) -> ProbabilityMap:
         """By the kind that was chosen."""
         fit = fit_isotonic if kind == "isotonic" else fit_platt
-        return fit(labels_N, answers_NO[:, 0], self._impressions(labels_N))
+        return fit(labels_N, answers_NO[:, 0], self.impressions(labels_N))
 
     def calibration_of(self, labels_N: Floats, answers_NO: Floats) -> dict[str, Any]:
         """Of all impressions, those of dropped negatives too."""
-        found = (labels_N, answers_NO[:, 0], self._impressions(labels_N))
+        found = (labels_N, answers_NO[:, 0], self.impressions(labels_N))
         return {"normalized_entropy": normalized_entropy(*found), "calibration_ratio": calibration_ratio(*found)}
 
-    def _impressions(self, labels_N: Floats) -> Floats:
-        """Number of impressions that each row represents."""
+    def impressions(self, labels_N: Floats) -> Floats:
+        """More than 1 of a negative, where a log has a share of them."""
         assert isinstance(self.task, BinaryTask)
         return np.where(labels_N == 0, 1 / self.task.negative_sampling_rate, 1.0)
 

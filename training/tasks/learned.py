@@ -178,6 +178,10 @@ class LearnedTask(ABC):
     def losses_of_answers(self, labels_N: Floats, answers_NO: Floats) -> Floats:
         """losses_N of answers in the label's unit, as a service gives them: what NE is made of."""
 
+    def impressions(self, labels_N: Floats) -> Floats:
+        """Number of impressions that each row of a log represents. [N]"""
+        return np.ones(len(labels_N))
+
     def label_moments(self, labels_N: Floats) -> Floats:
         """moments_NM of labels: values whose sums over rows give the loss of any constant answer."""
         return np.stack(list(self.encoded_labels(labels_N).values()), axis=1)

@@ -1,0 +1,239 @@
+"""Data gate of a new day: rows, drift, label rates, lost log lines, and how the version that serves answers the day.
+
+In: counts of the day and of the window before it (training/fit/tally.py), the sums of the serving version's answers,
+and what the same were on accepted days before. Out: reasons to leave the day out, and the day's figures, as JSON, which
+the next days are compared with. A figure counts as beyond its limit where its 95 % interval is: chance alone refuses no
+day.
+
+Shapes: U users, K bins of a feature, O outputs of a task.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.schema import FeedSchema
+from model.strict_yaml import StrictModel
+from training.fit.tally import FeatureCounts, LabelCounts, PartCounts, bins_on_tenths
+from training.judge.guards import calibration_influence, error_influence
+from training.judge.settings import DataGate
+from training.judge.users import TaskSums
+from training.tasks import learned
+from training.tasks.learned import Floats, LearnedTask
+
+# Labels of an output that the window lets expect, from which on its rate is judged.
+MIN_LABELS = 100
+DAYS_BEFORE = 7
+# Of a normal distribution, 95 % on both sides.
+_SURE = 1.96
+# Slope of labels over answers below which they are no taste that changed: that has slopes around 0.
+_AGAINST = -0.25
+# Of sums of squares.
+_ROUNDING = 1e-9
+# Added to each bin, so that an empty one does not make the index infinite.
+_HALF = 0.5
+
+Figures = dict[str, Any]
+
+
+class OutputFigures(StrictModel):
+    """Sums of an output's answers and labels on a day, the standard error of the logarithm of their quotient over
+    users, and the slope of labels over answers with its standard error."""
+
+    answers: float
+    labels: float
+    error: float
+    slope: tuple[float, float] | None
+
+
+class TaskFigures(StrictModel):
+    """Sums of a task's losses on a day: of the answers and of the constant that NE compares with. `error` is the
+    standard error of the logarithm of NE over users."""
+
+    rows: float
+    loss: float
+    constant_loss: float
+    error: float
+    outputs: dict[str, OutputFigures]
+
+
+# By task.
+AnswerFigures = dict[str, TaskFigures]
+
+
+def faults_of_day(
+    schema: FeedSchema,
+    day: PartCounts,
+    window: PartCounts | None,
+    lost: float,
+    answers: AnswerFigures,
+    before: Sequence[AnswerFigures],
+    settings: DataGate,
+) -> tuple[list[str], Figures]:
+    """Reasons to leave a day out, none where it is good, and its figures.
+
+    `window` has the counts of the accepted days before it, None where there are none. `lost` is the share of the log's
+    lines that were lost. `answers` are the day's `figures_of_answers` of the version that serves, empty where none
+    does, and `before` those of accepted days before it, the newest last."""
+    faults: list[str] = []
+    figures: Figures = {"rows": day.rows, "lost": lost}
+    figures["answers"] = {task: of_task.model_dump(mode="json") for task, of_task in answers.items()}
+    if day.rows < settings.min_rows:
+        faults.append(f"it has {day.rows:,} rows, of {settings.min_rows:,} at least")
+    if lost > settings.max_lost:
+        faults.append(f"{lost:.2%} of its log lines were lost, and {settings.max_lost:.2%} may be")
+    if window is not None and window.rows and day.rows:
+        drifts = stability_indexes(schema, day, window)
+        figures["psi"] = drifts
+        faults += [
+            f"feature {name}: its values drifted from the window's, PSI {value:.2f}, at most {settings.max_psi:g}"
+            for name, value in sorted(drifts.items(), key=lambda item: -item[1])
+            if value > settings.max_psi
+        ]
+        figures["label_rate_ratio"], of_rates = _rates(schema, day, window, settings.label_rate_ratio)
+        faults += of_rates
+    faults += _faults_of_answers(answers, before[-DAYS_BEFORE:], settings)
+    return faults, figures
+
+
+def stability_indexes(schema: FeedSchema, day: PartCounts, window: PartCounts) -> dict[str, float]:
+    """Population stability index of every feature's values, missing ones being one of them, less what chance makes of
+    so many rows. Over tenths of the window for a number, over hash bins for ids."""
+    return {
+        feature.name: _index(day.features[feature.name], window.features[feature.name], is_number=not feature.has_ids)
+        for feature in schema.features
+    }
+
+
+def figures_of_answers(sums: Mapping[str, TaskSums], kinds: Mapping[str, LearnedTask]) -> AnswerFigures:
+    """Figures of a day's answers, by task."""
+    found: AnswerFigures = {}
+    for name, of_task in sums.items():
+        kind = kinds[name]
+        constant, loss = float(of_task.constant_loss(kind).sum()), float(of_task.loss_U.sum())
+        found[name] = TaskFigures(
+            rows=float(of_task.rows_U.sum()),
+            loss=loss,
+            constant_loss=constant,
+            error=_norm(error_influence(of_task, kind)) if constant > 0 and loss > 0 else 0.0,
+            outputs={output: _of_output(of_task, place) for place, output in enumerate(kind.task.outputs)},
+        )
+    return found
+
+
+def read_figures(answers: Mapping[str, Any], place: str) -> AnswerFigures:
+    """Figures of an earlier day, from the `answers` of its own. Raises ValueError, which `place` opens, for others."""
+    return {task: TaskFigures.from_mapping(of_task, f"{place}: {task}") for task, of_task in answers.items()}
+
+
+def _of_output(sums: TaskSums, place: int) -> OutputFigures:
+    answers, labels = float(sums.answers_UO[:, place].sum()), float(sums.labels_UO[:, place].sum())
+    error = _norm(calibration_influence(sums, place)) if answers > 0 and labels > 0 else 0.0
+    return OutputFigures(answers=answers, labels=labels, error=error, slope=slope_of_labels(sums, place))
+
+
+def slope_of_labels(sums: TaskSums, place: int) -> tuple[float, float] | None:
+    """Slope of a line through labels over an output's answers, and its standard error over users. 1 of calibrated
+    answers, -1 where their labels are inverted. None where answers are alike."""
+    rows = float(sums.rows_U.sum())
+    columns = (sums.answers_UO, sums.labels_UO, sums.squares_UO, sums.products_UO)
+    answers_U, labels_U, squares_U, products_U = (column_UO[:, place] for column_UO in columns)
+    if not rows:
+        return None
+    mean, label = float(answers_U.sum()) / rows, float(labels_U.sum()) / rows
+    spread = float(squares_U.sum()) - rows * mean**2
+    if spread <= _ROUNDING * float(squares_U.sum()):
+        return None
+    slope = (float(products_U.sum()) - rows * mean * label) / spread
+    level = label - slope * mean
+    residual_U = labels_U - level * sums.rows_U - slope * answers_U
+    influence_U = products_U - level * answers_U - slope * squares_U - mean * residual_U
+    return slope, _norm(influence_U) / spread
+
+
+def _faults_of_answers(answers: AnswerFigures, before: Sequence[AnswerFigures], settings: DataGate) -> list[str]:
+    faults: list[str] = []
+    for task, own in answers.items():
+        past = [day[task] for day in before if task in day]
+        constant, loss = sum(day.constant_loss for day in past), sum(day.loss for day in past)
+        if constant > 0 and loss > 0 and own.constant_loss > 0 and own.loss > 0:
+            error, usual = own.loss / own.constant_loss, loss / constant
+            if math.log(error / usual) - _SURE * own.error > math.log(settings.champion_ne_ratio):
+                faults.append(
+                    f"task {task}: the serving version's NE is {error:.3f}, and {usual:.3f} on the days before; "
+                    f"{settings.champion_ne_ratio:g} times as much may be"
+                )
+        for output, of_output in own.outputs.items():
+            days = [day.outputs[output] for day in past if output in day.outputs]
+            faults += _faults_of_output(output, of_output, days, settings.champion_calibration)
+    return faults
+
+
+def _faults_of_output(
+    output: str, own: OutputFigures, past: Sequence[OutputFigures], bounds: tuple[float, float]
+) -> list[str]:
+    if own.slope is not None and own.slope[0] + _SURE * own.slope[1] < _AGAINST:
+        return [
+            f"{output}: labels go against the serving version's answers (slope {own.slope[0]:.2f}); are they inverted, "
+            "or another column's?"
+        ]
+    labels, answers = sum(day.labels for day in past), sum(day.answers for day in past)
+    if not (labels > 0 and answers > 0 and own.labels > 0 and own.answers > 0):
+        return []
+    ratio, usual, margin = own.answers / own.labels, answers / labels, math.exp(_SURE * own.error)
+    if bounds[0] <= ratio / usual * margin and ratio / usual / margin <= bounds[1]:
+        return []
+    return [
+        f"{output}: the serving version's calibration is {ratio:.2f}, and {usual:.2f} on the days before; between "
+        f"{bounds[0]:g} and {bounds[1]:g} times as much may be"
+    ]
+
+
+def _rates(
+    schema: FeedSchema, day: PartCounts, window: PartCounts, bounds: tuple[float, float]
+) -> tuple[dict[str, float | None], list[str]]:
+    ratios: dict[str, float | None] = {}
+    faults: list[str] = []
+    for task in schema.tasks:
+        own, reference = day.labels[task.name], window.labels[task.name]
+        is_quantity = learned(task).num_classes is None
+        for output, total, before in zip(task.outputs, own.totals, reference.totals, strict=True):
+            ratio = ratios[output] = _rate_ratio(own, total, reference, before, is_quantity=is_quantity)
+            if ratio is not None and not bounds[0] <= ratio <= bounds[1]:
+                faults.append(
+                    f"{output}: its labels' mean is {ratio:.2f} times the window's, between {bounds[0]:g} and "
+                    f"{bounds[1]:g} may be"
+                )
+    return ratios, faults
+
+
+def _rate_ratio(
+    own: LabelCounts, total: float, reference: LabelCounts, before: float, *, is_quantity: bool
+) -> float | None:
+    """Rate of a day over the window's. None where the window has none, or lets expect too few labels to tell."""
+    if not (own.observed and reference.observed and before > 0):
+        return None
+    rate = before / reference.observed
+    if not is_quantity and rate * own.observed < MIN_LABELS:
+        return None
+    return total / own.observed / rate
+
+
+def _index(day: FeatureCounts, window: FeatureCounts, *, is_number: bool) -> float:
+    pairs = bins_on_tenths(day, window) if is_number else (day.bins_K.astype(float), window.bins_K.astype(float))
+    own, reference = (np.append(bins_K, of_part.missing) for bins_K, of_part in zip(pairs, (day, window), strict=True))
+    is_used = (own + reference) > 0
+    own, reference = own[is_used], reference[is_used]
+    if not own.sum() or not reference.sum():
+        return 0.0
+    p, q = ((bins + _HALF) / (bins + _HALF).sum() for bins in (own, reference))
+    # Of equal distributions the index has the mean of a chi-squared variable over the rows.
+    by_chance = (len(own) - 1) * (1 / own.sum() + 1 / reference.sum())
+    return float(max(0.0, np.sum((p - q) * np.log(p / q)) - by_chance))
+
+
+def _norm(influence_U: Floats | NDArray[np.float64]) -> float:
+    return float(np.sqrt(influence_U @ influence_U))
