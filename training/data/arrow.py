@@ -6,7 +6,7 @@ Every fault is a ValueError. One in rows is a `RowFault`, which says which rows:
 Shapes: B rows, V list values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -20,10 +20,12 @@ from model.schema import FeedSchema
 from model.tasks.task import BaseTask
 from training.columns import floats, plain
 from training.data.bad_rows import Fault, Mask, RowFault
+from training.data.files import LogFiles
 from training.data.kinds import in_log
 from training.data.kinds.values import NOT_TEXT, is_text, not_text
-from training.data.usual_types import usual, usual_table
+from training.data.usual_types import usual, usual_table, usual_type
 from training.tasks import learned
+from training.wording import counted
 
 
 class LogColumns:
@@ -72,6 +74,50 @@ class LogColumns:
             if name not in self._features and is_text(table.column(name).type):
                 collect(f"column '{name}'", partial(refuse_other_text, table.column(name)))
         return table, columns, faults
+
+
+class AbsentColumns:
+    """Columns that a file of a log may lack: a feature, which is null there, and the label of a task with a mask, with
+    its mask, whose rows do not count. Those in `required` every file has."""
+
+    def __init__(self, schema: FeedSchema, required: Sequence[str]) -> None:
+        self._masks = {task.label: task.mask for task in schema.tasks if task.mask is not None}
+        self._tasks = {task.label: task.name for task in schema.tasks}
+        features = {feature.name for feature in schema.features}
+        self.may_lack = frozenset((features | {*self._masks, *self._masks.values()}) - {*required})
+
+    def fill(self, table: pa.Table, files: LogFiles, place: str) -> tuple[pa.Table, list[str]]:
+        """The table with its absent columns, and their names. Raises ValueError for one that no file of the log has,
+        for a mask without its label, and for an absent label of rows that count."""
+        absent = sorted(self.may_lack.difference(table.column_names))
+        for name in absent:
+            kind = files.type_of(name)
+            if kind is None:
+                raise ValueError(f"{place}: no column '{name}', nor in another file of the log")
+            if name in self._masks.values():
+                values = pa.array(np.zeros(table.num_rows, np.int8)).cast(usual_type(kind))
+            else:
+                # Null for a feature: what its type should be is a matter of the files that have it.
+                values = pa.nulls(table.num_rows, usual_type(kind) if name in self._masks else pa.null())
+            table = table.append_column(name, values)
+        for label, mask in self._masks.items():
+            if mask in absent and label not in absent:
+                raise ValueError(f"{place}: no column '{mask}', the mask of label '{label}'; write both or neither")
+            rows = int((floats(table.column(mask)) == 1).sum()) if label in absent else 0
+            if rows:
+                raise ValueError(
+                    f"{place}: no column '{label}' (task {self._tasks[label]}), whose mask '{mask}' is 1 in "
+                    f"{counted(rows, 'row')}; mask them"
+                )
+        return table, absent
+
+    def as_typed(self, table: pa.Table, files: LogFiles) -> pa.Table:
+        """A split in whose files a column is absent from all, with the type that it has elsewhere."""
+        for place, held in enumerate(table.schema):
+            kind = files.type_of(held.name) if pa.types.is_null(held.type) and held.name in self.may_lack else None
+            if kind is not None:
+                table = table.set_column(place, held.name, pa.nulls(table.num_rows, usual_type(kind)))
+        return table
 
 
 def _check_mask(task: BaseTask, table: pa.Table) -> None:

@@ -5,10 +5,11 @@ a column of every file in it. Every fault is a ValueError that names the file or
 """
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from urllib.parse import unquote
 
 import fsspec
@@ -60,6 +61,9 @@ class LogFiles:
             LogFile(name, path, {key: _value(text, key in texts) for key, text in parts[name].items()})
             for name, path in sorted(listing.files.items())
         ]
+        self._types: dict[str, pa.DataType] = {}
+        self._unopened = reversed(self.files)
+        self._lock = Lock()
 
     @property
     def names(self) -> list[str]:
@@ -102,10 +106,12 @@ class LogFiles:
         source = file.path if is_local else held.enter_context(self._system.open(file.path, "rb"))
         return held.enter_context(pq.ParquetFile(source, metadata=metadata, pre_buffer=False))
 
-    def check_names(self, file: LogFile, parquet: pq.ParquetFile, names: Sequence[str]) -> None:
-        """Raise ValueError where a file has not every column once."""
+    def check_names(
+        self, file: LogFile, parquet: pq.ParquetFile, names: Sequence[str], may_lack: Container[str] = ()
+    ) -> None:
+        """Raise ValueError where a file has not every column once, but for those that it `may_lack`."""
         held = [*parquet.schema_arrow.names, *file.partition]
-        absent = [name for name in names if name not in held]
+        absent = [name for name in names if name not in held and name not in may_lack]
         if absent:
             raise ValueError(f"{self.shown(file)}: no column {', '.join(repr(name) for name in absent)}")
         inside = [name for name in names if name in file.partition and name in parquet.schema_arrow.names]
@@ -127,13 +133,27 @@ class LogFiles:
 
         return retried(count, self.shown(file))
 
-    def read(self, file: LogFile, names: Sequence[str]) -> pa.Table:
-        """All rows of a file, its partition's columns included."""
+    def type_of(self, name: str) -> pa.DataType | None:
+        """The type of a column in the newest files that have it, None where none of the log's has."""
+        with self._lock:
+            while name not in self._types:
+                file = next(self._unopened, None)
+                if file is None:
+                    return None
+                with self.opened(file) as parquet:
+                    for held in parquet.schema_arrow:
+                        self._types.setdefault(held.name, held.type)
+            return self._types[name]
+
+    def read(self, file: LogFile, names: Sequence[str], may_lack: Container[str] = ()) -> pa.Table:
+        """All rows of a file, its partition's columns included, without those of the columns that it `may_lack` and
+        has not."""
 
         def read() -> pa.Table:
             with self.opened(file) as parquet:
-                self.check_names(file, parquet, names)
-                return parquet.read(columns=[name for name in names if name not in file.partition])
+                self.check_names(file, parquet, names, may_lack)
+                held = parquet.schema_arrow.names
+                return parquet.read(columns=[name for name in names if name in held and name not in file.partition])
 
         return with_partition(retried(read, self.shown(file)), file, names)
 

@@ -62,7 +62,8 @@ class FilesOfFolder:
 class Found:
     """Counts of a log. `splits` counts the rows that are read, by split, and is None where a job has no splits.
     `left_out` counts the rows of splits that break a rule, by fault. `ungrouped` counts the rows of splits, bad ones
-    among them, without a value of the column that `group_by` names."""
+    among them, without a value of the column that `group_by` names. `filled` counts the files with rows that lack a
+    column, which is null there."""
 
     files: Listed
     rows: int = 0
@@ -70,6 +71,12 @@ class Found:
     left_out: Mapping[str, int] = field(default_factory=dict)
     group_by: str | None = None
     ungrouped: int = 0
+    filled: Counter[str] = field(default_factory=Counter)
+
+    def add_filled(self, names: Sequence[str], rows: int) -> None:
+        """Count a file of so many rows by the columns that it lacks."""
+        if rows:
+            self.filled.update(names)
 
     @property
     def in_no_split(self) -> int:
@@ -88,6 +95,9 @@ class Found:
         lines += self.left_out_lines()
         if self.ungrouped:
             lines.append(f"one group of {_rows(self.ungrouped)} without '{self.group_by}' (data.group_by)")
+        lines += [
+            f"column '{name}' is null in {counted(files, 'file')} without it" for name, files in self.filled.items()
+        ]
         lines += [f"not read: {names_of_kind}" for names_of_kind in counted_names(self.files.passed_over)]
         return lines
 

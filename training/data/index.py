@@ -57,6 +57,8 @@ class FileIndex(StrictModel):
     rows: tuple[int, ...]
     # By split, the rows of each row group that are in it and break no rule.
     wanted: dict[str, tuple[int, ...]]
+    # Columns that it lacks, which are null.
+    filled: tuple[str, ...] = ()
 
 
 class LogIndex(StrictModel):
@@ -72,7 +74,10 @@ class LogIndex(StrictModel):
         """Statement of the log's data, as a job makes it."""
         rows = sum(sum(file.rows) for file in self.files)
         splits = Counter({split: self.rows(split) for split in get_args(SplitName) if split in self.files[0].wanted})
-        return Found(files, rows, splits, self.skipped, group_by, self.ungrouped)
+        found = Found(files, rows, splits, self.skipped, group_by, self.ungrouped)
+        for file in self.files:
+            found.add_filled(file.filled, sum(file.rows))
+        return found
 
     def rows(self, split: SplitName) -> int:
         """Rows of a split."""
@@ -132,10 +137,10 @@ def index_of(reader: LogReader, kept: Path | None = None) -> LogIndex:
 
 
 class _Indexed(NamedTuple):
-    """A file's index, its columns, its rows of splits that name no group, and all bad rows so far."""
+    """A file's index, the columns so far, its rows of splits that name no group, and all bad rows so far."""
 
     file: FileIndex
-    kinds: pa.Schema
+    kinds: pa.Schema | None
     ungrouped: int
     bad_rows: BadRows
 
@@ -145,10 +150,15 @@ def _indexed(
 ) -> _Indexed:
     bad_rows = bad_rows.copy()  # a file that is read again is counted once
     with reader.files.opened(file) as parquet:
-        reader.files.check_names(file, parquet, reader.names)
-        reader.refuse_misfit(file, parquet.schema_arrow, first or parquet.schema_arrow)
         groups = range(parquet.num_row_groups)
-        counts = [_count(reader, file, parquet, group, bad_rows) for group in groups]
+        is_outside = reader.selector.is_outside(file, reader.files.shown(file))
+        if is_outside:  # of a folder that no split takes: its rows are counted, and nothing else is asked of it
+            counts = [dict.fromkeys(reader.selector.selections, 0) for _ in groups]
+        else:
+            reader.files.check_names(file, parquet, reader.names, reader.absent.may_lack)
+            reader.refuse_misfit(file, parquet.schema_arrow, first or parquet.schema_arrow)
+            counts = [_count(reader, file, parquet, group, bad_rows) for group in groups]
+        lacked = reader.absent.may_lack.difference(parquet.schema_arrow.names, file.partition)
         size, stamp = state
         index = FileIndex(
             name=file.name,
@@ -157,9 +167,17 @@ def _indexed(
             footer=_footer_hash(parquet.metadata),
             rows=tuple(parquet.metadata.row_group(group).num_rows for group in groups),
             wanted={split: tuple(count[split] for count in counts) for split in reader.selector.selections},
+            filled=() if is_outside else tuple(sorted(lacked)),
         )
         nulls = sum(_ungrouped(reader, file, parquet, group, count) for group, count in enumerate(counts))
-        return _Indexed(index, parquet.schema_arrow, nulls, bad_rows)
+        kinds = first if is_outside else _with_more(first, parquet.schema_arrow)
+        return _Indexed(index, kinds, nulls, bad_rows)
+
+
+def _with_more(first: pa.Schema | None, held: pa.Schema) -> pa.Schema:
+    """The columns as the first files that have them hold them."""
+    known = [] if first is None else [*first]
+    return pa.schema([*known, *(each for each in held if first is None or each.name not in first.names)])
 
 
 def _about(reader: LogReader) -> str:

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from training.config import DataConfig, SplitName
-from training.data.arrow import LogColumns, columns_from_arrow
+from training.data.arrow import AbsentColumns, LogColumns, columns_from_arrow
 from training.data.bad_rows import BadRows, Fault, Mask
 from training.data.files import LogFile, LogFiles, with_partition
 from training.data.groups import refuse_ungroupable
-from training.data.rows import columns_to_read
+from training.data.rows import columns_to_read, other_columns
 from training.data.selection import Selector
 from training.data.usual_types import usual_type
 
@@ -47,13 +47,15 @@ class LogReader:
         self.files = LogFiles(config.path)
         self.selector = Selector(config.bounds, config.group_by)
         self.names = columns_to_read(config, schema)
+        self.absent = AbsentColumns(schema, other_columns(config))
         self._columns = LogColumns(schema, config.weight, is_coded=True)
 
     def refuse_misfit(self, file: LogFile, held: pa.Schema, first: pa.Schema) -> None:
         """Raise ValueError for a file whose columns cannot be used, or have types that do not go with the first
         file's."""
         place = self.files.shown(file)
-        for name in (name for name in self.names if name not in file.partition):
+        read = [name for name in self.names if name in held.names and name not in file.partition]
+        for name in (name for name in read if name in first.names):
             kinds = [schema.field(name).type for schema in (first, held)]
             fields = [pa.schema([(name, usual_type(kind))]) for kind in kinds]
             try:
@@ -63,8 +65,8 @@ class LogReader:
                     f"{place}: column '{name}' is {kinds[1]}, and {kinds[0]} in the log's first file; write it alike "
                     "in every file"
                 ) from None
-        read = pa.schema([held.field(name) for name in self.names if name not in file.partition])
-        empty = with_partition(read.empty_table(), file, self.names)
+        empty = with_partition(pa.schema([held.field(name) for name in read]).empty_table(), file, self.names)
+        empty, _ = self.absent.fill(empty, self.files, place)
         self._columns.read(empty, place)
         if (group_by := self.config.group_by) is not None:
             try:
@@ -75,10 +77,12 @@ class LogReader:
     def parts(self, file: LogFile, parquet: pq.ParquetFile, group: int) -> Iterator[Part]:
         """The row group's rows in order, of every split."""
         place = f"{self.files.shown(file)}, row group {group}"
-        names = [name for name in self.names if name not in file.partition]
+        held = parquet.schema_arrow.names
+        names = [name for name in self.names if name in held and name not in file.partition]
         before = 0
         for batch in parquet.iter_batches(PART_ROWS, row_groups=[group], columns=names, use_threads=False):
             table = with_partition(pa.Table.from_batches([batch]), file, self.names)
+            table, _ = self.absent.fill(table, self.files, place)
             yield Part(place, before, *self._columns.read(table, place))
             before += table.num_rows
 

@@ -26,7 +26,7 @@ from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from training.columns import floats, plain
 from training.config import DataConfig, SplitName
-from training.data.arrow import LogColumns, column_from_arrow, columns_from_arrow, labels_of, observed_of
+from training.data.arrow import AbsentColumns, LogColumns, column_from_arrow, columns_from_arrow, labels_of, observed_of
 from training.data.bad_rows import BadRows, Mask
 from training.data.files import LogFiles
 from training.data.found import Found
@@ -79,6 +79,7 @@ def read_log(
     names = columns_to_read(config, schema, extra)
     parts: dict[SplitName, list[pa.Table]] = {split: [] for split in wanted}
     columns = LogColumns(schema, config.weight)
+    absent = AbsentColumns(schema, (*other_columns(config), *extra))
     bad_rows = BadRows(config.max_bad_rows)
     counts: Counter[str] = Counter(dict.fromkeys(selector.selections, 0))
     found = Found(files, splits=counts, left_out=bad_rows.skipped, group_by=config.group_by)
@@ -87,7 +88,8 @@ def read_log(
         if selector.is_outside(file, place):  # of a folder that no split takes: its rows are counted, not read
             found.rows += files.rows(file)
             continue
-        table = files.read(file, names)
+        table, filled = absent.fill(files.read(file, names, absent.may_lack), files, place)
+        found.add_filled(filled, table.num_rows)
         table, _, faults = columns.read(table, place)
         masks = selector.of_rows(table, place)
         is_in_any_B = np.any([mask.to_numpy() for mask in masks.values()], axis=0)
@@ -110,6 +112,7 @@ def read_log(
     for split, table in splits.items():
         if not table.num_rows:
             raise selector.no_row(config.path, split)
+    splits = {split: absent.as_typed(table, files) for split, table in splits.items()}
     if config.group_by is not None:
         refuse_ungroupable(plain(splits[wanted[0]].column(config.group_by)).type, config.group_by)
     return splits, found
@@ -117,8 +120,12 @@ def read_log(
 
 def columns_to_read(config: DataConfig, schema: FeedSchema, extra: Sequence[str] = ()) -> list[str]:
     """The data columns that training reads."""
-    optional = [name for name in (config.group_by, config.weight) if name is not None]
-    return list(dict.fromkeys([*schema.columns(), config.bounds.column, *optional, *extra]))
+    return list(dict.fromkeys([*schema.columns(), *other_columns(config), *extra]))
+
+
+def other_columns(config: DataConfig) -> list[str]:
+    """Columns beside the schema's: those of the splits, of groups and of row weights."""
+    return [name for name in (config.bounds.column, config.group_by, config.weight) if name is not None]
 
 
 def _both(mask: pa.ChunkedArray, is_good_B: Mask | None) -> pa.ChunkedArray:

@@ -192,9 +192,9 @@ def test_good_files_are_read_whole(tmp_path: Path) -> None:
         ("video", pa.array([2**63] * 60, pa.uint64()), "column 'video': row 0: an id beyond int64"),
         ("history", pa.array([1] * 60), "column 'history': is int64, an id_list needs a list column"),
         ("tab", pa.array([b"\xff"] * 60).cast(pa.string(), safe=False), "column 'tab': "),
-        ("history", None, "no column 'history'"),
-        ("is_like", None, "no column 'is_like'"),
-        ("like_known", None, "no column 'like_known'"),
+        ("is_like", None, r"no column 'is_like' \(task like\), whose mask 'like_known' is 1 in \d+ rows"),
+        ("like_known", None, "no column 'like_known', the mask of label 'is_like'; write both or neither"),
+        ("is_click", None, "no column 'is_click'"),
         ("day", None, "no column 'day'"),
     ],
 )
