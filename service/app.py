@@ -116,7 +116,9 @@ class Service:
             settings.max_candidates,
             settings.unknown_candidates,
         )
-        self.status = StatusPage(self.metrics, self.store.entries, lambda: self.unready_reason, self._file_errors)
+        self.status = StatusPage(
+            self.metrics, self.store.entries, self.store.journal, lambda: self.unready_reason, self._file_errors
+        )
         # Readiness is off, and later no request is taken any more.
         self.is_leaving = False
         self.is_draining = False
@@ -264,7 +266,8 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
         service.ranking, service.responder.respond, lambda: service.unready_reason, app.title, app.version
     )
     app.include_router(open_inference.router())
-    app.include_router(admin_routes(service.store, partial(read_plain_body, seconds=settings.body_seconds)))
+    read_body = partial(read_plain_body, seconds=settings.body_seconds)
+    app.include_router(admin_routes(service.store, read_body, Clock(), lambda scope: record_of(scope).key or "none"))
     for path in (INFER, INFER_VERSION):
         app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))
 

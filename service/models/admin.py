@@ -4,8 +4,8 @@ In: `{"stable": "3", "canary": {"version": "4", "share": 0.05}, "shadow": "5"}` 
 replaces all labels: one that is left out is removed, but for a stable pin, whose removal takes `"stable": null` in
 words. PATCH merges (RFC 7396): what is left out stays, null removes. Out: the labels, in force here and written to the
 model's folder, where other workers, and replicas that share it, find them at their next poll. A version is loaded
-before its label is taken: one that does not verify is refused, and nothing changes. Keys with the scope `admin` alone
-come this far.
+before its label is taken: one that does not verify is refused, and nothing changes. Each change is an entry of the
+model's journal, by the name of its key. Keys with the scope `admin` alone come this far.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope
 
 from model.rollout.labels import Labels
+from service.base.clock import Clock
 from service.base.errors import Fault, Problem, shown, value_or_kind
 from service.base.json_object import json_object
 from service.models.labels import named_once
@@ -53,13 +54,14 @@ _PATCH = {"schema": _CHANGES, "example": {"canary": {"share": 0.1}, "shadow": No
 _PATCH_BODY = {"required": True, "content": {"application/merge-patch+json": _PATCH, "application/json": _PATCH}}
 
 
-def admin_routes(store: ModelStore, read_body: ReadBody) -> APIRouter:
-    """The routes of the admin API."""
+def admin_routes(store: ModelStore, read_body: ReadBody, clock: Clock, key_of: Callable[[Scope], str]) -> APIRouter:
+    """The routes of the admin API. `key_of` gives the name of the key that a request came with, for the journal."""
     router = APIRouter()
 
     async def change_labels(name: str, request: Request, change_of: Callable[[Any], Change]) -> dict[str, Any]:
         change = change_of(_document(await read_body(request.scope, request.receive, MAX_BODY_BYTES)))
-        entry = await asyncio.to_thread(store.set_labels, name, change)
+        who = f"key {key_of(request.scope)}"
+        entry = await asyncio.to_thread(store.set_labels, name, change, clock.now(), who)
         told = {key: entry[key] for key in ("name", "default_version", "labels", "labels_error")}
         return {**told, "poll_seconds": store.poll_seconds}
 

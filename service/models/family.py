@@ -12,11 +12,14 @@ What was loaded serves on when its files go away, and the absence is shown as an
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.artifact.artifact import versions
 from model.rollout import labels as labels_file
+from model.rollout.journal import Content, Journal
+from model.rollout.label_change import UnwritableJournalError, change_labels
 from model.rollout.labels import CANARY, SHADOW, STABLE, Labels, LabelsFile
 from model.scorer.scorer import Scorer
 from model.untrusted_files import Fingerprints, fingerprints
@@ -89,6 +92,7 @@ class ModelFamily:
         self._metrics = metrics
         self._loading = loading
         self._labels_file = LabelsFile(self._folder / labels_file.FILE_NAME)
+        self._journal = Journal(self._folder)
         self._loaded: dict[int, LoadedVersion] = {}
         self._let_go: list[LoadedVersion] = []
         self._value_models_file = ValueModelsFile(name, self._folder, metrics, self._place_free)
@@ -145,10 +149,10 @@ class ModelFamily:
             "catalogue": None if catalogue is None else catalogue["reason"],
         }
 
-    def set_labels(self, change: Callable[[Labels], Labels]) -> None:
-        """Write what `change` makes of the labels and take them up. Raises Problem, with nothing changed: what
-        `change` raises, 404 for a version that is not published, 409 for one that does not verify, 500 where the file
-        cannot be written."""
+    def set_labels(self, change: Callable[[Labels], Labels], time: datetime, who: str) -> None:
+        """Write what `change` makes of the labels, with the journal's entry of who did it, and take them up. Raises
+        Problem, with nothing changed: what `change` raises, 404 for a version that is not published, 409 for one that
+        does not verify, 500 where labels or journal cannot be written."""
         try:
             for _ in range(_MOST_RACES):
                 self._labels_file.poll()
@@ -156,9 +160,11 @@ class ModelFamily:
                 self._require_versions(labels)
                 with self._labels_file.locked():
                     if not self._labels_file.poll():  # otherwise others have changed it meanwhile
-                        self._labels_file.write(labels)
+                        change_labels(self._labels_file, self._journal, labels, time, who)
                         return
             raise Problem(409, f"{labels_file.FILE_NAME} is changed by others all the time; nothing was changed")
+        except UnwritableJournalError as error:
+            raise Problem(500, str(error)) from None
         except OSError as error:
             raise Problem(500, f"{labels_file.FILE_NAME} cannot be written ({error.strerror})") from None
         finally:
@@ -170,6 +176,10 @@ class ModelFamily:
             if not self._try_version(version, published, at_once=True):
                 rule = f"version {version} of model '{self.name}' {self._unloaded_reason(version)}"
                 raise Problem(404 if version not in published else 409, f"{label}: {rule}", faults=[Fault(label, rule)])
+
+    def journal(self, most: int) -> Content:
+        """The last entries of the journal, read now. Raises ValueError where it cannot be read."""
+        return self._journal.tail(most)
 
     def entry(self) -> dict[str, Any]:
         """This model as /v1/models shows it."""

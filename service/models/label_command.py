@@ -3,15 +3,20 @@
 In: the model's folder, writable, and what changes, as PATCH takes it (null removes a label, what is left out stays).
 `{}` changes nothing and shows what is set. Where the file cannot be read, what changes has to name `stable`. Every
 version that a label names has to verify and to answer its golden requests. Out: the labels as JSON. Services that read
-the folder follow at their next poll. Status 2 after one line where something is wrong.
+the folder follow at their next poll. The change is an entry of the model's journal. Status 2 after one line where
+something is wrong.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+from model.rollout.journal import Journal
+from model.rollout.label_change import UnwritableJournalError, change_labels
 from model.rollout.labels import FILE_NAME, STABLE, Labels, LabelsFile
 from model.scorer.scorer import Scorer
 from service.models.labels import named_once
@@ -26,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         labels = change(options.folder, options.changes, options.verify_key)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UnwritableJournalError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps(labels.document()))
@@ -34,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def change(folder: Path, changes: str, verify_key: Path | None = None) -> Labels:
-    """Write the labels with their changes. Raises ValueError for what is no label or no version, OSError."""
+    """Write the labels with their changes. Raises ValueError for what is no label or no version,
+    OSError and UnwritableJournalError."""
     given = _document(changes)
     file = LabelsFile(folder / FILE_NAME)
     with file.locked():
@@ -48,7 +54,7 @@ def change(folder: Path, changes: str, verify_key: Path | None = None) -> Labels
         for version in sorted(set(labels.versions().values())):
             Scorer.load(folder / str(version), "torchscript", verify_key, model=folder.resolve().name)
         if given:
-            file.write(labels)
+            change_labels(file, Journal(folder), labels, datetime.now(UTC), f"user {os.getuid()}, by command")
     return labels
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -20,6 +21,7 @@ import torch
 
 from model.artifact import prehash
 from model.artifact.artifact import model_names
+from model.rollout.journal import Content
 from model.rollout.labels import SHADOW, Labels
 from model.scorer.scorer import EngineChoice
 from model.scorer.torchscript import ScriptLoader, load_script
@@ -148,20 +150,20 @@ class ModelStore:
         serving = self._families[model.name].serving
         return None if serving is None or serving.default is not model else serving.labelled(SHADOW)
 
-    def set_labels(self, name: str, change: Callable[[Labels], Labels]) -> dict[str, Any]:
-        """Write what `change` makes of the labels of a model, apply them and return its entry. The work is done by
-        the polling thread, which alone loads. Raises Problem: what `change` raises, 404 or 409 for versions that cannot
-        be served, 503 at the end."""
+    def set_labels(self, name: str, change: Callable[[Labels], Labels], time: datetime, who: str) -> dict[str, Any]:
+        """Write what `change` makes of the labels of a model, apply them and return its entry. The journal has the time
+        and who it was. The work is done by the polling thread, which alone loads. Raises Problem: what `change` raises,
+        404 or 409 for versions that cannot be served, 503 at the end."""
         with self._asking:
             if self._stop.is_set():
                 raise not_ready("the service is shutting down")
             done: Future[dict[str, Any]] = Future()
-            self._asked.put((partial(self._set_labels, name, change), done))
+            self._asked.put((partial(self._set_labels, name, change, time, who), done))
         return done.result()
 
-    def _set_labels(self, name: str, change: Callable[[Labels], Labels]) -> dict[str, Any]:
+    def _set_labels(self, name: str, change: Callable[[Labels], Labels], time: datetime, who: str) -> dict[str, Any]:
         family = self._family(name)
-        family.set_labels(change)
+        family.set_labels(change, time, who)
         return family.entry()
 
     def recheck(self, model: ServedModel) -> None:
@@ -187,6 +189,10 @@ class ModelStore:
     def entries(self) -> list[dict[str, Any]]:
         """All models as /v1/models shows them."""
         return [self._families[name].entry() for name in sorted(self._families)]
+
+    def journal(self, name: str, most: int) -> Content:
+        """The last entries of a model's journal, read now. Raises ValueError where it cannot be read."""
+        return self._families[name].journal(most)
 
     def entry(self, name: str) -> dict[str, Any]:
         """One model with its schema and metrics. Raises Problem 404."""

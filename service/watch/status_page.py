@@ -1,9 +1,9 @@
 """The page at `/`: what is served and how it goes, for a person with a browser and no dashboard at hand.
 
-In: the models, the metrics of all workers, this worker's last warnings. Out: one plain HTML page without scripts, made
-at each request for it. Rates and latencies are over the last minutes, from what this worker has recorded of all
-workers' metrics: a worker that has just started knows of less. Of log lines it shows the message and which model, never
-a reason that may name files, and no request's content.
+In: the models with their journals, the metrics of all workers, this worker's last warnings. Out: one plain HTML page
+without scripts, made at each request for it. Rates and latencies are over the last minutes, from what this worker has
+recorded of all workers' metrics: a worker that has just started knows of less. Of log lines it shows the message and
+which model, never a reason that may name files, and no request's content.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from prometheus_client.metrics_core import Metric
 
+from model.rollout.decisions import DAY
+from model.rollout.journal import Content, shown
 from service.base.log import LOGGER
 from service.metrics.drift_windows import FAMILIES
 from service.metrics.metrics import SCORING, Metrics
@@ -27,6 +29,8 @@ NOTE_SECONDS = 10.0
 WINDOW_SECONDS = 300.0
 _MOST_ERRORS = 20
 _MOST_DRIFTS = 15
+_MOST_DECISIONS = 10
+_MOST_REASONS = 500  # characters of an entry
 _LATENCY = "ranking_request_duration_seconds"
 # The counters with rates.
 _COUNTED = frozenset({
@@ -54,11 +58,13 @@ class StatusPage:
         self,
         metrics: Metrics,
         entries: Callable[[], list[dict[str, Any]]],
+        journal: Callable[[str, int], Content],
         unready_reason: Callable[[], str | None],
         file_errors: Callable[[], list[str]] = list,
     ) -> None:
         self._metrics = metrics
         self._entries = entries
+        self._journal = journal
         self._unready_reason = unready_reason
         self._file_errors = file_errors
         self._notes: deque[_Note] = deque(maxlen=round(WINDOW_SECONDS / NOTE_SECONDS) + 1)
@@ -79,6 +85,7 @@ class StatusPage:
     def render(self) -> str:
         """The page."""
         now = self._note()
+        models = self._entries()
         since = self._notes[0] if self._notes else now
         window = Window(since.samples, now.samples, max(now.at - since.at, 1e-9))
         return _page.render(
@@ -89,7 +96,8 @@ class StatusPage:
             },
             uptime=_duration(now.at - self._started),
             minutes=_duration(now.at - since.at),
-            models=self._entries(),
+            models=models,
+            journals={model["name"]: self._last_decisions(model["name"]) for model in models},
             file_errors=self._file_errors(),
             requests=window.by_label("ranking_requests_total", "code", endpoint=SCORING),
             refused=window.by_label("ranking_requests_rejected_total", "reason"),
@@ -103,6 +111,26 @@ class StatusPage:
             errors=list(self._errors.lines),
             now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         )
+
+    def _last_decisions(self, model: str) -> dict[str, Any]:
+        """The last lines of a model's journal, the newest first, or why it cannot be read."""
+        try:
+            content = self._journal(model, _MOST_DECISIONS)
+        except ValueError:  # its reason names the path
+            return {"entries": [], "fault": "the journal cannot be read; the daily job's log says more"}
+        lines = [
+            {
+                "time": entry.time.strftime("%Y-%m-%d %H:%M:%S"),
+                "step": entry.step,
+                "decision": entry.decision,
+                "about": shown(entry.versions) if entry.versions else str(entry.figures.get(DAY, "")),
+                "reasons": "; ".join(entry.reasons)[:_MOST_REASONS],
+                "who": entry.who,
+            }
+            for entry in reversed(content.entries)
+        ]
+        torn = f"lines of the journal that are none, and passed over: {len(content.faults)}" if content.faults else None
+        return {"entries": lines, "fault": torn}
 
     def _note(self, names: Collection[str] | None = None) -> _Note:
         """Every sample of now, or those of the names: what is kept is bounded, however much there is to scrape."""

@@ -15,6 +15,7 @@ import yaml
 from starlette.testclient import TestClient
 
 import service.watch.status_page
+from model.rollout.journal import Content
 from service.metrics.metrics import Metrics
 from service.watch.status_page import StatusPage, Window
 from tests.artifacts import TINY_REQUEST, publish_artifact
@@ -157,7 +158,7 @@ def test_quantiles_are_those_of_the_values_to_within_their_bucket(share: float) 
 
 def test_what_is_kept_does_not_grow_with_what_there_is_to_scrape() -> None:
     metrics = Metrics()
-    page = StatusPage(metrics, list, lambda: None)
+    page = StatusPage(metrics, list, lambda *_: Content(), lambda: None)
     asyncio.run(notes(page, 1))
     before = len(page._notes[0].samples)
     for version in range(100):
