@@ -28,6 +28,7 @@ from service.api_document import api_document, with_examples
 from service.base.clock import Clock
 from service.base.errors import Problem, refusal
 from service.base.log import FieldLogger
+from service.base.replaced_clock import ReplacedClock
 from service.events.event_log import EventLog
 from service.events.event_types import EventTypes
 from service.events.routes import Events
@@ -74,6 +75,7 @@ class Service:
         self.settings = settings
         self.certificates = certificates
         self.metrics = Metrics()
+        self.clock = Clock() if settings.clock is None else ReplacedClock(settings.clock)
         self.keys = Keys(settings.keys_file, settings.poll_seconds)
         self.store = ModelStore(
             settings.models,
@@ -92,8 +94,8 @@ class Service:
             settings.body_seconds,
             lambda: self.is_draining,
         )
-        self.impressions = _impression_log(settings, self.metrics)
-        self.event_log = _event_log(settings, self.metrics)
+        self.impressions = _impression_log(settings, self.metrics, self.clock)
+        self.event_log = _event_log(settings, self.metrics, self.clock)
         self.event_types = EventTypes(settings.models, self.metrics)
         self.events = Events(
             self.store,
@@ -196,6 +198,8 @@ class Service:
             if self.certificates is not None:
                 are_refused = self.certificates.error is not None
                 self.metrics.set_certificate(self.certificates.expires_at, are_refused=are_refused)
+            if self.clock.is_replaced:
+                self.metrics.file_errors.labels("", "clock").set(self.clock.error is not None)
             self.metrics.flush()
             await asyncio.sleep(_FLUSH_SECONDS)
 
@@ -348,12 +352,13 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return refusal(error, request.url.path, record_of(request.scope).request_id)
 
 
-def _impression_log(settings: Settings, metrics: Metrics) -> ImpressionLog | None:
+def _impression_log(settings: Settings, metrics: Metrics, clock: Clock) -> ImpressionLog | None:
     if settings.impression_log is None:
         return None
     return ImpressionLog(
         settings.impression_log,
         metrics,
+        clock,
         LineSettings(
             share=settings.impression_log_sample,
             is_hashed=settings.impression_log_features == "hash",
@@ -364,13 +369,13 @@ def _impression_log(settings: Settings, metrics: Metrics) -> ImpressionLog | Non
     )
 
 
-def _event_log(settings: Settings, metrics: Metrics) -> EventLog | None:
+def _event_log(settings: Settings, metrics: Metrics, clock: Clock) -> EventLog | None:
     if settings.event_log is None:
         return None
     return EventLog(
         settings.event_log,
         metrics,
-        Clock(),
+        clock,
         max_bytes=settings.event_log_max_bytes,
         sync_seconds=settings.event_log_sync_seconds,
     )

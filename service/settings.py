@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.artifact.signature import TrustedKeys
 from model.user import read_user_hash_key
+from service.base.replaced_clock import ReplacedClock, is_loopback
 from service.http.certificates import Certificates
 from service.http.keys import KeyFile
 
@@ -76,6 +77,11 @@ class Settings(BaseModel):
     )
     event_log_sync_seconds: float = Field(
         1.0, ge=0, le=60, description="seconds after which an accepted event is safe from a power failure; 0 is before"
+    )
+    clock: str | None = Field(
+        None,
+        description="file or loopback URL that gives one RFC 3339 time, for simulations on one host: the time of "
+        "impressions, events and watermarks in place of the system's",
     )
     otlp_endpoint: str | None = Field(
         None,
@@ -166,6 +172,10 @@ def _check_files(settings: Settings) -> None:
         TrustedKeys(settings.verify_key)
     if settings.user_hash_key is not None:
         read_user_hash_key(settings.user_hash_key)
+    if settings.clock is not None:
+        if not is_loopback(settings.host):
+            raise ValueError("--clock needs a loopback --host; it is for simulations on one host alone")
+        ReplacedClock(settings.clock)
     if settings.max_unfinished_bytes < 2 * settings.max_body_bytes:
         raise ValueError("--max-unfinished-bytes must be twice --max-body-bytes or more: one request has to fit")
     certificate, key, authorities = settings.tls_certificate, settings.tls_key, settings.tls_client_ca

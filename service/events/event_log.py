@@ -34,6 +34,8 @@ _MAX_HELD_BYTES = 32 * 2**20
 _FILE_BYTES = 64 * 2**20
 # A file is closed, and the watermark moves, at least so often.
 _WATERMARK_SECONDS = 30.0
+# As often as a simulation looks for it, whose hours are seconds.
+_REPLACED_SECONDS = 1.0
 _FULL_SECONDS = 5.0
 _STOP_SECONDS = 5.0
 
@@ -64,9 +66,8 @@ class EventLog:
         self._clock = clock
         self._max_bytes = max_bytes
         self._sync_seconds = sync_seconds
-        self._files = RotatedFiles(
-            self._folder, file_bytes=_FILE_BYTES, keep_bytes=None, age_seconds=_WATERMARK_SECONDS
-        )
+        seconds = _REPLACED_SECONDS if clock.is_replaced else _WATERMARK_SECONDS
+        self._files = RotatedFiles(self._folder, clock, file_bytes=_FILE_BYTES, keep_bytes=None, age_seconds=seconds)
         self._results = {result: metrics.event_log.labels(result) for result in ("written", "full", "slow", "failed")}
         self._changed = threading.Condition()
         self._queue: deque[_Block] = deque()
@@ -74,7 +75,7 @@ class EventLog:
         self._total_bytes = 0
         self._is_closing = False
         self._watermark: Watermark | None = None
-        self._due = _Due(_WATERMARK_SECONDS)
+        self._due = _Due(seconds)
         self._sync_due: float | None = None
         self._throttle = Throttle()
         self._error: OSError | None = None

@@ -20,7 +20,7 @@ Shapes: N candidates, O outputs, K of the candidates answered.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -70,13 +70,13 @@ class Impression(NamedTuple):
     integers: frozenset[str]
 
     @classmethod
-    def of(cls, request: ScoredRequest) -> "Impression":
+    def of(cls, request: ScoredRequest, time: datetime) -> "Impression":
         """The impression of a request that has just been scored."""
         encoded, answers, score_N, order_K = request.encoded, request.answers, request.score_N, request.order_K
         received, scorer = encoded.received, encoded.model.scorer
         held = encoded.body_bytes * (_COLUMNS_COST if received.rows is None else _ROWS_COST)
         return cls(
-            datetime.now(UTC),
+            time,
             encoded.head,
             user_of(received.user, scorer.manifest.user),
             encoded.catalogue_generation,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from service.base.background import nice
+from service.base.clock import Clock
 from service.base.log import FieldLogger, Throttle
 from service.base.record import RequestRecord
 from service.impressions.convert import POLL_SECONDS, Conversion
@@ -43,12 +44,15 @@ _log = FieldLogger("impressions")
 class ImpressionLog:
     """The impression log of one worker of `workers`. `take_request` and `offer` never wait for the disk."""
 
-    def __init__(self, folder: Path, metrics: Metrics, settings: LineSettings, *, max_bytes: int, workers: int) -> None:
+    def __init__(
+        self, folder: Path, metrics: Metrics, clock: Clock, settings: LineSettings, *, max_bytes: int, workers: int
+    ) -> None:
         # Beside the whole files every worker has one that it writes, and one that a killed worker left. One of the
         # folder is in both kinds while it becomes Parquet.
         file_bytes = min(_FILE_BYTES, max_bytes // (8 * workers))
         self._files = RotatedFiles(
             impression_files(folder),
+            clock,
             file_bytes=file_bytes,
             keep_bytes=max_bytes - (2 * workers + 1) * file_bytes,
             age_seconds=_AGE_SECONDS,
@@ -56,6 +60,7 @@ class ImpressionLog:
             on_closed=lambda: self._conversion.start(),
         )
         self._conversion = Conversion(folder, metrics.impression_conversions_failed.inc)
+        self._clock = clock
         self._settings = settings
         self._written = metrics.impressions.labels("written")
         self._losses = _Losses(metrics)
@@ -81,7 +86,7 @@ class ImpressionLog:
         if self._settings.user_hash_key is None and request.encoded.model.scorer.manifest.user is not None:
             self._losses.count("no_key", 1, _NO_KEY)
         else:
-            record.after_answer.append(partial(self._enqueue, Impression.of(request)))
+            record.after_answer.append(partial(self._enqueue, Impression.of(request, self._clock.now())))
 
     def _enqueue(self, impression: Impression) -> None:
         """Queue a line, or count it as dropped where too much waits already."""

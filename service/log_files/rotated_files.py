@@ -13,10 +13,10 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
 
+from service.base.clock import Clock
 from service.log_files.folder import LINES, PARQUET, LogFolder, closed_name
 
 _BLOCK = 65_536
@@ -30,6 +30,7 @@ class RotatedFiles:
     def __init__(
         self,
         log: LogFolder,
+        clock: Clock,
         *,
         file_bytes: int,
         keep_bytes: int | None,
@@ -39,6 +40,7 @@ class RotatedFiles:
     ) -> None:
         self.file_bytes = file_bytes
         self._log = log
+        self._clock = clock
         self._keep_bytes = keep_bytes
         self._age_seconds = age_seconds
         self._on_removed = on_removed
@@ -153,7 +155,7 @@ class RotatedFiles:
         return self._log.path / f".{self._name}.part"
 
     def _open(self) -> None:
-        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        now = self._clock.now().strftime("%Y%m%dT%H%M%S.%f")
         self._name = f"{self._log.prefix}{now}-{uuid.uuid4().hex[:8]}{LINES}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(self._part, flags, 0o600)

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model.scorer.scorer import Scored, Scorer
 from model.value_models.value_model import DEFAULT, ValueModels
+from service.base.clock import Clock
 from service.base.record import RequestRecord
 from service.impressions.folder import impression_files
 from service.impressions.line import LineSettings
@@ -264,7 +265,7 @@ def _scored(served: ServedModel, request_id: str, user: dict[str, Any] | None = 
 
 def _log(folder: Path, metrics: Metrics, share: float = 1.0) -> ImpressionLog:
     settings = LineSettings(share, is_hashed=False, user_hash_key=None)
-    return ImpressionLog(folder, metrics, settings, max_bytes=2**20, workers=1)
+    return ImpressionLog(folder, metrics, Clock(), settings, max_bytes=2**20, workers=1)
 
 
 def _taken(log: ImpressionLog, scored: ScoredRequest) -> RequestRecord:

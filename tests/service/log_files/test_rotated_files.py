@@ -7,6 +7,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.base.clock import Clock
 from service.log_files.folder import LogFolder
 from service.log_files.rotated_files import RotatedFiles
 from tests.training_data import small_disk
@@ -23,6 +24,7 @@ class Writer(RotatedFiles):
         self.removed = self.closed = 0
         super().__init__(
             LogFolder(folder, PREFIX),
+            Clock(),
             file_bytes=file_bytes,
             keep_bytes=keep_bytes,
             age_seconds=age_seconds,
