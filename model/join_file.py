@@ -60,6 +60,8 @@ class JoinFile(StrictModel):
     """One join: a feed's impressions and events, and the dated rows that are made of them."""
 
     schema_file: str = Field(alias="schema", min_length=1)
+    # Whose impressions are joined, where the logs have those of several models.
+    model: str | None = Field(default=None, min_length=1)
     impressions: str = Field(min_length=1)
     events: str = Field(min_length=1)
     out: str = Field(min_length=1)

@@ -168,6 +168,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-bad-rows", type=int, default=0, help="so many bad rows are left without score, not refused")
     add("--verify-key", type=Path, metavar="FILE", help="score only by what one of these keys signed")
 
+    add = command("join", _join, "join impressions and events into dated training rows")
+    add("file", type=Path, metavar="FILE", help="join.yaml")
+    add("--until", metavar="TIME", help="writers that are silent have nothing earlier to bring; RFC 3339")
+    add("--now", metavar="TIME", help="the time that it is (default: the clock's)")
+    add("--threads", type=int, default=1, help="threads of the engine (default 1)")
+    add("--memory", default="512MB", metavar="SIZE", help="memory of the engine; beyond it rows go to disk")
+
     add = command("compare", _compare, "compare networks over seeds and datasets, and report")
     add("experiment", type=Path, metavar="EXPERIMENT")
     add("--seeds", type=int, help="number of seeds (default: the file's)")
@@ -340,6 +347,20 @@ def _score(options: argparse.Namespace) -> None:
         max_bad_rows=options.max_bad_rows,
     )
     score(job, processes=options.processes or len(os.sched_getaffinity(0)), rows_per_part=options.rows_per_part)
+
+
+def _join(options: argparse.Namespace) -> None:
+    from training.join.join import Settings, join
+    from training.join.plan import Plan, time_given
+
+    if options.threads < 1:
+        raise ValueError(f"--threads: at least 1, got {options.threads}")
+    times = {
+        name: time_given(getattr(options, name), f"--{name}")
+        for name in ("now", "until")
+        if getattr(options, name) is not None
+    }
+    join(Plan.load(options.file), Settings(threads=options.threads, memory=options.memory, **times))
 
 
 def _compare(options: argparse.Namespace) -> None:

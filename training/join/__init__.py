@@ -1,0 +1,1 @@
+"""Impressions and events -> training rows: `python -m training join FILE.yaml`."""

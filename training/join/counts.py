@@ -1,0 +1,98 @@
+"""Counts of a join over all of its runs: `<out>/_join/counts.json`, and a table for the end of a run.
+
+In: the records of joined hours and of what was read. Out: by the hour of impressions the requests, impressions, shown,
+implied and rows, and by the hour of receipt the events of each class. Every event is in one class. What was read of
+hours that are not closed yet is in none of them.
+"""
+
+import json
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from training.files import replace_file
+from training.join.hour_file import joined_hours, read_record
+from training.join.plan import hour_name, hour_named, micros, time_of
+from training.join.staging import Staging
+
+# In the order of a table.
+CLASSES = (
+    "matched", "unmatched", "doubled", "late", "out_of_window", "ambiguous", "no_identity", "other_type",
+)  # fmt: skip
+IMPRESSIONS = ("requests", "lost_requests", "late_requests", "impressions", "shown", "implied", "rows")
+COUNTS = "counts.json"
+
+
+def event_counts(out: Path) -> dict[datetime, Counter[str]]:
+    """By hour of receipt the events of each class."""
+    found: dict[int, Counter[str]] = {}
+    for hour in joined_hours(out):
+        for received, classes in read_record(out, hour)["events"].items():
+            found.setdefault(hour_named(received), Counter()).update(classes)
+    for reading in staging_of(out).readings.values():
+        for of_hour in reading.late_events.values():
+            for received_hour, events in of_hour.items():
+                found.setdefault(received_hour, Counter())["late"] += events
+    return {time_of(hour): +classes for hour, classes in sorted(found.items())}
+
+
+def impression_counts(out: Path) -> dict[datetime, dict[str, int]]:
+    """By hour of impressions what became of them."""
+    late: Counter[int] = Counter()
+    for reading in staging_of(out).readings.values():
+        late.update(reading.late_requests)
+    found = {}
+    for hour in joined_hours(out):
+        record = read_record(out, hour) | {"late_requests": late.pop(hour, 0)}
+        found[time_of(hour)] = {name: int(record[name]) for name in IMPRESSIONS}
+    for hour, requests in sorted(late.items()):
+        found[time_of(hour)] = dict.fromkeys(IMPRESSIONS, 0) | {"late_requests": requests}
+    return found
+
+
+def staging_of(out: Path) -> Staging:
+    """What was read of the logs for the rows of a folder."""
+    return Staging(out / "_join" / "staged")
+
+
+def write_counts(out: Path) -> dict[str, Any]:
+    """Write the counts, and return them."""
+    readings = staging_of(out).readings.values()
+    others: Counter[str] = Counter()
+    for reading in readings:
+        others.update(reading.other_models)
+    content = {
+        "bad_lines": sum(reading.bad_lines for reading in readings),
+        "other_models": dict(others),
+        "impressions": {hour_name(micros(hour)): counts for hour, counts in impression_counts(out).items()},
+        "events": {
+            hour_name(micros(hour)): {name: counts[name] for name in CLASSES} | {"in": counts.total()}
+            for hour, counts in event_counts(out).items()
+        },
+    }
+    replace_file(out / "_join" / COUNTS, [json.dumps(content, indent=1).encode()])
+    return content
+
+
+def table_of(content: dict[str, Any], hours: list[int]) -> str:
+    """The counts of some hours of impressions, and of the events that were received in them and after."""
+    if not hours:
+        return ""
+    names = {hour_name(hour) for hour in hours}
+    impressions = {hour: counts for hour, counts in content["impressions"].items() if hour in names}
+    events = {hour: counts for hour, counts in content["events"].items() if hour >= min(names)}
+    parts = [_table("impressions of", impressions, IMPRESSIONS), _table("events received", events, ("in", *CLASSES))]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(title: str, rows: dict[str, dict[str, int]], columns: tuple[str, ...]) -> str:
+    if not rows:
+        return ""
+    total = {column: sum(counts[column] for counts in rows.values()) for column in columns}
+    lines = [[title, *columns]]
+    lines += [
+        [hour, *(f"{counts[column]:,}" for column in columns)] for hour, counts in [*rows.items(), ("all", total)]
+    ]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns) + 1)]
+    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -1,0 +1,201 @@
+"""The main path of `python -m training join FILE.yaml`: closed hours of impressions, each a file of rows.
+
+In: a join.yaml. Out: for each hour that is closed and not joined yet its file and its record, in the order of time.
+What the logs have that is new is staged first. A job that is killed anywhere leaves files whole or absent, and the
+next one goes on. A second one at the same time says so and ends.
+"""
+
+import fcntl
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from training.files import refuse_foreign, refuse_within
+from training.join.counts import table_of, write_counts
+from training.join.duckdb_engine import DuckDB
+from training.join.expression import ALONE, HOUR_PREFIX, IN, Expression
+from training.join.horizon import horizon_of, shown_time
+from training.join.hour_file import Tally, hour_path, joined_hours, write_hour, write_record
+from training.join.plan import HOUR, Plan, hour_name, hour_of
+from training.join.sources import Source
+from training.join.staging import Staging, hours_between, staged_schemas
+from training.wording import counted
+
+log = logging.getLogger(__name__)
+
+_MOST_HOURS = 24 * 400
+# So many cannot all have been shown to nobody.
+_MANY_REQUESTS = 100
+
+
+class Settings(NamedTuple):
+    """Options of a run. Times have a zone. `memory` is DuckDB's, as it writes sizes."""
+
+    now: datetime | None = None
+    until: datetime | None = None
+    threads: int = 1
+    memory: str = "512MB"
+
+
+class Joined(NamedTuple):
+    """A run's result: the hours that it joined, and the horizon of the logs."""
+
+    hours: list[int]
+    horizon: int
+
+
+class JoinAtWork(ValueError):
+    """Another join of the same rows runs."""
+
+
+def join(plan: Plan, settings: Settings | None = None) -> Joined:
+    """Join what is closed. Raises ValueError, and JoinAtWork where another process does."""
+    settings = settings or Settings()
+    out = plan.out
+    refuse_foreign(out, "folder of joined rows", is_own=(out / "_join").is_dir)
+    for folder in (plan.file.impressions, plan.file.events):
+        refuse_within(out, folder, "logs")
+    with locked(out):
+        return _Join(plan, settings).run()
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """The rows of a folder for this process alone. Raises JoinAtWork."""
+    folder = out / "_join"
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise JoinAtWork(f"{out}: another join writes it; wait for its end") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class _Join:
+    """One run."""
+
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._now = settings.now or datetime.now(UTC)
+        self._own = plan.out / "_join"
+        self._sources = {
+            "impressions": Source(plan.file.impressions, "events-"),
+            "events": Source(plan.file.events, "impressions-"),
+        }
+
+    def run(self) -> Joined:
+        """Stage what is new, join what is closed, and say what became of it."""
+        plan = self._plan
+        # Watermarks before files: what they promise is in files that are listed after them.
+        horizon = horizon_of(list(self._sources.values()), self._now, self._settings.until)
+        joined = joined_hours(plan.out)
+        staging = Staging(self._own / "staged")
+        staging.read(plan, self._sources, joined[-1] if joined else None)
+        hours = self._due(staging, joined, horizon)
+        if hours:
+            settings = self._settings
+            spill = self._own / ".spill"
+            engine = DuckDB(Expression(plan), spill, threads=settings.threads, memory=settings.memory)
+            try:
+                for hour in hours:
+                    self._join_hour(engine, staging, hour, is_first=not joined and hour == hours[0])
+                    staging.remove_before(hour_of(hour + HOUR - plan.lookback))
+            finally:
+                engine.close()
+        content = write_counts(plan.out)
+        if hours:
+            log.info("%s", table_of(content, list(hours)))
+        if content["bad_lines"]:
+            log.warning("%s in all were left out of the logs", counted(content["bad_lines"], "line"))
+        log.info(
+            "%s joined, %s; the logs are whole until %s",
+            counted(len(hours), "hour"),
+            f"{hour_name(hours[0])} to {hour_name(hours[-1])}" if hours else "none was closed and new",
+            shown_time(horizon),
+        )
+        return Joined(list(hours), horizon)
+
+    def _due(self, staging: Staging, joined: list[int], horizon: int) -> range:
+        """The hours that are closed and not joined, with none left out between them."""
+        staged = staging.hours("requests")
+        if not joined and not staged:
+            return range(0)
+        first = joined[-1] + HOUR if joined else min(staged)
+        last = hour_of(horizon - self._plan.closes_at(0))
+        hours = hours_between(first, last)
+        if len(hours) > _MOST_HOURS:
+            raise ValueError(
+                f"{self._plan.file.impressions}: impressions begin at {shown_time(first)}, {len(hours):,} hours ago; "
+                f"at most {_MOST_HOURS:,} are joined at once: move older files away"
+            )
+        return hours
+
+    def _join_hour(self, engine: DuckDB, staging: Staging, hour: int, *, is_first: bool) -> None:
+        plan = self._plan
+        ahead = hours_between(hour, hour + HOUR - 1 + plan.window + plan.skew)
+        before = hours_between(hour - plan.lookback, hour - HOUR)
+        earlier = [past for past in staging.hours("events") if past < hour] if is_first else []
+        files = {
+            "requests": staging.files("requests", [*before, *ahead]),
+            "candidates": staging.files("candidates", [*before, *ahead]),
+            "events": staging.files("events", [*earlier, *ahead]),
+            "hour_requests": staging.files("requests", [hour]),
+            "hour_candidates": staging.files("candidates", [hour]),
+        }
+        engine.begin({name: [self._empty(name.removeprefix(HOUR_PREFIX)), *paths] for name, paths in files.items()})
+        tally = Tally()
+        counts = [count for last, *count in engine.counts() if last == hour or (is_first and last < hour)]
+        requests, impressions = (_rows(staging.files(kind, [hour])) for kind in ("requests", "candidates"))
+        write_hour(plan, hour, tally.count(engine.rows()), f"{engine.name} {engine.version}")
+        # A quiet hour may have no event at all.
+        if plan.file.rows == "shown" and not tally.shown and (tally.implied or requests >= _MANY_REQUESTS):
+            hour_path(plan.out, hour).unlink()
+            raise ValueError(
+                f"hour {hour_name(hour)}: none of its {counted(impressions, 'impression')} has a shown event; send "
+                f"events of type shown, or write `rows: answered` into {plan.path}"
+            )
+        lost = sum(reading.lost[hour] for reading in staging.readings.values())
+        record = {
+            "hour": hour_name(hour),
+            "requests": requests,
+            "lost_requests": lost,
+            "impressions": impressions,
+            "shown": tally.shown,
+            "implied": tally.implied,
+            "rows": tally.rows,
+            "events": _events(counts),
+        }
+        write_record(plan.out, hour, record)
+
+    def _empty(self, kind: str) -> Path:
+        """A file without rows: it gives a kind of staged files its columns, where no hour has any."""
+        path = self._own / f".empty-{kind}.parquet"
+        pq.write_table(staged_schemas(self._plan)[kind].empty_table(), path)
+        return path
+
+
+def _rows(files: list[Path]) -> int:
+    return sum(pq.read_metadata(file).num_rows for file in files)
+
+
+def _events(counts: list[Any]) -> dict[str, dict[str, int]]:
+    """By hour of receipt the events of each class. Those that are in no other are unmatched."""
+    found: dict[int, Counter[str]] = {}
+    for received, event_class, events in counts:
+        of_hour = found.setdefault(received, Counter())
+        of_hour["unmatched" if event_class == IN else event_class] += events
+        if event_class not in ALONE:
+            of_hour["unmatched"] -= events
+    return {hour_name(hour): dict(sorted(of_hour.items())) for hour, of_hour in sorted(found.items())}

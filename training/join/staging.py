@@ -1,0 +1,270 @@
+"""Staged lines of both logs: Parquet by hour, read once from the logs and kept until their hours are joined.
+
+`<out>/_join/staged/<n>/` holds what one generation read: `requests`, `candidates` and `events`, each in files
+`<hour>.<part>.parquet`, and `read.json`: the files that were read, and counts of what became no row. A generation is
+made beside its place and renamed, so a job that is killed has read a file whole or not at all. Its number orders what
+came earlier and later: an event or an impression that comes after its hour was joined is late, counted and left out.
+
+Shapes: R requests, E events, B rows of either.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from training.files import replace_file
+from training.join.event_lines import EVENTS, EventReader
+from training.join.faults import BadLines
+from training.join.impression_lines import ImpressionReader, candidate_columns, request_columns
+from training.join.plan import HOUR, Plan, hour_name, hour_named, hour_of
+from training.join.sources import Source, SourceFile
+
+READ = "read.json"
+KINDS = ("requests", "candidates", "events")
+# Numbers of requests and events are unique over all generations.
+_PER_GENERATION = 2**40
+# Rows of an hour that are written together.
+_FLUSH_BYTES = 48 * 2**20
+# Before any hour was joined: earlier than all times.
+NONE_JOINED = -(2**62)
+# Bytes of files that are read before a generation is kept.
+GENERATION_BYTES = 2 * 2**30
+
+
+@dataclass(slots=True)
+class Reading:
+    """Counts of a generation. Hours are those of impressions, or of the receipt of events."""
+
+    impressions: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    model: str | None = None
+    bad_lines: int = 0
+    other_models: Counter[str] = field(default_factory=Counter)
+    lost: Counter[int] = field(default_factory=Counter)
+    late_requests: Counter[int] = field(default_factory=Counter)
+    # By the last hour in which their impression can lie, then by the hour of receipt.
+    late_events: dict[int, Counter[int]] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """The counts as a file has them."""
+        content = {
+            "impressions": self.impressions,
+            "events": self.events,
+            "model": self.model,
+            "bad_lines": self.bad_lines,
+            "other_models": dict(self.other_models),
+            "lost": named(self.lost),
+            "late_requests": named(self.late_requests),
+            "late_events": {hour_name(hour): named(of_hour) for hour, of_hour in sorted(self.late_events.items())},
+        }
+        return json.dumps(content, indent=1).encode()
+
+    @classmethod
+    def of_json(cls, content: bytes) -> "Reading":
+        """The counts of a file that this module wrote."""
+        given = json.loads(content)
+        return cls(
+            given["impressions"],
+            given["events"],
+            given["model"],
+            given["bad_lines"],
+            Counter(given["other_models"]),
+            _counted(given["lost"]),
+            _counted(given["late_requests"]),
+            {hour_named(hour): _counted(of_hour) for hour, of_hour in given["late_events"].items()},
+        )
+
+
+def named(counts: Counter[int]) -> dict[str, int]:
+    """Counts by the names of hours, in their order."""
+    return {hour_name(hour): count for hour, count in sorted(counts.items())}
+
+
+def _counted(counts: dict[str, int]) -> Counter[int]:
+    return Counter({hour_named(hour): count for hour, count in counts.items()})
+
+
+class Staging:
+    """The staged lines below a folder. One process at a time writes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.readings: dict[int, Reading] = {}
+        for child in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if child.name.startswith("."):
+                shutil.rmtree(child)
+            else:
+                self.readings[int(child.name)] = Reading.of_json((child / READ).read_bytes())
+
+    @property
+    def model(self) -> str | None:
+        """The model whose impressions were read, None before there is one."""
+        return next((reading.model for reading in self.readings.values() if reading.model is not None), None)
+
+    def files(self, kind: str, hours: Iterable[int]) -> list[Path]:
+        """The staged files of some hours, oldest first."""
+        names = {hour_name(hour) for hour in hours}
+        found = [file for file in self.folder.glob(f"*/{kind}/*.parquet") if file.name.partition(".")[0] in names]
+        return sorted(found, key=lambda file: (int(file.parts[-3]), file.name))
+
+    def hours(self, kind: str) -> set[int]:
+        """The hours of which there is something."""
+        return {hour_named(file.name.partition(".")[0]) for file in self.folder.glob(f"*/{kind}/*.parquet")}
+
+    def remove_before(self, hour: int) -> None:
+        """Remove what hours before one have, which no later hour needs."""
+        for kind in KINDS:
+            for file in self.folder.glob(f"*/{kind}/*.parquet"):
+                if hour_named(file.name.partition(".")[0]) < hour:
+                    file.unlink()
+
+    def unread(self, log: str, files: Sequence[SourceFile]) -> list[SourceFile]:
+        """The files of a log that no generation has read. Of one whose lines became Parquet nothing is new."""
+        seen = {name for reading in self.readings.values() for name in getattr(reading, log)}
+        return [file for file in files if file.stem not in seen]
+
+    def read(self, plan: Plan, sources: dict[str, Source], joined: int | None) -> None:
+        """Read what is new, a generation for each GENERATION_BYTES of it. Hours up to `joined` are joined already."""
+        files = {log: self.unread(log, source.files()) for log, source in sources.items()}
+        bad = BadLines()
+        batch: list[tuple[str, SourceFile]] = []
+        # Impressions first: they say of which model events are read.
+        waiting = [(log, file) for log in ("impressions", "events") for file in files[log]]
+        size = 0
+        for place, (log, file) in enumerate(waiting):
+            batch.append((log, file))
+            size += file.size
+            if size >= GENERATION_BYTES or place == len(waiting) - 1:
+                self._read_generation(plan, sources, batch, joined, bad)
+                batch, size = [], 0
+
+    def _read_generation(
+        self,
+        plan: Plan,
+        sources: dict[str, Source],
+        files: list[tuple[str, SourceFile]],
+        joined: int | None,
+        bad: BadLines,
+    ) -> None:
+        number = max(self.readings, default=0) + 1
+        before = bad.count
+        reading = Reading()
+        impressions = ImpressionReader(plan, plan.file.model or self.model, bad)
+        with self._written(plan, number) as writer:
+            for log, file in files:
+                if log == "impressions":
+                    for batch in impressions.batches(sources[log], file):
+                        reading.lost.update(batch.lost)
+                        writer.add_impressions(batch.requests, batch.candidates, joined, reading)
+            if impressions.model is not None:
+                events = EventReader(plan, impressions.model, bad)
+                for log, file in files:
+                    if log == "events":
+                        for table in events.tables(sources[log], file):
+                            writer.add_events(table, joined, reading)
+                reading.other_models["events"] = events.other_models
+                reading.events = [file.stem for log, file in files if log == "events"]
+            reading.impressions = [file.stem for log, file in files if log == "impressions"]
+            reading.other_models["requests"] = impressions.other_models
+            reading.model = impressions.model
+            reading.bad_lines = bad.count - before
+            writer.finish(reading)
+        self.readings[number] = reading
+
+    @contextmanager
+    def _written(self, plan: Plan, number: int) -> Iterator["_Writer"]:
+        final = self.folder / str(number)
+        partial = self.folder / f".{number}.partial"
+        partial.mkdir(parents=True)
+        try:
+            yield _Writer(plan, partial, number)
+            partial.rename(final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Writer:
+    """The files of one generation."""
+
+    def __init__(self, plan: Plan, folder: Path, number: int) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._schemas = staged_schemas(plan)
+        self._requests = self._events = number * _PER_GENERATION
+        self._held: dict[tuple[str, int], list[pa.Table]] = {}
+        self._bytes: Counter[tuple[str, int]] = Counter()
+        self._parts: Counter[tuple[str, int]] = Counter()
+
+    def add_impressions(self, requests: pa.Table, candidates: pa.Table, joined: int | None, reading: Reading) -> None:
+        """Stage requests and their candidates, all but those of joined hours."""
+        for table, kind in ((requests, "requests"), (candidates, "candidates")):
+            numbers = pa.array(table.column("_r").to_numpy() + self._requests)
+            place = table.schema.get_field_index("_r")
+            self._add(kind, table.set_column(place, "_r", numbers), joined)
+        if joined is not None:
+            hours_R = requests.column("_hour").to_numpy()
+            reading.late_requests.update(hours_R[hours_R <= joined].tolist())
+        self._requests += requests.num_rows
+
+    def add_events(self, events: pa.Table, joined: int | None, reading: Reading) -> None:
+        """Stage events, all but those that are late: received after the last hour of their impression closed, or read
+        after it was joined."""
+        received_E, hour_E = (events.column(name).to_numpy() for name in ("_received", "_hour"))
+        is_late_E = received_E >= hour_E + self._plan.closes_at(0)
+        if joined is not None:
+            is_late_E |= hour_E <= joined
+        for hour, received in zip(hour_E[is_late_E].tolist(), received_E[is_late_E].tolist(), strict=True):
+            reading.late_events.setdefault(hour, Counter())[hour_of(received)] += 1
+        kept = events.filter(pa.array(~is_late_E))
+        numbers = pa.array(np.arange(kept.num_rows) + self._events)
+        self._events += kept.num_rows
+        last = pa.array(np.full(kept.num_rows, NONE_JOINED if joined is None else joined))
+        columns = {"_e": numbers, "_joined": last, **{name: kept.column(name) for name in kept.column_names}}
+        self._add("events", pa.table(columns).select(EVENTS.names), None)
+
+    def finish(self, reading: Reading) -> None:
+        """Write what is held, and the counts last."""
+        for kind, hour in sorted(self._held):
+            self._flush(kind, hour)
+        replace_file(self._folder / READ, [reading.to_json()])
+
+    def _add(self, kind: str, table: pa.Table, joined: int | None) -> None:
+        hours_B = table.column("_hour").to_numpy()
+        for hour in np.unique(hours_B).tolist():
+            if joined is None or hour > joined:
+                of_hour = table if (hours_B == hour).all() else table.filter(pa.array(hours_B == hour))
+                self._held.setdefault((kind, hour), []).append(of_hour)
+                self._bytes[kind, hour] += of_hour.nbytes
+                if self._bytes[kind, hour] >= _FLUSH_BYTES:
+                    self._flush(kind, hour)
+        while sum(self._bytes.values()) >= 2 * _FLUSH_BYTES:
+            self._flush(*self._bytes.most_common(1)[0][0])
+
+    def _flush(self, kind: str, hour: int) -> None:
+        tables = self._held.pop((kind, hour), [])
+        del self._bytes[kind, hour]
+        if tables:
+            folder = self._folder / kind
+            folder.mkdir(exist_ok=True)
+            part = self._parts[kind, hour]
+            self._parts[kind, hour] += 1
+            table = pa.concat_tables(tables).cast(self._schemas[kind])
+            pq.write_table(table, folder / f"{hour_name(hour)}.{part:06d}.parquet", compression="lz4")
+
+
+def staged_schemas(plan: Plan) -> dict[str, pa.Schema]:
+    """The columns of each kind of staged file."""
+    return {"requests": request_columns(plan), "candidates": candidate_columns(plan), "events": EVENTS}
+
+
+def hours_between(first: int, last: int) -> range:
+    """Hours from one to another, both included."""
+    return range(hour_of(first), hour_of(last) + 1, HOUR)
