@@ -40,8 +40,10 @@ Figures = dict[str, Any]
 
 
 class OutputFigures(StrictModel):
-    """Sums of an output's answers and labels on a day, the standard error of the logarithm of their quotient over
-    users, and the slope of labels over answers with its standard error."""
+    """Sums of an output's answers and labels on a day.
+
+    `error` is the standard error of the logarithm of their quotient, over users. `slope` is that of labels over
+    answers, with its standard error."""
 
     answers: float
     labels: float

@@ -118,8 +118,9 @@ def boundary(information: Floats, alpha: float, width: float) -> Floats:
 
 
 def information_needed(alpha: float, width: float, power: float = 0.5) -> float:
-    """Information at which a bound excludes a value that is `width` from the truth, with probability `power` at that
-    look: relative to the variance that one user leaves, the users that a question takes."""
+    """Information at which a bound excludes a value that is `width` from the truth, with probability `power` then.
+
+    Times the variance that one user leaves it is a number of users."""
     beyond = float(special.ndtri(power))
 
     def excess(log_information: float) -> float:

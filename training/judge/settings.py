@@ -44,8 +44,9 @@ class QualityGate(StrictModel):
 
 
 class Guards(StrictModel):
-    """Faults of a canary that withdraw it whatever users did: NE above so many times stable's, and calibration off by
-    so many times while stable's is nearer to 1."""
+    """Faults of a canary's answers that withdraw it whatever users did.
+
+    They are an NE above so many times stable's, and calibration off by so many times while stable's is nearer to 1."""
 
     ne_ratio: Ratio = 1.1
     calibration: Ratio = 1.25

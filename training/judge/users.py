@@ -5,7 +5,7 @@
 Shapes: U users, N rows, O outputs of a task, M moments of its label.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,9 @@ from training.tasks.learned import Floats, LearnedTask
 
 @dataclass(frozen=True, slots=True)
 class TaskSums:
-    """Sums over a task's rows, by user: their weights, the loss of their answers, answers, labels, squares of answers,
-    products of answer and label, and moments of labels."""
+    """Sums over a task's rows, by user, of weights, losses, answers, labels and moments of labels.
+
+    `squares_UO` are of answers, `products_UO` of answer and label."""
 
     rows_U: Floats
     loss_U: Floats
@@ -51,6 +52,19 @@ class TaskSums:
             *(np.stack([by_user(column_N) for column_N in of_rows.T], axis=1) for of_rows in columns),
         )
 
+    @classmethod
+    def empty(cls, kind: LearnedTask, num_users: int) -> "TaskSums":
+        """Sums of no row."""
+        no_rows, outputs = np.zeros(0), len(kind.task.outputs)
+        return cls.of_rows(kind, no_rows, np.zeros((0, outputs)), no_rows.astype(np.int64), num_users)
+
+    def __add__(self, other: "TaskSums") -> "TaskSums":
+        return TaskSums(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def of_users(self, is_in_U: NDArray[np.bool_]) -> "TaskSums":
+        """Sums of some users."""
+        return TaskSums(*(getattr(self, each.name)[is_in_U] for each in fields(self)))
+
     def constant_loss(self, kind: LearnedTask) -> Floats:
         """constant_U: loss of the one answer that is best for all rows together."""
         return kind.losses_of_constant(self.moments_UM, self.rows_U)
@@ -67,10 +81,12 @@ class ArmUsers:
 @dataclass(frozen=True, slots=True)
 class Observed:
     """Both arms at a look. `exposed` counts users by arm, canary first, mature or not. `share` is the canary's of all
-    users, None where it changed. `left_out` says by reason how many users, or rows, take no part."""
+    users, None where it changed. `left_out` says by reason how many users, or rows, take no part. `mixed` counts users
+    whom both versions answered. They stay in the arm of the first."""
 
     canary: ArmUsers
     stable: ArmUsers
     exposed: tuple[int, int]
     share: float | None
     left_out: dict[str, int] = field(default_factory=dict)
+    mixed: int = 0

@@ -32,6 +32,8 @@ MIN_USERS = 100
 MAX_SKEWNESS = 0.6
 # Arms that are drawn by the share are so far from it once in a thousand canaries.
 RATIO_EVIDENCE = 1000.0
+# Of the canary's users. Of more, the difference is no longer that of the two versions.
+MAX_MIXED = 0.05
 # Users that a prior of the share is worth: it finds a share that is off by about a tenth.
 _RATIO_PRIOR = 1000.0
 
@@ -58,6 +60,7 @@ def judge(observed: Observed, settings: JudgeSettings, kinds: dict[str, LearnedT
         "users": {name: _described(arm) for name, arm in _arms(observed).items()},
         "exposed": dict(zip(("canary", "stable"), observed.exposed, strict=True)),
         "left_out": observed.left_out,
+        "answered_by_both": observed.mixed,
         "relative_difference": {
             "estimate": _finite(bounds.estimate),
             "lower": _finite(bounds.lower),
@@ -114,8 +117,10 @@ def users_for(variation: float, width: float, alpha: float = 0.05, power: float 
 
 
 def sample_ratio_evidence(exposed: tuple[int, int], share: float) -> float:
-    """Evidence against arms that were drawn by `share`: a Bayes factor that exceeds x with a chance of 1/x at most, at
-    any look (Lindon and Malek, "Anytime-valid inference for multinomial count data", 2022)."""
+    """Evidence against arms that were drawn by `share`, as a Bayes factor.
+
+    By chance it exceeds x, at any look, with probability 1/x at most (Lindon and Malek, "Anytime-valid inference for
+    multinomial count data", 2022)."""
     canary, stable = exposed
     one, other = _RATIO_PRIOR * share, _RATIO_PRIOR * (1 - share)
     drawn = canary * math.log(share) + stable * math.log(1 - share)
@@ -140,6 +145,11 @@ def _doubts(observed: Observed, bounds: Bounds) -> list[str]:
                 f"the arms are not drawn by the share: {canary:,} of {canary + stable:,} users are the canary's, and "
                 f"{observed.share:.1%} was said (a chance of 1 in {evidence:,.0f}); find what loses users of one arm"
             )
+    if observed.mixed > MAX_MIXED * observed.exposed[0]:
+        doubts.append(
+            f"both versions answered {counted(observed.mixed, 'user')}, and the canary has {observed.exposed[0]:,}; "
+            "a share that changed, or a canary that does not answer, makes the arms alike"
+        )
     if not (np.isfinite(bounds.lower) and np.isfinite(bounds.upper)):
         doubts.append("stable's realised value is not surely above 0, so that nothing is relative to it")
     elif abs(bounds.skewness) > MAX_SKEWNESS:

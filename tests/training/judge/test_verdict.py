@@ -4,13 +4,17 @@ Shapes: U users.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from model.value_models.answer_domain import AnswerDomain
+from model.value_models.value_model import ValueModels
 from tests.training.judge.arms import CLICK, arm_of, with_values
+from training.judge.realised import realised_weights
 from training.judge.settings import DataGate, JudgeSettings
 from training.judge.users import Observed
 from training.judge.verdict import judge, sample_ratio_evidence, users_for
@@ -92,6 +96,25 @@ def test_guards_withdraw_and_never_promote() -> None:
     verdict = judge(Observed(bad, stable, (2000, 8000), 0.2), SETTINGS, kinds)
     assert verdict.decision == "withdraw"
     assert "click" in verdict.reasons[0]
+
+
+def test_arms_that_both_versions_answered_wait() -> None:
+    drawn = with_values(_values(1, 60_000), _values(2, 240_000))
+    assert judge(drawn, SETTINGS, {}).decision == "promote"
+    verdict = judge(replace(drawn, mixed=4000), SETTINGS, {})
+    assert verdict.decision == "wait"
+    assert "both versions answered 4,000 users" in verdict.reasons[0]
+
+
+def test_a_label_is_worth_what_the_file_says_else_the_default_value_model() -> None:
+    domain = AnswerDomain(None, {"click": 1.0, "like": 1.0}, np.zeros((0, 2), np.float32))
+    weighted = ValueModels.from_bytes(b"default: {kind: weighted_sum, weights: {like: 13.5}}", "values", domain)
+    assert realised_weights(SETTINGS, weighted) == {"like": 13.5}
+    own = SETTINGS.model_copy(update={"realised": {"click": 1.0}})
+    assert realised_weights(own, weighted) == {"click": 1.0}
+    product = b"default: {kind: weighted_product, exponents: {click: 0.6}, floor: 1.0e-4}"
+    with pytest.raises(ValueError, match="value model 'default' is no weighted_sum"):
+        realised_weights(SETTINGS, ValueModels.from_bytes(product, "values", domain))
 
 
 @pytest.mark.parametrize("exposed", [(100, 900), (160, 840), (30_000, 70_000)])
