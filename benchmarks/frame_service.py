@@ -6,8 +6,11 @@ It serves the checkout that is the working directory, as `python -m service` doe
 
 * `server`: answers, on the event loop, past all of the application. The rest is the HTTP server and the kernel.
 * `frame`: answers by size of the body, in the scoring thread. No faster model or data path can win what is left.
-* `unscored`: answers of the exported module by number of candidates. The rest is the frame and the data path.
+* `unscored`: inputs and answers of the exported module, by number of candidates. The rest is the frame and the data
+  path.
 * `all`: nothing.
+
+Shapes: B rows of a block, Q numbers.
 """
 
 import os
@@ -33,7 +36,13 @@ def remember_in_the_server() -> None:
 
         async def bare(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "http" or scope["path"] != RANK:
-                await full(scope, receive, send)
+
+                async def send_without_state(message: Any) -> None:
+                    # What answers past this application, in a checkout that has it.
+                    scope.get("state", {}).pop("direct", None)
+                    await send(message)
+
+                await full(scope, receive, send_without_state)
                 return
             message = await receive()
             body: bytes = message["body"]
@@ -82,6 +91,8 @@ def remember_module() -> None:
     def remembering(*arguments: Any, **options: Any) -> Any:
         loaded = load(*arguments, **options)
         loaded.module = _Remembering(loaded.module)
+        if hasattr(loaded, "inputs"):  # else the module makes them itself
+            loaded.inputs = _RememberingInputs(loaded.inputs)
         return loaded
 
     scorer.load = remembering
@@ -103,6 +114,18 @@ class _Remembering:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
+
+
+class _RememberingInputs:
+    def __init__(self, inputs: Any) -> None:
+        self._inputs = inputs
+        self._made: dict[tuple[str, int], Any] = {}
+
+    def of(self, block: str, encoded: Any) -> Any:
+        key = block, len(encoded.numbers_BQ)
+        if key not in self._made:
+            self._made[key] = self._inputs.of(block, encoded)
+        return self._made[key]
 
 
 def _find(name: str) -> Any:

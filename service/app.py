@@ -1,7 +1,8 @@
 """The application of one process: its routes, and its life from the first poll of the models to the last request.
 
 Out: `create_app(settings)`, an ASGI application for any server. A scoring request is read under limits on the event
-loop (service/responder.py). Everything else that it costs happens in one scoring thread (service/pipeline.py).
+loop (service/responder.py), by the service's own server past ASGI (service/direct.py). Everything else that it costs
+happens in one scoring thread (service/pipeline.py).
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from service.base.clock import Clock
 from service.base.errors import Problem, refusal
 from service.base.log import FieldLogger
 from service.base.replaced_clock import ReplacedClock
+from service.direct import DirectWay
 from service.events.event_log import EventLog
 from service.events.event_types import EventTypes
 from service.events.routes import Events
@@ -39,6 +41,7 @@ from service.http.certificates import Certificates
 from service.http.keys import Keys
 from service.http.middleware import Observe, header, record_of, send_problem
 from service.http.protocol import SHED, GuardedProtocol
+from service.http.scoring_protocol import DIRECT
 from service.http.shedding import Shedding
 from service.http.tracing import Tracing
 from service.impressions.line import LineSettings
@@ -47,7 +50,7 @@ from service.metrics.metrics import EVENTS, INFER, RANK, Metrics
 from service.models.admin import admin_routes
 from service.models.store import ModelStore, not_ready
 from service.open_inference.routes import INFER_VERSION, OpenInference
-from service.pipeline import Ranking
+from service.pipeline import Answer, Ranking
 from service.process.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.process.signals import reload_on_hangup
 from service.responder import Responder
@@ -94,6 +97,7 @@ class Service:
             settings.body_seconds,
             lambda: self.is_draining,
         )
+        self.metrics.work = lambda: self.responder.admission.in_flight
         self.impressions = _impression_log(settings, self.metrics, self.clock)
         self.event_log = _event_log(settings, self.metrics, self.clock)
         self.event_types = EventTypes(settings.models, self.metrics)
@@ -127,6 +131,7 @@ class Service:
         self._is_open = False
         # For the server's HTTP protocol, before a request reaches the application.
         self.shed: Shedding | None = None
+        self.direct: DirectWay | None = None
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/rank, as plain ASGI. Another method is a 405."""
@@ -172,7 +177,7 @@ class Service:
                 await asyncio.sleep(0.02)
             self._is_open = True
             with reload_on_hangup(self._reload):
-                yield {SHED: self.shed}
+                yield {SHED: self.shed, DIRECT: self.direct}
         finally:
             self.is_draining = True
             self.threads.close()
@@ -286,7 +291,11 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
         is_rank = scope["type"] == "http" and scope["path"] == RANK
         await (service.rank if is_rank else app)(scope, receive, send)
 
+    def answer_to(scope: Scope) -> Answer | None:
+        return service.ranking.answer if scope["path"] == RANK else open_inference.answer_to(scope)
+
     observe = Observe(Authorize(application, service.keys, service.metrics), service.metrics, service.tracing)
+    service.direct = DirectWay(service.responder, service.keys, observe, answer_to)
     service.shed = Shedding(
         service.responder.wait_seconds, service.keys, observe, service.metrics, lambda: service.is_draining
     )

@@ -8,13 +8,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from service.base.errors import Fault, Problem, value_or_kind
 from service.base.record import RequestRecord
-from service.http.admission import Admission, Ticket, busy
+from service.http.admission import Admission, busy
 from service.http.body import read_body_in_time
 from service.http.content_encoding import encoding_of, size_of, unpacked
 from service.http.middleware import draining, header, record_of, send_disconnected, send_problem
@@ -22,6 +23,16 @@ from service.metrics.metrics import Metrics
 from service.pipeline import TIMEOUT_HEADER, Answer, check_deadline, deadline_passed
 from service.process.scoring_threads import ScoringThreads
 from service.rank.answer import Reply
+
+# Of a request that was admitted.
+Outcome = Reply | BaseException
+
+
+class Asked(NamedTuple):
+    """What headers ask for: an answer by a time of time.perf_counter, a body to be decoded first."""
+
+    deadline: float | None
+    encoding: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,56 +50,56 @@ class Responder:
         """Read the body of a scoring request, have it answered in a scoring thread, send that or the problem."""
         record = record_of(scope)
         try:
-            if self.is_draining():
-                raise draining()
-            deadline = _deadline(scope, record)
-            encoding = encoding_of(scope)
-            body, ticket = await self._admit(scope, receive, encoding)
-            record.ticket = ticket
-            reply = await self._scored(body, encoding, ticket, record, deadline, answer)
-        except TimeoutError:
-            problem = deadline_passed()
+            asked = self.check(scope, record)
+            seconds = self.wait_seconds(scope)
+            if seconds is not None:
+                raise busy(seconds)
+            body = await read_body_in_time(scope, receive, self.max_body_bytes, self.body_seconds)
+            reply = await self._scored(body, asked, record, answer)
         except ClientDisconnect:
             await send_disconnected(scope, receive, send)
             return
-        except Problem as raised:
-            problem = raised
-        else:
-            headers = [(b"content-type", reply.media_type), (b"content-length", str(len(reply.body)).encode())]
-            await send({"type": "http.response.start", "status": 200, "headers": [*headers, *reply.headers]})
-            await send({"type": "http.response.body", "body": reply.body})
-            record.run_after_answer()
+        except Problem as problem:
+            await send_problem(problem, scope, receive, send, self.metrics)
             return
-        await send_problem(problem, scope, receive, send, self.metrics)
+        await send({"type": "http.response.start", "status": 200, "headers": headers_of(reply)})
+        await send({"type": "http.response.body", "body": reply.body})
+        record.run_after_answer()
+
+    def check(self, scope: Scope, record: RequestRecord) -> Asked:
+        """What a request's headers ask for. Raises Problem: 415, 422, 503."""
+        if self.is_draining():
+            raise draining()
+        return Asked(_deadline(scope, record), encoding_of(scope))
 
     def wait_seconds(self, scope: Scope) -> int | None:
         """Whole seconds after which a request with these headers may come, None where it may come now."""
         return self.admission.wait(size_of(scope))
 
-    async def _admit(self, scope: Scope, receive: Receive, encoding: str | None) -> tuple[bytes, Ticket]:
-        """The body of a request for which there is room by its headers, and still is once the body is there. Raises
-        Problem, ClientDisconnect."""
-        seconds = self.wait_seconds(scope)
-        if seconds is not None:
-            raise busy(seconds)
-        body = await read_body_in_time(scope, receive, self.max_body_bytes, self.body_seconds)
-        ticket = self.admission.admit(len(body) if encoding is None else None)
-        self.metrics.work_in_flight.set(self.admission.in_flight)
-        return body, ticket
+    async def _scored(self, body: bytes, asked: Asked, record: RequestRecord, answer: Answer) -> Reply:
+        """The answer of a scoring thread. Raises Problem and what else the job raises."""
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        stop_waiting = self.score(body, asked, record, answer, outcome.set_result)
+        try:
+            scored = await outcome
+        except asyncio.CancelledError:
+            stop_waiting()
+            raise
+        if isinstance(scored, BaseException):
+            raise scored
+        return scored
 
-    async def _scored(
-        self,
-        body: bytes,
-        encoding: str | None,
-        ticket: Ticket,
-        record: RequestRecord,
-        deadline: float | None,
-        answer: Answer,
-    ) -> Reply:
-        """The answer of a scoring thread, if there is time left. Raises Problem, TimeoutError."""
+    def score(
+        self, body: bytes, asked: Asked, record: RequestRecord, answer: Answer, done: Callable[[Outcome], None]
+    ) -> Callable[[], None]:
+        """Have a body answered in a scoring thread, if there still is room. `done` takes what came of it, on the event
+        loop and once, but for a caller that stops waiting by what is returned. Raises Problem 429."""
+        deadline, encoding = asked
+        ticket = record.ticket = self.admission.admit(len(body) if encoding is None else None)
         submitted = record.submitted = time.perf_counter()
+        timer: asyncio.TimerHandle | None = None
 
-        def job() -> Reply:
+        def run() -> Reply:
             begun = record.begun = time.perf_counter()
             self.metrics.queue_seconds.observe_soon(begun - submitted)
             check_deadline(deadline)
@@ -102,12 +113,31 @@ class Responder:
             ticket.scored(record.scored - begun)
             return reply
 
-        try:
-            remaining = None if deadline is None else deadline - submitted
-            return await asyncio.wait_for(self.threads.run(job), remaining)
-        finally:
+        def settle(reply: Reply, error: BaseException | None) -> None:
             ticket.release()
-            self.metrics.work_in_flight.set(self.admission.in_flight)
+            if timer is not None:
+                timer.cancel()
+            done(reply if error is None else error)
+
+        def stop_waiting() -> None:
+            job.cancel()
+            ticket.release()
+            if timer is not None:
+                timer.cancel()
+
+        def expire() -> None:
+            stop_waiting()
+            done(deadline_passed())
+
+        job = self.threads.submit(run, settle)
+        if deadline is not None:
+            timer = asyncio.get_running_loop().call_later(deadline - submitted, expire)
+        return stop_waiting
+
+
+def headers_of(reply: Reply) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer."""
+    return [(b"content-type", reply.media_type), (b"content-length", b"%d" % len(reply.body)), *reply.headers]
 
 
 def _deadline(scope: Scope, record: RequestRecord) -> float | None:

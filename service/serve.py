@@ -16,7 +16,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from service.base.log import FieldLogger, log_all, logging_config, stderr_queue
-from service.http.protocol import GuardedProtocol
+from service.http.scoring_protocol import ScoringProtocol
 from service.metrics.folder import metrics_folder
 from service.process import signals
 from service.process.listener import bound_socket, url_of
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         port=settings.port,
         workers=settings.workers,
         loop="uvloop",
-        http=GuardedProtocol,
+        http=ScoringProtocol,
         ws="none",
         lifespan="on",
         access_log=False,

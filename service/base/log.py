@@ -79,9 +79,9 @@ class FieldLogger:
         trace = None if isinstance(error, ValueError) else error
         self._logger.error(message, extra={"fields": fields}, exc_info=trace)
 
-    def exception(self, message: str, /, **fields: object) -> None:
-        """Log the exception that is being handled, with its traceback."""
-        self._logger.exception(message, extra={"fields": fields})
+    def exception(self, message: str, error: BaseException | None = None, /, **fields: object) -> None:
+        """Log an exception with its traceback, the one that is being handled where none is given."""
+        self._logger.error(message, extra={"fields": fields}, exc_info=error or True)
 
 
 class Throttle:

@@ -81,9 +81,17 @@ class Admission:
             return None
         return max(1, math.ceil(self._in_flight / rate))
 
-    def _add_work(self, work: int) -> None:
+    def _set_work(self, ticket: "Ticket", work: int) -> None:
         with self._lock:
-            self._in_flight += work
+            if ticket.is_open:
+                self._in_flight += work - ticket.work
+            ticket.work = work
+
+    def _release(self, ticket: "Ticket") -> None:
+        with self._lock:
+            if ticket.is_open:
+                ticket.is_open = False
+                self._in_flight -= ticket.work
 
     def _learn_size(self, candidates: int, size: int) -> None:
         with self._lock:
@@ -100,25 +108,26 @@ class Admission:
 
 
 class Ticket:
-    """A request that was let in. Release it once, also where it failed. `size` is of its body, as it is parsed."""
+    """A request that was let in. Release it, also where it failed. `size` is of its body, as it is parsed.
+
+    A scoring thread may still work for one that is released, as its deadline has passed."""
 
     def __init__(self, admission: Admission, work: int, size: int | None) -> None:
         self._admission = admission
         self.size = size
-        self._work = work
+        self.work = work
+        self.is_open = True
 
     def set_candidates(self, candidates: int) -> None:
         """The body is parsed, and has this many candidates."""
-        before, self._work = self._work, FIXED_WORK + candidates
-        self._admission._add_work(self._work - before)
+        self._admission._set_work(self, FIXED_WORK + candidates)
         if candidates and self.size is not None:
             self._admission._learn_size(candidates, self.size)
 
     def scored(self, seconds: float) -> None:
         """A scoring thread has answered it in this time."""
-        self._admission._learn_rate(self._work, seconds)
+        self._admission._learn_rate(self.work, seconds)
 
     def release(self) -> None:
         """The request is over."""
-        self._admission._add_work(-self._work)
-        self._work = 0
+        self._admission._release(self)

@@ -53,6 +53,11 @@ def _key(name: str) -> bytes:
     return name.lower().encode("latin-1")
 
 
+def request_id_header(record: RequestRecord) -> tuple[bytes, bytes]:
+    """The header of an answer with its request's id."""
+    return _REQUEST_ID_KEY, record.request_id.encode("latin-1")
+
+
 def content_length(scope: Scope) -> int | None:
     """The announced size of the body, None where the client does not say."""
     announced = header(scope, "content-length") or ""
@@ -69,12 +74,23 @@ def new_record(scope: Scope) -> RequestRecord:
     )
 
 
-async def send_problem(problem: Problem, scope: Scope, receive: Receive, send: Send, metrics: Metrics) -> None:
-    """Send a refusal, counted by its reason."""
+def response_to(problem: Problem, scope: Scope, metrics: Metrics) -> Response:
+    """The response of a refusal, counted by its reason."""
     problem.__traceback__ = None  # a cycle with the frame that caught it, which only the garbage collector would free
     if problem.reason is not None:
         metrics.rejected.labels(problem.reason).inc()
-    await refusal(problem, scope["path"], record_of(scope).request_id)(scope, receive, send)
+    return refusal(problem, scope["path"], record_of(scope).request_id)
+
+
+async def send_problem(problem: Problem, scope: Scope, receive: Receive, send: Send, metrics: Metrics) -> None:
+    """Send a refusal, counted by its reason."""
+    await response_to(problem, scope, metrics)(scope, receive, send)
+
+
+def failed(error: BaseException, record: RequestRecord) -> Problem:
+    """500, for an error of the service, whose traceback is logged."""
+    _log.exception("a request failed", error, request_id=record.request_id)
+    return Problem(500, "an error of the service, not of the request; its log says more")
 
 
 def draining() -> Problem:
@@ -103,7 +119,7 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = scope[_KEY] = new_record(scope)
+        record: RequestRecord = scope.get(_KEY) or self.begin(scope)
         is_started = False
 
         async def send_with_id(message: Message) -> None:
@@ -111,24 +127,30 @@ class Observe:
             if message["type"] == "http.response.start":
                 is_started = True
                 record.status = message["status"]
-                identifier = (_REQUEST_ID_KEY, record.request_id.encode("latin-1"))
-                message["headers"] = [*message.get("headers", ()), identifier]
+                message["headers"] = [*message.get("headers", ()), request_id_header(record)]
             await send(message)
 
-        is_scoring = record.endpoint in SCORING
-        if is_scoring:
-            self._metrics.in_flight.inc()
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:
-            _log.exception("a request failed", request_id=record.request_id)
+        except Exception as error:
+            problem = failed(error, record)
             if not is_started:
-                problem = Problem(500, "an error of the service, not of the request; its log says more")
                 await refusal(problem, scope["path"], record.request_id)(scope, receive, send_with_id)
         finally:
-            if is_scoring:
-                self._metrics.in_flight.dec()
-            self.finish(record, scope)
+            self.end(record, scope)
+
+    def begin(self, scope: Scope) -> RequestRecord:
+        """The record of a request that begins, which is in flight from now on."""
+        record = scope[_KEY] = new_record(scope)
+        if record.endpoint in SCORING:
+            self._metrics.num_in_flight += 1
+        return record
+
+    def end(self, record: RequestRecord, scope: Scope) -> None:
+        """A request that has begun is over."""
+        if record.endpoint in SCORING:
+            self._metrics.num_in_flight -= 1
+        self.finish(record, scope)
 
     def finish(self, record: RequestRecord, scope: Scope) -> None:
         """Counts, traces and logs a request that is over."""
@@ -143,6 +165,7 @@ class Observe:
         record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)
 
 
+@lru_cache(maxsize=64)
 def _endpoint(path: str) -> str:
     """The route of a path: a metric must not have a label for every path that a scanner invents."""
     if path in ENDPOINTS:

@@ -21,9 +21,9 @@ from service.http.timer import OneTimer
 
 # Key of the application's state, maybe with a function of a request's scope: an answer's bytes, or None to go on.
 SHED = "shed"
-# Keys of a request's scope. First: its body is there, and reading it takes no time. Second: it will not come whole, as
-# unfinished requests take too much together. Third: the status for a client that is cut off before it is whole.
-IS_WHOLE, NO_ROOM, CUT_OFF = "feedrank.is_whole", "feedrank.no_room", "feedrank.cut_off"
+# Keys of a request's scope. Its body is there, and reading it takes no time. It took too long. It will not come whole,
+# as unfinished requests take too much together. The status for a client that is cut off before its request is whole.
+IS_WHOLE, IS_SLOW, NO_ROOM, CUT_OFF = (f"feedrank.{key}" for key in ("is_whole", "is_slow", "no_room", "cut_off"))
 # Of a body whose request is answered, what is still read, and so much at once, with a pause after it: most clients look
 # for an answer when they have sent all, and many of them at once must not take the time of others. Beyond it, and for a
 # client that would send for ever, the connection ends.

@@ -9,7 +9,7 @@ its own files and any worker answers with the sum over all of them. There, a lab
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prometheus_client import (
@@ -299,6 +299,9 @@ class Metrics(Families):
             self.combined_score,
             *self.shadow.of_versions,
         )
+        # Of this process: scoring requests in flight, and their work. The gauges take them at a flush.
+        self.num_in_flight = 0
+        self.work: Callable[[], int] = lambda: 0
         self._retired: dict[tuple[str, str], None] = {}  # in the order in which they were
         for result in IMPRESSION_RESULTS:
             self.impressions.labels(result)
@@ -343,9 +346,12 @@ class Metrics(Families):
                 metric.remove_by_labels(dict(zip(("model", "version"), oldest, strict=True)))
 
     def flush(self) -> None:
-        """Count the values that the histograms keep. This runs before each scrape here, and now and then for the
-        scrapes of other workers, who read what this one has written. Counts the log lines that were dropped as well."""
+        """Set the gauges of what is in flight, and count the values that the histograms keep and the log lines that
+        were dropped. This runs before each scrape here, and now and then for the scrapes of other workers, who read
+        what this one has written."""
         self.log_lines_dropped.inc(stderr_queue().take_dropped())
+        self.in_flight.set(self.num_in_flight)
+        self.work_in_flight.set(self.work())
         for histogram in self._histograms:
             histogram.flush()
 

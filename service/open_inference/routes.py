@@ -6,6 +6,7 @@ of /v1/rank, with another reader at its beginning and another writer at its end.
 Shapes: N candidates, O outputs.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ from service.rank.scored_request import EncodedRequest
 Respond = Callable[[Scope, Receive, Send, Answer], Awaitable[None]]
 
 INFER_VERSION = "/v2/models/{name}/versions/{version}/infer"
+_INFER = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 EXTENSIONS = ("binary_tensor_data", "parameters")
 # The protocol's way of naming what runs a model: <project>_<format>.
 _PLATFORMS = {"torchscript": "pytorch_torchscript", "compiled": "pytorch_aotinductor"}
@@ -90,6 +92,16 @@ class OpenInference:
     async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v2/models/{name}/infer and the same of a version, as plain ASGI."""
         path_params: Mapping[str, str] = scope["path_params"]
+        await self._respond(
+            scope, receive, send, self._answer_of(scope, path_params["name"], path_params.get("version"))
+        )
+
+    def answer_to(self, scope: Scope) -> Answer | None:
+        """The function from a body to its answer for an address of infer. None for another address."""
+        found = _INFER.fullmatch(scope["path"])
+        return None if found is None else self._answer_of(scope, found["name"], found["version"])
+
+    def _answer_of(self, scope: Scope, name: str, version: str | None) -> Answer:
         header_length = header(scope, HEADER_LENGTH)
 
         def answer(body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
@@ -98,8 +110,8 @@ class OpenInference:
             if inference.id is not None and is_request_id(inference.id):
                 record.request_id = inference.id
             model, value_model = ranking.choose(
-                path_params["name"],
-                path_params.get("version"),
+                name,
+                version,
                 inference.value_model,
                 "parameters.value_model",
                 Sender(record.request_id, partial(user_of_tensors, inference.inputs)),
@@ -127,7 +139,7 @@ class OpenInference:
             values = dict(zip(model.scorer.outputs, scored.answers.answers_NO.T, strict=True))
             return write(_head(model, value_model, inference.id), outputs, {**values, SCORE: score})
 
-        await self._respond(scope, receive, send, answer)
+        return answer
 
     def _plan(self, encoder: FeatureEncoder) -> TensorPlan:
         """The plan of a version's tensors, made at its first request."""

@@ -1,10 +1,10 @@
 """Scoring off the event loop: a fixed number of threads, and whether they make progress.
 
-In: callables. Out: their results, awaited. torch releases the GIL while it computes, so one thread per core keeps the
-loop free for health checks and for reading other requests. torch's own thread count is set in each thread: left to
-its default, every scoring thread would start as many OpenMP threads as the machine has cores.
+In: callables. Out: their results, called back or awaited. torch releases the GIL while it computes, so one thread per
+core keeps the loop free for health checks and for reading other requests. torch's own thread count is set in each
+thread: left to its default, every scoring thread would start as many OpenMP threads as the machine has cores.
 
-A queue and the loop's own futures: concurrent.futures does the same with a lock, a condition and two futures a job.
+A queue and one callback on the loop: concurrent.futures does the same with a lock, a condition and two futures a job.
 """
 
 import asyncio
@@ -24,11 +24,32 @@ STALLED_SECONDS = 10.0
 Result = TypeVar("Result")
 
 
+class Job:
+    """A job that was submitted. `settle` takes its result, or None and its error, on the event loop."""
+
+    __slots__ = ("is_cancelled", "loop", "run", "settle")
+
+    def __init__(self, run: Callable[[], Any], settle: Callable[[Any, BaseException | None], None]) -> None:
+        self.run = run
+        self.settle = settle
+        self.loop = asyncio.get_running_loop()
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """Stop waiting. A job that has not begun never begins. To be called on the event loop."""
+        self.is_cancelled = True
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        """Settle it, on the event loop."""
+        if not self.is_cancelled:
+            self.settle(result, error)
+
+
 class ScoringThreads:
     """`threads` scoring threads of `torch_threads` torch threads each."""
 
     def __init__(self, threads: int, torch_threads: int) -> None:
-        self._jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._pending = 0
         self._last_progress = time.monotonic()
@@ -40,18 +61,29 @@ class ScoringThreads:
         for thread in self._threads:
             thread.start()
 
-    async def run(self, job: Callable[[], Result]) -> Result:
-        """Run a job in a scoring thread. If the caller stops waiting before it has begun, it never begins. Raises
-        what the job raises, and RuntimeError after `close`."""
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    def submit(self, run: Callable[[], Any], settle: Callable[[Any, BaseException | None], None]) -> Job:
+        """Run a function in a scoring thread, then `settle` on the running event loop. Raises RuntimeError after
+        `close`."""
+        job = Job(run, settle)
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("the scoring threads have ended")
             if not self._pending:
                 self._last_progress = time.monotonic()
             self._pending += 1
-            self._jobs.put((job, future))
-        return await future
+        self._jobs.put(job)
+        return job
+
+    async def run(self, function: Callable[[], Result]) -> Result:
+        """Run a function in a scoring thread. If the caller stops waiting before it has begun, it never begins. Raises
+        what it raises, and RuntimeError after `close`."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        job = self.submit(function, partial(_set_outcome, future))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            job.cancel()
+            raise
 
     @property
     def is_full(self) -> bool:
@@ -81,29 +113,26 @@ class ScoringThreads:
             self._run_jobs()
 
     def _run_jobs(self) -> None:
-        while (given := self._jobs.get()) is not None:
-            job, future = given
-            settle = None if future.cancelled() else _outcome(job, future)
+        while (job := self._jobs.get()) is not None:
+            outcome = None if job.is_cancelled else _outcome(job)
             with self._lock:  # before the result is out: a caller then finds no job that waits
                 self._pending -= 1
                 self._last_progress = time.monotonic()
-            if settle is not None:
+            if outcome is not None:
                 with suppress(RuntimeError):  # the loop is closed, so nothing waits
-                    future.get_loop().call_soon_threadsafe(settle)
-            del given, job, future, settle  # an idle thread keeps no request alive
+                    job.loop.call_soon_threadsafe(job.finish, *outcome)
+            del job, outcome  # an idle thread keeps no request alive
 
 
-def _outcome(job: Callable[[], Any], future: asyncio.Future[Any]) -> Callable[[], None]:
-    """Run the job. What is returned settles its future, on the loop."""
+def _outcome(job: Job) -> tuple[Any, BaseException | None]:
+    """Run the job. Its result and its error."""
     try:
-        return partial(_set_outcome, future, job(), None)
+        return job.run(), None
     except BaseException as error:
-        return partial(_set_outcome, future, None, error)
+        return None, error
 
 
 def _set_outcome(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
-    if future.done():  # the caller has stopped waiting
-        return
     if error is None:
         future.set_result(result)
     else:

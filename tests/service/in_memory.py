@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from service.http.protocol import GuardedProtocol
+from service.http.scoring_protocol import ScoringProtocol
 
 
 class Transport(asyncio.Transport):
@@ -113,7 +113,7 @@ class Connection:
         self.transport = Transport()
         self.server_state = server_state or ServerState()
         loop: Any = clock or asyncio.get_running_loop()
-        self.protocol = GuardedProtocol(_config_of(application), self.server_state, state or {}, loop)
+        self.protocol = ScoringProtocol(_config_of(application), self.server_state, state or {}, loop)
         self.protocol.connection_made(self.transport)
 
     async def send(self, *parts: bytes) -> bytes:

@@ -130,6 +130,10 @@ def test_work_in_flight_is_the_work_of_the_open_tickets(
             else:
                 ticket.release()
                 del open_tickets[position]
+                # Its deadline has passed, and its thread works on.
+                ticket.set_candidates(number)
+                ticket.scored(1e-3)
+                ticket.release()
         expected = sum(work for _, work in open_tickets)
         assert admission.in_flight == expected
 

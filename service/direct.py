@@ -1,0 +1,86 @@
+"""A scoring request past ASGI: taken by its headers, answered by one callback of the event loop.
+
+In: the scope of a request, then its body (service/http/scoring_protocol.py). Out: status, headers and body of its
+answer. The steps are those of service/responder.py. What is to be refused before its body is there is not taken, and
+goes the way of all requests.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+from service.base.errors import Problem
+from service.base.record import RequestRecord
+from service.http.keys import Keys
+from service.http.middleware import Observe, content_length, failed, header, request_id_header, response_to
+from service.http.scoring_protocol import SendAnswer
+from service.pipeline import Answer
+from service.responder import Asked, Outcome, Responder, headers_of
+
+
+@dataclass(frozen=True, slots=True)
+class DirectWay:
+    """The scoring requests of one process. `answer_to` has the function from a body to its answer for an address, None
+    for one that scores nothing."""
+
+    responder: Responder
+    keys: Keys
+    observe: Observe
+    answer_to: Callable[[Scope], Answer | None]
+
+    @property
+    def body_seconds(self) -> float:
+        """Seconds that a body may take."""
+        return self.responder.body_seconds
+
+    def open_request(self, scope: Scope) -> "DirectRequest | None":
+        """A request that is answered once its body is there. None where it goes the way of all."""
+        answer = self.answer_to(scope) if scope["method"] == "POST" else None
+        size = content_length(scope)
+        if answer is None or size is None or size > self.responder.max_body_bytes:
+            return None
+        record = self.observe.begin(scope)
+        try:
+            record.key = self.keys.check(header(scope, "Authorization"), "score")
+            asked = self.responder.check(scope, record)
+        except Problem:
+            return None
+        return DirectRequest(self, scope, record, asked, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class DirectRequest:
+    """A request that was taken by its headers."""
+
+    way: DirectWay
+    scope: Scope
+    record: RequestRecord
+    asked: Asked
+    answer: Answer
+
+    def take_body(self, body: bytes, send: SendAnswer) -> None:
+        """Have the body answered, and send that or the problem."""
+
+        def done(outcome: Outcome) -> None:
+            self._finish(outcome, send)
+
+        try:
+            self.way.responder.score(body, self.asked, self.record, self.answer, done)
+        except Exception as error:
+            done(error)
+
+    def _finish(self, outcome: Outcome, send: SendAnswer) -> None:
+        record, way = self.record, self.way
+        try:
+            if isinstance(outcome, BaseException):
+                problem = outcome if isinstance(outcome, Problem) else failed(outcome, record)
+                response = response_to(problem, self.scope, way.responder.metrics)
+                record.status = response.status_code
+                send(record.status, [*response.raw_headers, request_id_header(record)], bytes(response.body))
+            else:
+                record.status = 200
+                send(200, [*headers_of(outcome), request_id_header(record)], outcome.body)
+                record.run_after_answer()
+        finally:
+            way.observe.end(record, self.scope)
