@@ -27,6 +27,7 @@ from service.metrics.batched_histogram import BatchedHistogram
 from service.metrics.connection_metrics import ConnectionMetrics
 from service.metrics.drift_windows import DriftWindows
 from service.metrics.family import Families, Family
+from service.metrics.loop_metrics import LoopMetrics
 from service.metrics.process_counters import LOG_LINES_DROPPED, WORKER_RESTARTS
 from service.metrics.shadow_metrics import ShadowMetrics
 from service.metrics.shared_files import free_bytes
@@ -286,6 +287,7 @@ class Metrics(Families):
         self.registry = CollectorRegistry()
         super().__init__(self.registry)
         self.shadow = ShadowMetrics(self.registry)
+        self.loop = LoopMetrics(self.registry)
         self.connections = ConnectionMetrics(self.registry)
         self.drift = DriftWindows(self.registry, is_shared=self._folder is not None)
         self._histograms = [metric for metric in vars(self).values() if isinstance(metric, BatchedHistogram)]

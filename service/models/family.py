@@ -27,6 +27,7 @@ from service.base.errors import Fault, Problem
 from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 from service.models.canary import CanaryShare, Sender
+from service.models.journal_watch import JournalWatch
 from service.models.value_models_file import ValueModelsFile
 from service.models.version import LoadedVersion, Loading, ServedModel, VersionState, derived_files
 
@@ -95,6 +96,7 @@ class ModelFamily:
         self._journal = Journal(self._folder)
         self._loaded: dict[int, LoadedVersion] = {}
         self._let_go: list[LoadedVersion] = []
+        self.journal_watch = JournalWatch(name, self._folder, metrics.loop)
         self._value_models_file = ValueModelsFile(name, self._folder, metrics, self._place_free)
         # The files of versions: as they were tried last, and at this poll and the one before.
         self._tried: dict[int, _Files] = {}
@@ -110,6 +112,7 @@ class ModelFamily:
     def refresh(self) -> None:
         """Load what has changed on disk: newer versions, labels, value models, what was made from a version."""
         self._let_go.clear()
+        self.journal_watch.poll()
         if self._value_models_file.poll() and self._loaded:
             self._reload_value_models()
         for loaded in self._loaded.values():
@@ -147,6 +150,7 @@ class ModelFamily:
             "labels": self.labels_error,
             "value_models": self.value_models_error,
             "catalogue": None if catalogue is None else catalogue["reason"],
+            "journal": self.journal_watch.error,
         }
 
     def set_labels(self, change: Callable[[Labels], Labels], time: datetime, who: str) -> None:

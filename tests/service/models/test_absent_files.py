@@ -63,7 +63,7 @@ def served(store: ModelStore) -> dict[str, Any]:
     }
 
 
-AT_REST = {"models": 0, "keys": 0, "tls": 0, "version": 0, "labels": 0, "value_models": 0, "catalogue": 0}
+AT_REST = dict.fromkeys(("models", "keys", "tls", "version", "labels", "value_models", "catalogue", "journal"), 0)
 
 
 def move_model(models: Path) -> Callable[[], object]:
