@@ -84,7 +84,8 @@ def remember_answers() -> None:
 
 
 def remember_module() -> None:
-    """The exported module, which knows the answers of so many candidates."""
+    """The exported module, which knows the answers of so many candidates, and the look-ups of a checkout where they
+    stand before it."""
     scorer = _find("Scorer")
     load = scorer.load
 
@@ -104,10 +105,11 @@ class _Remembering:
         self._answers: dict[int, Any] = {}
 
     def __call__(self, *inputs: Any) -> Any:
-        last = inputs[-1]
+        # The candidates' rows, before the request's sums, or their last tensor, behind the request's.
+        last = inputs[0] if len(inputs) == 2 and not isinstance(inputs[0], list) else inputs[-1]
         while isinstance(last, list):
             last = last[-1]
-        rows = len(last)  # the last tensor of the candidates has a row for each
+        rows = len(last)
         if rows not in self._answers:
             self._answers[rows] = self._module(*inputs)
         return self._answers[rows]
@@ -117,14 +119,25 @@ class _Remembering:
 
 
 class _RememberingInputs:
+    """What a checkout makes of a block before the module: its tensors, or rows and sums."""
+
     def __init__(self, inputs: Any) -> None:
         self._inputs = inputs
         self._made: dict[tuple[str, int], Any] = {}
 
     def of(self, block: str, encoded: Any) -> Any:
+        return self._remembered(block, encoded, lambda: self._inputs.of(block, encoded))
+
+    def request_sums(self, encoded: Any) -> Any:
+        return self._remembered("request", encoded, lambda: self._inputs.request_sums(encoded))
+
+    def candidate_rows(self, encoded: Any) -> Any:
+        return self._remembered("candidate", encoded, lambda: self._inputs.candidate_rows(encoded))
+
+    def _remembered(self, block: str, encoded: Any, make: Callable[[], Any]) -> Any:
         key = block, len(encoded.numbers_BQ)
         if key not in self._made:
-            self._made[key] = self._inputs.of(block, encoded)
+            self._made[key] = make()
         return self._made[key]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.artifact.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
-from model.artifact.bags import ModuleInputs
+from model.artifact.module_inputs import ModuleInputs
 from model.artifact.reference import of_features
 from model.artifact.table_files import StackedTables
 from model.calibration import Calibration, calibrated
@@ -90,8 +90,9 @@ def publish_artifact(
     dense, tables = _weights(schema, encoder, NetworkConfig.from_mapping(network, "network"), seed)
     if fill is not None:
         fill(dense, tables)
-    module = ScoringModule(schema, fitted, dense, StackedTables.of(tables)).eval()
-    inputs = ModuleInputs(schema, module.table_starts)
+    stacked = StackedTables.of(tables)
+    module = ScoringModule(schema, fitted, dense, stacked.starts).eval()
+    inputs = ModuleInputs(schema, module, stacked.stacked_RW)
     rows = len(request["candidates"]["id"])
     columns = encoder.columns("request", {key: [value] for key, value in request["user"].items()}, 1)
     blocks = [
@@ -101,7 +102,7 @@ def publish_artifact(
         ).block,
     ]
     with torch.inference_mode():
-        answers_NO = module(inputs.of("request", blocks[0]), inputs.of("candidate", blocks[1])).numpy()
+        answers_NO = module(inputs.candidate_rows(blocks[1]), inputs.request_sums(blocks[0])).numpy()
     maps = Calibration.from_mapping({"tasks": calibration or {}}, CALIBRATION)
     answers_NO = calibrated(answers_NO, maps.bound(schema))
     expected = {output: (answers_NO[:, t] + spoil).tolist() for t, output in enumerate(schema.outputs)}

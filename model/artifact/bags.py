@@ -1,11 +1,11 @@
-"""Encoded blocks as an exported module reads them: bags of rows of its stacked tables.
+"""Look-ups in tables of one width: bags of their rows, summed or averaged into the rows of a block.
 
-In: an `EncodedBlock`. Out: the tensors that model/export/embedding_rows.py looks up. A bag is the rows that are summed
-for one feature: the row of a single id, those of a list, two for every id of a table with two hashes. All bags that
-read tables of one width are one look-up. numpy prepares them: torch takes several times as long for small arrays.
+A bag is what is summed for one feature in one row: the row of a single id, those of a list, two for every id of a table
+with two hashes. torch looks all bags up at once. numpy does what is before and after it: for small arrays torch takes
+several times as long.
 
-Shapes: B rows of a block, K single-id features and L list features of a group, V their list values, Q numbers, I rows
-of tables that are looked up, P bags: K of each row of the block, then B of each list.
+Shapes: B rows of a block, K single-id features, L list features, S = K + L places of a row, V values of a list feature,
+M ids of a row, J rows of tables that are looked up, P bags, R rows of all tables, W their columns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,152 +14,191 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from model.features.block import BLOCKS, EncodedBlock, block_inputs
-from model.features.distinct import by_list
 from model.features.kinds.columns import Ids
-from model.schema import Block, FeedSchema, Table
+from model.schema import Table
 
-# Remembered of one row: which bags there are depends on the lengths of its lists alone, of which many are full.
-_LAYOUTS = 256
+Floats = NDArray[np.float32]
 
-
-class Group(NamedTuple):
-    """The features of a block whose tables have one width, and one hash or two. `ids` and `lists` are their places
-    among all features of their kind."""
-
-    width: int
-    has_halves: bool
-    ids: list[int]
-    lists: list[int]
-    has_means: bool
+# More rows than a request has are laid out again each time.
+_REMEMBERED_ROWS = 4096
 
 
-def groups_of(schema: FeedSchema, block: Block) -> list[Group]:
-    """The groups of a block."""
-    ids, lists, _ = block_inputs(schema, block)
-    table_of = tables_by_feature(schema)
-    id_kinds = [_kind(table_of[name]) for name in ids]
-    list_kinds = [_kind(table_of[feature.name]) for feature in lists]
-    groups = []
-    for kind in dict.fromkeys((*id_kinds, *list_kinds)):
-        of_group = [place for place, other in enumerate(list_kinds) if other == kind]
-        has_means = any(lists[place].pooling == "mean" for place in of_group)
-        groups.append(Group(*kind, [k for k, other in enumerate(id_kinds) if other == kind], of_group, has_means))
-    return groups
+class BagLists(NamedTuple):
+    """A list feature: its table, and whether the mean of its rows is taken or their sum."""
+
+    table: Table
+    is_mean: bool
 
 
-def tables_by_feature(schema: FeedSchema) -> dict[str, Table]:
-    """The table that each feature with ids reads."""
-    return {name: table for table in schema.tables for name in table.features}
+class Bags:
+    """Features that read `stacked_RW`. `owners` are, for each owner of tables, the first row of each table by its name.
+
+    So many layouts of rows whose lists are equally long are `remembered`: one for all such lengths, and each doubling
+    of the rows."""
+
+    def __init__(
+        self,
+        stacked_RW: Tensor,
+        ids: Sequence[Table],
+        lists: Sequence[BagLists],
+        owners: Sequence[Mapping[str, int]],
+        remembered: int,
+    ) -> None:
+        self._stacked_RW = stacked_RW
+        self._width = stacked_RW.shape[1]
+        # Nothing in it leads back here: a table is let go with its last reader, not at some later collection.
+        self._of = _Features(ids, lists, owners)
+        self._remembered = lru_cache(remembered)(self._of.layout)
+
+    def by_owner(self, ids_BK: Ids, lengths_LB: Ids, values: Sequence[Ids]) -> list[Floats]:
+        """The features' columns, [B, S * W], by the tables of each owner. `values` are those of each list feature."""
+        lengths = _equal_lengths(lengths_LB)
+        if lengths is None:
+            return self._ragged(ids_BK, lengths_LB, values)
+        return self._even(ids_BK, lengths, values)
+
+    def _even(self, ids_BK: Ids, lengths: bytes, values: Sequence[Ids]) -> list[Floats]:
+        """Rows whose lists are equally long: bags stand in the order of their places."""
+        of, rows = self._of, len(ids_BK)
+        most = 1 << (rows - 1).bit_length()
+        layout = self._remembered(lengths, most) if most <= _REMEMBERED_ROWS else of.layout(lengths, rows)
+        ids = ids_BK.reshape(-1)
+        if values:
+            ids = np.concatenate([ids_BK, *(one_V.reshape(rows, -1) for one_V in values)], axis=1).reshape(-1)
+        offsets_P1 = torch.from_numpy(layout.offsets_P1[: rows * of.places + 1])
+        found = []
+        for table_rows in layout.table_rows:
+            rows_J = np.empty(of.rows_of_id * len(ids), np.int64)
+            table_rows.write(ids, rows_J)
+            places_BSW = self._look_up(rows_J, offsets_P1).reshape(rows, of.places, self._width)
+            if layout.divisors_L1 is not None:
+                lists_BLW = places_BSW[:, of.num_ids :]
+                np.divide(lists_BLW, layout.divisors_L1, out=lists_BLW)
+            found.append(places_BSW.reshape(rows, of.places * self._width))
+        return found
+
+    def _ragged(self, ids_BK: Ids, lengths_LB: Ids, values: Sequence[Ids]) -> list[Floats]:
+        """Rows with lists of any length: a bag for each place, empty where a list belongs, then those of each list."""
+        of, rows = self._of, len(ids_BK)
+        num_places, num_ids = rows * of.places, of.rows_of_id * ids_BK.size
+        offsets_P1 = np.empty(num_places + lengths_LB.size + 1, np.int64)
+        starts_B, place_S = np.arange(rows) * of.num_ids, np.minimum(np.arange(of.places), of.num_ids)
+        np.add(starts_B[:, None], place_S, out=offsets_P1[:num_places].reshape(rows, of.places))
+        offsets_P1[num_places] = ids_BK.size
+        np.add.accumulate(lengths_LB.reshape(-1), out=offsets_P1[num_places + 1 :])
+        offsets_P1[num_places + 1 :] += ids_BK.size
+        offsets_P1 *= of.rows_of_id
+        divisors_LB = of.divisors(lengths_LB)
+        found = []
+        for of_ids, of_lists in zip(of.ids, of.lists, strict=True):
+            rows_J = np.empty(offsets_P1[-1], np.int64)
+            of_ids.write(ids_BK, rows_J[:num_ids])
+            end = num_ids
+            for of_list, values_V in zip(of_lists, values, strict=True):
+                start, end = end, end + of.rows_of_id * len(values_V)
+                of_list.write(values_V[:, None], rows_J[start:end])
+            bags_PW = self._look_up(rows_J, torch.from_numpy(offsets_P1))
+            places_BSW = bags_PW[:num_places].reshape(rows, of.places, self._width)
+            pooled_LBW = bags_PW[num_places:].reshape(*lengths_LB.shape, self._width)
+            lists_LBW = places_BSW[:, of.num_ids :].transpose(1, 0, 2)
+            if divisors_LB is None:
+                lists_LBW[:] = pooled_LBW
+            else:
+                np.divide(pooled_LBW, divisors_LB[:, :, None], out=lists_LBW)
+            found.append(places_BSW.reshape(rows, of.places * self._width))
+        return found
+
+    def _look_up(self, rows_J: Ids, offsets_P1: Tensor) -> Floats:
+        """bags_PW. Raises RuntimeError where the table has no such row."""
+        # mode 0 is a sum: a mean's kernel takes twice as long.
+        bags_PW = torch.embedding_bag(
+            self._stacked_RW, torch.from_numpy(rows_J), offsets_P1, False, 0, False, None, True
+        )[0]
+        return bags_PW.numpy()
 
 
-class ModuleInputs:
-    """The inputs of an exported module. `table_starts` are, for each owner of tables, the first stacked row of each
-    table of the schema."""
+class _Features:
+    """The features of one width without their tables. `ids` and `lists` make rows of tables of them, by owner."""
 
-    def __init__(self, schema: FeedSchema, table_starts: Sequence[Sequence[int]]) -> None:
-        names = [table.name for table in schema.tables]
-        starts = [dict(zip(names, of_owner, strict=True)) for of_owner in table_starts]
-        self._groups = {
-            block: [_GroupBags(schema, block, group, starts) for group in groups_of(schema, block)] for block in BLOCKS
-        }
+    def __init__(self, ids: Sequence[Table], lists: Sequence[BagLists], owners: Sequence[Mapping[str, int]]) -> None:
+        self.num_ids, self.places = len(ids), len(ids) + len(lists)
+        # The tables have one hash all, or two.
+        self.rows_of_id = 1 if (*ids, *(one.table for one in lists))[0].half_rows is None else 2
+        self.ids = [_TableRows.of(ids, starts) for starts in owners]
+        self.lists = [[_TableRows.of([one.table], starts) for one in lists] for starts in owners]
+        self._is_sum_L = np.array([not one.is_mean for one in lists], np.bool_)
 
-    def of(self, block: Block, encoded: EncodedBlock) -> list[Tensor]:
-        """numbers_BQ, then group by group rows_I of each owner's tables, offsets and, with means, divisors_P1 of the
-        lists. Numbers are not copied."""
-        tensors = [torch.from_numpy(encoded.numbers_BQ)]
-        for group in self._groups[block]:
-            tensors += group.tensors(encoded)
-        return tensors
+    def layout(self, lengths: bytes, rows: int) -> "_Layout":
+        """The layout of so many rows, or of fewer, whose lists have these lengths."""
+        lengths_L = np.frombuffer(lengths, np.int64)
+        in_row_S = self.rows_of_id * np.concatenate([np.ones(self.num_ids, np.int64), lengths_L])
+        table_rows = []
+        for of_ids, of_lists in zip(self.ids, self.lists, strict=True):
+            in_row = [one.tiled(length) for one, length in zip(of_lists, lengths_L.tolist(), strict=True)]
+            table_rows.append(_TableRows.joined([of_ids, *in_row]).tiled(rows))
+        return _Layout(np.append(0, np.tile(in_row_S, rows).cumsum()), table_rows, self.divisors(lengths_L[:, None]))
 
-
-class _GroupBags:
-    """The bags of one group."""
-
-    def __init__(self, schema: FeedSchema, block: Block, group: Group, starts: Sequence[Mapping[str, int]]) -> None:
-        ids, lists, _ = block_inputs(schema, block)
-        table_of = tables_by_feature(schema)
-        id_tables = [table_of[ids[place]] for place in group.ids]
-        list_tables = [table_of[lists[place].name] for place in group.lists]
-        # None where the group has all of them.
-        self._ids = None if len(group.ids) == len(ids) else group.ids
-        self._lists = None if len(group.lists) == len(lists) else group.lists
-        self._num_lists = len(group.lists)
-        self._rows_of_id = 2 if group.has_halves else 1
-        self._has_means = group.has_means
-        self._summed = [number for number, place in enumerate(group.lists) if lists[place].pooling == "sum"]
-        self._owners = [
-            (_Rows.of(id_tables, of_owner), [_Rows.of([table], of_owner) for table in list_tables])
-            for of_owner in starts
-        ]
-        self._of_one_row = lru_cache(_LAYOUTS)(self._of_lengths)
-
-    def tensors(self, block: EncodedBlock) -> list[Tensor]:
-        """rows_I of each owner's tables, offsets_P1 of the bags and the last one's end, and divisors_P1."""
-        ids_BK = block.ids_BK if self._ids is None else block.ids_BK[:, self._ids]
-        lengths_LB, values = block.list_lengths_LB, [block.list_values_V]
-        if len(lengths_LB) != 1:
-            values = by_list(block)
-        if self._lists is not None:
-            lengths_LB, values = lengths_LB[self._lists], [values[place] for place in self._lists]
-        many = self._rows_of_id * (ids_BK.size + sum(map(len, values)))
-        tensors = []
-        for of_ids, of_lists in self._owners:
-            rows_I = np.empty(many, np.int64)
-            end = self._rows_of_id * ids_BK.size
-            of_ids.write(ids_BK, rows_I[:end])
-            for values_V, of_list in zip(values, of_lists, strict=True):
-                start, end = end, end + self._rows_of_id * len(values_V)
-                of_list.write(values_V, rows_I[start:end])
-            tensors.append(torch.from_numpy(rows_I))
-        if len(ids_BK) == 1:
-            return [*tensors, *self._of_one_row(ids_BK.size, lengths_LB.tobytes())]
-        return [*tensors, *self._layout(ids_BK.size, lengths_LB)]
-
-    def _of_lengths(self, num_ids: int, lengths: bytes) -> list[Tensor]:
-        return self._layout(num_ids, np.frombuffer(lengths, np.int64).reshape(-1, 1))
-
-    def _layout(self, num_ids: int, lengths_LB: Ids) -> list[Tensor]:
-        """offsets_P1 and, with means, divisors_P1."""
-        offsets_P1 = np.arange(num_ids + lengths_LB.size + 1)
-        if self._num_lists:
-            np.add.accumulate(lengths_LB.reshape(-1), out=offsets_P1[num_ids + 1 :])
-            offsets_P1[num_ids + 1 :] += num_ids
-        if self._rows_of_id > 1:
-            offsets_P1 *= self._rows_of_id
-        layout = [torch.from_numpy(offsets_P1)]
-        if self._has_means:
-            divisors_LB = np.maximum(lengths_LB, 1).astype(np.float32)
-            if self._summed:
-                divisors_LB[self._summed] = 1
-            layout.append(torch.from_numpy(divisors_LB.reshape(-1, 1)))
-        return layout
+    def divisors(self, lengths_LB: Ids) -> Floats | None:
+        """By what sums of lists are divided, [L, B]. None where no mean is taken."""
+        if self._is_sum_L.all():
+            return None
+        divisors_LB = np.maximum(lengths_LB, 1).astype(np.float32)
+        divisors_LB[self._is_sum_L] = 1
+        return divisors_LB
 
 
-class _Rows(NamedTuple):
-    """Stacked rows of ids by their features' tables: the first row of each table, and the rows of its halves."""
+class _TableRows(NamedTuple):
+    """Stacked rows of ids by their tables: the first row of each table, and the rows of its halves."""
 
-    starts_K: Ids
-    half_rows_K: Ids | None
+    starts_M: Ids
+    half_rows_M: Ids | None
 
     @classmethod
-    def of(cls, tables: Sequence[Table], starts: Mapping[str, int]) -> "_Rows":
+    def of(cls, tables: Sequence[Table], starts: Mapping[str, int]) -> "_TableRows":
         halves = [table.half_rows for table in tables if table.half_rows is not None]
-        starts_K = np.array([starts[table.name] for table in tables], np.int64)
-        return cls(starts_K, np.array(halves, np.int64) if halves else None)
+        starts_M = np.array([starts[table.name] for table in tables], np.int64)
+        return cls(starts_M, np.array(halves, np.int64) if halves else None)
 
-    def write(self, ids: Ids, rows_I: Ids) -> None:
-        """Writes the rows of `ids` [..., K], two for each with two hashes."""
-        if self.half_rows_K is None:
-            np.add(ids, self.starts_K, out=rows_I.reshape(ids.shape))
+    @classmethod
+    def joined(cls, parts: "Sequence[_TableRows]") -> "_TableRows":
+        halves = [part.half_rows_M for part in parts if part.half_rows_M is not None]
+        return cls(np.concatenate([part.starts_M for part in parts]), np.concatenate(halves) if halves else None)
+
+    def tiled(self, times: int) -> "_TableRows":
+        """The same for ids that many times over."""
+        half_rows_M = self.half_rows_M
+        return _TableRows(np.tile(self.starts_M, times), None if half_rows_M is None else np.tile(half_rows_M, times))
+
+    def write(self, ids: Ids, rows_J: Ids) -> None:
+        """Write the rows of `ids`, [..., M] or fewer, two for each with two hashes."""
+        starts_M, half_rows_M = self.starts_M[: ids.shape[-1]], self.half_rows_M
+        if half_rows_M is None:
+            np.add(ids, starts_M, out=rows_J.reshape(ids.shape))
         else:
-            pairs = rows_I.reshape(*ids.shape, 2)
-            first, second = np.divmod(ids, self.half_rows_K)
-            np.add(first, self.starts_K, out=pairs[..., 0])
-            np.add(second, self.starts_K + self.half_rows_K, out=pairs[..., 1])
+            half_rows_M = half_rows_M[: ids.shape[-1]]
+            pairs = rows_J.reshape(*ids.shape, 2)
+            first, second = np.divmod(ids, half_rows_M)
+            np.add(first, starts_M, out=pairs[..., 0])
+            np.add(second, starts_M + half_rows_M, out=pairs[..., 1])
 
 
-def _kind(table: Table) -> tuple[int, bool]:
-    return table.dim, table.half_rows is not None
+class _Layout(NamedTuple):
+    """Bags of rows whose lists are equally long, and what makes rows of tables of their ids, by owner."""
+
+    offsets_P1: Ids
+    table_rows: list[_TableRows]
+    divisors_L1: Floats | None
+
+
+def _equal_lengths(lengths_LB: Ids) -> bytes | None:
+    """The length that each list has in all rows, as bytes of int64. None where one has several."""
+    lengths, rows = lengths_LB.tobytes(), lengths_LB.shape[1]
+    if rows < 2:
+        return lengths if rows else None
+    # Bytes are compared many times as fast as numbers.
+    of_row = b"".join([lengths[at : at + 8] for at in range(0, len(lengths), 8 * rows)])
+    repeated = b"".join([of_row[at : at + 8] * rows for at in range(0, len(of_row), 8)])
+    return of_row if lengths == repeated else None

@@ -10,30 +10,28 @@ Shapes: R rows of all tables of a width, W their columns.
 import mmap
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 TABLE = re.compile(r"table_([1-9][0-9]*)\.f32")
-_ATTRIBUTE = "stacked_RW"  # the matrix's name in modules that look rows up
 
 
 class StackedTables(NamedTuple):
     """Tables of a width below one another, and by table the row at which it starts."""
 
-    stacked_RW: dict[int, nn.Parameter]
+    stacked_RW: dict[int, Tensor]
     starts: dict[str, int]
 
     @classmethod
     def of(cls, tables: Mapping[str, Tensor]) -> "StackedTables":
         """The tables, copied."""
         starts, by_width = _stacks(tables)
-        return cls({width: _parameter(torch.cat(below)) for width, below in by_width.items()}, starts)
+        return cls({width: torch.cat(below) for width, below in by_width.items()}, starts)
 
     @classmethod
     def written(cls, tables: Mapping[str, Tensor], folder: Path) -> "StackedTables":
@@ -48,7 +46,7 @@ class StackedTables(NamedTuple):
                 for table in below:
                     file.write(np.ascontiguousarray(table.numpy(), "<f4").data)
             with path.open("rb") as file:
-                stacked_RW[width] = _parameter(as_table(map_file(file), width))
+                stacked_RW[width] = as_table(map_file(file), width)
         return cls(stacked_RW, starts)
 
 
@@ -74,33 +72,6 @@ def as_table(mapped: mmap.mmap, width: int) -> Tensor:
         return torch.from_numpy(array).view(-1, width)
 
 
-def widths_of(module: nn.Module) -> list[int]:
-    """The widths of the tables that a module reads, eager or scripted."""
-    return sorted({getattr(reader, _ATTRIBUTE).shape[1] for reader in _readers(module)})
-
-
-def set_tables(module: nn.Module, stacked_RW: Mapping[int, Tensor]) -> None:
-    """Point a module, eager or scripted, at these matrices. A width without a matrix stays as it was."""
-    for reader in _readers(module):
-        width = getattr(reader, _ATTRIBUTE).shape[1]
-        if width in stacked_RW:
-            setattr(reader, _ATTRIBUTE, _parameter(stacked_RW[width]))
-
-
-@contextmanager
-def without_tables(module: nn.Module) -> Iterator[None]:
-    """A module whose tables have no rows until the block ends, so that what is saved of it has none."""
-    full = {getattr(reader, _ATTRIBUTE).shape[1]: getattr(reader, _ATTRIBUTE) for reader in _readers(module)}
-    with ExitStack() as stack:
-        stack.callback(set_tables, module, full)
-        set_tables(module, {width: torch.empty(0, width) for width in full})
-        yield
-
-
-def _readers(module: nn.Module) -> list[nn.Module]:
-    return [reader for reader in module.modules() if hasattr(reader, _ATTRIBUTE)]
-
-
 def _stacks(tables: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[int, list[Tensor]]]:
     starts: dict[str, int] = {}
     by_width: dict[int, list[Tensor]] = {}
@@ -109,7 +80,3 @@ def _stacks(tables: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[int, lis
         starts[name] = sum(len(other) for other in below)
         below.append(table.detach())
     return starts, by_width
-
-
-def _parameter(stacked_RW: Tensor) -> nn.Parameter:
-    return nn.Parameter(stacked_RW, requires_grad=False)

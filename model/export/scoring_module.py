@@ -1,9 +1,7 @@
-"""The module that is exported: the ranker's network on plain torch embedding tables.
+"""The module that is exported: the ranker's network behind its embeddings, with answers in each task's own unit.
 
-User and context are embedded and multiplied once a request, and answers are in each task's own unit. TorchScript
-scripts it, and a process needs torch alone to run it.
-
-Inputs are lists of tensors that model/artifact/bags.py makes of encoded blocks, by `table_starts`.
+TorchScript scripts it, and a process needs torch alone to run it. model/artifact/module_inputs.py makes its inputs of
+encoded blocks: it looks rows up, by `table_starts`, and multiplies the request's once, by the weights of `sums`.
 
 Shapes: N candidates, O outputs, D columns of the dense row, F outputs over the raw row
 (model/export/scoring_network.py).
@@ -11,75 +9,49 @@ Shapes: N candidates, O outputs, D columns of the dense row, F outputs over the 
 
 import io
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from model.artifact.table_files import StackedTables, without_tables
+from model.artifact.module_inputs import columns_of
 from model.embeddings.embeddings import owners, table_name
-from model.export.embedding_rows import BlockRows
-from model.export.scoring_network import RequestSums, ScoringNetwork
-from model.features.block import BLOCKS
+from model.export.scoring_network import ScoringNetwork, request_linears
 from model.features.encoder import FittedFeatures
-from model.fusion.experts import side_by_side
 from model.fusion.names import mixed_names
 from model.ranker import Answers, Network, row_width
 from model.schema import FeedSchema
 
 
 class ScoringModule(nn.Module):
-    """The exported module: one request block and N candidates -> answers_NO.
+    """The exported module: rows of N candidates and the sums of one request -> answers_NO.
 
-    `forward` is the whole. Its steps: `request_sums` once a request, `candidate_rows`, then `answer`, which may be
-    compiled. `candidate_sums` is what `answer` computes first and no request changes, `answer_sums` the rest of it.
-    `explained` is `answer` with the weights that experts were mixed by, of `unit_names` and `expert_names`.
-    `table_starts` are, for each owner of tables, the first stacked row of each table of the schema."""
+    `answer` is all of it, and may be compiled. `candidate_sums` is what it computes first and no request changes,
+    `answer_sums` the rest of it. `explained` is `answer` with the weights that experts were mixed by, of `unit_names`
+    and `expert_names`. `table_starts` are, for each owner of tables, the first stacked row of each table of the schema.
+    `sums` has, for each raw row, what a request's columns are multiplied by."""
 
     table_starts: list[list[int]]
     unit_names: list[list[str]]
     expert_names: list[list[str]]
 
-    def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, stacked: StackedTables) -> None:
+    def __init__(self, schema: FeedSchema, fitted: FittedFeatures, network: Network, starts: Mapping[str, int]) -> None:
         super().__init__()
         whose = owners(schema, for_each_task=network.has_own_embeddings)
-        self.table_starts = [
-            [stacked.starts[table_name(table.name, owner)] for table in schema.tables] for owner in whose
-        ]
-        request, candidate = (
-            [BlockRows(schema, block, stacked, number, len(whose)) for number in range(len(whose))] for block in BLOCKS
-        )
+        self.table_starts = [[starts[table_name(table.name, owner)] for table in schema.tables] for owner in whose]
         frozen = network.frozen(len(schema.tasks))
         names = mixed_names(network.config, frozen, [task.name for task in schema.tasks])
         self.unit_names = [units for units, _ in names]
         self.expert_names = [experts for _, experts in names]
-        self.request = nn.ModuleList(request)
-        self.candidate = nn.ModuleList(candidate)
-        self.sums = RequestSums(frozen, torch.tensor(request[0].columns, dtype=torch.int64))
-        columns = torch.tensor(candidate[0].columns, dtype=torch.int64) + row_width(schema, "request")
+        self.sums = request_linears(frozen, torch.tensor(columns_of(schema, "request"), dtype=torch.int64))
+        columns = torch.tensor(columns_of(schema, "candidate"), dtype=torch.int64) + row_width(schema, "request")
         self.answer = CandidateAnswers(ScoringNetwork(frozen, network.tower_layers(), columns), Answers(schema, fitted))
 
-    def forward(self, request: list[Tensor], candidates: list[Tensor]) -> Tensor:
+    def forward(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
         """answers_NO: a probability per binary task, a quantity in the label's unit per regression task."""
-        answers_NO: Tensor = self.answer(self.candidate_rows(candidates), self.request_sums(request))
+        answers_NO: Tensor = self.answer(rows_ND, sums_1F)
         return answers_NO
-
-    @torch.jit.export
-    def request_sums(self, inputs: list[Tensor]) -> Tensor:
-        """sums_1F: what user and context add to every Linear that reads the raw row, once for all candidates."""
-        rows: list[Tensor] = []
-        for block in self.request:
-            rows.append(block(inputs))  # noqa: PERF401 - TorchScript reads it
-        sums_1F: Tensor = self.sums(rows)
-        return sums_1F
-
-    @torch.jit.export
-    def candidate_rows(self, inputs: list[Tensor]) -> Tensor:
-        """rows_ND: the candidates' columns of the dense row."""
-        rows: list[Tensor] = []
-        for block in self.candidate:
-            rows.append(block(inputs))  # noqa: PERF401
-        return side_by_side(rows)
 
     @torch.jit.export
     def candidate_sums(self, rows_ND: Tensor) -> Tensor:
@@ -101,7 +73,7 @@ class ScoringModule(nn.Module):
 
 
 class CandidateAnswers(nn.Module):
-    """rows_ND, sums_1F -> answers_NO: all that is neither a look-up nor the request's alone, and what is compiled."""
+    """rows_ND, sums_1F -> answers_NO: what is compiled."""
 
     def __init__(self, network: ScoringNetwork, answers: Answers) -> None:
         super().__init__()
@@ -137,10 +109,10 @@ def to_torchscript(module: nn.Module) -> torch.jit.ScriptModule:
 
 
 def write_torchscript(module: torch.jit.ScriptModule, path: Path) -> None:
-    """Write a scripted module without its tables (model/artifact/table_files.py). Raises OSError where the disk is
-    full: torch's own writer to a path would end the whole process there, so the file is made in memory first."""
+    """Write a scripted module. Raises OSError where the disk is full: torch's own writer to a path would end the whole
+    process there, so the file is made in memory first."""
     content = io.BytesIO()
-    with warnings.catch_warnings(), without_tables(module):
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated without a successor (docs/decisions)
         torch.jit.save(module, content)
     path.write_bytes(content.getbuffer())

@@ -1,9 +1,9 @@
 """The network as it scores: N candidates of one request, every fusion network computed by the same few large products.
 
 In: `rows_ND`, the candidates' columns, and `sums_1F`, what the request's columns add to every Linear that reads the raw
-row (`RequestSums`, once a request). Out: logits_NO. Made from a trained network's `frozen()`. Its weights are copied.
-Scripted by TorchScript in fp32, where experts are mixed by a batched product. With `is_compiled` written for a compiler
-that fuses elementwise steps, weights and activations in `dtype`, gates, sums and logits in fp32.
+row (`request_linears`, once a request). Out: logits_NO. Made from a trained network's `frozen()`, with copies of its
+weights. Scripted by TorchScript in fp32, where experts are mixed by a batched product. With `is_compiled` written for a
+compiler that fuses elementwise steps, weights and activations in `dtype`, gates, sums and logits in fp32.
 
 Shapes: B 1 or N rows, N candidates, D columns of a raw row, K gate logits, E experts and G outputs of a level, H
 widths, F all outputs over the raw row (experts of every raw row, then the gates that read it), O outputs.
@@ -24,22 +24,12 @@ from model.fusion.slots import Layers
 # ruff: noqa: PERF401
 
 
-class RequestSums(nn.Module):
-    """Request columns -> what they add to each output over the raw row, biases included: rows_1D -> sums_1F."""
-
-    def __init__(self, frozen: FrozenNetwork, request_columns: Tensor) -> None:
-        super().__init__()
-        weights, biases = _over_raw_row(frozen)
-        self.linears = nn.ModuleList(
-            [_by_input(_linear(weight[:, request_columns], bias)) for weight, bias in zip(weights, biases, strict=True)]
-        )
-
-    def forward(self, rows: list[Tensor]) -> Tensor:
-        """sums_1F of the R raw rows' request columns, [1, D] each."""
-        sums: list[Tensor] = []
-        for row, linear in enumerate(self.linears):
-            sums.append(linear(rows[row]))
-        return side_by_side(sums)
+def request_linears(frozen: FrozenNetwork, request_columns: Tensor) -> nn.ModuleList:
+    """What a request's columns of each raw row add to each output over it, biases included: rows_BD -> sums_BF."""
+    weights, biases = _over_raw_row(frozen)
+    return nn.ModuleList(
+        [_by_input(_linear(weight[:, request_columns], bias)) for weight, bias in zip(weights, biases, strict=True)]
+    )
 
 
 class ScoringNetwork(nn.Module):

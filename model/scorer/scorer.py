@@ -7,7 +7,8 @@ A scorer exists only for an artifact that answered its golden requests within to
 only where there is one that this process may run and that agrees with TorchScript on them, otherwise by TorchScript.
 
 Shapes: N candidates, S distinct ones, B rows of a block, K single-id features (of a catalogue: its items), D columns of
-the dense row, F outputs over the raw row, G fused units and E experts of a level, O outputs.
+the dense row, F outputs over the raw row, G fused units and E experts of a level, R rows of all tables of a width W, O
+outputs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,15 +21,15 @@ import torch
 from numpy.typing import NDArray
 
 from model.artifact.artifact import FITTED, GOLDEN, RANKER, Artifact, ArtifactError
-from model.artifact.bags import ModuleInputs
 from model.artifact.catalogue import Catalogue, generations
 from model.artifact.catalogue import folder_of as catalogues_of
 from model.artifact.catalogue_join import NamedCandidates as NamedCandidates
 from model.artifact.catalogue_join import resolve
 from model.artifact.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
+from model.artifact.module_inputs import ModuleInputs
 from model.artifact.reference import Bins as Bins
 from model.artifact.reference import Reference as Reference
-from model.artifact.table_files import as_table, set_tables, table_file, widths_of
+from model.artifact.table_files import as_table, table_file
 from model.calibration import AnswerMaps, calibrated, read_calibration
 from model.features.distinct import distinct, once, picked, spread
 from model.features.encoder import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
@@ -75,7 +76,9 @@ class Scorer:
 
     `reference` is what it saw and answered when it was exported."""
 
-    def __init__(self, artifact: Artifact, encoder: FeatureEncoder, module: torch.jit.ScriptModule) -> None:
+    def __init__(
+        self, artifact: Artifact, encoder: FeatureEncoder, module: torch.jit.ScriptModule, inputs: ModuleInputs
+    ) -> None:
         self.artifact = artifact
         self.manifest = artifact.manifest
         self.schema = artifact.manifest.feed
@@ -85,7 +88,7 @@ class Scorer:
         self.domain: AnswerDomain  # set by `load`, once the golden requests verify
         self.encoder = encoder
         self.module = module
-        self.inputs = ModuleInputs(self.schema, module.table_starts)
+        self.inputs = inputs
         self.reference = Reference.read(artifact, self.outputs)
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
@@ -120,9 +123,9 @@ class Scorer:
         try:
             fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))
             encoder = FeatureEncoder(artifact.manifest.feed, fitted)
-            module = load(artifact.read(RANKER))
-            set_tables(module, {width: _table(artifact, width) for width in widths_of(module)})
-            scorer = cls(artifact, encoder, module.eval())
+            module = load(artifact.read(RANKER)).eval()
+            stacked_RW = {table.dim: _table(artifact, table.dim) for table in artifact.manifest.feed.tables}
+            scorer = cls(artifact, encoder, module, ModuleInputs(artifact.manifest.feed, module, stacked_RW))
         except (ValueError, RuntimeError, AttributeError, TypeError) as error:
             if isinstance(error, ArtifactError):
                 raise
@@ -145,13 +148,11 @@ class Scorer:
 
     def request_sums(self, block: EncodedBlock) -> torch.Tensor:
         """sums_BF of a request block: what each of its rows adds to every Linear that reads the raw row."""
-        sums_BF: torch.Tensor = self.module.request_sums(self.inputs.of("request", block))
-        return sums_BF
+        return self.inputs.request_sums(block)
 
     def candidate_rows(self, block: EncodedBlock) -> torch.Tensor:
         """rows_ND of a candidate block: its columns of the dense row."""
-        rows_ND: torch.Tensor = self.module.candidate_rows(self.inputs.of("candidate", block))
-        return rows_ND
+        return self.inputs.candidate_rows(block)
 
     def score_values(
         self, user: Mapping[str, object], features: Mapping[str, Sequence[object]], rows: int
@@ -206,10 +207,10 @@ class Scorer:
         """Difference of the answers by candidates' sums from those by their features, for the users of the golden
         requests. None where they do not (`disagreement`)."""
         for golden in self.golden_requests()["requests"]:
-            request = self._golden_user(golden)
             with torch.inference_mode():
-                expected = self.module(request, self.inputs.of("candidate", block))
-                answers = self.module.answer_sums(sums_NF, self.module.request_sums(request))
+                sums_1F = self._golden_sums(golden)
+                expected = self.module(self.candidate_rows(block), sums_1F)
+                answers = self.module.answer_sums(sums_NF, sums_1F)
             fault = disagreement(self.as_answered(expected), self.as_answered(answers), tolerance)
             if fault is not None:
                 return fault
@@ -265,12 +266,9 @@ class Scorer:
         """answers_NO of the request's tensors and the candidates, by the engine of this scorer. Equal candidates are
         computed once."""
         block, of_N = once(candidates)
-        answers_NO: torch.Tensor
-        if self.compiled is None:
-            answers_NO = self.module(self.inputs.of("request", request), self.inputs.of("candidate", block))
-        else:
-            sums_1F = self.request_sums(request)
-            answers_NO = self.compiled(self.candidate_rows(block), sums_1F)
+        sums_1F = self.request_sums(request)
+        answer = self.module if self.compiled is None else self.compiled
+        answers_NO: torch.Tensor = answer(self.candidate_rows(block), sums_1F)
         return answers_NO if of_N is None else spread(answers_NO, of_N)
 
     def scored(
@@ -323,15 +321,15 @@ class Scorer:
             columns = self.encoder.columns("candidate", features, rows)
             encoded = self.encoder.encode("candidate", columns, rows, as_served=True)
             with torch.inference_mode():
-                sums_1F = self.module.request_sums(self._golden_user(golden))
+                sums_1F = self._golden_sums(golden)
                 rows_ND = self.candidate_rows(encoded.block)
                 sums_NF = self.module.candidate_sums(rows_ND).bfloat16()
                 answers = (self.module.answer_sums(sums_NF, sums_1F), compiled(sums_NF, sums_1F))
             yield self.as_answered(answers[0]), self.as_answered(answers[1])
 
-    def _golden_user(self, golden: Mapping[str, Any]) -> list[torch.Tensor]:
+    def _golden_sums(self, golden: Mapping[str, Any]) -> torch.Tensor:
         user = self.encoder.request_columns(golden["user"])
-        return self.inputs.of("request", self.encoder.encode("request", user, 1, as_served=True).block)
+        return self.request_sums(self.encoder.encode("request", user, 1, as_served=True).block)
 
     def golden_requests(self) -> dict[str, Any]:
         """The golden requests: `tolerance` and `requests`, each with `user`, `candidates` and `expected` answers."""

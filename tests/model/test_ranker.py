@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.artifact.bags import ModuleInputs
+from model.artifact.module_inputs import ModuleInputs
 from model.artifact.table_files import StackedTables
 from model.embeddings.embeddings import Embeddings, FusedOptimizer
 from model.export.scoring_module import ScoringModule
@@ -41,12 +41,15 @@ def request_and_candidates(encoder: FeatureEncoder, count: int, seed: int) -> tu
     )
 
 
-def build(schema: FeedSchema, encoder: FeatureEncoder, fused: FusedOptimizer | None) -> tuple[Ranker, ScoringModule]:
+def build(
+    schema: FeedSchema, encoder: FeatureEncoder, fused: FusedOptimizer | None
+) -> tuple[Ranker, ScoringModule, ModuleInputs]:
     torch.manual_seed(0)
     embeddings = Embeddings(schema, encoder, fused=fused, learning_rate=0.1)
     ranker = Ranker(embeddings, Network(CONFIG, embeddings.width, schema.output_counts)).eval()
     stacked = StackedTables.of(embeddings.table_weights())
-    return ranker, ScoringModule(schema, encoder.fitted, ranker.network, stacked).eval()
+    module = ScoringModule(schema, encoder.fitted, ranker.network, stacked.starts).eval()
+    return ranker, module, ModuleInputs(schema, module, stacked.stacked_RW)
 
 
 def reloaded(module: ScoringModule) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
@@ -61,15 +64,14 @@ def reloaded(module: ScoringModule) -> tuple[torch.jit.ScriptModule, torch.jit.S
 def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | None) -> None:
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
-    ranker, module = build(schema, encoder, fused)
-    inputs = ModuleInputs(schema, module.table_starts)
+    ranker, module, inputs = build(schema, encoder, fused)
     scripted, again = reloaded(module)
     answers = Answers(schema, encoder.fitted)
     for batch in BATCHES:
         one, repeated, candidates = request_and_candidates(encoder, batch, seed=batch)
         with torch.no_grad():
             expected = answers(ranker(BlockTensors.of(repeated), BlockTensors.of(candidates)))
-            both = (inputs.of("request", one), inputs.of("candidate", candidates))
+            both = (inputs.candidate_rows(candidates), inputs.request_sums(one))
             got = module(*both)
             # TorchRec sums a list in its own order: some units in the last place, of quantities too.
             torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
@@ -77,24 +79,21 @@ def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | No
                 assert torch.equal(scripted(*both), got)
                 assert torch.equal(again(*both), got)
             for one_of in (module, scripted, again):
-                sums_NF = one_of.candidate_sums(one_of.candidate_rows(inputs.of("candidate", candidates)))
-                stepwise = one_of.answer_sums(sums_NF, one_of.request_sums(inputs.of("request", one)))
+                stepwise = one_of.answer_sums(one_of.candidate_sums(both[0]), both[1])
                 torch.testing.assert_close(stepwise, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_an_explained_answer_names_its_experts_and_their_weights() -> None:
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
-    ranker, module = build(schema, encoder, None)
-    inputs = ModuleInputs(schema, module.table_starts)
+    ranker, module, inputs = build(schema, encoder, None)
     scripted, again = reloaded(module)
     one, repeated, candidates = request_and_candidates(encoder, 7, seed=5)
     with torch.no_grad():
         rows_BD = ranker.embeddings(BlockTensors.of(repeated), BlockTensors.of(candidates))
         expected = ranker.network.fusion.expert_weights(rows_BD)  # type: ignore[operator]
         for stored in (module, scripted, again):
-            sums_1F = stored.request_sums(inputs.of("request", one))
-            rows_ND = stored.candidate_rows(inputs.of("candidate", candidates))
+            rows_ND, sums_1F = inputs.candidate_rows(candidates), inputs.request_sums(one)
             answers_NO, levels = stored.explained(rows_ND, sums_1F)
             assert torch.equal(answers_NO, stored.answer(rows_ND, sums_1F))
             torch.testing.assert_close(levels, expected, atol=1e-6, rtol=1e-6)
@@ -108,16 +107,15 @@ def test_an_explained_answer_names_its_experts_and_their_weights() -> None:
 def test_candidate_sums_are_finite_and_no_request_changes_them() -> None:
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
-    _, module = build(schema, encoder, None)
-    inputs = ModuleInputs(schema, module.table_starts)
+    _, module, inputs = build(schema, encoder, None)
     one, _, candidates = request_and_candidates(encoder, 7, seed=3)
     other, _, _ = request_and_candidates(encoder, 7, seed=4)
     with torch.no_grad():
-        rows = module.candidate_rows(inputs.of("candidate", candidates))
+        rows = inputs.candidate_rows(candidates)
         sums_NF = module.candidate_sums(rows)
         assert torch.isfinite(sums_NF).all()
         for request in (one, other):
-            sums_1F = module.request_sums(inputs.of("request", request))
+            sums_1F = inputs.request_sums(request)
             assert sums_1F.shape == (1, sums_NF.shape[1])
             # bfloat16, as a catalogue stores them, keeps 8 bits of a sum.
             short = module.answer_sums(sums_NF.bfloat16(), sums_1F)
@@ -127,52 +125,38 @@ def test_candidate_sums_are_finite_and_no_request_changes_them() -> None:
 def test_an_exported_module_keeps_its_answers_when_training_goes_on() -> None:
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
-    ranker, module = build(schema, encoder, "sgd")
-    inputs = ModuleInputs(schema, module.table_starts)
+    ranker, _, inputs = build(schema, encoder, "sgd")
     one, repeated, candidates = request_and_candidates(encoder, 5, seed=1)
-    before = module.candidate[0](inputs.of("candidate", candidates)).clone()
+    before = inputs.candidate_rows(candidates).clone(), inputs.request_sums(one).clone()
     ranker(BlockTensors.of(repeated), BlockTensors.of(candidates)).sum().backward()
-    assert torch.equal(module.candidate[0](inputs.of("candidate", candidates)), before)
-    assert one.ids_BK.shape[0] == 1
+    assert torch.equal(inputs.candidate_rows(candidates), before[0])
+    assert torch.equal(inputs.request_sums(one), before[1])
 
 
 def test_empty_lists_everywhere_are_zeros() -> None:
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
-    ranker, module = build(schema, encoder, None)
-    inputs = ModuleInputs(schema, module.table_starts)
+    ranker, module, inputs = build(schema, encoder, None)
     scripted, _ = reloaded(module)
     request = encoder.encode("request", {}, 1, as_served=True).block
     candidates = encoder.encode("candidate", {}, 3, as_served=True).block
     with torch.no_grad():
-        answers = scripted(inputs.of("request", request), inputs.of("candidate", candidates))
+        answers = scripted(inputs.candidate_rows(candidates), inputs.request_sums(request))
         repeated = encoder.encode("request", {}, 3, as_served=True).block
         logits = ranker(BlockTensors.of(repeated), BlockTensors.of(candidates))
     torch.testing.assert_close(answers, Answers(schema, encoder.fitted)(logits), atol=1e-6, rtol=1e-6)
-
-
-def test_shared_tables_are_stored_once() -> None:
-    schema = everything()
-    encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
-    _, module = build(schema, encoder, None)
-    _, again = reloaded(module)
-    for stored in (module, again):
-        stacks = {t.data_ptr(): t for name, t in stored.named_parameters() if name.endswith(".stacked_RW")}
-        stored_numbers = sum(stack.numel() for stack in stacks.values())
-        assert stored_numbers == sum(encoder.rows_of_table[table.name] * table.dim for table in schema.tables)
 
 
 def test_candidates_do_not_see_each_other() -> None:
     """The answer of a candidate is that of a request for it alone."""
     schema = everything()
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
-    _, module = build(schema, encoder, None)
-    inputs = ModuleInputs(schema, module.table_starts)
+    _, module, inputs = build(schema, encoder, None)
     one, _, candidates = request_and_candidates(encoder, 6, seed=4)
     generator = np.random.default_rng(4)
     random_rows(generator, 1)
     rows = random_rows(generator, 6)
-    whole = module(inputs.of("request", one), inputs.of("candidate", candidates))
+    whole = module(inputs.candidate_rows(candidates), inputs.request_sums(one))
     for row in range(6):
         columns = columns_of(schema, {name: [values[row]] for name, values in rows.items()})
         single = encoder.encode(
@@ -180,7 +164,7 @@ def test_candidates_do_not_see_each_other() -> None:
         ).block
         # A product of one row may take another kernel than one of six.
         torch.testing.assert_close(
-            module(inputs.of("request", one), inputs.of("candidate", single)),
+            module(inputs.candidate_rows(single), inputs.request_sums(one)),
             whole[row : row + 1],
             atol=1e-6,
             rtol=1e-5,

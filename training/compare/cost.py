@@ -3,7 +3,7 @@
 Sizes are exact. Times are medians of repeated steps in this process with one thread: they depend on the machine and on
 what else it does, so networks are comparable within one report alone.
 
-Shapes: B rows, T tasks.
+Shapes: B rows, T tasks, R rows of all tables of a width W.
 """
 
 import statistics
@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.artifact.bags import ModuleInputs
+from model.artifact.module_inputs import ModuleInputs
 from model.artifact.table_files import StackedTables
 from model.export.scoring_module import ScoringModule, to_torchscript
-from model.features.block import BLOCKS, EncodedBlock
+from model.features.block import EncodedBlock
 from training.compare.predictions import rows_of
 from training.data.rows import Rows
 from training.run.run import Run
@@ -80,19 +80,20 @@ def _step_seconds(run: Run, rows: Rows) -> float:
 def _scoring_seconds(run: Run, rows: Rows) -> float:
     ranker = run.best_ranker()
     stacked = StackedTables.of(ranker.embeddings.table_weights())
-    module = ScoringModule(run.schema, run.fitted, ranker.network, stacked).eval()
+    module = ScoringModule(run.schema, run.fitted, ranker.network, stacked.starts).eval()
     scripted = to_torchscript(module)
     request, candidate = ranker.embeddings.id_maps.place(
         rows.take_batch(torch.zeros(1, dtype=torch.int64)).request,
         rows.take_batch(torch.arange(CANDIDATES) % len(rows)).candidate,
     )
-    of_module = ModuleInputs(run.schema, module.table_starts)
-    inputs = [
-        of_module.of(block, EncodedBlock(*(tensor.numpy() for tensor in tensors)))
-        for block, tensors in zip(BLOCKS, (request, candidate), strict=True)
-    ]
+    inputs = ModuleInputs(run.schema, module, stacked.stacked_RW)
+    one, many = (EncodedBlock(*(tensor.numpy() for tensor in tensors)) for tensors in (request, candidate))
+
+    def score(_: int) -> None:
+        scripted(inputs.candidate_rows(many), inputs.request_sums(one))
+
     with torch.no_grad():
-        return median_seconds(lambda _: scripted(*inputs), SCORING_CALLS, time.perf_counter)
+        return median_seconds(score, SCORING_CALLS, time.perf_counter)
 
 
 def median_seconds(call: Callable[[int], Any], calls: int, clock: Callable[[], float]) -> float:

@@ -4,7 +4,8 @@ The same weights leave TorchRec for plain tables in files that readers map, so t
 anything is visible, eager, scripted and reloaded modules must agree at several batch sizes, and the whole version must
 load and answer its golden requests as a service would.
 
-Shapes: N candidates, B rows of a split, O outputs, R rows of all tables of a width W.
+Shapes: N candidates, D their columns, B rows of a split, F outputs over the raw row, O outputs, R rows of all tables of
+a width W.
 """
 
 import json
@@ -19,10 +20,10 @@ import pyarrow as pa
 import torch
 
 from model.artifact.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
-from model.artifact.bags import ModuleInputs
+from model.artifact.module_inputs import ModuleInputs
 from model.artifact.reference import FeatureReference, of_features
 from model.artifact.signature import SigningKey
-from model.artifact.table_files import StackedTables, set_tables
+from model.artifact.table_files import StackedTables
 from model.calibration import AnswerMaps, Calibration, calibrated
 from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
 from model.features import distinct
@@ -100,17 +101,17 @@ def export(
 
     def write_files(folder: Path) -> None:
         stacked = StackedTables.written(ranker.embeddings.table_weights(), folder)
-        module = ScoringModule(run.schema, run.fitted, ranker.network, stacked).eval()
+        module = ScoringModule(run.schema, run.fitted, ranker.network, stacked.starts).eval()
         scripted = to_torchscript(module)
         write_torchscript(scripted, folder / RANKER)
         write_trained(folder, ranker, stacked, id_map_states(trained))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             reloaded = torch.jit.load(str(folder / RANKER))  # type: ignore[no-untyped-call]
-        set_tables(reloaded, stacked.stacked_RW)
-        parity.update(_parity(run, (trained_run, trained), module, scripted, reloaded, table))
+        inputs = ModuleInputs(run.schema, module, stacked.stacked_RW)
+        parity.update(_parity(run, (trained_run, trained), module, (scripted, reloaded), inputs, table))
         _write(folder / FITTED, run.fitted.model_dump(mode="json"))
-        _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, mappings, table))
+        _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, inputs, mappings, table))
         _write(folder / REFERENCE, reference_scores(run, ranker, module, mappings, table))
         _write(folder / REFERENCE_FEATURES, reference_features(run, table).model_dump(mode="json"))
         if fitted.tasks:
@@ -167,17 +168,17 @@ def _parity(
     run: Run,
     trained: tuple[Run, Ranker],
     module: ScoringModule,
-    scripted: torch.jit.ScriptModule,
-    reloaded: torch.jit.ScriptModule,
+    stored: tuple[torch.jit.ScriptModule, torch.jit.ScriptModule],
+    inputs: ModuleInputs,
     table: pa.Table,
 ) -> dict[str, float]:
-    """The largest difference of the eager module from the trained ranker, and of the other modules from the eager one.
-    The ranker sums in TorchRec's kernels. Inputs are one user and 1 to 1000 candidates. Differences are relative where
-    an answer is above 1.
+    """The largest difference of the eager module from the trained ranker, and of the `stored` modules, scripted and
+    reloaded, from the eager one. The ranker sums in TorchRec's kernels. Inputs are one user and 1 to 1000 candidates.
+    Differences are relative where an answer is above 1.
 
     Raises ValueError where a difference is beyond PARITY."""
     trained_encoder, ranker = trained[0].encoder, trained[1]
-    of_module = ModuleInputs(run.schema, module.table_starts)
+    scripted, reloaded = stored
     worst = dict.fromkeys(("eager against trained", "scripted against eager", "reloaded against eager"), 0.0)
     for rows in PARITY_ROWS:
         picked = table.slice(0, rows)
@@ -189,15 +190,15 @@ def _parity(
             request = encoder.encode("request", first, 1, as_served=True).block
             blocks.append((request, encoder.encode("candidate", columns, count, as_served=True).block))
         (request, candidate), (as_trained, candidates) = blocks
-        inputs = (of_module.of("request", request), of_module.of("candidate", candidate))
         with torch.no_grad():
+            rows_ND, sums_1F = inputs.candidate_rows(candidate), inputs.request_sums(request)
             repeated = distinct.picked(as_trained, np.zeros(count, np.intp))
             logits_NO = ranker(BlockTensors.of(repeated), BlockTensors.of(candidates))
-            eager_NO = module(*inputs)
+            eager_NO = module(rows_ND, sums_1F)
             for pair, answers_NO, expected_NO in (
                 ("eager against trained", eager_NO, module.answer.answers(logits_NO)),
-                ("scripted against eager", scripted(*inputs), eager_NO),
-                ("reloaded against eager", reloaded(*inputs), eager_NO),
+                ("scripted against eager", scripted(rows_ND, sums_1F), eager_NO),
+                ("reloaded against eager", reloaded(rows_ND, sums_1F), eager_NO),
             ):
                 error_NO = (answers_NO - expected_NO).abs() / expected_NO.abs().clamp(min=1.0)
                 worst[pair] = max(worst[pair], float(error_NO.max()))
@@ -215,7 +216,12 @@ def _unit_of_log(schema: FeedSchema) -> float:
 
 
 def golden_requests(
-    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, mappings: AnswerMaps, table: pa.Table
+    schema: FeedSchema,
+    encoder: FeatureEncoder,
+    module: ScoringModule,
+    inputs: ModuleInputs,
+    mappings: AnswerMaps,
+    table: pa.Table,
 ) -> dict[str, Any]:
     """Requests made of real rows, with calibrated answers: users and candidates spread evenly over the split.
 
@@ -241,23 +247,25 @@ def golden_requests(
         )
     requests.append({"user": {}, "candidates": {"id": ["nothing-known"], "features": {}}})
     for request in requests:
-        request["expected"] = _answers(schema, encoder, module, mappings, request)
+        request["expected"] = _answers(schema, encoder, module, inputs, mappings, request)
     return {"tolerance": GOLDEN_TOLERANCE, "requests": requests}
 
 
 def _answers(
-    schema: FeedSchema, encoder: FeatureEncoder, module: ScoringModule, mappings: AnswerMaps, request: dict[str, Any]
+    schema: FeedSchema,
+    encoder: FeatureEncoder,
+    module: ScoringModule,
+    inputs: ModuleInputs,
+    mappings: AnswerMaps,
+    request: dict[str, Any],
 ) -> dict[str, Any]:
     rows = len(request["candidates"]["id"])
     user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
     candidates = encoder.columns("candidate", request["candidates"]["features"], rows)
-    inputs = ModuleInputs(schema, module.table_starts)
-    blocks = (
-        inputs.of("request", encoder.encode("request", user, 1, as_served=True).block),
-        inputs.of("candidate", encoder.encode("candidate", candidates, rows, as_served=True).block),
-    )
     with torch.no_grad():
-        answers_NO = calibrated(module(*blocks).numpy(), mappings)
+        sums_1F = inputs.request_sums(encoder.encode("request", user, 1, as_served=True).block)
+        rows_ND = inputs.candidate_rows(encoder.encode("candidate", candidates, rows, as_served=True).block)
+        answers_NO = calibrated(module(rows_ND, sums_1F).numpy(), mappings)
     return dict(zip(schema.outputs, answers_NO.T.astype(float).tolist(), strict=True))
 
 

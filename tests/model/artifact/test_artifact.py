@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.artifact.artifact import FITTED, GOLDEN, MANIFEST, RANKER, REFERENCE, Artifact, ArtifactError
+from model.artifact.artifact import FITTED, FORMAT_VERSION, GOLDEN, MANIFEST, RANKER, REFERENCE, Artifact, ArtifactError
 from model.scorer.scorer import Scorer
 from tests.artifacts import TINY_REQUEST, publish_artifact, tiny_schema
 from tests.model.small_artifact import FILES, SMALL, publish_small
@@ -211,10 +211,10 @@ def test_a_file_changed_after_opening_is_not_read(copy: Path) -> None:
 # --- manifests that a forger or another release wrote
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "4", None, 1e300, [4]])
+@pytest.mark.parametrize("version", [0, 1, FORMAT_VERSION - 1, str(FORMAT_VERSION), None, 1e300, [FORMAT_VERSION]])
 def test_another_format_version_is_refused_and_named(copy: Path, version: object) -> None:
     rewrite_manifest(copy, lambda manifest: manifest.update(format_version=version))
-    refused(copy, "format version .* this reader knows 4 alone; make it again")
+    refused(copy, f"format version .* this reader knows {FORMAT_VERSION} alone; make it again")
 
 
 @pytest.mark.parametrize("name", [
@@ -242,7 +242,8 @@ def test_a_manifest_of_another_shape_is_refused(copy: Path, change: dict[str, ob
 
 
 @pytest.mark.parametrize("text", [
-    "", "null", "[]", "3", "{}", '{"format_version": 4}', "{" * 5, "[" * 100_000, "\xff", "NaN", "1" * 9999,
+    "", "null", "[]", "3", "{}", json.dumps({"format_version": FORMAT_VERSION}), "{" * 5, "[" * 100_000, "\xff", "NaN",
+    "1" * 9999,
 ])  # fmt: skip
 def test_what_is_no_manifest_is_refused(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_bytes(text.encode("latin-1"))

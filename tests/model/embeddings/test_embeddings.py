@@ -7,10 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.artifact.bags import ModuleInputs
-from model.artifact.table_files import StackedTables
 from model.embeddings.embeddings import Embeddings, Engine, FusedOptimizer
-from model.export.embedding_rows import BlockRows
 from model.features.block import BlockTensors, block_inputs
 from model.features.encoder import EncodedBlock, FeatureEncoder, FittedFeatures
 from model.features.kinds import IdListFeature
@@ -109,12 +106,6 @@ def test_lists_of_one_table_have_poolings_of_their_own() -> None:
     found = embeddings(BlockTensors.of(blocks[0]), BlockTensors.of(blocks[1]))
     # Sums of up to 3 float32 entries of order 1.
     np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-6, rtol=1e-6)
-    stacked = StackedTables.of(embeddings.table_weights())
-    exported = BlockRows(schema, "candidate", stacked, owner=0, num_owners=1)
-    inputs = ModuleInputs(schema, [[stacked.starts[table.name] for table in schema.tables]])
-    columns = exported(inputs.of("candidate", blocks[1])).numpy()
-    own = expected[:, -columns.shape[1] :][:, exported.columns]
-    np.testing.assert_allclose(columns, own, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("engine", ["torchrec", "torch"])

@@ -10,7 +10,6 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from model.artifact.bags import ModuleInputs
 from model.embeddings.embeddings import Embeddings, FusedOptimizer
 from model.features.block import BlockTensors
 from model.features.encoder import FeatureEncoder, FittedFeatures
@@ -109,8 +108,7 @@ def test_a_step_moves_both_rows_of_an_id_and_no_other() -> None:
 def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | None) -> None:
     schema = with_two_hashes(FEED)
     encoder = encoder_of(schema, random_rows(np.random.default_rng(0), 200))
-    ranker, module = build(schema, encoder, fused)
-    inputs = ModuleInputs(schema, module.table_starts)
+    ranker, module, inputs = build(schema, encoder, fused)
     scripted, again = reloaded(module)
     answers = Answers(schema, encoder.fitted)
     for batch in (1, 7, 256):
@@ -119,7 +117,7 @@ def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | No
             expected = answers(ranker(BlockTensors.of(repeated), BlockTensors.of(candidates)))
             for exported in (module, scripted, again):
                 for _ in range(2):  # the executor optimises after its first runs
-                    got = exported(inputs.of("request", one), inputs.of("candidate", candidates))
+                    got = exported(inputs.candidate_rows(candidates), inputs.request_sums(one))
                     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.artifact.bags import ModuleInputs
+from model.artifact.module_inputs import ModuleInputs
 from model.artifact.table_files import StackedTables
 from model.embeddings.embeddings import Embeddings, FusedOptimizer
 from model.export.scoring_module import ScoringModule
@@ -115,16 +115,15 @@ def test_a_fused_step_of_one_task_moves_its_tables_alone(fused: FusedOptimizer) 
 @pytest.mark.parametrize("fused", FUSED)
 def test_what_is_exported_answers_as_what_was_trained(fused: FusedOptimizer | None) -> None:
     schema, encoder, ranker = built(fused)
-    module = ScoringModule(
-        schema, encoder.fitted, ranker.network, StackedTables.of(ranker.embeddings.table_weights())
-    ).eval()
-    inputs = ModuleInputs(schema, module.table_starts)
+    stacked = StackedTables.of(ranker.embeddings.table_weights())
+    module = ScoringModule(schema, encoder.fitted, ranker.network, stacked.starts).eval()
+    inputs = ModuleInputs(schema, module, stacked.stacked_RW)
     scripted, again = reloaded(module)
     for count in (1, 2, 50):
         one, repeated, candidates = request_and_candidates(encoder, count, seed=count)
         with torch.no_grad():
             logits_BO: Tensor = ranker(BlockTensors.of(repeated), BlockTensors.of(candidates))
-            both = (inputs.of("request", one), inputs.of("candidate", candidates))
+            both = (inputs.candidate_rows(candidates), inputs.request_sums(one))
             got = module(*both)
             # TorchRec sums a list in its own order: some units in the last place, of quantities too.
             torch.testing.assert_close(got, Answers(schema, encoder.fitted)(logits_BO), atol=1e-6, rtol=1e-6)
