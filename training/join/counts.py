@@ -18,7 +18,7 @@ from training.join.staging import Staging
 
 # In the order of a table.
 CLASSES = (
-    "matched", "unmatched", "doubled", "late", "out_of_window", "ambiguous", "no_identity", "other_type",
+    "matched", "unmatched", "doubled", "late", "out_of_window", "ambiguous", "no_identity", "wrong_value", "other_type",
 )  # fmt: skip
 IMPRESSIONS = ("requests", "lost_requests", "late_requests", "impressions", "shown", "implied", "rows")
 COUNTS = "counts.json"

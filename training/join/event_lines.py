@@ -7,7 +7,8 @@ counted as a bad line, with its file and number (of a Parquet file the row's, fr
 Shapes: B rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,16 +18,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from model.tasks import MulticlassTask
 from training.columns import plain
 from training.data.retries import first_line
 from training.join.columns import times
 from training.join.faults import BadLines
 from training.join.plan import HOUR, OLDEST, Plan, micros
 from training.join.sources import Source, SourceFile, blocks
+from training.tasks import learned
 
 # `_given` is the time as it was sent, which is part of an event's identity. `_time` is clipped by the receipt. `_hour`
 # is that of `_time` + skew: the last in which the event's impression can lie. `_joined` is the last hour that had been
-# joined when the event was read.
+# joined when the event was read. `_is_wrong` is true of a value that no label of its task may have.
 EVENTS = pa.schema(
     [
         ("_e", pa.int64()),
@@ -42,6 +45,7 @@ EVENTS = pa.schema(
         ("_place", pa.int64()),
         ("_value", pa.float64()),
         ("_amount", pa.decimal128(38, 9)),
+        ("_is_wrong", pa.bool_()),
     ]
 )
 _NAMES = ("request_id", "type", "id", "received", "model", "position", "time", "value", "event_id")
@@ -77,6 +81,7 @@ class EventReader:
         self._model = model
         self._adding = pa.array(sorted(plan.file.adding_types), pa.string())
         self.other_models = 0
+        self._rules = _value_rules(plan)
 
     def tables(self, source: Source, file: SourceFile) -> Iterator[pa.Table]:
         """The events of a file, without `_e` and `_joined`. Raises ValueError for a file that cannot be read at all."""
@@ -177,9 +182,34 @@ class EventReader:
                 "_event_id": columns.get("event_id", absent),
                 "_place": columns.get("position", pa.nulls(rows, pa.int64())),
                 "_value": pa.array(values_B),
+                "_is_wrong": pa.array(self._wrong(columns["type"], values_B)),
                 "_amount": _amounts(values_B, is_bad_B | ~_mask(is_adding)),
             }
         ).filter(pa.array(~(is_bad_B | is_other_B)))
+
+    def _wrong(self, types: pa.Array, values_B: NDArray[np.float64]) -> Mask:
+        """Mask of values that are no label: a training that meets one refuses its whole file."""
+        is_wrong_B = np.zeros(len(types), bool)
+        for event_type, is_right in self._rules:
+            is_mine_B = _mask(pc.fill_null(pc.equal(types, event_type), False))
+            is_wrong_B[is_mine_B] |= ~is_right(values_B[is_mine_B])
+        return is_wrong_B
+
+
+def _value_rules(plan: Plan) -> list[tuple[str, Callable[[NDArray[np.float64]], Mask]]]:
+    """By type of event the values that its label may have."""
+    rules: list[tuple[str, Callable[[NDArray[np.float64]], Mask]]] = []
+    for column, label in plan.file.labels.items():
+        if label.value in (None, "count"):
+            continue
+        for task in plan.tasks_of(column):
+            if isinstance(task, MulticlassTask):
+                assert isinstance(task.classes, dict), "checked"
+                classes = np.array(list(task.classes), np.float64)
+                rules.append((label.event, partial(np.isin, test_elements=classes)))
+            else:
+                rules.append((label.event, learned(task).are_labels))
+    return rules
 
 
 def _amounts(values_B: NDArray[np.float64], is_none_B: Mask) -> pa.Array:

@@ -26,8 +26,8 @@ Table = Any
 # Classes of events that have an impression.
 MATCHED, DOUBLED, LATE, OUT_OF_WINDOW, AMBIGUOUS = "matched", "doubled", "late", "out_of_window", "ambiguous"
 # Of those that are looked for, and of those that are not.
-IN, NO_IDENTITY, OTHER_TYPE = "in", "no_identity", "other_type"
-ALONE = (IN, NO_IDENTITY, OTHER_TYPE)
+IN, NO_IDENTITY, OTHER_TYPE, WRONG_VALUE = "in", "no_identity", "other_type", "wrong_value"
+ALONE = (IN, NO_IDENTITY, OTHER_TYPE, WRONG_VALUE)
 # Of the tables of the hour that is joined.
 HOUR_PREFIX = "hour_"
 RESOLVED = "resolved"
@@ -53,6 +53,7 @@ class Expression:
         candidates = _staged(plan, "candidates").select("_r", "_c", "_candidate_id", "_position", "_repeats")
         events = _staged(plan, "events").rename(_event_hour="_hour", _event_time="_time")
         events = events.filter(events._type.isin(sorted(plan.file.event_types)), ~_has_no_identity(plan, events))
+        events = events.filter(~events._is_wrong)
         events = events.mutate(_latest=events._event_time + plan.skew)
         requests = requests.mutate(_times=ibis._.count().over(ibis.window(group_by="_request_id")))
         pairs = _of_single(events, requests).union(_of_repeated(events, requests, candidates))
@@ -115,7 +116,8 @@ class Expression:
         plan = self.plan
         events = _staged(plan, "events").rename(_event_hour="_hour")
         is_other = ~events._type.isin(sorted(plan.file.event_types))
-        alone = ibis.cases((is_other, OTHER_TYPE), (_has_no_identity(plan, events), NO_IDENTITY), else_=IN)
+        has_none = _has_no_identity(plan, events)
+        alone = ibis.cases((is_other, OTHER_TYPE), (events._is_wrong, WRONG_VALUE), (has_none, NO_IDENTITY), else_=IN)
         resolved = self._kept()
         return _counted(events, alone).union(_counted(resolved, resolved._class))
 

@@ -28,9 +28,10 @@ from training.join.plan import ANSWER, HOUR, Plan
 from training.join.sources import Source, SourceFile, blocks
 
 FORMAT = 2
+_NEEDED = ("request_id", "model", "model_version", "score", "tasks", "user", "candidates")
 # Requests that become columns together.
-_BATCH_REQUESTS = 4096
-_BATCH_BYTES = 16 * 2**20
+_BATCH_REQUESTS = 1024
+_BATCH_BYTES = 8 * 2**20
 _PARQUET_ROWS = 256
 
 
@@ -128,7 +129,7 @@ class ImpressionReader:
         lines = self._parquet_lines(source, file, place) if file.is_parquet else self._lines(source, file, place)
         for number, text_bytes, line in lines:
             self._refuse_other_formats(line, place, number)
-            if line.lost is None and line.model != self._model_of(line, place, number):
+            if line.model is not None and line.model != self._model_of(line, place, number):
                 self.other_models += 1
                 continue
             waiting.append((number, line))
@@ -252,16 +253,23 @@ class ImpressionReader:
         return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
     def _candidates(self, lines: list[Any], hour_R: NDArray[np.int64]) -> pa.Table:
-        sizes_R = np.fromiter((len(line.candidates.id) for line in lines), np.int64, len(lines))
+        sizes = [len(line.candidates.id) for line in lines]
+        sizes_R = np.array(sizes, np.int64)
         answered_R = np.fromiter((len(line.order) for line in lines), np.int64, len(lines))
         order_K = np.fromiter(chain.from_iterable(line.order for line in lines), np.int64, int(answered_R.sum()))
         request_K = np.repeat(np.arange(len(lines)), answered_R)
+        if not ((order_K >= 0) & (order_K < sizes_R[request_K])).all():
+            raise ValueError("order: not row numbers of the candidates")
         row_K = (np.cumsum(sizes_R) - sizes_R)[request_K] + order_K
+        if len(np.unique(row_K)) != len(row_K):
+            raise ValueError("order: a row twice")
         position_K = np.arange(len(row_K)) - (np.cumsum(answered_R) - answered_R)[request_K]
         taken = pa.array(row_K)
 
-        def answered(values: list[Any]) -> pa.Array:
-            return pa.array(values, pa.float64()).take(taken)
+        def answered(name: str, columns: list[Any]) -> pa.Array:
+            _check_lengths(name, iter(columns), sizes)
+            filled = (column or [None] * size for column, size in zip(columns, sizes, strict=True))
+            return pa.array(list(chain.from_iterable(filled)), pa.float64()).take(taken)
 
         ids = list(chain.from_iterable(line.candidates.id for line in lines))
         answered_ids = pa.array(ids, pa.string()).take(taken)
@@ -272,25 +280,18 @@ class ImpressionReader:
             "_candidate_id": answered_ids,
             "_position": pa.array(position_K),
             "_repeats": pa.array(_repeats(answered_ids.to_pylist(), answered_R)),
-            "_score": answered(list(chain.from_iterable(line.score for line in lines))),
+            "_score": answered("score", [line.score for line in lines]),
             "_propensity": pa.array(
                 list(chain.from_iterable(line.propensity or [None] * len(line.order) for line in lines)), pa.float64()
             ),
         }
         for output in self._plan.schema.outputs:
-            absent: list[None] = []
-            columns[ANSWER + output] = answered(
-                list(
-                    chain.from_iterable(
-                        line.tasks.get(output, absent) or [None] * len(line.candidates.id) for line in lines
-                    )
-                )
-            )
+            columns[ANSWER + output] = answered(f"tasks.{output}", [line.tasks.get(output) for line in lines])
         for place, feature in enumerate(self._candidate_features):
-            values: list[Any] = []
-            for line in lines:
-                given = getattr(line.candidates.features, f"f{place}")
-                values += [None] * len(line.candidates.id) if given is None else given
+            given = [getattr(line.candidates.features, f"f{place}") for line in lines]
+            _check_lengths(f"feature '{feature.name}'", iter(given), sizes)
+            filled = ([None] * size if one is None else one for one, size in zip(given, sizes, strict=True))
+            values = list(chain.from_iterable(filled))
             columns[feature.name] = self._array(feature, values).take(taken)
         schema = candidate_columns(self._plan)
         return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
@@ -317,8 +318,8 @@ def _values_of(features: list[Feature], kind: Any, default: Any) -> Any:
 
 
 def _check(line: Any) -> None:
-    """Raise ValueError where a request has not all that a row needs, or columns differ in length."""
-    for name in ("request_id", "model_version", "score", "tasks", "user", "candidates"):
+    """Raise ValueError where a request has not all that a row needs."""
+    for name in _NEEDED:
         if getattr(line, name) is None:
             raise ValueError(f"no {name}")
     if line.share is None:
@@ -327,19 +328,17 @@ def _check(line: Any) -> None:
         raise ValueError("share: not a number above 0, at most 1")
     if line.order is None:
         raise ValueError("no order, the rows as answered")
-    rows = len(line.candidates.id)
-    features = line.candidates.features
-    lengths = [len(line.score), *map(len, line.tasks.values())]
-    lengths += [len(values) for name in features.__struct_fields__ if (values := getattr(features, name)) is not None]
-    if any(length != rows for length in lengths):
-        raise ValueError(f"columns of other lengths than that of the ids, {rows}")
-    order = line.order
-    if len(set(order)) != len(order) or (order and (min(order) < 0 or max(order) >= rows)):
-        raise ValueError("order: not row numbers of the candidates, each once")
-    if line.propensity is not None and len(line.propensity) != len(order):
+    if line.propensity is not None and len(line.propensity) != len(line.order):
         raise ValueError("propensity: not one a place")
     if isinstance(line.user_hash, int):
         raise ValueError("user_hash: expected 32 hexadecimal digits")
+
+
+def _check_lengths(name: str, columns: Iterator[list[Any] | None], sizes: list[int]) -> None:
+    """Raise ValueError where a column is there and has not a value for each candidate of its request."""
+    for column, size in zip(columns, sizes, strict=True):
+        if column is not None and len(column) != size:
+            raise ValueError(f"{name}: {len(column)} values for {size} candidates")
 
 
 def _experiments(line: Any) -> str | None:

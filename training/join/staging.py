@@ -8,6 +8,7 @@ came earlier and later: an event or an impression that comes after its hour was 
 Shapes: R requests, E events, B rows of either.
 """
 
+import gc
 import json
 import shutil
 from collections import Counter
@@ -135,6 +136,23 @@ class Staging:
         """Read what is new, a generation for each GENERATION_BYTES of it. Hours up to `joined` are joined already."""
         files = {log: self.unread(log, source.files()) for log, source in sources.items()}
         bad = BadLines()
+        # Lines are trees without cycles, and many: looking for cycles among them takes longer than reading them.
+        is_collecting = gc.isenabled()
+        gc.disable()
+        try:
+            self._read_all(plan, sources, files, joined, bad)
+        finally:
+            if is_collecting:
+                gc.enable()
+
+    def _read_all(
+        self,
+        plan: Plan,
+        sources: dict[str, Source],
+        files: dict[str, list[SourceFile]],
+        joined: int | None,
+        bad: BadLines,
+    ) -> None:
         batch: list[tuple[str, SourceFile]] = []
         # Impressions first: they say of which model events are read.
         waiting = [(log, file) for log in ("impressions", "events") for file in files[log]]

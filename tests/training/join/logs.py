@@ -156,9 +156,9 @@ def _event(
     if draw.random() < 0.8:
         event["event_id"] = f"e-{draw.randrange(10**9)}"
     if kind == "rate":
-        event["value"] = draw.randint(1, 3)
+        event["value"] = draw.randint(1, 4)
     elif draw.random() < 0.8:
-        event["value"] = draw.randrange(100_000) / 8
+        event["value"] = draw.randrange(-4_000, 100_000) / 8
     return event
 
 

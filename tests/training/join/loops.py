@@ -101,6 +101,9 @@ def _class(
         return "late", None
     if event["type"] not in NAMED:
         return "other_type", None
+    value = event.get("value", 1.0)
+    if (event["type"] in ("play", "dwell") and value < 0) or (event["type"] == "rate" and value == 4):
+        return "wrong_value", None
     if event["type"] in ADDING and "event_id" not in event:
         return "no_identity", None
     known = by_key.get((event["request_id"], event["id"]), [])

@@ -61,7 +61,8 @@ def test_rows_are_those_of_a_slow_loop(tmp_path: Path, rows: str, seed: int) -> 
     join(plan, NOW)
     truth = join_slowly(made, rows, LAST, tie)
     assert {kind for counts in truth.events.values() for kind in counts} == {
-        "matched", "doubled", "late", "out_of_window", "ambiguous", "no_identity", "other_type", "unmatched"
+        "matched", "doubled", "late", "out_of_window", "ambiguous", "no_identity", "other_type", "wrong_value",
+        "unmatched",
     }  # fmt: skip
     check(plan.out, truth)
     assert sum(counts.total() for counts in event_counts(plan.out).values()) == len(made.events)
