@@ -8,8 +8,8 @@ import errno
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from threading import Lock
 from urllib.parse import unquote
 
 import fsspec
@@ -61,9 +61,7 @@ class LogFiles:
             LogFile(name, path, {key: _value(text, key in texts) for key, text in parts[name].items()})
             for name, path in sorted(listing.files.items())
         ]
-        self._types: dict[str, pa.DataType] = {}
-        self._unopened = reversed(self.files)
-        self._lock = Lock()
+        self._types: dict[str, pa.DataType | None] = {}
 
     @property
     def names(self) -> list[str]:
@@ -135,15 +133,15 @@ class LogFiles:
 
     def type_of(self, name: str) -> pa.DataType | None:
         """The type of a column in the newest files that have it, None where none of the log's has."""
-        with self._lock:
-            while name not in self._types:
-                file = next(self._unopened, None)
-                if file is None:
-                    return None
-                with self.opened(file) as parquet:
-                    for held in parquet.schema_arrow:
-                        self._types.setdefault(held.name, held.type)
-            return self._types[name]
+        if name not in self._types:  # threads that look at once find the same
+            kinds = map(partial(self._type_in, name), reversed(self.files))
+            self._types[name] = next((kind for kind in kinds if kind is not None), None)
+        return self._types[name]
+
+    def _type_in(self, name: str, file: LogFile) -> pa.DataType | None:
+        with self.opened(file) as parquet:
+            held = parquet.schema_arrow
+            return held.field(name).type if name in held.names else None
 
     def read(self, file: LogFile, names: Sequence[str], may_lack: Container[str] = ()) -> pa.Table:
         """All rows of a file, its partition's columns included, without those of the columns that it `may_lack` and
