@@ -80,6 +80,7 @@ class DirectRequest:
                 send(record.status, [*response.raw_headers, request_id_header(record)], bytes(response.body))
             else:
                 record.status = 200
+                record.run_before_answer()
                 send(200, [*headers_of(outcome), request_id_header(record)], outcome.body)
                 record.run_after_answer()
         finally:

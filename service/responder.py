@@ -62,6 +62,7 @@ class Responder:
         except Problem as problem:
             await send_problem(problem, scope, receive, send, self.metrics)
             return
+        record.run_before_answer()
         await send({"type": "http.response.start", "status": 200, "headers": headers_of(reply)})
         await send({"type": "http.response.body", "body": reply.body})
         record.run_after_answer()

@@ -45,8 +45,16 @@ class RequestRecord:
     begun: float | None = None
     scored: float | None = None
     seconds: float = 0.0
+    # What has to be known before anybody can have the answer.
+    before_answer: list[Callable[[], None]] = field(default_factory=list)
     # Work that waits until the answer has left: a line of the impression log, a scoring by the shadow version.
     after_answer: list[Callable[[], None]] = field(default_factory=list)
+
+    def run_before_answer(self) -> None:
+        """Do what comes before the answer leaves."""
+        waiting, self.before_answer = self.before_answer, []
+        for act in waiting:
+            act()
 
     def run_after_answer(self) -> None:
         """Do what waited for the answer to leave. It may refer to this record: kept here, only the collector would free

@@ -56,7 +56,6 @@ class Impression(NamedTuple):
     """A scored request as it is logged. `held_bytes` is about what keeping it costs. Features of `integers` may have
     been sent as strings of digits. It keeps no model version alive."""
 
-    time: datetime
     head: dict[str, str]
     user: str | None
     catalogue: str | None
@@ -70,13 +69,12 @@ class Impression(NamedTuple):
     integers: frozenset[str]
 
     @classmethod
-    def of(cls, request: ScoredRequest, time: datetime) -> "Impression":
+    def of(cls, request: ScoredRequest) -> "Impression":
         """The impression of a request that has just been scored."""
         encoded, answers, score_N, order_K = request.encoded, request.answers, request.score_N, request.order_K
         received, scorer = encoded.received, encoded.model.scorer
         held = encoded.body_bytes * (_COLUMNS_COST if received.rows is None else _ROWS_COST)
         return cls(
-            time,
             encoded.head,
             user_of(received.user, scorer.manifest.user),
             encoded.catalogue_generation,
@@ -90,7 +88,7 @@ class Impression(NamedTuple):
             scorer.encoder.integers,
         )
 
-    def line(self, settings: LineSettings) -> bytes:
+    def line(self, taken_at: datetime, settings: LineSettings) -> bytes:
         """The line, with its end."""
         received, key = self.received, settings.user_hash_key
         tasks = dict(zip(self.outputs, map(_as_answered, self.answers_NO.T), strict=True))
@@ -100,7 +98,7 @@ class Impression(NamedTuple):
         line = _encoder.encode(
             {
                 "format": FORMAT,
-                "time": rfc3339(self.time),
+                "time": rfc3339(taken_at),
                 **self.head,
                 **_NOT_MADE_YET,
                 "user_hash": None if self.user is None or key is None else user_hash(key, self.user),
@@ -117,6 +115,11 @@ class Impression(NamedTuple):
         )
         # Columns are passed on as the client wrote them. In JSON a line may break only between values.
         return line.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
+
+
+def loss_line(lost_at: datetime, lost: int, reason: str) -> bytes:
+    """The line of so many requests that were lost, with its end."""
+    return _encoder.encode({"format": FORMAT, "time": rfc3339(lost_at), "lost": lost, "reason": reason}) + b"\n"
 
 
 def _as_answered(values_N: NDArray[Any]) -> msgspec.Raw:

@@ -1,28 +1,30 @@
 """The impression log: scored requests written to rotated files by a thread of its own, off unless switched on.
 
-In: impressions, offered after their answers have left. Out: lines in rotated files
-(service/log_files/rotated_files.py), which become Parquet once they are closed (service/impressions/convert.py). What
-waits to be written is bounded: a disk that is full or slow costs lines, which are counted and logged once a minute,
-never a request. Lines of JSON first: what a killed process had written can be read to the last whole line, while a
-Parquet file without its end is lost whole. Arrow also stays out of the process that serves.
+In: impressions, offered after their answers have left. Out: lines in the files of a log writer
+(service/log_files/log_writer.py), which become Parquet once they are closed (service/impressions/convert.py). What
+waits to be written is bounded: a disk that is full or slow costs lines, never a request. What is lost is counted,
+logged once a minute, and said by a line of the log itself, also of a writer that was killed. Lines of JSON first: what
+a killed process had written can be read to the last whole line, while a Parquet file without its end is lost whole.
+Arrow also stays out of the process that serves.
 """
 
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
 from service.base.background import nice
 from service.base.clock import Clock
-from service.base.log import FieldLogger, Throttle
+from service.base.log import FieldLogger
 from service.base.record import RequestRecord
 from service.impressions.convert import POLL_SECONDS, Conversion
 from service.impressions.folder import impression_files
-from service.impressions.line import Impression, LineSettings
+from service.impressions.line import Impression, LineSettings, loss_line
+from service.impressions.losses import Losses
+from service.log_files.line_counts import LineCounts
+from service.log_files.log_writer import LogWriter
 from service.log_files.rotated_files import RotatedFiles
+from service.log_files.watermark import DeadWriter
 from service.metrics.metrics import Metrics
 from service.models.labels import IMPRESSION_SEED, falls_within
 from service.rank.scored_request import ScoredRequest
@@ -30,18 +32,15 @@ from service.rank.scored_request import ScoredRequest
 MAX_HELD_BYTES = 32 * 2**20
 DRAIN_SECONDS = 5.0
 _FILE_BYTES = 64 * 2**20
-_AGE_SECONDS = 3600.0
 _WRITE_BYTES = 2**20
 _NICENESS = 10
 _NO_KEY = "a model knows the user of a request, whose hash needs a key; start the service with --user-hash-key FILE"
-
-_Loss = Literal["dropped", "failed", "no_key"]
-_LOSSES: tuple[_Loss, ...] = get_args(_Loss)
+_KILLED = "their writer was killed"
 
 _log = FieldLogger("impressions")
 
 
-class ImpressionLog:
+class ImpressionLog(LogWriter[Impression]):
     """The impression log of one worker of `workers`. `take_request` and `offer` never wait for the disk."""
 
     def __init__(
@@ -50,31 +49,22 @@ class ImpressionLog:
         # Beside the whole files every worker has one that it writes, and one that a killed worker left. One of the
         # folder is in both kinds while it becomes Parquet.
         file_bytes = min(_FILE_BYTES, max_bytes // (8 * workers))
-        self._files = RotatedFiles(
+        files = RotatedFiles(
             impression_files(folder),
             clock,
             file_bytes=file_bytes,
             keep_bytes=max_bytes - (2 * workers + 1) * file_bytes,
-            age_seconds=_AGE_SECONDS,
             on_removed=metrics.impression_files_removed.inc,
             on_closed=lambda: self._conversion.start(),
         )
+        super().__init__(files, clock, "impressions")
         self._conversion = Conversion(folder, metrics.impression_conversions_failed.inc)
-        self._clock = clock
         self._settings = settings
         self._written = metrics.impressions.labels("written")
-        self._losses = _Losses(metrics)
-        self._changed = threading.Condition()
-        self._queue: deque[Impression] = deque()
-        self._held_bytes = 0
+        self._losses = Losses(metrics)
+        self._counts = _new_counts(self._writer)
         self._in_hand = 0
-        self._is_closing = False
         self._is_given_up = False
-        self._thread = threading.Thread(target=self._work, name="impressions", daemon=True)
-
-    def start(self) -> None:
-        """Start the writing thread."""
-        self._thread.start()
 
     def take_request(self, record: RequestRecord, request: ScoredRequest) -> None:
         """Log a scored request once its answer has left, where the sample has it.
@@ -84,30 +74,17 @@ class ImpressionLog:
         if not falls_within(record.request_id, self._settings.share, IMPRESSION_SEED):
             return
         if self._settings.user_hash_key is None and request.encoded.model.scorer.manifest.user is not None:
+            self._count_taken()
             self._losses.count("no_key", 1, _NO_KEY)
         else:
-            record.after_answer.append(partial(self._enqueue, Impression.of(request, self._clock.now())))
-
-    def _enqueue(self, impression: Impression) -> None:
-        """Queue a line, or count it as dropped where too much waits already."""
-        with self._changed:
-            # One request alone may be over the bound: it is kept anyway.
-            has_room = not self._held_bytes or self._held_bytes + impression.held_bytes <= MAX_HELD_BYTES
-            is_kept = has_room and not self._is_closing
-            if is_kept:
-                self._queue.append(impression)
-                self._held_bytes += impression.held_bytes
-                self._changed.notify()
-        if not is_kept:
-            self._losses.count("dropped", 1, "the disk is too slow for what is logged")
+            # Counted before anybody can have the answer: a kill in between costs a line that is counted.
+            record.before_answer.append(self._count_taken)
+            record.after_answer.append(partial(self._enqueue, Impression.of(request)))
 
     def stop(self) -> None:
         """Write what waits, close the file and have it converted, within DRAIN_SECONDS."""
         ends_at = time.monotonic() + DRAIN_SECONDS
-        with self._changed:
-            self._is_closing = True
-            self._changed.notify()
-        self._thread.join(DRAIN_SECONDS)
+        self._close(DRAIN_SECONDS)
         with self._changed:
             left = len(self._queue) + self._in_hand
             self._queue.clear()
@@ -117,37 +94,42 @@ class ImpressionLog:
         self._losses.log_losses()
         self._conversion.finish(ends_at - time.monotonic())
 
-    def _work(self) -> None:
+    def _count_taken(self) -> None:
+        if self._counts is not None:
+            self._counts.add_taken(1)
+
+    def _enqueue(self, impression: Impression) -> None:
+        """Queue a line, or count it as dropped where too much waits already."""
+        with self._changed:
+            # One request alone may be over the bound: it is kept anyway.
+            has_room = not self._held_bytes or self._held_bytes + impression.held_bytes <= MAX_HELD_BYTES
+            is_kept = has_room and not self._is_closing
+            if is_kept:
+                self._put(lambda _: impression)
+        if not is_kept:
+            self._losses.count("dropped", 1, "the disk is too slow for what is logged")
+
+    def _begin(self) -> None:
         nice(_NICENESS)
-        self._count_failure_of(self._files.tidy_folder)
+        super()._begin()
         self._conversion.start()
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._is_closing, self._seconds_left())
-                batch = list(self._queue)
-                self._queue.clear()
-                self._in_hand = len(batch)
-                is_over = self._is_closing and not batch
-            self._write(batch)
-            if is_over or self._files.seconds_left == 0:
-                self._count_failure_of(self._files.close)
-            if is_over:
-                return
 
-    def _seconds_left(self) -> float | None:
-        """Seconds until there is work. None where there is none."""
-        seconds = self._files.seconds_left
-        if not self._conversion.is_running():
-            return seconds
-        return POLL_SECONDS if seconds is None else min(POLL_SECONDS, seconds)
+    def _take_batch(self) -> list[tuple[datetime, Impression]]:
+        batch = super()._take_batch()
+        self._in_hand = len(batch)
+        return batch
 
-    def _write(self, batch: list[Impression]) -> None:
+    def _seconds_left(self) -> float:
+        seconds = super()._seconds_left()
+        return min(POLL_SECONDS, seconds) if self._conversion.is_running() else seconds
+
+    def _write(self, batch: list[tuple[datetime, Impression]]) -> None:
         most = min(_WRITE_BYTES, self._files.file_bytes)
         lines: list[bytes] = []
         size = held = 0
-        for impression in batch:
+        for taken_at, impression in batch:
             try:
-                line = impression.line(self._settings)
+                line = impression.line(taken_at, self._settings)
             except Exception:  # the thread must outlive any surprise in a request
                 _log.exception("an impression could not be written")
                 line = b""
@@ -169,6 +151,7 @@ class ImpressionLog:
         self._finish(written, len(lines) - written, held_bytes, "" if error is None else _reason(error))
 
     def _finish(self, written: int, failed: int, held_bytes: int, reason: str) -> None:
+        self._settle(written)
         with self._changed:
             self._held_bytes -= held_bytes
             self._in_hand -= written + failed
@@ -178,39 +161,38 @@ class ImpressionLog:
         if failed:
             self._losses.count("failed", failed, reason)
 
-    def _count_failure_of(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except OSError as error:
-            self._losses.count("failed", 0, _reason(error))
+    def _settle(self, lines: int) -> None:
+        if self._counts is not None:
+            self._counts.add_settled(lines)
+
+    def _write_losses(self) -> None:
+        for reason, lost in self._losses.unwritten():
+            self._append_loss(self._clock.now(), lost, reason)
+            self._losses.settle(reason, lost)
+            self._settle(lost)
+
+    def _write_loss_of(self, dead: DeadWriter, lost: int) -> None:
+        self._append_loss(dead.last_time or self._clock.now(), lost, _KILLED)
+        self._losses.count_written("killed", lost, _KILLED)
+
+    def _append_loss(self, lost_at: datetime, lost: int, reason: str) -> None:
+        _, error = self._files.append([loss_line(lost_at, lost, reason)])
+        if error is not None:
+            raise error
+
+    def _fail(self, error: OSError) -> None:
+        self._losses.count("failed", 0, _reason(error))
+
+    def _may_forget(self) -> bool:
+        return self._counts is None or self._counts.close()
 
 
-class _Losses:
-    """Counts what is lost, and says so at once but not again within a minute."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = {result: metrics.impressions.labels(result) for result in _LOSSES}
-        self._lock = threading.Lock()
-        self._untold = dict.fromkeys(_LOSSES, 0)
-        self._reason = ""
-        self._throttle = Throttle()
-
-    def count(self, result: _Loss, lines: int, reason: str) -> None:
-        self._metrics[result].inc(lines)
-        with self._lock:
-            self._untold[result] += lines
-            self._reason = reason
-            is_due = self._throttle.is_due()
-        if is_due:
-            self.log_losses()
-
-    def log_losses(self) -> None:
-        """Log what has not been logged."""
-        with self._lock:
-            untold, self._untold = self._untold, dict.fromkeys(_LOSSES, 0)
-            reason, self._reason = self._reason, ""
-        if reason:
-            _log.warning("impressions are not logged", **untold, reason=reason)
+def _new_counts(writer: str) -> LineCounts | None:
+    try:
+        return LineCounts(writer)
+    except OSError as error:
+        _log.warning("lines that are lost by a kill will not be counted", reason=_reason(error))
+        return None
 
 
 def _reason(error: OSError) -> str:

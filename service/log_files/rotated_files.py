@@ -1,15 +1,14 @@
-"""Lines in files of bounded size and age, and a bound on what the files of a log take together.
+"""Lines in files of bounded size, and a bound on what the files of a log take together.
 
 In: blocks of encoded lines. Out: files of a `LogFolder`, readable by their owner alone, in the order of their names. A
-file gets its name when it is full or old, so a reader meets whole lines only. Until then it is hidden, ends in `.part`
-and is locked by its writer. What a writer leaves that died without closing is cut after its last whole line and named
-by the next one. Several processes may write to one folder, each by one thread. What is closed may become Parquet: the
-same name but for its end, bounded with the others.
+file gets its name when it is full or its writer closes it, so a reader meets whole lines only. Until then it is hidden,
+ends in `.part` and is locked by its writer. What a writer leaves that died without closing is cut after its last whole
+line and named by the next one. Several processes may write to one folder, each by one thread. What is closed may become
+Parquet: the same name but for its end, bounded with the others.
 """
 
 import fcntl
 import os
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -34,32 +33,24 @@ class RotatedFiles:
         *,
         file_bytes: int,
         keep_bytes: int | None,
-        age_seconds: float,
         on_removed: Callable[[int], None] = lambda _: None,
         on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         self.file_bytes = file_bytes
-        self._log = log
+        self.log = log
         self._clock = clock
         self._keep_bytes = keep_bytes
-        self._age_seconds = age_seconds
         self._on_removed = on_removed
         self._on_closed = on_closed
         self._descriptor: int | None = None
         self._name = ""
         self._size = 0
-        self._ends_at = 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds until the file is old. None where there is none."""
-        return None if self._descriptor is None else max(0.0, self._ends_at - time.monotonic())
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all files of the log, open ones included. Raises OSError."""
         total = 0
-        for file in (*self._log.named(LINES), *self._log.named(PARQUET), *self._log.open_files()):
+        for file in (*self.log.named(LINES), *self.log.named(PARQUET), *self.log.open_files()):
             with suppress(FileNotFoundError):
                 total += file.stat().st_size
         return total
@@ -111,7 +102,7 @@ class RotatedFiles:
         if self._descriptor is not None:
             try:
                 os.fsync(self._descriptor)
-                _publish(self._part, self._descriptor, self._log.path / self._name)
+                _publish(self._part, self._descriptor, self.log.path / self._name)
             finally:
                 self._close_unnamed()
             self._on_closed()
@@ -121,7 +112,7 @@ class RotatedFiles:
         """Name what dead writers left, and remove the oldest files beyond the bound. Returns whether everything that
         is left has a name. Raises OSError."""
         is_settled = True
-        for part in self._log.open_files():
+        for part in self.log.open_files():
             if (whole := closed_name(part)) is not None:
                 try:
                     self._take_over(part, whole)
@@ -135,7 +126,7 @@ class RotatedFiles:
 
     def _remove_oldest(self, keep_bytes: int) -> None:
         sizes = {}
-        files = [*self._log.named(LINES), *self._log.named(PARQUET)]
+        files = [*self.log.named(LINES), *self.log.named(PARQUET)]
         for file in sorted(files, key=lambda file: file.stem):
             with suppress(FileNotFoundError):
                 sizes[file] = file.stat().st_size
@@ -152,11 +143,11 @@ class RotatedFiles:
 
     @property
     def _part(self) -> Path:
-        return self._log.path / f".{self._name}.part"
+        return self.log.path / f".{self._name}.part"
 
     def _open(self) -> None:
         now = self._clock.now().strftime("%Y%m%dT%H%M%S.%f")
-        self._name = f"{self._log.prefix}{now}-{uuid.uuid4().hex[:8]}{LINES}"
+        self._name = f"{self.log.prefix}{now}-{uuid.uuid4().hex[:8]}{LINES}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(self._part, flags, 0o600)
         try:
@@ -168,7 +159,6 @@ class RotatedFiles:
             os.close(descriptor)
             raise
         self._descriptor, self._size = descriptor, 0
-        self._ends_at = time.monotonic() + self._age_seconds
 
     def _close_unnamed(self) -> None:
         assert self._descriptor is not None

@@ -17,6 +17,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from model.untrusted_files import read_bytes
 from service.base.clock import rfc3339
 from service.log_files.folder import LogFolder
 
@@ -24,14 +25,19 @@ SUFFIX = ".watermark"
 _HOST_CHARACTERS = 63
 
 
+def new_writer() -> str:
+    """A name for a writer that no other has: its host's, and a token."""
+    host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())[:_HOST_CHARACTERS]
+    return f"{host}-{uuid.uuid4().hex[:8]}"
+
+
 class Watermark:
     """The watermark of one writer. Raises OSError where the folder cannot be written."""
 
-    def __init__(self, log: LogFolder) -> None:
-        host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())[:_HOST_CHARACTERS]
-        self.writer = f"{host}-{uuid.uuid4().hex[:8]}"
+    def __init__(self, log: LogFolder, writer: str) -> None:
+        self.writer = writer
         self._log = log
-        self._file = log.path / f"{log.prefix}{self.writer}{SUFFIX}"
+        self._file = log.path / f"{log.prefix}{writer}{SUFFIX}"
         self._lock_file = _lock_file(self._file)
         self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,7 +62,7 @@ class Watermark:
 
     def dead_writers(self) -> list["DeadWriter"]:
         """The writers that have ended without taking their watermark away. Each is locked for the caller alone, who
-        names their files and then forgets them."""
+        names their files, takes their watermarks away and gives up the locks."""
         dead = []
         for lock_file in self._log.path.glob(f".{self._log.prefix}*{SUFFIX}.lock"):
             with suppress(OSError):  # another writer's, which lives or was just taken care of
@@ -66,24 +72,36 @@ class Watermark:
                 except OSError:
                     os.close(descriptor)
                     raise
-                dead.append(DeadWriter(lock_file, descriptor))
+                dead.append(DeadWriter(self._log, lock_file, descriptor))
         return dead
 
 
 class DeadWriter:
     """A writer that is gone, locked."""
 
-    def __init__(self, lock_file: Path, descriptor: int) -> None:
+    def __init__(self, log: LogFolder, lock_file: Path, descriptor: int) -> None:
         self._lock_file = lock_file
         self._descriptor = descriptor
+        self._file = lock_file.with_name(lock_file.name.removeprefix(".").removesuffix(".lock"))
+        self.writer = self._file.name.removeprefix(log.prefix).removesuffix(SUFFIX)
 
-    def forget(self, *, is_settled: bool) -> None:
-        """Take its watermark away where its files are named, and give up the lock."""
-        if is_settled:
-            watermark = self._lock_file.with_name(self._lock_file.name.removeprefix(".").removesuffix(".lock"))
-            for file in (watermark, self._lock_file):
-                with suppress(FileNotFoundError):
-                    file.unlink()
+    @property
+    def last_time(self) -> datetime | None:
+        """The last time that it gave a sign of life at. None where it left none that can be read."""
+        try:
+            written = datetime.fromisoformat(json.loads(read_bytes(self._file))["written"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return written if written.tzinfo is not None else None
+
+    def remove_watermark(self) -> None:
+        """Take its watermark away: its files are named."""
+        for file in (self._file, self._lock_file):
+            with suppress(FileNotFoundError):
+                file.unlink()
+
+    def close(self) -> None:
+        """Give up the lock."""
         os.close(self._descriptor)
 
 

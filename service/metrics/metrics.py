@@ -72,7 +72,7 @@ REJECTIONS = (
 )
 # Of a worker: gets requests from balancers that poll /readyz, or does not.
 WORKER_STATES = ("ready", "unready")
-IMPRESSION_RESULTS = ("written", "dropped", "failed", "no_key")
+IMPRESSION_RESULTS = ("written", "dropped", "failed", "no_key", "killed")
 EVENT_RESULTS = ("written", "full", "slow", "failed")
 LOAD_RESULTS = (
     "ready",
@@ -251,8 +251,8 @@ class Metrics(Families):
     impressions = Family(
         Counter,
         "ranking_impression_log",
-        "Lines of the impression log: written, dropped because too many waited, failed on the disk, or refused because "
-        "there is no key for the hash of a user",
+        "Lines of the impression log: written, dropped because too many waited, failed on the disk, refused because "
+        "there is no key for the hash of a user, or on their way when their writer was killed",
         ("result",),
     )
     impression_files_removed = Family(

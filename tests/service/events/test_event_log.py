@@ -17,9 +17,10 @@ import pytest
 
 from service.events import event_log
 from service.events.event_log import event_files
+from service.log_files import log_writer
 from service.log_files.folder import LogFolder
 from service.log_files.rotated_files import RotatedFiles
-from service.log_files.watermark import Watermark
+from service.log_files.watermark import Watermark, new_writer
 from tests.service.in_process import client_of
 from tests.service.running import RunningService
 
@@ -45,7 +46,7 @@ def watermarks(folder: Path) -> list[datetime]:
 def test_the_watermark_moves_idle_or_not_and_passes_no_line_that_is_open(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_log, "_WATERMARK_SECONDS", 0.05)
+    monkeypatch.setattr(log_writer, "WATERMARK_SECONDS", 0.05)
     with client_of(tmp_path / "models", event_log=folder) as client:
         (first,) = watermarks(folder)
         wait_for(lambda: watermarks(folder)[0] > first)
@@ -71,7 +72,7 @@ def everything(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_dead_writer_s_watermark_goes_when_its_files_have_names(tmp_path: Path) -> None:
     log = LogFolder(tmp_path, "events-")
-    living, dead = Watermark(log), Watermark(log)
+    living, dead = Watermark(log, new_writer()), Watermark(log, new_writer())
     for writer in (living, dead):
         now = datetime.fromisoformat("2026-11-29T20:15:03.120Z")
         writer.move(now, now)
@@ -79,10 +80,13 @@ def test_a_dead_writer_s_watermark_goes_when_its_files_have_names(tmp_path: Path
     os.close(dead._lock)  # as the kernel does when a process is killed
     (found,) = living.dead_writers()
     assert living.dead_writers() == [], "held for one"
-    found.forget(is_settled=False)
+    assert found.writer == dead.writer
+    assert found.last_time == now
+    found.close()
     assert len(watermarks(tmp_path)) == 2
     (found,) = living.dead_writers()
-    found.forget(is_settled=True)
+    found.remove_watermark()
+    found.close()
     (left,) = tmp_path.glob("*.watermark")
     assert json.loads(left.read_text()) == {
         "writer": living.writer,

@@ -188,8 +188,12 @@ def test_a_full_disk_costs_lines_and_no_request(tmp_path: Path) -> None:
             return counted(service.client, "written") > written
 
         service.wait_for(is_written_again)
+        failed = counted(service.client, "failed")
         assert service.stop(signal.SIGTERM) == 0
-        assert len(lines_of(folder)) >= 1
+        # Every request that failed is said to be lost, in the log itself.
+        losses = [line for line in lines_of(folder) if "lost" in line]
+        assert sum(loss["lost"] for loss in losses) == failed
+        assert {loss["reason"] for loss in losses} == {"No space left on device"}
         assert not any("Traceback" in line for line in service.log)
 
 
@@ -298,7 +302,12 @@ def test_a_request_that_cannot_be_written_costs_itself_alone(tmp_path: Path, ser
         record.run_after_answer()
     log.start()
     log.stop()
-    assert [line["request_id"] for line in lines_of(tmp_path)] == ["right"]
+    right, *losses = lines_of(tmp_path)
+    assert right["request_id"] == "right"
+    assert {loss["reason"]: loss["lost"] for loss in losses} == {
+        "not JSON": 1,
+        "a line is over the 131072 bytes of a file": 1,
+    }
     counts = {result: metrics.impressions.labels(result)._value.get() for result in ("written", "dropped", "failed")}
     assert counts == {"written": 1, "dropped": 0, "failed": 2}
 

@@ -18,16 +18,13 @@ PREFIX = "impressions-"
 class Writer(RotatedFiles):
     """A writer with small bounds that remembers how many files were removed."""
 
-    def __init__(
-        self, folder: Path, *, file_bytes: int = 100, keep_bytes: int | None = 10_000, age_seconds: float = 3600.0
-    ) -> None:
+    def __init__(self, folder: Path, *, file_bytes: int = 100, keep_bytes: int | None = 10_000) -> None:
         self.removed = self.closed = 0
         super().__init__(
             LogFolder(folder, PREFIX),
             Clock(),
             file_bytes=file_bytes,
             keep_bytes=keep_bytes,
-            age_seconds=age_seconds,
             on_removed=self._count,
             on_closed=self._note_closed,
         )
@@ -118,17 +115,6 @@ def test_of_a_file_in_both_kinds_a_reader_sees_one(tmp_path: Path) -> None:
         "impressions-a.parquet",
         "impressions-b.jsonl",
     ]
-
-
-def test_an_old_file_is_due(tmp_path: Path) -> None:
-    writers = [Writer(tmp_path, age_seconds=seconds) for seconds in (0.0, 3600.0)]
-    assert [writer.seconds_left for writer in writers] == [None, None]
-    for writer in writers:
-        writer.append([b"one\n"])
-    due, fresh = (writer.seconds_left for writer in writers)
-    assert due == 0
-    assert fresh is not None
-    assert 3000 < fresh <= 3600
 
 
 def test_what_a_dead_writer_left_is_cut_after_its_last_line_and_named(tmp_path: Path) -> None:
