@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.daily.commands import add_commands as add_daily
 from training.run.stopping import Terminated, take_signals
 
 if TYPE_CHECKING:
@@ -135,10 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add("folder", type=Path, metavar="FOLDER", help="the folder that holds its manifest.json")
     add("--key", type=Path, required=True, help="Ed25519 private key, PEM")
 
-    add = command("journal", _journal, "print the decisions about a model")
-    add("models", type=Path, metavar="MODELS", help="the models folder that a service reads")
-    add("name", metavar="NAME", help="the model's name")
-    add("--last", type=int, metavar="N", help="the last N decisions (default: all)")
+    add_daily(command)
 
     add = command("score", _score, "score Parquet files by a published version, as a service would")
     add("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
@@ -310,15 +308,6 @@ def _sign(options: argparse.Namespace) -> None:
     from training.publish.sign import sign
 
     print(sign(options.folder, SigningKey(options.key)))
-
-
-def _journal(options: argparse.Namespace) -> None:
-    from training.rollout.print_journal import journal_lines
-
-    if options.last is not None and options.last < 1:
-        raise ValueError(f"--last: at least 1, got {options.last}")
-    for line in journal_lines(options.models, options.name, options.last):
-        print(line)
 
 
 def _signing_key(options: argparse.Namespace) -> "SigningKey | None":

@@ -7,10 +7,10 @@ withdrawn or stable, since when a canary is judged, and whether the daily job is
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Final
 
 from model.rollout.journal import Entry
-from model.rollout.labels import CANARY, STABLE, Labels
+from model.rollout.labels import CANARY, SHADOW, STABLE, Labels
 
 # Steps, as entries name them.
 LABELS, JUDGE, DATA_GATE, QUALITY_GATE, TRAIN, EXPORT, DAILY = (
@@ -18,7 +18,9 @@ LABELS, JUDGE, DATA_GATE, QUALITY_GATE, TRAIN, EXPORT, DAILY = (
 )  # fmt: skip
 # Decisions, as entries name them.
 CHANGED, FOUND = "change", "found"
-PROMOTE, WITHDRAW, WAIT = "promote", "withdraw", "wait"
+PROMOTE: Final = "promote"
+WITHDRAW: Final = "withdraw"
+WAIT: Final = "wait"
 ACCEPT, QUARANTINE, RELEASE, REFUSE = "accept", "quarantine", "release", "refuse"
 PUBLISHED = "publish"
 PAUSE, RESUME, FINISH, FAIL = "pause", "resume", "finish", "fail"
@@ -100,6 +102,15 @@ class Decisions:
                 since = entry.time
         return since
 
+    def shares_of(self, version: str) -> frozenset[float]:
+        """Shares that a version has had since it is the canary."""
+        shares: set[float] = set()
+        for entry in (entry for entry in self.entries if entry.step == LABELS):
+            canary = _canary(entry, AFTER)
+            share = entry.versions[AFTER][CANARY].get("share") if canary == version else None
+            shares = {*shares, float(share)} if isinstance(share, int | float) else set()
+        return frozenset(shares)
+
     def unapplied(self) -> Entry | None:
         """A judge's promotion or withdrawal after which no label was changed: its job was killed between the two."""
         for entry in reversed(self.entries):
@@ -107,6 +118,15 @@ class Decisions:
                 return None
             if entry.step == JUDGE and entry.decision in (PROMOTE, WITHDRAW):
                 return entry
+        return None
+
+    def unlabelled(self) -> Entry | None:
+        """A publication that a label was meant for, after which none was changed."""
+        for entry in reversed(self.entries):
+            if entry.step == LABELS:
+                return None
+            if entry.step == EXPORT:
+                return entry if entry.versions.get("label") in (STABLE, CANARY, SHADOW) else None
         return None
 
     def labels(self) -> Mapping[str, Any] | None:

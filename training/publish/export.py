@@ -11,7 +11,7 @@ a width W.
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def export(
     items: Path | None = None,
     sign_key: SigningKey | None = None,
     accept_worse: bool = False,
+    vet: Callable[[Path], None] = lambda _: None,
 ) -> Path:
     """Publish a finished run as the next version of `name` (default: the schema's) and returns its folder.
 
@@ -76,7 +77,8 @@ def export(
     With `calibration` probabilities are calibrated (training/evaluate/calibration.py), its quantities mapped as they
     are served, and the manifest says what that changed, also by the values of the columns `segment_by`. With `items`,
     its catalogue is there before it is. With `sign_key`, both are signed. A run that is worse than the parent it
-    started from (training/start/lineage.py) is refused unless `accept_worse`."""
+    started from (training/start/lineage.py) is refused unless `accept_worse`. `vet` has the last word on the whole
+    version before it is visible: what it raises leaves nothing published."""
     summary = run.summary()
     if not accept_worse:
         refuse_worse(run, summary)
@@ -124,6 +126,7 @@ def export(
             build_catalogue(folder, items, sign_key)
         if sign_key is not None:
             sign(folder, sign_key)
+        vet(folder)
 
     path = publish(
         models,

@@ -25,7 +25,7 @@ def journal_lines(models: Path, name: str, most: int | None = None) -> Iterator[
     if not content.entries:
         yield f"{folder}: no decision yet"
     if content.faults:
-        yield f"passed over, lines that are no entry: {len(content.faults):,}"
+        yield f"lines that are no entry: {len(content.faults):,}"
         yield from (f"  {fault}" for fault in content.faults[:_SHOWN_FAULTS])
 
 

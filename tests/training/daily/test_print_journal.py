@@ -41,7 +41,7 @@ def test_decisions_are_printed_in_order_with_what_they_rest_on(
         "    users: 2031",
         "    relative: low -0.1235, high -0.0511",
         "    read date=20261129 (0123456789ab)",
-        "passed over, lines that are no entry: 1",
+        "lines that are no entry: 1",
         f"  {journal.path}: line 3: ends early, its writer was killed or still writes",
     ]
     assert main(["journal", str(tmp_path), "feed", "--last", "1"]) == 0

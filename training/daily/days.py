@@ -1,0 +1,74 @@
+"""New days of the data, each gated once: accepted, or quarantined and left out of every window.
+
+In: the days of the log, the journal, the version that serves. Out: an entry a day, with the reasons for which it is
+refused, the figures, and the sha256 of the files that have it.
+"""
+
+import logging
+from datetime import date, datetime
+from pathlib import Path
+
+from model.rollout.decisions import ACCEPT, DATA_GATE, DAY, QUARANTINE, Decisions
+from model.rollout.journal import Entry, Journal
+from model.untrusted_files import open_regular, sha256_of
+from training.daily.cycle_file import Cycle
+from training.daily.gates import day_faults
+from training.daily.serving import WHO, Champion
+from training.data.files import LogFiles
+from training.data.moving.days import DAY as ONE_DAY
+from training.data.moving.days import LoggedDays, days_from
+
+log = logging.getLogger(__name__)
+
+
+def logged_days(cycle: Cycle) -> LoggedDays:
+    """Days of the cycle's data. Raises ValueError where there is none."""
+    return LoggedDays(LogFiles(cycle.training.data.path), cycle.windows.column, cycle.windows.timezone)
+
+
+def gate_new_days(cycle: Cycle, journal: Journal, days: LoggedDays, champion: Champion | None, now: datetime) -> None:
+    """Gate each day of the longest window that no entry is about yet, in their order."""
+    newest = days.newest(frozenset())
+    first = newest - cycle.windows.train.days * ONE_DAY
+    decided = Decisions(journal.read().entries).gates
+    with_rows = days.with_rows(first, newest)
+    # Before the first day with rows there is nothing to leave out.
+    new = [day for day in days_from(min(with_rows, default=newest), newest) if day not in decided]
+    for day in new:
+        decisions = Decisions(journal.read().entries)
+        accepted = [
+            before for before in days_from(first, day - ONE_DAY)
+            if before in with_rows and before not in decisions.quarantined
+        ]  # fmt: skip
+        if day in with_rows:
+            faults, figures = day_faults(cycle, day, accepted, champion, decisions)
+        else:
+            faults, figures = ["no row is of this day"], {"rows": 0}
+        entry = Entry(
+            time=now,
+            step=DATA_GATE,
+            decision=QUARANTINE if faults else ACCEPT,
+            reasons=tuple(faults),
+            figures={DAY: day.isoformat(), **figures},
+            versions={} if champion is None else {"champion": str(champion.version)},
+            inputs=_inputs(days, day),
+            who=WHO,
+        )
+        journal.append(entry)
+        for reason in faults:
+            log.warning("%s is quarantined: %s", day, reason)
+
+
+def _inputs(days: LoggedDays, day: date) -> dict[str, str]:
+    """By file that has rows of a day the sha256 of its bytes, or of a remote one its size and time."""
+    inputs = {}
+    for file in days.files_of(day):
+        if "://" in days.files.place:
+            inputs[file.name] = " ".join(map(str, days.files.size_and_time(file)))
+            continue
+        try:
+            with open_regular(Path(file.path)) as content:
+                inputs[file.name] = sha256_of(content)
+        except OSError as error:
+            raise ValueError(f"{days.files.shown(file)}: cannot be read ({error.strerror})") from None
+    return inputs

@@ -1,0 +1,132 @@
+"""Gates of a cycle: a new day against the days before it, and a challenger against the versions that were stable.
+
+In: rows of the data, and the versions that answer them as a service would. Out: reasons to refuse, and figures. The
+rules are those of training/judge, this module brings them rows and answers.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model.rollout.decisions import ACCEPT, Decisions
+from model.rollout.journal import Entry
+from model.scorer.scorer import Scorer
+from training.config import DataConfig, SplitName
+from training.daily.cycle_file import Cycle
+from training.daily.joining import lost_share
+from training.daily.serving import Champion
+from training.data.moving.days import DAY, days_from
+from training.data.moving.windows import resolved
+from training.data.rows import columns_from_arrow, read_splits
+from training.fit.tally import PartCounts, Tally
+from training.judge.answers import Answered, answers_of, sums_of_answers
+from training.judge.data_gate import DAYS_BEFORE, AnswerFigures, faults_of_day, figures_of_answers, read_figures
+from training.judge.quality_gate import GateVerdict, quality_gate
+from training.run.run import Run
+from training.split_config import DayCount
+
+log = logging.getLogger(__name__)
+
+ANSWERS = "answers"
+CHAMPION = "champion"
+
+
+def day_faults(
+    cycle: Cycle, day: date, accepted: Sequence[date], champion: Champion | None, decisions: Decisions
+) -> tuple[list[str], dict[str, Any]]:
+    """Reasons to leave a day with rows out, and its figures. `accepted` are the days before it that are in windows."""
+    schema = cycle.training.feed_schema()
+    tables = _read(cycle, day, accepted, _columns([] if champion is None else [champion.scorer]))
+    tally = Tally(schema, {}, len(tables))
+    for part, table in enumerate(tables.values()):
+        tally.add(table, columns_from_arrow(schema, table, is_coded=True), np.full(table.num_rows, part))
+    counts: dict[SplitName, PartCounts] = dict(zip(tables, tally.counts([[part] for part in range(len(tables))]),
+                                                   strict=True))  # fmt: skip
+    answers: AnswerFigures = {}
+    before: list[AnswerFigures] = []
+    if champion is not None:
+        answers = _figures(cycle, champion, tables["validation"])
+        before = [_figures_of_day(cycle, champion, past, decisions) for past in accepted[-DAYS_BEFORE:]]
+    lost = lost_share(cycle, day)
+    rules = cycle.file.data_gate
+    return faults_of_day(schema, counts["validation"], counts.get("train"), lost, answers, before, rules)
+
+
+def gate_challenger(cycle: Cycle, run: Run, folder: Path, champions: Mapping[str, Scorer]) -> GateVerdict:
+    """The quality gate of a version that is not published yet, in `folder`, on the users who took no part in it."""
+    data = run.config.data
+    challenger = Scorer.load(folder, "torchscript")
+    table = read_splits(data, run.schema, ("test",), _columns(champions.values()))["test"]
+    answered = {version: _answered(scorer, run, table) for version, scorer in {"": challenger, **champions}.items()}
+    own = answered.pop("")
+    return quality_gate(own.sums, {v: a.sums for v, a in answered.items()}, own.kinds, cycle.file.quality_gate)
+
+
+def _answered(scorer: Scorer, run: Run, table: pa.Table) -> Answered:
+    """Answers of a version by the tasks that it shares with the challenger, on the challenger's scales."""
+    own = {task.name: task for task in run.schema.tasks}
+    shared = [
+        task
+        for task in scorer.schema.tasks
+        if task.name in own and (task.outputs, task.label) == (own[task.name].outputs, own[task.name].label)
+    ]
+    data = run.config.data
+    return sums_of_answers(
+        scorer.schema,
+        run.fitted.targets,
+        table,
+        answers_of(scorer, table),
+        group_by=data.group_by,
+        weight=data.weight,
+        tasks=shared,
+    )
+
+
+def _figures(cycle: Cycle, champion: Champion, table: pa.Table) -> AnswerFigures:
+    data, scorer = cycle.training.data, champion.scorer
+    answered = sums_of_answers(
+        scorer.schema,
+        scorer.encoder.fitted.targets,
+        table,
+        answers_of(scorer, table),
+        group_by=data.group_by,
+        weight=data.weight,
+    )
+    return figures_of_answers(answered.sums, answered.kinds)
+
+
+def _figures_of_day(cycle: Cycle, champion: Champion, day: date, decisions: Decisions) -> AnswerFigures:
+    """Figures of a version on an accepted day: those that the journal has of it, or made now."""
+    entry = decisions.gates.get(day)
+    if entry is not None and _is_of(entry, champion):
+        return read_figures(entry.figures[ANSWERS], f"the journal's entry on {day}")
+    return _figures(cycle, champion, _read(cycle, day, [], _columns([champion.scorer]))["validation"])
+
+
+def _is_of(entry: Entry, champion: Champion) -> bool:
+    is_own = entry.versions.get(CHAMPION) == str(champion.version) and entry.decision == ACCEPT
+    return is_own and bool(entry.figures.get(ANSWERS))
+
+
+def _columns(scorers: Iterable[Scorer]) -> tuple[str, ...]:
+    """Columns that versions read and labels that they are measured by."""
+    return tuple(dict.fromkeys(name for scorer in scorers for name in scorer.schema.columns()))
+
+
+def _read(cycle: Cycle, day: date, accepted: Sequence[date], extra: tuple[str, ...]) -> dict[SplitName, pa.Table]:
+    """Rows of a day, as the validation split, and of the accepted days before it, as the training split."""
+    wanted: tuple[SplitName, ...] = ("validation",)
+    first = day - DAY
+    if accepted:
+        first, wanted = min(accepted), ("train", "validation")
+    excluded = tuple(before for before in days_from(first, day - DAY) if accepted and before not in accepted)
+    windows = cycle.windows.model_copy(
+        update={"end": day, "train": DayCount(days=(day - first).days), "exclude": excluded}
+    )
+    data: DataConfig = resolved(cycle.training.data.model_copy(update={"split": windows}))
+    return read_splits(data, cycle.training.feed_schema(), wanted, extra)
