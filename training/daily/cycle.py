@@ -32,6 +32,7 @@ from training.daily.judging import judge_waiting
 from training.daily.plan import Plan, plan_of
 from training.daily.publishing import publish_if_good
 from training.daily.serving import WHO, Champion, champion_of, change_labels, read_labels, version_of_run
+from training.data.moving.days import DAY as ONE_DAY
 from training.train import train
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,9 @@ def _night(cycle: Cycle, journal: Journal, now: datetime) -> str:
     if waits is not None:
         return f"{waits}; nothing new is published meanwhile"
     decisions = Decisions(journal.read().entries)
-    plan = plan_of(cycle, days.newest(frozenset(decisions.quarantined)), decisions, champion)
+    newest = days.newest(frozenset(decisions.quarantined))
+    with_rows = days.with_rows(newest - cycle.windows.train.days * ONE_DAY, newest)
+    plan = plan_of(cycle, newest, with_rows, decisions, champion)
     if isinstance(plan, str):
         return plan
     log.info("%s: %s start, %s", plan.day, plan.start, plan.reason)

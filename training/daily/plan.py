@@ -6,6 +6,7 @@ plan again, finds its run by name and resumes it.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal
@@ -41,8 +42,11 @@ class Plan:
         return self.config.output.name
 
 
-def plan_of(cycle: Cycle, newest: date, decisions: Decisions, champion: Champion | None) -> Plan | str:
-    """The plan for data whose newest day is `newest`, or the reason why there is none."""
+def plan_of(
+    cycle: Cycle, newest: date, with_rows: Collection[date], decisions: Decisions, champion: Champion | None
+) -> Plan | str:
+    """The plan for data whose newest day is `newest`, or the reason why there is none. `with_rows` are days that have
+    rows."""
     moved = _moved(newest, decisions, champion)
     if moved is not None:
         return moved
@@ -56,8 +60,9 @@ def plan_of(cycle: Cycle, newest: date, decisions: Decisions, champion: Champion
         first = max(first, champion.last_trained + DAY)
     excluded = tuple(day for day in decisions.quarantined if first <= day < newest)
     days = (newest - first).days
-    if days <= len(excluded):
-        return f"no day to train on: every day from {first} to {newest - DAY} is quarantined"
+    trained = [day for day in with_rows if first <= day < newest and day not in excluded]
+    if not trained:
+        return f"no day to train on: from {first} to {newest - DAY} no day has rows, or it is quarantined"
     windows = cycle.windows.model_copy(
         update={"end": newest, "train": DayCount(days=days), "exclude": excluded, "halve_validation": True}
     )
@@ -68,7 +73,12 @@ def plan_of(cycle: Cycle, newest: date, decisions: Decisions, champion: Champion
         parent = InitFrom(path=champion.path, tolerance=_NO_GUARD, rate_factor=cycle.file.start.rate_factor)
     config = cycle.training.model_copy(update={"data": data, "init_from": parent})
     config = config.model_copy(update={"output": cycle.training.output / _run_name(config, newest, start)})
-    return Plan(newest, start, config, f"{reason}; trains on {counted(days - len(excluded), 'day')} to {newest - DAY}")
+    return Plan(
+        newest,
+        start,
+        config,
+        f"{reason}; trains on {counted(len(trained), 'day')} from {min(trained)} to {max(trained)}",
+    )
 
 
 def _moved(newest: date, decisions: Decisions, champion: Champion | None) -> str | None:

@@ -17,6 +17,7 @@ from training.split_config import MovingWindows
 
 DAY = date(2026, 11, 20)
 ONE = timedelta(days=1)
+EVERY = [DAY - back * ONE for back in range(40)]
 
 
 @dataclass
@@ -63,7 +64,7 @@ COLD_LONG_AGO = entry(TRAIN, "finish", DAY - 7 * ONE, start="cold")
 
 def test_a_warm_start_takes_the_days_after_what_serves_was_trained_on(cycle: Cycle) -> None:
     champion = served(DAY - 3 * ONE, DAY - 2 * ONE)
-    plan = plan_of(cycle, DAY, Decisions((COLD_LATELY,)), champion)
+    plan = plan_of(cycle, DAY, EVERY, Decisions((COLD_LATELY,)), champion)
     assert windows(plan).train.days == 2
     assert windows(plan).end == DAY
     assert windows(plan).halve_validation
@@ -74,7 +75,7 @@ def test_a_warm_start_takes_the_days_after_what_serves_was_trained_on(cycle: Cyc
 
 
 def test_a_warm_start_after_long_silence_has_no_more_days_than_the_window(cycle: Cycle) -> None:
-    plan = plan_of(cycle, DAY, Decisions((COLD_LATELY,)), served(DAY - 30 * ONE, DAY - 29 * ONE))
+    plan = plan_of(cycle, DAY, EVERY, Decisions((COLD_LATELY,)), served(DAY - 30 * ONE, DAY - 29 * ONE))
     assert windows(plan).train.days == 3
 
 
@@ -90,7 +91,7 @@ def test_a_warm_start_after_long_silence_has_no_more_days_than_the_window(cycle:
     ],
 )
 def test_a_cold_start_is_weekly(cycle: Cycle, entries: tuple[Entry, ...], is_cold: bool, start: str) -> None:
-    plan = plan_of(cycle, DAY, Decisions(entries), served(DAY - 2 * ONE, DAY - ONE, is_cold=is_cold))
+    plan = plan_of(cycle, DAY, EVERY, Decisions(entries), served(DAY - 2 * ONE, DAY - ONE, is_cold=is_cold))
     assert isinstance(plan, Plan)
     assert plan.start == start
     assert (plan.config.init_from is None) == (start == "cold")
@@ -98,7 +99,7 @@ def test_a_cold_start_is_weekly(cycle: Cycle, entries: tuple[Entry, ...], is_col
 
 
 def test_a_version_that_names_no_day_is_followed_by_a_cold_start(cycle: Cycle) -> None:
-    plan = plan_of(cycle, DAY, Decisions(), served(None, None))
+    plan = plan_of(cycle, DAY, EVERY, Decisions(), served(None, None))
     assert isinstance(plan, Plan)
     assert (plan.start, windows(plan).train.days) == ("cold", 3)
     assert "says of no day" in plan.reason
@@ -113,24 +114,24 @@ def test_a_version_that_names_no_day_is_followed_by_a_cold_start(cycle: Cycle) -
     ],
 )
 def test_a_window_that_has_not_moved_gives_no_version(cycle: Cycle, entries: tuple[Entry, ...]) -> None:
-    plan = plan_of(cycle, DAY, Decisions(entries), served(DAY - 9 * ONE, DAY - 8 * ONE))
+    plan = plan_of(cycle, DAY, EVERY, Decisions(entries), served(DAY - 9 * ONE, DAY - 8 * ONE))
     assert isinstance(plan, str)
     assert "the data window has not moved" in plan
 
 
 def test_what_serves_says_too_that_the_window_has_not_moved(cycle: Cycle) -> None:
     """The journal may be new beside versions that are old."""
-    plan = plan_of(cycle, DAY, Decisions(), served(DAY - ONE, DAY))
+    plan = plan_of(cycle, DAY, EVERY, Decisions(), served(DAY - ONE, DAY))
     assert isinstance(plan, str)
 
 
 def test_quarantined_days_are_left_out_and_equal_plans_have_one_run(cycle: Cycle) -> None:
     quarantine = entry(DATA_GATE, QUARANTINE, DAY - 2 * ONE)
     champion = served(DAY - 4 * ONE, DAY - 3 * ONE)
-    plan = plan_of(cycle, DAY, Decisions((COLD_LATELY, quarantine)), champion)
+    plan = plan_of(cycle, DAY, EVERY, Decisions((COLD_LATELY, quarantine)), champion)
     assert windows(plan).exclude == (DAY - 2 * ONE,)
-    again = plan_of(cycle, DAY, Decisions((COLD_LATELY, quarantine)), champion)
-    without = plan_of(cycle, DAY, Decisions((COLD_LATELY,)), champion)
+    again = plan_of(cycle, DAY, EVERY, Decisions((COLD_LATELY, quarantine)), champion)
+    without = plan_of(cycle, DAY, EVERY, Decisions((COLD_LATELY,)), champion)
     assert isinstance(plan, Plan)
     assert isinstance(again, Plan)
     assert isinstance(without, Plan)
@@ -140,20 +141,23 @@ def test_quarantined_days_are_left_out_and_equal_plans_have_one_run(cycle: Cycle
 
 def test_a_window_of_quarantined_days_alone_is_said(cycle: Cycle) -> None:
     quarantined = tuple(entry(DATA_GATE, QUARANTINE, DAY - back * ONE) for back in (1, 2, 3))
-    plan = plan_of(cycle, DAY, Decisions(quarantined), None)
-    assert plan == f"no day to train on: every day from {DAY - 3 * ONE} to {DAY - ONE} is quarantined"
+    plan = plan_of(cycle, DAY, EVERY, Decisions(quarantined), None)
+    said = f"no day to train on: from {DAY - 3 * ONE} to {DAY - ONE} no day has rows, or it is quarantined"
+    assert plan == said
+    # The first day of a feed.
+    assert plan_of(cycle, DAY, [DAY], Decisions(), None) == said
 
 
 def test_a_start_that_the_file_forbids_gives_no_version(tmp_path: Path) -> None:
     champion = served(DAY - 2 * ONE, DAY - ONE)
     never_warm = cycle_with(tmp_path, start={"warm": "never"})
-    plan = plan_of(never_warm, DAY, Decisions((COLD_LATELY,)), champion)
+    plan = plan_of(never_warm, DAY, EVERY, Decisions((COLD_LATELY,)), champion)
     assert isinstance(plan, str)
     assert "warm is never" in plan
-    assert isinstance(plan_of(never_warm, DAY, Decisions((COLD_LONG_AGO,)), champion), Plan)
+    assert isinstance(plan_of(never_warm, DAY, EVERY, Decisions((COLD_LONG_AGO,)), champion), Plan)
     never_cold = cycle_with(tmp_path, start={"cold": "never"})
-    warm = plan_of(never_cold, DAY, Decisions((COLD_LONG_AGO,)), champion)
+    warm = plan_of(never_cold, DAY, EVERY, Decisions((COLD_LONG_AGO,)), champion)
     assert isinstance(warm, Plan)
     assert warm.start == "warm"
     # The first version has nothing to be warm from.
-    assert isinstance(plan_of(never_cold, DAY, Decisions(), None), Plan)
+    assert isinstance(plan_of(never_cold, DAY, EVERY, Decisions(), None), Plan)
