@@ -25,7 +25,8 @@ from benchmarks.reference_feed import SCHEMA, TASKS, as_rows, columnar_request
 from benchmarks.reference_items import write_items
 from benchmarks.serving_processes import SERVER_CORES, Server, free_port, serve
 from model.features.kinds import IdFeature, IdListFeature
-from model.scorer.scorer import COMPILED_TOLERANCE, disagreement
+from model.scorer.golden import disagreement
+from model.scorer.scorer import COMPILED_TOLERANCE
 
 USUAL = "usual service, rows"
 TUNED = "hand-tuned ASGI, columns"

@@ -154,14 +154,17 @@ def calibrated(answers_NO: NDArray[np.float32], mappings: AnswerMaps) -> NDArray
     return answers_NO
 
 
-def read_calibration(artifact: Artifact) -> AnswerMaps:
-    """The maps of a version, none where it has no such file. Raises ArtifactError naming the file."""
+def own_calibration(artifact: Artifact) -> Calibration:
+    """The calibration that a version was exported with, without a task where it has no such file. Raises ArtifactError
+    naming the file."""
     if CALIBRATION not in artifact.manifest.files:
-        return ()
+        return Calibration(tasks={})
     place = str(artifact.path / CALIBRATION)
     try:
-        return Calibration.from_mapping(artifact.read_json(CALIBRATION), place).bound(artifact.manifest.feed)
+        calibration = Calibration.from_mapping(artifact.read_json(CALIBRATION), place)
+        calibration.bound(artifact.manifest.feed)
     except ArtifactError:
         raise
     except ValueError as error:
         raise ArtifactError(str(error) if place in str(error) else f"{place}: {error}") from None
+    return calibration

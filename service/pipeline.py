@@ -115,6 +115,7 @@ class Ranking:
         except NonFiniteScoresError as error:
             self.store.recheck(model)
             raise _not_finite(record, str(error)) from None
+        record.calibration = scored.calibration
         score_N = model.value_models[value_model].score(scored.answers_NO)
         if not np.isfinite(score_N).all():
             raise _not_finite(record, f"value model '{value_model}' gave a combined score that is not finite")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.daily.commands import add_commands as add_daily
+from training.publish import recalibrate_command
 from training.run.stopping import Terminated, take_signals
 
 if TYPE_CHECKING:
@@ -130,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     add = command("catalogue", _catalogue, "build, or refresh, the catalogue of a published version's items")
     add("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
     add("items", type=Path, metavar="ITEMS", help="Parquet file: id and every candidate feature")
+    _add_sign_key(add)
+
+    add = command("recalibrate", recalibrate_command.run, "fit a published version's calibration again")
+    recalibrate_command.add_arguments(add)
     _add_sign_key(add)
 
     add = command("sign", _sign, "sign a published version, compiled package or catalogue")

@@ -14,7 +14,7 @@ outputs.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,9 +30,15 @@ from model.artifact.module_inputs import ModuleInputs
 from model.artifact.reference import Bins as Bins
 from model.artifact.reference import Reference as Reference
 from model.artifact.table_files import as_table, table_file
-from model.calibration import AnswerMaps, calibrated, read_calibration
+from model.calibration import calibrated
 from model.features.distinct import distinct, once, picked, spread
 from model.features.encoder import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
+from model.recalibration import InForce, Recalibration
+from model.recalibration import folder_of as calibrations_of
+from model.scorer.answers import ExpertWeights as ExpertWeights
+from model.scorer.answers import NonFiniteScoresError as NonFiniteScoresError
+from model.scorer.answers import Scored as Scored
+from model.scorer.golden import check_expected, check_recalibration, disagreement
 from model.scorer.torchscript import Load, load_script
 from model.value_models.answer_domain import AnswerDomain
 
@@ -44,31 +50,6 @@ CHECKED_ITEMS = 100
 # TorchScript watches the first run of a code and optimises it at the second, which takes longer than many requests do.
 _RUNS_TO_WARM = 2
 _IN_IT = nullcontext()
-
-
-class NonFiniteScoresError(RuntimeError):
-    """The ranker answered NaN or infinity. Such scores are never passed on."""
-
-
-class Scored(NamedTuple):
-    """Answers of one request, and per feature how many values were missing or unknown to a vocabulary. `raw_NO` are the
-    answers before calibration, the same array where there is none."""
-
-    answers_NO: NDArray[np.float32]
-    missing: dict[str, int]
-    oov: dict[str, int]
-    raw_NO: NDArray[np.float32]
-
-
-class ExpertWeights(NamedTuple):
-    """One fusion level of a network that mixes experts: weights_NGE of every expert in every unit, by candidate.
-
-    Where experts are gated, the gate's weight and the native one together. A network may also mix them by fixed
-    numbers, the same for all candidates."""
-
-    units: list[str]
-    experts: list[str]
-    weights_NGE: NDArray[np.float32]
 
 
 class Scorer:
@@ -96,7 +77,8 @@ class Scorer:
         self.catalogue: Catalogue | None = None
         self.compiled: CompiledAnswers | None = None
         self._compiled_sums: CompiledAnswers | None = None
-        self._calibration: AnswerMaps = ()
+        # Replaced in one assignment when a newer generation verifies.
+        self.calibration = InForce.exported(artifact)
 
     @property
     def version(self) -> str:
@@ -130,7 +112,6 @@ class Scorer:
             if isinstance(error, ArtifactError):
                 raise
             raise ArtifactError(f"{path}: cannot be loaded ({error})") from error
-        scorer._calibration = read_calibration(artifact)
         scorer.check_golden_requests()
         golden = scorer.golden_requests()["requests"]
         scorer.example = next((one for one in golden if len(one["candidates"]["id"]) > 1), golden[0])
@@ -160,6 +141,11 @@ class Scorer:
         """answers_NO of JSON values: `user` has one value per feature, `features` a column of `rows` values each."""
         candidates = self.encoder.columns("candidate", features, rows)
         return self.score(*self.encode(self.encoder.request_columns(user), candidates, rows)).answers_NO
+
+    def _golden_scored(self, golden: Mapping[str, Any]) -> Scored:
+        candidates, user = golden["candidates"], self.encoder.request_columns(golden["user"])
+        rows = len(candidates["id"])
+        return self.score(*self.encode(user, self.encoder.columns("candidate", candidates["features"], rows), rows))
 
     def encode(
         self, request: Mapping[str, Column], candidates: Mapping[str, Column], rows: int
@@ -202,6 +188,26 @@ class Scorer:
         if fault is not None:
             raise ArtifactError(f"{path}: its sums are not those of its features: {fault}")
         return catalogue
+
+    def calibration_generations(self) -> list[Path]:
+        """The published generations of the version's calibration, oldest first."""
+        folder = calibrations_of(self.artifact)
+        return [folder / str(generation) for generation in generations(folder)]
+
+    def open_calibration(self, path: Path) -> Recalibration:
+        """Open a generation of the version's calibration and have it answer the golden requests. Raises ArtifactError
+        where it does not verify."""
+        recalibration = Recalibration.open(path, self.artifact)
+        check_recalibration(recalibration, self.outputs, self.raw_golden_answers(), self._tolerance())
+        return recalibration
+
+    def take_calibration(self, recalibration: Recalibration) -> None:
+        """Answer by this generation from now on."""
+        self.calibration = self.calibration.replaced(recalibration)
+
+    def _tolerance(self) -> float:
+        tolerance = float(self.golden_requests()["tolerance"])
+        return max(tolerance, COMPILED_TOLERANCE) if self.engine == "compiled" else tolerance
 
     def sums_fault(self, block: EncodedBlock, sums_NF: torch.Tensor, tolerance: float) -> str | None:
         """Difference of the answers by candidates' sums from those by their features, for the users of the golden
@@ -276,15 +282,21 @@ class Scorer:
     ) -> Scored:
         """The module's answers calibrated, with what was missing and unknown. Raises NonFiniteScoresError."""
         raw_NO: NDArray[np.float32] = answers.numpy()
-        answers_NO = calibrated(raw_NO, self._calibration) if self._calibration else raw_NO
+        calibration = self.calibration  # one for the answers and for what names it
+        answers_NO = calibrated(raw_NO, calibration.mappings) if calibration.mappings else raw_NO
         if not np.isfinite(answers_NO).all():
             raise NonFiniteScoresError(f"model {self.manifest.name} version {self.version} gave a non-finite answer")
-        return Scored(answers_NO, {**request.missing, **missing}, {**request.oov, **oov}, raw_NO)
+        return Scored(
+            answers_NO, {**request.missing, **missing}, {**request.oov, **oov}, raw_NO, calibration.generation
+        )
 
     def as_answered(self, answers: torch.Tensor) -> NDArray[np.float32]:
         """The module's answers, calibrated."""
-        answers_NO: NDArray[np.float32] = answers.numpy()
-        return calibrated(answers_NO, self._calibration) if self._calibration else answers_NO
+        return calibrated(answers.numpy(), self.calibration.mappings)
+
+    def as_exported(self, scored: Scored) -> NDArray[np.float32]:
+        """answers_NO by the version's own calibration, which its references at export have."""
+        return scored.answers_NO if scored.calibration is None else calibrated(scored.raw_NO, self.calibration.own)
 
     def _take_compiled(self) -> None:
         """Scores by the compiled package from now on. Raises ArtifactError where it may not run or is not right."""
@@ -306,11 +318,12 @@ class Scorer:
             raise error if isinstance(error, ArtifactError) else ArtifactError(f"{place}: {error}") from error
         self.engine = "compiled"
 
+    def raw_golden_answers(self) -> list[NDArray[np.float32]]:
+        """raw_NO of every golden request, before calibration."""
+        return [self._golden_scored(one).raw_NO for one in self.golden_requests()["requests"]]
+
     def _golden_answers(self) -> list[NDArray[np.float32]]:
-        return [
-            self.score_values(one["user"], one["candidates"]["features"], len(one["candidates"]["id"]))
-            for one in self.golden_requests()["requests"]
-        ]
+        return [calibrated(raw_NO, self.calibration.mappings) for raw_NO in self.raw_golden_answers()]
 
     def _golden_answers_by_sums(
         self, compiled: CompiledAnswers
@@ -341,9 +354,7 @@ class Scorer:
         place = f"{self.artifact.path / GOLDEN}"
         try:
             golden = self.golden_requests()
-            tolerance = float(golden["tolerance"])
-            if self.engine == "compiled":
-                tolerance = max(tolerance, COMPILED_TOLERANCE)
+            tolerance, raw = self._tolerance(), []
             if not golden["requests"]:
                 raise ArtifactError(f"{place}: no golden request, so nothing shows that the ranker still answers right")
             for number, request in enumerate(golden["requests"]):
@@ -351,15 +362,11 @@ class Scorer:
                 rows = len(candidates["id"])
                 if not rows:
                     raise ArtifactError(f"{place}: request {number} has no candidates")
-                answers_NO = self.score_values(request["user"], candidates["features"], rows)
-                for position, output in enumerate(self.outputs):
-                    expected_N = np.asarray(request["expected"][output], np.float64)
-                    error_N = np.abs(answers_NO[:, position] - expected_N) / np.maximum(1.0, np.abs(expected_N))
-                    if not error_N.max() <= tolerance:
-                        raise ArtifactError(
-                            f"{place}: request {number}, output {output}: the answer is off by {error_N.max():.2g}, "
-                            f"tolerance {tolerance:g}"
-                        )
+                raw.append(self._golden_scored(request).raw_NO)
+                answers_NO = calibrated(raw[number], self.calibration.own)
+                check_expected(f"{place}: request {number}", self.outputs, request["expected"], answers_NO, tolerance)
+            if self.calibration.recalibration is not None:
+                check_recalibration(self.calibration.recalibration, self.outputs, raw, tolerance)
         except ArtifactError:
             raise
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
@@ -368,20 +375,6 @@ class Scorer:
             raise ArtifactError(f"{place}: {error}") from None
         except RuntimeError as error:
             raise ArtifactError(f"{self.artifact.path / RANKER}: cannot score ({error})") from None
-
-
-def disagreement(expected_NO: NDArray[np.float32], answers_NO: NDArray[np.float32], tolerance: float) -> str | None:
-    """Difference of answers from the expected ones, None if there is none. It is a score off by more than the tolerance
-    (above 1, relative), or two candidates in another order although their scores differ by more than that."""
-    scale_NO = np.maximum(1.0, np.abs(expected_NO))
-    error = float((np.abs(answers_NO - expected_NO) / scale_NO).max())
-    if not error <= tolerance:
-        return f"an answer is off by {error:.2g}, tolerance {tolerance:g}"
-    for output, (expected_N, got_N) in enumerate(zip(expected_NO.T, answers_NO.T, strict=True)):
-        apart_NN = expected_N[:, None] - expected_N[None, :] > tolerance * scale_NO[:, output, None]
-        if (apart_NN & (got_N[:, None] <= got_N[None, :])).any():
-            return f"output {output} ranks candidates in another order"
-    return None
 
 
 def _table(artifact: Artifact, width: int) -> torch.Tensor:

@@ -36,6 +36,7 @@ class RequestRecord:
     model_version: str | None = None
     value_model: str | None = None
     value_model_version: str | None = None
+    calibration: str | None = None
     candidates: int | None = None
     ticket: Ticket | None = None
     # The trace that the client's traceparent names, or the one that was begun here.
@@ -83,6 +84,7 @@ class RequestRecord:
                 "model_version": self.model_version,
                 "value_model": self.value_model,
                 "value_model_version": self.value_model_version,
+                "calibration": self.calibration,
                 "candidates": self.candidates,
             }
             known = {name: value for name, value in fields.items() if value is not None}

@@ -9,10 +9,10 @@ In: a scored request. Out: a line of JSON, candidates in request order:
 ids of candidates: their positions take their place. `user_hash` is a keyed hash of the user (model/user.py), null where
 the model or the request has none. `share` is the share of all requests that the log keeps. `catalogue` is the
 generation that gave features beside them. `tasks` are answers, with their digits, and `raw` are those before
-calibration. `order` are row numbers in the order answered, at most `top_k`. Nothing here makes generations of
-calibrations, policies, experiments or propensities yet. In place of `user` and `candidates` there may be `"hashes":
-{"user", "candidate_id", "features"}`: XXH3-64 of the user's features, and of each candidate's id and features, as JSON
-without spaces, keys sorted, what is null left out.
+calibration. `calibration` is the generation that answers are calibrated by, null of the version's own. `order` are row
+numbers in the order answered, at most `top_k`. Nothing here makes policies, experiments or propensities yet. In place
+of `user` and `candidates` there may be `"hashes": {"user", "candidate_id", "features"}`: XXH3-64 of the user's
+features, and of each candidate's id and features, as JSON without spaces, keys sorted, what is null left out.
 
 Where lines were lost, one says so: `{"format": 2, "time", "lost": number of requests, "reason"}`.
 
@@ -37,7 +37,7 @@ from service.rank.scored_request import ReceivedRequest, ScoredRequest
 FORMAT = 2
 # What a request takes in memory, over its text: the text and arrays, or the objects of rows.
 _COLUMNS_COST, _ROWS_COST = 2, 10
-_NOT_MADE_YET: dict[str, Any] = {"calibration": None, "policy": None, "policy_version": None, "experiments": {}}
+_NOT_MADE_YET: dict[str, Any] = {"policy": None, "policy_version": None, "experiments": {}}
 
 _encoder = msgspec.json.Encoder()
 _canonical = msgspec.json.Encoder(order="sorted")
@@ -57,6 +57,7 @@ class Impression(NamedTuple):
     been sent as strings of digits. It keeps no model version alive."""
 
     head: dict[str, str]
+    calibration: str | None
     user: str | None
     catalogue: str | None
     received: ReceivedRequest
@@ -76,6 +77,7 @@ class Impression(NamedTuple):
         held = encoded.body_bytes * (_COLUMNS_COST if received.rows is None else _ROWS_COST)
         return cls(
             encoded.head,
+            answers.calibration,
             user_of(received.user, scorer.manifest.user),
             encoded.catalogue_generation,
             received,
@@ -100,6 +102,7 @@ class Impression(NamedTuple):
                 "format": FORMAT,
                 "time": rfc3339(taken_at),
                 **self.head,
+                "calibration": self.calibration,
                 **_NOT_MADE_YET,
                 "user_hash": None if self.user is None or key is None else user_hash(key, self.user),
                 "share": settings.share,

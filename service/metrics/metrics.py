@@ -83,6 +83,8 @@ LOAD_RESULTS = (
     "value_models_refused",
     "catalogue_ready",
     "catalogue_refused",
+    "calibration_ready",
+    "calibration_refused",
     "labels_ready",
     "labels_refused",
 )
@@ -176,8 +178,8 @@ class Metrics(Families):
     info = Family(
         Gauge,
         "ranking_model_info",
-        "1 for a model version that is loaded, 0 for one that was",
-        ("model", "version", "engine"),
+        "1 for a model version that is loaded, 0 for one that was. `calibration` is a generation fitted after export",
+        ("model", "version", "engine", "calibration"),
         workers="livemax",
     )
     loaded_at = Family(
@@ -197,7 +199,7 @@ class Metrics(Families):
     reference_mean = Family(
         Gauge,
         "ranking_task_score_reference_mean",
-        "Mean answer of an output on the data that the version was exported with, in the task's own unit",
+        "Mean answer of an output on the data that the version was exported or calibrated with, in the task's own unit",
         ("model", "version", "task"),
         workers="livemax",
     )

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter
 
-from model.scorer.scorer import Scored, Scorer
+from model.recalibration import Recalibration
+from model.scorer.scorer import Engine, Scored, Scorer
 from service.metrics.batched_histogram import BatchedHistogram
 from service.metrics.metrics import LOOKUP_RESULTS, Metrics
 
@@ -28,12 +29,13 @@ class ModelMetrics:
         self._metrics = metrics
         metrics.add_version(model, version)
         metrics.drift.add_version(model, version, reference)
-        self._info = metrics.info.labels(model, version, scorer.engine)
+        self._info = metrics.info.labels(model, version, scorer.engine, scorer.calibration.generation or "")
         self._info.set(1)
         metrics.loaded_at.labels(model, version).set(time.time())
         metrics.created_at.labels(model, version).set(datetime.fromisoformat(scorer.manifest.created).timestamp())
-        for output, mean in zip(scorer.outputs, reference.means_O.tolist(), strict=True):
-            metrics.reference_mean.labels(model, version, output).set(mean)
+        recalibration = scorer.calibration.recalibration
+        means = dict(zip(scorer.outputs, reference.means_O.tolist(), strict=True))
+        self._set_means(means if recalibration is None else recalibration.manifest.means)
         for code in (200, 500):
             metrics.model_requests.labels(model, version, code)
         self._scores = [metrics.task_score.labels(model, version, output) for output in scorer.outputs]
@@ -50,6 +52,17 @@ class ModelMetrics:
     def add_value_models(self, names: Sequence[str]) -> None:
         """Export the combined scores of these value models from 0."""
         self._combined_scores = {name: self._metrics.combined_score.labels(*self._labels, name) for name in names}
+
+    def take_calibration(self, recalibration: Recalibration, engine: Engine) -> None:
+        """Name the generation that calibrates, and compare means with those that it was fitted with."""
+        self._info.set(0)
+        self._info = self._metrics.info.labels(*self._labels, engine, str(recalibration.manifest.generation))
+        self._info.set(1)
+        self._set_means(recalibration.manifest.means)
+
+    def _set_means(self, means: Mapping[str, float]) -> None:
+        for output, mean in means.items():
+            self._metrics.reference_mean.labels(*self._labels, output).set(mean)
 
     def observe(self, scored: Scored, value_model: str, score_N: NDArray[np.float64]) -> None:
         """Count one scored request."""

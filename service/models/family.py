@@ -144,6 +144,8 @@ class ModelFamily:
     def errors(self) -> dict[str, str | None]:
         """Reason by file of the models folder why it is not in force. What was loaded serves on."""
         gone = [loaded.missing for loaded in self._loaded.values() if loaded.missing is not None]
+        reasons = (loaded.calibration.reason(loaded.served.scorer) for loaded in self._loaded.values())
+        refused = [reason for reason in reasons if reason is not None]
         catalogue = None if self.served is None else self._catalogue_entry(self.served.scorer)
         return {
             "version": self._folder_error or "; ".join(gone) or None,
@@ -151,6 +153,7 @@ class ModelFamily:
             "value_models": self.value_models_error,
             "catalogue": None if catalogue is None else catalogue["reason"],
             "journal": self.journal_watch.error,
+            "calibration": "; ".join(refused) or None,
         }
 
     def set_labels(self, change: Callable[[Labels], Labels], time: datetime, who: str) -> None:
@@ -195,7 +198,14 @@ class ModelFamily:
             "labels": {} if serving is None else serving.labels.document(),
             "labels_error": self.labels_error,
             "versions": [
-                {"version": str(version), "state": state.state, "engine": state.engine, "reason": state.reason}
+                {
+                    "version": str(version),
+                    "state": state.state,
+                    "engine": state.engine,
+                    "reason": state.reason,
+                    "calibration": state.calibration,
+                    "calibration_reason": state.calibration_reason,
+                }
                 for version, state in sorted(self.states.items(), reverse=True)
             ],
             "value_models": []

@@ -17,6 +17,7 @@ from model.value_models.value_model import ValueModels
 from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 from service.metrics.model_metrics import ModelMetrics
+from service.models.calibration_watch import CalibrationWatch
 from service.models.catalogue_watch import CatalogueWatch
 
 # Loading: being tried. Waiting: newer than what is served, and verified. Retired: older, and not needed.
@@ -56,6 +57,9 @@ class VersionState:
     state: State
     reason: str | None = None
     engine: Engine = "torchscript"
+    # The generation of its calibration, None of its own, and the reason why a newer one does not serve.
+    calibration: str | None = None
+    calibration_reason: str | None = None
 
 
 def derived_files(version: Path, verify_key: Path | None) -> Fingerprints:
@@ -89,9 +93,11 @@ class LoadedVersion:
         # Why it could not be loaded again, as its folder is gone.
         self.missing: str | None = None
         self.catalogue = CatalogueWatch(name, metrics, shown)
+        self.calibration = CalibrationWatch(name, metrics, shown)
         scorer = loading.scorer(path)
         value_models = value_models_of(scorer)
-        self.catalogue.refresh(scorer)  # before it is served: requests by ids alone find a catalogue
+        self.calibration.refresh(scorer)  # before it is served: no answer goes back to an older one
+        self.catalogue.refresh(scorer)  # so too: requests by ids alone find a catalogue
         self.served = self._taken(scorer, value_models)
 
     @property
@@ -99,7 +105,9 @@ class LoadedVersion:
         """Ready, and what there is to say about that."""
         scorer = self.served.scorer
         reason = self.missing or self._golden_error or scorer.engine_reason
-        return VersionState("ready", None if reason is None else self._shown(reason), scorer.engine)
+        shown = None if reason is None else self._shown(reason)
+        calibration = scorer.calibration.generation
+        return VersionState("ready", shown, scorer.engine, calibration, self.calibration.reason(scorer))
 
     def refresh(self) -> None:
         """Load what has appeared beside the version, and run its golden requests where they may fail."""
@@ -108,6 +116,7 @@ class LoadedVersion:
         if self.missing is None and derived_files(self._path, self._loading.verify_key) != self._derived:
             self._reload_engine()
         self.catalogue.refresh(self.served.scorer)
+        self._refresh_calibration(self.served.scorer)
 
     def take_value_models(self, value_models: ValueModels) -> None:
         """Scores with these from now on."""
@@ -123,6 +132,11 @@ class LoadedVersion:
     def retire(self) -> None:
         """Mark the version as loaded no more. It is freed when the last request that uses it ends."""
         self.served.metrics.retire()
+
+    def _refresh_calibration(self, scorer: Scorer) -> None:
+        taken = scorer.calibration.recalibration if self.calibration.refresh(scorer) else None
+        if taken is not None:
+            self.served.metrics.take_calibration(taken, scorer.engine)
 
     def _taken(self, scorer: Scorer, value_models: ValueModels) -> ServedModel:
         metrics = ModelMetrics(self._metrics, self.name, scorer)
@@ -161,7 +175,7 @@ class LoadedVersion:
             message = "model version serves as it was loaded before; what was made from it cannot be loaded"
             _log.fault(message, error, **self._fields(before.scorer), reason=self._shown(str(error) or repr(error)))
             return
-        scorer.catalogue = before.scorer.catalogue
+        scorer.catalogue, scorer.calibration = before.scorer.catalogue, before.scorer.calibration
         if before.scorer.engine != scorer.engine:
             before.metrics.retire()
         self.served = self._taken(scorer, before.value_models)

@@ -137,7 +137,8 @@ class OpenInference:
             # A score fits float32: no value model is accepted whose scores are beyond.
             score = scored.score_N.astype(np.float32)
             values = dict(zip(model.scorer.outputs, scored.answers.answers_NO.T, strict=True))
-            return write(_head(model, value_model, inference.id), outputs, {**values, SCORE: score})
+            head = _head(model, value_model, scored.answers.calibration, inference.id)
+            return write(head, outputs, {**values, SCORE: score})
 
         return answer
 
@@ -170,10 +171,11 @@ class OpenInference:
         }
 
 
-def _head(model: ServedModel, value_model: str, identifier: str | None) -> dict[str, Any]:
+def _head(model: ServedModel, value_model: str, calibration: str | None, identifier: str | None) -> dict[str, Any]:
+    parameters = {"value_model": value_model, "value_model_version": model.value_models[value_model].version}
     return {
         "model_name": model.name,
         "model_version": model.scorer.version,
         **({} if identifier is None else {"id": identifier}),
-        "parameters": {"value_model": value_model, "value_model_version": model.value_models[value_model].version},
+        "parameters": parameters if calibration is None else {**parameters, "calibration": calibration},
     }

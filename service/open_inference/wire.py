@@ -62,10 +62,11 @@ class InferOutput(Struct):
 
 
 class AnswerParameters(Struct):
-    """The value model that scored."""
+    """The value model that scored, and the generation of a calibration that was fitted after the export."""
 
     value_model: str
     value_model_version: str
+    calibration: str | UnsetType = UNSET
 
 
 class InferAnswer(Struct):

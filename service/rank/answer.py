@@ -37,5 +37,8 @@ def write(request: ScoredRequest, explanation: Explanation | None = None) -> byt
             {"id": identifier, "score": score, "tasks": dict(zip(outputs, answers, strict=True))}
             for identifier, score, *answers in zip(ids, score_K, *answers_OK, strict=True)
         ]
+    calibration = request.answers.calibration
+    calibrated = {} if calibration is None else {"calibration": calibration}
     explained = {} if explanation is None else {"explain": explanation.of(order_K)}
-    return orjson.dumps({**encoded.head, "candidates": candidates, **explained}, option=orjson.OPT_SERIALIZE_NUMPY)
+    body = {**encoded.head, **calibrated, "candidates": candidates, **explained}
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -181,6 +181,10 @@ class RankAnswer(Struct):
         Meta(description="in descending score, ties by request order, in the shape of the question"),
     ]
     explain: Annotated[Explained, Meta(description="where the request asks for it")] | UnsetType = UNSET
+    calibration: (
+        Annotated[str, Meta(description="generation of a calibration that was fitted after the export", examples=["2"])]
+        | UnsetType
+    ) = UNSET
 
 
 class ProblemFault(Struct):

@@ -82,7 +82,8 @@ class Drift:
                 self._written_at = now
 
     def _count(self, sample: ScoredRequest) -> None:
-        scorer, answers_NO = sample.encoded.model.scorer, sample.answers.answers_NO
+        scorer = sample.encoded.model.scorer
+        answers_NO = scorer.as_exported(sample.answers)  # the reference knows no calibration that was fitted later
         reference = scorer.reference
         counted = {
             ("task", output): reference.scores[output].counts(answers_N)

@@ -40,7 +40,8 @@ from model.artifact.signature import SigningKey
 from model.export.scoring_module import CandidateAnswers, SumsAnswers
 from model.export.scoring_network import ScoringNetwork
 from model.ranker import Answers, Network, NetworkConfig, row_width
-from model.scorer.scorer import COMPILED_TOLERANCE, Scorer, disagreement
+from model.scorer.golden import disagreement
+from model.scorer.scorer import COMPILED_TOLERANCE, Scorer
 from training.publish.sign import sign
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ SCORE, ANSWER = "score", "answer_"
 @dataclass(frozen=True, slots=True)
 class Job:
     """One batch-scoring job. `group_by` names the column of request ids. With None each row is a request of its own.
-    `prefix` opens the names of the answers' columns, so that columns of those names can be carried."""
+    `prefix` opens the names of the answers' columns, so that columns of those names can be carried. `calibration` is
+    the newest generation of the version's, which a service answers by."""
 
     version: Path
     verify_key: Path | None
@@ -36,6 +37,7 @@ class Job:
     source: str
     out: Path
     max_bad_rows: int
+    calibration: Path | None
     about: dict[str, Any]
 
     @classmethod
@@ -57,6 +59,9 @@ class Job:
 
         `auto` takes a compiled package only where rows are grouped: it is made for one request of many candidates."""
         scorer = Scorer.load(version, "torchscript" if engine == "auto" and group_by is None else engine, verify_key)
+        calibration = next(reversed(scorer.calibration_generations()), None)
+        if calibration is not None:
+            scorer.open_calibration(calibration)
         combined = value_model_of(scorer, value_model)
         if taken := [name for name in columns if name in answer_columns(scorer.outputs, prefix)]:
             raise ValueError(f"--columns: '{taken[0]}' is a column of the answers; give those another --prefix")
@@ -68,6 +73,7 @@ class Job:
             "model_version": scorer.version,
             "artifact": scorer.manifest.checksum,
             "engine": scorer.engine,
+            "calibration": None if calibration is None else calibration.name,
             "value_model": value_model,
             "value_model_version": combined.version,
             "columns": list(columns),
@@ -85,12 +91,15 @@ class Job:
             source,
             out,
             max_bad_rows,
+            calibration,
             about,
         )
 
     def load(self) -> tuple[Scorer, ValueModel]:
         """The scorer and the value model, as a worker needs them. Raises ValueError where either is another by now."""
         scorer = Scorer.load(self.version, self.engine, self.verify_key)
+        if self.calibration is not None:
+            scorer.take_calibration(scorer.open_calibration(self.calibration))
         value_model = value_model_of(scorer, self.value_model)
         found = (scorer.manifest.checksum, value_model.version)
         if found != (self.about["artifact"], self.about["value_model_version"]):

@@ -74,7 +74,7 @@ def test_versions_that_have_gone_take_their_metrics_along_but_for_the_last_eight
         metrics.task_score.labels("tiny", version, "click").observe(0.5)
         metrics.combined_score.labels("tiny", version, "default").observe(0.5)
         metrics.model_requests.labels("tiny", version, 200).inc()
-        metrics.info.labels("tiny", version, "torchscript").set(1)
+        metrics.info.labels("tiny", version, "torchscript", "").set(1)
         for gauge in (metrics.loaded_at, metrics.created_at):
             gauge.labels("tiny", version).set(1)
         metrics.reference_mean.labels("tiny", version, "click").set(1)

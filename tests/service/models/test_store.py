@@ -16,6 +16,8 @@ from service.models.store import ModelStore
 from tests.artifacts import publish_artifact
 from tests.service.in_process import client_of, sample
 
+AS_EXPORTED = {"engine": "torchscript", "calibration": ""}
+
 
 def store_of(models: Path) -> ModelStore:
     """A store that polls only on a call."""
@@ -240,7 +242,16 @@ def test_models_are_listed_with_schema_and_metrics(tmp_path: Path) -> None:
         (entry,) = client.get("/v1/models").json()["models"]
         assert entry["default_version"] == "1"
         assert entry["labels"] == {}
-        assert entry["versions"] == [{"version": "1", "state": "ready", "engine": "torchscript", "reason": None}]
+        assert entry["versions"] == [
+            {
+                "version": "1",
+                "state": "ready",
+                "engine": "torchscript",
+                "reason": None,
+                "calibration": None,
+                "calibration_reason": None,
+            }
+        ]
         one = client.get("/v1/models/tiny").json()
         assert one["schema"] == manifest["schema"]
         assert one["metrics"] == manifest["metrics"]
@@ -271,7 +282,7 @@ def test_model_metrics_follow_the_versions(tmp_path: Path) -> None:
     store.refresh()
     registry = store._metrics.registry
     info = [
-        registry.get_sample_value("ranking_model_info", {"model": "tiny", "version": version, "engine": "torchscript"})
+        registry.get_sample_value("ranking_model_info", {"model": "tiny", "version": version, **AS_EXPORTED})
         for version in ("1", "2")
     ]
     assert info == [0, 1]
@@ -320,8 +331,9 @@ def test_a_compiled_package_is_taken_up_while_the_version_serves(
     served = store.find(None, None)
     assert served.scorer.engine == "compiled"
     assert served.value_models["default"].version == begun.value_models["default"].version
-    assert store.entry("tiny")["versions"] == [{"version": "1", "state": "ready", "engine": "compiled", "reason": None}]
-    labels = {"model": "tiny", "version": "1"}
+    (version,) = store.entry("tiny")["versions"]
+    assert version.items() >= {"version": "1", "state": "ready", "engine": "compiled", "reason": None}.items()
+    labels = {"model": "tiny", "version": "1", "calibration": ""}
     info = {
         engine: store._metrics.registry.get_sample_value("ranking_model_info", {**labels, "engine": engine})
         for engine in ("torchscript", "compiled")

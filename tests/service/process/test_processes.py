@@ -163,7 +163,7 @@ def test_metrics_of_two_workers_add_up(tmp_path: Path) -> None:
         counted = "ranking_candidates_per_request_count", frozenset[tuple[str, str]]()
         service.wait_for(lambda: _samples(service.client)[counted] == requests)
         samples = _samples(service.client)
-        served = frozenset({("model", "tiny"), ("version", "1"), ("engine", "torchscript")})
+        served = frozenset({("model", "tiny"), ("version", "1"), ("engine", "torchscript"), ("calibration", "")})
         assert samples["ranking_model_info", served] == 1
         folder = Path(psutil.Process(service.process.pid).children()[0].environ()["PROMETHEUS_MULTIPROC_DIR"])
         writers = {int(file.stem.rpartition("_")[2]) for file in folder.glob("counter_*.db")}

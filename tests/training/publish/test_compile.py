@@ -14,7 +14,8 @@ import torch
 from model.artifact.artifact import MANIFEST, ArtifactError, write_manifest
 from model.artifact.compiled import PACKAGE
 from model.artifact.signature import SIGNATURE, SigningKey
-from model.scorer.scorer import COMPILED_TOLERANCE, Scorer, disagreement
+from model.scorer.golden import disagreement
+from model.scorer.scorer import COMPILED_TOLERANCE, Scorer
 from tests.artifacts import TINY_REQUEST, publish_artifact, writable
 from tests.items import tiny_items, values_of, write_items
 from tests.key_pairs import key_pair
@@ -171,7 +172,7 @@ def test_the_service_says_which_engine_serves_and_why(models: Path, tmp_path: Pa
     with client_of(copy) as client:
         [version] = client.get("/v1/models").json()["models"][0]["versions"]
         assert version == {"version": "1", "state": "ready", "engine": "compiled", "reason": None}
-        assert sample(client, "ranking_model_info", model="tiny", version="1", engine="compiled") == 1
+        assert sample(client, "ranking_model_info", model="tiny", version="1", engine="compiled", calibration="") == 1
         assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
     changed("torch", "1.0.0")(copy / "tiny" / "derived" / "1" / "compiled")
     with client_of(copy) as client:
