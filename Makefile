@@ -39,7 +39,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-tables \
 	bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means bench-first-demo bench-events bench-wires clean
+	bench-compare bench-label-means bench-first-demo bench-events bench-wires bench-judge clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -207,6 +207,9 @@ bench-score: $(STAMP) ## batch scoring, rows per CPU second against the loop peo
 
 bench-label-means: $(STAMP) ## means of play time in its own unit, by several estimates, on KuaiRand-Pure and simulated
 	@exec $(PY) -m benchmarks.label_means $(ARGS)
+
+bench-judge: $(STAMP) ## false promotions and withdrawals, and users until a verdict, asked every hour of 1,000 simulated canaries
+	@exec $(PY) -m benchmarks.judge_simulation $(ARGS)
 
 bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure
 	@exec $(PY) -m benchmarks.score_parity $(ARGS)

@@ -67,11 +67,13 @@ class Bounds(NamedTuple):
     skewness: Floats
 
 
-def relative_difference(canary: Moments, stable: Moments, *, alpha: tuple[float, float], width: float) -> Bounds:
+def relative_difference(
+    canary: Moments, stable: Moments, *, alpha: tuple[float, float], width: tuple[float, float]
+) -> Bounds:
     """Mean of the canary over that of stable, less 1. `alpha` has the levels of the lower and of the upper bound.
 
-    Bounds are narrowest for their level where they are `width` from the estimate. They are infinite where stable's
-    mean is not surely above 0. NaN where an arm has fewer than 2 users."""
+    Each is narrowest for its level where it is its `width` from the estimate. They are infinite where stable's mean is
+    not surely above 0. NaN where an arm has fewer than 2 users."""
     with np.errstate(divide="ignore", invalid="ignore"):
         of_canary, of_stable = canary.variance / canary.users, stable.variance / stable.users
         ratio = canary.mean / stable.mean
@@ -80,8 +82,8 @@ def relative_difference(canary: Moments, stable: Moments, *, alpha: tuple[float,
         skewness = np.where(error > 0, third / error**3, 0.0)
         information = (stable.mean / error) ** 2
 
-        def bound(level: float, side: int) -> Floats:
-            limit = _with_skewness(side * boundary(information, level, width), skewness)
+        def bound(level: float, narrowest: float, side: int) -> Floats:
+            limit = _with_skewness(side * boundary(information, level, narrowest), skewness)
             # (canary - x stable)^2 = limit^2 (var canary + x^2 var stable), on the side of the limit's sign.
             leading = stable.mean**2 - limit**2 * of_stable
             product = canary.mean * stable.mean
@@ -90,7 +92,7 @@ def relative_difference(canary: Moments, stable: Moments, *, alpha: tuple[float,
             is_bounded = (leading > 0) & (stable.mean > 0)
             return np.where(np.isnan(skewness + information), np.nan, np.where(is_bounded, found, -side * np.inf))
 
-        return Bounds(ratio - 1, bound(alpha[0], 1), bound(alpha[1], -1), skewness)
+        return Bounds(ratio - 1, bound(alpha[0], width[0], 1), bound(alpha[1], width[1], -1), skewness)
 
 
 def lower_bound(estimate: float, parts: list[Floats], alpha: float, width: float) -> float:

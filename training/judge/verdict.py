@@ -26,6 +26,8 @@ from training.wording import counted
 
 Decision = Literal["promote", "withdraw", "wait"]
 VALUE_SHARE = 0.8
+# In units of max_worse.
+HARMFUL = 2
 # Below it no estimate of a variance is worth a bound.
 MIN_USERS = 100
 # Of the difference: the correction of skewness was measured up to it (make bench-judge).
@@ -91,9 +93,12 @@ def judge(observed: Observed, settings: JudgeSettings, kinds: dict[str, LearnedT
 
 
 def value_bounds(canary: Moments, stable: Moments, settings: JudgeSettings) -> Bounds:
-    """Bounds of the relative difference of realised value: the lower one promotes, the upper one withdraws."""
-    alpha = settings.alpha
-    return relative_difference(canary, stable, alpha=(alpha, alpha * VALUE_SHARE), width=settings.max_worse)
+    """Bounds of the relative difference of realised value: the lower one promotes, the upper one withdraws.
+
+    The one is narrowest where equal versions are told from a canary at the limit. The other is so for one that is
+    twice as bad: the worse a canary, the more it matters to be quick."""
+    alpha, limit = settings.alpha, settings.max_worse
+    return relative_difference(canary, stable, alpha=(alpha, alpha * VALUE_SHARE), width=(limit, HARMFUL * limit))
 
 
 def users_needed(observed: Observed, settings: JudgeSettings) -> dict[str, int] | None:

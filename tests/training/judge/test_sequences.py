@@ -52,7 +52,7 @@ def test_a_walk_without_drift_crosses_at_most_with_alpha_over_all_looks(alpha: f
 def test_bounds_of_a_relative_difference_solve_fiellers_equation_after_halls_transformation() -> None:
     rng = np.random.default_rng(0)
     canary_U, stable_U = rng.lognormal(0.0, 1.2, 900), rng.lognormal(0.1, 1.2, 7000)
-    alpha, width = (0.05, 0.04), 0.05
+    alpha, width = (0.05, 0.04), (0.05, 0.1)
     found = relative_difference(Moments.of_values(canary_U), Moments.of_values(stable_U), alpha=alpha, width=width)
     ratio = canary_U.mean() / stable_U.mean()
     assert float(found.estimate) == pytest.approx(ratio - 1)
@@ -65,11 +65,11 @@ def test_bounds_of_a_relative_difference_solve_fiellers_equation_after_halls_tra
     skewness = third / spread(ratio) ** 3
     assert float(found.skewness) == pytest.approx(skewness)
     information = np.array((stable_U.mean() / spread(ratio)) ** 2)
-    for bound, level, side in ((found.lower, alpha[0], 1), (found.upper, alpha[1], -1)):
+    for bound, place, side in ((found.lower, 0, 1), (found.upper, 1, -1)):
         x = float(bound) + 1
         studentised = (canary_U.mean() - x * stable_U.mean()) / spread(x)
         transformed = studentised + skewness / 3 * studentised**2 + skewness**2 / 27 * studentised**3 + skewness / 6
-        assert transformed == pytest.approx(side * float(boundary(information, level, width)), rel=1e-6)
+        assert transformed == pytest.approx(side * float(boundary(information, alpha[place], width[place])), rel=1e-6)
     # Values are skewed to the right, those of the small arm count: its true mean may be far above, hardly far below.
     assert found.upper - found.estimate > 1.2 * (found.estimate - found.lower)
 
@@ -88,10 +88,10 @@ def test_nothing_is_relative_to_a_mean_that_may_be_zero_and_nothing_is_known_of_
     rng = np.random.default_rng(2)
     about_zero = Moments.of_values(rng.standard_normal(1000))
     canary = Moments.of_values(rng.standard_normal(1000) + 5)
-    found = relative_difference(canary, about_zero, alpha=(0.05, 0.05), width=0.05)
+    found = relative_difference(canary, about_zero, alpha=(0.05, 0.05), width=(0.05, 0.05))
     assert (float(found.lower), float(found.upper)) == (-math.inf, math.inf)
     one = Moments.of_values(np.array([1.0]))
-    assert math.isnan(float(relative_difference(one, canary, alpha=(0.05, 0.05), width=0.05).upper))
+    assert math.isnan(float(relative_difference(one, canary, alpha=(0.05, 0.05), width=(0.05, 0.05)).upper))
 
 
 @pytest.mark.parametrize("power", [0.5, 0.8])
