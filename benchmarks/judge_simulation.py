@@ -6,12 +6,11 @@ Simulated canaries of a week. Users come at their own rates and come back, so th
 value of one is what happens within 24 hours of exposure. A worse canary has that share of the clicks less, drawn click
 by click. The judge's own functions look at the end of every hour. A run counts as wrong where it was wrong at any look.
 
-Shapes: U users in the order in which they mature, L looks.
+Shapes: U users, L looks.
 """
 
 import argparse
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -33,6 +32,8 @@ HOURS = 7 * 24
 HORIZON = 24
 SETTINGS = JudgeSettings.from_mapping({"horizon": "24h", "at_most": "7d"}, "bench")
 CLICK = learned(BinaryTask(name="click", kind="binary", label="is_click"))
+BANK = 1_000_000
+GUARDED_USERS = 12_000
 ROWS_A_VISIT = 10
 VISITS_A_DAY = 0.5
 EQUAL, AT_LIMIT, WORSE = 0.0, -SETTINGS.max_worse, -0.1
@@ -61,35 +62,45 @@ POPULATIONS = (
 )
 
 
-class Run(NamedTuple):
-    """Users of one canary that are mature within the week."""
+class Users(NamedTuple):
+    """Users who are mature within the week, with the hour at which they are."""
 
     hour_U: NDArray[np.int64]
-    is_canary_U: Bools
     rows_U: Floats
     clicks_U: NDArray[np.int64]
     worth_U: Floats
     taste_U: Floats
 
+    @property
+    def values_U(self) -> Floats:
+        """Realised values."""
+        return self.clicks_U * self.worth_U
 
-def drawn(population: Population, rng: np.random.Generator) -> Run:
-    """A run with equal arms."""
-    users = population.users
-    visits_a_day_U = rng.gamma(population.activity, VISITS_A_DAY / population.activity, users)
-    first_U = rng.exponential(1.0, users) / np.maximum(visits_a_day_U, 1e-9) * 24
+
+def bank_of(population: Population, rng: np.random.Generator) -> Users:
+    """A feed's users, from whom every run draws its own."""
+    visits_a_day_U = rng.gamma(population.activity, VISITS_A_DAY / population.activity, BANK)
+    first_U = rng.exponential(1.0, BANK) / np.maximum(visits_a_day_U, 1e-9) * 24
     hour_U = np.ceil(first_U + HORIZON)
-    order = np.argsort(hour_U, kind="stable")
-    order = order[hour_U[order] <= HOURS]
-    visits_a_day_U = visits_a_day_U[order]
+    is_mature_U = hour_U <= HOURS
+    visits_a_day_U = visits_a_day_U[is_mature_U]
     rows_U = ROWS_A_VISIT * (1 + rng.poisson(visits_a_day_U))
-    taste_U = rng.beta(population.taste, population.taste * (1 / population.rate - 1), len(order))
-    return Run(
-        hour_U=hour_U[order].astype(np.int64),
-        is_canary_U=rng.random(len(order)) < population.share,
-        rows_U=rows_U.astype(np.float64),
-        clicks_U=rng.binomial(rows_U, taste_U),
-        worth_U=rng.lognormal(0.0, population.worth, len(order)),
-        taste_U=taste_U,
+    taste_U = rng.beta(population.taste, population.taste * (1 / population.rate - 1), len(rows_U))
+    clicks_U, worth_U = rng.binomial(rows_U, taste_U), rng.lognormal(0.0, population.worth, len(rows_U))
+    return Users(hour_U[is_mature_U].astype(np.int64), rows_U.astype(np.float64), clicks_U, worth_U, taste_U)
+
+
+def drawn(bank: Users, users: int, share: float, rng: np.random.Generator) -> tuple[Users, Users]:
+    """The canary and stable of one run. `users` of the feed are drawn, some of whom never come in the week."""
+    mature = len(bank.hour_U) / BANK
+    canary, stable, _ = rng.multinomial(users, (share * mature, (1 - share) * mature, 1 - mature))
+    return _picked(bank, canary, rng), _picked(bank, stable, rng)
+
+
+def _picked(bank: Users, count: int, rng: np.random.Generator) -> Users:
+    places = rng.integers(0, len(bank.hour_U), count)
+    return Users(
+        bank.hour_U[places], bank.rows_U[places], bank.clicks_U[places], bank.worth_U[places], bank.taste_U[places]
     )
 
 
@@ -101,87 +112,82 @@ class Looks(NamedTuple):
     promotes_L: Bools
 
 
-def looked_at(run: Run, effect: float, rng: np.random.Generator, *, with_skewness: bool = True) -> Looks:
-    """The judge's bounds at all looks of a run whose canary has a true relative `effect`."""
-    clicks_U = run.clicks_U.copy()
-    clicks_U[run.is_canary_U] = rng.binomial(clicks_U[run.is_canary_U], 1 + effect)
-    values_U = clicks_U * run.worth_U
-    arms = []
-    for is_in_U in (run.is_canary_U, ~run.is_canary_U):
-        of_arm_U, hour_U = values_U[is_in_U], run.hour_U[is_in_U]
-        powers = (np.ones(len(of_arm_U)), of_arm_U, of_arm_U**2, of_arm_U**3)
-        sums = [np.cumsum(np.bincount(hour_U, power_U, HOURS + 1)).astype(np.float64) for power_U in powers]
-        arm = Moments.of_sums(sums[0], sums[1], sums[2], sums[3])
-        arms.append(arm if with_skewness else replace(arm, third=np.zeros(HOURS + 1)))
-    bounds = value_bounds(arms[0], arms[1], SETTINGS)
-    is_read_L = (arms[0].users >= MIN_USERS) & (arms[1].users >= MIN_USERS) & np.isfinite(bounds.upper)
+def moments_of(hour_U: NDArray[np.int64], values_U: Floats) -> Moments:
+    """Moments at all looks."""
+    powers = (np.ones(len(values_U)), values_U, values_U**2, values_U**3)
+    sums = [np.cumsum(np.bincount(hour_U, power_U, HOURS + 1)).astype(np.float64) for power_U in powers]
+    return Moments.of_sums(sums[0], sums[1], sums[2], sums[3])
+
+
+def worsened(canary: Users, effect: float, rng: np.random.Generator) -> Moments:
+    """Moments of a canary with a true relative `effect`: so many clicks less, drawn click by click."""
+    return moments_of(canary.hour_U, rng.binomial(canary.clicks_U, 1 + effect) * canary.worth_U)
+
+
+def looked_at(canary: Moments, stable: Moments) -> Looks:
+    """The judge's bounds at all looks."""
+    bounds = value_bounds(canary, stable, SETTINGS)
+    is_read_L = (canary.users >= MIN_USERS) & (stable.users >= MIN_USERS) & np.isfinite(bounds.upper)
     is_read_L &= np.abs(bounds.skewness) <= MAX_SKEWNESS
     with np.errstate(invalid="ignore"):
         withdraws_L = is_read_L & (bounds.upper < 0)
-        return Looks(arms[0].users, withdraws_L, is_read_L & ~withdraws_L & (bounds.lower > -SETTINGS.max_worse))
+        return Looks(canary.users, withdraws_L, is_read_L & ~withdraws_L & (bounds.lower > -SETTINGS.max_worse))
 
 
-def _arm(run: Run, is_in_U: Bools, answered: float) -> ArmUsers:
-    """An arm with answers that are the users' tastes, off by a factor on the odds."""
-    odds_U = run.taste_U / (1 - run.taste_U) * answered
+def _sums_of(users: Users, answered: float) -> TaskSums:
+    """Rows of an arm whose answers are the users' tastes, off by a factor on the odds."""
+    odds_U = users.taste_U / (1 - users.taste_U) * answered
     answers_U = np.clip(odds_U / (1 + odds_U), 1e-6, 1 - 1e-6)
-    rows_U, clicks_U = run.rows_U, run.clicks_U.astype(np.float64)
+    rows_U, clicks_U = users.rows_U, users.clicks_U.astype(np.float64)
     losses_U = -(clicks_U * np.log(answers_U) + (rows_U - clicks_U) * np.log1p(-answers_U))
     columns = [answers_U * rows_U, clicks_U, answers_U**2 * rows_U, answers_U * clicks_U, clicks_U]
-    sums = TaskSums(rows_U, losses_U, *(column_U[:, None] for column_U in columns))
-    return ArmUsers((run.clicks_U * run.worth_U)[is_in_U], {"click": sums.of_users(is_in_U)})
+    own = [column_U[:, None] for column_U in columns]
+    return TaskSums(rows_U, losses_U, own[0], own[1], own[2], own[3], own[4])
 
 
-def is_withdrawn_by_guards(run: Run, answered: float) -> bool:
+def is_withdrawn_by_guards(canary: Users, stable: Users, answered: float) -> bool:
     """True where the answers alone withdraw the canary, at any look."""
-    canary, stable = _arm(run, run.is_canary_U, answered), _arm(run, ~run.is_canary_U, 1.0)
-    hours = [run.hour_U[is_in_U] for is_in_U in (run.is_canary_U, ~run.is_canary_U)]
+    alpha, kinds = SETTINGS.alpha * (1 - VALUE_SHARE), {"click": CLICK}
+    arms = [(users.hour_U, _sums_of(users, off)) for users, off in ((canary, answered), (stable, 1.0))]
     for hour in range(HORIZON, HOURS + 1):
-        seen = [of_arm <= hour for of_arm in hours]
-        tasks = [arm.tasks["click"].of_users(is_in) for arm, is_in in zip((canary, stable), seen, strict=True)]
-        alpha = SETTINGS.alpha * (1 - VALUE_SHARE)
-        kinds = {"click": CLICK}
-        if faults_of_answers({"click": tasks[0]}, {"click": tasks[1]}, kinds, SETTINGS.guards, alpha)[0]:
+        seen = [{"click": sums.of_users(hour_U <= hour)} for hour_U, sums in arms]
+        if faults_of_answers(seen[0], seen[1], kinds, SETTINGS.guards, alpha)[0]:
             return True
     return False
 
 
-def check_looks(population: Population, rng: np.random.Generator) -> None:
+def check_looks(canary: Users, stable: Users) -> None:
     """Have the verdict itself look at some hours of a run, and compare. Raises ValueError where the two differ."""
-    run = drawn(population, rng)
-    found = looked_at(run, EQUAL, rng)
-    # A binomial of all clicks, each kept, is the clicks: the same values are judged.
+    found = looked_at(*(moments_of(users.hour_U, users.values_U) for users in (canary, stable)))
     for hour in range(HORIZON, HOURS + 1, 24):
-        is_in_U = run.hour_U <= hour
-        values_U = run.clicks_U * run.worth_U
-        arms = [ArmUsers(values_U[is_in_U & of_arm_U]) for of_arm_U in (run.is_canary_U, ~run.is_canary_U)]
-        observed = Observed(arms[0], arms[1], (len(arms[0].values_U), len(arms[1].values_U)), None)
+        one_U, other_U = (users.values_U[users.hour_U <= hour] for users in (canary, stable))
+        observed = Observed(ArmUsers(one_U), ArmUsers(other_U), (len(one_U), len(other_U)), None)
         decision = judge(observed, SETTINGS, {}).decision
         expected = "withdraw" if found.withdraws_L[hour] else "promote" if found.promotes_L[hour] else "wait"
         if decision != expected:
-            raise ValueError(f"{population.name}, hour {hour}: the verdict is {decision}, its bounds say {expected}")
+            raise ValueError(f"hour {hour}: the verdict is {decision}, its bounds say {expected}")
 
 
 def measured(population: Population, runs: int, seed: int) -> dict[str, Any]:
     """Shares of wrong runs, and users until the verdict."""
     rng = np.random.default_rng(seed)
-    check_looks(population, rng)
+    bank = bank_of(population, rng)
+    check_looks(*drawn(bank, population.users, population.share, rng))
     counts = dict.fromkeys(("withdrawn", "withdrawn_plain", "promoted_at_limit", "promoted", "found"), 0)
     until: list[float] = []
-    variations: list[float] = []
     for _ in range(runs):
-        run = drawn(population, rng)
-        equal, limit, worse = (looked_at(run, effect, rng) for effect in (EQUAL, AT_LIMIT, WORSE))
-        plain = looked_at(run, EQUAL, rng, with_skewness=False)
+        canary, other = drawn(bank, population.users, population.share, rng)
+        stable, same = moments_of(other.hour_U, other.values_U), moments_of(canary.hour_U, canary.values_U)
+        equal = looked_at(same, stable)
+        limit, worse = (looked_at(worsened(canary, effect, rng), stable) for effect in (AT_LIMIT, WORSE))
+        plain = looked_at(*(replace(arm, third=np.zeros(HOURS + 1)) for arm in (same, stable)))
         counts["withdrawn"] += bool(equal.withdraws_L.any())
         counts["withdrawn_plain"] += bool(plain.withdraws_L.any())
         counts["promoted_at_limit"] += _is_before(limit.promotes_L, limit.withdraws_L)
         counts["promoted"] += _is_before(equal.promotes_L, equal.withdraws_L)
         counts["found"] += _is_before(worse.withdraws_L, worse.promotes_L)
         until.append(float(worse.canary_L[worse.withdraws_L.argmax()]) if worse.withdraws_L.any() else math.inf)
-        values_U = run.clicks_U * run.worth_U
-        variations.append(float(values_U.std() / values_U.mean()))
-    cv, ratio = float(np.mean(variations)), population.share / (1 - population.share)
+    cv, ratio = float(bank.values_U.std() / bank.values_U.mean()), population.share / (1 - population.share)
     variation = cv**2 * (1 + ratio)
     fixed = (stats.norm.isf(SETTINGS.alpha) + stats.norm.ppf([0.5, 0.8])) / -WORSE
     return {
@@ -205,18 +211,18 @@ def _known(users: float) -> float | None:
 
 
 def guards_measured(runs: int, seed: int) -> dict[str, Any]:
-    """Shares of runs that guards withdraw: of equal answers, of answers at the limit, and of answers far off."""
+    """Shares of runs that guards withdraw, of equal answers and of answers that are far off."""
     rng = np.random.default_rng(seed)
-    population = replace(POPULATIONS[0], users=12_000)
-    cases: dict[str, Callable[[], bool]] = {
-        "equal": lambda: is_withdrawn_by_guards(drawn(population, rng), 1.0),
-        "odds times 2": lambda: is_withdrawn_by_guards(drawn(population, rng), 2.0),
-    }
-    of_case = {"equal": runs, "odds times 2": runs // 10}
+    bank = bank_of(POPULATIONS[0], rng)
+    of_case = {1.0: runs, 2.0: runs // 10}
     shares = {
-        name: sum(is_withdrawn() for _ in range(of_case[name])) / of_case[name] for name, is_withdrawn in cases.items()
+        f"odds times {off:g}": sum(
+            is_withdrawn_by_guards(*drawn(bank, GUARDED_USERS, POPULATIONS[0].share, rng), off) for _ in range(count)
+        )
+        / count
+        for off, count in of_case.items()
     }
-    return {"runs": of_case, "withdrawn": shares}
+    return {"runs": list(of_case.values()), "withdrawn": list(shares.values())}
 
 
 def main() -> None:
@@ -257,9 +263,9 @@ def main() -> None:
         "",
         "`One look` is the one-sided test of the same level at a number of users that was fixed before.",
         "",
-        f"Guards (NE and calibration of one task, 12,000 users): {guards['withdrawn']['equal']:.1%} of "
-        f"{guards['runs']['equal']:,} equal canaries are withdrawn, and {guards['withdrawn']['odds times 2']:.0%} of "
-        f"{guards['runs']['odds times 2']:,} whose odds are twice the true ones.",
+        f"Guards (NE and calibration of one task, {GUARDED_USERS:,} users): {guards['withdrawn'][0]:.1%} of "
+        f"{guards['runs'][0]:,} equal canaries are withdrawn, and {guards['withdrawn'][1]:.0%} of "
+        f"{guards['runs'][1]:,} whose odds are twice the true ones.",
     ]
     data = {"populations": found, "guards": guards}
     print(report.write("judge", "The judge, looked at every hour", body, data, "make bench-judge"))
