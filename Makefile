@@ -208,7 +208,7 @@ bench-score: $(STAMP) ## batch scoring, rows per CPU second against the loop peo
 bench-label-means: $(STAMP) ## means of play time in its own unit, by several estimates, on KuaiRand-Pure and simulated
 	@exec $(PY) -m benchmarks.label_means $(ARGS)
 
-bench-judge: $(STAMP) ## false promotions and withdrawals, and users until a verdict, asked every hour of 1,000 simulated canaries
+bench-judge: $(STAMP) ## false promotions and withdrawals, and users until a verdict, of 1,000 simulated canaries judged every hour
 	@exec $(PY) -m benchmarks.judge_simulation $(ARGS)
 
 bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure

@@ -254,7 +254,7 @@ def main() -> None:
     ]  # fmt: skip
     runs, noise = options.runs, 1.96 * math.sqrt(0.05 * 0.95 / options.runs)
     body = [
-        f"{runs:,} simulated canaries of a week for each row. The verdict is asked at the end of every hour. Settings",
+        f"{runs:,} simulated canaries of a week for each row. The judge runs at the end of every hour. Settings",
         f"are the defaults: max_worse {SETTINGS.max_worse:.0%}, horizon {HORIZON} hours, alpha {SETTINGS.alpha:.0%}. A",
         "promotion is false of a canary that is worse by max_worse, and a withdrawal of one that is equal. A share of",
         f"5 % is known to {noise * 100:.1f} points.",

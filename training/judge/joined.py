@@ -16,6 +16,7 @@ from training.data.files import LogFile, LogFiles
 from training.data.retries import retried
 
 USER, TIME, VERSION, REQUEST, WEIGHT = "_user", "_time", "_model_version", "_request_id", "_weight"
+ARMS = "_experiments"
 HOUR = timedelta(hours=1)
 # Own columns that are read here, and their types.
 _OWN = {
@@ -24,21 +25,27 @@ _OWN = {
     VERSION: pa.string(),
     REQUEST: pa.string(),
     WEIGHT: pa.float64(),
+    ARMS: pa.string(),
 }
 _FILE = re.compile(r"date=(\d{8})/(\1T\d{2})\.parquet")
 
 
 class JoinedHours:
-    """Hours of a joined folder from `since` on. Raises ValueError for a folder that has none at all."""
+    """Hours of a joined folder from `since` to the first gap, or all that are there. Raises ValueError without any."""
 
-    def __init__(self, folder: Path | str, since: datetime) -> None:
+    def __init__(self, folder: Path | str, since: datetime | None = None) -> None:
         self._files = LogFiles(folder)
+        self._hours: dict[datetime, LogFile]
         hours = {_hour(file): file for file in self._files.files if _FILE.fullmatch(file.name)}
         if not hours:
             raise ValueError(f"{folder}: no file of an hour here, date=YYYYMMDD/YYYYMMDDTHH.parquet; run join first")
+        if since is None:
+            self._hours = dict(sorted(hours.items()))
+            self.until = max(hours) + HOUR
+            return
         first = since.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
         # A gap ends what is known: the hour that is missing may have what users did.
-        self._hours: dict[datetime, LogFile] = {}
+        self._hours = {}
         while first in hours:
             self._hours[first] = hours[first]
             first += HOUR

@@ -47,6 +47,8 @@ class Question:
     share: float | None
     horizon: timedelta
     realised: Mapping[str, float]
+    # From exposure to the begin of the horizon: 0 for the judge.
+    after: timedelta = timedelta(0)
 
 
 class _Exposed(NamedTuple):
@@ -75,7 +77,7 @@ def observe(folder: Path | str, schema: FeedSchema, question: Question) -> Obser
     left_out = {"rows without a user": 0, "rows of other versions": 0}
     exposed = _exposed(hours, question, left_out)
     counts = (int((exposed.arm_U == 0).sum()), int((exposed.arm_U == 1).sum()))
-    end = _milliseconds(hours.until) - _milliseconds(question.horizon)
+    end = _milliseconds(hours.until) - _milliseconds(question.after + question.horizon)
     is_mature_U = exposed.time_U <= end
     left_out["users who are not mature"] = int((~is_mature_U).sum())
     mature = exposed.of_users(is_mature_U)
@@ -132,7 +134,7 @@ class _Sums:
         self._exposed = exposed
         count = len(exposed.users)
         self.requests_U = np.zeros(count)
-        self._values_U = np.zeros(count)
+        self._labels = {output: np.zeros(count) for output in schema.outputs}
         self._kinds: dict[str, LearnedTask] = {task.name: learned(task) for task in schema.tasks}
         self._tasks = {name: TaskSums.empty(kind, count) for name, kind in self._kinds.items()}
         labels = [name for task in schema.tasks for name in (task.label, task.mask) if name is not None]
@@ -145,7 +147,7 @@ class _Sums:
         times_B = pc.fill_null(pc.cast(table.column(TIME), pa.int64()), -1).to_numpy()
         if not len(self._exposed.users):
             return
-        since_B = times_B - self._exposed.time_U[codes]
+        since_B = times_B - self._exposed.time_U[codes] - _milliseconds(self._question.after)
         is_in_B = (codes >= 0) & (since_B >= 0) & (since_B < _milliseconds(self._question.horizon))
         table, users_B = table.filter(pa.array(is_in_B)), codes[is_in_B].astype(np.int64)
         requests = pa.table({"user": users_B, REQUEST: table.column(REQUEST)}).group_by(["user", REQUEST]).aggregate([])
@@ -162,10 +164,8 @@ class _Sums:
             is_observed_B = observed_of(task, table) & kind.are_labels(labels_of(task, table))
             labels_N = labels_of(task, table)[is_observed_B]
             for output, of_output_N in zip(task.outputs, kind.encoded_labels(labels_N).values(), strict=True):
-                weight = self._question.realised.get(output, 0.0)
-                if weight:
-                    worth_N = weight * of_output_N * weights_B[is_observed_B]
-                    self._values_U += np.bincount(users_B[is_observed_B], worth_N, count)
+                weighted_N = of_output_N * weights_B[is_observed_B]
+                self._labels[output] += np.bincount(users_B[is_observed_B], weighted_N, count)
             answers_BO = logged_answers(table, task.outputs)
             is_counted_B = is_observed_B & is_own_B & np.isfinite(answers_BO).all(axis=1)
             labels_N, weights_N = labels_of(task, table)[is_counted_B], weights_B[is_counted_B]
@@ -176,7 +176,11 @@ class _Sums:
     def arm(self, arm: int, is_counted_U: NDArray[np.bool_]) -> ArmUsers:
         """Users of one arm."""
         is_in_U = (self._exposed.arm_U == arm) & is_counted_U
-        return ArmUsers(self._values_U[is_in_U], {name: sums.of_users(is_in_U) for name, sums in self._tasks.items()})
+        labels = {output: labels_U[is_in_U] for output, labels_U in self._labels.items()}
+        values_U = np.zeros(int(is_in_U.sum()))
+        for output, weight in self._question.realised.items():
+            values_U += weight * labels[output]
+        return ArmUsers(values_U, {name: sums.of_users(is_in_U) for name, sums in self._tasks.items()}, labels)
 
 
 def _milliseconds(when: datetime | timedelta) -> int:

@@ -72,10 +72,13 @@ class TaskSums:
 
 @dataclass(frozen=True, slots=True)
 class ArmUsers:
-    """Mature users of one arm: realised value and, by task, the sums of their rows."""
+    """Mature users of one arm: realised value, the sums of their rows by task, and of their labels by output.
+
+    Labels are of all rows of a user, whatever version answered. Sums of a task are of the arm's own version."""
 
     values_U: Floats
     tasks: dict[str, TaskSums] = field(default_factory=dict)
+    labels: dict[str, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
