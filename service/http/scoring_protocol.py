@@ -96,6 +96,7 @@ class ScoringProtocol(GuardedProtocol):
         if self._direct is not None:
             self._direct = None
             self.cycle.body += b"".join(self._parts)
+            self._parts = []
             super()._start_asgi_task(self.cycle, self.app)
 
     def _send_answer(self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes) -> None:
