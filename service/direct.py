@@ -84,4 +84,4 @@ class DirectRequest:
                 send(200, [*headers_of(outcome), request_id_header(record)], outcome.body)
                 record.run_after_answer()
         finally:
-            way.observe.end(record, self.scope)
+            way.observe.end_soon(record, self.scope)

@@ -121,7 +121,7 @@ class Ranking:
             raise _not_finite(record, f"value model '{value_model}' gave a combined score that is not finite")
         self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)
         self.metrics.candidates.observe_soon(len(score_N))
-        model.metrics.observe(scored, value_model, score_N)
+        record.count_scores = partial(model.metrics.observe, scored, value_model, score_N)
         return ScoredRequest(request, scored, score_N)
 
     def hand_on(self, request: ScoredRequest, record: RequestRecord) -> None:

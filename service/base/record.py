@@ -48,6 +48,8 @@ class RequestRecord:
     seconds: float = 0.0
     # What has to be known before anybody can have the answer.
     before_answer: list[Callable[[], None]] = field(default_factory=list)
+    # Counts the scores of a request that was scored, when it is over.
+    count_scores: Callable[[], None] | None = None
     # Work that waits until the answer has left: a line of the impression log, a scoring by the shadow version.
     after_answer: list[Callable[[], None]] = field(default_factory=list)
 

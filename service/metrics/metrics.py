@@ -306,6 +306,8 @@ class Metrics(Families):
         # Of this process: scoring requests in flight, and their work. The gauges take them at a flush.
         self.num_in_flight = 0
         self.work: Callable[[], int] = lambda: 0
+        # Counts what is not counted yet.
+        self.before_flush: Callable[[], None] = lambda: None
         self._retired: dict[tuple[str, str], None] = {}  # in the order in which they were
         for result in IMPRESSION_RESULTS:
             self.impressions.labels(result)
@@ -353,6 +355,7 @@ class Metrics(Families):
         """Set the gauges of what is in flight, and count the values that the histograms keep and the log lines that
         were dropped. This runs before each scrape here, and now and then for the scrapes of other workers, who read
         what this one has written."""
+        self.before_flush()
         self.log_lines_dropped.inc(stderr_queue().take_dropped())
         self.in_flight.set(self.num_in_flight)
         self.work_in_flight.set(self.work())

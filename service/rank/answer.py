@@ -6,6 +6,7 @@ Python object is made for a score, and a float32 has the digits that distinguish
 Shapes: N candidates, O outputs, K of them answered.
 """
 
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -28,7 +29,8 @@ def write(request: ScoredRequest, explanation: Explanation | None = None) -> byt
     received, outputs = encoded.received, encoded.model.scorer.outputs
     order_K = request.order_K
     names = received.ids
-    ids = [names[position] for position in order_K.tolist()]
+    # One call for all. Of a single one it would make no tuple.
+    ids = list(itemgetter(*order_K.tolist())(names)) if len(order_K) > 1 else [names[order_K[0]]]
     score_K = score_N.take(order_K)
     answers_OK = request.answers.answers_NO.T.take(order_K, 1)
     candidates: Any = {"id": ids, "score": score_K, "tasks": dict(zip(outputs, answers_OK, strict=True))}
