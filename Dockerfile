@@ -37,7 +37,7 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r requir
     && python requirements/install_torch.py --check torch
 COPY model model
 COPY service service
-RUN python -m compileall -q model service && mkdir -m 1777 /models
+RUN python -m compileall -q model service && mkdir /logs && mkdir -m 1777 /models /logs/impressions /logs/events /secrets
 ENV FEEDRANK_MODELS=/models FEEDRANK_HOST=0.0.0.0
 EXPOSE 8080
 # Any other uid will do as well.
@@ -75,8 +75,8 @@ COPY model model
 COPY service service
 COPY training training
 COPY deploy/*.py deploy/
-# Jobs name their files from here: data/, runs/ and /models are where volumes go.
-RUN python -m compileall -q model service training deploy && mkdir -m 1777 data runs /models
+# Jobs name their files from here: data/, runs/, logs/ and /models are where volumes go.
+RUN python -m compileall -q model service training deploy && mkdir logs && mkdir -m 1777 data runs logs/impressions logs/events /models
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "training"]
 CMD ["--help"]

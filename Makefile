@@ -36,8 +36,8 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
-	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-tables \
-	bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
+	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
+	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-label-means bench-first-demo bench-events bench-wires bench-judge clean
 
@@ -171,6 +171,9 @@ bench-input: $(STAMP) ## rows per CPU second of input alone, memory of a stream 
 
 bench-distributed: $(STAMP) ## two processes beside one: losses, rows per second
 	@exec $(PY) -m benchmarks.distributed $(ARGS)
+
+bench-loop-kills: $(STAMP) ## kill -9 at a hundred random moments of the daily cycle (ARGS="--kills 20")
+	@exec $(PY) -m benchmarks.loop_kills $(ARGS)
 
 bench-kills: $(STAMP) ## kill -9 at twenty random moments of training, and what is left (ARGS="--processes 2")
 	@exec $(PY) -m benchmarks.kills $(ARGS)

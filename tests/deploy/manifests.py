@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 KUBERNETES = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
-# Helm values and JSON patches are no objects of a cluster.
-_OTHER = {"adapter_values.yaml", "gpu_jobset.yaml", "kustomization.yaml"}
+# Helm values, JSON patches and the content of a ConfigMap are no objects of a cluster.
+_OTHER = {"adapter_values.yaml", "daily_cycle.yaml", "gpu_jobset.yaml", "kustomization.yaml"}
 Manifest = dict[str, Any]
 
 

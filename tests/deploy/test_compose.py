@@ -1,9 +1,11 @@
 """docker-compose.yml: valid to docker-compose itself, pinned, closed, and in step with the code it starts."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 import yaml
 
 from deploy.load_test import _parser as load_parser
+from model.user import read_user_hash_key
 from service.serve import END_SECONDS
 from service.settings import read_settings
 from tests.deploy.ended_jobs import end_job
 from training.__main__ import _parser as training_parser
+from training.daily.cycle_file import Cycle
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -50,14 +54,17 @@ def test_services_can_do_no_more_than_they_must(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
-    if "profiles" not in service:
+    if "profiles" not in service and service["restart"] != "no":
         assert service["restart"] == "unless-stopped"
         assert service["healthcheck"]["retries"] > 0
 
 
 def test_service_is_told_what_it_understands_and_has_time_to_finish(tmp_path: Path) -> None:
     service = SERVICES["service"]
-    settings = read_settings([], {"FEEDRANK_MODELS": str(tmp_path), **service["environment"]})
+    # Folders of volumes, and a file that another service makes.
+    volumes = {f"FEEDRANK_{name}" for name in ("IMPRESSION_LOG", "EVENT_LOG", "USER_HASH_KEY")}
+    given = {name: value for name, value in service["environment"].items() if name not in volumes}
+    settings = read_settings([], {"FEEDRANK_MODELS": str(tmp_path), **given})
     assert settings.workers == 2
     known = {f"FEEDRANK_{name.upper()}" for name in type(settings).model_fields}
     assert set(service["environment"]) <= known
@@ -105,6 +112,34 @@ def test_what_is_mounted_from_the_repository_is_there() -> None:
     assert list(folders[provider["options"]["path"]].glob("*.json"))
     (source,) = yaml.safe_load((provisioning / "datasources/feedrank.yml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
+
+
+def test_a_night_reads_the_logs_that_the_service_writes() -> None:
+    service, daily = SERVICES["service"], SERVICES["daily"]
+    mounts = [dict(reversed(volume.split(":")[:2]) for volume in one["volumes"]) for one in (service, daily)]
+    options = training_parser().parse_args([*daily["entrypoint"][3:], *daily["command"]])
+    cycle = Cycle.load(ROOT / mounts[1][str(options.file.parent)] / options.file.name)
+    assert cycle.join is not None
+    for name, place in (("IMPRESSION", cycle.join.impressions), ("EVENT", cycle.join.events)):
+        assert mounts[0][service["environment"][f"FEEDRANK_{name}_LOG"]] == mounts[1][str(Path("/app", place))]
+    assert mounts[1][str(cycle.file.models)] == "models"
+
+
+def test_the_key_of_user_hashes_is_made_once_and_kept(tmp_path: Path) -> None:
+    service = SERVICES["key"]
+    (script,) = service["command"]
+    command = [*service["entrypoint"], script.replace("$$", "$").replace("/secrets", str(tmp_path))]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    keys = []
+    for _ in range(2):
+        subprocess.run(command, check=True, env=environment)
+        keys.append(read_user_hash_key(tmp_path / "user_hash.key"))
+    assert keys[0] == keys[1]
+    assert (tmp_path / "user_hash.key").stat().st_mode & 0o077 == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["user_hash.key"]
+    target = SERVICES["service"]["environment"]["FEEDRANK_USER_HASH_KEY"]
+    assert f"mv /secrets/.new {target}" in script
+    assert SERVICES["service"]["depends_on"] == {"key": {"condition": "service_completed_successfully"}}
 
 
 def test_load_goes_to_the_service_and_is_what_the_load_test_takes() -> None:

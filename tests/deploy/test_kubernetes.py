@@ -101,6 +101,11 @@ def test_settings_are_ones_that_the_service_takes(tmp_path: Path) -> None:
     given = dict(SETTINGS)
     assert given.pop("FEEDRANK_KEYS_FILE") == "/etc/feedrank/keys.yaml"
     assert given.pop("FEEDRANK_MODELS") == "/models"
+    assert given.pop("FEEDRANK_USER_HASH_KEY") == "/etc/feedrank/user_hash.key"
+    mounted = {mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
+    for log in ("IMPRESSION", "EVENT"):
+        # The folder has to be there, as a mount's is.
+        assert given.pop(f"FEEDRANK_{log}_LOG") in mounted
     settings = read_settings([], {**given, "FEEDRANK_MODELS": str(tmp_path)})
     assert str(settings.port) == SETTINGS["FEEDRANK_PORT"]
     assert settings.host == "0.0.0.0"
@@ -215,7 +220,7 @@ def test_pods_can_do_no_more_than_they_must(name: str, pod: dict[str, Any]) -> N
 
 def test_what_pods_mount_is_declared() -> None:
     claims = {document["metadata"]["name"] for document in manifests() if document["kind"] == "PersistentVolumeClaim"}
-    assert claims == {"feedrank-models", "feedrank-training"}
+    assert claims == {"feedrank-logs", "feedrank-models", "feedrank-training"}
     volumes = [volume for _, pod in _pods() for volume in pod["volumes"]]
     used = {volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume}
     assert used == claims

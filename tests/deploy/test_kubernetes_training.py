@@ -1,21 +1,19 @@
 """Training in a cluster: its jobs say to torchrun and to `python -m training` what these two take."""
 
-import os
 import re
 import shlex
-import stat
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
+import yaml
 from torch.distributed.run import get_args_parser
 
 from tests.deploy.ended_jobs import end_job
 from tests.deploy.manifests import KUBERNETES, literals, one
 from training.__main__ import _parser as training_parser
 from training.config import TrainingConfig
+from training.daily.cycle_file import Cycle
 
 ROOT = KUBERNETES.parents[1]
 SETTINGS = literals("training", "feedrank-training")
@@ -75,52 +73,9 @@ def test_publishing_comes_after_training_and_takes_its_run() -> None:
     assert options.models == Path("/models")
 
 
-@pytest.fixture
-def programs(tmp_path: Path) -> Path:
-    """A folder with a program called python that writes down how it was called and makes what training would."""
-    program = tmp_path / "bin" / "python"
-    program.parent.mkdir()
-    program.write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> "$CALLS"\nmkdir -p "runs/daily/$(date -u +%F)"\n')
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    return program.parent
-
-
-def _daily(work: Path, programs: Path) -> list[list[str]]:
-    calls = work / "calls"
-    calls.write_text("")
-    given = {**SETTINGS, "MODELS": str(work / "models"), "CALLS": str(calls)}
-    environment = {**os.environ, **given, "PATH": f"{programs}:{os.environ['PATH']}"}
-    subprocess.run(["sh", str(KUBERNETES / "training" / "daily.sh")], cwd=work, env=environment, check=True)
-    return [line.split() for line in calls.read_text().splitlines()]
-
-
-def test_a_day_begins_from_the_newest_version_and_publishes_once(tmp_path: Path, programs: Path) -> None:
-    first, *others = commands = _daily(tmp_path, programs)
-    assert [command[2] for command in commands] == ["train", "evaluate", "export"]
-    for command in commands:
-        options = _check_training_command(command[2:])
-    assert options.models == tmp_path / "models"
-    assert first[4] == "--set"
-    assert re.fullmatch(r"output=runs/daily/\d{4}-\d{2}-\d{2}", first[5])
-    assert len(first) == 6, "there is nothing to begin from yet"
-    assert {command[3] for command in others} == {first[5].removeprefix("output=")}
-    # Published today: nothing is left to do, whatever ended the job before.
-    assert _daily(tmp_path, programs) == []
-    for folder in (tmp_path / "runs/daily").iterdir():
-        (folder / "published").unlink()
-    for name in ("2", "10", "9", "derived", ".publishing-x", "labels.yaml"):
-        (tmp_path / "models" / SETTINGS["MODEL"] / name).mkdir(parents=True)
-    train, *_ = _daily(tmp_path, programs)
-    _check_training_command(train[2:])
-    parent = f"init_from.path={tmp_path}/models/{SETTINGS['MODEL']}/10"
-    assert train[6:] == ["--set", parent, "--set", f"init_from.rate_factor={SETTINGS['RATE_FACTOR']}"]
-
-
 def test_sigterm_reaches_the_job_and_nothing_is_begun_after_it(tmp_path: Path) -> None:
     scripts = KUBERNETES / "training"
     given = {**SETTINGS, "MODELS": str(tmp_path / "models"), "SCRIPTS": str(scripts)}
-    assert end_job(["sh", str(scripts / "daily.sh")], tmp_path, given) == "train\nended\n"
-    (tmp_path / "calls").unlink()
     (container,) = _jobs()["publish"]["template"]["spec"]["template"]["spec"]["containers"]
     command = [*container["command"], *container["args"]]
     assert end_job(command, tmp_path, given) == "evaluate\nended\n"
@@ -141,10 +96,39 @@ def test_a_pod_that_the_cluster_takes_away_costs_no_try_and_has_time_to_save() -
     assert 100 <= options.shutdown_timeout < 120
 
 
-def test_daily_job_runs_the_script_and_never_twice() -> None:
+def test_nights_are_the_cycle_of_the_config_map_and_never_two_at_once() -> None:
     spec = one("CronJob")["spec"]
-    (container,) = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "scripts"]
-    assert container["command"] == ["sh", f"{mount['mountPath']}/daily.sh"]
+    pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    options = training_parser().parse_args(container["command"][3:])
+    assert container["command"][:4] == ["python", "-m", "training", "daily"]
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    (generator,) = [
+        entry
+        for entry in yaml.safe_load((KUBERNETES / "training" / "kustomization.yaml").read_text())["configMapGenerator"]
+        if entry["name"] == "feedrank-daily"
+    ]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes[mounts[str(options.file.parent)]["name"]]["configMap"]["name"] == generator["name"]
+    assert generator["files"] == [options.file.name]
     assert spec["concurrencyPolicy"] == "Forbid"
-    assert {mount["mountPath"] for mount in container["volumeMounts"]} >= {"/app/data", "/app/runs", "/models"}
+    # What the cycle's files name is of the image or of a volume.
+    cycle = Cycle.load(KUBERNETES / "training" / options.file.name)
+    assert cycle.join is not None
+    read = (cycle.training.data.path, cycle.training.output, cycle.join.impressions, cycle.join.events)
+    assert all(any(Path("/app", place).is_relative_to(mount) for mount in mounts) for place in read)
+    assert str(cycle.file.models) in mounts
+    # The logs are where services write them, in a volume that outlives pods.
+    served = one("Deployment")["spec"]["template"]["spec"]
+    settings = literals("base", "feedrank-settings")
+    written = {mount["mountPath"]: mount for mount in served["containers"][0]["volumeMounts"]}
+    for name, place in (("IMPRESSION", cycle.join.impressions), ("EVENT", cycle.join.events)):
+        own, theirs = mounts[str(Path("/app", place))], written[settings[f"FEEDRANK_{name}_LOG"]]
+        assert own["subPath"] == theirs["subPath"]
+        claims = {
+            volume["persistentVolumeClaim"]["claimName"]
+            for pods, mount in ((served, theirs), (pod, own))
+            for volume in pods["volumes"]
+            if volume["name"] == mount["name"]
+        }
+        assert claims == {"feedrank-logs"}
