@@ -24,14 +24,12 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model.user import read_user_hash_key
 from service.api_document import api_document, with_examples
 from service.base.clock import Clock
 from service.base.errors import Problem, refusal
 from service.base.log import FieldLogger
 from service.base.replaced_clock import ReplacedClock
 from service.direct import DirectWay
-from service.events.event_log import EventLog
 from service.events.event_types import EventTypes
 from service.events.routes import Events
 from service.http.admission import Admission
@@ -44,8 +42,7 @@ from service.http.protocol import SHED, GuardedProtocol
 from service.http.scoring_protocol import DIRECT
 from service.http.shedding import Shedding
 from service.http.tracing import Tracing
-from service.impressions.line import LineSettings
-from service.impressions.writer import ImpressionLog
+from service.logs import event_log, impression_log, shipper
 from service.metrics.metrics import EVENTS, INFER, RANK, Metrics
 from service.models.admin import admin_routes
 from service.models.store import ModelStore, not_ready
@@ -98,8 +95,9 @@ class Service:
             lambda: self.is_draining,
         )
         self.metrics.work = lambda: self.responder.admission.in_flight
-        self.impressions = _impression_log(settings, self.metrics, self.clock)
-        self.event_log = _event_log(settings, self.metrics, self.clock)
+        self.impressions = impression_log(settings, self.metrics, self.clock)
+        self.event_log = event_log(settings, self.metrics, self.clock)
+        self.shipper = shipper(settings, self.metrics)
         self.event_types = EventTypes(settings.models, self.metrics)
         self.events = Events(
             self.store,
@@ -167,7 +165,9 @@ class Service:
         self._drain_on_signals()
         self.store.start()
         tasks = [asyncio.create_task(task) for task in self._tasks()]
-        parts = [one for one in (self.impressions, self.event_log, self.shadow, self.drift) if one is not None]
+        parts = [
+            one for one in (self.impressions, self.event_log, self.shipper, self.shadow, self.drift) if one is not None
+        ]
         for part in parts:
             part.start()
         try:
@@ -359,35 +359,6 @@ async def _refuse(request: Request, error: Exception) -> Response:
     elif not isinstance(error, Problem):
         error = Problem(500, "an error of the service, not of the request; its log says more")
     return refusal(error, request.url.path, record_of(request.scope).request_id)
-
-
-def _impression_log(settings: Settings, metrics: Metrics, clock: Clock) -> ImpressionLog | None:
-    if settings.impression_log is None:
-        return None
-    return ImpressionLog(
-        settings.impression_log,
-        metrics,
-        clock,
-        LineSettings(
-            share=settings.impression_log_sample,
-            is_hashed=settings.impression_log_features == "hash",
-            user_hash_key=None if settings.user_hash_key is None else read_user_hash_key(settings.user_hash_key),
-        ),
-        max_bytes=settings.impression_log_max_bytes,
-        workers=settings.workers,
-    )
-
-
-def _event_log(settings: Settings, metrics: Metrics, clock: Clock) -> EventLog | None:
-    if settings.event_log is None:
-        return None
-    return EventLog(
-        settings.event_log,
-        metrics,
-        clock,
-        max_bytes=settings.event_log_max_bytes,
-        sync_seconds=settings.event_log_sync_seconds,
-    )
 
 
 class _Application:

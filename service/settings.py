@@ -75,6 +75,11 @@ class Settings(BaseModel):
     event_log_max_bytes: int = Field(
         16 * 2**30, ge=2**20, description="most that the event log takes on disk, in bytes; beyond, events are refused"
     )
+    ship: str | None = Field(
+        None,
+        description="fsspec URL (such as s3://bucket/logs) that closed files of both logs are copied to, before their "
+        "folders' bounds remove them",
+    )
     event_log_sync_seconds: float = Field(
         1.0, ge=0, le=60, description="seconds after which an accepted event is safe from a power failure; 0 is before"
     )
@@ -172,6 +177,12 @@ def _check_files(settings: Settings) -> None:
         TrustedKeys(settings.verify_key)
     if settings.user_hash_key is not None:
         read_user_hash_key(settings.user_hash_key)
+    if settings.ship is not None:
+        if settings.impression_log is None and settings.event_log is None:
+            raise ValueError("--ship needs --impression-log or --event-log; it copies their files")
+        from service.ship.destination import check_url  # the clients of stores are seldom needed
+
+        check_url(settings.ship)
     if settings.clock is not None:
         if not is_loopback(settings.host):
             raise ValueError("--clock needs a loopback --host; it is for simulations on one host alone")

@@ -4,7 +4,8 @@ In: the lines of one request at a time, from the event loop. Out: lines of JSON 
 (service/log_files/log_writer.py), `events-<UTC>-<token>.jsonl`, each event with the time of its receipt. A thread of
 its own writes: many requests share one write(2), and a disk that hangs stops neither the event loop nor a scoring
 thread. A request is accepted when its lines are written, all of them or none. fsync follows within `sync_seconds`, in
-another thread. Nothing is ever removed here: a log that has reached its bound refuses events until there is room.
+another thread. A log that has reached its bound refuses events until there is room. What is shipped may be removed to
+make it, and nothing else ever is.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from queue import SimpleQueue
 from service.base.clock import Clock
 from service.base.errors import Problem
 from service.base.log import FieldLogger, Throttle
+from service.log_files import shipped
 from service.log_files.folder import LogFolder
 from service.log_files.log_writer import LogWriter
 from service.log_files.rotated_files import RotatedFiles
@@ -61,8 +63,25 @@ class _Block:
 class EventLog(LogWriter[_Block]):
     """The event log of one worker. `append` is called on the event loop."""
 
-    def __init__(self, folder: Path, metrics: Metrics, clock: Clock, *, max_bytes: int, sync_seconds: float) -> None:
-        files = RotatedFiles(event_files(folder), clock, file_bytes=_FILE_BYTES, keep_bytes=None)
+    def __init__(
+        self,
+        folder: Path,
+        metrics: Metrics,
+        clock: Clock,
+        *,
+        max_bytes: int,
+        sync_seconds: float,
+        workers: int = 1,
+        is_shipped: bool = False,
+    ) -> None:
+        files = RotatedFiles(
+            event_files(folder),
+            clock,
+            file_bytes=_FILE_BYTES,
+            # So that there is room again before the log is full: each worker has a file open.
+            keep_bytes=max(0, max_bytes - (workers + 1) * _FILE_BYTES) if is_shipped else None,
+            may_remove=shipped.is_shipped,
+        )
         super().__init__(files, clock, "events")
         self._max_bytes = max_bytes
         self._sync_seconds = sync_seconds

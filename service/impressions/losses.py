@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from service.base.log import FieldLogger, Throttle
 from service.metrics.metrics import Metrics
 
-Loss = Literal["dropped", "failed", "no_key", "killed"]
+Loss = Literal["dropped", "failed", "full", "no_key", "killed"]
 _LOSSES: tuple[Loss, ...] = get_args(Loss)
 # Reasons are few. What a disk says is not ours to bound.
 _MOST_REASONS = 20

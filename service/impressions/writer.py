@@ -8,6 +8,7 @@ a killed process had written can be read to the last whole line, while a Parquet
 Arrow also stays out of the process that serves.
 """
 
+import math
 import time
 from datetime import datetime
 from functools import partial
@@ -20,7 +21,8 @@ from service.base.record import RequestRecord
 from service.impressions.convert import POLL_SECONDS, Conversion
 from service.impressions.folder import impression_files
 from service.impressions.line import Impression, LineSettings, loss_line
-from service.impressions.losses import Losses
+from service.impressions.losses import Loss, Losses
+from service.log_files import shipped
 from service.log_files.line_counts import LineCounts
 from service.log_files.log_writer import LogWriter
 from service.log_files.rotated_files import RotatedFiles
@@ -35,6 +37,8 @@ _FILE_BYTES = 64 * 2**20
 _WRITE_BYTES = 2**20
 _NICENESS = 10
 _NO_KEY = "a model knows the user of a request, whose hash needs a key; start the service with --user-hash-key FILE"
+_FULL_SECONDS = 5.0
+_FULL = "the log has reached its bound, and its files are not shipped yet"
 _KILLED = "their writer was killed"
 
 _log = FieldLogger("impressions")
@@ -44,7 +48,15 @@ class ImpressionLog(LogWriter[Impression]):
     """The impression log of one worker of `workers`. `take_request` and `offer` never wait for the disk."""
 
     def __init__(
-        self, folder: Path, metrics: Metrics, clock: Clock, settings: LineSettings, *, max_bytes: int, workers: int
+        self,
+        folder: Path,
+        metrics: Metrics,
+        clock: Clock,
+        settings: LineSettings,
+        *,
+        max_bytes: int,
+        workers: int,
+        is_shipped: bool = False,
     ) -> None:
         # Beside the whole files every worker has one that it writes, and one that a killed worker left. One of the
         # folder is in both kinds while it becomes Parquet.
@@ -54,12 +66,16 @@ class ImpressionLog(LogWriter[Impression]):
             clock,
             file_bytes=file_bytes,
             keep_bytes=max_bytes - (2 * workers + 1) * file_bytes,
+            may_remove=shipped.is_shipped if is_shipped else lambda _: True,
             on_removed=metrics.impression_files_removed.inc,
-            on_closed=lambda: self._conversion.start(),
+            on_closed=lambda: self._start_conversion(),
         )
         super().__init__(files, clock, "impressions")
         self._conversion = Conversion(folder, metrics.impression_conversions_failed.inc)
         self._settings = settings
+        self._max_bytes = max_bytes if is_shipped else None
+        self._is_full = False
+        self._measures_at = 0.0
         self._written = metrics.impressions.labels("written")
         self._losses = Losses(metrics)
         self._counts = _new_counts(self._writer)
@@ -123,6 +139,24 @@ class ImpressionLog(LogWriter[Impression]):
         seconds = super()._seconds_left()
         return min(POLL_SECONDS, seconds) if self._conversion.is_running() else seconds
 
+    def _is_over_bound(self) -> bool:
+        """True where the folder is full of what is not shipped. Measured when a file was closed, and again and again
+        while it is."""
+        if self._max_bytes is not None and time.monotonic() >= self._measures_at:
+            try:
+                self._is_full = self._files.total_bytes > self._max_bytes
+                if self._is_full:
+                    self._files.tidy_folder()  # what is shipped by now makes room
+            except OSError as error:
+                self._fail(error)
+            self._measures_at = time.monotonic() + _FULL_SECONDS if self._is_full else math.inf
+        return self._is_full
+
+    def _start_conversion(self) -> None:
+        """A file was closed."""
+        self._measures_at = 0.0
+        self._conversion.start()
+
     def _write(self, batch: list[tuple[datetime, Impression]]) -> None:
         most = min(_WRITE_BYTES, self._files.file_bytes)
         lines: list[bytes] = []
@@ -147,10 +181,13 @@ class ImpressionLog(LogWriter[Impression]):
             self._append(lines, held)
 
     def _append(self, lines: list[bytes], held_bytes: int) -> None:
+        if self._is_over_bound():
+            self._finish(0, len(lines), held_bytes, _FULL, "full")
+            return
         written, error = self._files.append(lines)
         self._finish(written, len(lines) - written, held_bytes, "" if error is None else _reason(error))
 
-    def _finish(self, written: int, failed: int, held_bytes: int, reason: str) -> None:
+    def _finish(self, written: int, failed: int, held_bytes: int, reason: str, result: Loss = "failed") -> None:
         self._settle(written)
         with self._changed:
             self._held_bytes -= held_bytes
@@ -159,7 +196,7 @@ class ImpressionLog(LogWriter[Impression]):
                 return  # counted already
         self._written.inc(written)
         if failed:
-            self._losses.count("failed", failed, reason)
+            self._losses.count(result, failed, reason)
 
     def _settle(self, lines: int) -> None:
         if self._counts is not None:

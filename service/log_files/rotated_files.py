@@ -16,15 +16,16 @@ from itertools import accumulate
 from pathlib import Path
 
 from service.base.clock import Clock
+from service.log_files import shipped
 from service.log_files.folder import LINES, PARQUET, LogFolder, closed_name
 
 _BLOCK = 65_536
 
 
 class RotatedFiles:
-    """The files of one writer. Whole files of the log beyond `keep_bytes` are removed, the oldest first, and
-    `on_removed` is called with their number. At most `file_bytes` come on top of them for each writer. None keeps them
-    all. `on_closed` is called when a file has been closed."""
+    """The files of one writer. Whole files of the log beyond `keep_bytes` are removed, the oldest first but for those
+    that `may_remove` denies, and `on_removed` is called with their number. At most `file_bytes` come on top of them for
+    each writer. None keeps them all. `on_closed` is called when a file has been closed."""
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class RotatedFiles:
         *,
         file_bytes: int,
         keep_bytes: int | None,
+        may_remove: Callable[[Path], bool] = lambda _: True,
         on_removed: Callable[[int], None] = lambda _: None,
         on_closed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -40,6 +42,7 @@ class RotatedFiles:
         self.log = log
         self._clock = clock
         self._keep_bytes = keep_bytes
+        self._may_remove = may_remove
         self._on_removed = on_removed
         self._on_closed = on_closed
         self._descriptor: int | None = None
@@ -134,9 +137,13 @@ class RotatedFiles:
         for file, size in sizes.items():
             if excess <= 0:
                 break
+            if not self._may_remove(file):
+                continue
             with suppress(FileNotFoundError):  # another writer of the folder was faster
                 file.unlink()
                 removed += 1
+            if not any(file.with_suffix(suffix).exists() for suffix in (LINES, PARQUET)):
+                shipped.forget(file)
             excess -= size
         if removed:
             self._on_removed(removed)

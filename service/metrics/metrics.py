@@ -31,6 +31,7 @@ from service.metrics.loop_metrics import LoopMetrics
 from service.metrics.process_counters import LOG_LINES_DROPPED, WORKER_RESTARTS
 from service.metrics.shadow_metrics import ShadowMetrics
 from service.metrics.shared_files import free_bytes
+from service.metrics.ship_metrics import ShipMetrics
 
 RANK = "/v1/rank"
 INFER = "/v2/models/{name}/infer"
@@ -72,7 +73,7 @@ REJECTIONS = (
 )
 # Of a worker: gets requests from balancers that poll /readyz, or does not.
 WORKER_STATES = ("ready", "unready")
-IMPRESSION_RESULTS = ("written", "dropped", "failed", "no_key", "killed")
+IMPRESSION_RESULTS = ("written", "dropped", "failed", "full", "no_key", "killed")
 EVENT_RESULTS = ("written", "full", "slow", "failed")
 LOAD_RESULTS = (
     "ready",
@@ -253,8 +254,8 @@ class Metrics(Families):
     impressions = Family(
         Counter,
         "ranking_impression_log",
-        "Lines of the impression log: written, dropped because too many waited, failed on the disk, refused because "
-        "there is no key for the hash of a user, or on their way when their writer was killed",
+        "Lines of the impression log: written, dropped because too many waited, failed on the disk, refused as the "
+        "folder is full of what is not shipped or as users' hashes have no key, or killed with their writer",
         ("result",),
     )
     impression_files_removed = Family(
@@ -291,6 +292,7 @@ class Metrics(Families):
         self.shadow = ShadowMetrics(self.registry)
         self.loop = LoopMetrics(self.registry)
         self.connections = ConnectionMetrics(self.registry)
+        self.ship = ShipMetrics(self.registry)
         self.drift = DriftWindows(self.registry, is_shared=self._folder is not None)
         self._histograms = [metric for metric in vars(self).values() if isinstance(metric, BatchedHistogram)]
         self._of_versions = (
