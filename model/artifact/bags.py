@@ -71,9 +71,7 @@ class Bags:
         offsets_P1 = torch.from_numpy(layout.offsets_P1[: rows * of.places + 1])
         found = []
         for table_rows in layout.table_rows:
-            rows_J = np.empty(of.rows_of_id * len(ids), np.int64)
-            table_rows.write(ids, rows_J)
-            places_BSW = self._look_up(rows_J, offsets_P1).reshape(rows, of.places, self._width)
+            places_BSW = self._look_up(table_rows.of_ids(ids), offsets_P1).reshape(rows, of.places, self._width)
             if layout.divisors_L1 is not None:
                 lists_BLW = places_BSW[:, of.num_ids :]
                 np.divide(lists_BLW, layout.divisors_L1, out=lists_BLW)
@@ -83,7 +81,7 @@ class Bags:
     def _ragged(self, ids_BK: Ids, lengths_LB: Ids, values: Sequence[Ids]) -> list[Floats]:
         """Rows with lists of any length: a bag for each place, empty where a list belongs, then those of each list."""
         of, rows = self._of, len(ids_BK)
-        num_places, num_ids = rows * of.places, of.rows_of_id * ids_BK.size
+        num_places = rows * of.places
         offsets_P1 = np.empty(num_places + lengths_LB.size + 1, np.int64)
         starts_B, place_S = np.arange(rows) * of.num_ids, np.minimum(np.arange(of.places), of.num_ids)
         np.add(starts_B[:, None], place_S, out=offsets_P1[:num_places].reshape(rows, of.places))
@@ -94,12 +92,8 @@ class Bags:
         divisors_LB = of.divisors(lengths_LB)
         found = []
         for of_ids, of_lists in zip(of.ids, of.lists, strict=True):
-            rows_J = np.empty(offsets_P1[-1], np.int64)
-            of_ids.write(ids_BK, rows_J[:num_ids])
-            end = num_ids
-            for of_list, values_V in zip(of_lists, values, strict=True):
-                start, end = end, end + of.rows_of_id * len(values_V)
-                of_list.write(values_V[:, None], rows_J[start:end])
+            in_lists = [of_list.of_ids(one_V[:, None]) for of_list, one_V in zip(of_lists, values, strict=True)]
+            rows_J = np.concatenate([of_ids.of_ids(ids_BK), *in_lists])
             bags_PW = self._look_up(rows_J, torch.from_numpy(offsets_P1))
             places_BSW = bags_PW[:num_places].reshape(rows, of.places, self._width)
             pooled_LBW = bags_PW[num_places:].reshape(*lengths_LB.shape, self._width)
@@ -127,8 +121,8 @@ class _Features:
         self.num_ids, self.places = len(ids), len(ids) + len(lists)
         # The tables have one hash all, or two.
         self.rows_of_id = 1 if (*ids, *(one.table for one in lists))[0].half_rows is None else 2
-        self.ids = [_TableRows.of(ids, starts) for starts in owners]
-        self.lists = [[_TableRows.of([one.table], starts) for one in lists] for starts in owners]
+        self.ids = [_TableRows.of_tables(ids, starts) for starts in owners]
+        self.lists = [[_TableRows.of_tables([one.table], starts) for one in lists] for starts in owners]
         self._is_sum_L = np.array([not one.is_mean for one in lists], np.bool_)
 
     def layout(self, lengths: bytes, rows: int) -> "_Layout":
@@ -157,7 +151,7 @@ class _TableRows(NamedTuple):
     half_rows_M: Ids | None
 
     @classmethod
-    def of(cls, tables: Sequence[Table], starts: Mapping[str, int]) -> "_TableRows":
+    def of_tables(cls, tables: Sequence[Table], starts: Mapping[str, int]) -> "_TableRows":
         halves = [table.half_rows for table in tables if table.half_rows is not None]
         starts_M = np.array([starts[table.name] for table in tables], np.int64)
         return cls(starts_M, np.array(halves, np.int64) if halves else None)
@@ -172,17 +166,14 @@ class _TableRows(NamedTuple):
         half_rows_M = self.half_rows_M
         return _TableRows(np.tile(self.starts_M, times), None if half_rows_M is None else np.tile(half_rows_M, times))
 
-    def write(self, ids: Ids, rows_J: Ids) -> None:
-        """Write the rows of `ids`, [..., M] or fewer, two for each with two hashes."""
-        starts_M, half_rows_M = self.starts_M[: ids.shape[-1]], self.half_rows_M
-        if half_rows_M is None:
-            np.add(ids, starts_M, out=rows_J.reshape(ids.shape))
-        else:
-            half_rows_M = half_rows_M[: ids.shape[-1]]
-            pairs = rows_J.reshape(*ids.shape, 2)
-            first, second = np.divmod(ids, half_rows_M)
-            np.add(first, starts_M, out=pairs[..., 0])
-            np.add(second, starts_M + half_rows_M, out=pairs[..., 1])
+    def of_ids(self, ids: Ids) -> Ids:
+        """rows_J of `ids`, [..., M] or fewer, two for each with two hashes."""
+        starts_M = self.starts_M[: ids.shape[-1]]
+        if self.half_rows_M is None:
+            return (ids + starts_M).reshape(-1)
+        half_rows_M = self.half_rows_M[: ids.shape[-1]]
+        first, second = np.divmod(ids, half_rows_M)
+        return np.stack([first + starts_M, second + starts_M + half_rows_M], axis=-1).reshape(-1)
 
 
 class _Layout(NamedTuple):
