@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from model.artifact.artifact import Artifact, model_names, versions
 from model.features.encoder import ColumnErrors
 from model.schema import Block
+from model.scorer.newest import take_newest_calibration
 from model.scorer.scorer import NonFiniteScoresError, Scorer
 from model.value_models.answer_domain import AnswerDomain
 from model.value_models.value_model import FILE_NAME, ValueModels
@@ -56,6 +57,7 @@ class Rescoring:
         self.model = _model(models, model) if needs_model else _model_or_logged(models, model, log)
         folder = None if models is None else models / self.model
         self._scorer = None if version is None else _scorer(folder, version, verify_key)
+        self.notes += [] if self._scorer is None else take_newest_calibration(self._scorer)
         domain = self._domain(folder, verify_key, log) if self._scorer is None else self._scorer.domain
         self._outputs = list(domain.uppers)
         file = value_models

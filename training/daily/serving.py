@@ -17,6 +17,7 @@ from model.artifact.artifact import FORMAT_VERSION, ArtifactError, read_manifest
 from model.rollout.decisions import FOUND, Decisions, labels_entry
 from model.rollout.journal import Journal
 from model.rollout.labels import FILE_NAME, Labels, LabelsFile
+from model.scorer.newest import take_newest_calibration
 from model.scorer.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -55,9 +56,13 @@ class Champion:
 
 
 def open_version(folder: Path, version: int) -> Champion:
-    """A version of a model. Raises ValueError where it does not verify."""
+    """A version of a model, with the calibration that services answer by. Raises ValueError where it does not
+    verify."""
     path = folder / str(version)
-    return Champion(path, Scorer.load(path, "torchscript", model=folder.resolve().name))
+    scorer = Scorer.load(path, "torchscript", model=folder.resolve().name)
+    for reason in take_newest_calibration(scorer):
+        log.warning("%s", reason)
+    return Champion(path, scorer)
 
 
 def champion_of(folder: Path, labels: Labels, withdrawn: frozenset[str]) -> Champion | None:

@@ -29,6 +29,7 @@ from model.rollout.journal import Entry, Journal
 from model.rollout.labels import FILE_NAME as LABELS
 from model.rollout.labels import LabelsFile
 from model.scorer.batch_scoring import score_requests
+from model.scorer.newest import take_newest_calibration
 from model.scorer.scorer import Scorer
 from model.tasks import Task
 from training.config import DataConfig
@@ -91,8 +92,8 @@ def recalibrate(
     scorer = Scorer.load(version, engine="torchscript")
     if not even_if_judged:
         refuse_judged(version)
-    for newest in scorer.calibration_generations()[-1:]:
-        scorer.take_calibration(scorer.open_calibration(newest))
+    for reason in take_newest_calibration(scorer):
+        log.warning("%s", reason)
     logged = LoggedDays(LogFiles(data), rows.column, rows.timezone)
     days = rows.kept(logged)
     table = _rows_of(scorer, data, rows, [logged.literal(day) for day in days])

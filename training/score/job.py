@@ -7,15 +7,20 @@ the value model, the engine, the columns, and the state of the input file.
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.artifact.artifact import Artifact
+from model.recalibration import folder_of as calibrations_of
+from model.scorer.newest import take_newest_calibration
 from model.scorer.scorer import Engine, EngineChoice, Scorer
 from model.value_models.value_model import DEFAULT, FILE_NAME, ValueModel, ValueModels
 from training.data.files import LogFile, LogFiles
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 SCORE, ANSWER = "score", "answer_"
@@ -25,7 +30,7 @@ SCORE, ANSWER = "score", "answer_"
 class Job:
     """One batch-scoring job. `group_by` names the column of request ids. With None each row is a request of its own.
     `prefix` opens the names of the answers' columns, so that columns of those names can be carried. `calibration` is
-    the newest generation of the version's, which a service answers by."""
+    the newest generation of the version's that verifies, which a service answers by."""
 
     version: Path
     verify_key: Path | None
@@ -59,9 +64,9 @@ class Job:
 
         `auto` takes a compiled package only where rows are grouped: it is made for one request of many candidates."""
         scorer = Scorer.load(version, "torchscript" if engine == "auto" and group_by is None else engine, verify_key)
-        calibration = next(reversed(scorer.calibration_generations()), None)
-        if calibration is not None:
-            scorer.open_calibration(calibration)
+        for reason in take_newest_calibration(scorer):
+            log.warning("%s", reason)
+        taken_up = scorer.calibration.recalibration
         combined = value_model_of(scorer, value_model)
         if taken := [name for name in columns if name in answer_columns(scorer.outputs, prefix)]:
             raise ValueError(f"--columns: '{taken[0]}' is a column of the answers; give those another --prefix")
@@ -73,7 +78,7 @@ class Job:
             "model_version": scorer.version,
             "artifact": scorer.manifest.checksum,
             "engine": scorer.engine,
-            "calibration": None if calibration is None else calibration.name,
+            "calibration": scorer.calibration.generation,
             "value_model": value_model,
             "value_model_version": combined.version,
             "columns": list(columns),
@@ -91,7 +96,7 @@ class Job:
             source,
             out,
             max_bad_rows,
-            calibration,
+            None if taken_up is None else calibrations_of(scorer.artifact) / str(taken_up.manifest.generation),
             about,
         )
 

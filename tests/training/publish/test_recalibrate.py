@@ -21,6 +21,7 @@ from model.scorer.scorer import Scorer
 from tests.artifacts import writable
 from tests.training_data import feed_table
 from training.__main__ import main
+from training.daily.serving import open_version
 from training.publish.export import export
 from training.publish.recalibrate import Days, recalibrate
 from training.run.run import Run
@@ -109,13 +110,18 @@ def test_answers_of_the_last_day_are_calibrated(version: Path, tmp_path: Path) -
     assert entry.versions == {"version": version.name, "calibration": "1"}
 
 
-def test_batch_scoring_answers_by_the_newest_generation(version: Path, tmp_path: Path) -> None:
+def test_jobs_answer_by_the_newest_generation_that_verifies(
+    version: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_days(tmp_path / "data")
     rows = tmp_path / "data" / "date=20240306"
     recalibrate(version, tmp_path / "data", Days())
+    expected = answers_of(taken(version), pq.read_table(rows / "part.parquet"))["click"]
+    spoil(recalibrate(version, tmp_path / "data", Days(), kind="isotonic"), "a byte")
+    assert open_version(version.parent, int(version.name)).scorer.calibration.generation == "1"
+    assert "calibration/2/calibration.json: checksum differs" in caplog.text
     assert main(["score", str(version), str(rows), "--out", str(tmp_path / "scores"), "--processes", "1"]) == 0
     scored = pq.read_table(tmp_path / "scores")["answer_click"].to_numpy()
-    expected = answers_of(taken(version), pq.read_table(rows / "part.parquet"))["click"]
     np.testing.assert_allclose(scored, expected, rtol=1e-5)  # float32 answers, in other sums
     assert json.loads((tmp_path / "scores" / "_scored.json").read_text())["calibration"] == "1"
 
