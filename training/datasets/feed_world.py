@@ -14,11 +14,13 @@ position bias, and the ratio of click rates of two positions is the ratio of the
 Shapes: B impressions, T tasks, K width of the vectors, U users, I items.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -64,6 +66,8 @@ MEDIAN_PLAY_SHARE, PLAY_NOISE = 0.45, 0.5  # at affinity 0 and the median durati
 AGE_CLICK = -0.15  # on the logit of click, per unit of log(1 + age in days)
 EVENING_CLICK = 0.25  # amplitude over the day on the logit of click, highest at 21 h
 MAX_AGE_DAYS = 30
+# How much of the chance behind long_view and play time is the same: one viewing decides both.
+VIEWING_CORRELATION = 0.6
 NULL_SHARES = {"user_activity": 0.05, "device": 0.01, "duration_ms": 0.03, "item_age_hours": 0.02}
 MAX_HISTORY = 20
 
@@ -95,6 +99,7 @@ def constants() -> dict[str, Any]:
         },
         "null_shares": NULL_SHARES,
         "max_history": MAX_HISTORY,
+        "viewing_correlation": VIEWING_CORRELATION,
     }
 
 
@@ -113,6 +118,31 @@ class Outcomes:
     def mean_play_time_ms(self) -> Floats:
         """Mean of the log-normal play time, which is above its median."""
         return self.median_play_time_ms * float(np.exp(PLAY_NOISE**2 / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Chances:
+    """Chance of B impressions, drawn before it is known at which positions they are. `uniform` decides each binary
+    task, `play_noise` is the noise of the log of play time."""
+
+    uniform: dict[str, Floats]
+    play_noise: Floats
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, count: int) -> "Chances":
+        """Chance of so many impressions. That of long_view moves with the noise of play time."""
+        play_noise, other_noise = rng.normal(size=count), rng.normal(size=count)
+        viewing = VIEWING_CORRELATION * play_noise + np.sqrt(1 - VIEWING_CORRELATION**2) * other_noise
+        return cls({task: rng.random(count) for task in BINARY_TASKS} | {"long_view": ndtr(-viewing)}, play_noise)
+
+    def labels(self, true: Outcomes) -> dict[str, npt.NDArray[np.int8]]:
+        """Labels of the binary tasks, 0 or 1, under these laws."""
+        return {task: (self.uniform[task] < true.probabilities[task]).astype(np.int8) for task in BINARY_TASKS}
+
+    def play_time_ms(self, true: Outcomes) -> Integers:
+        """Play times in whole milliseconds, at least 1."""
+        play_time = true.median_play_time_ms * np.exp(PLAY_NOISE * self.play_noise)
+        return np.maximum(1, np.rint(play_time)).astype(np.int64)
 
 
 class FeedWorld:
@@ -149,18 +179,8 @@ class FeedWorld:
         has_topic = ranked_topics < topic_counts[:, None]  # [I, topics]
         self.topic_offsets = np.concatenate(([0], np.cumsum(topic_counts)))
         self.topic_values = np.nonzero(has_topic)[1]
-        # The last column is the quality, drawn like the vectors: topics and creators are good or bad, too.
-        width = VECTOR_WIDTH + 1
-        topics, makers, own = (
-            _correlated(rng, count * width).reshape(count, width, len(TASKS))
-            for count in (len(TOPICS), creators, self.items)
-        )
-        of_topics = np.tensordot(has_topic / np.sqrt(topic_counts)[:, None], topics, axes=1)
-        mixed = (
-            np.sqrt(TOPIC_SHARE) * of_topics + np.sqrt(CREATOR_SHARE) * makers[self.creator] + np.sqrt(OWN_SHARE) * own
-        )
-        self._item_vectors_IKT = mixed[:, :VECTOR_WIDTH]
-        self._quality_IT = mixed[:, VECTOR_WIDTH]
+        self._topic_weights = has_topic / np.sqrt(topic_counts)[:, None]  # [I, topics]
+        self._draw_affinities(rng)
         exposure: Floats = np.power(rng.permutation(self.items) + 1.0, -POPULARITY_EXPONENT)
         self.popularity = exposure / exposure.sum()
         log_exposure = np.log(exposure)
@@ -171,6 +191,28 @@ class FeedWorld:
         self.duration_ms = np.maximum(1, np.rint(durations)).astype(np.int64)
         self.duration_is_null = rng.random(self.items) < NULL_SHARES["duration_ms"]
         self.age_at_start_hours = rng.uniform(0, 24 * MAX_AGE_DAYS, self.items)
+
+    def _draw_affinities(self, rng: np.random.Generator) -> None:
+        """Draw what users like of items: their vectors, and in the last column their quality, drawn like the vectors.
+        Topics and creators are good or bad, too."""
+        width = VECTOR_WIDTH + 1
+        topics, makers, own = (
+            _correlated(rng, count * width).reshape(count, width, len(TASKS))
+            for count in (len(TOPICS), max(1, self.items // ITEMS_PER_CREATOR), self.items)
+        )
+        of_topics = np.tensordot(self._topic_weights, topics, axes=1)
+        mixed = (
+            np.sqrt(TOPIC_SHARE) * of_topics + np.sqrt(CREATOR_SHARE) * makers[self.creator] + np.sqrt(OWN_SHARE) * own
+        )
+        self._item_vectors_IKT = mixed[:, :VECTOR_WIDTH]
+        self._quality_IT = mixed[:, VECTOR_WIDTH]
+
+    def with_other_tastes(self, seed: int) -> "FeedWorld":
+        """The same users and items, with their names, activity and exposure, in a world where users like other things:
+        what they liked of topics, creators and items says nothing about it."""
+        other = copy.copy(self)
+        other._draw_affinities(np.random.default_rng([seed, 2]))
+        return other
 
     def draw_users(self, rng: np.random.Generator, count: int) -> Integers:
         """User ids [count], by activity, with repeats."""
@@ -242,31 +284,38 @@ class FeedWorld:
         user = int(self.draw_users(rng, 1)[0])
         history = self.draw_pages(rng, 1, min(MAX_HISTORY, self.items))[0][: rng.integers(0, MAX_HISTORY + 1)]
         items = self.draw_pages(rng, 1, num_candidates)[0]
-        names = [item_name(item) for item in items]
-        topics = [self.topic_values[self.topic_offsets[i] : self.topic_offsets[i + 1]] for i in items]
         ages = self.age_at_start_hours[items] + rng.uniform(0, 24 * MAX_AGE_DAYS)
         age_is_null = rng.random(num_candidates) < NULL_SHARES["item_age_hours"]
         device_is_null = rng.random() < NULL_SHARES["device"]
         device = DEVICES[int(rng.choice(len(DEVICES), p=DEVICE_SHARES))]
+        hour = int(rng.integers(0, 24))
         return {
-            "user": {
-                "user_id": user,
-                "user_activity": None if self.activity_is_null[user] else float(self.activity[user]),
-                "history": [item_name(item) for item in history],
-                "hour": int(rng.integers(0, 24)),
-                "device": None if device_is_null else device,
-            },
-            "candidates": {
-                "id": names,
-                "features": {
-                    "item_id": names,
-                    "creator": [creator_name(creator) for creator in self.creator[items]],
-                    "topics": [[TOPICS[topic] for topic in chosen] for chosen in topics],
-                    "duration_ms": _nullable(self.duration_ms[items], self.duration_is_null[items]),
-                    "item_age_hours": _nullable(np.round(ages, 2), age_is_null),
-                },
-            },
+            "user": self.user_features(user, history, hour, None if device_is_null else device),
+            "candidates": self.candidates(items, np.round(ages, 2), age_is_null),
         }
+
+    def user_features(self, user: int, history: Integers, hour: int, device: str | None) -> dict[str, Any]:
+        """User and context of a request. `history` are item numbers."""
+        return {
+            "user_id": user,
+            "user_activity": None if self.activity_is_null[user] else float(self.activity[user]),
+            "history": [item_name(item) for item in history],
+            "hour": hour,
+            "device": device,
+        }
+
+    def candidates(self, items: Integers, age_hours: Floats, age_is_null: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        """Candidates [N] of a request, in columns."""
+        names = [item_name(item) for item in items]
+        topics = [self.topic_values[self.topic_offsets[i] : self.topic_offsets[i + 1]] for i in items]
+        features = {
+            "item_id": names,
+            "creator": [creator_name(creator) for creator in self.creator[items]],
+            "topics": [[TOPICS[topic] for topic in chosen] for chosen in topics],
+            "duration_ms": _nullable(self.duration_ms[items], self.duration_is_null[items]),
+            "item_age_hours": _nullable(age_hours, age_is_null),
+        }
+        return {"id": names, "features": features}
 
 
 def item_name(item: int) -> str:

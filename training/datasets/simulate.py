@@ -19,10 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.progress import Progress
-from scipy.special import ndtr
 
 from training.datasets import feed_world as feed
-from training.datasets.feed_world import FeedWorld, Integers
+from training.datasets.feed_world import Chances, FeedWorld, Integers
 from training.files import replaced_folder
 
 __all__ = ["FeedWorld", "simulate"]
@@ -39,19 +38,21 @@ ROWS_PER_FILE = 500_000
 # Two pages to a day: then no day of the split is empty.
 MIN_ROWS = 2 * DAYS * feed.PAGE
 MAX_ROWS = 1_000_000_000
-# How much of the chance behind long_view and play time is the same: one viewing decides both.
-VIEWING_CORRELATION = 0.6
 
 
-def simulate(rows: int, seed: int, out: Path, *, users: int = 5_000, items: int = 2_000) -> None:
+def simulate(
+    rows: int, seed: int, out: Path, *, users: int = 5_000, items: int = 2_000, tastes: int | None = None
+) -> None:
     """Write `rows` impressions into the folder `out`, replacing it only if it is empty or has an earlier
-    simulation.
+    simulation. With `tastes`, a seed, the users of the world have these other ones.
 
     Raises ValueError for arguments out of range and for an `out` with other content, and OSError from the disk.
     """
     if not MIN_ROWS <= rows <= MAX_ROWS:
         raise ValueError(f"rows must be between {MIN_ROWS} (two pages a day) and {MAX_ROWS}, got {rows}")
     world = FeedWorld(seed, users=users, items=items)
+    if tastes is not None:
+        world = world.with_other_tastes(tastes)
     names = _Names(world)
     clicks = _ClickLog()
     totals = dict.fromkeys((*feed.BINARY_TASKS, "play_time_ms"), 0)
@@ -158,13 +159,8 @@ def _impressions(
     age_is_null = rng.random(count) < feed.NULL_SHARES["item_age_hours"]
     true = world.outcomes(users, items, positions, page_hours[page], page_devices[page], ages)
 
-    play_noise = rng.normal(size=count)
-    other_noise = rng.normal(size=count)
-    viewing = VIEWING_CORRELATION * play_noise + np.sqrt(1 - VIEWING_CORRELATION**2) * other_noise
-    # A uniform number per binary task decides it. That of long_view moves with the noise of play time.
-    chance = {task: rng.random(count) for task in feed.BINARY_TASKS} | {"long_view": ndtr(-viewing)}
-    labels = {task: (chance[task] < true.probabilities[task]).astype(np.int8) for task in feed.BINARY_TASKS}
-    play_time = true.median_play_time_ms * np.exp(feed.PLAY_NOISE * play_noise)
+    chances = Chances.draw(rng, count)
+    labels = chances.labels(true)
     clicked = labels["click"] == 1
     offsets, history = clicks.histories(page_users, page[clicked], items[clicked])
     page_histories = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), names.items.take(pa.array(history)))
@@ -182,7 +178,7 @@ def _impressions(
         "item_age_hours": pa.array(ages, mask=age_is_null),
         "position": pa.array(positions),
         **{task: pa.array(label) for task, label in labels.items()},
-        "play_time_ms": pa.array(np.maximum(1, np.rint(play_time)).astype(np.int64)),
+        "play_time_ms": pa.array(chances.play_time_ms(true)),
         "date": pa.array(page_dates[page]),
         "timestamp_ms": pa.array(times[page]),
     }
@@ -240,6 +236,6 @@ def _write_manifest(path: Path, rows: int, seed: int, world: FeedWorld, means: d
         "items": world.items,
         "dates": {"first": dates[0], "train_last": dates[-3], "validation": dates[-2], "test": dates[-1]},
         "label_means": means,
-        "constants": feed.constants() | {"viewing_correlation": VIEWING_CORRELATION},
+        "constants": feed.constants(),
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

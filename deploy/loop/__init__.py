@@ -1,0 +1,1 @@
+"""The proof of the loop: a simulated town whose tastes shift, served and retrained night after night."""

@@ -1,0 +1,67 @@
+"""Requests to a service by several connections that stay open: what a feed's backend does.
+
+In: bodies of POST /v1/rank, or events. Out: the order in which each request's candidates were answered. A refusal ends
+the run with the service's own words.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from threading import local
+from typing import Any, TypeVar
+
+CONNECTIONS = 4
+EVENTS_TOGETHER = 500
+_TIMEOUT_SECONDS = 120.0
+_Document = TypeVar("_Document")
+
+
+class RefusedError(Exception):
+    """An answer of the service other than the one that is due."""
+
+
+class Backend:
+    """A client of one service, for one model. Use as a context manager."""
+
+    def __init__(self, port: int, model: str, key: str | None = None) -> None:
+        self.model = model
+        self._port = port
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._pool = ThreadPoolExecutor(CONNECTIONS)
+        self._local = local()
+        self._connections: list[HTTPConnection] = []
+
+    def __enter__(self) -> "Backend":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        for connection in self._connections:
+            connection.close()
+
+    def rank(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The answers to requests, in their order. Raises RefusedError."""
+        return self._each(lambda body: self.send("POST", "/v1/rank", body), bodies)
+
+    def send_events(self, events: Sequence[dict[str, Any]]) -> None:
+        """Send events, several in a body. Raises RefusedError."""
+        batches = [events[start : start + EVENTS_TOGETHER] for start in range(0, len(events), EVENTS_TOGETHER)]
+        self._each(lambda batch: self.send("POST", "/v1/events", {"events": batch}, 202), batches)
+
+    def send(self, method: str, path: str, document: Any = None, status: int = 200) -> Any:
+        """The JSON of one answer. Raises RefusedError."""
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT_SECONDS)
+            self._connections.append(connection)
+        body = None if document is None else json.dumps(document).encode()
+        connection.request(method, path, body, self._headers)
+        response = connection.getresponse()
+        content = response.read()
+        if response.status != status:
+            raise RefusedError(f"{method} {path}: {response.status} {content[:500].decode(errors='replace')}")
+        return json.loads(content)
+
+    def _each(self, send: Callable[[_Document], Any], documents: Sequence[_Document]) -> list[Any]:
+        return list(self._pool.map(send, documents))

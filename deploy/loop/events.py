@@ -1,0 +1,82 @@
+"""Events of what was shown, as a client sends them, and the truth behind them.
+
+In: what users did in an hour. Out: events of POST /v1/events, some of them sent twice as by a client that did not hear
+the answer, out of order. And a Parquet file a day of what they say, which joined rows are compared with.
+
+Shapes: R requests, K places.
+"""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deploy.loop.town import Shown
+from training.datasets.feed_world import BINARY_TASKS, item_name
+
+PLAY_TIME = "play_time_ms"
+# The join file that reads these events.
+LABELS: dict[str, dict[str, str]] = {
+    **{task: {"event": task} for task in BINARY_TASKS},
+    PLAY_TIME: {"event": PLAY_TIME, "value": "sum"},
+}
+_SENT_TWICE = 0.02
+_FIRST_SECONDS, _A_PLACE_SECONDS = 5, 8
+
+
+def events_of(shown: Shown, asked: datetime, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """The events of places that were answered at the time `asked`, in the order in which they are sent."""
+    visits = shown.visits
+    events = []
+    for r, request_id in enumerate(visits.ids):
+        for k, item in enumerate(shown.items_RK[r].tolist()):
+            time = asked + timedelta(seconds=_FIRST_SECONDS + _A_PLACE_SECONDS * k)
+            done = {"shown": 1.0, PLAY_TIME: float(shown.play_time_ms_RK[r, k])}
+            done |= {task: 1.0 for task in BINARY_TASKS if shown.labels[task][r, k]}
+            for kind, value in done.items():
+                events.append({
+                    "request_id": request_id,
+                    "type": kind,
+                    "id": item_name(item),
+                    "position": k,
+                    "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+                    "value": value,
+                    "event_id": f"{request_id}/{k}/{kind}",
+                    "user": int(visits.users_R[r]),
+                })  # fmt: skip
+    twice = rng.random(len(events)) < _SENT_TWICE
+    events += [event for event, is_again in zip(events, twice.tolist(), strict=True) if is_again]
+    return [events[place] for place in rng.permutation(len(events)).tolist()]
+
+
+class Truth:
+    """What the events say, a file a day: `truth/date=YYYYMMDD.parquet`, a row for each place."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._hours: list[pa.Table] = []
+
+    def take_hour(self, sent: Shown) -> None:
+        """Keep an hour's."""
+        requests, places = sent.items_RK.shape
+        columns: dict[str, Any] = {
+            "request_id": np.repeat(sent.visits.ids, places),
+            "id": [item_name(item) for item in sent.items_RK.ravel().tolist()],
+            "user_id": np.repeat(sent.visits.users_R, places),
+            "hour": np.full(requests * places, sent.visits.time.hour),
+            "position": np.tile(np.arange(places), requests),
+            **{task: sent.labels[task].ravel() for task in BINARY_TASKS},
+            PLAY_TIME: sent.play_time_ms_RK.ravel(),
+        }
+        self._hours.append(pa.table(columns))
+
+    def write_day(self, day: datetime) -> Path:
+        """Write the day's hours, and begin another."""
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"date={day:%Y%m%d}.parquet"
+        pq.write_table(pa.concat_tables(self._hours), path)
+        self._hours = []
+        return path

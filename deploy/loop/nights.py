@@ -1,0 +1,68 @@
+"""Days and nights of the town: its users are served by the hour, and each night the daily job runs.
+
+In: the town, its files, and the arms. Out: a `Ledger` of each arm, and a file of truth by day. The loop's arm alone
+sends events. Time is the town's: a day of minutes has 24 hours for the service and the jobs.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from deploy.loop.arm import Arm, value_of
+from deploy.loop.curves import Ledger
+from deploy.loop.events import Truth, events_of
+from deploy.loop.files import LoopFiles
+from deploy.loop.town import HOURS, Days, Town
+
+LOOP = "loop"
+# Within an hour requests are asked, then answered for. The join's window is 30 minutes, its skew 5.
+_ASKED, _SENT = timedelta(minutes=10), timedelta(minutes=15)
+# Past the window and the skew of a day's last hour.
+_NIGHT = timedelta(hours=1)
+
+
+class Nights:
+    """The town's days, one after the other."""
+
+    def __init__(
+        self, town: Town, files: LoopFiles, arms: Mapping[str, Arm], poisoned_day: int | None, days: int
+    ) -> None:
+        self._town = town
+        self._files = files
+        self._arms = arms
+        self._poisoned_day = poisoned_day
+        self._days = Days(town)
+        self._rng = np.random.default_rng([town.seed, 5])
+        self.truth = Truth(files.root / "truth")
+        self.ledgers = {name: Ledger(days, town.users) for name in arms}
+        # Requests of the loop's arm by day and version.
+        self.answered_by: dict[int, dict[str, int]] = {}
+
+    def live_day(self, day: int) -> datetime:
+        """Serve a day's visits, hour by hour. Returns the time of the night after it, which the clock then has."""
+        for hour in range(HOURS):
+            self._live_hour(day, hour)
+        date = self._town.first_day() + timedelta(days=day)
+        self.truth.write_day(date)
+        night = date + timedelta(days=1) + _NIGHT
+        self._files.set_clock(night)
+        return night
+
+    def _live_hour(self, day: int, hour: int) -> None:
+        visits = self._days.visits(day, hour)
+        if not visits.ids:
+            return
+        self._files.set_clock(visits.time + _ASKED)
+        for name, arm in self._arms.items():
+            shown, versions = arm.serve(visits)
+            self.ledgers[name].take_requests(day, visits.users_R, value_of(shown))
+            if name != LOOP:
+                continue
+            counts = self.answered_by.setdefault(day, {})
+            for version in versions:
+                counts[version] = counts.get(version, 0) + 1
+            sent = shown.inverted() if day == self._poisoned_day else shown
+            self._files.set_clock(visits.time + _SENT)
+            arm.backend.send_events(events_of(sent, visits.time + _ASKED, self._rng))
+            self.truth.take_hour(sent)

@@ -1,0 +1,156 @@
+"""A town's days through the real service and the join: joined labels are the town's truth, to the last one."""
+
+import json
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from deploy.loop.arm import VALUE, Arm, value_of
+from deploy.loop.asking import Backend, RefusedError
+from deploy.loop.curves import Ledger, curves, regained
+from deploy.loop.events import LABELS
+from deploy.loop.files import MODEL, SCHEMA, LoopFiles
+from deploy.loop.nights import LOOP, Nights
+from deploy.loop.processes import Commands, loop_service, wait_for_logs
+from deploy.loop.town import PLACES, Days, Town
+from model.schema import FeedSchema
+from tests.artifacts import publish_artifact
+from training.datasets.feed_world import BINARY_TASKS, PROPENSITIES
+
+KEY = "a key of the town"
+TOWN = Town(seed=3, users=40, items=80, requests_per_day=60, candidates=15, shift_day=1)
+POISONED = 1
+
+
+class Lived:
+    """A town after two days."""
+
+    def __init__(self, files: LoopFiles, nights: Nights, printed: str) -> None:
+        self.files, self.nights, self.printed = files, nights, printed
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
+    """Two days, the second one poisoned, joined by the command."""
+    files = LoopFiles(tmp_path_factory.mktemp("town") / "loop")
+    files.write(TOWN.first_day(), KEY)
+    request = TOWN.world().request(np.random.default_rng(0), 4)
+    schema = yaml.safe_load(SCHEMA.read_text())
+    item = next(feature for feature in schema["features"] if feature["name"] == "item_id")
+    del item["vocabulary"], item["min_count"]  # which would have to be fitted
+    item["buckets"] = 200
+    publish_artifact(
+        files.models,
+        MODEL,
+        schema=FeedSchema.from_mapping(schema, "town"),
+        request=request,
+        user="user_id",
+    )
+    with ExitStack() as stack:
+        backend = stack.enter_context(Backend(stack.enter_context(loop_service(files)), MODEL, KEY))
+        nights = Nights(TOWN, files, {LOOP: Arm(LOOP, backend, TOWN.users)}, POISONED, days=2)
+        for day in range(2):
+            night = nights.live_day(day)
+        wait_for_logs(files, night - timedelta(minutes=10))
+        Commands(files.root / "commands.log").run("training", "join", str(files.join), "--now", night.isoformat())
+    return Lived(files, nights, (files.root / "commands.log").read_text())
+
+
+def rows(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Joined rows by request and candidate."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in sorted(folder.glob("date=*/*.parquet")):
+        for row in pq.read_table(path, partitioning=None).to_pylist():
+            key = (row["_request_id"], row["_candidate_id"])
+            assert key not in found, f"{key} is there twice"
+            found[key] = row
+    return found
+
+
+def test_joined_labels_are_the_truth_to_the_last_one(lived: Lived) -> None:
+    joined = rows(lived.files.joined)
+    truth = [row for path in sorted((lived.files.root / "truth").iterdir()) for row in pq.read_table(path).to_pylist()]
+    assert len(truth) == 2 * TOWN.requests_per_day * PLACES
+    assert joined.keys() == {(row["request_id"], row["id"]) for row in truth}
+    for row in truth:
+        found = joined[row["request_id"], row["id"]]
+        assert {label: found[label] for label in LABELS} == {label: row[label] for label in LABELS}
+        assert (found["position"], found["user_id"]) == (row["position"], row["user_id"])
+    # The sum of a label that adds up does not count what was sent twice.
+    counts = json.loads((lived.files.joined / "_join" / "counts.json").read_text())
+    assert counts is not None
+
+
+def test_the_poisoned_day_reports_the_opposite(lived: Lived) -> None:
+    means = {
+        day: np.mean([row["click"] for key, row in rows(lived.files.joined).items() if key[0].startswith(f"d{day:02}")])
+        for day in range(2)
+    }
+    assert means[0] < 0.45 < 0.55 < means[1]
+
+
+def test_every_user_clicks_by_the_laws(lived: Lived) -> None:
+    """The rate of clicks by place falls as the propensities do, whatever ranks."""
+    visits = [Days(TOWN).visits(0, hour) for hour in range(24)]
+    places = np.zeros(PLACES)
+    expected = np.zeros(PLACES)
+    for one in visits:
+        order_RK = np.tile(np.arange(PLACES), (len(one.ids), 1))
+        at_top = one.at_top.click_at_top.reshape(one.items_RN.shape)[:, :PLACES]
+        places += one.shown(order_RK).labels["click"].sum(axis=0)
+        expected += (at_top * np.array(PROPENSITIES)).sum(axis=0)
+    # Sums of independent Bernoulli variables: four standard deviations, whose variance is below the mean.
+    assert (np.abs(places - expected) <= 4 * np.sqrt(expected)).all()
+
+
+def test_the_same_chance_serves_every_order() -> None:
+    visits = Days(TOWN).visits(0, 20)
+    order_RK = np.tile(np.arange(PLACES), (len(visits.ids), 1))
+    straight, turned = visits.shown(order_RK), visits.shown(order_RK[:, ::-1])
+    for task in BINARY_TASKS:
+        if task != "click":  # of which the place decides too
+            assert (straight.labels[task] == turned.labels[task][:, ::-1]).all()
+    assert (straight.play_time_ms_RK == turned.play_time_ms_RK[:, ::-1]).all()
+    by_hand = [sum(VALUE[task] * int(straight.labels[task][r].sum()) for task in VALUE) for r in range(len(visits.ids))]
+    assert value_of(straight).tolist() == by_hand
+    assert (straight.inverted().labels["like"] == 1 - straight.labels["like"]).all()
+
+
+def test_tastes_shift_and_nothing_else() -> None:
+    before, after = TOWN.world(), TOWN.world().with_other_tastes(TOWN.tastes())
+    rng = np.random.default_rng(1)
+    users, items = rng.integers(0, TOWN.users, 4000), rng.integers(0, TOWN.items, 4000)
+    zeros = np.zeros(4000, np.int64)
+    click = [w.outcomes(users, items, zeros, zeros, zeros, np.zeros(4000)).affinity_BT[:, 0] for w in (before, after)]
+    assert click[0].std() == pytest.approx(click[1].std(), rel=0.25)
+    assert abs(np.corrcoef(click[0], click[1])[0, 1]) < 0.35  # habits of users stay
+    assert before.request(np.random.default_rng(2), 10) == after.request(np.random.default_rng(2), 10)
+
+
+def test_a_refusal_is_said_in_the_services_words(lived: Lived) -> None:
+    with (
+        loop_service(lived.files) as port,
+        Backend(port, MODEL, KEY) as backend,
+        pytest.raises(RefusedError, match=r"POST /v1/rank: 422 .*user"),
+    ):
+        backend.send("POST", "/v1/rank", {"model": MODEL})
+
+
+def test_the_share_regained_is_worked_out_by_hand() -> None:
+    """Three users, two days: static 2 a request, cold 4, the loop 3.5 on the second day."""
+    ledgers = {name: Ledger(2, 3) for name in ("static", "cold", "loop")}
+    for name, values in {"static": (2.0, 2.0), "cold": (4.0, 4.0), "loop": (2.0, 3.5)}.items():
+        for day, value in enumerate(values):
+            ledgers[name].take_requests(day, np.array([0, 1, 2, 0]), np.full(4, value))
+    found = curves(ledgers, 0)
+    assert [day["mean"] for day in found["loop"]] == [2.0, 3.5]
+    assert found["cold"][1] == {"mean": 4.0, "low": 4.0, "high": 4.0}
+    (first, second) = regained(ledgers, [0, 1], 0)
+    assert first == {"day": 0, "mean": 0.0, "low": 0.0, "high": 0.0}
+    assert second["mean"] == second["low"] == second["high"] == 0.75
