@@ -3,7 +3,7 @@
 In: users and values of the requests of each day. Out: means with 95 % intervals by a bootstrap over users, the same
 resamples for all arms: arms that rank the same visits differ with less noise than each has.
 
-Shapes: D days, U users, B resamples.
+Shapes: D days, U users, R requests, B resamples.
 """
 
 from collections.abc import Mapping, Sequence

@@ -103,6 +103,7 @@ class LoopFiles:
         _write(self.models / MODEL / "value_models.yaml", {"default": {"kind": "weighted_sum", "weights": VALUE}})
         joined = {
             "schema": str(SCHEMA.resolve()),
+            "model": MODEL,
             "impressions": str(self.impressions),
             "events": str(self.events),
             "out": str(self.joined),
@@ -112,7 +113,7 @@ class LoopFiles:
         _write(self.join, joined)
         _write(self.models / MODEL / "join.yaml", joined)
         split = {"column": "date", "end": "latest", "train": {"days": 5}, "validation": {"days": 1}}
-        _write(self.train, training(self.joined, {**split, "halve_validation": True}, self.root / "runs" / "daily"))
+        _write(self.train, training(self.joined, split, self.root / "runs" / "daily"))
         _write(
             self.daily,
             {
@@ -124,7 +125,7 @@ class LoopFiles:
                 "data_gate": {"min_rows": 1_000},
                 "publish": {"label": "canary", "share": 0.5},
                 # Days of minutes have too few users to tell two models apart: docs/loop.md says why these.
-                "judge": {"horizon": "12h", "at_most": "1d", "on_timeout": "promote", "realised": VALUE},
+                "judge": {"horizon": "12h", "at_most": "20h", "on_timeout": "promote", "realised": VALUE},
             },
         )
 

@@ -2,6 +2,8 @@
 
 In: the town, its files, and the arms. Out: a `Ledger` of each arm, and a file of truth by day. The loop's arm alone
 sends events. Time is the town's: a day of minutes has 24 hours for the service and the jobs.
+
+Shapes: R requests.
 """
 
 from collections.abc import Mapping
@@ -9,17 +11,17 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from deploy.loop.arm import Arm, value_of
+from deploy.loop.arm import VALUE, Arm, value_of
 from deploy.loop.curves import Ledger
 from deploy.loop.events import Truth, events_of
 from deploy.loop.files import LoopFiles
 from deploy.loop.town import HOURS, Days, Town
 
 LOOP = "loop"
-# Within an hour requests are asked, then answered for. The join's window is 30 minutes, its skew 5.
-_ASKED, _SENT = timedelta(minutes=10), timedelta(minutes=15)
-# Past the window and the skew of a day's last hour.
-_NIGHT = timedelta(hours=1)
+# Past the window of 30 minutes and the skew of 5 of a day's last hour.
+_NIGHT = timedelta(minutes=37)
+# Within an hour requests are asked, then their events are sent. After the night: the clock does not run backwards.
+_ASKED, _SENT = timedelta(minutes=40), timedelta(minutes=45)
 
 
 class Nights:
@@ -62,7 +64,7 @@ class Nights:
             counts = self.answered_by.setdefault(day, {})
             for version in versions:
                 counts[version] = counts.get(version, 0) + 1
-            sent = shown.inverted() if day == self._poisoned_day else shown
+            sent = shown.inverted(VALUE) if day == self._poisoned_day else shown
             self._files.set_clock(visits.time + _SENT)
             arm.backend.send_events(events_of(sent, visits.time + _ASKED, self._rng))
             self.truth.take_hour(sent)

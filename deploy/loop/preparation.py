@@ -18,7 +18,7 @@ from training.datasets.simulate import simulate
 
 STATIC, COLD = "static", "cold"
 # The log ends on its validation day: none of its days is left to test on.
-_SPLIT = {"column": "date", "train": {"max": 20240113}, "validation": 20240114}
+SPLIT = {"column": "date", "train": {"max": 20240113}, "validation": 20240114}
 
 # Runs `python -m ...` to its end. Raises ChildError.
 RunCommand = Callable[..., None]
@@ -29,7 +29,7 @@ def prepare(files: LoopFiles, town: Town, rows: int, run: RunCommand) -> None:
     for name, tastes in ((STATIC, None), (COLD, town.tastes())):
         log = files.root / "data" / name
         simulate(rows, town.seed, log, users=town.users, items=town.items, tastes=tastes)
-        trained = train(files, training(log, _SPLIT, files.root / "runs" / name), run)
+        trained = train(files, training(log, SPLIT, files.root / "runs" / name), run)
         export(trained, files.references, name, run)
         if name == STATIC:
             export(trained, files.models, MODEL, run)

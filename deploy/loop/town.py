@@ -4,10 +4,10 @@ In: a seed, sizes, and the day from which users like other things. Out: `Visits`
 and the chance that decides what becomes of each candidate. One chance serves every way of ranking, so ways differ by
 what they put on top alone. The laws are those of training.datasets.feed_world, position bias included.
 
-Shapes: R requests, N candidates of each, K places that are shown, U users.
+Shapes: R requests, N candidates of each, K places that are shown; B rows of outcomes, T tasks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -105,10 +105,10 @@ class Shown:
     labels: dict[str, npt.NDArray[np.int8]]
     play_time_ms_RK: Integers
 
-    def inverted(self) -> "Shown":
-        """The same with every binary label turned round: a client that reports the opposite."""
-        turned = {task: (1 - label_RK).astype(np.int8) for task, label_RK in self.labels.items()}
-        return Shown(self.visits, self.items_RK, turned, self.play_time_ms_RK)
+    def inverted(self, tasks: Collection[str]) -> "Shown":
+        """The same with the labels of some tasks turned round: a client that reports the opposite."""
+        turned = {task: (1 - label_RK).astype(np.int8) for task, label_RK in self.labels.items() if task in tasks}
+        return Shown(self.visits, self.items_RK, {**self.labels, **turned}, self.play_time_ms_RK)
 
 
 class Days:
