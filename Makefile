@@ -34,12 +34,12 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-reliability test-serve-only test-image lint format check train export serve \
+.PHONY: help setup demo demo-loop test test-reliability test-serve-only test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means bench-first-demo bench-events bench-wires bench-judge clean
+	bench-compare bench-label-means bench-first-demo bench-events bench-loop bench-wires bench-judge clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -81,6 +81,9 @@ $(MLSERVER_STAMP): requirements/mlserver.txt $(INSTALL_TORCH)
 demo: $(STAMP) ## simulate, train, export, serve and ask once (PORT=, DATA=DIR, ONCE=1)
 	@exec $(PY) -m deploy.demo $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") \
 		$(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
+
+demo-loop: $(STAMP) ## a simulated town whose tastes shift, and the loop that follows (OUT=DIR, ARGS=--fast)
+	@exec $(PY) -m deploy.loop --out "$(or $(OUT),runs/demo-loop)" $(ARGS)
 
 # A file's tests stay in one process, as they share its fixtures.
 test: $(STAMP) ## the whole test suite (FEEDRANK_DATA=DIR in the environment adds the real data; ARGS=, PROCESSES=2)
@@ -222,6 +225,9 @@ bench-reliability: $(STAMP) ## a service under load: new versions, slow clients,
 
 bench-events: $(STAMP) ## events a CPU second, and what rankings cost beside them
 	@exec $(PY) -m benchmarks.events $(ARGS)
+
+bench-loop: $(STAMP) ## the share of a shift that the loop regains, and what it calls rightly, in ten small towns
+	@exec $(PY) -m benchmarks.loop $(ARGS)
 
 bench-wires: $(STAMP) ## the same request as columns of /v1 and as bytes of /v2
 	@exec $(PY) -m benchmarks.wires $(ARGS)

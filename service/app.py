@@ -276,7 +276,7 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
     )
     app.include_router(open_inference.router())
     read_body = partial(read_plain_body, seconds=settings.body_seconds)
-    app.include_router(admin_routes(service.store, read_body, service.clock, lambda scope: record_of(scope).key or "none"))
+    app.include_router(admin_routes(service.store, read_body, service.clock, record_of))
     for path in (INFER, INFER_VERSION):
         app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))
 

@@ -122,7 +122,8 @@ class LoopFiles:
                 "train": str(self.train),
                 "join": str(self.join),
                 "start": {"warm": "daily", "cold": "weekly"},
-                "data_gate": {"min_rows": 1_000},
+                # Which items are shown is each model's choice: their drift is no fault of the day.
+                "data_gate": {"min_rows": 1_000, "max_psi": 5.0},
                 "publish": {"label": "canary", "share": 0.5},
                 # Days of minutes have too few users to tell two models apart: docs/loop.md says why these.
                 "judge": {"horizon": "12h", "at_most": "20h", "on_timeout": "promote", "realised": VALUE},

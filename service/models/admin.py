@@ -21,6 +21,7 @@ from model.rollout.labels import Labels
 from service.base.clock import Clock
 from service.base.errors import Fault, Problem, shown, value_or_kind
 from service.base.json_object import json_object
+from service.base.record import RequestRecord
 from service.models.labels import named_once
 from service.models.store import ModelStore
 
@@ -54,13 +55,15 @@ _PATCH = {"schema": _CHANGES, "example": {"canary": {"share": 0.1}, "shadow": No
 _PATCH_BODY = {"required": True, "content": {"application/merge-patch+json": _PATCH, "application/json": _PATCH}}
 
 
-def admin_routes(store: ModelStore, read_body: ReadBody, clock: Clock, key_of: Callable[[Scope], str]) -> APIRouter:
-    """The routes of the admin API. `key_of` gives the name of the key that a request came with, for the journal."""
+def admin_routes(
+    store: ModelStore, read_body: ReadBody, clock: Clock, record_of: Callable[[Scope], RequestRecord]
+) -> APIRouter:
+    """The routes of the admin API. The journal has the clock's time, and the name of the key in a request's record."""
     router = APIRouter()
 
     async def change_labels(name: str, request: Request, change_of: Callable[[Any], Change]) -> dict[str, Any]:
         change = change_of(_document(await read_body(request.scope, request.receive, MAX_BODY_BYTES)))
-        who = f"key {key_of(request.scope)}"
+        who = f"key {record_of(request.scope).key or 'none'}"
         entry = await asyncio.to_thread(store.set_labels, name, change, clock.now(), who)
         told = {key: entry[key] for key in ("name", "default_version", "labels", "labels_error")}
         return {**told, "poll_seconds": store.poll_seconds}
