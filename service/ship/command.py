@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -26,6 +27,10 @@ from service.ship.folders import PREFIXES, VARIABLE, locked_folder
 
 _POLL_SECONDS = 2.0
 _MOST_SECONDS = 60.0
+# A store's client may hang for good. Then this process ends, and with it its lock, and another begins.
+_STUCK_SECONDS = 1800.0
+# For the last pass, once the starter is gone.
+_END_SECONDS = 60.0
 _NICENESS = 19
 _REASON_CHARACTERS = 300
 
@@ -75,15 +80,23 @@ def _ship_once(url: str, logs: dict[str, LogFolder]) -> int:
 def _watch(url: str, logs: dict[str, LogFolder]) -> None:
     is_over = threading.Event()
     threading.Thread(target=_wait_for_end, args=(is_over,), daemon=True).start()
+    progress = _Progress()
+    threading.Thread(target=progress.end_where_stuck, daemon=True).start()
+
+    def say(message: dict[str, Any]) -> None:
+        progress.note()
+        _say(message)
+
     copyings: dict[str, Copying] = {}
     failures = 0
     while True:
         is_last = is_over.is_set()
         has_failed = False
+        progress.note()
         for name, log in logs.items():
             try:
                 if name not in copyings:
-                    copyings[name] = _copying(url, name, log, _say)
+                    copyings[name] = _copying(url, name, log, say)
                 copyings[name].ship(is_last=is_last)
             except Exception as error:  # beside OSError each store's client has errors of its own
                 has_failed = True
@@ -102,6 +115,23 @@ def _copying(url: str, name: str, log: LogFolder, say: Say) -> Copying:
 def _wait_for_end(is_over: threading.Event) -> None:
     sys.stdin.buffer.read()
     is_over.set()
+    time.sleep(_END_SECONDS)
+    os._exit(1)
+
+
+class _Progress:
+    """When something was copied last, or a pass begun."""
+
+    def __init__(self) -> None:
+        self.note()
+
+    def note(self) -> None:
+        self._noted_at = time.monotonic()
+
+    def end_where_stuck(self) -> None:
+        while (left := self._noted_at + _STUCK_SECONDS - time.monotonic()) > 0:
+            time.sleep(left)
+        os._exit(1)
 
 
 def _say(message: dict[str, Any]) -> None:

@@ -281,7 +281,8 @@ def test_a_secret_of_the_url_is_in_no_message(folder: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "very-secret" not in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("events: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_full_folder_of_what_is_not_shipped_costs_impressions_that_are_counted(
@@ -317,3 +318,28 @@ def test_a_full_folder_of_what_is_not_shipped_costs_impressions_that_are_counted
             ask()
     lines = lines_of(out / "impressions")
     assert sum(line.get("lost", 1) for line in lines) == answered
+
+
+@pytest.mark.parametrize("limit", ["_END_SECONDS", "_STUCK_SECONDS"])
+def test_a_destination_that_hangs_for_good_keeps_no_folder_from_the_next_process(
+    folder: Path, out: Path, limit: str
+) -> None:
+    """A FIFO without a reader takes the place of the copy: to open it for writing never ends."""
+    write(folder, "events-1.jsonl")
+    (out / "events").mkdir(parents=True)
+    os.mkfifo(out / "events" / ".events-1.jsonl.part")
+    program = (
+        "import sys; from service.ship import command; setattr(command, sys.argv[1], 0.2); "
+        "command.main(['--watch', '--event-log', sys.argv[2]])"
+    )
+    command = [sys.executable, "-c", program, limit, str(folder)]
+    environment = {**os.environ, "FEEDRANK_SHIP": str(out)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        if limit == "_END_SECONDS":
+            process.stdin.close()  # as at the end of its starter, however it ends
+        assert process.wait(WAIT_SECONDS) == 1
+        assert process.stderr.read() == b""  # it did not fail: it was stuck
+    assert not is_shipped(folder / "events-1.jsonl")
