@@ -7,6 +7,7 @@ what each night decided, then realised value a request by day, and writes result
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -23,13 +24,13 @@ console = Console(highlight=False)
 
 def full(seed: int) -> Plan:
     """The plan of the demo, about ten minutes on two cores."""
-    town = Town(seed, users=800, items=500, requests_per_day=2_400, candidates=40, shift_day=4)
+    town = Town(seed, users=1_000, items=500, requests_per_day=3_000, candidates=40, shift_day=4)
     return Plan(town, days=10, poisoned_day=2, bad_model_day=3, log_rows=60_000)
 
 
 def fast(seed: int) -> Plan:
     """A smaller town with the same story, for many runs."""
-    town = Town(seed, users=400, items=300, requests_per_day=800, candidates=30, shift_day=4)
+    town = Town(seed, users=600, items=300, requests_per_day=1_000, candidates=30, shift_day=4)
     return Plan(town, days=9, poisoned_day=2, bad_model_day=3, log_rows=20_000)
 
 
@@ -40,6 +41,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="seed of the town (default 1)")
     parser.add_argument("--fast", action="store_true", help="a smaller town, in a fraction of the time")
     options = parser.parse_args()
+    # Each of them ends every process of the town. A shell's background job ignores SIGINT unless it is set not to.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     if options.out.exists():
         console.print(f"error: {options.out} is there already; name another folder", style="red", markup=False)
         return 2

@@ -124,9 +124,11 @@ class LoopFiles:
                 "start": {"warm": "daily", "cold": "weekly"},
                 # Which items are shown is each model's choice: their drift is no fault of the day.
                 "data_gate": {"min_rows": 1_000, "max_psi": 5.0},
+                # A town's day has too few likes and hides to tell two models apart more finely.
+                "quality_gate": {"max_worse": 0.2},
                 "publish": {"label": "canary", "share": 0.5},
                 # Days of minutes have too few users to tell two models apart: docs/loop.md says why these.
-                "judge": {"horizon": "12h", "at_most": "20h", "on_timeout": "promote", "realised": VALUE},
+                "judge": {"horizon": "3h", "at_most": "20h", "on_timeout": "promote", "realised": VALUE},
             },
         )
 

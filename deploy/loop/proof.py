@@ -28,6 +28,8 @@ LABELS_PATH = f"/v1/admin/models/{MODEL}/labels"
 RESULT, PICTURE = "result.json", "result.png"
 # The logs are whole when the night's job asks for them: a little before its time.
 _SLACK = timedelta(minutes=1)
+# What somebody does by hand after the night's job.
+_LATER = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,10 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
         } | {LOOP: Arm(LOOP, loop, town.users)}
         loop.send("PUT", LABELS_PATH, {"stable": "1"})
         nights = Nights(town, files, arms, plan.poisoned_day, plan.days)
-        bad = None
+        bad, night = None, town.first_day()
         for day in range(plan.days):
             if day == plan.bad_model_day:
+                files.set_clock(night + _LATER)
                 bad = publish_bad_model(files, commands.run)
                 canary = {"version": bad, "share": 0.5}
                 loop.send("PATCH", LABELS_PATH, {"canary": canary})

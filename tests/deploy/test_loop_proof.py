@@ -1,0 +1,70 @@
+"""What the proof reads out of a journal, what it draws, and what it refuses."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.loop import __main__ as command
+from deploy.loop.picture import draw
+from deploy.loop.proof import Plan, calls
+from deploy.loop.town import Town
+
+PLAN = Plan(Town(1, 40, 80, 60, 15, shift_day=4), days=6, poisoned_day=2, bad_model_day=3, log_rows=1000)
+# The town's day 0 is the day after the simulated log.
+DATES = [f"2024-01-{15 + day}" for day in range(6)]
+BAD = "7"
+
+
+def gate(day: int, decision: str) -> dict[str, Any]:
+    return {"step": "data_gate", "decision": decision, "figures": {"day": DATES[day]}, "versions": {}}
+
+
+def verdict(canary: str, decision: str) -> dict[str, Any]:
+    return {"step": "judge", "decision": decision, "figures": {}, "versions": {"stable": "1", "canary": canary}}
+
+
+RIGHT = [
+    gate(0, "accept"), gate(1, "accept"), gate(2, "quarantine"), verdict(BAD, "withdraw"),
+    gate(3, "accept"), gate(4, "accept"), verdict("8", "promote"), gate(5, "accept"),
+]  # fmt: skip
+
+
+def test_a_journal_that_called_everything_rightly() -> None:
+    assert set(calls(PLAN, RIGHT, BAD).values()) == {True}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "instead", "call"),
+    [
+        (2, gate(2, "accept"), "poisoned day quarantined"),
+        (5, gate(4, "quarantine"), "shift accepted"),
+        (7, gate(5, "quarantine"), "no other day quarantined"),
+        (3, verdict(BAD, "wait"), "bad model withdrawn"),
+        (6, verdict("8", "withdraw"), "no other canary withdrawn"),
+    ],
+)
+def test_each_wrong_call_is_seen(wrong: int, instead: dict[str, Any], call: str) -> None:
+    journal = [instead if place == wrong else entry for place, entry in enumerate(RIGHT)]
+    found = calls(PLAN, journal, BAD)
+    assert not found[call]
+    # A day of the shift that is quarantined is one more day than should be.
+    assert [name for name, is_so in found.items() if not is_so and name != "no other day quarantined"] in ([call], [])
+
+
+def test_the_picture_is_one(tmp_path: Path) -> None:
+    day = {"mean": 7.0, "low": 6.5, "high": 7.5}
+    png = draw({"curves": {arm: [day] * 3 for arm in ("static", "cold", "loop")}, "happened": {"tastes shift": 1}})
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", png[16:24])
+    assert width > 2 * height > 800
+
+
+def test_a_folder_that_is_there_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["loop", "--out", str(tmp_path), "--fast"])
+    assert command.main() == 2
+    assert "is there already" in " ".join(capsys.readouterr().out.split())
+    assert list(tmp_path.iterdir()) == []
