@@ -172,32 +172,30 @@ def _decoded(text: bytes) -> InferRequest:
 def _inputs(given: Sequence[InferInput], binary: memoryview, faults: list[Fault]) -> dict[str, Tensor]:
     """The tensors by name, each with its part of the bytes after the JSON."""
     inputs: dict[str, Tensor] = {}
-    position = 0
+    position, end = 0, len(binary)
     for one in given:
-        raw = None
+        raw, name = None, one.name
         parameters = one.parameters or {}
         size = parameters.get("binary_data_size")
-        if one.name in inputs:
-            faults.append(Fault(f"inputs.{shown(one.name)}", "given more than once"))
+        if name in inputs:
+            faults.append(Fault(f"inputs.{shown(name)}", "given more than once"))
         if len(parameters) > (size is not None):
-            _refuse_extensions(parameters, f"inputs.{shown(one.name)}", faults)
+            _refuse_extensions(parameters, f"inputs.{shown(name)}", faults)
         if size is not None:
-            left = len(binary) - position
-            if type(size) is not int or not 0 <= size <= left:
+            if type(size) is not int or not 0 <= size <= end - position:
                 rule = (
-                    f"expected binary_data_size to be within the {left} bytes after the JSON, got {value_or_kind(size)}"
+                    f"expected binary_data_size to be within the {end - position} bytes after the JSON, got "
+                    f"{value_or_kind(size)}"
                 )
-                faults.append(
-                    Fault(f"inputs.{shown(one.name)}", f"{rule}; the header {HEADER_LENGTH} says where it ends")
-                )
+                faults.append(Fault(f"inputs.{shown(name)}", f"{rule}; the header {HEADER_LENGTH} says where it ends"))
                 return inputs
             raw = binary[position : position + size]
             position += size
-        if len(faults) >= FAULTS_SHOWN:
+        if faults and len(faults) >= FAULTS_SHOWN:
             return inputs
-        inputs[one.name] = Tensor(one.name, one.datatype, one.shape, one.data, raw)
-    if position != len(binary):
-        faults.append(Fault("inputs", f"{len(binary) - position} bytes after the JSON belong to no input"))
+        inputs[name] = Tensor(name, one.datatype, one.shape, one.data, raw)
+    if position != end:
+        faults.append(Fault("inputs", f"{end - position} bytes after the JSON belong to no input"))
     return inputs
 
 

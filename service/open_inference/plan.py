@@ -16,12 +16,15 @@ from model.features.block import BLOCKS
 from model.features.encoder import Column, FeatureEncoder
 from model.features.kinds.columns import Dtype, Ids, Values
 from model.schema import Block
-from service.open_inference.tensors import NUMBERS, TYPES, Tensor, WrongTensorError, are_lengths, numbers_of, strings_of
+from service.open_inference.tensors import NUMBERS, TYPES, Tensor, WrongTensorError, are_lengths, strings_of
 
 SCORE = "score"
 # The first is that of the metadata.
 DATATYPES: dict[Dtype | None, tuple[str, ...]] = {"int64": ("INT64",), "string": ("BYTES",), None: NUMBERS}
 _ONE = {"INT64": Struct("<q"), "FP32": Struct("<f")}
+_SHAPE = [1]
+_SIZES = {datatype: dtype.itemsize for datatype, dtype in TYPES.items()}
+_INT64 = np.dtype(np.int64)
 
 
 class TensorType(NamedTuple):
@@ -69,13 +72,14 @@ class Features(NamedTuple):
 
 
 class _Slot(NamedTuple):
-    """Place of a feature: its tensor, and that of its lists' lengths."""
+    """Place of a feature: its tensor, and that of its lists' lengths. `one` reads a single number of a request."""
 
     feature: str
     is_request: bool
     values: str
     datatype: str
     lengths: str | None
+    one: Struct | None
 
 
 class TensorPlan:
@@ -85,7 +89,7 @@ class TensorPlan:
         self.types = {block: input_types(encoder, block) for block in BLOCKS}
         self.names = [one.name for block in BLOCKS for types in self.types[block].values() for one in types]
         self._slots = [
-            _Slot(name, block == "request", types[0].name, types[0].datatype, types[1].name if types[1:] else None)
+            _slot(name, types, is_request=block == "request")
             for block in BLOCKS
             for name, types in self.types[block].items()
         ]
@@ -96,18 +100,16 @@ class TensorPlan:
         user: dict[str, Any] = {}
         columns: dict[str, Column] = {}
         rows, taken = None, 0
-        for feature, is_request, values_name, datatype, lengths_name in self._slots:
+        for feature, is_request, values_name, datatype, lengths_name, one in self._slots:
             tensor = inputs.get(values_name)
             if tensor is None:
                 continue
             taken += 1
-            if is_request and lengths_name is None and datatype in _ONE:
-                value = _ONE[datatype]
-                if tensor.raw is None or (tensor.datatype, tensor.shape, tensor.data) != (datatype, [1], None):
+            if one is not None:
+                _, given, shape, data, raw = tensor
+                if raw is None or data is not None or given != datatype or shape != _SHAPE or len(raw) != one.size:
                     return None
-                if len(tensor.raw) != value.size:
-                    return None
-                (user[feature],) = value.unpack(tensor.raw)
+                (user[feature],) = one.unpack(raw)
                 continue
             values = _values(tensor, datatype)
             if values is None:
@@ -134,26 +136,29 @@ class TensorPlan:
         return Features(user, columns, rows)
 
 
+def _slot(feature: str, types: Sequence[TensorType], *, is_request: bool) -> _Slot:
+    values, *lengths = types
+    one = _ONE.get(values.datatype) if is_request and not lengths else None
+    return _Slot(feature, is_request, values.name, values.datatype, lengths[0].name if lengths else None, one)
+
+
 def _lengths(tensor: Tensor | None, values: int) -> Ids | None:
-    if tensor is None or _values(tensor, "INT64") is None:
-        return None
-    lengths_B: Ids = numbers_of(tensor)  # type: ignore[assignment]
-    return lengths_B if are_lengths(lengths_B, values) else None
+    lengths_B: Any = None if tensor is None else _values(tensor, "INT64")
+    return None if lengths_B is None or not are_lengths(lengths_B, values) else lengths_B
 
 
 def _values(tensor: Tensor, datatype: str) -> Values | None:
     """The values of a tensor of bytes."""
-    if tensor.raw is None or tensor.data is not None or tensor.datatype != datatype or len(tensor.shape) != 1:
+    _, given, shape, data, raw = tensor
+    if raw is None or data is not None or given != datatype or len(shape) != 1:
         return None
     if datatype == "BYTES":
         try:
-            return strings_of(tensor) if tensor.shape[0] <= len(tensor.raw) else None
+            return strings_of(tensor) if shape[0] <= len(raw) else None
         except WrongTensorError:
             return None
-    if tensor.shape[0] * TYPES[datatype].itemsize != len(tensor.raw):
-        return None
-    values = np.frombuffer(tensor.raw, TYPES[datatype])
-    if datatype == "INT64":
-        return values.astype(np.int64)
+    values = np.frombuffer(raw, TYPES[datatype]) if shape[0] * _SIZES[datatype] == len(raw) else None
+    if values is None or datatype == "INT64":
+        return None if values is None else values.astype(_INT64)  # a copy, as bytes in a body are not aligned
     numbers = values.astype(np.float64)
     return numbers if np.isfinite(numbers).all() else None

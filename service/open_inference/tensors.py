@@ -150,8 +150,9 @@ def are_lengths(lengths: NDArray[np.int64], values: int) -> bool:
     """True for lengths of lists that have `values` values in all."""
     if not len(lengths):
         return values == 0
-    # Each alone first: a sum of lengths near 2^63 would wrap around to the expected one.
-    return bool(lengths.min() >= 0 and lengths.max() <= values and lengths.sum() == values)
+    # Each alone first: a sum of lengths near 2^63 would wrap around to the expected one. Unsigned, a negative one is
+    # beyond any number of values.
+    return bool(lengths.view(np.uint64).max() <= values and lengths.sum() == values)
 
 
 def shape_of(shape: Sequence[int]) -> str:
