@@ -39,7 +39,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means bench-first-demo bench-events bench-loop bench-wires bench-judge clean
+	bench-compare bench-label-means bench-first-demo bench-events bench-join bench-loop bench-wires bench-judge clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -225,6 +225,9 @@ bench-reliability: $(STAMP) ## a service under load: new versions, slow clients,
 
 bench-events: $(STAMP) ## events a CPU second, and what rankings cost beside them
 	@exec $(PY) -m benchmarks.events $(ARGS)
+
+bench-join: $(STAMP) ## joined rows against a slow loop, and candidates a CPU minute
+	@exec $(PY) -m benchmarks.join $(ARGS)
 
 bench-loop: $(STAMP) ## the share of a shift that the loop regains, and what it calls rightly, in ten small towns
 	@exec $(PY) -m benchmarks.loop $(ARGS)

@@ -177,6 +177,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--now", metavar="TIME", help="the time that it is (default: the clock's)")
     add("--threads", type=int, default=1, help="threads of the engine (default 1)")
     add("--memory", default="512MB", metavar="SIZE", help="memory of the engine; beyond it rows go to disk")
+    add("--check", type=Path, metavar="VERSIONS", help="join nothing: score joined rows again by models/NAME")
+
+    add = command("forget", _forget, "remove a user from logs and joined rows")
+    add("file", type=Path, metavar="FILE", help="join.yaml")
+    add("--user", required=True, metavar="KEY", help="the value of the feature that names users")
+    add("--user-hash-key", type=Path, required=True, metavar="FILE", help="the key of the service's user hashes")
 
     add = command("compare", _compare, "compare networks over seeds and datasets, and report")
     add("experiment", type=Path, metavar="EXPERIMENT")
@@ -344,17 +350,15 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _join(options: argparse.Namespace) -> None:
-    from training.join.join import Settings, join
-    from training.join.plan import Plan, time_given
+    from training.join.command import run_join
 
-    if options.threads < 1:
-        raise ValueError(f"--threads: at least 1, got {options.threads}")
-    times = {
-        name: time_given(getattr(options, name), f"--{name}")
-        for name in ("now", "until")
-        if getattr(options, name) is not None
-    }
-    join(Plan.load(options.file), Settings(threads=options.threads, memory=options.memory, **times))
+    run_join(options)
+
+
+def _forget(options: argparse.Namespace) -> None:
+    from training.join.command import run_forget
+
+    run_forget(options)
 
 
 def _compare(options: argparse.Namespace) -> None:

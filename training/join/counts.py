@@ -59,12 +59,12 @@ def staging_of(out: Path) -> Staging:
 def write_counts(out: Path) -> dict[str, Any]:
     """Write the counts, and return them."""
     readings = staging_of(out).readings.values()
-    others: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     for reading in readings:
-        others.update(reading.other_models)
+        left_out.update(reading.left_out)
     content = {
         "bad_lines": sum(reading.bad_lines for reading in readings),
-        "other_models": dict(others),
+        "left_out": dict(left_out),
         "impressions": {hour_name(micros(hour)): counts for hour, counts in impression_counts(out).items()},
         "events": {
             hour_name(micros(hour)): {name: counts[name] for name in CLASSES} | {"in": counts.total()}

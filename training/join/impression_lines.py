@@ -8,7 +8,7 @@ Shapes: R requests, K answered candidates of all of them, B rows of a feature.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -105,9 +105,12 @@ def candidate_columns(plan: Plan) -> pa.Schema:
 class ImpressionReader:
     """Reader of the impressions of one model: of `model`, or where that is None of the only one that the log has."""
 
-    def __init__(self, plan: Plan, model: str | None, bad: BadLines) -> None:
+    def __init__(self, plan: Plan, model: str | None, bad: BadLines, forgotten: Set[str] = frozenset()) -> None:
+        """`forgotten` are the hashes of users whose requests are left out."""
         self.model = model
         self.other_models = 0
+        self.forgotten = 0
+        self._forgotten = forgotten
         self._plan = plan
         self._bad = bad
         self._request_features = [feature for feature in plan.logged if feature.side != "candidate"]
@@ -131,6 +134,9 @@ class ImpressionReader:
             self._refuse_other_formats(line, place, number)
             if line.model is not None and line.model != self._model_of(line, place, number):
                 self.other_models += 1
+                continue
+            if line.user_hash in self._forgotten:
+                self.forgotten += 1
                 continue
             waiting.append((number, line))
             size += text_bytes
@@ -182,6 +188,11 @@ class ImpressionReader:
             raise ValueError(
                 f"{place}:{number}: a line of format {line.format}, which does not say what share of requests was "
                 f"kept nor the order answered; the join reads format {FORMAT}: move older files out of the log"
+            )
+        if line.catalogue:
+            raise ValueError(
+                f"{place}:{number}: features came from generation {line.catalogue} of a catalogue, whose items' raw "
+                "values no file of the model keeps; the join makes rows of features that were sent"
             )
         if line.hashes is not None:
             raise ValueError(

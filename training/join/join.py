@@ -66,6 +66,14 @@ def join(plan: Plan, settings: Settings | None = None) -> Joined:
         return _Join(plan, settings).run()
 
 
+def sources_of(plan: Plan) -> dict[str, Source]:
+    """Both logs."""
+    return {
+        "impressions": Source(plan.file.impressions, "events-"),
+        "events": Source(plan.file.events, "impressions-"),
+    }
+
+
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """The rows of a folder for this process alone. Raises JoinAtWork."""
@@ -90,10 +98,7 @@ class _Join:
         self._settings = settings
         self._now = settings.now or datetime.now(UTC)
         self._own = plan.out / "_join"
-        self._sources = {
-            "impressions": Source(plan.file.impressions, "events-"),
-            "events": Source(plan.file.events, "impressions-"),
-        }
+        self._sources = sources_of(plan)
 
     def run(self) -> Joined:
         """Stage what is new, join what is closed, and say what became of it."""

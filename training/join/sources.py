@@ -74,14 +74,17 @@ class Source:
         by_stem: dict[str, SourceFile] = {}
         for path, about in sorted(found.items()):
             name = path.removeprefix(root).lstrip("/") or path.rpartition("/")[2]
-            parts = name.split("/")
-            if any(part.startswith((".", "_")) for part in parts) or parts[-1].startswith(self._other):
-                continue
-            if name.endswith((*LINES, PARQUET)):
+            if self.is_of_log(name):
                 file = SourceFile(name, path, int(about["size"]))
                 if file.stem not in by_stem or file.is_parquet:
                     by_stem[file.stem] = file
         return [by_stem[stem] for stem in sorted(by_stem)]
+
+    def is_of_log(self, name: str) -> bool:
+        """True for the name, below the folder, of a closed file of this log."""
+        parts = name.split("/")
+        is_hidden = any(part.startswith((".", "_")) for part in parts)
+        return not is_hidden and not parts[-1].startswith(self._other) and name.endswith((*LINES, PARQUET))
 
     def shown(self, file: SourceFile) -> str:
         """A file's place, as a message names it."""

@@ -29,6 +29,8 @@ from training.join.plan import HOUR, Plan, hour_name, hour_named, hour_of
 from training.join.sources import Source, SourceFile
 
 READ = "read.json"
+# Of users that are forgotten, by their keyed hashes.
+TOMBSTONES = "forgotten.json"
 KINDS = ("requests", "candidates", "events")
 # Numbers of requests and events are unique over all generations.
 _PER_GENERATION = 2**40
@@ -48,7 +50,8 @@ class Reading:
     events: list[str] = field(default_factory=list)
     model: str | None = None
     bad_lines: int = 0
-    other_models: Counter[str] = field(default_factory=Counter)
+    # Requests and events of other models, and requests of users that are forgotten.
+    left_out: Counter[str] = field(default_factory=Counter)
     lost: Counter[int] = field(default_factory=Counter)
     late_requests: Counter[int] = field(default_factory=Counter)
     # By the last hour in which their impression can lie, then by the hour of receipt.
@@ -61,7 +64,7 @@ class Reading:
             "events": self.events,
             "model": self.model,
             "bad_lines": self.bad_lines,
-            "other_models": dict(self.other_models),
+            "left_out": dict(self.left_out),
             "lost": named(self.lost),
             "late_requests": named(self.late_requests),
             "late_events": {hour_name(hour): named(of_hour) for hour, of_hour in sorted(self.late_events.items())},
@@ -77,7 +80,7 @@ class Reading:
             given["events"],
             given["model"],
             given["bad_lines"],
-            Counter(given["other_models"]),
+            Counter(given["left_out"]),
             _counted(given["lost"]),
             _counted(given["late_requests"]),
             {hour_named(hour): _counted(of_hour) for hour, of_hour in given["late_events"].items()},
@@ -175,7 +178,7 @@ class Staging:
         number = max(self.readings, default=0) + 1
         before = bad.count
         reading = Reading()
-        impressions = ImpressionReader(plan, plan.file.model or self.model, bad)
+        impressions = ImpressionReader(plan, plan.file.model or self.model, bad, tombstones(plan.out))
         with self._written(plan, number) as writer:
             for log, file in files:
                 if log == "impressions":
@@ -188,10 +191,11 @@ class Staging:
                     if log == "events":
                         for table in events.tables(sources[log], file):
                             writer.add_events(table, joined, reading)
-                reading.other_models["events"] = events.other_models
+                reading.left_out["events_of_other_models"] = events.other_models
                 reading.events = [file.stem for log, file in files if log == "events"]
             reading.impressions = [file.stem for log, file in files if log == "impressions"]
-            reading.other_models["requests"] = impressions.other_models
+            reading.left_out["requests_of_other_models"] = impressions.other_models
+            reading.left_out["requests_of_forgotten_users"] = impressions.forgotten
             reading.model = impressions.model
             reading.bad_lines = bad.count - before
             writer.finish(reading)
@@ -286,3 +290,16 @@ def staged_schemas(plan: Plan) -> dict[str, pa.Schema]:
 def hours_between(first: int, last: int) -> range:
     """Hours from one to another, both included."""
     return range(hour_of(first), hour_of(last) + 1, HOUR)
+
+
+def tombstones(out: Path) -> frozenset[str]:
+    """The hashes of the users that are forgotten. Raises ValueError for a damaged file."""
+    path = out / "_join" / TOMBSTONES
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return frozenset()
+    try:
+        return frozenset(json.loads(content)["users"])
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{path}: not the tombstones of a join; restore it, or forget these users again") from None

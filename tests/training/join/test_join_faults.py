@@ -73,6 +73,7 @@ def test_lines_that_are_none_are_counted_and_named(tmp_path: Path, caplog: pytes
     ("changed", "says"),
     [
         ({"format": 1}, "a line of format 1, which does not say what share of requests was kept"),
+        ({"catalogue": "7"}, "features came from generation 7 of a catalogue"),
         ({"hashes": {"user": 1}}, "has hashes in the place of features"),
         ({"model": "another"}, "an impression of model 'another' beside those of 'feed'"),
     ],
@@ -100,7 +101,9 @@ def test_other_models_are_counted_where_the_file_names_one(tmp_path: Path) -> No
         (tmp_path / name / f"{name}-other.jsonl").write_text(text)
     plan = Plan.load(path)
     join(plan, NOW)
-    assert write_counts(plan.out)["other_models"] == {"requests": before[0], "events": before[1]}
+    assert write_counts(plan.out)["left_out"] == {
+        "requests_of_other_models": before[0], "events_of_other_models": before[1], "requests_of_forgotten_users": 0
+    }  # fmt: skip
     assert sum(counts.total() for counts in event_counts(plan.out).values()) == before[1]
 
 

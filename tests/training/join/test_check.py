@@ -1,0 +1,60 @@
+"""`join --check`: rows answered by a published version pass, and a feature that was used otherwise is named."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.schema import FeedSchema
+from model.scorer.scorer import Scorer
+from tests.artifacts import publish_artifact
+from tests.training.join.logs import START, logs, stamp, write
+from training.join.check import check
+from training.join.join import Settings, join
+from training.join.plan import Plan
+
+
+def answered(folder: Path, used: Callable[[dict[str, Any]], dict[str, Any]]) -> Plan:
+    """Joined rows of requests that a version answered by the features that `used` makes of the logged ones."""
+    made = logs(40, 4, seed=31, hours=1)
+    path = write(folder, made._replace(requests=[]))
+    schema = FeedSchema.from_yaml(folder / "schema.yaml")
+    first = made.requests[0]
+    request = {"user": first["user"], "candidates": first["candidates"]}
+    scorer = Scorer.load(publish_artifact(folder / "models", "feed", schema=schema, request=request))
+    lines: list[dict[str, Any]] = []
+    for line in made.requests:
+        candidates = line["candidates"]
+        answers_NO = scorer.score_values(line["user"], used(candidates["features"]), len(candidates["id"]))
+        tasks = {output: answers_NO[:, place].tolist() for place, output in enumerate(scorer.outputs)}
+        lines.append({**line, "model_version": scorer.version, "tasks": tasks})
+    events = [
+        {"received": stamp(START + timedelta(hours=1)), "model": "feed", "request_id": line["request_id"],
+         "id": one, "type": "shown", "time": line["time"], "position": 0}
+        for line in lines for one in line["candidates"]["id"]
+    ]  # fmt: skip
+    write(folder, made._replace(requests=lines, events=events))
+    plan = Plan.load(path)
+    join(plan, Settings(now=START + timedelta(hours=4)))
+    return plan
+
+
+def test_rows_are_answered_again_as_they_were(tmp_path: Path) -> None:
+    plan = answered(tmp_path, lambda features: features)
+    checked = check(plan, tmp_path / "models" / "feed")
+    assert checked.rows > 100
+    assert (checked.differing, checked.left_out) == (0, {})
+    (tmp_path / "models/feed/1").rename(tmp_path / "models/feed/2")
+    none = check(plan, tmp_path / "models" / "feed")
+    assert none.rows == 0
+    assert none.left_out == {f"version 1 is not in {tmp_path}/models/feed": checked.rows}
+
+
+@pytest.mark.parametrize("name", ["item_id", "age"])
+def test_a_feature_that_was_used_otherwise_is_named(tmp_path: Path, name: str) -> None:
+    """The log has it, and the service answered without it."""
+    plan = answered(tmp_path, lambda features: {**features, name: [None] * len(features[name])})
+    with pytest.raises(ValueError, match=f"version 1: .* rows: feature '{name}' was used otherwise"):
+        check(plan, tmp_path / "models" / "feed")

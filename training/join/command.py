@@ -1,0 +1,27 @@
+"""`python -m training join` and `forget`: their options, read."""
+
+import argparse
+
+from model.user import read_user_hash_key
+from training.join.check import check
+from training.join.forget import forget
+from training.join.join import Settings, join
+from training.join.plan import Plan, time_given
+
+
+def run_join(options: argparse.Namespace) -> None:
+    """Join, or check what was joined. Raises ValueError."""
+    if options.threads < 1:
+        raise ValueError(f"--threads: at least 1, got {options.threads}")
+    given = {name: getattr(options, name) for name in ("now", "until")}
+    times = {name: time_given(text, f"--{name}") for name, text in given.items() if text is not None}
+    plan = Plan.load(options.file)
+    if options.check is not None:
+        check(plan, options.check)
+    else:
+        join(plan, Settings(threads=options.threads, memory=options.memory, **times))
+
+
+def run_forget(options: argparse.Namespace) -> None:
+    """Forget a user. Raises ValueError."""
+    forget(Plan.load(options.file), options.user, read_user_hash_key(options.user_hash_key))
