@@ -52,7 +52,7 @@ def _day(text: str) -> date:
 
 def _daily(options: argparse.Namespace) -> None:
     from training.daily.by_hand import pause, release, resume
-    from training.daily.cycle import AlreadyRunningError, run_cycle
+    from training.daily.cycle import run_cycle
     from training.daily.cycle_file import Cycle
 
     given = [name for name in ("pause", "resume", "release") if getattr(options, name)]
@@ -66,20 +66,14 @@ def _daily(options: argparse.Namespace) -> None:
         else:
             print((pause if options.pause else resume)(cycle.folder, now, _who()))
         return
-    try:
-        print(run_cycle(cycle, now))
-    except AlreadyRunningError as error:
-        print(error)
+    print(run_cycle(cycle, now))
 
 
 def _judge(options: argparse.Namespace) -> None:
-    from training.daily.cycle import AlreadyRunningError, run_judge
+    from training.daily.cycle import run_judge
     from training.daily.cycle_file import Cycle
 
-    try:
-        print(run_judge(Cycle.load(options.file), options.now or datetime.now(UTC)))
-    except AlreadyRunningError as error:
-        print(error)
+    print(run_judge(Cycle.load(options.file), options.now or datetime.now(UTC)))
 
 
 def _journal(options: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ from training.daily.cycle_file import Cycle
 from training.daily.days import gate_new_days, logged_days
 from training.daily.joining import join_hours
 from training.daily.judging import judge_waiting
+from training.daily.left_behind import remove_killed_publications, remove_old_runs
 from training.daily.plan import Plan, plan_of
 from training.daily.publishing import publish_if_good
 from training.daily.serving import WHO, Champion, champion_of, change_labels, read_labels, version_of_run
@@ -40,8 +41,8 @@ log = logging.getLogger(__name__)
 LOCK = ".daily.lock"
 
 
-class AlreadyRunningError(Exception):
-    """Another job works on the same model."""
+class AlreadyRunningError(ValueError):
+    """Another job works on the same model. Whoever began this one tries again later."""
 
 
 @contextmanager
@@ -106,6 +107,8 @@ def _night(cycle: Cycle, journal: Journal, now: datetime) -> str:
     plan = plan_of(cycle, newest, with_rows, decisions, champion)
     if isinstance(plan, str):
         return plan
+    remove_old_runs(cycle.training.output, newest)
+    remove_killed_publications(cycle.folder)
     log.info("%s: %s start, %s", plan.day, plan.start, plan.reason)
     return _made(cycle, journal, plan, champion, now)
 

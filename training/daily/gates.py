@@ -16,13 +16,16 @@ import pyarrow as pa
 from model.rollout.decisions import ACCEPT, Decisions
 from model.rollout.journal import Entry
 from model.scorer.scorer import Scorer
-from training.config import DataConfig, SplitName
+from training.config import DataConfig
 from training.daily.cycle_file import Cycle
 from training.daily.joining import lost_share
 from training.daily.serving import Champion
+from training.data.index import index_of
 from training.data.moving.days import DAY, days_from
 from training.data.moving.windows import resolved
+from training.data.reader import LogReader
 from training.data.rows import columns_from_arrow, read_splits
+from training.fit.partitions import count_log
 from training.fit.tally import PartCounts, Tally
 from training.judge.answers import Answered, answers_of, sums_of_answers
 from training.judge.data_gate import DAYS_BEFORE, AnswerFigures, faults_of_day, figures_of_answers, read_figures
@@ -41,20 +44,16 @@ def day_faults(
 ) -> tuple[list[str], dict[str, Any]]:
     """Reasons to leave a day with rows out, and its figures. `accepted` are the days before it that are in windows."""
     schema = cycle.training.feed_schema()
-    tables = _read(cycle, day, accepted, _columns([] if champion is None else [champion.scorer]))
-    tally = Tally(schema, {}, len(tables))
-    for part, table in enumerate(tables.values()):
-        tally.add(table, columns_from_arrow(schema, table, is_coded=True), np.full(table.num_rows, part))
-    counts: dict[SplitName, PartCounts] = dict(zip(tables, tally.counts([[part] for part in range(len(tables))]),
-                                                   strict=True))  # fmt: skip
+    table = _rows_of(cycle, day, _columns([] if champion is None else [champion.scorer]))
+    own, window = _counts(cycle, day, accepted, table)
     answers: AnswerFigures = {}
     before: list[AnswerFigures] = []
     if champion is not None:
-        answers = _figures(cycle, champion, tables["validation"])
+        answers = _figures(cycle, champion, table)
         before = [_figures_of_day(cycle, champion, past, decisions) for past in accepted[-DAYS_BEFORE:]]
     lost = lost_share(cycle, day)
     rules = cycle.file.data_gate
-    return faults_of_day(schema, counts["validation"], counts.get("train"), lost, answers, before, rules)
+    return faults_of_day(schema, own, window, lost, answers, before, rules)
 
 
 def gate_challenger(cycle: Cycle, run: Run, folder: Path, champions: Mapping[str, Scorer]) -> GateVerdict:
@@ -105,7 +104,7 @@ def _figures_of_day(cycle: Cycle, champion: Champion, day: date, decisions: Deci
     entry = decisions.gates.get(day)
     if entry is not None and _is_of(entry, champion):
         return read_figures(entry.figures[ANSWERS], f"the journal's entry on {day}")
-    return _figures(cycle, champion, _read(cycle, day, [], _columns([champion.scorer]))["validation"])
+    return _figures(cycle, champion, _rows_of(cycle, day, _columns([champion.scorer])))
 
 
 def _is_of(entry: Entry, champion: Champion) -> bool:
@@ -118,15 +117,28 @@ def _columns(scorers: Iterable[Scorer]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for scorer in scorers for name in scorer.schema.columns()))
 
 
-def _read(cycle: Cycle, day: date, accepted: Sequence[date], extra: tuple[str, ...]) -> dict[SplitName, pa.Table]:
-    """Rows of a day, as the validation split, and of the accepted days before it, as the training split."""
-    wanted: tuple[SplitName, ...] = ("validation",)
-    first = day - DAY
+def _counts(cycle: Cycle, day: date, accepted: Sequence[date], table: pa.Table) -> tuple[PartCounts, PartCounts | None]:
+    """Counts of a day's rows, and of the accepted days before it, read row group by row group. None without any."""
+    schema = cycle.training.feed_schema()
     if accepted:
-        first, wanted = min(accepted), ("train", "validation")
+        reader = LogReader(_data(cycle, day, accepted), schema)
+        splits = count_log(reader, index_of(reader), {}, show=False).splits
+        return splits["validation"], splits["train"]
+    tally = Tally(schema, {}, 1)
+    tally.add(table, columns_from_arrow(schema, table, is_coded=True), np.zeros(table.num_rows, np.int64))
+    return tally.counts([[0]])[0], None
+
+
+def _rows_of(cycle: Cycle, day: date, extra: tuple[str, ...]) -> pa.Table:
+    """Rows of a day."""
+    return read_splits(_data(cycle, day, []), cycle.training.feed_schema(), ("validation",), extra)["validation"]
+
+
+def _data(cycle: Cycle, day: date, accepted: Sequence[date]) -> DataConfig:
+    """The cycle's data with a day as the validation split, and the accepted days before it as the training split."""
+    first = min(accepted, default=day - DAY)
     excluded = tuple(before for before in days_from(first, day - DAY) if accepted and before not in accepted)
     windows = cycle.windows.model_copy(
         update={"end": day, "train": DayCount(days=(day - first).days), "exclude": excluded}
     )
-    data: DataConfig = resolved(cycle.training.data.model_copy(update={"split": windows}))
-    return read_splits(data, cycle.training.feed_schema(), wanted, extra)
+    return resolved(cycle.training.data.model_copy(update={"split": windows}))

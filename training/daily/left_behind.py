@@ -1,0 +1,45 @@
+"""What nights leave behind on the disk: runs of long ago, and what a publication that was killed had begun.
+
+In: the folder of a cycle's runs, and the model's. Out: fewer folders. Of runs those of the last days stay, for whoever
+wants to look at one. Names that no night gives are left alone.
+"""
+
+import logging
+import re
+import shutil
+import time
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+from training.daily.plan import COLD, WARM
+
+log = logging.getLogger(__name__)
+
+KEPT = timedelta(days=7)
+_RUN = re.compile(rf"(\d{{8}})-(?:{COLD}|{WARM})-[0-9a-f]{{8}}")
+# A publication takes minutes: what is older was killed.
+_KILLED = timedelta(days=1)
+
+
+def remove_old_runs(runs: Path, newest: date) -> None:
+    """Remove the runs of days before the last KEPT up to `newest`."""
+    for path in sorted(runs.iterdir()) if runs.is_dir() else []:
+        match = _RUN.fullmatch(path.name)
+        if match is not None and _day(match[1]) < newest - KEPT and path.is_dir() and not path.is_symlink():
+            log.info("%s: removed, a run of long ago", path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_killed_publications(folder: Path) -> None:
+    """Remove the hidden folders of publications that were killed."""
+    for path in sorted(folder.glob(".publishing-*")):
+        if path.is_dir() and time.time() - path.stat().st_mtime > _KILLED.total_seconds():
+            log.info("%s: removed, a publication that was killed", path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _day(text: str) -> date:
+    try:
+        return datetime.strptime(text, "%Y%m%d").date()
+    except ValueError:
+        return date.max
