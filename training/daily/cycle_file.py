@@ -135,4 +135,8 @@ class Cycle:
                 f"{file.train}: data.path: is {training.data.path}, and {file.join} writes its rows to {join.out}; "
                 "name that folder"
             )
+        if join is not None and join.model not in (None, file.model):
+            raise ValueError(
+                f"{file.join}: model: joins the impressions of {join.model}, and {path} is of {file.model}"
+            )
         return cls(path, file, training, windows, join)

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.programs import ROOT
 from tests.training.daily.nights import Feed
 from training.__main__ import main
-from training.daily.cycle_file import Cycle
+from training.daily.cycle_file import Cycle, CycleFile
 
 
 def refusal(feed: Feed) -> str:
@@ -79,6 +80,31 @@ def test_a_join_that_writes_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "join.yaml").write_text(yaml.safe_dump(join))
     feed.write_files(join=str(tmp_path / "join.yaml"))
     assert "writes its rows to o; name that folder" in refusal(feed)
+
+
+def test_a_join_of_another_model_is_refused(tmp_path: Path) -> None:
+    feed = Feed(tmp_path)
+    out = str(tmp_path / "data")
+    join = {"schema": "s", "impressions": "i", "events": "e", "out": out, "labels": {"is_click": {"event": "click"}}}
+    for model, is_own in (("clips", True), ("films", False)):
+        (tmp_path / "join.yaml").write_text(yaml.safe_dump({**join, "model": model}))
+        feed.write_files(join=str(tmp_path / "join.yaml"))
+        if is_own:
+            assert Cycle.load(feed.file).join is not None
+        else:
+            assert "joins the impressions of films" in refusal(feed)
+
+
+def test_the_shipped_cycle_says_what_leaving_keys_out_says() -> None:
+    cycle = Cycle.load(ROOT / "configs" / "daily.yaml")
+    keys = yaml.safe_load((ROOT / "configs" / "daily.yaml").read_text())
+    assert cycle.file.judge is not None
+    assert cycle.file.judge.realised is not None
+    # The keys that the file writes out are the defaults, as its reader may take them for.
+    bare = CycleFile.model_validate({key: keys[key] for key in ("models", "model", "train", "join", "judge")})
+    for key in ("start", "data_gate", "quality_gate", "calibrate"):
+        assert getattr(cycle.file, key) == getattr(bare, key)
+    assert cycle.file.publish.canary_share == bare.publish.canary_share
 
 
 def test_options_that_go_against_each_other_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
