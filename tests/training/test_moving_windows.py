@@ -122,14 +122,14 @@ def test_the_shipped_files_have_the_days_of_their_figures(tmp_path: Path) -> Non
         "validation": {"min": 20240113, "max": 20240113},
         "test": {"min": 20240114, "max": 20240114},
     }
-    # The windows in the head of KuaiRand's file are the days that it names. The data set begins on 8 April.
+    # The windows in the head of KuaiRand's file are the days that it names. What is prepared begins on 25 April.
     text = (CONFIGS / "kuairand.yaml").read_text(encoding="utf-8")
     shown = re.search(r"--set '(data\.split=.*)'", text)
     assert shown is not None
     split = TrainingConfig.load(CONFIGS / "kuairand.yaml", [shown[1]]).data.split
     assert isinstance(split, MovingWindows)
     assert isinstance(split.end, date)
-    assert [split.end - timedelta(days=back) for back in (0, 1, 2, 29)] == [
-        date(2022, 5, 7), date(2022, 5, 6), date(2022, 5, 5), date(2022, 4, 8)
+    assert [split.end - timedelta(days=back) for back in (0, 1, 2, 12)] == [
+        date(2022, 5, 7), date(2022, 5, 6), date(2022, 5, 5), date(2022, 4, 25)
     ]  # fmt: skip
-    assert (split.train.days, split.validation.days, split.test.days) == (28, 1, 1)
+    assert (split.train.days, split.validation.days, split.test.days) == (11, 1, 1)
