@@ -50,7 +50,7 @@ def main() -> int:
     plan = fast(options.seed) if options.fast else full(options.seed)
     try:
         result = prove(plan, options.out.resolve(), lambda line: console.print(line, markup=False))
-    except (ChildError, RefusedError) as error:
+    except (ChildError, RefusedError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 1
     except KeyboardInterrupt:

@@ -56,12 +56,20 @@ class Backend:
             connection = self._local.connection = HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT_SECONDS)
             self._connections.append(connection)
         body = None if document is None else json.dumps(document).encode()
+        try:
+            found, content = self._answer(connection, method, path, body)
+        except ConnectionError:
+            # The service closes what has been idle for long, as over a night. The next request opens it again.
+            connection.close()
+            found, content = self._answer(connection, method, path, body)
+        if found != status:
+            raise RefusedError(f"{method} {path}: {found} {content[:500].decode(errors='replace')}")
+        return json.loads(content)
+
+    def _answer(self, connection: HTTPConnection, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         connection.request(method, path, body, self._headers)
         response = connection.getresponse()
-        content = response.read()
-        if response.status != status:
-            raise RefusedError(f"{method} {path}: {response.status} {content[:500].decode(errors='replace')}")
-        return json.loads(content)
+        return response.status, response.read()
 
     def _each(self, send: Callable[[_Document], Any], documents: Sequence[_Document]) -> list[Any]:
         return list(self._pool.map(send, documents))

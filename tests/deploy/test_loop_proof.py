@@ -1,12 +1,15 @@
 """What the proof reads out of a journal, what it draws, and what it refuses."""
 
+import socket
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.loop import __main__ as command
+from deploy.loop.asking import Backend
 from deploy.loop.picture import draw
 from deploy.loop.proof import Plan, calls
 from deploy.loop.town import Town
@@ -59,6 +62,25 @@ def test_the_picture_is_one(tmp_path: Path) -> None:
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", png[16:24])
     assert width > 2 * height > 800
+
+
+def test_a_connection_that_the_service_closed_is_opened_again() -> None:
+    """Each connection is closed after its first answer, without a word in its head."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for number in range(3):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % number)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with Backend(listener.getsockname()[1], "feed") as backend:
+            assert [backend.send("GET", "/") for _ in range(3)] == [0, 1, 2]
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_a_folder_that_is_there_is_left_alone(
