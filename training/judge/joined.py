@@ -55,10 +55,11 @@ class JoinedHours:
     def __len__(self) -> int:
         return len(self._hours)
 
-    def tables(self, names: Sequence[str]) -> Iterator[tuple[datetime, pa.Table]]:
-        """Each hour with the columns `names`."""
+    def tables(self, names: Sequence[str], since: datetime | None = None) -> Iterator[tuple[datetime, pa.Table]]:
+        """Each hour, or each since a time, with the columns `names`."""
         for hour, file in self._hours.items():
-            yield hour, self._read(file, names)
+            if since is None or hour >= since:
+                yield hour, self._read(file, names)
 
     def _read(self, file: LogFile, names: Sequence[str]) -> pa.Table:
         def read() -> pa.Table:

@@ -5,6 +5,7 @@
 Shapes: U users, N rows, O outputs of a task, M moments of its label.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -60,6 +61,18 @@ class TaskSums:
 
     def __add__(self, other: "TaskSums") -> "TaskSums":
         return TaskSums(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    @classmethod
+    def regrouped(cls, parts: Sequence["TaskSums"], users: NDArray[np.int64], num_users: int) -> "TaskSums":
+        """Sums of parts, whose users, one part after the other, are those with the numbers `users`."""
+
+        def summed(name: str) -> Floats:
+            values = np.concatenate([getattr(part, name) for part in parts])
+            found: Floats = np.zeros((num_users, *values.shape[1:]))
+            np.add.at(found, users, values)
+            return found
+
+        return cls(*(summed(each.name) for each in fields(cls)))
 
     def of_users(self, is_in_U: NDArray[np.bool_]) -> "TaskSums":
         """Sums of some users."""
