@@ -2,6 +2,8 @@
 
 In: a joined folder, and two versions that answered in the same days. Out: for each day since exposure and each output
 the relative difference of labels a user, with bounds that hold at every look (training/judge/sequences.py).
+
+Shapes: U users.
 """
 
 import math

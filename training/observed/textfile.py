@@ -6,15 +6,11 @@ from pathlib import Path
 
 from training.files import replace_file
 from training.observed.figures import Observed
+from training.observed.metrics import METRICS
 
 NAME = "observed.prom"
 # Of fewer labels a ratio says little, and would wake somebody for chance.
 MIN_LABELS = 100
-_HELP = {
-    "ranking_observed_calibration_ratio": "Sum of answers over sum of labels, on the newest whole joined day.",
-    "ranking_observed_ne": "NE of answers, or squared error over variance, on the newest whole joined day.",
-    "ranking_observed_day_end_timestamp_seconds": "End of the newest whole joined day.",
-}
 
 
 def newest_day(observed: Observed) -> date | None:
@@ -26,7 +22,7 @@ def newest_day(observed: Observed) -> date | None:
 def write_textfile(path: Path, observed: Observed, model: str) -> None:
     """Write the metrics, whole."""
     day = newest_day(observed)
-    lines: dict[str, list[str]] = {name: [] for name in _HELP}
+    lines: dict[str, list[str]] = {name: [] for name in METRICS}
     for part in observed.parts:
         if part.day != day or part.arm:
             continue
@@ -44,7 +40,7 @@ def write_textfile(path: Path, observed: Observed, model: str) -> None:
         lines["ranking_observed_day_end_timestamp_seconds"].append(f'{{model="{_escaped(model)}"}} {end}')
     text = []
     for name, samples in lines.items():
-        text += [f"# HELP {name} {_HELP[name]}", f"# TYPE {name} gauge", *(f"{name}{sample}" for sample in samples)]
+        text += [f"# HELP {name} {METRICS[name]}", f"# TYPE {name} gauge", *(f"{name}{sample}" for sample in samples)]
     replace_file(path, ("\n".join([*text, ""]).encode(),))
 
 
