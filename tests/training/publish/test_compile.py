@@ -171,7 +171,8 @@ def test_the_service_says_which_engine_serves_and_why(models: Path, tmp_path: Pa
     copy = Path(shutil.copytree(models, tmp_path / "models"))
     with client_of(copy) as client:
         [version] = client.get("/v1/models").json()["models"][0]["versions"]
-        assert version == {"version": "1", "state": "ready", "engine": "compiled", "reason": None}
+        of_calibration = {"calibration": None, "calibration_reason": None}
+        assert version == {"version": "1", "state": "ready", "engine": "compiled", "reason": None, **of_calibration}
         assert sample(client, "ranking_model_info", model="tiny", version="1", engine="compiled", calibration="") == 1
         assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
     changed("torch", "1.0.0")(copy / "tiny" / "derived" / "1" / "compiled")
