@@ -177,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     add("file", type=Path, metavar="FILE", help="join.yaml")
     add("--until", metavar="TIME", help="writers that are silent have nothing earlier to bring; RFC 3339")
     add("--now", metavar="TIME", help="the time that it is (default: the clock's)")
+    add("--rejoin", metavar="FROM..TO", help="hours to join anew, such as 20261129T20..20261130T05")
     add("--threads", type=int, default=1, help="threads of the engine (default 1)")
     add("--memory", default="512MB", metavar="SIZE", help="memory of the engine; beyond it rows go to disk")
     add("--check", type=Path, metavar="VERSIONS", help="join nothing: score joined rows again by models/NAME")

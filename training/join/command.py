@@ -3,10 +3,9 @@
 import argparse
 
 from model.user import read_user_hash_key
-from training.join.check import check
 from training.join.forget import forget
 from training.join.join import Settings, join
-from training.join.plan import Plan, time_given
+from training.join.plan import Plan, hours_given, time_given
 
 
 def run_join(options: argparse.Namespace) -> None:
@@ -15,11 +14,14 @@ def run_join(options: argparse.Namespace) -> None:
         raise ValueError(f"--threads: at least 1, got {options.threads}")
     given = {name: getattr(options, name) for name in ("now", "until")}
     times = {name: time_given(text, f"--{name}") for name, text in given.items() if text is not None}
+    rejoin = None if options.rejoin is None else hours_given(options.rejoin, "--rejoin")
     plan = Plan.load(options.file)
     if options.check is not None:
+        from training.join.check import check  # torch and a model, which a join needs not
+
         check(plan, options.check)
     else:
-        join(plan, Settings(threads=options.threads, memory=options.memory, **times))
+        join(plan, Settings(rejoin=rejoin, threads=options.threads, memory=options.memory, **times))
 
 
 def run_forget(options: argparse.Namespace) -> None:

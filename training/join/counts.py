@@ -27,11 +27,16 @@ COUNTS = "counts.json"
 def event_counts(out: Path) -> dict[datetime, Counter[str]]:
     """By hour of receipt the events of each class."""
     found: dict[int, Counter[str]] = {}
+    anew: dict[int, int] = {}
     for hour in joined_hours(out):
-        for received, classes in read_record(out, hour)["events"].items():
+        record = read_record(out, hour)
+        anew[hour] = record.get("events_anew", 0)
+        for received, classes in record["events"].items():
             found.setdefault(hour_named(received), Counter()).update(classes)
-    for reading in staging_of(out).readings.values():
-        for of_hour in reading.late_events.values():
+    for number, reading in staging_of(out).readings.items():
+        for hour, of_hour in reading.late_events.items():
+            if number <= anew.get(hour, 0):  # the record has them
+                continue
             for received_hour, events in of_hour.items():
                 found.setdefault(received_hour, Counter())["late"] += events
     return {time_of(hour): +classes for hour, classes in sorted(found.items())}
@@ -40,8 +45,9 @@ def event_counts(out: Path) -> dict[datetime, Counter[str]]:
 def impression_counts(out: Path) -> dict[datetime, dict[str, int]]:
     """By hour of impressions what became of them."""
     late: Counter[int] = Counter()
-    for reading in staging_of(out).readings.values():
-        late.update(reading.late_requests)
+    anew = {hour: read_record(out, hour).get("rows_anew", 0) for hour in joined_hours(out)}
+    for number, reading in staging_of(out).readings.items():
+        late.update({hour: n for hour, n in reading.late_requests.items() if number > anew.get(hour, 0)})
     found = {}
     for hour in joined_hours(out):
         record = read_record(out, hour) | {"late_requests": late.pop(hour, 0)}

@@ -42,9 +42,10 @@ _IBIS_NAMES = {
 
 @dataclass(frozen=True)
 class Expression:
-    """The expression of a plan."""
+    """The expression of a plan. Of hours that are joined again, `anew` from first to last, no event is late."""
 
     plan: Plan
+    anew: tuple[int, int] | None = None
 
     def resolved(self) -> Table:
         """Events that can belong to an impression, each with its class."""
@@ -66,7 +67,7 @@ class Expression:
         found = found.filter(~found._repeats | (found._place == found._position))
         repeated = candidates.filter(candidates._repeats).select("_r", "_candidate_id").distinct()
         ambiguous = pairs.semi_join(repeated, ["_r", "_candidate_id"]).anti_join(found, "_e")
-        classed = _with_class(plan, found)
+        classed = _with_class(plan, found, self.anew)
         kept = [name for name in classed.columns if name in _RESOLVED_COLUMNS]
         return classed.select(kept).union(
             ambiguous.mutate(
@@ -160,13 +161,16 @@ def _pair_columns(events: Table) -> list[str]:
     return [*events.columns, "_r", "_hour", "_time"]
 
 
-def _with_class(plan: Plan, found: Table) -> Table:
+def _with_class(plan: Plan, found: Table, anew: tuple[int, int] | None) -> Table:
     """Each event's class. `_number` orders the matched events of an impression by time, receipt and event id."""
     closes_at = found._hour + plan.closes_at(0)
+    is_late = (found._received >= closes_at) | (found._hour <= found._joined)
+    if anew is not None:
+        is_late &= ~found._hour.between(*anew)
     found = found.mutate(
         _class=ibis.cases(
             (found._event_time - found._time > plan.window, OUT_OF_WINDOW),
-            ((found._received >= closes_at) | (found._hour <= found._joined), LATE),
+            (is_late, LATE),
             else_=MATCHED,
         )
     )

@@ -6,26 +6,29 @@ next one goes on. A second one at the same time says so and ends.
 """
 
 import fcntl
+import json
 import logging
 import os
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from training.files import refuse_foreign, refuse_within
+from training.files import refuse_foreign, refuse_within, replace_file
 from training.join.counts import table_of, write_counts
 from training.join.duckdb_engine import DuckDB
 from training.join.expression import ALONE, HOUR_PREFIX, IN, Expression
 from training.join.horizon import horizon_of, shown_time
-from training.join.hour_file import Tally, hour_path, joined_hours, write_hour, write_record
-from training.join.plan import HOUR, Plan, hour_name, hour_of
+from training.join.hour_file import Tally, hour_path, joined_hours, read_record, write_hour, write_record
+from training.join.plan import HOUR, Plan, hour_name, hour_named, hour_of
 from training.join.sources import Source
-from training.join.staging import Staging, hours_between, staged_schemas
+from training.join.staging import NONE_JOINED, Staging, hours_between, staged_schemas
 from training.wording import counted
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,7 @@ class Settings(NamedTuple):
 
     now: datetime | None = None
     until: datetime | None = None
+    rejoin: range | None = None
     threads: int = 1
     memory: str = "512MB"
 
@@ -108,17 +112,14 @@ class _Join:
         joined = joined_hours(plan.out)
         staging = Staging(self._own / "staged")
         staging.read(plan, self._sources, joined[-1] if joined else None)
+        self._readings = list(staging.readings.values())
+        self._join_anew(staging, joined)
         hours = self._due(staging, joined, horizon)
         if hours:
-            settings = self._settings
-            spill = self._own / ".spill"
-            engine = DuckDB(Expression(plan), spill, threads=settings.threads, memory=settings.memory)
-            try:
+            with self._engine(Expression(plan)) as engine:
                 for hour in hours:
                     self._join_hour(engine, staging, hour, is_first=not joined and hour == hours[0])
                     staging.remove_before(hour_of(hour + HOUR - plan.lookback))
-            finally:
-                engine.close()
         content = write_counts(plan.out)
         if hours:
             log.info("%s", table_of(content, list(hours)))
@@ -131,6 +132,49 @@ class _Join:
             shown_time(horizon),
         )
         return Joined(list(hours), horizon)
+
+    @contextmanager
+    def _engine(self, expression: Expression) -> Iterator[DuckDB]:
+        spill = self._own / ".spill"
+        engine = DuckDB(expression, spill, threads=self._settings.threads, memory=self._settings.memory)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def _join_anew(self, staging: Staging, joined: list[int]) -> None:
+        """Join hours again with all that was read since. One that was killed is done first by the next run."""
+        wish = self._own / "anew.json"
+        hours = self._settings.rejoin
+        if wish.is_file():
+            first, last = (hour_named(name) for name in json.loads(wish.read_bytes())["hours"])
+            hours = hours_between(min(first, *(hours or [first])), max(last, *(hours or [last])))
+        if hours is None:
+            return
+        plan = self._plan
+        # Events of these hours may have been counted with the hours after them.
+        counted_again = hours_between(hours[0], hours[-1] + HOUR - 1 + plan.window + plan.skew)
+        if not joined or hours[0] < joined[0] or counted_again[-1] > joined[-1]:
+            what = f"{hour_name(joined[0])} to {hour_name(joined[-1])} are joined" if joined else "none is joined"
+            raise ValueError(
+                f"{plan.out}: hours {hour_name(hours[0])} to {hour_name(hours[-1])} are joined anew once those up to "
+                f"{hour_name(counted_again[-1])} are joined; {what}"
+            )
+        replace_file(wish, [json.dumps({"hours": [hour_name(hours[0]), hour_name(hours[-1])]}).encode()])
+        folder = self._own / ".anew"
+        shutil.rmtree(folder, ignore_errors=True)
+        again = Staging(folder)
+        is_first = hours[0] == joined[0]
+        kept = range(NONE_JOINED if is_first else hour_of(hours[0] - plan.lookback), counted_again[-1] + 1)
+        again.read_again(plan, self._sources, staging, kept, hours[0])
+        number = max(staging.readings)
+        with self._engine(Expression(plan, (hours[0], hours[-1]))) as engine:
+            for hour in counted_again:
+                marks = {"events_anew": number} | ({"rows_anew": number} if hour in hours else {})
+                self._join_hour(engine, again, hour, is_first=hour == joined[0], marks=marks)
+        shutil.rmtree(folder)
+        wish.unlink()
+        log.info("%s to %s joined anew", hour_name(hours[0]), hour_name(hours[-1]))
 
     def _due(self, staging: Staging, joined: list[int], horizon: int) -> range:
         """The hours that are closed and not joined, with none left out between them."""
@@ -147,7 +191,17 @@ class _Join:
             )
         return hours
 
-    def _join_hour(self, engine: DuckDB, staging: Staging, hour: int, *, is_first: bool) -> None:
+    def _join_hour(
+        self,
+        engine: DuckDB,
+        staging: Staging,
+        hour: int,
+        *,
+        is_first: bool,
+        marks: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Write the file and the record of an hour. With `marks` it is joined again: the file stays where they say that
+        its events alone are counted again."""
         plan = self._plan
         ahead = hours_between(hour, hour + HOUR - 1 + plan.window + plan.skew)
         before = hours_between(hour - plan.lookback, hour - HOUR)
@@ -162,6 +216,9 @@ class _Join:
         engine.begin({name: [self._empty(name.removeprefix(HOUR_PREFIX)), *paths] for name, paths in files.items()})
         tally = Tally()
         counts = [count for last, *count in engine.counts() if last == hour or (is_first and last < hour)]
+        if marks and "rows_anew" not in marks:
+            write_record(plan.out, hour, read_record(plan.out, hour) | {"events": _events(counts), **marks})
+            return
         requests, impressions = (_rows(staging.files(kind, [hour])) for kind in ("requests", "candidates"))
         write_hour(plan, hour, tally.count(engine.rows()), f"{engine.name} {engine.version}")
         # A quiet hour may have no event at all.
@@ -171,7 +228,7 @@ class _Join:
                 f"hour {hour_name(hour)}: none of its {counted(impressions, 'impression')} has a shown event; send "
                 f"events of type shown, or write `rows: answered` into {plan.path}"
             )
-        lost = sum(reading.lost[hour] for reading in staging.readings.values())
+        lost = sum(reading.lost[hour] for reading in self._readings)
         record = {
             "hour": hour_name(hour),
             "requests": requests,
@@ -181,6 +238,7 @@ class _Join:
             "implied": tally.implied,
             "rows": tally.rows,
             "events": _events(counts),
+            **marks,
         }
         write_record(plan.out, hour, record)
 

@@ -199,6 +199,18 @@ def time_given(text: str, option: str) -> datetime:
     return time
 
 
+def hours_given(text: str, option: str) -> range:
+    """The hours that a user gives, the last included. Raises ValueError naming the option."""
+    first, dots, last = text.partition("..")
+    try:
+        hours = range(hour_named(first), hour_named(last if dots else first) + 1, HOUR)
+    except ValueError:
+        hours = range(0)
+    if not hours:
+        raise ValueError(f"{option}: expected hours, such as 20261129T20..20261130T05, got {text!r}")
+    return hours
+
+
 def hour_of(microseconds: int) -> int:
     """The start of the hour of a time."""
     return microseconds // HOUR * HOUR

@@ -49,6 +49,8 @@ class Reading:
     impressions: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     model: str | None = None
+    # The last hour that was joined when it was read.
+    joined: int | None = None
     bad_lines: int = 0
     # Requests and events of other models, and requests of users that are forgotten.
     left_out: Counter[str] = field(default_factory=Counter)
@@ -63,6 +65,7 @@ class Reading:
             "impressions": self.impressions,
             "events": self.events,
             "model": self.model,
+            "joined": None if self.joined is None else hour_name(self.joined),
             "bad_lines": self.bad_lines,
             "left_out": dict(self.left_out),
             "lost": named(self.lost),
@@ -79,6 +82,7 @@ class Reading:
             given["impressions"],
             given["events"],
             given["model"],
+            None if given["joined"] is None else hour_named(given["joined"]),
             given["bad_lines"],
             Counter(given["left_out"]),
             _counted(given["lost"]),
@@ -148,6 +152,32 @@ class Staging:
             if is_collecting:
                 gc.enable()
 
+    def read_again(self, plan: Plan, sources: dict[str, Source], known: "Staging", hours: range, first: int) -> None:
+        """Read the files that another staging knows once more, for some hours that are joined again. From `first` on
+        what was late is staged too. Before it hours are as they were joined."""
+        bad = BadLines()
+        reading = Reading(model=known.model)
+        impressions = ImpressionReader(plan, plan.file.model or known.model, bad, tombstones(plan.out))
+        with self._written(plan, 1) as writer:
+            for file, joined in known.read_files("impressions", sources["impressions"]):
+                before = None if joined is None else min(joined, first - HOUR)
+                for batch in impressions.batches(sources["impressions"], file):
+                    writer.add_impressions(batch.requests, batch.candidates, before, reading, hours)
+            if impressions.model is not None:
+                events = EventReader(plan, impressions.model, bad)
+                for file, joined in known.read_files("events", sources["events"]):
+                    for table in events.tables(sources["events"], file):
+                        writer.add_old_events(table, joined, hours)
+            writer.finish(reading)
+        self.readings[1] = reading
+
+    def read_files(self, log: str, source: Source) -> Iterator[tuple[SourceFile, int | None]]:
+        """The files of a log that were read and are still there, each with the last hour that was joined then."""
+        joined = {stem: reading.joined for reading in self.readings.values() for stem in getattr(reading, log)}
+        for file in source.files():
+            if file.stem in joined:
+                yield file, joined[file.stem]
+
     def _read_all(
         self,
         plan: Plan,
@@ -177,7 +207,7 @@ class Staging:
     ) -> None:
         number = max(self.readings, default=0) + 1
         before = bad.count
-        reading = Reading()
+        reading = Reading(joined=joined)
         impressions = ImpressionReader(plan, plan.file.model or self.model, bad, tombstones(plan.out))
         with self._written(plan, number) as writer:
             for log, file in files:
@@ -225,8 +255,17 @@ class _Writer:
         self._bytes: Counter[tuple[str, int]] = Counter()
         self._parts: Counter[tuple[str, int]] = Counter()
 
-    def add_impressions(self, requests: pa.Table, candidates: pa.Table, joined: int | None, reading: Reading) -> None:
-        """Stage requests and their candidates, all but those of joined hours."""
+    def add_impressions(
+        self,
+        requests: pa.Table,
+        candidates: pa.Table,
+        joined: int | None,
+        reading: Reading,
+        hours: range | None = None,
+    ) -> None:
+        """Stage requests and their candidates, all but those of joined hours. With `hours` theirs alone."""
+        if hours is not None:
+            requests, candidates = (_of_hours(table, hours) for table in (requests, candidates))
         for table, kind in ((requests, "requests"), (candidates, "candidates")):
             numbers = pa.array(table.column("_r").to_numpy() + self._requests)
             place = table.schema.get_field_index("_r")
@@ -245,7 +284,13 @@ class _Writer:
             is_late_E |= hour_E <= joined
         for hour, received in zip(hour_E[is_late_E].tolist(), received_E[is_late_E].tolist(), strict=True):
             reading.late_events.setdefault(hour, Counter())[hour_of(received)] += 1
-        kept = events.filter(pa.array(~is_late_E))
+        self._add_numbered(events.filter(pa.array(~is_late_E)), joined)
+
+    def add_old_events(self, events: pa.Table, joined: int | None, hours: range) -> None:
+        """Stage events of some hours, late ones included, that were read when `joined` was the last joined hour."""
+        self._add_numbered(_of_hours(events, hours), joined)
+
+    def _add_numbered(self, kept: pa.Table, joined: int | None) -> None:
         numbers = pa.array(np.arange(kept.num_rows) + self._events)
         self._events += kept.num_rows
         last = pa.array(np.full(kept.num_rows, NONE_JOINED if joined is None else joined))
@@ -280,6 +325,11 @@ class _Writer:
             self._parts[kind, hour] += 1
             table = pa.concat_tables(tables).cast(self._schemas[kind])
             pq.write_table(table, folder / f"{hour_name(hour)}.{part:06d}.parquet", compression="lz4")
+
+
+def _of_hours(table: pa.Table, hours: range) -> pa.Table:
+    hours_B = table.column("_hour").to_numpy()
+    return table.filter(pa.array((hours_B >= hours.start) & (hours_B < hours.stop)))
 
 
 def staged_schemas(plan: Plan) -> dict[str, pa.Schema]:

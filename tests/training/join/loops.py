@@ -1,7 +1,7 @@
 """The join as a slow loop over Python objects: the truth that the engine's rows are compared with."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -39,8 +39,15 @@ class _Impression:
         self.events: list[dict[str, Any]] = []
 
 
-def join_slowly(logs: Logs, rows: str, last: datetime, tie: Callable[[dict[str, Any]], int]) -> Truth:
-    """Rows and counts of the hours up to `last`. `tie` orders requests of one id and time."""
+def join_slowly(
+    logs: Logs,
+    rows: str,
+    last: datetime,
+    tie: Callable[[dict[str, Any]], int],
+    anew: Set[datetime] = frozenset(),
+) -> Truth:
+    """Rows and counts of the hours up to `last`. `tie` orders requests of one id and time. No event of hours `anew`
+    is late."""
     by_key: dict[tuple[str, str], list[_Impression]] = {}
     all_of_them = []
     for number, line in enumerate(logs.requests):
@@ -57,7 +64,7 @@ def join_slowly(logs: Logs, rows: str, last: datetime, tie: Callable[[dict[str, 
         last_hour = _hour(at + SKEW)
         if last_hour > last and received < last_hour + HOUR + WINDOW + SKEW:
             continue  # its hour is not closed
-        event_class, found = _class(event, last_hour, by_key, tie)
+        event_class, found = _class(event, last_hour, by_key, tie, anew)
         if found is not None and event_class == "matched":
             found.events.append(event)
         if event_class is not None:
@@ -96,8 +103,10 @@ def _class(
     last_hour: datetime,
     by_key: dict[tuple[str, str], list[_Impression]],
     tie: Callable[[dict[str, Any]], int],
+    anew: Set[datetime],
 ) -> tuple[str | None, _Impression | None]:
-    if event["received"] >= last_hour + HOUR + WINDOW + SKEW:
+    may_be_anew = any(_hour(event["at"] - WINDOW) <= hour <= last_hour for hour in anew)
+    if event["received"] >= last_hour + HOUR + WINDOW + SKEW and not may_be_anew:
         return "late", None
     if event["type"] not in NAMED:
         return "other_type", None
@@ -120,7 +129,8 @@ def _class(
             return "ambiguous", None
     if event["at"] - same[0].time > WINDOW:
         return "out_of_window", None
-    if event["received"] >= _hour(same[0].time) + HOUR + WINDOW + SKEW:
+    hour = _hour(same[0].time)
+    if event["received"] >= hour + HOUR + WINDOW + SKEW and hour not in anew:
         return "late", None
     return "matched", same[0]
 
