@@ -1,0 +1,263 @@
+"""`make bench-gates`: what the gates refuse of good nights, and let through of bad ones.
+
+python -m benchmarks.gates_simulation
+
+Nights of 50,000 rows of the simulated feed, whose true probabilities are known. No network is trained. A version's
+logits are the true ones, times a factor below 1 for what it has not learned, with noise by user and item that all
+versions have, and noise of its own. That of its own is as large as makes the interval between two equal versions as
+wide as it is between two trained networks, measured on this feed: .35 % of NE on each side for clicks, at 10,000 rows
+that gate.
+
+Shapes: B rows of a night, O outputs.
+"""
+
+import argparse
+import copy
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from benchmarks import report
+from benchmarks.command import run_benchmark
+from model.schema import FeedSchema
+from training.data.arrow import columns_from_arrow
+from training.datasets.feed_world import BINARY_TASKS, DEVICE_SHARES, PAGE, PROPENSITIES, FeedWorld
+from training.fit.tally import PartCounts, Tally
+from training.judge.answers import Answered, sums_of_answers
+from training.judge.data_gate import AnswerFigures, faults_of_day, figures_of_answers
+from training.judge.quality_gate import quality_gate
+from training.judge.settings import DataGate, QualityGate
+
+ROWS = 50_000
+WINDOW = 7
+HALF_WIDTH, HALF_WIDTH_ROWS = 0.0035, 10_000
+SCHEMA = FeedSchema.from_mapping(
+    {
+        "name": "simulated",
+        "features": [
+            {"name": "user_id", "side": "user", "kind": "id", "buckets": 20_000, "dim": 16},
+            {"name": "hour", "side": "context", "kind": "id", "buckets": 24, "dim": 4},
+            {"name": "item_id", "side": "candidate", "kind": "id", "buckets": 2_000, "dim": 16},
+            {"name": "duration_ms", "side": "candidate", "kind": "number"},
+            {"name": "item_age_hours", "side": "candidate", "kind": "number"},
+        ],
+        "tasks": [{"name": task, "kind": "binary", "label": task} for task in BINARY_TASKS],
+    },
+    "bench-gates",
+)
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version that serves: how much of the true logits it has learned, and the spread of the noise that it shares
+    with others and of its own."""
+
+    learned: float
+    shared: float
+    own: float
+
+
+class Night(NamedTuple):
+    """A night's rows: features and labels, and the true logits by task."""
+
+    table: pa.Table
+    logits: dict[str, Floats]
+
+
+def drawn(world: FeedWorld, true: FeedWorld, rng: np.random.Generator, rows: int = ROWS) -> Night:
+    """A night in which users like what they do in the `true` world. The logits are those of `world`."""
+    pages = rows // PAGE
+    users_B = world.draw_users(rng, pages).repeat(PAGE)
+    items_B = world.draw_pages(rng, pages).ravel()
+    hours_B = rng.integers(0, 24, pages).repeat(PAGE)
+    devices_B = rng.choice(len(DEVICE_SHARES), p=DEVICE_SHARES, size=pages).repeat(PAGE)
+    places_B, age_B = np.tile(np.arange(PAGE), pages), world.age_at_start_hours[items_B] + rng.uniform(0, 24, rows)
+    about = (users_B, items_B, places_B, hours_B, devices_B, age_B)
+    known, truth = world.outcomes(*about), true.outcomes(*about)
+    labels = {task: (rng.random(rows) < truth.probabilities[task]).astype(np.int64) for task in BINARY_TASKS}
+    # A version scores as if all items were at one place.
+    served = {**known.probabilities, "click": known.click_at_top * float(np.mean(PROPENSITIES))}
+    features = {
+        "user_id": users_B, "hour": hours_B, "item_id": items_B,
+        "duration_ms": world.duration_ms[items_B], "item_age_hours": age_B,
+    }  # fmt: skip
+    return Night(pa.table({**features, **labels}), {task: np.log(p / (1 - p)) for task, p in served.items()})
+
+
+def answers_of(version: Version, night: Night, seed: int) -> Floats:
+    """answers_BO of a version. `seed` is of its own noise."""
+    users_B, items_B = (night.table.column(name).to_numpy() for name in ("user_id", "item_id"))
+    columns = []
+    for place, logits_B in enumerate(night.logits.values()):
+        level = float(np.log(1 / (1 + np.exp(-logits_B))).mean())
+        noise_B = version.shared * _noise(users_B, items_B, place) + version.own * _noise(
+            users_B, items_B, seed + place
+        )
+        columns.append(1 / (1 + np.exp(-(level + version.learned * (logits_B - level) + noise_B))))
+    return np.stack(columns, axis=1)
+
+
+def _noise(users_B: NDArray[np.int64], items_B: NDArray[np.int64], seed: int) -> Floats:
+    """Noise of variance 1 that is the same wherever a user meets an item: half of it is the item's."""
+    of_items = np.random.default_rng([7, seed]).standard_normal(int(items_B.max()) + 1)
+    pairs_B = (users_B * 2_654_435_761 + items_B * 40_503 + seed * 97) % 65_536
+    of_pairs = np.random.default_rng([8, seed]).standard_normal(65_536)
+    found: Floats = (of_items[items_B] + of_pairs[pairs_B]) / math.sqrt(2)
+    return found
+
+
+def _answered(table: pa.Table, answers_BO: Floats) -> Answered:
+    return sums_of_answers(SCHEMA, {}, table, answers_BO, group_by="user_id")
+
+
+def own_noise(world: FeedWorld, version: Version, rng: np.random.Generator) -> float:
+    """Spread of the noise of a version's own at which two equal versions differ as trained networks do."""
+    night = drawn(world, world, rng, 2 * HALF_WIDTH_ROWS)
+    widths = []
+    for own in (0.1, 0.2):
+        noisy = Version(version.learned, version.shared, own)
+        one, other = (_answered(night.table, answers_of(noisy, night, seed)) for seed in (100, 200))
+        found = quality_gate(one.sums, {"0": other.sums}, one.kinds, QualityGate()).figures["0"]["click"]
+        widths.append((found["high"] - found["low"]) / 2 * math.sqrt(2))
+    return float(np.interp(HALF_WIDTH, widths, (0.1, 0.2))) if widths[0] < HALF_WIDTH else 0.1 * HALF_WIDTH / widths[0]
+
+
+def quality_nights(world: FeedWorld, version: Version, nights: int, champions: int, seed: int) -> Counter[str]:
+    """Nights on which an equal challenger is refused, by reason. Half of a night's users gate."""
+    rng = np.random.default_rng(seed)
+    counts: Counter[str] = Counter()
+    for number in range(nights):
+        night = drawn(world, world, rng)
+        is_gating_B = (night.table.column("user_id").to_numpy() * 2_654_435_761 >> 16) % 2 == 1
+        half = night.table.filter(pa.array(is_gating_B))
+        first = 1000 + number * 100
+        answered = [
+            _answered(half, answers_of(version, night, first + 10 * each)[is_gating_B]) for each in range(champions + 1)
+        ]
+        others = {str(each): one.sums for each, one in enumerate(answered[1:])}
+        verdict = quality_gate(answered[0].sums, others, answered[0].kinds, QualityGate())
+        too_wide = [reason for reason in verdict.reasons if "too wide" in reason]
+        counts["refused"] += not verdict.passed
+        counts["too wide"] += bool(too_wide)
+        counts.update(f"task {reason.split()[1].rstrip(':')}" for reason in verdict.reasons)
+    return counts
+
+
+def _inverted(table: pa.Table, tasks: tuple[str, ...], share: float, rng: np.random.Generator) -> pa.Table:
+    is_inverted_B = rng.random(table.num_rows) < share
+    for task in tasks:
+        labels_B = table.column(task).to_numpy()
+        place = table.column_names.index(task)
+        table = table.set_column(place, task, pa.array(np.where(is_inverted_B, 1 - labels_B, labels_B)))
+    return table
+
+
+def _shuffled(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+    order = pa.array(rng.permutation(table.num_rows))
+    for task in BINARY_TASKS:
+        place = table.column_names.index(task)
+        table = table.set_column(place, task, table.column(task).take(order))
+    return table
+
+
+def data_nights(world: FeedWorld, version: Version, nights: int, seed: int) -> dict[str, int]:
+    """Nights that the data gate refuses, by what happened in them."""
+    rng = np.random.default_rng(seed)
+    other = world.with_other_tastes(seed)
+    tally = Tally(SCHEMA, {}, WINDOW + 1)
+    before: list[AnswerFigures] = []
+    for place in range(WINDOW):
+        night = drawn(world, world, rng)
+        _add(tally, night.table, place)
+        before.append(_figures(night.table, answers_of(version, night, 100)))
+    refused: dict[str, int] = {}
+    for _ in range(nights):
+        usual, shifted = drawn(world, world, rng), drawn(world, other, rng)
+        cases = {
+            "equal to the days before": (usual, usual.table),
+            "every taste is another": (shifted, shifted.table),
+            "labels of all tasks inverted": (usual, _inverted(usual.table, BINARY_TASKS, 1.0, rng)),
+            "labels of clicks inverted": (usual, _inverted(usual.table, ("click",), 1.0, rng)),
+            "half of the clicks' labels inverted": (usual, _inverted(usual.table, ("click",), 0.5, rng)),
+            "labels are those of other rows": (usual, _shuffled(usual.table, rng)),
+        }
+        for name, (night, table) in cases.items():
+            day, window = _counts(tally, table)
+            figures = _figures(table, answers_of(version, night, 100))
+            faults, _ = faults_of_day(SCHEMA, day, window, 0.0, figures, before, DataGate())
+            refused[name] = refused.get(name, 0) + bool(faults)
+    return refused
+
+
+def _figures(table: pa.Table, answers_BO: Floats) -> AnswerFigures:
+    return figures_of_answers(*_answered(table, answers_BO))
+
+
+def _add(tally: Tally, table: pa.Table, part: int) -> None:
+    tally.add(table, columns_from_arrow(SCHEMA, table, is_coded=True), np.full(table.num_rows, part))
+
+
+def _counts(window: Tally, table: pa.Table) -> list[PartCounts]:
+    """Counts of a night, and of the window."""
+    # Nights are not added up: each is compared with the window alone.
+    tally = copy.deepcopy(window)
+    _add(tally, table, WINDOW)
+    return tally.counts([[WINDOW], [*range(WINDOW)]])
+
+
+def main() -> None:
+    """Simulate and write the results."""
+    parser = argparse.ArgumentParser(prog="make bench-gates")
+    parser.add_argument("--nights", type=int, default=200, help="simulated nights of each kind (default 200)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    world = FeedWorld(options.seed)
+    rng = np.random.default_rng(options.seed)
+    found: dict[str, Any] = {}
+    for name, learned_share, shared in (("has learned all there is", 1.0, 0.0), ("has learned a part", 0.6, 0.3)):
+        version = Version(learned_share, shared, 0.0)
+        version = Version(learned_share, shared, own_noise(world, version, rng))
+        found[name] = {
+            "own_noise": version.own,
+            "quality": {
+                str(champions): dict(
+                    quality_nights(world, version, options.nights, champions, options.seed + champions)
+                )
+                for champions in (1, 3)
+            },
+            "data": data_nights(world, version, options.nights, options.seed + 10),
+        }
+    print(
+        report.write("gates", "The gates, on simulated nights", _body(found, options.nights), found, "make bench-gates")
+    )
+
+
+def _body(found: dict[str, Any], nights: int) -> list[str]:
+    body = [
+        f"Nights of {ROWS:,} rows of the simulated feed, with the default settings. Versions are made of its true",
+        "probabilities with noise, so that they are equally good.",
+        "",
+        f"Nights of {nights} on which the quality gate refuses an equal challenger, by {ROWS // 2:,} rows of half of",
+        "the users:",
+        "",
+    ]
+    quality = [
+        [f"{name}", champions, *(str(of_case.get(key, 0)) for key in ("refused", "too wide"))]
+        for name, about in found.items()
+        for champions, of_case in about["quality"].items()
+    ]
+    body += report.table(["a version that", "champions", "refused", "of these too wide to tell"], quality)
+    names = list(next(iter(found.values()))["data"])
+    rows = [[case, *(str(about["data"][case]) for about in found.values())] for case in names]
+    head = ["the night", *(f"refused, by one that {name}" for name in found)]
+    return [*body, "", f"Nights of {nights} that the data gate refuses:", "", *report.table(head, rows)]
+
+
+if __name__ == "__main__":
+    run_benchmark(main)
