@@ -48,6 +48,11 @@ class MulticlassTask(BaseTask):
         return tuple(self.classes.values()) if isinstance(self.classes, dict) else self.classes
 
     @property
+    def label_values(self) -> tuple[int | str, ...]:
+        """Values of the label's column, in the order of the classes."""
+        return tuple(self.classes)
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """A dotted name for each class."""
         return tuple(f"{self.name}.{name}" for name in self.class_names)

@@ -54,6 +54,11 @@ class BaseTask(StrictModel):
         return (self.name,)
 
     @property
+    def label_values(self) -> tuple[int | str, ...] | None:
+        """Values of the label's column, None of a kind whose labels are numbers."""
+        return None
+
+    @property
     def scaling(self) -> str | None:
         """The name of the transform before which labels are standardised, None of a kind whose labels have no scale."""
         return None

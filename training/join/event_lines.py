@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from model.tasks import MulticlassTask
 from training.columns import plain
 from training.data.retries import first_line
 from training.join.columns import times
@@ -203,12 +202,11 @@ def _value_rules(plan: Plan) -> list[tuple[str, Callable[[NDArray[np.float64]], 
         if label.value in (None, "count"):
             continue
         for task in plan.tasks_of(column):
-            if isinstance(task, MulticlassTask):
-                assert isinstance(task.classes, dict), "checked"
-                classes = np.array(list(task.classes), np.float64)
-                rules.append((label.event, partial(np.isin, test_elements=classes)))
-            else:
+            if task.label_values is None:
                 rules.append((label.event, learned(task).are_labels))
+            else:
+                values = np.array(task.label_values, np.float64)
+                rules.append((label.event, partial(np.isin, test_elements=values)))
     return rules
 
 

@@ -53,19 +53,19 @@ class Expression:
         requests = _staged(plan, "requests").select("_r", "_hour", "_time", "_tie", "_request_id")
         candidates = _staged(plan, "candidates").select("_r", "_c", "_candidate_id", "_position", "_repeats")
         events = _staged(plan, "events").rename(_event_hour="_hour", _event_time="_time")
-        events = events.filter(events._type.isin(sorted(plan.file.event_types)), ~_has_no_identity(plan, events))
-        events = events.filter(~events._is_wrong)
-        events = events.mutate(_latest=events._event_time + plan.skew)
+        events = events.filter(events["_type"].isin(sorted(plan.file.event_types)), ~_has_no_identity(plan, events))
+        events = events.filter(~events["_is_wrong"])
+        events = events.mutate(_latest=events["_event_time"] + plan.skew)
         requests = requests.mutate(_times=ibis._.count().over(ibis.window(group_by="_request_id")))
         pairs = _of_single(events, requests).union(_of_repeated(events, requests, candidates))
-        pairs = pairs.filter(pairs._event_time - pairs._time <= plan.lookback)
+        pairs = pairs.filter(pairs["_event_time"] - pairs["_time"] <= plan.lookback)
         found = pairs.join(
             candidates,
-            [pairs._r == candidates._r, pairs._candidate_id == candidates._candidate_id],
+            [pairs["_r"] == candidates["_r"], pairs["_candidate_id"] == candidates["_candidate_id"]],
             rname="{name}_right",
         )
-        found = found.filter(~found._repeats | (found._place == found._position))
-        repeated = candidates.filter(candidates._repeats).select("_r", "_candidate_id").distinct()
+        found = found.filter(~found["_repeats"] | (found["_place"] == found["_position"]))
+        repeated = candidates.filter(candidates["_repeats"]).select("_r", "_candidate_id").distinct()
         ambiguous = pairs.semi_join(repeated, ["_r", "_candidate_id"]).anti_join(found, "_e")
         classed = _with_class(plan, found, self.anew)
         kept = [name for name in classed.columns if name in _RESOLVED_COLUMNS]
@@ -81,11 +81,11 @@ class Expression:
         """The rows of the hour, in their order, with whether each was shown and named by an event."""
         plan = self.plan
         resolved = self._kept()
-        mine = resolved.filter(resolved._class == MATCHED)
+        mine = resolved.filter(resolved["_class"] == MATCHED)
         labels = {column: _label(plan, column, label, mine) for column, label in plan.file.labels.items()}
         present = {f"_has_{column}": _is_of(label, mine).any() for column, label in plan.file.labels.items()}
-        is_shown = mine._type == SHOWN
-        place = mine._place.argmin(mine._number, where=is_shown & mine._place.notnull())
+        is_shown = mine["_type"] == SHOWN
+        place = mine["_place"].argmin(mine["_number"], where=is_shown & mine["_place"].notnull())
         by_candidate = mine.group_by("_r", "_c").agg(
             _is_shown=is_shown.any(), _is_named=(~is_shown).any(), _shown_place=place, **labels, **present
         )
@@ -104,11 +104,11 @@ class Expression:
             is_observed = [joined[f"_has_{column}"].fill_null(False) for column in nullable]
             columns[mask] = reduce(and_, is_observed, ibis.literal(True)).cast("int8")
         for name in plan.file.features:
-            shown = joined._shown_place.fill_null(joined._position)
+            shown = joined["_shown_place"].fill_null(joined["_position"])
             columns[name] = shown.cast("float64") if plan.columns.field(name).type == pa.float64() else shown
-        flags = {"_is_shown": joined._is_shown.fill_null(False), "_is_named": joined._is_named.fill_null(False)}
+        flags = {"_is_shown": joined["_is_shown"].fill_null(False), "_is_named": joined["_is_named"].fill_null(False)}
         # The order: by content, so that it does not follow from the order in which lines were read.
-        order = [joined._time, joined._request_id, joined._tie, joined._r, joined._c]
+        order = [joined["_time"], joined["_request_id"], joined["_tie"], joined["_r"], joined["_c"]]
         return joined.order_by(order).select(**{name: columns[name] for name in plan.columns.names}, **flags)
 
     def counts(self) -> Table:
@@ -116,11 +116,13 @@ class Expression:
         a class of ALONE, and in a second one where it has an impression."""
         plan = self.plan
         events = _staged(plan, "events").rename(_event_hour="_hour")
-        is_other = ~events._type.isin(sorted(plan.file.event_types))
+        is_other = ~events["_type"].isin(sorted(plan.file.event_types))
         has_none = _has_no_identity(plan, events)
-        alone = ibis.cases((is_other, OTHER_TYPE), (events._is_wrong, WRONG_VALUE), (has_none, NO_IDENTITY), else_=IN)
+        alone = ibis.cases(
+            (is_other, OTHER_TYPE), (events["_is_wrong"], WRONG_VALUE), (has_none, NO_IDENTITY), else_=IN
+        )
         resolved = self._kept()
-        return _counted(events, alone).union(_counted(resolved, resolved._class))
+        return _counted(events, alone).union(_counted(resolved, resolved["_class"]))
 
     def _kept(self) -> Table:
         """The kept table of the first step."""
@@ -133,27 +135,27 @@ _RESOLVED_COLUMNS = (
 
 
 def _counted(events: Table, event_class: Any) -> Table:
-    hour = (events._received - events._received % HOUR).cast("int64")
+    hour = (events["_received"] - events["_received"] % HOUR).cast("int64")
     counted = events.select("_event_hour", _received_hour=hour, _class=event_class)
     return counted.group_by("_event_hour", "_received_hour", "_class").agg(_events=ibis._.count())
 
 
 def _of_single(events: Table, requests: Table) -> Table:
     """Pairs of events with the only request of their id."""
-    single = requests.filter(requests._times == 1).select("_r", "_hour", "_time", "_request_id")
+    single = requests.filter(requests["_times"] == 1).select("_r", "_hour", "_time", "_request_id")
     pairs = events.join(single, "_request_id", rname="{name}_request")
-    return pairs.filter(pairs._time <= pairs._latest).select(_pair_columns(events))
+    return pairs.filter(pairs["_time"] <= pairs["_latest"]).select(_pair_columns(events))
 
 
 def _of_repeated(events: Table, requests: Table, candidates: Table) -> Table:
     """Pairs of events with the latest request, of those of one id, that has their candidate."""
-    repeated = requests.filter(requests._times > 1)
+    repeated = requests.filter(requests["_times"] > 1)
     covering = candidates.join(repeated, "_r", rname="{name}_request")
     covering = covering.select("_r", "_hour", "_time", "_tie", "_request_id", "_candidate_id").distinct()
     window = ibis.window(group_by=["_request_id", "_candidate_id"], order_by=["_time", "_tie", "_r"])
-    covering = covering.mutate(_next=covering._time.lead().over(window))
+    covering = covering.mutate(_next=covering["_time"].lead().over(window))
     pairs = events.join(covering, ["_request_id", "_candidate_id"], rname="{name}_request")
-    is_covered = (pairs._time <= pairs._latest) & (pairs._next.isnull() | (pairs._latest < pairs._next))
+    is_covered = (pairs["_time"] <= pairs["_latest"]) & (pairs["_next"].isnull() | (pairs["_latest"] < pairs["_next"]))
     return pairs.filter(is_covered).select(_pair_columns(events))
 
 
@@ -163,79 +165,79 @@ def _pair_columns(events: Table) -> list[str]:
 
 def _with_class(plan: Plan, found: Table, anew: tuple[int, int] | None) -> Table:
     """Each event's class. `_number` orders the matched events of an impression by time, receipt and event id."""
-    closes_at = found._hour + plan.closes_at(0)
-    is_late = (found._received >= closes_at) | (found._hour <= found._joined)
+    closes_at = found["_hour"] + plan.closes_at(0)
+    is_late = (found["_received"] >= closes_at) | (found["_hour"] <= found["_joined"])
     if anew is not None:
-        is_late &= ~found._hour.between(*anew)
+        is_late &= ~found["_hour"].between(*anew)
     found = found.mutate(
         _class=ibis.cases(
-            (found._event_time - found._time > plan.window, OUT_OF_WINDOW),
+            (found["_event_time"] - found["_time"] > plan.window, OUT_OF_WINDOW),
             (is_late, LATE),
             else_=MATCHED,
         )
     )
-    has_id = found._event_id.notnull()
+    has_id = found["_event_id"].notnull()
     same = ibis.window(
         group_by=[
-            found._class,
-            found._r,
-            found._c,
-            found._event_id.fill_null(""),
-            ibis.ifelse(has_id, "", found._type),
-            ibis.ifelse(has_id, 0, found._given),
+            found["_class"],
+            found["_r"],
+            found["_c"],
+            found["_event_id"].fill_null(""),
+            ibis.ifelse(has_id, "", found["_type"]),
+            ibis.ifelse(has_id, 0, found["_given"]),
         ],
         order_by=[
-            found._received.desc(),
-            found._event_time.desc(),
-            found._type.desc(),
-            found._value.desc(),
-            found._place.fill_null(-1).desc(),
+            found["_received"].desc(),
+            found["_event_time"].desc(),
+            found["_type"].desc(),
+            found["_value"].desc(),
+            found["_place"].fill_null(-1).desc(),
         ],
     )
     found = found.mutate(_repeat=ibis.row_number().over(same))
     found = found.mutate(
-        _class=ibis.ifelse((found._class == MATCHED) & (found._repeat > 0), DOUBLED, found._class),
+        _class=ibis.ifelse((found["_class"] == MATCHED) & (found["_repeat"] > 0), DOUBLED, found["_class"]),
     )
     in_order = ibis.window(
-        group_by=[found._class, found._r, found._c],
+        group_by=[found["_class"], found["_r"], found["_c"]],
         order_by=[
-            found._event_time,
-            found._received,
-            found._event_id.fill_null(""),
-            found._type,
-            found._value,
-            found._place.fill_null(-1),
+            found["_event_time"],
+            found["_received"],
+            found["_event_id"].fill_null(""),
+            found["_type"],
+            found["_value"],
+            found["_place"].fill_null(-1),
         ],
     )
     return found.mutate(_number=ibis.row_number().over(in_order).cast("int64"))
 
 
 def _has_no_identity(plan: Plan, events: Table) -> Any:
-    return events._type.isin(sorted(plan.file.adding_types)) & events._event_id.isnull()
+    return events["_type"].isin(sorted(plan.file.adding_types)) & events["_event_id"].isnull()
 
 
 def _is_of(label: Label, events: Table) -> Any:
     """The events that decide a label."""
-    is_mine = events._type == label.event
-    return is_mine if label.undone_by is None else is_mine | (events._type == label.undone_by)
+    is_mine = events["_type"] == label.event
+    return is_mine if label.undone_by is None else is_mine | (events["_type"] == label.undone_by)
 
 
 def _label(plan: Plan, column: str, label: Label, events: Table) -> Any:
     """The aggregate of an impression's events that is its label, null where there is none of them."""
     is_mine = _is_of(label, events)
     if label.undone_by is not None:
-        last = events._type.argmax(events._number, where=is_mine)
+        last = events["_type"].argmax(events["_number"], where=is_mine)
         return (last == label.event).cast("int64")
     if label.value is None:
         return ibis.ifelse(is_mine.any(), 1, ibis.null("int64"))
     if label.value == "count":
         return events.count(where=is_mine).nullif(0)
     if label.value == "sum":  # decimals, so that their order changes nothing
-        return events._amount.sum(where=is_mine)
+        return events["_amount"].sum(where=is_mine)
     if label.value == "max":
-        return events._value.max(where=is_mine).cast(_ibis_type(plan, column))
-    pick = events._value.argmin if label.value == "first" else events._value.argmax
-    return pick(events._number, where=is_mine).cast(_ibis_type(plan, column))
+        return events["_value"].max(where=is_mine).cast(_ibis_type(plan, column))
+    pick = events["_value"].argmin if label.value == "first" else events["_value"].argmax
+    return pick(events["_number"], where=is_mine).cast(_ibis_type(plan, column))
 
 
 def _ibis_type(plan: Plan, column: str) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from model.features.kinds import Feature, IdFeature, IdListFeature
+from model.features.kinds import Feature
 from model.features.kinds.columns import Dtype
 from model.join_file import JoinFile, Label
 from model.schema import FeedSchema
 from model.strict_yaml import unknown_key
-from model.tasks import MulticlassTask, Task
+from model.tasks import Task
 
 SECOND = 1_000_000
 HOUR = 3600 * SECOND
@@ -101,7 +101,7 @@ class Plan:
 
     def feature_type(self, feature: Feature) -> pa.DataType:
         """The Arrow type of a feature's column."""
-        if not isinstance(feature, IdFeature | IdListFeature):
+        if feature.name not in self.dtypes:
             return pa.float64()
         ids = pa.string() if self.dtypes[feature.name] == "string" else pa.int64()
         return pa.list_(ids) if feature.is_list else ids
@@ -109,7 +109,7 @@ class Plan:
     def label_type(self, column: str) -> pa.DataType:
         """The Arrow type of a label's column."""
         label = self.file.labels[column]
-        is_class = any(isinstance(task, MulticlassTask) for task in self.tasks_of(column))
+        is_class = any(task.label_values is not None for task in self.tasks_of(column))
         return pa.int64() if label.value in (None, "count") or is_class else pa.float64()
 
     def tasks_of(self, column: str) -> list[Task]:
@@ -169,9 +169,9 @@ class Plan:
 def _label_faults(task: Task, label: Label) -> Iterator[str]:
     if label.missing is None and task.mask is None:
         yield f"labels.{task.label}: missing: null needs a mask of task {task.name}, the column that is 0 there"
-    if isinstance(task, MulticlassTask):
-        values = task.classes if isinstance(task.classes, dict) else {}
-        if not values or not all(isinstance(value, int) for value in values):
+    if task.label_values is not None:
+        values = task.label_values
+        if not all(isinstance(value, int) for value in values):
             yield f"labels.{task.label}: the values of events are numbers, and task {task.name} has classes of strings"
         elif label.value not in ("first", "last", "max"):
             yield f"labels.{task.label}: a task of classes takes value: first, last or max"
