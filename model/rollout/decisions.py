@@ -102,6 +102,14 @@ class Decisions:
                 since = entry.time
         return since
 
+    def stable_beside(self, canary: str) -> list[str]:
+        """Versions that were pinned since a version is the canary, in the order of their pins. Entries of one night
+        have one time, so their order tells what came before."""
+        stable: list[str | None] = []
+        for entry in (entry for entry in self.entries if entry.step == LABELS):
+            stable = [*stable, _stable(entry, AFTER)] if _canary(entry, AFTER) == canary else []
+        return list(dict.fromkeys(version for version in stable if version is not None))
+
     def shares_of(self, version: str) -> frozenset[float]:
         """Shares that a version has had since it is the canary."""
         shares: set[float] = set()

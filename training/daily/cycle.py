@@ -1,4 +1,6 @@
-"""The cycle of a night: join, judge what waits, gate new days, train, gate the challenger, publish, label.
+"""The cycle of a night: join, gate new days, judge what waits, train, gate the challenger, publish, label.
+
+Days are gated before the judge looks, which believes nothing of a quarantined day.
 
 In: a cycle's file and a time. Out: at most one new version, labels, and an entry of the journal for each decision. What
 lies on the disk and in the journal says how far a night has come. So a job that is killed anywhere is run again, and
@@ -93,14 +95,16 @@ def _night(cycle: Cycle, journal: Journal, now: datetime) -> str:
     paused = Decisions(journal.read().entries).paused
     if paused is not None:
         return _paused(paused)
-    waits = judge_waiting(cycle, journal, now)
-    if waits is None:
-        _label_published(cycle, journal, now)
-    days = logged_days(cycle)
-    champion = _champion(cycle, journal)
-    gate_new_days(cycle, journal, days, champion, now)
+    try:
+        days = logged_days(cycle)
+        gate_new_days(cycle, journal, days, _champion(cycle, journal), now)
+    finally:  # a day that cannot be read keeps no bad canary in its place
+        waits = judge_waiting(cycle, journal, now)
+        if waits is None:
+            _label_published(cycle, journal, now)
     if waits is not None:
         return f"{waits}; nothing new is published meanwhile"
+    champion = _champion(cycle, journal)
     decisions = Decisions(journal.read().entries)
     newest = days.newest(frozenset(decisions.quarantined))
     with_rows = days.with_rows(newest - cycle.windows.train.days * ONE_DAY, newest)

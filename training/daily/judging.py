@@ -5,7 +5,8 @@ is killed between the two finds the verdict and changes the labels. Labels that 
 """
 
 import logging
-from datetime import datetime
+from datetime import datetime, time
+from zoneinfo import ZoneInfo
 
 from model.rollout.decisions import JUDGE, PROMOTE, WAIT, WITHDRAW, Decisions
 from model.rollout.journal import Entry, Journal
@@ -13,6 +14,8 @@ from model.rollout.labels import CANARY, STABLE, Labels
 from training.daily.cycle_file import Cycle
 from training.daily.observing import verdict_of
 from training.daily.serving import WHO, change_labels, note_found_labels, read_labels
+from training.data.moving.days import DAY as ONE_DAY
+from training.judge.observations import Span
 from training.judge.verdict import Verdict
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ def _verdict(cycle: Cycle, labels: Labels, decisions: Decisions, since: datetime
     rules = cycle.file.judge
     assert rules is not None
     assert labels.canary is not None
-    beside = decisions.stable_since(since)
+    beside = decisions.stable_beside(str(labels.canary.version))
     if len(beside) > 1:
         # Whoever moved stable wants it there. A promotion on other evidence would undo that.
         return Verdict(
@@ -58,11 +61,20 @@ def _verdict(cycle: Cycle, labels: Labels, decisions: Decisions, since: datetime
                 f"version {beside[0]}, so that the question has no answer; make it the canary again to ask again",
             ),
         )
-    verdict = verdict_of(cycle, labels, since, _share(labels, decisions))
+    verdict = verdict_of(cycle, labels, since, _share(labels, decisions), _left_out(cycle, decisions))
     if verdict.decision != WAIT or now - since <= rules.at_most:
         return verdict
     over = f"no decision within at_most ({rules.at_most}), and on_timeout is {rules.on_timeout}"
     return Verdict(rules.on_timeout, (over, *verdict.reasons), verdict.figures)
+
+
+def _left_out(cycle: Cycle, decisions: Decisions) -> tuple[Span, ...]:
+    """Quarantined days: what users did then is not to be believed."""
+    zone = ZoneInfo(cycle.windows.timezone)
+    return tuple(
+        (datetime.combine(day, time.min, zone), datetime.combine(day + ONE_DAY, time.min, zone))
+        for day in decisions.quarantined
+    )
 
 
 def _share(labels: Labels, decisions: Decisions) -> float | None:

@@ -33,6 +33,8 @@ from training.tasks.learned import LearnedTask
 # Requests of a user within the horizon from which on it is no person.
 BOT_REQUESTS = 1000
 Codes = NDArray[np.int64]
+# From a time to another, which is left out.
+Span = tuple[datetime, datetime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Question:
     realised: Mapping[str, float]
     # From exposure to the begin of the horizon: 0 for the judge.
     after: timedelta = timedelta(0)
+    # Users whose horizon has a part in one of these take no part.
+    left_out: tuple[Span, ...] = ()
 
 
 class _Exposed(NamedTuple):
@@ -81,7 +85,9 @@ def observe(folder: Path | str, schema: FeedSchema, question: Question) -> Obser
     is_mature_U = exposed.time_U <= end
     left_out["users who are not mature"] = int((~is_mature_U).sum())
     mature = exposed.of_users(is_mature_U)
-    sums = _Sums(schema, question, mature)
+    is_believed_U = _is_believed(mature.time_U, question)
+    left_out["users of days that are quarantined"] = int((~is_believed_U).sum())
+    sums = _Sums(schema, question, mature.of_users(is_believed_U))
     for _, table in hours.tables(sums.names):
         sums.add(table)
     is_bot_U = sums.requests_U > BOT_REQUESTS
@@ -118,6 +124,15 @@ def _exposed(hours: JoinedHours, question: Question, left_out: dict[str, int]) -
         found.column("arm").to_numpy().astype(np.int64)[is_first],
         is_mixed[is_first],
     )
+
+
+def _is_believed(time_U: Codes, question: Question) -> NDArray[np.bool_]:
+    begin_U = time_U + _milliseconds(question.after)
+    end_U = begin_U + _milliseconds(question.horizon)
+    is_believed_U = np.ones(len(time_U), bool)
+    for first, last in question.left_out:
+        is_believed_U &= (end_U <= _milliseconds(first)) | (begin_U >= _milliseconds(last))
+    return is_believed_U
 
 
 def _firsts(rows: pa.Table) -> pa.Table:

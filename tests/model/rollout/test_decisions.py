@@ -107,6 +107,8 @@ def test_a_canary_is_judged_since_its_label_was_set_last() -> None:
         )
     )
     assert decisions.canary_since("2") == at(3)
+    assert decisions.stable_beside("2") == ["1", "3"]
+    assert decisions.stable_beside("3") == []
     assert decisions.canary_since("3") is None
     assert Decisions(decisions.entries[:2]).canary_since("2") is None
     assert decisions.labels() == {"stable": "3", "canary": {"version": "2", "share": 0.1}}

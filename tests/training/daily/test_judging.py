@@ -126,6 +126,22 @@ def test_a_pin_on_another_version_withdraws_the_canary_that_waits(
     assert "stable was moved to version 3" in Journal(cycle.folder).read().entries[2].reasons[0]
 
 
+def test_a_canary_of_the_night_of_a_promotion_is_judged_beside_what_was_promoted(
+    cycle: Cycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night's entries have one time: what was promoted before the canary was set is no change of its question."""
+    publish_artifact(cycle.file.models, seed=2)
+    answer(monkeypatch, PROMOTE)
+    assert judge_waiting(cycle, Journal(cycle.folder), at(3)) is None
+    promoted, further = Labels(stable=2), Labels.model_validate({"stable": 2, "canary": {"version": 3, "share": 0.5}})
+    assert labels_of(cycle) == promoted
+    put(cycle, further)
+    Journal(cycle.folder).append(labels_entry(at(3), promoted, further, "daily"))
+    answer(monkeypatch, WAIT)
+    assert "waits" in (judge_waiting(cycle, Journal(cycle.folder), at(27)) or "")
+    assert labels_of(cycle) == further
+
+
 def test_labels_that_are_changed_while_the_judge_writes_stay(cycle: Cycle, monkeypatch: pytest.MonkeyPatch) -> None:
     by_hand = Labels.model_validate({"stable": 1, "shadow": 2})
 
@@ -165,7 +181,7 @@ def test_a_share_that_was_changed_is_no_share_to_compare_arms_by(cycle: Cycle, m
     shares: list[object] = []
 
     def verdict_of(*given: object) -> Verdict:
-        shares.append(given[-1])
+        shares.append(given[3])
         return Verdict(WAIT, ())
 
     monkeypatch.setattr(judging, "verdict_of", verdict_of)

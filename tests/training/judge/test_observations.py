@@ -4,6 +4,7 @@ Shapes: U users.
 """
 
 from collections import defaultdict
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from tests.training.judge.joined_feed import SCHEMA, START, Row, drawn_rows, write_hours
 from training.judge.guards import normalized_error
-from training.judge.observations import Question, observe
+from training.judge.observations import Question, Span, observe
 from training.judge.users import Observed
 from training.tasks import learned
 
@@ -26,7 +27,7 @@ REALISED = {"click": 1.0, "play_time": 0.001, "rating.good": 0.5}
 QUESTION = Question("7", "6", SINCE, 0.1, HORIZON, REALISED)
 
 
-def _by_hand(rows: list[Row], until: datetime) -> dict[str, Any]:
+def _by_hand(rows: list[Row], until: datetime, left_out: tuple[Span, ...] = ()) -> dict[str, Any]:
     """What users did, row by row."""
     first: dict[str, tuple[datetime, str]] = {}
     seen: dict[str, set[str]] = defaultdict(set)
@@ -35,6 +36,9 @@ def _by_hand(rows: list[Row], until: datetime) -> dict[str, Any]:
             first.setdefault(row["_user"], (row["_time"], row["_model_version"]))
             seen[row["_user"]].add(row["_model_version"])
     mature = {user for user, (time, _) in first.items() if time + HORIZON <= until}
+    believed = {user for user in mature if all(first[user][0] + HORIZON <= one or first[user][0] >= end
+                                              for one, end in left_out)}  # fmt: skip
+    immature, mature = len(first) - len(mature), believed
     values: dict[str, dict[str, float]] = {"6": dict.fromkeys(mature, 0.0), "7": dict.fromkeys(mature, 0.0)}
     clicks: dict[str, list[tuple[int, float, float]]] = {"6": [], "7": []}
     for row in rows:
@@ -55,7 +59,7 @@ def _by_hand(rows: list[Row], until: datetime) -> dict[str, Any]:
         "clicks": clicks,
         "exposed": exposed,
         "mixed": sum(len(versions) == 2 for versions in seen.values()),
-        "immature": len(first) - len(mature),
+        "immature": immature,
     }
 
 
@@ -98,6 +102,16 @@ def test_arms_are_those_of_a_loop_over_the_rows(folder: Path, rows: list[Row]) -
     of_nobody = sum(row["_user"] is None and row["_model_version"] != "5" for row in since)
     assert observed.left_out["rows without a user"] == of_nobody
     assert observed.share == 0.1
+
+
+def test_users_whose_horizon_has_a_part_in_what_is_left_out_take_no_part(folder: Path, rows: list[Row]) -> None:
+    span = (START + timedelta(hours=14), START + timedelta(hours=17))
+    observed = observe(folder, SCHEMA, replace(QUESTION, left_out=(span,)))
+    by_hand = _by_hand(rows, START + timedelta(hours=HOURS), (span,))
+    _check(observed, by_hand)
+    before = observe(folder, SCHEMA, QUESTION)
+    kept, all_users = (len(one.canary.values_U) + len(one.stable.values_U) for one in (observed, before))
+    assert observed.left_out["users of days that are quarantined"] == all_users - kept > 0
 
 
 def test_an_hour_that_is_missing_ends_what_is_known(tmp_path: Path, rows: list[Row]) -> None:
