@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from model.rollout.decisions import ACCEPT, Decisions
 from model.rollout.journal import Entry
@@ -53,7 +54,8 @@ def day_faults(
         before = [_figures_of_day(cycle, champion, past, decisions) for past in accepted[-DAYS_BEFORE:]]
     lost = lost_share(cycle, day)
     rules = cycle.file.data_gate
-    return faults_of_day(schema, own, window, lost, answers, before, rules)
+    rows_per_user = _rows_per_user(table, cycle.training.data.group_by)
+    return faults_of_day(schema, own, window, lost, answers, before, rules, rows_per_user=rows_per_user)
 
 
 def gate_challenger(cycle: Cycle, run: Run, folder: Path, champions: Mapping[str, Scorer]) -> GateVerdict:
@@ -64,6 +66,14 @@ def gate_challenger(cycle: Cycle, run: Run, folder: Path, champions: Mapping[str
     answered = {version: _answered(scorer, run, table) for version, scorer in {"": challenger, **champions}.items()}
     own = answered.pop("")
     return quality_gate(own.sums, {v: a.sums for v, a in answered.items()}, own.kinds, cycle.file.quality_gate)
+
+
+def _rows_per_user(table: pa.Table, group_by: str | None) -> float:
+    if group_by is None or not table.num_rows:
+        return 1.0
+    users = table.column(group_by)
+    distinct = int(pc.count_distinct(users, mode="only_valid").as_py())
+    return float(table.num_rows / (distinct + users.null_count))
 
 
 def _answered(scorer: Scorer, run: Run, table: pa.Table) -> Answered:

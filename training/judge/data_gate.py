@@ -10,7 +10,7 @@ Shapes: U users, K bins of a feature, O outputs of a task.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ _SHIFT = 2
 _AGAINST = -0.25
 # Of sums of squares.
 _ROUNDING = 1e-9
-# Added to each bin, so that an empty one does not make the index infinite.
+# Users added to each bin, so that an empty one does not make the index infinite.
 _HALF = 0.5
 
 Figures = dict[str, Any]
@@ -64,6 +64,13 @@ class TaskFigures(StrictModel):
     outputs: dict[str, OutputFigures]
 
 
+class Drift(NamedTuple):
+    """Population stability index, less what chance makes, and its standard error."""
+
+    value: float
+    error: float
+
+
 # By task.
 AnswerFigures = dict[str, TaskFigures]
 
@@ -76,12 +83,14 @@ def faults_of_day(
     answers: AnswerFigures,
     before: Sequence[AnswerFigures],
     settings: DataGate,
+    *,
+    rows_per_user: float = 1.0,
 ) -> tuple[list[str], Figures]:
     """Reasons to leave a day out, none where it is good, and its figures.
 
     `window` has the counts of the accepted days before it, None where there are none. `lost` is the share of the log's
     lines that were lost. `answers` are the day's `figures_of_answers` of the version that serves, empty where none
-    does, and `before` those of accepted days before it, the newest last."""
+    does, and `before` those of accepted days before it, the newest last. `rows_per_user` are those of the day."""
     faults: list[str] = []
     figures: Figures = {"rows": day.rows, "lost": lost}
     figures["answers"] = {task: of_task.model_dump(mode="json") for task, of_task in answers.items()}
@@ -90,12 +99,12 @@ def faults_of_day(
     if lost > settings.max_lost:
         faults.append(f"{lost:.2%} of its log lines were lost, and {settings.max_lost:.2%} may be")
     if window is not None and window.rows and day.rows:
-        drifts = stability_indexes(schema, day, window)
-        figures["psi"] = drifts
+        drifts = stability_indexes(schema, day, window, rows_per_user)
+        figures["psi"] = {name: drift.value for name, drift in drifts.items()}
         faults += [
-            f"feature {name}: its values drifted from the window's, PSI {value:.2f}, at most {settings.max_psi:g}"
-            for name, value in sorted(drifts.items(), key=lambda item: -item[1])
-            if value > settings.max_psi
+            f"feature {name}: its values drifted from the window's, PSI {drift.value:.2f}, at most {settings.max_psi:g}"
+            for name, drift in sorted(drifts.items(), key=lambda item: -item[1].value)
+            if drift.value - _SURE * drift.error > settings.max_psi
         ]
         figures["label_rate_ratio"], of_rates = _rates(schema, day, window, settings.label_rate_ratio)
         faults += of_rates
@@ -103,11 +112,20 @@ def faults_of_day(
     return faults, figures
 
 
-def stability_indexes(schema: FeedSchema, day: PartCounts, window: PartCounts) -> dict[str, float]:
+def stability_indexes(
+    schema: FeedSchema, day: PartCounts, window: PartCounts, rows_per_user: float = 1.0
+) -> dict[str, Drift]:
     """Population stability index of every feature's values, missing ones being one of them, less what chance makes of
-    so many rows. Over tenths of the window for a number, over hash bins for ids."""
+    so many users. Over tenths of the window for a number, over hash bins for ids.
+
+    Rows of one user may be all alike, so they count as one: few active users make no drift."""
     return {
-        feature.name: _index(day.features[feature.name], window.features[feature.name], is_number=not feature.has_ids)
+        feature.name: _index(
+            day.features[feature.name],
+            window.features[feature.name],
+            is_number=not feature.has_ids,
+            rows_per_user=rows_per_user,
+        )
         for feature in schema.features
     }
 
@@ -234,17 +252,19 @@ def _rate_ratio(
     return total / own.observed / rate
 
 
-def _index(day: FeatureCounts, window: FeatureCounts, *, is_number: bool) -> float:
+def _index(day: FeatureCounts, window: FeatureCounts, *, is_number: bool, rows_per_user: float) -> Drift:
     pairs = bins_on_tenths(day, window) if is_number else (day.bins_K.astype(float), window.bins_K.astype(float))
     own, reference = (np.append(bins_K, of_part.missing) for bins_K, of_part in zip(pairs, (day, window), strict=True))
     is_used = (own + reference) > 0
     own, reference = own[is_used], reference[is_used]
     if not own.sum() or not reference.sum():
-        return 0.0
-    p, q = ((bins + _HALF) / (bins + _HALF).sum() for bins in (own, reference))
-    # Of equal distributions the index has the mean of a chi-squared variable over the rows.
-    by_chance = (len(own) - 1) * (1 / own.sum() + 1 / reference.sum())
-    return float(max(0.0, np.sum((p - q) * np.log(p / q)) - by_chance))
+        return Drift(0.0, 0.0)
+    half = _HALF * rows_per_user
+    p, q = ((bins + half) / (bins + half).sum() for bins in (own, reference))
+    # Over what is drawn independently the index is a chi-squared variable, not central where distributions differ.
+    freedom, scale = len(own) - 1, rows_per_user * (1 / own.sum() + 1 / reference.sum())
+    index = max(0.0, float(np.sum((p - q) * np.log(p / q)) - freedom * scale))
+    return Drift(index, float(scale * np.sqrt(2 * (freedom + 2 * index / scale))))
 
 
 def _norm(influence_U: Floats | NDArray[np.float64]) -> float:

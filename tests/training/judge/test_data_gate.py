@@ -116,13 +116,36 @@ def test_the_stability_index_is_that_of_tenths_less_chance() -> None:
     table, _ = _rows(2)
     table = table.set_column(1, "age", pa.array(table.column("age").to_numpy() * 1.5))
     window, _ = _rows(1)
-    found = stability_indexes(SCHEMA, *_counts(table, window))
+    own, before = _counts(table, window)
+    found = stability_indexes(SCHEMA, own, before)
     age_B, reference_B = (one.column("age").to_numpy() for one in (table, window))
     edges = np.quantile(reference_B, np.linspace(0.1, 0.9, 9))
     p, q = (np.bincount(np.searchsorted(edges, values_B), minlength=10) / ROWS for values_B in (age_B, reference_B))
     # Tenths are made of bins of an eighth of a power of two, so that their edges lie beside the quantiles.
-    assert found["age"] == pytest.approx(np.sum((p - q) * np.log(p / q)), rel=0.15)
-    assert found["user_id"] == pytest.approx(0.0, abs=0.004)
+    assert found["age"].value == pytest.approx(np.sum((p - q) * np.log(p / q)), rel=0.15)
+    assert found["user_id"].value == pytest.approx(0.0, abs=0.004)
+
+
+def test_few_active_users_make_no_drift_and_a_feature_that_breaks_does() -> None:
+    """Of a law that stays, in 40 pairs of days, each of 300 users with 20 rows that are all alike."""
+    rng = np.random.default_rng(4)
+
+    def day(is_broken: bool = False) -> pa.Table:
+        users_B = np.repeat(rng.integers(0, 100_000, 300), 20)
+        age_B = np.repeat(np.zeros(300) if is_broken else rng.exponential(1.0, 300), 20)
+        return pa.table({"user_id": users_B, "age": age_B, "is_click": np.tile([0, 1], 3000)})
+
+    pairs = [_counts(day(), day()) for _ in range(40)]
+    found = [stability_indexes(SCHEMA, own, before, 20.0)["user_id"] for own, before in pairs]
+    # Errors tell how far indexes are from 0: some are beyond two of them, few beyond three.
+    assert max(drift.value / drift.error for drift in found) < 3.5
+    assert np.std([drift.value for drift in found]) < found[0].error < 0.25
+    as_rows = [stability_indexes(SCHEMA, own, before)["user_id"].value for own, before in pairs]
+    assert np.mean(as_rows) > SETTINGS.max_psi
+    broken, before = _counts(day(is_broken=True), day())
+    faults, _ = faults_of_day(SCHEMA, broken, before, 0.0, {}, [], DataGate(min_rows=1), rows_per_user=20.0)
+    assert len(faults) == 1
+    assert faults[0].startswith("feature age: its values drifted")
 
 
 @pytest.mark.parametrize("is_inverted", [False, True])
