@@ -52,19 +52,19 @@ def check(plan: Plan, versions: Path) -> Checked:
     ValueError where answers differ."""
     left_out: Counter[str] = Counter()
     rows, faults, differing = 0, [], 0
-    for version, table in _samples(plan, left_out):
-        path = versions / version
-        if not path.is_dir():
-            left_out[f"version {version} is not in {versions}"] += table.num_rows
+    for version, generation, table in _samples(plan):
+        scorer = _scorer(versions, version, generation)
+        if isinstance(scorer, str):
+            left_out[scorer] += table.num_rows
             continue
-        scorer = Scorer.load(path, engine="torchscript")
+        answered_by = f"version {version}" + (f", calibration {generation}" if generation is not None else "")
         differs_N = _differs(scorer, table)
         rows += table.num_rows
         if differs_N.any():
             differing += int(differs_N.sum())
             named = _explaining(scorer, table.filter(pa.array(differs_N)))
             what = f"feature {' or '.join(named)} was used otherwise" if named else "no single feature explains it"
-            faults.append(f"version {version}: {int(differs_N.sum())} of {counted(table.num_rows, 'row')}: {what}")
+            faults.append(f"{answered_by}: {int(differs_N.sum())} of {counted(table.num_rows, 'row')}: {what}")
     for reason, count in left_out.items():
         log.warning("%s not checked: %s", counted(count, "row"), reason)
     if faults:
@@ -75,8 +75,23 @@ def check(plan: Plan, versions: Path) -> Checked:
     return Checked(rows, differing, dict(left_out))
 
 
-def _samples(plan: Plan, left_out: Counter[str]) -> Iterator[tuple[str, pa.Table]]:
-    """Rows of the newest hours by the version that answered them."""
+def _scorer(versions: Path, version: str, generation: str | None) -> Scorer | str:
+    """The version with the calibration that answered, or which of them is gone. Raises ArtifactError for one that does
+    not verify."""
+    path = versions / version
+    if not path.is_dir():
+        return f"version {version} is not in {versions}"
+    scorer = Scorer.load(path, engine="torchscript")
+    if generation is not None:
+        found = [folder for folder in scorer.calibration_generations() if folder.name == generation]
+        if not found:
+            return f"calibration {generation} of version {version} is not in {versions}"
+        scorer.take_calibration(scorer.open_calibration(found[0]))
+    return scorer
+
+
+def _samples(plan: Plan) -> Iterator[tuple[str, str | None, pa.Table]]:
+    """Rows of the newest hours by the version that answered them, and by its calibration: a generation or its own."""
     tables = []
     for hour in joined_hours(plan.out)[-_HOURS:]:
         table = pq.ParquetFile(hour_path(plan.out, hour)).read()
@@ -84,12 +99,12 @@ def _samples(plan: Plan, left_out: Counter[str]) -> Iterator[tuple[str, pa.Table
             table = table.take(pa.array(np.linspace(0, table.num_rows - 1, _ROWS_AN_HOUR).astype(np.int64)))
         tables.append(table)
     rows = pa.concat_tables(tables) if tables else plan.columns.empty_table()
-    recalibrated = pc.is_valid(rows.column("_calibration"))
-    left_out["answered after a calibration of its own"] = pc.sum(recalibrated).as_py() or 0
-    rows = rows.filter(pc.invert(recalibrated))
     for version in sorted(pc.unique(rows.column("_model_version")).to_pylist()):
-        yield version, rows.filter(pc.equal(rows.column("_model_version"), version))
-    left_out += Counter()  # without what is 0
+        of_version = rows.filter(pc.equal(rows.column("_model_version"), version))
+        generations = of_version.column("_calibration")
+        for generation in sorted(pc.unique(generations).to_pylist(), key=str):
+            is_its = pc.is_null(generations) if generation is None else pc.equal(generations, generation)
+            yield version, generation, of_version.filter(is_its)
 
 
 def _differs(scorer: Scorer, table: pa.Table) -> NDArray[np.bool_]:

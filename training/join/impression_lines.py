@@ -179,6 +179,7 @@ class ImpressionReader:
             row["user"] = msgspec.json.decode(row["user"])
             features = msgspec.json.decode(row["features"])
             row["candidates"] = {"id": row["candidate_id"], "features": features}
+            row["tasks"] = {output: _digits(answers) for output, answers in row["tasks"].items()}
         elif row.get("lost") is None:
             row["hashes"] = True
         return msgspec.convert(row, self._line)
@@ -316,6 +317,12 @@ class ImpressionReader:
         offsets = np.concatenate([[0], np.cumsum(column.lengths_B)]).astype(np.int32)
         flat = _flat(column, kind.value_type)
         return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind)
+
+
+def _digits(answers: list[float | None]) -> list[float | None]:
+    """Answers of Parquet, which has 32 bits of each, as the line of JSON has them: by their shortest digits."""
+    digits: list[float | None] = pa.array(answers, pa.float32()).cast(pa.string()).cast(pa.float64()).to_pylist()
+    return digits
 
 
 def _flat(column: Column, kind: pa.DataType) -> pa.Array:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from tests.training.join.logs import JOIN, START, logs, write
+from tests.training.join.logs import JOIN, START, logs, stamp, write
 from tests.training.join.loops import Truth, join_slowly
-from training.join.counts import event_counts
+from training.join.counts import event_counts, impression_counts
 from training.join.join import JoinAtWork, Settings, join, locked
 from training.join.plan import Plan
 
+ROOT = Path(__file__).parents[3]
 # All hours of the logs are closed then, 13 hours after their start: the last is the hour before 11 h and 25 min.
 NOW = Settings(now=START + timedelta(hours=13))
 HOURS = "%Y%m%dT%H"
@@ -141,3 +144,24 @@ def test_events_of_other_sources_are_read_from_parquet(tmp_path: Path) -> None:
     join(lines, NOW)
     join(plan, NOW)
     assert hashes_of(lines.out) == hashes_of(plan.out)
+
+
+def test_impressions_as_parquet_give_the_same_bytes(tmp_path: Path) -> None:
+    """As the service makes it of its closed files, all of them or some."""
+    made = logs(120, 4, seed=8)
+    lost = {"format": 2, "time": stamp(START + timedelta(minutes=61)), "lost": 7, "reason": "full"}
+    made = made._replace(requests=[*made.requests, lost])
+    lines = Plan.load(write(tmp_path / "lines", made))
+    plan = Plan.load(write(tmp_path / "parquet", made))
+    folder = tmp_path / "parquet" / "impressions"
+    kept = (folder / "impressions-1.jsonl").rename(tmp_path / "kept")
+    command = [sys.executable, "-m", "service", "parquet", str(folder)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    kept.rename(folder / "impressions-1.jsonl")
+    assert [path.suffix for path in sorted(folder.glob("impressions-*"))] == [".parquet", ".jsonl", ".parquet"]
+    join(lines, NOW)
+    join(plan, NOW)
+    assert hashes_of(lines.out) == hashes_of(plan.out)
+    assert sum(map(len, rows_of(plan.out).values())) > 100
+    assert impression_counts(lines.out) == impression_counts(plan.out)
+    assert {counts["lost_requests"] for counts in impression_counts(plan.out).values()} >= {7}
