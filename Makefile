@@ -25,16 +25,17 @@ SERVE_PY := .venv-serve/bin/python
 SERVE_STAMP := .venv-serve/.installed
 MLSERVER_STAMP := .venv-mlserver/.installed
 SBOM_STAMP := .venv-sbom/.installed
+SPARK_STAMP := .venv-spark/.installed
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
-# MLServer and the writer of SBOMs have environments of their own.
+# MLServer, Spark and the writer of SBOMs have environments of their own.
 INSTALL_TORCH := requirements/install_torch.py
-LOCKS := $(filter-out requirements/mlserver.txt requirements/sbom.txt,$(wildcard requirements/*.txt))
+LOCKS := $(filter-out requirements/mlserver.txt requirements/sbom.txt requirements/spark.txt,$(wildcard requirements/*.txt))
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The serving image carries fewer packages than a checkout.
 TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-loop test test-reliability test-serve-only test-image lint format check train export serve \
+.PHONY: help setup demo demo-loop test test-reliability test-serve-only test-spark test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
@@ -77,6 +78,15 @@ $(MLSERVER_STAMP): requirements/mlserver.txt $(INSTALL_TORCH)
 	$(call make_environment,.venv-mlserver,-r requirements/mlserver.txt,torch)
 	@touch $@
 
+# On top of .venv: Spark's packages alone, and a path to all others.
+SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+$(SPARK_STAMP): requirements/spark.txt $(STAMP)
+	@echo "installing into .venv-spark (450 MB are fetched)"
+	@$(PY) -m venv .venv-spark
+	@.venv-spark/bin/python -m pip install $(PIP_FLAGS) --no-deps -r requirements/spark.txt
+	@$(PY) $(SITE_PACKAGES) > "$$(.venv-spark/bin/python $(SITE_PACKAGES))/training.pth"
+	@touch $@
+
 # exec: Ctrl-C then reaches the program itself and nothing stands between.
 demo: $(STAMP) ## simulate, train, export, serve and ask once (PORT=, DATA=DIR, ONCE=1)
 	@exec $(PY) -m deploy.demo $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") \
@@ -94,6 +104,9 @@ test-reliability: $(STAMP) ## reloads, overload, killed workers, damage, fuzzing
 
 test-serve-only: $(STAMP) $(SERVE_STAMP) ## the service in an environment without torchrec
 	@tests/serve_only.sh $(PY) $(SERVE_PY)
+
+test-spark: $(SPARK_STAMP) ## the join on Spark, against DuckDB (needs Java 17)
+	@exec .venv-spark/bin/python -m pytest -n 0 tests/training/join/test_spark.py $(ARGS)
 
 test-image: $(STAMP) ## build both images and run them (FEEDRANK_BUILD_IMAGE="COMMAND", for example "buildah build --network host")
 	@exec $(PY) -m pytest tests/deploy/test_image.py tests/deploy/test_image_torch.py $(ARGS)
@@ -246,5 +259,5 @@ bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired t
 	@exec $(PY) -m benchmarks.comparison "$(EXPERIMENT)" $(ARGS)
 
 clean: ## remove environments and caches; data, runs and models stay
-	@rm -rf .venv .venv-serve .venv-mlserver .venv-sbom sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-serve .venv-mlserver .venv-sbom .venv-spark sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -57,17 +57,18 @@ def test_lock_file_holds_exact_pins_only(lock: Path) -> None:
     assert len(names) == len(set(names)), "a package is pinned twice"
 
 
-@pytest.mark.parametrize("role", ["serve", "train", "dev"])
+@pytest.mark.parametrize("role", ["serve", "train", "dev", "spark"])
 def test_lock_file_is_complete_and_consistent(role: str) -> None:
     """Installed with --no-deps, so no installer checks it: each need of each package must be pinned and met."""
     pins = _pins(ROOT / "requirements" / f"{role}.txt")
     pins |= _pins(ROOT / "requirements" / "fbgemm-cpu.txt") if role != "serve" else {}
+    pins |= _pins(ROOT / "requirements" / "train.txt") if role == "spark" else {}  # it is installed on top
     wrong = []
     for name, version in pins.items():
         try:
             installed = distribution(name)
         except PackageNotFoundError:
-            continue  # fbgemm-gpu-cpu in an environment for GPUs
+            continue  # fbgemm-gpu-cpu in an environment for GPUs, Spark's packages in one without Spark
         if Version(installed.version).public != version.public:
             wrong.append(f"{name}: {version} is pinned, {installed.version} is installed; run `make setup`")
         for need in map(Requirement, installed.requires or []):
@@ -86,8 +87,8 @@ def test_lock_file_is_complete_and_consistent(role: str) -> None:
 
 
 def test_lock_files_say_why_each_direct_dependency_is_there() -> None:
-    """In serve, train and dev each pin above `# what these need` has a comment over it (or shares one)."""
-    for role in ("serve", "train", "dev"):
+    """In serve, train, dev and spark each pin above `# what these need` has a comment over it (or shares one)."""
+    for role in ("serve", "train", "dev", "spark"):
         text = (ROOT / "requirements" / f"{role}.txt").read_text()
         direct, _, transitive = text.partition("# what these need")
         assert transitive.strip(), f"{role}.txt has no section of transitive packages"

@@ -179,7 +179,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--now", metavar="TIME", help="the time that it is (default: the clock's)")
     add("--rejoin", metavar="FROM..TO", help="hours to join anew, such as 20261129T20..20261130T05")
     add("--threads", type=int, default=1, help="threads of the engine (default 1)")
-    add("--memory", default="512MB", metavar="SIZE", help="memory of the engine; beyond it rows go to disk")
+    add("--memory", metavar="SIZE", help="memory of the engine; beyond it rows go to disk (default 512MB, Spark's 2GB)")
+    add("--engine", choices=["duckdb", "spark"], default="duckdb", help="spark needs requirements/spark.txt and Java")
+    add("--spark-master", metavar="URL", help="a Spark cluster that sees the same files (default: in this process)")
     add("--check", type=Path, metavar="VERSIONS", help="join nothing: score joined rows again by models/NAME")
 
     add = command("forget", _forget, "remove a user from logs and joined rows")

@@ -12,8 +12,12 @@ def run_join(options: argparse.Namespace) -> None:
     """Join, or check what was joined. Raises ValueError."""
     if options.threads < 1:
         raise ValueError(f"--threads: at least 1, got {options.threads}")
-    given = {name: getattr(options, name) for name in ("now", "until")}
-    times = {name: time_given(text, f"--{name}") for name, text in given.items() if text is not None}
+    if options.spark_master is not None and options.engine != "spark":
+        raise ValueError("--spark-master: names a cluster for --engine spark; give both")
+    now, until = (
+        None if text is None else time_given(text, option)
+        for text, option in ((options.now, "--now"), (options.until, "--until"))
+    )
     rejoin = None if options.rejoin is None else hours_given(options.rejoin, "--rejoin")
     plan = Plan.load(options.file)
     if options.check is not None:
@@ -21,7 +25,16 @@ def run_join(options: argparse.Namespace) -> None:
 
         check(plan, options.check)
     else:
-        join(plan, Settings(rejoin=rejoin, threads=options.threads, memory=options.memory, **times))
+        settings = Settings(
+            now,
+            until,
+            rejoin,
+            options.threads,
+            memory=options.memory,
+            engine=options.engine,
+            spark_master=options.spark_master,
+        )
+        join(plan, settings)
 
 
 def run_forget(options: argparse.Namespace) -> None:

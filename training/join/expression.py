@@ -47,6 +47,11 @@ class Expression:
     plan: Plan
     anew: tuple[int, int] | None = None
 
+    def inputs(self) -> dict[str, Any]:
+        """The columns of each table of staged lines that the steps read, as a schema of Ibis."""
+        hour = {HOUR_PREFIX + kind: _staged(self.plan, kind).schema() for kind in ("requests", "candidates")}
+        return hour | {kind: _staged(self.plan, kind).schema() for kind in staged_schemas(self.plan)}
+
     def resolved(self) -> Table:
         """Events that can belong to an impression, each with its class."""
         plan = self.plan

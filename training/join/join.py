@@ -16,13 +16,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow.parquet as pq
 
+from training.data.retries import first_line
 from training.files import refuse_foreign, refuse_within, replace_file
 from training.join.counts import table_of, write_counts
-from training.join.duckdb_engine import DuckDB
+from training.join.engines.duckdb_engine import DuckDB
+from training.join.engines.engine import Engine
 from training.join.expression import ALONE, HOUR_PREFIX, IN, Expression
 from training.join.horizon import horizon_of, shown_time
 from training.join.hour_file import Tally, hour_path, joined_hours, read_record, write_hour, write_record
@@ -36,16 +38,22 @@ log = logging.getLogger(__name__)
 _MOST_HOURS = 24 * 400
 # So many cannot all have been shown to nobody.
 _MANY_REQUESTS = 100
+# Of an engine that is given none.
+_MEMORY = "512MB"
+_SPARK_MEMORY = "2GB"
 
 
 class Settings(NamedTuple):
-    """Options of a run. Times have a zone. `memory` is DuckDB's, as it writes sizes."""
+    """Options of a run. Times have a zone. `memory` is the engine's, such as 512MB, and None its own default."""
 
     now: datetime | None = None
     until: datetime | None = None
     rejoin: range | None = None
     threads: int = 1
-    memory: str = "512MB"
+    memory: str | None = None
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    # The URL of a Spark cluster, None for Spark in this process.
+    spark_master: str | None = None
 
 
 class Joined(NamedTuple):
@@ -134,9 +142,8 @@ class _Join:
         return Joined(list(hours), horizon)
 
     @contextmanager
-    def _engine(self, expression: Expression) -> Iterator[DuckDB]:
-        spill = self._own / ".spill"
-        engine = DuckDB(expression, spill, threads=self._settings.threads, memory=self._settings.memory)
+    def _engine(self, expression: Expression) -> Iterator[Engine]:
+        engine = _engine_of(self._settings, expression, self._own / ".spill")
         try:
             yield engine
         finally:
@@ -193,7 +200,7 @@ class _Join:
 
     def _join_hour(
         self,
-        engine: DuckDB,
+        engine: Engine,
         staging: Staging,
         hour: int,
         *,
@@ -243,10 +250,24 @@ class _Join:
         write_record(plan.out, hour, record)
 
     def _empty(self, kind: str) -> Path:
-        """A file without rows: it gives a kind of staged files its columns, where no hour has any."""
-        path = self._own / f".empty-{kind}.parquet"
+        """A file without rows: it gives a kind of staged files its columns, where no hour has any. Spark reads no
+        file whose name begins with a dot."""
+        path = self._own / f"empty-{kind}.parquet"
         pq.write_table(staged_schemas(self._plan)[kind].empty_table(), path)
         return path
+
+
+def _engine_of(settings: Settings, expression: Expression, spill: Path) -> Engine:
+    if settings.engine == "duckdb":
+        return DuckDB(expression, spill, threads=settings.threads, memory=settings.memory or _MEMORY)
+    try:
+        from training.join.engines.spark_engine import Spark  # packages that few have
+    except ImportError as error:
+        raise ValueError(
+            f"--engine spark: {first_line(error)}; install the packages of requirements/spark.txt"
+        ) from None
+    memory = settings.memory or _SPARK_MEMORY
+    return Spark(expression, spill, threads=settings.threads, memory=memory, master=settings.spark_master)
 
 
 def _rows(files: list[Path]) -> int:

@@ -16,7 +16,7 @@ import pytest
 from tests.training.join.logs import START, logs, stamp, write
 from tests.training.join.test_join import NOW, hashes_of, rows_of
 from training.join.counts import event_counts, impression_counts, write_counts
-from training.join.join import Settings, join
+from training.join.join import join
 from training.join.plan import Plan
 
 ROOT = Path(__file__).parents[3]
@@ -207,4 +207,3 @@ def test_options_that_are_no_times_are_refused_in_one_line(tmp_path: Path) -> No
     assert run.stderr.splitlines() == [
         "error: --until: expected a time with its zone, such as 2026-11-29T20:00:00Z, got 'yesterday'"
     ]
-    assert Settings().memory == "512MB"

@@ -1,0 +1,1 @@
+"""Engines of a join: what runs its expression over the staged files of an hour."""
