@@ -213,7 +213,7 @@ def _read_by_key(document: Mapping[str, Any], reader_of: Callable[[str | None], 
         if not wrong:
             name = event.get("model")
             if name not in readers:
-                readers[name] = reader_of(name)
+                readers[name] = _reader_at(place, name, reader_of)
             reader = readers[name]
             wrong = reader.key_faults(f"events[{place}]", event)
             if not wrong:
@@ -224,6 +224,15 @@ def _read_by_key(document: Mapping[str, Any], reader_of: Callable[[str | None], 
     if faults:
         raise Problem.wrong_content(faults)
     return [ModelEvents(*of_model) for of_model in found.values()]
+
+
+def _reader_at(place: int, model: str | None, reader_of: Callable[[str | None], EventReader]) -> EventReader:
+    """The reader of an event's model. Raises Problem, whose faults name the event."""
+    try:
+        return reader_of(model)
+    except Problem as problem:
+        problem.faults = tuple(Fault(f"events[{place}].{path}", message) for path, message in problem.faults)
+        raise
 
 
 def _listed(document: Mapping[str, Any]) -> list[Any]:

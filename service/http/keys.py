@@ -78,7 +78,7 @@ class Keys:
         """The name of the key whose Authorization header is `given`, None where no keys are set. Raises Problem."""
         if self._path is None:
             if needed == "admin":
-                raise Problem(403, "the admin API is off: no keys are configured", reason="forbidden")
+                raise Problem(403, "the admin API is off: no keys are configured (--keys-file)", reason="forbidden")
             return None
         scheme, text = _credentials(given)
         if scheme != "bearer" or not 0 < len(text) <= _MAX_KEY:

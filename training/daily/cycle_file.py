@@ -129,6 +129,7 @@ class Cycle:
             raise ValueError(f"{file.train}: data.group_by: is missing; gates count users, so name their column")
         if training.init_from is not None:
             raise ValueError(f"{file.train}: init_from: is the cycle's to choose (start); leave it out")
+        _check_realised(path, file, training)
         join = None if file.join is None else JoinFile.from_yaml(file.join)
         if join is not None and str(training.data.path).rstrip("/") != join.out.rstrip("/"):
             raise ValueError(
@@ -140,3 +141,14 @@ class Cycle:
                 f"{file.join}: model: joins the impressions of {join.model}, and {path} is of {file.model}"
             )
         return cls(path, file, training, windows, join)
+
+
+def _check_realised(path: Path, file: CycleFile, training: TrainingConfig) -> None:
+    """Raise ValueError where a weight is of no output. Else a canary would be published that is never judged."""
+    realised = None if file.judge is None else file.judge.realised
+    outputs = training.feed_schema().outputs
+    unknown = [name for name in realised or {} if name not in outputs]
+    if unknown:
+        raise ValueError(
+            f"{path}: judge.realised: '{unknown[0]}' is no output of {training.feed}; there are: {', '.join(outputs)}"
+        )

@@ -71,7 +71,10 @@ def check(plan: Plan, versions: Path) -> Checked:
         raise ValueError(
             f"{plan.out}: answers differ from the logged ones by more than {COMPILED_TOLERANCE:g}: {'; '.join(faults)}"
         )
-    log.info("%s scored again as they were answered", counted(rows, "row"))
+    if not rows:
+        log.warning("%s: nothing was checked, as there are no joined rows of versions in %s", plan.out, versions)
+    else:
+        log.info("%s scored again as they were answered", counted(rows, "row"))
     return Checked(rows, differing, dict(left_out))
 
 

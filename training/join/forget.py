@@ -77,6 +77,11 @@ class _Forgetting:
             log.warning(
                 "%s of the logs are still written; run it again once they are closed", counted(still_open, "file")
             )
+        if not self._gone.total():
+            log.warning(
+                "nothing is of this user under this key: was the user forgotten before, is --user as a request has it, "
+                "and is it the --user-hash-key of the service?"
+            )
         gone = {name: self._gone[name] for name in ("requests", "events", "rows")}
         log.info("forgotten: %s", ", ".join(counted(count, name.removesuffix("s")) for name, count in gone.items()))
         return gone

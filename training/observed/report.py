@@ -27,6 +27,11 @@ def report(folder: str, schema: FeedSchema, out: Path, *, model: str, days: int)
     observed = observe_days(JoinedHours(folder), schema, days)
     if not observed.parts:
         raise ValueError(f"{folder}: no hour of its last {counted(days, 'day')} has a row")
+    if not any(figures.rows for part in observed.parts for figures in part.tasks.values()):
+        raise ValueError(
+            f"{folder}: no row has an answer and a label of {schema.name}'s tasks ({', '.join(schema.outputs)}); "
+            "--schema is the file that join.yaml names"
+        )
     pair = pair_of(observed)
     effects = [] if pair is None else effects_of(folder, schema, pair)
     out.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,7 @@ def test_an_event_may_name_its_model(client: TestClient, folder: Path, tmp_path:
     assert "model" in faults(send(client, CLICK))  # which of the two?
     refused = send(client, {**CLICK, "model": "tiny"}, {**CLICK, "model": "nobody"})
     assert refused.status_code == 404
+    assert [fault["path"] for fault in refused.json()["errors"]] == ["events[1].model"]
     assert len(open_lines(folder)) == 3
 
 

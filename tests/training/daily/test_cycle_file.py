@@ -46,6 +46,17 @@ def test_a_fault_of_the_file_is_one_line_that_names_it(
     assert not (tmp_path / "models").exists()
 
 
+def test_a_weight_of_no_output_is_refused_before_a_canary_is_published(tmp_path: Path) -> None:
+    feed = Feed(tmp_path)
+    feed.write_files()
+    outputs = list(Cycle.load(feed.file).training.feed_schema().outputs)
+    feed.write_files(judge={"horizon": "24h", "at_most": "7d", "realised": {outputs[0]: 1.0, "likes": 1.0}})
+    assert "judge.realised: 'likes' is no output of" in (said := refusal(feed))
+    assert all(output in said for output in outputs)
+    feed.write_files(judge={"horizon": "24h", "at_most": "7d", "realised": dict.fromkeys(outputs, 1.0)})
+    Cycle.load(feed.file)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

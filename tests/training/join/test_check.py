@@ -68,13 +68,15 @@ def answered(
     return plan
 
 
-def test_rows_are_answered_again_as_they_were(tmp_path: Path) -> None:
+def test_rows_are_answered_again_as_they_were(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plan = answered(tmp_path, lambda features: features)
     checked = check(plan, tmp_path / "models" / "feed")
     assert checked.rows > 100
     assert (checked.differing, checked.left_out) == (0, {})
     (tmp_path / "models/feed/1").rename(tmp_path / "models/feed/2")
+    assert "nothing was checked" not in caplog.text
     none = check(plan, tmp_path / "models" / "feed")
+    assert "nothing was checked" in caplog.text
     assert none.rows == 0
     assert none.left_out == {f"version 1 is not in {tmp_path}/models/feed": checked.rows}
 

@@ -43,7 +43,7 @@ def text_of(folder: Path) -> str:
     return "".join(path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.jsonl")))
 
 
-def test_a_user_is_gone_from_logs_and_rows(tmp_path: Path) -> None:
+def test_a_user_is_gone_from_logs_and_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = with_users(logs(200, 4, seed=21))
     path = write(tmp_path / "all", made)
     plan = Plan.load(path)
@@ -52,6 +52,9 @@ def test_a_user_is_gone_from_logs_and_rows(tmp_path: Path) -> None:
     key_file = tmp_path / "key"
     key_file.write_bytes(KEY)
     assert main(["forget", str(path), "--user", "17", "--user-hash-key", str(key_file)]) == 0
+    assert "nothing is of this user under this key" not in caplog.text
+    assert main(["forget", str(path), "--user", "17", "--user-hash-key", str(key_file)]) == 0
+    assert "nothing is of this user under this key" in caplog.text
     never = without(made, 17)
     kept = [json.dumps(line) for lines in never for line in lines]
     assert sorted(text_of(tmp_path / "all").splitlines()) == sorted(kept)

@@ -169,4 +169,9 @@ def test_faults_end_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.Cap
     ):
         assert main(["observed", *given, "--schema", str(schema)]) == 2
         assert words in capsys.readouterr().err
+    other = SCHEMA.model_dump(mode="json", exclude_none=True)
+    other["tasks"] = [{"name": "finish", "kind": "binary", "label": "finished"}]
+    schema.write_text(yaml.safe_dump(other))
+    assert main(["observed", str(folder), "--out", str(tmp_path / "o"), "--schema", str(schema)]) == 2
+    assert "no row has an answer and a label of" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
