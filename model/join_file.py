@@ -62,6 +62,10 @@ class JoinFile(StrictModel):
     schema_file: str = Field(alias="schema", min_length=1)
     # Whose impressions are joined, where the logs have those of several models.
     model: str | None = Field(default=None, min_length=1)
+    # Where features came from catalogues: the folder of the models, whose manifests name the item files, and the folder
+    # of these files, where it is not the one that they had when the catalogue was built.
+    models: str | None = Field(default=None, min_length=1)
+    items: str | None = Field(default=None, min_length=1)
     impressions: str = Field(min_length=1)
     events: str = Field(min_length=1)
     out: str = Field(min_length=1)
@@ -70,6 +74,12 @@ class JoinFile(StrictModel):
     rows: Literal["shown", "answered"] = "shown"
     features: dict[Name, Literal["shown.position"]] = Field(default_factory=dict)
     labels: dict[str, Label] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _items_of_models(self) -> "JoinFile":
+        if self.items is not None and self.models is None:
+            raise ValueError("items goes with models, the folder whose manifests name the item files")
+        return self
 
     @property
     def event_types(self) -> frozenset[str]:

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from model.artifact.artifact import (
     read_derived_manifest,
     versions,
 )
+from model.artifact.item_source import rows_by_key
 from model.features.distinct import places
 from model.features.encoder import EncodedBlock
 from model.features.kinds.columns import Ids
@@ -39,8 +39,6 @@ from model.strict_yaml import StrictModel
 from model.untrusted_files import changed, fingerprint_of, sha256_of
 
 FORMAT_VERSION = 1
-UNKNOWN = -1
-
 SumsDtype = Literal["bfloat16", "float32"]
 # Rows of tables fit int32. Pairs of rows, of tables with two hashes (model/features/id_lookup.py), need int64.
 IdsDtype = Literal["int32", "int64"]
@@ -57,12 +55,14 @@ class Widths(StrictModel):
 
 
 class CatalogueManifest(DerivedManifest):
-    """A generation's manifest. `missing` and `oov` count, by feature, the items without a value and the ids that are
-    not in their table."""
+    """A generation's manifest. `source` is the name of the item file, whose path and bytes a join needs. `missing` and
+    `oov` count, by feature, the items without a value and the ids that are not in their table."""
 
     kind: Literal["catalogue"]
     generation: int
     source: str
+    source_path: str | None = None
+    source_sha256: str | None = None
     items: int
     widths: Widths
     sums_dtype: SumsDtype
@@ -93,12 +93,6 @@ def ids_dtype_of(schema: FeedSchema) -> IdsDtype:
     """Storage type of a feed's candidate ids."""
     pairs = {name for table in schema.tables if table.half_rows for name in table.features}
     return "int64" if any(feature.name in pairs for feature in schema.block("candidate")) else "int32"
-
-
-def keys_of(ids: Sequence[str]) -> NDArray[np.uint64]:
-    """The two halves of the hash of each id's UTF-8 bytes, [2, N]."""
-    digests = b"".join(map(xxhash.xxh3_128_digest, map(str.encode, ids)))
-    return np.frombuffer(digests, ">u8").reshape(-1, 2).T.astype(np.uint64)
 
 
 def folder_of(artifact: Artifact) -> Path:
@@ -140,10 +134,7 @@ class Catalogue:
 
     def rows_of(self, ids: Sequence[str]) -> Ids:
         """rows_N: each id's item, UNKNOWN where there is none."""
-        keys_2N = keys_of(ids)
-        places_N = np.minimum(np.searchsorted(self._keys[0], keys_2N[0]), self.manifest.items - 1)
-        is_known_N = (self._keys[0, places_N] == keys_2N[0]) & (self._keys[1, places_N] == keys_2N[1])
-        return np.where(is_known_N, self._rows[places_N], UNKNOWN)
+        return rows_by_key(self._keys, self._rows, ids)
 
     def block(self, rows_N: Ids) -> EncodedBlock:
         """The encoded features of items, as `FeatureEncoder.encode` makes them."""

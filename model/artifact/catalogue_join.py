@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact.catalogue import UNKNOWN, Catalogue
+from model.artifact.catalogue import Catalogue
+from model.artifact.item_source import UNKNOWN
 from model.features.block import block_inputs
 from model.features.distinct import Positions, places, stacked, starts_of
 from model.features.encoder import EncodedBlock, FeatureEncoder

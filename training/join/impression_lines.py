@@ -20,8 +20,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from model.features.kinds import Feature
-from model.features.kinds.columns import Column
 from training.data.retries import first_line
+from training.join.catalogue.generations import Generations
+from training.join.catalogue.item_values import as_arrow
 from training.join.columns import times
 from training.join.faults import BadLines
 from training.join.plan import ANSWER, HOUR, Plan
@@ -113,6 +114,7 @@ class ImpressionReader:
         self._forgotten = forgotten
         self._plan = plan
         self._bad = bad
+        self._generations = Generations(plan)
         self._request_features = [feature for feature in plan.logged if feature.side != "candidate"]
         self._candidate_features = [feature for feature in plan.logged if feature.side == "candidate"]
         self._user = _values_of(self._request_features, Any, None)
@@ -138,11 +140,14 @@ class ImpressionReader:
             if line.user_hash in self._forgotten:
                 self.forgotten += 1
                 continue
+            if line.catalogue:
+                self._open_catalogue(line, place, number)
             waiting.append((number, line))
             size += text_bytes
             if len(waiting) >= _BATCH_REQUESTS or size >= _BATCH_BYTES:
                 yield from self._converted(waiting, place)
                 waiting, size = [], 0
+                self._generations.release()
         yield from self._converted(waiting, place)
 
     def _lines(self, source: Source, file: SourceFile, place: str) -> Iterator[tuple[int, int, Any]]:
@@ -190,15 +195,16 @@ class ImpressionReader:
                 f"{place}:{number}: a line of format {line.format}, which does not say what share of requests was "
                 f"kept nor the order answered; the join reads format {FORMAT}: move older files out of the log"
             )
-        if line.catalogue:
-            raise ValueError(
-                f"{place}:{number}: features came from generation {line.catalogue} of a catalogue, whose items' raw "
-                "values no file of the model keeps; the join makes rows of features that were sent"
-            )
         if line.hashes is not None:
             raise ValueError(
                 f"{place}:{number}: has hashes in the place of features, so no row can be made of it; log values"
             )
+
+    def _open_catalogue(self, line: _Line, place: str, number: int) -> None:
+        try:
+            self._generations.open(line)
+        except ValueError as error:
+            raise ValueError(f"{place}:{number}: {error}") from None
 
     def _model_of(self, line: _Line, place: str, number: int) -> str | None:
         """The model that is joined."""
@@ -285,6 +291,7 @@ class ImpressionReader:
 
         ids = list(chain.from_iterable(line.candidates.id for line in lines))
         answered_ids = pa.array(ids, pa.string()).take(taken)
+        found = self._generations.find(lines, answered_ids.to_pylist(), request_K)
         columns = {
             "_r": pa.array(request_K),
             "_hour": pa.array(hour_R[request_K]),
@@ -304,29 +311,24 @@ class ImpressionReader:
             _check_lengths(f"feature '{feature.name}'", iter(given), sizes)
             filled = ([None] * size if one is None else one for one, size in zip(given, sizes, strict=True))
             values = list(chain.from_iterable(filled))
-            columns[feature.name] = self._array(feature, values).take(taken)
+            given_K = self._array(feature, values).take(taken)
+            if found is not None:
+                is_null_K = np.fromiter((value is None for value in values), bool, len(values))[row_K]
+                given_K = found.filled(feature.name, given_K, is_null_K)
+            columns[feature.name] = given_K
         schema = candidate_columns(self._plan)
         return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
     def _array(self, feature: Feature, values: list[Any]) -> pa.Array:
         """A feature's values, checked as the service checks those of a request."""
         column = feature.column(values, self._plan.dtypes.get(feature.name))
-        kind = self._plan.feature_type(feature)
-        if column.lengths_B is None:
-            return _flat(column, kind)
-        offsets = np.concatenate([[0], np.cumsum(column.lengths_B)]).astype(np.int32)
-        flat = _flat(column, kind.value_type)
-        return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind)
+        return as_arrow(column, self._plan.feature_type(feature))
 
 
 def _digits(answers: list[float | None]) -> list[float | None]:
     """Answers of Parquet, which has 32 bits of each, as the line of JSON has them: by their shortest digits."""
     digits: list[float | None] = pa.array(answers, pa.float32()).cast(pa.string()).cast(pa.float64()).to_pylist()
     return digits
-
-
-def _flat(column: Column, kind: pa.DataType) -> pa.Array:
-    return pa.array(column.values, kind, mask=column.missing)
 
 
 def _values_of(features: list[Feature], kind: Any, default: Any) -> Any:

@@ -1,31 +1,28 @@
 """Builds the candidate catalogue of a published version: `<models>/<name>/derived/<version>/catalogue/<generation>/`.
 
-In: a version and a Parquet file of items: `id`, a string or an integer (read as its decimal string), and every
-candidate feature by its name. Out: the next generation, made visible by one rename, beside the ones that readers use.
-The oldest are removed. Everything comes from the version itself, so items are refreshed without a new model. Items are
-read and written batch by batch: of the whole file no more than the ids' hashes is kept.
+In: a version and a file of items (training/items.py) with every candidate feature. Out: the next generation, made
+visible by one rename, beside the ones that readers use. The oldest are removed, all but their manifests. Everything
+comes from the version itself, so items are refreshed without a new model. Items are read and written batch by batch: of
+the whole file no more than the ids' hashes is kept.
 
 Shapes: N items of a batch, I items in all, B rows of a block, K single-id features, L list features, V list values, Q
 numbers, F outputs over the raw row.
 """
 
 import logging
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from model.artifact.artifact import file_entry, hidden_folder, seal, sync, write_manifest
+from model.artifact.artifact import MANIFEST, file_entry, hidden_folder, seal, sync, write_manifest
 from model.artifact.catalogue import (
     FORMAT_VERSION,
     Catalogue,
@@ -34,23 +31,18 @@ from model.artifact.catalogue import (
     folder_of,
     generations,
     ids_dtype_of,
-    keys_of,
     layout,
 )
+from model.artifact.item_source import REMOVED, keys_of
 from model.artifact.signature import SigningKey
-from model.features.encoder import FeatureEncoder
-from model.features.kinds.columns import Column
 from model.scorer.scorer import COMPILED_TOLERANCE, Scorer
-from training.columns import plain
-from training.data.arrow import refuse_other_text
-from training.data.rows import column_from_arrow
-from training.data.usual_types import usual
+from training.files import replace_file
+from training.items import ID, ItemFile
 from training.progress_bar import progress_bar
 from training.publish.sign import sign
 
 log = logging.getLogger(__name__)
 
-ID = "id"
 BATCH_ITEMS = 2048
 # Enough to find out whether this network bears sums in bfloat16.
 CHECKED_ITEMS = 1000
@@ -62,82 +54,18 @@ KEPT_GENERATIONS = 2
 _BY_BATCH = ("ids.bin", "list_starts.bin", "list_lengths.bin", "list_values.bin", "numbers.bin", "sums.bin")
 
 
-class _Batch(NamedTuple):
-    """Items in file order."""
-
-    ids: list[str]
-    columns: dict[str, Column]
-
-
-class _Items:
-    """The Parquet file. Every fault is a ValueError that names the file and, as far as it goes, row group, column and
-    row."""
-
-    def __init__(self, path: Path, encoder: FeatureEncoder) -> None:
-        self.path = path
-        self._features = encoder.schema.requested("candidate")
-        self._dtype_of = encoder.dtype
-        self._names = [ID, *(feature.name for feature in self._features)]
-        try:
-            self._parquet = pq.ParquetFile(path)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-        present = Counter(self._parquet.schema_arrow.names)
-        if absent := [name for name in self._names if name not in present]:
-            raise ValueError(
-                f"{path}: no column {', '.join(map(repr, absent))}; items have {ID!r} and every candidate feature"
-            )
-        if twice := [name for name in self._names if present[name] > 1]:
-            raise ValueError(f"{path}: more than one column {', '.join(map(repr, twice))}")
-        self.count = self._parquet.metadata.num_rows
-        if not self.count:
-            raise ValueError(f"{path}: no items")
-
-    def batches(self) -> Iterator[_Batch]:
-        for group in range(self._parquet.num_row_groups):
-            start = 0
-            for batch in self._read(group, self._names):
-                place = f"{self.path}: row group {group}" + (f", counted from its row {start}" if start else "")
-                table = pa.Table.from_batches([batch])
-                columns = {}
-                name = ID
-                try:
-                    ids = _ids(table.column(ID))
-                    for feature in self._features:
-                        name = feature.name
-                        columns[name] = column_from_arrow(feature, self._dtype_of(name), table.column(name))
-                except ValueError as error:
-                    raise ValueError(f"{place}: column '{name}': {error}") from None
-                yield _Batch(ids, columns)
-                start += len(ids)
-
-    def id_at(self, item: int) -> str:
-        """The id of an item and its place."""
-        for group in range(self._parquet.num_row_groups):
-            rows = self._parquet.metadata.row_group(group).num_rows
-            if item < rows:
-                given = self._parquet.read_row_group(group, [ID]).column(ID)[item].as_py()
-                return f"'{given}' (row group {group}, row {item})"
-            item -= rows
-        raise AssertionError("the item is beyond the file's end")
-
-    def _read(self, group: int, names: list[str]) -> Iterator[pa.RecordBatch]:
-        try:
-            yield from self._parquet.iter_batches(BATCH_ITEMS, row_groups=[group], columns=names)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.path}: row group {group}: cannot be read ({str(error).splitlines()[0]})") from None
-
-
 def build_catalogue(version: Path, items: Path, sign_key: SigningKey | None = None) -> Path:
     """Publish the next generation of a version's catalogue, signed if a key is given, and return its folder.
 
     Raises ValueError for items that do not fit the version's schema, an id that two items have, or a full disk."""
     torch.set_num_threads(1)
     scorer = Scorer.load(version, engine="torchscript")
-    source = _Items(items, scorer.encoder)
     family = folder_of(scorer.artifact)
-    with hidden_folder(family) as folder:
+    features = scorer.encoder.schema.requested("candidate")
+    with ItemFile.opened(items, features, scorer.encoder.dtype) as source, hidden_folder(family) as folder:
+        source.refuse_absent()
         manifest = _write_checked(scorer, source, folder)
+        source.refuse_changed()
         final = family / str(max(generations(family), default=0) + 1)
         write_manifest(folder, {**manifest, "generation": int(final.name)})
         if sign_key is not None:
@@ -146,7 +74,7 @@ def build_catalogue(version: Path, items: Path, sign_key: SigningKey | None = No
         folder.rename(final)  # over the generation of a faster build this fails, for that folder is not empty
         sync(family)
     for old in generations(family)[:-KEPT_GENERATIONS]:
-        shutil.rmtree(family / str(old), ignore_errors=True)
+        _remove(family, old)
     size = sum(entry["size_bytes"] for entry in manifest["files"].values())
     log.info(
         "published %s: %d items, sums in %s, %.1f MB mapped and shared by all workers, %.1f MB per 100,000 items",
@@ -159,7 +87,15 @@ def build_catalogue(version: Path, items: Path, sign_key: SigningKey | None = No
     return final
 
 
-def _write_checked(scorer: Scorer, source: _Items, folder: Path) -> dict[str, Any]:
+def _remove(family: Path, generation: int) -> None:
+    """Remove a generation. Its manifest stays: a join asks it for the item file."""
+    folder = family / str(generation)
+    with suppress(FileNotFoundError):  # another build removes it too
+        replace_file(family / REMOVED / f"{generation}.json", [(folder / MANIFEST).read_bytes()])
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_checked(scorer: Scorer, source: ItemFile, folder: Path) -> dict[str, Any]:
     """Write all files and return the manifest's content, sums in bfloat16 where the scores stay the same by them."""
     picked_N = np.unique(np.linspace(0, source.count - 1, CHECKED_ITEMS).astype(np.int64))
     dtypes: tuple[SumsDtype, SumsDtype] = ("bfloat16", "float32")
@@ -175,7 +111,7 @@ def _write_checked(scorer: Scorer, source: _Items, folder: Path) -> dict[str, An
     raise ValueError(f"{scorer.artifact.path}: sums of items do not answer as their features do; nothing was published")
 
 
-def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) -> dict[str, Any]:
+def _write(scorer: Scorer, source: ItemFile, folder: Path, sums_dtype: SumsDtype) -> dict[str, Any]:
     module = scorer.module
     ids_dtype = ids_dtype_of(scorer.encoder.schema)
     missing: Counter[str] = Counter()
@@ -186,7 +122,7 @@ def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) 
         files = {name: stack.enter_context((folder / name).open("wb")) for name in _BY_BATCH}
         bar = stack.enter_context(progress_bar())
         task = bar.add_task(f"items, sums in {sums_dtype}", total=source.count)
-        for batch in source.batches():
+        for batch in source.batches(BATCH_ITEMS):
             encoded = scorer.encoder.encode("candidate", batch.columns, len(batch.ids), as_served=True)
             missing.update(encoded.missing)
             oov.update(encoded.oov)
@@ -227,6 +163,8 @@ def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) 
         "parent": scorer.manifest.checksum,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "source": source.path.name,
+        "source_path": os.path.abspath(source.path),
+        "source_sha256": source.sha256,
         "items": source.count,
         "widths": widths.model_dump(),
         "sums_dtype": sums_dtype,
@@ -235,21 +173,6 @@ def _write(scorer: Scorer, source: _Items, folder: Path, sums_dtype: SumsDtype) 
         "oov": dict(oov),
         "files": {name: file_entry(folder / name) for name in layout(source.count, widths, sums_dtype, ids_dtype)},
     }
-
-
-def _ids(values: pa.ChunkedArray) -> list[str]:
-    values, fault = usual(plain(values))
-    if fault is not None:
-        raise fault
-    kind = values.type
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise ValueError(f"is {kind}, the ids of items are strings or integers")
-    if values.null_count:
-        raise ValueError(f"row {pc.index(values.is_null(), True).as_py()}: null, every item has an id")
-    if not pa.types.is_integer(kind):
-        refuse_other_text(values)
-    ids: list[str] = values.cast(pa.string()).to_pylist()
-    return ids
 
 
 def _words(sums_NF: torch.Tensor, dtype: SumsDtype) -> bytes:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artifact.artifact import MANIFEST, ArtifactError, write_manifest
-from model.artifact.catalogue import UNKNOWN, Catalogue
+from model.artifact.catalogue import Catalogue
+from model.artifact.item_source import UNKNOWN
 from model.features.encoder import EncodedBlock
 from model.scorer.scorer import Scorer
 from tests.artifacts import TINY_REQUEST, publish_artifact, writable

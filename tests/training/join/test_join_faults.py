@@ -73,7 +73,7 @@ def test_lines_that_are_none_are_counted_and_named(tmp_path: Path, caplog: pytes
     ("changed", "says"),
     [
         ({"format": 1}, "a line of format 1, which does not say what share of requests was kept"),
-        ({"catalogue": "7"}, "features came from generation 7 of a catalogue"),
+        ({"catalogue": "7"}, "features came from a catalogue; write into .*join.yaml `models:`"),
         ({"hashes": {"user": 1}}, "has hashes in the place of features"),
         ({"model": "another"}, "an impression of model 'another' beside those of 'feed'"),
     ],

@@ -1,5 +1,7 @@
 """Building a catalogue: every item as the encoder sees it, and faults of the file named where they are."""
 
+import hashlib
+import json
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -123,7 +125,13 @@ def test_a_refresh_is_a_new_generation_and_the_oldest_go(tmp_path: Path, capsys:
         folders.append(Path(capsys.readouterr().out.strip()))
     assert [folder.name for folder in folders] == ["1", "2", "3", "4"]
     kept = folders[-KEPT_GENERATIONS:]
-    assert sorted(folders[0].parent.iterdir()) == kept
+    removed = folders[0].parent / "removed"
+    assert sorted(folders[0].parent.iterdir()) == [*kept, removed]
+    assert sorted(file.name for file in removed.iterdir()) == ["1.json", "2.json"]
+    for file in (removed / "1.json", kept[-1] / "manifest.json"):
+        manifest = json.loads(file.read_text())
+        assert manifest["source_path"] == str(path)
+        assert manifest["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Scorer.load(version).catalogue_generations() == kept
 
 
