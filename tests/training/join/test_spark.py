@@ -66,6 +66,15 @@ def test_spark_without_java_is_refused_in_one_line(
     ]
 
 
+@needs_spark
+def test_spark_with_too_little_memory_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, logs(20, 2, seed=34))
+    assert main(["join", str(path), "--now", NOW.isoformat(), "--engine", "spark", "--memory", "100MB"]) == 2
+    assert capsys.readouterr().err.splitlines() == ["error: --memory: Spark needs at least 512MiB, got 100MB"]
+
+
 def test_sizes_are_bytes() -> None:
     assert bytes_given("512MB") == 512_000_000
     assert bytes_given("1.5 gib") == 3 * 2**29
@@ -79,6 +88,7 @@ def test_sizes_are_bytes() -> None:
     ("options", "told"),
     [
         (["--engine", "spark"], "install the packages of requirements/spark.txt"),
+        (["--engine", "spark", "--spark-master", "nowhere"], "k8s://https://host:443 or yarn, got 'nowhere'"),
         (["--spark-master", "spark://host:7077"], "--spark-master: names a cluster for --engine spark; give both"),
     ],
 )

@@ -71,7 +71,8 @@ class Spark:
         try:
             self._session = builder.config(map=settings).getOrCreate()
         except (PySparkException, Py4JError) as error:
-            raise ValueError(f"Spark does not start: {_line(error)}; it needs Java 17 or later") from None
+            advice = "it needs Java 17 or later" if master is None else f"look whether {master} answers"
+            raise ValueError(f"Spark does not start: {_line(error)}; {advice}") from None
 
     def begin(self, files: Mapping[str, Sequence[Path]]) -> None:
         """Read the files of each table, and keep which impression each event belongs to."""
@@ -126,4 +127,4 @@ def _line(error: Exception) -> str:
     """The line of an error that says what happened. A failure within Java has its trace around it."""
     lines = str(error).splitlines() or [type(error).__name__]
     told = [line for line in lines if "Exception: " in line or "Error: " in line]
-    return (told[-1].removeprefix("Caused by: ") if told else lines[0]).strip()
+    return (told[-1].removeprefix("Caused by: ") if told else lines[0]).strip(": ")
