@@ -63,7 +63,8 @@ def served(store: ModelStore) -> dict[str, Any]:
     }
 
 
-AT_REST = dict.fromkeys(("models", "keys", "tls", "version", "labels", "value_models", "catalogue", "journal"), 0)
+KINDS = ("models", "keys", "tls", "version", "labels", "value_models", "catalogue", "calibration", "journal")
+AT_REST = dict.fromkeys(KINDS, 0)
 
 
 def move_model(models: Path) -> Callable[[], object]:
