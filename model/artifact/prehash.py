@@ -46,7 +46,8 @@ def begin_hashing(models: Path) -> None:
                 for path in (family / str(newest)).glob("table_*.f32"):
                     if path.stat().st_size >= _WORTH_BYTES:
                         file = open_regular(path)
-                        _begun[fingerprint_of(file)] = _Hashed(file)
+                        found = fingerprint_of(file)  # before its thread begins, which closes it
+                        _begun[found] = _Hashed(file)
 
 
 def take_hash(file: BinaryIO) -> str | None:

@@ -12,6 +12,7 @@ import sys
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.dashboard import queries, rules
+from model.rollout.decisions import DAILY, DATA_GATE, DAY, FAIL, FINISH, JUDGE, QUARANTINE, WITHDRAW
+from model.rollout.journal import Entry, Journal
 from service.metrics.metrics import Metrics
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.deploy.monitored import Prometheus, prometheus_of
@@ -71,12 +74,14 @@ class Monitored:
 
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
-    """Two versions, the older one as the shadow, the newer one with a catalogue. Both logs are on."""
+    """Two versions, the older one as shadow and canary of nobody, the newer one with a catalogue. Both logs are on, and
+    the journal has a decision of each step that metrics tell of."""
     folder = tmp_path_factory.mktemp("monitored")
     models = folder / "models"
     publish_artifact(models, seed=1)
     build_catalogue(publish_artifact(models, seed=2), write_items(folder / "items.parquet", tiny_items(10)))
-    (models / "tiny/labels.yaml").write_text("shadow: 1\n")
+    (models / "tiny/labels.yaml").write_text("{stable: 2, canary: {version: 1, share: 0.0}, shadow: 1}\n")
+    _decide(models / "tiny")
     for name in ("impressions", "events"):
         (folder / name).mkdir()
     flags = ("--workers", "2", "--threads", "1", "--queue-seconds", "0.2")
@@ -86,6 +91,14 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
         with prometheus_of(service.client.base_url, folder / "prometheus") as prometheus:
             wait_for(lambda: prometheus.value("sum(ranking_workers{state='ready'})") == 2)
             yield Monitored(service, prometheus, folder)
+
+
+def _decide(model: Path) -> None:
+    now = datetime.now(UTC)
+    for step, decision in ((DAILY, FINISH), (DAILY, FAIL), (DATA_GATE, QUARANTINE), (JUDGE, WITHDRAW)):
+        entry = Entry(time=now, step=step, decision=decision, figures={DAY: str(now.date())}, who="daily",
+                      versions={"stable": "2", "canary": "9"})  # fmt: skip
+        Journal(model).append(entry)
 
 
 def send_event(monitored: Monitored) -> None:

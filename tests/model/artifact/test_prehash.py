@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,20 @@ def test_the_newest_versions_tables_are_there_once(tmp_path: Path) -> None:
     assert taken(newest) == hashlib.sha256(CONTENT[::-1]).hexdigest()
     assert taken(newest) is None
     assert taken(older) is None
+
+
+def test_a_table_that_is_hashed_at_once_is_there_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may run the thread to its end, where the file is closed, before its beginner goes on."""
+
+    class AtOnce(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            self.join()
+
+    monkeypatch.setattr(threading, "Thread", AtOnce)
+    path = table(tmp_path)
+    prehash.begin_hashing(tmp_path)
+    assert taken(path) == hashlib.sha256(CONTENT).hexdigest()
 
 
 def test_a_file_that_was_replaced_or_written_to_is_not_taken(tmp_path: Path) -> None:

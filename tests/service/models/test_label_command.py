@@ -100,4 +100,5 @@ def test_compose_rolls_back_by_it_where_the_folder_is_writable() -> None:
     one_off, service = services["labels"], services["service"]
     assert one_off["entrypoint"] == ["python", "-m", "service", "labels", "/models/demo"]
     assert one_off["build"]["target"] == "train"
-    assert (one_off["volumes"], service["volumes"]) == (["models:/models"], ["models:/models:ro"])
+    assert one_off["volumes"] == ["models:/models"]
+    assert "models:/models:ro" in service["volumes"]
