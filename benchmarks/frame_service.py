@@ -119,7 +119,7 @@ class _Remembering:
 
 
 class _RememberingInputs:
-    """What a checkout makes of a block before the module: its tensors, or rows and sums."""
+    """Inputs of the module that a checkout makes of a block: its tensors, or rows and sums."""
 
     def __init__(self, inputs: Any) -> None:
         self._inputs = inputs

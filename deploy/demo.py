@@ -14,7 +14,6 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,9 +27,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from deploy.child_processes import ChildError, child, wait_until_ready
+
 MODELS = Path("models")
 NAME = "demo"
-READY_SECONDS = 60.0
 BAR = 8
 console = Console(highlight=False)
 console.width = max(console.width, 110)  # a column per output, also where the output is no terminal
@@ -100,7 +100,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\ninterrupted; what was finished is kept, run the demo again to go on")
         return 130
-    except DemoError as error:
+    except ChildError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 1
 
@@ -112,17 +112,13 @@ def _end_with_terminal(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-class DemoError(Exception):
-    """Failed step. The step's own output says why."""
-
-
 def _refuse_taken_port(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
-            raise DemoError(f"port {port} cannot be used ({error}); choose another: make demo PORT=8090") from None
+            raise ChildError(f"port {port} cannot be used ({error}); choose another: make demo PORT=8090") from None
 
 
 def _publish(feed: Feed) -> Path:
@@ -141,20 +137,9 @@ def _publish(feed: Feed) -> Path:
 
 def _training(step: str, *arguments: str) -> None:
     console.print(f"\n[{step}] python -m training {shlex.join(arguments)}", style="bold", markup=False, soft_wrap=True)
-    with _child("training", *arguments) as process:
+    with child("training", *arguments) as process:
         if process.wait():
-            raise DemoError(f"step {step} failed")
-
-
-@contextmanager
-def _child(*module_and_arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python module as a child process. On the way out it is ended, if it has not, and waited for."""
-    process = subprocess.Popen([sys.executable, "-m", *module_and_arguments])
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
+            raise ChildError(f"step {step} failed")
 
 
 def _write_value_models(feed: Feed, artifact: Path) -> None:
@@ -183,23 +168,9 @@ def _service(port: int) -> Iterator[str]:
     arguments = ["--models", str(MODELS), "--port", str(port), "--log-level", "warning", "--drain-seconds", "0"]
     console.print(f"\npython -m service {shlex.join(arguments)}", style="bold", markup=False, soft_wrap=True)
     base = f"http://127.0.0.1:{port}"
-    with _child("service", *arguments) as process:
-        _wait_until_ready(process, base)
+    with child("service", *arguments) as process:
+        wait_until_ready(process, base)
         yield base
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], base: str) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise DemoError("the service ended before it was ready")
-        try:
-            if httpx.get(base + "/readyz", timeout=2.0).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise DemoError(f"the service was not ready within {READY_SECONDS:.0f} s")
 
 
 def _show_ranking(base: str, artifact: Path, feed: Feed) -> None:
@@ -210,7 +181,7 @@ def _show_ranking(base: str, artifact: Path, feed: Feed) -> None:
     request.write_text(json.dumps(body), encoding="utf-8")
     response = httpx.post(base + "/v1/rank", json=body)
     if response.status_code != 200:
-        raise DemoError(f"the service answered {response.status_code}: {response.text}")
+        raise ChildError(f"the service answered {response.status_code}: {response.text}")
     answer = response.json()
     schema = json.loads((artifact / "manifest.json").read_bytes())["schema"]
     quantities = {task["name"] for task in schema["tasks"] if task["kind"] == "regression"}

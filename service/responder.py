@@ -29,7 +29,7 @@ Outcome = Reply | BaseException
 
 
 class Asked(NamedTuple):
-    """What headers ask for: an answer by a time of time.perf_counter, a body to be decoded first."""
+    """Wishes of headers: an answer by a time of time.perf_counter, a body to be decoded first."""
 
     deadline: float | None
     encoding: str | None
@@ -68,7 +68,7 @@ class Responder:
         record.run_after_answer()
 
     def check(self, scope: Scope, record: RequestRecord) -> Asked:
-        """What a request's headers ask for. Raises Problem: 415, 422, 503."""
+        """Wishes of a request's headers. Raises Problem: 415, 422, 503."""
         if self.is_draining():
             raise draining()
         return Asked(_deadline(scope, record), encoding_of(scope))

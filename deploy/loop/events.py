@@ -53,7 +53,7 @@ def events_of(shown: Shown, asked: datetime, rng: np.random.Generator) -> list[d
 
 
 class Truth:
-    """What the events say, a file a day: `truth/date=YYYYMMDD.parquet`, a row for each place."""
+    """Content of the events, a file a day: `truth/date=YYYYMMDD.parquet`, a row for each place."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

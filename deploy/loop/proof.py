@@ -34,7 +34,7 @@ _LATER = timedelta(minutes=1)
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens in the town, in days from 0. `log_rows` are the impressions that the first model learns from."""
+    """Events of the town, in days from 0. `log_rows` are the impressions that the first model learns from."""
 
     town: Town
     days: int
@@ -98,7 +98,7 @@ def read_journal(files: LoopFiles) -> list[dict[str, Any]]:
 
 
 def calls(plan: Plan, journal: list[dict[str, Any]], bad: str | None) -> dict[str, bool]:
-    """Whether the journal has the poisoned day quarantined and no other, the day of the shift among what is trained on,
+    """Checks of the journal: the poisoned day alone is quarantined, the day of the shift is among what is trained on,
     and the bad model withdrawn."""
     gates = {entry["figures"].get("day"): entry["decision"] for entry in journal if entry["step"] == "data_gate"}
     by_day = {day: gates.get(_date(plan.town, day)) for day in range(plan.days)}

@@ -79,7 +79,7 @@ class Visits:
         return bodies
 
     def shown(self, order_RK: Integers) -> "Shown":
-        """What users do with the candidates [R, K] that they are shown, in this order."""
+        """Actions of users on the candidates [R, K] that they are shown, in this order."""
         requests, places = order_RK.shape
         picked = (np.arange(requests)[:, None] * self.items_RN.shape[1] + order_RK).ravel()
         positions = np.tile(np.arange(places), requests)

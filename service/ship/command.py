@@ -140,7 +140,7 @@ def _say(message: dict[str, Any]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What failed, in one line without the URL, which may hold a secret."""
+    """Failure in one line without the URL, which may hold a secret."""
     text = str(getattr(error, "strerror", None) or error).partition("\n")[0]
     url = os.environ.get(VARIABLE, "")
     return f"{type(error).__name__}: {text.replace(url, VARIABLE)}"[:_REASON_CHARACTERS]

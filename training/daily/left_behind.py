@@ -1,4 +1,4 @@
-"""What nights leave behind on the disk: runs of long ago, and what a publication that was killed had begun.
+"""Leftovers of nights on the disk: runs of long ago, and what a publication that was killed had begun.
 
 In: the folder of a cycle's runs, and the model's. Out: fewer folders. Of runs those of the last days stay, for whoever
 wants to look at one. Names that no night gives are left alone.

@@ -1,4 +1,4 @@
-"""What users did under the canary and under stable, brought to the judge.
+"""Actions of users under the canary and under stable, brought to the judge.
 
 In: labels, the time since which the canary is one, the joined rows. Out: the judge's verdict at this moment.
 """

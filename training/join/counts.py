@@ -58,7 +58,7 @@ def impression_counts(out: Path) -> dict[datetime, dict[str, int]]:
 
 
 def staging_of(out: Path) -> Staging:
-    """What was read of the logs for the rows of a folder."""
+    """Counts of the log lines that were read for the rows of a folder."""
     return Staging(out / "_join" / "staged")
 
 

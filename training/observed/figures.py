@@ -63,7 +63,7 @@ class TaskFigures:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one version answered on one day, in one arm of the experiments (their JSON, or nothing)."""
+    """Answers of one version on one day, in one arm of the experiments (their JSON, or nothing)."""
 
     day: date
     version: str
