@@ -34,15 +34,15 @@ def user_hash(key: bytes, user: str) -> str:
 
 
 def read_user_hash_key(path: Path) -> bytes:
-    """The key of user hashes: the bytes of a file but for one line break at its end. Raises ValueError, which says
-    nothing of them."""
+    """The key of user hashes: the bytes of a file but for one line break at its end. Raises ValueError, which names the
+    flag of every command that takes it, and says nothing of the bytes."""
     try:
         content = read_bytes(path)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ValueError(f"--user-hash-key {path}: cannot be read ({error.strerror})") from None
     key = content.removesuffix(b"\n").removesuffix(b"\r")
     fewest, most = KEY_BYTES
     if not fewest <= len(key) <= most:
         rule = f"the key of user hashes has {fewest} to {most} bytes, this file has {len(key)}"
-        raise ValueError(f"{path}: {rule}; {_MAKE_ONE}")
+        raise ValueError(f"--user-hash-key {path}: {rule}; {_MAKE_ONE}")
     return key

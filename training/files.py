@@ -4,6 +4,7 @@ A crash, a full disk or Ctrl-C leaves what was there before. A job writes into a
 Every fault is a ValueError, raised before anything is written.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 
 # Of file systems, desktops and git: with these alone a folder counts as empty. No job writes files of such names.
 _IGNORED = ("lost+found", ".gitkeep", ".gitignore", ".DS_Store", ".nfs*")
-# What a job that was killed at once leaves (`locked`, `replace_file`).
+# What a job that was killed at once leaves (`lock_file`, `replace_file`).
 LEFT_BY_ANY = (".lock", ".*.partial")
 _SHOWN = 3
 
@@ -74,6 +75,30 @@ def is_json_with(path: Path, *keys: str) -> bool:
         return path.is_file() and set(keys) <= set(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
+
+
+@contextmanager
+def lock_file(path: Path, taken: ValueError) -> Iterator[None]:
+    """A file that is locked for this process alone, made with its folder. A job that is killed leaves it unlocked.
+
+    Raises `taken` where another process has it, and ValueError where the file system cannot lock: two jobs at once
+    would mix their files."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be opened ({error.strerror}), and it keeps a second job away") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise taken from None
+        except OSError as error:
+            raise ValueError(
+                f"{path}: cannot be locked ({error.strerror}), so nothing would keep a second job away; use a file "
+                "system with locks"
+            ) from None
+        yield
 
 
 def _is_among(name: str, patterns: tuple[str, ...]) -> bool:

@@ -59,7 +59,7 @@ def test_a_key_is_a_files_bytes_without_its_line_break(tmp_path: Path, end: byte
 
 def test_a_file_that_holds_no_key_is_refused_without_its_content(tmp_path: Path) -> None:
     file = tmp_path / "user-hash.key"
-    with pytest.raises(ValueError, match=r"user-hash\.key: cannot be read \(No such file"):
+    with pytest.raises(ValueError, match=r"--user-hash-key .*user-hash\.key: cannot be read \(No such file"):
         read_user_hash_key(file)
     os.mkfifo(file)
     with pytest.raises(ValueError, match="not a regular file but a FIFO"):

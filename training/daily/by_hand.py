@@ -12,11 +12,12 @@ from model.rollout.journal import Entry, Journal
 
 
 def pause(folder: Path, now: datetime, who: str) -> str:
-    """Pause the cycle. Raises ValueError where it is paused already."""
+    """Pause the cycle. Raises ValueError where it is paused already, and for a model without a folder."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no model of this name, so nothing is to be paused")
     journal = Journal(folder)
     if before := Decisions(journal.read().entries).paused:
         raise ValueError(f"{folder}: is paused since {before.time:%Y-%m-%d %H:%M} UTC, by {before.who}")
-    folder.mkdir(parents=True, exist_ok=True)
     journal.append(Entry(time=now, step=DAILY, decision=PAUSE, who=who))
     return "paused: from the next night on hours are joined and nothing is decided, until --resume"
 

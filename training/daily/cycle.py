@@ -7,11 +7,8 @@ lies on the disk and in the journal says how far a night has come. So a job that
 goes on. Two at once are refused.
 """
 
-import fcntl
 import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
@@ -36,6 +33,7 @@ from training.daily.plan import Plan, plan_of
 from training.daily.publishing import publish_if_good
 from training.daily.serving import WHO, Champion, champion_of, change_labels, read_labels, version_of_run
 from training.data.moving.days import DAY as ONE_DAY
+from training.files import lock_file
 from training.train import train
 
 log = logging.getLogger(__name__)
@@ -47,47 +45,33 @@ class AlreadyRunningError(ValueError):
     """Another job works on the same model. Whoever began this one tries again later."""
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other jobs from this model meanwhile. Raises AlreadyRunningError where one works on it, OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunningError(f"{folder}: another job works on this model; nothing was done") from None
-        yield
-    finally:
-        os.close(descriptor)
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """Keep other jobs from this model meanwhile. Raises AlreadyRunningError where one works on it, ValueError."""
+    taken = AlreadyRunningError(f"{folder}: another job works on this model; nothing was done")
+    return lock_file(folder / LOCK, taken)
 
 
 def run_cycle(cycle: Cycle, now: datetime) -> str:
     """Run one night, and return how it ended. Raises ValueError, entered in the journal, and AlreadyRunningError."""
-    return _entered(cycle, now, _night)
-
-
-def run_judge(cycle: Cycle, now: datetime) -> str:
-    """Judge what waits and do nothing else. Raises as `run_cycle` does."""
-
-    def judge(cycle: Cycle, journal: Journal, now: datetime) -> str:
-        paused = Decisions(journal.read().entries).paused
-        return _paused(paused) if paused else judge_waiting(cycle, journal, now) or "no canary waits"
-
-    with alone(cycle.folder):
-        return judge(cycle, Journal(cycle.folder), now)
-
-
-def _entered(cycle: Cycle, now: datetime, night: Callable[[Cycle, Journal, datetime], str]) -> str:
     with alone(cycle.folder):
         journal = Journal(cycle.folder)
         try:
-            outcome = night(cycle, journal, now)
+            outcome = _night(cycle, journal, now)
         except (ValueError, OSError) as error:
             journal.append(Entry(time=now, step=DAILY, decision=FAIL, reasons=(str(error),), who=WHO))
             raise
         journal.append(Entry(time=now, step=DAILY, decision=FINISH, reasons=(outcome,), who=WHO))
         return outcome
+
+
+def run_judge(cycle: Cycle, now: datetime) -> str:
+    """Judge what waits and do nothing else. Raises as `run_cycle` does."""
+    if not cycle.folder.is_dir():  # an hourly judge begins before the first night
+        return f"no canary waits: {cycle.folder} is not there yet"
+    with alone(cycle.folder):
+        journal = Journal(cycle.folder)
+        paused = Decisions(journal.read().entries).paused
+        return _paused(paused) if paused else judge_waiting(cycle, journal, now) or "no canary waits"
 
 
 def _night(cycle: Cycle, journal: Journal, now: datetime) -> str:

@@ -17,6 +17,7 @@ from training.daily.serving import WHO, Champion
 from training.data.files import LogFiles
 from training.data.moving.days import DAY as ONE_DAY
 from training.data.moving.days import LoggedDays, days_from
+from training.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,10 @@ def gate_new_days(cycle: Cycle, journal: Journal, days: LoggedDays, champion: Ch
         journal.append(entry)
         for reason in faults:
             log.warning("%s is quarantined: %s", day, reason)
+    if new:
+        quarantined = Decisions(journal.read().entries).quarantined
+        left_out = sum(day in quarantined for day in new)
+        log.info("data gate: %s up to %s, %d of them quarantined", counted(len(new), "new day"), newest, left_out)
 
 
 def _inputs(days: LoggedDays, day: date) -> dict[str, str]:

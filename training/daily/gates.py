@@ -151,4 +151,4 @@ def _data(cycle: Cycle, day: date, accepted: Sequence[date]) -> DataConfig:
     windows = cycle.windows.model_copy(
         update={"end": day, "train": DayCount(days=(day - first).days), "exclude": excluded}
     )
-    return resolved(cycle.training.data.model_copy(update={"split": windows}))
+    return resolved(cycle.training.data.model_copy(update={"split": windows}), is_logged=False)

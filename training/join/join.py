@@ -5,14 +5,12 @@ What the logs have that is new is staged first. A job that is killed anywhere le
 next one goes on. A second one at the same time says so and ends.
 """
 
-import fcntl
 import json
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow.parquet as pq
 
 from training.data.retries import first_line
-from training.files import refuse_foreign, refuse_within, replace_file
+from training.files import lock_file, refuse_foreign, refuse_within, replace_file
 from training.join.counts import table_of, write_counts
 from training.join.engines.duckdb_engine import DuckDB
 from training.join.engines.engine import Engine
@@ -86,20 +84,9 @@ def sources_of(plan: Plan) -> dict[str, Source]:
     }
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """The rows of a folder for this process alone. Raises JoinAtWork."""
-    folder = out / "_join"
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise JoinAtWork(f"{out}: another join writes it; wait for its end") from None
-        yield
-    finally:
-        os.close(descriptor)
+def locked(out: Path) -> AbstractContextManager[None]:
+    """The rows of a folder for this process alone. Raises JoinAtWork, and ValueError where it cannot be locked."""
+    return lock_file(out / "_join" / ".lock", JoinAtWork(f"{out}: another join writes it; wait for its end"))
 
 
 class _Join:

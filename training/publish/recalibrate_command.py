@@ -22,11 +22,18 @@ def add_arguments(add: Callable[..., argparse.Action]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Publish the generation that the options ask for, and print its folder. Raises ValueError."""
+    from model.artifact.artifact import versions
     from model.artifact.signature import SigningKey
     from training.publish.recalibrate import Days, own_again, recalibrate
 
     if options.undo == (options.data is not None):
         raise ValueError("recalibrate: give DATA to fit a calibration on, or --undo to go back to the version's own")
+    if there := versions(options.version.parent, options.version.name):
+        name = options.version.name
+        raise ValueError(
+            f"{options.version}: is the folder of model {name}, and a calibration is one version's; name "
+            f"{options.version / str(there[-1])}, or another of {', '.join(map(str, there))}"
+        )
     key = None if options.sign_key is None else SigningKey(options.sign_key)
     if options.undo:
         print(own_again(options.version, sign_key=key, even_if_judged=options.even_if_judged))

@@ -11,11 +11,10 @@ parent.json                                        what it started from, if anyt
 inside/                                            numbers and heat maps, written by inspect
 """
 
-import fcntl
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +28,15 @@ from model.untrusted_files import DOCUMENT_BYTES, read_bytes
 from training.config import SplitName, TablesOptimizer, TrainingConfig
 from training.distributed.ranks import ALONE, Ranks
 from training.distributed.sharding import chosen_engine, new_sharder
-from training.files import LEFT_BY_ANY, entries, is_json_with, refuse_foreign, refuse_within, replace_file
+from training.files import (
+    LEFT_BY_ANY,
+    entries,
+    is_json_with,
+    lock_file,
+    refuse_foreign,
+    refuse_within,
+    replace_file,
+)
 from training.run import checkpoints, state_file, table_files
 
 CONFIG = "config.json"
@@ -166,16 +173,10 @@ def _fused(tables: TablesOptimizer) -> FusedOptimizer | None:
     return None if tables.kind == "adam" else tables.kind
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a run's folder: a second run in it is refused instead of mixing two into one."""
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{path}: another run is writing here; wait for it or choose another output") from None
-        yield
+def locked(path: Path) -> AbstractContextManager[None]:
+    """Holds a run's folder: a second run in it is refused instead of mixing two into one. Raises ValueError."""
+    taken = ValueError(f"{path}: another run is writing here; wait for it or choose another output")
+    return lock_file(path / ".lock", taken)
 
 
 def library_versions() -> dict[str, str]:

@@ -144,6 +144,13 @@ def test_a_pause_joins_alone_and_a_second_job_ends(feed: Feed, capsys: pytest.Ca
     assert len([entry for entry in feed.entries if entry.step != DAILY]) == before
     assert main([*command, "--resume"]) == 0
     assert main([*command, "--resume"]) == 2
+    misspelled = feed.folder / "misspelled.yaml"
+    misspelled.write_text(feed.file.read_text().replace("model: clips", "model: clisp"))
+    assert main(["daily", str(misspelled), "--pause"]) == 2
+    assert "models/clisp: there is no model of this name, so nothing is to be paused" in capsys.readouterr().err
+    assert main(["judge", str(misspelled)]) == 0
+    assert "no canary waits" in capsys.readouterr().out
+    assert not feed.models.with_name("clisp").exists()
     with alone(feed.models):
         capsys.readouterr()
         # Not 0: whoever began it tries again, so that a judge at work costs no night.

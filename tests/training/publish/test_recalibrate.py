@@ -155,6 +155,7 @@ def test_what_is_said_of_a_command_that_cannot_be(
     (version.parent / "labels.yaml").unlink()
     for arguments, says in (
         ([str(version)], "give DATA to fit a calibration on, or --undo"),
+        ([str(version.parent), data], f"one version's; name {version}, or another of {version.name}"),
         ([str(version), data, "--undo"], "give DATA to fit a calibration on, or --undo"),
         ([str(version), data, "--end", "today"], "expected a day as 2024-01-31"),
         ([str(version), data, "--days", "0"], "--days 0: at least 1"),

@@ -84,6 +84,15 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path) -> N
         pass
 
 
+def test_a_file_system_without_locks_is_no_other_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(ValueError, match=r"\.lock: cannot be locked \(No locks available\)"), locked(tmp_path / "run"):
+        pass
+
+
 def test_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log.csv"
     write_text(path, "first")

@@ -44,9 +44,9 @@ def windows_until(end: date, days: Mapping[SplitName, int]) -> dict[SplitName, W
     return dict(reversed([*windows.items()]))
 
 
-def resolved(data: DataConfig) -> DataConfig:
-    """The data with its windows resolved, and as it is where it has none. Raises ValueError for a column without days,
-    and for windows without a day."""
+def resolved(data: DataConfig, *, is_logged: bool = True) -> DataConfig:
+    """The data with its windows resolved, and as it is where it has none. With `is_logged` the log says which windows
+    and what is doubtful of them. Raises ValueError for a column without days, and for windows without a day."""
     split = data.split
     if not isinstance(split, MovingWindows):
         return data
@@ -61,11 +61,11 @@ def resolved(data: DataConfig) -> DataConfig:
     for name, window in windows.items():
         if {*days_from(*window)} <= {*left_out}:
             raise ValueError(f"data.split: every day of split {name}, {window}, is left out (exclude)")
-    shown = ", ".join(f"{name} {window}" for name, window in windows.items())
-    log.info(
-        "%s: windows that end on %s day: %s", data.path, "the newest" if split.end == "latest" else "a given", shown
-    )
-    _log_doubts(days, Window(first, end), left_out)
+    if is_logged:
+        shown = ", ".join(f"{name} {window}" for name, window in windows.items())
+        end_day = "the newest" if split.end == "latest" else "a given"
+        log.info("%s: windows that end on %s day: %s", data.path, end_day, shown)
+        _log_doubts(days, Window(first, end), left_out)
     ranges = {name: Range(min=days.literal(window.first), max=days.literal(window.last))
               for name, window in windows.items()}  # fmt: skip
     return data.model_copy(
