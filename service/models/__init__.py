@@ -1,1 +1,1 @@
-"""Model families that are served: store, versions, labels, value models, catalogues, admin."""
+"""Model families that are served: store, versions, labels, files beside them, catalogues, admin."""

@@ -1,4 +1,4 @@
-"""One model's folder, `<models>/<name>/`: its versions, its labels and value models, and which versions are served.
+"""One model's folder, `<models>/<name>/`: its versions, its labels, what is beside them, and which versions are served.
 
 In: the folder, polled by the store's thread. Out: `Serving`, replaced in one assignment. Where no version is labelled
 `stable`, the newest one that verifies is served. One that does not verify is quarantined with its reason, and tried
@@ -26,9 +26,9 @@ from model.untrusted_files import Fingerprints, fingerprints
 from service.base.errors import Fault, Problem
 from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
+from service.models.beside import BesideFiles
 from service.models.canary import CanaryShare, Sender
 from service.models.journal_watch import JournalWatch
-from service.models.value_models_file import ValueModelsFile
 from service.models.version import LoadedVersion, Loading, ServedModel, VersionState, derived_files
 
 # Of labels that others change while their versions are loaded.
@@ -36,11 +36,11 @@ _MOST_RACES = 10
 
 
 class _Files(NamedTuple):
-    """Files that a version is tried with. Where the value models did not fit it, other ones are another try."""
+    """Files that a version is tried with. Where one beside it did not fit, another is another try."""
 
     own: Fingerprints
     derived: Fingerprints
-    value_models: bytes | None
+    beside: tuple[bytes | None, ...]
 
 
 _log = FieldLogger("models")
@@ -97,7 +97,7 @@ class ModelFamily:
         self._loaded: dict[int, LoadedVersion] = {}
         self._let_go: list[LoadedVersion] = []
         self.journal_watch = JournalWatch(name, self._folder, metrics.loop)
-        self._value_models_file = ValueModelsFile(name, self._folder, metrics, self._place_free)
+        self._beside_files = BesideFiles(name, self._folder, metrics, self._place_free)
         # The files of versions: as they were tried last, and at this poll and the one before.
         self._tried: dict[int, _Files] = {}
         self._files: dict[int, _Files] = {}
@@ -110,12 +110,13 @@ class ModelFamily:
         return None if self.serving is None else self.serving.default
 
     def refresh(self) -> None:
-        """Load what has changed on disk: newer versions, labels, value models, what was made from a version."""
+        """Load what has changed on disk: newer versions, labels, files beside them, what was made from a version."""
         self._let_go.clear()
         self.journal_watch.poll()
-        if self._value_models_file.poll() and self._loaded:
-            self._reload_value_models()
-        for loaded in self._loaded.values():
+        every = list(self._loaded.values())
+        said = self._beside_files.poll([(loaded.served.scorer, loaded.served.beside) for loaded in every])
+        for loaded, beside in zip(every, said, strict=True):
+            loaded.take_beside(beside)
             loaded.refresh()
         published = self._published()
         # A version that was gone and is there again is tried again, also with unchanged files.
@@ -136,11 +137,6 @@ class ModelFamily:
         self._measure(default)
 
     @property
-    def value_models_error(self) -> str | None:
-        """Reason why the file of value models is not in force as it is."""
-        return self._value_models_file.error
-
-    @property
     def errors(self) -> dict[str, str | None]:
         """Reason by file of the models folder why it is not in force. What was loaded serves on."""
         gone = [loaded.missing for loaded in self._loaded.values() if loaded.missing is not None]
@@ -150,7 +146,7 @@ class ModelFamily:
         return {
             "version": self._folder_error or "; ".join(gone) or None,
             "labels": self.labels_error,
-            "value_models": self.value_models_error,
+            **self._beside_files.errors,
             "catalogue": None if catalogue is None else catalogue["reason"],
             "journal": self.journal_watch.error,
             "calibration": "; ".join(refused) or None,
@@ -191,7 +187,6 @@ class ModelFamily:
     def entry(self) -> dict[str, Any]:
         """This model as /v1/models shows it."""
         serving = self.serving
-        value_models = None if serving is None else serving.default.value_models
         return {
             "name": self.name,
             "default_version": None if serving is None else serving.default.scorer.version,
@@ -208,10 +203,7 @@ class ModelFamily:
                 }
                 for version, state in sorted(self.states.items(), reverse=True)
             ],
-            "value_models": []
-            if value_models is None
-            else [{"name": name, "version": value_models[name].version} for name in value_models.names],
-            "value_models_error": self.value_models_error,
+            **self._beside_files.entry(None if serving is None else serving.default.beside),
             "catalogue": None if serving is None else self._catalogue_entry(serving.default.scorer),
         }
 
@@ -283,7 +275,7 @@ class ModelFamily:
             if version > default and version not in self._loaded and self._is_due(version, at_once=False):
                 with self._quarantined_on_fault(version):
                     scorer = self._loading.scorer(self._folder / str(version))
-                    self._value_models_file.read_for(scorer)
+                    self._beside_files.read_for(scorer)
                     self._set_state(version, VersionState("waiting", scorer.engine_reason, scorer.engine))
                 return
 
@@ -301,7 +293,7 @@ class ModelFamily:
                 self._folder / str(version),
                 self._metrics,
                 self._loading,
-                self._value_models_file.begin_serving if self._loaded else self._value_models_file.begin_first,
+                self._beside_files.begin_serving if self._loaded else self._beside_files.begin_first,
                 self._place_free,
             )
             self._loaded = {**self._loaded, version: loaded}
@@ -337,7 +329,7 @@ class ModelFamily:
     def _files_of(self, version: int) -> _Files:
         path = self._folder / str(version)
         derived = derived_files(path, self._loading.verify_key)
-        return _Files(fingerprints(path.glob("*")), derived, self._value_models_file.content)
+        return _Files(fingerprints(path.glob("*")), derived, self._beside_files.contents)
 
     def _set_state(self, version: int, state: VersionState) -> None:
         self.states = {**self.states, version: state}
@@ -384,13 +376,6 @@ class ModelFamily:
     def _catalogue_entry(self, scorer: Scorer) -> dict[str, Any] | None:
         loaded = self._loaded.get(scorer.manifest.version)
         return None if loaded is None else loaded.catalogue.entry(scorer)
-
-    def _reload_value_models(self) -> None:
-        """Apply the file where it fits every version that is loaded, otherwise leave them all as they are."""
-        every = list(self._loaded.values())
-        read = self._value_models_file.reread([loaded.served.scorer for loaded in every])
-        for loaded, value_models in zip(every, read or [], strict=bool(read)):
-            loaded.take_value_models(value_models)
 
     def _place_free(self, reason: str) -> str:
         # Clients need not know the path of the models folder.

@@ -1,4 +1,4 @@
-"""One model version that is loaded: its scorer, its value models, what was made from it.
+"""One model version that is loaded: its scorer, what the files beside it say, what was made from it.
 
 In: a published version's folder. Out: a `ServedModel`, replaced in one assignment: a request that has begun keeps the
 one it took. What is made later beside a version (a compiled package, a catalogue) is taken up when it appears.
@@ -17,6 +17,7 @@ from model.value_models.value_model import ValueModels
 from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 from service.metrics.model_metrics import ModelMetrics
+from service.models.beside import Beside
 from service.models.calibration_watch import CalibrationWatch
 from service.models.catalogue_watch import CatalogueWatch
 
@@ -48,6 +49,11 @@ class ServedModel:
     value_models: ValueModels
     metrics: ModelMetrics
 
+    @property
+    def beside(self) -> Beside:
+        """What the files beside the version say to it."""
+        return Beside(**{key: getattr(self, key) for key in Beside._fields})
+
 
 @dataclass(frozen=True, slots=True)
 class VersionState:
@@ -71,7 +77,7 @@ def derived_files(version: Path, verify_key: Path | None) -> Fingerprints:
 class LoadedVersion:
     """A version in memory. `refresh` is called by one thread. `served` is read by all. `shown` makes a reason fit for
     clients. The constructor loads: it raises ArtifactError for a version that does not verify, and what
-    `value_models_of` raises."""
+    `beside_of` raises."""
 
     def __init__(
         self,
@@ -79,7 +85,7 @@ class LoadedVersion:
         path: Path,
         metrics: Metrics,
         loading: Loading,
-        value_models_of: Callable[[Scorer], ValueModels],
+        beside_of: Callable[[Scorer], Beside],
         shown: Callable[[str], str],
     ) -> None:
         self.name = name
@@ -95,10 +101,10 @@ class LoadedVersion:
         self.catalogue = CatalogueWatch(name, metrics, shown)
         self.calibration = CalibrationWatch(name, metrics, shown)
         scorer = loading.scorer(path)
-        value_models = value_models_of(scorer)
+        beside = beside_of(scorer)
         self.calibration.refresh(scorer)  # before it is served: no answer goes back to an older one
         self.catalogue.refresh(scorer)  # so too: requests by ids alone find a catalogue
-        self.served = self._taken(scorer, value_models)
+        self.served = self._taken(scorer, beside)
 
     @property
     def state(self) -> VersionState:
@@ -118,11 +124,11 @@ class LoadedVersion:
         self.catalogue.refresh(self.served.scorer)
         self._refresh_calibration(self.served.scorer)
 
-    def take_value_models(self, value_models: ValueModels) -> None:
-        """Scores with these from now on."""
+    def take_beside(self, beside: Beside) -> None:
+        """Answer by what the files beside it say now, from the next request on."""
         before = self.served
-        before.metrics.add_value_models(value_models.names)
-        self.served = ServedModel(self.name, before.scorer, value_models, before.metrics)
+        if beside != before.beside:
+            self.served = self._with_beside(before.scorer, beside, before.metrics)
 
     def recheck(self, scorer: Scorer) -> None:
         """Check at the next refresh that a version whose score was not finite still answers its golden
@@ -138,9 +144,12 @@ class LoadedVersion:
         if taken is not None:
             self.served.metrics.take_calibration(taken, scorer.engine)
 
-    def _taken(self, scorer: Scorer, value_models: ValueModels) -> ServedModel:
-        metrics = ModelMetrics(self._metrics, self.name, scorer)
-        metrics.add_value_models(value_models.names)
+    def _with_beside(self, scorer: Scorer, beside: Beside, metrics: ModelMetrics) -> ServedModel:
+        metrics.add_value_models(beside.value_models.names)
+        return ServedModel(self.name, scorer, metrics=metrics, **beside._asdict())
+
+    def _taken(self, scorer: Scorer, beside: Beside) -> ServedModel:
+        served = self._with_beside(scorer, beside, ModelMetrics(self._metrics, self.name, scorer))
         self._metrics.loads.labels("ready").inc()
         if scorer.engine_reason is not None:
             self._metrics.loads.labels("compiled_refused").inc()
@@ -149,8 +158,9 @@ class LoadedVersion:
                 **self._fields(scorer),
                 reason=self._shown(scorer.engine_reason),
             )
-        _log.info("model version ready", **self._fields(scorer), engine=scorer.engine, value_models=value_models.names)
-        return ServedModel(self.name, scorer, value_models, metrics)
+        names = beside.value_models.names
+        _log.info("model version ready", **self._fields(scorer), engine=scorer.engine, value_models=names)
+        return served
 
     def _check_folder(self) -> None:
         was_missing, fields = self.missing is not None, self._fields(self.served.scorer)
@@ -178,7 +188,7 @@ class LoadedVersion:
         scorer.catalogue, scorer.calibration = before.scorer.catalogue, before.scorer.calibration
         if before.scorer.engine != scorer.engine:
             before.metrics.retire()
-        self.served = self._taken(scorer, before.value_models)
+        self.served = self._taken(scorer, before.beside)
         self._golden_error = None
 
     def _recheck_golden(self) -> None:
