@@ -1,0 +1,1 @@
+"""Experiments on users: experiments.yaml, and which arm a unit has."""
