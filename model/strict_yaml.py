@@ -48,9 +48,8 @@ class StrictModel(BaseModel):
             # Else `max_length: on` would count as 1.
             has_boolean = any(isinstance(entry, bool) for entry in (value if isinstance(value, list) else [value]))
             if has_boolean and not _takes_boolean(field.annotation):
-                raise ValueError(
-                    f"{name}: got true or false (YAML reads yes, no, on and off so); write a number, or quote the word"
-                )
+                read_so = "got true or false (YAML reads yes, no, on and off so)"
+                raise ValueError(f"{field.alias or name}: {read_so}; write a number, or quote the word")
         return data
 
     @classmethod

@@ -1,0 +1,1 @@
+"""Policies: from combined scores to the order that is answered."""
