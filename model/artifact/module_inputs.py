@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.artifact.bags import BagLists, Bags, Floats
+from model.artifact.id_vectors import IdVectors
 from model.features.block import BLOCKS, EncodedBlock, block_inputs
 from model.features.distinct import by_list
 from model.schema import Block, FeedSchema, Table
@@ -71,6 +72,7 @@ class ModuleInputs:
         table_starts: list[list[int]] = module.table_starts  # type: ignore[assignment]
         owners = [dict(zip(names, starts, strict=True)) for starts in table_starts]
         self.stacked_RW = stacked_RW
+        self.id_vectors = IdVectors(schema, owners, stacked_RW)
         self._rows = {block: _BlockRows(schema, block, owners, stacked_RW) for block in BLOCKS}
         # As they are multiplied: input by input.
         self._sums = RequestSums(module.sums)  # type: ignore[arg-type]

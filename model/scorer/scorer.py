@@ -135,6 +135,11 @@ class Scorer:
         """rows_ND of a candidate block: its columns of the dense row."""
         return self.inputs.candidate_rows(block)
 
+    def candidate_vectors(self, feature: str, candidates: Encoded | NamedCandidates) -> NDArray[np.float32]:
+        """vector_ND of candidates by one of their id features: rows of the artifact's own tables."""
+        with _IN_IT if torch.is_inference_mode_enabled() else torch.inference_mode():
+            return self.inputs.id_vectors.of_candidates(feature, candidates)
+
     def score_values(
         self, user: Mapping[str, object], features: Mapping[str, Sequence[object]], rows: int
     ) -> NDArray[np.float32]:
