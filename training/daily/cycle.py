@@ -1,4 +1,4 @@
-"""The cycle of a night: join, gate new days, judge what waits, train, gate the challenger, publish, label.
+"""The cycle of a night: join, gate days, judge what waits, recalibrate, train, gate the challenger, publish, label.
 
 Days are gated before the judge looks, which believes nothing of a quarantined day.
 
@@ -31,6 +31,7 @@ from training.daily.judging import judge_waiting
 from training.daily.left_behind import remove_killed_publications, remove_old_runs
 from training.daily.plan import Plan, plan_of
 from training.daily.publishing import publish_if_good
+from training.daily.recalibrating import recalibrate_if_off
 from training.daily.serving import WHO, Champion, champion_of, change_labels, read_labels, version_of_run
 from training.data.moving.days import DAY as ONE_DAY
 from training.files import lock_file
@@ -91,6 +92,8 @@ def _night(cycle: Cycle, journal: Journal, now: datetime) -> str:
     champion = _champion(cycle, journal)
     decisions = Decisions(journal.read().entries)
     newest = days.newest(frozenset(decisions.quarantined))
+    if recalibrate_if_off(cycle, journal, champion, newest, now):
+        champion = _champion(cycle, journal)
     with_rows = days.with_rows(newest - cycle.windows.train.days * ONE_DAY, newest)
     plan = plan_of(cycle, newest, with_rows, decisions, champion)
     if isinstance(plan, str):

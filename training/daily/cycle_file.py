@@ -14,7 +14,7 @@ from model.join_file import JoinFile
 from model.rollout.labels import CANARY
 from model.strict_yaml import StrictModel
 from training.config import OutputPath, PositiveFinite, TrainingConfig
-from training.judge.settings import DataGate, JudgeSettings, QualityGate
+from training.judge.settings import DataGate, JudgeSettings, QualityGate, Ratio
 from training.split_config import MovingWindows
 from training.tasks.probability_maps import CalibrationKind
 
@@ -63,6 +63,14 @@ class Publish(StrictModel):
         return _PUBLISHED_SHARE if self.share is None else self.share
 
 
+class Recalibrate(StrictModel):
+    """When the version that serves is calibrated again, on the last `days` accepted days. It is where the sum of an
+    output's answers on the newest day is surely over `beyond` times that of its labels, or so far under it."""
+
+    days: Annotated[int, Field(ge=1)] = 3
+    beyond: Ratio = 1.05
+
+
 class CycleFile(StrictModel):
     """Keys of the file. `calibrate` is how a version's probabilities are fitted before it is gated."""
 
@@ -74,6 +82,7 @@ class CycleFile(StrictModel):
     data_gate: DataGate = DataGate()
     quality_gate: QualityGate = QualityGate()
     calibrate: Annotated[CalibrationKind | None, BeforeValidator(_nothing)] = "platt"
+    recalibrate: Recalibrate | None = None
     catalogue: Path | None = None
     sign_key: Path | None = None
     publish: Publish = Publish()
@@ -130,6 +139,11 @@ class Cycle:
         if training.init_from is not None:
             raise ValueError(f"{file.train}: init_from: is the cycle's to choose (start); leave it out")
         _check_realised(path, file, training)
+        if file.recalibrate is not None and file.recalibrate.days > windows.train.days:
+            raise ValueError(
+                f"{path}: recalibrate.days: {file.recalibrate.days}, and {file.train} trains on {windows.train.days}; "
+                "days before these are not gated, so write as many at most"
+            )
         join = None if file.join is None else JoinFile.from_yaml(file.join)
         if join is not None and str(training.data.path).rstrip("/") != join.out.rstrip("/"):
             raise ValueError(

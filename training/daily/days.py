@@ -12,7 +12,7 @@ from model.rollout.decisions import ACCEPT, DATA_GATE, DAY, QUARANTINE, Decision
 from model.rollout.journal import Entry, Journal
 from model.untrusted_files import open_regular, sha256_of
 from training.daily.cycle_file import Cycle
-from training.daily.gates import day_faults
+from training.daily.gates import day_faults, versions_of
 from training.daily.serving import WHO, Champion
 from training.data.files import LogFiles
 from training.data.moving.days import DAY as ONE_DAY
@@ -51,7 +51,7 @@ def gate_new_days(cycle: Cycle, journal: Journal, days: LoggedDays, champion: Ch
             decision=QUARANTINE if faults else ACCEPT,
             reasons=tuple(faults),
             figures={DAY: day.isoformat(), **figures},
-            versions={} if champion is None else {"champion": str(champion.version)},
+            versions=versions_of(champion),
             inputs=_inputs(days, day),
             who=WHO,
         )

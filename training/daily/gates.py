@@ -51,11 +51,20 @@ def day_faults(
     before: list[AnswerFigures] = []
     if champion is not None:
         answers = _figures(cycle, champion, table)
-        before = [_figures_of_day(cycle, champion, past, decisions) for past in accepted[-DAYS_BEFORE:]]
+        before = [figures_of_day(cycle, champion, past, decisions) for past in accepted[-DAYS_BEFORE:]]
     lost = lost_share(cycle, day)
     rules = cycle.file.data_gate
     rows_per_user = _rows_per_user(table, cycle.training.data.group_by)
     return faults_of_day(schema, own, window, lost, answers, before, rules, rows_per_user=rows_per_user)
+
+
+def versions_of(champion: Champion | None) -> dict[str, str]:
+    """What answered a day, as the journal names it: the version that serves, and its calibration where one was fitted
+    after its export."""
+    if champion is None:
+        return {}
+    generation = champion.scorer.calibration.generation
+    return {CHAMPION: str(champion.version)} | ({} if generation is None else {"calibration": generation})
 
 
 def gate_challenger(cycle: Cycle, run: Run, folder: Path, champions: Mapping[str, Scorer]) -> GateVerdict:
@@ -109,8 +118,8 @@ def _figures(cycle: Cycle, champion: Champion, table: pa.Table) -> AnswerFigures
     return figures_of_answers(answered.sums, answered.kinds)
 
 
-def _figures_of_day(cycle: Cycle, champion: Champion, day: date, decisions: Decisions) -> AnswerFigures:
-    """Figures of a version on an accepted day: those that the journal has of it, or made now."""
+def figures_of_day(cycle: Cycle, champion: Champion, day: date, decisions: Decisions) -> AnswerFigures:
+    """Figures of a version's answers on an accepted day: those that the journal has of it, or made now."""
     entry = decisions.gates.get(day)
     if entry is not None and _is_of(entry, champion):
         return read_figures(entry.figures[ANSWERS], f"the journal's entry on {day}")
@@ -118,7 +127,7 @@ def _figures_of_day(cycle: Cycle, champion: Champion, day: date, decisions: Deci
 
 
 def _is_of(entry: Entry, champion: Champion) -> bool:
-    is_own = entry.versions.get(CHAMPION) == str(champion.version) and entry.decision == ACCEPT
+    is_own = dict(entry.versions) == versions_of(champion) and entry.decision == ACCEPT
     return is_own and bool(entry.figures.get(ANSWERS))
 
 

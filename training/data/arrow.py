@@ -77,8 +77,8 @@ class LogColumns:
 
 
 class AbsentColumns:
-    """Columns that a file of a log may lack: a feature, which is null there, and the label of a task with a mask, with
-    its mask, whose rows do not count. Those in `required` every file has."""
+    """Columns that a file of a log may lack: features, and labels of tasks with a mask, with their masks. A feature is
+    null there, and rows without a label do not count. Those in `required` every file has."""
 
     def __init__(self, schema: FeedSchema, required: Sequence[str]) -> None:
         self._masks = {task.label: task.mask for task in schema.tasks if task.mask is not None}

@@ -93,8 +93,8 @@ class LogIndex(StrictModel):
         ]
 
     def content(self) -> str:
-        """A hash of what the splits were read from, independent of the files' place and times, and of files that have
-        none of their rows: days that come later."""
+        """A hash of what the splits were read from. It does not depend on the files' place and times, nor on files that
+        have none of their rows: days that come later."""
         parts = [
             f"{file.name} {file.size} {file.footer} {sorted(file.wanted.items())}"
             for file in self.files

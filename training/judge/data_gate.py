@@ -28,7 +28,7 @@ from training.tasks.learned import Floats, LearnedTask
 MIN_LABELS = 100
 DAYS_BEFORE = 7
 # Of a normal distribution, 95 % on both sides.
-_SURE = 1.96
+SURE = 1.96
 # Power of the NE ratio's limit for a day whose labels follow the answers still: users changed (make bench-gates).
 _SHIFT = 2
 # Slope of labels over answers below which they are no taste that changed: that has slopes above 0.
@@ -104,7 +104,7 @@ def faults_of_day(
         faults += [
             f"feature {name}: its values drifted from the window's, PSI {drift.value:.2f}, at most {settings.max_psi:g}"
             for name, drift in sorted(drifts.items(), key=lambda item: -item[1].value)
-            if drift.value - _SURE * drift.error > settings.max_psi
+            if drift.value - SURE * drift.error > settings.max_psi
         ]
         figures["label_rate_ratio"], of_rates = _rates(schema, day, window, settings.label_rate_ratio)
         faults += of_rates
@@ -184,7 +184,7 @@ def _faults_of_answers(answers: AnswerFigures, before: Sequence[AnswerFigures], 
         if constant > 0 and loss > 0 and own.constant_loss > 0 and own.loss > 0:
             error, usual = own.loss / own.constant_loss, loss / constant
             limit = settings.champion_ne_ratio ** (_SHIFT if _follow(own) else 1)
-            if math.log(error / usual) - _SURE * own.error > math.log(limit):
+            if math.log(error / usual) - SURE * own.error > math.log(limit):
                 faults.append(
                     f"task {task}: the serving version's NE is {error:.3f}, and {usual:.3f} on the days before; "
                     f"{limit:.3g} times as much may be"
@@ -199,13 +199,13 @@ def _follow(figures: TaskFigures) -> bool:
     """True where labels surely rise with an answer: what users like has changed, and not what labels are. Then the
     next version has to learn it, so that more is allowed."""
     slopes = [output.slope for output in figures.outputs.values() if output.slope is not None]
-    return any(slope - _SURE * error > 0 for slope, error in slopes)
+    return any(slope - SURE * error > 0 for slope, error in slopes)
 
 
 def _faults_of_output(
     output: str, own: OutputFigures, past: Sequence[OutputFigures], bounds: tuple[float, float]
 ) -> list[str]:
-    if own.slope is not None and own.slope[0] + _SURE * own.slope[1] < _AGAINST:
+    if own.slope is not None and own.slope[0] + SURE * own.slope[1] < _AGAINST:
         return [
             f"{output}: labels go against the serving version's answers (slope {own.slope[0]:.2f}); are they inverted, "
             "or another column's?"
@@ -213,7 +213,7 @@ def _faults_of_output(
     labels, answers = sum(day.labels for day in past), sum(day.answers for day in past)
     if not (labels > 0 and answers > 0 and own.labels > 0 and own.answers > 0):
         return []
-    ratio, usual, margin = own.answers / own.labels, answers / labels, math.exp(_SURE * own.error)
+    ratio, usual, margin = own.answers / own.labels, answers / labels, math.exp(SURE * own.error)
     if bounds[0] <= ratio / usual * margin and ratio / usual / margin <= bounds[1]:
         return []
     return [

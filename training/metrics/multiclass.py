@@ -75,11 +75,15 @@ def entropy_of_shares(counts_RC: Floats) -> Floats:
     return entropy_R
 
 
-def normalized_class_entropy(labels_N: Floats, probabilities_NC: Floats) -> float | None:
+def normalized_class_entropy(
+    labels_N: Floats, probabilities_NC: Floats, weights_N: Floats | None = None
+) -> float | None:
     """Log loss over that of the classes' shares, None where all labels are of one class."""
-    counts_C = np.bincount(labels_N.astype(np.int64), minlength=probabilities_NC.shape[1]).astype(np.float64)
+    classes = probabilities_NC.shape[1]
+    counts_C = np.bincount(labels_N.astype(np.int64), weights_N, minlength=classes).astype(np.float64)
     entropy = float(entropy_of_shares(counts_C[None])[0])
-    return float(class_entropies(labels_N, probabilities_NC).mean()) / entropy if entropy > 0 else None
+    loss = float(np.average(class_entropies(labels_N, probabilities_NC), weights=weights_N))
+    return loss / entropy if entropy > 0 else None
 
 
 def macro_auc(labels_N: Floats, probabilities_NC: Floats) -> float | None:

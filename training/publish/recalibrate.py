@@ -10,6 +10,7 @@ Shapes: B rows, N of them with an observed label, O outputs.
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from model.scorer.batch_scoring import score_requests
 from model.scorer.newest import take_newest_calibration
 from model.scorer.scorer import Scorer
 from model.tasks import Task
+from training.columns import floats
 from training.config import DataConfig
 from training.data.files import LogFiles
 from training.data.moving.days import DAY, LoggedDays, days_from
@@ -46,20 +48,32 @@ Array = NDArray[np.float64]
 
 log = logging.getLogger(__name__)
 
+# The join's column of row weights, 1 over the share of requests that the log keeps.
+WEIGHT = "_weight"
 # Rows that are answered at once.
 _ROWS = 8192
+
+
+class TooFewLabelsError(ValueError):
+    """No task has enough labels to calibrate by. The message says how many each has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Days:
     """Rows that a calibration is fitted on: `days` calendar days of a column, the last of which is `end`, without those
-    in `exclude`."""
+    in `exclude`. `weight` is the column of row weights. Without it joined rows count by the join's own."""
 
     days: int = 1
     end: date | Literal["latest"] = "latest"
     column: str = "date"
     timezone: str = "UTC"
     exclude: frozenset[date] = frozenset()
+    weight: str | None = None
+
+    def weight_of(self, logged: LoggedDays) -> str | None:
+        """The column of row weights, None where every row counts once."""
+        is_joined = logged.is_joined and logged.files.type_of(WEIGHT) is not None
+        return self.weight or (WEIGHT if is_joined else None)
 
     def kept(self, logged: LoggedDays) -> list[date]:
         """The days. Raises ValueError where all of them are left out."""
@@ -80,14 +94,15 @@ def recalibrate(
     kind: CalibrationKind | None = None,
     sign_key: SigningKey | None = None,
     even_if_judged: bool = False,
+    reasons: Sequence[str] = (),
     who: str = "recalibrate",
     now: datetime | None = None,
 ) -> Path:
     """Publish the next generation of a version's calibration, signed if a key is given, and return its folder.
 
     `kind` is of the maps of probabilities. By default it is the one that the version was exported with, else platt.
-    Raises ValueError for data that does not fit the version's schema, where no task has enough labels, and while the
-    version is judged (`refuse_judged`) unless `even_if_judged`."""
+    Raises ValueError for data that does not fit the version's schema, TooFewLabelsError where no task has enough
+    labels, and ValueError while the version is judged (`refuse_judged`) unless `even_if_judged`."""
     torch.set_num_threads(1)
     scorer = Scorer.load(version, engine="torchscript")
     if not even_if_judged:
@@ -96,20 +111,27 @@ def recalibrate(
         log.warning("%s", reason)
     logged = LoggedDays(LogFiles(data), rows.column, rows.timezone)
     days = rows.kept(logged)
-    table = _rows_of(scorer, data, rows, [logged.literal(day) for day in days])
+    weight = rows.weight_of(logged)
+    table = _rows_of(scorer, data, rows, [logged.literal(day) for day in days], weight)
+    weights_B = np.ones(table.num_rows) if weight is None else floats(table.column(weight))
+    if not weights_B.any():
+        raise ValueError(f"{data}: column '{weight}' (row weights): all {len(weights_B)} weights are 0")
     raw_BO = _raw_answers(scorer, table)
-    fitted, about = _fit(scorer, table, raw_BO, kind or _kind_of(scorer))
+    fitted, about = _fit(scorer, table, raw_BO, kind or _kind_of(scorer), weights_B)
     mappings = fitted.bound(scorer.schema)
     content = {
         "source": Path(str(data)).name,
-        "data_window": {"column": rows.column, "days": [str(day) for day in days]},
+        "data_window": {"column": rows.column, "days": [str(day) for day in days]} | (
+            {} if weight is None else {"weight": weight}
+        ),
         "rows": table.num_rows,
         "tasks": about,
-        "means": dict(zip(scorer.outputs, calibrated(raw_BO, mappings).mean(axis=0, dtype=np.float64).tolist(),
-                          strict=True)),
+        "means": dict(zip(scorer.outputs, np.average(calibrated(raw_BO, mappings).astype(np.float64), axis=0,
+                                                     weights=weights_B).tolist(), strict=True)),
     }  # fmt: skip
     final = publish_generation(scorer, fitted, content, sign_key)
-    _journal(scorer, final, about, content["data_window"], who, now or datetime.now(UTC))
+    figures = {"tasks": about, "data_window": content["data_window"]}
+    _journal(scorer, final.name, figures, reasons, who, now or datetime.now(UTC))
     log.info("published %s: %d rows of %s to %s", final, table.num_rows, days[0], days[-1])
     return final
 
@@ -132,7 +154,7 @@ def own_again(
     means = dict(zip(scorer.outputs, scorer.reference.means_O.tolist(), strict=True))
     content = {"source": "", "data_window": {}, "rows": 0, "tasks": {}, "means": means}
     final = publish_generation(scorer, own_calibration(scorer.artifact), content, sign_key)
-    _journal(scorer, final, {}, {}, who, now or datetime.now(UTC))
+    _journal(scorer, final.name, {"tasks": {}, "data_window": {}}, (), who, now or datetime.now(UTC))
     return final
 
 
@@ -149,9 +171,9 @@ def refuse_judged(version: Path) -> None:
         )
 
 
-def _rows_of(scorer: Scorer, data: Path | str, rows: Days, days: list[Any]) -> pa.Table:
+def _rows_of(scorer: Scorer, data: Path | str, rows: Days, days: list[Any], weight: str | None) -> pa.Table:
     split = SplitConfig(column=rows.column, train=days, validation=[], timezone=rows.timezone)
-    config = DataConfig(path=data, split=split)
+    config = DataConfig(path=data, split=split, weight=weight)
     return read_splits(config, scorer.schema, ("train",))["train"]
 
 
@@ -180,7 +202,7 @@ def _kind_of(scorer: Scorer) -> CalibrationKind:
 
 
 def _fit(
-    scorer: Scorer, table: pa.Table, raw_BO: NDArray[np.float32], kind: CalibrationKind
+    scorer: Scorer, table: pa.Table, raw_BO: NDArray[np.float32], kind: CalibrationKind, weights_B: Array
 ) -> tuple[Calibration, dict[str, Any]]:
     """Every task's map, and by task what it changes on these rows."""
     before_BO = calibrated(raw_BO, scorer.calibration.mappings).astype(np.float64)
@@ -189,11 +211,13 @@ def _fit(
     fitted = 0
     for task in scorer.schema.tasks:
         columns = scorer.schema.output_slices[task.name]
-        observed_B = observed_of(task, table)
+        observed_B = observed_of(task, table) & (weights_B > 0)
         labels_N = labels_of(task, table)[observed_B]
+        weights_N = weights_B[observed_B]
+        weights_N = weights_N / weights_N.mean() if len(weights_N) else weights_N
         raw_NO = raw_BO[observed_B, columns].astype(np.float64)
         try:
-            mapping = _map_of(scorer, task, kind, labels_N, raw_NO)
+            mapping = _map_of(scorer, task, kind, labels_N, raw_NO, weights_N)
         except (NotCalibratedError, NoLabelMeanError) as error:
             log.warning("task %s keeps its calibration: %s", task.name, error)
             about[task.name] = {"rows": len(labels_N), "kept": str(error)}
@@ -203,28 +227,30 @@ def _fit(
         after_NO = mapping(raw_NO if task.is_probability and len(task.outputs) > 1 else raw_NO[:, 0])
         about[task.name] = {
             "rows": len(labels_N),
-            "before": _measured(task, labels_N, before_BO[observed_B, columns]),
-            "after": _measured(task, labels_N, after_NO.reshape(len(labels_N), -1)),
+            "before": _measured(task, labels_N, before_BO[observed_B, columns], weights_N),
+            "after": _measured(task, labels_N, after_NO.reshape(len(labels_N), -1), weights_N),
         }
     if not fitted:
-        raise ValueError(
+        raise TooFewLabelsError(
             f"{scorer.artifact.path}: no task has enough labels in {table.num_rows} rows ("
             f"{'; '.join(one['kept'] for one in about.values())}); calibrate on more --days"
         )
     return Calibration(tasks=maps), about
 
 
-def _map_of(scorer: Scorer, task: Task, kind: CalibrationKind, labels_N: Array, raw_NO: Array) -> AnswerMap:
+def _map_of(
+    scorer: Scorer, task: Task, kind: CalibrationKind, labels_N: Array, raw_NO: Array, weights_N: Array
+) -> AnswerMap:
     own = learned(task, scorer.encoder.fitted.targets)
     if task.is_probability:
-        return own.fit_map(kind, labels_N, raw_NO)
-    return fit_label_mean(labels_N, raw_NO[:, 0], own.scale.upper)
+        return own.fit_map(kind, labels_N, raw_NO, weights_N)
+    return fit_label_mean(labels_N, raw_NO[:, 0], own.scale.upper, weights_N)
 
 
-def _measured(task: Task, labels_N: Array, answers_NO: Array) -> dict[str, Any]:
+def _measured(task: Task, labels_N: Array, answers_NO: Array, weights_N: Array) -> dict[str, Any]:
     if task.is_probability:
-        return learned(task).calibration_of(labels_N, answers_NO)
-    return {"calibration_ratio": float(answers_NO.sum() / labels_N.sum())}
+        return learned(task).calibration_of(labels_N, answers_NO, weights_N)
+    return {"calibration_ratio": float(weights_N @ answers_NO[:, 0] / (weights_N @ labels_N))}
 
 
 def publish_generation(
@@ -265,28 +291,33 @@ def _golden_answers(scorer: Scorer, fitted: Calibration) -> list[dict[str, list[
     return [dict(zip(scorer.outputs, answers_NO.T.tolist(), strict=True)) for answers_NO in answers]
 
 
+def note_found_generations(scorer: Scorer, who: str, now: datetime) -> None:
+    """Enter generations that the journal does not know: their job was killed before its line."""
+    _journal(scorer, None, {}, (), who, now)
+
+
 def _journal(
-    scorer: Scorer, final: Path, about: dict[str, Any], window: dict[str, Any], who: str, now: datetime
+    scorer: Scorer, published: str | None, figures: dict[str, Any], reasons: Sequence[str], who: str, now: datetime
 ) -> None:
-    """A line for this generation, and one for each that a job published and was killed before its line."""
+    """A line for the generation that was published now, and one for each that the journal does not know."""
     journal = Journal(scorer.artifact.path.parent)
     known = {
         (entry.versions.get("version"), entry.versions.get("calibration"))
         for entry in journal.read().entries
         if entry.step == RECALIBRATE
     }
-    for generation in map(str, generations(final.parent)):
-        versions = {"version": scorer.version, "calibration": generation}
-        is_own = generation == final.name
+    for generation in map(str, generations(folder_of(scorer.artifact))):
         if (scorer.version, generation) in known:
             continue
+        is_own = generation == published
         journal.append(
             Entry(
                 time=now,
                 step=RECALIBRATE,
                 decision=PUBLISHED if is_own else FOUND,
-                figures={"tasks": about, "data_window": window} if is_own else {},
-                versions=versions,
+                reasons=tuple(reasons) if is_own else (),
+                figures=figures if is_own else {},
+                versions={"version": scorer.version, "calibration": generation},
                 who=who,
             )
         )

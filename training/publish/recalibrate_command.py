@@ -15,6 +15,7 @@ def add_arguments(add: Callable[..., argparse.Action]) -> None:
     add("--exclude", action="append", default=[], metavar="DAY", help="leave a day out; may be given again")
     add("--column", default="date", help="the column of days (default date)")
     add("--timezone", default="UTC", help="whose days they are, in a column of timestamps (default UTC)")
+    add("--weight", metavar="COLUMN", help="row weights (default: of joined rows _weight, else every row counts once)")
     add("--kind", choices=["isotonic", "platt"], help="of the maps of probabilities (default: as exported, else platt)")
     add("--even-if-judged", action="store_true", help="although the version is judged as, or against, a canary")
     add("--undo", action="store_true", help="publish the calibration that the version was exported with again")
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
         return
     end = options.end if options.end == "latest" else _day_of("--end", options.end)
     exclude = frozenset(_day_of("--exclude", day) for day in options.exclude)
-    rows = Days(options.days, end, options.column, options.timezone, exclude)
+    rows = Days(options.days, end, options.column, options.timezone, exclude, options.weight)
     print(
         recalibrate(
             options.version,

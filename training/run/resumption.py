@@ -28,8 +28,8 @@ Difference = tuple[str, Any, Any]
 
 
 def with_windows_of_run(config: TrainingConfig) -> TrainingConfig:
-    """The training file with its windows of days resolved: as the run in its output folder has them where there is one
-    of the same windows, by the data of now where there is none."""
+    """The training file with its windows of days resolved. A run of the same windows in its output folder says them,
+    without one the data of now does."""
     split = config.data.split
     if not isinstance(split, MovingWindows) or not (config.output / CONFIG).is_file():
         return with_windows(config)

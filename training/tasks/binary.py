@@ -113,20 +113,26 @@ class LearnedBinary(LearnedTask):
         metrics = ("normalized_entropy", "auc", "gauc", "calibration_ratio")
         return [[f"{measured['positives']:,}", *(measured[metric] for metric in metrics)]]
 
-    def fit_map(self, kind: CalibrationKind, labels_N: Floats, answers_NO: Floats) -> ProbabilityMap:
+    def fit_map(
+        self, kind: CalibrationKind, labels_N: Floats, answers_NO: Floats, weights_N: Floats | None = None
+    ) -> ProbabilityMap:
         """By the kind that was chosen."""
         fit = fit_isotonic if kind == "isotonic" else fit_platt
-        return fit(labels_N, answers_NO[:, 0], self.impressions(labels_N))
+        return fit(labels_N, answers_NO[:, 0], self._impressions(labels_N, weights_N))
 
-    def calibration_of(self, labels_N: Floats, answers_NO: Floats) -> dict[str, Any]:
+    def calibration_of(self, labels_N: Floats, answers_NO: Floats, weights_N: Floats | None = None) -> dict[str, Any]:
         """Of all impressions, those of dropped negatives too."""
-        found = (labels_N, answers_NO[:, 0], self.impressions(labels_N))
+        found = (labels_N, answers_NO[:, 0], self._impressions(labels_N, weights_N))
         return {"normalized_entropy": normalized_entropy(*found), "calibration_ratio": calibration_ratio(*found)}
 
     def impressions(self, labels_N: Floats) -> Floats:
         """More than 1 of a negative, where a log has a share of them."""
         assert isinstance(self.task, BinaryTask)
         return np.where(labels_N == 0, 1 / self.task.negative_sampling_rate, 1.0)
+
+    def _impressions(self, labels_N: Floats, weights_N: Floats | None) -> Floats:
+        impressions_N = self.impressions(labels_N)
+        return impressions_N if weights_N is None else impressions_N * weights_N
 
     @property
     def tree_objective(self) -> dict[str, str | int]:

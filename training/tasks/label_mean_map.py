@@ -37,12 +37,13 @@ class NoLabelMeanError(ValueError):
     """The labels are too few to fit a map. The message says why."""
 
 
-def fit_label_mean(labels_N: Array, answers_N: Array, upper: float) -> LabelMean:
+def fit_label_mean(labels_N: Array, answers_N: Array, upper: float, weights_N: Array | None = None) -> LabelMean:
     """The map of answers to means of labels, as far as these are not above the bound. Raises NoLabelMeanError."""
+    weights_N = np.ones(len(labels_N)) if weights_N is None else weights_N
     _check(labels_N)
     # A label that is absurd (1e30 for an unknown one) counts as the bound, which is robust against such.
     labels_N = np.minimum(labels_N, upper)
-    rows_K, answer_K, label_K = _binned(labels_N, answers_N)
+    rows_K, answer_K, label_K = _binned(labels_N, answers_N, weights_N)
     starts = isotonic_regression(label_K / rows_K, weights=rows_K).blocks[:-1]
     rows_B, answer_B, label_B = (np.add.reduceat(sums_K, starts) for sums_K in (rows_K, answer_K, label_K))
     mean_B = label_B / rows_B
@@ -53,7 +54,7 @@ def fit_label_mean(labels_N: Array, answers_N: Array, upper: float) -> LabelMean
     inputs = tuple((answer_B / rows_B)[is_point_B].tolist())
     outputs_B = mean_B[is_point_B]
     unscaled = LabelMean(kind="label_mean", inputs=inputs, outputs=tuple(outputs_B.tolist()), upper=upper)
-    outputs = tuple((outputs_B * (labels_N.sum() / unscaled(answers_N).sum())).tolist())
+    outputs = tuple((outputs_B * (weights_N @ labels_N / (weights_N @ unscaled(answers_N)))).tolist())
     return LabelMean(kind="label_mean", inputs=inputs, outputs=outputs, upper=upper)
 
 
@@ -79,13 +80,14 @@ def _folds(groups_N: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
     yield from (fold_N == fold for fold in range(FOLDS))
 
 
-def _binned(labels_N: Array, answers_N: Array) -> tuple[Array, Array, Array]:
-    """Rows, sum of answers and sum of labels of each bin, by ascending answers."""
+def _binned(labels_N: Array, answers_N: Array, weights_N: Array) -> tuple[Array, Array, Array]:
+    """Weight of the rows, sum of answers and sum of labels of each bin, by ascending answers."""
     order = np.argsort(answers_N, kind="stable")
     bins = max(1, min(MOST_BINS, len(order) // BIN_ROWS))
     sums: list[list[float]] = []
     for rows in np.array_split(order, bins):
-        one = [float(len(rows)), float(answers_N[rows].sum()), float(labels_N[rows].sum())]
+        own_N = weights_N[rows]
+        one = [float(own_N.sum()), float(own_N @ answers_N[rows]), float(own_N @ labels_N[rows])]
         if sums and one[1] / one[0] <= BINS_APART * sums[-1][1] / sums[-1][0]:
             sums[-1] = [before + more for before, more in zip(sums[-1], one, strict=True)]
         else:

@@ -137,11 +137,14 @@ class LearnedTask(ABC):
     def table_rows(measured: dict[str, Any]) -> list[list[Any]]:
         """Rows of an evaluation's table: words and metrics with their intervals."""
 
-    def fit_map(self, kind: CalibrationKind, labels_N: Floats, answers_NO: Floats) -> ProbabilityMap:
-        """The map that calibrates probabilities, of a kind that answers them. Raises NotCalibratedError."""
+    def fit_map(
+        self, kind: CalibrationKind, labels_N: Floats, answers_NO: Floats, weights_N: Floats | None = None
+    ) -> ProbabilityMap:
+        """The map that calibrates probabilities, of a kind that answers them. Weights of rows are above 0, with mean 1.
+        Raises NotCalibratedError."""
         raise NotImplementedError
 
-    def calibration_of(self, labels_N: Floats, answers_NO: Floats) -> dict[str, Any]:
+    def calibration_of(self, labels_N: Floats, answers_NO: Floats, weights_N: Floats | None = None) -> dict[str, Any]:
         """Normalized entropy and calibration ratios of probabilities, of a kind that answers them."""
         raise NotImplementedError
 

@@ -153,16 +153,19 @@ class LearnedMulticlass(LearnedTask):
         ]
         return [whole, *of_classes]
 
-    def fit_map(self, kind: CalibrationKind, labels_N: Floats, answers_NO: Floats) -> ProbabilityMap:
+    def fit_map(
+        self, kind: CalibrationKind, labels_N: Floats, answers_NO: Floats, weights_N: Floats | None = None
+    ) -> ProbabilityMap:
         """One slope and an intercept a class, whichever kind was chosen for binary tasks."""
-        return fit_bias_corrected_temperature(labels_N, answers_NO)
+        return fit_bias_corrected_temperature(labels_N, answers_NO, weights_N)
 
-    def calibration_of(self, labels_N: Floats, answers_NO: Floats) -> dict[str, Any]:
+    def calibration_of(self, labels_N: Floats, answers_NO: Floats, weights_N: Floats | None = None) -> dict[str, Any]:
         """Normalized entropy, and each class's calibration ratio."""
         ratios = {
-            name: calibration_ratio(labels_N == index, answers_NO[:, index]) for index, name in enumerate(self.classes)
+            name: calibration_ratio(labels_N == index, answers_NO[:, index], weights_N)
+            for index, name in enumerate(self.classes)
         }
-        entropy = normalized_class_entropy(labels_N, answers_NO) if len(labels_N) else None
+        entropy = normalized_class_entropy(labels_N, answers_NO, weights_N) if len(labels_N) else None
         return {"normalized_entropy": entropy, "calibration_ratio": ratios}
 
     @property

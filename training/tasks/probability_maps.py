@@ -49,7 +49,9 @@ def fit_platt(labels_N: Array, probability_N: Array, weights_N: Array) -> Platt:
     return Platt(kind="platt", slope=slope, intercept=intercept)
 
 
-def fit_bias_corrected_temperature(labels_N: Array, probabilities_NC: Array) -> BiasCorrectedTemperature:
+def fit_bias_corrected_temperature(
+    labels_N: Array, probabilities_NC: Array, weights_N: Array | None = None
+) -> BiasCorrectedTemperature:
     """The maximum-likelihood slope and intercepts on the logarithms. Raises NotCalibratedError.
 
     Where the likelihood is largest each class's probabilities sum to its labels."""
@@ -62,14 +64,15 @@ def fit_bias_corrected_temperature(labels_N: Array, probabilities_NC: Array) -> 
             f"{MIN_ROWS} are needed, {MIN_OF_EACH_CLASS} of each class"
         )
     logs_NC = np.log(np.maximum(probabilities_NC, FLOOR))
+    share_N = np.full(len(labels_N), 1 / len(labels_N)) if weights_N is None else weights_N / weights_N.sum()
 
     def loss(parameters: Array) -> tuple[float, Array]:
         slope = np.exp(parameters[0])
         # The first intercept is 0: one number more on all of them changes no probability.
         values_NC = log_softmax(slope * logs_NC + np.append(0.0, parameters[1:]), axis=1)
-        error_NC = (np.exp(values_NC) - is_own_NC) / len(labels_N)
+        error_NC = (np.exp(values_NC) - is_own_NC) * share_N[:, None]
         gradient = np.append((error_NC * logs_NC).sum() * slope, error_NC.sum(axis=0)[1:])
-        return float(-(values_NC * is_own_NC).sum() / len(labels_N)), gradient
+        return float(-(share_N @ (values_NC * is_own_NC).sum(axis=1))), gradient
 
     found = minimize(loss, np.zeros(classes), jac=True, method="BFGS", options={"gtol": 1e-10})
     slope = float(np.exp(found.x[0]))

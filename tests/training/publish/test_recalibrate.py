@@ -126,6 +126,44 @@ def test_jobs_answer_by_the_newest_generation_that_verifies(
     assert json.loads((tmp_path / "scores" / "_scored.json").read_text())["calibration"] == "1"
 
 
+def test_rows_count_by_their_weights(version: Path, tmp_path: Path) -> None:
+    day = write_days(tmp_path / "data")
+    times = np.random.default_rng(5).integers(1, 3, day.num_rows)  # so few that both are one bin of label_mean_map
+    folders = []
+    for name, table in (
+        ("weighted", day.append_column("shown", pa.array(0.5 * times))),
+        ("repeated", day.take(np.repeat(np.arange(day.num_rows), times))),
+    ):
+        place = tmp_path / name / "date=20240306"
+        place.mkdir(parents=True)
+        pq.write_table(table, place / "part.parquet")
+        folders.append(recalibrate(version, tmp_path / name, Days(weight="shown" if name == "weighted" else None)))
+    weighted, repeated = (json.loads((folder / CALIBRATION).read_text())["tasks"] for folder in folders)
+    # Sums in another order, and a likelihood that ends at a gradient of 1e-10.
+    for task, key in (("click", "slope"), ("click", "intercept"), ("watch", "inputs"), ("watch", "outputs")):
+        assert weighted[task][key] == pytest.approx(repeated[task][key], rel=1e-6)
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
+    assert manifests[0]["data_window"] == {"column": "date", "days": ["2024-03-06"], "weight": "shown"}
+    assert manifests[0]["means"] == pytest.approx(manifests[1]["means"], rel=1e-6)
+    answers, clicks = answers_of(Scorer.load(version), day)["click"], day["is_click"].to_numpy()
+    before = manifests[0]["tasks"]["click"]["before"]["calibration_ratio"]
+    assert before == pytest.approx((times @ answers) / (times @ clicks), rel=1e-5)  # float32 answers
+
+
+def test_joined_rows_count_by_the_weights_of_the_join(version: Path, tmp_path: Path) -> None:
+    day = write_days(tmp_path / "data")
+    day = day.append_column("_weight", pa.array(np.linspace(1, 5, day.num_rows)))
+    folder = tmp_path / "joined" / "date=20240306"
+    folder.mkdir(parents=True)
+    for hour in range(24):
+        pq.write_table(day if hour == 20 else day.slice(0, 0), folder / f"20240306T{hour:02}.parquet")
+    generation = recalibrate(version, tmp_path / "joined", Days())
+    manifest = json.loads((generation / "manifest.json").read_text())
+    assert manifest["data_window"]["weight"] == "_weight"
+    answers, weights = answers_of(taken(version), day)["click"], day["_weight"].to_numpy()
+    assert manifest["means"]["click"] == pytest.approx(np.average(answers, weights=weights), rel=1e-5)  # float32
+
+
 def test_days_that_are_left_out_are_not_read(version: Path, tmp_path: Path) -> None:
     write_days(tmp_path / "data")
     folder = recalibrate(version, tmp_path / "data", Days(days=2, exclude=frozenset({date(2024, 3, 6)})))

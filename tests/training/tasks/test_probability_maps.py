@@ -41,6 +41,15 @@ def test_what_was_done_to_probabilities_is_undone() -> None:
     assert found.slope == pytest.approx(0.5, abs=0.06)
 
 
+def test_a_row_of_weight_three_is_three_rows() -> None:
+    labels, probabilities = overconfident(3)
+    times = np.random.default_rng(5).integers(1, 4, len(labels))
+    repeated = fit_bias_corrected_temperature(np.repeat(labels, times), np.repeat(probabilities, times, axis=0))
+    found = fit_bias_corrected_temperature(labels, probabilities, times / times.mean())
+    # Two optimisations of one convex function, each ended at a gradient of 1e-10.
+    np.testing.assert_allclose(found(probabilities), repeated(probabilities), atol=1e-6)
+
+
 def test_too_few_labels_are_said() -> None:
     labels, probabilities = overconfident(3)
     labels[labels == 1] = 0
