@@ -52,7 +52,7 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
     rows = len(question.ids)
     request, columns = read_features(question, encoder)
     candidates = encoder.encode("candidate", columns, rows, as_served=True)
-    served = ServedModel("reference", scorer, ValueModels.built_in(scorer.domain), metrics)
+    served = ServedModel("reference", scorer, ValueModels.built_in(scorer.domain), None, metrics)
     encoded = EncodedRequest("bench", served, DEFAULT, question, columns, request, candidates, len(body))
     scored = scorer.score(request, candidates)
 

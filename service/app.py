@@ -42,7 +42,7 @@ from service.http.protocol import SHED, GuardedProtocol
 from service.http.scoring_protocol import DIRECT
 from service.http.shedding import Shedding
 from service.http.tracing import Tracing
-from service.logs import event_log, impression_log, shipper
+from service.logs import event_log, impression_log, shipper, state_store
 from service.metrics.metrics import EVENTS, INFER, RANK, Metrics
 from service.models.admin import admin_routes
 from service.models.store import ModelStore, not_ready
@@ -52,6 +52,8 @@ from service.process.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.process.signals import reload_on_hangup
 from service.responder import Responder
 from service.settings import Settings
+from service.state.lookups import Lookups
+from service.state.users import Users
 from service.watch.drift import Drift
 from service.watch.shadow import ShadowScoring
 from service.watch.status_page import StatusPage
@@ -85,6 +87,11 @@ class Service:
             engine=settings.engine,
             verify_key=settings.verify_key,
         )
+        self.state = state_store(settings)
+        self.lookups = None
+        if self.state is not None:
+            self.lookups = Lookups(self.state, settings.state_timeout_ms / 1000, self.metrics.state)
+        users = Users(self.store, self.lookups, self.metrics.state)
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
         self.responder = Responder(
             Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates),
@@ -93,6 +100,7 @@ class Service:
             settings.max_body_bytes,
             settings.body_seconds,
             lambda: self.is_draining,
+            users,
         )
         self.metrics.work = lambda: self.responder.admission.in_flight
         self.impressions = impression_log(settings, self.metrics, self.clock)
@@ -119,6 +127,7 @@ class Service:
             self.drift,
             settings.max_candidates,
             settings.unknown_candidates,
+            users,
         )
         self.status = StatusPage(
             self.metrics, self.store.entries, self.store.journal, lambda: self.unready_reason, self._file_errors
@@ -166,7 +175,9 @@ class Service:
         self.store.start()
         tasks = [asyncio.create_task(task) for task in self._tasks()]
         parts = [
-            one for one in (self.impressions, self.event_log, self.shipper, self.shadow, self.drift) if one is not None
+            one
+            for one in (self.impressions, self.event_log, self.shipper, self.shadow, self.drift, self.lookups)
+            if one is not None
         ]
         for part in parts:
             part.start()

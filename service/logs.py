@@ -1,6 +1,6 @@
-"""The logs that settings switch on: impressions, events, and their shipping.
+"""What settings switch on: the logs of impressions and events, their shipping, the store of users' state.
 
-In: the settings of a service. Out: each log, or None.
+In: the settings of a service. Out: each of them, or None.
 """
 
 from pathlib import Path
@@ -13,6 +13,8 @@ from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import Metrics
 from service.settings import Settings
 from service.ship.shipper import Log, Shipper
+from service.state.store import Store
+from service.state.stores import open_store
 
 
 def impression_log(settings: Settings, metrics: Metrics, clock: Clock) -> ImpressionLog | None:
@@ -47,6 +49,12 @@ def event_log(settings: Settings, metrics: Metrics, clock: Clock) -> EventLog | 
         sync_seconds=settings.event_log_sync_seconds,
         is_shipped=settings.ship is not None,
     )
+
+
+def state_store(settings: Settings) -> Store | None:
+    """The store of users' state. Raises ValueError where it can never be one."""
+    url = settings.state_url
+    return None if url is None else open_store(url, settings.state_timeout_ms / 1000)
 
 
 def shipper(settings: Settings, metrics: Metrics) -> Shipper | None:

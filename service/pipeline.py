@@ -1,15 +1,17 @@
-"""A scoring request from its bytes to the bytes of its answer: read, choose the model, encode, score, hand on, write.
+"""A scoring request from its bytes to those of its answer: read, hydrate, choose, encode, score, hand on, write.
 
 In: the body of POST /v1/rank, in a scoring thread. Out: the answer, or a Problem. /v2 reads and writes another form and
-takes the same steps between. A request has one user and many candidates. User and context are computed once.
+takes the same steps between. A request has one user and many candidates. User and context are computed once. Where the
+model has state of users, a request whose look-up has not ended leaves its thread, and goes on when that has.
 
 Shapes: N candidates, O outputs.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +26,7 @@ from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import Metrics
 from service.models.canary import Sender
 from service.models.store import ModelStore
-from service.models.version import ServedModel
+from service.models.version import ServedModel, StatefulModel
 from service.rank.answer import Reply, write
 from service.rank.catalogue import UnknownCandidates, named_candidates
 from service.rank.explain import Explanation, explain
@@ -32,13 +34,23 @@ from service.rank.question import Question, read_features
 from service.rank.read import read_question
 from service.rank.scored_request import EncodedRequest, ScoredRequest
 from service.rank.strict import check_strict
+from service.state.lookups import Lookup
+from service.state.users import FoundUser, Users
 from service.watch.drift import Drift
 from service.watch.shadow import ShadowScoring
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
+
+class Waiting(NamedTuple):
+    """A request that waits for a look-up of its user. `resume` answers it then, in a scoring thread."""
+
+    lookup: Lookup
+    resume: Callable[[], Reply]
+
+
 # The body, what is known of the request, and its deadline in seconds of time.perf_counter.
-Answer = Callable[[bytes, RequestRecord, float | None], Reply]
+Answer = Callable[[bytes, RequestRecord, float | None], Reply | Waiting]
 
 _log = FieldLogger()
 
@@ -54,16 +66,55 @@ class Ranking:
     drift: Drift
     max_candidates: int
     unknown_candidates: UnknownCandidates
+    users: Users
 
-    def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
+    def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> Reply | Waiting:
         """The answer's body. Runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
         question = read_question(body, self.max_candidates, record)
+        model = self.store.stateful_model(question.options.model)
+        scored = partial(self._answer, question, len(body), record, deadline)
+        return self.hydrate(model, question.user, scored, record, deadline)
+
+    def hydrate(
+        self,
+        model: StatefulModel | None,
+        user: Mapping[str, Any],
+        then: Callable[[FoundUser | None], Reply],
+        record: RequestRecord,
+        deadline: float | None,
+    ) -> Reply | Waiting:
+        """What `then` answers to a request with its user, None of a model without state: now, where the look-up of the
+        user has ended. Raises Problem 422 for a faulty key."""
+        if model is None:
+            return then(None)
+        found = self.users.find(model, user, record.lookup, deadline)
+        if found.has_ended:
+            return then(found)
+        assert found.lookup is not None, "without one there is no waiting"
+        return Waiting(found.lookup, partial(then, found))
+
+    def _answer(
+        self,
+        question: Question,
+        body_bytes: int,
+        record: RequestRecord,
+        deadline: float | None,
+        found: FoundUser | None,
+    ) -> Reply:
         options = question.options
-        sender = Sender(record.request_id, partial(user_of, question.user))
+        user_by = partial(user_of, question.user) if found is None else lambda _: found.key
+        if found is not None:
+            merged, hydrated = found.hydrated(question.user)
+            question = question._replace(user=merged, hydrated=hydrated)
         model, value_model = self.choose(
-            options.model, options.version_name, options.value_model, "value_model", sender, record
+            options.model,
+            options.version_name,
+            options.value_model,
+            "value_model",
+            Sender(record.request_id, user_by),
+            record,
         )
-        encoded = self._encode(question, model, value_model, len(body), record)
+        encoded = self._encode(question, model, value_model, body_bytes, record)
         scored = self.score(encoded, record, deadline)
         explanation = _explanation(scored, record) if options.explain else None
         self.hand_on(scored, record)
@@ -97,6 +148,7 @@ class Ranking:
         for faulty values, for what a strict question leaves out, and for candidates that nothing describes."""
         record.count_candidates(len(question.ids))
         request, columns = read_features(question, model.scorer.encoder)
+        self.users.count_refused(model.name, question.hydrated)
         candidates: Encoded | NamedCandidates | None
         candidates = named = named_candidates(model, question, columns, self.unknown_candidates)
         if question.options.strict:

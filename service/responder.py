@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect
@@ -19,10 +20,11 @@ from service.http.admission import Admission, busy
 from service.http.body import read_body_in_time
 from service.http.content_encoding import encoding_of, size_of, unpacked
 from service.http.middleware import draining, header, record_of, send_disconnected, send_problem
-from service.metrics.metrics import Metrics
-from service.pipeline import TIMEOUT_HEADER, Answer, check_deadline, deadline_passed
-from service.process.scoring_threads import ScoringThreads
+from service.metrics.metrics import RANK, Metrics
+from service.pipeline import TIMEOUT_HEADER, Answer, Waiting, check_deadline, deadline_passed
+from service.process.scoring_threads import Job, ScoringThreads
 from service.rank.answer import Reply
+from service.state.users import Users
 
 # Of a request that was admitted.
 Outcome = Reply | BaseException
@@ -45,6 +47,7 @@ class Responder:
     max_body_bytes: int
     body_seconds: float
     is_draining: Callable[[], bool]
+    users: Users
 
     async def respond(self, scope: Scope, receive: Receive, send: Send, answer: Answer) -> None:
         """Read the body of a scoring request, have it answered in a scoring thread, send that or the problem."""
@@ -99,26 +102,52 @@ class Responder:
         ticket = record.ticket = self.admission.admit(len(body) if encoding is None else None)
         submitted = record.submitted = time.perf_counter()
         timer: asyncio.TimerHandle | None = None
+        job: Job
+        if encoding is None and record.endpoint == RANK:
+            record.lookup = self.users.guess_lookup(body, deadline)
 
-        def run() -> Reply:
+        def run() -> Reply | Waiting:
             begun = record.begun = time.perf_counter()
             self.metrics.queue_seconds.observe_soon(begun - submitted)
             check_deadline(deadline)
             if encoding is None:
-                reply = answer(body, record, deadline)
-            else:
-                plain = unpacked(body, encoding, self.max_body_bytes)
-                ticket.size = len(plain)
-                reply = answer(plain, record, deadline)
+                return finished(answer(body, record, deadline), begun)
+            plain = unpacked(body, encoding, self.max_body_bytes)
+            ticket.size = len(plain)
+            return finished(answer(plain, record, deadline), begun)
+
+        def finished(reply: Reply | Waiting, begun: float) -> Reply | Waiting:
             record.scored = time.perf_counter()
-            ticket.scored(record.scored - begun)
+            if isinstance(reply, Reply):
+                ticket.scored(record.scored - begun)
             return reply
 
-        def settle(reply: Reply, error: BaseException | None) -> None:
+        def resume(waiting: Waiting, spent: float) -> Reply | Waiting:
+            begun = time.perf_counter() - spent
+            check_deadline(deadline)
+            return finished(waiting.resume(), begun)
+
+        def go_on(waiting: Waiting, spent: float) -> None:
+            nonlocal job
+            if job.is_cancelled:
+                return
+            try:
+                job = self.threads.submit(partial(resume, waiting, spent), settle)
+            except RuntimeError as error:  # the threads have ended
+                end(error)
+
+        def settle(reply: Reply | Waiting, error: BaseException | None) -> None:
+            if isinstance(reply, Waiting):
+                spent = (record.scored or 0.0) - (record.begun or 0.0)
+                self.users.lookups.call_at_end(reply.lookup, partial(go_on, reply, spent))
+            else:
+                end(reply if error is None else error)
+
+        def end(outcome: Outcome) -> None:
             ticket.release()
             if timer is not None:
                 timer.cancel()
-            done(reply if error is None else error)
+            done(outcome)
 
         def stop_waiting() -> None:
             job.cancel()

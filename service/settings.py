@@ -17,6 +17,7 @@ from model.user import read_user_hash_key
 from service.base.replaced_clock import ReplacedClock, is_loopback
 from service.http.certificates import Certificates
 from service.http.keys import KeyFile
+from service.state.store import check_url, read_url_file
 
 PREFIX = "FEEDRANK_"
 
@@ -88,6 +89,15 @@ class Settings(BaseModel):
         description="file or loopback URL that gives one RFC 3339 time, for simulations on one host: the time of "
         "impressions, events and watermarks in place of the system's",
     )
+    state: str | None = Field(
+        None,
+        description="URL of the store of users' state, sqlite:///FILE or redis://HOST:PORT/0; one with a password goes "
+        "into the variable or --state-file",
+    )
+    state_file: Path | None = Field(None, description="file whose first line is the URL, in place of --state")
+    state_timeout_ms: float = Field(
+        10.0, gt=0, le=10_000, description="milliseconds that a look-up of a user may take; beyond, defaults are taken"
+    )
     otlp_endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^\s/@]+(/[^\s]*)?$",
@@ -120,6 +130,11 @@ class Settings(BaseModel):
         description="most memory of all unfinished requests in a worker, in bytes",
     )
     keep_alive_seconds: int = Field(75, ge=1, description="seconds after which an idle connection is closed")
+
+    @property
+    def state_url(self) -> str | None:
+        """URL of the state store, None where there is none. Raises ValueError where its file cannot be read."""
+        return self.state if self.state_file is None else read_url_file(self.state_file)
 
     @property
     def scoring_threads(self) -> int:
@@ -177,12 +192,16 @@ def _check_files(settings: Settings) -> None:
         TrustedKeys(settings.verify_key)
     if settings.user_hash_key is not None:
         read_user_hash_key(settings.user_hash_key)
+    if settings.state is not None and settings.state_file is not None:
+        raise ValueError("--state and --state-file: both say where the state store is; give one")
+    if settings.state_url is not None:
+        check_url(settings.state_url)
     if settings.ship is not None:
         if settings.impression_log is None and settings.event_log is None:
             raise ValueError("--ship needs --impression-log or --event-log; it copies their files")
-        from service.ship.destination import check_url  # the clients of stores are seldom needed
+        from service.ship.destination import check_url as check_destination  # its clients are seldom needed
 
-        check_url(settings.ship)
+        check_destination(settings.ship)
     if settings.clock is not None:
         if not is_loopback(settings.host):
             raise ValueError("--clock needs a loopback --host; it is for simulations on one host alone")

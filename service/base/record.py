@@ -39,6 +39,8 @@ class RequestRecord:
     calibration: str | None = None
     candidates: int | None = None
     ticket: Ticket | None = None
+    # The look-up of the user (service/state/lookups.py), begun before the body is parsed.
+    lookup: object = None
     # The trace that the client's traceparent names, or the one that was begun here.
     trace_id: str | None = None
     # Handed to the scoring threads, taken up by one, answered by it, all on the clock of `started`.

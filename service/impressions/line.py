@@ -30,7 +30,7 @@ import orjson
 import xxhash
 from numpy.typing import NDArray
 
-from model.user import user_hash, user_of
+from model.user import user_hash
 from service.base.clock import rfc3339
 from service.rank.scored_request import ReceivedRequest, ScoredRequest
 
@@ -78,7 +78,7 @@ class Impression(NamedTuple):
         return cls(
             encoded.head,
             answers.calibration,
-            user_of(received.user, scorer.manifest.user),
+            encoded.user,
             encoded.catalogue_generation,
             received,
             scorer.outputs,

@@ -89,7 +89,7 @@ class ImpressionLog(LogWriter[Impression]):
         knows their user are refused and counted where there is no key for its hash."""
         if not falls_within(record.request_id, self._settings.share, IMPRESSION_SEED):
             return
-        if self._settings.user_hash_key is None and request.encoded.model.scorer.manifest.user is not None:
+        if self._settings.user_hash_key is None and request.encoded.model.user is not None:
             self._count_taken()
             self._losses.count("no_key", 1, _NO_KEY)
         else:

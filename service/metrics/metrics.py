@@ -32,6 +32,7 @@ from service.metrics.process_counters import LOG_LINES_DROPPED, WORKER_RESTARTS
 from service.metrics.shadow_metrics import ShadowMetrics
 from service.metrics.shared_files import free_bytes
 from service.metrics.ship_metrics import ShipMetrics
+from service.metrics.state_metrics import StateMetrics
 
 RANK = "/v1/rank"
 INFER = "/v2/models/{name}/infer"
@@ -88,6 +89,8 @@ LOAD_RESULTS = (
     "calibration_refused",
     "labels_ready",
     "labels_refused",
+    "state_ready",
+    "state_refused",
 )
 # Files that are of no single model. A model's are its version, labels, value_models and catalogue.
 COMMON_FILES = ("models", "keys", "tls")
@@ -293,8 +296,10 @@ class Metrics(Families):
         self.loop = LoopMetrics(self.registry)
         self.connections = ConnectionMetrics(self.registry)
         self.ship = ShipMetrics(self.registry)
+        self.state = StateMetrics(self.registry)
         self.drift = DriftWindows(self.registry, is_shared=self._folder is not None)
         self._histograms = [metric for metric in vars(self).values() if isinstance(metric, BatchedHistogram)]
+        self._histograms.append(self.state.seconds)
         self._of_versions = (
             self.model_requests,
             self.info,

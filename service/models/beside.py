@@ -1,4 +1,4 @@
-"""The files beside a model's versions: value models.
+"""The files beside a model's versions: value models, users' state.
 
 In: `<models>/<name>/`, polled. Out: what they say to each version that is loaded, replaced in one assignment. A changed
 file is taken up where it fits every version that is loaded, otherwise all of them stay as they are.
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.scorer.scorer import Scorer
+from model.state_file import FILE_NAME as STATE_FILE
+from model.state_file import StateFile
 from model.value_models.value_model import FILE_NAME, ValueModels
 from service.metrics.metrics import Metrics
 from service.models.model_file import FileKind, ModelFile
@@ -23,7 +25,16 @@ VALUE_MODELS = FileKind(
     versions=lambda value_models: {name: value_models[name].version for name in value_models.names},
     absence="'default' is a sum with weight 1 on each binary task",
 )
-KINDS: tuple[FileKind[Any], ...] = (VALUE_MODELS,)
+STATE: FileKind[StateFile | None] = FileKind(
+    STATE_FILE,
+    "state",
+    called="state of users",
+    fallback="no state of users",
+    parse=lambda content, path, scorer: StateFile.fitting(content, path, scorer.schema),
+    without=lambda _: None,
+    versions=lambda state: {} if state is None else {state.key: state.version},
+)
+KINDS: tuple[FileKind[Any], ...] = (VALUE_MODELS, STATE)
 
 
 class Beside(NamedTuple):
@@ -31,6 +42,7 @@ class Beside(NamedTuple):
     of which one is built in."""
 
     value_models: ValueModels
+    state: StateFile | None
 
 
 class BesideFiles:

@@ -256,7 +256,7 @@ class ModelFamily:
         served = {str(version): loaded.served for version, loaded in kept.items()}
         stable, canary = served[str(default)], None
         if labels.canary is not None:
-            canary = CanaryShare(self.name, labels.canary, stable.scorer.manifest.user, self._metrics)
+            canary = CanaryShare(self.name, labels.canary, stable.user, self._metrics)
         self.serving = Serving(stable, served, labels, canary)
         if labels.shadow is not None:
             scorer = served[str(labels.shadow)].scorer

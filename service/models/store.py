@@ -31,7 +31,7 @@ from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 from service.models.canary import Sender
 from service.models.family import ModelFamily
-from service.models.version import Loading, ServedModel
+from service.models.version import Loading, ServedModel, StatefulModel
 
 _LOAD_SECONDS = 10.0
 _NICENESS = 19
@@ -61,6 +61,8 @@ class ModelStore:
             engine, verify_key, ScriptLoader(lambda content: self._compiling.submit(load_script, content).result())
         )
         self._families: dict[str, ModelFamily] = {}
+        # Of those that are served, None for the only one.
+        self._stateful: dict[str | None, StatefulModel] = {}
         self._folder_error: str | None = None
         self._has_looked = threading.Event()
         self._stop = threading.Event()
@@ -107,9 +109,18 @@ class ModelStore:
                 family = ModelFamily(self._models, name, self._metrics, self._loading)
                 self._families = {**self._families, name: family}
             self._families[name].refresh()
+            self._find_stateful()
         prehash.forget_hashes()
         self._metrics.polled_at.set_to_current_time()
         self._has_looked.set()
+
+    def _find_stateful(self) -> None:
+        served = self.served()
+        found = {name: model.stateful for name, model in served.items()}
+        stateful: dict[str | None, StatefulModel] = {name: one for name, one in found.items() if one is not None}
+        if len(served) == 1 and stateful:
+            stateful[None] = next(iter(stateful.values()))
+        self._stateful = stateful
 
     def _log_folder(self, error: str | None) -> None:
         if error not in (None, self._folder_error):
@@ -144,6 +155,15 @@ class ModelStore:
         """Default version of each model that is served."""
         families = [self._families[name] for name in sorted(self._families)]
         return {family.name: family.served for family in families if family.served is not None}
+
+    @property
+    def has_state(self) -> bool:
+        """True where a model that is served has state of users."""
+        return bool(self._stateful)
+
+    def stateful_model(self, name: str | None) -> StatefulModel | None:
+        """The model of a name, of None the only one, if it is served and has state of users."""
+        return self._stateful.get(name)
 
     def shadow_of(self, model: ServedModel) -> ServedModel | None:
         """The shadow version beside a model, None where there is none or the model is not what is served by default."""

@@ -7,11 +7,12 @@ one it took. What is made later beside a version (a compiled package, a catalogu
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from model.artifact.artifact import MANIFEST, ArtifactError
 from model.scorer.scorer import Engine, EngineChoice, Scorer
 from model.scorer.torchscript import Load, load_script
+from model.state_file import StateFile
 from model.untrusted_files import Fingerprints, fingerprint, fingerprints
 from model.value_models.value_model import ValueModels
 from service.base.log import FieldLogger
@@ -40,6 +41,14 @@ class Loading:
         return Scorer.load(path, self.engine, self.verify_key, self.load, model=path.parent.name)
 
 
+class StatefulModel(NamedTuple):
+    """A model whose users have state: its file, and the features of user and context."""
+
+    name: str
+    file: StateFile
+    features: frozenset[str]
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model version and the value models that score with it."""
@@ -47,7 +56,21 @@ class ServedModel:
     name: str
     scorer: Scorer
     value_models: ValueModels
+    state: StateFile | None
     metrics: ModelMetrics
+
+    @property
+    def user(self) -> str | None:
+        """The feature of a request that names its user, None where none does. It need not be one of the schema."""
+        return self.scorer.manifest.user if self.state is None else self.state.key
+
+    @property
+    def stateful(self) -> StatefulModel | None:
+        """The model's state of users, None where it has none."""
+        if self.state is None:
+            return None
+        requested = self.scorer.schema.requested("request")
+        return StatefulModel(self.name, self.state, frozenset(feature.name for feature in requested))
 
     @property
     def beside(self) -> Beside:
@@ -146,6 +169,8 @@ class LoadedVersion:
 
     def _with_beside(self, scorer: Scorer, beside: Beside, metrics: ModelMetrics) -> ServedModel:
         metrics.add_value_models(beside.value_models.names)
+        if beside.state is not None:
+            self._metrics.state.add_model(self.name, beside.state.names)
         return ServedModel(self.name, scorer, metrics=metrics, **beside._asdict())
 
     def _taken(self, scorer: Scorer, beside: Beside) -> ServedModel:

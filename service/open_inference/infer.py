@@ -27,7 +27,7 @@ from model.strict_yaml import did_you_mean
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, value_or_kind
 from service.base.json_object import json_object
 from service.open_inference.plan import DATATYPES, SCORE, Features, TensorPlan, TensorType
-from service.open_inference.received_tensors import listed
+from service.open_inference.received_tensors import ReceivedTensors, listed
 from service.open_inference.tensors import (
     Tensor,
     WrongTensorError,
@@ -42,6 +42,8 @@ from service.open_inference.tensors import (
 from service.open_inference.wire import InferInput, InferRequest
 from service.rank.answer import Reply
 from service.rank.faults import faults_of
+from service.rank.hydrated_user import encode_user
+from service.state.users import FoundUser
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 # Extensions of the protocol that would change what is read or answered. Other parameters are hints and ignored.
@@ -92,16 +94,29 @@ def read(body: bytes, header_length: str | None) -> Inference:
 
 
 def read_features(
-    inference: Inference, encoder: FeatureEncoder, plan: TensorPlan, max_candidates: int
-) -> tuple[Features, Encoded]:
-    """The features of a request, and user and context encoded."""
+    inference: Inference,
+    encoder: FeatureEncoder,
+    plan: TensorPlan,
+    max_candidates: int,
+    found: FoundUser | None = None,
+) -> tuple[ReceivedTensors, Encoded]:
+    """The features of a request, with what was found of its user, and user and context encoded."""
     features = plan.read(inference.inputs, max_candidates)
     if features is not None:
         # A number that is not finite is named by the way of all tensors.
         with suppress(ColumnErrors):
-            return features, encoder.encode_request(features.user)
-    features = _features(inference.inputs, encoder, plan, max_candidates)
-    return features, encoder.encode_request(features.user)
+            return _with_state(features, found, encoder)
+    return _with_state(_features(inference.inputs, encoder, plan, max_candidates), found, encoder)
+
+
+def _with_state(
+    features: Features, found: FoundUser | None, encoder: FeatureEncoder
+) -> tuple[ReceivedTensors, Encoded]:
+    received = ReceivedTensors(*features)
+    if found is not None:
+        merged, hydrated = found.hydrated(received.user)
+        received = received._replace(user=merged, hydrated=hydrated)
+    return received, encode_user(received.user, received.hydrated, encoder)
 
 
 def _features(inputs: Mapping[str, Tensor], encoder: FeatureEncoder, plan: TensorPlan, max_candidates: int) -> Features:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from model.features.encoder import Column, FeatureEncoder
+from service.state.user_state import Hydrated
 
 
 class ReceivedTensors(NamedTuple):
@@ -19,6 +20,7 @@ class ReceivedTensors(NamedTuple):
     user: dict[str, Any]
     candidates: Mapping[str, Column]
     num_candidates: int
+    hydrated: Hydrated | None = None
     rows: None = None
     top_k: None = None
 

@@ -22,13 +22,13 @@ from service.http.middleware import header
 from service.models.canary import Sender
 from service.models.store import not_ready
 from service.models.version import ServedModel
-from service.open_inference.infer import HEADER_LENGTH, chosen_outputs, read, read_features, write
+from service.open_inference.infer import HEADER_LENGTH, Inference, chosen_outputs, read, read_features, write
 from service.open_inference.plan import SCORE, TensorPlan, metadata_inputs, metadata_outputs
-from service.open_inference.received_tensors import ReceivedTensors
-from service.open_inference.tensors import user_of_tensors
-from service.pipeline import Answer, Ranking
+from service.open_inference.tensors import take_key, user_of_tensors
+from service.pipeline import Answer, Ranking, Waiting
 from service.rank.answer import Reply
 from service.rank.scored_request import EncodedRequest
+from service.state.users import FoundUser
 
 # Reads a request, has the function answer its body in a scoring thread, and sends that or a problem.
 Respond = Callable[[Scope, Receive, Send, Answer], Awaitable[None]]
@@ -104,33 +104,48 @@ class OpenInference:
     def _answer_of(self, scope: Scope, name: str, version: str | None) -> Answer:
         header_length = header(scope, HEADER_LENGTH)
 
-        def answer(body: bytes, record: RequestRecord, deadline: float | None) -> Reply:
+        def answer(body: bytes, record: RequestRecord, deadline: float | None) -> Reply | Waiting:
             ranking = self._ranking
             inference = read(body, header_length)
             if inference.id is not None and is_request_id(inference.id):
                 record.request_id = inference.id
+            stateful = self._store.stateful_model(name)
+            key = {} if stateful is None else take_key(inference.inputs, stateful)
+            scored = partial(scored_answer, inference, len(body), record, deadline)
+            return ranking.hydrate(stateful, key, scored, record, deadline)
+
+        def scored_answer(
+            inference: Inference,
+            body_bytes: int,
+            record: RequestRecord,
+            deadline: float | None,
+            found: FoundUser | None,
+        ) -> Reply:
+            ranking = self._ranking
+            user_by = partial(user_of_tensors, inference.inputs) if found is None else lambda _: found.key
             model, value_model = ranking.choose(
                 name,
                 version,
                 inference.value_model,
                 "parameters.value_model",
-                Sender(record.request_id, partial(user_of_tensors, inference.inputs)),
+                Sender(record.request_id, user_by),
                 record,
             )
             outputs = chosen_outputs(inference, model.scorer.outputs)
             encoder = model.scorer.encoder
-            features, request = read_features(inference, encoder, self._plan(encoder), ranking.max_candidates)
-            user, columns, rows = features
+            received, request = read_features(inference, encoder, self._plan(encoder), ranking.max_candidates, found)
+            columns, rows = received.candidates, received.num_candidates
+            ranking.users.count_refused(model.name, received.hydrated)
             record.count_candidates(rows)
             encoded = EncodedRequest(
                 record.request_id,
                 model,
                 value_model,
-                ReceivedTensors(user, columns, rows),
+                received,
                 columns,
                 request,
                 encoder.encode("candidate", columns, rows, as_served=True),
-                len(body),
+                body_bytes,
             )
             scored = ranking.score(encoded, record, deadline)
             ranking.hand_on(scored, record)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from model.features.kinds.columns import ID_LIMITS
 from model.user import user_of
-from service.base.errors import FAULTS_SHOWN, Fault, shown, value_or_kind
+from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, value_or_kind
+from service.models.version import StatefulModel
 
 # Datatypes of a number: FP64 is beyond the metadata, and keeps a number that FP32 would round.
 NUMBERS = ("FP32", "FP64")
@@ -101,6 +102,18 @@ def user_of_tensors(inputs: Mapping[str, Tensor], feature: str) -> str | None:
     except WrongTensorError:
         return None
     return user_of({feature: values[0]}, feature)
+
+
+def take_key(inputs: dict[str, Tensor], model: StatefulModel) -> dict[str, str | None]:
+    """The key of the user among tensors, which loses it where it is no feature. Raises Problem 422 where it is none."""
+    key = model.file.key
+    user = user_of_tensors(inputs, key)
+    if key in inputs and key not in model.features:
+        tensor = inputs.pop(key)
+        if user is None:
+            rule = "expected the key of a user, an INT64 or BYTES tensor of shape [1]"
+            raise Problem.wrong_content([Fault(tensor.place, rule)])
+    return {key: user}
 
 
 def strings_of(tensor: Tensor) -> list[str]:

@@ -3,7 +3,7 @@
 In: a scored request. Out: each output's contribution to every candidate's score, by the value model's own rule
 (model/value_models/value_model.py), measured against its mean answer at export. Then the weights with which the fusion
 network mixed its experts for every candidate. Then how many values of each feature were missing, unknown, or lists cut
-to their length.
+to their length, or given by the state store.
 
 Shapes: N candidates, K of them answered, O outputs of the ranker, G fused units and E experts of a fusion level, B rows
 of a column.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from model.features.encoder import Column
 from model.schema import Block, FeedSchema
 from model.scorer.scorer import ExpertWeights, NonFiniteScoresError
-from service.rank.scored_request import ScoredRequest
+from service.rank.scored_request import ReceivedRequest, ScoredRequest
 
 
 class Explanation(NamedTuple):
@@ -55,9 +55,18 @@ def explain(request: ScoredRequest) -> Explanation:
     _, levels = scorer.explain(encoded.request, encoded.candidates)
     cut = _cut(scorer.schema, encoded.received.request_columns(scorer.encoder), "request")
     cut |= _cut(scorer.schema, encoded.columns, "candidate")
-    counts = {"missing": scored.missing, "unknown": scored.oov, "cut": cut}
+    counts = {"missing": scored.missing, "unknown": scored.oov, "cut": cut, **_from_state(encoded.received)}
     inputs = {what: {name: count for name, count in by_name.items() if count} for what, by_name in counts.items()}
     return Explanation(contributions, levels, inputs)
+
+
+def _from_state(received: ReceivedRequest) -> dict[str, dict[str, int]]:
+    """Values that the state store gave, of a model with state. A list has as many as its length, an empty one is one
+    value."""
+    if received.hydrated is None:
+        return {}
+    given = received.hydrated.values
+    return {"state": {name: max(1, len(value)) if isinstance(value, list) else 1 for name, value in given.items()}}
 
 
 def _cut(schema: FeedSchema, columns: Mapping[str, Column], block: Block) -> dict[str, int]:

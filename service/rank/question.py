@@ -17,7 +17,9 @@ from model.features.encoder import Column, ColumnErrors, Encoded, FeatureEncoder
 from service.base.errors import FAULTS_SHOWN, Fault, Problem
 from service.base.errors import shown as _shown
 from service.base.json_object import decoded
+from service.rank.hydrated_user import encode_user
 from service.rank.wire import CandidateColumns, Options, RankRequest
+from service.state.user_state import Hydrated
 
 
 class _Columns(msgspec.Struct):
@@ -34,7 +36,7 @@ _columnar_decoder = msgspec.json.Decoder(_Columnar)
 class Question(NamedTuple):
     """A scoring request, in request order: candidates' features as columns or as `rows` of features. Columns of numbers
     may be arrays already, whose `body` is kept for who wants them as the client wrote them. `featureless` is the first
-    place without any, for which only a catalogue can make up."""
+    place without any, for which only a catalogue can make up. `user` has what `hydrated` says that the store gave."""
 
     options: Options
     user: dict[str, Any]
@@ -43,6 +45,7 @@ class Question(NamedTuple):
     rows: list[dict[str, Any]] | None = None
     featureless: str | None = None
     body: bytes | None = None
+    hydrated: Hydrated | None = None
 
     @classmethod
     def of(cls, request: RankRequest) -> "Question":
@@ -84,7 +87,7 @@ def read_features(question: Question, encoder: FeatureEncoder) -> tuple[Encoded,
     faults: list[Fault] = []
     candidates: dict[str, Column] = {}
     try:
-        request = encoder.encode_request(question.user)
+        request = encode_user(question.user, question.hydrated, encoder)
     except ColumnErrors as errors:
         faults += [Fault(f"user.{_shown(e.feature)}", fault.message) for e in errors.errors for fault in e.faults]
     features: Mapping[str, list[Any]]

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from model.features.encoder import Column, Encoded, FeatureEncoder
 from model.scorer.scorer import NamedCandidates, Scored
+from model.user import user_of
 from service.base.ranking import ranking
 from service.models.version import ServedModel
+from service.state.user_state import Hydrated
 
 
 class ReceivedRequest(Protocol):
@@ -24,6 +26,10 @@ class ReceivedRequest(Protocol):
     @property
     def user(self) -> dict[str, Any]:
         """User and context features."""
+
+    @property
+    def hydrated(self) -> Hydrated | None:
+        """What the state store gave of them, None where the model has no state of users."""
 
     @property
     def ids(self) -> list[str]:
@@ -56,6 +62,12 @@ class EncodedRequest(NamedTuple):
     request: Encoded
     candidates: Encoded | NamedCandidates
     body_bytes: int
+
+    @property
+    def user(self) -> str | None:
+        """The user in canonical form, None where the request names none."""
+        hydrated = self.received.hydrated
+        return user_of(self.received.user, self.model.user) if hydrated is None else hydrated.user
 
     @property
     def head(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 In: a question, the model's schema, and which candidates a catalogue knows. Out: nothing, or Problem 422 with every
 feature that is left out, by name. A null says that a value is missing. A catalogue describes the candidates that it
-has.
+has. The state store answers for its features of a user whom the request names, found or not.
 
 Shapes: N candidates.
 """
@@ -23,7 +23,9 @@ _RULE = "left out, and the request is strict; send its values, or null"
 def check_strict(question: Question, schema: FeedSchema, is_known_N: NDArray[np.bool_] | None) -> None:
     """Raise Problem 422 naming the features that the question leaves out. `is_known_N` are the candidates of a
     catalogue, None where there is none."""
-    names = [feature.name for feature in schema.requested("request") if feature.name not in question.user]
+    covered = frozenset() if question.hydrated is None else question.hydrated.covers
+    given = covered | question.user.keys()
+    names = [feature.name for feature in schema.requested("request") if feature.name not in given]
     faults = [Fault(f"user.{name}", _RULE) for name in names]
     unknown = range(len(question.ids)) if is_known_N is None else np.flatnonzero(~is_known_N).tolist()
     asked = [feature.name for feature in schema.requested("candidate")]

@@ -141,12 +141,13 @@ Counts = dict[str, Annotated[int, Meta(ge=1)]]
 
 
 class InputCounts(Struct):
-    """Counts by feature, of those that have any: values missing in the request, ids that are not in their vocabulary,
-    lists longer than their max_length."""
+    """Counts by feature, of those that have any: values missing, ids that are not in their vocabulary, lists longer
+    than their max_length, values that the state store gave in place of the request."""
 
     missing: Counts
     unknown: Counts
     cut: Counts
+    state: Annotated[Counts, Meta(description="where the model has state of users")] | UnsetType = UNSET
 
 
 class Explained(Struct):

@@ -256,7 +256,9 @@ def test_what_waited_is_written_when_the_disk_answers_again(tmp_path: Path, bloc
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     scorer = Scorer.load(publish_artifact(tmp_path_factory.mktemp("models")))
-    return ServedModel("tiny", scorer, ValueModels.built_in(scorer.domain), ModelMetrics(Metrics(), "tiny", scorer))
+    return ServedModel(
+        "tiny", scorer, ValueModels.built_in(scorer.domain), None, ModelMetrics(Metrics(), "tiny", scorer)
+    )
 
 
 def _scored(served: ServedModel, request_id: str, user: dict[str, Any] | None = None) -> ScoredRequest:

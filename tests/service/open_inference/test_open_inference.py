@@ -158,7 +158,7 @@ def test_a_number_is_of_the_type_it_is_said_to_be_however_it_is_sent(encoder: Fe
             inference = read(body, headers[HEADER_LENGTH])
         else:
             inference = read(json.dumps({"inputs": [tensor.as_json()]}).encode(), None)
-        (_, columns, rows), _ = read_features(inference, encoder, TensorPlan(encoder), 10)
+        (_, columns, rows, *_), _ = read_features(inference, encoder, TensorPlan(encoder), 10)
         assert rows == 1
         assert list(columns["duration_ms"].values) == [expected]
 
@@ -177,7 +177,7 @@ def test_a_kind_without_a_fast_path_reads_its_own_values_however_they_are_sent(
     if not in_bytes:
         body, headers = json.dumps({"inputs": [tensor.as_json()]}).encode(), {}
     inference = read(body, headers.get(HEADER_LENGTH))
-    (_, columns, _), _ = read_features(inference, encoder, TensorPlan(encoder), 10)
+    (_, columns, *_), _ = read_features(inference, encoder, TensorPlan(encoder), 10)
     assert list(columns["duration_ms"].values) == [-0.5, -2.0]
 
 

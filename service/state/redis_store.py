@@ -1,0 +1,140 @@
+"""Users' state in Redis: a store for the services of several hosts.
+
+In: a URL. Out: a store (service/state/store.py). A user is one string, `feedrank:user:` and 32 hexadecimal digits, that
+Redis forgets by itself. A change watches its keys (WATCH, MULTI, EXEC), and is made again where another process was
+faster. Reads wait no longer than a look-up does, and are tried once more on a connection that was closed meanwhile.
+Messages say neither URL nor password. One Redis server or what speaks as one: not Cluster.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from redis import Redis, exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from service.state.store import Change, Note, StoreError, StoreFullError
+
+WRITE_SECONDS = 2.0
+_CONNECT_SECONDS = 0.25
+_MOST_RACES = 20
+_USER, _NOTE = b"feedrank:user:", b"feedrank:note:"
+# What the client raises for a server that is none, besides errors of its own.
+_FAULTS = (exceptions.RedisError, OSError, ValueError, TypeError, LookupError)
+
+
+class RedisStore:
+    """A store in Redis. It may be away, now or later."""
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        again = Retry(NoBackoff(), 1, supported_errors=(exceptions.ConnectionError,))
+        connect_seconds = max(timeout_seconds, _CONNECT_SECONDS)
+        self._timeout_seconds = timeout_seconds
+        self._reads = _client(url, timeout_seconds, connect_seconds, again)
+        self._writes = _client(url, WRITE_SECONDS, WRITE_SECONDS, Retry(NoBackoff(), 0))
+
+    def read(self, names: Sequence[bytes]) -> list[bytes | None]:
+        """The blobs of these names."""
+        with self._faults(self._timeout_seconds):
+            return _blobs(self._reads.mget(list(map(_key, names))), len(names))
+
+    def change(self, names: Sequence[bytes], change: Change, ttl_seconds: float, note: Note | None = None) -> None:
+        """Change blobs in one transaction."""
+        ttl_ms = max(1, round(ttl_seconds * 1000))
+        keys = list(map(_key, names))
+        for _ in range(_MOST_RACES):
+            with self._faults(WRITE_SECONDS), self._writes.pipeline(transaction=True) as pipe:
+                if keys:
+                    pipe.watch(*keys)  # type: ignore[no-untyped-call]
+                before = _blobs(pipe.mget(keys), len(keys)) if keys else []
+                changed = _changed(change, dict(zip(names, before, strict=True)))
+                pipe.multi()
+                for name, blob in changed.items():
+                    if blob is None:
+                        pipe.delete(_key(name))
+                    else:
+                        pipe.set(_key(name), blob, px=ttl_ms)
+                if note is not None:
+                    pipe.set(_NOTE + note.name.encode(), note.text)
+                try:
+                    pipe.execute()
+                except exceptions.WatchError:
+                    continue
+                return
+        raise StoreError("the state store: others change the same user all the time")
+
+    def read_note(self, name: str) -> bytes | None:
+        """The text of a note."""
+        with self._faults(WRITE_SECONDS):
+            return _blobs([self._writes.get(_NOTE + name.encode())], 1)[0]
+
+    def forget_expired(self) -> int:
+        """None: Redis does it."""
+        return 0
+
+    def close(self) -> None:
+        """Close the connections that no thread uses."""
+        self._reads.close()
+        self._writes.close()
+
+    @contextmanager
+    def _faults(self, seconds: float) -> Iterator[None]:
+        try:
+            yield
+        except _ChangeError as error:
+            raise error.cause from None
+        except _FAULTS as error:
+            kind = StoreFullError if isinstance(error, exceptions.OutOfMemoryError) else StoreError
+            raise kind(f"the state store {_reason(error, seconds)}") from None
+
+
+class _ChangeError(Exception):
+    """What a caller's change raised, which is no fault of the store."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+def _changed(change: Change, before: dict[bytes, bytes | None]) -> dict[bytes, bytes | None]:
+    try:
+        return dict(change(before))
+    except Exception as error:
+        raise _ChangeError(error) from None
+
+
+def _client(url: str, seconds: float, connect_seconds: float, retry: Retry) -> Redis:
+    return Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=connect_seconds, retry=retry)
+
+
+def _key(name: bytes) -> bytes:
+    return _USER + name.hex().encode()
+
+
+def _blobs(answer: Any, most: int) -> list[bytes | None]:
+    if not isinstance(answer, list) or len(answer) != most:
+        raise ValueError("not what was asked for")
+    if not all(blob is None or isinstance(blob, bytes) for blob in answer):
+        raise ValueError("not blobs")
+    return answer
+
+
+def _reason(error: BaseException, seconds: float) -> str:
+    """What went wrong, in words that have no secret. The client's own are not passed on."""
+    match error:
+        case exceptions.OutOfMemoryError():
+            return "is full (maxmemory is reached)"
+        case exceptions.AuthenticationError() | exceptions.NoPermissionError():
+            return "refuses the user name or the password"
+        case exceptions.TimeoutError():
+            return f"did not answer within {1000 * seconds:g} ms"
+        case exceptions.BusyLoadingError():
+            return "is loading its data"
+        case exceptions.ReadOnlyError():
+            return "is a replica, which takes no writes"
+        case exceptions.ConnectionError() | OSError():
+            return "cannot be reached"
+        case exceptions.ResponseError():
+            return "refuses the command"
+    return f"answers what is not of its protocol ({type(error).__name__})"
