@@ -81,16 +81,11 @@ LOAD_RESULTS = (
     "compiled_refused",
     "quarantined",
     "golden_failed",
-    "value_models_ready",
-    "value_models_refused",
-    "catalogue_ready",
-    "catalogue_refused",
-    "calibration_ready",
-    "calibration_refused",
-    "labels_ready",
-    "labels_refused",
-    "state_ready",
-    "state_refused",
+    *(
+        f"{file}_{result}"
+        for file in ("value_models", "state", "catalogue", "calibration", "labels")
+        for result in ("ready", "refused")
+    ),
 )
 # Files that are of no single model. A model's are its version, labels, value_models and catalogue.
 COMMON_FILES = ("models", "keys", "tls")

@@ -74,19 +74,21 @@ class Monitored:
 
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
-    """Two versions, the older one as shadow and canary of nobody, the newer one with a catalogue. Both logs are on, and
-    the journal has a decision of each step that metrics tell of."""
+    """Two versions, the older one as shadow and canary of nobody, the newer one with a catalogue. Both logs and
+    the state of users are on, and the journal has a decision of each step that metrics tell of."""
     folder = tmp_path_factory.mktemp("monitored")
     models = folder / "models"
     publish_artifact(models, seed=1)
     build_catalogue(publish_artifact(models, seed=2), write_items(folder / "items.parquet", tiny_items(10)))
     (models / "tiny/labels.yaml").write_text("{stable: 2, canary: {version: 1, share: 0.0}, shadow: 1}\n")
+    (models / "tiny/state.yaml").write_text("key: user_id\nfields: [country]\n")
     _decide(models / "tiny")
     for name in ("impressions", "events"):
         (folder / name).mkdir()
     flags = ("--workers", "2", "--threads", "1", "--queue-seconds", "0.2")
     logs = ("--impression-log", str(folder / "impressions"), "--event-log", str(folder / "events"))
-    with RunningService(models, *flags, *logs) as service:
+    state = ("--state", f"sqlite:///{folder}/state.db")
+    with RunningService(models, *flags, *logs, *state) as service:
         service.wait_ready().wait_workers(2)
         with prometheus_of(service.client.base_url, folder / "prometheus") as prometheus:
             wait_for(lambda: prometheus.value("sum(ranking_workers{state='ready'})") == 2)
