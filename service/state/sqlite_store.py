@@ -89,7 +89,7 @@ class SqliteStore:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """The thread's connection. One that failed is opened anew."""
+        """The thread's connection. One that failed is opened again."""
         try:
             yield self._local.__dict__.get("connection") or self._connect()
         except sqlite3.Error as error:
