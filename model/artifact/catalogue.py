@@ -38,7 +38,7 @@ from model.schema import FeedSchema
 from model.strict_yaml import StrictModel
 from model.untrusted_files import changed, fingerprint_of, sha256_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SumsDtype = Literal["bfloat16", "float32"]
 # Rows of tables fit int32. Pairs of rows, of tables with two hashes (model/features/id_lookup.py), need int64.
 IdsDtype = Literal["int32", "int64"]
@@ -84,6 +84,10 @@ def layout(
         "list_lengths.bin": ("<i4", (items, widths.lists)),
         "list_values.bin": (ids, (widths.list_values,)),
         "numbers.bin": ("<f4", (items, widths.numbers)),
+        # As the items have them: what is compared with other candidates and not embedded.
+        "words.bin": ("<i8", (items, widths.ids)),
+        "has_id.bin": ("|b1", (items, widths.ids)),
+        "raw_numbers.bin": ("<f8", (items, widths.numbers)),
         # numpy has no bfloat16: the words are torch's to read
         "sums.bin": ("<u2" if sums_dtype == "bfloat16" else "<f4", (items, widths.sums)),
     }
@@ -115,6 +119,8 @@ class Catalogue:
         self.starts_IL, self.lengths_IL = arrays["list_starts.bin"], arrays["list_lengths.bin"]
         self.values_V = arrays["list_values.bin"]
         self.numbers_IQ = arrays["numbers.bin"]
+        self.words_IK, self.has_id_IK = arrays["words.bin"], arrays["has_id.bin"]
+        self.raw_numbers_IQ = arrays["raw_numbers.bin"]
         self._sums_IF = torch.from_numpy(arrays["sums.bin"]).view(getattr(torch, manifest.sums_dtype))
 
     @classmethod

@@ -1,8 +1,9 @@
 """A formula over outputs: text -> a function of their answers, `"click * (1 + 4 * like) - 20 * rating.bad"`.
 
 In: a formula of numbers, names, + - * / ** ( ), and the functions below. Out: `Formula`, evaluated by numpy in float64.
-A name is that of an output: a task, or `task.class` with one dot. Python's own parser reads the text. Only the nodes
-named here are then given a meaning, and nothing of it is executed.
+A name is that of an output: a task, or `task.class` with one dot. A `Condition`, `"duration_ms > 3000 and like < .1"`,
+is true or false: it compares formulas, and its names may be those of features too. Python's own parser reads the text.
+Only the nodes named here are then given a meaning, and nothing of it is executed.
 
 Shapes: N candidates.
 """
@@ -11,8 +12,9 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from keyword import iskeyword
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +40,16 @@ _OPERATORS: dict[type[ast.operator], np.ufunc] = {
     ast.Pow: np.power,
 }
 _SIGNS: dict[type[ast.unaryop], np.ufunc] = {ast.UAdd: np.positive, ast.USub: np.negative}
-_VALID = f"numbers, tasks, task.class, + - * / ** ( ) and {', '.join(FUNCTIONS)}"
+_COMPARISONS: dict[type[ast.cmpop], np.ufunc] = {
+    ast.Lt: np.less,
+    ast.LtE: np.less_equal,
+    ast.Gt: np.greater,
+    ast.GtE: np.greater_equal,
+    ast.Eq: np.equal,
+    ast.NotEq: np.not_equal,
+}
+_JOINED: dict[type[ast.boolop], np.ufunc] = {ast.And: np.logical_and, ast.Or: np.logical_or}
+_TRUTHS = frozenset({*_COMPARISONS.values(), *_JOINED.values(), np.logical_not})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,11 @@ class Term:
     leaf: float | str = 0.0
     function: np.ufunc | None = None
     arguments: tuple["Term", ...] = ()
+
+    @property
+    def is_condition(self) -> bool:
+        """True for what is true or false, and no number."""
+        return self.function in _TRUTHS
 
     def value(self, values: Mapping[str, Array]) -> Any:
         """value_N given those of the names, by numpy's rules. A number where it reads no name."""
@@ -62,18 +78,22 @@ class Formula:
 
     Raises ValueError: what is not allowed, at which character, and what is."""
 
+    called: ClassVar[str] = "formula"
+    reader_of_words: ClassVar[str] = "weights alone"
+    valid: ClassVar[str] = f"numbers, tasks, task.class, + - * / ** ( ) and {', '.join(FUNCTIONS)}"
+
     def __init__(self, text: str) -> None:
         if len(text) > MAX_CHARACTERS:
-            raise ValueError(f"the formula has {len(text)} characters, {MAX_CHARACTERS} at most")
+            raise ValueError(f"the {self.called} has {len(text)} characters, {MAX_CHARACTERS} at most")
         if not text.isascii():
-            raise ValueError(f"the formula may contain {_VALID}, in ASCII")
+            raise ValueError(f"the {self.called} may contain {self.valid}, in ASCII")
         try:
             tree = ast.parse(text.strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             place = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
             reserved = next((word for word in re.findall(r"\w+", text) if iskeyword(word)), None)
-            hint = f" ('{reserved}' is a word of Python's, which weights alone can read)" if reserved else ""
-            raise ValueError(f"not a formula{place}{hint}; it may contain {_VALID}") from None
+            hint = f" ('{reserved}' is a word of Python's, which {self.reader_of_words} can read)" if reserved else ""
+            raise ValueError(f"not a {self.called}{place}{hint}; it may contain {self.valid}") from None
         self._text = text.strip()
         names: dict[str, None] = {}
         self.whole = self._term(tree.body, names, MAX_DEPTH)
@@ -87,7 +107,7 @@ class Formula:
 
     def _term(self, node: ast.expr, names: dict[str, None], depth: int) -> Term:
         if not depth:
-            raise ValueError(f"the formula is nested deeper than {MAX_DEPTH} levels")
+            raise ValueError(f"the {self.called} is nested deeper than {MAX_DEPTH} levels")
         match node:
             case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
                 # Python's own integers would grow without bound under **.
@@ -109,13 +129,24 @@ class Formula:
                 if len(arguments) != count:
                     raise ValueError(f"{name} takes {count} value{'s' * (count > 1)}, got {len(arguments)}")
                 return self._applied(node, function, arguments, names, depth)
-        raise ValueError(f"'{self._shown(node)}' at character {node.col_offset + 1} is not allowed; valid: {_VALID}")
+        raise self._not_allowed(node)
+
+    def _not_allowed(self, node: ast.expr) -> ValueError:
+        place = f"'{self._shown(node)}' at character {node.col_offset + 1}"
+        return ValueError(f"{place} is not allowed; valid: {self.valid}")
 
     def _applied(
         self, node: ast.expr, function: np.ufunc, arguments: list[ast.expr], names: dict[str, None], depth: int
     ) -> Term:
-        terms = tuple(self._term(argument, names, depth - 1) for argument in arguments)
+        terms = tuple(self._number(argument, names, depth - 1) for argument in arguments)
         return Term(self._shown(node), function=function, arguments=terms)
+
+    def _number(self, node: ast.expr, names: dict[str, None], depth: int) -> Term:
+        """A term that is a number."""
+        term = self._term(node, names, depth)
+        if term.is_condition:
+            raise ValueError(f"'{term.text}' at character {node.col_offset + 1} is true or false, not a number")
+        return term
 
     def _finite(self, node: ast.expr, number: float) -> float:
         try:
@@ -128,3 +159,59 @@ class Formula:
     def _shown(self, node: ast.expr) -> str:
         text = ast.get_source_segment(self._text, node) or ""
         return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
+
+
+class Condition(Formula):
+    """A checked condition, true or false for each candidate. A comparison with what is no number is false.
+
+    Raises ValueError: what is not allowed, at which character, and what is."""
+
+    called: ClassVar[str] = "condition"
+    reader_of_words: ClassVar[str] = "no condition"
+    valid: ClassVar[str] = (
+        f"numbers, features, tasks, task.class, + - * / ** ( ), < <= > >= == !=, and or not, and {', '.join(FUNCTIONS)}"
+    )
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        if not self.whole.is_condition:
+            raise ValueError(f"'{text.strip()[:MOST_SHOWN]}' is a number; compare it, as in: {text.strip()[:20]} > 0")
+
+    def _term(self, node: ast.expr, names: dict[str, None], depth: int) -> Term:
+        if not depth:
+            raise ValueError(f"the {self.called} is nested deeper than {MAX_DEPTH} levels")
+        match node:
+            case ast.Compare(left=left, ops=signs, comparators=rest) if {*map(type, signs)} <= _COMPARISONS.keys():
+                numbers = [self._number(one, names, depth - 1) for one in (left, *rest)]
+                text = self._shown(node)
+                pairs = zip(signs, pairwise(numbers), strict=True)
+                return _joined(np.logical_and, text, [_compared(type(sign), text, pair) for sign, pair in pairs])
+            case ast.BoolOp(op=op, values=values):
+                truths = [self._truth(one, names, depth - 1) for one in values]
+                return _joined(_JOINED[type(op)], self._shown(node), truths)
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                truth = self._truth(operand, names, depth - 1)
+                return Term(self._shown(node), function=np.logical_not, arguments=(truth,))
+        return super()._term(node, names, depth)
+
+    def _truth(self, node: ast.expr, names: dict[str, None], depth: int) -> Term:
+        """A term that is true or false."""
+        term = self._term(node, names, depth)
+        if not term.is_condition:
+            raise ValueError(f"'{term.text}' at character {node.col_offset + 1} is a number, not true or false")
+        return term
+
+
+def _compared(sign: type[ast.cmpop], text: str, pair: tuple[Term, Term]) -> Term:
+    if sign is ast.NotEq:
+        # numpy has NaN unequal to everything.
+        return _joined(np.logical_or, text, [Term(text, function=one, arguments=pair) for one in (np.less, np.greater)])
+    return Term(text, function=_COMPARISONS[sign], arguments=pair)
+
+
+def _joined(function: np.ufunc, text: str, terms: list[Term]) -> Term:
+    """Terms as a tree whose depth grows with the logarithm of their number."""
+    if len(terms) == 1:
+        return terms[0]
+    middle = len(terms) // 2
+    return Term(text, 0.0, function, (_joined(function, text, terms[:middle]), _joined(function, text, terms[middle:])))

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,8 @@ from model.artifact.catalogue import (
 )
 from model.artifact.item_source import REMOVED, keys_of
 from model.artifact.signature import SigningKey
+from model.features.block import block_inputs
+from model.features.raw_values import words_of
 from model.scorer.scorer import COMPILED_TOLERANCE, Scorer
 from training.files import replace_file
 from training.items import ID, ItemFile
@@ -51,7 +54,10 @@ KEPT_GENERATIONS = 2
 
 
 # Written batch by batch, as model.artifact.catalogue.layout has them.
-_BY_BATCH = ("ids.bin", "list_starts.bin", "list_lengths.bin", "list_values.bin", "numbers.bin", "sums.bin")
+_BY_BATCH = (
+    *("ids.bin", "list_starts.bin", "list_lengths.bin", "list_values.bin", "numbers.bin", "sums.bin"),
+    *("words.bin", "has_id.bin", "raw_numbers.bin"),
+)
 
 
 def build_catalogue(version: Path, items: Path, sign_key: SigningKey | None = None) -> Path:
@@ -114,6 +120,7 @@ def _write_checked(scorer: Scorer, source: ItemFile, folder: Path) -> dict[str, 
 def _write(scorer: Scorer, source: ItemFile, folder: Path, sums_dtype: SumsDtype) -> dict[str, Any]:
     module = scorer.module
     ids_dtype = ids_dtype_of(scorer.encoder.schema)
+    inputs = block_inputs(scorer.encoder.schema, "candidate")
     missing: Counter[str] = Counter()
     oov: Counter[str] = Counter()
     keys: list[NDArray[np.uint64]] = []
@@ -138,7 +145,12 @@ def _write(scorer: Scorer, source: ItemFile, folder: Path, sums_dtype: SumsDtype
             files["list_lengths.bin"].write(block.list_lengths_LB.T.astype("<i4").tobytes())
             files["list_values.bin"].write(block.list_values_V.astype(ids_dtype).tobytes())
             files["numbers.bin"].write(block.numbers_BQ.astype("<f4").tobytes())
-            files["sums.bin"].write(_words(sums_NF, sums_dtype))
+            files["sums.bin"].write(_rounded(sums_NF, sums_dtype))
+            words = [words_of(batch.columns.get(name), len(batch.ids)) for name in inputs.ids]
+            files["words.bin"].write(_side_by_side([one.word_B for one in words], "<i8"))
+            files["has_id.bin"].write(_side_by_side([one.has_id_B for one in words], "|b1"))
+            raw = [one.raw(batch.columns[one.feature]) for one in inputs.numbers]
+            files["raw_numbers.bin"].write(_side_by_side(raw, "<f8"))
             bar.advance(task, len(batch.ids))
     keys_2I = np.concatenate(keys, axis=1)
     order_I = np.argsort(keys_2I[0], kind="stable")
@@ -175,7 +187,12 @@ def _write(scorer: Scorer, source: ItemFile, folder: Path, sums_dtype: SumsDtype
     }
 
 
-def _words(sums_NF: torch.Tensor, dtype: SumsDtype) -> bytes:
+def _side_by_side(columns: Sequence[NDArray[Any]], dtype: str) -> bytes:
+    """Columns as the rows of a file."""
+    return np.stack(columns, axis=1).astype(dtype).tobytes() if columns else b""
+
+
+def _rounded(sums_NF: torch.Tensor, dtype: SumsDtype) -> bytes:
     if dtype == "float32":
         return sums_NF.numpy().astype("<f4").tobytes()
     return sums_NF.to(torch.bfloat16).view(torch.uint16).numpy().astype("<u2").tobytes()

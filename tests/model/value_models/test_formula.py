@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.value_models.formula import Formula
+from model.value_models.formula import Condition, Formula
 
 VALUES = {"a": np.array([0.25, 3.0]), "b": np.array([0.5, -2.0]), "c.d": np.array([1.5, 0.75])}
 
@@ -116,3 +116,50 @@ def test_any_formula_is_what_python_makes_of_it(text: str) -> None:
         names = {"a": a, "b": b, "c": SimpleNamespace(d=d)}
         expected = eval(compile(ast.parse(text, mode="eval"), "", "eval"), {"min": min}, names)
         assert Formula(text)(VALUES)[row] == pytest.approx(float(expected), rel=1e-12, abs=1e-12)
+
+
+WITH_NAN = {**VALUES, "e": np.array([np.nan, 1.0])}
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("a < b", "[a < b for a, b in rows]"),
+    ("a <= 0.5 and b != 2", "[a <= 0.5 and b != 2 for a, b in rows]"),
+    ("not (a > b or b == 2)", "[not (a > b or b == 2) for a, b in rows]"),
+    ("0 < a < b + 1 <= 9", "[0 < a < b + 1 <= 9 for a, b in rows]"),
+    ("max(a, b) >= 2 and a > 0 and b > 0 or a == 0", "[max(a, b) >= 2 and a > 0 and b > 0 or a == 0 for a, b in rows]"),
+])  # fmt: skip
+def test_a_condition_is_what_python_makes_of_it(text: str, expected: str) -> None:
+    rows = list(zip(VALUES["a"].tolist(), VALUES["b"].tolist(), strict=True))
+    assert Condition(text)(VALUES).tolist() == eval(expected, {"max": max, "rows": rows})
+
+
+@pytest.mark.parametrize("sign", ["<", "<=", ">", ">=", "==", "!="])
+def test_a_comparison_with_what_is_no_number_is_false(sign: str) -> None:
+    assert not Condition(f"e {sign} 1")(WITH_NAN)[0]
+    assert not Condition(f"1 {sign} e + a")(WITH_NAN)[0]
+    assert not Condition(f"0 / (a - a) {sign} 1")(WITH_NAN).any()
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a", "'a' is a number; compare it, as in: a > 0"),
+    ("a and b > 1", "'a' at character 1 is a number, not true or false"),
+    ("not a", "'a' at character 5 is a number, not true or false"),
+    ("a + (b > 1) > 2", "'b > 1' at character 6 is true or false, not a number"),
+    ("(a > 1) == (b > 1)", "'a > 1' at character 2 is true or false, not a number"),
+    ("a in b", "'a in b' at character 1 is not allowed; valid: numbers, features"),
+    ("a is b", "'a is b' at character 1 is not allowed"),
+    ("a > 'x'", "'x'. at character 5 is not allowed"),
+    ("a > True", "'True' at character 5 is not allowed"),
+    ("class > 1", "not a condition at character 1 .'class' is a word of Python's, which no condition can read"),
+    ("not " * 60 + "a > 1", "the condition is nested deeper than 50 levels"),
+    ("a >", "not a condition"),
+])  # fmt: skip
+def test_what_is_no_condition_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Condition(text)
+
+
+def test_long_conditions_are_shallow_trees() -> None:
+    """Evaluation by recursion ends with a thousand comparisons in a row."""
+    assert Condition("a" + " > 1" * 240)(VALUES).tolist() == [False, False]
+    assert Condition(" or ".join(["a > 9"] * 90 + ["a < 9"]))(VALUES).all()
