@@ -1,38 +1,39 @@
 """Scoring off the event loop: a fixed number of threads, and whether they make progress.
 
-In: callables. Out: their results, called back or awaited. torch releases the GIL while it computes, so one thread per
-core keeps the loop free for health checks and for reading other requests. torch's own thread count is set in each
-thread: left to its default, every scoring thread would start as many OpenMP threads as the machine has cores.
+In: callables. Out: their results, called back on the event loop. torch releases the GIL while it computes, so one
+thread per core keeps the loop free for health checks and for reading other requests. torch's own thread count is set in
+each thread: left to its default, every scoring thread would start as many OpenMP threads as the machine has cores.
 
-A queue and one callback on the loop: concurrent.futures does the same with a lock, a condition and two futures a job.
+Threads wake each other by writing to an eventfd, which releases the GIL. Locks and queues of the standard library wake
+a thread while its waker holds the GIL, so that it runs into that and sleeps again: four switches of threads for a
+request that needs two.
 """
 
 import asyncio
+import os
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 STALLED_SECONDS = 10.0
-
-Result = TypeVar("Result")
+_ONE = (1).to_bytes(8, sys.byteorder)
 
 
 class Job:
     """A job that was submitted. `settle` takes its result, or None and its error, on the event loop."""
 
-    __slots__ = ("is_cancelled", "loop", "run", "settle")
+    __slots__ = ("is_cancelled", "run", "settle")
 
     def __init__(self, run: Callable[[], Any], settle: Callable[[Any, BaseException | None], None]) -> None:
         self.run = run
         self.settle = settle
-        self.loop = asyncio.get_running_loop()
         self.is_cancelled = False
 
     def cancel(self) -> None:
@@ -46,10 +47,12 @@ class Job:
 
 
 class ScoringThreads:
-    """`threads` scoring threads of `torch_threads` torch threads each."""
+    """`threads` scoring threads of `torch_threads` torch threads each. One event loop submits all jobs."""
 
     def __init__(self, threads: int, torch_threads: int) -> None:
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: deque[Job | None] = deque()
+        self._jobs_ready = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+        self._done: _Done | None = None
         self._lock = threading.Lock()
         self._pending = 0
         self._last_progress = time.monotonic()
@@ -68,22 +71,13 @@ class ScoringThreads:
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("the scoring threads have ended")
+            if self._done is None:
+                self._done = _Done(asyncio.get_running_loop())
             if not self._pending:
                 self._last_progress = time.monotonic()
             self._pending += 1
-        self._jobs.put(job)
+        self._put(job)
         return job
-
-    async def run(self, function: Callable[[], Result]) -> Result:
-        """Run a function in a scoring thread. If the caller stops waiting before it has begun, it never begins. Raises
-        what it raises, and RuntimeError after `close`."""
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        job = self.submit(function, partial(_set_outcome, future))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            job.cancel()
-            raise
 
     @property
     def is_full(self) -> bool:
@@ -97,13 +91,22 @@ class ScoringThreads:
             return self._pending > 0 and time.monotonic() - self._last_progress > STALLED_SECONDS
 
     def close(self) -> None:
-        """Wait for the jobs that were given and end the threads."""
+        """Wait for the jobs that were given and end the threads. To be called on the event loop."""
         with self._lock:
+            if self._is_closed:
+                return
             self._is_closed = True
-            for _ in self._threads:
-                self._jobs.put(None)
+        for _ in self._threads:
+            self._put(None)
         for thread in self._threads:
             thread.join()
+        os.close(self._jobs_ready)
+        if self._done is not None:
+            self._done.close()
+
+    def _put(self, job: Job | None) -> None:
+        self._jobs.append(job)
+        os.write(self._jobs_ready, _ONE)
 
     def _work(self, torch_threads: int) -> None:
         torch.set_num_threads(torch_threads)
@@ -113,14 +116,17 @@ class ScoringThreads:
             self._run_jobs()
 
     def _run_jobs(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while os.read(self._jobs_ready, len(_ONE)):
+            job = self._jobs.popleft()
+            if job is None:
+                return
             outcome = None if job.is_cancelled else _outcome(job)
             with self._lock:  # before the result is out: a caller then finds no job that waits
                 self._pending -= 1
                 self._last_progress = time.monotonic()
             if outcome is not None:
-                with suppress(RuntimeError):  # the loop is closed, so nothing waits
-                    job.loop.call_soon_threadsafe(job.finish, *outcome)
+                assert self._done is not None
+                self._done.put(job, *outcome)
             del job, outcome  # an idle thread keeps no request alive
 
 
@@ -132,8 +138,35 @@ def _outcome(job: Job) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-def _set_outcome(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
+class _Done:
+    """Jobs that are done, on their way to the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._jobs: deque[tuple[Job, Any, BaseException | None]] = deque()
+        self._ready = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        loop.add_reader(self._ready, self._finish_jobs)
+
+    def put(self, job: Job, result: Any, error: BaseException | None) -> None:
+        """Have a job settled on the loop."""
+        self._jobs.append((job, result, error))
+        os.write(self._ready, _ONE)
+
+    def close(self) -> None:
+        """Settle what is there, and nothing more."""
+        self._finish_all()
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.remove_reader(self._ready)
+        os.close(self._ready)
+
+    def _finish_jobs(self) -> None:
+        os.read(self._ready, len(_ONE))  # how many there are
+        self._finish_all()
+
+    def _finish_all(self) -> None:
+        while self._jobs:
+            try:
+                job, *outcome = self._jobs.popleft()
+                job.finish(*outcome)
+            except Exception as error:  # the fault of one request, of which the others must not suffer
+                self._loop.call_exception_handler({"message": "a job was not settled", "exception": error})

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,16 +199,43 @@ def test_a_job_that_nobody_waits_for_never_begins() -> None:
     is_open, begun = threading.Event(), []
 
     async def main() -> None:
-        first = asyncio.create_task(threads.run(lambda: is_open.wait(60)))
-        second = asyncio.create_task(threads.run(lambda: begun.append(1)))
-        await asyncio.sleep(0)
-        second.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await second
+        settled: asyncio.Future[tuple[object, BaseException | None]] = asyncio.get_running_loop().create_future()
+        threads.submit(lambda: is_open.wait(60), lambda *outcome: settled.set_result(outcome))
+        threads.submit(lambda: begun.append(1), lambda *_: begun.append(2)).cancel()
         is_open.set()
-        assert await first is True
+        assert await settled == (True, None)
+        threads.close()
 
     asyncio.run(main())
-    threads.close()
     assert begun == []
     assert not threads.is_stalled
+
+
+def test_jobs_end_each_for_itself_and_all_of_them() -> None:
+    threads = ScoringThreads(2, 1)
+    outcomes: list[tuple[object, str | None]] = []
+    reported: list[dict[str, object]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        for number in range(100):
+            threads.submit(partial(_third_fails, number), settle)
+        threads.close()  # waits for them, and settles all
+
+    def settle(result: object, error: BaseException | None) -> None:
+        outcomes.append((result, None if error is None else str(error)))
+        if result == 1:
+            raise RuntimeError("in settling")
+
+    asyncio.run(main())
+    expected = [(None, str(number)) if number % 3 == 0 else (number, None) for number in range(100)]
+    assert sorted(outcomes, key=str) == sorted(expected, key=str)
+    assert [str(context["exception"]) for context in reported] == ["in settling"]
+    with pytest.raises(RuntimeError, match="ended"):
+        threads.submit(int, settle)
+
+
+def _third_fails(number: int) -> int:
+    if number % 3 == 0:
+        raise ValueError(number)
+    return number
