@@ -18,9 +18,13 @@ def manifests(folder: str = "") -> list[Manifest]:
     return [document for file in files for document in yaml.safe_load_all(file.read_text()) if document]
 
 
-def one(kind: str, folder: str = "") -> Manifest:
-    """The only object of a kind."""
-    (found,) = [document for document in manifests(folder) if document["kind"] == kind]
+def one(kind: str, folder: str = "", name: str | None = None) -> Manifest:
+    """The only object of a kind, or of a kind and a name."""
+    (found,) = [
+        document
+        for document in manifests(folder)
+        if document["kind"] == kind and name in (None, document["metadata"]["name"])
+    ]
     return found
 
 

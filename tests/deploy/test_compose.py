@@ -123,6 +123,12 @@ def test_a_night_reads_the_logs_that_the_service_writes() -> None:
     for name, place in (("IMPRESSION", cycle.join.impressions), ("EVENT", cycle.join.events)):
         assert mounts[0][service["environment"][f"FEEDRANK_{name}_LOG"]] == mounts[1][str(Path("/app", place))]
     assert mounts[1][str(cycle.file.models)] == "models"
+    # The hourly judge reads and writes the same, but for runs.
+    judge = SERVICES["judge"]
+    assert {*judge["volumes"]} == {volume for volume in daily["volumes"] if not volume.startswith("runs:")}
+    (script,) = judge["command"]
+    joining, judging = (training_parser().parse_args(shlex.split(line)[1:]) for line in script.splitlines()[1:])
+    assert (joining.file, judging.file) == (cycle.file.join, options.file)
 
 
 def test_the_key_of_user_hashes_is_made_once_and_kept(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_everything_finds_the_pods() -> None:
     assert port["targetPort"] == container_port["name"]
     assert [entry["port"] for rule in policy["spec"]["ingress"] for entry in rule["ports"]] == [container_port["name"]]
     # A training pod must not be taken for one that serves.
-    for document in (one("JobSet"), one("CronJob")):
+    for document in (one("JobSet"), *(one("CronJob", name=f"feedrank-{job}") for job in ("daily", "judge"))):
         for template in pod_templates(document):
             labels = template["metadata"]["labels"]
             assert not service["spec"]["selector"].items() <= labels.items()

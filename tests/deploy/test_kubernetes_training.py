@@ -84,7 +84,7 @@ def test_sigterm_reaches_the_job_and_nothing_is_begun_after_it(tmp_path: Path) -
 
 def test_a_pod_that_the_cluster_takes_away_costs_no_try_and_has_time_to_save() -> None:
     jobs = {name: job["template"]["spec"] for name, job in _jobs().items()}
-    jobs["daily"] = one("CronJob")["spec"]["jobTemplate"]["spec"]
+    jobs |= {job: one("CronJob", name=f"feedrank-{job}")["spec"]["jobTemplate"]["spec"] for job in ("daily", "judge")}
     for name, job in jobs.items():
         (rule,) = job["podFailurePolicy"]["rules"]
         assert rule["action"] == "Ignore", name
@@ -97,7 +97,7 @@ def test_a_pod_that_the_cluster_takes_away_costs_no_try_and_has_time_to_save() -
 
 
 def test_nights_are_the_cycle_of_the_config_map_and_never_two_at_once() -> None:
-    spec = one("CronJob")["spec"]
+    spec = one("CronJob", name="feedrank-daily")["spec"]
     pod = spec["jobTemplate"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     options = training_parser().parse_args(container["command"][3:])
@@ -132,3 +132,25 @@ def test_nights_are_the_cycle_of_the_config_map_and_never_two_at_once() -> None:
             if volume["name"] == mount["name"]
         }
         assert claims == {"feedrank-logs"}
+
+
+def test_the_hourly_judge_has_the_files_and_volumes_of_the_nights() -> None:
+    pods = [
+        one("CronJob", name=f"feedrank-{job}")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        for job in ("daily", "judge")
+    ]
+    nightly, hourly = ({m["mountPath"]: m for m in pod["containers"][0]["volumeMounts"]} for pod in pods)
+    assert all(hourly[place] == nightly[place] for place in hourly if place != "/scripts")
+    (script,) = pods[1]["containers"][0]["args"]
+    join, judge = (shlex.split(line)[1:] for line in script.splitlines()[1:])
+    cycle_file = training_parser().parse_args(judge).file
+    assert cycle_file == training_parser().parse_args(pods[0]["containers"][0]["command"][3:]).file
+    cycle = Cycle.load(KUBERNETES / "training" / cycle_file.name)
+    assert training_parser().parse_args(join).file == cycle.file.join
+
+
+def test_sigterm_reaches_the_hourly_judge(tmp_path: Path) -> None:
+    template = one("CronJob", name="feedrank-judge")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    command = [*container["command"], *container["args"]]
+    assert end_job(command, tmp_path, {"SCRIPTS": str(KUBERNETES / "training")}) == "join\nended\n"

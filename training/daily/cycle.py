@@ -66,13 +66,13 @@ def run_cycle(cycle: Cycle, now: datetime) -> str:
 
 
 def run_judge(cycle: Cycle, now: datetime) -> str:
-    """Judge what waits and do nothing else. Raises as `run_cycle` does."""
+    """Judge what waits and do nothing else: it may withdraw. Raises as `run_cycle` does."""
     if not cycle.folder.is_dir():  # an hourly judge begins before the first night
         return f"no canary waits: {cycle.folder} is not there yet"
     with alone(cycle.folder):
         journal = Journal(cycle.folder)
         paused = Decisions(journal.read().entries).paused
-        return _paused(paused) if paused else judge_waiting(cycle, journal, now) or "no canary waits"
+        return _paused(paused) if paused else judge_waiting(cycle, journal, now, is_gated=False) or "no canary waits"
 
 
 def _night(cycle: Cycle, journal: Journal, now: datetime) -> str:

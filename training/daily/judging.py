@@ -21,8 +21,11 @@ from training.judge.verdict import Verdict
 log = logging.getLogger(__name__)
 
 
-def judge_waiting(cycle: Cycle, journal: Journal, now: datetime) -> str | None:
-    """Judge the canary. Returns the reason why it waits on, None where nothing waits any more."""
+def judge_waiting(cycle: Cycle, journal: Journal, now: datetime, *, is_gated: bool = True) -> str | None:
+    """Judge the canary. Returns the reason why it waits on, None where nothing waits any more.
+
+    Where the days are not gated a promotion waits for the night that gates them: of a day of inverted labels the worse
+    version looks better."""
     decisions = Decisions(journal.read().entries)
     if note_found_labels(cycle.folder, journal, decisions, now):
         decisions = Decisions(journal.read().entries)
@@ -37,7 +40,11 @@ def judge_waiting(cycle: Cycle, journal: Journal, now: datetime) -> str | None:
     decisions = Decisions(journal.read().entries)
     since = decisions.canary_since(str(labels.canary.version))
     assert since is not None, "labels that the journal does not know were entered just now"
-    entry = _entry(labels, _verdict(cycle, labels, decisions, since, now), now)
+    verdict = _verdict(cycle, labels, decisions, since, now)
+    if verdict.decision == PROMOTE and not is_gated:
+        reason = "it would be promoted, and the night does that, which gates the day before"
+        verdict = Verdict(WAIT, (reason, *verdict.reasons), verdict.figures)
+    entry = _entry(labels, verdict, now)
     journal.append(entry)
     for reason in entry.reasons:
         log.info("canary %s: %s, %s", labels.canary.version, entry.decision, reason)

@@ -16,6 +16,7 @@ from tests.training.judge.joined_feed import START as JOINED
 from tests.training.judge.joined_feed import Row, write_hours
 from tests.training_data import training_file
 from training.daily import judging
+from training.daily.cycle import run_judge
 from training.daily.cycle_file import Cycle
 from training.daily.judging import judge_waiting
 from training.judge.verdict import Decision, Verdict
@@ -96,6 +97,21 @@ def test_labels_follow_the_verdict(
     # Nothing waits any more, and nothing is decided twice.
     assert judge_waiting(cycle, Journal(cycle.folder), at(4)) == waits
     assert len(decided(cycle)) == 2
+
+
+@pytest.mark.parametrize(("decision", "after"), [(PROMOTE, BOTH), (WITHDRAW, Labels(stable=1)), (WAIT, BOTH)])
+def test_the_judge_alone_withdraws_and_the_night_promotes(
+    cycle: Cycle, monkeypatch: pytest.MonkeyPatch, decision: Decision, after: Labels
+) -> None:
+    """The day that users are judged by has not been gated yet: its labels may be inverted."""
+    answer(monkeypatch, decision, users=7)
+    run_judge(cycle, at(3))
+    assert labels_of(cycle) == after
+    last = [entry for entry in Journal(cycle.folder).read().entries if entry.step == JUDGE][-1]
+    assert last.decision == (WITHDRAW if decision == WITHDRAW else WAIT)
+    assert ("the night does that" in last.reasons[0]) == (decision == PROMOTE)
+    assert (judge_waiting(cycle, Journal(cycle.folder), at(4)) is None) == (decision != WAIT)
+    assert labels_of(cycle) == (Labels(stable=2) if decision == PROMOTE else after)
 
 
 @pytest.mark.parametrize(("on_timeout", "stable"), [(WITHDRAW, 1), (PROMOTE, 2)])
