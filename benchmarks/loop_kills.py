@@ -1,10 +1,12 @@
-"""`make bench-loop-kills`: kill -9 at random moments of nights of the daily cycle. Each ends as one left alone.
+"""`make bench-loop-kills`: kill -9 at random moments of nights of the whole loop. Each ends as one left alone.
 
     python -m benchmarks.loop_kills [--kills 100] [--seed 0]
 
-A small feed goes on, a day a night. Every night is killed ten times, at moments drawn evenly from the time that it
-takes, then it is run to its end, and once more. A copy of its folder has the same night left alone. Both must have the
-same labels, the same decisions in the same order, and the same bytes of every version.
+A small feed goes on, a day a night, by both logs. Every night joins, judges the canary, runs the cycle with gates,
+recalibration, training, export and labels, and forgets a user. It is killed ten times, at moments drawn from the time
+that it takes, then it is run to its end, and once more. A copy of its folder has the same night left alone. Both must
+have the same labels, the same decisions in the same order, and the same bytes of versions, calibrations, joined rows,
+counts and logs.
 """
 
 import argparse
@@ -15,15 +17,14 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
-from model.artifact.artifact import Artifact
-from model.rollout.decisions import DAILY
-from tests.training.daily.nights import Feed, as_is, inverted
+from tests.training.daily.joined_nights import JoinedFeed
 
-FIRST, OF_A_NIGHT, BAD = 3, 10, 5
+FIRST, OF_A_NIGHT, BAD = 3, 10, 7
+# Days of fewer clicks, which have what serves calibrated again.
+LOWER = (4, 5, 9)
 
 
 def main() -> None:
@@ -35,49 +36,51 @@ def main() -> None:
     kills: Counter[str] = Counter()
     nights = 0
     with tempfile.TemporaryDirectory() as name:
-        feed = Feed(Path(name) / "feed")
+        feed = JoinedFeed(Path(name) / "feed")
         feed.folder.mkdir()
-        feed.write_files(publish={"label": "shadow"})
+        feed.write_files()
         for number in range(FIRST):
-            feed.write_day(number)
+            feed.write_logs(number)
         while kills.total() < options.kills:
             number = FIRST + nights
-            feed.write_day(number, inverted if number == BAD else as_is)
+            feed.write_logs(number, is_bad=number == BAD, is_lower=number in LOWER)
             kills += _killed(feed, number, options.seed + nights)
             nights += 1
             print(f"night {nights}: {kills.total()} kills", flush=True)
         versions = len(feed.versions())
+        calibrations = len(list(feed.models.glob("derived/*/calibration/[0-9]*")))
+        canaries = Counter(entry.decision for entry in feed.entries if entry.step == "judge")
+        quarantined = len(feed.decisions.quarantined)
+    ended = ", ".join(f"{count} {decision}" for decision, count in canaries.items() if decision != "wait")
     body = [
-        f"{kills.total()} kills in {nights} nights, which published {versions} versions and quarantined 1 day. Labels, "
-        "decisions and every byte of every version are those of the same nights left alone. By the last entry of the "
-        f"journal when they hit: {', '.join(f'{step} {count}' for step, count in kills.most_common())}."
+        f"{kills.total()} kills in {nights} nights. Those published {versions} versions and {calibrations} generations "
+        f"of calibration, forgot {nights} users and quarantined {quarantined} day. Of the canaries: {ended}. Labels, "
+        "decisions and every byte of versions, calibrations, joined rows, counts and logs are those of the same nights "
+        "left alone.",
+        "",
+        "Where the kills hit, by the job that ran, and within the cycle by the last entry of the journal:",
+        "",
+        *report.table(("place", "kills"), [(place, str(count)) for place, count in kills.most_common()]),
     ]
-    data = {"kills": dict(kills), "nights": nights, "versions": versions}
-    title = "kill -9 at random moments of the daily cycle"
+    data = {"kills": dict(kills), "nights": nights, "versions": versions, "calibrations": calibrations}
+    title = "kill -9 at random moments of the loop"
     path = report.write("loop_kills", title, body, data, "make bench-loop-kills")
     print(path.read_text(encoding="utf-8"))
 
 
-def _killed(feed: Feed, number: int, seed: int) -> Counter[str]:
-    """Kill one night, compare it with the one left alone, and return the kills by the journal's last entry."""
+def _killed(feed: JoinedFeed, number: int, seed: int) -> Counter[str]:
+    """Kill one night, compare it with the one left alone, and return the kills by where they hit."""
     command = [sys.executable, "-m", "tests.training.daily.killed"]
     arguments = [str(feed.folder), str(number), str(OF_A_NIGHT), str(seed)]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"night {number}: {done.stderr}")
-    alone = Feed(feed.folder.with_name(f"{feed.folder.name}-alone"))
-    if _ended(feed) != _ended(alone):
-        raise RuntimeError(f"night {number}: ended otherwise than the one left alone")
+    alone = JoinedFeed(feed.folder.with_name(f"{feed.folder.name}-alone"))
+    own, other = feed.ended(), alone.ended()
+    if differs := [key for key in {**own, **other} if own.get(key) != other.get(key)]:
+        raise RuntimeError(f"night {number}: ended otherwise than the one left alone: {', '.join(differs)}")
     shutil.rmtree(alone.folder)
     return Counter(json.loads(done.stdout.splitlines()[-1])["kills"])
-
-
-def _ended(feed: Feed) -> dict[str, Any]:
-    return {
-        "labels": feed.labels,
-        "decisions": [(e.step, e.decision, e.figures.get("day")) for e in feed.entries if e.step != DAILY],
-        "versions": {number: Artifact.open(feed.models / str(number)).manifest.files for number in feed.versions()},
-    }
 
 
 if __name__ == "__main__":

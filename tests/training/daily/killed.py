@@ -1,8 +1,8 @@
 """`python -m tests.training.daily.killed FOLDER NIGHT KILLS SEED`: a night that is killed at random moments, then ends.
 
-In: a folder of a feed with days (nights.py). Out, as JSON: how many kills hit, at which steps of the journal, and the
-seconds that a night takes that is left alone, measured in a copy of the folder. Each try is a fork of this process,
-which has imported everything and run nothing, so that a try begins at once.
+In: a folder of a feed with days (nights.py), or with logs (joined_nights.py). Out, as JSON: how many kills hit, and
+where, and the seconds that a night takes that is left alone, measured in a copy of the folder. Each try is a fork of
+this process, which has imported everything and run nothing, so that a try begins at once.
 """
 
 import json
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.training.daily.joined_nights import JoinedFeed
 from tests.training.daily.nights import Feed
 from training.daily import cycle  # noqa: F401 - all that a night imports, before any fork
 
@@ -24,22 +25,23 @@ LONGEST_SECONDS = 600.0
 def main() -> None:
     """Kill, run on to the end, print what was seen."""
     folder, night, kills, seed = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-    alone = Feed(Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-alone"))))
-    for file in (alone.file, alone.folder / "training.yaml"):
+    kind = JoinedFeed if (folder / "join.yaml").is_file() else Feed
+    alone = kind(Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-alone"))))
+    for file in alone.folder.glob("*.yaml"):
         file.write_text(file.read_text().replace(f"{folder}/", f"{alone.folder}/"))
     started = time.monotonic()
     status = _try(alone, night, None)
     assert status == 0, status
     seconds = time.monotonic() - started
-    draw, feed = random.Random(seed), Feed(folder)
+    draw, feed = random.Random(seed), kind(folder)
     hits: Counter[str] = Counter()
     while hits.total() < kills:
-        status = _try(feed, night, draw.uniform(0.0, seconds))
+        # What was done stays done, so that less and less of the night is left.
+        status = _try(feed, night, draw.uniform(0.0, seconds / (1 + hits.total() / 4)))
         if status == 0:  # it was done before it could be killed: nothing is left to kill
             break
         assert os.WIFSIGNALED(status), status
-        last = feed.entries[-1].step if feed.entries else "none"
-        hits[last] += 1
+        hits[feed.place()] += 1
     for _ in range(2):  # to the end, and once more
         status = _try(feed, night, None)
         assert status == 0, status

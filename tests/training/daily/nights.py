@@ -116,6 +116,10 @@ class Feed:
         """What the journal says."""
         return Decisions(self.entries)
 
+    def place(self) -> str:
+        """Where a night is: the step of the journal's last entry."""
+        return self.entries[-1].step if self.models.is_dir() and self.entries else "none"
+
     def versions(self) -> list[int]:
         """Numbers of the published versions."""
         return sorted(int(path.name) for path in self.models.iterdir() if path.name.isdecimal())
