@@ -78,7 +78,7 @@ def _compared(impressions: int) -> dict[str, int]:
     done = {"impressions": 0, "events": 0, "rows": 0}
     seed = 0
     while done["impressions"] < impressions:
-        made = logs(_PART, 4, seed)
+        made = logs(_PART, 4, seed, with_digits=bool(seed % 2))
         with tempfile.TemporaryDirectory() as folder:
             plan = Plan.load(write(Path(folder), made, files=20))
             join(plan, Settings(now=EXACT_START + timedelta(hours=13)))

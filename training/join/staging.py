@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from training.files import replace_file
 from training.join.event_lines import EVENTS, EventReader
 from training.join.faults import BadLines
-from training.join.impression_lines import ImpressionReader, candidate_columns, request_columns
+from training.join.impression_lines import ImpressionReader
 from training.join.plan import HOUR, Plan, hour_name, hour_named, hour_of
+from training.join.requests.tables import candidate_columns, request_columns
 from training.join.sources import Source, SourceFile
 
 READ = "read.json"
@@ -324,7 +325,21 @@ class _Writer:
             part = self._parts[kind, hour]
             self._parts[kind, hour] += 1
             table = pa.concat_tables(tables).cast(self._schemas[kind])
-            pq.write_table(table, folder / f"{hour_name(hour)}.{part:06d}.parquet", compression="lz4")
+            path = folder / f"{hour_name(hour)}.{part:06d}.parquet"
+            # Most numbers differ, so a dictionary of them is made in vain. Statistics of all columns help no query.
+            pq.write_table(
+                table, path, compression="lz4", use_dictionary=_repeated(table.schema), write_statistics=["_r", "_hour"]
+            )
+
+
+def _repeated(schema: pa.Schema) -> list[str]:
+    """The columns of strings that come again and again, as Parquet names them."""
+    texts = [field for field in schema if field.type in (pa.string(), pa.list_(pa.string()))]
+    return [
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+        for field in texts
+        if field.name not in ("_request_id", "_event_id")
+    ]
 
 
 def _of_hours(table: pa.Table, hours: range) -> pa.Table:

@@ -101,8 +101,9 @@ def request(number: int, time: datetime, ids: list[str], draw: random.Random, **
     }
 
 
-def logs(requests: int, events_a_request: int, seed: int, hours: int = 3) -> Logs:
-    """Requests over some hours and their events, in every kind of disorder."""
+def logs(requests: int, events_a_request: int, seed: int, hours: int = 3, *, with_digits: bool = True) -> Logs:
+    """Requests over some hours and their events, in every kind of disorder. `with_digits` some ids are strings of their
+    digits, as clients in JavaScript send them."""
     draw = random.Random(seed)
     made: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
@@ -120,6 +121,9 @@ def logs(requests: int, events_a_request: int, seed: int, hours: int = 3) -> Log
     for number in range(requests // 10):
         time = START + timedelta(milliseconds=draw.randrange(hours * 3_600_000))
         events.append(_event(f"lost-{number}", "v1", "click", time, time, draw))
+    if not with_digits:
+        for line in made:
+            line["user"]["user_id"] = int(line["user"]["user_id"])
     draw.shuffle(events)
     draw.shuffle(made)
     return Logs(made, events)

@@ -1,0 +1,1 @@
+"""Requests of the impression log, from lines to the tables that a join computes with."""
