@@ -48,6 +48,7 @@ from service.models.admin import admin_routes
 from service.models.store import ModelStore, not_ready
 from service.open_inference.routes import INFER_VERSION, OpenInference
 from service.pipeline import Answer, Ranking
+from service.policy.choosing import Choosing
 from service.process.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.process.signals import reload_on_hangup
 from service.responder import Responder
@@ -121,6 +122,7 @@ class Service:
         self.tracing = None if endpoint is None else Tracing(endpoint)
         self.ranking = Ranking(
             self.store,
+            Choosing(self.store, self.clock, self.metrics),
             self.metrics,
             self.impressions,
             self.shadow,

@@ -18,15 +18,15 @@ import numpy as np
 from model.features.encoder import Encoded
 from model.scorer.scorer import NamedCandidates, NonFiniteScoresError
 from model.user import user_of
-from model.value_models.value_model import DEFAULT
-from service.base.errors import Fault, Problem, value_or_kind
+from service.base.errors import Problem
 from service.base.log import FieldLogger
 from service.base.record import RequestRecord
 from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import Metrics
 from service.models.canary import Sender
 from service.models.store import ModelStore
-from service.models.version import ServedModel, StatefulModel
+from service.models.version import StatefulModel
+from service.policy.choosing import Choosing, Chosen, Named
 from service.rank.answer import Reply, write
 from service.rank.catalogue import UnknownCandidates, named_candidates
 from service.rank.explain import Explanation, explain
@@ -60,6 +60,7 @@ class Ranking:
     """Scoring of requests by the models of a service."""
 
     store: ModelStore
+    choosing: Choosing
     metrics: Metrics
     impressions: ImpressionLog | None
     shadow: ShadowScoring
@@ -102,50 +103,21 @@ class Ranking:
         found: FoundUser | None,
     ) -> Reply:
         options = question.options
-        user_by = partial(user_of, question.user) if found is None else lambda _: found.key
         if found is not None:
             merged, hydrated = found.hydrated(question.user)
             question = question._replace(user=merged, hydrated=hydrated)
-        model, value_model = self.choose(
-            options.model,
-            options.version_name,
-            options.value_model,
-            "value_model",
-            Sender(record.request_id, user_by),
-            record,
-        )
-        encoded = self._encode(question, model, value_model, body_bytes, record)
+        named = Named(options.model, options.version_name, options.value_model, "value_model")
+        chosen = self.choosing.choose(named, Sender(record.request_id, partial(_unit, question.user, found)), record)
+        encoded = self._encode(question, chosen, body_bytes, record)
         scored = self.score(encoded, record, deadline)
         explanation = _explanation(scored, record) if options.explain else None
         self.hand_on(scored, record)
         return Reply(write(scored, explanation))
 
-    def choose(
-        self,
-        model: str | None,
-        version: str | None,
-        value_model: str | None,
-        path: str,
-        sender: Sender,
-        record: RequestRecord,
-    ) -> tuple[ServedModel, str]:
-        """The model for what a sender requests, and the name of its value model, the latter at `path`. Both are noted
-        in the record. Raises Problem: 404, 422, 503."""
-        found = self.store.find(model, version, sender)
-        name = value_model or DEFAULT
-        if name not in found.value_models:
-            has = ", ".join(found.value_models.names)
-            rule = f"no such value model, {value_or_kind(name)}; model '{found.name}' has: {has}"
-            raise Problem.wrong_content([Fault(path, rule)])
-        record.model, record.model_version = found.name, found.scorer.version
-        record.value_model, record.value_model_version = name, found.value_models[name].version
-        return found, name
-
-    def _encode(
-        self, question: Question, model: ServedModel, value_model: str, body_bytes: int, record: RequestRecord
-    ) -> EncodedRequest:
+    def _encode(self, question: Question, chosen: Chosen, body_bytes: int, record: RequestRecord) -> EncodedRequest:
         """The question's blocks, the candidates joined with the model's catalogue where it has one. Raises Problem 422
         for faulty values, for what a strict question leaves out, and for candidates that nothing describes."""
+        model, value_model, arms = chosen
         record.count_candidates(len(question.ids))
         request, columns = read_features(question, model.scorer.encoder)
         self.users.count_refused(model.name, question.hydrated)
@@ -155,7 +127,9 @@ class Ranking:
             check_strict(question, model.scorer.schema, None if named is None else named.is_known_N)
         if candidates is None:
             candidates = model.scorer.encoder.encode("candidate", columns, len(question.ids), as_served=True)
-        return EncodedRequest(record.request_id, model, value_model, question, columns, request, candidates, body_bytes)
+        return EncodedRequest(
+            record.request_id, model, value_model, question, columns, request, candidates, body_bytes, arms
+        )
 
     def score(self, request: EncodedRequest, record: RequestRecord, deadline: float | None) -> ScoredRequest:
         """Answers and their combined score, counted and measured. Raises Problem: 500 not finite, 504."""
@@ -182,6 +156,11 @@ class Ranking:
         self.drift.take_request(request)
         if self.impressions is not None:
             self.impressions.take_request(record, request)
+
+
+def _unit(user: Mapping[str, object], found: FoundUser | None, feature: str) -> str | None:
+    """The unit that a feature has among those of the user as used. A key need be none of these."""
+    return found.key if found is not None and feature == found.model.file.key else user_of(user, feature)
 
 
 def _explanation(request: ScoredRequest, record: RequestRecord) -> Explanation:

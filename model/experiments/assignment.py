@@ -2,7 +2,8 @@
 
 In: experiments.yaml and the units of a request, by feature. Out: arms by experiment, and what they set of the request.
 A unit's bucket in a layer is XXH3-64 of the layer's salt, a zero byte and the unit, modulo 10,000. Its arm is found
-so by the experiment's own salt, over the arms' cumulative weights: to add, end or reorder experiments moves nobody.
+so by the experiment's own salt, over the cumulative weights of the arms in the order of their names. To add, end or
+reorder experiments, and to reorder arms, moves nobody.
 docs/experiments.md has the rule for others, with test vectors.
 """
 
@@ -52,7 +53,7 @@ class Assignment(NamedTuple):
     skips_canary: bool = False
 
     def setting(self, name: Setting) -> tuple[str, Member] | None:
-        """What one of the arms sets, and which. Only one can: two that may meet are refused in the file."""
+        """Value that one of the arms sets, and the member. Only one can: two that may meet are refused in the file."""
         for member in self.members:
             value = getattr(member.sets, name)
             if value is not None:
@@ -70,10 +71,10 @@ class Dealt:
         self._start = experiment.start.timestamp()
         self._end = None if experiment.end is None else experiment.end.timestamp()
         self._salt = experiment.arm_salt
-        ends = shares([arm.weight for arm in experiment.arms.values()])
+        arms = sorted(experiment.arms.items())
+        ends = shares([arm.weight for _, arm in arms])
         self._arms = [
-            (end, Member(experiment.name, self.epoch, name, arm))
-            for end, (name, arm) in zip(ends, experiment.arms.items(), strict=True)
+            (end, Member(experiment.name, self.epoch, name, arm)) for end, (name, arm) in zip(ends, arms, strict=True)
         ]
         self.shares = {
             member.arm: (end - before) / BUCKETS for before, (end, member) in zip([0, *ends], self._arms, strict=False)
@@ -203,7 +204,7 @@ class Experiments:
 def epoch_of(experiment: Experiment, layer: Layer) -> str:
     """Name of what decides an experiment's arms: layer, salts, buckets, weights, and what arms set. A change of any of
     them begins another epoch."""
-    arms = [[name, arm.model_dump(mode="json", exclude_none=True)] for name, arm in experiment.arms.items()]
+    arms = [[name, arm.model_dump(mode="json", exclude_none=True)] for name, arm in sorted(experiment.arms.items())]
     buckets = [experiment.buckets.from_, experiment.buckets.to]
     return hashed([layer.salt, layer.unit, experiment.arm_salt, buckets, arms])
 

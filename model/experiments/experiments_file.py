@@ -84,7 +84,7 @@ class Buckets(StrictModel):
 
 
 class Arm(StrictModel):
-    """What an arm sets of a request, and its weight in the experiment. One that sets nothing is answered as others
+    """Settings of a request by an arm, and its weight in the experiment. One that sets nothing is answered as others
     are."""
 
     weight: Weight = 1.0

@@ -6,7 +6,7 @@ candidate id.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,6 +37,9 @@ class RequestRecord:
     value_model: str | None = None
     value_model_version: str | None = None
     calibration: str | None = None
+    # The arm by experiment, and the experiments whose arm could not answer.
+    experiments: Mapping[str, str] = field(default_factory=dict)
+    fell_back: tuple[str, ...] = ()
     candidates: int | None = None
     ticket: Ticket | None = None
     # The look-up of the user (service/state/lookups.py), begun before the body is parsed.
@@ -89,6 +92,8 @@ class RequestRecord:
                 "value_model": self.value_model,
                 "value_model_version": self.value_model_version,
                 "calibration": self.calibration,
+                "experiments": self.experiments or None,
+                "fell_back": self.fell_back or None,
                 "candidates": self.candidates,
             }
             known = {name: value for name, value in fields.items() if value is not None}

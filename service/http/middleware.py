@@ -186,6 +186,8 @@ class Observe:
             record.count_scores()
         if record.model_version is not None:
             self._metrics.model_requests.labels(record.model, record.model_version, record.status).inc()
+            if record.experiments:
+                self._metrics.experiments.count(record.model, record.experiments, record.status)
         if self._tracing is not None and record.endpoint in SCORING:
             self._tracing.trace(record, {name: header(scope, name) or "" for name in ("traceparent", "tracestate")})
         record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)

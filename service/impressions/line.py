@@ -2,17 +2,18 @@
 
 In: a scored request. Out: a line of JSON, candidates in request order:
 `{"format": 2, "time", "request_id", "model", "model_version", "calibration", "value_model", "value_model_version",
-"policy", "policy_version", "experiments", "user_hash", "share", "top_k", "catalogue", "user", "candidates": {"id",
-"features"}, "score", "tasks", "raw", "order", "propensity"}`.
+"policy", "policy_version", "experiments", "epochs", "fell_back", "user_hash", "share", "top_k", "catalogue", "user",
+"candidates": {"id", "features"}, "score", "tasks", "raw", "order", "propensity"}`.
 
 `user` and `candidates` are those of POST /v1/rank, always as columns, with null where a row has no value. /v2 has no
 ids of candidates: their positions take their place. `user_hash` is a keyed hash of the user (model/user.py), null where
 the model or the request has none. `share` is the share of all requests that the log keeps. `catalogue` is the
 generation that gave features beside them. `tasks` are answers, with their digits, and `raw` are those before
 calibration. `calibration` is the generation that answers are calibrated by, null of the version's own. `order` are row
-numbers in the order answered, at most `top_k`. Nothing here makes policies, experiments or propensities yet. In place
-of `user` and `candidates` there may be `"hashes": {"user", "candidate_id", "features"}`: XXH3-64 of the user's
-features, and of each candidate's id and features, as JSON without spaces, keys sorted, what is null left out.
+numbers in the order answered, at most `top_k`. `experiments` and `epochs` are by experiment, `fell_back` those whose
+arm could not answer. Nothing here makes policies or propensities yet. In place of `user` and `candidates` there may be
+`"hashes": {"user", "candidate_id", "features"}`: XXH3-64 of the user's features, and of each candidate's id and
+features, as JSON without spaces, keys sorted, what is null left out.
 
 Where lines were lost, one says so: `{"format": 2, "time", "lost": number of requests, "reason"}`.
 
@@ -32,12 +33,12 @@ from numpy.typing import NDArray
 
 from model.user import user_hash
 from service.base.clock import rfc3339
-from service.rank.scored_request import ReceivedRequest, ScoredRequest
+from service.rank.scored_request import Arms, ReceivedRequest, ScoredRequest
 
 FORMAT = 2
 # What a request takes in memory, over its text: the text and arrays, or the objects of rows.
 _COLUMNS_COST, _ROWS_COST = 2, 10
-_NOT_MADE_YET: dict[str, Any] = {"policy": None, "policy_version": None, "experiments": {}}
+_NOT_MADE_YET: dict[str, Any] = {"policy": None, "policy_version": None}
 
 _encoder = msgspec.json.Encoder()
 _canonical = msgspec.json.Encoder(order="sorted")
@@ -58,6 +59,7 @@ class Impression(NamedTuple):
 
     head: dict[str, str]
     calibration: str | None
+    experiments: Arms
     user: str | None
     catalogue: str | None
     received: ReceivedRequest
@@ -78,6 +80,7 @@ class Impression(NamedTuple):
         return cls(
             encoded.head,
             answers.calibration,
+            encoded.experiments,
             encoded.user,
             encoded.catalogue_generation,
             received,
@@ -104,6 +107,9 @@ class Impression(NamedTuple):
                 **self.head,
                 "calibration": self.calibration,
                 **_NOT_MADE_YET,
+                "experiments": self.experiments.arms,
+                "epochs": self.experiments.epochs,
+                "fell_back": self.experiments.fell_back,
                 "user_hash": None if self.user is None or key is None else user_hash(key, self.user),
                 "share": settings.share,
                 "top_k": received.top_k,

@@ -23,6 +23,7 @@ GROUP_BYTES = 8 * 2**20
 GROUP_ROWS = 8192
 _BATCH_ROWS = 64
 _HASHES = pa.list_(pa.uint64())
+_NAMES = pa.map_(pa.string(), pa.string())
 _ANSWERS = pa.map_(pa.string(), pa.list_(pa.float32()))
 _HEAD = ("request_id", "model", "model_version", "value_model", "value_model_version")
 # Of a row that says what is lost, all columns are null but `format`, `time`, `lost` and `reason`.
@@ -32,7 +33,9 @@ SCHEMA = pa.schema(
         pa.field("time", pa.timestamp("ms", tz="UTC"), nullable=False),
         *(pa.field(name, pa.string()) for name in _HEAD),
         *(pa.field(name, pa.string()) for name in ("calibration", "policy", "policy_version")),
-        pa.field("experiments", pa.map_(pa.string(), pa.string())),
+        pa.field("experiments", _NAMES),
+        pa.field("epochs", _NAMES),
+        pa.field("fell_back", pa.list_(pa.string())),
         pa.field("user_hash", pa.string()),
         pa.field("share", pa.float64()),
         pa.field("top_k", pa.int64()),
@@ -128,8 +131,9 @@ def _row(line: Line | Loss) -> dict[str, Any]:
         raise ValueError("time: without its zone")
     if isinstance(line, Loss):
         return row
-    maps: dict[str, dict[str, Any] | None] = {"experiments": line.experiments, "tasks": line.tasks, "raw": line.raw}
-    row |= {name: None if values is None else list(values.items()) for name, values in maps.items()}
+    maps: tuple[dict[str, Any] | None, ...] = (line.experiments, line.epochs, line.tasks, line.raw)
+    for name, values in zip(("experiments", "epochs", "tasks", "raw"), maps, strict=True):
+        row[name] = None if values is None else list(values.items())
     row["user"] = None
     if isinstance(line.catalogue, bool):
         row["catalogue"] = _SOME_GENERATION if line.catalogue else None

@@ -45,6 +45,8 @@ class Line(msgspec.Struct):
     policy: str | None = None
     policy_version: str | None = None
     experiments: dict[str, str] = {}
+    epochs: dict[str, str] = {}
+    fell_back: list[str] = []
     user_hash: str | None = None
     share: float | None = None
     raw: dict[str, list[float]] | None = None

@@ -26,6 +26,7 @@ from service.base.log import stderr_queue
 from service.metrics.batched_histogram import BatchedHistogram
 from service.metrics.connection_metrics import ConnectionMetrics
 from service.metrics.drift_windows import DriftWindows
+from service.metrics.experiment_metrics import ExperimentMetrics
 from service.metrics.family import Families, Family
 from service.metrics.loop_metrics import LoopMetrics
 from service.metrics.process_counters import LOG_LINES_DROPPED, WORKER_RESTARTS
@@ -76,16 +77,14 @@ REJECTIONS = (
 WORKER_STATES = ("ready", "unready")
 IMPRESSION_RESULTS = ("written", "dropped", "failed", "full", "no_key", "killed")
 EVENT_RESULTS = ("written", "full", "slow", "failed")
+# Beside a model's versions.
+_FILES = ("value_models", "state", "experiments", "catalogue", "calibration", "labels")
 LOAD_RESULTS = (
     "ready",
     "compiled_refused",
     "quarantined",
     "golden_failed",
-    *(
-        f"{file}_{result}"
-        for file in ("value_models", "state", "catalogue", "calibration", "labels")
-        for result in ("ready", "refused")
-    ),
+    *(f"{file}_{result}" for file in _FILES for result in ("ready", "refused")),
 )
 # Files that are of no single model. A model's are its version, labels, value_models and catalogue.
 COMMON_FILES = ("models", "keys", "tls")
@@ -292,6 +291,7 @@ class Metrics(Families):
         self.connections = ConnectionMetrics(self.registry)
         self.ship = ShipMetrics(self.registry)
         self.state = StateMetrics(self.registry)
+        self.experiments = ExperimentMetrics(self.registry)
         self.drift = DriftWindows(self.registry, is_shared=self._folder is not None)
         self._histograms = [metric for metric in vars(self).values() if isinstance(metric, BatchedHistogram)]
         self._histograms.append(self.state.seconds)

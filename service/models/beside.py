@@ -1,19 +1,24 @@
-"""The files beside a model's versions: value models, users' state.
+"""The files beside a model's versions: value models, users' state, experiments.
 
 In: `<models>/<name>/`, polled. Out: what they say to each version that is loaded, replaced in one assignment. A changed
 file is taken up where it fits every version that is loaded, otherwise all of them stay as they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from model.experiments.assignment import Experiments
+from model.experiments.experiments_file import FILE_NAME as EXPERIMENTS_FILE
+from model.experiments.experiments_file import Setting
 from model.scorer.scorer import Scorer
 from model.state_file import FILE_NAME as STATE_FILE
 from model.state_file import StateFile
 from model.value_models.value_model import FILE_NAME, ValueModels
 from service.metrics.metrics import Metrics
 from service.models.model_file import FileKind, ModelFile
+
+_Read = Callable[[Scorer, Mapping[str, Any]], Any]
 
 VALUE_MODELS = FileKind(
     FILE_NAME,
@@ -34,7 +39,20 @@ STATE: FileKind[StateFile | None] = FileKind(
     without=lambda _: None,
     versions=lambda state: {} if state is None else {state.key: state.version},
 )
-KINDS: tuple[FileKind[Any], ...] = (VALUE_MODELS, STATE)
+EXPERIMENTS: FileKind[Experiments | None] = FileKind(
+    EXPERIMENTS_FILE,
+    "experiments",
+    "experiments",
+    fallback="no experiment",
+    parse=lambda content, path, scorer: Experiments.from_bytes(content, path),
+    without=lambda scorer: None,
+    versions=lambda experiments: {} if experiments is None else experiments.epochs,
+    is_shared=True,
+    reads=("value_models", "state"),
+    check=lambda experiments, path, scorer, beside: _check_experiments(experiments, path, scorer, beside),
+)
+# Each after those that it reads.
+KINDS: tuple[FileKind[Any], ...] = (VALUE_MODELS, STATE, EXPERIMENTS)
 
 
 class Beside(NamedTuple):
@@ -43,6 +61,7 @@ class Beside(NamedTuple):
 
     value_models: ValueModels
     state: StateFile | None
+    experiments: Experiments | None
 
 
 class BesideFiles:
@@ -73,25 +92,42 @@ class BesideFiles:
 
     def poll(self, serving: Sequence[tuple[Scorer, Beside]]) -> list[Beside]:
         """Read the files and return what they say from now on to the versions that serve, in their order."""
-        changed = [file for file in self._files if file.poll()]
+        changed = {file.kind.key for file in self._files if file.poll()}
         every = [beside for _, beside in serving]
-        for file in changed if serving else []:
-            values = file.reread([scorer for scorer, _ in serving])
+        for file in self._files if serving else []:
+            if file.kind.key not in changed and (file.content is None or changed.isdisjoint(file.kind.reads)):
+                continue
+            scorers = [scorer for scorer, _ in serving]
+            values = file.reread([(scorer, said._asdict()) for scorer, said in zip(scorers, every, strict=True)])
             if values is not None:
                 every = [beside._replace(**{file.kind.key: value}) for beside, value in zip(every, values, strict=True)]
         return every
 
     def read_for(self, scorer: Scorer) -> Beside:
         """What they say to a version that may come to serve. Raises ValueError where a file does not fit it."""
-        return Beside(**{file.kind.key: file.read_for(scorer) for file in self._files})
+        return self._said(scorer, lambda file: file.read_next)
 
     def begin_first(self, scorer: Scorer) -> Beside:
         """What they say to a version with none beside it to serve on: a bad file has its fallback."""
-        return Beside(**{file.kind.key: file.begin_first(scorer) for file in self._files})
+        return self._said(scorer, lambda file: file.begin_first)
 
     def begin_serving(self, scorer: Scorer) -> Beside:
         """What they say to a version that begins to serve. Raises ValueError where a file does not fit it."""
         beside = self.read_for(scorer)
         for file in self._files:
-            file.mark_ready()
+            if not file.kind.is_shared:
+                file.mark_ready()
         return beside
+
+    def _said(self, scorer: Scorer, read_of: Callable[[ModelFile[Any]], _Read]) -> Beside:
+        said: dict[str, Any] = {}
+        for file in self._files:
+            said[file.kind.key] = read_of(file)(scorer, said)
+        return Beside(**said)
+
+
+def _check_experiments(experiments: Experiments | None, path: str, scorer: Scorer, beside: Mapping[str, Any]) -> None:
+    if experiments is not None:
+        names: dict[Setting, list[str]] = {"value_model": beside["value_models"].names}
+        state: StateFile | None = beside["state"]
+        experiments.check(scorer.schema, scorer.manifest.user if state is None else state.key, names, path)

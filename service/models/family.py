@@ -251,7 +251,7 @@ class ModelFamily:
 
     def _serve_only(self, default: int, labels: Labels) -> None:
         """Serve these from now on, and let go of every other version."""
-        needed = {default, *labels.versions().values()}
+        needed = {default, *labels.versions().values(), *self._versions_of_arms(default)}
         kept = {version: loaded for version, loaded in self._loaded.items() if version in needed}
         served = {str(version): loaded.served for version, loaded in kept.items()}
         stable, canary = served[str(default)], None
@@ -267,6 +267,13 @@ class ModelFamily:
             # Until the next poll, so that it is freed in this thread and not where the last request that used it ends.
             self._let_go.append(self._loaded[version])
         self._loaded = kept
+
+    def _versions_of_arms(self, default: int) -> Iterator[int]:
+        """Versions that arms of experiments name by their numbers, as far as they verify."""
+        experiments, published = self._loaded[default].served.experiments, self._published()
+        for name in () if experiments is None else experiments.versions:
+            if name.isdecimal() and self._try_version(int(name), published):
+                yield int(name)
 
     def _verify_newer(self, default: int, published: list[int]) -> None:
         """Verify one version that is newer than what is served, once for each state of its files, and free it. So its

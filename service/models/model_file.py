@@ -4,10 +4,10 @@ In: the file. Out: what it says to a scorer, and why the file is not taken up as
 in force what it said: removing it for good takes a file with `{}`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from model.scorer.scorer import Scorer
 from model.untrusted_files import PolledFile
@@ -25,7 +25,9 @@ class FileKind(Generic[T]):
 
     `parse` makes a value of content, path and scorer, and raises ValueError where the file does not fit. `without` is
     the value where there is no file, or where the first is a bad one: messages call it `fallback`. `absence` is logged
-    where there is no file. `versions` are what a value has, by name."""
+    where there is no file. `versions` are what a value has, by name. `check` raises ValueError where a path's value
+    does not fit what other files say to a version, by key: those that `reads` names, which are read before it. What
+    `is_shared` is of no single version: one more, which it does not fit, serves with what is in force."""
 
     file_name: str
     key: str
@@ -35,6 +37,9 @@ class FileKind(Generic[T]):
     without: Callable[[Scorer], T]
     versions: Callable[[T], Mapping[str, str]]
     absence: str | None = None
+    is_shared: bool = False
+    reads: tuple[str, ...] = ()
+    check: Callable[[T, str, Scorer, Mapping[str, Any]], None] | None = None
 
 
 class ModelFile(Generic[T]):
@@ -49,6 +54,7 @@ class ModelFile(Generic[T]):
         self._shown = shown
         self._file = PolledFile(folder / kind.file_name)
         self._content_error: str | None = None
+        self._in_force: T | None = None
 
     @property
     def error(self) -> str | None:
@@ -68,34 +74,52 @@ class ModelFile(Generic[T]):
             self._log_fault(self._before if before is not None else self.kind.fallback)
         return self._file.content != before
 
-    def read_for(self, scorer: Scorer) -> T:
+    def read_for(self, scorer: Scorer, beside: Mapping[str, Any]) -> T:
         """The value for a version that may come to serve. Raises ValueError where the file does not fit it."""
         if self._file.content is not None:
-            return self.kind.parse(self._file.content, str(self._file.path), scorer)
+            path = str(self._file.path)
+            value = self.kind.parse(self._file.content, path, scorer)
+            if self.kind.check is not None:
+                self.kind.check(value, path, scorer, beside)
+            return value
         if self.kind.absence is not None:
             _log.warning(f"no {self.kind.file_name}: {self.kind.absence}", model=self._model)
         return self.kind.without(scorer)
 
-    def begin_first(self, scorer: Scorer) -> T:
+    def read_next(self, scorer: Scorer, beside: Mapping[str, Any]) -> T:
+        """The value for a version beside those that serve. Raises ValueError where the file is of single versions and
+        does not fit it."""
+        try:
+            return self.read_for(scorer, beside)
+        except ValueError as error:
+            if not self.kind.is_shared:
+                raise
+            message = f"{self.kind.called} do not fit one more version; what was in force serves"
+            _log.error(message, model=self._model, model_version=scorer.version, reason=self._shown(str(error)))
+            return self.kind.without(scorer) if self._in_force is None else self._in_force
+
+    def begin_first(self, scorer: Scorer, beside: Mapping[str, Any]) -> T:
         """The value for a version with none beside it to serve on. A bad file is answered by the fallback: a service
         that starts with a slip in such a file still answers, and says by what."""
         try:
-            value = self.read_for(scorer)
+            value = self.read_for(scorer, beside)
         except ValueError as error:
             self._content_error = str(error)
             self._log_fault(self.kind.fallback)
             return self.kind.without(scorer)
+        self._in_force = value
         self.mark_ready()
         return value
 
-    def reread(self, scorers: list[Scorer]) -> list[T] | None:
+    def reread(self, serving: Sequence[tuple[Scorer, Mapping[str, Any]]]) -> list[T] | None:
         """The value for every version that serves, None where the file does not fit them all."""
         try:
-            values = [self.read_for(scorer) for scorer in scorers]
+            values = [self.read_for(scorer, beside) for scorer, beside in serving]
         except ValueError as error:
             self._content_error = str(error)
             self._log_fault(self._before)
             return None
+        self._in_force = values[0]
         self.mark_ready()
         names = {self.kind.key: list(self.kind.versions(values[0]))}
         _log.info(f"{self.kind.called} ready", model=self._model, **names)

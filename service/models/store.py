@@ -30,7 +30,7 @@ from service.base.errors import Fault, Problem
 from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 from service.models.canary import Sender
-from service.models.family import ModelFamily
+from service.models.family import ModelFamily, Serving
 from service.models.version import Loading, ServedModel, StatefulModel
 
 _LOAD_SECONDS = 10.0
@@ -129,8 +129,11 @@ class ModelStore:
         self._metrics.file_errors.labels("", "models").set(error is not None)
 
     def find(self, name: str | None, version: str | None, sender: Sender | None = None) -> ServedModel:
-        """The model to answer with. It is of the version or label that is named, then the canary for senders who fall
-        to it, then what is served. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
+        """The model to answer with, as `found_in` what is served of it. Raises Problem: 404, 422, 503."""
+        return found_in(self.serving(name), version, sender)
+
+    def serving(self, name: str | None) -> Serving:
+        """What is served of a model. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
         served = {name: family.serving for name, family in self._families.items() if family.serving is not None}
         if name is None:
             if not served:
@@ -144,12 +147,7 @@ class ModelStore:
                 raise not_ready(f"no version of model '{name}' could be loaded; see /v1/models")
             known = f"models served: {', '.join(sorted(served)) or 'none'}"
             raise Problem(404, f"no such model; {known}", faults=[Fault("model", f"no such model; {known}")])
-        model = served[name].chosen(version, sender)
-        if model is None:
-            loaded = ", ".join(sorted(served[name].versions, key=int, reverse=True))
-            rule = f"this version of model '{name}' is not loaded; loaded: {loaded}"
-            raise Problem(404, rule, faults=[Fault("version", rule)])
-        return model
+        return served[name]
 
     def served(self) -> dict[str, ServedModel]:
         """Default version of each model that is served."""
@@ -259,6 +257,17 @@ class ModelStore:
                     done.set_result(result)
                 except Exception as error:  # its caller gets it
                     done.set_exception(error)
+
+
+def found_in(serving: Serving, version: str | None, sender: Sender | None) -> ServedModel:
+    """The model to answer with. It is of the version or label that is named, then the canary for senders who fall to
+    it, then what is served. Raises Problem 404 for a version that is not loaded."""
+    model = serving.chosen(version, sender)
+    if model is None:
+        loaded = ", ".join(sorted(serving.versions, key=int, reverse=True))
+        rule = f"this version of model '{serving.default.name}' is not loaded; loaded: {loaded}"
+        raise Problem(404, rule, faults=[Fault("version", rule)])
+    return model
 
 
 def not_ready(detail: str) -> Problem:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from model.artifact.artifact import MANIFEST, ArtifactError
+from model.experiments.assignment import Experiments
 from model.scorer.scorer import Engine, EngineChoice, Scorer
 from model.scorer.torchscript import Load, load_script
 from model.state_file import StateFile
@@ -51,13 +52,14 @@ class StatefulModel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model version and the value models that score with it."""
+    """A model version, the value models that score with it, and the experiments that its requests are in."""
 
     name: str
     scorer: Scorer
     value_models: ValueModels
     state: StateFile | None
     metrics: ModelMetrics
+    experiments: Experiments | None = None
 
     @property
     def user(self) -> str | None:
@@ -171,6 +173,8 @@ class LoadedVersion:
         metrics.add_value_models(beside.value_models.names)
         if beside.state is not None:
             self._metrics.state.add_model(self.name, beside.state.names)
+        if beside.experiments is not None:
+            self._metrics.experiments.add_arms(self.name, beside.experiments.arms)
         return ServedModel(self.name, scorer, metrics=metrics, **beside._asdict())
 
     def _taken(self, scorer: Scorer, beside: Beside) -> ServedModel:

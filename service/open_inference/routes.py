@@ -17,15 +17,16 @@ from fastapi import APIRouter
 from starlette.types import Receive, Scope, Send
 
 from model.features.encoder import FeatureEncoder
+from model.user import user_of
 from service.base.record import RequestRecord, is_request_id
 from service.http.middleware import header
 from service.models.canary import Sender
 from service.models.store import not_ready
-from service.models.version import ServedModel
 from service.open_inference.infer import HEADER_LENGTH, Inference, chosen_outputs, read, read_features, write
 from service.open_inference.plan import SCORE, TensorPlan, metadata_inputs, metadata_outputs
-from service.open_inference.tensors import take_key, user_of_tensors
+from service.open_inference.tensors import Tensor, take_key, user_of_tensors
 from service.pipeline import Answer, Ranking, Waiting
+from service.policy.choosing import Named
 from service.rank.answer import Reply
 from service.rank.scored_request import EncodedRequest
 from service.state.users import FoundUser
@@ -122,13 +123,9 @@ class OpenInference:
             found: FoundUser | None,
         ) -> Reply:
             ranking = self._ranking
-            user_by = partial(user_of_tensors, inference.inputs) if found is None else lambda _: found.key
-            model, value_model = ranking.choose(
-                name,
-                version,
-                inference.value_model,
-                "parameters.value_model",
-                Sender(record.request_id, user_by),
+            model, value_model, arms = ranking.choosing.choose(
+                Named(name, version, inference.value_model, "parameters.value_model"),
+                Sender(record.request_id, partial(_unit_of_tensors, inference.inputs, found)),
                 record,
             )
             outputs = chosen_outputs(inference, model.scorer.outputs)
@@ -146,13 +143,14 @@ class OpenInference:
                 request,
                 encoder.encode("candidate", columns, rows, as_served=True),
                 body_bytes,
+                arms,
             )
             scored = ranking.score(encoded, record, deadline)
             ranking.hand_on(scored, record)
             # A score fits float32: no value model is accepted whose scores are beyond.
             score = scored.score_N.astype(np.float32)
             values = dict(zip(model.scorer.outputs, scored.answers.answers_NO.T, strict=True))
-            head = _head(model, value_model, scored.answers.calibration, inference.id)
+            head = _head(encoded, scored.answers.calibration, inference.id)
             return write(head, outputs, {**values, SCORE: score})
 
         return answer
@@ -186,11 +184,25 @@ class OpenInference:
         }
 
 
-def _head(model: ServedModel, value_model: str, calibration: str | None, identifier: str | None) -> dict[str, Any]:
-    parameters = {"value_model": value_model, "value_model_version": model.value_models[value_model].version}
+def _unit_of_tensors(inputs: Mapping[str, Tensor], found: FoundUser | None, feature: str) -> str | None:
+    """The unit that a feature has among tensors, or in the store where they leave it out."""
+    if found is not None and feature == found.model.file.key:
+        return found.key
+    if found is None or feature in inputs:
+        return user_of_tensors(inputs, feature)
+    return user_of(found.hydrated({})[0], feature)
+
+
+def _head(request: EncodedRequest, calibration: str | None, identifier: str | None) -> dict[str, Any]:
+    head = request.head
+    parameters = {name: head[name] for name in ("value_model", "value_model_version")}
+    if calibration is not None:
+        parameters["calibration"] = calibration
+    # The protocol's parameters are no objects.
+    parameters |= {f"experiments.{name}": arm for name, arm in request.experiments.arms.items()}
     return {
-        "model_name": model.name,
-        "model_version": model.scorer.version,
+        "model_name": head["model"],
+        "model_version": head["model_version"],
         **({} if identifier is None else {"id": identifier}),
-        "parameters": parameters if calibration is None else {**parameters, "calibration": calibration},
+        "parameters": parameters,
     }

@@ -42,5 +42,6 @@ def write(request: ScoredRequest, explanation: Explanation | None = None) -> byt
     calibration = request.answers.calibration
     calibrated = {} if calibration is None else {"calibration": calibration}
     explained = {} if explanation is None else {"explain": explanation.of(order_K)}
-    body = {**encoded.head, **calibrated, "candidates": candidates, **explained}
+    experiments = {"experiments": encoded.experiments.arms} if encoded.experiments.arms else {}
+    body = {**encoded.head, **calibrated, **experiments, "candidates": candidates, **explained}
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)

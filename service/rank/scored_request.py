@@ -50,6 +50,17 @@ class ReceivedRequest(Protocol):
         """The columns of user and context, as the encoder of the requested version reads them."""
 
 
+class Arms(NamedTuple):
+    """Arm and epoch by experiment that a request is in, and the experiments whose arm could not answer it."""
+
+    arms: Mapping[str, str] = {}
+    epochs: Mapping[str, str] = {}
+    fell_back: tuple[str, ...] = ()
+
+
+NO_ARMS = Arms()
+
+
 class EncodedRequest(NamedTuple):
     """A request that is ready to be scored. `columns` are its candidates' own, `request` and `candidates` the blocks
     that the model's ranker reads."""
@@ -62,6 +73,7 @@ class EncodedRequest(NamedTuple):
     request: Encoded
     candidates: Encoded | NamedCandidates
     body_bytes: int
+    experiments: Arms = NO_ARMS
 
     @property
     def user(self) -> str | None:

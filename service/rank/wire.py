@@ -186,6 +186,16 @@ class RankAnswer(Struct):
         Annotated[str, Meta(description="generation of a calibration that was fitted after the export", examples=["2"])]
         | UnsetType
     ) = UNSET
+    experiments: (
+        Annotated[
+            dict[str, str],
+            Meta(
+                description="by experiment that the user is in, the arm, that of the holdout too",
+                examples=[{"bold_likes": "treatment"}],
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class ProblemFault(Struct):

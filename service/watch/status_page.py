@@ -35,7 +35,7 @@ _LATENCY = "ranking_request_duration_seconds"
 # The counters with rates.
 _COUNTED = frozenset({
     "ranking_requests_total", "ranking_requests_rejected_total", "ranking_model_requests_total",
-    "ranking_candidates_per_request_sum", f"{_LATENCY}_bucket",
+    "ranking_candidates_per_request_sum", f"{_LATENCY}_bucket", "ranking_experiment_requests_total",
 })  # fmt: skip
 
 _page = Environment(
@@ -106,7 +106,8 @@ class StatusPage:
                 name: window.quantile(_LATENCY, share, endpoint=SCORING)
                 for name, share in (("median", 0.5), ("p99", 0.99))
             },
-            versions=window.by_version("ranking_model_requests_total"),
+            versions=window.by_status("ranking_model_requests_total", "model", "version"),
+            arms=window.by_status("ranking_experiment_requests_total", "model", "experiment", "arm"),
             drifts=_drifts(now.samples)[:_MOST_DRIFTS],
             errors=list(self._errors.lines),
             now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
@@ -160,12 +161,12 @@ class Window:
             rates[labels[label]] = rates.get(labels[label], 0.0) + rise / self._seconds
         return {value: rate for value, rate in sorted(rates.items()) if rate}
 
-    def by_version(self, name: str) -> dict[tuple[str, str], dict[str, float]]:
-        """Rates by second by model and version, and there by status."""
-        found: dict[tuple[str, str], dict[str, float]] = {}
+    def by_status(self, name: str, *by: str) -> dict[tuple[str, ...], dict[str, float]]:
+        """Rates by second by the values of some labels, and there by status."""
+        found: dict[tuple[str, ...], dict[str, float]] = {}
         for labels, rise in self._of(name, {}):
             if rise:
-                found.setdefault((labels["model"], labels["version"]), {})[labels["code"]] = rise / self._seconds
+                found.setdefault(tuple(labels[label] for label in by), {})[labels["code"]] = rise / self._seconds
         return found
 
     def quantile(self, name: str, share: float, **wanted: Sequence[str]) -> float | None:

@@ -35,6 +35,17 @@ from training.publish.catalogue import build_catalogue
 
 SECONDS = os.environ.get("FEEDRANK_MONITORING_SECONDS", "10")
 SCORING = 'ranking_requests_total{endpoint="/v1/rank"}'
+_EXPERIMENTS = """
+layers: {ranking: {salt: "1", unit: user_id}}
+experiments:
+  - name: same
+    layer: ranking
+    buckets: {from: 0, to: 10000}
+    start: 2026-01-01
+    horizon: 24h
+    realised: {click: 1}
+    arms: {control: {}, other: {value_model: default}}
+"""
 pytestmark = pytest.mark.slow
 
 
@@ -82,6 +93,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
     build_catalogue(publish_artifact(models, seed=2), write_items(folder / "items.parquet", tiny_items(10)))
     (models / "tiny/labels.yaml").write_text("{stable: 2, canary: {version: 1, share: 0.0}, shadow: 1}\n")
     (models / "tiny/state.yaml").write_text("key: user_id\nfields: [country]\n")
+    (models / "tiny/experiments.yaml").write_text(_EXPERIMENTS)
     _decide(models / "tiny")
     for name in ("impressions", "events"):
         (folder / name).mkdir()

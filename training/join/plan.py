@@ -38,6 +38,8 @@ OWN = pa.schema(
         ("_value_model_version", pa.string()),
         ("_policy_version", pa.string()),
         ("_experiments", pa.string()),
+        ("_epochs", pa.string()),
+        ("_fell_back", pa.string()),
         ("_propensity", pa.float64()),
         ("_score", pa.float64()),
         ("_user", pa.string()),

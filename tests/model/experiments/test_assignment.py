@@ -1,7 +1,9 @@
 """Assignment: by the documented recipe, sticky, even, and the same whatever else is in the file."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,15 +55,17 @@ def test_an_arm_is_that_of_the_recipe() -> None:
         expected = {}
         if 1000 <= _bucket("2026-11", unit) < 6000:
             dealt = _bucket("bold", unit)
-            expected = {"bold": "control" if dealt < 2500 else "bold" if dealt < 7500 else "bolder"}
+            # In the order of their names.
+            expected = {"bold": "bold" if dealt < 5000 else "bolder" if dealt < 7500 else "control"}
         assert _arms(experiments, unit) == expected
 
 
 def test_nobody_moves_when_others_come_go_or_change_places() -> None:
     one, other = _experiment("bold", 0, 5000), _experiment("other", 5000, 8000)
     beside = _experiment("beside", 0, 10_000, layer="second")
+    arms = dict(reversed(one["arms"].items()))
     alone = [_arms(_experiments(one), unit).get("bold") for unit in UNITS[:3000]]
-    for file in ([one, other, beside], [beside, other, one], [{**other, "end": "2026-12-20"}, one]):
+    for file in ([one, other, beside], [beside, other, {**one, "arms": arms}], [{**other, "end": "2026-12-20"}, one]):
         experiments = _experiments(*file)
         assert [_arms(experiments, unit).get("bold") for unit in UNITS[:3000]] == alone
 
@@ -71,7 +75,7 @@ def test_arms_have_their_shares_and_layers_are_independent() -> None:
     found = [_arms(experiments, unit) for unit in UNITS]
     counts = Counter(arms["bold"] for arms in found)
     shares = experiments["bold"].shares
-    assert shares == {"control": 0.25, "bold": 0.5, "bolder": 0.25}
+    assert shares == {"bold": 0.5, "bolder": 0.25, "control": 0.25}
     expected = [share * len(UNITS) for share in shares.values()]
     # Units are fixed, so that this is one draw: of all such draws one in a thousand would fail.
     assert stats.chisquare([counts[arm] for arm in shares], expected).pvalue > 0.001
@@ -152,3 +156,16 @@ def test_what_changes_arms_begins_an_epoch_and_nothing_else_does() -> None:
     ]
     epochs = {_experiments(_experiment("bold", 0, 5000, **change)).epochs["bold"] for change in changes}
     assert len(epochs | {first.epochs["bold"]}) == len(changes) + 1
+
+
+def test_the_page_has_the_numbers_of_its_rule() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (2026-11|bold_likes) \| (\S+) \| (\d+) \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    assert [int(number) for _, _, number in rows] == [_bucket(salt, unit) for salt, unit, _ in rows]
+    text = re.search(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert text is not None
+    experiments = Experiments.from_bytes(text[1].encode(), "docs/experiments.md")
+    now = experiments["bold_likes"].experiment.start.timestamp()
+    arms = {unit: _arms(experiments, unit, now).get("bold_likes") for unit in ("17", "Zoë", "user-000042")}
+    assert arms == {"17": None, "Zoë": "treatment", "user-000042": None}

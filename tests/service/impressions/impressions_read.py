@@ -27,7 +27,7 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
     if row["lost"] is not None:
         return {"format": row["format"], "time": time, "lost": row["lost"], "reason": row["reason"]}
     line = {name: value for name, value in row.items() if name not in ("lost", "reason")}
-    line |= {"time": time, "experiments": dict(row["experiments"])}
+    line |= {"time": time, "experiments": dict(row["experiments"]), "epochs": dict(row["epochs"])}
     # The digits of the answer: the fewest that tell one float32 from another.
     for name in ("tasks", "raw"):
         line[name] = {task: [float(str(np.float32(value))) for value in column] for task, column in row[name]}

@@ -47,6 +47,8 @@ def a_line(number: int, characters: int = 0) -> dict[str, Any]:
         "calibration": "3" if number % 2 else None,
         **dict.fromkeys(("policy", "policy_version"), "p" if number % 3 else None),
         "experiments": {"bold": "treatment"} if number % 2 else {},
+        "epochs": {"bold": "9f2c01ab"} if number % 2 else {},
+        "fell_back": ["bold"] if number % 3 else [],
         "user_hash": f"{number:032x}" if number % 2 else None,
         "share": 0.25,
         "top_k": number or None,

@@ -79,6 +79,8 @@ def request(number: int, time: datetime, ids: list[str], draw: random.Random, **
         "policy": None,
         "policy_version": None,
         "experiments": {"bold": "treatment"} if number % 3 else {},
+        "epochs": {"bold": "9f2c01ab"} if number % 3 else {},
+        "fell_back": [] if number % 4 else ["bold"],
         "user_hash": f"{number % 40:032x}",
         "share": 0.5,
         "top_k": len(order) if len(order) < count else None,

@@ -169,6 +169,8 @@ def _row(impression: _Impression) -> Row:
         "_value_model_version": "9f2c01ab",
         "_policy_version": None,
         "_experiments": '{"bold":"treatment"}' if line["experiments"] else None,
+        "_epochs": '{"bold":"9f2c01ab"}' if line["epochs"] else None,
+        "_fell_back": '["bold"]' if line["fell_back"] else None,
         "_propensity": None if line["propensity"] is None else line["propensity"][impression.place],
         "_score": line["score"][row],
         "_user": line["user_hash"],

@@ -27,6 +27,8 @@ class Line(msgspec.Struct):
     value_model_version: str | None = None
     policy_version: str | None = None
     experiments: dict[str, str] | None = None
+    epochs: dict[str, str] | None = None
+    fell_back: list[str] | None = None
     user_hash: str | int | None = None
     share: float | None = None
     catalogue: str | bool | None = None

@@ -35,7 +35,8 @@ class Read(NamedTuple):
 def request_columns(plan: Plan) -> pa.Schema:
     """The columns of requests. `_tie` orders those of one time and id."""
     fields = [("_r", "int64"), ("_hour", "int64"), ("_time", "int64"), ("_tie", "int64"), ("_request_id", "string")]
-    own = ("_model_version", "_calibration", "_value_model_version", "_policy_version", "_experiments", "_user")
+    versions = ("_model_version", "_calibration", "_value_model_version", "_policy_version")
+    own = (*versions, "_experiments", "_epochs", "_fell_back", "_user")
     features = [feature for feature in plan.logged if feature.side != "candidate"]
     return pa.schema(
         [
@@ -87,7 +88,9 @@ def request_table(plan: Plan, lines: Sequence[Line], columns: Columns, time_R: I
         "_calibration": pa.array([line.calibration for line in lines], pa.string()),
         "_value_model_version": pa.array([line.value_model_version for line in lines], pa.string()),
         "_policy_version": pa.array([line.policy_version for line in lines], pa.string()),
-        "_experiments": pa.array([_experiments(line) for line in lines], pa.string()),
+        "_experiments": pa.array([_json(line.experiments) for line in lines], pa.string()),
+        "_epochs": pa.array([_json(line.epochs) for line in lines], pa.string()),
+        "_fell_back": pa.array([_json(line.fell_back) for line in lines], pa.string()),
         "_user": pa.array([line.user_hash for line in lines], pa.string()),
         "_weight": pa.array([1 / line.share for line in lines if line.share is not None], pa.float64()),
     }
@@ -175,8 +178,8 @@ def _without_null_lists(values: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(values.offsets, values.values, values.type)
 
 
-def _experiments(line: Line) -> str | None:
-    return msgspec.json.encode(line.experiments, order="sorted").decode() if line.experiments else None
+def _json(names: dict[str, str] | list[str] | None) -> str | None:
+    return msgspec.json.encode(names, order="sorted").decode() if names else None
 
 
 def _ties(lines: Sequence[Line], columns: Columns) -> Ints:
