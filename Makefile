@@ -40,7 +40,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means bench-first-demo bench-events bench-join bench-loop bench-wires bench-judge bench-gates clean
+	bench-compare bench-label-means bench-first-demo bench-events bench-join bench-loop bench-wires bench-off-policy bench-judge bench-gates clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -247,6 +247,9 @@ bench-join: $(STAMP) ## joined rows against a slow loop, and candidates a CPU mi
 
 bench-loop: $(STAMP) ## the share of a shift that the loop regains, and what it calls rightly, in ten small towns
 	@exec $(PY) -m benchmarks.loop $(ARGS)
+
+bench-off-policy: $(STAMP) ## how often intervals of a policy's estimated value cover the true one, and a million explored orders
+	@exec $(PY) -m benchmarks.off_policy $(ARGS)
 
 bench-wires: $(STAMP) ## the same request as columns of /v1 and as bytes of /v2
 	@exec $(PY) -m benchmarks.wires $(ARGS)

@@ -9,8 +9,6 @@ Inside, candidates stand by descending utility, ties by request order: the first
 Shapes: N candidates, D columns of a vector, K places.
 """
 
-from collections.abc import Hashable, Iterable
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from model.policies.draws import Draws
 from model.policies.head import Floats, Followed, Head, scaled
-from model.policies.places import NO_GROUP, Codes, Places, Rows
+from model.policies.places import Codes, Places, Rows
 from model.policies.select_stages import Select
 
 
@@ -30,15 +28,6 @@ class Selection(NamedTuple):
     propensity_K: Floats | None
     dropped: Rows
     relaxed: int
-
-
-def group_codes(values: Iterable[Hashable]) -> Codes:
-    """code_N of values: equal ones have one code, None has NO_GROUP."""
-    listed = list(values)
-    code_of = dict(zip(dict.fromkeys(listed), count()))
-    if None in code_of:
-        code_of[None] = NO_GROUP
-    return np.fromiter(map(code_of.__getitem__, listed), np.int64, len(listed))
 
 
 def select(

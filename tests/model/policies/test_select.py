@@ -11,7 +11,7 @@ from scipy import stats
 
 from model.policies.draws import Draws
 from model.policies.places import NO_GROUP
-from model.policies.select import Selection, group_codes, select
+from model.policies.select import Selection, select
 from model.policies.select_stages import Select
 from tests.model.policies.random_feeds import random_feed, random_stages, stages
 from tests.model.policies.slow_select import Feed, read_place
@@ -198,8 +198,3 @@ def test_numbers_of_requests_are_even_and_repeatable() -> None:
     assert not Draws("r", "v").wins_coin(0.0)
     assert Draws("r", "v").wins_coin(1.0)
     assert 0 <= Draws("\ud800", "v").number_of(0) < 1
-
-
-def test_codes_of_groups() -> None:
-    assert group_codes(["a", None, "b", "a"]).tolist() == [0, NO_GROUP, 2, 0]
-    assert group_codes([]).tolist() == []
