@@ -10,7 +10,8 @@ by their probabilities, and what a user does going down the places. Each replica
 Before that, orders of one request are drawn a million times, and their frequencies compared with the probabilities that
 are logged with them.
 
-Shapes: R requests of the pool, S orders of each, K places shown, I requests of a replication, U users.
+Shapes: R requests of the pool, S orders of each, N candidates, D columns of a vector, K places shown, I requests of a
+replication, U users.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from benchmarks import report
 from benchmarks.command import run_benchmark
 from model.policies.cascade import LEAST_EFFECTIVE, Estimates, Explored, estimate
 from model.policies.draws import Draws
-from model.policies.select import conditionals, select
+from model.policies.select import prefixes, select
 from model.policies.select_stages import Select
 from training.datasets.feed_world import DEVICE_SHARES, DEVICES, VECTOR_WIDTH, FeedWorld
 
@@ -46,12 +47,11 @@ MMR = {"lambda": 0.8, "head": SHOWN, "by": "item_id"}
 
 
 class Policy(NamedTuple):
-    """A policy: its stages, the weight of long views in its value model, and the share of its requests that explore."""
+    """A policy: its stages, and the weight of long views in its value model."""
 
     name: str
     stages: dict[str, Any]
     long_view: float = 0.0
-    share: float = 1.0
 
 
 LOGGING = Policy("the one that explored", {"cap": CAP, "explore": EXPLORE})
@@ -61,8 +61,8 @@ POLICIES = (
     Policy("twice the temperature", {"cap": CAP, "explore": {**EXPLORE, "temperature": 2.0}}),
     Policy("another value model", {"cap": CAP, "explore": EXPLORE}, long_view=1.0),
     Policy("with mmr", {"cap": CAP, "mmr": MMR, "explore": EXPLORE}),
-    Policy("another value model, a tenth explores", {"cap": CAP, "explore": EXPLORE}, long_view=1.0, share=0.1),
-    Policy("no exploration", {"cap": CAP, "explore": EXPLORE}, share=0.0),
+    Policy("another value model, a tenth explores", {"cap": CAP, "explore": {**EXPLORE, "share": 0.1}}, long_view=1.0),
+    Policy("no exploration", {"cap": CAP, "explore": {**EXPLORE, "share": 0.0}}),
 )
 
 
@@ -101,28 +101,14 @@ def pool_of(seed: int) -> Pool:
         stages, prefix, expected, own = Select.model_validate(policy.stages), [], [], []
         for row, of_items in enumerate(items.reshape(num, CANDIDATES)):
             utility_N = click[row] + policy.long_view * long_view[row]
-            read = {"group_N": creators[row], "vector_ND": vectors[of_items]}
-            followed = [_followed(stages, utility_N, order_K, click[row], policy.share, read) for order_K in orders_SK]
-            prefix.append([one[0] for one in followed])
-            expected.append([one[1] for one in followed])
+            read: dict[str, Any] = {"group_N": creators[row], "vector_ND": vectors[of_items]}
+            followed = [prefixes(stages, utility_N, order_K, click[row], **read) for order_K in orders_SK]
+            prefix.append([one.probability_K for one in followed])
+            expected.append([one.expected_K for one in followed])
             own.append(click[row][select(stages, utility_N, top_k=SHOWN, **read).order_K])
         pool.prefix_RSK[policy.name], pool.expected_RSK[policy.name] = np.array(prefix), np.array(expected)
         pool.own_RK[policy.name] = np.array(own)
     return pool
-
-
-def _followed(
-    stages: Select, utility_N: Floats, order_K: NDArray[np.intp], value_N: Floats, share: float, read: dict[str, Any]
-) -> tuple[Floats, Floats]:
-    """Probabilities of an order's first places, and the mean value at each place times those of the places above."""
-    prefix_K, expected_K = np.zeros(SHOWN), np.zeros(SHOWN)
-    for explores, part in ((True, share), (False, 1 - share)):
-        if part > 0:
-            found = conditionals(stages, utility_N, order_K, value_N, explores=explores, **read)
-            of_first_K = found.probability_K.cumprod()
-            prefix_K += part * of_first_K
-            expected_K += part * np.append(1.0, of_first_K[:-1]) * found.mean_K
-    return prefix_K, expected_K
 
 
 def true_value(pool: Pool, policy: Policy, activity_U: Floats) -> float:

@@ -10,8 +10,10 @@ of a vector, B rows of a column.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from model.features.raw_values import Words
@@ -19,7 +21,7 @@ from model.policies.candidates import ID, Readable
 from model.policies.draws import Draws
 from model.policies.place import SCORE, Floats, Move, Placed, Placing, Rows
 from model.policies.places import NO_GROUP, Codes
-from model.policies.select import Selection, select
+from model.policies.select import Prefixes, prefixes, select
 from model.policies.select_stages import Select
 from model.policies.stages import MOST_CONDITIONS, Boost, ConditionText, Decay, Mask, Seen, first_of_each
 from model.schema import FeedSchema
@@ -41,6 +43,15 @@ class PolicyDefinition(StrictModel):
     boost: list[Boost] = Field(default_factory=list, max_length=MOST_CONDITIONS)
     decay: Decay | None = None
     select: Select | None = None
+
+
+class _Left(NamedTuple):
+    """Candidates that the stages before selection leave, by descending score, with their utilities."""
+
+    rows_L: Rows
+    utility_L: Floats
+    dropped: dict[str, Rows]
+    moves: tuple[Move, ...]
 
 
 class Policy:
@@ -80,6 +91,45 @@ class Policy:
 
     def place(self, placing: Placing) -> Placed:
         """The order of a request. Nothing of it is kept."""
+        explore = self.definition.select and self.definition.select.explore
+        if not explore:
+            return self._place(placing, None)
+        draws = Draws(placing.request_id, self.version)
+        return self._place(placing, draws if draws.wins_coin(explore.share) else None)
+
+    def best_order(self, placing: Placing) -> Rows:
+        """order_K of a request that does not explore."""
+        return self._place(placing, None).order_K
+
+    def follow(self, placing: Placing, order_K: Rows, value_N: Floats) -> Prefixes:
+        """How probable the first places of an order are under this policy, coin included, and the mean of a value over
+        what it would put at each."""
+        left = self._left(placing)
+        number_of_N = np.full(len(placing.score_N), -1, np.intp)
+        number_of_N[left.rows_L] = np.arange(len(left.rows_L))
+        stages = self.definition.select
+        if not len(left.rows_L):
+            return Prefixes(np.zeros(len(order_K)), np.zeros(len(order_K)))
+        group_L, vector_LD = self._read_of_select(placing, left.rows_L)
+        of_left = number_of_N[order_K], value_N[left.rows_L]
+        return prefixes(stages, left.utility_L, *of_left, group_N=group_L, vector_ND=vector_LD)
+
+    def _place(self, placing: Placing, draws: Draws | None) -> Placed:
+        """The order of a request, which explores with `draws` alone."""
+        left, stages = self._left(placing), self.definition.select
+        rows_L, utility_L, dropped = left.rows_L, left.utility_L, left.dropped
+        if stages is None or not len(rows_L):
+            order_K = rows_L[(-utility_L).argsort(kind="stable")][: placing.top_k]
+            return Placed(order_K, None, dropped, 0, left.moves)
+        group_L, vector_LD = self._read_of_select(placing, rows_L)
+        selection = select(stages, utility_L, group_N=group_L, vector_ND=vector_LD, top_k=placing.top_k, draws=draws)
+        if len(selection.dropped):
+            dropped["cap"] = rows_L[selection.dropped]
+        order_K = rows_L[selection.order_K]
+        return Placed(order_K, selection.propensity_K, dropped, selection.relaxed, left.moves)
+
+    def _left(self, placing: Placing) -> _Left:
+        """The candidates that are left before selection, and their utilities."""
         definition, score_N = self.definition, placing.score_N
         left: Rows = (-score_N).argsort(kind="stable")
         dropped: dict[str, Rows] = {}
@@ -117,23 +167,14 @@ class Policy:
             words = _of_rows(placing.values.words(definition.decay.per), left)
             utility_L = utility_L * definition.decay.factors(utility_L, words)
             moves.append(Move("decay", left, utility_L))
-        if definition.select is None or not len(left):
-            order_K = left[(-utility_L).argsort(kind="stable")][: placing.top_k]
-            return Placed(order_K, None, dropped, 0, tuple(moves))
-        selection = self._select(definition.select, placing, left, utility_L)
-        if len(selection.dropped):
-            dropped["cap"] = left[selection.dropped]
-        order_K = left[selection.order_K]
-        return Placed(order_K, selection.propensity_K, dropped, selection.relaxed, tuple(moves))
+        return _Left(left, utility_L, dropped, tuple(moves))
 
-    def _select(self, stages: Select, placing: Placing, left: Rows, utility_L: Floats) -> Selection:
-        draws = None
-        if stages.explore is not None:
-            coin = Draws(placing.request_id, self.version)
-            draws = coin if coin.wins_coin(stages.explore.share) else None
-        group_L = None if stages.cap is None else _group_codes(_of_rows(placing.values.words(stages.cap.per), left))
-        vector_LD = None if stages.mmr is None else placing.vectors(stages.mmr.by)[left]
-        return select(stages, utility_L, group_N=group_L, vector_ND=vector_LD, top_k=placing.top_k, draws=draws)
+    def _read_of_select(self, placing: Placing, rows_L: Rows) -> tuple[Codes | None, NDArray[np.float32] | None]:
+        """group_L of the cap and vector_LD of mmr, None without that stage."""
+        stages = self.definition.select
+        has_cap, has_mmr = stages is not None and stages.cap, stages is not None and stages.mmr
+        group_L = _group_codes(_of_rows(placing.values.words(has_cap.per), rows_L)) if has_cap else None
+        return group_L, placing.vectors(has_mmr.by)[rows_L] if has_mmr else None
 
     def _truths(self, condition: Condition, placing: Placing, numbers: dict[str, Floats]) -> Mask:
         """is_true_N of a condition. `numbers` keeps what was read."""

@@ -44,7 +44,7 @@ def select(
     ranked_N, places, head = _prepared(stages, utility_N, group_N, vector_ND, top_k)
     explore = None if draws is None else stages.explore
     propensity: list[float] = []
-    if head is not None and (stages.mmr is not None or explore is not None):
+    if head is not None:
         propensity = head.fill(places, explore, draws)
     places.fill_tail()
     picked_K = np.array(places.picked, np.intp)
@@ -70,7 +70,7 @@ class Conditionals(NamedTuple):
 
 
 def conditionals(
-    stages: Select,
+    stages: Select | None,
     utility_N: Floats,
     order_K: Rows,
     value_N: Floats,
@@ -79,14 +79,14 @@ def conditionals(
     vector_ND: NDArray[np.float32] | None = None,
     explores: bool,
 ) -> Conditionals:
-    """How probable an order is for stages that explore in each request, or in none. `order_K` has rows of the
-    utilities, -1 for a candidate that they do not have."""
+    """How probable an order is for stages that explore in each request, or in none. Without stages it is by utility.
+    `order_K` has rows of the utilities, -1 for a candidate that they do not have."""
     ranked_N, places, head = _prepared(stages, utility_N, group_N, vector_ND, len(order_K))
     number_of_N = np.full(len(ranked_N) + 1, -1, np.intp)
     number_of_N[ranked_N] = np.arange(len(ranked_N))
     followed = Followed(number_of_N[order_K].tolist(), value_N[ranked_N])
-    explore = stages.explore if explores else None
-    if head is not None and (stages.mmr is not None or explore is not None):
+    explore = stages.explore if explores and stages is not None else None
+    if head is not None:
         head.fill(places, explore, followed=followed)
     num_head = len(places.picked)
     if not followed.has_ended:
@@ -100,16 +100,51 @@ def conditionals(
     return found
 
 
+class Prefixes(NamedTuple):
+    """Probability of the first places of an order, up to each, under a policy that explores in a share of its requests.
+
+    Beside it the mean of a value over what could stand at each place, times the probability of the places above it."""
+
+    probability_K: Floats
+    expected_K: Floats
+
+
+def prefixes(
+    stages: Select | None,
+    utility_N: Floats,
+    order_K: Rows,
+    value_N: Floats,
+    *,
+    group_N: Codes | None = None,
+    vector_ND: NDArray[np.float32] | None = None,
+) -> Prefixes:
+    """`conditionals` of requests that explore and of those that do not, multiplied up and mixed by the share."""
+    share = stages.explore.share if stages is not None and stages.explore is not None else 0.0
+    mixed = Prefixes(np.zeros(len(order_K)), np.zeros(len(order_K)))
+    for explores, part in ((True, share), (False, 1 - share)):
+        if part > 0:
+            found = conditionals(
+                stages, utility_N, order_K, value_N, group_N=group_N, vector_ND=vector_ND, explores=explores
+            )
+            of_first_K = found.probability_K.cumprod()
+            mixed.probability_K[:] += part * of_first_K
+            mixed.expected_K[:] += part * np.append(1.0, of_first_K)[: len(order_K)] * found.mean_K
+    return mixed
+
+
 def _prepared(
-    stages: Select, utility_N: Floats, group_N: Codes | None, vector_ND: NDArray[np.float32] | None, top_k: int | None
+    stages: Select | None,
+    utility_N: Floats,
+    group_N: Codes | None,
+    vector_ND: NDArray[np.float32] | None,
+    top_k: int | None,
 ) -> tuple[Rows, Places, Head | None]:
     """The candidates by descending utility, their places, and the head, None without a place to fill."""
     ranked_N: Rows = (-utility_N).argsort(kind="stable")
     num_places = len(ranked_N) if top_k is None else min(top_k, len(ranked_N))
-    places = Places(
-        len(ranked_N), num_places, stages.cap, None if stages.cap is None or group_N is None else group_N[ranked_N]
-    )
-    if not num_places or (stages.mmr is None and stages.explore is None):
+    cap = None if stages is None else stages.cap
+    places = Places(len(ranked_N), num_places, cap, None if cap is None or group_N is None else group_N[ranked_N])
+    if stages is None or not num_places or (stages.mmr is None and stages.explore is None):
         return ranked_N, places, None
     has_mmr = stages.mmr is not None and vector_ND is not None
     head = Head(
