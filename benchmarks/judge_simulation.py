@@ -140,9 +140,9 @@ def _sums_of(users: Users, answered: float) -> TaskSums:
     answers_U = np.clip(odds_U / (1 + odds_U), 1e-6, 1 - 1e-6)
     rows_U, clicks_U = users.rows_U, users.clicks_U.astype(np.float64)
     losses_U = -(clicks_U * np.log(answers_U) + (rows_U - clicks_U) * np.log1p(-answers_U))
-    columns = [answers_U * rows_U, clicks_U, answers_U**2 * rows_U, answers_U * clicks_U, clicks_U]
-    own = [column_U[:, None] for column_U in columns]
-    return TaskSums(rows_U, losses_U, own[0], own[1], own[2], own[3], own[4])
+    # The square of a click is itself, and so is its moment.
+    columns = [answers_U * rows_U, clicks_U, answers_U**2 * rows_U, clicks_U, answers_U * clicks_U, clicks_U]
+    return TaskSums(rows_U, losses_U, *(column_U[:, None] for column_U in columns))
 
 
 def is_withdrawn_by_guards(canary: Users, stable: Users, answered: float) -> bool:

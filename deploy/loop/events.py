@@ -23,6 +23,9 @@ LABELS: dict[str, dict[str, str]] = {
     **{task: {"event": task} for task in BINARY_TASKS},
     PLAY_TIME: {"event": PLAY_TIME, "value": "sum"},
 }
+_COMPARED = pa.schema(
+    [("request_id", pa.string()), ("id", pa.string())] + [(label, pa.float64()) for label in (*BINARY_TASKS, PLAY_TIME)]
+)
 _SENT_TWICE = 0.02
 _FIRST_SECONDS, _A_PLACE_SECONDS = 5, 8
 
@@ -50,6 +53,17 @@ def events_of(shown: Shown, asked: datetime, rng: np.random.Generator) -> list[d
     twice = rng.random(len(events)) < _SENT_TWICE
     events += [event for event, is_again in zip(events, twice.tolist(), strict=True) if is_again]
     return [events[place] for place in rng.permutation(len(events)).tolist()]
+
+
+def is_joined(truth: Path, joined: Path) -> bool:
+    """True where a day's joined rows, a folder, are those of its file of truth, with the same labels to the last."""
+    labels = [*BINARY_TASKS, PLAY_TIME]
+    sent = pq.read_table(truth, columns=["request_id", "id", *labels])
+    rows = pq.read_table(joined, columns=["_request_id", "_candidate_id", *labels], partitioning=None)
+    rows = rows.rename_columns(sent.column_names)
+    order = [("request_id", "ascending"), ("id", "ascending")]
+    one, other = (table.sort_by(order).cast(_COMPARED) for table in (sent, rows))
+    return bool(one.equals(other))
 
 
 class Truth:

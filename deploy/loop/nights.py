@@ -8,12 +8,13 @@ Shapes: R requests.
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 
 from deploy.loop.arm import VALUE, Arm, value_of
 from deploy.loop.curves import Ledger
-from deploy.loop.events import Truth, events_of
+from deploy.loop.events import Truth, events_of, is_joined
 from deploy.loop.files import LoopFiles
 from deploy.loop.town import HOURS, Days, Town
 
@@ -37,6 +38,7 @@ class Nights:
         self._days = Days(town)
         self._rng = np.random.default_rng([town.seed, 5])
         self.truth = Truth(files.root / "truth")
+        self._truths: list[Path] = []
         self.ledgers = {name: Ledger(days, town.users) for name in arms}
         # Requests of the loop's arm by day and version.
         self.answered_by: dict[int, dict[str, int]] = {}
@@ -46,10 +48,14 @@ class Nights:
         for hour in range(HOURS):
             self._live_hour(day, hour)
         date = self._town.first_day() + timedelta(days=day)
-        self.truth.write_day(date)
+        self._truths.append(self.truth.write_day(date))
         night = date + timedelta(days=1) + _NIGHT
         self._files.set_clock(night)
         return night
+
+    def are_joined(self) -> bool:
+        """True where the joined labels of every day are the town's."""
+        return all(is_joined(path, self._files.joined / path.stem) for path in self._truths)
 
     def _live_hour(self, day: int, hour: int) -> None:
         visits = self._days.visits(day, hour)

@@ -84,7 +84,7 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
             "poisoned day": plan.poisoned_day,
             "bad model": plan.bad_model_day,
         },
-        "called": calls(plan, journal, bad),
+        "called": {**calls(plan, journal, bad), "joined labels are the town's": nights.are_joined()},
     }
     (root / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (root / PICTURE).write_bytes(draw(result))

@@ -26,6 +26,8 @@ PUBLISHED = "publish"
 PAUSE, RESUME, FINISH, FAIL = "pause", "resume", "finish", "fail"
 # The figure that names a day, as 2026-11-30.
 DAY = "day"
+# The figure of a day that names the outputs whose labels follow the answers less than before.
+SHIFTED = "shifted"
 BEFORE, AFTER = "before", "after"
 
 
@@ -67,6 +69,13 @@ class Decisions:
     def quarantined(self) -> dict[date, Entry]:
         """Days that are left out of every window, each with the entry that says why."""
         return {day: entry for day, entry in sorted(self.gates.items()) if entry.decision == QUARANTINE}
+
+    def shifted_before(self, day: date) -> date | None:
+        """The newest accepted day before a day since which users like other things, None where none is known."""
+        shifted = [
+            gated for gated, entry in self.gates.items() if entry.decision == ACCEPT and entry.figures.get(SHIFTED)
+        ]
+        return max((gated for gated in shifted if gated < day), default=None)
 
     @property
     def withdrawn(self) -> frozenset[str]:

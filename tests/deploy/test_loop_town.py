@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -14,7 +15,7 @@ import yaml
 from deploy.loop.arm import VALUE, Arm, value_of
 from deploy.loop.asking import Backend, RefusedError
 from deploy.loop.curves import Ledger, curves, regained
-from deploy.loop.events import LABELS
+from deploy.loop.events import LABELS, is_joined
 from deploy.loop.files import MODEL, SCHEMA, LoopFiles
 from deploy.loop.nights import LOOP, Nights
 from deploy.loop.processes import Commands, loop_service, wait_for_logs
@@ -84,6 +85,18 @@ def test_joined_labels_are_the_truth_to_the_last_one(lived: Lived) -> None:
         found = joined[row["request_id"], row["id"]]
         assert {label: found[label] for label in LABELS} == {label: row[label] for label in LABELS}
         assert (found["position"], found["user_id"]) == (row["position"], row["user_id"])
+
+
+def test_one_other_label_or_row_is_seen(lived: Lived, tmp_path: Path) -> None:
+    assert lived.nights.are_joined()
+    path = sorted((lived.files.root / "truth").iterdir())[0]
+    truth, joined = pq.read_table(path), lived.files.joined / path.stem
+    label = truth.column_names.index("like")
+    likes = truth.column(label).to_pylist()
+    other = truth.set_column(label, "like", pa.array([1 - likes[0], *likes[1:]]))
+    for number, changed in enumerate((other, truth.slice(1), pa.concat_tables([truth, truth.slice(0, 1)]))):
+        pq.write_table(changed, tmp_path / f"{number}.parquet")
+        assert not is_joined(tmp_path / f"{number}.parquet", joined)
 
 
 def test_the_poisoned_day_reports_the_opposite(lived: Lived) -> None:

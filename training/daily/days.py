@@ -5,10 +5,12 @@ refused, the figures, and the sha256 of the files that have it.
 """
 
 import logging
+from collections.abc import Mapping
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
-from model.rollout.decisions import ACCEPT, DATA_GATE, DAY, QUARANTINE, Decisions
+from model.rollout.decisions import ACCEPT, DATA_GATE, DAY, QUARANTINE, SHIFTED, Decisions
 from model.rollout.journal import Entry, Journal
 from model.untrusted_files import open_regular, sha256_of
 from training.daily.cycle_file import Cycle
@@ -45,11 +47,12 @@ def gate_new_days(cycle: Cycle, journal: Journal, days: LoggedDays, champion: Ch
             faults, figures = day_faults(cycle, day, accepted, champion, decisions)
         else:
             faults, figures = ["no row is of this day"], {"rows": 0}
+        notes = [] if faults else _notes(figures)
         entry = Entry(
             time=now,
             step=DATA_GATE,
             decision=QUARANTINE if faults else ACCEPT,
-            reasons=tuple(faults),
+            reasons=(*faults, *notes),
             figures={DAY: day.isoformat(), **figures},
             versions=versions_of(champion),
             inputs=_inputs(days, day),
@@ -58,10 +61,19 @@ def gate_new_days(cycle: Cycle, journal: Journal, days: LoggedDays, champion: Ch
         journal.append(entry)
         for reason in faults:
             log.warning("%s is quarantined: %s", day, reason)
+        for note in notes:
+            log.warning("%s is accepted: %s", day, note)
     if new:
         quarantined = Decisions(journal.read().entries).quarantined
         left_out = sum(day in quarantined for day in new)
         log.info("data gate: %s up to %s, %d of them quarantined", counted(len(new), "new day"), newest, left_out)
+
+
+def _notes(figures: Mapping[str, Any]) -> list[str]:
+    """What is to be said of an accepted day."""
+    shifted = ", ".join(figures.get(SHIFTED, []))
+    said = "users like other things than before, labels follow the answers less"
+    return [f"{said} ({shifted}); the next version is trained on the days from this one on"] if shifted else []
 
 
 def _inputs(days: LoggedDays, day: date) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 In: rows of the data, and the versions that answer them as a service would. Out: reasons to refuse, and figures. The
 rules are those of training/judge, this module brings them rows and answers.
+
+Shapes: B rows of a day, O outputs.
 """
 
 import logging
@@ -14,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.rollout.decisions import ACCEPT, Decisions
-from model.rollout.journal import Entry
+from model.rollout.decisions import ACCEPT, SHIFTED, Decisions
 from model.scorer.scorer import Scorer
 from training.config import DataConfig
 from training.daily.cycle_file import Cycle
@@ -29,10 +30,19 @@ from training.data.rows import columns_from_arrow, read_splits
 from training.fit.partitions import count_log
 from training.fit.tally import PartCounts, Tally
 from training.judge.answers import Answered, answers_of, sums_of_answers
-from training.judge.data_gate import DAYS_BEFORE, AnswerFigures, faults_of_day, figures_of_answers, read_figures
+from training.judge.data_gate import (
+    DAYS_BEFORE,
+    AnswerFigures,
+    faults_of_day,
+    figures_of_answers,
+    outputs_shifted,
+    read_figures,
+)
+from training.judge.joined import VERSION
 from training.judge.quality_gate import GateVerdict, quality_gate
 from training.run.run import Run
 from training.split_config import DayCount
+from training.tasks.learned import Floats
 
 log = logging.getLogger(__name__)
 
@@ -43,19 +53,24 @@ CHAMPION = "champion"
 def day_faults(
     cycle: Cycle, day: date, accepted: Sequence[date], champion: Champion | None, decisions: Decisions
 ) -> tuple[list[str], dict[str, Any]]:
-    """Reasons to leave a day with rows out, and its figures. `accepted` are the days before it that are in windows."""
+    """Reasons to leave a day with rows out, and its figures. `accepted` are the days before it that are in windows.
+    Answers are compared with those on the days since users began to like what they like now."""
     schema = cycle.training.feed_schema()
-    table = _rows_of(cycle, day, _columns([] if champion is None else [champion.scorer]))
+    table = _rows_of(cycle, day, _day_columns(cycle, champion))
     own, window = _counts(cycle, day, accepted, table)
     answers: AnswerFigures = {}
     before: list[AnswerFigures] = []
+    since = decisions.shifted_before(day)
+    comparable = [past for past in accepted if since is None or past >= since][-DAYS_BEFORE:]
     if champion is not None:
-        answers = _figures(cycle, champion, table)
-        before = [figures_of_day(cycle, champion, past, decisions) for past in accepted[-DAYS_BEFORE:]]
+        answers = _figures(cycle, champion, day, table)
+        before = [figures_of_day(cycle, champion, past, decisions) for past in comparable]
     lost = lost_share(cycle, day)
     rules = cycle.file.data_gate
     rows_per_user = _rows_per_user(table, cycle.training.data.group_by)
-    return faults_of_day(schema, own, window, lost, answers, before, rules, rows_per_user=rows_per_user)
+    faults, figures = faults_of_day(schema, own, window, lost, answers, before, rules, rows_per_user=rows_per_user)
+    as_gated = [answered for past in comparable if (answered := _as_gated(past, decisions))]
+    return faults, {**figures, SHIFTED: outputs_shifted(answers, as_gated)}
 
 
 def versions_of(champion: Champion | None) -> dict[str, str]:
@@ -105,30 +120,42 @@ def _answered(scorer: Scorer, run: Run, table: pa.Table) -> Answered:
     )
 
 
-def _figures(cycle: Cycle, champion: Champion, table: pa.Table) -> AnswerFigures:
-    data, scorer = cycle.training.data, champion.scorer
-    answered = sums_of_answers(
-        scorer.schema,
-        scorer.encoder.fitted.targets,
-        table,
-        answers_of(scorer, table),
-        group_by=data.group_by,
-        weight=data.weight,
-    )
-    return figures_of_answers(answered.sums, answered.kinds)
+def _figures(cycle: Cycle, champion: Champion, day: date, table: pa.Table) -> AnswerFigures:
+    answers_BO = answers_of(champion.scorer, table)
+    answered = _sums(cycle, champion.scorer, table, answers_BO)
+    if champion.last_trained is not None and day <= champion.last_trained:
+        return figures_of_answers(answered.sums, answered.kinds)
+    if cycle.join is not None:
+        is_own = pc.fill_null(pc.equal(table.column(VERSION), str(champion.version)), False)
+        chosen = _sums(cycle, champion.scorer, table.filter(is_own), answers_BO[np.asarray(is_own)])
+        return figures_of_answers(answered.sums, answered.kinds, chosen.sums)
+    return figures_of_answers(answered.sums, answered.kinds, answered.sums)
+
+
+def _sums(cycle: Cycle, scorer: Scorer, table: pa.Table, answers_BO: Floats) -> Answered:
+    data, scales = cycle.training.data, scorer.encoder.fitted.targets
+    return sums_of_answers(scorer.schema, scales, table, answers_BO, group_by=data.group_by, weight=data.weight)
 
 
 def figures_of_day(cycle: Cycle, champion: Champion, day: date, decisions: Decisions) -> AnswerFigures:
     """Figures of a version's answers on an accepted day: those that the journal has of it, or made now."""
     entry = decisions.gates.get(day)
-    if entry is not None and _is_of(entry, champion):
-        return read_figures(entry.figures[ANSWERS], f"the journal's entry on {day}")
-    return _figures(cycle, champion, _rows_of(cycle, day, _columns([champion.scorer])))
+    if entry is not None and dict(entry.versions) == versions_of(champion) and (known := _as_gated(day, decisions)):
+        return known
+    return _figures(cycle, champion, day, _rows_of(cycle, day, _day_columns(cycle, champion)))
 
 
-def _is_of(entry: Entry, champion: Champion) -> bool:
-    is_own = dict(entry.versions) == versions_of(champion) and entry.decision == ACCEPT
-    return is_own and bool(entry.figures.get(ANSWERS))
+def _as_gated(day: date, decisions: Decisions) -> AnswerFigures:
+    """Figures of an accepted day by the version that served when it was new. None where the journal has none."""
+    entry = decisions.gates.get(day)
+    answers = entry.figures.get(ANSWERS) if entry is not None and entry.decision == ACCEPT else None
+    return read_figures(answers, f"the journal's entry on {day}") if answers else {}
+
+
+def _day_columns(cycle: Cycle, champion: Champion | None) -> tuple[str, ...]:
+    """Columns that a version is measured by on a day: its own, and of joined rows which version chose them."""
+    own = _columns([] if champion is None else [champion.scorer])
+    return own if cycle.join is None else (*own, VERSION)
 
 
 def _columns(scorers: Iterable[Scorer]) -> tuple[str, ...]:

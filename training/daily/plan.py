@@ -50,10 +50,15 @@ def plan_of(
     moved = _moved(newest, decisions, champion)
     if moved is not None:
         return moved
-    start, reason = _start(cycle, newest, decisions, champion)
+    first = newest - cycle.windows.train.days * DAY
+    since = decisions.shifted_before(newest + DAY)
+    if since is not None and since >= first:  # what users liked before would be learned for nothing
+        first = since
+    else:
+        since = None
+    start, reason = _start(cycle, newest, decisions, champion, since)
     if start is None:
         return reason
-    first = newest - cycle.windows.train.days * DAY
     if start == WARM:
         assert champion is not None
         assert champion.last_trained is not None
@@ -62,6 +67,8 @@ def plan_of(
     days = (newest - first).days
     trained = [day for day in with_rows if first <= day < newest and day not in excluded]
     if not trained:
+        if since == newest:
+            return f"users like other things since {since}, and no day after it is there to choose a version by"
         return f"no day to train on: from {first} to {newest - DAY} no day has rows, or it is quarantined"
     windows = cycle.windows.model_copy(
         update={"end": newest, "train": DayCount(days=days), "exclude": excluded, "halve_validation": True}
@@ -100,9 +107,11 @@ def _moved(newest: date, decisions: Decisions, champion: Champion | None) -> str
 
 
 def _start(
-    cycle: Cycle, newest: date, decisions: Decisions, champion: Champion | None
+    cycle: Cycle, newest: date, decisions: Decisions, champion: Champion | None, since: date | None
 ) -> tuple[Literal["cold", "warm"] | None, str]:
-    """From what weights, with the reason. None where the file leaves no start."""
+    """From what weights, with the reason. None where the file leaves no start. `since` is the day since which users
+    like other things than before, where the window has it: a version that knows none of the days from it on has weights
+    that would have to be unlearned."""
     start = cycle.file.start
     if champion is None:
         return "cold", "nothing serves yet, so that it starts from fresh weights"
@@ -112,6 +121,8 @@ def _start(
         return "cold", f"version {champion.version} says of no day that it was trained on it: fresh weights"
     if champion.last_trained + DAY >= newest:
         return None, f"version {champion.version} was trained on every day before {newest}"
+    if since is not None and champion.last_trained < since and start.cold != "never":
+        return "cold", f"fresh weights, for users like other things since {since}"
     last_cold = _last_cold(decisions, champion)
     is_due = start.cold == "daily" or (start.cold == "weekly" and (last_cold is None or newest - last_cold >= _WEEK))
     if start.warm == "never" or is_due:
@@ -122,10 +133,15 @@ def _start(
 
 
 def _last_cold(decisions: Decisions, champion: Champion) -> date | None:
-    """The newest day for which a run began from fresh weights."""
-    entries = (e for e in reversed(decisions.entries) if e.step == TRAIN and e.figures.get("start") == COLD)
-    found = next((day for entry in entries if (day := day_of(entry)) is not None), None)
-    return champion.last_seen if found is None and champion.is_cold else found
+    """The newest day for which a run began from fresh weights. Where the cycle went on from a version that it did not
+    make, this counts from its first night."""
+    trained = [
+        (day, entry) for entry in decisions.entries if entry.step == TRAIN and (day := day_of(entry)) is not None
+    ]
+    cold = [day for day, entry in trained if entry.figures.get("start") == COLD]
+    if cold:
+        return cold[-1]
+    return champion.last_seen if champion.is_cold else next((day for day, _ in trained), None)
 
 
 def _run_name(config: TrainingConfig, newest: date, start: str) -> str:

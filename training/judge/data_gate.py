@@ -20,6 +20,7 @@ from model.strict_yaml import StrictModel
 from training.fit.tally import FeatureCounts, LabelCounts, PartCounts, bins_on_tenths
 from training.judge.guards import calibration_influence, error_influence
 from training.judge.settings import DataGate
+from training.judge.shift import Correlation, correlation_of_labels, is_shifted, usual_correlation
 from training.judge.users import TaskSums
 from training.tasks import learned
 from training.tasks.learned import Floats, LearnedTask
@@ -29,8 +30,6 @@ MIN_LABELS = 100
 DAYS_BEFORE = 7
 # Of a normal distribution, 95 % on both sides.
 SURE = 1.96
-# Power of the NE ratio's limit for a day whose labels follow the answers still: users changed (make bench-gates).
-_SHIFT = 2
 # Slope of labels over answers below which they are no taste that changed: that has slopes above 0.
 _AGAINST = -0.25
 # Of sums of squares.
@@ -45,12 +44,13 @@ class OutputFigures(StrictModel):
     """Sums of an output's answers and labels on a day.
 
     `error` is the standard error of the logarithm of their quotient, over users. `slope` is that of labels over
-    answers, with its standard error."""
+    answers, `correlation` that of both, each with its standard error."""
 
     answers: float
     labels: float
     error: float
     slope: tuple[float, float] | None
+    correlation: Correlation | None
 
 
 class TaskFigures(StrictModel):
@@ -112,6 +112,24 @@ def faults_of_day(
     return faults, figures
 
 
+def outputs_shifted(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> list[str]:
+    """Outputs whose labels follow a day's answers surely less than on the days before: users like other things, which
+    is no fault of the day. `as_gated` are figures of these days by the versions of their time."""
+    found = []
+    asked = sum(len(own.outputs) for own in answers.values())
+    for task, own in answers.items():
+        for output, of_output in own.outputs.items():
+            past = [
+                (day[task].rows, before.correlation)
+                for day in as_gated
+                if task in day and (before := day[task].outputs.get(output)) is not None and before.correlation
+            ]
+            usual = usual_correlation(past)
+            if of_output.correlation and usual and is_shifted(of_output.correlation, usual, asked):
+                found.append(output)
+    return found
+
+
 def stability_indexes(
     schema: FeedSchema, day: PartCounts, window: PartCounts, rows_per_user: float = 1.0
 ) -> dict[str, Drift]:
@@ -130,18 +148,24 @@ def stability_indexes(
     }
 
 
-def figures_of_answers(sums: Mapping[str, TaskSums], kinds: Mapping[str, LearnedTask]) -> AnswerFigures:
-    """Figures of a day's answers, by task."""
+def figures_of_answers(
+    sums: Mapping[str, TaskSums], kinds: Mapping[str, LearnedTask], chosen: Mapping[str, TaskSums] | None = None
+) -> AnswerFigures:
+    """Figures of a day's answers, by task.
+
+    Correlations come from the `chosen` rows, which the version put on top itself: among rows that another one chose,
+    labels follow its answers by other chances. None, of a day that it was trained on and knows too well, gives none."""
     found: AnswerFigures = {}
     for name, of_task in sums.items():
         kind = kinds[name]
+        own = None if chosen is None else chosen[name]
         constant, loss = float(of_task.constant_loss(kind).sum()), float(of_task.loss_U.sum())
         found[name] = TaskFigures(
             rows=float(of_task.rows_U.sum()),
             loss=loss,
             constant_loss=constant,
             error=_norm(error_influence(of_task, kind)) if constant > 0 and loss > 0 else 0.0,
-            outputs={output: _of_output(of_task, place) for place, output in enumerate(kind.task.outputs)},
+            outputs={output: _of_output(of_task, place, own) for place, output in enumerate(kind.task.outputs)},
         )
     return found
 
@@ -151,10 +175,16 @@ def read_figures(answers: Mapping[str, Any], place: str) -> AnswerFigures:
     return {task: TaskFigures.from_mapping(of_task, f"{place}: {task}") for task, of_task in answers.items()}
 
 
-def _of_output(sums: TaskSums, place: int) -> OutputFigures:
+def _of_output(sums: TaskSums, place: int, chosen: TaskSums | None) -> OutputFigures:
     answers, labels = float(sums.answers_UO[:, place].sum()), float(sums.labels_UO[:, place].sum())
     error = _norm(calibration_influence(sums, place)) if answers > 0 and labels > 0 else 0.0
-    return OutputFigures(answers=answers, labels=labels, error=error, slope=slope_of_labels(sums, place))
+    return OutputFigures(
+        answers=answers,
+        labels=labels,
+        error=error,
+        slope=slope_of_labels(sums, place),
+        correlation=None if chosen is None else correlation_of_labels(chosen, place),
+    )
 
 
 def slope_of_labels(sums: TaskSums, place: int) -> tuple[float, float] | None:
@@ -183,11 +213,11 @@ def _faults_of_answers(answers: AnswerFigures, before: Sequence[AnswerFigures], 
         constant, loss = sum(day.constant_loss for day in past), sum(day.loss for day in past)
         if constant > 0 and loss > 0 and own.constant_loss > 0 and own.loss > 0:
             error, usual = own.loss / own.constant_loss, loss / constant
-            limit = settings.champion_ne_ratio ** (_SHIFT if _follow(own) else 1)
-            if math.log(error / usual) - SURE * own.error > math.log(limit):
+            limit = _error_limit(usual, settings.champion_ne_ratio, follows=_follow(own))
+            if math.log(error / limit) - SURE * own.error > 0:
                 faults.append(
                     f"task {task}: the serving version's NE is {error:.3f}, and {usual:.3f} on the days before; "
-                    f"{limit:.3g} times as much may be"
+                    f"at most {limit:.3f} may be"
                 )
         for output, of_output in own.outputs.items():
             days = [day.outputs[output] for day in past if output in day.outputs]
@@ -195,9 +225,17 @@ def _faults_of_answers(answers: AnswerFigures, before: Sequence[AnswerFigures], 
     return faults
 
 
+def _error_limit(usual: float, ratio: float, *, follows: bool) -> float:
+    """Largest NE that a day may have, where it is usually so large.
+
+    Answers that explain a share 1 - NE of labels cost as much again once labels say nothing of them: their own spread
+    is added to the labels'. So users who like other things make an NE of 2 - `usual` at most. That is let through where
+    labels follow the answers still, for the next version has to learn it."""
+    return ratio * max(usual * ratio, 2 - usual) if follows else ratio * usual
+
+
 def _follow(figures: TaskFigures) -> bool:
-    """True where labels surely rise with an answer: what users like has changed, and not what labels are. Then the
-    next version has to learn it, so that more is allowed."""
+    """True where labels surely rise with an answer: what users like has changed, and not what labels are."""
     slopes = [output.slope for output in figures.outputs.values() if output.slope is not None]
     return any(slope - SURE * error > 0 for slope, error in slopes)
 

@@ -18,13 +18,14 @@ from training.tasks.learned import Floats, LearnedTask
 class TaskSums:
     """Sums over a task's rows, by user, of weights, losses, answers, labels and moments of labels.
 
-    `squares_UO` are of answers, `products_UO` of answer and label."""
+    `squares_UO` are of answers, `label_squares_UO` of labels, `products_UO` of answer and label."""
 
     rows_U: Floats
     loss_U: Floats
     answers_UO: Floats
     labels_UO: Floats
     squares_UO: Floats
+    label_squares_UO: Floats
     products_UO: Floats
     moments_UM: Floats
 
@@ -45,7 +46,7 @@ class TaskSums:
             return np.bincount(users_N, values_N * weights_N, num_users).astype(np.float64)
 
         labels_NO = np.stack(list(kind.encoded_labels(labels_N).values()), axis=1)
-        products = (answers_NO**2, answers_NO * labels_NO)
+        products = (answers_NO**2, labels_NO**2, answers_NO * labels_NO)
         columns = (answers_NO, labels_NO, *products, kind.label_moments(labels_N))
         return cls(
             by_user(np.ones(len(labels_N))),

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from model.rollout.decisions import DATA_GATE, EXPORT, QUALITY_GATE, QUARANTINE, REFUSE, TRAIN, Decisions
+from model.rollout.decisions import ACCEPT, DATA_GATE, EXPORT, QUALITY_GATE, QUARANTINE, REFUSE, TRAIN, Decisions
 from model.rollout.journal import Entry
 from tests.training.daily.nights import Feed
 from training.daily.cycle_file import Cycle
@@ -85,6 +85,9 @@ def test_a_warm_start_after_long_silence_has_no_more_days_than_the_window(cycle:
         ((COLD_LATELY,), False, "warm"),
         ((COLD_LONG_AGO,), False, "cold"),
         ((COLD_LONG_AGO, COLD_LATELY), False, "warm"),
+        # The cycle began a week ago beside a version that it did not make.
+        ((entry(TRAIN, "finish", DAY - 7 * ONE, start="warm"),), False, "cold"),
+        ((entry(TRAIN, "finish", DAY - 6 * ONE, start="warm"),), False, "warm"),
         # Without an entry the version that serves says how it began.
         ((), True, "warm"),
         ((), False, "cold"),
@@ -96,6 +99,35 @@ def test_a_cold_start_is_weekly(cycle: Cycle, entries: tuple[Entry, ...], is_col
     assert plan.start == start
     assert (plan.config.init_from is None) == (start == "cold")
     assert windows(plan).train.days == (3 if start == "cold" else 1)
+
+
+@pytest.mark.parametrize(
+    ("shifted", "trained", "start", "days"),
+    [
+        (2, 3, "cold", 2),  # what serves knows none of the days since the shift
+        (2, 2, "warm", 1),  # it knows the first of them
+        (4, 5, "warm", 3),  # no window reaches back so far
+    ],
+)
+def test_after_a_shift_windows_begin_with_it(cycle: Cycle, shifted: int, trained: int, start: str, days: int) -> None:
+    gated = entry(DATA_GATE, ACCEPT, DAY - shifted * ONE, shifted=["click"])
+    older = entry(DATA_GATE, ACCEPT, DAY - 5 * ONE, shifted=["click"])
+    champion = served(DAY - trained * ONE, DAY - (trained - 1) * ONE)
+    plan = plan_of(cycle, DAY, EVERY, Decisions((COLD_LATELY, older, gated)), champion)
+    assert isinstance(plan, Plan)
+    assert (plan.start, windows(plan).train.days) == (start, days)
+
+
+def test_on_the_night_of_a_shift_there_is_nothing_to_train_on(cycle: Cycle) -> None:
+    gated = entry(DATA_GATE, ACCEPT, DAY, shifted=["click"])
+    champion = served(DAY - 2 * ONE, DAY - ONE)
+    found = plan_of(cycle, DAY, EVERY, Decisions((COLD_LATELY, gated)), champion)
+    assert found == f"users like other things since {DAY}, and no day after it is there to choose a version by"
+    # A day that is left out is no shift, whatever was seen on it.
+    poisoned = entry(DATA_GATE, QUARANTINE, DAY - 2 * ONE, shifted=["click"])
+    plan = plan_of(cycle, DAY, EVERY, Decisions((COLD_LATELY, poisoned)), served(DAY - 4 * ONE, DAY - 3 * ONE))
+    assert isinstance(plan, Plan)
+    assert plan.start == "warm"
 
 
 def test_a_version_that_names_no_day_is_followed_by_a_cold_start(cycle: Cycle) -> None:

@@ -35,6 +35,14 @@ SCHEMA = FeedSchema.from_mapping(
     },
     "schema",
 )
+WATCHED = FeedSchema.from_mapping(
+    {
+        "name": "feed",
+        "features": [{"name": "user_id", "side": "candidate", "kind": "id", "buckets": 100, "dim": 4}],
+        "tasks": [{"name": "watch", "kind": "regression", "label": "watch_ms"}],
+    },
+    "schema",
+)
 ROWS = 12_000
 SETTINGS = DataGate()
 
@@ -99,6 +107,35 @@ def test_answers_that_no_longer_fit_are_refused_and_those_of_a_new_taste_are_not
     assert _faults(table, mixed_B) == []
     [fault] = _faults(table, answers_B * 0.4)
     assert "click: the serving version's calibration is 0." in fault
+
+
+def test_a_quantity_whose_law_has_changed_is_let_through_up_to_answers_that_say_nothing() -> None:
+    """Answers that explain 40 % of the variance have NE .6, and 1.4 once they are of other rows."""
+    rng = np.random.default_rng(5)
+    known_B = rng.normal(size=ROWS)
+    labels_B = 10 + np.sqrt(0.4) * known_B + np.sqrt(0.6) * rng.normal(size=ROWS)
+    answers_B, users_B = 10 + np.sqrt(0.4) * known_B, rng.integers(0, 600, ROWS)
+
+    def faults(answered_B: Floats) -> list[str]:
+        table = pa.table({"user_id": users_B, "watch_ms": labels_B})
+        usual, own = (
+            figures_of_answers(*sums_of_answers(WATCHED, {}, table, one_B[:, None], group_by="user_id"))
+            for one_B in (answers_B, answered_B)
+        )
+        tally = Tally(WATCHED, {}, 1)
+        tally.add(table, columns_from_arrow(WATCHED, table, is_coded=True), np.zeros(ROWS, np.int64))
+        return faults_of_day(WATCHED, tally.counts([[0]])[0], None, 0.0, own, [usual], SETTINGS)[0]
+
+    # A tenth of them are still of their row, so that labels follow.
+    kept_B = rng.random(ROWS) < 0.1
+    shifted_B = np.where(kept_B, answers_B, rng.permutation(answers_B))
+    assert faults(shifted_B) == []
+    # So wild they cannot become by other tastes.
+    [fault] = faults(10 + 2 * (shifted_B - 10))
+    assert "task watch: the serving version's NE is" in fault
+    inverted = faults(20 - answers_B)
+    assert any("task watch: the serving version's NE is 2.2" in fault for fault in inverted)
+    assert any("labels go against" in fault for fault in inverted)
 
 
 def test_few_rows_lost_lines_and_a_first_day() -> None:
