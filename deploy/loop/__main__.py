@@ -31,7 +31,7 @@ def full(seed: int) -> Plan:
 def fast(seed: int) -> Plan:
     """A smaller town with the same story, for many runs."""
     town = Town(seed, users=600, items=300, requests_per_day=1_000, candidates=30, shift_day=4)
-    return Plan(town, days=9, poisoned_day=2, bad_model_day=3, log_rows=20_000)
+    return Plan(town, days=10, poisoned_day=2, bad_model_day=3, log_rows=20_000)
 
 
 def main() -> int:
