@@ -3,8 +3,8 @@
     python -m benchmarks.loop [--runs 10]
 
 Each run is `python -m deploy.loop --fast` with a seed of its own: another town, other users, another shift. A run that
-was made is kept in runs/bench-loop. The share regained on a day is (loop - static) / (cold - static) of realised value.
-Its interval is Student's over runs.
+was made is kept in runs/bench-loop. The picture of the first is kept beside the results. The share regained on a day is
+(loop - static) / (cold - static) of realised value. Its interval is Student's over runs.
 """
 
 import argparse
@@ -20,8 +20,10 @@ from scipy import stats
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
+from deploy.loop.picture import draw
 
 FOLDER = Path("runs/bench-loop")
+PICTURE = "loop.png"
 _LEVEL = 0.95
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     results = [_result(seed) for seed in range(1, options.runs + 1)]
     command = "make bench-loop" + (f" ARGS='--runs {options.runs}'" if options.runs != 10 else "")
     path = report.write("loop", "The loop follows its users", _body(results), {"runs": results}, command)
+    (report.RESULTS / PICTURE).write_bytes(draw(results[0]))
     print(path.read_text(encoding="utf-8"))
 
 

@@ -16,7 +16,7 @@ _ARMS = {
     "cold": ("#009E73", "s", "trained on the new tastes alone"),
     "loop": ("#D55E00", "D", "the loop"),
 }
-_DPI = 130
+_DPI = 100
 # Arms stand beside each other within a day.
 _STEP = 0.12
 
@@ -42,7 +42,7 @@ def draw(result: Json) -> bytes:
     axis.set_xlabel("day of the town")
     axis.set_ylabel("realised value a request")
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(loc="lower left", fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(curves), fontsize=9, frameon=False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=_DPI)
     return file.getvalue()
