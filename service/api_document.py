@@ -60,7 +60,7 @@ def with_examples(document: dict[str, Any], models: Mapping[str, ServedModel], *
     answer["examples"]["plain"] = {"value": example_answer(default)}
     for path in (INFER, INFER_VERSION):
         _give_examples(paths[path]["post"], {name: example_inference(model.scorer) for name, model in shown.items()})
-    names = {"name": default.name, "version": default.scorer.version}
+    names = {"name": default.name, "version": default.scorer.version, "key": "17"}
     for path, operations in paths.items():
         for operation in operations.values():
             if path.startswith(_ADMIN):
@@ -76,7 +76,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     scope = needed_for(path)
     operation["tags"] = [_group(path)]
     if scope is not None:
-        operation["security"] = SECURITY if scope != "admin" else [{KEY_SCHEME: []}]
+        operation["security"] = SECURITY if scope not in ("admin", "state") else [{KEY_SCHEME: []}]
         operation["description"] = (operation.get("description", "") + _SCOPES.format(scope)).strip()
     if path in (RANK, EVENTS, INFER, INFER_VERSION):
         return
@@ -98,6 +98,17 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
             "422": "wrong content; `errors` names every fault",
             "429": "busy: try again after the seconds of Retry-After",
             "503": "not ready, or draining",
+        }
+    if scope == "state":
+        described |= {
+            "400": "not JSON",
+            "403": "a key without the scope `state`, or no keys are configured",
+            "404": "no such model, no state of its users, or nothing of this user",
+            "408": "the body took too long to arrive",
+            "413": "the body is over its limit",
+            "415": "the body is compressed",
+            "422": "wrong content; `errors` names every fault",
+            "503": "the state store fails, is full or is too slow: try again after the seconds of Retry-After",
         }
     kind = ("application/json", "InferError") if path.startswith("/v2") else (MEDIA_TYPE, "Problem")
     operation["responses"] = {"200": operation["responses"]["200"], **refusals(described, *kind)}

@@ -42,7 +42,7 @@ from service.http.protocol import SHED, GuardedProtocol
 from service.http.scoring_protocol import DIRECT
 from service.http.shedding import Shedding
 from service.http.tracing import Tracing
-from service.logs import event_log, impression_log, shipper, state_store
+from service.logs import appender, event_log, impression_log, shipper, state_store
 from service.metrics.metrics import EVENTS, INFER, RANK, Metrics
 from service.models.admin import admin_routes
 from service.models.store import ModelStore, not_ready
@@ -54,6 +54,7 @@ from service.process.signals import reload_on_hangup
 from service.responder import Responder
 from service.settings import Settings
 from service.state.lookups import Lookups
+from service.state.routes import UserRoutes
 from service.state.users import Users
 from service.watch.drift import Drift
 from service.watch.shadow import ShadowScoring
@@ -93,6 +94,8 @@ class Service:
         if self.state is not None:
             self.lookups = Lookups(self.state, settings.state_timeout_ms / 1000, self.metrics.state)
         users = Users(self.store, self.lookups, self.metrics.state)
+        read_body = partial(read_plain_body, seconds=settings.body_seconds)
+        self.user_routes = UserRoutes(self.store, self.state, read_body)
         self.threads = ScoringThreads(settings.scoring_threads, settings.torch_threads)
         self.responder = Responder(
             Admission(settings.scoring_threads, settings.queue_seconds, settings.max_candidates),
@@ -116,6 +119,7 @@ class Service:
             settings.body_seconds,
             lambda: self.is_draining,
         )
+        self.appender = appender(settings, self.state, self.store, self.metrics)
         self.shadow = ShadowScoring(self.store, self.metrics, settings.shadow_sample, lambda: self.threads.is_full)
         self.drift = Drift(self.metrics.drift)
         endpoint = settings.otlp_endpoint
@@ -178,7 +182,15 @@ class Service:
         tasks = [asyncio.create_task(task) for task in self._tasks()]
         parts = [
             one
-            for one in (self.impressions, self.event_log, self.shipper, self.shadow, self.drift, self.lookups)
+            for one in (
+                self.impressions,
+                self.event_log,
+                self.shipper,
+                self.shadow,
+                self.drift,
+                self.lookups,
+                self.appender,
+            )
             if one is not None
         ]
         for part in parts:
@@ -197,7 +209,7 @@ class Service:
             for task in tasks:
                 task.cancel()
             self.metrics.flush()
-            for one in (*parts, self.store, self.tracing):
+            for one in (*parts, self.store, self.user_routes, self.tracing):
                 if one is not None:
                     await asyncio.to_thread(one.stop)
 
@@ -290,6 +302,7 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
     app.include_router(open_inference.router())
     read_body = partial(read_plain_body, seconds=settings.body_seconds)
     app.include_router(admin_routes(service.store, read_body, service.clock, record_of))
+    app.include_router(service.user_routes.router())
     for path in (INFER, INFER_VERSION):
         app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))
 

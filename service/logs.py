@@ -7,12 +7,14 @@ from pathlib import Path
 
 from model.user import read_user_hash_key
 from service.base.clock import Clock
-from service.events.event_log import EventLog
+from service.events.event_log import EventLog, event_files
 from service.impressions.line import LineSettings
 from service.impressions.writer import ImpressionLog
 from service.metrics.metrics import Metrics
+from service.models.store import ModelStore
 from service.settings import Settings
 from service.ship.shipper import Log, Shipper
+from service.state.appender import Appender
 from service.state.store import Store
 from service.state.stores import open_store
 
@@ -55,6 +57,13 @@ def state_store(settings: Settings) -> Store | None:
     """The store of users' state. Raises ValueError where it can never be one."""
     url = settings.state_url
     return None if url is None else open_store(url, settings.state_timeout_ms / 1000)
+
+
+def appender(settings: Settings, store: Store | None, models: ModelStore, metrics: Metrics) -> Appender | None:
+    """What makes histories of events, where there are both."""
+    if store is None or settings.event_log is None:
+        return None
+    return Appender(store, models, event_files(settings.event_log), metrics.state)
 
 
 def shipper(settings: Settings, metrics: Metrics) -> Shipper | None:

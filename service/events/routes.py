@@ -83,7 +83,7 @@ class Events:
         num_events = sum(len(of_model.events) for of_model in found)
         received = await log.append(partial(_lines, found), num_events)
         for reader, events, _ in found:
-            named = self._types.named(reader.model)
+            named = self._types.named(reader.model) | self._appending(reader.model)
             counts = Counter(event.type if event.type in named else _OTHER for event in events)
             for event_type, count in counts.items():
                 self._metrics.events.labels(reader.model, event_type).inc(count)
@@ -101,11 +101,16 @@ class Events:
             reader = self._readers[served.name] = EventReader(served.name, encoder)
         return reader
 
+    def _appending(self, model: str) -> frozenset[str]:
+        """The types whose events add to histories of users."""
+        stateful = self._store.stateful_model(model)
+        return frozenset() if stateful is None else stateful.file.adding_types
+
     def _check_identities(self, found: list[ModelEvents]) -> None:
         """Raise Problem 422 where repeats of an event that adds up cannot be distinguished."""
         faults = []
         for reader, events, places in found:
-            adding = self._types.adding(reader.model)
+            adding = self._types.adding(reader.model) | self._appending(reader.model)
             if adding:
                 faults += [
                     Fault(

@@ -6,13 +6,14 @@ seconds, so that a key is added or revoked without a restart. One that is not va
 before it in force, and says so.
 
 Keys are random, 256 bits (`python -m service key`), so one pass of sha256 is enough to keep them: there is nothing to
-guess. Without a file scoring and metrics are open, and the admin API is off.
+guess. Without a file scoring and metrics are open, and the admin API and state of users by HTTP are off.
 """
 
 import base64
 import hashlib
 import hmac
 import math
+import re
 import secrets
 import time
 from pathlib import Path
@@ -25,8 +26,9 @@ from model.untrusted_files import PolledFile
 from service.base.errors import Problem
 from service.base.log import FieldLogger
 
-Right = Literal["score", "events", "metrics", "admin"]
+Right = Literal["score", "events", "state", "metrics", "admin"]
 _PREFIX = "feedrank_"
+_USER = re.compile(r"/v1/models/[^/]+/users/")
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="feedrank"'}
 # What people open in a browser, which knows how to ask for a name and a password: any name, and the key.
 STATUS = "/"
@@ -77,8 +79,9 @@ class Keys:
     def check(self, given: str | None, needed: Right) -> str | None:
         """The name of the key whose Authorization header is `given`, None where no keys are set. Raises Problem."""
         if self._path is None:
-            if needed == "admin":
-                raise Problem(403, "the admin API is off: no keys are configured (--keys-file)", reason="forbidden")
+            if needed in ("admin", "state"):
+                what = "the admin API" if needed == "admin" else "state of users by HTTP"
+                raise Problem(403, f"{what} is off: no keys are configured (--keys-file)", reason="forbidden")
             return None
         scheme, text = _credentials(given)
         if scheme != "bearer" or not 0 < len(text) <= _MAX_KEY:
@@ -129,6 +132,8 @@ def needed_for(path: str) -> Right | None:
         return "metrics"
     if path == "/v1/events":
         return "events"
+    if _USER.match(path):
+        return "state"
     if path.startswith("/v2/health/"):
         return None
     return "score" if path.startswith(("/v1", "/v2")) else None

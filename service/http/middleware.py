@@ -25,6 +25,7 @@ from service.metrics.metrics import ENDPOINTS, SCORING, SCORING_CODES, Metrics
 
 REQUEST_ID = "X-Request-Id"
 _MODEL = "/v1/models/"
+_USER = re.compile(r"/v1/models/[^/]+/users/")
 _LABELS = re.compile(r"/v1/admin/models/[^/]+/labels")
 _OPEN_INFERENCE_MODEL = re.compile(r"(/v2/models/)[^/]+(?:/versions/[^/]+)?(/infer|/ready|)")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
@@ -198,6 +199,8 @@ def _endpoint(path: str) -> str:
     """The route of a path: a metric must not have a label for every path that a scanner invents."""
     if path in ENDPOINTS:
         return path
+    if _USER.match(path):
+        return "/v1/models/{name}/users/{key}"
     if path.startswith(_MODEL):
         return "/v1/models/{name}"
     if _LABELS.fullmatch(path):

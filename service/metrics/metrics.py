@@ -20,7 +20,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.base.log import stderr_queue
 from service.metrics.batched_histogram import BatchedHistogram
@@ -31,7 +31,7 @@ from service.metrics.family import Families, Family
 from service.metrics.loop_metrics import LoopMetrics
 from service.metrics.process_counters import LOG_LINES_DROPPED, WORKER_RESTARTS
 from service.metrics.shadow_metrics import ShadowMetrics
-from service.metrics.shared_files import free_bytes
+from service.metrics.shared_files import forget_dead_workers, free_bytes
 from service.metrics.ship_metrics import ShipMetrics
 from service.metrics.state_metrics import StateMetrics
 
@@ -44,6 +44,7 @@ ENDPOINTS = (
     EVENTS,
     "/v1/models",
     "/v1/models/{name}",
+    "/v1/models/{name}/users/{key}",
     "/v1/admin/models/{name}/labels",
     "/",
     "/healthz",
@@ -72,6 +73,7 @@ REJECTIONS = (
     "forbidden",
     "not_finite",
     "event_log",
+    "state_store",
 )
 # Of a worker: gets requests from balancers that poll /readyz, or does not.
 WORKER_STATES = ("ready", "unready")
@@ -373,7 +375,7 @@ class Metrics(Families):
         self.flush()
         everyone = self.registry
         if self._folder is not None:
-            _forget_dead_workers(Path(self._folder))
+            forget_dead_workers(Path(self._folder))
             everyone = CollectorRegistry()
             MultiProcessCollector(everyone, path=self._folder)  # type: ignore[no-untyped-call]
         yield from self.drift.families(everyone.collect())
@@ -390,11 +392,3 @@ class _Families(CollectorRegistry):
     def collect(self) -> Iterator[Metric]:
         """The metrics."""
         return self._families
-
-
-def _forget_dead_workers(folder: Path) -> None:
-    """Drop the gauges of workers that were killed: no process is left to set them to 0. Their counters stay."""
-    for file in folder.glob("gauge_live*_*.db"):
-        worker = int(file.stem.rpartition("_")[2])
-        if not Path(f"/proc/{worker}").exists():
-            mark_process_dead(worker, str(folder))  # type: ignore[no-untyped-call]

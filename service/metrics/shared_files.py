@@ -15,6 +15,7 @@ from pathlib import Path
 from prometheus_client import values
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import mark_process_dead
 
 from service.base.log import FieldLogger
 
@@ -144,3 +145,11 @@ def _made(path: Path) -> Iterator[int]:
         raise
     finally:
         os.close(descriptor)
+
+
+def forget_dead_workers(folder: Path) -> None:
+    """Drop the gauges of workers that were killed: no process is left to set them to 0. Their counters stay."""
+    for file in folder.glob("gauge_live*_*.db"):
+        worker = int(file.stem.rpartition("_")[2])
+        if not Path(f"/proc/{worker}").exists():
+            mark_process_dead(worker, str(folder))  # type: ignore[no-untyped-call]

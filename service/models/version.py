@@ -43,11 +43,12 @@ class Loading:
 
 
 class StatefulModel(NamedTuple):
-    """A model whose users have state: its file, and the features of user and context."""
+    """A model whose users have state: its file, the features of user and context, and those of integer ids."""
 
     name: str
     file: StateFile
     features: frozenset[str]
+    integers: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class ServedModel:
         if self.state is None:
             return None
         requested = self.scorer.schema.requested("request")
-        return StatefulModel(self.name, self.state, frozenset(feature.name for feature in requested))
+        features = frozenset(feature.name for feature in requested)
+        return StatefulModel(self.name, self.state, features, features & self.scorer.encoder.integers)
 
     @property
     def beside(self) -> Beside:

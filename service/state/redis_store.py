@@ -14,7 +14,7 @@ from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.state.store import Change, Note, StoreError, StoreFullError
+from service.state.store import Change, Note, StoreError, StoreFullError, Written
 
 WRITE_SECONDS = 2.0
 _CONNECT_SECONDS = 0.25
@@ -39,9 +39,8 @@ class RedisStore:
         with self._faults(self._timeout_seconds):
             return _blobs(self._reads.mget(list(map(_key, names))), len(names))
 
-    def change(self, names: Sequence[bytes], change: Change, ttl_seconds: float, note: Note | None = None) -> None:
+    def change(self, names: Sequence[bytes], change: Change, note: Note | None = None) -> None:
         """Change blobs in one transaction."""
-        ttl_ms = max(1, round(ttl_seconds * 1000))
         keys = list(map(_key, names))
         for _ in range(_MOST_RACES):
             with self._faults(WRITE_SECONDS), self._writes.pipeline(transaction=True) as pipe:
@@ -50,11 +49,11 @@ class RedisStore:
                 before = _blobs(pipe.mget(keys), len(keys)) if keys else []
                 changed = _changed(change, dict(zip(names, before, strict=True)))
                 pipe.multi()
-                for name, blob in changed.items():
-                    if blob is None:
+                for name, written in changed.items():
+                    if written is None:
                         pipe.delete(_key(name))
                     else:
-                        pipe.set(_key(name), blob, px=ttl_ms)
+                        pipe.set(_key(name), written.blob, px=max(1, round(written.ttl_seconds * 1000)))
                 if note is not None:
                     pipe.set(_NOTE + note.name.encode(), note.text)
                 try:
@@ -69,14 +68,8 @@ class RedisStore:
         with self._faults(WRITE_SECONDS):
             return _blobs([self._writes.get(_NOTE + name.encode())], 1)[0]
 
-    def forget_expired(self) -> int:
-        """None: Redis does it."""
-        return 0
-
     def close(self) -> None:
-        """Close the connections that no thread uses."""
-        self._reads.close()
-        self._writes.close()
+        """Nothing: connections are every thread's, and close with the clients."""
 
     @contextmanager
     def _faults(self, seconds: float) -> Iterator[None]:
@@ -97,7 +90,7 @@ class _ChangeError(Exception):
         self.cause = cause
 
 
-def _changed(change: Change, before: dict[bytes, bytes | None]) -> dict[bytes, bytes | None]:
+def _changed(change: Change, before: dict[bytes, bytes | None]) -> dict[bytes, Written | None]:
     try:
         return dict(change(before))
     except Exception as error:

@@ -20,12 +20,13 @@ _LAYOUT = 1
 # SQLite's extended result codes have the primary one in their lowest byte.
 _PRIMARY_CODE = 0xFF
 _AT_ONCE = 500  # names in one statement
-_SWEPT_AT_ONCE = 1_000
+_SWEPT_PER_BLOB = 4
 _TABLES = """
     CREATE TABLE users (name BLOB PRIMARY KEY NOT NULL, blob BLOB NOT NULL, expires REAL NOT NULL);
     CREATE INDEX users_by_expiry ON users (expires);
     CREATE TABLE notes (name TEXT PRIMARY KEY NOT NULL, text BLOB NOT NULL) WITHOUT ROWID;
 """
+_SWEEP = "DELETE FROM users WHERE rowid IN (SELECT rowid FROM users WHERE expires <= ? LIMIT ?)"
 _READ_ONE = "SELECT blob FROM users WHERE name = ? AND expires > ?"
 
 
@@ -52,15 +53,17 @@ class SqliteStore:
         with self._connection() as connection:
             return _read(connection, names)
 
-    def change(self, names: Sequence[bytes], change: Change, ttl_seconds: float, note: Note | None = None) -> None:
-        """Change blobs in one transaction, which no other process has one beside."""
+    def change(self, names: Sequence[bytes], change: Change, note: Note | None = None) -> None:
+        """Change blobs in one transaction, which no other process has one beside. It also removes some of those whose
+        time is over, so that the file does not grow with users who are gone."""
         with self._connection() as connection, _transaction(connection):
             changed = change(dict(zip(names, _read(connection, names), strict=True)))
-            expires = time.time() + ttl_seconds
-            written = [(name, blob, expires) for name, blob in changed.items() if blob is not None]
+            now = time.time()
+            written = [(name, one.blob, now + one.ttl_seconds) for name, one in changed.items() if one is not None]
             connection.executemany("INSERT OR REPLACE INTO users VALUES (?, ?, ?)", written)
-            deleted = [(name,) for name, blob in changed.items() if blob is None]
+            deleted = [(name,) for name, one in changed.items() if one is None]
             connection.executemany("DELETE FROM users WHERE name = ?", deleted)
+            connection.execute(_SWEEP, (now, _SWEPT_PER_BLOB * (1 + len(names))))
             if note is not None:
                 connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", note)
 
@@ -69,17 +72,6 @@ class SqliteStore:
         with self._connection() as connection:
             found = connection.execute("SELECT text FROM notes WHERE name = ?", (name,)).fetchone()
         return None if found is None else found[0]
-
-    def forget_expired(self) -> int:
-        """Remove blobs whose time is over, some at a time, so that no other writer waits long."""
-        removed, statement = 0, "SELECT rowid FROM users WHERE expires <= ? LIMIT ?"
-        while True:
-            with self._connection() as connection, _transaction(connection):
-                given = (time.time(), _SWEPT_AT_ONCE)
-                gone = connection.execute(f"DELETE FROM users WHERE rowid IN ({statement})", given).rowcount
-            removed += gone
-            if gone < _SWEPT_AT_ONCE:
-                return removed
 
     def close(self) -> None:
         """Close the calling thread's connection."""

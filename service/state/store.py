@@ -15,8 +15,16 @@ SQLITE, REDIS = "sqlite", "redis"
 _URL_BYTES = 4_096
 _SCHEMES = ("sqlite", "redis", "rediss", "unix")
 
+
+class Written(NamedTuple):
+    """A blob that is to be forgotten so many seconds after it is written."""
+
+    blob: bytes
+    ttl_seconds: float
+
+
 # Blobs by name, None where there is none -> what becomes of them, None to delete it. May be called again.
-Change = Callable[[Mapping[bytes, bytes | None]], Mapping[bytes, bytes | None]]
+Change = Callable[[Mapping[bytes, bytes | None]], Mapping[bytes, Written | None]]
 
 
 class StoreError(Exception):
@@ -40,15 +48,12 @@ class Store(Protocol):
     def read(self, names: Sequence[bytes]) -> list[bytes | None]:
         """The blobs of these names, None where there is none. Raises StoreError."""
 
-    def change(self, names: Sequence[bytes], change: Change, ttl_seconds: float, note: Note | None = None) -> None:
-        """Change blobs in one transaction, together with a note. What is written is forgotten `ttl_seconds` after it.
-        Raises StoreError, with nothing changed, and what `change` raises."""
+    def change(self, names: Sequence[bytes], change: Change, note: Note | None = None) -> None:
+        """Change blobs in one transaction, together with a note. Raises StoreError, with nothing changed, and what
+        `change` raises."""
 
     def read_note(self, name: str) -> bytes | None:
         """The text of a note, None where there is none. Raises StoreError."""
-
-    def forget_expired(self) -> int:
-        """Remove blobs whose time is over, and return how many they were. Raises StoreError."""
 
     def close(self) -> None:
         """Close what the calling thread has open."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from service.state.sqlite_store import SqliteStore
-from service.state.store import Store
+from service.state.store import Store, Written
 from service.state.user_state import Entry, UserState, store_name
 
 STATE = "key: user_id\nfields: [country, age_days]\nappend: {history: {event: click, value: video_id, keep: 3}}\n"
@@ -27,7 +27,7 @@ def put_user(
     histories = {name: [Entry(value, time) for value, time in given] for name, given in (lists or {}).items()}
     blob = UserState(dict(fields), histories).encoded()
     name = store_name(model, key)
-    store.change([name], lambda _: {name: blob}, 1000)
+    store.change([name], lambda _: {name: Written(blob, 1000)})
 
 
 def store_at(path: Path) -> SqliteStore:

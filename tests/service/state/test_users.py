@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from service.state.store import StoreError
+from service.state.store import StoreError, Written
 from service.state.user_state import store_name
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.in_process import client_of, sample
@@ -139,7 +139,7 @@ def test_values_of_a_wrong_type_take_defaults_and_are_counted(
     store = store_at(tmp_path / "state.db")
     put_user(store, "1", {"country": 7, "age_days": 12.5}, {"history": [("no id", 1.0)]})
     name = store_name("tiny", "2")
-    store.change([name], lambda _: {name: b"\xc1 no MessagePack"}, 1000)
+    store.change([name], lambda _: {name: Written(b"\xc1 no MessagePack", 1000)})
     store.close()
     with client_of(models, state=sqlite_url(tmp_path / "state.db"), state_timeout_ms=5000) as client:
         for _ in range(2):
