@@ -124,7 +124,14 @@ def test_every_route_is_described(client: TestClient) -> None:
     version = f"{model}/versions/{{version}}"
     v2 = {"/v2", "/v2/health/live", "/v2/health/ready"}
     v2 |= {f"{path}{verb}" for path in (model, version) for verb in ("", "/ready", "/infer")}
-    v1 = {"/v1/rank", "/v1/events", "/v1/models", "/v1/models/{name}", "/v1/admin/models/{name}/labels"}
+    v1 = {
+        "/v1/rank",
+        "/v1/events",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/v1/models/{name}/users/{key}",
+        "/v1/admin/models/{name}/labels",
+    }
     assert set(paths) == {"/healthz", "/readyz", "/metrics"} | v1 | v2
 
 
