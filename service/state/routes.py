@@ -60,7 +60,7 @@ _USER: dict[str, Any] = {
         },
     },
 }
-_EXAMPLE = {"fields": {"country": "de"}, "append": {"history": [{"value": 3, "time": "2026-11-29T20:15:03.120Z"}]}}
+_EXAMPLE = {"fields": {"age_bucket": 3}, "append": {"history": [{"value": 3, "time": "2026-11-29T20:15:03.120Z"}]}}
 _BODY = {"required": True, "content": {"application/json": {"schema": _USER, "example": _EXAMPLE}}}
 
 
