@@ -140,6 +140,13 @@ def publish_artifact(
     return writable(path)
 
 
+def publish_artifacts(models: Path, count: int) -> Path:
+    """The first versions of `tiny`, each with weights of its own. Returns the models folder."""
+    for seed in range(count):
+        publish_artifact(models, seed=seed)
+    return models
+
+
 def writable(version: Path) -> Path:
     """A published folder whose files a test may damage, though it does not run as root."""
     for file in version.iterdir():

@@ -28,6 +28,8 @@ PAUSE, RESUME, FINISH, FAIL = "pause", "resume", "finish", "fail"
 DAY = "day"
 # The figure of a day that names the outputs whose labels follow the answers less than before.
 SHIFTED = "shifted"
+# The figure of a day that was joined again: the reading of the logs by which it was.
+JOINED_AGAIN = "joined_again"
 BEFORE, AFTER = "before", "after"
 
 

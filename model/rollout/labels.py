@@ -5,6 +5,7 @@ admin API or by the daily job. Every key may be left out. Out: `Labels`. A file 
 the labels before it in force.
 """
 
+import logging
 import math
 import os
 import re
@@ -22,6 +23,8 @@ from model.buckets import BUCKETS, buckets_within
 from model.rollout.locks import lock
 from model.strict_yaml import StrictModel
 from model.untrusted_files import PolledFile
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "labels.yaml"
 STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
@@ -148,5 +151,7 @@ class LabelsFile:
                 with suppress(OSError):
                     place.unlink()
                 raise
-        with suppress(OSError):  # the labels are in force by now: only their surviving a power cut is open
+        try:
             sync(self._path.parent)
+        except OSError as error:  # the labels are in force by now: only their surviving a power cut is open
+            log.warning("%s: written, and may not survive a power cut (%s)", self._path, error.strerror)

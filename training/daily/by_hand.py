@@ -7,7 +7,7 @@ A night that is running goes on: pauses and releases count from the next one.
 from datetime import date, datetime
 from pathlib import Path
 
-from model.rollout.decisions import DAILY, DATA_GATE, DAY, PAUSE, RELEASE, RESUME, Decisions
+from model.rollout.decisions import DAILY, DATA_GATE, DAY, JOINED_AGAIN, PAUSE, RELEASE, RESUME, Decisions
 from model.rollout.journal import Entry, Journal
 
 
@@ -35,8 +35,11 @@ def release(folder: Path, now: datetime, who: str, day: date) -> str:
     """Release a quarantined day. Raises ValueError for a day that is not quarantined."""
     journal = Journal(folder)
     quarantined = Decisions(journal.read().entries).quarantined
+    figures = {DAY: day.isoformat()}
     if day not in quarantined:
         shown = ", ".join(map(str, quarantined)) or "none"
         raise ValueError(f"--release {day}: is not quarantined; days that are: {shown}")
-    journal.append(Entry(time=now, step=DATA_GATE, decision=RELEASE, figures={DAY: day.isoformat()}, who=who))
+    if JOINED_AGAIN in quarantined[day].figures:  # else the day would be gated again as one that was joined since
+        figures[JOINED_AGAIN] = quarantined[day].figures[JOINED_AGAIN]
+    journal.append(Entry(time=now, step=DATA_GATE, decision=RELEASE, figures=figures, who=who))
     return f"{day} is released: from the next night on windows have it"

@@ -55,7 +55,7 @@ def alone(folder: Path) -> AbstractContextManager[None]:
 def run_cycle(cycle: Cycle, now: datetime) -> str:
     """Run one night, and return how it ended. Raises ValueError, entered in the journal, and AlreadyRunningError."""
     with alone(cycle.folder):
-        journal = Journal(cycle.folder)
+        journal = _journal_of(cycle)
         try:
             outcome = _night(cycle, journal, now)
         except (ValueError, OSError) as error:
@@ -70,9 +70,18 @@ def run_judge(cycle: Cycle, now: datetime) -> str:
     if not cycle.folder.is_dir():  # an hourly judge begins before the first night
         return f"no canary waits: {cycle.folder} is not there yet"
     with alone(cycle.folder):
-        journal = Journal(cycle.folder)
+        journal = _journal_of(cycle)
         paused = Decisions(journal.read().entries).paused
         return _paused(paused) if paused else judge_waiting(cycle, journal, now, is_gated=False) or "no canary waits"
+
+
+def _journal_of(cycle: Cycle) -> Journal:
+    """The model's journal. The log says which of its lines count for nothing: what they decided is forgotten."""
+    journal = Journal(cycle.folder)
+    faults = journal.read().faults
+    if faults:
+        log.warning("damaged lines of the journal count for nothing: %d; the first: %s", len(faults), faults[0])
+    return journal
 
 
 def _night(cycle: Cycle, journal: Journal, now: datetime) -> str:

@@ -1,7 +1,7 @@
 """New days of the data, each gated once: accepted, or quarantined and left out of every window.
 
 In: the days of the log, the journal, the version that serves. Out: an entry a day, with the reasons for which it is
-refused, the figures, and the sha256 of the files that have it.
+refused, the figures, and the sha256 of the files that have it. A day that was joined again since is gated once more.
 """
 
 import logging
@@ -10,18 +10,21 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from model.rollout.decisions import ACCEPT, DATA_GATE, DAY, QUARANTINE, SHIFTED, Decisions
+from model.rollout.decisions import ACCEPT, DATA_GATE, DAY, JOINED_AGAIN, QUARANTINE, SHIFTED, Decisions
 from model.rollout.journal import Entry, Journal
 from model.untrusted_files import open_regular, sha256_of
 from training.daily.cycle_file import Cycle
 from training.daily.gates import day_faults, versions_of
-from training.daily.serving import WHO, Champion
+from training.daily.joining import joined_again
+from training.daily.serving import WHO, Champion, versions_trained_on
 from training.data.files import LogFiles
 from training.data.moving.days import DAY as ONE_DAY
 from training.data.moving.days import LoggedDays, days_from
 from training.wording import counted
 
 log = logging.getLogger(__name__)
+
+TRAINED_ON = "trained_on_before"
 
 
 def logged_days(cycle: Cycle) -> LoggedDays:
@@ -30,13 +33,18 @@ def logged_days(cycle: Cycle) -> LoggedDays:
 
 
 def gate_new_days(cycle: Cycle, journal: Journal, days: LoggedDays, champion: Champion | None, now: datetime) -> None:
-    """Gate each day of the longest window that no entry is about yet, in their order."""
+    """Gate each day of the longest window that no entry is about as it is now, in their order."""
     newest = days.newest(frozenset())
     first = newest - cycle.windows.train.days * ONE_DAY
     decided = Decisions(journal.read().entries).gates
     with_rows = days.with_rows(first, newest)
     # Before the first day with rows there is nothing to leave out.
-    new = [day for day in days_from(min(with_rows, default=newest), newest) if day not in decided]
+    again = joined_again(cycle)
+    new = [
+        day
+        for day in days_from(min(with_rows, default=newest), newest)
+        if day not in decided or decided[day].figures.get(JOINED_AGAIN, 0) < again.get(day, 0)
+    ]
     for day in new:
         decisions = Decisions(journal.read().entries)
         accepted = [
@@ -47,6 +55,12 @@ def gate_new_days(cycle: Cycle, journal: Journal, days: LoggedDays, champion: Ch
             faults, figures = day_faults(cycle, day, accepted, champion, decisions)
         else:
             faults, figures = ["no row is of this day"], {"rows": 0}
+        if day in again:
+            figures[JOINED_AGAIN] = again[day]
+        if day in decided:
+            figures[TRAINED_ON] = [str(version) for version in versions_trained_on(cycle.folder, day)]
+            shown = ", ".join(figures[TRAINED_ON]) or "none"
+            log.warning("%s was joined again and is gated once more; versions trained on it as it was: %s", day, shown)
         notes = [] if faults else _notes(figures)
         entry = Entry(
             time=now,

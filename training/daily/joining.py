@@ -1,4 +1,4 @@
-"""The join's step of a cycle, and what the joined hours say of lost log lines.
+"""The join's step of a cycle, and what the joined hours say of lost log lines and of days that were joined again.
 
 In: the cycle's join.yaml. Out: hours joined as the join does it (training/join), up to an hour before now where a
 writer is silent. A copy of join.yaml lies beside the model's versions, from which a service knows the types of events.
@@ -26,6 +26,20 @@ def join_hours(cycle: Cycle, now: datetime) -> None:
     if not copy.is_file() or copy.read_bytes() != content:
         replace_file(copy, [content])
     join(Plan.load(cycle.file.join), Settings(now=now, until=now - _SILENT))
+
+
+def joined_again(cycle: Cycle) -> dict[date, int]:
+    """By day with hours that were joined again which reading of the logs they were joined by. A later one is larger."""
+    if cycle.file.join is None:
+        return {}
+    out = Plan.load(cycle.file.join).out
+    found: dict[date, int] = {}
+    for hour in joined_hours(out):
+        reading = int(read_record(out, hour).get("rows_anew", 0))
+        if reading:
+            day = time_of(hour).date()
+            found[day] = max(reading, found.get(day, 0))
+    return found
 
 
 def lost_share(cycle: Cycle, day: date) -> float:

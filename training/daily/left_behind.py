@@ -26,16 +26,23 @@ def remove_old_runs(runs: Path, newest: date) -> None:
     for path in sorted(runs.iterdir()) if runs.is_dir() else []:
         match = _RUN.fullmatch(path.name)
         if match is not None and _day(match[1]) < newest - KEPT and path.is_dir() and not path.is_symlink():
-            log.info("%s: removed, a run of long ago", path)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path, "a run of long ago")
 
 
 def remove_killed_publications(folder: Path) -> None:
     """Remove the hidden folders of publications that were killed."""
     for path in sorted(folder.glob(".publishing-*")):
         if path.is_dir() and time.time() - path.stat().st_mtime > _KILLED.total_seconds():
-            log.info("%s: removed, a publication that was killed", path)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path, "a publication that was killed")
+
+
+def _remove(path: Path, what: str) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:  # no reason to publish nothing
+        log.warning("%s: %s, cannot be removed (%s)", path, what, error.strerror)
+    else:
+        log.info("%s: removed, %s", path, what)
 
 
 def _day(text: str) -> date:

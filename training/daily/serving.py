@@ -91,12 +91,28 @@ def version_of_run(folder: Path, run: str) -> int | None:
     for version in reversed(versions(folder.parent, folder.name)):
         try:
             content = read_manifest(folder / str(version), FORMAT_VERSION)
-        except ArtifactError:
+        except ArtifactError as error:
+            log.warning("not asked for its run: %s", error)
             continue
         training = content.get("training")
         if isinstance(training, dict) and training.get("run") == run:
             return version
     return None
+
+
+def versions_trained_on(folder: Path, day: date) -> list[int]:
+    """Versions whose own windows have a day, by their manifests."""
+    found = []
+    for version in versions(folder.parent, folder.name):
+        try:
+            training = read_manifest(folder / str(version), FORMAT_VERSION).get("training")
+        except ArtifactError as error:
+            log.warning("not asked for its days: %s", error)
+            continue
+        window = training.get("data_window") if isinstance(training, dict) else None
+        if isinstance(window, dict) and any(_has_day(window, split, day) for split in ("train", "validation")):
+            found.append(version)
+    return found
 
 
 def read_labels(folder: Path) -> Labels:
@@ -148,6 +164,15 @@ def _labels_of(document: Any) -> Labels:
         return Labels()
 
 
+def _has_day(window: dict[str, Any], split: str, day: date) -> bool:
+    bounds, left_out = window.get(split), window.get("left_out")
+    if not isinstance(bounds, dict):
+        return False
+    first, last = _date(bounds.get("min")), _date(bounds.get("max"))
+    is_left_out = isinstance(left_out, list) and day in map(_date, left_out)
+    return first is not None and last is not None and first <= day <= last and not is_left_out
+
+
 def _last_day(training: dict[str, Any], split: str) -> date | None:
     window = training.get("data_window")
     selection = window.get(split) if isinstance(window, dict) else None
@@ -155,7 +180,11 @@ def _last_day(training: dict[str, Any], split: str) -> date | None:
         selection = selection.get("max")
     if isinstance(selection, list):
         selection = max(map(str, selection), default=None)
+    return _date(selection)
+
+
+def _date(value: object) -> date | None:
     try:
-        return date.fromisoformat(str(selection)[:10])
+        return date.fromisoformat(str(value)[:10])
     except ValueError:
         return None

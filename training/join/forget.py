@@ -52,6 +52,7 @@ class _Forgetting:
         self._hashed = hashed
         self._ids: set[str] = set()
         self._gone: Counter[str] = Counter()
+        self._unread = 0
 
     def run(self) -> dict[str, int]:
         out = self._plan.out
@@ -66,12 +67,12 @@ class _Forgetting:
         for path in sorted((out / "_join" / "staged").glob("*/requests/*.parquet")):
             self._ids.update(_ids_of(pq.read_table(path, columns=["_user", "_request_id"]), "_user", self._hashed))
         for path in events:
-            self._gone["events"] += _rewrite(path, self._is_event_of, self._event_mask)
+            self._rewrite("events", path, self._is_event_of, self._event_mask)
         self._forget_staged(out / "_join" / "staged")
         for path in rows:
             self._gone["rows"] += _rewrite_parquet(path, self._row_mask)
         for path in impressions:
-            self._gone["requests"] += _rewrite(path, self._is_request_of, self._request_mask)
+            self._rewrite("requests", path, self._is_request_of, self._request_mask)
         still_open = sum(len(_open_files(source)) for source in self._sources.values())
         if still_open:
             log.warning(
@@ -82,9 +83,36 @@ class _Forgetting:
                 "nothing is of this user under this key: was the user forgotten before, is --user as a request has it, "
                 "and is it the --user-hash-key of the service?"
             )
+        if self._unread:
+            log.warning(
+                "%s of the logs cannot be read and stay; look whether the user is in them",
+                counted(self._unread, "line"),
+            )
         gone = {name: self._gone[name] for name in ("requests", "events", "rows")}
         log.info("forgotten: %s", ", ".join(counted(count, name.removesuffix("s")) for name, count in gone.items()))
         return gone
+
+    def _rewrite(
+        self,
+        name: str,
+        path: Path,
+        is_mine: Callable[[dict[str, Any]], bool],
+        mask_of: Callable[[pa.Table], pa.ChunkedArray],
+    ) -> None:
+        """Replace a file of a log by one without the user's lines, and count them, and those that nobody can read."""
+        if path.name.endswith(PARQUET):
+            self._gone[name] += _rewrite_parquet(path, mask_of)
+            return
+        gone = 0
+        for _, line in _lines(path):
+            if line is None:
+                self._unread += 1
+            elif is_mine(line):
+                gone += 1
+        self._gone[name] += gone
+        if gone:
+            kept = (text + b"\n" for text, line in _lines(path) if line is None or not is_mine(line))
+            replace_file(path, kept)
 
     def _forget_staged(self, folder: Path) -> None:
         numbers: set[int] = set()
@@ -165,19 +193,6 @@ def _ids_of(table: pa.Table, column: str, hashed: str) -> set[str]:
         return set()
     mine = table.filter(pc.equal(users, hashed))
     return {name for name in mine.column(table.column_names[-1]).to_pylist() if name is not None}
-
-
-def _rewrite(
-    path: Path, is_mine: Callable[[dict[str, Any]], bool], mask_of: Callable[[pa.Table], pa.ChunkedArray]
-) -> int:
-    """Replace a file of a log by one without some lines. Returns how many went."""
-    if path.name.endswith(PARQUET):
-        return _rewrite_parquet(path, mask_of)
-    gone = sum(1 for _, line in _lines(path) if line is not None and is_mine(line))
-    if gone:
-        kept = (text + b"\n" for text, line in _lines(path) if line is None or not is_mine(line))
-        replace_file(path, kept)
-    return gone
 
 
 def _rewrite_parquet(path: Path, mask_of: Callable[[pa.Table], pa.ChunkedArray]) -> int:

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from model.buckets import bucket_of
 from model.rollout.labels import FILE_NAME
 from model.scorer.scorer import Scorer
-from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.artifacts import TINY_REQUEST, publish_artifact, publish_artifacts
 from tests.service.in_process import client_of, sample
 from tests.service.models.test_store import flip_a_byte
 from tests.service.running import RunningService
@@ -32,9 +32,7 @@ WAIT_SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    models = tmp_path_factory.mktemp("published")
-    for seed in range(3):
-        publish_artifact(models, seed=seed)
+    models = publish_artifacts(tmp_path_factory.mktemp("published"), 3)
     flip_a_byte(publish_artifact(models, seed=3))
     return models
 

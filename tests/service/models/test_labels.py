@@ -16,7 +16,7 @@ from service.base.errors import Problem
 from service.models.canary import Sender
 from service.models.labels import IMPRESSION_SEED, SHADOW_SEED, falls_within
 from service.models.store import ModelStore
-from tests.artifacts import publish_artifact
+from tests.artifacts import publish_artifact, publish_artifacts
 from tests.service.models.test_store import flip_a_byte, loads, states, store_of
 
 IDS = [f"request-{number}" for number in range(20_000)]
@@ -50,10 +50,7 @@ def put_labels(models: Path, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    models = tmp_path_factory.mktemp("published")
-    for seed in range(3):
-        publish_artifact(models, seed=seed)
-    return models
+    return publish_artifacts(tmp_path_factory.mktemp("published"), 3)
 
 
 @pytest.fixture

@@ -114,6 +114,16 @@ def test_the_judge_alone_withdraws_and_the_night_promotes(
     assert labels_of(cycle) == (Labels(stable=2) if decision == PROMOTE else after)
 
 
+def test_damaged_lines_of_the_journal_are_said(
+    cycle: Cycle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer(monkeypatch, WAIT)
+    journal = Journal(cycle.folder).path
+    journal.write_text("{not an entry}\n" + journal.read_text())
+    run_judge(cycle, at(3))
+    assert f"damaged lines of the journal count for nothing: 1; the first: {journal}: line 1" in caplog.text
+
+
 @pytest.mark.parametrize(("on_timeout", "stable"), [(WITHDRAW, 1), (PROMOTE, 2)])
 def test_a_canary_that_nobody_can_decide_on_ends_as_the_file_says(
     cycle: Cycle, monkeypatch: pytest.MonkeyPatch, on_timeout: str, stable: int

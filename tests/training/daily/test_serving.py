@@ -9,7 +9,7 @@ import pytest
 from model.artifact.artifact import RANKER
 from model.rollout.journal import Journal
 from model.rollout.labels import FILE_NAME, Labels
-from tests.artifacts import publish_artifact
+from tests.artifacts import publish_artifacts
 from tests.service.models.test_store import flip_a_byte
 from training.daily.serving import champion_of, change_labels, read_labels, version_of_run
 
@@ -18,10 +18,7 @@ NOW = datetime(2026, 11, 30, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    models = tmp_path_factory.mktemp("published")
-    for seed in range(3):
-        publish_artifact(models, seed=seed)
-    return models
+    return publish_artifacts(tmp_path_factory.mktemp("published"), 3)
 
 
 @pytest.fixture

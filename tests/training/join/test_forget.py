@@ -65,6 +65,16 @@ def test_a_user_is_gone_from_logs_and_rows(tmp_path: Path, caplog: pytest.LogCap
     assert rows_of(plan.out) == rows_of(other.out)
 
 
+def test_lines_that_nobody_can_read_stay_and_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan = Plan.load(write(tmp_path, with_users(logs(40, 4, seed=24))))
+    for name in ("impressions", "events"):
+        with (tmp_path / name / f"{name}-0.jsonl").open("a") as file:
+            file.write('{"user": 17, "torn\n')
+    forget(plan, "17", KEY)
+    assert "2 lines of the logs cannot be read and stay; look whether the user is in them" in caplog.text
+    assert text_of(tmp_path).count('"torn') == 2
+
+
 def test_lines_that_come_later_are_joined_without_the_user(tmp_path: Path) -> None:
     made = with_users(logs(100, 4, seed=22))
     plan = Plan.load(write(tmp_path / "all", made._replace(requests=[], events=[])))
