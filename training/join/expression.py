@@ -1,7 +1,8 @@
 """The join as one relational expression (Ibis), which each engine compiles to its own SQL.
 
-In: tables of staged requests, candidates and events (training/join/staging.py) of the hours that matter, and
-`hour_requests` and `hour_candidates`, those of the hour that is joined. Out, in three steps, of which the first is kept
+In: tables of staged requests, candidates and events (training/join/staging.py): requests and candidates up to the hour
+that is joined, `later_requests` and `later_candidates` of the hours after it, and `hour_requests` and
+`hour_candidates`, those of the hour itself. Out, in three steps, of which the first is kept
 as a table: `resolved` (events with the impression that each belongs to), `rows` (the impressions of the hour with their
 labels) and `counts` (events by class and hours). No hour stands in it, so it is compiled once for all.
 
@@ -28,8 +29,8 @@ MATCHED, DOUBLED, LATE, OUT_OF_WINDOW, AMBIGUOUS = "matched", "doubled", "late",
 # Of those that are looked for, and of those that are not.
 IN, NO_IDENTITY, OTHER_TYPE, WRONG_VALUE = "in", "no_identity", "other_type", "wrong_value"
 ALONE = (IN, NO_IDENTITY, OTHER_TYPE, WRONG_VALUE)
-# Of the tables of the hour that is joined.
-HOUR_PREFIX = "hour_"
+# Of the tables of the hour that is joined, and of those of the hours after it.
+HOUR_PREFIX, LATER_PREFIX = "hour_", "later_"
 RESOLVED = "resolved"
 _IBIS_NAMES = {
     pa.int64(): "int64",
@@ -49,20 +50,20 @@ class Expression:
 
     def inputs(self) -> dict[str, Any]:
         """The columns of each table of staged lines that the steps read, as a schema of Ibis."""
-        hour = {HOUR_PREFIX + kind: _staged(self.plan, kind).schema() for kind in ("requests", "candidates")}
-        return hour | {kind: _staged(self.plan, kind).schema() for kind in staged_schemas(self.plan)}
+        found = {kind: _staged(self.plan, kind).schema() for kind in staged_schemas(self.plan)}
+        for prefix in (HOUR_PREFIX, LATER_PREFIX):
+            found |= {prefix + kind: _staged(self.plan, kind).schema() for kind in ("requests", "candidates")}
+        return found
 
     def resolved(self) -> Table:
-        """Events that can belong to an impression, each with its class."""
+        """Events that can belong to an impression of the hour or one before it, each with its class."""
         plan = self.plan
-        requests = _staged(plan, "requests").select("_r", "_hour", "_time", "_tie", "_request_id")
         candidates = _staged(plan, "candidates").select("_r", "_c", "_candidate_id", "_position", "_repeats")
         events = _staged(plan, "events").rename(_event_hour="_hour", _event_time="_time")
         events = events.filter(events["_type"].isin(sorted(plan.file.event_types)), ~_has_no_identity(plan, events))
         events = events.filter(~events["_is_wrong"])
         events = events.mutate(_latest=events["_event_time"] + plan.skew)
-        requests = requests.mutate(_times=ibis._.count().over(ibis.window(group_by="_request_id")))
-        pairs = _of_single(events, requests).union(_of_repeated(events, requests, candidates))
+        pairs = _of_single(plan, events).union(_of_repeated(plan, events))
         pairs = pairs.filter(pairs["_event_time"] - pairs["_time"] <= plan.lookback)
         found = pairs.join(
             candidates,
@@ -145,20 +146,33 @@ def _counted(events: Table, event_class: Any) -> Table:
     return counted.group_by("_event_hour", "_received_hour", "_class").agg(_events=ibis._.count())
 
 
-def _of_single(events: Table, requests: Table) -> Table:
+def _requests(plan: Plan) -> Table:
+    """All requests, with how often their id comes and whether they are of a later hour."""
+    columns = ("_r", "_hour", "_time", "_tie", "_request_id")
+    due = _staged(plan, "requests").select(*columns, _is_later=False)
+    later = _staged(plan, "requests", LATER_PREFIX).select(*columns, _is_later=True)
+    return due.union(later).mutate(_times=ibis._.count().over(ibis.window(group_by="_request_id")))
+
+
+def _of_single(plan: Plan, events: Table) -> Table:
     """Pairs of events with the only request of their id."""
-    single = requests.filter(requests["_times"] == 1).select("_r", "_hour", "_time", "_request_id")
+    requests = _requests(plan)
+    single = requests.filter(requests["_times"] == 1, ~requests["_is_later"])
+    single = single.select("_r", "_hour", "_time", "_request_id")
     pairs = events.join(single, "_request_id", rname="{name}_request")
     return pairs.filter(pairs["_time"] <= pairs["_latest"]).select(_pair_columns(events))
 
 
-def _of_repeated(events: Table, requests: Table, candidates: Table) -> Table:
+def _of_repeated(plan: Plan, events: Table) -> Table:
     """Pairs of events with the latest request, of those of one id, that has their candidate."""
+    due, later = (_staged(plan, "candidates", prefix).select("_r", "_candidate_id") for prefix in ("", LATER_PREFIX))
+    requests = _requests(plan)
     repeated = requests.filter(requests["_times"] > 1)
-    covering = candidates.join(repeated, "_r", rname="{name}_request")
-    covering = covering.select("_r", "_hour", "_time", "_tie", "_request_id", "_candidate_id").distinct()
+    covering = due.union(later).join(repeated, "_r", rname="{name}_request")
+    covering = covering.select("_r", "_hour", "_time", "_tie", "_request_id", "_candidate_id", "_is_later").distinct()
     window = ibis.window(group_by=["_request_id", "_candidate_id"], order_by=["_time", "_tie", "_r"])
     covering = covering.mutate(_next=covering["_time"].lead().over(window))
+    covering = covering.filter(~covering["_is_later"])
     pairs = events.join(covering, ["_request_id", "_candidate_id"], rname="{name}_request")
     is_covered = (pairs["_time"] <= pairs["_latest"]) & (pairs["_next"].isnull() | (pairs["_latest"] < pairs["_next"]))
     return pairs.filter(is_covered).select(_pair_columns(events))

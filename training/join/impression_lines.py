@@ -42,7 +42,9 @@ class _Given(NamedTuple):
 class ImpressionReader:
     """Reader of the impressions of one model: of `model`, or where that is None of the only one that the log has."""
 
-    def __init__(self, plan: Plan, model: str | None, bad: BadLines, forgotten: Set[str] = frozenset()) -> None:
+    def __init__(
+        self, plan: Plan, model: str | None, bad: BadLines, generations: Generations, forgotten: Set[str] = frozenset()
+    ) -> None:
         """`forgotten` are the hashes of users whose requests are left out."""
         self.model = model
         self.other_models = 0
@@ -50,7 +52,7 @@ class ImpressionReader:
         self._forgotten = forgotten
         self._plan = plan
         self._bad = bad
-        self._generations = Generations(plan)
+        self._generations = generations
         self._decoders = Decoders(plan)
         self._columns = ColumnReader(plan, self._decoders)
 

@@ -23,7 +23,7 @@ from training.files import lock_file, refuse_foreign, refuse_within, replace_fil
 from training.join.counts import table_of, write_counts
 from training.join.engines.duckdb_engine import DuckDB
 from training.join.engines.engine import Engine
-from training.join.expression import ALONE, HOUR_PREFIX, IN, Expression
+from training.join.expression import ALONE, HOUR_PREFIX, IN, LATER_PREFIX, Expression
 from training.join.horizon import horizon_of, shown_time
 from training.join.hour_file import Tally, hour_path, joined_hours, read_record, write_hour, write_record
 from training.join.plan import HOUR, Plan, hour_name, hour_named, hour_of
@@ -115,6 +115,7 @@ class _Join:
                 for hour in hours:
                     self._join_hour(engine, staging, hour, is_first=not joined and hour == hours[0])
                     staging.remove_before(hour_of(hour + HOUR - plan.lookback))
+        staging.remove_done()
         content = write_counts(plan.out)
         if hours:
             log.info("%s", table_of(content, list(hours)))
@@ -201,13 +202,14 @@ class _Join:
         before = hours_between(hour - plan.lookback, hour - HOUR)
         earlier = [past for past in staging.hours("events") if past < hour] if is_first else []
         files = {
-            "requests": staging.files("requests", [*before, *ahead]),
-            "candidates": staging.files("candidates", [*before, *ahead]),
+            "requests": staging.files("requests", [*before, hour]),
+            "candidates": staging.files("candidates", [*before, hour]),
             "events": staging.files("events", [*earlier, *ahead]),
-            "hour_requests": staging.files("requests", [hour]),
-            "hour_candidates": staging.files("candidates", [hour]),
         }
-        engine.begin({name: [self._empty(name.removeprefix(HOUR_PREFIX)), *paths] for name, paths in files.items()})
+        for kind in ("requests", "candidates"):
+            files[HOUR_PREFIX + kind] = staging.files(kind, [hour])
+            files[LATER_PREFIX + kind] = staging.files(kind, ahead[1:])
+        engine.begin({name: [self._empty(name.rpartition("_")[2]), *paths] for name, paths in files.items()})
         tally = Tally()
         counts = [count for last, *count in engine.counts() if last == hour or (is_first and last < hour)]
         if marks and "rows_anew" not in marks:

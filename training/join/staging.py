@@ -2,7 +2,8 @@
 
 `<out>/_join/staged/<n>/` holds what one generation read: `requests`, `candidates` and `events`, each in files
 `<hour>.<part>.parquet`, and `read.json`: the files that were read, and counts of what became no row. A generation is
-made beside its place and renamed, so a job that is killed has read a file whole or not at all. Its number orders what
+made beside its place and renamed, so a job that is killed has read a file whole or not at all. Of generations whose
+lines are all joined, `staged/done.json` keeps the counts alone. The number of a generation orders what
 came earlier and later: an event or an impression that comes after its hour was joined is late, counted and left out.
 
 Shapes: R requests, E events, B rows of either.
@@ -16,12 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.files import replace_file
+from training.join.catalogue.generations import Generations
 from training.join.event_lines import EVENTS, EventReader
 from training.join.faults import BadLines
 from training.join.impression_lines import ImpressionReader
@@ -30,6 +33,7 @@ from training.join.requests.tables import candidate_columns, request_columns
 from training.join.sources import Source, SourceFile
 
 READ = "read.json"
+DONE = "done.json"
 # Of users that are forgotten, by their keyed hashes.
 TOMBSTONES = "forgotten.json"
 KINDS = ("requests", "candidates", "events")
@@ -60,9 +64,9 @@ class Reading:
     # By the last hour in which their impression can lie, then by the hour of receipt.
     late_events: dict[int, Counter[int]] = field(default_factory=dict)
 
-    def to_json(self) -> bytes:
+    def to_json(self) -> dict[str, Any]:
         """The counts as a file has them."""
-        content = {
+        return {
             "impressions": self.impressions,
             "events": self.events,
             "model": self.model,
@@ -73,12 +77,10 @@ class Reading:
             "late_requests": named(self.late_requests),
             "late_events": {hour_name(hour): named(of_hour) for hour, of_hour in sorted(self.late_events.items())},
         }
-        return json.dumps(content, indent=1).encode()
 
     @classmethod
-    def of_json(cls, content: bytes) -> "Reading":
+    def of_json(cls, given: dict[str, Any]) -> "Reading":
         """The counts of a file that this module wrote."""
-        given = json.loads(content)
         return cls(
             given["impressions"],
             given["events"],
@@ -107,11 +109,14 @@ class Staging:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.readings: dict[int, Reading] = {}
+        if (folder / DONE).is_file():
+            done = json.loads((folder / DONE).read_bytes())
+            self.readings |= {int(number): Reading.of_json(given) for number, given in done.items()}
         for child in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if child.name.startswith("."):
+            if child.is_dir() and child.name.startswith("."):
                 shutil.rmtree(child)
-            else:
-                self.readings[int(child.name)] = Reading.of_json((child / READ).read_bytes())
+            elif child.is_dir():
+                self.readings[int(child.name)] = Reading.of_json(json.loads((child / READ).read_bytes()))
 
     @property
     def model(self) -> str | None:
@@ -135,6 +140,20 @@ class Staging:
                 if hour_named(file.name.partition(".")[0]) < hour:
                     file.unlink()
 
+    def remove_done(self) -> None:
+        """Remove the folders of generations of which nothing is staged any more, once their counts are kept."""
+        folders = {int(child.name): child for child in self.folder.glob("[0-9]*")}
+        staged = {int(file.parts[-3]) for file in self.folder.glob("*/*/*.parquet")}
+        done = {number: folder for number, folder in folders.items() if number not in staged}
+        if not done:
+            return
+        kept = {number: self.readings[number].to_json() for number in sorted(self.readings) if number not in staged}
+        replace_file(self.folder / DONE, [json.dumps(kept, indent=1).encode()])
+        for folder in done.values():
+            hidden = folder.with_name(f".{folder.name}.done")  # whole or gone, whenever the job is killed
+            folder.rename(hidden)
+            shutil.rmtree(hidden)
+
     def unread(self, log: str, files: Sequence[SourceFile]) -> list[SourceFile]:
         """The files of a log that no generation has read. Of one whose lines became Parquet nothing is new."""
         seen = {name for reading in self.readings.values() for name in getattr(reading, log)}
@@ -144,21 +163,25 @@ class Staging:
         """Read what is new, a generation for each GENERATION_BYTES of it. Hours up to `joined` are joined already."""
         files = {log: self.unread(log, source.files()) for log, source in sources.items()}
         bad = BadLines()
+        generations = Generations(plan)
         # Lines are trees without cycles, and many: looking for cycles among them takes longer than reading them.
         is_collecting = gc.isenabled()
         gc.disable()
         try:
-            self._read_all(plan, sources, files, joined, bad)
+            self._read_all(plan, sources, files, joined, bad, generations)
         finally:
             if is_collecting:
                 gc.enable()
+            # What the lines took is the engine's to use.
+            pa.default_memory_pool().release_unused()
 
     def read_again(self, plan: Plan, sources: dict[str, Source], known: "Staging", hours: range, first: int) -> None:
         """Read the files that another staging knows once more, for some hours that are joined again. From `first` on
         what was late is staged too. Before it hours are as they were joined."""
         bad = BadLines()
         reading = Reading(model=known.model)
-        impressions = ImpressionReader(plan, plan.file.model or known.model, bad, tombstones(plan.out))
+        model = plan.file.model or known.model
+        impressions = ImpressionReader(plan, model, bad, Generations(plan), tombstones(plan.out))
         with self._written(plan, 1) as writer:
             for file, joined in known.read_files("impressions", sources["impressions"]):
                 before = None if joined is None else min(joined, first - HOUR)
@@ -186,6 +209,7 @@ class Staging:
         files: dict[str, list[SourceFile]],
         joined: int | None,
         bad: BadLines,
+        generations: Generations,
     ) -> None:
         batch: list[tuple[str, SourceFile]] = []
         # Impressions first: they say of which model events are read.
@@ -195,7 +219,7 @@ class Staging:
             batch.append((log, file))
             size += file.size
             if size >= GENERATION_BYTES or place == len(waiting) - 1:
-                self._read_generation(plan, sources, batch, joined, bad)
+                self._read_generation(plan, sources, batch, joined, bad, generations)
                 batch, size = [], 0
 
     def _read_generation(
@@ -205,11 +229,13 @@ class Staging:
         files: list[tuple[str, SourceFile]],
         joined: int | None,
         bad: BadLines,
+        generations: Generations,
     ) -> None:
         number = max(self.readings, default=0) + 1
         before = bad.count
         reading = Reading(joined=joined)
-        impressions = ImpressionReader(plan, plan.file.model or self.model, bad, tombstones(plan.out))
+        model = plan.file.model or self.model
+        impressions = ImpressionReader(plan, model, bad, generations, tombstones(plan.out))
         with self._written(plan, number) as writer:
             for log, file in files:
                 if log == "impressions":
@@ -302,7 +328,7 @@ class _Writer:
         """Write what is held, and the counts last."""
         for kind, hour in sorted(self._held):
             self._flush(kind, hour)
-        replace_file(self._folder / READ, [reading.to_json()])
+        replace_file(self._folder / READ, [json.dumps(reading.to_json(), indent=1).encode()])
 
     def _add(self, kind: str, table: pa.Table, joined: int | None) -> None:
         hours_B = table.column("_hour").to_numpy()

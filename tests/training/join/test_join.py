@@ -108,6 +108,9 @@ def test_hour_by_hour_is_as_all_at_once(tmp_path: Path) -> None:
             (tmp_path / "by_hour" / name / f"{name}-{step:04d}.jsonl").write_text(text, encoding="utf-8")
         joined += join(plan, Settings(now=now)).hours
         staged = {path.name[:11] for path in (plan.out / "_join" / "staged").rglob("*T*.parquet")}
+        # Nothing of an earlier run is left but what is still staged.
+        folders = {path for path in (plan.out / "_join" / "staged").iterdir() if path.is_dir()}
+        assert folders <= {path.parents[1] for path in (plan.out / "_join" / "staged").rglob("*T*.parquet")}
         # An hour and a half before the next hour, events may still belong to an impression.
         assert not joined or all(name >= (START + timedelta(hours=len(joined) - 2)).strftime(HOURS) for name in staged)
     assert len(joined) == len(set(joined)) == len(hashes_of(at_once.out))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.training.join.logs import START, Logs, request, write
+from training.join.catalogue.generations import Generations
 from training.join.faults import BadLines
 from training.join.impression_lines import ImpressionReader
 from training.join.plan import Plan
@@ -63,7 +64,7 @@ def _read(plan: Plan, folder: Path, texts: list[bytes]) -> tuple[list[Read], Bad
     (folder / "impressions" / "impressions-0.jsonl").write_bytes(b"\n".join(texts))
     bad = BadLines()
     source = Source(plan.file.impressions, "events-")
-    return list(ImpressionReader(plan, "feed", bad).batches(source, source.files()[0])), bad
+    return list(ImpressionReader(plan, "feed", bad, Generations(plan)).batches(source, source.files()[0])), bad
 
 
 def _rows(reads: list[Read]) -> list[Any]:
