@@ -66,8 +66,9 @@ class FeedSchema(StrictModel):
                 raise ValueError(f"{what} '{name}' is defined {times} times")
         if not any(feature.side == "candidate" for feature in self.features):
             raise ValueError("no feature on side candidate: every candidate would get the same score")
-        if any(task.name == "score" for task in self.tasks):
-            raise ValueError("a task cannot be named 'score': answers use that name for the combined score")
+        for name, use in (("score", "the combined score"), ("place", "a candidate's place in the order")):
+            if any(task.name == name for task in self.tasks):
+                raise ValueError(f"a task cannot be named '{name}': answers use that name for {use}")
         dtypes = {name: table.dtype for table in self.tables for name in table.features}
         for feature in self.features:
             feature.check_serving_value(dtypes.get(feature.name))

@@ -49,6 +49,7 @@ from service.models.store import ModelStore, not_ready
 from service.open_inference.routes import INFER_VERSION, OpenInference
 from service.pipeline import Answer, Ranking
 from service.policy.choosing import Choosing
+from service.policy.placing import PolicyPlacing
 from service.process.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.process.signals import reload_on_hangup
 from service.responder import Responder
@@ -134,6 +135,7 @@ class Service:
             settings.max_candidates,
             settings.unknown_candidates,
             users,
+            PolicyPlacing(self.clock, self.metrics.policies),
         )
         self.status = StatusPage(
             self.metrics, self.store.entries, self.store.journal, lambda: self.unready_reason, self._file_errors

@@ -1,4 +1,4 @@
-"""A scoring request from its bytes to those of its answer: read, hydrate, choose, encode, score, hand on, write.
+"""A scoring request from its bytes to those of its answer: read, hydrate, choose, encode, score, place, hand on, write.
 
 In: the body of POST /v1/rank, in a scoring thread. Out: the answer, or a Problem. /v2 reads and writes another form and
 takes the same steps between. A request has one user and many candidates. User and context are computed once. Where the
@@ -27,6 +27,7 @@ from service.models.canary import Sender
 from service.models.store import ModelStore
 from service.models.version import StatefulModel
 from service.policy.choosing import Choosing, Chosen, Named
+from service.policy.placing import PolicyPlacing
 from service.rank.answer import Reply, write
 from service.rank.catalogue import UnknownCandidates, named_candidates
 from service.rank.explain import Explanation, explain
@@ -68,6 +69,7 @@ class Ranking:
     max_candidates: int
     unknown_candidates: UnknownCandidates
     users: Users
+    placing: PolicyPlacing
 
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> Reply | Waiting:
         """The answer's body. Runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""
@@ -106,10 +108,12 @@ class Ranking:
         if found is not None:
             merged, hydrated = found.hydrated(question.user)
             question = question._replace(user=merged, hydrated=hydrated)
-        named = Named(options.model, options.version_name, options.value_model, "value_model")
+        named = Named(options.model, options.version_name, options.value_model, "value_model", options.policy)
         chosen = self.choosing.choose(named, Sender(record.request_id, partial(_unit, question.user, found)), record)
         encoded = self._encode(question, chosen, body_bytes, record)
         scored = self.score(encoded, record, deadline)
+        if encoded.policy is not None:
+            scored = self.placing.place(scored, record)
         explanation = _explanation(scored, record) if options.explain else None
         self.hand_on(scored, record)
         return Reply(write(scored, explanation))
@@ -117,7 +121,7 @@ class Ranking:
     def _encode(self, question: Question, chosen: Chosen, body_bytes: int, record: RequestRecord) -> EncodedRequest:
         """The question's blocks, the candidates joined with the model's catalogue where it has one. Raises Problem 422
         for faulty values, for what a strict question leaves out, and for candidates that nothing describes."""
-        model, value_model, arms = chosen
+        model, value_model, policy, arms = chosen
         record.count_candidates(len(question.ids))
         request, columns = read_features(question, model.scorer.encoder)
         self.users.count_refused(model.name, question.hydrated)
@@ -128,7 +132,7 @@ class Ranking:
         if candidates is None:
             candidates = model.scorer.encoder.encode("candidate", columns, len(question.ids), as_served=True)
         return EncodedRequest(
-            record.request_id, model, value_model, question, columns, request, candidates, body_bytes, arms
+            record.request_id, model, value_model, question, columns, request, candidates, body_bytes, policy, arms
         )
 
     def score(self, request: EncodedRequest, record: RequestRecord, deadline: float | None) -> ScoredRequest:

@@ -1,4 +1,4 @@
-"""What a policy reads of a request's candidates: raw values as the ranker has used them.
+"""Raw values of a request's candidates for its policy, as the ranker has used them.
 
 In: the candidates' columns, and the catalogue where it has some of them. Out: numbers and words of ids by feature, each
 made when it is first read. A value is the request's, then the catalogue's, then its default.

@@ -1,4 +1,4 @@
-"""What a policy is given of a scored request, and the order that it makes of it.
+"""Input of a policy, a scored request, and its output, an order.
 
 Shapes: N candidates, L of them left after the stages that drop, K of them answered, D columns of a vector.
 """

@@ -36,6 +36,8 @@ class RequestRecord:
     model_version: str | None = None
     value_model: str | None = None
     value_model_version: str | None = None
+    policy: str | None = None
+    policy_version: str | None = None
     calibration: str | None = None
     # The arm by experiment, and the experiments whose arm could not answer.
     experiments: Mapping[str, str] = field(default_factory=dict)
@@ -91,6 +93,8 @@ class RequestRecord:
                 "model_version": self.model_version,
                 "value_model": self.value_model,
                 "value_model_version": self.value_model_version,
+                "policy": self.policy,
+                "policy_version": self.policy_version,
                 "calibration": self.calibration,
                 "experiments": self.experiments or None,
                 "fell_back": self.fell_back or None,

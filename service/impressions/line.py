@@ -10,10 +10,11 @@ ids of candidates: their positions take their place. `user_hash` is a keyed hash
 the model or the request has none. `share` is the share of all requests that the log keeps. `catalogue` is the
 generation that gave features beside them. `tasks` are answers, with their digits, and `raw` are those before
 calibration. `calibration` is the generation that answers are calibrated by, null of the version's own. `order` are row
-numbers in the order answered, at most `top_k`. `experiments` and `epochs` are by experiment, `fell_back` those whose
-arm could not answer. Nothing here makes policies or propensities yet. In place of `user` and `candidates` there may be
-`"hashes": {"user", "candidate_id", "features"}`: XXH3-64 of the user's features, and of each candidate's id and
-features, as JSON without spaces, keys sorted, what is null left out.
+numbers in the order answered, at most `top_k`, and `propensity` the probability of each place given those before it,
+null unless a policy explored. `experiments` and `epochs` are by experiment, `fell_back` those whose arm could not
+answer. In place of `user` and `candidates` there may be `"hashes": {"user", "candidate_id", "features"}`: XXH3-64 of
+the user's features, and of each candidate's id and features, as JSON without spaces, keys sorted, what is null left
+out.
 
 Where lines were lost, one says so: `{"format": 2, "time", "lost": number of requests, "reason"}`.
 
@@ -38,7 +39,7 @@ from service.rank.scored_request import Arms, ReceivedRequest, ScoredRequest
 FORMAT = 2
 # What a request takes in memory, over its text: the text and arrays, or the objects of rows.
 _COLUMNS_COST, _ROWS_COST = 2, 10
-_NOT_MADE_YET: dict[str, Any] = {"policy": None, "policy_version": None}
+_NO_POLICY: dict[str, Any] = {"policy": None, "policy_version": None}
 
 _encoder = msgspec.json.Encoder()
 _canonical = msgspec.json.Encoder(order="sorted")
@@ -68,6 +69,7 @@ class Impression(NamedTuple):
     answers_NO: NDArray[np.float32]
     raw_NO: NDArray[np.float32]
     order_K: NDArray[np.intp]
+    propensity_K: NDArray[np.float64] | None
     held_bytes: int
     integers: frozenset[str]
 
@@ -89,6 +91,7 @@ class Impression(NamedTuple):
             answers.answers_NO,
             answers.raw_NO,
             order_K,
+            None if request.placed is None else request.placed.propensity_K,
             held + score_N.nbytes + 2 * answers.answers_NO.nbytes + order_K.nbytes,
             scorer.encoder.integers,
         )
@@ -104,9 +107,9 @@ class Impression(NamedTuple):
             {
                 "format": FORMAT,
                 "time": rfc3339(taken_at),
+                **_NO_POLICY,
                 **self.head,
                 "calibration": self.calibration,
-                **_NOT_MADE_YET,
                 "experiments": self.experiments.arms,
                 "epochs": self.experiments.epochs,
                 "fell_back": self.experiments.fell_back,
@@ -119,7 +122,7 @@ class Impression(NamedTuple):
                 "tasks": tasks,
                 "raw": raw,
                 "order": _as_answered(self.order_K),
-                "propensity": None,
+                "propensity": None if self.propensity_K is None else _as_answered(self.propensity_K),
             }
         )
         # Columns are passed on as the client wrote them. In JSON a line may break only between values.

@@ -6,11 +6,12 @@ class Metrics(Families):
 Metrics(registry).requests.labels("/v1/rank", 200).inc()
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Self, TypeVar, overload
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
 
 Made = TypeVar("Made", bound=MetricWrapperBase)
 
@@ -69,3 +70,15 @@ class Families:
         for attribute, family in vars(type(self)).items():
             if isinstance(family, Family):
                 vars(self)[attribute] = family.new_metric(registry)
+
+
+class Collected(CollectorRegistry):
+    """Metrics that are collected already, for what writes a registry out."""
+
+    def __init__(self, families: Iterator[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics."""
+        return self._families

@@ -27,8 +27,9 @@ from service.metrics.batched_histogram import BatchedHistogram
 from service.metrics.connection_metrics import ConnectionMetrics
 from service.metrics.drift_windows import DriftWindows
 from service.metrics.experiment_metrics import ExperimentMetrics
-from service.metrics.family import Families, Family
+from service.metrics.family import Collected, Families, Family
 from service.metrics.loop_metrics import LoopMetrics
+from service.metrics.policy_metrics import PolicyMetrics
 from service.metrics.process_counters import LOG_LINES_DROPPED, WORKER_RESTARTS
 from service.metrics.shadow_metrics import ShadowMetrics
 from service.metrics.shared_files import forget_dead_workers, free_bytes
@@ -80,7 +81,7 @@ WORKER_STATES = ("ready", "unready")
 IMPRESSION_RESULTS = ("written", "dropped", "failed", "full", "no_key", "killed")
 EVENT_RESULTS = ("written", "full", "slow", "failed")
 # Beside a model's versions.
-_FILES = ("value_models", "state", "experiments", "catalogue", "calibration", "labels")
+_FILES = ("value_models", "state", "policies", "experiments", "catalogue", "calibration", "labels")
 LOAD_RESULTS = (
     "ready",
     "compiled_refused",
@@ -294,6 +295,7 @@ class Metrics(Families):
         self.ship = ShipMetrics(self.registry)
         self.state = StateMetrics(self.registry)
         self.experiments = ExperimentMetrics(self.registry)
+        self.policies = PolicyMetrics(self.registry)
         self.drift = DriftWindows(self.registry, is_shared=self._folder is not None)
         self._histograms = [metric for metric in vars(self).values() if isinstance(metric, BatchedHistogram)]
         self._histograms.append(self.state.seconds)
@@ -368,7 +370,7 @@ class Metrics(Families):
 
     def exposition(self) -> bytes:
         """The metrics of all workers in Prometheus' text format."""
-        return generate_latest(_Families(self.families()))
+        return generate_latest(Collected(self.families()))
 
     def families(self) -> Iterator[Metric]:
         """The metrics of all workers."""
@@ -380,15 +382,3 @@ class Metrics(Families):
             MultiProcessCollector(everyone, path=self._folder)  # type: ignore[no-untyped-call]
         yield from self.drift.families(everyone.collect())
         yield free_bytes(self._folder)
-
-
-class _Families(CollectorRegistry):
-    """Metrics that are collected already, for what writes a registry out."""
-
-    def __init__(self, families: Iterator[Metric]) -> None:
-        super().__init__()
-        self._families = families
-
-    def collect(self) -> Iterator[Metric]:
-        """The metrics."""
-        return self._families

@@ -1,4 +1,4 @@
-"""The files beside a model's versions: value models, users' state, experiments.
+"""The files beside a model's versions: value models, users' state, policies, experiments.
 
 In: `<models>/<name>/`, polled. Out: what they say to each version that is loaded, replaced in one assignment. A changed
 file is taken up where it fits every version that is loaded, otherwise all of them stay as they are.
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from model.experiments.assignment import Experiments
 from model.experiments.experiments_file import FILE_NAME as EXPERIMENTS_FILE
 from model.experiments.experiments_file import Setting
+from model.policies.policies import FILE_NAME as POLICIES_FILE
+from model.policies.policies import Policies
 from model.scorer.scorer import Scorer
 from model.state_file import FILE_NAME as STATE_FILE
 from model.state_file import StateFile
@@ -39,6 +41,15 @@ STATE: FileKind[StateFile | None] = FileKind(
     without=lambda _: None,
     versions=lambda state: {} if state is None else {state.key: state.version},
 )
+POLICIES: FileKind[Policies | None] = FileKind(
+    POLICIES_FILE,
+    "policies",
+    "policies",
+    fallback="descending score",
+    parse=lambda content, path, scorer: Policies.from_bytes(content, path, scorer.schema, scorer.domain),
+    without=lambda _: None,
+    versions=lambda policies: {} if policies is None else {name: policies[name].version for name in policies.names},
+)
 EXPERIMENTS: FileKind[Experiments | None] = FileKind(
     EXPERIMENTS_FILE,
     "experiments",
@@ -48,11 +59,11 @@ EXPERIMENTS: FileKind[Experiments | None] = FileKind(
     without=lambda scorer: None,
     versions=lambda experiments: {} if experiments is None else experiments.epochs,
     is_shared=True,
-    reads=("value_models", "state"),
+    reads=("value_models", "state", "policies"),
     check=lambda experiments, path, scorer, beside: _check_experiments(experiments, path, scorer, beside),
 )
 # Each after those that it reads.
-KINDS: tuple[FileKind[Any], ...] = (VALUE_MODELS, STATE, EXPERIMENTS)
+KINDS: tuple[FileKind[Any], ...] = (VALUE_MODELS, STATE, POLICIES, EXPERIMENTS)
 
 
 class Beside(NamedTuple):
@@ -61,6 +72,7 @@ class Beside(NamedTuple):
 
     value_models: ValueModels
     state: StateFile | None
+    policies: Policies | None
     experiments: Experiments | None
 
 
@@ -128,6 +140,10 @@ class BesideFiles:
 
 def _check_experiments(experiments: Experiments | None, path: str, scorer: Scorer, beside: Mapping[str, Any]) -> None:
     if experiments is not None:
-        names: dict[Setting, list[str]] = {"value_model": beside["value_models"].names}
+        policies: Policies | None = beside["policies"]
+        names: dict[Setting, list[str]] = {
+            "value_model": beside["value_models"].names,
+            "policy": [] if policies is None else policies.names,
+        }
         state: StateFile | None = beside["state"]
         experiments.check(scorer.schema, scorer.manifest.user if state is None else state.key, names, path)

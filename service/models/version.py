@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from model.artifact.artifact import MANIFEST, ArtifactError
 from model.experiments.assignment import Experiments
+from model.policies.policies import Policies
 from model.scorer.scorer import Engine, EngineChoice, Scorer
 from model.scorer.torchscript import Load, load_script
 from model.state_file import StateFile
@@ -53,13 +54,14 @@ class StatefulModel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model version, the value models that score with it, and the experiments that its requests are in."""
+    """A model version, and what the files beside it say to it."""
 
     name: str
     scorer: Scorer
     value_models: ValueModels
     state: StateFile | None
     metrics: ModelMetrics
+    policies: Policies | None = None
     experiments: Experiments | None = None
 
     @property
@@ -177,7 +179,19 @@ class LoadedVersion:
             self._metrics.state.add_model(self.name, beside.state.names)
         if beside.experiments is not None:
             self._metrics.experiments.add_arms(self.name, beside.experiments.arms)
+        if beside.policies is not None:
+            self._metrics.policies.add_policies(self.name, beside.policies)
+            self._name_unkept_histories(beside.policies, beside.state)
         return ServedModel(self.name, scorer, metrics=metrics, **beside._asdict())
+
+    def _name_unkept_histories(self, policies: Policies, state: StateFile | None) -> None:
+        """Log which histories policies read that nobody appends to: they drop nothing."""
+        kept = {} if state is None else state.append
+        for name in policies.names:
+            seen = policies[name].definition.seen
+            if seen is not None and seen.field not in kept:
+                reason = f"seen.field: '{seen.field}' is no append field of state.yaml, so nothing is dropped as seen"
+                _log.warning("a policy reads a history that is not kept", model=self.name, policy=name, reason=reason)
 
     def _taken(self, scorer: Scorer, beside: Beside) -> ServedModel:
         served = self._with_beside(scorer, beside, ModelMetrics(self._metrics, self.name, scorer))

@@ -2,9 +2,9 @@
 scores -> tensors.
 
 In: the body of POST /v2/models/<name>/infer, JSON or JSON followed by bytes (the binary tensor data extension). Out: a
-model's columns. Then the body of the answer, FP32 tensors in request order. A feature is one tensor, an id_list two,
-`<feature>.values` (flattened) and `<feature>.lengths`. Raises Problem: 400 not JSON, 413 too many candidates,
-422 naming every fault.
+model's columns. Then the body of the answer, FP32 tensors in request order, and the candidates' places where they are
+named. A feature is one tensor, an id_list two, `<feature>.values` (flattened) and `<feature>.lengths`. Raises Problem:
+400 not JSON, 413 too many candidates, 422 naming every fault.
 
 Shapes: N candidates, B rows of a column. Every tensor has one dimension.
 """
@@ -26,7 +26,7 @@ from model.schema import Block
 from model.strict_yaml import did_you_mean
 from service.base.errors import FAULTS_SHOWN, Fault, Problem, shown, value_or_kind
 from service.base.json_object import json_object
-from service.open_inference.plan import DATATYPES, SCORE, Features, TensorPlan, TensorType
+from service.open_inference.plan import DATATYPES, PLACE, SCORE, Features, TensorPlan, TensorType
 from service.open_inference.received_tensors import ReceivedTensors, listed
 from service.open_inference.tensors import (
     Tensor,
@@ -49,6 +49,9 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 # Extensions of the protocol that would change what is read or answered. Other parameters are hints and ignored.
 _EXTENSIONS = ("shared_memory_region", "classification")
 
+Answers = NDArray[np.float32] | NDArray[np.int64]
+_DATATYPES = {"f": "FP32", "i": "INT64"}
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -63,6 +66,8 @@ class Inference:
 
     id: str | None
     value_model: str | None
+    policy: str | None
+    top_k: int | None
     inputs: dict[str, Tensor]
     outputs: dict[str, bool]
     is_binary: bool
@@ -74,9 +79,8 @@ def read(body: bytes, header_length: str | None) -> Inference:
     request = _decoded(body[:size])
     faults: list[Fault] = []
     parameters = request.parameters or {}
-    value_model = parameters.get("value_model")
-    if value_model is not None and not isinstance(value_model, str):
-        faults.append(Fault("parameters.value_model", f"expected a string, got {value_or_kind(value_model)}"))
+    value_model, policy = (_text(parameters, name, faults) for name in ("value_model", "policy"))
+    top_k = _top_k(parameters, faults)
     is_binary = _flag(parameters, "binary_data_output", False, "parameters", faults)
     inputs = _inputs(request.inputs, memoryview(body)[size:], faults)
     outputs: dict[str, bool] = {}
@@ -88,9 +92,12 @@ def read(body: bytes, header_length: str | None) -> Inference:
             faults.append(Fault(place, "asked for more than once"))
         _refuse_extensions(output.parameters, place, faults)
         outputs[output.name] = _flag(output.parameters or {}, "binary_data", is_binary, place, faults)
+    if PLACE not in outputs:
+        unused = [name for name, value in (("policy", policy), ("top_k", top_k)) if value is not None]
+        faults += [Fault(f"parameters.{name}", f"needs the output '{PLACE}', which it decides") for name in unused]
     if faults:
         raise Problem.wrong_content(faults)
-    return Inference(request.id, value_model, inputs, outputs, is_binary)
+    return Inference(request.id, value_model, policy, top_k, inputs, outputs, is_binary)
 
 
 def read_features(
@@ -145,18 +152,22 @@ def _features(inputs: Mapping[str, Tensor], encoder: FeatureEncoder, plan: Tenso
 def chosen_outputs(inference: Inference, outputs: Sequence[str]) -> dict[str, bool]:
     """The tensors to answer, in order, and whether each goes as bytes."""
     known = (*outputs, SCORE)
-    _check_names("outputs", inference.outputs, known)
+    _check_names("outputs", inference.outputs, (*known, PLACE))
     return inference.outputs or dict.fromkeys(known, inference.is_binary)
 
 
-def write(head: dict[str, Any], outputs: Mapping[str, bool], values: Mapping[str, NDArray[np.float32]]) -> Reply:
+def write(head: dict[str, Any], outputs: Mapping[str, bool], values: Mapping[str, Answers]) -> Reply:
     """The answer: `head` (model, versions, id), then of `values` (N of each) the tensors of `outputs`, bytes last."""
     entries: list[dict[str, Any]] = []
     binary: list[bytes] = []
     for name, is_binary in outputs.items():
-        entry: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": [len(values[name])]}
+        entry: dict[str, Any] = {
+            "name": name,
+            "datatype": _DATATYPES[values[name].dtype.kind],
+            "shape": [len(values[name])],
+        }
         if is_binary:
-            binary.append(values[name].astype("<f4").tobytes())
+            binary.append(values[name].astype(values[name].dtype.newbyteorder("<"), copy=False).tobytes())
             entry["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
             entry["data"] = values[name].tolist()
@@ -223,6 +234,21 @@ def _flag(parameters: Mapping[str, Any], name: str, default: bool, place: str, f
     if given is not None and not isinstance(given, bool):
         faults.append(Fault(f"{place}.{name}", f"expected true or false, got {value_or_kind(given)}"))
     return given if isinstance(given, bool) else default
+
+
+def _text(parameters: Mapping[str, Any], name: str, faults: list[Fault]) -> str | None:
+    given = parameters.get(name)
+    if given is not None and not isinstance(given, str):
+        faults.append(Fault(f"parameters.{name}", f"expected a string, got {value_or_kind(given)}"))
+    return given if isinstance(given, str) else None
+
+
+def _top_k(parameters: Mapping[str, Any], faults: list[Fault]) -> int | None:
+    given = parameters.get("top_k")
+    if given is None or (type(given) is int and given >= 1):
+        return given
+    faults.append(Fault("parameters.top_k", f"expected an integer of at least 1, got {value_or_kind(given)}"))
+    return None
 
 
 def _check_names(what: str, given: Iterable[str], known: Sequence[str]) -> None:

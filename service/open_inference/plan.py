@@ -18,7 +18,7 @@ from model.features.kinds.columns import Dtype, Ids, Values
 from model.schema import Block
 from service.open_inference.tensors import NUMBERS, TYPES, Tensor, WrongTensorError, are_lengths, strings_of
 
-SCORE = "score"
+SCORE, PLACE = "score", "place"
 # The first is that of the metadata.
 DATATYPES: dict[Dtype | None, tuple[str, ...]] = {"int64": ("INT64",), "string": ("BYTES",), None: NUMBERS}
 _ONE = {"INT64": Struct("<q"), "FP32": Struct("<f")}
@@ -59,7 +59,7 @@ def metadata_inputs(encoder: FeatureEncoder) -> list[dict[str, Any]]:
 
 
 def metadata_outputs(outputs: Sequence[str]) -> list[dict[str, Any]]:
-    """The tensors of an answer, as the protocol describes them."""
+    """The tensors of an answer to a request that names none, as the protocol describes them."""
     return [TensorType(name, "FP32", -1).entry() for name in (*outputs, SCORE)]
 
 

@@ -22,7 +22,7 @@ class ReceivedTensors(NamedTuple):
     num_candidates: int
     hydrated: Hydrated | None = None
     rows: None = None
-    top_k: None = None
+    top_k: int | None = None
 
     @property
     def ids(self) -> list[str]:

@@ -3,7 +3,7 @@
 In: the scoring of the service. Out: its routes. Health and metadata come from the model store. Infer goes the way
 of /v1/rank, with another reader at its beginning and another writer at its end.
 
-Shapes: N candidates, O outputs.
+Shapes: N candidates, K of them answered, O outputs.
 """
 
 import re
@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from fastapi import APIRouter
+from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
 from model.features.encoder import FeatureEncoder
@@ -22,13 +23,13 @@ from service.base.record import RequestRecord, is_request_id
 from service.http.middleware import header
 from service.models.canary import Sender
 from service.models.store import not_ready
-from service.open_inference.infer import HEADER_LENGTH, Inference, chosen_outputs, read, read_features, write
-from service.open_inference.plan import SCORE, TensorPlan, metadata_inputs, metadata_outputs
+from service.open_inference.infer import HEADER_LENGTH, Answers, Inference, chosen_outputs, read, read_features, write
+from service.open_inference.plan import PLACE, SCORE, TensorPlan, metadata_inputs, metadata_outputs
 from service.open_inference.tensors import Tensor, take_key, user_of_tensors
 from service.pipeline import Answer, Ranking, Waiting
 from service.policy.choosing import Named
 from service.rank.answer import Reply
-from service.rank.scored_request import EncodedRequest
+from service.rank.scored_request import EncodedRequest, ScoredRequest
 from service.state.users import FoundUser
 
 # Reads a request, has the function answer its body in a scoring thread, and sends that or a problem.
@@ -123,14 +124,18 @@ class OpenInference:
             found: FoundUser | None,
         ) -> Reply:
             ranking = self._ranking
-            model, value_model, arms = ranking.choosing.choose(
-                Named(name, version, inference.value_model, "parameters.value_model"),
+            model, value_model, policy, arms = ranking.choosing.choose(
+                Named(
+                    *(name, version, inference.value_model, "parameters.value_model"),
+                    *(inference.policy, "parameters.policy"),
+                ),
                 Sender(record.request_id, partial(_unit_of_tensors, inference.inputs, found)),
                 record,
             )
             outputs = chosen_outputs(inference, model.scorer.outputs)
             encoder = model.scorer.encoder
             received, request = read_features(inference, encoder, self._plan(encoder), ranking.max_candidates, found)
+            received = received._replace(top_k=inference.top_k)
             columns, rows = received.candidates, received.num_candidates
             ranking.users.count_refused(model.name, received.hydrated)
             record.count_candidates(rows)
@@ -143,15 +148,19 @@ class OpenInference:
                 request,
                 encoder.encode("candidate", columns, rows, as_served=True),
                 body_bytes,
+                policy if PLACE in outputs else None,
                 arms,
             )
             scored = ranking.score(encoded, record, deadline)
+            if encoded.policy is not None:
+                scored = ranking.placing.place(scored, record)
             ranking.hand_on(scored, record)
             # A score fits float32: no value model is accepted whose scores are beyond.
             score = scored.score_N.astype(np.float32)
-            values = dict(zip(model.scorer.outputs, scored.answers.answers_NO.T, strict=True))
-            head = _head(encoded, scored.answers.calibration, inference.id)
-            return write(head, outputs, {**values, SCORE: score})
+            values: dict[str, Answers] = dict(zip(model.scorer.outputs, scored.answers.answers_NO.T, strict=True))
+            if PLACE in outputs:
+                values[PLACE] = _places(scored.order_K, rows)
+            return write(_head(scored, inference.id), outputs, {**values, SCORE: score})
 
         return answer
 
@@ -193,9 +202,18 @@ def _unit_of_tensors(inputs: Mapping[str, Tensor], found: FoundUser | None, feat
     return user_of(found.hydrated({})[0], feature)
 
 
-def _head(request: EncodedRequest, calibration: str | None, identifier: str | None) -> dict[str, Any]:
+def _places(order_K: NDArray[np.intp], rows: int) -> NDArray[np.int64]:
+    """place_N from 0, -1 of candidates that are not answered."""
+    place_N = np.full(rows, -1, np.int64)
+    place_N[order_K] = np.arange(len(order_K))
+    return place_N
+
+
+def _head(scored: ScoredRequest, identifier: str | None) -> dict[str, Any]:
+    request, calibration = scored.encoded, scored.answers.calibration
     head = request.head
-    parameters = {name: head[name] for name in ("value_model", "value_model_version")}
+    named = ("value_model", "value_model_version", "policy", "policy_version")
+    parameters = {name: head[name] for name in named if name in head}
     if calibration is not None:
         parameters["calibration"] = calibration
     # The protocol's parameters are no objects.

@@ -43,11 +43,11 @@ class InferRequest(Struct):
     inputs: list[InferInput]
     id: Annotated[str | None, Meta(description="echoed")] = None
     parameters: Annotated[
-        Parameters | None, Meta(description="value_model, binary_data_output. Others are ignored")
+        Parameters | None, Meta(description="value_model, binary_data_output, policy, top_k. Others are ignored")
     ] = None
     outputs: Annotated[
         list[RequestedOutput] | None,
-        Meta(description="outputs of the model (a task, or task.class) and score. All where it is left out"),
+        Meta(description="outputs of the model (a task, or task.class), score and place. All but place where left out"),
     ] = None
 
 
@@ -62,10 +62,13 @@ class InferOutput(Struct):
 
 
 class AnswerParameters(Struct):
-    """The value model that scored, and the generation of a calibration that was fitted after the export."""
+    """The value model that scored, the policy that placed, and the generation of a calibration that was fitted after
+    the export."""
 
     value_model: str
     value_model_version: str
+    policy: str | UnsetType = UNSET
+    policy_version: str | UnsetType = UNSET
     calibration: str | UnsetType = UNSET
 
 

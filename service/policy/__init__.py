@@ -1,1 +1,1 @@
-"""Choice of what answers a request: by its own names, its experiments, the canary's share."""
+"""Decisions beside the ranker: the choice of what answers a request, and the policy that makes the order."""

@@ -1,8 +1,8 @@
 """The choice of what answers a request: by the request itself, then by its experiments, then by the canary's share.
 
 In: what a request names, and its sender. Out: `Chosen`. An arm that cannot answer, as its version is not loaded or has
-not the arm's value model, falls back as a whole: the request is answered as one of no experiment, and counted. Requests
-that name a version, value model or policy leave the experiments that set it.
+not the arm's value model or policy, falls back as a whole: the request is answered as one of no experiment, and
+counted. Requests that name a version, value model or policy leave the experiments that set it.
 """
 
 from collections.abc import Callable
@@ -21,29 +21,38 @@ from service.models.canary import Sender
 from service.models.family import Serving
 from service.models.store import ModelStore, found_in
 from service.models.version import ServedModel
+from service.policy.placing import policy_name
 from service.rank.scored_request import NO_ARMS, Arms
 
 
 class Named(NamedTuple):
-    """What a request names itself. `value_model_path` is where it says so."""
+    """What a request names itself. `value_model_path` and `policy_path` are where it says so."""
 
     model: str | None
     version: str | None
     value_model: str | None
     value_model_path: str
+    policy: str | None = None
+    policy_path: str = "policy"
 
     @property
     def settings(self) -> set[Setting]:
         """Settings of an experiment that the request has itself."""
-        given: dict[Setting, str | None] = {"version": self.version, "value_model": self.value_model}
+        given: dict[Setting, str | None] = {
+            "version": self.version,
+            "value_model": self.value_model,
+            "policy": self.policy,
+        }
         return {setting for setting, value in given.items() if value is not None}
 
 
 class Chosen(NamedTuple):
-    """The model that answers, the name of its value model, and the arms that the request is in."""
+    """The model that answers, the names of its value model and policy (None for descending score), and the arms that
+    the request is in."""
 
     model: ServedModel
     value_model: str
+    policy: str | None
     arms: Arms
 
 
@@ -59,27 +68,30 @@ class Choosing:
         """Choice of what answers a request, noted in its record. Raises Problem: 404, 422, 503."""
         serving = self.store.serving(named.model)
         experiments = serving.default.experiments
+        by_arm: dict[Setting, str] = {}
         if experiments is None:
-            found, arms, value_model = found_in(serving, named.version, sender), NO_ARMS, None
+            found, arms = found_in(serving, named.version, sender), NO_ARMS
         else:
             assignment = experiments.assign(sender.user_by, self.clock.now().timestamp(), named.settings)
             # Units of an experiment that names a version are its own: the canary has none of them.
             by_itself = partial(found_in, serving, named.version, None if assignment.skips_canary else sender)
-            found, arms, value_model = self._by_arms(serving, assignment, by_itself)
-        name = value_model or named.value_model or DEFAULT
+            found, arms, by_arm = self._by_arms(serving, assignment, by_itself)
+        name = by_arm.get("value_model") or named.value_model or DEFAULT
         if name not in found.value_models:
             has = ", ".join(found.value_models.names)
             rule = f"no such value model, {value_or_kind(name)}; model '{found.name}' has: {has}"
             raise Problem.wrong_content([Fault(named.value_model_path, rule)])
+        policy = policy_name(found, by_arm.get("policy") or named.policy, named.policy_path)
         record.model, record.model_version = found.name, found.scorer.version
         record.value_model, record.value_model_version = name, found.value_models[name].version
         record.experiments, record.fell_back = arms.arms, arms.fell_back
-        return Chosen(found, name, arms)
+        return Chosen(found, name, policy, arms)
 
     def _by_arms(
         self, serving: Serving, assignment: Assignment, by_itself: Callable[[], ServedModel]
-    ) -> tuple[ServedModel, Arms, str | None]:
-        """The model that a request's arms set, or the one `by_itself`, the arms, and the value model that they set."""
+    ) -> tuple[ServedModel, Arms, dict[Setting, str]]:
+        """The model that a request's arms set, or the one `by_itself`, the arms, and the value model and policy that
+        they set."""
         model, metrics = serving.default.name, self.metrics.experiments
         for experiment, reason in assignment.left_out:
             metrics.count_left_out(model, experiment, reason)
@@ -89,13 +101,19 @@ class Choosing:
             found = serving.chosen(version[0], None)
             if found is None:
                 fell_back.append(version[1])
-        value_model = assignment.setting("value_model")
-        if value_model is not None and value_model[1] not in fell_back:
+        set_by: dict[Setting, tuple[str, Member]] = {}
+        settings: tuple[Setting, ...] = ("value_model", "policy")
+        for setting in settings:
+            given = assignment.setting(setting)
+            if given is None or given[1] in fell_back:
+                continue
             found = found or by_itself()
-            if value_model[0] not in found.value_models:
-                fell_back.append(value_model[1])
-                if version is not None and version[1] is value_model[1]:
-                    found = None
+            if _has(found, setting, given[0]):
+                set_by[setting] = given
+                continue
+            fell_back.append(given[1])
+            if version is not None and version[1] is given[1]:
+                found = None
         for member in fell_back:
             metrics.count_fallback(model, member.experiment, member.arm)
         arms = Arms(
@@ -103,5 +121,12 @@ class Choosing:
             {member.experiment: member.epoch for member in assignment.members},
             tuple(member.experiment for member in fell_back),
         )
-        is_set = value_model is not None and value_model[1] not in fell_back
-        return found or by_itself(), arms, value_model[0] if value_model is not None and is_set else None
+        by_arm = {setting: name for setting, (name, member) in set_by.items() if member not in fell_back}
+        return found or by_itself(), arms, by_arm
+
+
+def _has(model: ServedModel, setting: Setting, name: str) -> bool:
+    """True for a model with this value model or policy."""
+    if setting == "value_model":
+        return name in model.value_models
+    return model.policies is not None and name in model.policies

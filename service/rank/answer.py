@@ -1,7 +1,8 @@
 """Scores -> the body of an answer: ranked, cut to top_k, in the shape of the question.
 
-In: a scored request. Out: JSON bytes. Descending score, ties by request order. orjson writes the arrays as they are: no
-Python object is made for a score, and a float32 has the digits that distinguish it from any other.
+In: a scored request. Out: JSON bytes. Descending score, ties by request order, or the order of a policy. orjson writes
+the arrays as they are: no Python object is made for a score, and a float32 has the digits that distinguish it from any
+other.
 
 Shapes: N candidates, O outputs, K of them answered.
 """
@@ -30,7 +31,7 @@ def write(request: ScoredRequest, explanation: Explanation | None = None) -> byt
     order_K = request.order_K
     names = received.ids
     # One call for all. Of a single one it would make no tuple.
-    ids = list(itemgetter(*order_K.tolist())(names)) if len(order_K) > 1 else [names[order_K[0]]]
+    ids = list(itemgetter(*order_K.tolist())(names)) if len(order_K) > 1 else [names[row] for row in order_K]
     score_K = score_N.take(order_K)
     answers_OK = request.answers.answers_NO.T.take(order_K, 1)
     candidates: Any = {"id": ids, "score": score_K, "tasks": dict(zip(outputs, answers_OK, strict=True))}
@@ -41,7 +42,10 @@ def write(request: ScoredRequest, explanation: Explanation | None = None) -> byt
         ]
     calibration = request.answers.calibration
     calibrated = {} if calibration is None else {"calibration": calibration}
+    placed, dropped = request.placed, {}
+    if placed is not None:
+        dropped = {"dropped": {stage: [names[row] for row in rows] for stage, rows in placed.dropped.items()}}
     explained = {} if explanation is None else {"explain": explanation.of(order_K)}
     experiments = {"experiments": encoded.experiments.arms} if encoded.experiments.arms else {}
-    body = {**encoded.head, **calibrated, **experiments, "candidates": candidates, **explained}
+    body = {**encoded.head, **calibrated, **experiments, "candidates": candidates, **dropped, **explained}
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -3,19 +3,21 @@
 In: a scored request. Out: each output's contribution to every candidate's score, by the value model's own rule
 (model/value_models/value_model.py), measured against its mean answer at export. Then the weights with which the fusion
 network mixed its experts for every candidate. Then how many values of each feature were missing, unknown, or lists cut
-to their length, or given by the state store.
+to their length, or given by the state store. Of a policy, where its stages put each candidate.
 
 Shapes: N candidates, K of them answered, O outputs of the ranker, G fused units and E experts of a fusion level, B rows
 of a column.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.features.encoder import Column
+from model.policies.place import Placed
 from model.schema import Block, FeedSchema
 from model.scorer.scorer import ExpertWeights, NonFiniteScoresError
 from service.rank.scored_request import ReceivedRequest, ScoredRequest
@@ -28,6 +30,7 @@ class Explanation(NamedTuple):
     contributions: dict[str, NDArray[np.float64]]
     levels: list[ExpertWeights]
     inputs: dict[str, dict[str, int]]
+    placed: Placed | None
 
     def of(self, order_K: NDArray[np.intp]) -> dict[str, Any]:
         """`explain` of an answer that has the candidates at positions order_K, in that order. `expert_weights` is null
@@ -40,6 +43,7 @@ class Explanation(NamedTuple):
             "contributions": {output: given_N[order_K].tolist() for output, given_N in self.contributions.items()},
             "expert_weights": levels or None,
             "inputs": self.inputs,
+            **({} if self.placed is None else {"policy": _moves(self.placed)}),
         }
 
 
@@ -57,7 +61,18 @@ def explain(request: ScoredRequest) -> Explanation:
     cut |= _cut(scorer.schema, encoded.columns, "candidate")
     counts = {"missing": scored.missing, "unknown": scored.oov, "cut": cut, **_from_state(encoded.received)}
     inputs = {what: {name: count for name, count in by_name.items() if count} for what, by_name in counts.items()}
-    return Explanation(contributions, levels, inputs)
+    return Explanation(contributions, levels, inputs, request.placed)
+
+
+def _moves(placed: Placed) -> dict[str, Any]:
+    """Places of the answered candidates after each stage that orders, and the stages that moved each of them."""
+    places = placed.places()
+    stages = list(places)
+    moved_by: list[list[str]] = [[] for _ in placed.order_K]
+    for before, stage in pairwise(stages):
+        for number in np.flatnonzero(places[before] != places[stage]).tolist():
+            moved_by[number].append(stage)
+    return {"places": {stage: place_K.tolist() for stage, place_K in places.items()}, "moved_by": moved_by}
 
 
 def _from_state(received: ReceivedRequest) -> dict[str, dict[str, int]]:

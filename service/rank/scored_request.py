@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features.encoder import Column, Encoded, FeatureEncoder
+from model.policies.place import Placed
 from model.scorer.scorer import NamedCandidates, Scored
 from model.user import user_of
 from service.base.ranking import ranking
@@ -73,6 +74,7 @@ class EncodedRequest(NamedTuple):
     request: Encoded
     candidates: Encoded | NamedCandidates
     body_bytes: int
+    policy: str | None = None
     experiments: Arms = NO_ARMS
 
     @property
@@ -83,14 +85,17 @@ class EncodedRequest(NamedTuple):
 
     @property
     def head(self) -> dict[str, str]:
-        """Identifiers of the request, the model and the value model."""
-        return {
+        """Identifiers of the request, the model, the value model and the policy."""
+        head = {
             "request_id": self.request_id,
             "model": self.model.name,
             "model_version": self.model.scorer.version,
             "value_model": self.value_model,
             "value_model_version": self.model.value_models[self.value_model].version,
         }
+        if self.policy is not None and self.model.policies is not None:
+            head |= {"policy": self.policy, "policy_version": self.model.policies[self.policy].version}
+        return head
 
     @property
     def catalogue_generation(self) -> str | None:
@@ -104,13 +109,17 @@ class EncodedRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoredRequest:
-    """A request with its answers and their combined scores, in request order."""
+    """A request with its answers and their combined scores, in request order. `placed` is its policy's order, None for
+    descending score."""
 
     encoded: EncodedRequest
     answers: Scored
     score_N: NDArray[np.float64]
+    placed: Placed | None = None
 
     @cached_property
     def order_K(self) -> NDArray[np.intp]:
-        """The places of candidates in the order answered: descending score, at most `top_k`."""
+        """The places of candidates in the order answered, at most `top_k`."""
+        if self.placed is not None:
+            return self.placed.order_K
         return ranking(self.score_N, self.encoded.received.top_k)

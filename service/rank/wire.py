@@ -54,6 +54,10 @@ class Options(Struct, forbid_unknown_fields=True, kw_only=True):
         Annotated[int, Meta(ge=1, extra={"expected": "an integer of at least 1", **_TOLD})] | None,
         Meta(description="more than there are candidates means all"),
     ] = None
+    policy: Annotated[
+        Text | None,
+        Meta(description="`default` where it is left out and the model has it, otherwise descending score"),
+    ] = None
     explain: Annotated[Flag | None, Meta(description="true adds `explain` to the answer and costs a little more")] = (
         False
     )
@@ -150,6 +154,19 @@ class InputCounts(Struct):
     state: Annotated[Counts, Meta(description="where the model has state of users")] | UnsetType = UNSET
 
 
+class ExplainedOrder(Struct):
+    """Stages of a policy, in the order of the answer."""
+
+    places: Annotated[
+        dict[str, list[int]],
+        Meta(
+            description="by stage, from `score` to `select`, the place of each candidate after it, from 0, among all "
+            "that were not dropped by then"
+        ),
+    ]
+    moved_by: Annotated[list[list[str]], Meta(description="for each candidate the stages that changed its place")]
+
+
 class Explained(Struct):
     """Parts of the scores, in the order of the answer, in any shape."""
 
@@ -167,6 +184,7 @@ class Explained(Struct):
         Meta(description="weight of each expert in each fused unit by level, null where the network mixes no experts"),
     ]
     inputs: InputCounts
+    policy: Annotated[ExplainedOrder, Meta(description="where a policy made the order")] | UnsetType = UNSET
 
 
 class RankAnswer(Struct):
@@ -179,8 +197,19 @@ class RankAnswer(Struct):
     value_model_version: str
     candidates: Annotated[
         RankedColumns | list[RankedRow],
-        Meta(description="in descending score, ties by request order, in the shape of the question"),
+        Meta(
+            description="in descending score, ties by request order, or a policy's order. In the shape of the question"
+        ),
     ]
+    policy: Annotated[str, Meta(description="what made the order, where a policy did")] | UnsetType = UNSET
+    policy_version: str | UnsetType = UNSET
+    dropped: (
+        Annotated[
+            dict[str, list[str]],
+            Meta(description="of a policy, ids by the stage that dropped them", examples=[{"seen": ["v7"]}]),
+        ]
+        | UnsetType
+    ) = UNSET
     explain: Annotated[Explained, Meta(description="where the request asks for it")] | UnsetType = UNSET
     calibration: (
         Annotated[str, Meta(description="generation of a calibration that was fitted after the export", examples=["2"])]

@@ -63,7 +63,10 @@ def served(store: ModelStore) -> dict[str, Any]:
     }
 
 
-KINDS = ("models", "keys", "tls", "version", "labels", "value_models", "catalogue", "calibration", "journal")
+KINDS = (
+    *("models", "keys", "tls", "version", "labels", "catalogue", "calibration", "journal"),
+    *("value_models", "state", "policies", "experiments"),
+)
 AT_REST = dict.fromkeys(KINDS, 0)
 
 

@@ -151,12 +151,12 @@ def test_requests_are_closed_and_answers_open(client: TestClient) -> None:
     closed = {name for name, schema in schemas.items() if schema.get("additionalProperties") is False}
     assert closed == {"RankRequest", "CandidateColumns", "CandidateRow", "EventsRequest"}
     answer = client.post("/v1/rank", json={**TINY_REQUEST, "explain": True}).json()
-    answer["policy"] = answer["explain"]["more"] = "of a later release"
+    answer["later"] = answer["explain"]["more"] = "of a later release"
     assert conforms(answer, schemas["RankAnswer"], {"components": {"schemas": schemas}})
-    for key in ("request_id", "model", "version", "value_model", "top_k", "explain", "strict"):
+    for key in ("request_id", "model", "version", "value_model", "top_k", "explain", "strict", "policy"):
         request = {**TINY_REQUEST, key: None}
         assert conforms(request, schemas["RankRequest"], {"components": {"schemas": schemas}})
-    assert not conforms({**TINY_REQUEST, "policy": "x"}, schemas["RankRequest"], {"components": {"schemas": schemas}})
+    assert not conforms({**TINY_REQUEST, "politics": "x"}, schemas["RankRequest"], {"components": {"schemas": schemas}})
 
 
 def body_of(operation: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""The policy of a request: which it is, and its order of the candidates.
+
+In: a scored request of a model with policies. Out: the same with its order. A request without a policy never comes
+here: it is answered by descending score.
+
+Shapes: N candidates, O outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from model.policies.candidates import CandidateValues
+from model.policies.place import Placing
+from model.policies.policies import DEFAULT
+from model.policies.stages import Entry
+from model.scorer.scorer import NamedCandidates
+from service.base.clock import Clock
+from service.base.errors import Fault, Problem, value_or_kind
+from service.base.record import RequestRecord
+from service.metrics.policy_metrics import PolicyMetrics
+from service.models.version import ServedModel
+from service.rank.scored_request import ScoredRequest
+
+
+def policy_name(model: ServedModel, named: str | None, path: str) -> str | None:
+    """The policy of a request that names one, or `default` where the model has that. None for descending score. Raises
+    Problem 422 at `path` for one that the model does not have."""
+    policies = model.policies
+    if named is None:
+        return DEFAULT if policies is not None and DEFAULT in policies else None
+    if policies is None or named not in policies:
+        has = ", ".join([] if policies is None else policies.names) or "none"
+        rule = f"no such policy, {value_or_kind(named)}; model '{model.name}' has: {has}"
+        raise Problem.wrong_content([Fault(path, rule)])
+    return named
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPlacing:
+    """Places the candidates of a service's requests."""
+
+    clock: Clock
+    metrics: PolicyMetrics
+
+    def place(self, scored: ScoredRequest, record: RequestRecord) -> ScoredRequest:
+        """The request with its policy's order, counted and noted in its record."""
+        encoded = scored.encoded
+        model, received = encoded.model, encoded.received
+        assert encoded.policy is not None, "without a policy nothing is placed"
+        assert model.policies is not None
+        policy = model.policies[encoded.policy]
+        named = encoded.candidates if isinstance(encoded.candidates, NamedCandidates) else None
+        histories: Mapping[str, Sequence[Entry]] = {} if received.hydrated is None else received.hydrated.entries
+        placed = policy.place(
+            Placing(
+                scored.score_N,
+                dict(zip(model.scorer.outputs, scored.answers.answers_NO.T, strict=True)),
+                CandidateValues(policy.readable, encoded.columns, received.ids, named),
+                histories,
+                lambda feature: model.scorer.candidate_vectors(feature, encoded.candidates),
+                self.clock.now().timestamp(),
+                received.top_k,
+                encoded.request_id,
+            )
+        )
+        record.policy, record.policy_version = policy.name, policy.version
+        self.metrics.count(model.name, policy.name, placed)
+        return replace(scored, placed=placed)
