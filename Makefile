@@ -40,7 +40,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means bench-first-demo bench-events bench-join bench-loop bench-wires bench-off-policy bench-judge bench-gates clean
+	bench-compare bench-label-means bench-first-demo bench-events bench-join bench-loop bench-wires bench-off-policy bench-judge bench-gates bench-drift clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -232,6 +232,9 @@ bench-judge: $(STAMP) ## false promotions and withdrawals, and users until a ver
 
 bench-gates: $(STAMP) ## nights that the data gate and the quality gate refuse, of 200 good ones and of 200 of each kind of bad one
 	@exec $(PY) -m benchmarks.gates_simulation $(ARGS)
+
+bench-drift: $(STAMP) ## how far features drift on the day after a promotion, which changes what is shown
+	@exec $(PY) -m benchmarks.promotion_drift $(ARGS)
 
 bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure
 	@exec $(PY) -m benchmarks.score_parity $(ARGS)

@@ -30,7 +30,7 @@ def _nothing(value: object) -> object:
 
 
 class Start(StrictModel):
-    """Where a day's weights come from. `warm`: from the version that serves, on the days after its own alone. `cold`:
+    """Origin of a day's weights. `warm`: from the version that serves, on the days after its own alone. `cold`:
     fresh weights on the whole window, weekly by default and for the first version always. A warm start multiplies the
     learning rates by `rate_factor`."""
 
@@ -64,7 +64,7 @@ class Publish(StrictModel):
 
 
 class Recalibrate(StrictModel):
-    """When the version that serves is calibrated again, on the last `days` accepted days. It is where the sum of an
+    """Rules of a recalibration of what serves, on the last `days` accepted days. It is made where the sum of an
     output's answers on the newest day is surely over `beyond` times that of its labels, or so far under it."""
 
     days: Annotated[int, Field(ge=1)] = 3

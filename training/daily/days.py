@@ -84,7 +84,7 @@ def gate_new_days(cycle: Cycle, journal: Journal, days: LoggedDays, champion: Ch
 
 
 def _notes(figures: Mapping[str, Any]) -> list[str]:
-    """What is to be said of an accepted day."""
+    """Notes on an accepted day."""
     shifted = ", ".join(figures.get(SHIFTED, []))
     said = "users like other things than before, labels follow the answers less"
     return [f"{said} ({shifted}); the next version is trained on the days from this one on"] if shifted else []

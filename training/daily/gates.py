@@ -74,8 +74,7 @@ def day_faults(
 
 
 def versions_of(champion: Champion | None) -> dict[str, str]:
-    """What answered a day, as the journal names it: the version that serves, and its calibration where one was fitted
-    after its export."""
+    """Version that answered a day as the journal names it, with its calibration where one was fitted later."""
     if champion is None:
         return {}
     generation = champion.scorer.calibration.generation

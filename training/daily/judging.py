@@ -106,7 +106,7 @@ def _entry(labels: Labels, verdict: Verdict, now: datetime) -> Entry:
 
 
 def _apply(cycle: Cycle, journal: Journal, entry: Entry, now: datetime) -> None:
-    """Have the labels follow a verdict, where they still are those that it is about."""
+    """Change the labels as a verdict says, where they still are those that it is about."""
 
     def change(labels: Labels) -> Labels | None:
         judged = (str(entry.versions.get(STABLE)), str(entry.versions.get(CANARY)))

@@ -51,7 +51,7 @@ def recalibrate_if_off(cycle: Cycle, journal: Journal, champion: Champion | None
 
 
 def _was_asked(champion: Champion, newest: date, decisions: Decisions) -> bool:
-    """Whether a generation was fitted on days up to the newest: the one in force, or one that was undone since."""
+    """True where a generation was fitted on days up to the newest: the one in force, or one that was undone since."""
     recalibration = champion.scorer.calibration.recalibration
     windows = [] if recalibration is None else [recalibration.manifest.data_window]
     windows += [

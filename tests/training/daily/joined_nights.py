@@ -127,14 +127,14 @@ class JoinedFeed(Feed):
         (self.folder / "job").write_text(job, encoding="utf-8")
 
     def place(self) -> str:
-        """Where the night is: the job that began last, of the cycle with the journal's last step."""
+        """Place of the night: the job that began last, of the cycle with the journal's last step."""
         job = super().place()
         path = self.folder / "job"
         begun = path.read_text(encoding="utf-8") if path.is_file() else "none"
         return f"daily after {job}" if begun == "daily" else begun
 
     def ended(self) -> dict[str, Any]:
-        """What a night has made: labels, decisions, and bytes by file."""
+        """Outcome of a night: labels, decisions, and bytes by file."""
         return {
             "labels": self.labels,
             # Looks that decided nothing, and how a generation was entered, depend on how often a night was run.

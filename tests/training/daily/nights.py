@@ -113,11 +113,11 @@ class Feed:
 
     @property
     def decisions(self) -> Decisions:
-        """What the journal says."""
+        """Decisions of the journal."""
         return Decisions(self.entries)
 
     def place(self) -> str:
-        """Where a night is: the step of the journal's last entry."""
+        """Place of a night: the step of the journal's last entry."""
         return self.entries[-1].step if self.models.is_dir() and self.entries else "none"
 
     def versions(self) -> list[int]:

@@ -71,7 +71,7 @@ def decided(cycle: Cycle) -> list[tuple[str, str]]:
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, decision: Decision, **figures: Any) -> None:
-    """Have every verdict be this one."""
+    """Make every verdict this one."""
     monkeypatch.setattr(judging, "verdict_of", lambda *_: Verdict(decision, (f"so it is: {decision}",), figures))
 
 

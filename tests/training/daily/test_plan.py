@@ -22,7 +22,7 @@ EVERY = [DAY - back * ONE for back in range(40)]
 
 @dataclass
 class Version:
-    """What a plan asks of the version that serves."""
+    """Answers of the version that serves to a plan."""
 
     last_trained: date | None
     last_seen: date | None
