@@ -90,7 +90,7 @@ class Head:
         return propensity
 
     def _steepness(self, explore: Explore) -> float | None:
-        """What a difference of utilities is multiplied by. None where the head's are all equal: then the greatest are
+        """Factor of a difference of utilities. None where the head's are all equal: then the greatest are
         drawn evenly, which is where the softmax goes as the deviation goes to 0."""
         deviation = float(self._weight * self._scaled_N[: explore.head].std())
         scale = explore.temperature * deviation

@@ -102,7 +102,7 @@ class Policy:
         return self._place(placing, None).order_K
 
     def follow(self, placing: Placing, order_K: Rows, value_N: Floats) -> Prefixes:
-        """How probable the first places of an order are under this policy, coin included, and the mean of a value over
+        """Probabilities of an order's first places under this policy, coin included, and the mean of a value over
         what it would put at each."""
         left = self._left(placing)
         number_of_N = np.full(len(placing.score_N), -1, np.intp)

@@ -79,7 +79,7 @@ def conditionals(
     vector_ND: NDArray[np.float32] | None = None,
     explores: bool,
 ) -> Conditionals:
-    """How probable an order is for stages that explore in each request, or in none. Without stages it is by utility.
+    """Probabilities of an order for stages that explore in each request, or in none. Without stages it is by utility.
     `order_K` has rows of the utilities, -1 for a candidate that they do not have."""
     ranked_N, places, head = _prepared(stages, utility_N, group_N, vector_ND, len(order_K))
     number_of_N = np.full(len(ranked_N) + 1, -1, np.intp)

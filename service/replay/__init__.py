@@ -1,1 +1,1 @@
-"""Logged requests scored again by another version or value model."""
+"""Logged requests scored again by another version, value model or policy."""

@@ -1,15 +1,17 @@
-"""`python -m service replay LOG... --models DIR`: how rankings would move under another value model or model version.
+"""`python -m service replay LOG... --models DIR`: how rankings would move under another value model, version or policy.
 
-In: files of the impression log, JSON lines or Parquet, and what to score them under. Out: a table of rank correlation,
-of how many of the best candidates stay and of what scores shift by. With --json the same is a file. Lines that are
-damaged or cannot be scored are counted and named, not fatal. Ids of requests and candidates are shown on request alone.
+In: files of the impression log, JSON lines or Parquet, and what to score and place them under. Out: a table of rank
+correlation, of how many of the best candidates stay and of what scores shift by. With --json the same is a file. Lines
+that are damaged or cannot be scored are counted and named, not fatal. Ids of requests and candidates are shown on
+request alone.
 
-Shapes: N candidates.
+Shapes: N candidates, K places.
 """
 
 import argparse
 import heapq
 import json
+import math
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -21,11 +23,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from model.policies.policies import FILE_NAME
 from service.base.ranking import ranking
 from service.impressions.reader import Unfinished, entries, log_files
 from service.impressions.record import Logged, Loss
 from service.log_files.folder import closed_name
 from service.metrics.ranking_distance import TOP, Mean, Movement, Shift, movement
+from service.replay.estimate import Estimation, label_worths
+from service.replay.joined_rewards import JoinedRewards
+from service.replay.policy_replay import PolicyReplay, order_scores
 from service.replay.report import print_report
 from service.replay.rescoring import Rescored, Rescoring
 
@@ -34,11 +40,11 @@ MOVED_MOST = 10
 
 
 class Moved(NamedTuple):
-    """A request that moved, with its place in the log."""
+    """A request that moved, with its place in the log. `firsts` are the candidates that come first, before and now."""
 
     place: str
     logged: Logged
-    rescored: Rescored
+    firsts: tuple[int, int]
     movement: Movement
 
 
@@ -72,7 +78,12 @@ class Tally:
         """Add a request and its scores now."""
         self.replayed += 1
         before_N = np.array(logged.line.score)
-        moved = movement(before_N, rescored.score_N)
+        by_before_N, by_now_N = before_N, rescored.score_N
+        if rescored.order_K is not None:
+            answered = logged.line.order
+            order_K = ranking(before_N, logged.line.top_k) if answered is None else np.array(answered, np.intp)
+            by_before_N, by_now_N = order_scores(order_K, before_N), order_scores(rescored.order_K, rescored.score_N)
+        moved = movement(by_before_N, by_now_N)
         for k, overlap in zip(TOP, moved.overlaps, strict=True):
             self.overlaps[k].add(overlap)
         self.first_changes.add(float(moved.first_changes))
@@ -87,7 +98,8 @@ class Tally:
             self.kendall_tau.add(moved.kendall_tau)
             if moved.kendall_tau < 1.0:
                 order = (-moved.overlaps[-1], -moved.kendall_tau, -self.replayed)
-                entry = (*order, Moved(place, logged, rescored, moved))
+                firsts = int(ranking(by_before_N, 1)[0]), int(ranking(by_now_N, 1)[0])
+                entry = (*order, Moved(place, logged, firsts, moved))
                 (heapq.heappush if len(self._moved) < MOVED_MOST else heapq.heappushpop)(self._moved, entry)
 
     @property
@@ -111,8 +123,13 @@ def main(arguments: Sequence[str]) -> int:
             value_model=options.value_model,
             log=files,
         )
-        tally = replay(files, rescoring)
+        placing, estimation = _policy_of(options, rescoring)
+        tally = replay(files, rescoring, placing, estimation)
         document = report(tally, rescoring, show_ids=options.show_ids)
+        if placing is not None:
+            document["policy"], document["notes"] = placing.document(), [*document["notes"], *placing.notes]
+        if estimation is not None:
+            document["estimate"] = estimation.document()
         print_report(document)
         if options.json is not None:
             options.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -122,7 +139,26 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if tally.replayed else 2
 
 
-def replay(files: Sequence[Path], rescoring: Rescoring) -> Tally:
+def _policy_of(options: argparse.Namespace, rescoring: Rescoring) -> tuple[PolicyReplay | None, Estimation | None]:
+    """The policy to place by and what to estimate, None without that flag. Raises ValueError."""
+    if options.policy is None and options.estimate is None:
+        return None, None
+    scorer = rescoring.policy_scorer(options.models, options.verify_key)
+    file = options.policies or options.models / rescoring.model / FILE_NAME
+    placing = PolicyReplay(file, options.policy, scorer)
+    if options.estimate is None:
+        return placing, None
+    realised = dict(options.realised) or rescoring.default_worths()
+    rewards = JoinedRewards(options.estimate, label_worths(scorer.schema, realised))
+    return placing, Estimation(placing.policy, rewards, realised, options.places)
+
+
+def replay(
+    files: Sequence[Path],
+    rescoring: Rescoring,
+    placing: PolicyReplay | None = None,
+    estimation: Estimation | None = None,
+) -> Tally:
     """Replay every line of the files. Shows a bar on a terminal. Raises OSError for a file that cannot be read,
     ValueError for a Parquet file that is damaged."""
     tally = Tally()
@@ -149,7 +185,13 @@ def replay(files: Sequence[Path], rescoring: Rescoring) -> Tally:
                 tally.of_other_models += 1
                 continue
             try:
-                tally.add(place, logged, rescoring(logged))
+                rescored = rescoring(logged)
+                if placing is not None:
+                    given = placing.placing(logged, rescored.score_N, rescored.answers_N)
+                    rescored = rescored._replace(order_K=placing.place(given).order_K)
+                    if estimation is not None:
+                        estimation.add(logged, given)
+                tally.add(place, logged, rescored)
             except ValueError as error:
                 tally.refuse("unscorable", place, error)
     return tally
@@ -189,9 +231,7 @@ def report(tally: Tally, rescoring: Rescoring, *, show_ids: bool) -> dict[str, A
 
 def _entry(moved: Moved, show_ids: bool) -> dict[str, Any]:
     ids = moved.logged.ids
-    first, now = (
-        ids[int(ranking(np.asarray(score), 1)[0])] for score in (moved.logged.line.score, moved.rescored.score_N)
-    )
+    first, now = (ids[row] for row in moved.firsts)
     shown = {"request_id": moved.logged.line.request_id, "first": first, "first_now": now} if show_ids else {}
     kendall_tau, overlaps, first_changes = moved.movement
     by_k = {f"top_{k}_overlap": overlap for k, overlap in zip(TOP, overlaps, strict=True)}
@@ -202,7 +242,8 @@ def _entry(moved: Moved, show_ids: bool) -> dict[str, Any]:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m service replay",
-        description="Score logged requests under another value model or model version and say how rankings would move.",
+        description="Score and place logged requests under another value model, version or policy and say how rankings "
+        "would move.",
     )
     parser.add_argument("log", nargs="+", type=Path, metavar="LOG", help="files of the impression log, or its folder")
     parser.add_argument(
@@ -218,6 +259,27 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--value-model", metavar="NAME", help="the one of them to score by (default: of the name in the log)"
     )
+    parser.add_argument("--policy", metavar="NAME", help="the policy to place by (default: descending score)")
+    parser.add_argument(
+        "--policies", type=Path, metavar="FILE", help="policies to place by (default: the model's own file)"
+    )
+    parser.add_argument(
+        "--estimate",
+        type=Path,
+        metavar="DIR",
+        help="joined rows: estimate what users would have done, from requests that explored",
+    )
+    parser.add_argument(
+        "--realised",
+        type=_worth,
+        action="append",
+        default=[],
+        metavar="TASK=WORTH",
+        help="what a task's label is worth (default: the weights of the value model 'default'); may be repeated",
+    )
+    parser.add_argument(
+        "--places", type=_places, metavar="K", help="estimate what is done at the first K places (default: all shown)"
+    )
     parser.add_argument(
         "--verify-key", type=Path, metavar="FILE", help="read only what an Ed25519 public key of this file has signed"
     )
@@ -226,6 +288,29 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.models is None and (options.value_models is None or options.version is not None):
         parser.error("--models: needed, but for --value-models without --version")
+    if options.models is None and (options.policy is not None or options.estimate is not None):
+        parser.error("--models: needed, for --policy and --estimate read features as a version does")
+    if options.policies is not None and options.policy is None:
+        parser.error("--policy: needed, it names one of --policies")
+    if options.estimate is None and (options.realised or options.places is not None):
+        parser.error("--estimate: needed, --realised and --places belong to it")
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"--json: no folder '{options.json.parent}'; it must exist")
     return options
+
+
+def _worth(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        worth = float(number)
+    except ValueError:
+        worth = math.nan
+    if not name or not math.isfinite(worth):
+        raise argparse.ArgumentTypeError(f"'{text}' is no task and its worth, such as click=1")
+    return name, worth
+
+
+def _places(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:9]) == int(text)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of places, 1 or more")
+    return int(text)

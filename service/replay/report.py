@@ -34,6 +34,9 @@ def print_report(document: Mapping[str, Any]) -> None:
         return
     console.print(_rankings(document["ranking"]))
     console.print(_shifts({"score": document["score"], **document["tasks"]}))
+    if "estimate" in document:
+        for line in _estimate(document["estimate"]):
+            console.print(_printable(line), markup=False)
     if document["moved_most"]:
         console.print(_moved_most(document["moved_most"]))
 
@@ -43,6 +46,8 @@ def _counts(document: Mapping[str, Any]) -> Iterator[str]:
     requests = document["requests"]
     scored = "the answers in the log" if document["version"] is None else f"version {document['version']}"
     yield f"{document['model']}: {requests['replayed']:,} requests, by {scored}"
+    if "policy" in document:
+        yield from _policy(document["policy"])
     for entry in document["value_models"]:
         yield f"value model {entry['logged']} -> {entry['now']}: {entry['requests']:,} requests"
     if requests["of_other_models"]:
@@ -52,6 +57,34 @@ def _counts(document: Mapping[str, Any]) -> Iterator[str]:
     yield from document["notes"]
     for name, lines in document["open_files"].items():
         yield f"{name} is being written: its {lines:,} whole lines are read"
+
+
+def _policy(policy: Mapping[str, Any]) -> Iterator[str]:
+    """Lines on the policy that placed them."""
+    yield f"placed by {policy['name']} ({policy['version']}), of which {policy['explored']:,} requests explore"
+    for stage, count in policy["dropped"].items():
+        yield f"{stage} drops {count:,} candidates"
+    if policy["relaxed"]:
+        yield f"the cap is relaxed at {policy['relaxed']:,} places"
+
+
+def _estimate(found: Mapping[str, Any]) -> Iterator[str]:
+    """Lines on what users would have done."""
+    counts = found["requests"]
+    yield f"Estimate from {counts['explored']:,} requests that explored, by their first {found['places']} places"
+    if counts["not_joined"]:
+        yield f"{counts['not_joined']:,} that explored are left out: their hours are not joined"
+    if counts["without_user"]:
+        yield f"{counts['without_user']:,} have no user, and each counts as one of its own"
+    worths = ", ".join(f"{name} {worth:g}" for name, worth in found["realised"].items())
+    if "observed" in found:
+        yield f"worth a request ({worths}), as it was explored: {_number(found['observed'])}"
+    if found["refused"] is not None:
+        yield f"refused: {found['refused']}"
+        return
+    for key, label in (("self_normalised", "self-normalised"), ("doubly_robust", "doubly robust")):
+        yield f"as the policy would have it, {label}: {_number(found[key]['value'])} ({_interval(found[key])})"
+    yield f"effective users: {min(found['effective_users']):,.0f}; mean weight: {_number(found['mean_weight'][-1])}"
 
 
 def _faults(document: Mapping[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ In: a line of the impression log. Out: the answers and combined scores that it h
 answers are computed again only by another version than the logged one, scores only from other answers or by another
 value model. So equal ones do not move by rounding.
 
-Shapes: N candidates, O outputs.
+Shapes: N candidates, O outputs, K places.
 """
 
 import os
@@ -23,16 +23,17 @@ from model.schema import Block
 from model.scorer.newest import take_newest_calibration
 from model.scorer.scorer import NonFiniteScoresError, Scorer
 from model.value_models.answer_domain import AnswerDomain
-from model.value_models.value_model import FILE_NAME, ValueModels
+from model.value_models.value_model import DEFAULT, FILE_NAME, ValueModels, WeightedSum
 from service.impressions.reader import entries
 from service.impressions.record import Logged
 
 
 class Rescored(NamedTuple):
-    """Scores in request order. `answers_N` are by output."""
+    """Scores in request order. `answers_N` are by output. `order_K` is a policy's order, None for descending score."""
 
     score_N: NDArray[np.float64]
     answers_N: dict[str, NDArray[np.float64]]
+    order_K: NDArray[np.intp] | None = None
 
 
 class Rescoring:
@@ -117,6 +118,31 @@ class Rescoring:
                 raise ValueError(f"value model '{name}' gives a score that is not finite")
         self.value_models[logged.line.value_model, logged.line.value_model_version, name, value_model.version] += 1
         return Rescored(score_N, dict(zip(self._outputs, answers_NO.T.astype(np.float64), strict=True)))
+
+    def policy_scorer(self, models: Path, verify_key: Path | None) -> Scorer:
+        """The version whose features and tables a policy reads: the one that scores, else the newest that verifies.
+        Raises ValueError without any."""
+        if self._scorer is not None:
+            return self._scorer
+        for number in reversed(versions(models, self.model)):
+            try:
+                found = Scorer.load(models / self.model / str(number), verify_key=verify_key)
+            except (ValueError, OSError) as error:
+                self.notes.append(f"version {number} is ignored: {error}")
+                continue
+            self.notes.append(f"the policy reads features as version {number} does")
+            return found
+        raise ValueError(f"{models / self.model}: no version that verifies, which a policy needs")
+
+    def default_worths(self) -> dict[str, float]:
+        """Worth of labels by the weights of the default value model. Raises ValueError where it is no sum."""
+        definition = self._value_models[DEFAULT].definition
+        if not isinstance(definition, WeightedSum):
+            raise ValueError(
+                f"value model '{DEFAULT}' is no weighted_sum whose weights could say what a label is worth; give "
+                "--realised, as --realised click=1"
+            )
+        return dict(definition.weights)
 
     def _logged_answers(self, logged: Logged) -> NDArray[np.float32]:
         lacking = [output for output in self._outputs if output not in logged.line.tasks]
