@@ -11,7 +11,7 @@ from model.artifact.artifact import Artifact
 from model.rollout.decisions import DAILY, DATA_GATE, EXPORT, FAIL, QUALITY_GATE, QUARANTINE, REFUSE, TRAIN
 from model.rollout.labels import FILE_NAME, Labels
 from tests.deploy.programs import ROOT
-from tests.training.daily.nights import Feed, as_is, day, inverted, night
+from tests.training.daily.nights import ROWS, Feed, as_is, day, inverted, night, of_other_tastes
 from training.__main__ import main
 from training.daily.cycle import AlreadyRunningError, alone
 from training.run.run import Run
@@ -72,6 +72,28 @@ def test_a_day_of_inverted_labels_is_quarantined_and_in_no_window(feed: Feed) ->
     assert after.left_out == (20261106,)  # type: ignore[attr-defined]
     assert feed.versions() == [1, 2, 3]
     assert feed.labels == Labels(stable=3)
+
+
+def test_days_since_a_shift_are_learned_from_fresh_weights(tmp_path: Path) -> None:
+    feed = Feed(tmp_path)
+    feed.write_files(quality_gate={"max_worse": 0.9})
+    ended = []
+    for number in range(FIRST + 4):
+        # Enough rows that the shift is sure.
+        feed.write_day(number, of_other_tastes if number >= FIRST + 2 else as_is, rows=4 * ROWS)
+        ended += [feed.run_night(number)] if number >= FIRST else []
+    [first, second, shifted, after] = ended
+    assert "published" in first
+    assert "published" in second
+    assert (
+        shifted
+        == f"users like other things since {day(FIRST + 2)}, and no day after it is there to choose a version by"
+    )
+    gate = feed.decisions.gates[day(FIRST + 2)]
+    assert (gate.decision, bool(gate.figures["shifted"])) == ("accept", True)
+    trained = next(entry for entry in reversed(feed.entries) if entry.step == TRAIN)
+    assert trained.figures["start"] == "cold"
+    assert trained.reasons[0].endswith(f"trains on 1 day from {day(FIRST + 2)} to {day(FIRST + 2)}"), after
 
 
 def test_a_challenger_is_gated_against_every_version_that_was_stable_lately(feed: Feed) -> None:
