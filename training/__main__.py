@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.daily.commands import add_commands as add_daily
+from training.experiment.commands import add_command as add_experiment
 from training.observed.commands import add_command as add_observed
 from training.publish import recalibrate_command
 from training.run.stopping import Terminated, take_signals
@@ -144,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_daily(command)
     add_observed(command)
+    add_experiment(command)
 
     add = command("score", _score, "score Parquet files by a published version, as a service would")
     add("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")

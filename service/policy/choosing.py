@@ -26,7 +26,7 @@ from service.rank.scored_request import NO_ARMS, Arms
 
 
 class Named(NamedTuple):
-    """What a request names itself. `value_model_path` and `policy_path` are where it says so."""
+    """Names that a request gives itself. `value_model_path` and `policy_path` are where it says so."""
 
     model: str | None
     version: str | None

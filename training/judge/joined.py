@@ -16,7 +16,7 @@ from training.data.files import LogFile, LogFiles
 from training.data.retries import retried
 
 USER, TIME, VERSION, REQUEST, WEIGHT = "_user", "_time", "_model_version", "_request_id", "_weight"
-ARMS = "_experiments"
+ARMS, EPOCHS, FELL_BACK = "_experiments", "_epochs", "_fell_back"
 HOUR = timedelta(hours=1)
 # Own columns that are read here, and their types.
 _OWN = {
@@ -26,6 +26,8 @@ _OWN = {
     REQUEST: pa.string(),
     WEIGHT: pa.float64(),
     ARMS: pa.string(),
+    EPOCHS: pa.string(),
+    FELL_BACK: pa.string(),
 }
 _FILE = re.compile(r"date=(\d{8})/(\1T\d{2})\.parquet")
 
@@ -41,6 +43,7 @@ class JoinedHours:
             raise ValueError(f"{folder}: no file of an hour here, date=YYYYMMDD/YYYYMMDDTHH.parquet; run join first")
         if since is None:
             self._hours = dict(sorted(hours.items()))
+            self.first = min(hours)
             self.until = max(hours) + HOUR
             return
         first = since.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
@@ -49,8 +52,8 @@ class JoinedHours:
         while first in hours:
             self._hours[first] = hours[first]
             first += HOUR
-        # All that happened before it is there.
-        self.until = first
+        # All that happened before it is there, since the first that is joined.
+        self.first, self.until = min(hours), first
 
     def __len__(self) -> int:
         return len(self._hours)

@@ -15,6 +15,7 @@ Shapes: U users. Fields of a `Moments` have one shape, a look each.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,6 +75,22 @@ def relative_difference(
 
     Each is narrowest for its level where it is its `width` from the estimate. They are infinite where stable's mean is
     not surely above 0. NaN where an arm has fewer than 2 users."""
+
+    def limits(information: Floats) -> tuple[Floats, Floats]:
+        return boundary(information, alpha[0], width[0]), boundary(information, alpha[1], width[1])
+
+    return _difference(canary, stable, limits)
+
+
+def fixed_difference(canary: Moments, stable: Moments, alpha: float) -> Bounds:
+    """Relative difference as `relative_difference`, with two-sided bounds of a look that was fixed beforehand: of
+    several looks together some are wrong more often."""
+    limit = np.asarray(special.ndtri(1 - alpha / 2))
+    return _difference(canary, stable, lambda _: (limit, limit))
+
+
+def _difference(canary: Moments, stable: Moments, limits: Callable[[Floats], tuple[Floats, Floats]]) -> Bounds:
+    """Fieller's bounds. `limits` are the standard errors to the lower and to the upper one, of an information."""
     with np.errstate(divide="ignore", invalid="ignore"):
         of_canary, of_stable = canary.variance / canary.users, stable.variance / stable.users
         ratio = canary.mean / stable.mean
@@ -82,8 +99,8 @@ def relative_difference(
         skewness = np.where(error > 0, third / error**3, 0.0)
         information = (stable.mean / error) ** 2
 
-        def bound(level: float, narrowest: float, side: int) -> Floats:
-            limit = _with_skewness(side * boundary(information, level, narrowest), skewness)
+        def bound(errors: Floats, side: int) -> Floats:
+            limit = _with_skewness(side * errors, skewness)
             # (canary - x stable)^2 = limit^2 (var canary + x^2 var stable), on the side of the limit's sign.
             leading = stable.mean**2 - limit**2 * of_stable
             product = canary.mean * stable.mean
@@ -92,7 +109,8 @@ def relative_difference(
             is_bounded = (leading > 0) & (stable.mean > 0)
             return np.where(np.isnan(skewness + information), np.nan, np.where(is_bounded, found, -side * np.inf))
 
-        return Bounds(ratio - 1, bound(alpha[0], width[0], 1), bound(alpha[1], width[1], -1), skewness)
+        lower, upper = limits(information)
+        return Bounds(ratio - 1, bound(lower, 1), bound(upper, -1), skewness)
 
 
 def lower_bound(estimate: float, parts: list[Floats], alpha: float, width: float) -> float:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from scipy import special
 
 from training.judge.guards import faults_of_answers
+from training.judge.sample_ratio import sample_ratio_evidence
 from training.judge.sequences import Bounds, Moments, information_needed, relative_difference
 from training.judge.settings import JudgeSettings
 from training.judge.users import ArmUsers, Observed
@@ -36,8 +36,6 @@ MAX_SKEWNESS = 0.6
 RATIO_EVIDENCE = 1000.0
 # Of the canary's users. Of more, the difference is no longer that of the two versions.
 MAX_MIXED = 0.05
-# Users that a prior of the share is worth: it finds a share that is off by about a tenth.
-_RATIO_PRIOR = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +119,6 @@ def users_for(variation: float, width: float, alpha: float = 0.05, power: float 
     return math.ceil(information_needed(alpha, width, power) * variation)
 
 
-def sample_ratio_evidence(exposed: tuple[int, int], share: float) -> float:
-    """Evidence against arms that were drawn by `share`, as a Bayes factor.
-
-    By chance it exceeds x, at any look, with probability 1/x at most (Lindon and Malek, "Anytime-valid inference for
-    multinomial count data", 2022)."""
-    canary, stable = exposed
-    one, other = _RATIO_PRIOR * share, _RATIO_PRIOR * (1 - share)
-    drawn = canary * math.log(share) + stable * math.log(1 - share)
-    return float(np.exp(min(special.betaln(one + canary, other + stable) - special.betaln(one, other) - drawn, 700.0)))
-
-
 def _doubts(observed: Observed, bounds: Bounds) -> list[str]:
     """Reasons for which realised value decides nothing."""
     few = [
@@ -143,7 +130,7 @@ def _doubts(observed: Observed, bounds: Bounds) -> list[str]:
         return few
     doubts = []
     if observed.share is not None:
-        evidence = sample_ratio_evidence(observed.exposed, observed.share)
+        evidence = sample_ratio_evidence(observed.exposed, (observed.share, 1 - observed.share))
         if evidence > RATIO_EVIDENCE:
             canary, stable = observed.exposed
             doubts.append(

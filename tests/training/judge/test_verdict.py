@@ -15,9 +15,10 @@ from model.value_models.answer_domain import AnswerDomain
 from model.value_models.value_model import ValueModels
 from tests.training.judge.arms import CLICK, arm_of, with_values
 from training.judge.realised import realised_weights
+from training.judge.sample_ratio import sample_ratio_evidence
 from training.judge.settings import DataGate, JudgeSettings
 from training.judge.users import Observed
-from training.judge.verdict import judge, sample_ratio_evidence, users_for
+from training.judge.verdict import judge, users_for
 from training.tasks.learned import Floats
 
 SETTINGS = JudgeSettings.from_mapping({"horizon": "24h", "at_most": "7d"}, "judge")
@@ -131,7 +132,7 @@ def test_evidence_against_a_share_is_a_bayes_factor(exposed: tuple[int, int]) ->
     integral, _ = integrate.quad(
         lambda p: math.exp(log_relative(p) - top) * prior.pdf(p), max(1e-6, peak - spread), peak + spread, points=[peak]
     )
-    evidence = sample_ratio_evidence(exposed, share)
+    evidence = sample_ratio_evidence(exposed, (share, 1 - share))
     assert math.log(evidence) == pytest.approx(min(top + math.log(integral), 700.0), abs=1e-3)
 
 

@@ -1,0 +1,102 @@
+"""The command: a verdict in words, a page, statuses that scripts can read, and faults of the user in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.artifacts import publish_artifact
+from tests.training.experiment.drawn import drawn_rows, schema, write_hours
+from training.__main__ import main
+from training.experiment.question import read_question
+
+FILE = """
+layers: {ranking: {salt: s, unit: user_id}}
+experiments:
+  - name: bold
+    layer: ranking
+    buckets: {from: 0, to: 10000}
+    start: 2026-12-01
+    horizon: 24h
+    realised: {click: 1.0}
+    arms: {control: {}, treatment: {value_model: bold}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "experiments.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def run(tmp_path: Path, file: Path, *more: str, name: str = "bold") -> int:
+    command = ["experiment", str(tmp_path / "joined"), "--experiments", str(file), "--name", name]
+    try:
+        return main([*command, *more])
+    except SystemExit as error:
+        return int(str(error.code))
+
+
+def test_a_better_arm_is_called_and_has_a_page(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    epoch = read_question(file, "bold", None).epoch
+    write_hours(tmp_path / "joined", drawn_rows(1, 2500, effect=0.5, epoch=epoch))
+    assert run(tmp_path, file, "--schema", str(schema(tmp_path)), "--out", str(tmp_path / "out")) == 0
+    said = capsys.readouterr().out
+    assert "value, treatment: +" in said
+    assert "at any look: better" in said
+    content = json.loads((tmp_path / "out" / "experiment.json").read_text())
+    value = next(one for one in content["contrasts"] if one["metric"] == "value")
+    # The truth is +50 % of clicks.
+    assert value["sequence"]["low"] < 0.5 < value["sequence"]["high"]
+    assert 0 < value["narrowing"] < 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert epoch in page
+
+
+def test_too_few_users_end_in_3_and_a_lost_arm_in_4(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epoch = read_question(file, "bold", None).epoch
+    rows = drawn_rows(2, 1200, epoch=epoch)
+    named = ("--schema", str(schema(tmp_path)), "--out", str(tmp_path / "out"))
+    write_hours(tmp_path / "joined", [row for row in rows if row["_user"] and int(row["_user"][1:]) < 150])
+    assert run(tmp_path, file, *named) == 3
+    assert "an arm takes 100 users" in capsys.readouterr().out
+    lost = [row for row in rows if row["_user"] is None or int(row["_user"][1:]) % 6 != 1]
+    write_hours(tmp_path / "joined", lost)
+    assert run(tmp_path, file, *named) == 4
+    assert "the arms are not as large as they were to be" in capsys.readouterr().out
+    assert "Nothing is called" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_schema_is_that_of_the_newest_version_beside_the_file(tmp_path: Path, file: Path) -> None:
+    publish_artifact(tmp_path / "models", user="user_id")
+    beside = tmp_path / "models" / "tiny" / "experiments.yaml"
+    beside.write_text(FILE)
+    rows = [{**row, "play_time_ms": 0.0} for row in drawn_rows(3, 100, epoch=read_question(beside, "bold", None).epoch)]
+    write_hours(tmp_path / "joined", rows)
+    # Labels of the tiny schema that these rows do not have are 0.
+    assert run(tmp_path, beside) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "rule"),
+    [
+        ("bolt", (), "--name bolt: FILE has no such experiment; did you mean 'bold'?"),
+        ("bold", (), "--schema is missing: FOLDER has no version whose schema could be read"),
+        ("bold", ("--epoch", "x", "--schema", "SCHEMA"), "no row is of epoch x of 'bold'; rows have: abcd0123"),
+    ],
+)
+def test_faults_of_the_user_are_one_line(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], name: str, more: tuple[str, ...], rule: str
+) -> None:
+    write_hours(tmp_path / "joined", drawn_rows(4, 20))
+    schema(tmp_path)
+    given = [argument.replace("SCHEMA", str(tmp_path / "schema.yaml")) for argument in more]
+    assert run(tmp_path, file, *given, name=name) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert rule.replace("FILE", str(file)).replace("FOLDER", str(tmp_path)) in error
+    assert error.count("\n") == 1
