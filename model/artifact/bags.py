@@ -2,7 +2,7 @@
 
 A bag is what is summed for one feature in one row: the row of a single id, those of a list, two for every id of a table
 with two hashes. torch looks all bags up at once. numpy does what is before and after it: for small arrays torch takes
-several times as long.
+several times as long. It also looks up the bags of a single row, in the same order of additions.
 
 Shapes: B rows of a block, K single-id features, L list features, S = K + L places of a row, V values of a list feature,
 M ids of a row, J rows of tables that are looked up, P bags, R rows of all tables, W their columns.
@@ -48,6 +48,7 @@ class Bags:
         remembered: int,
     ) -> None:
         self._stacked_RW = stacked_RW
+        self._rows_RW: Floats = stacked_RW.numpy()  # the same memory
         self._width = stacked_RW.shape[1]
         # Nothing in it leads back here: a table is let go with its last reader, not at some later collection.
         self._of = _Features(ids, lists, owners)
@@ -68,10 +69,15 @@ class Bags:
         ids = ids_BK.reshape(-1)
         if values:
             ids = np.concatenate([ids_BK, *(one_V.reshape(rows, -1) for one_V in values)], axis=1).reshape(-1)
-        offsets_P1 = torch.from_numpy(layout.offsets_P1[: rows * of.places + 1])
+        offsets_P1 = layout.offsets_P1[: rows * of.places + 1]
         found = []
         for table_rows in layout.table_rows:
-            places_BSW = self._look_up(table_rows.of_ids(ids), offsets_P1).reshape(rows, of.places, self._width)
+            rows_J = table_rows.of_ids(ids)
+            if rows == 1 and layout.has_full_bags:
+                bags_PW = np.add.reduceat(self._rows_RW.take(rows_J, 0), offsets_P1[:-1], axis=0)
+            else:
+                bags_PW = self._look_up(rows_J, torch.from_numpy(offsets_P1))
+            places_BSW = bags_PW.reshape(rows, of.places, self._width)
             if layout.divisors_L1 is not None:
                 lists_BLW = places_BSW[:, of.num_ids :]
                 np.divide(lists_BLW, layout.divisors_L1, out=lists_BLW)
@@ -133,7 +139,8 @@ class _Features:
         for of_ids, of_lists in zip(self.ids, self.lists, strict=True):
             in_row = [one.tiled(length) for one, length in zip(of_lists, lengths_L.tolist(), strict=True)]
             table_rows.append(_TableRows.joined([of_ids, *in_row]).tiled(rows))
-        return _Layout(np.append(0, np.tile(in_row_S, rows).cumsum()), table_rows, self.divisors(lengths_L[:, None]))
+        offsets_P1 = np.append(0, np.tile(in_row_S, rows).cumsum())
+        return _Layout(offsets_P1, table_rows, self.divisors(lengths_L[:, None]), bool(in_row_S.all()))
 
     def divisors(self, lengths_LB: Ids) -> Floats | None:
         """By what sums of lists are divided, [L, B]. None where no mean is taken."""
@@ -177,11 +184,13 @@ class _TableRows(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Bags of rows whose lists are equally long, and what makes rows of tables of their ids, by owner."""
+    """Bags of rows whose lists are equally long, and what makes rows of tables of their ids, by owner. `has_full_bags`
+    says that no bag is empty."""
 
     offsets_P1: Ids
     table_rows: list[_TableRows]
     divisors_L1: Floats | None
+    has_full_bags: bool
 
 
 def _equal_lengths(lengths_LB: Ids) -> bytes | None:

@@ -41,6 +41,7 @@ def distinct(block: EncodedBlock, groups_N: Ids | None = None) -> Distinct | Non
     if not _has_equal(hashes_N):  # lists, which cost most, are read only where the rest is equal
         return None
     if len(block.list_values_V):
+        hashes_N += _multipliers(len(block.list_lengths_LB), "lengths") @ block.list_lengths_LB.view(np.uint64)
         hashes_N += _list_hashes(block)
         if not _has_equal(hashes_N):
             return None
@@ -119,19 +120,17 @@ def _multipliers(count: int, what: str) -> Hashes:
 
 def _has_equal(hashes_N: Hashes) -> bool:
     sorted_N = np.sort(hashes_N)
-    return bool((sorted_N[1:] == sorted_N[:-1]).any())
+    return bool(np.count_nonzero(sorted_N[1:] == sorted_N[:-1]))
 
 
 def _hashes(block: EncodedBlock, groups_N: Ids | None) -> Hashes:
-    """A 64-bit hash of each row's ids, numbers and lengths of lists: each times a multiplier of its own, summed."""
+    """A 64-bit hash of each row's ids and numbers: each times a multiplier of its own, summed."""
     ids_NK, numbers_NQ = block.ids_BK, block.numbers_BQ
     hashes_N: Hashes = ids_NK.view(np.uint64) @ _multipliers(ids_NK.shape[1], "ids")
     if numbers_NQ.shape[1]:
         # Two zeros are equal numbers and not equal bits: the sum with 0 makes one of them.
         bits_NQ = (numbers_NQ + np.float32(0)).view(np.uint32)
         hashes_N += bits_NQ.astype(np.uint64) @ _multipliers(numbers_NQ.shape[1], "numbers")
-    if len(block.list_lengths_LB):
-        hashes_N += _multipliers(len(block.list_lengths_LB), "lengths") @ block.list_lengths_LB.view(np.uint64)
     if groups_N is not None:
         hashes_N += groups_N.view(np.uint64) * _multipliers(1, "groups")[0]
     return hashes_N

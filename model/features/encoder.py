@@ -9,7 +9,7 @@ vocabulary. Hashed ids take rows 1..buckets. A missing list is empty. A missing 
 Shapes: B rows, K single-id features, L list features, V list values in all, Q numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -162,8 +162,8 @@ class _BlockEncoder:
         self._ids, self._lists, numbers = inputs_of(features)
         lookups = {name: lookups[name] for name in (*self._ids, *(feature.name for feature in self._lists))}
         hashed = {name: lookup.integer_buckets for name, lookup in lookups.items() if lookup.integer_buckets}
-        self._hashed = _HashedIntegers(hashed)
         self._looked_up = {name: lookup for name, lookup in lookups.items() if name not in hashed}
+        self._hashed = _HashedIntegers(hashed, () if self._looked_up else self._ids)
         self._width = len(numbers)
         self._numbers = number_groups(numbers, fitted)
         self._serving = {f.name: f.serving_column() for f in features if f.side == "training_only"}
@@ -205,7 +205,7 @@ class _BlockEncoder:
         block = EncodedBlock(
             ids_BK=self._side_by_side(found, together_V, rows),
             list_values_V=values[0] if len(values) == 1 else np.concatenate([_NO_IDS, *values]),
-            list_lengths_LB=np.array(lengths, np.int64).reshape(len(lengths), rows),
+            list_lengths_LB=np.concatenate([_NO_IDS, *lengths]).reshape(len(lengths), rows),
             numbers_BQ=numbers_BQ,
         )
         return Encoded(block, missing, oov)
@@ -223,15 +223,17 @@ class _BlockEncoder:
 
 
 class _HashedIntegers:
-    """The features of a block that hash integers into buckets, single ids and lists: one hash for all of them."""
+    """The features of a block that hash integers into buckets, single ids and lists: one hash for all of them. Those of
+    `together` are wanted one by one only where one of the block has no column."""
 
-    def __init__(self, buckets: Mapping[str, int]) -> None:
+    def __init__(self, buckets: Mapping[str, int], together: Collection[str]) -> None:
+        self._together = frozenset(together)
         self._buckets = {name: np.uint64(number) for name, number in buckets.items()}
         self._are_equal = len(set(buckets.values())) == 1
 
     def find(self, columns: Mapping[str, Column]) -> tuple[dict[str, Ids], Ids | None]:
-        """Table rows of the values of each feature that has a column. They are also one after another where they were
-        found in one go and every feature has a column."""
+        """Table rows of the values of each feature that has a column. They are one after another where they were found
+        in one go and every feature has a column: those of `together` then stand there alone."""
         given = {name: columns[name] for name in self._buckets if name in columns}
         lengths = [len(column.values) for column in given.values()]
         # Where calls are few beside values, all at once would only take memory: a training log is one call.
@@ -254,13 +256,15 @@ class _HashedIntegers:
             words_V %= np.array(buckets).repeat(lengths)
         ids_V = words_V.view(np.int64)
         ids_V += 1
+        spared = self._together if len(given) == len(self._buckets) else ()
         found: dict[str, Ids] = {}
         end = 0
         for (name, column), length in zip(given.items(), lengths, strict=True):
             start, end = end, end + length
-            found[name] = ids_V[start:end]
             if column.missing is not None:
-                found[name][column.missing] = OOV_ROW
+                ids_V[start:end][column.missing] = OOV_ROW
+            if name not in spared:
+                found[name] = ids_V[start:end]
         return found, ids_V
 
 
@@ -276,7 +280,7 @@ def _list_ids(
 
 def _keep_latest(values_V: Ids, lengths_B: Ids, most: int) -> tuple[Ids, Ids]:
     """Keep the last `most` values of each row of a flattened list column."""
-    if not len(lengths_B) or int(lengths_B.max()) <= most:
+    if not len(lengths_B) or np.maximum.reduce(lengths_B) <= most:
         return values_V, lengths_B
     ends_B = np.cumsum(lengths_B)
     from_end_V = np.repeat(ends_B, lengths_B) - np.arange(len(values_V))

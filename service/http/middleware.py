@@ -31,7 +31,9 @@ _OPEN_INFERENCE_MODEL = re.compile(r"(/v2/models/)[^/]+(?:/versions/[^/]+)?(/inf
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _KEY = "feedrank.record"
 _DISCONNECTED = 499  # no client is left to read an answer
-_MOMENT_SECONDS = 0.01
+# Requests that have ended are counted after so long, or when there are so many: all at once would keep others waiting.
+_MOMENT_SECONDS = 0.03
+_MOST_ENDED = 32
 _HEADERS = "feedrank.headers"  # by name: several are looked up in every request
 _REQUEST_ID_KEY = REQUEST_ID.lower().encode("latin-1")
 
@@ -167,6 +169,8 @@ class Observe:
         if not self._ended:
             asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self.finish_ended)
         self._ended.append((record, scope))
+        if len(self._ended) >= _MOST_ENDED:
+            self.finish_ended()
 
     def finish_ended(self) -> None:
         """Count, trace and log the requests that have ended. Safe from several threads."""

@@ -82,6 +82,7 @@ class ModelMetrics:
 
 
 def _add(counters: Mapping[str, Counter], counts: Mapping[str, int]) -> None:
-    for name, count in counts.items():
-        if count:
-            counters[name].inc(count)
+    if any(counts.values()):  # of most requests nothing is to be counted
+        for name, count in counts.items():
+            if count:
+                counters[name].inc(count)
