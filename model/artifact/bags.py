@@ -73,15 +73,15 @@ class Bags:
         found = []
         for table_rows in layout.table_rows:
             rows_J = table_rows.of_ids(ids)
+            weights_J = None if layout.weights_J is None else layout.weights_J[: len(rows_J)]
             if rows == 1 and layout.has_full_bags:
-                bags_PW = np.add.reduceat(self._rows_RW.take(rows_J, 0), offsets_P1[:-1], axis=0)
+                rows_JW = self._rows_RW.take(rows_J, 0)
+                if weights_J is not None:
+                    rows_JW *= weights_J[:, None]
+                bags_PW = np.add.reduceat(rows_JW, offsets_P1[:-1], axis=0)
             else:
-                bags_PW = self._look_up(rows_J, torch.from_numpy(offsets_P1))
-            places_BSW = bags_PW.reshape(rows, of.places, self._width)
-            if layout.divisors_L1 is not None:
-                lists_BLW = places_BSW[:, of.num_ids :]
-                np.divide(lists_BLW, layout.divisors_L1, out=lists_BLW)
-            found.append(places_BSW.reshape(rows, of.places * self._width))
+                bags_PW = self._look_up(rows_J, torch.from_numpy(offsets_P1), weights_J)
+            found.append(bags_PW.reshape(rows, of.places * self._width))
         return found
 
     def _ragged(self, ids_BK: Ids, lengths_LB: Ids, values: Sequence[Ids]) -> list[Floats]:
@@ -111,11 +111,12 @@ class Bags:
             found.append(places_BSW.reshape(rows, of.places * self._width))
         return found
 
-    def _look_up(self, rows_J: Ids, offsets_P1: Tensor) -> Floats:
+    def _look_up(self, rows_J: Ids, offsets_P1: Tensor, weights_J: Floats | None = None) -> Floats:
         """bags_PW. Raises RuntimeError where the table has no such row."""
-        # mode 0 is a sum: a mean's kernel takes twice as long.
+        # mode 0 is a sum, whose weights cost nothing: a mean's kernel takes twice as long.
+        weights = None if weights_J is None else torch.from_numpy(weights_J)
         bags_PW = torch.embedding_bag(
-            self._stacked_RW, torch.from_numpy(rows_J), offsets_P1, False, 0, False, None, True
+            self._stacked_RW, torch.from_numpy(rows_J), offsets_P1, False, 0, False, weights, True
         )[0]
         return bags_PW.numpy()
 
@@ -139,8 +140,12 @@ class _Features:
         for of_ids, of_lists in zip(self.ids, self.lists, strict=True):
             in_row = [one.tiled(length) for one, length in zip(of_lists, lengths_L.tolist(), strict=True)]
             table_rows.append(_TableRows.joined([of_ids, *in_row]).tiled(rows))
+        divisors_L1, weights_J = self.divisors(lengths_L[:, None]), None
+        if divisors_L1 is not None:
+            weights_S = np.concatenate([np.ones(self.num_ids, np.float32), 1 / divisors_L1[:, 0]])
+            weights_J = np.tile(weights_S.repeat(in_row_S), rows)
         offsets_P1 = np.append(0, np.tile(in_row_S, rows).cumsum())
-        return _Layout(offsets_P1, table_rows, self.divisors(lengths_L[:, None]), bool(in_row_S.all()))
+        return _Layout(offsets_P1, table_rows, weights_J, bool(in_row_S.all()))
 
     def divisors(self, lengths_LB: Ids) -> Floats | None:
         """By what sums of lists are divided, [L, B]. None where no mean is taken."""
@@ -184,12 +189,12 @@ class _TableRows(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Bags of rows whose lists are equally long, and what makes rows of tables of their ids, by owner. `has_full_bags`
-    says that no bag is empty."""
+    """Bags of rows whose lists are equally long, and what makes rows of tables of their ids, by owner. `weights_J` are
+    of the rows in sums that are means, None where there is no mean. `has_full_bags` says that no bag is empty."""
 
     offsets_P1: Ids
     table_rows: list[_TableRows]
-    divisors_L1: Floats | None
+    weights_J: Floats | None
     has_full_bags: bool
 
 
