@@ -60,7 +60,7 @@ class DirectRequest:
     answer: Answer
 
     def take_body(self, body: bytes, send: SendAnswer) -> None:
-        """Have the body answered, and send that or the problem."""
+        """Score the body in a scoring thread, then send the answer or the problem."""
 
         def done(outcome: Outcome) -> None:
             self._finish(outcome, send)

@@ -1,4 +1,4 @@
-"""What settings switch on: the logs of impressions and events, their shipping, the store of users' state.
+"""Parts that settings switch on: the logs of impressions and events, their shipping, the store of users' state.
 
 In: the settings of a service. Out: each of them, or None.
 """
@@ -60,7 +60,7 @@ def state_store(settings: Settings) -> Store | None:
 
 
 def appender(settings: Settings, store: Store | None, models: ModelStore, metrics: Metrics) -> Appender | None:
-    """What makes histories of events, where there are both."""
+    """Maker of histories from events, where there are both."""
     if store is None or settings.event_log is None:
         return None
     return Appender(store, models, event_files(settings.event_log), metrics.state)

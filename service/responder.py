@@ -96,7 +96,7 @@ class Responder:
     def score(
         self, body: bytes, asked: Asked, record: RequestRecord, answer: Answer, done: Callable[[Outcome], None]
     ) -> Callable[[], None]:
-        """Have a body answered in a scoring thread, if there still is room. `done` takes what came of it, on the event
+        """Score a body in a scoring thread, if there still is room. `done` takes what came of it, on the event
         loop and once, but for a caller that stops waiting by what is returned. Raises Problem 429."""
         deadline, encoding = asked
         ticket = record.ticket = self.admission.admit(len(body) if encoding is None else None)

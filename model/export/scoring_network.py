@@ -25,7 +25,7 @@ from model.fusion.slots import Layers
 
 
 def request_linears(frozen: FrozenNetwork, request_columns: Tensor) -> nn.ModuleList:
-    """What a request's columns of each raw row add to each output over it, biases included: rows_BD -> sums_BF."""
+    """Sums that a request's columns of each raw row add to each output over it, biases included: rows_BD -> sums_BF."""
     weights, biases = _over_raw_row(frozen)
     return nn.ModuleList(
         [_by_input(_linear(weight[:, request_columns], bias)) for weight, bias in zip(weights, biases, strict=True)]

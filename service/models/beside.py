@@ -67,8 +67,8 @@ KINDS: tuple[FileKind[Any], ...] = (VALUE_MODELS, STATE, POLICIES, EXPERIMENTS)
 
 
 class Beside(NamedTuple):
-    """What the files say to one version, by the keys of their kinds. None where there is no file, but for value models,
-    of which one is built in."""
+    """Contents of the files for one version, by the keys of their kinds. None where there is no file, but for value
+    models, of which one is built in."""
 
     value_models: ValueModels
     state: StateFile | None
@@ -89,11 +89,11 @@ class BesideFiles:
 
     @property
     def contents(self) -> tuple[bytes | None, ...]:
-        """What was read last of each file."""
+        """Bytes of each file as they were read last."""
         return tuple(file.content for file in self._files)
 
     def entry(self, beside: Beside | None) -> dict[str, Any]:
-        """What a version has of each file, for /v1/models. None is for no version."""
+        """Entry of each file in /v1/models, as a version has it. None is for no version."""
         entry: dict[str, Any] = {}
         for file in self._files:
             key = file.kind.key
@@ -116,15 +116,15 @@ class BesideFiles:
         return every
 
     def read_for(self, scorer: Scorer) -> Beside:
-        """What they say to a version that may come to serve. Raises ValueError where a file does not fit it."""
+        """Contents for a version that may come to serve. Raises ValueError where a file does not fit it."""
         return self._said(scorer, lambda file: file.read_next)
 
     def begin_first(self, scorer: Scorer) -> Beside:
-        """What they say to a version with none beside it to serve on: a bad file has its fallback."""
+        """Contents for a version with none beside it to serve on: a bad file has its fallback."""
         return self._said(scorer, lambda file: file.begin_first)
 
     def begin_serving(self, scorer: Scorer) -> Beside:
-        """What they say to a version that begins to serve. Raises ValueError where a file does not fit it."""
+        """Contents for a version that begins to serve. Raises ValueError where a file does not fit it."""
         beside = self.read_for(scorer)
         for file in self._files:
             if not file.kind.is_shared:

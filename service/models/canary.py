@@ -16,7 +16,7 @@ UNITS = ("user", "request_id")
 
 
 class Sender(NamedTuple):
-    """Who sends a request: its id, and its user by the name of the feature that has it, None where that has none."""
+    """Sender of a request: its id, and its user by the name of the feature that has it, None where that has none."""
 
     request_id: str
     user_by: Callable[[str], str | None]

@@ -133,7 +133,7 @@ class ModelStore:
         return found_in(self.serving(name), version, sender)
 
     def serving(self, name: str | None) -> Serving:
-        """What is served of a model. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
+        """Versions that are served of a model. Raises Problem: 404 unknown, 422 which one is meant, 503 none loaded."""
         served = {name: family.serving for name, family in self._families.items() if family.serving is not None}
         if name is None:
             if not served:

@@ -80,7 +80,7 @@ class ServedModel:
 
     @property
     def beside(self) -> Beside:
-        """What the files beside the version say to it."""
+        """Contents of the files beside the version."""
         return Beside(**{key: getattr(self, key) for key in Beside._fields})
 
 

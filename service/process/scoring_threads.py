@@ -148,7 +148,7 @@ class _Done:
         loop.add_reader(self._ready, self._finish_jobs)
 
     def put(self, job: Job, result: Any, error: BaseException | None) -> None:
-        """Have a job settled on the loop."""
+        """Queue a job for the loop to settle."""
         self._jobs.append((job, result, error))
         os.write(self._ready, _ONE)
 
