@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import json
 import shutil
 import sys
 from datetime import timedelta
@@ -18,6 +19,7 @@ from training.join.counts import event_counts, impression_counts
 from training.join.engines.engine import bytes_given
 from training.join.join import Settings, join
 from training.join.plan import Plan
+from training.join.staging import hours_between
 
 LACKING = [name for name in ("pandas", "py4j", "pyarrow_hotfix", "pyspark") if importlib.util.find_spec(name) is None]
 LACKING += ["java"] if shutil.which("java") is None else []
@@ -26,20 +28,10 @@ needs_spark = pytest.mark.skipif(bool(LACKING), reason=f"needs Spark; not here: 
 NOW = START + timedelta(hours=3)
 
 
-@needs_spark
-@pytest.mark.slow
-# Its first query starts a Java machine and compiles for it.
-@pytest.mark.timeout(1200)
-def test_spark_and_duckdb_give_the_same_rows_and_counts(tmp_path: Path) -> None:
-    """From a folder whose name has what Spark reads as patterns."""
-    made = logs(300, 4, seed=31, hours=2)
-    plans = {engine: Plan.load(write(tmp_path / f"{engine} *[a] %20", made)) for engine in ("duckdb", "spark")}
-    settings = {"duckdb": Settings(now=NOW), "spark": Settings(now=NOW, engine="spark")}
-    hours = {engine: join(plan, settings[engine]).hours for engine, plan in plans.items()}
-    assert hours["spark"] == hours["duckdb"]
-    assert len(hours["spark"]) == 2
+def same(plans: dict[str, Plan], hours: int) -> None:
+    """Rows and counts of both engines are the same."""
     files = {engine: sorted(plan.out.glob("date=*/*.parquet")) for engine, plan in plans.items()}
-    assert len(files["duckdb"]) == 2
+    assert len(files["duckdb"]) == hours
     for by_duckdb, by_spark in zip(files["duckdb"], files["spark"], strict=True):
         expected, found = (pq.ParquetFile(path).read() for path in (by_duckdb, by_spark))
         assert by_spark.name == by_duckdb.name
@@ -47,10 +39,47 @@ def test_spark_and_duckdb_give_the_same_rows_and_counts(tmp_path: Path) -> None:
         assert found.schema == expected.schema
         assert found.to_pylist() == expected.to_pylist()
         assert b"spark" in pq.read_metadata(by_spark).metadata[b"feedrank.join"]
-    events, impressions = event_counts(plans["spark"].out), impression_counts(plans["spark"].out)
-    assert events == event_counts(plans["duckdb"].out)
-    assert impressions == impression_counts(plans["duckdb"].out)
-    assert {kind for counts in events.values() for kind in counts} >= {"matched", "late", "ambiguous", "doubled"}
+    assert event_counts(plans["spark"].out) == event_counts(plans["duckdb"].out)
+    assert impression_counts(plans["spark"].out) == impression_counts(plans["duckdb"].out)
+
+
+@needs_spark
+@pytest.mark.slow
+# Its first query starts a Java machine and compiles for it.
+@pytest.mark.timeout(1200)
+def test_spark_and_duckdb_give_the_same_rows_and_counts(tmp_path: Path) -> None:
+    """From a folder whose name has what Spark reads as patterns. An hour is joined anew with what came late."""
+    made = logs(300, 4, seed=31, hours=2)
+    half = made._replace(events=made.events[::2])
+    plans = {engine: Plan.load(write(tmp_path / f"{engine} *[a] %20", half)) for engine in ("duckdb", "spark")}
+    settings = {"duckdb": Settings(now=NOW), "spark": Settings(now=NOW, engine="spark")}
+    hours = {engine: join(plan, settings[engine]).hours for engine, plan in plans.items()}
+    assert hours["spark"] == hours["duckdb"]
+    same(plans, hours=2)
+    counts = event_counts(plans["spark"].out)
+    assert {kind for of_hour in counts.values() for kind in of_hour} >= {"matched", "late", "ambiguous", "doubled"}
+    text = "".join(json.dumps(event) + "\n" for event in made.events[1::2])
+    for engine, plan in plans.items():
+        (Path(plan.file.events) / "events-9.jsonl").write_text(text, encoding="utf-8")
+        rejoin = hours_between(hours[engine][0], hours[engine][0])
+        assert join(plan, settings[engine]._replace(rejoin=rejoin)).hours == []
+    same(plans, hours=2)
+    assert event_counts(plans["spark"].out) != counts
+
+
+@needs_spark
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_spark_joins_all_that_was_answered(tmp_path: Path) -> None:
+    made = logs(100, 4, seed=35, hours=1)
+    plans = {engine: Plan.load(write(tmp_path / engine, made, join=JOIN + "rows: answered\n"))
+             for engine in ("duckdb", "spark")}  # fmt: skip
+    now = START + timedelta(hours=2)
+    join(plans["duckdb"], Settings(now=now))
+    join(plans["spark"], Settings(now=now, engine="spark"))
+    same(plans, hours=1)
+    (counts,) = impression_counts(plans["spark"].out).values()
+    assert counts["rows"] == counts["impressions"] > counts["shown"] + counts["implied"]
 
 
 @needs_spark
