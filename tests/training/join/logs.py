@@ -98,7 +98,7 @@ def request(number: int, time: datetime, ids: list[str], draw: random.Random, **
         "tasks": {output: [round(draw.random(), 6) for _ in ids] for output in OUTPUTS},
         "raw": {},
         "order": order,
-        "propensity": [0.5] * len(order) if number % 5 == 0 else None,
+        "propensity": [1 / (place + 2) for place in range(len(order))] if number % 5 == 0 else None,
         **changed,
     }
 
