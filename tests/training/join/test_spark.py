@@ -48,7 +48,7 @@ def same(plans: dict[str, Plan], hours: int) -> None:
 # Its first query starts a Java machine and compiles for it.
 @pytest.mark.timeout(1200)
 def test_spark_and_duckdb_give_the_same_rows_and_counts(tmp_path: Path) -> None:
-    """From a folder whose name has what Spark reads as patterns. An hour is joined anew with what came late."""
+    """From a folder whose name has what Spark reads as patterns. An hour is joined again, with what came late."""
     made = logs(300, 4, seed=31, hours=2)
     half = made._replace(events=made.events[::2])
     plans = {engine: Plan.load(write(tmp_path / f"{engine} *[a] %20", half)) for engine in ("duckdb", "spark")}
