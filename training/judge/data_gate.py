@@ -213,7 +213,7 @@ def _faults_of_answers(answers: AnswerFigures, before: Sequence[AnswerFigures], 
         constant, loss = sum(day.constant_loss for day in past), sum(day.loss for day in past)
         if constant > 0 and loss > 0 and own.constant_loss > 0 and own.loss > 0:
             error, usual = own.loss / own.constant_loss, loss / constant
-            limit = _error_limit(usual, settings.champion_ne_ratio, follows=_follow(own))
+            limit = _error_limit(own, past, settings.champion_ne_ratio)
             if math.log(error / limit) - SURE * own.error > 0:
                 faults.append(
                     f"task {task}: the serving version's NE is {error:.3f}, and {usual:.3f} on the days before; "
@@ -225,13 +225,18 @@ def _faults_of_answers(answers: AnswerFigures, before: Sequence[AnswerFigures], 
     return faults
 
 
-def _error_limit(usual: float, ratio: float, *, follows: bool) -> float:
-    """Largest NE that a day may have, where it is usually so large.
+def _error_limit(own: TaskFigures, past: Sequence[TaskFigures], ratio: float) -> float:
+    """Largest NE that a day may have.
 
-    Answers that explain a share 1 - NE of labels cost as much again once labels say nothing of them: their own spread
-    is added to the labels'. So users who like other things make an NE of 2 - `usual` at most. That is let through where
-    labels follow the answers still, for the next version has to learn it."""
-    return ratio * max(usual * ratio, 2 - usual) if follows else ratio * usual
+    Answers that explain a part of the constant's loss cost as much again once labels say nothing of them: their own
+    spread is added to the labels'. Users who like other things make no larger loss. It is let through where labels
+    follow the answers still, for the next version has to learn it."""
+    loss, constant = sum(day.loss for day in past), sum(day.constant_loss for day in past)
+    usual = loss / constant
+    if not _follow(own):
+        return ratio * usual
+    explained = max(0.0, constant - loss) / sum(day.rows for day in past)
+    return ratio * max(usual * ratio, 1 + explained / (own.constant_loss / own.rows))
 
 
 def _follow(figures: TaskFigures) -> bool:

@@ -116,12 +116,18 @@ def test_a_quantity_whose_law_has_changed_is_let_through_up_to_answers_that_say_
     labels_B = 10 + np.sqrt(0.4) * known_B + np.sqrt(0.6) * rng.normal(size=ROWS)
     answers_B, users_B = 10 + np.sqrt(0.4) * known_B, rng.integers(0, 600, ROWS)
 
+    before = labels_B
+
     def faults(answered_B: Floats) -> list[str]:
-        table = pa.table({"user_id": users_B, "watch_ms": labels_B})
         usual, own = (
-            figures_of_answers(*sums_of_answers(WATCHED, {}, table, one_B[:, None], group_by="user_id"))
-            for one_B in (answers_B, answered_B)
+            figures_of_answers(
+                *sums_of_answers(
+                    WATCHED, {}, pa.table({"user_id": users_B, "watch_ms": of_B}), one_B[:, None], group_by="user_id"
+                )
+            )
+            for of_B, one_B in ((before, answers_B), (labels_B, answered_B))
         )
+        table = pa.table({"user_id": users_B, "watch_ms": labels_B})
         tally = Tally(WATCHED, {}, 1)
         tally.add(table, columns_from_arrow(WATCHED, table, is_coded=True), np.zeros(ROWS, np.int64))
         return faults_of_day(WATCHED, tally.counts([[0]])[0], None, 0.0, own, [usual], SETTINGS)[0]
@@ -130,6 +136,10 @@ def test_a_quantity_whose_law_has_changed_is_let_through_up_to_answers_that_say_
     kept_B = rng.random(ROWS) < 0.1
     shifted_B = np.where(kept_B, answers_B, rng.permutation(answers_B))
     assert faults(shifted_B) == []
+    # Labels that vary less by far make a large NE of the same loss.
+    labels_B = 10 + 0.5 * (labels_B - 10)
+    assert faults(shifted_B) == []
+    labels_B = 10 + 2 * (labels_B - 10)
     # So wild they cannot become by other tastes.
     [fault] = faults(10 + 2 * (shifted_B - 10))
     assert "task watch: the serving version's NE is" in fault
