@@ -40,7 +40,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means bench-first-demo bench-events bench-join bench-loop bench-wires bench-off-policy bench-judge bench-gates bench-drift clean
+	bench-compare bench-label-means bench-first-demo bench-events bench-join bench-loop bench-wires bench-off-policy bench-judge bench-gates bench-drift bench-policies clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -235,6 +235,9 @@ bench-gates: $(STAMP) ## nights that the data gate and the quality gate refuse, 
 
 bench-drift: $(STAMP) ## how far features drift on the day after a promotion, which changes what is shown
 	@exec $(PY) -m benchmarks.promotion_drift $(ARGS)
+
+bench-policies: $(STAMP) ## CPU time of a ranking policy with all stages, for 500 candidates of even and skewed creators
+	@exec $(PY) -m benchmarks.policies $(ARGS)
 
 bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure
 	@exec $(PY) -m benchmarks.score_parity $(ARGS)
