@@ -228,7 +228,7 @@ def draws_of_one_request(num: int, seed: int) -> dict[str, float]:
 def main() -> None:
     """Simulate and write the results."""
     parser = argparse.ArgumentParser(prog="make bench-off-policy")
-    parser.add_argument("--replications", type=int, default=1000, help="logs of each number of users (default 1000)")
+    parser.add_argument("--replications", type=int, default=500, help="logs of each number of users (default 500)")
     parser.add_argument("--draws", type=int, default=1_000_000, help="draws of one request's order (default 1,000,000)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

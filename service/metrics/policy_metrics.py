@@ -35,10 +35,23 @@ class PolicyMetrics(Families):
         ("model", "policy"),
     )
 
+    explored = Family(
+        Counter,
+        "ranking_policy_explored",
+        "Requests whose first places a policy drew",
+        ("model", "policy"),
+    )
+    repeated_ids = Family(
+        Counter,
+        "ranking_policy_repeated_ids",
+        "Explored requests whose id came before, so that they are drawn alike",
+        ("model", "policy"),
+    )
+
     def add_policies(self, model: str, policies: Policies) -> None:
         """Export what these policies count from 0."""
         for name in policies.names:
-            for counter in (self.requests, self.relaxed, self.empty):
+            for counter in (self.requests, self.relaxed, self.empty, self.explored, self.repeated_ids):
                 counter.labels(model, name)
             for stage in policies[name].stages:
                 self.dropped.labels(model, name, stage)
@@ -52,3 +65,9 @@ class PolicyMetrics(Families):
             self.relaxed.labels(model, policy).inc(placed.relaxed)
         if not len(placed.order_K):
             self.empty.labels(model, policy).inc()
+
+    def count_explored(self, model: str, policy: str, *, is_repeated: bool) -> None:
+        """Count one request that explored."""
+        self.explored.labels(model, policy).inc()
+        if is_repeated:
+            self.repeated_ids.labels(model, policy).inc()

@@ -3,11 +3,11 @@
 In: a scored request of a model with policies. Out: the same with its order. A request without a policy never comes
 here: it is answered by descending score.
 
-Shapes: N candidates, O outputs.
+Shapes: N candidates, O outputs, K places.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from model.policies.candidates import CandidateValues
 from model.policies.place import Placing
@@ -19,6 +19,7 @@ from service.base.errors import Fault, Problem, value_or_kind
 from service.base.record import RequestRecord
 from service.metrics.policy_metrics import PolicyMetrics
 from service.models.version import ServedModel
+from service.policy.repeats import RepeatedIds
 from service.rank.scored_request import ScoredRequest
 
 
@@ -41,6 +42,7 @@ class PolicyPlacing:
 
     clock: Clock
     metrics: PolicyMetrics
+    explored: RepeatedIds = field(default_factory=RepeatedIds)
 
     def place(self, scored: ScoredRequest, record: RequestRecord) -> ScoredRequest:
         """The request with its policy's order, counted and noted in its record."""
@@ -65,4 +67,7 @@ class PolicyPlacing:
         )
         record.policy, record.policy_version = policy.name, policy.version
         self.metrics.count(model.name, policy.name, placed)
+        if placed.propensity_K is not None:
+            is_repeated = self.explored.take_id(encoded.request_id, policy.version)
+            self.metrics.count_explored(model.name, policy.name, is_repeated=is_repeated)
         return replace(scored, placed=placed)
