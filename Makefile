@@ -40,7 +40,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means bench-first-demo bench-events bench-join bench-loop bench-wires bench-off-policy bench-judge bench-gates bench-drift bench-policies clean
+	bench-compare bench-label-means bench-first-demo bench-events bench-join bench-loop bench-wires bench-off-policy bench-judge bench-gates bench-drift bench-policies bench-experiments clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -229,6 +229,9 @@ bench-label-means: $(STAMP) ## means of play time in its own unit, by several es
 
 bench-judge: $(STAMP) ## false promotions and withdrawals, and users until a verdict, of 1,000 simulated canaries judged every hour
 	@exec $(PY) -m benchmarks.judge_simulation $(ARGS)
+
+bench-experiments: $(STAMP) ## evenness of arms over a million units, and coverage of an analysis in 1,000 simulated experiments
+	@exec $(PY) -m benchmarks.experiments_simulation $(ARGS)
 
 bench-gates: $(STAMP) ## nights that the data gate and the quality gate refuse, of 200 good ones and of 200 of each kind of bad one
 	@exec $(PY) -m benchmarks.gates_simulation $(ARGS)
