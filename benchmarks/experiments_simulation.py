@@ -154,8 +154,9 @@ def main() -> None:
         "",
         f"Users' past takes out {narrowing:.0%} of the variance here, and narrows intervals by {width:.0%}.",
         "",
-        f"Assignment of {options.units:,} units: p-value {dealt['buckets']:.2f} of even buckets, {dealt['layers']:.2f} of",
-        f"two independent layers, {dealt['layer_and_arm']:.2f} of arms that are independent of buckets (chi-square).",
+        f"Assignment of {options.units:,} units: p-value {dealt['buckets']:.2f} of even buckets,",
+        f"{dealt['layers']:.2f} of two independent layers, {dealt['layer_and_arm']:.2f} of arms that are independent",
+        "of buckets (chi-square).",
         f"Another process deals {'alike' if dealt['is_alike_elsewhere'] else 'otherwise'}.",
     ]
     data = {"assignment": dealt, "coverage": found, "called": shares, "narrowing": narrowing, "narrower_by": width}

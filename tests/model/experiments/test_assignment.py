@@ -1,6 +1,8 @@
 """Assignment: by the documented recipe, sticky, even, and the same whatever else is in the file."""
 
+import os
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from scipy import stats
 
 from model.experiments.assignment import Assignment, Experiments
 from model.experiments.experiments_file import ExperimentsFile
+from tests.deploy.programs import program
 
 NOW = 1_800_000_000.0  # 2027-01-15
 UNITS = [str(number) for number in range(20_000)]
@@ -169,3 +172,23 @@ def test_the_page_has_the_numbers_of_its_rule() -> None:
     now = experiments["bold_likes"].experiment.start.timestamp()
     arms = {unit: _arms(experiments, unit, now).get("bold_likes") for unit in ("17", "Zoë", "user-000042")}
     assert arms == {"17": None, "Zoë": "treatment", "user-000042": None}
+
+
+def test_another_language_finds_the_same_numbers() -> None:
+    pairs = [(salt, unit) for salt in ("2026-11", "bold_likes") for unit in ("17", "Zoë", "user-000042", *UNITS[:40])]
+    pairs += [("s", "x" * length) for length in range(2, 63)]
+    java = [
+        program("java", "default-jdk-headless"),
+        "-Dsun.jnu.encoding=UTF-8",
+        str(Path(__file__).parent / "Buckets.java"),
+    ]
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    run = subprocess.run(
+        [*java, *(text for pair in pairs for text in pair)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+        env=environment,
+    )
+    assert [int(line) for line in run.stdout.split()] == [_bucket(salt, unit) for salt, unit in pairs]
