@@ -218,6 +218,10 @@ bench-private-copy: $(STAMP) ## tables mapped by two workers, and one private co
 bench-workers: $(STAMP) ## threads and workers: CPU time, growth, memory, what batches could save
 	@exec $(PY) -m benchmarks.workers $(ARGS)
 
+.PHONY: bench-state
+bench-state: $(STAMP) ## what users by id cost a request, and requests while their store fails
+	@exec $(PY) -m benchmarks.state $(ARGS)
+
 bench-start: $(STAMP) ## seconds from exec to ready, memory of one and of each further worker
 	@exec $(PY) -m benchmarks.start $(ARGS)
 

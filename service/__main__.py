@@ -5,6 +5,7 @@
     python -m service key --name NAME     an API key
     python -m service replay LOG...       logged requests under another value model or version
     python -m service parquet DIR         Parquet of an impression log
+    python -m service load-state          users of Parquet files, into the state store
     python -m service ship                closed files of the logs to where they are shipped
     python -m service healthcheck         exit status 0 if the service in this container is alive
 
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str]) -> int:
             from service.process.healthcheck import main as job
         case ["parquet", *rest]:
             from service.impressions.to_parquet import main as job
+        case ["load-state", *rest]:
+            from service.state.load_state import main as job
         case ["ship", *rest]:
             from service.ship.command import main as job
         case ["key", *rest]:

@@ -41,7 +41,7 @@ SERVICE_NEVER = (*TORCHREC, "training", "deploy", "benchmarks", "tests")
 # What serves must not reach these either: they are for processes of their own.
 SERVING = "service.app"
 SERVING_NEVER = (*SERVICE_NEVER, "pyarrow", "rich")
-PYARROW_IN_SERVICE = ("service.impressions.parquet", "service.replay.joined_rewards")
+PYARROW_IN_SERVICE = ("service.impressions.parquet", "service.replay.joined_rewards", "service.state.parquet_users")
 # Folders with a file for each network, and for each part of an experiment.
 MANY_FILES = ("model.fusion", "training.compare")
 MOST_FILES = 17
