@@ -32,7 +32,7 @@ class Append(StrictModel):
 
 
 class StateFile(StrictModel):
-    """What a store keeps of a model's users. `key` names them. Users that nothing is written of for `ttl` are
+    """The state that a store keeps of a model's users. `key` names them. Users that nothing is written of for `ttl` are
     forgotten."""
 
     key: Name

@@ -86,7 +86,7 @@ class Ranking:
         record: RequestRecord,
         deadline: float | None,
     ) -> Reply | Waiting:
-        """What `then` answers to a request with its user, None of a model without state: now, where the look-up of the
+        """The answer of `then` to a request with its user, None of a model without state: now, where the look-up of the
         user has ended. Raises Problem 422 for a faulty key."""
         if model is None:
             return then(None)

@@ -30,7 +30,7 @@ class ReceivedRequest(Protocol):
 
     @property
     def hydrated(self) -> Hydrated | None:
-        """What the state store gave of them, None where the model has no state of users."""
+        """Values that the state store gave of them, None where the model has no state of users."""
 
     @property
     def ids(self) -> list[str]:

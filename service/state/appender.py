@@ -42,7 +42,7 @@ _log = FieldLogger("state")
 
 
 class _Kind(msgspec.Struct):
-    """What a line is looked at for first."""
+    """The fields that a line is looked at for first."""
 
     model: str
     type: str

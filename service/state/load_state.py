@@ -31,7 +31,7 @@ _TOGETHER = 500
 
 
 class _Progress(msgspec.Struct):
-    """How far a job is: files that are done, and rows of the one after them."""
+    """Progress of a job: files that are done, and rows of the one after them."""
 
     files: int = 0
     rows: int = 0

@@ -83,7 +83,7 @@ class RedisStore:
 
 
 class _ChangeError(Exception):
-    """What a caller's change raised, which is no fault of the store."""
+    """The error of a caller's change, which is no fault of the store."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def _blobs(answer: Any, most: int) -> list[bytes | None]:
 
 
 def _reason(error: BaseException, seconds: float) -> str:
-    """What went wrong, in words that have no secret. The client's own are not passed on."""
+    """The fault, in words that have no secret. The client's own are not passed on."""
     match error:
         case exceptions.OutOfMemoryError():
             return "is full (maxmemory is reached)"

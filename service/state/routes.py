@@ -125,7 +125,7 @@ class UserRoutes:
         return model, user
 
     async def _run(self, job: Callable[[Store], T]) -> T:
-        """What a job answers in one of the threads. Raises Problem 503, and what the job raises."""
+        """The answer of a job in one of the threads. Raises Problem 503, and what the job raises."""
         assert self._store is not None, "checked"
         if self._waiting >= _MOST_WAITING:
             raise _unavailable("too many changes of users wait for the state store")
