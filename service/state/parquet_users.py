@@ -21,7 +21,7 @@ _APART_SECONDS = 0.001
 
 
 class Row(NamedTuple):
-    """The state that is put of a user. `adds` is True where histories gain these entries, otherwise they are replaced."""
+    """State that is put of a user. `adds` is True where histories gain these entries, otherwise they are replaced."""
 
     key: str
     fields: dict[str, Any]

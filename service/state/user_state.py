@@ -48,10 +48,10 @@ class UserState(msgspec.Struct, array_like=True):
 
 
 class Hydrated(NamedTuple):
-    """The share of a store in a request: `values` of features that the request leaves out, and `entries` of all histories.
-    `user` is the key in canonical form. `result` says how the look-up ended: hit, miss, timeout, error, or none where
-    nobody was looked up. `covers` are features that the store answers for, whatever it has. `refused` are those whose
-    values did not fit."""
+    """The share of a store in a request: `values` of features that the request leaves out, and `entries` of all
+    histories. `user` is the key in canonical form. `result` says how the look-up ended: hit, miss, timeout, error, or
+    none where nobody was looked up. `covers` are features that the store answers for, whatever it has. `refused` are
+    those whose values did not fit."""
 
     values: dict[str, Any]
     entries: Mapping[str, list[Entry]]
