@@ -37,7 +37,7 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r requir
     && python requirements/install_torch.py --check torch
 COPY model model
 COPY service service
-RUN python -m compileall -q model service && mkdir /logs && mkdir -m 1777 /models /logs/impressions /logs/events /secrets
+RUN python -m compileall -q model service && mkdir /logs && mkdir -m 1777 /models /logs/impressions /logs/events /secrets /state
 ENV FEEDRANK_MODELS=/models FEEDRANK_HOST=0.0.0.0
 EXPOSE 8080
 # Any other uid will do as well.

@@ -24,6 +24,7 @@ from service.metrics.metrics import RANK, Metrics
 from service.pipeline import TIMEOUT_HEADER, Answer, Waiting, check_deadline, deadline_passed
 from service.process.scoring_threads import Job, ScoringThreads
 from service.rank.answer import Reply
+from service.state.lookups import Lookup
 from service.state.users import Users
 
 # Of a request that was admitted.
@@ -103,8 +104,7 @@ class Responder:
         submitted = record.submitted = time.perf_counter()
         timer: asyncio.TimerHandle | None = None
         job: Job
-        if encoding is None and record.endpoint == RANK:
-            record.lookup = self.users.guess_lookup(body, deadline)
+        lookup = self.users.guess_lookup(body, deadline) if encoding is None and record.endpoint == RANK else None
 
         def run() -> Reply | Waiting:
             begun = record.begun = time.perf_counter()
@@ -127,21 +127,22 @@ class Responder:
             check_deadline(deadline)
             return finished(waiting.resume(), begun)
 
-        def go_on(waiting: Waiting, spent: float) -> None:
-            nonlocal job
-            if job.is_cancelled:
-                return
-            try:
-                job = self.threads.submit(partial(resume, waiting, spent), settle)
-            except RuntimeError as error:  # the threads have ended
-                end(error)
-
         def settle(reply: Reply | Waiting, error: BaseException | None) -> None:
             if isinstance(reply, Waiting):
                 spent = (record.scored or 0.0) - (record.begun or 0.0)
-                self.users.lookups.call_at_end(reply.lookup, partial(go_on, reply, spent))
+                begin(partial(resume, reply, spent), reply.lookup)
             else:
                 end(reply if error is None else error)
+
+        def begin(work: Callable[[], Reply | Waiting], lookup: Lookup) -> None:
+            """Have work done when a look-up has ended: its thread hands it to the scoring threads."""
+            nonlocal job
+            try:
+                job = self.threads.prepare(work, settle)
+            except RuntimeError as error:  # the threads have ended
+                end(error)
+            else:
+                self.users.lookups.call_at_end(lookup, partial(self.threads.begin, job))
 
         def end(outcome: Outcome) -> None:
             ticket.release()
@@ -159,7 +160,12 @@ class Responder:
             stop_waiting()
             done(deadline_passed())
 
-        job = self.threads.submit(run, settle)
+        record.lookup = lookup
+        if lookup is None:
+            job = self.threads.submit(run, settle)
+        else:
+            job = self.threads.prepare(run, settle)
+            self.users.lookups.call_at_end(lookup, partial(self.threads.begin, job))
         if deadline is not None:
             timer = asyncio.get_running_loop().call_later(deadline - submitted, expire)
         return stop_waiting

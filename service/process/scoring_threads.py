@@ -67,6 +67,12 @@ class ScoringThreads:
     def submit(self, run: Callable[[], Any], settle: Callable[[Any, BaseException | None], None]) -> Job:
         """Run a function in a scoring thread, then `settle` on the running event loop. Raises RuntimeError after
         `close`."""
+        job = self.prepare(run, settle)
+        self._put(job)
+        return job
+
+    def prepare(self, run: Callable[[], Any], settle: Callable[[Any, BaseException | None], None]) -> Job:
+        """The same, once it is handed to `begin`, which has to happen."""
         job = Job(run, settle)
         with self._lock:
             if self._is_closed:
@@ -76,8 +82,13 @@ class ScoringThreads:
             if not self._pending:
                 self._last_progress = time.monotonic()
             self._pending += 1
-        self._put(job)
         return job
+
+    def begin(self, job: Job) -> None:
+        """Let a prepared job be run. Called by any thread. After `close` it never is."""
+        with self._lock:
+            if not self._is_closed:
+                self._put(job)
 
     @property
     def is_full(self) -> bool:

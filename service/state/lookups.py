@@ -7,10 +7,13 @@ thread in time again.
 """
 
 import asyncio
+import os
+import select
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 
 from service.base.log import FieldLogger, Throttle
 from service.metrics.state_metrics import StateMetrics
@@ -23,6 +26,7 @@ PROBE_SECONDS = 0.5
 _TOGETHER = 64
 _STOP_SECONDS = 2.0
 _NOBODY = b"\0" * 16
+_ONE = (1).to_bytes(8, sys.byteorder)
 
 HIT, MISS, TIMEOUT, ERROR = "hit", "miss", "timeout", "error"
 
@@ -52,7 +56,12 @@ class Lookups:
         self._store = store
         self._seconds = seconds
         self._metrics = metrics
-        self._queue: SimpleQueue[Lookup | None] = SimpleQueue()
+        # As the scoring threads': what waits, and an eventfd that wakes the thread without the interpreter's lock held.
+        self._queue: deque[Lookup] = deque()
+        self._ready = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._ready, select.POLLIN)
+        self._is_stopping = False
         self._lock = threading.Lock()
         # Failures in a row, and when the first of them was.
         self._failures = 0
@@ -67,9 +76,12 @@ class Lookups:
 
     def stop(self) -> None:
         """End the thread. A store that hangs is not waited for."""
-        self._queue.put(None)
+        self._is_stopping = True
+        os.write(self._ready, _ONE)
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
+        if not self._thread.is_alive():
+            os.close(self._ready)
 
     @property
     def is_open(self) -> bool:
@@ -81,10 +93,11 @@ class Lookups:
         now = time.perf_counter()
         until = now + self._seconds
         lookup = Lookup(model, key, name, now, until if deadline is None else min(until, deadline))
-        if self._is_open or self._queue.qsize() >= MOST_WAITING:
+        if self._is_open or len(self._queue) >= MOST_WAITING:
             self._end(lookup, ERROR, is_of_store=False)
         else:
-            self._queue.put(lookup)
+            self._queue.append(lookup)
+            os.write(self._ready, _ONE)
         return lookup
 
     def has_ended(self, lookup: Lookup) -> bool:
@@ -94,15 +107,17 @@ class Lookups:
         return lookup.result is not None
 
     def call_at_end(self, lookup: Lookup, call: Callable[[], object]) -> None:
-        """Call on the running event loop, once, when a look-up has ended."""
-        loop = asyncio.get_running_loop()
+        """Call once, when a look-up has ended: now, or by the thread where it ends. Called on the event loop, whose
+        timer ends a look-up that the store does not answer."""
         with self._lock:
-            if lookup.result is None:
-                lookup.on_end = lambda: loop.call_soon_threadsafe(call)
-        if lookup.on_end is None:
-            loop.call_soon(call)
+            has_ended = lookup.result is not None
+            if not has_ended:
+                lookup.on_end = call
+        if has_ended:
+            call()
         else:
-            loop.call_later(max(0.0, lookup.until - time.perf_counter()), self._end, lookup, TIMEOUT)
+            seconds = max(0.0, lookup.until - time.perf_counter())
+            asyncio.get_running_loop().call_later(seconds, self._end, lookup, TIMEOUT)
 
     def _end(self, lookup: Lookup, result: str, blob: bytes | None = None, *, is_of_store: bool = True) -> None:
         """End a look-up, if it has not ended. One that never reached the store says nothing of it."""
@@ -117,10 +132,7 @@ class Lookups:
             _log.error("the state store fails; what it has of users takes defaults until it answers again")
         self._metrics.count_lookup(lookup.model, result, now - lookup.started)
         if lookup.on_end is not None:
-            try:
-                lookup.on_end()
-            except RuntimeError:  # the loop is closed, and nobody waits
-                return
+            lookup.on_end()
 
     def _opens_after(self, result: str, now: float) -> bool:
         """Count a result, and return whether it is the one that opens the breaker. The lock is held."""
@@ -142,35 +154,24 @@ class Lookups:
         _log.info("the state store answers again")
 
     def _work(self) -> None:
-        while True:
-            try:
-                first = self._queue.get(timeout=PROBE_SECONDS if self._is_open else None)
-            except Empty:
-                self._probe()
-                continue
-            batch = self._batch(first)
-            if batch is None:
-                self._store.close()
-                return
-            if batch:
+        while not self._is_stopping:
+            is_woken = self._poll.poll(1000 * PROBE_SECONDS if self._is_open else None)
+            if is_woken:
+                os.read(self._ready, len(_ONE))
+            while batch := self._take_batch():
                 self._read(batch)
-            elif self._is_open:
+            if self._is_open and not self._is_stopping:
                 self._probe()
+        self._store.close()
 
-    def _batch(self, first: Lookup | None) -> list[Lookup] | None:
-        """Look-ups that wait and still have time. None at the end."""
+    def _take_batch(self) -> list[Lookup]:
+        """Look-ups that wait and still have time, at most so many as are read together."""
         batch: list[Lookup] = []
-        taken = first
-        while taken is not None:
-            if not self.has_ended(taken):
-                batch.append(taken)
-            if len(batch) == _TOGETHER:
-                break
-            try:
-                taken = self._queue.get_nowait()
-            except Empty:
-                break
-        return None if taken is None else batch
+        while self._queue and len(batch) < _TOGETHER:
+            lookup = self._queue.popleft()
+            if not self.has_ended(lookup):
+                batch.append(lookup)
+        return batch
 
     def _read(self, batch: list[Lookup]) -> None:
         try:

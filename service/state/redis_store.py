@@ -6,6 +6,7 @@ faster. Reads wait no longer than a look-up does, and are tried once more on a c
 Messages say neither URL nor password. One Redis server or what speaks as one: not Cluster.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,16 +29,33 @@ class RedisStore:
     """A store in Redis. It may be away, now or later."""
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
-        again = Retry(NoBackoff(), 1, supported_errors=(exceptions.ConnectionError,))
-        connect_seconds = max(timeout_seconds, _CONNECT_SECONDS)
         self._timeout_seconds = timeout_seconds
-        self._reads = _client(url, timeout_seconds, connect_seconds, again)
-        self._writes = _client(url, WRITE_SECONDS, WRITE_SECONDS, Retry(NoBackoff(), 0))
+        self._reads = _client(url, timeout_seconds, max(timeout_seconds, _CONNECT_SECONDS))
+        self._writes = _client(url, WRITE_SECONDS, WRITE_SECONDS)
+        self._local = threading.local()
 
     def read(self, names: Sequence[bytes]) -> list[bytes | None]:
         """The blobs of these names."""
         with self._faults(self._timeout_seconds):
-            return _blobs(self._reads.mget(list(map(_key, names))), len(names))
+            return _blobs(self._read_on_own_connection(list(map(_key, names))), len(names))
+
+    def _read_on_own_connection(self, keys: Sequence[bytes]) -> Any:
+        """The answer to MGET on the thread's own connection: to borrow one from a pool for each look-up costs as much
+        as the look-up. One that was closed meanwhile is opened again, once."""
+        connection = self._local.__dict__.get("connection")
+        if connection is None:
+            connection = self._local.connection = self._reads.connection_pool.get_connection()
+        for is_last in (False, True):
+            try:
+                connection.send_command("MGET", *keys)
+                return connection.read_response()
+            except exceptions.ResponseError:
+                raise
+            except BaseException as error:  # an answer may still come, which would be taken for the next one
+                connection.disconnect()
+                if is_last or not isinstance(error, exceptions.ConnectionError):
+                    raise
+        raise AssertionError("the second one returns or raises")
 
     def change(self, names: Sequence[bytes], change: Change, note: Note | None = None) -> None:
         """Change blobs in one transaction."""
@@ -97,7 +115,8 @@ def _changed(change: Change, before: dict[bytes, bytes | None]) -> dict[bytes, W
         raise _ChangeError(error) from None
 
 
-def _client(url: str, seconds: float, connect_seconds: float, retry: Retry) -> Redis:
+def _client(url: str, seconds: float, connect_seconds: float) -> Redis:
+    retry = Retry(NoBackoff(), 0)
     return Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=connect_seconds, retry=retry)
 
 

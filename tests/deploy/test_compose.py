@@ -62,9 +62,11 @@ def test_services_can_do_no_more_than_they_must(name: str) -> None:
 def test_service_is_told_what_it_understands_and_has_time_to_finish(tmp_path: Path) -> None:
     service = SERVICES["service"]
     # Folders of volumes, and a file that another service makes.
-    volumes = {f"FEEDRANK_{name}" for name in ("IMPRESSION_LOG", "EVENT_LOG", "USER_HASH_KEY")}
+    volumes = {f"FEEDRANK_{name}" for name in ("IMPRESSION_LOG", "EVENT_LOG", "USER_HASH_KEY", "STATE")}
     given = {name: value for name, value in service["environment"].items() if name not in volumes}
     settings = read_settings([], {"FEEDRANK_MODELS": str(tmp_path), **given})
+    folder = service["environment"]["FEEDRANK_STATE"].removeprefix("sqlite:///").removesuffix("/state.db")
+    assert f"state:{folder}" in service["volumes"]
     assert settings.workers == 2
     known = {f"FEEDRANK_{name.upper()}" for name in type(settings).model_fields}
     assert set(service["environment"]) <= known

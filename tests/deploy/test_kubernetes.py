@@ -141,7 +141,7 @@ def test_a_pod_has_time_to_finish_and_the_cluster_to_notice() -> None:
 
 
 def test_everything_finds_the_pods() -> None:
-    service, monitor, policy = one("Service"), one("ServiceMonitor"), one("NetworkPolicy", "base")
+    service, monitor, policy = one("Service"), one("ServiceMonitor"), one("NetworkPolicy", "base", "feedrank")
     spec = DEPLOYMENT["spec"]
     selectors = [
         spec["selector"]["matchLabels"],

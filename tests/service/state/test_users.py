@@ -1,6 +1,8 @@
 """Requests by id: the answer is that of the same features sent along, whatever the store does."""
 
 import gzip
+import hashlib
+import hmac
 import json
 import sqlite3
 import threading
@@ -15,12 +17,14 @@ from starlette.testclient import TestClient
 from service.state.store import StoreError, Written
 from service.state.user_state import store_name
 from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.service.impressions.impressions_read import lines_of
 from tests.service.in_process import client_of, sample
 from tests.service.state.stores import STATE, put_user, sqlite_url, store_at
 
 USER = TINY_REQUEST["user"]
 CANDIDATES = TINY_REQUEST["candidates"]
 KEPT = {"country": "fr", "age_days": 12.5}
+HASH_KEY = b"a key of thirty-two bytes, or so."
 HISTORY = [(3, 10.0), (9, 11.0), (4, 12.0)]
 
 
@@ -221,6 +225,28 @@ def test_a_store_that_hangs_costs_its_features_and_no_request(
             pass
         rank(client, {"user_id": 17, "tab": 1})
         assert lookups(client, "miss") == 1
+
+
+def test_the_impression_log_has_the_values_as_they_were_used(models: Path, tmp_path: Path) -> None:
+    """What is written to the store later changes no line, and the user's hash is by the key of state.yaml."""
+    (models / "tiny" / "state.yaml").write_text("key: visitor\nfields: [country, age_days]\n")
+    (tmp_path / "impressions").mkdir()
+    (tmp_path / "user.key").write_bytes(HASH_KEY)
+    store = store_at(tmp_path / "state.db")
+    put_user(store, "17", KEPT)
+    logs = {"impression_log": tmp_path / "impressions", "user_hash_key": tmp_path / "user.key"}
+    with client_of(models, state=sqlite_url(tmp_path / "state.db"), state_timeout_ms=5000, **logs) as client:
+        rank(client, {"visitor": 17, "tab": 1, "country": None})
+        put_user(store, "17", {"country": "de"})
+        rank(client, {"visitor": "17", "tab": 1})
+    store.close()
+    lines = lines_of(tmp_path / "impressions")
+    assert [line["user"] for line in lines] == [
+        {"age_days": 12.5, "tab": 1, "country": None},
+        {"country": "de", "tab": 1},
+    ]
+    expected = hmac.new(HASH_KEY, b"17", hashlib.sha256).hexdigest()[:32]
+    assert [line["user_hash"] for line in lines] == [expected] * 2
 
 
 def test_a_locked_state_file_costs_no_request(client: TestClient, tmp_path: Path) -> None:
