@@ -213,7 +213,7 @@ async def _freshness(folder: Path, stores: Stores, events: int) -> list[tuple[st
     """Events that are in the next request, a second after they were accepted: asked of, sent, found."""
     found: list[tuple[str, int, int]] = []
     with ExitStack() as stack:
-        flags = ("--state-timeout-ms", "1000")
+        flags = ("--state-timeout-ms", "1000", "--queue-seconds", "30")
         embedded = stack.enter_context(_service(folder, "embedded", "--state", stores.urls["SQLite"], *flags))
         one = stack.enter_context(_service(folder, "one", "--state", stores.urls["Redis"], *flags))
         other = stack.enter_context(_service(folder, "other", "--state", stores.urls["Redis"], *flags))
