@@ -39,7 +39,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
-	bench-workers bench-start bench-score bench-parity bench-reliability bench-fuzz \
+	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-label-means bench-first-demo bench-events bench-join bench-loop bench-wires bench-off-policy bench-judge bench-gates bench-drift bench-policies bench-experiments clean
 
 help: ## this list
@@ -218,7 +218,6 @@ bench-private-copy: $(STAMP) ## tables mapped by two workers, and one private co
 bench-workers: $(STAMP) ## threads and workers: CPU time, growth, memory, what batches could save
 	@exec $(PY) -m benchmarks.workers $(ARGS)
 
-.PHONY: bench-state
 bench-state: $(STAMP) ## what users by id cost a request, and requests while their store fails
 	@exec $(PY) -m benchmarks.state $(ARGS)
 
