@@ -84,8 +84,8 @@ VERSIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version that serves: how much of the true logits it has learned, and the spread of the noise that it shares
-    with others and of its own."""
+    """A version that serves. `learned` is its share of the true logits, `shared` and `own` are spreads of the noise
+    that it shares with others and of its own."""
 
     learned: float
     shared: float

@@ -98,8 +98,8 @@ def read_journal(files: LoopFiles) -> list[dict[str, Any]]:
 
 
 def calls(plan: Plan, journal: list[dict[str, Any]], bad: str | None) -> dict[str, bool]:
-    """Checks of the journal: the poisoned day alone is quarantined, the day of the shift is among what is trained on,
-    and the bad model withdrawn."""
+    """Checks of the journal. The poisoned day alone is quarantined, the day of the shift is among what is trained on,
+    and the bad model is withdrawn."""
     gates = {entry["figures"].get("day"): entry["decision"] for entry in journal if entry["step"] == "data_gate"}
     by_day = {day: gates.get(_date(plan.town, day)) for day in range(plan.days)}
     withdrawn = {

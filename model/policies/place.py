@@ -44,8 +44,8 @@ class Move(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """The order of a request: rows as they are answered, and the probability of each place given the places before it,
-    None unless the request explored. `dropped` are rows by the stage that dropped them, where one did. `relaxed` is the
+    """The order of a request, as rows. `propensity_K` is the probability of each place given the places before it, None
+    unless the request explored. `dropped` are rows by the stage that dropped them, where one did. `relaxed` is the
     number of places at which the cap was relaxed."""
 
     order_K: Rows

@@ -21,8 +21,8 @@ from model.policies.select_stages import Select
 
 
 class Selection(NamedTuple):
-    """Rows in the order selected, the probability of each place given those before it (None unless the request
-    explores), rows that the cap dropped, and at how many places it was relaxed."""
+    """Rows in the order selected. `propensity_K` is the probability of each place given those before it, None unless
+    the request explores. `dropped` are rows that the cap dropped. It was relaxed at `relaxed` places."""
 
     order_K: Rows
     propensity_K: Floats | None

@@ -32,8 +32,10 @@ class Cap(StrictModel):
 
 
 class Mmr(StrictModel):
-    """Maximal marginal relevance (Carbonell & Goldstein 1998) of the first `head` places: utility = lambda x min-max
-    score - (1 - lambda) x the largest cosine to what is placed, of the vectors of the feature `by`."""
+    """Maximal marginal relevance (Carbonell & Goldstein 1998) of the first `head` places.
+
+    Utility = lambda x min-max score - (1 - lambda) x the largest cosine to what is placed, of the vectors of the
+    feature `by`."""
 
     weight: float = Field(gt=0, le=1, allow_inf_nan=False, alias="lambda")
     head: int = Field(ge=1, le=MOST_PLACES)

@@ -58,7 +58,7 @@ class LogWriter(ABC, Generic[Written]):
         self._thread.start()
 
     def _put(self, entry_at: Callable[[datetime], Written]) -> Written:
-        """Queue the entry of this moment, with the lock held: a watermark never passes the time of an entry whose lines
+        """Queue the entry of this moment, with the lock held. A watermark never passes the time of an entry whose lines
         are in no closed file."""
         taken_at = self._clock.now()
         entry = entry_at(taken_at)

@@ -145,8 +145,8 @@ Counts = dict[str, Annotated[int, Meta(ge=1)]]
 
 
 class InputCounts(Struct):
-    """Counts by feature, of those that have any: values missing, ids that are not in their vocabulary, lists longer
-    than their max_length, values that the state store gave in place of the request."""
+    """Counts by feature, of those that have any. They are values missing, ids that are not in their vocabulary, lists
+    longer than their max_length, and values that the state store gave in place of the request."""
 
     missing: Counts
     unknown: Counts

@@ -208,8 +208,8 @@ class FeedWorld:
         self._quality_IT = mixed[:, VECTOR_WIDTH]
 
     def with_other_tastes(self, seed: int) -> "FeedWorld":
-        """The same users and items, with their names, activity and exposure, in a world where users like other things:
-        what they liked of topics, creators and items says nothing about it."""
+        """The same users and items, with their names, activity and exposure, in a world where users like other things.
+        What they liked of topics, creators and items says nothing about it."""
         other = copy.copy(self)
         other._draw_affinities(np.random.default_rng([seed, 2]))
         return other

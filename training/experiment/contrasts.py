@@ -142,7 +142,7 @@ def adjusted(users: Users, metric: str) -> tuple[Floats, float | None]:
 def called(
     pairs: dict[tuple[str, str], _Pair], tested: int, bounds_of: Callable[[Moments, Moments, float], Bounds]
 ) -> set[tuple[str, str]]:
-    """Differences that are surely not 0, of so many tested, by Holm's steps: each that is found lets the next ones be
+    """Differences that are surely not 0, of so many tested, by Holm's steps. Each that is found lets the next ones be
     tested at a larger level."""
     found: set[tuple[str, str]] = set()
     while True:
