@@ -165,6 +165,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--value-model", default="default", metavar="NAME", help="what combines answers to scores")
     add(
+        "--policy",
+        metavar="NAME",
+        help="places the rows of a request: columns `place` and `dropped` (needs --group-by)",
+    )
+    add("--policies", type=Path, metavar="FILE", help="that has --policy (default: policies.yaml of the model)")
+    add(
         "--engine",
         choices=["auto", "torchscript", "compiled"],
         default="auto",
@@ -349,6 +355,8 @@ def _score(options: argparse.Namespace) -> None:
         prefix=options.prefix,
         group_by=options.group_by,
         value_model=options.value_model,
+        policy=options.policy,
+        policies_file=options.policies,
         engine=options.engine,
         verify_key=options.verify_key,
         max_bad_rows=options.max_bad_rows,

@@ -4,12 +4,12 @@ Shapes: N candidates, L of them left after the stages that drop, K of them answe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.policies.candidates import CandidateValues
+from model.features.raw_values import Words
 from model.policies.stages import Entry
 
 Floats = NDArray[np.float64]
@@ -17,6 +17,16 @@ Rows = NDArray[np.intp]
 
 # Names of the order before any stage and after the last one.
 SCORE, SELECT = "score", "select"
+
+
+class RawValues(Protocol):
+    """Raw values of the candidates of a request (model/policies/candidates.py)."""
+
+    def numbers(self, feature: str) -> Floats:
+        """number_N of a feature."""
+
+    def words(self, feature: str) -> Words:
+        """Words of the N ids of a feature."""
 
 
 class Placing(NamedTuple):
@@ -27,7 +37,7 @@ class Placing(NamedTuple):
 
     score_N: Floats
     answer_by_output: Mapping[str, NDArray[np.float32]]
-    values: CandidateValues
+    values: RawValues
     seen: Mapping[str, Sequence[Entry]]
     vectors: Callable[[str], NDArray[np.float32]]
     now: float

@@ -97,9 +97,9 @@ class Policy:
         draws = Draws(placing.request_id, self.version)
         return self._place(placing, draws if draws.wins_coin(explore.share) else None)
 
-    def best_order(self, placing: Placing) -> Rows:
-        """order_K of a request that does not explore."""
-        return self._place(placing, None).order_K
+    def place_unexplored(self, placing: Placing) -> Placed:
+        """The order of a request that does not explore, whatever its coin."""
+        return self._place(placing, None)
 
     def follow(self, placing: Placing, order_K: Rows, value_N: Floats) -> Prefixes:
         """Probabilities of an order's first places under this policy, coin included, and the mean of a value over

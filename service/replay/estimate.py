@@ -89,7 +89,7 @@ class Estimation:
                 found.probability_K / logged_K,
                 value_N[order_K],
                 found.expected_K / above_K,
-                value_N[self._policy.best_order(placing)[: self._places]],
+                value_N[self._policy.place_unexplored(placing).order_K[: self._places]],
                 self._rewards.of_request(line.request_id, time),
             )
         )

@@ -1,24 +1,27 @@
-"""A batch-scoring job: the version that scores, by which value model, which columns, cut into parts of files.
+"""A batch-scoring job: the version that scores, by which value model and policy, cut into parts of files.
 
 In: the command's options. Out: a `Job`, which worker processes are given whole, and its `Part`s: consecutive row groups
 of one file, an output file each. A part's `identity` is a hash of all that decides what is in its output: the version,
-the value model, the engine, the columns, and the state of the input file.
+the value model, the policy, the engine, the columns, and the state of the input file.
 """
 
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.artifact.artifact import Artifact
+from model.policies.policies import Policy
 from model.recalibration import folder_of as calibrations_of
 from model.scorer.newest import take_newest_calibration
 from model.scorer.scorer import Engine, EngineChoice, Scorer
 from model.value_models.value_model import DEFAULT, FILE_NAME, ValueModel, ValueModels
 from training.data.files import LogFile, LogFiles
+from training.score.placing import DROPPED, PLACE, PolicyChoice
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,8 @@ SCORE, ANSWER = "score", "answer_"
 class Job:
     """One batch-scoring job. `group_by` names the column of request ids. With None each row is a request of its own.
     `prefix` opens the names of the answers' columns, so that columns of those names can be carried. `calibration` is
-    the newest generation of the version's that verifies, which a service answers by."""
+    the newest generation of the version's that verifies, which a service answers by. With a `policy` the rows of a
+    request are placed."""
 
     version: Path
     verify_key: Path | None
@@ -43,6 +47,7 @@ class Job:
     out: Path
     max_bad_rows: int
     calibration: Path | None
+    policy: PolicyChoice | None
     about: dict[str, Any]
 
     @classmethod
@@ -56,6 +61,8 @@ class Job:
         prefix: str = "",
         group_by: str | None = None,
         value_model: str = DEFAULT,
+        policy: str | None = None,
+        policies_file: Path | None = None,
         engine: EngineChoice = "auto",
         verify_key: Path | None = None,
         max_bad_rows: int = 0,
@@ -68,7 +75,10 @@ class Job:
             log.warning("%s", reason)
         taken_up = scorer.calibration.recalibration
         combined = value_model_of(scorer, value_model)
-        if taken := [name for name in columns if name in answer_columns(scorer.outputs, prefix)]:
+        chosen = PolicyChoice.of(policy, policies_file, group_by, scorer.artifact.path.parent)
+        opened = None if chosen is None else chosen.open_policy(scorer)
+        added = answer_columns(scorer.outputs, prefix) + ([] if chosen is None else place_columns(prefix))
+        if taken := [name for name in columns if name in added]:
             raise ValueError(f"--columns: '{taken[0]}' is a column of the answers; give those another --prefix")
         if twice := [name for name in columns if columns.count(name) > 1]:
             raise ValueError(f"--columns: '{twice[0]}' is named twice; name each column once")
@@ -81,6 +91,8 @@ class Job:
             "calibration": scorer.calibration.generation,
             "value_model": value_model,
             "value_model_version": combined.version,
+            "policy": policy,
+            "policy_version": None if opened is None else opened.version,
             "columns": list(columns),
             "prefix": prefix,
             "group_by": group_by,
@@ -97,19 +109,23 @@ class Job:
             out,
             max_bad_rows,
             None if taken_up is None else calibrations_of(scorer.artifact) / str(taken_up.manifest.generation),
+            chosen,
             about,
         )
 
-    def load(self) -> tuple[Scorer, ValueModel]:
-        """The scorer and the value model, as a worker needs them. Raises ValueError where either is another by now."""
+    def load(self) -> tuple[Scorer, ValueModel, Policy | None]:
+        """The scorer, the value model and the policy, as a worker needs them. Raises ValueError where one is another by
+        now."""
         scorer = Scorer.load(self.version, self.engine, self.verify_key)
         if self.calibration is not None:
             scorer.take_calibration(scorer.open_calibration(self.calibration))
         value_model = value_model_of(scorer, self.value_model)
-        found = (scorer.manifest.checksum, value_model.version)
-        if found != (self.about["artifact"], self.about["value_model_version"]):
-            raise ValueError(f"{self.version}: it, or its value model, changed after the job began; run it again")
-        return scorer, value_model
+        policy = None if self.policy is None else self.policy.open_policy(scorer)
+        found = (scorer.manifest.checksum, value_model.version, None if policy is None else policy.version)
+        if found != tuple(self.about[key] for key in ("artifact", "value_model_version", "policy_version")):
+            rule = "it, its value model or its policy changed after the job began"
+            raise ValueError(f"{self.version}: {rule}; run it again")
+        return scorer, value_model, policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +145,11 @@ def answer_columns(outputs: Sequence[str], prefix: str) -> list[str]:
     return [f"{prefix}{name}" for name in (SCORE, *(f"{ANSWER}{output}" for output in outputs))]
 
 
+def place_columns(prefix: str) -> list[str]:
+    """The columns that a policy adds: the place of a row within its request, and the stage that dropped it."""
+    return [f"{prefix}{name}" for name in (PLACE, DROPPED)]
+
+
 def value_model_of(scorer: Scorer, name: str) -> ValueModel:
     """A value model of the version's family, as a service reads it. Raises ValueError for one that is not there."""
     family = scorer.artifact.path.parent
@@ -139,10 +160,13 @@ def value_model_of(scorer: Scorer, name: str) -> ValueModel:
 
 
 def parts_of(job: Job, files: LogFiles, artifact: Artifact, rows_per_part: int) -> list[Part]:
-    """The parts of all files, in order, each of about `rows_per_part` rows. Raises ValueError for a file that lacks a
-    column or is no Parquet."""
+    """The parts of all files, in order, each of about `rows_per_part` rows, of a whole file with a policy.
+
+    Raises ValueError for a file that lacks a column or is no Parquet."""
     names = names_read(job, artifact)
     parts: list[Part] = []
+    if job.policy is not None:  # a request may stand in two row groups
+        rows_per_part = sys.maxsize
     for number, file in enumerate(files.files):
         with files.opened(file) as parquet:
             files.check_names(file, parquet, names)

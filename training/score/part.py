@@ -1,7 +1,8 @@
 """Scores one part: the row groups of a file -> a Parquet file with one row for each of theirs, in their order.
 
 Out: the columns that are carried through, `score` (the combined score) and `answer_<task>` for each task, after the
-job's prefix, null in rows that broke a rule. The file appears whole, and its footer says what it was made of (`found`).
+job's prefix, null in rows that broke a rule. With a policy `place` and `dropped` too.
+ The file appears whole, and its footer says what it was made of (`found`).
 
 Shapes: B rows of a batch, N good ones, O outputs.
 """
@@ -9,6 +10,7 @@ Shapes: B rows of a batch, N good ones, O outputs.
 import json
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ from model.scorer.scorer import NonFiniteScoresError
 from training.data.files import LogFiles, with_partition
 from training.data.retries import retried
 from training.files import replace_file
-from training.score.job import Job, Part, answer_columns, names_read
+from training.score.job import Job, Part, answer_columns, names_read, place_columns
+from training.score.placing import RequestPlacer
 from training.score.rows import BadRow, RowReader
+from training.score.whole_requests import whole_requests
 
 # What goes through the network at once: large enough for its products, small enough for a core's cache.
 BATCH_ROWS = 4096
@@ -33,7 +37,8 @@ _KEY = b"feedrank.score"
 
 
 def found(path: Path) -> dict[str, Any] | None:
-    """Footer of an output file: `identity` of its part, rows, bad rows, faults, missing, oov. None of a
+    """Footer of an output file: `identity` of its part, rows, bad rows, faults, missing, oov, and of a policy
+    dropped and relaxed. None of a
     file that batch scoring did not write."""
     try:
         metadata = pq.read_metadata(path)
@@ -49,7 +54,7 @@ class PartScorer:
     def __init__(self, job: Job, files: LogFiles) -> None:
         self._job = job
         self._files = files
-        self._scorer, self._value_model = job.load()
+        self._scorer, self._value_model, self._policy = job.load()
         self._names = names_read(job, self._scorer.artifact)
         self._reader = RowReader(self._scorer.schema, job.group_by)
 
@@ -64,14 +69,21 @@ class PartScorer:
         about: dict[str, Any] = {"identity": part.identity, "rows": part.rows, "bad_rows": 0, "faults": []}
         missing: Counter[str] = Counter()
         oov: Counter[str] = Counter()
+        placer = None if self._policy is None else RequestPlacer(self._policy, self._scorer)
         with self._files.opened(part.file) as parquet:
             groups = range(part.first, part.stop)
             places.set_groups(part.first, [parquet.metadata.row_group(group).num_rows for group in groups])
             held = [name for name in self._names if name not in part.file.partition]
             before = 0
-            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=held, use_threads=False):
-                table = with_partition(pa.Table.from_batches([batch]), part.file, self._names)
-                answers, bad = self._answers(table, places, missing, oov)
+            batches = parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=held, use_threads=False)
+            read: Iterator[pa.Table] = (
+                with_partition(pa.Table.from_batches([batch]), part.file, self._names) for batch in batches
+            )
+            if placer is not None:
+                assert self._job.group_by is not None
+                read = whole_requests(read, self._job.group_by, places.of_row)
+            for table in read:
+                answers, bad = self._answers(table, places, missing, oov, placer)
                 for fault in bad:
                     about["bad_rows"] += fault.rows
                     about["faults"].append(places.shown(fault, before))
@@ -81,6 +93,8 @@ class PartScorer:
                 before += table.num_rows
         about["faults"] = about["faults"][:FAULTS_SHOWN]
         about |= {"missing": dict(missing), "oov": dict(oov)}
+        if placer is not None:
+            about |= {"dropped": dict(placer.dropped), "relaxed": placer.relaxed}
         whole = pa.concat_tables(tables, promote_options="permissive")
         assert whole.num_rows == part.rows, "a batch was lost"
         sink = pa.BufferOutputStream()
@@ -89,7 +103,12 @@ class PartScorer:
         return about
 
     def _answers(
-        self, table: pa.Table, places: "_Places", missing: Counter[str], oov: Counter[str]
+        self,
+        table: pa.Table,
+        places: "_Places",
+        missing: Counter[str],
+        oov: Counter[str],
+        placer: RequestPlacer | None,
     ) -> tuple[dict[str, pa.Array], list[BadRow]]:
         """The answers' columns of a table's rows, null where a row is bad. Counts into `missing`, `oov`."""
         try:
@@ -113,6 +132,9 @@ class PartScorer:
         names = answer_columns(self._scorer.outputs, self._job.prefix)
         columns: list[NDArray[Any]] = [score_N, *answers_NO.T]
         spread = [_spread(values_N, rows_N, table.num_rows) for values_N in columns]
+        if placer is not None:
+            names += place_columns(self._job.prefix)
+            spread += placer.place(good, score_N, answers_NO, table.num_rows)
         return dict(zip(names, spread, strict=True)), bad
 
 
@@ -126,10 +148,14 @@ class _Places:
         self._first = first
         self._starts = [0, *accumulate(counts)][:-1]
 
+    def of_row(self, row: int) -> str:
+        group = bisect_right(self._starts, row) - 1
+        return f"{self.file}: row group {self._first + group}, row {row - self._starts[group]}"
+
     def shown(self, bad: BadRow, before: int) -> str:
-        group = bisect_right(self._starts, before + bad.row) - 1
-        place = f"{self.file}: row group {self._first + group}, row {before + bad.row - self._starts[group]}"
-        return f"{place}: column '{bad.column}': {bad.rule}" + (f"; {bad.rows} such rows" if bad.rows > 1 else "")
+        return f"{self.of_row(before + bad.row)}: column '{bad.column}': {bad.rule}" + (
+            f"; {bad.rows} such rows" if bad.rows > 1 else ""
+        )
 
 
 def beyond_budget(fault: str, max_bad_rows: int) -> str:

@@ -148,6 +148,7 @@ def _manifest(job: Job, done: Sequence[Done], seconds: float) -> dict[str, Any]:
         # By feature, counted for each batch of a request's candidates.
         "missing": dict(missing),
         "oov": dict(oov),
+        **({} if job.policy is None else _placed(done)),
         "parts": [
             {
                 "file": part.output,
@@ -163,3 +164,11 @@ def _manifest(job: Job, done: Sequence[Done], seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "libraries": library_versions(),
     }
+
+
+def _placed(done: Sequence[Done]) -> dict[str, Any]:
+    """Rows that the policy dropped, by stage, and places at which its cap was relaxed."""
+    dropped: Counter[str] = Counter()
+    for _, about in done:
+        dropped.update(about["dropped"])
+    return {"dropped": dict(dropped), "relaxed": sum(about["relaxed"] for _, about in done)}
