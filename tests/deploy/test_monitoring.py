@@ -46,6 +46,14 @@ experiments:
     realised: {click: 1}
     arms: {control: {}, other: {value_model: default}}
 """
+# Five of a tag in a row are relaxed, and what is of one tag and video is dropped. One of two requests explores.
+_POLICIES = """
+default:
+  dedup: [video_id, tag]
+  select:
+    cap: {per: tag, count: 1, within: 2, else: relax}
+    explore: {temperature: 0.5, head: 2, share: 0.5}
+"""
 pytestmark = pytest.mark.slow
 
 
@@ -94,6 +102,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
     (models / "tiny/labels.yaml").write_text("{stable: 2, canary: {version: 1, share: 0.0}, shadow: 1}\n")
     (models / "tiny/state.yaml").write_text("key: user_id\nfields: [country]\n")
     (models / "tiny/experiments.yaml").write_text(_EXPERIMENTS)
+    (models / "tiny/policies.yaml").write_text(_POLICIES)
     _decide(models / "tiny")
     for name in ("impressions", "events"):
         (folder / name).mkdir()
