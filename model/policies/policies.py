@@ -229,6 +229,16 @@ class Policies:
                 raise ValueError(f"{place}: {error}") from None
         return cls(policies, readable)
 
+    def check_histories(self, kept: Sequence[str], path: str) -> None:
+        """Check that every `seen` reads one of the histories that are kept of a user. Raises ValueError naming the
+        file, the policy and the history."""
+        for name, policy in self._policies.items():
+            seen = policy.definition.seen
+            if seen is not None and seen.field not in kept:
+                hint = did_you_mean(seen.field, kept, f"it has: {', '.join(kept) or 'none'}")
+                rule = f"'{seen.field}' is no append field of state.yaml"
+                raise ValueError(f"{path}: {name}: seen.field: {rule}; {hint}")
+
 
 def _of_rows(words: Words, rows: Rows) -> Words:
     return Words(words.word_B[rows], words.has_id_B[rows])

@@ -49,6 +49,8 @@ POLICIES: FileKind[Policies | None] = FileKind(
     parse=lambda content, path, scorer: Policies.from_bytes(content, path, scorer.schema, scorer.domain),
     without=lambda _: None,
     versions=lambda policies: {} if policies is None else {name: policies[name].version for name in policies.names},
+    reads=("state",),
+    check=lambda policies, path, scorer, beside: _check_policies(policies, path, beside),
 )
 EXPERIMENTS: FileKind[Experiments | None] = FileKind(
     EXPERIMENTS_FILE,
@@ -136,6 +138,12 @@ class BesideFiles:
         for file in self._files:
             said[file.kind.key] = read_of(file)(scorer, said)
         return Beside(**said)
+
+
+def _check_policies(policies: Policies | None, path: str, beside: Mapping[str, Any]) -> None:
+    state: StateFile | None = beside["state"]
+    if policies is not None and state is not None:  # where no file of state is, the log says that nothing is kept
+        policies.check_histories(list(state.append), path)
 
 
 def _check_experiments(experiments: Experiments | None, path: str, scorer: Scorer, beside: Mapping[str, Any]) -> None:

@@ -191,6 +191,44 @@ def test_histories_of_the_state_store_drop_what_was_seen(tmp_path: Path) -> None
         assert ask(client, policy="fresh", user={"user_id": 18})["dropped"] == {}
 
 
+def test_a_history_that_the_state_file_does_not_keep_is_refused(tmp_path: Path) -> None:
+    publish_artifact(tmp_path)
+    policies, state = tmp_path / "tiny" / "policies.yaml", tmp_path / "tiny" / "state.yaml"
+    kept = "key: user_id\nappend: {HISTORY: {event: shown, value: video_id, keep: 3}}\n"
+    state.write_text(kept.replace("HISTORY", "history"))
+    policies.write_text(POLICIES)
+
+    with client_of(tmp_path) as client:
+
+        def refused() -> str | None:
+            error: str | None = client.get("/v1/models/tiny").json()["policies_error"]
+            return error
+
+        def in_force() -> list[str]:
+            return [policy["name"] for policy in client.get("/v1/models/tiny").json()["policies"]]
+
+        assert refused() is None
+        names = in_force()
+        rewrite(policies, "other: {seen: {field: histories, by: video_id, within: 24h}}\n")
+        _wait_until(lambda: refused() is not None)
+        rule = "other: seen.field: 'histories' is no append field of state.yaml; did you mean 'history'?"
+        assert rule in (refused() or "")
+        assert in_force() == names
+        # Either file may be put right.
+        rewrite(state, kept.replace("HISTORY", "histories"))
+        _wait_until(lambda: refused() is None)
+        assert in_force() == ["other"]
+        # A state file that keeps it no more leaves the policies in force, and says so.
+        rewrite(state, kept.replace("HISTORY", "clicked"))
+        _wait_until(lambda: refused() is not None)
+        assert "it has: clicked" in (refused() or "")
+        assert in_force() == ["other"]
+        # Nobody keeps histories where there is no state.
+        rewrite(state, "{}\n")
+        _wait_until(lambda: refused() is None)
+        assert in_force() == ["other"]
+
+
 def test_candidates_of_a_catalogue_are_filtered_by_its_values(tmp_path: Path) -> None:
     items = tiny_items(20)
     build_catalogue(publish_artifact(tmp_path / "models"), write_items(tmp_path / "items.parquet", items))
