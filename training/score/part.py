@@ -7,6 +7,7 @@ job's prefix, null in rows that broke a rule. With a policy `place` and `dropped
 Shapes: B rows of a batch, N good ones, O outputs.
 """
 
+import hashlib
 import json
 from bisect import bisect_right
 from collections import Counter
@@ -38,7 +39,7 @@ _KEY = b"feedrank.score"
 
 def found(path: Path) -> dict[str, Any] | None:
     """Footer of an output file: `identity` of its part, rows, bad rows, faults, missing, oov, and of a policy
-    dropped and relaxed. None of a
+    dropped, relaxed and the digests of its first and last request. None of a
     file that batch scoring did not write."""
     try:
         metadata = pq.read_metadata(path)
@@ -74,7 +75,7 @@ class PartScorer:
             groups = range(part.first, part.stop)
             places.set_groups(part.first, [parquet.metadata.row_group(group).num_rows for group in groups])
             held = [name for name in self._names if name not in part.file.partition]
-            before = 0
+            before, first = 0, ""
             batches = parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=held, use_threads=False)
             read: Iterator[pa.Table] = (
                 with_partition(pa.Table.from_batches([batch]), part.file, self._names) for batch in batches
@@ -89,6 +90,10 @@ class PartScorer:
                     about["faults"].append(places.shown(fault, before))
                 if about["bad_rows"] > self._job.max_bad_rows:
                     raise ValueError(beyond_budget(about["faults"][0], self._job.max_bad_rows))
+                if placer is not None:
+                    of_request = table.column(self._job.group_by)
+                    first = first or _digest(of_request[0])
+                    about["ends"] = [first, _digest(of_request[-1])]
                 tables.append(pa.table({**{name: table.column(name) for name in self._job.columns}, **answers}))
                 before += table.num_rows
         about["faults"] = about["faults"][:FAULTS_SHOWN]
@@ -156,6 +161,11 @@ class _Places:
         return f"{self.of_row(before + bad.row)}: column '{bad.column}': {bad.rule}" + (
             f"; {bad.rows} such rows" if bad.rows > 1 else ""
         )
+
+
+def _digest(request: pa.Scalar) -> str:
+    """Digest of a request's name, by which footers are compared. Empty for a null, which names none."""
+    return "" if not request.is_valid else hashlib.sha256(str(request.as_py()).encode()).hexdigest()[:16]
 
 
 def beyond_budget(fault: str, max_bad_rows: int) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -167,8 +168,24 @@ def _manifest(job: Job, done: Sequence[Done], seconds: float) -> dict[str, Any]:
 
 
 def _placed(done: Sequence[Done]) -> dict[str, Any]:
-    """Rows that the policy dropped, by stage, and places at which its cap was relaxed."""
+    """Rows that the policy dropped, by stage, places at which its cap was relaxed, and requests that two files share.
+
+    Of these, such are seen as end one file and begin the next."""
     dropped: Counter[str] = Counter()
     for _, about in done:
         dropped.update(about["dropped"])
-    return {"dropped": dict(dropped), "relaxed": sum(about["relaxed"] for _, about in done)}
+    split = [
+        (before.file.name, part.file.name)
+        for (before, ended), (part, begun) in pairwise(done)
+        if ended["ends"][1] and ended["ends"][1] == begun["ends"][0]
+    ]
+    if split:
+        log.warning(
+            "%s: the last request of a file is the first of the next one, and is placed as two: %s, %s",
+            counted(len(split), "request"), *split[0],
+        )  # fmt: skip
+    return {
+        "dropped": dict(dropped),
+        "relaxed": sum(about["relaxed"] for _, about in done),
+        "split_requests": len(split),
+    }

@@ -180,6 +180,20 @@ def test_a_policy_that_changed_places_again(version: Path, tmp_path: Path) -> No
     assert written_rows.column("place").null_count == written_rows.num_rows
 
 
+@pytest.mark.parametrize("cut_inside", [True, False])
+def test_a_request_that_two_files_share_is_said(
+    version: Path, tmp_path: Path, cut_inside: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = sorted_log(8)
+    names = table.column("request").to_pylist()
+    cut = next(row for row in range(1, len(names)) if (names[row] == names[row - 1]) == cut_inside)
+    folder = written(tmp_path / "in", table.slice(0, cut))
+    pq.write_table(table.slice(cut), folder / "b.parquet")
+    job = Job.of(version, str(folder), tmp_path / "out", group_by="request", policy="plain")
+    assert score(job, show=False)["split_requests"] == cut_inside
+    assert ("1 request: the last request of a file" in caplog.text) == cut_inside
+
+
 def test_tables_are_cut_between_requests() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
