@@ -40,7 +40,8 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means bench-first-demo bench-events bench-join bench-loop bench-wires bench-off-policy bench-judge bench-gates bench-drift bench-policies bench-experiments clean
+	bench-compare bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
+	bench-off-policy bench-judge bench-gates bench-drift bench-policies bench-experiments clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -253,6 +254,9 @@ bench-reliability: $(STAMP) ## a service under load: new versions, slow clients,
 
 bench-events: $(STAMP) ## events a CPU second, and what rankings cost beside them
 	@exec $(PY) -m benchmarks.events $(ARGS)
+
+bench-event-kills: $(STAMP) ## kill -9 of workers and of the parent twenty times while events come
+	@exec $(PY) -m benchmarks.event_kills $(ARGS)
 
 bench-join: $(STAMP) ## joined rows against a slow loop, and candidates a CPU minute
 	@exec $(PY) -m benchmarks.join $(ARGS)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import random
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -11,8 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psutil
 import pytest
 
 from service.events import event_log
@@ -21,10 +17,8 @@ from service.log_files import log_writer
 from service.log_files.folder import LogFolder
 from service.log_files.rotated_files import RotatedFiles
 from service.log_files.watermark import Watermark, new_writer
+from tests.service.events.killed import CLICK, kill_under_load, lines_of
 from tests.service.in_process import client_of
-from tests.service.running import RunningService
-
-CLICK: dict[str, Any] = {"request_id": "r-1", "type": "click", "id": "v2"}
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -32,10 +26,6 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < ends_at, "it never came true"
         time.sleep(0.005)
-
-
-def lines_of(files: list[Path]) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in files for line in file.read_text().split("\n")[:-1]]
 
 
 def watermarks(folder: Path) -> list[datetime]:
@@ -97,67 +87,15 @@ def test_a_dead_writer_s_watermark_goes_when_its_files_have_names(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-class Sender(threading.Thread):
-    """Sends events one batch after another and remembers those that were accepted, until it is told to stop."""
-
-    def __init__(self, address: str, name: str) -> None:
-        super().__init__(daemon=True)
-        self._address, self._name = address, name
-        self.accepted: list[str] = []
-        self.sent = 0
-        self.is_over = threading.Event()
-
-    def run(self) -> None:
-        with httpx.Client(base_url=self._address, timeout=10, trust_env=False) as client:
-            while not self.is_over.is_set():
-                batch = [f"{self._name}-{self.sent + number}" for number in range(20)]
-                self.sent += len(batch)
-                events = [{**CLICK, "event_id": identity} for identity in batch]
-                try:
-                    answer = client.post("/v1/events", json={"events": events})
-                except httpx.TransportError:
-                    continue  # killed in the middle: not accepted, and it may be in the log all the same
-                if answer.status_code == 202:
-                    self.accepted += batch
-
-
 @pytest.mark.slow
 def test_what_was_accepted_survives_kills_of_workers_and_of_the_parent(folder: Path, tmp_path: Path) -> None:
-    rng = random.Random(0)
-    accepted: list[str] = []
-    for life in range(2):
-        flags = ("--event-log", str(folder), "--workers", "2", "--threads", "1")
-        with RunningService(tmp_path / "models", *flags) as service:
-            service.wait_ready()
-            senders = [Sender(str(service.client.base_url), f"{life}-{number}") for number in range(3)]
-            for sender in senders:
-                sender.start()
-            for kill in range(3):
-                reached = [len(sender.accepted) + 200 for sender in senders]
-                # Each sender gets on again after the worker that it talked to was killed.
-                service.wait_for(
-                    lambda: all(len(s.accepted) >= most for s, most in zip(senders, reached, strict=True))  # noqa: B023
-                )
-                workers = psutil.Process(service.process.pid).children()
-                writers = [worker for worker in workers if worker.is_running()]
-                victim = service.process.pid if kill == 2 else rng.choice(writers).pid
-                os.kill(victim, signal.SIGKILL)
-            for sender in senders:
-                sender.is_over.set()
-            for sender in senders:
-                sender.join()
-            accepted += [identity for sender in senders for identity in sender.accepted]
+    seen = kill_under_load(tmp_path / "models", folder, lives=2, kills=3, seed=0)
     # The next start names what the killed ones left.
-    with RunningService(tmp_path / "models", "--event-log", str(folder)) as service:
-        service.wait_ready()
-        service.wait_for(lambda: len(list(folder.glob("*.watermark"))) == 1)
-        assert service.stop(signal.SIGTERM) == 0
     assert list(folder.glob("*.watermark")) == []
     assert event_files(folder).open_files() == []
-    found = [line["event_id"] for line in lines_of(event_files(folder).whole_files())]
-    assert set(accepted) <= set(found)
+    assert set(seen.accepted) <= set(seen.found)
     # No accepted event is there twice: a client that got its answer does not send again.
-    assert len(found) == len(set(found))
+    assert len(seen.found) == len(set(seen.found))
 
 
 def test_a_disk_that_hangs_costs_events_and_no_ranking(
