@@ -1,7 +1,7 @@
 """`python -m deploy.dashboard`: writes Grafana's dashboard, deploy/grafana/dashboards/feedrank.json.
 
-In: the panels (deploy/grafana/panels.yaml), the metrics with their help texts (service/metrics/metrics.py, and those of
-a textfile, training/observed/metrics.py), the alerts and recording rules (deploy/prometheus). Out: Grafana's JSON.
+In: the panels (deploy/grafana/panels.yaml), the metrics with their help texts (service/metrics/metrics.py, and
+metrics.py of the jobs that write textfiles), the alerts and recording rules (deploy/prometheus). Out: Grafana's JSON.
 A panel says what its metrics are and which alerts read them. A panel of a metric that is not exported, and a metric
 that no panel shows, are errors.
 """
@@ -18,12 +18,15 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics.metrics import Metrics
-from training.observed.metrics import METRICS
+from training.experiment.metrics import METRICS as OF_EXPERIMENTS
+from training.observed.metrics import METRICS as OF_ANSWERS
 
 FOLDER = Path(__file__).parent
 DASHBOARD = FOLDER / "grafana/dashboards/feedrank.json"
 PANELS = FOLDER / "grafana/panels.yaml"
 RULES = (FOLDER / "prometheus/recording.yml", FOLDER / "prometheus/alerts.yml")
+# Of jobs that have ended, which no service exports.
+TEXTFILE_METRICS = OF_ANSWERS | OF_EXPERIMENTS
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _SUFFIXES = ("", "_total", "_bucket", "_sum", "_count")
@@ -109,7 +112,7 @@ class _Names:
     def __init__(self) -> None:
         collected: list[Metric] = list(text_string_to_metric_families(Metrics().exposition().decode()))
         self._help = {f"{one.name}{suffix}": one.documentation for one in collected for suffix in _SUFFIXES}
-        self._help |= METRICS
+        self._help |= TEXTFILE_METRICS
         self._exported = {one.name for one in collected}
         self._recorded = {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
         self._alerts = {rule["alert"]: self._read_by(rule["expr"]) for rule in rules() if "alert" in rule}

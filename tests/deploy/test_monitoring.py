@@ -21,7 +21,7 @@ import promql_parser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.dashboard import queries, rules
+from deploy.dashboard import TEXTFILE_METRICS, queries, rules
 from model.rollout.decisions import DAILY, DATA_GATE, DAY, FAIL, FINISH, JUDGE, QUARANTINE, WITHDRAW
 from model.rollout.journal import Entry, Journal
 from service.metrics.metrics import Metrics
@@ -30,7 +30,6 @@ from tests.deploy.monitored import Prometheus, prometheus_of
 from tests.deploy.programs import ROOT, wait_for
 from tests.items import tiny_items, write_items
 from tests.service.running import RunningService
-from training.observed.metrics import METRICS
 from training.publish.catalogue import build_catalogue
 
 SECONDS = os.environ.get("FEEDRANK_MONITORING_SECONDS", "10")
@@ -235,13 +234,13 @@ def test_every_panel_of_the_dashboard_shows_data(monitored: Monitored) -> None:
 
     # This service speaks plain HTTP, so it has no certificate that could expire.
     panels = [(panel.title, query) for panel, query in queries()]
-    # Nor does it write the textfile of `training observed`.
+    # Nor does it write the textfiles of `training observed` and `training experiment`.
     shown = [
         (title, query)
         for title, query in panels
-        if title != "TLS certificate, until it expires" and not any(metric in query for metric in METRICS)
+        if title != "TLS certificate, until it expires" and not any(metric in query for metric in TEXTFILE_METRICS)
     ]
-    assert len(shown) == len(panels) - 3
+    assert len(shown) == len(panels) - 6
 
     def empty() -> list[str]:
         return [
@@ -304,7 +303,7 @@ def test_every_metric_and_label_of_rules_and_dashboard_exists(monitored: Monitor
         for metric, labels in _names(query).items():
             if metric == "ALERTS":  # there while something is pending or fires
                 continue
-            if metric in METRICS:  # of a textfile, whose labels tests/training/observed reads
+            if metric in TEXTFILE_METRICS:  # whose labels tests/training reads
                 continue
             if metric not in known:
                 known[metric] = monitored.prometheus.label_sets(metric)

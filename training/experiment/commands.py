@@ -8,7 +8,6 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-TOO_FEW, FAULTY = 3, 4
 # Adds a command and returns what adds its arguments.
 AddCommand = Callable[[str, Callable[[argparse.Namespace], None], str], Callable[..., argparse.Action]]
 
@@ -21,7 +20,8 @@ def add_command(command: AddCommand) -> None:
     add("--name", required=True, metavar="NAME", help="the experiment, or holdout")
     add("--epoch", metavar="EPOCH", help="an epoch of it (default: that of the file)")
     add("--schema", type=Path, metavar="FILE", help="the feed schema (default: that of the newest version beside FILE)")
-    add("--out", type=Path, metavar="OUT", help="folder of the page (default: print alone)")
+    add("--model", metavar="NAME", help="the model's name in metrics (default: the schema's)")
+    add("--out", type=Path, metavar="OUT", help="folder of the page and of experiment.prom (default: print alone)")
 
 
 def _experiment(options: argparse.Namespace) -> None:
@@ -29,6 +29,7 @@ def _experiment(options: argparse.Namespace) -> None:
     from training.experiment.contrasts import analyse
     from training.experiment.question import read_question
     from training.experiment.report import said, write_report
+    from training.experiment.textfile import NAME, status_of, write_experiment
     from training.experiment.users import collect_users
     from training.files import output_path, refuse_within
 
@@ -43,8 +44,8 @@ def _experiment(options: argparse.Namespace) -> None:
     for line in said(users, analysis, question):
         print(line)
     if out is not None:
-        print(write_report(out, users, analysis, question))
-    if analysis.faults:
-        raise SystemExit(FAULTY)
-    if analysis.too_few is not None:
-        raise SystemExit(TOO_FEW)
+        page = write_report(out, users, analysis, question)
+        write_experiment(out / NAME, users, analysis, question, options.model or schema.name)
+        print(page)
+    if status := status_of(analysis):
+        raise SystemExit(status)

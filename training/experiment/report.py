@@ -1,7 +1,7 @@
 """The report of an experiment: what to read first, the differences, and how many users a question takes.
 
 In: the users and their analysis. Out: lines for a terminal, and in a folder experiment.json, report.html and results.md
-with its pictures.
+with its pictures. Its metrics are in textfile.py.
 
 Shapes: U users.
 """

@@ -16,7 +16,7 @@ from training.judge.joined import JoinedHours
 from training.observed.effects import Effect, Pair, effects_of, outputs_of, pair_of
 from training.observed.figures import Interval, Observed, Part, observe_days
 from training.observed.plots import plot_days, plot_effects
-from training.observed.textfile import MIN_LABELS, NAME, write_textfile
+from training.observed.textfile import MIN_LABELS, NAME, write_observed
 from training.run.run import write_json
 from training.wording import counted
 
@@ -36,7 +36,7 @@ def report(folder: str, schema: FeedSchema, out: Path, *, model: str, days: int)
     effects = [] if pair is None else effects_of(folder, schema, pair)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "observed.json", _content(observed, pair, effects))
-    write_textfile(out / NAME, observed, model)
+    write_observed(out / NAME, observed, model)
     title = f"What was answered and what users did: {model}"
     return write_document(out, title, list(_blocks(title, schema, observed, pair, effects)))
 

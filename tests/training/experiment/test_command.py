@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.artifacts import publish_artifact
 from tests.training.experiment.drawn import drawn_rows, schema, write_hours
@@ -79,6 +81,39 @@ def test_the_schema_is_that_of_the_newest_version_beside_the_file(tmp_path: Path
     write_hours(tmp_path / "joined", rows)
     # Labels of the tiny schema that these rows do not have are 0.
     assert run(tmp_path, beside) == 3
+
+
+def gauges(path: Path) -> dict[tuple[str, str], float]:
+    """Values by metric and arm."""
+    found = {}
+    for family in text_string_to_metric_families(path.read_text()):
+        assert family.type == "gauge"
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert (labels.pop("model"), labels.pop("experiment")) == ("town", "bold")
+            found[sample.name.removeprefix("ranking_experiment_"), "".join(labels.values())] = sample.value
+    return found
+
+
+def test_metrics_tell_of_the_sample_ratio(tmp_path: Path, file: Path) -> None:
+    epoch = read_question(file, "bold", None).epoch
+    rows = drawn_rows(5, 1200, epoch=epoch)
+    named = ("--schema", str(schema(tmp_path)), "--out", str(tmp_path / "out"), "--model", "town")
+    lost = [row for row in rows if row["_user"] is None or int(row["_user"][1:]) % 6 != 1]
+    for kept, status in ((rows, 0), (lost, 4)):
+        write_hours(tmp_path / "joined", kept)
+        assert run(tmp_path, file, *named) == status
+        found = gauges(tmp_path / "out" / "experiment.prom")
+        content = json.loads((tmp_path / "out" / "experiment.json").read_text())
+        chance = found.pop(("sample_ratio_p_value", ""))
+        assert chance == pytest.approx(min(1.0, 1 / content["sample_ratio_evidence"]))
+        assert (chance < 0.01) == (status == 4)
+        counts = {arm: len(_users(kept, arm)) for arm in ("control", "treatment")}
+        assert found == {("analysis_status", ""): status, **{("users", arm): count for arm, count in counts.items()}}
+
+
+def _users(rows: list[dict[str, Any]], arm: str) -> set[str]:
+    return {row["_user"] for row in rows if row["_user"] and f'"bold":"{arm}"' in (row["_experiments"] or "")}
 
 
 @pytest.mark.parametrize(
