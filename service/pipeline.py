@@ -91,6 +91,7 @@ class Ranking:
         if model is None:
             return then(None)
         found = self.users.find(model, user, record.lookup, deadline)
+        record.lookup = found.lookup
         if found.has_ended:
             return then(found)
         assert found.lookup is not None, "without one there is no waiting"

@@ -23,6 +23,12 @@ class Ticket(Protocol):
         """The body is parsed, and has this many candidates."""
 
 
+class UserLookup(Protocol):
+    """Look-up of a user, as far as its record needs it (service/state/lookups.py)."""
+
+    result: str | None
+
+
 @dataclass(slots=True)
 class RequestRecord:
     """Record of one request while it runs."""
@@ -44,8 +50,8 @@ class RequestRecord:
     fell_back: tuple[str, ...] = ()
     candidates: int | None = None
     ticket: Ticket | None = None
-    # The look-up of the user (service/state/lookups.py), begun before the body is parsed.
-    lookup: object = None
+    # The look-up of the user, begun before the body is parsed, and replaced where that guessed another.
+    lookup: UserLookup | None = None
     # The trace that the client's traceparent names, or the one that was begun here.
     trace_id: str | None = None
     # Handed to the scoring threads, taken up by one, answered by it, all on the clock of `started`.
@@ -99,6 +105,7 @@ class RequestRecord:
                 "experiments": self.experiments or None,
                 "fell_back": self.fell_back or None,
                 "candidates": self.candidates,
+                "state": None if self.lookup is None else self.lookup.result,
             }
             known = {name: value for name, value in fields.items() if value is not None}
             _requests.log(level, "request", extra={"fields": known})

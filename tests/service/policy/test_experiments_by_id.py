@@ -1,4 +1,4 @@
-"""Experiments of users by id: the unit is the key, or what the store has, and the arm decides value model and policy."""
+"""Experiments of users by id: the unit is the key or a stored value, and the arm sets value model and policy."""
 
 import logging
 import time
@@ -168,3 +168,4 @@ def test_the_policy_of_an_arm_orders_by_the_stored_history(
     ranked = [given for given in fields if "experiments" in given]
     assert [given.get("policy") for given in ranked] == ["unseen", None]
     assert [given["experiments"] for given in ranked] == [{name: "other"}, {name: "control"}]
+    assert [given["state"] for given in ranked] == ["hit", "miss"]
