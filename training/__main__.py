@@ -6,7 +6,6 @@ SIGTERM ends in 143.
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from training.experiment.commands import add_command as add_experiment
 from training.observed.commands import add_command as add_observed
 from training.publish import recalibrate_command
 from training.run.stopping import Terminated, take_signals
+from training.score.commands import add_command as add_score
 
 if TYPE_CHECKING:
     from model.artifact.signature import SigningKey
@@ -147,39 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add_observed(command)
     add_experiment(command)
 
-    add = command("score", _score, "score Parquet files by a published version, as a service would")
-    add("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
-    add("input", metavar="INPUT", help="a Parquet file or a folder of them, any path of fsspec")
-    add("--out", type=_output, required=True, help="folder for the Parquet files with the scores")
-    add("--columns", default="", metavar="A,B", help="columns to carry through: ids, labels")
-    add(
-        "--prefix",
-        default="",
-        metavar="TEXT",
-        help="before the names of `score` and `answer_<task>` (default: nothing)",
-    )
-    add(
-        "--group-by",
-        metavar="COLUMN",
-        help="rows with one value of it are one request: its user and context are computed once (default: none)",
-    )
-    add("--value-model", default="default", metavar="NAME", help="what combines answers to scores")
-    add(
-        "--policy",
-        metavar="NAME",
-        help="places the rows of a request: columns `place` and `dropped` (needs --group-by)",
-    )
-    add("--policies", type=Path, metavar="FILE", help="that has --policy (default: policies.yaml of the model)")
-    add(
-        "--engine",
-        choices=["auto", "torchscript", "compiled"],
-        default="auto",
-        help="auto (default): a compiled package where there is one and rows are grouped, otherwise TorchScript",
-    )
-    add("--processes", type=int, help="worker processes, one core each (default: the cores)")
-    add("--rows-per-part", type=int, default=200_000, help="rows of an output file (default 200000)")
-    add("--max-bad-rows", type=int, default=0, help="so many bad rows are left without score, not refused")
-    add("--verify-key", type=Path, metavar="FILE", help="score only by what one of these keys signed")
+    add_score(command)
 
     add = command("join", _join, "join impressions and events into dated training rows")
     add("file", type=Path, metavar="FILE", help="join.yaml")
@@ -338,30 +306,6 @@ def _signing_key(options: argparse.Namespace) -> "SigningKey | None":
     from model.artifact.signature import SigningKey
 
     return None if options.sign_key is None else SigningKey(options.sign_key)
-
-
-def _score(options: argparse.Namespace) -> None:
-    from training.score.job import Job
-    from training.score.run import score
-
-    for name in ("processes", "rows_per_part"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: at least 1, got {getattr(options, name)}")
-    job = Job.of(
-        options.version,
-        options.input,
-        options.out,
-        columns=[name for name in options.columns.split(",") if name],
-        prefix=options.prefix,
-        group_by=options.group_by,
-        value_model=options.value_model,
-        policy=options.policy,
-        policies_file=options.policies,
-        engine=options.engine,
-        verify_key=options.verify_key,
-        max_bad_rows=options.max_bad_rows,
-    )
-    score(job, processes=options.processes or len(os.sched_getaffinity(0)), rows_per_part=options.rows_per_part)
 
 
 def _join(options: argparse.Namespace) -> None:
