@@ -54,22 +54,25 @@ def day_faults(
     cycle: Cycle, day: date, accepted: Sequence[date], champion: Champion | None, decisions: Decisions
 ) -> tuple[list[str], dict[str, Any]]:
     """Reasons to leave a day with rows out, and its figures. `accepted` are the days before it that are in windows.
-    Answers are compared with those on the days since users began to like what they like now."""
+    Rows and answers are compared with those on the days since users began to like what they like now."""
     schema = cycle.training.feed_schema()
     table = _rows_of(cycle, day, _day_columns(cycle, champion))
-    own, window = _counts(cycle, day, accepted, table)
     answers: AnswerFigures = {}
     before: list[AnswerFigures] = []
     since = decisions.shifted_before(day)
-    comparable = [past for past in accepted if since is None or past >= since][-DAYS_BEFORE:]
+    alike = [past for past in accepted if since is None or past >= since]
+    own, window = _counts(cycle, day, alike, table)
+    comparable = alike[-DAYS_BEFORE:]
     if champion is not None:
         answers = _figures(cycle, champion, day, table)
         before = [figures_of_day(cycle, champion, past, decisions) for past in comparable]
     lost = lost_share(cycle, day)
     rules = cycle.file.data_gate
     rows_per_user = _rows_per_user(table, cycle.training.data.group_by)
-    faults, figures = faults_of_day(schema, own, window, lost, answers, before, rules, rows_per_user=rows_per_user)
     as_gated = [answered for past in comparable if (answered := _as_gated(past, decisions))]
+    faults, figures = faults_of_day(
+        schema, own, window, lost, answers, before, rules, as_gated=as_gated, rows_per_user=rows_per_user
+    )
     return faults, {**figures, SHIFTED: outputs_shifted(answers, as_gated)}
 
 

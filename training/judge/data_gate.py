@@ -20,7 +20,15 @@ from model.strict_yaml import StrictModel
 from training.fit.tally import FeatureCounts, LabelCounts, PartCounts, bins_on_tenths
 from training.judge.guards import calibration_influence, error_influence
 from training.judge.settings import DataGate
-from training.judge.shift import Correlation, correlation_of_labels, is_shifted, usual_correlation
+from training.judge.shift import (
+    Estimate,
+    correlation_of_labels,
+    elasticity_of_labels,
+    follows_less,
+    is_shifted,
+    lift_of_choice,
+    usual_of_days,
+)
 from training.judge.users import TaskSums
 from training.tasks import learned
 from training.tasks.learned import Floats, LearnedTask
@@ -44,13 +52,15 @@ class OutputFigures(StrictModel):
     """Sums of an output's answers and labels on a day.
 
     `error` is the standard error of the logarithm of their quotient, over users. `slope` is that of labels over
-    answers, `correlation` that of both, each with its standard error."""
+    answers, `correlation` that of both, each with its standard error. `variation` is the deviation of answers over
+    their mean."""
 
     answers: float
     labels: float
     error: float
-    slope: tuple[float, float] | None
-    correlation: Correlation | None
+    slope: Estimate | None
+    correlation: Estimate | None
+    variation: float
 
 
 class TaskFigures(StrictModel):
@@ -84,13 +94,16 @@ def faults_of_day(
     before: Sequence[AnswerFigures],
     settings: DataGate,
     *,
+    as_gated: Sequence[AnswerFigures] = (),
     rows_per_user: float = 1.0,
 ) -> tuple[list[str], Figures]:
     """Reasons to leave a day out, none where it is good, and its figures.
 
     `window` has the counts of the accepted days before it, None where there are none. `lost` is the share of the log's
     lines that were lost. `answers` are the day's `figures_of_answers` of the version that serves, empty where none
-    does, and `before` those of accepted days before it, the newest last. `rows_per_user` are those of the day."""
+    does, and `before` those of accepted days before it, the newest last. `as_gated` are figures of these days by the
+    versions of their time, and `rows_per_user` those of the day."""
+    lifts = _lifts_lost(answers, as_gated)
     faults: list[str] = []
     figures: Figures = {"rows": day.rows, "lost": lost}
     figures["answers"] = {task: of_task.model_dump(mode="json") for task, of_task in answers.items()}
@@ -106,9 +119,9 @@ def faults_of_day(
             for name, drift in sorted(drifts.items(), key=lambda item: -item[1].value)
             if drift.value - SURE * drift.error > settings.max_psi
         ]
-        figures["label_rate_ratio"], of_rates = _rates(schema, day, window, settings.label_rate_ratio)
+        figures["label_rate_ratio"], of_rates = _rates(schema, day, window, settings.label_rate_ratio, lifts)
         faults += of_rates
-    faults += _faults_of_answers(answers, before[-DAYS_BEFORE:], settings)
+    faults += _faults_of_answers(answers, before[-DAYS_BEFORE:], settings, lifts)
     return faults, figures
 
 
@@ -124,10 +137,32 @@ def outputs_shifted(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -
                 for day in as_gated
                 if task in day and (before := day[task].outputs.get(output)) is not None and before.correlation
             ]
-            usual = usual_correlation(past)
+            usual = usual_of_days(past)
             if of_output.correlation and usual and is_shifted(of_output.correlation, usual, asked):
                 found.append(output)
     return found
+
+
+def _lifts_lost(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> dict[str, float]:
+    """Factors by which labels of shifted outputs may have fallen, since the version no longer finds what users like.
+
+    An output whose labels may have been lost on the way has none."""
+    shifted = set(outputs_shifted(answers, as_gated))
+    found: dict[str, float] = {}
+    for task, own in answers.items():
+        past = [day[task] for day in as_gated if task in day]
+        for output in shifted & own.outputs.keys():
+            days = [(day.rows, elasticity) for day in past if (elasticity := _elasticity(day.outputs.get(output)))]
+            usual, today = usual_of_days(days), _elasticity(own.outputs[output])
+            if usual and today and follows_less(today, usual):
+                found[output] = lift_of_choice(own.outputs[output].variation)
+    return found
+
+
+def _elasticity(figures: OutputFigures | None) -> Estimate | None:
+    if figures is None or figures.slope is None or not (figures.answers > 0 and figures.labels > 0):
+        return None
+    return elasticity_of_labels(figures.slope, figures.answers, figures.labels, figures.error)
 
 
 def stability_indexes(
@@ -184,10 +219,15 @@ def _of_output(sums: TaskSums, place: int, chosen: TaskSums | None) -> OutputFig
         error=error,
         slope=slope_of_labels(sums, place),
         correlation=None if chosen is None else correlation_of_labels(chosen, place),
+        variation=_variation(float(sums.rows_U.sum()), answers, float(sums.squares_UO[:, place].sum())),
     )
 
 
-def slope_of_labels(sums: TaskSums, place: int) -> tuple[float, float] | None:
+def _variation(rows: float, total: float, squares: float) -> float:
+    return math.sqrt(max(0.0, squares * rows / total**2 - 1)) if total > 0 else 0.0
+
+
+def slope_of_labels(sums: TaskSums, place: int) -> Estimate | None:
     """Slope of a line through labels over an output's answers, and its standard error over users. 1 of calibrated
     answers, -1 where their labels are inverted. None where answers are alike."""
     rows = float(sums.rows_U.sum())
@@ -206,7 +246,9 @@ def slope_of_labels(sums: TaskSums, place: int) -> tuple[float, float] | None:
     return slope, _norm(influence_U) / spread
 
 
-def _faults_of_answers(answers: AnswerFigures, before: Sequence[AnswerFigures], settings: DataGate) -> list[str]:
+def _faults_of_answers(
+    answers: AnswerFigures, before: Sequence[AnswerFigures], settings: DataGate, lifts: Mapping[str, float]
+) -> list[str]:
     faults: list[str] = []
     for task, own in answers.items():
         past = [day[task] for day in before if task in day]
@@ -221,7 +263,8 @@ def _faults_of_answers(answers: AnswerFigures, before: Sequence[AnswerFigures], 
                 )
         for output, of_output in own.outputs.items():
             days = [day.outputs[output] for day in past if output in day.outputs]
-            faults += _faults_of_output(output, of_output, days, settings.champion_calibration)
+            low, high = settings.champion_calibration
+            faults += _faults_of_output(output, of_output, days, (low, high * lifts.get(output, 1.0)))
     return faults
 
 
@@ -261,12 +304,16 @@ def _faults_of_output(
         return []
     return [
         f"{output}: the serving version's calibration is {ratio:.2f}, and {usual:.2f} on the days before; between "
-        f"{bounds[0]:g} and {bounds[1]:g} times as much may be"
+        f"{bounds[0]:g} and {bounds[1]:.3g} times as much may be"
     ]
 
 
 def _rates(
-    schema: FeedSchema, day: PartCounts, window: PartCounts, bounds: tuple[float, float]
+    schema: FeedSchema,
+    day: PartCounts,
+    window: PartCounts,
+    bounds: tuple[float, float],
+    lifts: Mapping[str, float],
 ) -> tuple[dict[str, float | None], list[str]]:
     ratios: dict[str, float | None] = {}
     faults: list[str] = []
@@ -275,10 +322,11 @@ def _rates(
         is_quantity = learned(task).num_classes is None
         for output, total, before in zip(task.outputs, own.totals, reference.totals, strict=True):
             ratio = ratios[output] = _rate_ratio(own, total, reference, before, is_quantity=is_quantity)
-            if ratio is not None and not bounds[0] <= ratio <= bounds[1]:
+            low, high = bounds[0] / lifts.get(output, 1.0), bounds[1]
+            if ratio is not None and not low <= ratio <= high:
                 faults.append(
-                    f"{output}: its labels' mean is {ratio:.2f} times the window's, between {bounds[0]:g} and "
-                    f"{bounds[1]:g} may be"
+                    f"{output}: its labels' mean is {ratio:.2f} times the window's, between {low:.2g} and "
+                    f"{high:g} may be"
                 )
     return ratios, faults
 

@@ -4,6 +4,10 @@ In: sums of answers and labels by user. Out: their correlation on a day, and whe
 version has learned is no longer what users like. No calibration of the answers changes a correlation much. The usual
 one is of days as they were gated, none of which the version of the time was trained on: it knows those too well.
 
+A version that chooses what is shown lifts the rates of its labels. Where it no longer finds what users like, that lift
+is lost, and nothing is wrong with the labels. Labels that were lost on the way fall alike under all answers instead:
+their elasticity, the per cent by which they grow with answers larger by one, stays.
+
 Shapes: U users, O outputs of a task.
 """
 
@@ -15,18 +19,22 @@ import numpy as np
 
 from training.judge.users import TaskSums
 
-# A correlation and its standard error over users.
-Correlation = tuple[float, float]
+# A value and its standard error over users.
+Estimate = tuple[float, float]
 
 # The square of a correlation is the share of the labels' variance that answers explain. A shift takes a third of it.
 _KEPT = math.sqrt(2 / 3)
 # Chance that a day without a shift is taken for one, shared by the outputs.
 _ALPHA = 0.025
+# Chance that labels which fell alike under all answers are taken for ones that no longer follow them.
+_ALPHA_LOST = 0.025
+# Deviations by which the chosen candidates' answers lie above all candidates', where a page shows the best of twenty.
+_CHOSEN = 2.0
 # Of sums of squares.
 _ROUNDING = 1e-9
 
 
-def correlation_of_labels(sums: TaskSums, place: int) -> Correlation | None:
+def correlation_of_labels(sums: TaskSums, place: int) -> Estimate | None:
     """Correlation of an output's answers and labels. None where either are alike.
 
     The error is that of the users' influence on the correlation (Devlin, Gnanadesikan and Kettenring 1975)."""
@@ -49,17 +57,39 @@ def correlation_of_labels(sums: TaskSums, place: int) -> Correlation | None:
     return correlation, float(np.sqrt(influence_U @ influence_U))
 
 
-def usual_correlation(past: Sequence[tuple[float, Correlation]]) -> Correlation | None:
-    """Mean correlation of days, by their rows, and its standard error. None without a row."""
+def usual_of_days(past: Sequence[tuple[float, Estimate]]) -> Estimate | None:
+    """Mean of days' values, by their rows, and its standard error. None without a row."""
     total = sum(rows for rows, _ in past)
     if not total > 0:
         return None
-    mean = sum(rows * correlation for rows, (correlation, _) in past) / total
+    mean = sum(rows * value for rows, (value, _) in past) / total
     return mean, math.sqrt(sum((rows * error) ** 2 for rows, (_, error) in past)) / total
 
 
-def is_shifted(own: Correlation, usual: Correlation, outputs: int) -> bool:
+def is_shifted(own: Estimate, usual: Estimate, outputs: int) -> bool:
     """True where answers surely explain less than two thirds of what they usually do of the labels' variance. So many
     `outputs` are asked."""
     error = math.hypot(own[1], _KEPT * usual[1])
     return _KEPT * usual[0] - own[0] > NormalDist().inv_cdf(1 - _ALPHA / outputs) * error
+
+
+def elasticity_of_labels(slope: Estimate, answers: float, labels: float, error: float) -> Estimate:
+    """Elasticity of labels where answers are at their mean, from the slope and the sums of both.
+
+    `error` is the standard error of the logarithm of the sums' quotient. Lost labels change slope and sum alike, so
+    that the elasticity stays."""
+    calibration = answers / labels
+    return slope[0] * calibration, calibration * math.hypot(slope[1], slope[0] * error)
+
+
+def follows_less(own: Estimate, usual: Estimate) -> bool:
+    """True where an elasticity is surely less than two thirds of the usual one, which no loss of labels explains."""
+    error = math.hypot(own[1], _KEPT**2 * usual[1])
+    return _KEPT**2 * usual[0] - own[0] > NormalDist().inv_cdf(1 - _ALPHA_LOST) * error
+
+
+def lift_of_choice(variation: float) -> float:
+    """Largest factor by which choosing the best candidates raises their mean answer. 1 where all answers are alike.
+
+    `variation` is the deviation of answers over their mean, and their law taken for a log-normal one."""
+    return math.exp(_CHOSEN * math.sqrt(math.log1p(variation**2)))

@@ -8,7 +8,7 @@ import pytest
 
 from model.schema import FeedSchema
 from training.judge.data_gate import AnswerFigures, figures_of_answers, outputs_shifted
-from training.judge.shift import correlation_of_labels, is_shifted, usual_correlation
+from training.judge.shift import correlation_of_labels, is_shifted, usual_of_days
 from training.judge.users import TaskSums
 from training.tasks import learned
 from training.tasks.learned import Floats, LearnedTask
@@ -79,11 +79,11 @@ def test_answers_that_are_alike_have_no_correlation() -> None:
 
 
 def test_days_count_by_their_rows() -> None:
-    usual = usual_correlation([(300.0, (0.2, 0.01)), (100.0, (0.6, 0.03))])
+    usual = usual_of_days([(300.0, (0.2, 0.01)), (100.0, (0.6, 0.03))])
     assert usual is not None
     assert usual[0] == pytest.approx(0.3)
     assert usual[1] == pytest.approx(np.hypot(300 * 0.01, 100 * 0.03) / 400)
-    assert usual_correlation([]) is None
+    assert usual_of_days([]) is None
 
 
 def test_a_shift_is_a_third_less_of_what_is_explained_beyond_chance() -> None:
