@@ -100,7 +100,10 @@ def _night(cycle: Cycle, journal: Journal, now: datetime) -> str:
         return f"{waits}; nothing new is published meanwhile"
     champion = _champion(cycle, journal)
     decisions = Decisions(journal.read().entries)
-    newest = days.newest(frozenset(decisions.quarantined))
+    newest = days.newest_if_any(frozenset(decisions.quarantined))
+    if newest is None:
+        held = ", ".join(map(str, decisions.quarantined))
+        return f"no day to train on: every whole day is quarantined ({held}); wait, or let one back in by --release DAY"
     if recalibrate_if_off(cycle, journal, champion, newest, now):
         champion = _champion(cycle, journal)
     with_rows = days.with_rows(newest - cycle.windows.train.days * ONE_DAY, newest)

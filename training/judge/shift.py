@@ -91,5 +91,6 @@ def follows_less(own: Estimate, usual: Estimate) -> bool:
 def lift_of_choice(variation: float) -> float:
     """Largest factor by which choosing the best candidates raises their mean answer. 1 where all answers are alike.
 
-    `variation` is the deviation of answers over their mean, and their law taken for a log-normal one."""
+    `variation` is the deviation of answers over their mean, and their law taken for a log-normal one. That of chosen
+    candidates is smaller than that of all, so that the factor is a careful one."""
     return math.exp(_CHOSEN * math.sqrt(math.log1p(variation**2)))

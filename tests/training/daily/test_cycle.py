@@ -192,6 +192,16 @@ def test_days_without_rows_or_with_one_class_are_quarantined_in_words(feed: Feed
     assert any("click: its labels' mean is" in reason for reason in quarantined[day(FIRST + 8)].reasons)
 
 
+def test_a_feed_whose_days_are_all_quarantined_says_so_and_waits(tmp_path: Path) -> None:
+    feed = Feed(tmp_path)
+    feed.write_files(data_gate={"min_rows": ROWS + 1})
+    for number in range(2):
+        feed.write_day(number)
+    said = f"no day to train on: every whole day is quarantined ({day(0)}, {day(1)})"
+    assert feed.run_night(1).startswith(said)
+    assert feed.versions() == []
+
+
 def test_a_file_that_lacks_a_column_fails_the_night_by_its_name(feed: Feed) -> None:
     feed.write_day(FIRST + 10, lambda table: table.drop_columns(["watch_ms"]))
     before = feed.versions()

@@ -165,6 +165,8 @@ def test_the_newest_day_of_a_joined_log_has_all_its_hours(tmp_path: Path, caplog
     assert len(numbers(resolved(moving(tmp_path, column="date")))["validation"]) == 21
     # A day that is left out is not the newest either.
     assert validation_of(moving(tmp_path, column="date", exclude=[days[4]]))["max"] == day_number(days[3])
+    with pytest.raises(ValueError, match=r"every whole day of column 'date' is left out \(data\.split\.exclude\)"):
+        resolved(moving(tmp_path, column="date", exclude=[days[0], days[2], days[3], days[4]]))
     for day in days[:-1]:
         (tmp_path / f"date={day:%Y%m%d}" / f"{day:%Y%m%d}T23.parquet").unlink()
     with pytest.raises(ValueError, match=f"no day is whole: of {days[5]}, the newest, 17 hours have no file"):

@@ -8,7 +8,14 @@ import pytest
 
 from model.schema import FeedSchema
 from training.judge.data_gate import AnswerFigures, figures_of_answers, outputs_shifted
-from training.judge.shift import correlation_of_labels, is_shifted, usual_of_days
+from training.judge.shift import (
+    correlation_of_labels,
+    elasticity_of_labels,
+    follows_less,
+    is_shifted,
+    lift_of_choice,
+    usual_of_days,
+)
 from training.judge.users import TaskSums
 from training.tasks import learned
 from training.tasks.learned import Floats, LearnedTask
@@ -110,3 +117,30 @@ def test_days_that_a_version_was_trained_on_are_no_measure() -> None:
     assert known_well[0]["click"].outputs["click"].correlation is None
     assert outputs_shifted(_figures(2, 0.4), known_well) == []
     assert outputs_shifted(_figures(2, 0.4), [_figures(1, 1.0)]) == ["click", "watch"]
+
+
+def test_an_elasticity_is_the_slope_of_shares_and_stays_where_labels_are_lost() -> None:
+    """Answers of 30 and 20 labels: of a slope of .5, one per cent more makes .75 % more labels."""
+    elasticity, error = elasticity_of_labels((0.5, 0.1), 30.0, 20.0, 0.04)
+    assert elasticity == pytest.approx(0.75)
+    assert error == pytest.approx(1.5 * np.hypot(0.1, 0.02))
+    half_lost, _ = elasticity_of_labels((0.25, 0.1), 30.0, 10.0, 0.04)
+    assert half_lost == pytest.approx(0.75)
+
+
+def test_labels_follow_less_where_a_third_of_the_elasticity_is_surely_gone() -> None:
+    assert follows_less((0.59, 0.001), (0.9, 0.001))
+    assert not follows_less((0.61, 0.001), (0.9, 0.001))
+    # 2.1 standard errors are sure, 1.9 are not. Two thirds of the usual one's error count.
+    assert follows_less((0.39, 0.1), (0.9, 0.0))
+    assert not follows_less((0.41, 0.1), (0.9, 0.0))
+    assert not follows_less((0.39, 0.1), (0.9, 0.15))
+
+
+def test_the_lift_of_choice_is_two_deviations_of_logarithms() -> None:
+    assert lift_of_choice(0.0) == 1.0
+    assert lift_of_choice(np.sqrt(np.e - 1)) == pytest.approx(np.e**2)
+    # The best of twenty is lifted by less, and by most of it.
+    answers_PN = np.exp(0.5 * np.random.default_rng(0).normal(size=(20_000, 20)))
+    lifted = answers_PN.max(axis=1).mean() / answers_PN.mean()
+    assert 0.75 < lifted / lift_of_choice(float(answers_PN.std() / answers_PN.mean())) < 1

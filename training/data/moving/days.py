@@ -73,16 +73,25 @@ class LoggedDays:
         return day.year * 10_000 + day.month * 100 + day.day if self._is_integer else day.isoformat()
 
     def newest(self, left_out: frozenset[date]) -> date:
-        """Newest day that is not left out: of a joined log the newest whole one, of another the newest with rows."""
+        """Newest day as `newest_if_any` has it. Raises ValueError where there is none."""
+        newest = self.newest_if_any(left_out)
+        if newest is not None:
+            return newest
+        if self.is_joined and self.newest_if_any(frozenset()) is None:
+            last = max(time.date() for time in self._hours)
+            raise ValueError(
+                f"{self.files.place}: no day is whole: of {last}, the newest, {self.hours_absent(last)} hours have no "
+                "file; wait for them, or give data.split.end a day"
+            )
+        kind = "whole day" if self.is_joined else "day"
+        raise ValueError(f"{self.files.place}: every {kind} of column '{self.column}' is left out (data.split.exclude)")
+
+    def newest_if_any(self, left_out: frozenset[date]) -> date | None:
+        """Newest day that is not left out: of a joined log the newest whole one, of another the newest with rows. None
+        where there is none."""
         if self.is_joined:
             days = {time.date() for time in self._hours}
-            whole = [day for day in days - left_out if not self.hours_absent(day)]
-            if not whole:
-                raise ValueError(
-                    f"{self.files.place}: no day is whole: of {max(days)}, the newest, {self.hours_absent(max(days))} "
-                    "hours have no file; wait for them, or give data.split.end a day"
-                )
-            return max(whole)
+            return max((day for day in days - left_out if not self.hours_absent(day)), default=None)
         last, first = (
             end(getattr(part, name) for part in self._parts) for end, name in ((max, "last"), (min, "first"))
         )
@@ -93,7 +102,7 @@ class LoggedDays:
             if start == date.min:
                 break
             last = start - DAY
-        raise ValueError(f"{self.files.place}: every day of column '{self.column}' is left out (data.split.exclude)")
+        return None
 
     def files_of(self, day: date) -> list[LogFile]:
         """Files that may have rows of a day."""
