@@ -75,7 +75,7 @@ class Bags:
             rows_J = table_rows.of_ids(ids)
             weights_J = None if layout.weights_J is None else layout.weights_J[: len(rows_J)]
             if rows == 1 and layout.has_full_bags:
-                rows_JW = self._rows_RW.take(rows_J, 0)
+                rows_JW = self._rows_of(rows_J)
                 if weights_J is not None:
                     rows_JW *= weights_J[:, None]
                 bags_PW = np.add.reduceat(rows_JW, offsets_P1[:-1], axis=0)
@@ -110,6 +110,13 @@ class Bags:
                 np.divide(pooled_LBW, divisors_LB[:, :, None], out=lists_LBW)
             found.append(places_BSW.reshape(rows, of.places * self._width))
         return found
+
+    def _rows_of(self, rows_J: Ids) -> Floats:
+        """rows_JW. Raises RuntimeError where the table has no such row, as torch does."""
+        try:
+            return self._rows_RW.take(rows_J, 0)
+        except IndexError:
+            raise RuntimeError(f"a row is not in the valid range [0, {len(self._rows_RW)})") from None
 
     def _look_up(self, rows_J: Ids, offsets_P1: Tensor, weights_J: Floats | None = None) -> Floats:
         """bags_PW. Raises RuntimeError where the table has no such row."""

@@ -31,9 +31,8 @@ _OPEN_INFERENCE_MODEL = re.compile(r"(/v2/models/)[^/]+(?:/versions/[^/]+)?(/inf
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _KEY = "feedrank.record"
 _DISCONNECTED = 499  # no client is left to read an answer
-# Requests that have ended are counted after so long, or when there are so many: all at once would keep others waiting.
-_MOMENT_SECONDS = 0.03
-_MOST_ENDED = 32
+# Requests that have ended are counted after so long: what a killed worker has not counted is lost.
+_MOMENT_SECONDS = 0.01
 _HEADERS = "feedrank.headers"  # by name: several are looked up in every request
 _REQUEST_ID_KEY = REQUEST_ID.lower().encode("latin-1")
 
@@ -169,8 +168,6 @@ class Observe:
         if not self._ended:
             asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self.finish_ended)
         self._ended.append((record, scope))
-        if len(self._ended) >= _MOST_ENDED:
-            self.finish_ended()
 
     def finish_ended(self) -> None:
         """Count, trace and log the requests that have ended. Safe from several threads."""
