@@ -98,7 +98,7 @@ def main() -> None:
     ratio = Ratio.of(beside, seconds["rank"])
     rank_ms = 1000 * mean_and_half_width(seconds["rank"])[0] / options.requests
     body = [
-        f"Events a CPU second of the server, in batches of {BATCH}; mean over {options.turns} turns with its 95 % "
+        f"Events a CPU second of the server, in batches of {BATCH}. Mean over {options.turns} turns with its 95 % "
         "interval.",
         "",
         *report.table(["way", "events a CPU second", "95 %"], rows),
