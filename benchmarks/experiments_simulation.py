@@ -94,7 +94,7 @@ def one_run(effect: float, rng: np.random.Generator) -> dict[str, bool]:
 
 
 def analysed(seed: int, effect: float, *, has_end: bool) -> tuple[bool, float, float]:
-    """Whether an analysis of three metrics calls any, what the past takes out, and by how much intervals narrow."""
+    """Verdict of an analysis of three metrics, the variance that the past takes out, and how much intervals narrow."""
     rng = np.random.default_rng(seed)
     arm_U, values_U, before_U = drawn(effect, rng)
     other_U = rng.poisson(0.3 * values_U + 0.2).astype(np.float64)

@@ -66,7 +66,7 @@ class Seen(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """What a request has."""
+    """Content of a request."""
 
     score_N: NDArray[np.float64]
     answers: dict[str, NDArray[np.float32]]

@@ -11,7 +11,7 @@ from model.policies.select_stages import Select
 
 
 class Place(NamedTuple):
-    """What may stand at a place: utilities by row, the probability of each, and whether the cap had to be relaxed."""
+    """Candidates of a place: utilities by row, the probability of each, and whether the cap had to be relaxed."""
 
     utilities: dict[int, float]
     probabilities: dict[int, float]

@@ -1,16 +1,14 @@
 """Explored requests of a service: their draws, the counts of them, and their log replayed."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from scipy import stats
 from starlette.testclient import TestClient
 
 from service.replay import replay
-from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.artifacts import TINY_REQUEST
 from tests.service.impressions.impressions_read import lines_of
 from tests.service.in_process import client_of, sample
 
@@ -19,20 +17,6 @@ half: {select: {explore: {temperature: 2, head: 2, share: 0.5}, cap: {per: tag, 
 all: {select: {explore: {temperature: 2, head: 3, share: 1}, mmr: {lambda: 0.6, head: 4, by: video_id}}}
 """
 REQUESTS = 100
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    publish_artifact(folder)
-    (folder / "tiny" / "policies.yaml").write_text(POLICIES)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def client(models: Path) -> Iterator[TestClient]:
-    with client_of(models) as client:
-        yield client
 
 
 def ask(client: TestClient, **more: Any) -> dict[str, Any]:

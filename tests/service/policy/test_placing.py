@@ -1,7 +1,6 @@
 """Policies of requests: what is answered, explained, logged and counted, against the scores and a sort by hand."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +38,6 @@ CANDIDATES: dict[str, Any] = {
     },
 }
 QUESTION: dict[str, Any] = {"user": {"user_id": 17, "country": "fr", "tab": 1}, "candidates": CANDIDATES}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    publish_artifact(folder)
-    (folder / "tiny" / "policies.yaml").write_text(POLICIES)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def client(models: Path) -> Iterator[TestClient]:
-    with client_of(models) as client:
-        yield client
 
 
 def ask(client: TestClient, **more: Any) -> dict[str, Any]:

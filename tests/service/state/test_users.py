@@ -228,7 +228,7 @@ def test_a_store_that_hangs_costs_its_features_and_no_request(
 
 
 def test_the_impression_log_has_the_values_as_they_were_used(models: Path, tmp_path: Path) -> None:
-    """What is written to the store later changes no line, and the user's hash is by the key of state.yaml."""
+    """A later write to the store changes no line, and the user's hash is by the key of state.yaml."""
     (models / "tiny" / "state.yaml").write_text("key: visitor\nfields: [country, age_days]\n")
     (tmp_path / "impressions").mkdir()
     (tmp_path / "user.key").write_bytes(HASH_KEY)

@@ -59,7 +59,7 @@ class Decoders:
 
 
 def value_of(values: Any, place: int) -> Any:
-    """What a line has of the feature or output at a place, None where it has nothing."""
+    """Values that a line has of the feature or output at a place, None where it has none."""
     return getattr(values, f"f{place}")
 
 
