@@ -59,8 +59,9 @@ def metadata_inputs(encoder: FeatureEncoder) -> list[dict[str, Any]]:
 
 
 def metadata_outputs(outputs: Sequence[str]) -> list[dict[str, Any]]:
-    """The tensors of an answer to a request that names none, as the protocol describes them."""
-    return [TensorType(name, "FP32", -1).entry() for name in (*outputs, SCORE)]
+    """The tensors of an answer, as the protocol describes them. `place` is answered to requests that name it."""
+    place = {**TensorType(PLACE, "INT64", -1).entry(), "parameters": {"on_request": True}}
+    return [*(TensorType(name, "FP32", -1).entry() for name in (*outputs, SCORE)), place]
 
 
 class Features(NamedTuple):

@@ -255,7 +255,9 @@ def test_health_and_metadata(client: TestClient) -> None:
     assert metadata["name"] == "tiny"
     assert metadata["versions"] == ["1"]
     assert metadata["platform"] == "pytorch_torchscript"
-    assert metadata["outputs"] == [{"name": name, "datatype": "FP32", "shape": [-1]} for name in (*TASKS, "score")]
+    *scores, place = metadata["outputs"]
+    assert scores == [{"name": name, "datatype": "FP32", "shape": [-1]} for name in (*TASKS, "score")]
+    assert place == {"name": "place", "datatype": "INT64", "shape": [-1], "parameters": {"on_request": True}}
     inputs = {entry["name"]: (entry["datatype"], entry["shape"]) for entry in metadata["inputs"]}
     assert inputs == {
         "user_id": ("INT64", [1]),

@@ -117,9 +117,13 @@ def test_a_request_can_be_built_from_the_metadata(client: Any) -> None:
             values = np.array([2, 0][: shape[0]])
         made.append(triton.InferInput(entry["name"], shape, entry["datatype"]))
         made[-1].set_data_from_numpy(values)
-    result = client.infer("tiny", made)
-    for entry in metadata["outputs"]:
-        assert result.as_numpy(entry["name"]).shape == (2,)
+    names = [entry["name"] for entry in metadata["outputs"]]
+    result = client.infer("tiny", made, outputs=[triton.InferRequestedOutput(name) for name in names])
+    for name in names:
+        assert result.as_numpy(name).shape == (2,)
+    assert sorted(result.as_numpy("place").tolist()) == [0, 1]
+    unnamed = client.infer("tiny", made)
+    assert [name for name in names if unnamed.as_numpy(name) is None] == ["place"]
 
 
 def test_refusals_reach_the_caller_as_the_client_s_own_error(client: Any) -> None:
