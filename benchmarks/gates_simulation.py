@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from benchmarks import report
 from benchmarks.command import run_benchmark
 from model.schema import FeedSchema
-from training.data.arrow import columns_from_arrow
+from training.data.kinds.columns import columns_from_arrow
 from training.datasets.feed_world import (
     BIAS,
     BINARY_TASKS,

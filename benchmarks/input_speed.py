@@ -40,8 +40,9 @@ from model.features.kinds import IdFeature, IdListFeature, NumberFeature
 from model.schema import FeedSchema
 from training.config import DataConfig, TrainingConfig
 from training.data.index import index_of
+from training.data.kinds.columns import columns_from_arrow
 from training.data.reader import LogReader
-from training.data.rows import columns_from_arrow, fit_features, read_splits
+from training.data.rows import fit_features, read_splits
 from training.data.stream import StreamSource
 
 BATCH = 1024

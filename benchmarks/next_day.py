@@ -23,7 +23,8 @@ from scipy import stats
 from benchmarks import report
 from benchmarks.command import data_folder, run_benchmark
 from training.config import TrainingConfig
-from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, read_splits
 from training.evaluate.validation import predict, relative_errors, validation_objective
 from training.run.run import Run, write_json
 from training.train import train

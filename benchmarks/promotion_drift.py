@@ -19,7 +19,7 @@ import pyarrow as pa
 from benchmarks import report
 from benchmarks.command import run_benchmark
 from benchmarks.gates_simulation import SCHEMA, Night, Version, answers_of
-from training.data.arrow import columns_from_arrow
+from training.data.kinds.columns import columns_from_arrow
 from training.datasets.feed_world import BINARY_TASKS, PAGE, PROPENSITIES, FeedWorld
 from training.fit.tally import Tally
 from training.judge.data_gate import SURE, stability_indexes

@@ -31,7 +31,8 @@ from model.calibration import AnswerMaps, Calibration
 from model.scorer.scorer import COMPILED_TOLERANCE, Engine, Scorer
 from model.tasks import BinaryTask, RegressionTask
 from training.config import TrainingConfig
-from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, labels_of, observed_of, read_splits
 from training.evaluate.evaluate import groups_of
 from training.evaluate.validation import predict
 from training.metrics.metrics import auc, normalized_entropy

@@ -41,8 +41,9 @@ from model.ranker import Network, NetworkConfig, Ranker
 from model.schema import FeedSchema
 from training.config import DataConfig, TrainingConfig
 from training.data.index import index_of
+from training.data.kinds.columns import columns_from_arrow
 from training.data.reader import LogReader
-from training.data.rows import Batch, columns_from_arrow, fit_features, read_splits
+from training.data.rows import Batch, fit_features, read_splits
 from training.data.source import Source
 from training.data.stream import StreamSource
 from training.distributed.ranks import Ranks

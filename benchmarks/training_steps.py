@@ -16,7 +16,8 @@ import torch
 
 from model.ranker import Ranker
 from training.config import TrainingConfig
-from training.data.rows import Batch, Rows, columns_from_arrow, fit_features, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Batch, Rows, fit_features, read_splits
 from training.distributed.ranks import ALONE
 from training.run.run import Run
 from training.step.balancing import Balancing

@@ -37,6 +37,11 @@ class CountTask(BaseTask):
         """The key of the schema."""
         return self.most
 
+    def are_labels(self, values_B: Floats) -> Mask:
+        """Mask of whole numbers."""
+        is_label_B: Mask = (values_B >= 0) & (values_B == np.floor(values_B))
+        return is_label_B
+
     @classmethod
     def answers(cls, tasks: Sequence[BaseTask], scales: Scales) -> nn.Module:
         """Logarithms of rates -> rates."""
@@ -73,11 +78,6 @@ class LearnedCount(LearnedTask):
         )
     }
     table_columns = ("deviance",)
-
-    def are_labels(self, labels_B: Floats) -> Mask:
-        """Mask of whole numbers."""
-        is_label_B: Mask = (labels_B >= 0) & (labels_B == np.floor(labels_B))
-        return is_label_B
 
     @classmethod
     def losses(cls, tasks: Sequence[BaseTask], offsets: Sequence[float]) -> nn.Module:

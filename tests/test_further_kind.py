@@ -18,7 +18,7 @@ from service.open_inference.plan import TensorPlan, metadata_inputs
 from tests.further_kind import VectorFeature, register, schema_with
 from tests.service.open_inference.tensors import HEADER_LENGTH, Given, binary_body
 from training.compare.tree_inputs import TreeInputs
-from training.data.arrow import column_from_arrow
+from training.data.kinds.columns import column_from_arrow
 from training.fit.tally import Tally
 
 COVER = VectorFeature(name="cover", side="candidate", length=3, missing=0.5)

@@ -41,6 +41,9 @@ SERVICE_NEVER = (*TORCHREC, "training", "deploy", "benchmarks", "tests")
 # What serves must not reach these either: they are for processes of their own.
 SERVING = "service.app"
 SERVING_NEVER = (*SERVICE_NEVER, "pyarrow", "rich")
+# A join reads logs and a schema: these would be two thirds of its memory before the first line.
+JOINING = "training.join.command"
+JOINING_NEVER = (*TORCHREC, "torch", "scipy", "sklearn", "pandas")
 PYARROW_IN_SERVICE = ("service.impressions.parquet", "service.replay.joined_rewards", "service.state.parquet_users")
 # Folders with a file for each network, and for each part of an experiment.
 MANY_FILES = ("model.fusion", "training.compare")
@@ -269,14 +272,15 @@ def test_third_party_imports_are_in_the_lock_file_of_their_role(package: str, ro
     assert missing == []
 
 
-def test_importing_the_service_loads_no_torchrec() -> None:
-    """The same at run time, in an environment that has torchrec: what other packages drag in counts too."""
-    program = "import service.app, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+@pytest.mark.parametrize(("module", "never"), [(SERVING, SERVING_NEVER), (JOINING, JOINING_NEVER)])
+def test_importing_a_process_loads_no_more_than_it_needs(module: str, never: tuple[str, ...]) -> None:
+    """The same at run time, in an environment that has everything: what other packages drag in counts too."""
+    program = f"import {module}, sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True, timeout=120
     )
     assert run.returncode == 0, run.stderr
-    assert set(run.stdout.split()).isdisjoint(SERVING_NEVER)
+    assert set(run.stdout.split()).isdisjoint(never)
 
 
 TABLE = """

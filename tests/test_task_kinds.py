@@ -23,7 +23,8 @@ from model.tasks import KINDS, Task
 from tests.further_task import CountTask, LearnedCount, register, schema_with
 from training import tasks as learned_kinds
 from training.data.arrow import LogColumns
-from training.data.rows import Rows, columns_from_arrow
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows
 from training.evaluate.validation import relative_errors
 from training.step.balancing.losses import TaskLosses
 from training.tasks import learned

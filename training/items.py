@@ -19,7 +19,8 @@ from model.features.kinds import Feature
 from model.features.kinds.columns import Column, Dtype
 from model.untrusted_files import changed, fingerprint_of, open_regular, sha256_of
 from training.columns import plain
-from training.data.arrow import column_from_arrow, refuse_other_text
+from training.data.kinds.columns import column_from_arrow
+from training.data.kinds.values import refuse_other_text
 from training.data.usual_types import usual
 
 ID = "id"

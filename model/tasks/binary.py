@@ -1,17 +1,18 @@
 """Yes/no outcomes: one logit, answered by its sigmoid.
 
-Shapes: N candidates, O outputs, one of each task.
+Shapes: B rows.
 """
 
-import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-import torch
+import numpy as np
 from pydantic import Field
-from torch import Tensor, nn
 
-from model.tasks.task import BaseTask, Scales
+from model.tasks.task import BaseTask, Floats, Mask, Scales
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class BinaryTask(BaseTask):
@@ -26,22 +27,13 @@ class BinaryTask(BaseTask):
     negative_sampling_rate: float = Field(default=1.0, gt=0, le=1)
     positive_weight: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
 
+    def are_labels(self, values_B: Floats) -> Mask:
+        """Mask of 0 and 1."""
+        return np.isin(values_B, (0.0, 1.0))
+
     @classmethod
-    def answers(cls, tasks: Sequence[Self], scales: Scales) -> nn.Module:
+    def answers(cls, tasks: Sequence[Self], scales: Scales) -> "nn.Module":
         """Logits -> probabilities."""
+        from model.tasks.answers import Probabilities  # torch, which a schema needs not
+
         return Probabilities([task.negative_sampling_rate for task in tasks])
-
-
-class Probabilities(nn.Module):
-    """logits_NO -> probabilities_NO, of all rows where negatives were kept at `rates`."""
-
-    offset_O: Tensor
-
-    def __init__(self, rates: Sequence[float]) -> None:
-        super().__init__()
-        # Negatives kept at rate w inflate the odds by 1/w (He et al. 2014, section 6.3): undone in the logit.
-        self.register_buffer("offset_O", torch.tensor([math.log(rate) for rate in rates]))
-
-    def forward(self, logits_NO: Tensor) -> Tensor:
-        """probabilities_NO."""
-        return torch.sigmoid(logits_NO + self.offset_O)

@@ -1,17 +1,19 @@
 """One of several classes: a logit a class, answered by their softmax.
 
-Shapes: N candidates, O outputs, one of each class of each task, C classes of the task.
+Shapes: B rows.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import torch
+import numpy as np
 from pydantic import field_validator
-from torch import Tensor, nn
 
 from model.strict_yaml import Name
-from model.tasks.task import BaseTask, Scales
+from model.tasks.task import BaseTask, Floats, Mask, Scales
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MOST_CLASSES = 32
 # Integers that stay distinct as float64, as which labels are read.
@@ -57,25 +59,17 @@ class MulticlassTask(BaseTask):
         """A dotted name for each class."""
         return tuple(f"{self.name}.{name}" for name in self.class_names)
 
+    def are_labels(self, values_B: Floats) -> Mask:
+        """Mask of the classes' values, where these are numbers."""
+        numbers = [value for value in self.label_values if isinstance(value, int)]
+        return np.isin(values_B, np.array(numbers, np.float64))
+
     @classmethod
-    def answers(cls, tasks: Sequence[Self], scales: Scales) -> nn.Module:
+    def answers(cls, tasks: Sequence[Self], scales: Scales) -> "nn.Module":
         """Logits -> probabilities, which sum to 1 in each task."""
+        from model.tasks.answers import ClassProbabilities  # torch, which a schema needs not
+
         return ClassProbabilities([len(task.outputs) for task in tasks])
-
-
-class ClassProbabilities(nn.Module):
-    """logits_NO -> probabilities_NO, of tasks with so many classes each."""
-
-    def __init__(self, classes: Sequence[int]) -> None:
-        super().__init__()
-        self.classes = list(classes)
-
-    def forward(self, logits_NO: Tensor) -> Tensor:
-        """probabilities_NO."""
-        probabilities: list[Tensor] = []
-        for logits_NC in torch.split(logits_NO, self.classes, dim=1):
-            probabilities.append(torch.softmax(logits_NC, dim=1))  # noqa: PERF401 - TorchScript reads it
-        return torch.cat(probabilities, dim=1)
 
 
 def _class_value(key: object) -> int | str:

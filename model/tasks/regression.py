@@ -1,17 +1,17 @@
 """Quantities: one logit, the standardised prediction, answered in the label's own unit.
 
-Shapes: N candidates, O outputs, one of each task.
+Shapes: B rows.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from model.tasks.task import BaseTask, Scales, TargetScale
+from model.tasks.task import BaseTask, Floats, Mask, Scales
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Transform = Literal["none", "log1p"]
 
@@ -30,11 +30,11 @@ class RegressionTask(BaseTask):
         """The transform."""
         return self.transform
 
-    def transformed(self, labels: NDArray[np.float64]) -> NDArray[np.float64]:
+    def transformed(self, labels: Floats) -> Floats:
         """log1p of labels, where the schema says so."""
         return np.log1p(labels) if self.transform == "log1p" else labels
 
-    def inverse(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def inverse(self, values: Floats) -> Floats:
         """Labels in their own unit."""
         return np.expm1(values) if self.transform == "log1p" else values
 
@@ -42,30 +42,14 @@ class RegressionTask(BaseTask):
         """The largest label of the training split, about."""
         return scales[self.name].upper
 
+    def are_labels(self, values_B: Floats) -> Mask:
+        """Mask of finite numbers >= 0."""
+        with np.errstate(invalid="ignore"):
+            return (values_B >= 0) & np.isfinite(values_B)
+
     @classmethod
-    def answers(cls, tasks: Sequence[Self], scales: Scales) -> nn.Module:
+    def answers(cls, tasks: Sequence[Self], scales: Scales) -> "nn.Module":
         """Standardised predictions -> quantities."""
+        from model.tasks.answers import Quantities  # torch, which a schema needs not
+
         return Quantities([scales[task.name] for task in tasks], [task.transform == "log1p" for task in tasks])
-
-
-class Quantities(nn.Module):
-    """logits_NO -> quantities_NO, from 0 to each task's bound."""
-
-    mean_O: Tensor
-    scale_O: Tensor
-    upper_O: Tensor
-    is_log_O: Tensor
-
-    def __init__(self, scales: Sequence[TargetScale], is_log: Sequence[bool]) -> None:
-        super().__init__()
-        self.register_buffer("mean_O", torch.tensor([scale.mean for scale in scales]))
-        self.register_buffer("scale_O", torch.tensor([scale.scale for scale in scales]))
-        self.register_buffer("upper_O", torch.tensor([scale.upper for scale in scales]))
-        self.register_buffer("is_log_O", torch.tensor(is_log))
-
-    def forward(self, logits_NO: Tensor) -> Tensor:
-        """quantities_NO."""
-        values_NO = logits_NO * self.scale_O + self.mean_O
-        quantities_NO = torch.where(self.is_log_O, torch.expm1(values_NO), values_NO)
-        # The bound comes last: it makes even an infinite logit a finite answer, and leaves NaN what it is.
-        return torch.minimum(quantities_NO.clamp(min=0.0), self.upper_O)

@@ -3,18 +3,23 @@
 In: a task of the schema, checked. Out: its outputs, their range, and the module that makes answers of its logits. A
 kind is a file beside this one, and its name in the union of model.tasks.
 
-Shapes: N candidates, O outputs of some tasks.
+Shapes: B rows, N candidates, O outputs of some tasks.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import nn
 
 from model.strict_yaml import Name, StrictModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 # Of a label: no answer is above it, and sums of answers still fit a float32.
 UPPER_LIMIT = float(np.float32(1e30))
@@ -58,16 +63,20 @@ class BaseTask(StrictModel):
         """Values of the label's column, None of a kind whose labels are numbers."""
         return None
 
+    def are_labels(self, values_B: Floats) -> Mask:
+        """Mask of the numbers that the label's column may have."""
+        raise NotImplementedError
+
     @property
     def scaling(self) -> str | None:
         """The name of the transform before which labels are standardised, None of a kind whose labels have no scale."""
         return None
 
-    def transformed(self, labels: NDArray[np.float64]) -> NDArray[np.float64]:
+    def transformed(self, labels: Floats) -> Floats:
         """Labels on the scale where they are learned, before standardising."""
         return labels
 
-    def inverse(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def inverse(self, values: Floats) -> Floats:
         """Inverse of `transformed`."""
         return values
 
@@ -76,6 +85,6 @@ class BaseTask(StrictModel):
         return 1.0
 
     @classmethod
-    def answers(cls, tasks: Sequence[Self], scales: Scales) -> nn.Module:
+    def answers(cls, tasks: Sequence[Self], scales: Scales) -> "nn.Module":
         """The module of tasks of this kind: logits_NO -> answers_NO. TorchScript reads it."""
         raise NotImplementedError

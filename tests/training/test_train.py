@@ -30,7 +30,8 @@ from tests.training_data import (
     write_feed,
 )
 from training.config import TrainingConfig
-from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, read_splits
 from training.datasets.simulate import simulate
 from training.evaluate.evaluate import evaluate
 from training.evaluate.validation import predict, relative_errors, validation_objective

@@ -33,7 +33,8 @@ from training.compare.predictions import keep_outputs, truth_of
 from training.compare.tree_config import SETTINGS, TreesConfig, kept_config
 from training.compare.tree_inputs import Inputs, Targets, TreeInputs, extra_columns, targets_of
 from training.config import SplitName
-from training.data.rows import columns_from_arrow, fit_features, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import fit_features, read_splits
 from training.run.run import SUMMARY, Run, library_versions, locked, refuse_no_run, write_json, write_text
 from training.tasks import learned
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from training.compare.measures import TaskTruth
 from training.config import SplitName
-from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, labels_of, observed_of, read_splits
 from training.evaluate.evaluate import groups_of
 from training.evaluate.validation import predict
 from training.files import replace_file

@@ -23,10 +23,11 @@ from training.daily.cycle_file import Cycle
 from training.daily.joining import lost_share
 from training.daily.serving import Champion
 from training.data.index import index_of
+from training.data.kinds.columns import columns_from_arrow
 from training.data.moving.days import DAY, days_from
 from training.data.moving.windows import resolved
 from training.data.reader import LogReader
-from training.data.rows import columns_from_arrow, read_splits
+from training.data.rows import read_splits
 from training.fit.partitions import count_log
 from training.fit.tally import PartCounts, Tally
 from training.judge.answers import Answered, answers_of, sums_of_answers

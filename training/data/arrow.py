@@ -11,19 +11,18 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model.features.kinds import Feature
-from model.features.kinds.columns import Column, Dtype
+from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from model.tasks.task import BaseTask
-from training.columns import floats, plain
+from training.columns import floats
 from training.data.bad_rows import Fault, Mask, RowFault
 from training.data.files import LogFiles
-from training.data.kinds import in_log
-from training.data.kinds.values import NOT_TEXT, is_text, not_text
-from training.data.usual_types import usual, usual_table, usual_type
+from training.data.kinds.columns import column_from_arrow, dtypes_of
+from training.data.kinds.values import is_text, refuse_other_text
+from training.data.usual_types import usual_table, usual_type
 from training.tasks import learned
 from training.wording import counted
 
@@ -139,18 +138,6 @@ def _check_weights(weights: pa.ChunkedArray) -> None:
         _refuse(weights_B, ~((weights_B >= 0) & (weights_B <= 1e9)), "must be a number from 0 to 1e9")
 
 
-def refuse_other_text(values: pa.ChunkedArray) -> None:
-    """Raise RowFault for text that is not UTF-8. That of features is checked where it is decoded."""
-    values = plain(values)
-    try:
-        for chunk in values.chunks:
-            chunk.validate(full=True)
-    except pa.ArrowInvalid:
-        encoded = values.combine_chunks().dictionary_encode()
-        codes_B = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
-        raise RowFault(NOT_TEXT, np.isin(codes_B, not_text(encoded.dictionary))) from None
-
-
 def _refuse(
     values_B: NDArray[np.float64], is_bad_B: Mask, rule: str, shown: Callable[[int], str] | None = None
 ) -> None:
@@ -163,33 +150,6 @@ def _refuse(
 
     if is_bad_B.any():
         raise RowFault(rule, is_bad_B, got)
-
-
-def dtypes_of(schema: FeedSchema) -> dict[str, Dtype]:
-    """The dtypes of the ids of every id and id_list feature."""
-    return {name: table.dtype for table in schema.tables for name in table.features}
-
-
-def column_from_arrow(
-    feature: Feature, dtype: Dtype | None, values: pa.ChunkedArray, *, is_coded: bool = False
-) -> Column:
-    """A `Column` from an Arrow column, of each string once if `is_coded`. Raises ValueError for a type that does not
-    fit, and for NaN (write null)."""
-    values, fault = usual(plain(values))
-    if fault is not None:
-        raise fault
-    return in_log(feature).column(dtype, values, is_coded=is_coded)
-
-
-def columns_from_arrow(schema: FeedSchema, table: pa.Table, *, is_coded: bool = False) -> dict[str, Column]:
-    """The columns of every feature of a checked table."""
-    dtypes = dtypes_of(schema)
-    return {
-        feature.name: column_from_arrow(
-            feature, dtypes.get(feature.name), table.column(feature.name), is_coded=is_coded
-        )
-        for feature in schema.features
-    }
 
 
 def observed_of(task: BaseTask, table: pa.Table) -> Mask:

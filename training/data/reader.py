@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from training.config import DataConfig, SplitName
-from training.data.arrow import AbsentColumns, LogColumns, columns_from_arrow
+from training.data.arrow import AbsentColumns, LogColumns
 from training.data.bad_rows import BadRows, Fault, Mask
 from training.data.files import LogFile, LogFiles, with_partition
 from training.data.groups import refuse_ungroupable
+from training.data.kinds.columns import columns_from_arrow
 from training.data.rows import columns_to_read, other_columns
 from training.data.selection import Selector
 from training.data.usual_types import usual_type

@@ -26,7 +26,7 @@ from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from training.columns import floats, plain
 from training.config import DataConfig, SplitName
-from training.data.arrow import AbsentColumns, LogColumns, column_from_arrow, columns_from_arrow, labels_of, observed_of
+from training.data.arrow import AbsentColumns, LogColumns, labels_of, observed_of
 from training.data.bad_rows import BadRows, Mask
 from training.data.files import LogFiles
 from training.data.found import Found
@@ -37,8 +37,6 @@ from training.tasks import learned
 __all__ = [
     "Batch",
     "Rows",
-    "column_from_arrow",
-    "columns_from_arrow",
     "columns_to_read",
     "fit_features",
     "joined",

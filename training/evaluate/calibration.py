@@ -19,7 +19,8 @@ from model.calibration import Calibration
 from model.ranker import Answers, Ranker
 from model.tasks import Task
 from training.config import SplitName
-from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, labels_of, observed_of, read_splits
 from training.evaluate.validation import predict
 from training.run.run import Run
 from training.tasks import learned

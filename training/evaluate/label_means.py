@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from model.calibration import LabelMean
 from model.ranker import Ranker
-from training.data.rows import Rows, columns_from_arrow, labels_of, observed_of, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, labels_of, observed_of, read_splits
 from training.evaluate.validation import predict
 from training.run.run import Run
 from training.tasks import learned

@@ -19,9 +19,9 @@ from rich.progress import TextColumn
 from model.features.id_lookup import Lookup
 from training.columns import plain
 from training.config import SplitName
-from training.data.arrow import columns_from_arrow
 from training.data.bad_rows import BadRows
 from training.data.index import LogIndex
+from training.data.kinds.columns import columns_from_arrow
 from training.data.reader import PART_ROWS, LogReader, Part
 from training.data.selection import days_of
 from training.fit.leaks import Times, Twins

@@ -15,8 +15,9 @@ from model.schema import FeedSchema
 from training.config import TrainingConfig
 from training.data.found import Found
 from training.data.index import INDEX, index_of
+from training.data.kinds.columns import columns_from_arrow
 from training.data.reader import LogReader
-from training.data.rows import Rows, columns_from_arrow, fit_features, read_log
+from training.data.rows import Rows, fit_features, read_log
 from training.data.source import MemorySource, Source
 from training.data.stream import SplitReader, StreamSource
 from training.fit.fitted_file import read_fitted

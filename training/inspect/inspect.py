@@ -17,7 +17,8 @@ from rich.table import Table
 
 from model.ranker import Ranker
 from training.config import SplitName
-from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, read_splits
 from training.files import replace_file
 from training.inspect.conflicts import task_conflicts
 from training.inspect.gates import level_gates

@@ -8,7 +8,6 @@ Shapes: B rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -24,7 +23,6 @@ from training.join.columns import times
 from training.join.faults import BadLines
 from training.join.plan import HOUR, OLDEST, Plan, micros
 from training.join.sources import Source, SourceFile, blocks
-from training.tasks import learned
 
 # `_given` is the time as it was sent, which is part of an event's identity. `_time` is clipped by the receipt. `_hour`
 # is that of `_time` + skew: the last in which the event's impression can lie. `_joined` is the last hour that had been
@@ -201,12 +199,7 @@ def _value_rules(plan: Plan) -> list[tuple[str, Callable[[NDArray[np.float64]], 
     for column, label in plan.file.labels.items():
         if label.value in (None, "count"):
             continue
-        for task in plan.tasks_of(column):
-            if task.label_values is None:
-                rules.append((label.event, learned(task).are_labels))
-            else:
-                values = np.array(task.label_values, np.float64)
-                rules.append((label.event, partial(np.isin, test_elements=values)))
+        rules += [(label.event, task.are_labels) for task in plan.tasks_of(column)]
     return rules
 
 

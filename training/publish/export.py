@@ -34,7 +34,8 @@ from model.schema import FeedSchema
 from model.scorer.scorer import Scorer
 from training.config import SplitName
 from training.data.kinds import in_log
-from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, read_splits
 from training.evaluate.calibration import calibrate
 from training.evaluate.label_means import label_means
 from training.evaluate.validation import predict

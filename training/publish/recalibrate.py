@@ -36,8 +36,9 @@ from model.tasks import Task
 from training.columns import floats
 from training.config import DataConfig
 from training.data.files import LogFiles
+from training.data.kinds.columns import columns_from_arrow
 from training.data.moving.days import DAY, LoggedDays, days_from
-from training.data.rows import columns_from_arrow, labels_of, observed_of, read_splits
+from training.data.rows import labels_of, observed_of, read_splits
 from training.publish.sign import sign
 from training.split_config import SplitConfig
 from training.tasks import learned

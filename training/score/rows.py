@@ -17,8 +17,8 @@ from model.features.kinds import Feature
 from model.features.kinds.columns import Column, Dtype, Ids
 from model.schema import FeedSchema
 from training.columns import plain
-from training.data.arrow import column_from_arrow, dtypes_of
 from training.data.bad_rows import Mask, RowFault
+from training.data.kinds.columns import column_from_arrow, dtypes_of
 from training.data.usual_types import usual_table
 
 

@@ -19,7 +19,8 @@ from typing import Any
 from model.features.encoder import FeatureEncoder
 from model.ranker import Ranker
 from model.schema import FeedSchema
-from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, read_splits
 from training.distributed.ranks import Ranks
 from training.evaluate.validation import predict, relative_errors
 from training.run.history import OBJECTIVE, VALIDATION

@@ -77,10 +77,6 @@ class LearnedBinary(LearnedTask):
     has_right_answers = True
     label_rule = "must be 0 or 1"
 
-    def are_labels(self, labels_B: Floats) -> Mask:
-        """Mask of 0 and 1."""
-        return np.isin(labels_B, (0.0, 1.0))
-
     @property
     def num_classes(self) -> int:
         """Two."""

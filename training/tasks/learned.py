@@ -80,9 +80,9 @@ class LearnedTask(ABC):
         """A label of the log that breaks the rule, as a message shows it."""
         return f"{label:g}" if isinstance(label, int | float) else repr(label)
 
-    @abstractmethod
     def are_labels(self, labels_B: Floats) -> Mask:
         """Mask of the rows that keep the rule."""
+        return self.task.are_labels(labels_B)
 
     @property
     def num_classes(self) -> int | None:

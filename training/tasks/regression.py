@@ -39,11 +39,6 @@ class LearnedRegression(LearnedTask):
     label_rule = "must be a finite number >= 0"
     one_label = "has labels that are equal in float32"
 
-    def are_labels(self, labels_B: Floats) -> Mask:
-        """Mask of finite numbers >= 0."""
-        with np.errstate(invalid="ignore"):
-            return (labels_B >= 0) & np.isfinite(labels_B)
-
     def label_report(self, rates: Sequence[float | None]) -> dict[str, Any]:
         """The mean label."""
         return {"label_mean": rates[0]}
@@ -97,7 +92,7 @@ class LearnedRegression(LearnedTask):
         return mapping(bare_N), "fitted on the validation split"
 
     def bare_answers(self, logits_NO: Floats) -> Floats:
-        """The inverse of what is learned, from 0 to the bound, before any map (model.tasks.regression.Quantities)."""
+        """The inverse of what is learned, from 0 to the bound, before any map (model.tasks.answers.Quantities)."""
         transformed_N = np.maximum(logits_NO[:, 0] * self.scale.scale + self.scale.mean, 0.0)
         return np.minimum(self.task.inverse(transformed_N), self.scale.upper)
 

@@ -16,7 +16,7 @@ from service.base.record import RequestRecord
 from service.rank.question import read_features
 from service.rank.read import read_question
 from tests.model.feeds import schema_of
-from training.data.rows import column_from_arrow
+from training.data.kinds.columns import column_from_arrow
 
 SCHEMA = schema_of("""
 name: served

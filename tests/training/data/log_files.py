@@ -18,8 +18,9 @@ from model.features.encoder import FeatureEncoder
 from model.schema import FeedSchema
 from training.config import DataConfig
 from training.data.index import index_of
+from training.data.kinds.columns import columns_from_arrow
 from training.data.reader import LogReader
-from training.data.rows import Batch, columns_from_arrow, fit_features
+from training.data.rows import Batch, fit_features
 from training.data.stream import StreamSource
 
 SCHEMA = FeedSchema.from_mapping(

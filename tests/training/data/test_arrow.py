@@ -12,7 +12,7 @@ import yaml
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.features.kinds.columns import Column, Dtype
 from model.schema import FeedSchema
-from training.data.rows import column_from_arrow
+from training.data.kinds.columns import column_from_arrow
 
 COLUMNS = FeedSchema.from_mapping(
     yaml.safe_load("""

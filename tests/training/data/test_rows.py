@@ -18,7 +18,8 @@ from model.schema import FeedSchema
 from tests.model.feeds import everything, fitted_of, random_rows
 from tests.training_data import SCHEMA, Json, feed_table
 from training.config import DataConfig, SplitName
-from training.data.rows import Rows, columns_from_arrow, fit_features, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, fit_features, read_splits
 
 # Splits
 

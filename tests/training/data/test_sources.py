@@ -7,7 +7,8 @@ import torch
 
 from tests.training_data import training_file, write_feed
 from training.config import TrainingConfig
-from training.data.rows import Batch, Rows, columns_from_arrow, fit_features, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Batch, Rows, fit_features, read_splits
 from training.data.source import MemorySource, filled, share
 from training.run.run import Run
 

@@ -24,7 +24,8 @@ from tests.training.data.log_files import (
     write_groups,
 )
 from training.config import DataConfig
-from training.data.rows import Rows, columns_from_arrow
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows
 from training.data.stream import StreamSource
 
 LANES = 4

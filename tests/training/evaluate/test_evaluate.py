@@ -16,7 +16,8 @@ from sklearn.metrics import log_loss, mean_absolute_error, mean_squared_error, r
 from model.schema import FeedSchema
 from tests.training_data import SCHEMA, Json, feed_table, training_file, write_feed
 from training.config import SplitName, TrainingConfig
-from training.data.rows import Rows, columns_from_arrow, fit_features, labels_of, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, fit_features, labels_of, read_splits
 from training.evaluate.evaluate import evaluate, print_table
 from training.evaluate.validation import predict
 from training.publish.export import export

@@ -14,7 +14,8 @@ from model.schema import FeedSchema
 from tests.training_data import feed_table, training_file, write_feed
 from training.config import NegativeSampling, TrainingConfig
 from training.data.arrow import labels_of, observed_of
-from training.data.rows import Rows, columns_from_arrow, fit_features, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, fit_features, read_splits
 from training.evaluate.validation import predict
 from training.fit.negative_sampling import logit_offsets, weigh_kept_negatives, without_dropped_negatives
 from training.publish.export import export

@@ -20,7 +20,8 @@ from tests.model.features.test_encoder import split_mix_64
 from tests.training_data import SCHEMA, Json, feed_table, training_file
 from training.__main__ import main
 from training.config import TrainingConfig
-from training.data.rows import columns_from_arrow, fit_features, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import fit_features, read_splits
 from training.fit.fitted_file import read_fitted
 from training.fit.fitting import Piece, fit_log, fit_piece
 from training.fit.id_report import IDS, as_markdown, expected_sharing, recommended_buckets, table_reports

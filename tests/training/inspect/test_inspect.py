@@ -23,7 +23,8 @@ from model.ranker import Network, NetworkConfig, Ranker
 from tests.training_data import files_of, saved_state, training_file, write_feed
 from training.__main__ import main
 from training.config import TrainingConfig
-from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, read_splits
 from training.inspect.conflicts import Conflicts, cosines, cosines_where_both, task_conflicts
 from training.inspect.gates import LevelGates, gate_use, level_gates
 from training.inspect.inspect import inspect

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from model.schema import FeedSchema
-from training.data.arrow import columns_from_arrow
+from training.data.kinds.columns import columns_from_arrow
 from training.fit.tally import PartCounts, Tally
 from training.judge.answers import sums_of_answers
 from training.judge.data_gate import (

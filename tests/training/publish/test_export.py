@@ -23,7 +23,8 @@ from model.embeddings.embeddings import Embeddings
 from model.scorer.scorer import Scorer
 from tests.artifacts import tiny_schema, writable
 from tests.training_data import Json, sigmoid, small_disk
-from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, read_splits
 from training.evaluate.evaluate import evaluate
 from training.evaluate.validation import predict
 from training.publish import export as export_module

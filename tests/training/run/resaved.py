@@ -7,7 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, read_splits
 from training.data.source import MemorySource
 from training.distributed.ranks import joined
 from training.run import checkpoints, state_file

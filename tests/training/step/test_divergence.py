@@ -12,7 +12,8 @@ import torch
 
 from tests.training_data import SCHEMA, feed_table, saved_state, training_file
 from training.config import TrainingConfig
-from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, read_splits
 from training.run.run import LAST, Run
 from training.step.divergence import diverged
 from training.train import train

@@ -30,7 +30,8 @@ from tests.training_data import (
     training_file,
 )
 from training.config import SlotsConfig, TrainingConfig
-from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, read_splits
 from training.evaluate.validation import predict
 from training.fit.id_report import TableReport, as_markdown
 from training.publish.export import export

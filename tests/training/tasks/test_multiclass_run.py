@@ -17,7 +17,8 @@ from tests.training.tasks.rated_feed import RATED, rated_log
 from tests.training_data import training_file
 from training.__main__ import main
 from training.config import TrainingConfig
-from training.data.rows import Rows, columns_from_arrow, read_splits
+from training.data.kinds.columns import columns_from_arrow
+from training.data.rows import Rows, read_splits
 from training.evaluate.evaluate import evaluate, print_table
 from training.evaluate.validation import predict
 from training.fit.leaks import Twins

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model.features.kinds.columns import ID_LIMITS, Column, Dtype
+from training.columns import plain
 from training.data.bad_rows import Mask, RowFault
 
 NOT_TEXT = "text that is not valid UTF-8"
@@ -31,6 +32,18 @@ def not_text(values: pa.Array) -> list[int]:
         except UnicodeDecodeError:
             places.append(place)
     return places
+
+
+def refuse_other_text(values: pa.ChunkedArray) -> None:
+    """Raise RowFault for text that is not UTF-8. That of features is checked where it is decoded."""
+    values = plain(values)
+    try:
+        for chunk in values.chunks:
+            chunk.validate(full=True)
+    except pa.ArrowInvalid:
+        encoded = values.combine_chunks().dictionary_encode()
+        codes_B = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+        raise RowFault(NOT_TEXT, np.isin(codes_B, not_text(encoded.dictionary))) from None
 
 
 def ids_of(
