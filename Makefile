@@ -225,7 +225,7 @@ bench-state: $(STAMP) ## what users by id cost a request, and requests while the
 bench-start: $(STAMP) ## seconds from exec to ready, memory of one and of each further worker
 	@exec $(PY) -m benchmarks.start $(ARGS)
 
-bench-score: $(STAMP) ## batch scoring, rows per CPU second against the loop people write
+bench-score: $(STAMP) ## batch scoring and placing, rows per CPU second against the loop people write
 	@exec $(PY) -m benchmarks.batch_scoring $(ARGS)
 
 bench-label-means: $(STAMP) ## means of play time in its own unit, by several estimates, on KuaiRand-Pure and simulated
@@ -234,7 +234,7 @@ bench-label-means: $(STAMP) ## means of play time in its own unit, by several es
 bench-judge: $(STAMP) ## false promotions and withdrawals, and users until a verdict, of 1,000 simulated canaries judged every hour
 	@exec $(PY) -m benchmarks.judge_simulation $(ARGS)
 
-bench-experiments: $(STAMP) ## evenness of arms over a million units, and coverage of an analysis in 1,000 simulated experiments
+bench-experiments: $(STAMP) ## evenness of arms over a million units, coverage and calls of an analysis in 1,000 simulated experiments
 	@exec $(PY) -m benchmarks.experiments_simulation $(ARGS)
 
 bench-gates: $(STAMP) ## nights that the data gate and the quality gate refuse, of 200 good ones and of 200 of each kind of bad one
@@ -243,7 +243,7 @@ bench-gates: $(STAMP) ## nights that the data gate and the quality gate refuse, 
 bench-drift: $(STAMP) ## how far features drift on the day after a promotion, which changes what is shown
 	@exec $(PY) -m benchmarks.promotion_drift $(ARGS)
 
-bench-policies: $(STAMP) ## CPU time of a ranking policy with all stages, for 500 candidates of even and skewed creators
+bench-policies: $(STAMP) ## CPU time of a ranking policy with all stages, for 500 candidates, and of requests without one
 	@exec $(PY) -m benchmarks.policies $(ARGS)
 
 bench-parity: $(STAMP) ## scores as served against training's own evaluation, on KuaiRand-Pure

@@ -3,9 +3,10 @@
     python -m benchmarks.batch_scoring [--version models/NAME/VERSION] [--input DIR] [--rows N] [--turns N]
 
 In: a published version (default: one with random weights on the reference schema of the simulated feed) and Parquet
-rows of its features (default: simulated). The job as a user runs it, in one process, rows as requests of their own and
-rows grouped to the requests they were shown in. Beside it `to_pylist`, a request a page, `scorer.score_values`. Both
-read the same files and write Parquet. In turns, CPU seconds. The largest difference of an answer is stated.
+rows of its features (default: simulated). The job as a user runs it, in one process, rows as requests of their own,
+rows grouped to the requests they were shown in, and these placed by a policy. Beside it `to_pylist`, a request a page,
+`scorer.score_values`. Both read the same files and write Parquet. In turns, CPU seconds. The largest difference of an
+answer is stated.
 """
 
 import argparse
@@ -22,9 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+import yaml
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
+from model.policies.policies import FILE_NAME
 from model.schema import FeedSchema
 from model.scorer.scorer import Scorer
 from tests.artifacts import publish_artifact
@@ -35,6 +38,18 @@ from training.score.run import score
 SCHEMA = Path("configs/schemas/simulated.yaml")
 NETWORK = {"fusion": {"kind": "adatt_sp", "levels": [64, 32], "experts_per_task": 2}, "tower": [32]}
 GROUP = "page"
+POLICIES = {
+    "diverse": {
+        "filter": ["duration_ms >= 3000"],
+        "dedup": ["item_id"],
+        "boost": [{"when": "item_age_hours < 24", "multiply": 1.2}],
+        "decay": {"per": "creator", "factor": 0.8, "floor": 0.3},
+        "select": {
+            "cap": {"per": "creator", "count": 2, "within": 10, "else": "relax"},
+            "mmr": {"lambda": 0.7, "head": 10, "by": "item_id"},
+        },
+    }
+}
 
 
 def prepare(source: Path, folder: Path, rows: int) -> Path:
@@ -92,15 +107,20 @@ def main() -> None:
         version = options.version or _random_version(folder / "models", source)
         tasks = Scorer.load(version, "torchscript").outputs
 
-        def job(out: Path, group_by: str | None) -> None:
-            score(Job.of(version, str(source), out, group_by=group_by, engine="torchscript"), show=False)
+        (version.parent / FILE_NAME).write_text(yaml.safe_dump(POLICIES))
+
+        def job(out: Path, group_by: str | None, policy: str | None = None) -> None:
+            made = Job.of(version, str(source), out, group_by=group_by, policy=policy, engine="torchscript")
+            score(made, show=False)
 
         paths: dict[str, Callable[[Path], None]] = {
             "plain loop": lambda out: plain_loop(version, source, out),
             "score": lambda out: job(out, None),
             "score --group-by": lambda out: job(out, GROUP),
+            "score --group-by --policy": lambda out: job(out, GROUP, "diverse"),
         }
         rows = pq.read_metadata(source / "impressions.parquet").num_rows
+        pages = len(set(pq.read_table(source, columns=[GROUP]).column(GROUP).to_pylist()))
         seconds: dict[str, list[float]] = {name: [] for name in paths}
         for turn in range(options.turns + 1):
             for name, path in paths.items():
@@ -122,9 +142,9 @@ def main() -> None:
         shown = f"{found[largest]:.1e} ({largest})"
         cells.append([name, f"{rows / medians[name]:,.0f}", f"{ratios[name]:.1f}", shown])
     body = [
-        f"{rows:,} rows of the simulated feed, one process, one thread, TorchScript. Loading the version, reading and "
-        f"writing Parquet are included. Medians of {options.turns} turns. Differences: absolute up to 1, relative "
-        "above.",
+        f"{rows:,} rows of the simulated feed, {rows / pages:.0f} a request, one process, one thread, TorchScript. "
+        f"Loading the version, reading and writing Parquet are included. Medians of {options.turns} turns. "
+        "Differences: absolute up to 1, relative above.",
         "",
         *report.table(["", "rows per CPU second", "times the plain loop", "largest difference of an answer"], cells),
     ]

@@ -6,7 +6,7 @@ Assignment: a million units, by the functions of the service. Analysis: simulate
 have uneven values and a past that explains a part of them. The analysis' own functions look a hundred times while users
 come. A sequence is wrong where it misses the truth at any look.
 
-Shapes: U users, L looks.
+Shapes: U users, L looks, R runs.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import math
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from scipy import stats
 from benchmarks import report
 from benchmarks.command import run_benchmark
 from model.buckets import bucket_of
-from training.experiment.contrasts import ALPHA, RATIO_EVIDENCE, WIDTH, analyse
+from training.experiment.contrasts import ALPHA, RATIO_EVIDENCE, WIDTH, Analysis, analyse
 from training.experiment.question import Question
 from training.experiment.users import Users
 from training.judge.sample_ratio import sample_ratio_evidence
@@ -93,27 +93,60 @@ def one_run(effect: float, rng: np.random.Generator) -> dict[str, bool]:
     }
 
 
-def analysed(seed: int, effect: float, *, has_end: bool) -> tuple[bool, float, float]:
-    """Verdict of an analysis of three metrics, the variance that the past takes out, and how much intervals narrow."""
-    rng = np.random.default_rng(seed)
-    arm_U, values_U, before_U = drawn(effect, rng)
-    other_U = rng.poisson(0.3 * values_U + 0.2).astype(np.float64)
-    labels = {"value": values_U, "click": other_U, "like": rng.poisson(0.5, len(arm_U)).astype(np.float64)}
-    exposed = {"control": int((arm_U == 0).sum()), "treatment": int((arm_U == 1).sum())}
-    shares = {"control": 0.5, "treatment": 0.5}
-    end = START + timedelta(days=7) if has_end else None
-    question = Question("same", "0", shares, START, end, timedelta(days=1), {"click": 1.0})
-    widths = []
-    for past in ({"value": before_U, "click": before_U, "like": before_U}, None):
-        was_there_U = np.full(len(arm_U), past is not None)
-        users = Users(arm_U, labels, past, was_there_U, [], exposed, dict.fromkeys(shares, 0), 0, 0, {}, has_end)
-        analysis = analyse(users, question)
+class Drawn(NamedTuple):
+    """Users of an experiment in the order in which they come: arms, values of three metrics, and the same before."""
+
+    arm_U: NDArray[np.int64]
+    labels: dict[str, Floats]
+    past: dict[str, Floats]
+
+    @classmethod
+    def of_seed(cls, seed: int, effect: float) -> "Drawn":
+        """The users of a seed."""
+        rng = np.random.default_rng(seed)
+        arm_U, values_U, before_U = drawn(effect, rng)
+        other_U = rng.poisson(0.3 * values_U + 0.2).astype(np.float64)
+        labels = {"value": values_U, "click": other_U, "like": rng.poisson(0.5, len(arm_U)).astype(np.float64)}
+        return cls(arm_U, labels, dict.fromkeys(labels, before_U))
+
+    def analysed(self, count: int, *, has_end: bool, has_past: bool = True) -> Analysis:
+        """The analysis of the first users."""
+        arm_U = self.arm_U[:count]
+        exposed = {"control": int((arm_U == 0).sum()), "treatment": int((arm_U == 1).sum())}
+        shares = dict.fromkeys(exposed, 0.5)
+        end = START + timedelta(days=7) if has_end else None
+        question = Question("same", "0", shares, START, end, timedelta(days=1), {"click": 1.0})
+        labels, past = ({name: of[:count] for name, of in each.items()} for each in (self.labels, self.past))
+        was_there_U = np.full(count, has_past)
+        no_falls = dict.fromkeys(shares, 0)
+        before = past if has_past else None
+        users = Users(arm_U, labels, before, was_there_U, [], exposed, no_falls, 0, 0, {}, has_end)
+        return analyse(users, question)
+
+
+def is_called(analysis: Analysis) -> bool:
+    """True where any metric is called."""
+    return any(contrast.called is not None for contrast in analysis.contrasts)
+
+
+def looked_at(seed: int, effect: float) -> list[bool]:
+    """Calls of an experiment without an end, at each of its looks."""
+    users = Drawn.of_seed(seed, effect)
+    ends_L = np.linspace(2 * USERS / LOOKS, 2 * USERS, LOOKS).astype(int)
+    return [is_called(users.analysed(count, has_end=False)) for count in ends_L.tolist()]
+
+
+def ended(seed: int, effect: float) -> tuple[bool, float, float]:
+    """Verdict of an experiment at its end, the variance that the past takes out, and how much intervals narrow."""
+    users = Drawn.of_seed(seed, effect)
+    analyses = [users.analysed(2 * USERS, has_end=True, has_past=has_past) for has_past in (True, False)]
+    narrowings, widths = [], []
+    for analysis in analyses:
         value = analysis.contrasts[0]
         assert value.fixed is not None, "means are above 0"
-        widths.append(
-            (any(one.called for one in analysis.contrasts), value.narrowing, value.fixed.high - value.fixed.low)
-        )
-    return widths[0][0], widths[0][1] or 0.0, 1 - widths[0][2] / widths[1][2]
+        narrowings.append(value.narrowing or 0.0)
+        widths.append(value.fixed.high - value.fixed.low)
+    return is_called(analyses[0]), narrowings[0], 1 - widths[0] / widths[1]
 
 
 def main() -> None:
@@ -128,12 +161,16 @@ def main() -> None:
     for effect in EFFECTS:
         runs = [one_run(effect, rng) for _ in range(options.runs)]
         found[f"{effect:+.0%}"] = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
-    same = {
-        has_end: [analysed(seed, 0.0, has_end=has_end) for seed in range(options.runs)] for has_end in (False, True)
+    calls = {
+        f"{effect:+.0%}": np.array([looked_at(seed, effect) for seed in range(options.runs)]) for effect in EFFECTS
     }
-    called = {"by sequences": same[False], "by fixed intervals": same[True]}
-    shares = {name: float(np.mean([one[0] for one in runs])) for name, runs in called.items()}
-    narrowing, width = (float(np.mean([one[place] for one in same[True]])) for place in (1, 2))
+    ends = [ended(seed, 0.0) for seed in range(options.runs)]
+    called = {
+        "by sequences, at any look": {effect: float(of_RL.any(axis=1).mean()) for effect, of_RL in calls.items()},
+        "by sequences, at the last look": {effect: float(of_RL[:, -1].mean()) for effect, of_RL in calls.items()},
+        "by fixed intervals, at the end": {"+0%": float(np.mean([one[0] for one in ends]))},
+    }
+    narrowing, width = (float(np.mean([one[place] for one in ends])) for place in (1, 2))
     noise = 1.96 * math.sqrt(0.05 * 0.95 / options.runs)
     rows = [
         [effect, *(f"{1 - one[name]:.1%}" for name in ("sequence missed", "fixed missed", "fixed missed at any look")),
@@ -148,9 +185,16 @@ def main() -> None:
         "",
         *report.table(head, rows),
         "",
-        f"Of {options.runs:,} experiments of two equal arms, three metrics each, {shares['by sequences']:.1%} are",
-        f"called by sequences at one look, and {shares['by fixed intervals']:.1%} by fixed intervals at the end (Holm",
-        "at 5 %).",
+        f"Called, of {options.runs:,} experiments of three metrics each, users' past taken out, {LOOKS} looks of the",
+        "whole analysis (Holm at 5 %):",
+        "",
+        *report.table(
+            ["called", "two equal arms", "5 % of difference"],
+            [
+                [how, *(f"{shares[effect]:.1%}" if effect in shares else "" for effect in calls)]
+                for how, shares in called.items()
+            ],
+        ),
         "",
         f"Users' past takes out {narrowing:.0%} of the variance here, and narrows intervals by {width:.0%}.",
         "",
@@ -159,7 +203,7 @@ def main() -> None:
         "of buckets (chi-square).",
         f"Another process deals {'alike' if dealt['is_alike_elsewhere'] else 'otherwise'}.",
     ]
-    data = {"assignment": dealt, "coverage": found, "called": shares, "narrowing": narrowing, "narrower_by": width}
+    data = {"assignment": dealt, "coverage": found, "called": called, "narrowing": narrowing, "narrower_by": width}
     print(report.write("experiments", "Experiments, simulated", body, data, "make bench-experiments"))
 
 

@@ -2,7 +2,8 @@
 
 In: drawn requests whose candidates have few creators, many, or a skewed share of them. Out: microseconds of this thread
 a request, medians and 95th percentiles, of all stages together and of each stage by itself. Integer ids, vectors of 16
-columns, a history of 50 entries. Every request explores, which is the expensive case.
+columns, a history of 50 entries. Every request explores, which is the expensive case. Then the same of whole requests
+to services with and without policies (benchmarks/policies_served.py).
 
 Shapes: N candidates, D columns of a vector.
 """
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
+from benchmarks.policies_served import WAYS, WITHOUT, costs
+from benchmarks.ratio import Ratio
 from model.features.kinds.columns import Column
 from model.policies.candidates import CandidateValues
 from model.policies.place import Placing
@@ -81,6 +84,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-policies")
     parser.add_argument("--requests", type=int, default=1000, help="requests of each policy (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--turns", type=int, default=12, help="turns of the services (default 12)")
+    parser.add_argument("--served", type=int, default=300, help="whole requests of each way, in a turn (default 300)")
     options = parser.parse_args()
     schema = FeedSchema.from_mapping({"name": "policies", "features": FEATURES, "tasks": TASKS}, "schema")
     domain = AnswerDomain.of_answers({"click": [1.0], "like": [1.0]})
@@ -90,10 +95,10 @@ def main() -> None:
         creators: {name: _measure(policies[name], creators, options.requests, rng) for name in policies.names}
         for creators in CREATORS
     }
+    served = costs(options.turns, options.served)
     body = [
         f"Requests of {CANDIDATES} candidates, {options.requests} of each kind. Median (95th percentile) of the CPU",
-        "microseconds from scores to the order, reading of the candidates' values included. A request without a",
-        "policy computes none of it, and sorts.",
+        "microseconds from scores to the order, reading of the candidates' values included.",
         "",
         *report.table(
             ["policy", *(f"candidates {creators}" for creators in CREATORS)],
@@ -108,8 +113,17 @@ def main() -> None:
                 for name in policies.names
             ],
         ),
+        "",
+        f"Whole requests of as many candidates to a service of the reference feed, over HTTP, {options.turns} turns of",
+        f"{options.served} requests. The ratio is within a turn, with its 95 % interval.",
+        "",
+        *report.table(
+            ["service and request", "CPU ms a request, median", f"against {WITHOUT}"],
+            [[way, f"{np.median(served[way]):.3f}", str(Ratio.of(served[way], served[WITHOUT]))] for way in WAYS],
+        ),
     ]
-    print(report.write(NAME, "CPU time of ranking policies", body, found, "make bench-policies"))
+    data = {"placing": found, "served_ms": served}
+    print(report.write(NAME, "CPU time of ranking policies", body, data, "make bench-policies"))
 
 
 def _measure(policy: Policy, creators: str, requests: int, rng: np.random.Generator) -> dict[str, float]:
