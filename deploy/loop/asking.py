@@ -49,6 +49,11 @@ class Backend:
         batches = [events[start : start + EVENTS_TOGETHER] for start in range(0, len(events), EVENTS_TOGETHER)]
         self._each(lambda batch: self.send("POST", "/v1/events", {"events": batch}, 202), batches)
 
+    def user_state(self, user: int) -> dict[str, Any]:
+        """Fields and histories of a user. Raises RefusedError."""
+        state: dict[str, Any] = self.send("GET", f"/v1/models/{self.model}/users/{user}")
+        return state
+
     def send(self, method: str, path: str, document: Any = None, status: int = 200) -> Any:
         """The JSON of one answer. Raises RefusedError."""
         connection = getattr(self._local, "connection", None)

@@ -1,11 +1,13 @@
 """Events of what was shown, as a client sends them, and the truth behind them.
 
 In: what users did in an hour. Out: events of POST /v1/events, some of them sent twice as by a client that did not hear
-the answer, out of order. And a Parquet file a day of what they say, which joined rows are compared with.
+the answer, out of order. And a Parquet file a day of what they say and of whose features, which joined rows are
+compared with.
 
 Shapes: R requests, K places.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deploy.loop.town import Shown
+from deploy.loop.town import ACTIVITY, HISTORY, Shown
 from training.datasets.feed_world import BINARY_TASKS, item_name
 
 PLAY_TIME = "play_time_ms"
@@ -24,9 +26,11 @@ LABELS: dict[str, dict[str, str]] = {
     PLAY_TIME: {"event": PLAY_TIME, "value": "sum"},
 }
 _COMPARED = pa.schema(
-    [("request_id", pa.string()), ("id", pa.string())] + [(label, pa.float64()) for label in (*BINARY_TASKS, PLAY_TIME)]
+    [("request_id", pa.string()), ("id", pa.string()), (ACTIVITY, pa.float64()), (HISTORY, pa.list_(pa.string()))]
+    + [(label, pa.float64()) for label in LABELS]
 )
 _SENT_TWICE = 0.02
+# No two events of a user have one time, which orders the user's history: requests differ by milliseconds.
 _FIRST_SECONDS, _A_PLACE_SECONDS = 5, 8
 
 
@@ -36,7 +40,7 @@ def events_of(shown: Shown, asked: datetime, rng: np.random.Generator) -> list[d
     events = []
     for r, request_id in enumerate(visits.ids):
         for k, item in enumerate(shown.items_RK[r].tolist()):
-            time = asked + timedelta(seconds=_FIRST_SECONDS + _A_PLACE_SECONDS * k)
+            time = asked + timedelta(seconds=_FIRST_SECONDS + _A_PLACE_SECONDS * k, milliseconds=r)
             done = {"shown": 1.0, PLAY_TIME: float(shown.play_time_ms_RK[r, k])}
             done |= {task: 1.0 for task in BINARY_TASKS if shown.labels[task][r, k]}
             for kind, value in done.items():
@@ -49,6 +53,7 @@ def events_of(shown: Shown, asked: datetime, rng: np.random.Generator) -> list[d
                     "value": value,
                     "event_id": f"{request_id}/{k}/{kind}",
                     "user": int(visits.users_R[r]),
+                    "item_id": item_name(item),
                 })  # fmt: skip
     twice = rng.random(len(events)) < _SENT_TWICE
     events += [event for event, is_again in zip(events, twice.tolist(), strict=True) if is_again]
@@ -56,10 +61,11 @@ def events_of(shown: Shown, asked: datetime, rng: np.random.Generator) -> list[d
 
 
 def is_joined(truth: Path, joined: Path) -> bool:
-    """True where a day's joined rows, a folder, are those of its file of truth, with the same labels to the last."""
-    labels = [*BINARY_TASKS, PLAY_TIME]
-    sent = pq.read_table(truth, columns=["request_id", "id", *labels])
-    rows = pq.read_table(joined, columns=["_request_id", "_candidate_id", *labels], partitioning=None)
+    """True where a day's joined rows, a folder, are those of its file of truth, with the same labels and the same
+    features of users to the last."""
+    compared = [ACTIVITY, HISTORY, *LABELS]
+    sent = pq.read_table(truth, columns=["request_id", "id", *compared])
+    rows = pq.read_table(joined, columns=["_request_id", "_candidate_id", *compared], partitioning=None)
     rows = rows.rename_columns(sent.column_names)
     order = [("request_id", "ascending"), ("id", "ascending")]
     one, other = (table.sort_by(order).cast(_COMPARED) for table in (sent, rows))
@@ -73,14 +79,20 @@ class Truth:
         self._folder = folder
         self._hours: list[pa.Table] = []
 
-    def take_hour(self, sent: Shown) -> None:
-        """Keep an hour's."""
+    def take_hour(self, sent: Shown, histories: Sequence[Sequence[int]]) -> None:
+        """Keep an hour's. `histories` are those of its requests' users before it."""
         requests, places = sent.items_RK.shape
+        users_R, world = sent.visits.users_R, sent.visits.world
+        activity = pa.array(world.activity[users_R], mask=world.activity_is_null[users_R])
+        named = pa.array([[item_name(item) for item in items] for items in histories], pa.list_(pa.string()))
+        of_place = pa.array(np.repeat(np.arange(requests), places))
         columns: dict[str, Any] = {
             "request_id": np.repeat(sent.visits.ids, places),
             "id": [item_name(item) for item in sent.items_RK.ravel().tolist()],
             "user_id": np.repeat(sent.visits.users_R, places),
             "hour": np.full(requests * places, sent.visits.time.hour),
+            ACTIVITY: activity.take(of_place),
+            HISTORY: named.take(of_place),
             "position": np.tile(np.arange(places), requests),
             **{task: sent.labels[task].ravel() for task in BINARY_TASKS},
             PLAY_TIME: sent.play_time_ms_RK.ravel(),

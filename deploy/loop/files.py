@@ -1,7 +1,7 @@
 """Files of the town's feed: what a team writes to have its loop run, in one folder.
 
-In: the folder and the town. Out: the training files, join.yaml, daily.yaml, the value model, a key of the admin API and
-one that stands for users in logs.
+In: the folder and the town. Out: the training files, join.yaml, daily.yaml, state.yaml, the value model, a key of the
+admin API and one that stands for users in logs.
 """
 
 import hashlib
@@ -15,9 +15,16 @@ import yaml
 
 from deploy.loop.arm import VALUE
 from deploy.loop.events import LABELS
+from deploy.loop.town import ACTIVITY, HISTORY, USER
+from training.datasets.feed_world import MAX_HISTORY
 
 MODEL = "feed"
 SCHEMA = Path("configs/schemas/simulated.yaml")
+STATE = {
+    "key": USER,
+    "fields": [ACTIVITY],
+    "append": {HISTORY: {"event": "click", "value": "item_id", "keep": MAX_HISTORY}},
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,16 @@ class LoopFiles:
         return self.root / "keys.yaml"
 
     @property
+    def users(self) -> Path:
+        """Features of users as a warehouse exports them."""
+        return self.root / "data" / "users.parquet"
+
+    @property
+    def state(self) -> str:
+        """URL of the state store."""
+        return f"sqlite:///{self.root / 'state' / 'state.db'}"
+
+    @property
     def user_hash_key(self) -> Path:
         """The key of user hashes."""
         return self.root / "user_hash.key"
@@ -89,18 +106,20 @@ class LoopFiles:
 
     def write(self, start: datetime, key: str) -> None:
         """Write all of them. `key` is that of the backend and the admin."""
-        for folder in (self.models / MODEL, self.references, self.impressions, self.events):
+        state = self.root / "state"
+        for folder in (self.models / MODEL, self.references, self.impressions, self.events, state, self.users.parent):
             folder.mkdir(parents=True)
         self.set_clock(start)
         self.user_hash_key.write_text(secrets.token_hex(32))
         self.user_hash_key.chmod(0o600)
         entry = {
             "name": "town",
-            "scopes": ["score", "metrics", "events", "admin"],
+            "scopes": ["score", "metrics", "events", "admin", "state"],
             "sha256": hashlib.sha256(key.encode()).hexdigest(),
         }
         _write(self.keys, {"keys": [entry]})
         _write(self.models / MODEL / "value_models.yaml", {"default": {"kind": "weighted_sum", "weights": VALUE}})
+        _write(self.models / MODEL / "state.yaml", STATE)
         joined = {
             "schema": str(SCHEMA.resolve()),
             "model": MODEL,
@@ -137,7 +156,7 @@ def training(path: Path, split: dict[str, Any], output: Path) -> dict[str, Any]:
     """A training file of the town."""
     return {
         "schema": str(SCHEMA.resolve()),
-        "data": {"path": str(path), "split": split, "group_by": "user_id"},
+        "data": {"path": str(path), "split": split, "group_by": USER},
         "network": {"fusion": {"kind": "adatt_sp", "levels": [32, 16], "experts_per_task": 1}, "tower": [16]},
         "optimizer": {
             "tables": {"kind": "rowwise_adagrad", "learning_rate": 0.05},

@@ -17,6 +17,7 @@ from deploy.loop.curves import Ledger
 from deploy.loop.events import Truth, events_of, is_joined
 from deploy.loop.files import LoopFiles
 from deploy.loop.town import HOURS, Days, Town
+from deploy.loop.users import wait_for_histories
 
 LOOP = "loop"
 # Past the window of 30 minutes and the skew of 5 of a day's last hour.
@@ -54,7 +55,7 @@ class Nights:
         return night
 
     def are_joined(self) -> bool:
-        """True where the joined labels of every day are the town's."""
+        """True where joined labels and users' features of every day are the town's."""
         return all(is_joined(path, self._files.joined / path.stem) for path in self._truths)
 
     def _live_hour(self, day: int, hour: int) -> None:
@@ -66,6 +67,7 @@ class Nights:
             shown, versions = arm.serve(visits)
             self.ledgers[name].take_requests(day, visits.users_R, value_of(shown))
             if name != LOOP:
+                arm.take_clicks(shown)
                 continue
             counts = self.answered_by.setdefault(day, {})
             for version in versions:
@@ -73,4 +75,6 @@ class Nights:
             sent = shown.inverted(VALUE) if day == self._poisoned_day else shown
             self._files.set_clock(visits.time + _SENT)
             arm.backend.send_events(events_of(sent, visits.time + _ASKED, self._rng))
-            self.truth.take_hour(sent)
+            self.truth.take_hour(sent, arm.histories(visits))
+            users = arm.take_clicks(sent)
+            wait_for_histories(arm.backend, {user: arm.history_of(user) for user in users})

@@ -49,10 +49,12 @@ class Commands:
 
 @contextmanager
 def loop_service(files: LoopFiles) -> Iterator[int]:
-    """The loop's service on the port that this gives, with both logs, keys and the town's clock."""
+    """The loop's service on the port that this gives, with both logs, users' state, keys and the town's clock."""
     flags = ["--models", str(files.models), "--impression-log", str(files.impressions)]
     flags += ["--event-log", str(files.events), "--keys-file", str(files.keys)]
-    flags += ["--user-hash-key", str(files.user_hash_key)]
+    flags += ["--user-hash-key", str(files.user_hash_key), "--state", files.state]
+    # Two services and the town share the machine. A look-up that waits for its turn must not give a default.
+    flags += ["--state-timeout-ms", "2000"]
     with _service(flags, files.root / "service.log", {CLOCK: str(files.clock)}) as port:
         yield port
 

@@ -23,6 +23,7 @@ from deploy.loop.picture import draw
 from deploy.loop.preparation import COLD, STATIC, prepare
 from deploy.loop.processes import Commands, loop_service, reference_service, wait_for_logs
 from deploy.loop.town import Town
+from deploy.loop.users import load_users
 
 LABELS_PATH = f"/v1/admin/models/{MODEL}/labels"
 RESULT, PICTURE = "result.json", "result.png"
@@ -51,12 +52,13 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
     commands = Commands(root / "commands.log")
     tell("the first model, and a cold one of the new tastes, are trained")
     prepare(files, town, plan.log_rows, commands.run)
+    load_users(files, town, commands.run)
     with ExitStack() as stack:
         loop = stack.enter_context(Backend(stack.enter_context(loop_service(files)), MODEL, key))
         references = stack.enter_context(reference_service(files))
         arms = {
             name: Arm(name, stack.enter_context(Backend(references, name)), town.users) for name in (STATIC, COLD)
-        } | {LOOP: Arm(LOOP, loop, town.users)}
+        } | {LOOP: Arm(LOOP, loop, town.users, by_id=True)}
         loop.send("PUT", LABELS_PATH, {"stable": "1"})
         nights = Nights(town, files, arms, plan.poisoned_day, plan.days)
         bad, night = None, town.first_day()
@@ -84,7 +86,7 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
             "poisoned day": plan.poisoned_day,
             "bad model": plan.bad_model_day,
         },
-        "called": {**calls(plan, journal, bad), "joined labels are the town's": nights.are_joined()},
+        "called": {**calls(plan, journal, bad), "joined rows are the town's": nights.are_joined()},
     }
     (root / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (root / PICTURE).write_bytes(draw(result))

@@ -23,6 +23,9 @@ HOURS = 24
 PLACES = feed.PAGE
 # The days before the first are those of the simulated log, which the first model learns from.
 _BEFORE = timedelta(days=DAYS)
+# Features of a user that the service keeps: a request that names its user has none of them.
+USER, ACTIVITY, HISTORY = "user_id", "user_activity", "history"
+KEPT = (ACTIVITY, HISTORY)
 TASTES = 1  # the seed of what users like after the shift, beside the town's own
 
 
@@ -66,13 +69,16 @@ class Visits:
     at_top: Outcomes
     chances: Chances
 
-    def bodies(self, model: str, histories: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-        """Bodies for POST /v1/rank. `histories` are the items that each request's user clicked, oldest first."""
+    def bodies(self, model: str, histories: Sequence[Sequence[int]] | None = None) -> list[dict[str, Any]]:
+        """Bodies for POST /v1/rank. `histories` are the items that each request's user clicked, oldest first. Without
+        them a request has the user's id and its own context alone."""
         bodies = []
         for r, request_id in enumerate(self.ids):
             device = None if self.device_is_null_R[r] else feed.DEVICES[self.devices_R[r]]
-            history = np.array(histories[r][-feed.MAX_HISTORY :], np.int64)
+            history = np.array([] if histories is None else histories[r][-feed.MAX_HISTORY :], np.int64)
             user = self.world.user_features(int(self.users_R[r]), history, self.time.hour, device)
+            if histories is None:
+                user = {name: value for name, value in user.items() if name not in KEPT}
             candidates = self.world.candidates(self.items_RN[r], self.ages_RN[r], self.age_is_null_RN[r])
             body = {"request_id": request_id, "model": model, "user": user, "candidates": candidates, "top_k": PLACES}
             bodies.append(body)

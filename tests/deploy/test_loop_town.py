@@ -20,9 +20,10 @@ from deploy.loop.files import MODEL, SCHEMA, LoopFiles
 from deploy.loop.nights import LOOP, Nights
 from deploy.loop.processes import Commands, loop_service, wait_for_logs
 from deploy.loop.town import PLACES, Days, Town
+from deploy.loop.users import load_users
 from model.schema import FeedSchema
 from tests.artifacts import publish_artifact
-from training.datasets.feed_world import BINARY_TASKS, PROPENSITIES
+from training.datasets.feed_world import BINARY_TASKS, MAX_HISTORY, PROPENSITIES
 
 KEY = "a key of the town"
 TOWN = Town(seed=3, users=40, items=80, requests_per_day=60, candidates=15, shift_day=1)
@@ -53,15 +54,17 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
         request=request,
         user="user_id",
     )
+    commands = Commands(files.root / "commands.log")
+    load_users(files, TOWN, commands.run)
     with ExitStack() as stack:
         backend = stack.enter_context(Backend(stack.enter_context(loop_service(files)), MODEL, KEY))
-        nights = Nights(TOWN, files, {LOOP: Arm(LOOP, backend, TOWN.users)}, POISONED, days=2)
+        nights = Nights(TOWN, files, {LOOP: Arm(LOOP, backend, TOWN.users, by_id=True)}, POISONED, days=2)
         for day in range(2):
             night = nights.live_day(day)
         with pytest.raises(RefusedError) as refused:
             backend.send("POST", "/v1/rank", {"model": MODEL})
         wait_for_logs(files, night - timedelta(minutes=1))
-        Commands(files.root / "commands.log").run("training", "join", str(files.join), "--now", night.isoformat())
+        commands.run("training", "join", str(files.join), "--now", night.isoformat())
     return Lived(files, nights, str(refused.value))
 
 
@@ -87,14 +90,39 @@ def test_joined_labels_are_the_truth_to_the_last_one(lived: Lived) -> None:
         assert (found["position"], found["user_id"]) == (row["position"], row["user_id"])
 
 
-def test_one_other_label_or_row_is_seen(lived: Lived, tmp_path: Path) -> None:
+def test_features_of_users_are_what_was_loaded_and_clicked(lived: Lived) -> None:
+    """Requests name their users alone. Histories by a slow loop over what was reported, by hour and place."""
+    joined = rows(lived.files.joined)
+    truth = [row for path in sorted((lived.files.root / "truth").iterdir()) for row in pq.read_table(path).to_pylist()]
+    world = TOWN.world()
+    hour_of = {row["request_id"]: (row["request_id"][:3], row["hour"]) for row in truth}
+    clicks = sorted(
+        (hour_of[row["request_id"]], row["position"], row["request_id"], row["user_id"], row["id"])
+        for row in truth
+        if row["click"]
+    )
+    longest = 0
+    for (request, _), row in joined.items():
+        user = row["user_id"]
+        history = [item for hour, _, _, who, item in clicks if who == user and hour < hour_of[request]]
+        assert row["history"] == history[-MAX_HISTORY:]
+        assert row["user_activity"] == (None if world.activity_is_null[user] else world.activity[user])
+        longest = max(longest, len(history))
+    assert longest > MAX_HISTORY  # so that one had to go
+
+
+def test_one_other_label_feature_or_row_is_seen(lived: Lived, tmp_path: Path) -> None:
     assert lived.nights.are_joined()
     path = sorted((lived.files.root / "truth").iterdir())[0]
     truth, joined = pq.read_table(path), lived.files.joined / path.stem
     label = truth.column_names.index("like")
     likes = truth.column(label).to_pylist()
     other = truth.set_column(label, "like", pa.array([1 - likes[0], *likes[1:]]))
-    for number, changed in enumerate((other, truth.slice(1), pa.concat_tables([truth, truth.slice(0, 1)]))):
+    place = truth.column_names.index("history")
+    histories = truth.column(place).to_pylist()
+    older = truth.set_column(place, "history", pa.array([*histories[:-1], histories[-1][1:]], pa.list_(pa.string())))
+    assert histories[-1], "a history that can be shorter"
+    for number, changed in enumerate((other, older, truth.slice(1), pa.concat_tables([truth, truth.slice(0, 1)]))):
         pq.write_table(changed, tmp_path / f"{number}.parquet")
         assert not is_joined(tmp_path / f"{number}.parquet", joined)
 
