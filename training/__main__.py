@@ -16,8 +16,8 @@ from training.daily.commands import add_commands as add_daily
 from training.experiment.commands import add_command as add_experiment
 from training.observed.commands import add_command as add_observed
 from training.publish import recalibrate_command
-from training.run.stopping import Terminated, take_signals
 from training.score.commands import add_command as add_score
+from training.stopping import Terminated, take_signals
 
 if TYPE_CHECKING:
     from model.artifact.signature import SigningKey

@@ -25,13 +25,14 @@ from pathlib import Path
 
 import torch
 
+from training import stopping
 from training.config import TrainingConfig
 from training.data.rows import Rows
 from training.data.source import Source
 from training.distributed.ranks import Ranks, joined, refuse_across
 from training.evaluate.validation import Validation, points_of_epoch
 from training.fit.splits import open_splits
-from training.run import checkpoints, state_file, stopping
+from training.run import checkpoints, state_file
 from training.run.checkpoints import Checkpoints
 from training.run.data_record import write_record
 from training.run.history import OBJECTIVE, VALIDATION, Progress, write_log

@@ -20,8 +20,8 @@ from training.compare.tree_config import TreesConfig, kept_config
 from training.config import SplitName, TrainingConfig
 from training.distributed.processes import belong_to_parent
 from training.run.run import CONFIG, SUMMARY, Run
-from training.run.stopping import Terminated, end_on_signals
 from training.step.divergence import Diverged
+from training.stopping import Terminated, end_on_signals
 from training.train import train
 
 # What workers get between SIGTERM and SIGKILL: less than a cluster gives the whole job (120 s).

@@ -5,7 +5,7 @@ not fit into the memory goes to a folder beside the rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 from ibis.backends.sql.compilers.duckdb import compiler
 
 from training.join.expression import RESOLVED, Expression
+from training.stopping import end_kept
 
 _BATCH_ROWS = 16_384
 
@@ -44,39 +45,35 @@ class DuckDB:
 
     def begin(self, files: Mapping[str, Sequence[Path]]) -> None:
         """Read the files of each table, and keep which impression each event belongs to."""
-        for name, paths in files.items():
-            read = self._connection.read_parquet([str(path) for path in paths], union_by_name=True)
-            read.create_view(name, replace=True)
-        self._do(f"CREATE OR REPLACE TEMP TABLE {RESOLVED} AS {self._resolved}")
+        with _refusals():
+            for name, paths in files.items():
+                read = self._connection.read_parquet([str(path) for path in paths], union_by_name=True)
+                read.create_view(name, replace=True)
+            self._connection.execute(f"CREATE OR REPLACE TEMP TABLE {RESOLVED} AS {self._resolved}")
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """The rows of the hour."""
-        try:
+        with _refusals():
             yield from self._connection.sql(self._rows).to_arrow_reader(_BATCH_ROWS)
-        except duckdb.Error as error:
-            raise self._refusal(error) from None
 
     def counts(self) -> list[tuple[int, int, str, int]]:
         """Last hour of an event's impression, hour of receipt, class, and number of events."""
-        try:
+        with _refusals():
             return self._connection.sql(self._counts).fetchall()
-        except duckdb.Error as error:
-            raise self._refusal(error) from None
 
     def close(self) -> None:
         """End the connection."""
         with suppress(duckdb.Error):
             self._connection.close()
 
-    def _do(self, statement: str) -> None:
-        try:
-            self._connection.execute(statement)
-        except duckdb.Error as error:
-            raise self._refusal(error) from None
 
-    @staticmethod
-    def _refusal(error: duckdb.Error) -> ValueError:
-        return ValueError(f"DuckDB cannot join: {_line(error)}; give more with --memory, or room for `out`")
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        with end_kept():
+            yield
+    except duckdb.Error as error:
+        raise ValueError(f"DuckDB cannot join: {_line(error)}; give more with --memory, or room for `out`") from None
 
 
 def _sql(expression: Any) -> str:
