@@ -1,11 +1,13 @@
 """/openapi.json: what FastAPI says of the routes, the scoring routes written by hand, keys and refusals of all of them.
 
-In: the document that FastAPI makes, and the models that are served. Out: a document whose examples are the served
-models' own golden requests, so that "Try it out" in /docs answers. Golden requests have rows of a training log. Where
-keys are configured, a reader without a scoring key gets an example without any value.
+In: the document that FastAPI makes, and the models that are served. Out: a document with the schemas of the
+served models' requests, whose examples are their own golden requests, so that "Try it out" in /docs answers. Golden
+requests have rows of a training log. Where keys are configured, a reader without a scoring key gets one schema for any
+model, and an example without any value.
 """
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +15,22 @@ from service.base.errors import MEDIA_TYPE
 from service.events.openapi import with_events
 from service.http.keys import needed_for
 from service.metrics.metrics import EVENTS, INFER, RANK
+from service.models.admin import SCHEMAS as LABELS_SCHEMAS
 from service.models.version import ServedModel
 from service.open_inference.openapi import example_inference, with_infer
 from service.open_inference.routes import INFER_VERSION
-from service.rank.openapi import KEY_SCHEME, SECURITY, example_answer, example_request, refusals, with_rank
+from service.rank.openapi import (
+    COMPONENT,
+    KEY_SCHEME,
+    SECURITY,
+    example_answer,
+    example_request,
+    refusals,
+    with_rank,
+)
+from service.rank.request_schema import ROOT, request_schemas, wire_schemas
+from service.rank.schema_route import PATH as SCHEMA
+from service.rank.wire import RankRequest
 
 _ADMIN = "/v1/admin"
 _GROUPS = {
@@ -29,12 +43,15 @@ _GROUPS = {
 _OPERATIONS = "Operations"
 # Of every model, with any features: candidates take defaults.
 _ANY_REQUEST: dict[str, Any] = {"user": {}, "candidates": {"id": ["a", "b"], "features": {}}}
+# Of a model's name, in that of a type.
+_NO_LETTER = re.compile(r"[^A-Za-z0-9]")
 _SCOPES = "\n\nWhere keys are configured, needs one with the scope `{}`: `Authorization: Bearer KEY`."
 
 
 def api_document(routes: dict[str, Any]) -> dict[str, Any]:
     """The document without examples, of FastAPI's one. Scoring comes first."""
     document = with_events(with_infer(with_rank(routes)))
+    document["components"]["schemas"] |= LABELS_SCHEMAS
     for path, operations in document["paths"].items():
         for operation in operations.values():
             _complete(path, operation)
@@ -46,20 +63,23 @@ def api_document(routes: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def with_examples(document: dict[str, Any], models: Mapping[str, ServedModel], *, shows_values: bool) -> dict[str, Any]:
-    """The document with examples for the models that are served."""
+def with_models(document: dict[str, Any], models: Mapping[str, ServedModel], max_candidates: int) -> dict[str, Any]:
+    """The document with schemas and examples for the models that are shown, those that are served or none."""
     document = copy.deepcopy(document)
     paths = document["paths"]
-    shown = models if shows_values else {}
-    requests = {name: example_request(model) for name, model in shown.items()}
+    requests = {name: example_request(model) for name, model in models.items()}
     _give_examples(paths[RANK]["post"], requests or {"any": _ANY_REQUEST})
-    if not shown:
+    if not models:
         return document
-    default = next(iter(shown.values()))
+    schemas = document["components"]["schemas"]
+    for of_any_model in wire_schemas([RankRequest], COMPONENT):
+        del schemas[of_any_model]
+    schemas |= _give_schemas(paths[RANK]["post"], models, max_candidates)
+    default = next(iter(models.values()))
     answer = paths[RANK]["post"]["responses"]["200"]["content"]["application/json"]
     answer["examples"]["plain"] = {"value": example_answer(default)}
     for path in (INFER, INFER_VERSION):
-        _give_examples(paths[path]["post"], {name: example_inference(model.scorer) for name, model in shown.items()})
+        _give_examples(paths[path]["post"], {name: example_inference(model.scorer) for name, model in models.items()})
     names = {"name": default.name, "version": default.scorer.version, "key": "17"}
     for path, operations in paths.items():
         for operation in operations.values():
@@ -69,6 +89,22 @@ def with_examples(document: dict[str, Any], models: Mapping[str, ServedModel], *
                 if parameter["in"] == "path":
                     parameter["example"] = names[parameter["name"]]
     return document
+
+
+def _give_schemas(operation: dict[str, Any], models: Mapping[str, ServedModel], max_candidates: int) -> dict[str, Any]:
+    """Replace the schema of the scoring route's body by those of models. Returns these and their parts, by name."""
+    schemas: dict[str, Any] = {}
+    requests = []
+    for name, model in models.items():
+        suffix = base = _NO_LETTER.sub("_", name)
+        while f"{ROOT}_{suffix}" in schemas:  # names that differ in a dot alone
+            suffix += f"_of_{base}"
+        reference = COMPONENT.replace("{name}", "{name}_" + suffix)
+        schemas |= {f"{key}_{suffix}": one for key, one in request_schemas(model, max_candidates, reference).items()}
+        requests.append({"$ref": reference.format(name=ROOT)})
+    body = operation["requestBody"]["content"]["application/json"]
+    body["schema"] = {"anyOf": requests} if len(requests) > 1 else requests[0]
+    return schemas
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
@@ -85,7 +121,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
         described |= {"401": "no key, or a wrong one", "403": f"a key without the scope `{scope}`"}
     if "{" in path:
         described |= {"404": "no such model or version"}
-    if path.endswith(("/ready", "/readyz")) or path.startswith("/v2/models"):
+    if path.endswith(("/ready", "/readyz")) or path.startswith("/v2/models") or path == SCHEMA:
         described |= {"503": "not ready, or draining"}
     if scope == "admin":
         described |= {
@@ -111,7 +147,8 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
             "503": "the state store fails, is full or is too slow: try again after the seconds of Retry-After",
         }
     kind = ("application/json", "InferError") if path.startswith("/v2") else (MEDIA_TYPE, "Problem")
-    operation["responses"] = {"200": operation["responses"]["200"], **refusals(described, *kind)}
+    answers = {status: answer for status, answer in operation["responses"].items() if int(status) < 400}
+    operation["responses"] = {**answers, **refusals(described, *kind)}
 
 
 def _group(path: str) -> str:

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api_document import api_document, with_examples
+from service.api_document import api_document, with_models
 from service.base.clock import Clock
 from service.base.errors import Problem, refusal
 from service.base.log import FieldLogger
@@ -45,6 +45,7 @@ from service.http.tracing import Tracing
 from service.logs import appender, event_log, impression_log, shipper, state_store
 from service.metrics.metrics import EVENTS, INFER, RANK, Metrics
 from service.models.admin import admin_routes
+from service.models.routes import model_routes
 from service.models.store import ModelStore, not_ready
 from service.open_inference.routes import INFER_VERSION, OpenInference
 from service.pipeline import Answer, Ranking
@@ -52,6 +53,7 @@ from service.policy.choosing import Choosing
 from service.policy.placing import PolicyPlacing
 from service.process.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.process.signals import reload_on_hangup
+from service.rank.schema_route import schema_routes
 from service.responder import Responder
 from service.settings import Settings
 from service.state.lookups import Lookups
@@ -308,6 +310,8 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
     for path in (INFER, INFER_VERSION):
         app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))
 
+    app.include_router(model_routes(service.store))
+    app.include_router(schema_routes(service.store, settings.max_candidates))
     app.include_router(_plain_routes(service))
     for kind in (Problem, HTTPException, Exception):
         app.add_exception_handler(kind, _refuse)
@@ -331,16 +335,8 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
 
 
 def _plain_routes(service: Service) -> APIRouter:
-    """Routes that read what there is: models, status, health, metrics."""
+    """Routes that read what there is: status, health, metrics."""
     router = APIRouter()
-
-    @router.get("/v1/models", summary="All models and the state of their versions")
-    async def models() -> dict[str, Any]:
-        return {"models": service.store.entries(), "error": service.store.folder_error}
-
-    @router.get("/v1/models/{name}", summary="One model, with the schema and metrics of the version that is served")
-    async def model(name: str) -> dict[str, Any]:
-        return service.store.entry(name)
 
     @router.get("/", include_in_schema=False)
     def status() -> Response:
@@ -375,7 +371,8 @@ def _document_route(app: FastAPI, service: Service) -> Callable[[Request], Await
             routes = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             app.openapi_schema = api_document(routes)
         may_score = service.keys.allows(header(request.scope, "Authorization"), "score")
-        document = with_examples(app.openapi_schema, service.store.served(), shows_values=may_score)
+        models = service.store.served() if may_score else {}
+        document = with_models(app.openapi_schema, models, service.settings.max_candidates)
         return JSONResponse(document, headers={"Cache-Control": "no-store"})
 
     return described

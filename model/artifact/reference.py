@@ -29,6 +29,8 @@ from model.strict_yaml import StrictModel
 
 BINS = 10
 MOST_ROWS = 1_000
+# Of shares that are added up.
+_ROUNDING = 1e-9
 
 Counts = NDArray[np.float64]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -59,6 +61,11 @@ class NumberBins(_Bins):
         if len(self.shares) != len(self.edges) + 1:
             raise ValueError(f"{len(self.edges)} edges make {len(self.edges) + 1} bins, got {len(self.shares)} shares")
         return self
+
+    def quantile(self, share: float) -> float | None:
+        """The lowest edge that at least a share of the values does not exceed. None where no edge is so high."""
+        reached_K = np.cumsum(self.shares)[:-1] >= share - _ROUNDING
+        return self.edges[int(np.argmax(reached_K))] if reached_K.any() else None
 
     def counts(self, values_V: NDArray[Any]) -> Counts:
         """counts_K of the values."""

@@ -46,6 +46,15 @@ class NumberStep(StrictModel):
         ranks = np.interp(values, *_ranked_knots(self.knots))
         return ranks * 2.0 - 1.0
 
+    def invert(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The raw values of transformed ones. Of a quantile transform those between its lowest and highest knot."""
+        if self.transform == "log1p":
+            return np.copysign(np.expm1(np.abs(values)), values)
+        if self.transform == "standardise":
+            return values * self.scale + self.mean
+        knots, ranks = _ranked_knots(self.knots)
+        return np.interp((values + 1.0) / 2.0, ranks, knots)
+
 
 class FittedFeatures(StrictModel):
     """Fitted state of the features: vocabularies by table, number transforms, label scales."""

@@ -8,6 +8,7 @@ from service.base.errors import MEDIA_TYPE
 from service.events.event import FIELD_TYPES, MAX_EVENTS, NEEDED
 from service.metrics.metrics import EVENTS
 from service.rank.openapi import ANSWERED_ID, REQUEST_ID_HEADER, reference, refusals
+from service.rank.request_schema import json_patterns
 
 _DESCRIPTIONS = {
     "request_id": "the id of the request whose answer the user acted on",
@@ -68,7 +69,10 @@ def with_events(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    fields = {name: {**_field(kind), "description": _DESCRIPTIONS[name]} for name, kind in FIELD_TYPES.items()}
+    fields = {
+        name: {**json_patterns(msgspec.json.schema(kind)), "description": _DESCRIPTIONS[name]}
+        for name, kind in FIELD_TYPES.items()
+    }
     event = {"type": "object", "properties": fields, "required": list(NEEDED), "additionalProperties": _FEATURE}
     events = {"type": "array", "items": event, "minItems": 1, "maxItems": MAX_EVENTS}
     return {
@@ -84,11 +88,3 @@ def _schemas() -> dict[str, Any]:
             "required": ["accepted"],
         },
     }
-
-
-def _field(kind: Any) -> dict[str, Any]:
-    """The JSON Schema of a field. Python's end of a text is JSON Schema's."""
-    schema = msgspec.json.schema(kind)
-    if "pattern" in schema:
-        schema["pattern"] = schema["pattern"].replace(r"\Z", "$")
-    return schema

@@ -26,6 +26,7 @@ from service.metrics.metrics import ENDPOINTS, SCORING, SCORING_CODES, Metrics
 REQUEST_ID = "X-Request-Id"
 _MODEL = "/v1/models/"
 _USER = re.compile(r"/v1/models/[^/]+/users/")
+_REQUEST_SCHEMA = re.compile(r"/v1/models/[^/]+/request-schema$")
 _LABELS = re.compile(r"/v1/admin/models/[^/]+/labels")
 _OPEN_INFERENCE_MODEL = re.compile(r"(/v2/models/)[^/]+(?:/versions/[^/]+)?(/infer|/ready|)")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
@@ -203,7 +204,7 @@ def _endpoint(path: str) -> str:
     if _USER.match(path):
         return "/v1/models/{name}/users/{key}"
     if path.startswith(_MODEL):
-        return "/v1/models/{name}"
+        return "/v1/models/{name}/request-schema" if _REQUEST_SCHEMA.match(path) else "/v1/models/{name}"
     if _LABELS.fullmatch(path):
         return "/v1/admin/models/{name}/labels"
     model = _OPEN_INFERENCE_MODEL.fullmatch(path)

@@ -45,6 +45,7 @@ ENDPOINTS = (
     EVENTS,
     "/v1/models",
     "/v1/models/{name}",
+    "/v1/models/{name}/request-schema",
     "/v1/models/{name}/users/{key}",
     "/v1/admin/models/{name}/labels",
     "/",

@@ -32,26 +32,35 @@ Change = Callable[[Labels], Labels]
 # Reads a body of at most so many bytes. Raises Problem.
 ReadBody = Callable[[Scope, Receive, int], Awaitable[bytes]]
 
-_LABEL = {"type": ["string", "null"], "description": "a published version; null removes the label"}
+
+def _named(schema: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+_NULL = {"type": "null"}
+_LABEL = {"anyOf": [{"type": "string"}, _NULL], "description": "a published version; null removes the label"}
+_CANARY: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["version", "share"],
+    "properties": {"version": {"type": "string"}, "share": {"type": "number", "minimum": 0, "maximum": 1}},
+}
 _LABELS: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
         "stable": _LABEL,
-        "canary": {
-            "type": ["object", "null"],
-            "additionalProperties": False,
-            "required": ["version", "share"],
-            "properties": {"version": {"type": "string"}, "share": {"type": "number", "minimum": 0, "maximum": 1}},
-        },
+        "canary": {"anyOf": [_CANARY, _NULL]},
         "shadow": _LABEL,
     },
 }
-_CANARY_CHANGE = {**_LABELS["properties"]["canary"], "required": []}
+_CANARY_CHANGE = {"anyOf": [{key: rule for key, rule in _CANARY.items() if key != "required"}, _NULL]}
 _CHANGES = {**_LABELS, "properties": {**_LABELS["properties"], "canary": _CANARY_CHANGE}}
+# Bodies of the routes, for the OpenAPI document.
+SCHEMAS = {"Labels": _LABELS, "LabelsChange": _CHANGES}
 _EXAMPLE = {"stable": "3", "canary": {"version": "4", "share": 0.05}, "shadow": "5"}
-_BODY = {"required": True, "content": {"application/json": {"schema": _LABELS, "example": _EXAMPLE}}}
-_PATCH = {"schema": _CHANGES, "example": {"canary": {"share": 0.1}, "shadow": None}}
+_BODY = {"required": True, "content": {"application/json": {"schema": _named("Labels"), "example": _EXAMPLE}}}
+_PATCH = {"schema": _named("LabelsChange"), "example": {"canary": {"share": 0.1}, "shadow": None}}
 _PATCH_BODY = {"required": True, "content": {"application/merge-patch+json": _PATCH, "application/json": _PATCH}}
 
 

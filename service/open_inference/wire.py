@@ -17,7 +17,10 @@ Shape = Annotated[
     Meta(extra_json_schema={"minItems": 1, "maxItems": 1}),
 ]
 Datatype = Annotated[str, Meta(extra_json_schema={"enum": ["INT64", "FP32", "FP64", "BYTES"]})]
-Data = Annotated[list[Any] | None, Meta(description="left out where binary_data_size is a parameter")]
+Data = Annotated[
+    Annotated[list[Any], Meta(extra_json_schema={"items": {}})] | None,
+    Meta(description="left out where binary_data_size is a parameter"),
+]
 
 
 class InferInput(Struct):

@@ -9,15 +9,17 @@ Shapes: N candidates, O outputs.
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from model.value_models.value_model import DEFAULT
 from service.base.errors import MEDIA_TYPE
 from service.base.ranking import ranking
 from service.models.version import ServedModel
+from service.rank.request_schema import wire_schemas
 from service.rank.wire import Problem, RankAnswer, RankRequest
 
+# How a schema of the document is referred to.
+COMPONENT = "#/components/schemas/{name}"
 EXAMPLE_ANSWER = {
     "request_id": "r-1",
     "model": "kuairand",
@@ -44,7 +46,7 @@ EXAMPLE_EXPLAINED = {
 
 def schemas_of(*types: type) -> dict[str, Any]:
     """The schemas of msgspec types, and of the types that they have parts of, by name."""
-    return msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")[1]
+    return wire_schemas(types, COMPONENT)
 
 
 SCHEMAS = schemas_of(RankRequest, RankAnswer, Problem)
@@ -79,7 +81,7 @@ _PROBLEMS = {"400": "not JSON", **REFUSALS, "422": "wrong content; `errors` name
 
 def reference(name: str) -> dict[str, str]:
     """A schema of the document, by its name."""
-    return {"$ref": f"#/components/schemas/{name}"}
+    return {"$ref": COMPONENT.format(name=name)}
 
 
 def refusals(descriptions: Mapping[str, str], media_type: str, schema: str) -> dict[str, Any]:

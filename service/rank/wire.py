@@ -23,7 +23,7 @@ Flag = Annotated[bool, Meta(extra=_TOLD)]
 RequestId = Annotated[
     str,
     Meta(
-        pattern=r"^ *[!-~][ -~]*$(?!\n)",
+        pattern=r"^ *[!-~][ -~]*\Z",
         max_length=MAX_REQUEST_ID,
         extra={
             "expected": f"a string of 1 to {MAX_REQUEST_ID} printable ASCII characters, not all blank",

@@ -7,7 +7,7 @@ Shapes: B rows, V values of all rows.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,23 @@ _WANTED: dict[Dtype | None, str] = {
     "string": "a string of Unicode characters",
     None: "a finite number",
 }
+
+
+# JSON Schemas of the same values. An integer is one by its value there: 3.0 too, which is refused here. So is a string
+# of digits beyond 64 bits.
+_SCHEMAS: dict[Dtype | None, list[dict[str, Any]]] = {
+    "int64": [
+        {"type": "integer", "format": "int64", "minimum": ID_LIMITS[0], "maximum": ID_LIMITS[1]},
+        {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,18})$"},
+    ],
+    "string": [{"type": "string"}],
+    None: [{"type": "number"}],
+}
+
+
+def value_schema(dtype: Dtype | None) -> dict[str, Any]:
+    """JSON Schema of a value, null included, as near as JSON Schema can say."""
+    return {"anyOf": [*_SCHEMAS[dtype], {"type": "null"}]}
 
 
 def flat_column(dtype: Dtype | None, values: Sequence[object]) -> tuple[Values, NDArray[np.bool_] | None]:

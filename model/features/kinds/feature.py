@@ -6,12 +6,12 @@ treat it. A kind is a file beside this one, and its name in the union of model.f
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.features.kinds.columns import Column, Dtype, checked_column
+from model.features.kinds.columns import Column, Dtype, checked_column, value_schema
 from model.features.kinds.inputs import Inputs
 from model.strict_yaml import Name, StrictModel
 
@@ -33,6 +33,17 @@ class BaseFeature(StrictModel):
     def column(self, values: Sequence[object], dtype: Dtype | None) -> Column:
         """A column from JSON values (None is null). Raises ColumnError naming each faulty row."""
         return checked_column(self.name, dtype, values)
+
+    def json_schema(self, dtype: Dtype | None) -> dict[str, Any]:
+        """JSON Schema of the feature's value in a request, described."""
+        value = value_schema(dtype)
+        if self.is_list:
+            value = {"anyOf": [{"type": "array", "items": value}, {"type": "null"}]}
+        return {"description": self.description(), **value}
+
+    def description(self) -> str:
+        """The value in words, for who sends it."""
+        return "a list of values" if self.is_list else "a value"
 
     def cut_rows(self, column: Column) -> NDArray[np.bool_] | None:
         """Mask of the rows of which values are left out, [B]. None where the kind has no limit."""

@@ -18,6 +18,9 @@ class IdFeature(EmbeddedFeature):
     side: Side
     serving_value: int | str | None = None
 
+    def description(self) -> str:
+        return "an id, and null where there is none. An id that is unknown shares one row of the table"
+
     def add_inputs(self, inputs: Inputs) -> None:
         inputs.ids.append(self.name)
 

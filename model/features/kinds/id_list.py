@@ -27,6 +27,9 @@ class IdListFeature(EmbeddedFeature):
     max_length: int = Field(ge=1, le=10_000)
     pooling: Literal["mean", "sum"] = "mean"
 
+    def description(self) -> str:
+        return f"ids, oldest first, of which the latest {self.max_length:,} are kept. Null is an empty list"
+
     def cut_rows(self, column: Column) -> NDArray[np.bool_]:
         assert column.lengths_B is not None
         return column.lengths_B > self.max_length

@@ -29,6 +29,9 @@ class NumberFeature(BaseFeature):
             return ()
         return (value,) if isinstance(value, str) else value
 
+    def description(self) -> str:
+        return f"a finite number. Null is {self.missing:,g}"
+
     def add_inputs(self, inputs: Inputs) -> None:
         inputs.numbers.append(NumberInput(self.name, self.name, self.transform, self.missing))
 

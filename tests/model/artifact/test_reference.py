@@ -50,6 +50,15 @@ def test_numbers_fall_between_their_edges() -> None:
     assert bins.counts(np.array(values)).tolist() == expected
 
 
+def test_a_quantile_is_the_lowest_edge_that_a_share_does_not_exceed() -> None:
+    values = np.random.default_rng(0).integers(0, 30, 1000).astype(np.float64)
+    edges = np.unique(np.quantile(values, [0.1, 0.5, 0.9], method="inverted_cdf"))
+    shares = np.bincount(np.searchsorted(edges, values), minlength=4) / 1000
+    bins = NumberBins(edges=tuple(edges), shares=tuple(shares))
+    assert [bins.quantile(share) for share in (0.1, 0.5, 0.9)] == edges.tolist()
+    assert bins.quantile(0.999) is None
+
+
 def test_rows_fall_into_the_bins_of_their_frequency() -> None:
     bins = IdBins(rows=((5,), (9, 2)), shares=(0.1, 0.4, 0.3, 0.2))
     assert bins.counts(np.array([0, 5, 5, 2, 9, 77, 1, 0])).tolist() == [2, 2, 2, 2]

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from model.features.fitted import FittedFeatures, FittingPass, NumberStep, count_ids
+from model.features.fitted import FittedFeatures, FittingPass, count_ids
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
 from tests.model.feeds import Rows, columns_of, everything, random_rows, schema_of
@@ -105,7 +105,12 @@ def test_fitted_transforms_are_those_of_the_values_one_after_the_other(chain: st
         if step.transform == "quantile":
             knots = np.quantile(values, np.linspace(0, 1, 101), method="inverted_cdf")
             np.testing.assert_allclose(step.knots, knots, rtol=1e-12, atol=1e-12)
-        values = NumberStep.model_validate(step).apply(values)
+        transformed = step.apply(values)
+        inner = np.ones(len(values), np.bool_)
+        if step.transform == "quantile":  # beyond its outer knots it keeps nothing
+            inner = (values > step.knots[0]) & (values < step.knots[-1])
+        np.testing.assert_allclose(step.invert(transformed)[inner], values[inner], rtol=1e-9, atol=1e-9)
+        values = transformed
 
 
 @pytest.mark.parametrize("size", [1, 2, 99, 100, 101, 700, 12345])

@@ -129,6 +129,7 @@ def test_every_route_is_described(client: TestClient) -> None:
         "/v1/events",
         "/v1/models",
         "/v1/models/{name}",
+        "/v1/models/{name}/request-schema",
         "/v1/models/{name}/users/{key}",
         "/v1/admin/models/{name}/labels",
     }
@@ -149,14 +150,33 @@ def test_the_document_is_openapi_3_1(client: TestClient) -> None:
 def test_requests_are_closed_and_answers_open(client: TestClient) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     closed = {name for name, schema in schemas.items() if schema.get("additionalProperties") is False}
-    assert closed == {"RankRequest", "CandidateColumns", "CandidateRow", "EventsRequest"}
+    of_models = {"RankRequest", "CandidateColumns", "CandidateRow", "User", "Features", "FeatureColumns"}
+    assert closed == {f"{name}_tiny" for name in of_models} | {"EventsRequest", "Labels", "LabelsChange"}
     answer = client.post("/v1/rank", json={**TINY_REQUEST, "explain": True}).json()
     answer["later"] = answer["explain"]["more"] = "of a later release"
     assert conforms(answer, schemas["RankAnswer"], {"components": {"schemas": schemas}})
     for key in ("request_id", "model", "version", "value_model", "top_k", "explain", "strict", "policy"):
         request = {**TINY_REQUEST, key: None}
-        assert conforms(request, schemas["RankRequest"], {"components": {"schemas": schemas}})
-    assert not conforms({**TINY_REQUEST, "politics": "x"}, schemas["RankRequest"], {"components": {"schemas": schemas}})
+        assert conforms(request, schemas["RankRequest_tiny"], {"components": {"schemas": schemas}})
+    assert not conforms(
+        {**TINY_REQUEST, "politics": "x"}, schemas["RankRequest_tiny"], {"components": {"schemas": schemas}}
+    )
+
+
+def test_each_model_has_its_own_request_where_several_are_served(tmp_path: Path) -> None:
+    publish_artifact(tmp_path, "tiny.v2")
+    publish_artifact(tmp_path, "tiny-v2")
+    with client_of(tmp_path) as client:
+        document = client.get("/openapi.json").json()
+    content = body_of(document["paths"]["/v1/rank"]["post"])
+    names = [one["$ref"].removeprefix("#/components/schemas/") for one in content["schema"]["anyOf"]]
+    assert len(set(names)) == 2
+    models = [document["components"]["schemas"][name]["properties"]["model"]["anyOf"][0]["const"] for name in names]
+    assert models == list(content["examples"]) == ["tiny-v2", "tiny.v2"]
+    for name, model in zip(names, models, strict=True):
+        validator = jsonschema_rs.validator_for({"$ref": f"#/components/schemas/{name}", **document})
+        for of_model, example in content["examples"].items():
+            assert validator.is_valid(example["value"]) == (of_model == model)
 
 
 def body_of(operation: dict[str, Any]) -> dict[str, Any]:
