@@ -43,7 +43,8 @@ from training.datasets.feed_world import (
 )
 from training.fit.tally import PartCounts, Tally
 from training.judge.answers import Answered, sums_of_answers
-from training.judge.data_gate import AnswerFigures, faults_of_day, figures_of_answers, outputs_shifted
+from training.judge.data_gate import faults_of_day, outputs_shifted
+from training.judge.day_figures import AnswerFigures, figures_of_answers
 from training.judge.quality_gate import quality_gate
 from training.judge.settings import DataGate, QualityGate
 
@@ -233,9 +234,9 @@ def _thinned(table: pa.Table, task: str, lost: float, rng: np.random.Generator) 
     return table.set_column(table.column_names.index(task), task, pa.array(labels_B))
 
 
-def _shuffled(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+def _shuffled(table: pa.Table, rng: np.random.Generator, tasks: tuple[str, ...] = TASKS) -> pa.Table:
     order = pa.array(rng.permutation(table.num_rows))
-    for task in TASKS:
+    for task in tasks:
         place = table.column_names.index(task)
         table = table.set_column(place, task, table.column(task).take(order))
     return table
@@ -265,6 +266,7 @@ def data_nights(
             "half of the clicks' labels inverted": (usual, _inverted(usual.table, ("click",), 0.5, rng)),
             "two of three likes are lost": (usual, _thinned(usual.table, "like", LOST, rng)),
             "labels are those of other rows": (usual, _shuffled(usual.table, rng)),
+            "likes are those of other rows": (usual, _shuffled(usual.table, rng, ("like",))),
         }
         for name, (night, table) in cases.items():
             day, window = _counts(tally, table)

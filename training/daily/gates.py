@@ -31,14 +31,8 @@ from training.data.rows import read_splits
 from training.fit.partitions import count_log
 from training.fit.tally import PartCounts, Tally
 from training.judge.answers import Answered, answers_of, sums_of_answers
-from training.judge.data_gate import (
-    DAYS_BEFORE,
-    AnswerFigures,
-    faults_of_day,
-    figures_of_answers,
-    outputs_shifted,
-    read_figures,
-)
+from training.judge.data_gate import DAYS_BEFORE, faults_of_day, outputs_shifted
+from training.judge.day_figures import AnswerFigures, figures_of_answers, read_figures
 from training.judge.joined import VERSION
 from training.judge.quality_gate import GateVerdict, quality_gate
 from training.run.run import Run

@@ -1,11 +1,12 @@
 """Calibration of what serves, on one day: whose answers are surely off from what users did.
 
-In: the figures of a version's answers on a day (data_gate.py). Out: a sentence for each output that is off.
+In: the figures of a version's answers on a day (day_figures.py). Out: a sentence for each output that is off.
 """
 
 import math
 
-from training.judge.data_gate import MIN_LABELS, SURE, AnswerFigures
+from training.judge.data_gate import MIN_LABELS, SURE
+from training.judge.day_figures import AnswerFigures
 
 
 def outputs_off(figures: AnswerFigures, beyond: float) -> list[str]:

@@ -5,7 +5,7 @@ and what the same were on accepted days before. Out: reasons to leave the day ou
 the next days are compared with. A figure counts as beyond its limit where its 95 % interval is: chance alone refuses no
 day.
 
-Shapes: U users, K bins of a feature, O outputs of a task.
+Shapes: K bins of a feature.
 """
 
 import math
@@ -13,25 +13,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.schema import FeedSchema
-from model.strict_yaml import StrictModel
 from training.fit.tally import FeatureCounts, LabelCounts, PartCounts, bins_on_tenths
-from training.judge.guards import calibration_influence, error_influence
+from training.judge.day_figures import AnswerFigures, OutputFigures, TaskFigures
 from training.judge.settings import DataGate
 from training.judge.shift import (
     Estimate,
-    correlation_of_labels,
     elasticity_of_labels,
+    follows,
     follows_less,
+    is_kept,
     is_shifted,
     lift_of_choice,
     usual_of_days,
 )
-from training.judge.users import TaskSums
 from training.tasks import learned
-from training.tasks.learned import Floats, LearnedTask
 
 # Labels of an output that the window lets expect, from which on its rate is judged.
 MIN_LABELS = 100
@@ -40,38 +37,10 @@ DAYS_BEFORE = 7
 SURE = 1.96
 # Slope of labels over answers below which they are no taste that changed: that has slopes above 0.
 _AGAINST = -0.25
-# Of sums of squares.
-_ROUNDING = 1e-9
 # Users added to each bin, so that an empty one does not make the index infinite.
 _HALF = 0.5
 
 Figures = dict[str, Any]
-
-
-class OutputFigures(StrictModel):
-    """Sums of an output's answers and labels on a day.
-
-    `error` is the standard error of the logarithm of their quotient, over users. `slope` is that of labels over
-    answers, `correlation` that of both, each with its standard error. `variation` is the deviation of answers over
-    their mean."""
-
-    answers: float
-    labels: float
-    error: float
-    slope: Estimate | None
-    correlation: Estimate | None
-    variation: float
-
-
-class TaskFigures(StrictModel):
-    """Sums of a task's losses on a day: of the answers and of the constant that NE compares with. `error` is the
-    standard error of the logarithm of NE over users."""
-
-    rows: float
-    loss: float
-    constant_loss: float
-    error: float
-    outputs: dict[str, OutputFigures]
 
 
 class Drift(NamedTuple):
@@ -79,10 +48,6 @@ class Drift(NamedTuple):
 
     value: float
     error: float
-
-
-# By task.
-AnswerFigures = dict[str, TaskFigures]
 
 
 def faults_of_day(
@@ -121,15 +86,22 @@ def faults_of_day(
         ]
         figures["label_rate_ratio"], of_rates = _rates(schema, day, window, settings.label_rate_ratio, lifts)
         faults += of_rates
-    faults += _faults_of_answers(answers, before[-DAYS_BEFORE:], settings, lifts)
+    shifted = outputs_shifted(answers, as_gated)
+    faults += _faults_of_columns(answers, as_gated)
+    faults += _faults_of_answers(answers, before[-DAYS_BEFORE:], settings, lifts, shifted)
     return faults, figures
 
 
 def outputs_shifted(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> list[str]:
     """Outputs whose labels follow a day's answers surely less than on the days before: users like other things, which
     is no fault of the day. `as_gated` are figures of these days by the versions of their time."""
-    found = []
-    asked = sum(len(own.outputs) for own in answers.values())
+    found = _correlations(answers, as_gated)
+    return [output for output, (own, usual) in found.items() if is_shifted(own, usual, len(found))]
+
+
+def _correlations(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> dict[str, tuple[Estimate, Estimate]]:
+    """Correlations of answers and labels on a day, and on the days before it, by output. Those without are left out."""
+    found = {}
     for task, own in answers.items():
         for output, of_output in own.outputs.items():
             past = [
@@ -138,9 +110,25 @@ def outputs_shifted(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -
                 if task in day and (before := day[task].outputs.get(output)) is not None and before.correlation
             ]
             usual = usual_of_days(past)
-            if of_output.correlation and usual and is_shifted(of_output.correlation, usual, asked):
-                found.append(output)
+            if of_output.correlation and usual:
+                found[output] = of_output.correlation, usual
     return found
+
+
+def _faults_of_columns(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> list[str]:
+    """Outputs whose labels no longer follow the answers, while those of others surely do as before.
+
+    Users who like other things leave a trace of the old taste, and change every label that depends on it."""
+    found = _correlations(answers, as_gated)
+    kept = [output for output, (own, usual) in found.items() if is_kept(own, usual, len(found))]
+    if not kept:
+        return []
+    return [
+        f"{output}: its labels no longer follow the serving version's answers (correlation {own[0]:.2f}, and "
+        f"{usual[0]:.2f} on the days before), while those of {', '.join(kept)} do; are some inverted, or another row's?"
+        for output, (own, usual) in found.items()
+        if is_shifted(own, usual, len(found)) and not follows(own, len(found))
+    ]
 
 
 def _lifts_lost(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> dict[str, float]:
@@ -183,79 +171,21 @@ def stability_indexes(
     }
 
 
-def figures_of_answers(
-    sums: Mapping[str, TaskSums], kinds: Mapping[str, LearnedTask], chosen: Mapping[str, TaskSums] | None = None
-) -> AnswerFigures:
-    """Figures of a day's answers, by task.
-
-    Correlations come from the `chosen` rows, which the version put on top itself: among rows that another one chose,
-    labels follow its answers by other chances. None, of a day that it was trained on and knows too well, gives none."""
-    found: AnswerFigures = {}
-    for name, of_task in sums.items():
-        kind = kinds[name]
-        own = None if chosen is None else chosen[name]
-        constant, loss = float(of_task.constant_loss(kind).sum()), float(of_task.loss_U.sum())
-        found[name] = TaskFigures(
-            rows=float(of_task.rows_U.sum()),
-            loss=loss,
-            constant_loss=constant,
-            error=_norm(error_influence(of_task, kind)) if constant > 0 and loss > 0 else 0.0,
-            outputs={output: _of_output(of_task, place, own) for place, output in enumerate(kind.task.outputs)},
-        )
-    return found
-
-
-def read_figures(answers: Mapping[str, Any], place: str) -> AnswerFigures:
-    """Figures of an earlier day, from the `answers` of its own. Raises ValueError, which `place` opens, for others."""
-    return {task: TaskFigures.from_mapping(of_task, f"{place}: {task}") for task, of_task in answers.items()}
-
-
-def _of_output(sums: TaskSums, place: int, chosen: TaskSums | None) -> OutputFigures:
-    answers, labels = float(sums.answers_UO[:, place].sum()), float(sums.labels_UO[:, place].sum())
-    error = _norm(calibration_influence(sums, place)) if answers > 0 and labels > 0 else 0.0
-    return OutputFigures(
-        answers=answers,
-        labels=labels,
-        error=error,
-        slope=slope_of_labels(sums, place),
-        correlation=None if chosen is None else correlation_of_labels(chosen, place),
-        variation=_variation(float(sums.rows_U.sum()), answers, float(sums.squares_UO[:, place].sum())),
-    )
-
-
-def _variation(rows: float, total: float, squares: float) -> float:
-    return math.sqrt(max(0.0, squares * rows / total**2 - 1)) if total > 0 else 0.0
-
-
-def slope_of_labels(sums: TaskSums, place: int) -> Estimate | None:
-    """Slope of a line through labels over an output's answers, and its standard error over users. 1 of calibrated
-    answers, -1 where their labels are inverted. None where answers are alike."""
-    rows = float(sums.rows_U.sum())
-    columns = (sums.answers_UO, sums.labels_UO, sums.squares_UO, sums.products_UO)
-    answers_U, labels_U, squares_U, products_U = (column_UO[:, place] for column_UO in columns)
-    if not rows:
-        return None
-    mean, label = float(answers_U.sum()) / rows, float(labels_U.sum()) / rows
-    spread = float(squares_U.sum()) - rows * mean**2
-    if spread <= _ROUNDING * float(squares_U.sum()):
-        return None
-    slope = (float(products_U.sum()) - rows * mean * label) / spread
-    level = label - slope * mean
-    residual_U = labels_U - level * sums.rows_U - slope * answers_U
-    influence_U = products_U - level * answers_U - slope * squares_U - mean * residual_U
-    return slope, _norm(influence_U) / spread
-
-
 def _faults_of_answers(
-    answers: AnswerFigures, before: Sequence[AnswerFigures], settings: DataGate, lifts: Mapping[str, float]
+    answers: AnswerFigures,
+    before: Sequence[AnswerFigures],
+    settings: DataGate,
+    lifts: Mapping[str, float],
+    shifted: Sequence[str],
 ) -> list[str]:
     faults: list[str] = []
+    following = _tasks_that_follow(answers, shifted)
     for task, own in answers.items():
         past = [day[task] for day in before if task in day]
         constant, loss = sum(day.constant_loss for day in past), sum(day.loss for day in past)
         if constant > 0 and loss > 0 and own.constant_loss > 0 and own.loss > 0:
             error, usual = own.loss / own.constant_loss, loss / constant
-            limit = _error_limit(own, past, settings.champion_ne_ratio)
+            limit = _error_limit(own, past, settings.champion_ne_ratio, is_followed=task in following)
             if math.log(error / limit) - SURE * own.error > 0:
                 faults.append(
                     f"task {task}: the serving version's NE is {error:.3f}, and {usual:.3f} on the days before; "
@@ -268,7 +198,7 @@ def _faults_of_answers(
     return faults
 
 
-def _error_limit(own: TaskFigures, past: Sequence[TaskFigures], ratio: float) -> float:
+def _error_limit(own: TaskFigures, past: Sequence[TaskFigures], ratio: float, *, is_followed: bool) -> float:
     """Largest NE that a day may have.
 
     Answers that explain a part of the constant's loss cost as much again once labels say nothing of them: their own
@@ -276,16 +206,30 @@ def _error_limit(own: TaskFigures, past: Sequence[TaskFigures], ratio: float) ->
     follow the answers still, for the next version has to learn it."""
     loss, constant = sum(day.loss for day in past), sum(day.constant_loss for day in past)
     usual = loss / constant
-    if not _follow(own):
+    if not is_followed:
         return ratio * usual
     explained = max(0.0, constant - loss) / sum(day.rows for day in past)
     return ratio * max(usual * ratio, 1 + explained / (own.constant_loss / own.rows))
 
 
-def _follow(figures: TaskFigures) -> bool:
-    """True where labels surely rise with an answer: what users like has changed, and not what labels are."""
-    slopes = [output.slope for output in figures.outputs.values() if output.slope is not None]
-    return any(slope - SURE * error > 0 for slope, error in slopes)
+def _tasks_that_follow(answers: AnswerFigures, shifted: Sequence[str]) -> list[str]:
+    """Tasks whose labels rise with the answers still: what users like has changed, and not what labels are.
+
+    The day is asked as a whole, for labels of other rows rise with no answer. Those of a rare task are too few to tell
+    alone. Where it is shifted, others that surely rise say that answers and labels are of the same rows."""
+    slopes = {
+        task: [output.slope for output in own.outputs.values() if output.slope is not None]
+        for task, own in answers.items()
+    }
+    asked = sum(len(of_task) for of_task in slopes.values())
+    if not any(follows(slope, asked) for of_task in slopes.values() for slope in of_task):
+        return []
+    return [
+        task
+        for task, of_task in slopes.items()
+        if any(slope - SURE * error > 0 for slope, error in of_task)
+        or any(output in shifted for output in answers[task].outputs)
+    ]
 
 
 def _faults_of_output(
@@ -356,7 +300,3 @@ def _index(day: FeatureCounts, window: FeatureCounts, *, is_number: bool, rows_p
     freedom, scale = len(own) - 1, rows_per_user * (1 / own.sum() + 1 / reference.sum())
     index = max(0.0, float(np.sum((p - q) * np.log(p / q)) - freedom * scale))
     return Drift(index, float(scale * np.sqrt(2 * (freedom + 2 * index / scale))))
-
-
-def _norm(influence_U: Floats | NDArray[np.float64]) -> float:
-    return float(np.sqrt(influence_U @ influence_U))

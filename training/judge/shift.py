@@ -26,6 +26,8 @@ Estimate = tuple[float, float]
 _KEPT = math.sqrt(2 / 3)
 # Chance that a day without a shift is taken for one, shared by the outputs.
 _ALPHA = 0.025
+# Chance that labels of other rows are taken for ones that follow, shared by the outputs.
+_ALPHA_FOLLOWS = 0.001
 # Chance that labels which fell alike under all answers are taken for ones that no longer follow them.
 _ALPHA_LOST = 0.025
 # Deviations by which the chosen candidates' answers lie above all candidates', where a page shows the best of twenty.
@@ -71,6 +73,17 @@ def is_shifted(own: Estimate, usual: Estimate, outputs: int) -> bool:
     `outputs` are asked."""
     error = math.hypot(own[1], _KEPT * usual[1])
     return _KEPT * usual[0] - own[0] > NormalDist().inv_cdf(1 - _ALPHA / outputs) * error
+
+
+def is_kept(own: Estimate, usual: Estimate, outputs: int) -> bool:
+    """True where answers surely explain more than two thirds of what they usually do of the labels' variance."""
+    error = math.hypot(own[1], _KEPT * usual[1])
+    return own[0] - _KEPT * usual[0] > NormalDist().inv_cdf(1 - _ALPHA / outputs) * error
+
+
+def follows(own: Estimate, outputs: int) -> bool:
+    """True where a correlation, or a slope, is above 0 beyond the chance that labels of other rows have."""
+    return own[0] > NormalDist().inv_cdf(1 - _ALPHA_FOLLOWS / outputs) * own[1]
 
 
 def elasticity_of_labels(slope: Estimate, answers: float, labels: float, error: float) -> Estimate:

@@ -13,14 +13,8 @@ from model.schema import FeedSchema
 from training.data.kinds.columns import columns_from_arrow
 from training.fit.tally import PartCounts, Tally
 from training.judge.answers import sums_of_answers
-from training.judge.data_gate import (
-    AnswerFigures,
-    faults_of_day,
-    figures_of_answers,
-    read_figures,
-    slope_of_labels,
-    stability_indexes,
-)
+from training.judge.data_gate import faults_of_day, stability_indexes
+from training.judge.day_figures import AnswerFigures, figures_of_answers, read_figures, slope_of_labels
 from training.judge.settings import DataGate
 from training.tasks.learned import Floats
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from model.schema import FeedSchema
-from training.judge.data_gate import AnswerFigures, figures_of_answers, outputs_shifted
+from training.judge.data_gate import outputs_shifted
+from training.judge.day_figures import AnswerFigures, figures_of_answers
 from training.judge.shift import (
     correlation_of_labels,
     elasticity_of_labels,
