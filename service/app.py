@@ -48,7 +48,7 @@ from service.models.admin import admin_routes
 from service.models.routes import model_routes
 from service.models.store import ModelStore, not_ready
 from service.open_inference.routes import INFER_VERSION, OpenInference
-from service.pipeline import Answer, Ranking
+from service.pipeline import Ranking, Scoring
 from service.policy.choosing import Choosing
 from service.policy.placing import PolicyPlacing
 from service.process.scoring_threads import STALLED_SECONDS, ScoringThreads
@@ -156,7 +156,7 @@ class Service:
             problem = Problem(405, "Method Not Allowed", headers={"Allow": "POST"})
             await send_problem(problem, scope, receive, send, self.metrics)
             return
-        await self.responder.respond(scope, receive, send, self.ranking.answer)
+        await self.responder.respond(scope, receive, send, self.ranking.scoring)
 
     @property
     def unready_reason(self) -> str | None:
@@ -323,11 +323,11 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
         is_rank = scope["type"] == "http" and scope["path"] == RANK
         await (service.rank if is_rank else app)(scope, receive, send)
 
-    def answer_to(scope: Scope) -> Answer | None:
-        return service.ranking.answer if scope["path"] == RANK else open_inference.answer_to(scope)
+    def scoring_at(scope: Scope) -> Scoring | None:
+        return service.ranking.scoring if scope["path"] == RANK else open_inference.scoring_at(scope)
 
     observe = Observe(Authorize(application, service.keys, service.metrics), service.metrics, service.tracing)
-    service.direct = DirectWay(service.responder, service.keys, observe, answer_to)
+    service.direct = DirectWay(service.responder, service.keys, observe, scoring_at)
     service.shed = Shedding(
         service.responder.wait_seconds, service.keys, observe, service.metrics, lambda: service.is_draining
     )

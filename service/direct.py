@@ -15,19 +15,19 @@ from service.base.record import RequestRecord
 from service.http.keys import Keys
 from service.http.middleware import Observe, content_length, failed, header, request_id_header, response_to
 from service.http.scoring_protocol import SendAnswer
-from service.pipeline import Answer
+from service.pipeline import Scoring
 from service.responder import Asked, Outcome, Responder, headers_of
 
 
 @dataclass(frozen=True, slots=True)
 class DirectWay:
-    """The scoring requests of one process. `answer_to` has the function from a body to its answer for an address, None
-    for one that scores nothing."""
+    """The scoring requests of one process. `scoring_at` has the scoring of an address, None for
+    one that scores nothing."""
 
     responder: Responder
     keys: Keys
     observe: Observe
-    answer_to: Callable[[Scope], Answer | None]
+    scoring_at: Callable[[Scope], Scoring | None]
 
     @property
     def body_seconds(self) -> float:
@@ -36,9 +36,9 @@ class DirectWay:
 
     def open_request(self, scope: Scope) -> "DirectRequest | None":
         """A request that is answered once its body is there. None where it goes the way of all."""
-        answer = self.answer_to(scope) if scope["method"] == "POST" else None
+        scoring = self.scoring_at(scope) if scope["method"] == "POST" else None
         size = content_length(scope)
-        if answer is None or size is None or size > self.responder.max_body_bytes:
+        if scoring is None or size is None or size > self.responder.max_body_bytes:
             return None
         record = self.observe.begin(scope)
         try:
@@ -46,7 +46,7 @@ class DirectWay:
             asked = self.responder.check(scope, record)
         except Problem:
             return None
-        return DirectRequest(self, scope, record, asked, answer)
+        return DirectRequest(self, scope, record, asked, scoring)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class DirectRequest:
     scope: Scope
     record: RequestRecord
     asked: Asked
-    answer: Answer
+    scoring: Scoring
 
     def take_body(self, body: bytes, send: SendAnswer) -> None:
         """Score the body in a scoring thread, then send the answer or the problem."""
@@ -66,7 +66,7 @@ class DirectRequest:
             self._finish(outcome, send)
 
         try:
-            self.way.responder.score(body, self.asked, self.record, self.answer, done)
+            self.way.responder.score(body, self.asked, self.record, self.scoring, done)
         except Exception as error:
             done(error)
 

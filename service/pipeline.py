@@ -53,6 +53,15 @@ class Waiting(NamedTuple):
 # The body, what is known of the request, and its deadline in seconds of time.perf_counter.
 Answer = Callable[[bytes, RequestRecord, float | None], Reply | Waiting]
 
+
+class Scoring(NamedTuple):
+    """The scoring of requests to one address: from a body to its answer, in a scoring thread. Before that, on the event
+    loop, from a body and a deadline to the look-up of the user that it seems to name."""
+
+    answer: Answer
+    guess_lookup: Callable[[bytes, float | None], Lookup | None]
+
+
 _log = FieldLogger()
 
 
@@ -70,6 +79,11 @@ class Ranking:
     unknown_candidates: UnknownCandidates
     users: Users
     placing: PolicyPlacing
+
+    @property
+    def scoring(self) -> Scoring:
+        """The scoring of POST /v1/rank."""
+        return Scoring(self.answer, self.users.guess_lookup)
 
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> Reply | Waiting:
         """The answer's body. Runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds."""

@@ -1,7 +1,7 @@
 """A scoring request on the event loop: read under limits, admitted, answered in a scoring thread, sent or refused.
 
-In: an ASGI request, and the function from its body to an answer (service/pipeline.py, or that of /v2). Out: the
-answer, or a problem. What waits until an answer has left is done then.
+In: an ASGI request, and the scoring of its address (service/pipeline.py, or that of /v2). Out: the answer, or a
+problem. What waits until an answer has left is done then.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from service.http.admission import Admission, busy
 from service.http.body import read_body_in_time
 from service.http.content_encoding import encoding_of, size_of, unpacked
 from service.http.middleware import draining, header, record_of, send_disconnected, send_problem
-from service.metrics.metrics import RANK, Metrics
-from service.pipeline import TIMEOUT_HEADER, Answer, Waiting, check_deadline, deadline_passed
+from service.metrics.metrics import Metrics
+from service.pipeline import TIMEOUT_HEADER, Scoring, Waiting, check_deadline, deadline_passed
 from service.process.scoring_threads import Job, ScoringThreads
 from service.rank.answer import Reply
 from service.state.lookups import Lookup
@@ -50,7 +50,7 @@ class Responder:
     is_draining: Callable[[], bool]
     users: Users
 
-    async def respond(self, scope: Scope, receive: Receive, send: Send, answer: Answer) -> None:
+    async def respond(self, scope: Scope, receive: Receive, send: Send, scoring: Scoring) -> None:
         """Read the body of a scoring request, have it answered in a scoring thread, send that or the problem."""
         record = record_of(scope)
         try:
@@ -59,7 +59,7 @@ class Responder:
             if seconds is not None:
                 raise busy(seconds)
             body = await read_body_in_time(scope, receive, self.max_body_bytes, self.body_seconds)
-            reply = await self._scored(body, asked, record, answer)
+            reply = await self._scored(body, asked, record, scoring)
         except ClientDisconnect:
             await send_disconnected(scope, receive, send)
             return
@@ -81,10 +81,10 @@ class Responder:
         """Whole seconds after which a request with these headers may come, None where it may come now."""
         return self.admission.wait(size_of(scope))
 
-    async def _scored(self, body: bytes, asked: Asked, record: RequestRecord, answer: Answer) -> Reply:
+    async def _scored(self, body: bytes, asked: Asked, record: RequestRecord, scoring: Scoring) -> Reply:
         """The answer of a scoring thread. Raises Problem and what else the job raises."""
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        stop_waiting = self.score(body, asked, record, answer, outcome.set_result)
+        stop_waiting = self.score(body, asked, record, scoring, outcome.set_result)
         try:
             scored = await outcome
         except asyncio.CancelledError:
@@ -95,7 +95,7 @@ class Responder:
         return scored
 
     def score(
-        self, body: bytes, asked: Asked, record: RequestRecord, answer: Answer, done: Callable[[Outcome], None]
+        self, body: bytes, asked: Asked, record: RequestRecord, scoring: Scoring, done: Callable[[Outcome], None]
     ) -> Callable[[], None]:
         """Score a body in a scoring thread, if there still is room. `done` takes what came of it, on the event
         loop and once, but for a caller that stops waiting by what is returned. Raises Problem 429."""
@@ -104,17 +104,17 @@ class Responder:
         submitted = record.submitted = time.perf_counter()
         timer: asyncio.TimerHandle | None = None
         job: Job
-        lookup = self.users.guess_lookup(body, deadline) if encoding is None and record.endpoint == RANK else None
+        lookup = scoring.guess_lookup(body, deadline) if encoding is None else None
 
         def run() -> Reply | Waiting:
             begun = record.begun = time.perf_counter()
             self.metrics.queue_seconds.observe_soon(begun - submitted)
             check_deadline(deadline)
             if encoding is None:
-                return finished(answer(body, record, deadline), begun)
+                return finished(scoring.answer(body, record, deadline), begun)
             plain = unpacked(body, encoding, self.max_body_bytes)
             ticket.size = len(plain)
-            return finished(answer(plain, record, deadline), begun)
+            return finished(scoring.answer(plain, record, deadline), begun)
 
         def finished(reply: Reply | Waiting, begun: float) -> Reply | Waiting:
             record.scored = time.perf_counter()

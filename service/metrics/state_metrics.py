@@ -5,7 +5,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from service.metrics.batched_histogram import BatchedHistogram
 from service.metrics.family import Families, Family
 
-LOOKUP_RESULTS = ("hit", "miss", "timeout", "error")
+# `unreadable` is a user whose state in the store is none.
+LOOKUP_RESULTS = ("hit", "miss", "unreadable", "timeout", "error")
 # Of an event that a history is made of. `old` is one that is older than all that the history keeps.
 APPEND_RESULTS = ("appended", "doubled", "old", "no_user", "no_value")
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
@@ -17,7 +18,7 @@ class StateMetrics(Families):
     lookups = Family(
         Counter,
         "ranking_state_lookups",
-        "Look-ups of users in the state store, by how they ended. What is not found takes defaults",
+        "Look-ups of users in the state store, by how they ended. All but a hit take defaults",
         ("model", "result"),
     )
     seconds = Family(

@@ -23,17 +23,19 @@ from service.base.record import RequestRecord, is_request_id
 from service.http.middleware import header
 from service.models.canary import Sender
 from service.models.store import not_ready
+from service.open_inference.guessed_key import guessed_key
 from service.open_inference.infer import HEADER_LENGTH, Answers, Inference, chosen_outputs, read, read_features, write
 from service.open_inference.plan import PLACE, SCORE, TensorPlan, metadata_inputs, metadata_outputs
 from service.open_inference.tensors import Tensor, take_key, user_of_tensors
-from service.pipeline import Answer, Ranking, Waiting
+from service.pipeline import Ranking, Scoring, Waiting
 from service.policy.choosing import Named
 from service.rank.answer import Reply
 from service.rank.scored_request import EncodedRequest, ScoredRequest
+from service.state.lookups import Lookup
 from service.state.users import FoundUser
 
-# Reads a request, has the function answer its body in a scoring thread, and sends that or a problem.
-Respond = Callable[[Scope, Receive, Send, Answer], Awaitable[None]]
+# Reads a request, has its body answered in a scoring thread, and sends that or a problem.
+Respond = Callable[[Scope, Receive, Send, Scoring], Awaitable[None]]
 
 INFER_VERSION = "/v2/models/{name}/versions/{version}/infer"
 _INFER = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
@@ -95,16 +97,21 @@ class OpenInference:
         """POST /v2/models/{name}/infer and the same of a version, as plain ASGI."""
         path_params: Mapping[str, str] = scope["path_params"]
         await self._respond(
-            scope, receive, send, self._answer_of(scope, path_params["name"], path_params.get("version"))
+            scope, receive, send, self._scoring_of(scope, path_params["name"], path_params.get("version"))
         )
 
-    def answer_to(self, scope: Scope) -> Answer | None:
-        """The function from a body to its answer for an address of infer. None for another address."""
+    def scoring_at(self, scope: Scope) -> Scoring | None:
+        """The scoring of an address of infer. None for another address."""
         found = _INFER.fullmatch(scope["path"])
-        return None if found is None else self._answer_of(scope, found["name"], found["version"])
+        return None if found is None else self._scoring_of(scope, found["name"], found["version"])
 
-    def _answer_of(self, scope: Scope, name: str, version: str | None) -> Answer:
+    def _scoring_of(self, scope: Scope, name: str, version: str | None) -> Scoring:
         header_length = header(scope, HEADER_LENGTH)
+
+        def guess_lookup(body: bytes, deadline: float | None) -> Lookup | None:
+            model = self._store.stateful_model(name)
+            key = None if model is None else guessed_key(body, header_length, model.file.key)
+            return None if model is None or key is None else self._ranking.users.begin(model, key, deadline)
 
         def answer(body: bytes, record: RequestRecord, deadline: float | None) -> Reply | Waiting:
             ranking = self._ranking
@@ -162,7 +169,7 @@ class OpenInference:
                 values[PLACE] = _places(scored.order_K, rows)
             return write(_head(scored, inference.id), outputs, {**values, SCORE: score})
 
-        return answer
+        return Scoring(answer, guess_lookup)
 
     def _plan(self, encoder: FeatureEncoder) -> TensorPlan:
         """The plan of a version's tensors, made at its first request."""

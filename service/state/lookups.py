@@ -1,7 +1,7 @@
 """Look-ups of users in the store, by a thread of their own: neither the event loop nor a scoring thread waits for it.
 
-In: names of users. Out: their blobs, or that they came too late. Waiting look-ups are read together, in one call of the
-store. A look-up that is not there in time has ended, and what comes after is dropped. When look-ups fail one after
+In: names of users. Out: their states, or that they came too late. Waiting look-ups are read together, in one call of
+the store. A look-up that is not there in time has ended, and what comes after is dropped. When look-ups fail one after
 another, for longer than a pause of the process takes, the breaker opens: none is begun, until the store answers the
 thread in time again.
 """
@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Callable
 
 from service.base.log import FieldLogger, Throttle
-from service.metrics.state_metrics import StateMetrics
+from service.metrics.state_metrics import LOOKUP_RESULTS, StateMetrics
 from service.state.store import Store, StoreError
+from service.state.user_state import UserState
 
 MOST_WAITING = 256
 FAILURES_TO_OPEN = 5
@@ -28,15 +29,15 @@ _STOP_SECONDS = 2.0
 _NOBODY = b"\0" * 16
 _ONE = (1).to_bytes(8, sys.byteorder)
 
-HIT, MISS, TIMEOUT, ERROR = "hit", "miss", "timeout", "error"
+HIT, MISS, UNREADABLE, TIMEOUT, ERROR = LOOKUP_RESULTS
 
 _log = FieldLogger("state")
 
 
 class Lookup:
-    """One look-up. `result` is None until it has ended, and `blob` what was found. Times are of time.perf_counter."""
+    """One look-up. `result` is None until it has ended, and `state` what was found. Times are of time.perf_counter."""
 
-    __slots__ = ("blob", "key", "model", "name", "on_end", "result", "started", "until")
+    __slots__ = ("key", "model", "name", "on_end", "result", "started", "state", "until")
 
     def __init__(self, model: str, key: str, name: bytes, started: float, until: float) -> None:
         self.model = model
@@ -45,7 +46,7 @@ class Lookup:
         self.started = started
         self.until = until
         self.result: str | None = None
-        self.blob: bytes | None = None
+        self.state: UserState | None = None
         self.on_end: Callable[[], object] | None = None
 
 
@@ -119,13 +120,13 @@ class Lookups:
             seconds = max(0.0, lookup.until - time.perf_counter())
             asyncio.get_running_loop().call_later(seconds, self._end, lookup, TIMEOUT)
 
-    def _end(self, lookup: Lookup, result: str, blob: bytes | None = None, *, is_of_store: bool = True) -> None:
+    def _end(self, lookup: Lookup, result: str, state: UserState | None = None, *, is_of_store: bool = True) -> None:
         """End a look-up, if it has not ended. One that never reached the store says nothing of it."""
         now = time.perf_counter()
         with self._lock:
             if lookup.result is not None:
                 return
-            lookup.blob, lookup.result = blob, result
+            lookup.state, lookup.result = state, result
             has_opened = is_of_store and self._opens_after(result, now)
         if has_opened:
             self._metrics.breaker_open.set(1)
@@ -136,7 +137,7 @@ class Lookups:
 
     def _opens_after(self, result: str, now: float) -> bool:
         """Count a result, and return whether it is the one that opens the breaker. The lock is held."""
-        if result in (HIT, MISS):
+        if result in (HIT, MISS, UNREADABLE):
             self._failures = 0
             return False
         if not self._failures:
@@ -182,7 +183,12 @@ class Lookups:
                 self._end(lookup, ERROR)
             return
         for lookup, blob in zip(batch, blobs, strict=True):
-            self._end(lookup, MISS if blob is None else HIT, blob)
+            try:
+                state = None if blob is None else UserState.decoded(blob)
+            except ValueError:
+                self._end(lookup, UNREADABLE)
+            else:
+                self._end(lookup, MISS if state is None else HIT, state)
 
     def _probe(self) -> None:
         """Close the breaker where the store answers in time."""

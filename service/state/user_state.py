@@ -16,6 +16,7 @@ import xxhash
 NO_IDENTITY = 0
 MAX_KEY_BYTES = 256
 _NAME_BYTES = 16
+_FORMAT = 1
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
@@ -26,8 +27,8 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     identity: int = NO_IDENTITY
 
 
-class UserState(msgspec.Struct, array_like=True):
-    """State of a user: fields by name as they were put, histories by name."""
+class UserState(msgspec.Struct, array_like=True, tag=_FORMAT):
+    """State of a user: fields by name as they were put, histories by name. Its blob begins with the format's number."""
 
     fields: dict[str, Any]
     lists: dict[str, list[Entry]]
@@ -49,8 +50,8 @@ class UserState(msgspec.Struct, array_like=True):
 
 class Hydrated(NamedTuple):
     """The share of a store in a request: `values` of features that the request leaves out, and `entries` of all
-    histories. `user` is the key in canonical form. `result` says how the look-up ended: hit, miss, timeout, error, or
-    none where nobody was looked up. `covers` are features that the store answers for, whatever it has. `refused` are
+    histories. `user` is the key in canonical form. `result` says how the look-up ended, or none where nobody was
+    looked up. `covers` are features that the store answers for, whatever it has. `refused` are
     those whose values did not fit."""
 
     values: dict[str, Any]

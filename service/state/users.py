@@ -16,7 +16,7 @@ from service.base.log import FieldLogger
 from service.metrics.state_metrics import StateMetrics
 from service.models.store import ModelStore
 from service.models.version import StatefulModel
-from service.state.lookups import ERROR, Lookup, Lookups
+from service.state.lookups import UNREADABLE, Lookup, Lookups
 from service.state.user_state import Hydrated, UserState, canonical_key, store_name
 
 NOBODY = "none"
@@ -54,7 +54,11 @@ class Users:
             if model is None:
                 return None
         key = _guessed_key(body, model.file.key)
-        if key is None:
+        return None if key is None else self.begin(model, key, deadline)
+
+    def begin(self, model: StatefulModel, key: str, deadline: float | None) -> Lookup | None:
+        """Begin the look-up of a canonical key. None without a store."""
+        if self._lookups is None:
             return None
         return self._lookups.begin(model.name, key, store_name(model.name, key), deadline)
 
@@ -67,11 +71,11 @@ class Users:
             key = canonical_key(user.get(model.file.key))
         except ValueError as error:
             raise Problem.wrong_content([Fault(f"user.{model.file.key}", str(error))]) from None
-        if key is None or self._lookups is None:
-            return FoundUser(self, model, key, None)
+        if key is None:
+            return FoundUser(self, model, None, None)
         if isinstance(guessed, Lookup) and guessed.key == key and guessed.model == model.name:
             return FoundUser(self, model, key, guessed)
-        return FoundUser(self, model, key, self._lookups.begin(model.name, key, store_name(model.name, key), deadline))
+        return FoundUser(self, model, key, self.begin(model, key, deadline))
 
     def count_refused(self, model: str, hydrated: Hydrated | None) -> None:
         """Count the values of the store that do not fit their features. Each feature is named in the log once."""
@@ -108,12 +112,9 @@ class FoundUser:
         state, result = UserState({}, {}), NOBODY
         if lookup is not None:
             assert lookup.result is not None, "it has ended"
-            result = lookup.result
-            try:
-                state = UserState.decoded(lookup.blob)
-            except ValueError as error:
-                result = ERROR
-                self.users.name_fault(self.model.name, "", str(error))
+            state, result = lookup.state or state, lookup.result
+            if result == UNREADABLE:
+                self.users.name_fault(self.model.name, "", "what the store has is no state of a user; PUT replaces it")
         values = {name: state.fields[name] for name in file.fields if name in state.fields and name not in user}
         entries = {name: state.lists.get(name, [])[-append.keep :] for name, append in file.append.items()}
         for name, listed in entries.items():
