@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from service.base.log import FieldLogger, Throttle
 from service.metrics.state_metrics import LOOKUP_RESULTS, StateMetrics
-from service.state.store import Store, StoreError
+from service.state.store import Store, StoreError, StoreTimeoutError
 from service.state.user_state import UserState
 
 MOST_WAITING = 256
@@ -180,7 +180,7 @@ class Lookups:
         except StoreError as error:
             self._log_fault(error)
             for lookup in batch:
-                self._end(lookup, ERROR)
+                self._end(lookup, TIMEOUT if isinstance(error, StoreTimeoutError) else ERROR)
             return
         for lookup, blob in zip(batch, blobs, strict=True):
             try:

@@ -15,7 +15,7 @@ from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.state.store import Change, Note, StoreError, StoreFullError, Written
+from service.state.store import Change, Note, StoreError, StoreFullError, StoreTimeoutError, Written
 
 WRITE_SECONDS = 2.0
 _CONNECT_SECONDS = 0.25
@@ -96,8 +96,7 @@ class RedisStore:
         except _ChangeError as error:
             raise error.cause from None
         except _FAULTS as error:
-            kind = StoreFullError if isinstance(error, exceptions.OutOfMemoryError) else StoreError
-            raise kind(f"the state store {_reason(error, seconds)}") from None
+            raise _kind(error)(f"the state store {_reason(error, seconds)}") from None
 
 
 class _ChangeError(Exception):
@@ -130,6 +129,12 @@ def _blobs(answer: Any, most: int) -> list[bytes | None]:
     if not all(blob is None or isinstance(blob, bytes) for blob in answer):
         raise ValueError("not blobs")
     return answer
+
+
+def _kind(error: BaseException) -> type[StoreError]:
+    if isinstance(error, exceptions.TimeoutError):
+        return StoreTimeoutError
+    return StoreFullError if isinstance(error, exceptions.OutOfMemoryError) else StoreError
 
 
 def _reason(error: BaseException, seconds: float) -> str:

@@ -31,6 +31,10 @@ class StoreError(Exception):
     """The store did not do it. A later try may succeed."""
 
 
+class StoreTimeoutError(StoreError):
+    """The store did not answer in time."""
+
+
 class StoreFullError(StoreError):
     """The store has no room."""
 

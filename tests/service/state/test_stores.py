@@ -13,7 +13,7 @@ import pytest
 
 from service.state.redis_store import RedisStore
 from service.state.sqlite_store import SqliteStore
-from service.state.store import Note, Store, StoreError, StoreFullError, Written, check_url
+from service.state.store import Note, Store, StoreError, StoreFullError, StoreTimeoutError, Written, check_url
 from service.state.user_state import store_name
 from tests.service.state.redis_servers import redis_server
 from tests.training_data import small_disk
@@ -179,7 +179,7 @@ def test_faults_of_redis_say_what_and_no_secret(tmp_path: Path) -> None:
         slow = RedisStore(server.url, 0.05)
         assert slow.read([A]) == [b"one"]
         server.pause()
-        with pytest.raises(StoreError, match="did not answer within 50 ms"):
+        with pytest.raises(StoreTimeoutError, match="did not answer within 50 ms"):
             slow.read([A])
         server.go_on()
         server.kill()
