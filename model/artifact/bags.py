@@ -8,8 +8,8 @@ Shapes: B rows of a block, K single-id features, L list features, S = K + L plac
 M ids of a row, J rows of tables that are looked up, P bags, R rows of all tables, W their columns.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +36,8 @@ class BagLists(NamedTuple):
 class Bags:
     """Features that read `stacked_RW`. `owners` are, for each owner of tables, the first row of each table by its name.
 
-    So many layouts of rows whose lists are equally long are `remembered`: one for all such lengths, and each doubling
-    of the rows."""
+    So many layouts of rows whose lists are equally long are `remembered`. Layouts of the same lengths are parts of one
+    for each doubling of the rows."""
 
     def __init__(
         self,
@@ -52,7 +52,8 @@ class Bags:
         self._width = stacked_RW.shape[1]
         # Nothing in it leads back here: a table is let go with its last reader, not at some later collection.
         self._of = _Features(ids, lists, owners)
-        self._remembered = lru_cache(remembered)(self._of.layout)
+        doubled = lru_cache(remembered)(self._of.layout)
+        self._layout = lru_cache(remembered)(partial(_layout_of, self._of, doubled))
 
     def by_owner(self, ids_BK: Ids, lengths_LB: Ids, values: Sequence[Ids]) -> list[Floats]:
         """The features' columns, [B, S * W], by the tables of each owner. `values` are those of each list feature."""
@@ -63,25 +64,22 @@ class Bags:
 
     def _even(self, ids_BK: Ids, lengths: bytes, values: Sequence[Ids]) -> list[Floats]:
         """Rows whose lists are equally long: bags stand in the order of their places."""
-        of, rows = self._of, len(ids_BK)
-        most = 1 << (rows - 1).bit_length()
-        layout = self._remembered(lengths, most) if most <= _REMEMBERED_ROWS else of.layout(lengths, rows)
+        rows = len(ids_BK)
+        layout = (self._layout if rows <= _REMEMBERED_ROWS else self._of.layout)(lengths, rows)
         ids = ids_BK.reshape(-1)
         if values:
             ids = np.concatenate([ids_BK, *(one_V.reshape(rows, -1) for one_V in values)], axis=1).reshape(-1)
-        offsets_P1 = layout.offsets_P1[: rows * of.places + 1]
         found = []
         for table_rows in layout.table_rows:
             rows_J = table_rows.of_ids(ids)
-            weights_J = None if layout.weights_J is None else layout.weights_J[: len(rows_J)]
-            if rows == 1 and layout.has_full_bags:
+            if layout.is_full_row:
                 rows_JW = self._rows_of(rows_J)
-                if weights_J is not None:
-                    rows_JW *= weights_J[:, None]
-                bags_PW = np.add.reduceat(rows_JW, offsets_P1[:-1], axis=0)
+                if layout.weights_J is not None:
+                    rows_JW *= layout.weights_J[:, None]
+                bags_PW = np.add.reduceat(rows_JW, layout.offsets_P1[:-1], axis=0)
             else:
-                bags_PW = self._look_up(rows_J, torch.from_numpy(offsets_P1), weights_J)
-            found.append(bags_PW.reshape(rows, of.places * self._width))
+                bags_PW = self._look_up(rows_J, *layout.tensors)
+            found.append(bags_PW.reshape(rows, self._of.places * self._width))
         return found
 
     def _ragged(self, ids_BK: Ids, lengths_LB: Ids, values: Sequence[Ids]) -> list[Floats]:
@@ -118,12 +116,11 @@ class Bags:
         except IndexError:
             raise RuntimeError(f"a row is not in the valid range [0, {len(self._rows_RW)})") from None
 
-    def _look_up(self, rows_J: Ids, offsets_P1: Tensor, weights_J: Floats | None = None) -> Floats:
+    def _look_up(self, rows_J: Ids, offsets_P1: Tensor, weights_J: Tensor | None = None) -> Floats:
         """bags_PW. Raises RuntimeError where the table has no such row."""
         # mode 0 is a sum, whose weights cost nothing: a mean's kernel takes twice as long.
-        weights = None if weights_J is None else torch.from_numpy(weights_J)
         bags_PW = torch.embedding_bag(
-            self._stacked_RW, torch.from_numpy(rows_J), offsets_P1, False, 0, False, weights, True
+            self._stacked_RW, torch.from_numpy(rows_J), offsets_P1, False, 0, False, weights_J, True
         )[0]
         return bags_PW.numpy()
 
@@ -152,7 +149,7 @@ class _Features:
             weights_S = np.concatenate([np.ones(self.num_ids, np.float32), 1 / divisors_L1[:, 0]])
             weights_J = np.tile(weights_S.repeat(in_row_S), rows)
         offsets_P1 = np.append(0, np.tile(in_row_S, rows).cumsum())
-        return _Layout(offsets_P1, table_rows, weights_J, bool(in_row_S.all()))
+        return _Layout.of(offsets_P1, table_rows, weights_J, rows)
 
     def divisors(self, lengths_LB: Ids) -> Floats | None:
         """By what sums of lists are divided, [L, B]. None where no mean is taken."""
@@ -185,24 +182,47 @@ class _TableRows(NamedTuple):
         half_rows_M = self.half_rows_M
         return _TableRows(np.tile(self.starts_M, times), None if half_rows_M is None else np.tile(half_rows_M, times))
 
+    def first(self, ids: int) -> "_TableRows":
+        """The same for the first ids."""
+        return _TableRows(self.starts_M[:ids], None if self.half_rows_M is None else self.half_rows_M[:ids])
+
     def of_ids(self, ids: Ids) -> Ids:
-        """rows_J of `ids`, [..., M] or fewer, two for each with two hashes."""
-        starts_M = self.starts_M[: ids.shape[-1]]
-        if self.half_rows_M is None:
+        """rows_J of `ids`, [..., M], two for each with two hashes."""
+        starts_M, half_rows_M = self
+        if half_rows_M is None:
             return (ids + starts_M).reshape(-1)
-        half_rows_M = self.half_rows_M[: ids.shape[-1]]
         first, second = np.divmod(ids, half_rows_M)
         return np.stack([first + starts_M, second + starts_M + half_rows_M], axis=-1).reshape(-1)
 
 
 class _Layout(NamedTuple):
     """Bags of rows whose lists are equally long, and what makes rows of tables of their ids, by owner. `weights_J` are
-    of the rows in sums that are means, None where there is no mean. `has_full_bags` says that no bag is empty."""
+    of the rows in sums that are means, None where there is no mean. `tensors` are both, in the same memory. Bags of
+    a single row none of which is empty are a full row."""
 
     offsets_P1: Ids
     table_rows: list[_TableRows]
     weights_J: Floats | None
-    has_full_bags: bool
+    tensors: tuple[Tensor, Tensor | None]
+    is_full_row: bool
+
+    @classmethod
+    def of(cls, offsets_P1: Ids, table_rows: list[_TableRows], weights_J: Floats | None, rows: int) -> "_Layout":
+        weights = None if weights_J is None else torch.from_numpy(weights_J)
+        is_full_row = rows == 1 and bool(np.diff(offsets_P1).all())
+        return cls(offsets_P1, table_rows, weights_J, (torch.from_numpy(offsets_P1), weights), is_full_row)
+
+    def cut(self, rows: int, of: _Features) -> "_Layout":
+        """The same of the first rows, in the same memory."""
+        offsets_P1 = self.offsets_P1[: rows * of.places + 1]
+        end = int(offsets_P1[-1])
+        table_rows = [one.first(end // of.rows_of_id) for one in self.table_rows]
+        return _Layout.of(offsets_P1, table_rows, None if self.weights_J is None else self.weights_J[:end], rows)
+
+
+def _layout_of(of: _Features, doubled: Callable[[bytes, int], _Layout], lengths: bytes, rows: int) -> _Layout:
+    """The layout of so many rows: a part of one of twice as many at the most."""
+    return doubled(lengths, 1 << (rows - 1).bit_length()).cut(rows, of)
 
 
 def _equal_lengths(lengths_LB: Ids) -> bytes | None:
