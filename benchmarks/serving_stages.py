@@ -50,8 +50,8 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
     metrics = ModelMetrics(Metrics(), "reference", scorer)
     question = _read(body)
     rows = len(question.ids)
-    request, columns = read_features(question, encoder)
-    candidates = encoder.encode("candidate", columns, rows, as_served=True)
+    row, columns = read_features(question, encoder)
+    request, candidates = encoder.encode_both(row, columns, rows)
     served = ServedModel("reference", scorer, ValueModels.built_in(scorer.domain), None, metrics)
     encoded = EncodedRequest("bench", served, DEFAULT, question, columns, request, candidates, len(body))
     scored = scorer.score(request, candidates)
@@ -68,9 +68,10 @@ def stages(scorer: Scorer, network: Network, body: bytes) -> dict[str, float]:
 
         question = _read(body)
         end("parse")
-        request, columns = read_features(question, encoder)
+        row, columns = read_features(question, encoder)
         end("columns")
-        block = encoder.encode("candidate", columns, rows, as_served=True).block
+        request, encoded_candidates = encoder.encode_both(row, columns, rows)
+        block = encoded_candidates.block
         end("features")
         sums_1F = scorer.request_sums(request.block)
         end("user part")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.features.encoder import Encoded
+from model.features.encoder import Encoded, encoded_row
 from model.scorer.scorer import NamedCandidates, NonFiniteScoresError
 from model.user import user_of
 from service.base.errors import Problem
@@ -138,14 +138,17 @@ class Ranking:
         for faulty values, for what a strict question leaves out, and for candidates that nothing describes."""
         model, value_model, policy, arms = chosen
         record.count_candidates(len(question.ids))
-        request, columns = read_features(question, model.scorer.encoder)
+        encoder = model.scorer.encoder
+        row, columns = read_features(question, encoder)
         self.users.count_refused(model.name, question.hydrated)
-        candidates: Encoded | NamedCandidates | None
-        candidates = named = named_candidates(model, question, columns, self.unknown_candidates)
+        named = named_candidates(model, question, columns, self.unknown_candidates)
         if question.options.strict:
             check_strict(question, model.scorer.schema, None if named is None else named.is_known_N)
-        if candidates is None:
-            candidates = model.scorer.encoder.encode("candidate", columns, len(question.ids), as_served=True)
+        candidates: Encoded | NamedCandidates
+        if named is None:
+            request, candidates = encoder.encode_both(row, columns, len(question.ids))
+        else:
+            request, candidates = encoded_row(row), named
         return EncodedRequest(
             record.request_id, model, value_model, question, columns, request, candidates, body_bytes, policy, arms
         )

@@ -12,6 +12,7 @@ Shapes: B rows, K single-id features, L list features, V list values in all, Q n
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.features.block import BLOCKS, Encoded, EncodedBlock, inputs_of
 from model.features.fitted import FittedFeatures, NumberStep
@@ -28,7 +29,7 @@ from model.features.kinds.columns import (
 )
 from model.features.kinds.inputs import ListInput
 from model.features.number_transforms import number_groups
-from model.features.request_row import OneRow
+from model.features.request_row import OneRow, ReadRow
 from model.schema import Block, FeedSchema
 from model.strict_yaml import did_you_mean
 
@@ -42,6 +43,8 @@ __all__ = [
     "FeatureEncoder",
     "FittedFeatures",
     "NumberStep",
+    "ReadRow",
+    "encoded_row",
     "hash_integers",
 ]
 
@@ -49,6 +52,7 @@ __all__ = [
 _TOGETHER = 100_000
 _NO_IDS = np.zeros(0, np.int64)
 _INT64 = np.dtype(np.int64)
+Hashes = NDArray[np.uint64]
 
 
 class FeatureEncoder:
@@ -120,10 +124,25 @@ class FeatureEncoder:
         """The columns of a request's block, from one JSON value per feature. Raises ColumnErrors."""
         return self.columns("request", {name: [value] for name, value in values.items()}, 1)
 
+    def read_request(self, values: Mapping[str, object]) -> ReadRow | Encoded:
+        """The request's block as it is served, from one JSON value per feature, where it can be with what is left to
+        hash. Raises ColumnErrors."""
+        row = None if self._one_row is None else self._one_row.read(values)
+        return self.encode("request", self.request_columns(values), 1, as_served=True) if row is None else row
+
     def encode_request(self, values: Mapping[str, object]) -> Encoded:
         """The request's block as it is served, from one JSON value per feature. Raises ColumnErrors."""
-        encoded = None if self._one_row is None else self._one_row.encode(values)
-        return self.encode("request", self.request_columns(values), 1, as_served=True) if encoded is None else encoded
+        return encoded_row(self.read_request(values))
+
+    def encode_both(
+        self, request: ReadRow | Encoded, candidates: Mapping[str, Column], rows: int
+    ) -> tuple[Encoded, Encoded]:
+        """Both blocks of a request, as they are served, what is to be hashed in one go."""
+        encoder = self._encoders["candidate"]
+        if isinstance(request, Encoded):
+            return request, encoder.encode(candidates, rows, as_served=True)
+        encoded, words_V = encoder.encode_beside(candidates, rows, request.integers_V, as_served=True)
+        return request.encoded(words_V), encoded
 
     def plain_columns(self, given: Mapping[str, object], rows: int) -> dict[str, Column]:
         """Number columns of the candidates, without a null, that are what `columns` makes of their values. The others
@@ -155,6 +174,11 @@ class FeatureEncoder:
         return self._encoders[block].encode(columns, rows, as_served=as_served)
 
 
+def encoded_row(request: ReadRow | Encoded) -> Encoded:
+    """The block of a request that was read."""
+    return request if isinstance(request, Encoded) else request.encoded(hash_integers(request.integers_V))
+
+
 class _BlockEncoder:
     """Encodes the features of one block, those that are computed alike in one go."""
 
@@ -171,9 +195,15 @@ class _BlockEncoder:
         self._counted = {False: names, True: [name for name in names if name not in self._serving]}
 
     def encode(self, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
+        return self.encode_beside(columns, rows, _NO_IDS, as_served=as_served)[0]
+
+    def encode_beside(
+        self, columns: Mapping[str, Column], rows: int, integers: Ids, *, as_served: bool
+    ) -> tuple[Encoded, Hashes]:
+        """The encoded columns, and the hashes of integers that another block has beside them."""
         if as_served and self._serving:
             columns = {**columns, **{name: _repeated(column, rows) for name, column in self._serving.items()}}
-        found, together_V = self._hashed.find(columns)
+        found, together_V, hashes = self._hashed.find(columns, integers)
         for name, lookup in self._looked_up.items():
             if name in columns:
                 found[name] = lookup(columns[name])
@@ -208,7 +238,7 @@ class _BlockEncoder:
             list_lengths_LB=np.concatenate([_NO_IDS, *lengths]).reshape(len(lengths), rows),
             numbers_BQ=numbers_BQ,
         )
-        return Encoded(block, missing, oov)
+        return Encoded(block, missing, oov), hashes
 
     def _side_by_side(self, found: Mapping[str, Ids], together_V: Ids | None, rows: int) -> Ids:
         """The single ids of the block. The OOV row where a column is absent. `together_V` begins with all of them where
@@ -219,7 +249,7 @@ class _BlockEncoder:
         if together_V is None or self._looked_up:
             given = [found.get(name) for name in self._ids]
             together_V = np.concatenate([np.zeros(rows, np.int64) if ids is None else ids for ids in given])
-        return np.ascontiguousarray(together_V[: num_ids * rows].reshape(num_ids, rows).T)
+        return together_V[: num_ids * rows].reshape(num_ids, rows).T
 
 
 class _HashedIntegers:
@@ -231,24 +261,29 @@ class _HashedIntegers:
         self._buckets = {name: np.uint64(number) for name, number in buckets.items()}
         self._are_equal = len(set(buckets.values())) == 1
 
-    def find(self, columns: Mapping[str, Column]) -> tuple[dict[str, Ids], Ids | None]:
+    def find(self, columns: Mapping[str, Column], beside: Ids) -> tuple[dict[str, Ids], Ids | None, Hashes]:
         """Table rows of the values of each feature that has a column. They are one after another where they were found
-        in one go and every feature has a column: those of `together` then stand there alone."""
+        in one go and every feature has a column: those of `together` then stand there alone. And the hashes of integers
+        `beside` them."""
         given = {name: columns[name] for name in self._buckets if name in columns}
         lengths = [len(column.values) for column in given.values()]
         # Where calls are few beside values, all at once would only take memory: a training log is one call.
         if sum(lengths) > _TOGETHER and len(given) > 1:
             found: dict[str, Ids] = {}
             for name in given:
-                found |= self._hashed({name: given[name]}, [len(given[name].values)])[0]
-            return found, None
+                found |= self._hashed({name: given[name]}, [len(given[name].values)], _NO_IDS)[0]
+            return found, None, hash_integers(beside)
         if not given:
-            return {}, None
-        found, together_V = self._hashed(given, lengths)
-        return found, together_V if len(given) == len(self._buckets) else None
+            return {}, None, hash_integers(beside)
+        found, together_V, hashes = self._hashed(given, lengths, beside)
+        return found, together_V if len(given) == len(self._buckets) else None, hashes
 
-    def _hashed(self, given: Mapping[str, Column], lengths: list[int]) -> tuple[dict[str, Ids], Ids]:
-        words_V = hash_integers(np.concatenate([column.values for column in given.values()]))
+    def _hashed(
+        self, given: Mapping[str, Column], lengths: list[int], beside: Ids
+    ) -> tuple[dict[str, Ids], Ids, Hashes]:
+        words_V = hash_integers(np.concatenate([*(column.values for column in given.values()), beside]))
+        num_given = len(words_V) - len(beside)
+        words_V, hashes = words_V[:num_given], words_V[num_given:]
         buckets = [self._buckets[name] for name in given]
         if self._are_equal:
             take_buckets(words_V, buckets[0])
@@ -265,7 +300,7 @@ class _HashedIntegers:
                 ids_V[start:end][column.missing] = OOV_ROW
             if name not in spared:
                 found[name] = ids_V[start:end]
-        return found, ids_V
+        return found, ids_V, hashes
 
 
 def _list_ids(

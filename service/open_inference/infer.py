@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features.block import BLOCKS
-from model.features.encoder import Column, ColumnErrors, Encoded, FeatureEncoder
+from model.features.encoder import Column, ColumnErrors, Encoded, FeatureEncoder, ReadRow
 from model.features.kinds import Feature
 from model.features.kinds.columns import Ids
 from model.schema import Block
@@ -42,7 +42,7 @@ from service.open_inference.tensors import (
 from service.open_inference.wire import InferInput, InferRequest
 from service.rank.answer import Reply
 from service.rank.faults import faults_of
-from service.rank.hydrated_user import encode_user
+from service.rank.hydrated_user import read_user
 from service.state.users import FoundUser
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -106,8 +106,8 @@ def read_features(
     plan: TensorPlan,
     max_candidates: int,
     found: FoundUser | None = None,
-) -> tuple[ReceivedTensors, Encoded]:
-    """The features of a request, with what was found of its user, and user and context encoded."""
+) -> tuple[ReceivedTensors, ReadRow | Encoded]:
+    """The features of a request, with what was found of its user, and user and context read."""
     features = plan.read(inference.inputs, max_candidates)
     if features is not None:
         # A number that is not finite is named by the way of all tensors.
@@ -118,12 +118,12 @@ def read_features(
 
 def _with_state(
     features: Features, found: FoundUser | None, encoder: FeatureEncoder
-) -> tuple[ReceivedTensors, Encoded]:
+) -> tuple[ReceivedTensors, ReadRow | Encoded]:
     received = ReceivedTensors(*features)
     if found is not None:
         merged, hydrated = found.hydrated(received.user)
         received = received._replace(user=merged, hydrated=hydrated)
-    return received, encode_user(received.user, received.hydrated, encoder)
+    return received, read_user(received.user, received.hydrated, encoder)
 
 
 def _features(inputs: Mapping[str, Tensor], encoder: FeatureEncoder, plan: TensorPlan, max_candidates: int) -> Features:

@@ -146,14 +146,14 @@ class OpenInference:
             columns, rows = received.candidates, received.num_candidates
             ranking.users.count_refused(model.name, received.hydrated)
             record.count_candidates(rows)
+            both = encoder.encode_both(request, columns, rows)
             encoded = EncodedRequest(
                 record.request_id,
                 model,
                 value_model,
                 received,
                 columns,
-                request,
-                encoder.encode("candidate", columns, rows, as_served=True),
+                *both,
                 body_bytes,
                 policy if PLACE in outputs else None,
                 arms,

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET
 
-from model.features.encoder import Column, ColumnErrors, Encoded, FeatureEncoder
+from model.features.encoder import Column, ColumnErrors, Encoded, FeatureEncoder, ReadRow
 from service.base.errors import FAULTS_SHOWN, Fault, Problem
 from service.base.errors import shown as _shown
 from service.base.json_object import decoded
-from service.rank.hydrated_user import encode_user
+from service.rank.hydrated_user import read_user
 from service.rank.wire import CandidateColumns, Options, RankRequest
 from service.state.user_state import Hydrated
 
@@ -82,12 +82,12 @@ def _listed(given: Any) -> list[Any]:
     return values
 
 
-def read_features(question: Question, encoder: FeatureEncoder) -> tuple[Encoded, dict[str, Column]]:
-    """User and context, encoded, and the candidates' columns. Raises Problem 422 with every faulty value of both."""
+def read_features(question: Question, encoder: FeatureEncoder) -> tuple[ReadRow | Encoded, dict[str, Column]]:
+    """User and context, read, and the candidates' columns. Raises Problem 422 with every faulty value of both."""
     faults: list[Fault] = []
     candidates: dict[str, Column] = {}
     try:
-        request = encode_user(question.user, question.hydrated, encoder)
+        request = read_user(question.user, question.hydrated, encoder)
     except ColumnErrors as errors:
         faults += [Fault(f"user.{_shown(e.feature)}", fault.message) for e in errors.errors for fault in e.faults]
     features: Mapping[str, list[Any]]

@@ -93,7 +93,7 @@ def as_served(body: bytes) -> tuple[Encoded, Encoded]:
     """Both blocks as the service makes them of a body."""
     question = read_question(body, 10_000, RequestRecord("r", "/v1/rank"))
     request, columns = read_features(question, ENCODER)
-    return request, ENCODER.encode("candidate", columns, len(question.ids), as_served=True)
+    return ENCODER.encode_both(request, columns, len(question.ids))
 
 
 def as_trained(request: dict[str, Any]) -> tuple[Encoded, Encoded]:
