@@ -4,11 +4,12 @@
 
 Each run is `python -m deploy.loop --fast` with a seed of its own: another town, other users, another shift. A run that
 was made is kept in runs/bench-loop. The picture of the first is kept beside the results. The share regained on a day is
-(loop - static) / (cold - static) of realised value. Its interval is Student's over runs.
+(loop - static) / (cold - static) of realised value. Intervals of means are Student's over runs.
 """
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from scipy import stats
 from benchmarks import report
 from benchmarks.command import run_benchmark
 from deploy.loop.picture import draw
+from deploy.loop.questions import BETTER, EQUAL, covers
 
 FOLDER = Path("runs/bench-loop")
 PICTURE = "loop.png"
@@ -80,7 +82,78 @@ def _body(results: Sequence[dict[str, Any]]) -> list[str]:
         *report.table(["day", "never retrained", "loop", "cold on the new tastes", "regained"], rows),
         "",
         *report.table(["called rightly", "towns"], called),
+        "",
+        *_experiments(results),
+        "",
+        *_exploration(results),
     ]
+
+
+def _experiments(results: Sequence[dict[str, Any]]) -> list[str]:
+    rows = []
+    for name, what in ((BETTER, "clicks and long views against play time"), (EQUAL, "two equal arms")):
+        found = [result["experiments"][name] for result in results]
+        covered = sum(one["value"]["low"] <= one["true"] <= one["value"]["high"] for one in found)
+        width = statistics.mean((one["value"]["high"] - one["value"]["low"]) / 2 for one in found)
+        rows.append([
+            what,
+            f"{statistics.mean(one['users'] for one in found):.0f}",
+            f"{statistics.mean(one['true'] for one in found):+.1%}",
+            f"{statistics.mean(one['value']['value'] for one in found):+.1%}",
+            f"{width:.1%}",
+            f"{covered} of {len(found)}",
+            f"{sum('value' in one['called'] for one in found)} of {len(found)}",
+            f"{sum(bool(one['called']) for one in found)} of {len(found)}",
+        ])  # fmt: skip
+    head = ["experiment", "users", "true difference of value", "found", "half-width", "interval covers the true one",
+            "value called", "anything called"]  # fmt: skip
+    return [
+        "Experiments of two layers that deal the same users, on the first two days, means over the towns. An arm is "
+        "called by Holm's steps over the value and five labels:",
+        "",
+        *report.table(head, rows),
+    ]
+
+
+def _exploration(results: Sequence[dict[str, Any]]) -> list[str]:
+    found = [result["exploration"] for result in results]
+    prices = [one["price"]["mean"] for one in found]
+    estimated = [one for one in found if one["estimate"]["doubly_robust"] is not None]
+    covered = sum(covers(one) for one in found)
+    refused = sum(one["estimate_of_watch_time"]["refused"] is not None for one in found)
+    places = found[0]["places"]
+    lines = [
+        f"Exploration: {found[0]['share']:.0%} of the requests draw their places. By the town's truth that changes the "
+        f"value of such a request by {_percent_interval(prices)}, and shows "
+        f"{statistics.mean(one['other_items'] for one in found):.1f} other items.",
+        "",
+        f"Estimates of what the first {places} places would be worth without exploration, from explored requests "
+        f"alone: {len(estimated)} of {len(found)} towns have 100 effective users, and {covered} of {len(estimated)} "
+        "intervals cover the true value. An order by play time, which nobody explored, was refused in "
+        f"{refused} of {len(found)}.",
+    ]
+    if not estimated:
+        return lines
+    rows = []
+    for seed, one in enumerate(found, 1):
+        estimate = one["estimate"]
+        intervals = [_written(estimate[kind]) for kind in ("self_normalised", "doubly_robust")]
+        values = [f"{one['true']:.3f}", f"{estimate['observed']:.3f}", *intervals]
+        rows.append([str(seed), f"{one['explored']:,}", *values, f"{min(estimate['effective_users']):.0f}"])
+    head = ["town", "explored requests", "true value", "observed where explored", "self-normalised", "doubly robust",
+            "effective users"]  # fmt: skip
+    return [*lines, "", *report.table(head, rows)]
+
+
+def _written(interval: dict[str, float] | None) -> str:
+    if interval is None:
+        return "refused"
+    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def _percent_interval(values: Sequence[float]) -> str:
+    mean = statistics.mean(values)
+    return f"{mean:+.1%} ± {_reach(values):.1%}" if len(values) > 1 else f"{mean:+.1%}"
 
 
 def _share(result: dict[str, Any], day: int) -> float:
@@ -92,8 +165,13 @@ def _interval(shares: Sequence[float]) -> str:
     mean = statistics.mean(shares)
     if len(shares) < 2:
         return f"{mean:.2f}"
-    reach = stats.t.ppf((1 + _LEVEL) / 2, len(shares) - 1) * statistics.stdev(shares) / len(shares) ** 0.5
-    return f"{mean:.2f} ± {reach:.2f}"
+    return f"{mean:.2f} ± {_reach(shares):.2f}"
+
+
+def _reach(values: Sequence[float]) -> float:
+    """Half-width of Student's interval of the mean."""
+    quantile = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 if __name__ == "__main__":

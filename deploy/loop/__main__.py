@@ -64,6 +64,15 @@ def main() -> int:
     for one in result["regained"]:
         if one["mean"] is not None:
             console.print(f"day {one['day']}: regained {one['mean']:.2f} ({one['low']:.2f} to {one['high']:.2f})")
+    for name, one in result["experiments"].items():
+        called = ", ".join(f"{metric} {call}" for metric, call in one["called"].items()) or "nothing"
+        console.print(
+            f"experiment {name}: {one['users']} users, truly {one['true']:+.1%}, called: {called}", markup=False
+        )
+    price, explored = result["exploration"]["price"], result["exploration"]["explored"]
+    console.print(
+        f"{explored} requests explored: value {price['mean']:+.2%} ({price['low']:+.2%} to {price['high']:+.2%})"
+    )
     for what, is_so in result["called"].items():
         console.print(f"{what}: {'yes' if is_so else 'no'}")
     console.print(f"{options.out / PICTURE}", markup=False)

@@ -64,6 +64,19 @@ def regained(ledgers: Mapping[str, Ledger], days: Sequence[int], seed: int) -> l
     return found
 
 
+def relative_difference(one: Ledger, other: Ledger, seed: int) -> dict[str, float]:
+    """Relative difference of value a request over all days, with its interval."""
+    ledgers = {"one": one, "other": other}
+    weights_BU = np.vstack([np.ones(one.value_DU.shape[1]), _resamples(ledgers, seed)])
+    rate_B = {
+        name: weights_BU @ ledger.value_DU.sum(axis=0) / (weights_BU @ ledger.requests_DU.sum(axis=0))
+        for name, ledger in ledgers.items()
+    }
+    difference_B = rate_B["one"] / rate_B["other"] - 1
+    low, high = _bounds(difference_B[1:])
+    return {"mean": float(difference_B[0]), "low": float(low), "high": float(high)}
+
+
 def _resamples(ledgers: Mapping[str, Ledger], seed: int) -> Floats:
     """Weights of users in each resample [B, U]."""
     users = next(iter(ledgers.values())).value_DU.shape[1]

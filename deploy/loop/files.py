@@ -6,6 +6,7 @@ admin API and one that stands for users in logs.
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -94,6 +95,11 @@ class LoopFiles:
         return f"sqlite:///{self.root / 'state' / 'state.db'}"
 
     @property
+    def reports(self) -> Path:
+        """Answers to the team's questions."""
+        return self.root / "reports"
+
+    @property
     def user_hash_key(self) -> Path:
         """The key of user hashes."""
         return self.root / "user_hash.key"
@@ -104,8 +110,9 @@ class LoopFiles:
         part.write_text(time.isoformat(timespec="milliseconds").replace("+00:00", "Z") + "\n")
         part.replace(self.clock)
 
-    def write(self, start: datetime, key: str) -> None:
-        """Write all of them. `key` is that of the backend and the admin."""
+    def write(self, start: datetime, key: str, beside: Mapping[str, object]) -> None:
+        """Write all of them. `key` is that of the backend and the admin, `beside` are files beside the model by their
+        names."""
         state = self.root / "state"
         for folder in (self.models / MODEL, self.references, self.impressions, self.events, state, self.users.parent):
             folder.mkdir(parents=True)
@@ -118,7 +125,8 @@ class LoopFiles:
             "sha256": hashlib.sha256(key.encode()).hexdigest(),
         }
         _write(self.keys, {"keys": [entry]})
-        _write(self.models / MODEL / "value_models.yaml", {"default": {"kind": "weighted_sum", "weights": VALUE}})
+        for name, content in beside.items():
+            _write(self.models / MODEL / name, content)
         _write(self.models / MODEL / "state.yaml", STATE)
         joined = {
             "schema": str(SCHEMA.resolve()),

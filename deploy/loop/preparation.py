@@ -45,7 +45,9 @@ def train(files: LoopFiles, train_file: Mapping[str, Any], run: RunCommand) -> P
 
 
 def export(trained: Path, models: Path, name: str, run: RunCommand, *flags: str) -> None:
-    """Publish a run as the next version of a model, with the town's value model beside it. Raises ChildError."""
+    """Publish a run as the next version of a model, with the town's value model beside it where there is none. Raises
+    ChildError."""
     run("training", "export", str(trained), "--models", str(models), "--name", name, *flags)
     value_models = models / name / "value_models.yaml"
-    value_models.write_text(yaml.safe_dump({"default": {"kind": "weighted_sum", "weights": VALUE}}))
+    if not value_models.exists():
+        value_models.write_text(yaml.safe_dump({"default": {"kind": "weighted_sum", "weights": VALUE}}))

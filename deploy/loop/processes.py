@@ -7,7 +7,7 @@ compared with, and commands that end well or say why they did not.
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -31,17 +31,19 @@ class Commands:
 
     def run(self, *module_and_arguments: str) -> None:
         """Run a module to its end. Raises ChildError with its last words."""
-        status = self.status(*module_and_arguments)
-        if status:
-            raise ChildError(f"python -m {' '.join(module_and_arguments)}: status {status}\n{self._tail()}")
+        self.status(*module_and_arguments)
 
-    def status(self, *module_and_arguments: str) -> int:
-        """Run a module to its end and return its exit status."""
+    def status(self, *module_and_arguments: str, may: Collection[int] = (0,)) -> int:
+        """Run a module to its end and return its exit status. Raises ChildError for one that it may not have, with the
+        module's last words."""
         with self._log.open("ab") as output:
             output.write(f"\n$ python -m {' '.join(module_and_arguments)}\n".encode())
             output.flush()
             with child(*module_and_arguments, output=output) as process:
-                return process.wait()
+                status = process.wait()
+        if status not in may:
+            raise ChildError(f"python -m {' '.join(module_and_arguments)}: status {status}\n{self._tail()}")
+        return status
 
     def _tail(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])

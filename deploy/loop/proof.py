@@ -1,7 +1,8 @@
 """The proof: ten days of a town, a shift of tastes, a poisoned day, a bad model, and what the loop makes of them.
 
-In: a folder, sizes and a seed. Out: `result.json`, with realised value by day and arm, the share regained, and what was
-called rightly by the journal, and `result.png`. The service, the join and the daily job are the project's own commands.
+In: a folder, sizes and a seed. Out: `result.json`, with realised value by day and arm, the share regained, what two
+experiments said, what exploring cost, and what was called rightly, and `result.png`. The service, the join, the
+analyses and the daily job are the project's own commands.
 """
 
 import json
@@ -22,6 +23,7 @@ from deploy.loop.nights import LOOP, Nights
 from deploy.loop.picture import draw
 from deploy.loop.preparation import COLD, STATIC, prepare
 from deploy.loop.processes import Commands, loop_service, reference_service, wait_for_logs
+from deploy.loop.questions import answer_experiments, answer_exploration, calls_of_experiments, covers, files_beside
 from deploy.loop.town import Town
 from deploy.loop.users import load_users
 
@@ -48,7 +50,7 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
     """Run the town in a folder that is not there yet. Returns the result, which is written too. Raises ChildError and
     RefusedError."""
     town, files, key = plan.town, LoopFiles(root), secrets.token_hex(16)
-    files.write(town.first_day(), key)
+    files.write(town.first_day(), key, files_beside(town))
     commands = Commands(root / "commands.log")
     tell("the first model, and a cold one of the new tastes, are trained")
     prepare(files, town, plan.log_rows, commands.run)
@@ -75,6 +77,10 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
             commands.run("training", job[0], str(job[1]), "--now", night.isoformat())
             entry = loop.send("GET", f"/v1/models/{MODEL}")
             tell(f"day {day}: answered by {_shares(nights.answered_by[day])}; then {_labels(entry['labels'])}")
+    tell("the experiments and what was explored are read")
+    found = answer_experiments(files, town, commands.status)
+    believed = range(plan.poisoned_day + 1, plan.days)
+    exploration = answer_exploration(files, town, believed, commands.status, town.seed)
     journal = read_journal(files)
     result = {
         "plan": asdict(plan),
@@ -86,7 +92,14 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
             "poisoned day": plan.poisoned_day,
             "bad model": plan.bad_model_day,
         },
-        "called": {**calls(plan, journal, bad), "joined rows are the town's": nights.are_joined()},
+        "experiments": found,
+        "exploration": exploration,
+        "called": {
+            **calls(plan, journal, bad),
+            "joined rows are the town's": nights.are_joined(),
+            **calls_of_experiments(found),
+            "estimate covers the true value": covers(exploration),
+        },
     }
     (root / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (root / PICTURE).write_bytes(draw(result))

@@ -7,7 +7,7 @@ what they put on top alone. The laws are those of training.datasets.feed_world, 
 Shapes: R requests, N candidates of each, K places that are shown; B rows of outcomes, T tasks.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -86,20 +86,32 @@ class Visits:
 
     def shown(self, order_RK: Integers) -> "Shown":
         """Actions of users on the candidates [R, K] that they are shown, in this order."""
+        picked, true = self._true(order_RK)
+        uniform = {task: values[picked] for task, values in self.chances.uniform.items()}
+        chances = Chances(uniform, self.chances.play_noise[picked])
+        labels = {task: label.reshape(order_RK.shape) for task, label in chances.labels(true).items()}
+        items_RK = np.take_along_axis(self.items_RN, order_RK, axis=1)
+        return Shown(self, items_RK, labels, chances.play_time_ms(true).reshape(order_RK.shape))
+
+    def expected(self, order_RK: Integers, worth: Mapping[str, float]) -> Floats:
+        """Expected value [R, K] of what users do at each place of an order, by the worth of labels."""
+        _, true = self._true(order_RK)
+        value_RK: Floats = np.zeros(order_RK.shape)
+        for task, weight in worth.items():
+            value_RK += weight * true.probabilities[task].reshape(order_RK.shape)
+        return value_RK
+
+    def _true(self, order_RK: Integers) -> tuple[Integers, Outcomes]:
+        """Rows of these candidates, and the laws of what users do there."""
         requests, places = order_RK.shape
         picked = (np.arange(requests)[:, None] * self.items_RN.shape[1] + order_RK).ravel()
         positions = np.tile(np.arange(places), requests)
         at_top = self.at_top
         probabilities = {task: values[picked] for task, values in at_top.probabilities.items()}
         probabilities["click"] = np.array(feed.PROPENSITIES)[positions] * at_top.click_at_top[picked]
-        true = Outcomes(
+        return picked, Outcomes(
             at_top.affinity_BT[picked], probabilities, at_top.click_at_top[picked], at_top.median_play_time_ms[picked]
         )
-        uniform = {task: values[picked] for task, values in self.chances.uniform.items()}
-        chances = Chances(uniform, self.chances.play_noise[picked])
-        labels = {task: label.reshape(order_RK.shape) for task, label in chances.labels(true).items()}
-        items_RK = np.take_along_axis(self.items_RN, order_RK, axis=1)
-        return Shown(self, items_RK, labels, chances.play_time_ms(true).reshape(order_RK.shape))
 
 
 @dataclass(frozen=True)

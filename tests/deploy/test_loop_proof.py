@@ -12,6 +12,7 @@ from deploy.loop import __main__ as command
 from deploy.loop.asking import Backend
 from deploy.loop.picture import draw
 from deploy.loop.proof import Plan, calls
+from deploy.loop.questions import BETTER, EQUAL, calls_of_experiments, covers
 from deploy.loop.town import Town
 
 PLAN = Plan(Town(1, 40, 80, 60, 15, shift_day=4), days=6, poisoned_day=2, bad_model_day=3, log_rows=1000)
@@ -56,9 +57,46 @@ def test_each_wrong_call_is_seen(wrong: int, instead: dict[str, Any], call: str)
     assert [name for name, is_so in found.items() if not is_so and name != "no other day quarantined"] in ([call], [])
 
 
-def test_the_picture_is_one(tmp_path: Path) -> None:
+def experiment(true: float, status: int = 0, **called: str) -> dict[str, Any]:
+    value = {"value": true + 0.01, "low": true - 0.05, "high": true + 0.07}
+    return {"true": true, "status": status, "users": 400, "value": value, "called": called}
+
+
+RIGHTLY = {BETTER: experiment(0.2, value="better", click="better"), EQUAL: experiment(0.0)}
+
+
+@pytest.mark.parametrize(
+    ("found", "better", "equal"),
+    [
+        (RIGHTLY, True, True),
+        ({**RIGHTLY, BETTER: experiment(0.2, click="better")}, False, True),
+        ({**RIGHTLY, BETTER: experiment(0.2, value="worse")}, False, True),
+        ({**RIGHTLY, BETTER: experiment(-0.1, value="better")}, False, True),
+        ({**RIGHTLY, EQUAL: experiment(0.0, hide="worse")}, True, False),
+        ({**RIGHTLY, EQUAL: experiment(0.0, status=4)}, True, False),
+    ],
+)
+def test_calls_of_experiments(found: dict[str, Any], better: bool, equal: bool) -> None:
+    assert list(calls_of_experiments(found).values()) == [better, equal]
+
+
+def test_an_estimate_covers_the_truth_or_not() -> None:
+    estimate = {"doubly_robust": {"value": 1.0, "low": 0.9, "high": 1.1}}
+    assert covers({"true": 1.1, "estimate": estimate})
+    assert not covers({"true": 1.2, "estimate": estimate})
+    assert not covers({"true": 1.0, "estimate": {"doubly_robust": None}})
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_picture_is_one(refused: bool) -> None:
     day = {"mean": 7.0, "low": 6.5, "high": 7.5}
-    png = draw({"curves": {arm: [day] * 3 for arm in ("static", "cold", "loop")}, "happened": {"tastes shift": 1}})
+    estimate = None if refused else {"value": 1.0, "low": 0.9, "high": 1.1}
+    png = draw({
+        "curves": {arm: [day] * 3 for arm in ("static", "cold", "loop")},
+        "happened": {"tastes shift": 1},
+        "experiments": RIGHTLY,
+        "exploration": {"price": day, "places": 2, "true": 1.0, "estimate": {"doubly_robust": estimate}},
+    })  # fmt: skip
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", png[16:24])
     assert width > 2 * height > 800

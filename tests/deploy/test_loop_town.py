@@ -1,5 +1,6 @@
 """A town's days through the real service and the join: joined labels are the town's truth, to the last one."""
 
+import json
 import re
 from contextlib import ExitStack
 from datetime import timedelta
@@ -12,13 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from deploy.loop.answered import answered_hours
 from deploy.loop.arm import VALUE, Arm, value_of
 from deploy.loop.asking import Backend, RefusedError
-from deploy.loop.curves import Ledger, curves, regained
+from deploy.loop.curves import Ledger, curves, regained, relative_difference
 from deploy.loop.events import LABELS, is_joined
 from deploy.loop.files import MODEL, SCHEMA, LoopFiles
 from deploy.loop.nights import LOOP, Nights
 from deploy.loop.processes import Commands, loop_service, wait_for_logs
+from deploy.loop.questions import BETTER, EXPLORE, WATCH_TIME, files_beside
 from deploy.loop.town import PLACES, Days, Town
 from deploy.loop.users import load_users
 from model.schema import FeedSchema
@@ -41,7 +44,7 @@ class Lived:
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
     """Two days, the second one poisoned, joined by the command."""
     files = LoopFiles(tmp_path_factory.mktemp("town") / "loop")
-    files.write(TOWN.first_day(), KEY)
+    files.write(TOWN.first_day(), KEY, files_beside(TOWN))
     request = TOWN.world().request(np.random.default_rng(0), 4)
     schema = yaml.safe_load(SCHEMA.read_text())
     item = next(feature for feature in schema["features"] if feature["name"] == "item_id")
@@ -109,6 +112,46 @@ def test_features_of_users_are_what_was_loaded_and_clicked(lived: Lived) -> None
         assert row["user_activity"] == (None if world.activity_is_null[user] else world.activity[user])
         longest = max(longest, len(history))
     assert longest > MAX_HISTORY  # so that one had to go
+
+
+def test_orders_are_those_of_the_arms_but_where_places_were_drawn(lived: Lived) -> None:
+    """The log has what any other order would have been made of. Answers have the digits of the log."""
+    explored = total = 0
+    arm_of = {key[0]: json.loads(row["_experiments"] or "{}") for key, row in rows(lived.files.joined).items()}
+    arms = set()
+    for hour in answered_hours(lived.files.impressions, Days(TOWN), range(2)):
+        orders = {"treatment": hour.order_by(VALUE), "control": hour.order_by(WATCH_TIME), None: hour.order_by(VALUE)}
+        for r, request_id in enumerate(hour.visits.ids):
+            arm = arm_of[request_id].get(BETTER)
+            arms.add(arm)
+            if not hour.explored_R[r]:
+                assert hour.order_RK[r].tolist() == orders[arm][r].tolist()
+        explored, total = explored + int(hour.explored_R.sum()), total + len(hour.visits.ids)
+    assert arms == {"treatment", "control", None}  # the experiment ends before the last hour
+    share = EXPLORE["share"]
+    # Four standard deviations of a binomial variable.
+    assert abs(explored - share * total) <= 4 * (total * share * (1 - share)) ** 0.5
+    assert total == 2 * TOWN.requests_per_day
+
+
+def test_expected_values_are_what_users_do_on_average() -> None:
+    """Labels of many hours against their expected number: four standard deviations, of a variance below the mean."""
+    done = expected = 0.0
+    for hour in range(24):
+        visits = Days(TOWN).visits(0, hour)
+        order_RK = np.tile(np.arange(PLACES)[::-1], (len(visits.ids), 1))
+        expected += visits.expected(order_RK, {"click": 1.0, "like": 1.0}).sum()
+        shown = visits.shown(order_RK)
+        done += shown.labels["click"].sum() + shown.labels["like"].sum()
+    assert abs(done - expected) <= 4 * expected**0.5
+
+
+def test_a_relative_difference_is_worked_out_by_hand() -> None:
+    """Two users: the one gets 2 in place of 1 a request, the other 4 in place of 4. Resamples have either or both."""
+    one, other = Ledger(1, 2), Ledger(1, 2)
+    for ledger, values in ((one, [2.0, 4.0]), (other, [1.0, 4.0])):
+        ledger.take_requests(0, np.array([0, 1]), np.array(values))
+    assert relative_difference(one, other, 0) == {"mean": pytest.approx(0.2), "low": 0.0, "high": 1.0}
 
 
 def test_one_other_label_feature_or_row_is_seen(lived: Lived, tmp_path: Path) -> None:
