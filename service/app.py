@@ -51,6 +51,7 @@ from service.open_inference.routes import INFER_VERSION, OpenInference
 from service.pipeline import Ranking, Scoring
 from service.policy.choosing import Choosing
 from service.policy.placing import PolicyPlacing
+from service.policy.repeats import RepeatedIds
 from service.process.scoring_threads import STALLED_SECONDS, ScoringThreads
 from service.process.signals import reload_on_hangup
 from service.rank.schema_route import schema_routes
@@ -137,7 +138,7 @@ class Service:
             settings.max_candidates,
             settings.unknown_candidates,
             users,
-            PolicyPlacing(self.clock, self.metrics.policies),
+            PolicyPlacing(self.clock, self.metrics.policies, RepeatedIds(self.metrics.folder)),
         )
         self.status = StatusPage(
             self.metrics, self.store.entries, self.store.journal, lambda: self.unready_reason, self._file_errors

@@ -287,7 +287,9 @@ class Metrics(Families):
     )
 
     def __init__(self) -> None:
-        self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        # In which several workers share their metrics.
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        self.folder = None if folder is None else Path(folder)
         self.registry = CollectorRegistry()
         super().__init__(self.registry)
         self.shadow = ShadowMetrics(self.registry)
@@ -297,7 +299,7 @@ class Metrics(Families):
         self.state = StateMetrics(self.registry)
         self.experiments = ExperimentMetrics(self.registry)
         self.policies = PolicyMetrics(self.registry)
-        self.drift = DriftWindows(self.registry, is_shared=self._folder is not None)
+        self.drift = DriftWindows(self.registry, is_shared=self.folder is not None)
         self._histograms = [metric for metric in vars(self).values() if isinstance(metric, BatchedHistogram)]
         self._histograms.append(self.state.seconds)
         self._of_versions = (
@@ -349,7 +351,7 @@ class Metrics(Families):
 
     def retire_version(self, model: str, version: str) -> None:
         """A version is served no more: when some others have gone after it, so do its metrics."""
-        if self._folder is not None:  # from files that workers share nothing can be taken back
+        if self.folder is not None:  # from files that workers share nothing can be taken back
             return
         self._retired[model, version] = None
         while len(self._retired) > _RETIRED_KEPT:
@@ -377,9 +379,9 @@ class Metrics(Families):
         """The metrics of all workers."""
         self.flush()
         everyone = self.registry
-        if self._folder is not None:
-            forget_dead_workers(Path(self._folder))
+        if self.folder is not None:
+            forget_dead_workers(self.folder)
             everyone = CollectorRegistry()
-            MultiProcessCollector(everyone, path=self._folder)  # type: ignore[no-untyped-call]
+            MultiProcessCollector(everyone, path=str(self.folder))  # type: ignore[no-untyped-call]
         yield from self.drift.families(everyone.collect())
-        yield free_bytes(self._folder)
+        yield free_bytes(self.folder)

@@ -123,7 +123,7 @@ def use_allocated_files() -> None:
     values.MmapedDict = RoomyDict  # type: ignore[attr-defined, assignment]
 
 
-def free_bytes(folder: str | None) -> GaugeMetricFamily:
+def free_bytes(folder: Path | None) -> GaugeMetricFamily:
     """The room that is left for the files of `folder`. No sample without one."""
     family = GaugeMetricFamily(
         "ranking_metrics_folder_free_bytes", "Room for the files of metrics that workers share, with several workers"

@@ -7,7 +7,7 @@ Shapes: N candidates, O outputs, K places.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from model.policies.candidates import CandidateValues
 from model.policies.place import Placing
@@ -42,7 +42,7 @@ class PolicyPlacing:
 
     clock: Clock
     metrics: PolicyMetrics
-    explored: RepeatedIds = field(default_factory=RepeatedIds)
+    explored: RepeatedIds
 
     def place(self, scored: ScoredRequest, record: RequestRecord) -> ScoredRequest:
         """The request with its policy's order, counted and noted in its record."""
