@@ -3,7 +3,7 @@
 In: a scored request. Out: a line of JSON, candidates in request order:
 `{"format": 2, "time", "request_id", "model", "model_version", "calibration", "value_model", "value_model_version",
 "policy", "policy_version", "experiments", "epochs", "fell_back", "user_hash", "share", "top_k", "catalogue", "user",
-"candidates": {"id", "features"}, "score", "tasks", "raw", "order", "propensity"}`.
+"candidates": {"id", "features"}, "histories", "score", "tasks", "raw", "order", "propensity"}`.
 
 `user` and `candidates` are those of POST /v1/rank, always as columns, with null where a row has no value. /v2 has no
 ids of candidates: their positions take their place. `user_hash` is a keyed hash of the user (model/user.py), null where
@@ -12,9 +12,10 @@ generation that gave features beside them. `tasks` are answers, with their digit
 calibration. `calibration` is the generation that answers are calibrated by, null of the version's own. `order` are row
 numbers in the order answered, at most `top_k`, and `propensity` the probability of each place given those before it,
 null unless a policy explored. `experiments` and `epochs` are by experiment, `fell_back` those whose arm could not
-answer. In place of `user` and `candidates` there may be `"hashes": {"user", "candidate_id", "features"}`: XXH3-64 of
-the user's features, and of each candidate's id and features, as JSON without spaces, keys sorted, what is null left
-out.
+answer. `histories` are those of the user that the state store had, by name, entries as [value, time in Unix seconds],
+null where there is no state of users. In place of `user`, `candidates` and `histories` there may be
+`"hashes": {"user", "candidate_id", "features"}`: XXH3-64 of the user's features, and of each candidate's id and
+features, as JSON without spaces, keys sorted, what is null left out.
 
 Where lines were lost, one says so: `{"format": 2, "time", "lost": number of requests, "reason"}`.
 
@@ -39,6 +40,8 @@ from service.rank.scored_request import Arms, ReceivedRequest, ScoredRequest
 FORMAT = 2
 # What a request takes in memory, over its text: the text and arrays, or the objects of rows.
 _COLUMNS_COST, _ROWS_COST = 2, 10
+# Bytes that an entry of a history takes in memory, with its value and its time.
+_ENTRY_BYTES = 120
 _NO_POLICY: dict[str, Any] = {"policy": None, "policy_version": None}
 
 _encoder = msgspec.json.Encoder()
@@ -79,6 +82,8 @@ class Impression(NamedTuple):
         encoded, answers, score_N, order_K = request.encoded, request.answers, request.score_N, request.order_K
         received, scorer = encoded.received, encoded.model.scorer
         held = encoded.body_bytes * (_COLUMNS_COST if received.rows is None else _ROWS_COST)
+        if received.hydrated is not None:
+            held += _ENTRY_BYTES * sum(map(len, received.hydrated.entries.values()))
         return cls(
             encoded.head,
             answers.calibration,
@@ -145,7 +150,18 @@ def _values(received: ReceivedRequest) -> dict[str, Any]:
     else:
         names = dict.fromkeys(chain.from_iterable(received.rows))
         features = {name: [row.get(name) for row in received.rows] for name in names}
-    return {"user": received.user, "candidates": {"id": received.ids, "features": features}}
+    return {
+        "user": received.user,
+        "candidates": {"id": received.ids, "features": features},
+        "histories": _histories(received),
+    }
+
+
+def _histories(received: ReceivedRequest) -> dict[str, list[tuple[object, float]]] | None:
+    if received.hydrated is None:
+        return None
+    histories = received.hydrated.entries.items()
+    return {name: [(entry.value, entry.time) for entry in entries] for name, entries in histories}
 
 
 def _hashes(received: ReceivedRequest, integers: frozenset[str]) -> dict[str, Any]:

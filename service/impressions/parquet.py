@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         pa.field("user", pa.string()),
         pa.field("candidate_id", pa.list_(pa.string())),
         pa.field("features", pa.string()),
+        pa.field("histories", pa.string()),
         pa.field("user_features_hash", pa.uint64()),
         pa.field("candidate_id_hash", _HASHES),
         pa.field("features_hash", _HASHES),
@@ -74,6 +75,9 @@ SCHEMA_1 = pa.schema(
 )
 # The generation of a line of format 1, which says no more than that there was one.
 _SOME_GENERATION = "?"
+
+_histories_encoder = msgspec.json.Encoder()
+_histories_decoder = msgspec.json.Decoder()
 
 
 def write(source: IO[bytes], sink: IO[bytes]) -> None:
@@ -135,6 +139,7 @@ def _row(line: Line | Loss) -> dict[str, Any]:
     for name, values in zip(("experiments", "epochs", "tasks", "raw"), maps, strict=True):
         row[name] = None if values is None else list(values.items())
     row["user"] = None
+    row["histories"] = None if line.histories is None else _histories_encoder.encode(line.histories).decode()
     if isinstance(line.catalogue, bool):
         row["catalogue"] = _SOME_GENERATION if line.catalogue else None
     if line.hashes is not None:
@@ -173,6 +178,8 @@ def _line(row: dict[str, Any]) -> Line | Loss:
         return msgspec.convert({"format": row["format"], "time": row["time"], "lost": lost, "reason": reason}, Loss)
     if user is None:
         row["hashes"] = hashes
+    if row.get("histories") is not None:
+        row["histories"] = _histories_decoder.decode(row["histories"])
     # Checked as a line is: a column may have nulls, and a file of that name may come from elsewhere.
     line = msgspec.convert(row, Line)
     if user is not None:

@@ -26,9 +26,17 @@ class Hashes(msgspec.Struct):
     features: list[int]
 
 
+class PastEntry(msgspec.Struct, array_like=True, frozen=True):
+    """An entry of a user's history: its value, and its time in Unix seconds."""
+
+    value: int | str | float
+    time: float
+
+
 class Line(msgspec.Struct):
-    """A line of the log, with `user` (JSON) and `candidates` or with `hashes`. Of format 1, `catalogue` says whether
-    one gave features, not which."""
+    """A line of the log, with `user` (JSON) and `candidates` or with `hashes`. `histories` are those that the state
+    store had of the user, None where no state was kept or with `hashes`. Of format 1, `catalogue` says whether one gave
+    features, not which."""
 
     format: Literal[1, 2]
     time: str
@@ -54,6 +62,7 @@ class Line(msgspec.Struct):
     propensity: list[float] | None = None
     user: msgspec.Raw = msgspec.Raw()
     candidates: Candidates | None = None
+    histories: dict[str, list[PastEntry]] | None = None
     hashes: Hashes | None = None
 
 

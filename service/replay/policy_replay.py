@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,6 @@ from service.impressions.record import Logged
 BY_SCORE = "descending score"
 
 
-class PastEntry(NamedTuple):
-    """An entry of a user's history."""
-
-    value: object
-    time: float
-
-
 class PolicyReplay:
     """A policy over logged requests. `name` None is descending score. Raises ValueError where there is no such policy,
     or its file does not fit the version."""
@@ -46,10 +39,6 @@ class PolicyReplay:
         self.dropped: Counter[str] = Counter()
         self.relaxed = 0
         self.explored = 0
-        # What a reader of the report should know.
-        self.notes: list[str] = []
-        if self.policy.definition.seen is not None:
-            self.notes.append("seen: the log has no times of a user's entries, so all of them count as within")
 
     def placing(self, logged: Logged, score_N: NDArray[np.float64], answers: Mapping[str, Any]) -> Placing:
         """The policy's view of a request. Raises ValueError where the log lacks what it reads."""
@@ -58,20 +47,21 @@ class PolicyReplay:
             lacking = "a catalogue gave features" if line.catalogue else "hashes stand for features"
             raise ValueError(f"{lacking} that the policy reads and the log does not have")
         columns = self._columns(logged) if self._reads_features else {}
-        now = datetime.fromisoformat(line.time).timestamp()
-        histories = {
-            name: [PastEntry(value, now) for value in values]
-            for name, values in logged.user.items()
-            if isinstance(values, list)
-        }
+        seen = self.policy.definition.seen
+        if seen is not None and seen.field not in (line.histories or {}):
+            raise ValueError(
+                f"seen: the log has no history '{seen.field}' of the user; the model's state.yaml did not keep it then"
+                if line.hashes is None
+                else "seen: hashes stand for features, and the log has no history of the user"
+            )
         by_output = {name: np.asarray(answer_N, np.float32) for name, answer_N in answers.items()}
         return Placing(
             score_N,
             by_output,
             CandidateValues(self.policy.readable, columns, logged.ids),
-            histories,
+            line.histories or {},
             lambda feature: self._vectors(feature, columns, len(logged.ids)),
-            now,
+            datetime.fromisoformat(line.time).timestamp(),
             line.top_k,
             line.request_id,
         )

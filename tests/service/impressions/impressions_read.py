@@ -36,10 +36,11 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
         "candidate_id": line.pop("candidate_id_hash"),
         "features": line.pop("features_hash"),
     }
-    ids, features = line.pop("candidate_id"), line.pop("features")
+    ids, features, histories = line.pop("candidate_id"), line.pop("features"), line.pop("histories")
     if line.pop("user") is not None:
         line["user"] = json.loads(row["user"])
         line["candidates"] = {"id": ids, "features": json.loads(features)}
+        line["histories"] = None if histories is None else json.loads(histories)
         assert set(kept.values()) == {None}
     else:
         line["hashes"] = kept

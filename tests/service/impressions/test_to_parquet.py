@@ -55,6 +55,7 @@ def a_line(number: int, characters: int = 0) -> dict[str, Any]:
         "catalogue": "7" if number % 2 else None,
         "user": {"country": "é" + rng.bytes(characters // 2).hex(), "tab": None},
         "candidates": {"id": ids, "features": {"video_id": [3, None, 2**60], "topics": [[], [1, 2], None]}},
+        "histories": {"seen": [[2**60, 1.7e9 + 0.125], ["é", 1.8e9]], "liked": []} if number % 2 else None,
         "score": rng.normal(size=3).tolist(),
         "tasks": answers[0],
         "raw": answers[1],

@@ -1,5 +1,6 @@
 """Policies of requests: what is answered, explained, logged and counted, against the scores and a sort by hand."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from service.replay import replay
 from tests.artifacts import publish_artifact
 from tests.items import tiny_items, write_items
 from tests.service.impressions.impressions_read import lines_of
@@ -170,10 +172,28 @@ def test_histories_of_the_state_store_drop_what_was_seen(tmp_path: Path) -> None
     store = store_at(tmp_path / "state.db")
     put_user(store, "17", {}, {"history": [(9, now - 90_000), (3, now - 60), (5, now)]})
     store.close()
-    with client_of(tmp_path, state=sqlite_url(tmp_path / "state.db"), state_timeout_ms=5000) as client:
+    log = tmp_path / "log"
+    log.mkdir()
+    (tmp_path / "user-hash.key").write_text("a secret of more than 16 bytes")
+    state = {
+        "user_hash_key": tmp_path / "user-hash.key",
+        "state": sqlite_url(tmp_path / "state.db"),
+        "state_timeout_ms": 5000,
+    }
+    with client_of(tmp_path, impression_log=log, **state) as client:
         assert ask(client, policy="fresh")["dropped"].keys() == {"seen"}
         assert sorted(ask(client, policy="fresh")["dropped"]["seen"]) == ["a", "c", "d"]
         assert ask(client, policy="fresh", user={"user_id": 18})["dropped"] == {}
+    # The log has what the user had seen, and when. Its replay drops the same.
+    first, _, other = lines_of(log)
+    assert [value for value, _ in first["histories"]["history"]] == [9, 3, 5]
+    assert first["histories"]["history"][0][1] == pytest.approx(now - 90_000)
+    assert other["histories"] == {"history": []}
+    found = tmp_path / "found.json"
+    assert replay.main([str(log), "--models", str(tmp_path), "--policy", "fresh", "--json", str(found)]) == 0
+    replayed = json.loads(found.read_text())
+    assert replayed["policy"]["dropped"] == {"seen": 6}
+    assert replayed["ranking"]["kendall_tau"]["mean"] == 1.0
 
 
 def test_a_history_that_the_state_file_does_not_keep_is_refused(tmp_path: Path) -> None:
