@@ -21,18 +21,28 @@ from model.policies.policies import Policy
 from model.schema import FeedSchema
 from model.strict_yaml import unknown_key
 from service.impressions.record import Logged
-from service.replay.joined_rewards import JoinedRewards
+from service.replay.joined_rewards import JoinedRewards, LabelWorth
 
 Floats = NDArray[np.float64]
 
 
-def label_worths(schema: FeedSchema, realised: Mapping[str, float]) -> dict[str, float]:
-    """Worth of each label's column, of the worth of outputs. Raises ValueError for an output that has no column."""
-    label_of = {task.name: task.label for task in schema.tasks if task.outputs == (task.name,)}
+def label_worths(schema: FeedSchema, realised: Mapping[str, float]) -> dict[str, LabelWorth]:
+    """Worth of each label's column, of the worth of outputs: of a task, or of one of its classes. Raises ValueError for
+    an output that the schema does not have."""
     for output in realised:
-        if output not in label_of:
-            raise ValueError(f"realised: {unknown_key(output, list(label_of), 'task with one label')}")
-    return {label_of[output]: worth for output, worth in realised.items()}
+        if output not in schema.outputs:
+            raise ValueError(f"realised: {unknown_key(output, list(schema.outputs), 'output')}")
+    worths = {}
+    for task in schema.tasks:
+        given = {output: realised[output] for output in task.outputs if output in realised}
+        if not given:
+            continue
+        if task.label_values is None:
+            worths[task.label] = LabelWorth(realised[task.name])
+        else:
+            values = zip(task.label_values, task.outputs, strict=True)
+            worths[task.label] = LabelWorth(0.0, {str(value): given.get(output, 0.0) for value, output in values})
+    return worths
 
 
 class _Request(NamedTuple):

@@ -32,6 +32,7 @@ from service.metrics.ranking_distance import TOP, Mean, Movement, Shift, movemen
 from service.replay.estimate import Estimation, label_worths
 from service.replay.joined_rewards import JoinedRewards
 from service.replay.policy_replay import PolicyReplay, order_scores
+from service.replay.remote_logs import LocalLogs, local_logs
 from service.replay.report import print_report
 from service.replay.rescoring import Rescored, Rescoring
 
@@ -113,7 +114,16 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     torch.set_num_threads(1)  # as in a scoring thread of the service
     try:
-        files = log_files(options.log)
+        with local_logs(options.log) as logs:
+            return _replayed(options, logs)
+    except (ValueError, OSError) as error:
+        print(f"python -m service replay: {error}", file=sys.stderr)
+        return 2
+
+
+def _replayed(options: argparse.Namespace, logs: LocalLogs) -> int:
+    try:
+        files = log_files(logs.paths)
         rescoring = Rescoring(
             options.models,
             model=options.model,
@@ -127,15 +137,14 @@ def main(arguments: Sequence[str]) -> int:
         tally = replay(files, rescoring, placing, estimation)
         document = report(tally, rescoring, show_ids=options.show_ids)
         if placing is not None:
-            document["policy"], document["notes"] = placing.document(), [*document["notes"], *placing.notes]
+            document["policy"] = placing.document()
         if estimation is not None:
             document["estimate"] = estimation.document()
         print_report(document)
         if options.json is not None:
             options.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        print(f"python -m service replay: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:
+        raise ValueError(logs.named(str(error))) from None
     return 0 if tally.replayed else 2
 
 
@@ -245,7 +254,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         description="Score and place logged requests under another value model, version or policy and say how rankings "
         "would move.",
     )
-    parser.add_argument("log", nargs="+", type=Path, metavar="LOG", help="files of the impression log, or its folder")
+    parser.add_argument(
+        "log", nargs="+", metavar="LOG", help="files of the impression log, or its folder, or a URL of fsspec"
+    )
     parser.add_argument(
         "--models", type=Path, metavar="DIR", help="folder of published models; --value-models alone needs none"
     )
@@ -265,17 +276,17 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--estimate",
-        type=Path,
         metavar="DIR",
-        help="joined rows: estimate what users would have done, from requests that explored",
+        help="joined rows, any path of fsspec: estimate what users would have done, from requests that explored",
     )
     parser.add_argument(
         "--realised",
         type=_worth,
         action="append",
         default=[],
-        metavar="TASK=WORTH",
-        help="what a task's label is worth (default: the weights of the value model 'default'); may be repeated",
+        metavar="OUTPUT=WORTH",
+        help="what a task's label, or one of its classes, is worth, again and again (default: the weights of the "
+        "value model 'default')",
     )
     parser.add_argument(
         "--places", type=_places, metavar="K", help="estimate what is done at the first K places (default: all shown)"
@@ -306,7 +317,7 @@ def _worth(text: str) -> tuple[str, float]:
     except ValueError:
         worth = math.nan
     if not name or not math.isfinite(worth):
-        raise argparse.ArgumentTypeError(f"'{text}' is no task and its worth, such as click=1")
+        raise argparse.ArgumentTypeError(f"'{text}' is no output and its worth, such as click=1 or rating.good=2")
     return name, worth
 
 

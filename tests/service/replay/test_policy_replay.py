@@ -2,9 +2,11 @@
 
 import json
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +14,10 @@ import pytest
 import yaml
 from scipy import stats
 
+from model.schema import FeedSchema
 from service.replay import replay
+from service.replay.estimate import label_worths
+from service.replay.joined_rewards import JoinedRewards
 from tests.artifacts import TINY_REQUEST, TINY_SCHEMA, publish_artifact
 
 HEAD = 3
@@ -21,6 +26,7 @@ POLICIES = {
     "cooler": {"select": {"explore": {"temperature": 1.5, "head": HEAD, "share": 1.0}}},
     "first_of_tag": {"dedup": ["tag"]},
     "capped": {"select": {"cap": {"per": "tag", "count": 1, "within": 2}}},
+    "unseen": {"seen": {"field": "watched", "by": "video_id", "within": "1h"}},
     "similar": {"select": {"mmr": {"lambda": 0.5, "head": 4, "by": "video_id"}}},
 }
 REQUESTS = 240
@@ -172,7 +178,7 @@ def test_a_policy_moves_orders_as_its_definition_says(made: Any, tmp_path: Path)
         (["--policy", "none"], "no policy 'none'; "),
         (["--policy", "cooler", "--policies", "absent.yaml"], "absent.yaml: cannot be read"),
         (["--estimate", "absent"], "absent: no file of an hour here"),
-        (["--estimate", "JOINED", "--realised", "clicks=1"], "unknown task with one label 'clicks'; did you mean"),
+        (["--estimate", "JOINED", "--realised", "clicks=1"], "unknown output 'clicks'; did you mean 'click'?"),
         (["--estimate", "JOINED", "--realised", "like=1"], "no column"),
     ],
 )
@@ -193,6 +199,71 @@ def test_a_damaged_file_of_joined_rows_is_named(made: Any, tmp_path: Path, capsy
     (folder / "20261129T20.parquet").write_bytes(whole[: len(whole) // 2])
     assert replay.main([str(log), "--models", str(models), "--estimate", str(tmp_path / "joined")]) == 2
     assert "20261129T20.parquet: a damaged Parquet file" in capsys.readouterr().err
+
+
+def test_logs_and_rows_elsewhere_give_the_same(made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models, log, joined, _ = made
+    elsewhere = fsspec.filesystem("memory")
+    for folder, url in ((log, "/copies/log/writer-1"), (joined, "/copies/joined")):
+        elsewhere.put(str(folder), url, recursive=True)
+    arguments = ("--policy", "cooler", "--estimate")
+    here = run(models, log, tmp_path, *arguments, str(joined))
+    found = tmp_path / "elsewhere.json"
+    flags = ["--models", str(models), "--json", str(found), *arguments, "memory://copies/joined"]
+    assert replay.main(["memory://copies/log", *flags]) == 0
+    assert json.loads(found.read_text()) == here
+    assert "memory://copies/log: 1 files," in capsys.readouterr().err
+    assert replay.main(["memory://copies/joined", *flags]) == 2
+    assert "memory://copies/joined: no impression log there" in capsys.readouterr().err
+    elsewhere.pipe_file("/copies/log/writer-1/impressions-1.parquet", b"PAR1")
+    assert replay.main(["memory://copies/log", *flags]) == 2
+    assert "memory://copies/log/impressions-1.parquet: a damaged Parquet file" in capsys.readouterr().err
+
+
+def test_histories_count_by_their_times(made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models, _, _, lines = made
+    now = datetime.fromisoformat(lines[0]["time"]).timestamp()
+    ids = lines[0]["candidates"]["features"]["video_id"]
+    watched = [[ids[0], now - 3_601], [str(ids[1]), now - 3_599], [ids[2], now]]
+    logged = [
+        {**lines[0], "histories": {"watched": watched}},
+        {**lines[0], "histories": {"liked": watched}},
+        {**lines[0], "histories": None},
+    ]
+    (tmp_path / "impressions-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged))
+    found = run(models, tmp_path, tmp_path, "--policy", "unseen")
+    assert found["policy"]["dropped"] == {"seen": sum(one in (ids[1], ids[2]) for one in ids)}
+    assert found["requests"] == {"replayed": 1, "of_other_models": 0, "lost": 0, "damaged": 0, "unscorable": 2}
+    assert "seen: the log has no history 'watched' of the user" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "type_"),
+    [
+        ({1: "bad", 2: "fair", 3: "good"}, [3, 1, None], pa.int64()),
+        ({"1": "bad", "2": "fair", "3": "good"}, ["3", "1", None], pa.string()),
+        (["bad", "fair", "good"], ["good", "bad", None], pa.string()),
+    ],
+)
+def test_classes_have_worths(classes: Any, labels: list[Any], type_: pa.DataType, tmp_path: Path) -> None:
+    tasks = [
+        {"name": "stars", "kind": "multiclass", "label": "rated", "classes": classes},
+        {"name": "minutes", "kind": "regression", "label": "watched"},
+    ]
+    schema = FeedSchema.from_mapping({**TINY_SCHEMA, "tasks": tasks}, "schema")
+    worths = label_worths(schema, {"stars.good": 2.0, "stars.bad": -1.0, "minutes": 0.5})
+    time = datetime(2026, 11, 29, 20, 0, 3, tzinfo=UTC)
+    columns = {
+        "_request_id": ["r"] * 3, "_time": pa.array([time] * 3, pa.timestamp("ms", "UTC")), "_position": [0, 1, None],
+        "_propensity": [0.5] * 3, "rated": pa.array(labels, type_), "watched": pa.array([4.0, 0.0, None]),
+    }  # fmt: skip
+    file = tmp_path / "date=20261129" / "20261129T20.parquet"
+    file.parent.mkdir()
+    pq.write_table(pa.table(columns), file)
+    assert JoinedRewards(str(tmp_path), worths).of_request("r", time) == {0: 2.0 + 2.0, 1: -1.0}
+    pq.write_table(pa.table({**columns, "watched": ["long", None, None]}), file)
+    with pytest.raises(ValueError, match=r"20261129T20\.parquet: column 'watched' is string, and its task's label"):
+        JoinedRewards(str(tmp_path), worths)
 
 
 @pytest.mark.parametrize(
