@@ -227,6 +227,32 @@ def test_a_changed_file_is_taken_up_and_a_bad_one_is_not(client: TestClient, mod
     assert rank(client, {"user_id": INSIDE["bold"]})["value_model"] == "odd"
 
 
+def test_a_salt_that_changes_midway_begins_an_epoch_and_says_so_in_the_log(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "user-hash.key").write_text("a secret of more than 16 bytes")
+    user, salted = INSIDE["bold"], {**VALUES, "salt": "again"}
+    arm = "bold" if _bucket("again", user) < 5000 else "control"
+    settings = {"impression_log": tmp_path / "log", "user_hash_key": tmp_path / "user-hash.key"}
+    with client_of(models, **settings) as client:
+
+        def in_force() -> str:
+            (found,) = client.get("/v1/models/tiny").json()["experiments"]
+            return str(found["version"])
+
+        first = in_force()
+        assert rank(client, {"user_id": user})["experiments"] == {"values": "bold"}
+        put(models, salted)
+        wait_until(lambda: in_force() != first)
+        assert rank(client, {"user_id": user})["experiments"] == {"values": arm}
+        second = in_force()
+        # Back to the first salt is back in the first epoch.
+        put(models, VALUES)
+        wait_until(lambda: in_force() == first)
+        assert rank(client, {"user_id": user})["experiments"] == {"values": "bold"}
+    lines = [(line["experiments"]["values"], line["epochs"]["values"]) for line in lines_of(tmp_path / "log")]
+    assert lines == [("bold", first), (arm, second), ("bold", first)]
+
+
 def test_a_value_model_that_goes_is_said_and_its_arm_falls_back(client: TestClient, models: Path) -> None:
     file = models / "tiny" / "value_models.yaml"
     text = file.read_text()

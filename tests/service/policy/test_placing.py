@@ -25,6 +25,8 @@ default:
   boost: [{when: "duration_ms > 20000", multiply: 3}]
 plain: {}
 nothing: {filter: ["duration_ms < 0"]}
+failing: {filter: ["log(duration_ms - 9000) >= 0", "1 / (duration_ms - 31000) < 9 ** 9 ** 9"],
+  boost: [{when: "sqrt(-duration_ms) > 0 or 0 / (click - click) > 1", multiply: 3}]}
 fresh: {seen: {field: history, by: video_id, within: 24h}}
 capped: {select: {cap: {per: tag, count: 1, within: 2}}}
 drawn: {select: {explore: {temperature: 1, head: 3, share: 1}}}
@@ -105,11 +107,18 @@ def test_an_answer_whose_candidates_are_all_dropped_is_empty(client: TestClient,
     assert sample(client, "ranking_policy_empty_answers_total", model="tiny", policy="nothing") == before + 1
 
 
+def test_a_formula_that_fails_is_true_of_nobody(client: TestClient) -> None:
+    """Of 8, 31, 9, .5 and 21 s the first condition has logarithms of negative numbers and of 0, the second divides by
+    0, and the boost has neither a root nor a quotient."""
+    answer = ask(client, policy="failing")
+    assert (answer["candidates"]["id"], sorted(answer["dropped"]["filter"])) == (["e"], ["a", "b", "c", "d"])
+
+
 def test_a_policy_that_is_not_there_is_refused_with_those_that_are(client: TestClient) -> None:
     response = client.post("/v1/rank", json={**QUESTION, "policy": "bold"})
     assert response.status_code == 422
     [fault] = response.json()["errors"]
-    names = "default, plain, nothing, fresh, capped, drawn, diverse"
+    names = "default, plain, nothing, failing, fresh, capped, drawn, diverse"
     assert fault == {"path": "policy", "message": f"no such policy, 'bold'; model 'tiny' has: {names}"}
     response = client.post("/v1/rank", json={**QUESTION, "policy": 3})
     assert response.json()["errors"][0]["path"] == "policy"
