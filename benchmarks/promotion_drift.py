@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.command import run_benchmark
 from benchmarks.gates_simulation import SCHEMA, Night, Version, answers_of
 from training.data.kinds.columns import columns_from_arrow
-from training.datasets.feed_world import BINARY_TASKS, PAGE, PROPENSITIES, FeedWorld
+from training.datasets.feed_world import PAGE, PROPENSITIES, FeedWorld
 from training.fit.tally import Tally
 from training.judge.data_gate import SURE, stability_indexes
 from training.judge.settings import DataGate
@@ -55,7 +55,7 @@ def shown(world: FeedWorld, version: Version, noise: int, candidates: int, rng: 
     columns = {
         "user_id": users_B, "hour": hours_B, "item_id": items_B,
         "duration_ms": world.duration_ms[items_B], "item_age_hours": age_B,
-        **dict.fromkeys(BINARY_TASKS, zeros_B),
+        **dict.fromkeys((task.label for task in SCHEMA.tasks), zeros_B),
     }  # fmt: skip
     table = pa.table(columns)
     answers_B = answers_of(version, Night(table, {"click": np.log(clicks_B / (1 - clicks_B))}), noise)[:, 0]
