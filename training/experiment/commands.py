@@ -31,11 +31,12 @@ def _experiment(options: argparse.Namespace) -> None:
     from training.experiment.report import said, write_report
     from training.experiment.textfile import NAME, status_of, write_experiment
     from training.experiment.users import collect_users
-    from training.files import output_path, refuse_within
+    from training.files import entries, output_path, refuse_within
 
     out = None if options.out is None else output_path(options.out)
     if out is not None:
         refuse_within(out, options.folder, "joined rows")
+        entries(out)  # refuses what is no folder
     folder = options.experiments.parent
     question = read_question(options.experiments, options.name, options.epoch, quarantined_days(folder))
     schema = schema_beside(folder, options.schema)

@@ -6,7 +6,7 @@ shown then is still at work. A user whom another arm answered later stays with t
 Shapes: B rows of an hour, U users, F first impressions of a user in an epoch and arm.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -26,13 +26,16 @@ _NAMES_DECODER = msgspec.json.Decoder(list[str])
 NO_EPOCH = "none"
 NO_USER = "rows without a user"
 OTHER_EPOCH = "users of another epoch before"
+OTHER_ARM = "rows of arms that the file does not have"
+_ABSENT, _UNKNOWN = -1, -2
 
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
     """Users with the time of their exposure (milliseconds) and their arm, by its place in the question.
 
-    `mixed` counts users whom several arms answered, `fell_back` users of each arm whom it could not answer once."""
+    `mixed` counts users whom several arms answered, `fell_back` users of each arm whom it could not answer once.
+    `notes` say why nobody is exposed."""
 
     users: pa.Array
     time_U: Codes
@@ -40,6 +43,7 @@ class Exposed:
     mixed: int
     fell_back: dict[str, int]
     left_out: dict[str, int]
+    notes: list[str]
 
     def counts(self, arms: list[str]) -> dict[str, int]:
         """Users of each arm."""
@@ -49,11 +53,17 @@ class Exposed:
 def exposed_users(hours: JoinedHours, question: Question) -> Exposed:
     """Users that were exposed within the joined hours. Raises ValueError for rows of no such epoch, and for columns
     that no join writes."""
+    hours.require((USER, TIME, ARMS))
     firsts = [_NOTHING]
     epochs: list[str] = []
-    nobody = 0
-    for _, table in hours.tables((USER, TIME, ARMS, EPOCHS, FELL_BACK)):
-        rows = _rows_of(table, question, epochs)
+    named: dict[str, None] = {}
+    nobody = others = 0
+    for hour, table in hours.tables((USER, TIME, ARMS, EPOCHS, FELL_BACK)):
+        try:
+            rows, of_other_arms = _rows_of(table, question, epochs, named)
+        except ValueError as error:
+            raise ValueError(f"hour {hour:%Y%m%dT%H}: {error}") from None
+        others += of_other_arms
         is_nobody = pc.is_null(rows.column(USER))
         nobody += int(pc.sum(is_nobody).as_py() or 0)
         firsts.append(_firsts(rows.filter(pc.invert(is_nobody))))
@@ -81,8 +91,20 @@ def exposed_users(hours: JoinedHours, question: Question) -> Exposed:
         arm_U[is_own_U],
         int((is_mixed_U & is_own_U).sum()),
         {arm: int((fell_U & is_own_U & (arm_U == place)).sum()) for place, arm in enumerate(question.arms)},
-        {NO_USER: nobody, OTHER_EPOCH: int((~is_own_U).sum())},
+        {NO_USER: nobody, OTHER_ARM: others, OTHER_EPOCH: int((~is_own_U).sum())},
+        [] if count else list(_notes(question, list(named), nobody)),
     )
+
+
+def _notes(question: Question, named: list[str], nobody: int) -> Iterator[str]:
+    if question.name not in named:
+        shown = f"rows have arms of: {', '.join(sorted(named))}" if named else "no row has an arm of any experiment"
+        yield f"no row since {question.start:%Y-%m-%dT%H:%MZ} has an arm of '{question.name}'; {shown}"
+    elif nobody:
+        yield (
+            f"no row of '{question.name}' has a user; the log has users where the model's manifest, or its state.yaml, "
+            "names them and the service has --user-hash-key"
+        )
 
 
 _NOTHING = pa.schema(
@@ -90,19 +112,28 @@ _NOTHING = pa.schema(
 ).empty_table()
 
 
-def _rows_of(table: pa.Table, question: Question, epochs: list[str]) -> pa.Table:
-    """Rows of the experiment, with the places of their arm and epoch."""
-    arm_B = _coded(table, ARMS, lambda text: _place(_ARMS_DECODER.decode(text).get(question.name), question.arms))
+def _rows_of(table: pa.Table, question: Question, epochs: list[str], named: dict[str, None]) -> tuple[pa.Table, int]:
+    """Rows of the experiment, with the places of their arm and epoch, and how many have an arm that the file does not
+    have. `named` gains the experiments that rows name."""
+
+    def arm_of(text: str) -> int:
+        arms = _ARMS_DECODER.decode(text)
+        named.update(dict.fromkeys(arms))
+        arm = arms.get(question.name)
+        return _ABSENT if arm is None else question.arms.index(arm) if arm in question.arms else _UNKNOWN
+
+    arm_B = _coded(table, ARMS, arm_of)
     epoch_B = _coded(table, EPOCHS, lambda text: _known(_ARMS_DECODER.decode(text).get(question.name), epochs))
     fell_B = _coded(table, FELL_BACK, lambda text: int(question.name in _NAMES_DECODER.decode(text)))
     if (arm_B >= 0).any() and (epoch_B[arm_B >= 0] < 0).any():
         epoch_B = np.where(epoch_B < 0, _known(NO_EPOCH, epochs), epoch_B)
     times_B = pc.fill_null(pc.cast(table.column(TIME), pa.int64()), -1).to_numpy()
-    is_in_B = (arm_B >= 0) & (times_B >= milliseconds(question.start))
+    is_in_B = times_B >= milliseconds(question.start)
     if question.end is not None:
         is_in_B &= times_B < milliseconds(question.end)
+    others = int((is_in_B & (arm_B == _UNKNOWN)).sum())
     columns = {USER: table.column(USER), "epoch": epoch_B, "arm": arm_B, "first": times_B, "fell": fell_B}
-    return pa.table(columns).filter(pa.array(is_in_B)).cast(_NOTHING.schema)
+    return pa.table(columns).filter(pa.array(is_in_B & (arm_B >= 0))).cast(_NOTHING.schema), others
 
 
 def _coded(table: pa.Table, name: str, code: Callable[[str], int]) -> Codes:
@@ -115,10 +146,6 @@ def _coded(table: pa.Table, name: str, code: Callable[[str], int]) -> Codes:
     places: Codes = pc.fill_null(coded.indices, len(codes) - 1).to_numpy().astype(np.int64)
     found: Codes = codes[places]
     return found
-
-
-def _place(arm: str | None, arms: list[str]) -> int:
-    return arms.index(arm) if arm in arms else -1
 
 
 def _known(epoch: str | None, epochs: list[str]) -> int:

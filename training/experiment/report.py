@@ -32,11 +32,11 @@ def said(users: Users, analysis: Analysis, question: Question) -> Iterator[str]:
     exposed = ", ".join(f"{arm} {count:,}" for arm, count in users.exposed.items())
     yield f"{question.name}, epoch {question.epoch}: users exposed {exposed}"
     yield from analysis.faults
+    yield from (f"{name}: {count:,}" for name, count in users.left_out.items() if count)
+    yield from _notes(users)
     if analysis.too_few is not None:
         yield analysis.too_few
         return
-    yield from (f"{name}: {count:,}" for name, count in users.left_out.items() if count)
-    yield from _notes(users)
     yield _METHODS[analysis.method]
     for contrast in analysis.contrasts:
         call = contrast.called or (f"not called, {contrast.doubt}" if contrast.doubt else "no difference is sure")
@@ -71,6 +71,7 @@ def _content(users: Users, analysis: Analysis, question: Question) -> dict[str, 
         "answered_by_several": users.mixed,
         "capped": users.capped,
         "left_out": users.left_out,
+        "notes": list(users.notes),
         "sample_ratio_evidence": analysis.ratio_evidence,
         "faults": analysis.faults,
         "too_few": analysis.too_few,
@@ -92,6 +93,7 @@ def _finite(value: Any) -> Any:
 
 
 def _notes(users: Users) -> Iterator[str]:
+    yield from users.notes
     if any(users.fell_back.values()):
         shown = ", ".join(f"{arm} {count:,}" for arm, count in users.fell_back.items() if count)
         yield f"users whom their arm could not answer at least once, so that they saw no difference: {shown}"

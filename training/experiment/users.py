@@ -8,6 +8,7 @@ Two passes over the hours, one in memory at a time. Kept are sums by user.
 Shapes: B rows of an hour, N of them where a label counts, R requests of users, U users, D days since exposure.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model.schema import FeedSchema
+from model.strict_yaml import did_you_mean
 from training.columns import floats
 from training.data.arrow import labels_of, observed_of
 from training.experiment.exposure import Codes, Exposed, exposed_users, milliseconds
@@ -40,7 +42,7 @@ class Users:
 
     `before` has the same of the time before the start, and is None where no hour of it is joined. `was_there_U` are
     users who had rows then. `days` has each day's values since exposure, of users who were seen so long. `exposed`
-    counts users of each arm, mature or not."""
+    counts users of each arm, mature or not. `notes` are what a reader should know besides."""
 
     arm_U: Codes
     labels: dict[str, Floats]
@@ -53,6 +55,7 @@ class Users:
     capped: int
     left_out: dict[str, int]
     is_over: bool
+    notes: tuple[str, ...] = ()
 
     def of_arm(self, metric: str, place: int) -> Floats:
         """values_U of a metric and an arm."""
@@ -62,7 +65,11 @@ class Users:
 
 def collect_users(folder: Path | str, schema: FeedSchema, question: Question) -> Users:
     """Users of an experiment, as far as hours are joined. Raises ValueError for rows that are none of a
-    join's, and where no hour is since the start."""
+    join's, where no hour is since the start, and where the value is of an output that the schema does not have."""
+    for output in question.realised or ():
+        if output not in schema.outputs:
+            hint = did_you_mean(output, schema.outputs, f"it has: {', '.join(schema.outputs)}")
+            raise ValueError(f"{question.name}.realised: '{output}' is no output of the schema '{schema.name}'; {hint}")
     everything = JoinedHours(folder)
     since = max(question.start.replace(minute=0, second=0, microsecond=0), everything.first)
     hours = JoinedHours(folder, since)
@@ -90,6 +97,7 @@ def collect_users(folder: Path | str, schema: FeedSchema, question: Question) ->
         **exposed.left_out,
         "users whose horizon is not over": int((~is_mature_U).sum()),
         "users of days that are quarantined": int((is_mature_U & ~is_believed_U).sum()),
+        "labels that their task may not have": counts.wrong_labels,
     }
     return Users(
         exposed.arm_U[kept_U],
@@ -103,6 +111,7 @@ def collect_users(folder: Path | str, schema: FeedSchema, question: Question) ->
         int((counts.requests_U[kept_U] > REQUEST_CAP).sum()),
         left_out,
         question.end is not None and hours.until >= question.end + question.horizon,
+        (*exposed.notes, *counts.notes()),
     )
 
 
@@ -122,6 +131,9 @@ class _Counts:
         self.has_before = False
         self.requests_U = np.zeros(count, np.int64)
         self._days_UD = np.zeros((count, MOST_DAYS))
+        self.wrong_labels = 0
+        # Of labels that no hour has.
+        self._absent = {task.label: task.name for task in schema.tasks}
         labels = [name for task in schema.tasks for name in (task.label, task.mask) if name is not None]
         self.names = list(dict.fromkeys([USER, TIME, REQUEST, WEIGHT, *labels]))
 
@@ -145,10 +157,16 @@ class _Counts:
         start = milliseconds(self._question.start)
         table, users_B, times_B = self._known(table)
         is_in_B = times_B < start
-        self.has_before |= bool(is_in_B.any())
-        self.was_there_U[users_B[is_in_B]] = True
-        for name, values_B in self._labels(table).items():
-            self.before[name] += np.bincount(users_B[is_in_B], values_B[is_in_B], len(self.was_there_U))
+        users_N = users_B[is_in_B]
+        self.has_before |= bool(len(users_N))
+        self.was_there_U[users_N] = True
+        for name, values_N in self._labels(table.filter(pa.array(is_in_B))).items():
+            self.before[name] += np.bincount(users_N, values_N, len(self.was_there_U))
+
+    def notes(self) -> Iterator[str]:
+        """Columns that no hour has."""
+        for label, task in self._absent.items():
+            yield f"no row has the column '{label}', so that '{task}' is 0 of every user"
 
     def of_days(self, until: int, is_believed_U: NDArray[np.bool_]) -> list[tuple[Codes, Floats]]:
         """Arms and values of each day since exposure, of users who were seen to its end."""
@@ -189,9 +207,15 @@ class _Counts:
         for task in self._schema.tasks:
             if pa.types.is_null(table.schema.field(task.label).type):
                 continue
+            self._absent.pop(task.label, None)
             kind = learned(task)
-            labels_B = labels_of(task, table)
-            is_observed_B = observed_of(task, table) & kind.are_labels(labels_B)
+            try:
+                labels_B, is_observed_B = labels_of(task, table), observed_of(task, table)
+            except ValueError as error:
+                raise ValueError(f"the label of '{task.name}', column '{task.label}': {error}") from None
+            is_wrong_B = is_observed_B & ~kind.are_labels(labels_B)
+            self.wrong_labels += int((is_wrong_B & ~np.isnan(labels_B)).sum())
+            is_observed_B &= ~is_wrong_B
             encoded = kind.encoded_labels(labels_B[is_observed_B])
             for output, of_output_N in zip(task.outputs, encoded.values(), strict=True):
                 found[output][is_observed_B] = of_output_N * weights_B[is_observed_B]

@@ -58,6 +58,15 @@ class JoinedHours:
     def __len__(self) -> int:
         return len(self._hours)
 
+    def require(self, names: Sequence[str]) -> None:
+        """Raise ValueError where the last hour lacks a column that every join writes."""
+        file = next(reversed(self._hours.values()))
+        with self._files.opened(file) as parquet:
+            held = set(parquet.schema_arrow.names)
+        lacking = [name for name in names if name not in held]
+        if lacking:
+            raise ValueError(f"{self._files.shown(file)}: no column {', '.join(lacking)}; these are not rows of a join")
+
     def tables(self, names: Sequence[str], since: datetime | None = None) -> Iterator[tuple[datetime, pa.Table]]:
         """Each hour, or each since a time, with the columns `names`."""
         for hour, file in self._hours.items():

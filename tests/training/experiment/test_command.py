@@ -1,14 +1,17 @@
 """The command: a verdict in words, a page, statuses that scripts can read, and faults of the user in one line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.artifacts import publish_artifact
-from tests.training.experiment.drawn import drawn_rows, schema, write_hours
+from tests.training.experiment.drawn import Row, drawn_rows, schema, write_hours
 from training.__main__ import main
 from training.experiment.question import read_question
 
@@ -122,16 +125,88 @@ def _users(rows: list[dict[str, Any]], arm: str) -> set[str]:
         ("bolt", (), "--name bolt: FILE has no such experiment; did you mean 'bold'?"),
         ("bold", (), "--schema is missing: FOLDER has no version whose schema could be read"),
         ("bold", ("--epoch", "x", "--schema", "SCHEMA"), "no row is of epoch x of 'bold'; rows have: abcd0123"),
+        ("bold", ("--schema", "OTHER"), "bold.realised: 'click' is no output of the schema 'feed'; did you mean 'clic"),
+        ("bold", ("--schema", "SCHEMA", "--out", "OTHER"), "other.yaml: is a file; name a folder"),
     ],
 )
 def test_faults_of_the_user_are_one_line(
     tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], name: str, more: tuple[str, ...], rule: str
 ) -> None:
     write_hours(tmp_path / "joined", drawn_rows(4, 20))
-    schema(tmp_path)
-    given = [argument.replace("SCHEMA", str(tmp_path / "schema.yaml")) for argument in more]
+    text = schema(tmp_path).read_text()
+    (tmp_path / "other.yaml").write_text(text.replace("name: click", "name: clicked"))
+    files = {"SCHEMA": "schema.yaml", "OTHER": "other.yaml"}
+    given = [str(tmp_path / files[argument]) if argument in files else argument for argument in more]
     assert run(tmp_path, file, *given, name=name) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert rule.replace("FILE", str(file)).replace("FOLDER", str(tmp_path)) in error
     assert error.count("\n") == 1
+
+
+def changed(row: Row, **values: object) -> Row:
+    return {**row, **{name: value for name, value in values.items() if row["_experiments"] is not None}}
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"_user": None}, "no row of 'bold' has a user; the log has users where the model's manifest, or its state"),
+        (
+            {"_experiments": '{"other":"x"}'},
+            "no row since 2026-12-01T00:00Z has an arm of 'bold'; rows have arms of: other",
+        ),
+        ({"_experiments": '{"bold":"third"}'}, "rows of arms that the file does not have: ROWS"),
+        ({"play_time_ms": -1.0, "is_played": 1}, "labels that their task may not have: ROWS"),
+    ],
+)
+def test_what_is_not_there_is_said_beside_too_few_users(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], values: dict[str, object], line: str
+) -> None:
+    rows = [row for row in drawn_rows(4, 20, epoch=read_question(file, "bold", None).epoch) if row["_user"]]
+    write_hours(tmp_path / "joined", [changed(row, **values) for row in rows])
+    assert run(tmp_path, file, "--schema", str(schema(tmp_path))) == 3
+    said = capsys.readouterr().out.splitlines()
+    counted = sum(row["_experiments"] is not None for row in rows)
+    assert any(one.startswith(line.replace("ROWS", str(counted))) for one in said), said
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda rows: rows.drop_columns(["_user"]), "no column _user; these are not rows of a join"),
+        (
+            lambda rows: rows.set_column(rows.column_names.index("is_click"), "is_click", pa.array(["x"] * len(rows))),
+            "the label of 'click', column 'is_click': is string, not a number",
+        ),
+        (
+            lambda rows: rows.set_column(
+                rows.column_names.index("_experiments"), "_experiments", pa.array(["{"] * len(rows))
+            ),
+            "hour 20261202T23: column '_experiments' has what no join writes",
+        ),
+    ],
+)
+def test_rows_that_no_join_writes_are_refused(
+    tmp_path: Path,
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[pa.Table], pa.Table],
+    rule: str,
+) -> None:
+    write_hours(tmp_path / "joined", drawn_rows(4, 60, epoch=read_question(file, "bold", None).epoch))
+    last = tmp_path / "joined" / "date=20261202" / "20261202T23.parquet"
+    pq.write_table(change(pq.read_table(last, partitioning=None)), last)
+    assert run(tmp_path, file, "--schema", str(schema(tmp_path))) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert rule in error
+    assert error.count("\n") == 1
+
+
+def test_a_label_that_no_hour_has_is_said(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_hours(tmp_path / "joined", drawn_rows(4, 20, epoch=read_question(file, "bold", None).epoch))
+    for path in (tmp_path / "joined").glob("date=*/*.parquet"):
+        pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["is_click"]), path)
+    assert run(tmp_path, file, "--schema", str(schema(tmp_path))) == 3
+    assert "no row has the column 'is_click', so that 'click' is 0 of every user" in capsys.readouterr().out
