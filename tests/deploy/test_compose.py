@@ -8,15 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from redis import Redis
 
 from deploy.load_test import _parser as load_parser
 from model.user import read_user_hash_key
 from service.serve import END_SECONDS
 from service.settings import read_settings
+from service.state.store import REDIS, check_url
 from tests.deploy.ended_jobs import end_job
+from tests.service.state.redis_servers import redis_server
 from training.__main__ import _parser as training_parser
 from training.daily.cycle_file import Cycle
 
@@ -37,14 +41,16 @@ def test_docker_compose_takes_the_file() -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_images_are_pinned(name: str) -> None:
-    """Images of others by digest, our own by this version."""
+    """Images of others by digest, our own by this version. Redis is not part of what starts by default, and its digest
+    is the operator's to pin: the comment above it says how."""
     service = SERVICES[name]
     if "build" in service:
         assert VERSION is not None
         assert service["image"] == f"feedrank-{service['build']['target']}:{VERSION.group(1)}"
         assert service["build"]["args"]["VERSION"] == VERSION.group(1)
     else:
-        assert re.fullmatch(r"\S+:v?\d+\.\d+\.\d+@sha256:[0-9a-f]{64}", service["image"])
+        digest = "" if name == "redis" else r"@sha256:[0-9a-f]{64}"
+        assert re.fullmatch(rf"\S+:v?\d+\.\d+\.\d+{digest}", service["image"])
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -65,7 +71,8 @@ def test_service_is_told_what_it_understands_and_has_time_to_finish(tmp_path: Pa
     volumes = {f"FEEDRANK_{name}" for name in ("IMPRESSION_LOG", "EVENT_LOG", "USER_HASH_KEY", "STATE")}
     given = {name: value for name, value in service["environment"].items() if name not in volumes}
     settings = read_settings([], {"FEEDRANK_MODELS": str(tmp_path), **given})
-    folder = service["environment"]["FEEDRANK_STATE"].removeprefix("sqlite:///").removesuffix("/state.db")
+    state = service["environment"]["FEEDRANK_STATE"]
+    folder = state.removeprefix("${FEEDRANK_STATE:-sqlite:///").removesuffix("/state.db}")
     assert f"state:{folder}" in service["volumes"]
     assert settings.workers == 2
     known = {f"FEEDRANK_{name.upper()}" for name in type(settings).model_fields}
@@ -73,6 +80,17 @@ def test_service_is_told_what_it_understands_and_has_time_to_finish(tmp_path: Pa
     grace = float(service["stop_grace_period"].removesuffix("s"))
     assert grace > settings.drain_seconds + settings.shutdown_seconds + END_SECONDS
     assert service["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
+
+
+def test_redis_is_what_the_service_can_be_told(tmp_path: Path) -> None:
+    """Its command is one that a Redis takes, and the URL of the file's head is that of the service of this name."""
+    (url,) = re.findall(r"FEEDRANK_STATE=(\S+) docker compose --profile redis", COMPOSE.read_text())
+    assert check_url(url) == REDIS
+    assert urlsplit(url).hostname in SERVICES
+    _, *flags = SERVICES["redis"]["command"]
+    with redis_server(tmp_path, *flags) as server, Redis.from_url(server.url) as client:
+        config = client.config_get("maxmemory", "maxmemory-policy", "appendonly")
+    assert config == {"maxmemory": str(512 * 2**20), "maxmemory-policy": "noeviction", "appendonly": "yes"}
 
 
 def test_health_check_is_that_of_the_image() -> None:
