@@ -1,9 +1,11 @@
 """`make bench-join`: rows against a slow loop, and candidates a CPU minute.
 
     python -m benchmarks.join [--exact 1000000] [--candidates 2000000 4000000 8000000] [--an-hour 2000000]
+                              [--one-hour 20000000]
 
 First logs with lost, doubled, late, disordered and ambiguous events are joined in parts, and each row and count is
 compared with a loop over Python objects. Then larger logs are joined by a process of its own each, with one thread.
+The last of them have all their candidates in a single hour, which is what is joined at once.
 """
 
 import argparse
@@ -38,13 +40,15 @@ def main() -> None:
     parser.add_argument("--exact", type=int, default=1_000_000, help="impressions that are compared with the loop")
     parser.add_argument("--candidates", type=int, nargs="+", default=[2_000_000, 4_000_000, 8_000_000])
     parser.add_argument("--an-hour", type=int, default=2_000_000, help="candidates of an hour")
+    parser.add_argument("--one-hour", type=int, default=20_000_000, help="candidates of the largest hour")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure is not None:
         print(json.dumps(_measured(options.measure)))
         return
     exact = _compared(options.exact)
-    runs = [_run(candidates, max(1, candidates // options.an_hour)) for candidates in options.candidates]
+    sizes = [(candidates, max(1, candidates // options.an_hour)) for candidates in options.candidates]
+    runs = [_run(candidates, hours) for candidates, hours in [*sizes, (options.one_hour, 1)]]
     rows = [
         [
             f"{run['impressions']:,}",

@@ -83,6 +83,18 @@ def test_an_event_may_name_its_model(client: TestClient, folder: Path, tmp_path:
     assert len(open_lines(folder)) == 3
 
 
+def test_keys_may_be_escaped(client: TestClient, folder: Path, tmp_path: Path) -> None:
+    """JSON has many spellings of a key: none hides a model or a value from what is checked."""
+    escaped = json.dumps({"events": [{**CLICK, "video_id": "three"}]}).replace("video_id", r"video\u005fid")
+    assert list(faults(client.post("/v1/events", content=escaped))) == ["events[0].video_id"]
+    publish_artifact(tmp_path / "models", name="other")
+    while client.get("/v1/models/other").status_code == 404 or not client.get("/v1/models/other").json().get("schema"):
+        pass
+    named = json.dumps({"events": [{**CLICK, "model": "other"}]}).replace("model", r"mod\u0065l")
+    assert client.post("/v1/events", content=named).status_code == 202
+    assert [line["model"] for line in open_lines(folder)] == ["other"]
+
+
 FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({"request_id": ""}, "request_id", "printable"),
     ({"request_id": "ä"}, "request_id", "printable"),
