@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from tests.impression_lines import impression_line
+
 CANDIDATES = 25
 EVENTS_A_REQUEST = 8
 START = int(datetime(2026, 11, 29, tzinfo=UTC).timestamp() * 1000)
@@ -59,30 +61,20 @@ def _request(number: int, time: int, items: np.ndarray, draw: np.random.Generato
     answers = np.round(draw.random((len(_TASKS) + 1, CANDIDATES)), 6)
     tasks = dict(zip(_TASKS, answers, strict=False))
     return orjson.dumps(
-        {
-            "format": 2,
-            "time": _stamp(time),
-            "request_id": f"request-{number:012d}",
-            "model": "simulated",
-            "model_version": "3",
-            "calibration": None,
-            "value_model": "default",
-            "value_model_version": "9f2c01ab",
-            "policy": None,
-            "policy_version": None,
-            "experiments": {},
-            "user_hash": f"{user:032x}",
-            "share": 1.0,
-            "top_k": None,
-            "catalogue": None,
-            "user": {
+        impression_line(
+            f"request-{number:012d}",
+            _stamp(time),
+            "simulated",
+            model_version="3",
+            user_hash=f"{user:032x}",
+            user={
                 "user_id": user,
                 "user_activity": 0.5,
                 "history": names[:10],
                 "hour": number % 24,
                 "device": "phone",
             },
-            "candidates": {
+            candidates={
                 "id": names,
                 "features": {
                     "item_id": names,
@@ -92,12 +84,11 @@ def _request(number: int, time: int, items: np.ndarray, draw: np.random.Generato
                     "item_age_hours": np.round(draw.random(CANDIDATES) * 400, 3),
                 },
             },
-            "score": answers[-1],
-            "tasks": tasks,
-            "raw": tasks,
-            "order": np.argsort(-answers[-1]),
-            "propensity": None,
-        },
+            score=answers[-1].tolist(),
+            tasks=tasks,
+            raw=tasks,
+            order=np.argsort(-answers[-1]),
+        ),
         option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE,
     )
 

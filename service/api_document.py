@@ -47,6 +47,26 @@ _ANY_REQUEST: dict[str, Any] = {"user": {}, "candidates": {"id": ["a", "b"], "fe
 _NO_LETTER = re.compile(r"[^A-Za-z0-9]")
 _SCOPES = "\n\nWhere keys are configured, needs one with the scope `{}`: `Authorization: Bearer KEY`."
 
+_REFUSED_CONTENT = {
+    "400": "not JSON",
+    "408": "the body took too long to arrive",
+    "413": "the body is over its limit",
+    "415": "the body is compressed",
+    "422": "wrong content; `errors` names every fault",
+}
+# By the scopes under which something is written, which are off without keys: further refusals.
+_WRITTEN = {
+    "admin": {
+        "409": "a version that cannot be served",
+        "429": "busy: try again after the seconds of Retry-After",
+        "503": "not ready, or draining",
+    },
+    "state": {
+        "404": "no such model, no state of its users, or nothing of this user",
+        "503": "the state store fails, is full or is too slow: try again after the seconds of Retry-After",
+    },
+}
+
 
 def api_document(routes: dict[str, Any]) -> dict[str, Any]:
     """The document without examples, of FastAPI's one. Scoring comes first."""
@@ -112,7 +132,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     scope = needed_for(path)
     operation["tags"] = [_group(path)]
     if scope is not None:
-        operation["security"] = SECURITY if scope not in ("admin", "state") else [{KEY_SCHEME: []}]
+        operation["security"] = SECURITY if scope not in _WRITTEN else [{KEY_SCHEME: []}]
         operation["description"] = (operation.get("description", "") + _SCOPES.format(scope)).strip()
     if path in (RANK, EVENTS, INFER, INFER_VERSION):
         return
@@ -123,29 +143,9 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
         described |= {"404": "no such model or version"}
     if path.endswith(("/ready", "/readyz")) or path.startswith("/v2/models") or path == SCHEMA:
         described |= {"503": "not ready, or draining"}
-    if scope == "admin":
-        described |= {
-            "400": "not JSON",
-            "403": "a key without the scope `admin`, or no keys are configured",
-            "408": "the body took too long to arrive",
-            "409": "a version that cannot be served",
-            "413": "the body is over its limit",
-            "415": "the body is compressed",
-            "422": "wrong content; `errors` names every fault",
-            "429": "busy: try again after the seconds of Retry-After",
-            "503": "not ready, or draining",
-        }
-    if scope == "state":
-        described |= {
-            "400": "not JSON",
-            "403": "a key without the scope `state`, or no keys are configured",
-            "404": "no such model, no state of its users, or nothing of this user",
-            "408": "the body took too long to arrive",
-            "413": "the body is over its limit",
-            "415": "the body is compressed",
-            "422": "wrong content; `errors` names every fault",
-            "503": "the state store fails, is full or is too slow: try again after the seconds of Retry-After",
-        }
+    if scope in _WRITTEN:
+        described |= {**_REFUSED_CONTENT, "403": f"a key without the scope `{scope}`, or no keys are configured"}
+        described |= _WRITTEN[scope]
     kind = ("application/json", "InferError") if path.startswith("/v2") else (MEDIA_TYPE, "Problem")
     answers = {status: answer for status, answer in operation["responses"].items() if int(status) < 400}
     operation["responses"] = {**answers, **refusals(described, *kind)}

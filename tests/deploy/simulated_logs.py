@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from tests.impression_lines import impression_line, stamp
 from training.datasets.feed_world import PAGE
 
 CANDIDATE = ("item_id", "creator", "topics", "duration_ms", "item_age_hours")
@@ -37,33 +38,20 @@ def write_logs(simulated: Path, logs: Path, days: int) -> list[dict[str, Any]]:
 
 def _request(name: str, page: list[dict[str, Any]]) -> dict[str, Any]:
     scores = [1.0 - place / PAGE for place in range(len(page))]
-    return {
-        "format": 2,
-        "time": _time(page[0]),
-        "request_id": name,
-        "model": "demo",
-        "model_version": "0",
-        "calibration": None,
-        "value_model": "default",
-        "value_model_version": "0",
-        "policy": None,
-        "policy_version": None,
-        "experiments": {},
-        "user_hash": f"{page[0]['user_id']:032x}",
-        "share": 1.0,
-        "top_k": None,
-        "catalogue": None,
-        "user": {feature: page[0][feature] for feature in USER},
-        "candidates": {
+    return impression_line(
+        name,
+        _time(page[0]),
+        "demo",
+        user_hash=f"{page[0]['user_id']:032x}",
+        user={feature: page[0][feature] for feature in USER},
+        candidates={
             "id": [f"{name}-{place}" for place in range(len(page))],
             "features": {feature: [row[feature] for row in page] for feature in CANDIDATE},
         },
-        "score": scores,
-        "tasks": {"click": scores},
-        "raw": {"click": scores},
-        "order": list(range(len(page))),
-        "propensity": None,
-    }
+        score=scores,
+        tasks={"click": scores},
+        raw={"click": scores},
+    )
 
 
 def _events(name: str, row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -79,5 +67,4 @@ def _events(name: str, row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _time(row: dict[str, Any], seconds: int = 0) -> str:
-    time = datetime.fromtimestamp(row["timestamp_ms"] / 1000, UTC) + timedelta(seconds=seconds)
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return stamp(datetime.fromtimestamp(row["timestamp_ms"] / 1000, UTC) + timedelta(seconds=seconds))

@@ -19,6 +19,7 @@ from service.replay import replay
 from service.settings import read_settings
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.deploy.programs import wait_for
+from tests.impression_lines import impression_line
 from tests.service.impressions.impressions_read import lines_of
 from tests.service.in_process import client_of, sample
 from tests.service.open_inference.tensors import INFER, tensors_of
@@ -70,6 +71,8 @@ def test_the_order_answered_is_logged_and_the_answers_before_calibration(tmp_pat
     for name in ("calibration", "policy", "policy_version", "propensity", "user_hash", "catalogue"):
         assert whole[name] is None
     assert (whole["format"], whole["experiments"]) == (2, {})
+    simulated = impression_line("r", "", "tiny", user_hash="", user={}, candidates={}, score=[], tasks={})
+    assert simulated.keys() == whole.keys()
 
 
 @pytest.mark.parametrize("features", ["values", "hash"])

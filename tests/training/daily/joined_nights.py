@@ -15,6 +15,7 @@ import yaml
 from model.artifact.artifact import Artifact
 from model.rollout.decisions import DAILY, FOUND, PUBLISHED, RECALIBRATE, WAIT
 from model.user import user_hash
+from tests.impression_lines import impression_line, stamp
 from tests.training.daily.nights import ROWS, SCHEMA, Feed, as_is, day, inverted, night
 from tests.training_data import USERS, feed_table
 from training.daily.cycle import run_cycle, run_judge
@@ -91,7 +92,7 @@ class JoinedFeed(Feed):
                 "request_id": name,
                 "id": "c",
                 "model": "clips",
-                "time": _stamp(at + timedelta(seconds=9)),
+                "time": stamp(at + timedelta(seconds=9)),
             }
             kinds = [("shown", 1.0), ("watch", row["watch_ms"])]
             if row["is_click"] and not (is_lower and place % 10 < 3):
@@ -154,31 +155,14 @@ class JoinedFeed(Feed):
 
 
 def _request(name: str, at: datetime, user: int, version: str, row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format": 2,
-        "time": _stamp(at),
-        "request_id": name,
-        "model": "clips",
-        "model_version": version,
-        "calibration": None,
-        "value_model": "default",
-        "value_model_version": "0",
-        "policy": None,
-        "policy_version": None,
-        "experiments": {},
-        "user_hash": user_hash(KEY, str(user)),
-        "share": 1.0,
-        "top_k": None,
-        "catalogue": None,
-        "user": {**{feature: row[feature] for feature in USER}, "user_id": user},
-        "candidates": {"id": ["c"], "features": {feature: [row[feature]] for feature in CANDIDATE}},
-        "score": [0.5],
-        "tasks": {"click": [0.5], "watch": [2000.0]},
-        "raw": {},
-        "order": [0],
-        "propensity": None,
-    }
-
-
-def _stamp(at: datetime) -> str:
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return impression_line(
+        name,
+        stamp(at),
+        "clips",
+        model_version=version,
+        user_hash=user_hash(KEY, str(user)),
+        user={**{feature: row[feature] for feature in USER}, "user_id": user},
+        candidates={"id": ["c"], "features": {feature: [row[feature]] for feature in CANDIDATE}},
+        score=[0.5],
+        tasks={"click": [0.5], "watch": [2000.0]},
+    )

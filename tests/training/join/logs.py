@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.impression_lines import impression_line, stamp
+
 SCHEMA = """
 name: feed
 features:
@@ -58,35 +60,23 @@ class Logs(NamedTuple):
     events: list[dict[str, Any]]
 
 
-def stamp(time: datetime) -> str:
-    """A time as logs have it."""
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def request(number: int, time: datetime, ids: list[str], draw: random.Random, **changed: Any) -> dict[str, Any]:
     """A line of the impression log."""
     count = len(ids)
     order = draw.sample(range(count), draw.randint(1, count))
-    return {
-        "format": 2,
-        "time": stamp(time),
-        "request_id": f"r-{number}",
-        "model": "feed",
-        "model_version": "3",
-        "calibration": None,
-        "value_model": "default",
-        "value_model_version": "9f2c01ab",
-        "policy": None,
-        "policy_version": None,
-        "experiments": {"bold": "treatment"} if number % 3 else {},
-        "epochs": {"bold": "9f2c01ab"} if number % 3 else {},
-        "fell_back": [] if number % 4 else ["bold"],
-        "user_hash": f"{number % 40:032x}",
-        "share": 0.5,
-        "top_k": len(order) if len(order) < count else None,
-        "catalogue": None,
-        "user": {"user_id": str(number % 40) if number % 2 else number % 40, "history": [2**60 + number, 7]},
-        "candidates": {
+    line = impression_line(
+        f"r-{number}",
+        stamp(time),
+        "feed",
+        model_version="3",
+        experiments={"bold": "treatment"} if number % 3 else {},
+        epochs={"bold": "9f2c01ab"} if number % 3 else {},
+        fell_back=[] if number % 4 else ["bold"],
+        user_hash=f"{number % 40:032x}",
+        share=0.5,
+        top_k=len(order) if len(order) < count else None,
+        user={"user_id": str(number % 40) if number % 2 else number % 40, "history": [2**60 + number, 7]},
+        candidates={
             "id": ids,
             "features": {
                 "item_id": ids,
@@ -94,13 +84,12 @@ def request(number: int, time: datetime, ids: list[str], draw: random.Random, **
                 "age": [float(place) if place else None for place in range(count)],
             },
         },
-        "score": [draw.random() for _ in ids],
-        "tasks": {output: [round(draw.random(), 6) for _ in ids] for output in OUTPUTS},
-        "raw": {},
-        "order": order,
-        "propensity": [1 / (place + 2) for place in range(len(order))] if number % 5 == 0 else None,
-        **changed,
-    }
+        score=[draw.random() for _ in ids],
+        tasks={output: [round(draw.random(), 6) for _ in ids] for output in OUTPUTS},
+        order=order,
+        propensity=[1 / (place + 2) for place in range(len(order))] if number % 5 == 0 else None,
+    )
+    return {**line, **changed}
 
 
 def logs(requests: int, events_a_request: int, seed: int, hours: int = 3, *, with_digits: bool = True) -> Logs:

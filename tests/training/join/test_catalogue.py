@@ -14,7 +14,8 @@ import pytest
 from model.schema import FeedSchema
 from model.scorer.scorer import Scorer
 from tests.artifacts import publish_artifact
-from tests.training.join.logs import JOIN, SCHEMA, START, Logs, logs, stamp, write
+from tests.impression_lines import stamp
+from tests.training.join.logs import JOIN, SCHEMA, START, Logs, logs, write
 from tests.training.join.loops import join_slowly
 from tests.training.join.test_join import LAST, NOW, check, hashes_of, tie
 from training.join.check import check as check_answers

@@ -12,7 +12,8 @@ from model.calibration import Calibration
 from model.schema import FeedSchema
 from model.scorer.scorer import Scorer
 from tests.artifacts import publish_artifact
-from tests.training.join.logs import START, logs, stamp, write
+from tests.impression_lines import stamp
+from tests.training.join.logs import START, logs, write
 from training.join.check import check
 from training.join.join import Settings, join
 from training.join.plan import Plan

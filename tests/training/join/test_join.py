@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from tests.training.join.logs import JOIN, START, logs, stamp, write
+from tests.impression_lines import stamp
+from tests.training.join.logs import JOIN, START, logs, write
 from tests.training.join.loops import Truth, join_slowly
 from training.join.counts import event_counts, impression_counts
 from training.join.join import JoinAtWork, Settings, join, locked

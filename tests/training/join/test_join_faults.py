@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.training.join.logs import START, logs, stamp, write
+from tests.impression_lines import stamp
+from tests.training.join.logs import START, logs, write
 from tests.training.join.test_join import NOW, hashes_of, rows_of
 from training.join.counts import event_counts, impression_counts, write_counts
 from training.join.join import join
