@@ -72,6 +72,8 @@ def _estimate(found: Mapping[str, Any]) -> Iterator[str]:
     """Lines on what users would have done."""
     counts = found["requests"]
     yield f"Estimate from {counts['explored']:,} requests that explored, by their first {found['places']} places"
+    if counts["not_explored"]:
+        yield f"{counts['not_explored']:,} requests did not explore, and tell nothing of it"
     if counts["not_joined"]:
         yield f"{counts['not_joined']:,} that explored are left out: their hours are not joined"
     if counts["without_user"]:

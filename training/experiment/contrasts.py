@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from training.experiment.question import Question
-from training.experiment.users import Users
+from training.experiment.users import VALUE, Users
 from training.judge.sample_ratio import sample_ratio_evidence
 from training.judge.sequences import Bounds, Moments, fixed_difference, relative_difference
 from training.judge.verdict import MAX_MIXED, MAX_SKEWNESS, MIN_USERS
@@ -38,7 +38,8 @@ RATIO_EVIDENCE = 100.0
 _SURE = 1.96
 
 Method = Literal["sequence", "fixed", "none"]
-Call = Literal["better", "worse"]
+# Of a label that has no weight in the value nobody said what is better.
+Call = Literal["better", "worse", "higher", "lower"]
 
 
 class Interval(NamedTuple):
@@ -115,9 +116,16 @@ def analyse(users: Users, question: Question) -> Analysis:
         for key in called(clear, len(pairs), _sequence if method == "sequence" else fixed_difference):
             bounds = contrasts[key].sequence if method == "sequence" else contrasts[key].fixed
             assert bounds is not None, "a doubt otherwise"
-            better: Call = "better" if bounds.value > 0 else "worse"
-            contrasts[key] = replace(contrasts[key], called=better)
+            call = _call(key[1], question, is_higher=bounds.value > 0)
+            contrasts[key] = replace(contrasts[key], called=call)
     return Analysis(list(contrasts.values()), evidence, method, faults, too_few, list(_days(users, arms)))
+
+
+def _call(metric: str, question: Question, *, is_higher: bool) -> Call:
+    weight = 1.0 if metric == VALUE else (question.realised or {}).get(metric, 0.0)
+    if weight == 0:
+        return "higher" if is_higher else "lower"
+    return "better" if is_higher == (weight > 0) else "worse"
 
 
 def adjusted(users: Users, metric: str) -> tuple[Floats, float | None]:

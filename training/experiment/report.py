@@ -39,11 +39,21 @@ def said(users: Users, analysis: Analysis, question: Question) -> Iterator[str]:
         return
     yield _METHODS[analysis.method]
     for contrast in analysis.contrasts:
-        call = contrast.called or (f"not called, {contrast.doubt}" if contrast.doubt else "no difference is sure")
+        call = _call(contrast, analysis)
         yield (
             f"{contrast.metric}, {contrast.arm}: {percent(contrast.fixed)} once, {percent(contrast.sequence)} at any "
             f"look: {call}"
         )
+
+
+def _call(contrast: Contrast, analysis: Analysis) -> str:
+    if contrast.called is not None:
+        return contrast.called
+    if contrast.doubt is not None:
+        return f"not called, {contrast.doubt}"
+    if analysis.faults:
+        return "not called"
+    return "not called before the end" if analysis.method == "none" else "no difference is sure"
 
 
 def write_report(out: Path, users: Users, analysis: Analysis, question: Question) -> Path:

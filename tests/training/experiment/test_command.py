@@ -60,6 +60,18 @@ def test_a_better_arm_is_called_and_has_a_page(tmp_path: Path, file: Path, capsy
     assert epoch in page
 
 
+def test_what_is_sure_before_the_end_is_not_called(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(FILE.replace("    horizon", "    end: 2026-12-20\n    horizon"))
+    epoch = read_question(file, "bold", None).epoch
+    write_hours(tmp_path / "joined", drawn_rows(1, 2500, effect=0.5, epoch=epoch))
+    assert run(tmp_path, file, "--schema", str(schema(tmp_path))) == 0
+    said = capsys.readouterr().out
+    assert said.count("at any look: not called before the end") == 3
+    assert "no difference is sure" not in said
+
+
 def test_too_few_users_end_in_3_and_a_lost_arm_in_4(
     tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

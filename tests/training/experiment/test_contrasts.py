@@ -1,5 +1,6 @@
 """Contrasts against scipy and plain formulas: intervals, the sample ratio, CUPED, Holm, and what is called when."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -130,6 +131,18 @@ def test_an_experiment_with_an_end_is_called_after_it_alone() -> None:
         assert _analysis(3, effect, question(end=end)).contrasts[0].called is None
         over = _analysis(3, effect, question(end=end), is_over=True)
         assert (over.method, over.contrasts[0].called) == ("fixed", call)
+
+
+@pytest.mark.parametrize(
+    ("realised", "call"),
+    [({"click": 2.0}, "better"), ({"click": -2.0}, "worse"), ({"play": 1.0}, "higher"), (None, "higher")],
+)
+def test_more_of_a_label_is_better_or_worse_by_its_weight(realised: dict[str, float] | None, call: str) -> None:
+    rng = np.random.default_rng(5)
+    arms = [rng.gamma(4.0, 1.0, 3000), rng.gamma(4.0, 1.2, 3000)]
+    users = users_of(arms)
+    label = analyse(replace(users, labels={"click": users.labels["value"]}), question(realised=realised)).contrasts[0]
+    assert (label.metric, label.called) == ("click", call)
 
 
 def test_nothing_is_called_where_the_arms_are_not_what_they_were_to_be() -> None:
