@@ -1,7 +1,7 @@
 """Requests to a service by several connections that stay open: what a feed's backend does.
 
-In: bodies of POST /v1/rank, or events. Out: the order in which each request's candidates were answered. A refusal ends
-the run with the service's own words.
+In: bodies of POST /v1/rank, or events. Out: the order in which each request's candidates were answered. What a busy
+service sheds is sent again, under its request id. Any other refusal ends the run with the service's own words.
 """
 
 import json
@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from threading import local
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 CONNECTIONS = 4
 EVENTS_TOGETHER = 500
 _TIMEOUT_SECONDS = 120.0
+# Of a service that shares its cores with the jobs of a night. Its sheds say to come again after a second or less.
+_BUSY, _BUSY_SECONDS, _AGAIN_SECONDS = (429, 503), 120.0, 0.2
 _Document = TypeVar("_Document")
 
 
@@ -61,15 +64,19 @@ class Backend:
             connection = self._local.connection = HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT_SECONDS)
             self._connections.append(connection)
         body = None if document is None else json.dumps(document).encode()
-        try:
-            found, content = self._answer(connection, method, path, body)
-        except ConnectionError:
-            # The service closes what has been idle for long, as over a night. The next request opens it again.
-            connection.close()
-            found, content = self._answer(connection, method, path, body)
-        if found != status:
-            raise RefusedError(f"{method} {path}: {found} {content[:500].decode(errors='replace')}")
-        return json.loads(content)
+        deadline = monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                found, content = self._answer(connection, method, path, body)
+            except ConnectionError:
+                # The service closes what has been idle for long, as over a night. The next request opens it again.
+                connection.close()
+                found, content = self._answer(connection, method, path, body)
+            if found == status:
+                return json.loads(content)
+            if found not in _BUSY or monotonic() > deadline:
+                raise RefusedError(f"{method} {path}: {found} {content[:500].decode(errors='replace')}")
+            sleep(_AGAIN_SECONDS)
 
     def _answer(self, connection: HTTPConnection, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         connection.request(method, path, body, self._headers)

@@ -30,8 +30,8 @@ _STEP = 0.12
 
 def draw(result: Json) -> bytes:
     """The picture."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    axes = figure.subplot_mosaic([["days", "experiments"], ["days", "exploration"]], width_ratios=[2.6, 1])
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    axes = figure.subplot_mosaic([["days", "experiments"], ["days", "exploration"]], width_ratios=[2.8, 1])
     _draw_days(axes["days"], result)
     _draw_experiments(axes["experiments"], result["experiments"])
     _draw_exploration(axes["exploration"], result["exploration"])
@@ -55,7 +55,7 @@ def _draw_days(axis: Axes, result: Json) -> None:
     low, high = axis.get_ylim()
     for text, day in result["happened"].items():
         axis.axvline(day - 0.5, color="black", linewidth=0.8, linestyle=":")
-        axis.text(day - 0.45, high, text, fontsize=8, verticalalignment="top")
+        axis.text(day - 0.45, high, text.replace(" ", "\n"), fontsize=8, verticalalignment="top")
     axis.set_ylim(low, high)
     axis.set_xticks(range(len(next(iter(curves.values())))))
     axis.set_xlabel("day of the town")
@@ -78,8 +78,8 @@ def _draw_exploration(axis: Axes, found: Json) -> None:
     low, high = found["price"]["low"], found["price"]["high"]
     _draw_intervals(axis, [("estimate", found["estimate"]["doubly_robust"], found["true"])])
     axis.set_xlabel(f"value of {found['places']} places without exploration", fontsize=8)
-    title = f"exploring changed the value of a\nrequest that explores by {found['price']['mean']:+.1%}"
-    axis.set_title(f"{title} ({low:+.1%} to {high:+.1%})", fontsize=9)
+    price = f"{found['price']['mean']:+.1%} ({low:+.1%} to {high:+.1%})"
+    axis.set_title(f"value of requests that explore:\n{price}", fontsize=9)
 
 
 def _draw_intervals(axis: Axes, intervals: Sequence[tuple[str, Json | None, float]]) -> None:

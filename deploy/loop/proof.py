@@ -88,6 +88,7 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
         "regained": regained(nights.ledgers, range(town.shift_day, plan.days), town.seed),
         "answered_by": nights.answered_by,
         "happened": {
+            "two experiments": 0,
             "tastes shift": town.shift_day,
             "poisoned day": plan.poisoned_day,
             "bad model": plan.bad_model_day,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.loop import __main__ as command
-from deploy.loop.asking import Backend
+from deploy.loop.asking import Backend, RefusedError
 from deploy.loop.picture import draw
 from deploy.loop.proof import Plan, calls
 from deploy.loop.questions import BETTER, EQUAL, calls_of_experiments, covers
@@ -119,6 +119,32 @@ def test_a_connection_that_the_service_closed_is_opened_again() -> None:
             assert [backend.send("GET", "/") for _ in range(3)] == [0, 1, 2]
         thread.join(60)
         assert not thread.is_alive()
+
+
+def test_what_a_busy_service_sheds_is_sent_again() -> None:
+    """Two answers that shed, then one. What is refused for another reason is not sent again."""
+    statuses = [b"429 Too Many Requests", b"503 Service Unavailable", b"200 OK", b"422 Unprocessable Entity"]
+    bodies = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for status in statuses:
+                connection, _ = listener.accept()
+                with connection:
+                    received = b""
+                    while not received.endswith(b"}"):
+                        received += connection.recv(65536)
+                    bodies.append(received.rpartition(b"\r\n")[2])
+                    connection.sendall(b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 1\r\n\r\n1" % status)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with Backend(listener.getsockname()[1], "feed") as backend:
+            assert backend.send("POST", "/v1/rank", {"request_id": "r-1"}) == 1
+            with pytest.raises(RefusedError, match="422"):
+                backend.send("POST", "/v1/rank", {"request_id": "r-2"})
+        thread.join(60)
+    assert bodies == [b'{"request_id": "r-1"}'] * 3 + [b'{"request_id": "r-2"}']
 
 
 def test_a_folder_that_is_there_is_left_alone(

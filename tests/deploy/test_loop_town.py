@@ -21,7 +21,7 @@ from deploy.loop.events import LABELS, is_joined
 from deploy.loop.files import MODEL, SCHEMA, LoopFiles
 from deploy.loop.nights import LOOP, Nights
 from deploy.loop.processes import Commands, loop_service, wait_for_logs
-from deploy.loop.questions import BETTER, EXPLORE, WATCH_TIME, files_beside
+from deploy.loop.questions import BETTER, EXPLORE, WATCH_TIME, answer_exploration, files_beside
 from deploy.loop.town import PLACES, Days, Town
 from deploy.loop.users import load_users
 from model.schema import FeedSchema
@@ -132,6 +132,34 @@ def test_orders_are_those_of_the_arms_but_where_places_were_drawn(lived: Lived) 
     # Four standard deviations of a binomial variable.
     assert abs(explored - share * total) <= 4 * (total * share * (1 - share)) ** 0.5
     assert total == 2 * TOWN.requests_per_day
+
+
+def test_the_price_of_exploration_is_what_the_town_knows(lived: Lived) -> None:
+    """Of the last day alone, request by request. The estimates are of its logs."""
+    commands: list[tuple[str, ...]] = []
+
+    def status(*command: str) -> int:
+        commands.append(command)
+        Path(command[command.index("--json") + 1]).write_text(json.dumps({"estimate": {"places": len(commands)}}))
+        return 0
+
+    found = answer_exploration(lived.files, TOWN, range(1, 2), status, seed=0)
+    drawn, own, first = 0.0, 0.0, []
+    for hour in answered_hours(lived.files.impressions, Days(TOWN), range(1, 2)):
+        worth = {name: hour.visits.expected(one, VALUE) for name, one in
+                 (("drawn", hour.order_RK), ("own", hour.order_by(VALUE)))}  # fmt: skip
+        for r, explores in enumerate(hour.explored_R.tolist()):
+            first.append(worth["own"][r, 0] + worth["own"][r, 1])
+            if explores:
+                drawn, own = drawn + worth["drawn"][r].sum(), own + worth["own"][r].sum()
+    assert found["price"]["mean"] == pytest.approx(drawn / own - 1)
+    assert found["price"]["low"] < found["price"]["high"]
+    assert found["true"] == pytest.approx(np.mean(first))
+    assert (found["requests"], found["explored"] > 0) == (TOWN.requests_per_day, True)
+    assert (found["estimate"], found["estimate_of_watch_time"]) == ({"places": 1}, {"places": 2})
+    logs = [Path(text).name for text in commands[0] if text.endswith(".parquet")]
+    assert logs
+    assert all(name.startswith("impressions-20240116T") for name in logs)
 
 
 def test_expected_values_are_what_users_do_on_average() -> None:
