@@ -17,8 +17,9 @@ MAX_HELD_BYTES = 4 * 2**20
 FLUSH_SECONDS = 2.0
 # Of several processes that write to one pipe, only writes up to this stay whole.
 _WRITE_BYTES = select.PIPE_BUF
-# Lines that come within this are written together: waking a thread for each costs more than the line.
-_BATCH_SECONDS = 0.01
+# After lines the thread rests for so long, and lines that come meanwhile are written together: waking it for each costs
+# more than the line.
+_REST_SECONDS = 0.02
 _LOG_SECONDS = 10.0
 
 
@@ -77,11 +78,7 @@ class LogQueue:
         said_at = -_LOG_SECONDS
         while True:
             with self._changed:
-                is_first = not self._lines
                 self._changed.wait_for(lambda: self._lines)
-            if is_first:
-                self._closing.wait(_BATCH_SECONDS)
-            with self._changed:
                 batch = self._take_batch()
             if not self._write(b"".join(batch)):
                 self._drop(len(batch))
@@ -91,6 +88,9 @@ class LogQueue:
             with self._changed:
                 self._held_bytes -= sum(map(len, batch))
                 self._changed.notify_all()
+                is_last = not self._lines
+            if is_last:
+                self._closing.wait(_REST_SECONDS)
 
     def _take_batch(self) -> list[bytes]:
         batch = [self._lines.popleft()]

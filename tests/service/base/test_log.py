@@ -3,9 +3,12 @@
 import json
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from service.base.log import LOGGER, JsonFormatter, logging_config
@@ -76,6 +79,13 @@ def test_an_error_is_a_problem_for_the_client_and_a_traceback_for_the_log(
     assert "ZeroDivisionError: a bug" in str(line["traceback"])
     assert line["request_id"] == "r-bug"
     assert client.get("/healthz").status_code == 200
+
+
+@given(st.floats(0, 1e11) | st.integers(0, 10**11).map(lambda ms: ms / 1e3) | st.just(1.9999996))
+def test_a_line_has_the_time_of_its_record_in_iso_8601(created: float) -> None:
+    record = logging.makeLogRecord({"created": created})
+    expected = datetime.fromtimestamp(created, UTC).isoformat(timespec="milliseconds")
+    assert json.loads(JsonFormatter().format(record))["time"] == expected
 
 
 def test_levels_are_those_of_the_flag() -> None:
