@@ -16,12 +16,12 @@ from starlette.types import Receive, Scope, Send
 
 from service.base.errors import Fault, Problem, value_or_kind
 from service.base.record import RequestRecord
-from service.http.admission import Admission, busy
+from service.http.admission import Admission, Ticket, busy
 from service.http.body import read_body_in_time
 from service.http.content_encoding import encoding_of, size_of, unpacked
 from service.http.middleware import draining, header, record_of, send_disconnected, send_problem
 from service.metrics.metrics import Metrics
-from service.pipeline import TIMEOUT_HEADER, Scoring, Waiting, check_deadline, deadline_passed
+from service.pipeline import TIMEOUT_HEADER, Answer, Scoring, Waiting, check_deadline, deadline_passed
 from service.process.scoring_threads import Job, ScoringThreads
 from service.rank.answer import Reply
 from service.state.lookups import Lookup
@@ -101,74 +101,98 @@ class Responder:
         loop and once, but for a caller that stops waiting by what is returned. Raises Problem 429."""
         deadline, encoding = asked
         ticket = record.ticket = self.admission.admit(len(body) if encoding is None else None)
-        submitted = record.submitted = time.perf_counter()
-        timer: asyncio.TimerHandle | None = None
-        job: Job
+        record.submitted = time.perf_counter()
+        run = _Run(self, body, asked, record, scoring.answer, done, ticket)
         lookup = scoring.guess_lookup(body, deadline) if encoding is None else None
-
-        def run() -> Reply | Waiting:
-            begun = record.begun = time.perf_counter()
-            self.metrics.queue_seconds.observe_soon(begun - submitted)
-            check_deadline(deadline)
-            if encoding is None:
-                return finished(scoring.answer(body, record, deadline), begun)
-            plain = unpacked(body, encoding, self.max_body_bytes)
-            ticket.size = len(plain)
-            return finished(scoring.answer(plain, record, deadline), begun)
-
-        def finished(reply: Reply | Waiting, begun: float) -> Reply | Waiting:
-            record.scored = time.perf_counter()
-            if isinstance(reply, Reply):
-                ticket.scored(record.scored - begun)
-            return reply
-
-        def resume(waiting: Waiting, spent: float) -> Reply | Waiting:
-            begun = time.perf_counter() - spent
-            check_deadline(deadline)
-            return finished(waiting.resume(), begun)
-
-        def settle(reply: Reply | Waiting, error: BaseException | None) -> None:
-            if isinstance(reply, Waiting):
-                spent = (record.scored or 0.0) - (record.begun or 0.0)
-                begin(partial(resume, reply, spent), reply.lookup)
-            else:
-                end(reply if error is None else error)
-
-        def begin(work: Callable[[], Reply | Waiting], lookup: Lookup) -> None:
-            """Have work done when a look-up has ended: its thread hands it to the scoring threads."""
-            nonlocal job
-            try:
-                job = self.threads.prepare(work, settle)
-            except RuntimeError as error:  # the threads have ended
-                end(error)
-            else:
-                self.users.lookups.call_at_end(lookup, partial(self.threads.begin, job))
-
-        def end(outcome: Outcome) -> None:
-            ticket.release()
-            if timer is not None:
-                timer.cancel()
-            done(outcome)
-
-        def stop_waiting() -> None:
-            job.cancel()
-            ticket.release()
-            if timer is not None:
-                timer.cancel()
-
-        def expire() -> None:
-            stop_waiting()
-            done(deadline_passed())
-
         record.lookup = lookup
         if lookup is None:
-            job = self.threads.submit(run, settle)
+            run.job = self.threads.submit(run.start, run.settle)
         else:
-            job = self.threads.prepare(run, settle)
-            self.users.lookups.call_at_end(lookup, partial(self.threads.begin, job))
+            run.job = self.threads.prepare(run.start, run.settle)
+            self.users.lookups.call_at_end(lookup, partial(self.threads.begin, run.job))
         if deadline is not None:
-            timer = asyncio.get_running_loop().call_later(deadline - submitted, expire)
-        return stop_waiting
+            seconds = deadline - record.submitted
+            run.timer = asyncio.get_running_loop().call_later(seconds, run.expire)
+        return run.stop_waiting
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A body on its way through the scoring threads."""
+
+    responder: Responder
+    body: bytes
+    asked: Asked
+    record: RequestRecord
+    answer: Answer
+    done: Callable[[Outcome], None]
+    ticket: Ticket
+    job: Job | None = None
+    timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> Reply | Waiting:
+        """Score the body. Runs in a scoring thread."""
+        deadline, encoding = self.asked
+        record, responder, body = self.record, self.responder, self.body
+        assert record.submitted is not None
+        begun = record.begun = time.perf_counter()
+        responder.metrics.queue_seconds.observe_soon(begun - record.submitted)
+        check_deadline(deadline)
+        if encoding is not None:
+            body = unpacked(body, encoding, responder.max_body_bytes)
+            self.ticket.size = len(body)
+        return self._finished(self.answer(body, record, deadline), begun)
+
+    def _finished(self, reply: Reply | Waiting, begun: float) -> Reply | Waiting:
+        self.record.scored = time.perf_counter()
+        if isinstance(reply, Reply):
+            self.ticket.scored(self.record.scored - begun)
+        return reply
+
+    def resume(self, waiting: Waiting, spent: float) -> Reply | Waiting:
+        """Score what waited for a look-up, and took so many seconds before. Runs in a scoring thread."""
+        begun = time.perf_counter() - spent
+        check_deadline(self.asked.deadline)
+        return self._finished(waiting.resume(), begun)
+
+    def settle(self, reply: Reply | Waiting, error: BaseException | None) -> None:
+        """Take what came of the job."""
+        if isinstance(reply, Waiting):
+            spent = (self.record.scored or 0.0) - (self.record.begun or 0.0)
+            self.begin(partial(self.resume, reply, spent), reply.lookup)
+        else:
+            self._end(reply if error is None else error)
+
+    def begin(self, work: Callable[[], Reply | Waiting], lookup: Lookup) -> None:
+        """Have work done when a look-up has ended: its thread hands it to the scoring threads."""
+        threads = self.responder.threads
+        try:
+            self.job = threads.prepare(work, self.settle)
+        except RuntimeError as error:  # the threads have ended
+            self._end(error)
+        else:
+            self.responder.users.lookups.call_at_end(lookup, partial(threads.begin, self.job))
+
+    def stop_waiting(self) -> None:
+        """Take nothing more of it."""
+        if self.job is not None:
+            self.job.cancel()
+        self._release()
+
+    def expire(self) -> None:
+        """Its deadline has passed."""
+        self.stop_waiting()
+        self.done(deadline_passed())
+
+    def _end(self, outcome: Outcome) -> None:
+        self._release()
+        self.done(outcome)
+
+    def _release(self) -> None:
+        self.ticket.release()
+        self.job = None  # which refers to this: only the collector would free either
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 def headers_of(reply: Reply) -> list[tuple[bytes, bytes]]:
