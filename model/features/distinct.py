@@ -119,7 +119,8 @@ def _multipliers(count: int, what: str) -> Hashes:
 
 
 def _has_equal(hashes_N: Hashes) -> bool:
-    sorted_N = np.sort(hashes_N)
+    sorted_N = hashes_N.copy()
+    sorted_N.sort()
     return bool(np.count_nonzero(sorted_N[1:] == sorted_N[:-1]))
 
 

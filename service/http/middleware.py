@@ -6,8 +6,8 @@ the whole of a request and no answer escapes without an `X-Request-Id`.
 
 import asyncio
 import logging
+import os
 import re
-import secrets
 import time
 from collections import deque
 from contextlib import suppress
@@ -75,7 +75,7 @@ def new_record(scope: Scope) -> RequestRecord:
     """The record of a request that begins."""
     given = header(scope, REQUEST_ID)
     return RequestRecord(
-        request_id=given if given is not None and is_request_id(given) else secrets.token_hex(16),
+        request_id=given if given is not None and is_request_id(given) else os.urandom(16).hex(),
         endpoint=_endpoint(scope["path"]),
         trace_id=trace_id_of(header(scope, "traceparent")),
     )

@@ -117,7 +117,7 @@ def _column(given: object) -> Column | list[Any]:
         if type(first) is simdjson.Array:
             lengths_N = np.fromiter(map(_len, given), np.int64, len(given))
             values_V = np.frombuffer(given.as_buffer(of_type="i"), np.int64)
-            if len(values_V) == lengths_N.sum():
+            if len(values_V) == np.add.reduce(lengths_N):
                 return Column(values_V, None, lengths_N)
     except TypeError:  # a null, a string
         pass
