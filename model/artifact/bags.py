@@ -230,7 +230,9 @@ def _equal_lengths(lengths_LB: Ids) -> bytes | None:
     lengths, rows = lengths_LB.tobytes(), lengths_LB.shape[1]
     if rows < 2:
         return lengths if rows else None
-    # Bytes are compared many times as fast as numbers.
+    # Bytes are compared many times as fast as numbers. Those of a single list need no gathering.
+    if len(lengths_LB) == 1:
+        return lengths[:8] if lengths == lengths[:8] * rows else None
     of_row = b"".join([lengths[at : at + 8] for at in range(0, len(lengths), 8 * rows)])
     repeated = b"".join([of_row[at : at + 8] * rows for at in range(0, len(of_row), 8)])
     return of_row if lengths == repeated else None
