@@ -7,6 +7,7 @@ goes the way of all requests.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from starlette.types import Scope
 
@@ -49,8 +50,7 @@ class DirectWay:
         return DirectRequest(self, scope, record, asked, scoring)
 
 
-@dataclass(frozen=True, slots=True)
-class DirectRequest:
+class DirectRequest(NamedTuple):
     """A request that was taken by its headers."""
 
     way: DirectWay

@@ -79,7 +79,8 @@ class Responder:
 
     def wait_seconds(self, scope: Scope) -> int | None:
         """Whole seconds after which a request with these headers may come, None where it may come now."""
-        return self.admission.wait(size_of(scope))
+        # A process without work takes any request, whose headers need not be read for that.
+        return self.admission.wait(size_of(scope)) if self.admission.in_flight else None
 
     async def _scored(self, body: bytes, asked: Asked, record: RequestRecord, scoring: Scoring) -> Reply:
         """The answer of a scoring thread. Raises Problem and what else the job raises."""
