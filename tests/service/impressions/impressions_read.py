@@ -44,4 +44,5 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
         assert set(kept.values()) == {None}
     else:
         line["hashes"] = kept
+        assert histories is None
     return line

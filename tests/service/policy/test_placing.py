@@ -203,6 +203,13 @@ def test_histories_of_the_state_store_drop_what_was_seen(tmp_path: Path) -> None
     replayed = json.loads(found.read_text())
     assert replayed["policy"]["dropped"] == {"seen": 6}
     assert replayed["ranking"]["kendall_tau"]["mean"] == 1.0
+    hashed = tmp_path / "hashed"
+    hashed.mkdir()
+    with client_of(tmp_path, impression_log=hashed, impression_log_features="hash", **state) as client:
+        assert ask(client, policy="fresh")["dropped"].keys() == {"seen"}
+    (line,) = lines_of(hashed)
+    assert "hashes" in line
+    assert line.get("histories") is None
 
 
 def test_a_history_that_the_state_file_does_not_keep_is_refused(tmp_path: Path) -> None:
