@@ -134,7 +134,7 @@ class OpenInference:
             model, value_model, policy, arms = ranking.choosing.choose(
                 Named(
                     *(name, version, inference.value_model, "parameters.value_model"),
-                    *(inference.policy, "parameters.policy"),
+                    *(inference.policy, "parameters.policy", PLACE in inference.outputs),
                 ),
                 Sender(record.request_id, partial(_unit_of_tensors, inference.inputs, found)),
                 record,

@@ -1,8 +1,9 @@
 """The choice of what answers a request: by the request itself, then by its experiments, then by the canary's share.
 
-In: what a request names, and its sender. Out: `Chosen`. An arm that cannot answer, as its version is not loaded or has
-not the arm's value model or policy, falls back as a whole: the request is answered as one of no experiment, and
-counted. Requests that name a version, value model or policy leave the experiments that set it.
+In: what a request names, and its sender. Out: `Chosen`. An arm that cannot answer falls back as a whole: the request is
+answered as one of no experiment, and counted. So it is where the version is not loaded or has not the arm's value model
+or policy, and where the answer has no order that a policy could make. Requests that name a version, value model or
+policy leave the experiments that set it.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,8 @@ from service.rank.scored_request import NO_ARMS, Arms
 
 
 class Named(NamedTuple):
-    """Names that a request gives itself. `value_model_path` and `policy_path` are where it says so."""
+    """Names that a request gives itself. `value_model_path` and `policy_path` are where it says so. `has_order` is
+    False of a request whose answer has no order, which no policy can decide."""
 
     model: str | None
     version: str | None
@@ -34,6 +36,7 @@ class Named(NamedTuple):
     value_model_path: str
     policy: str | None = None
     policy_path: str = "policy"
+    has_order: bool = True
 
     @property
     def settings(self) -> set[Setting]:
@@ -75,7 +78,7 @@ class Choosing:
             assignment = experiments.assign(sender.user_by, self.clock.now().timestamp(), named.settings)
             # Units of an experiment that names a version are its own: the canary has none of them.
             by_itself = partial(found_in, serving, named.version, None if assignment.skips_canary else sender)
-            found, arms, by_arm = self._by_arms(serving, assignment, by_itself)
+            found, arms, by_arm = self._by_arms(serving, assignment, by_itself, has_order=named.has_order)
         name = by_arm.get("value_model") or named.value_model or DEFAULT
         if name not in found.value_models:
             has = ", ".join(found.value_models.names)
@@ -88,7 +91,7 @@ class Choosing:
         return Chosen(found, name, policy, arms)
 
     def _by_arms(
-        self, serving: Serving, assignment: Assignment, by_itself: Callable[[], ServedModel]
+        self, serving: Serving, assignment: Assignment, by_itself: Callable[[], ServedModel], *, has_order: bool
     ) -> tuple[ServedModel, Arms, dict[Setting, str]]:
         """The model that a request's arms set, or the one `by_itself`, the arms, and the value model and policy that
         they set."""
@@ -108,7 +111,7 @@ class Choosing:
             if given is None or given[1] in fell_back:
                 continue
             found = found or by_itself()
-            if _has(found, setting, given[0]):
+            if _has(found, setting, given[0]) and (has_order or setting != "policy"):
                 set_by[setting] = given
                 continue
             fell_back.append(given[1])

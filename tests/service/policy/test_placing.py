@@ -280,6 +280,14 @@ experiments:
         named = ask(client, policy="plain")
         assert named["policy"] == "plain"
         assert "experiments" not in named
+        # Tensors without places have no order, so that the arm cannot answer them, and is said to have fallen back.
+        arm = answer["experiments"]["order"]
+        tensors = {"inputs": [one.as_json() for one in tensors_of(QUESTION)]}
+        for outputs, falls, applied in (({}, 1, None), ({"outputs": [{"name": "place"}]}, 1, "nothing")):
+            told = client.post(INFER, json={**tensors, **outputs}).json()["parameters"]
+            assert (told["experiments.order"], told.get("policy")) == (arm, applied)
+            fell_back = sample(client, "ranking_experiment_fell_back_total", model="tiny", experiment="order", arm=arm)
+            assert fell_back == falls
         rewrite(file, experiment.replace("POLICY", "bold"))
         _wait_until(lambda: client.get("/v1/models/tiny").json()["experiments_error"] is not None)
         assert "no policy 'bold'" in client.get("/v1/models/tiny").json()["experiments_error"]
