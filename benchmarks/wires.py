@@ -76,22 +76,22 @@ def messages(url: str, requests: Sequence[dict[str, Any]]) -> dict[str, list[byt
     """The requests on each wire."""
     return {
         "columns": [message(url, "/v1/rank", json.dumps(one).encode()) for one in requests],
-        "bytes": [_tensors(url, one) for one in requests],
+        "bytes": [tensors_message(url, one) for one in requests],
     }
 
 
-def _tensors(url: str, request: dict[str, Any]) -> bytes:
-    """The request in the protocol's binary tensor data extension, which asks for bytes."""
+def tensors_message(url: str, request: dict[str, Any]) -> bytes:
+    """The request in the protocol's binary tensor data extension, which asks for bytes. What is no feature is an id."""
     columns = {name: [value] for name, value in request["user"].items()} | request["candidates"]["features"]
     numbers = {feature.name for feature in SCHEMA.features if not feature.has_ids}
+    lists = {feature.name for feature in SCHEMA.features if feature.is_list}
     tensors: dict[str, Any] = {}
-    for feature in SCHEMA.features:
-        values = columns[feature.name]
-        if feature.is_list:
-            tensors[f"{feature.name}.values"] = np.concatenate(values).astype("<i8")
-            tensors[f"{feature.name}.lengths"] = np.array(list(map(len, values)), "<i8")
+    for name, values in columns.items():
+        if name in lists:
+            tensors[f"{name}.values"] = np.concatenate(values).astype("<i8")
+            tensors[f"{name}.lengths"] = np.array(list(map(len, values)), "<i8")
         else:
-            tensors[feature.name] = np.array(values, "<f4" if feature.name in numbers else "<i8")
+            tensors[name] = np.array(values, "<f4" if name in numbers else "<i8")
     inputs = [
         {
             "name": name,
