@@ -42,7 +42,7 @@ TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TOR
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
-	bench-off-policy bench-judge bench-gates bench-drift bench-policies bench-experiments clean
+	bench-off-policy bench-judge bench-gates bench-drift bench-policies bench-experiments bench-batch clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -280,6 +280,9 @@ bench-off-policy: $(STAMP) ## how often intervals of a policy's estimated value 
 
 bench-wires: $(STAMP) ## the same request as columns of /v1 and as bytes of /v2
 	@exec $(PY) -m benchmarks.wires $(ARGS)
+
+bench-batch: $(STAMP) ## requests of several users one by one and as POST /v1/rank:batch (ARGS="--turns 11")
+	@exec $(PY) -m benchmarks.batch $(ARGS)
 
 bench-fuzz: $(STAMP) ## a million requests that are nearly right, framing included (ARGS="--requests 20000 --seed 7")
 	@exec $(PY) -m benchmarks.fuzz $(ARGS)

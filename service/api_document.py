@@ -14,7 +14,7 @@ from typing import Any
 from service.base.errors import MEDIA_TYPE
 from service.events.openapi import with_events
 from service.http.keys import needed_for
-from service.metrics.metrics import EVENTS, INFER, RANK
+from service.metrics.metrics import BATCH, EVENTS, INFER, RANK
 from service.models.admin import SCHEMAS as LABELS_SCHEMAS
 from service.models.version import ServedModel
 from service.open_inference.openapi import example_inference, with_infer
@@ -34,7 +34,7 @@ from service.rank.wire import RankRequest
 
 _ADMIN = "/v1/admin"
 _GROUPS = {
-    "Ranking": (RANK,),
+    "Ranking": (RANK, BATCH),
     "Events": (EVENTS,),
     "Models": ("/v1/models",),
     "Admin": (_ADMIN,),
@@ -88,13 +88,18 @@ def with_models(document: dict[str, Any], models: Mapping[str, ServedModel], max
     document = copy.deepcopy(document)
     paths = document["paths"]
     requests = {name: example_request(model) for name, model in models.items()}
-    _give_examples(paths[RANK]["post"], requests or {"any": _ANY_REQUEST})
+    examples = requests or {"any": _ANY_REQUEST}
+    _give_examples(paths[RANK]["post"], examples)
+    _give_examples(paths[BATCH]["post"], {"each": {"requests": list(examples.values())}})
     if not models:
         return document
     schemas = document["components"]["schemas"]
     for of_any_model in wire_schemas([RankRequest], COMPONENT):
         del schemas[of_any_model]
-    schemas |= _give_schemas(paths[RANK]["post"], models, max_candidates)
+    of_models, request = _schemas_of(models, max_candidates)
+    schemas |= of_models
+    paths[RANK]["post"]["requestBody"]["content"]["application/json"]["schema"] = request
+    schemas["BatchRequest"]["properties"]["requests"]["items"] = request
     default = next(iter(models.values()))
     answer = paths[RANK]["post"]["responses"]["200"]["content"]["application/json"]
     answer["examples"]["plain"] = {"value": example_answer(default)}
@@ -111,8 +116,8 @@ def with_models(document: dict[str, Any], models: Mapping[str, ServedModel], max
     return document
 
 
-def _give_schemas(operation: dict[str, Any], models: Mapping[str, ServedModel], max_candidates: int) -> dict[str, Any]:
-    """Replace the schema of the scoring route's body by those of models. Returns these and their parts, by name."""
+def _schemas_of(models: Mapping[str, ServedModel], max_candidates: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The schemas of models' requests and of their parts, by name, and the one of a request to any of them."""
     schemas: dict[str, Any] = {}
     requests = []
     for name, model in models.items():
@@ -122,9 +127,7 @@ def _give_schemas(operation: dict[str, Any], models: Mapping[str, ServedModel], 
         reference = COMPONENT.replace("{name}", "{name}_" + suffix)
         schemas |= {f"{key}_{suffix}": one for key, one in request_schemas(model, max_candidates, reference).items()}
         requests.append({"$ref": reference.format(name=ROOT)})
-    body = operation["requestBody"]["content"]["application/json"]
-    body["schema"] = {"anyOf": requests} if len(requests) > 1 else requests[0]
-    return schemas
+    return schemas, {"anyOf": requests} if len(requests) > 1 else requests[0]
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
@@ -134,7 +137,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     if scope is not None:
         operation["security"] = SECURITY if scope not in _WRITTEN else [{KEY_SCHEME: []}]
         operation["description"] = (operation.get("description", "") + _SCOPES.format(scope)).strip()
-    if path in (RANK, EVENTS, INFER, INFER_VERSION):
+    if path in (RANK, BATCH, EVENTS, INFER, INFER_VERSION):
         return
     described = {"500": "an error of the service, not of the request"}
     if scope is not None:

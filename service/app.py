@@ -29,6 +29,7 @@ from service.base.clock import Clock
 from service.base.errors import Problem, refusal
 from service.base.log import FieldLogger
 from service.base.replaced_clock import ReplacedClock
+from service.batch import scorings
 from service.direct import DirectWay
 from service.events.event_types import EventTypes
 from service.events.routes import Events
@@ -43,7 +44,7 @@ from service.http.scoring_protocol import DIRECT
 from service.http.shedding import Shedding
 from service.http.tracing import Tracing
 from service.logs import appender, event_log, impression_log, shipper, state_store
-from service.metrics.metrics import EVENTS, INFER, RANK, Metrics
+from service.metrics.metrics import EVENTS, INFER, Metrics
 from service.models.admin import admin_routes
 from service.models.routes import model_routes
 from service.models.store import ModelStore, not_ready
@@ -140,6 +141,7 @@ class Service:
             users,
             PolicyPlacing(self.clock, self.metrics.policies, RepeatedIds(self.metrics.folder)),
         )
+        self.scorings = scorings(self.ranking, self.metrics)
         self.status = StatusPage(
             self.metrics, self.store.entries, self.store.journal, lambda: self.unready_reason, self._file_errors
         )
@@ -152,12 +154,12 @@ class Service:
         self.direct: DirectWay | None = None
 
     async def rank(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """POST /v1/rank, as plain ASGI. Another method is a 405."""
+        """POST /v1/rank or that of batches, as plain ASGI. Another method is a 405."""
         if scope["method"] != "POST":
             problem = Problem(405, "Method Not Allowed", headers={"Allow": "POST"})
             await send_problem(problem, scope, receive, send, self.metrics)
             return
-        await self.responder.respond(scope, receive, send, self.ranking.scoring)
+        await self.responder.respond(scope, receive, send, self.scorings[scope["path"]])
 
     @property
     def unready_reason(self) -> str | None:
@@ -321,11 +323,11 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         # Not a route: a framework costs more than the answer to a small request.
-        is_rank = scope["type"] == "http" and scope["path"] == RANK
+        is_rank = scope["type"] == "http" and scope["path"] in service.scorings
         await (service.rank if is_rank else app)(scope, receive, send)
 
     def scoring_at(scope: Scope) -> Scoring | None:
-        return service.ranking.scoring if scope["path"] == RANK else open_inference.scoring_at(scope)
+        return service.scorings.get(scope["path"]) or open_inference.scoring_at(scope)
 
     observe = Observe(Authorize(application, service.keys, service.metrics), service.metrics, service.tracing)
     service.direct = DirectWay(service.responder, service.keys, observe, scoring_at)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from model.features.encoder import Encoded, encoded_row
-from model.scorer.scorer import NamedCandidates, NonFiniteScoresError
+from model.scorer.scorer import NamedCandidates, NonFiniteScoresError, Scored
 from model.user import user_of
 from service.base.errors import Problem
 from service.base.log import FieldLogger
@@ -47,7 +47,7 @@ class Waiting(NamedTuple):
     """A request that waits for a look-up of its user. `resume` answers it then, in a scoring thread."""
 
     lookup: Lookup
-    resume: Callable[[], Reply]
+    resume: Callable[[], "Reply | Waiting"]
 
 
 # The body, what is known of the request, and its deadline in seconds of time.perf_counter.
@@ -119,19 +119,30 @@ class Ranking:
         deadline: float | None,
         found: FoundUser | None,
     ) -> Reply:
+        encoded = self.encode(question, body_bytes, record, found)
+        scored = self.score(encoded, record, deadline)
+        return Reply(self.finish(scored, record, explains=bool(question.options.explain)))
+
+    def encode(
+        self, question: Question, body_bytes: int, record: RequestRecord, found: FoundUser | None
+    ) -> EncodedRequest:
+        """The request with its user as found and the choice of what answers it, ready to be scored. Raises Problem:
+        404, 422, 503."""
         options = question.options
         if found is not None:
             merged, hydrated = found.hydrated(question.user)
             question = question._replace(user=merged, hydrated=hydrated)
         named = Named(options.model, options.version_name, options.value_model, "value_model", options.policy)
         chosen = self.choosing.choose(named, Sender(record.request_id, partial(_unit, question.user, found)), record)
-        encoded = self._encode(question, chosen, body_bytes, record)
-        scored = self.score(encoded, record, deadline)
-        if encoded.policy is not None:
+        return self._encode(question, chosen, body_bytes, record)
+
+    def finish(self, scored: ScoredRequest, record: RequestRecord, *, explains: bool) -> bytes:
+        """The body of a scored request's answer, in its policy's order. Raises Problem 500."""
+        if scored.encoded.policy is not None:
             scored = self.placing.place(scored, record)
-        explanation = _explanation(scored, record) if options.explain else None
+        explanation = _explanation(scored, record) if explains else None
         self.hand_on(scored, record)
-        return Reply(write(scored, explanation))
+        return write(scored, explanation)
 
     def _encode(self, question: Question, chosen: Chosen, body_bytes: int, record: RequestRecord) -> EncodedRequest:
         """The question's blocks, the candidates joined with the model's catalogue where it has one. Raises Problem 422
@@ -156,18 +167,26 @@ class Ranking:
     def score(self, request: EncodedRequest, record: RequestRecord, deadline: float | None) -> ScoredRequest:
         """Answers and their combined score, counted and measured. Raises Problem: 500 not finite, 504."""
         check_deadline(deadline)
-        model, value_model = request.model, request.value_model
         started = time.perf_counter()
+        scored = self.combine(request, self.answers(request, record), record)
+        self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)
+        return scored
+
+    def answers(self, request: EncodedRequest, record: RequestRecord) -> Scored:
+        """Answers of the model. Raises Problem 500 where they are not finite."""
         try:
-            scored = model.scorer.score(request.request, request.candidates)
+            return request.model.scorer.score(request.request, request.candidates)
         except NonFiniteScoresError as error:
-            self.store.recheck(model)
+            self.store.recheck(request.model)
             raise _not_finite(record, str(error)) from None
+
+    def combine(self, request: EncodedRequest, scored: Scored, record: RequestRecord) -> ScoredRequest:
+        """Answers with their combined score, counted. Raises Problem 500 where that is not finite."""
+        model, value_model = request.model, request.value_model
         record.calibration = scored.calibration
         score_N = model.value_models[value_model].score(scored.answers_NO)
         if not np.isfinite(score_N).all():
             raise _not_finite(record, f"value model '{value_model}' gave a combined score that is not finite")
-        self.metrics.inference_seconds.observe_soon(time.perf_counter() - started)
         self.metrics.candidates.observe_soon(len(score_N))
         record.count_scores = partial(model.metrics.observe, scored, value_model, score_N)
         return ScoredRequest(request, scored, score_N)

@@ -78,14 +78,14 @@ def spread(values: torch.Tensor, of_N: Positions) -> torch.Tensor:
     return values.index_select(0, torch.from_numpy(of_N))
 
 
-def stacked(first: EncodedBlock, second: EncodedBlock) -> EncodedBlock:
-    """The rows of one block, then those of another of the same features."""
-    values = [value for pair in zip(by_list(first), by_list(second), strict=True) for value in pair]
+def stacked(*blocks: EncodedBlock) -> EncodedBlock:
+    """The rows of one block, then those of others of the same features."""
+    values = [value for of_list in zip(*map(by_list, blocks), strict=True) for value in of_list]
     return EncodedBlock(
-        np.concatenate([first.ids_BK, second.ids_BK]),
-        np.concatenate(values) if values else first.list_values_V,
-        np.concatenate([first.list_lengths_LB, second.list_lengths_LB], axis=1),
-        np.concatenate([first.numbers_BQ, second.numbers_BQ]),
+        np.concatenate([block.ids_BK for block in blocks]),
+        np.concatenate(values) if values else blocks[0].list_values_V,
+        np.concatenate([block.list_lengths_LB for block in blocks], axis=1),
+        np.concatenate([block.numbers_BQ for block in blocks]),
     )
 
 

@@ -31,7 +31,7 @@ from model.artifact.reference import Bins as Bins
 from model.artifact.reference import Reference as Reference
 from model.artifact.table_files import as_table, table_file
 from model.calibration import calibrated
-from model.features.distinct import distinct, once, picked, spread
+from model.features.distinct import Positions, distinct, once, picked, spread
 from model.features.encoder import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
 from model.recalibration import InForce, Recalibration
 from model.recalibration import folder_of as calibrations_of
@@ -236,25 +236,28 @@ class Scorer:
         return None if catalogue is None else resolve(self.encoder, catalogue, ids, candidates, nulls)
 
     def _answers_named(self, request: EncodedBlock, named: NamedCandidates) -> torch.Tensor:
-        """answers_NO of candidates of which the catalogue has some. Equal ones are computed once, by the catalogue's
-        sums where one of them is in it."""
+        """answers_NO of candidates of which the catalogue has some."""
+        sums_SF, of_N = self.named_sums(named)
+        sums_1F = self.request_sums(request)
+        if self._compiled_sums is not None and sums_SF.dtype == torch.bfloat16:
+            return spread(self._compiled_sums(sums_SF, sums_1F), of_N)
+        return spread(self.module.answer_sums(sums_SF, sums_1F), of_N)
+
+    def named_sums(self, named: NamedCandidates) -> tuple[torch.Tensor, Positions]:
+        """sums_SF of the distinct candidates, and which of them each one is. They are the catalogue's where one of
+        equal ones is in it."""
         block, rows_K, place_N = named.whole()
         encoded, found = named.encoded, distinct(block)
         if found is not None:
             is_known_S = found.first_S < len(rows_K)
             encoded = None if is_known_S.all() else picked(block, found.first_S[~is_known_S])
             rows_K, place_N = rows_K[found.first_S[is_known_S]], found.of_N[place_N]
-        sums_NF = named.catalogue.sums(rows_K)
-        sums_1F = self.request_sums(request)
+        sums_SF = named.catalogue.sums(rows_K)
         if encoded is not None:
-            dtype = torch.float32 if self._compiled_sums is None else sums_NF.dtype
+            dtype = torch.float32 if self._compiled_sums is None else sums_SF.dtype
             rows_ND = self.candidate_rows(encoded)
-            sums_NF = torch.cat([sums_NF.to(dtype), self.module.candidate_sums(rows_ND).to(dtype)])
-        if self._compiled_sums is not None and sums_NF.dtype == torch.bfloat16:
-            answers_NO = self._compiled_sums(sums_NF, sums_1F)
-        else:
-            answers_NO = self.module.answer_sums(sums_NF, sums_1F)
-        return spread(answers_NO, place_N)
+            sums_SF = torch.cat([sums_SF.to(dtype), self.module.candidate_sums(rows_ND).to(dtype)])
+        return sums_SF, place_N
 
     def explain(self, request: Encoded, candidates: Encoded | NamedCandidates) -> tuple[Scored, list[ExpertWeights]]:
         """`score` by TorchScript, from features alone, and the weights that experts were mixed by, level by level. None

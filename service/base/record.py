@@ -19,8 +19,8 @@ _requests = logging.getLogger(f"{LOGGER}.requests")
 class Ticket(Protocol):
     """Admission of a request, as far as its record needs it (service/http/admission.py)."""
 
-    def set_candidates(self, candidates: int) -> None:
-        """The body is parsed, and has this many candidates."""
+    def set_candidates(self, candidates: int, requests: int) -> None:
+        """The body is parsed, and has this many candidates of so many requests."""
 
 
 class UserLookup(Protocol):
@@ -59,6 +59,9 @@ class RequestRecord:
     begun: float | None = None
     scored: float | None = None
     seconds: float = 0.0
+    # Of a request in a batch, the id of that. Of a batch that is answered, its requests.
+    batch: str | None = None
+    parts: list["RequestRecord"] = field(default_factory=list)
     # What has to be known before anybody can have the answer.
     before_answer: list[Callable[[], None]] = field(default_factory=list)
     # Counts the scores of a request that was scored, when it is over.
@@ -71,6 +74,8 @@ class RequestRecord:
         waiting, self.before_answer = self.before_answer, []
         for act in waiting:
             act()
+        for part in self.parts:
+            part.run_before_answer()
 
     def run_after_answer(self) -> None:
         """Do what waited for the answer to leave. It may refer to this record: kept here, only the collector would free
@@ -78,18 +83,21 @@ class RequestRecord:
         waiting, self.after_answer = self.after_answer, []
         for act in waiting:
             act()
+        for part in self.parts:
+            part.run_after_answer()
 
-    def count_candidates(self, count: int) -> None:
+    def count_candidates(self, count: int, requests: int = 1) -> None:
         """The body is parsed: the work that was guessed is known."""
         self.candidates = count
         if self.ticket is not None:
-            self.ticket.set_candidates(count)
+            self.ticket.set_candidates(count, requests)
 
     def log(self, level: int) -> None:
         """Write the request's line."""
         if _requests.isEnabledFor(level):
             fields = {
                 "request_id": self.request_id,
+                "batch": self.batch,
                 "trace_id": self.trace_id,
                 "endpoint": self.endpoint,
                 "key": self.key,
@@ -105,6 +113,7 @@ class RequestRecord:
                 "experiments": self.experiments or None,
                 "fell_back": self.fell_back or None,
                 "candidates": self.candidates,
+                "requests": len(self.parts) or None,
                 "state": None if self.lookup is None else self.lookup.result,
             }
             known = {name: value for name, value in fields.items() if value is not None}

@@ -118,9 +118,9 @@ class Ticket:
         self.work = work
         self.is_open = True
 
-    def set_candidates(self, candidates: int) -> None:
-        """The body is parsed, and has this many candidates."""
-        self._admission._set_work(self, FIXED_WORK + candidates)
+    def set_candidates(self, candidates: int, requests: int = 1) -> None:
+        """The body is parsed, and has this many candidates of so many requests."""
+        self._admission._set_work(self, FIXED_WORK * requests + candidates)
         if candidates and self.size is not None:
             self._admission._learn_size(candidates, self.size)
 

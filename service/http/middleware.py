@@ -183,6 +183,19 @@ class Observe:
 
     def _count(self, record: RequestRecord, scope: Scope) -> None:
         self._seconds[record.endpoint].observe_soon(record.seconds)
+        # A batch that is answered counts as its requests.
+        parts = record.parts if record.status == 200 else []
+        for part in parts:
+            part.seconds = record.seconds
+            self._count_one(part)
+            part.log(logging.INFO)
+        if not parts:
+            self._count_one(record)
+        if self._tracing is not None and record.endpoint in SCORING:
+            self._tracing.trace(record, {name: header(scope, name) or "" for name in ("traceparent", "tracestate")})
+        record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)
+
+    def _count_one(self, record: RequestRecord) -> None:
         known = self._codes.get((record.endpoint, record.status))
         (known or self._metrics.requests.labels(record.endpoint, record.status)).inc()
         if record.count_scores is not None:
@@ -191,9 +204,6 @@ class Observe:
             self._metrics.model_requests.labels(record.model, record.model_version, record.status).inc()
             if record.experiments:
                 self._metrics.experiments.count(record.model, record.experiments, record.status)
-        if self._tracing is not None and record.endpoint in SCORING:
-            self._tracing.trace(record, {name: header(scope, name) or "" for name in ("traceparent", "tracestate")})
-        record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)
 
 
 @lru_cache(maxsize=64)

@@ -37,9 +37,10 @@ from service.metrics.ship_metrics import ShipMetrics
 from service.metrics.state_metrics import StateMetrics
 
 RANK = "/v1/rank"
+BATCH = "/v1/rank:batch"
 INFER = "/v2/models/{name}/infer"
 EVENTS = "/v1/events"
-SCORING = (RANK, INFER)
+SCORING = (RANK, BATCH, INFER)
 ENDPOINTS = (
     *SCORING,
     EVENTS,

@@ -15,8 +15,8 @@ from model.value_models.value_model import DEFAULT
 from service.base.errors import MEDIA_TYPE
 from service.base.ranking import ranking
 from service.models.version import ServedModel
-from service.rank.request_schema import wire_schemas
-from service.rank.wire import Problem, RankAnswer, RankRequest
+from service.rank.request_schema import ROOT, wire_schemas
+from service.rank.wire import BatchRequest, Problem, RankAnswer, RankRequest
 
 # How a schema of the document is referred to.
 COMPONENT = "#/components/schemas/{name}"
@@ -49,7 +49,7 @@ def schemas_of(*types: type) -> dict[str, Any]:
     return wire_schemas(types, COMPONENT)
 
 
-SCHEMAS = schemas_of(RankRequest, RankAnswer, Problem)
+SCHEMAS = schemas_of(BatchRequest, RankRequest, RankAnswer, Problem)
 
 # Refusals of every route that scores.
 REFUSALS = {
@@ -134,6 +134,41 @@ RANK_OPERATION: dict[str, Any] = {
 }
 
 
+_BATCH_PROBLEMS = {
+    **{status: what for status, what in _PROBLEMS.items() if status != "404"},
+    "413": "body, requests or their candidates together over the limit",
+    "422": "wrong content of the whole, or a request id given twice; `errors` names every fault",
+    "500": "an error of the service, not of the requests",
+}
+_ANSWERS = {"type": "array", "items": {"anyOf": [reference("RankAnswer"), reference("Problem")]}}
+SCHEMAS["BatchAnswer"] = {
+    "description": "An answer or a problem, with its `status`, for each request in their order.",
+    "type": "object",
+    "properties": {"answers": _ANSWERS},
+    "required": ["answers"],
+}
+SCHEMAS["BatchRequest"]["properties"]["requests"]["items"] = reference(ROOT)
+BATCH_OPERATION: dict[str, Any] = {
+    "summary": "Score the candidates of several users, each as a request of its own",
+    "description": "Answers 200 whatever becomes of a request: its problem stands in the place of its answer. "
+    "Deadline, size and admission are those of the whole.",
+    "operationId": "rank_batch",
+    "security": SECURITY,
+    "parameters": [DEADLINE_HEADER, {**REQUEST_ID_HEADER, "description": "the id of the batch, in its log lines"}],
+    "requestBody": {"required": True, "content": {"application/json": {"schema": reference("BatchRequest")}}},
+    "responses": {
+        "200": {
+            "description": "the answers",
+            "headers": ANSWERED_ID,
+            "content": {
+                "application/json": {"schema": reference("BatchAnswer"), "example": {"answers": [EXAMPLE_ANSWER]}}
+            },
+        },
+        **refusals(_BATCH_PROBLEMS, MEDIA_TYPE, "Problem"),
+    },
+}
+
+
 def example_request(model: ServedModel) -> dict[str, Any]:
     """The model's own golden request."""
     golden = model.scorer.example
@@ -163,8 +198,9 @@ def example_answer(model: ServedModel) -> dict[str, Any]:
 
 
 def with_rank(document: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document with the scoring route added."""
+    """An OpenAPI document with the scoring route and that of batches added."""
     document.setdefault("paths", {})["/v1/rank"] = {"post": RANK_OPERATION}
+    document["paths"]["/v1/rank:batch"] = {"post": BATCH_OPERATION}
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(SCHEMAS)
     components.setdefault("securitySchemes", {})[KEY_SCHEME] = {

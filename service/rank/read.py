@@ -15,9 +15,11 @@ from service.base.record import RequestRecord, is_request_id
 from service.rank.faults import faults_of
 from service.rank.question import Question
 from service.rank.question_fast import read_columnar
-from service.rank.wire import CandidateColumns, RankRequest
+from service.rank.wire import MAX_REQUESTS, BatchRequest, CandidateColumns, RankRequest
 
 _decoder = msgspec.json.Decoder(RankRequest)
+_batch_decoder = msgspec.json.Decoder(BatchRequest)
+_batch_type = msgspec.inspect.type_info(BatchRequest)
 _request_type = msgspec.inspect.type_info(RankRequest)
 # A body with more bytes for each candidate that is allowed has its rows counted before they are decoded.
 _BYTES_A_ROW = 512
@@ -65,6 +67,26 @@ def read_general(body: bytes, max_candidates: int, record: RequestRecord) -> Que
     return Question.of(request)
 
 
+def read_batch(body: bytes) -> list[bytes]:
+    """The requests of a batch, each as it was written. Raises Problem: 400 not JSON, 413 too many of them, 422."""
+    try:
+        requests = _batch_decoder.decode(body).requests
+    except (ValueError, RecursionError):
+        faults = list(faults_of(json_object(body), _batch_type))
+        assert faults, "msgspec finds a fault that the walk does not"
+        raise Problem.wrong_content(faults) from None
+    if len(requests) > MAX_REQUESTS:
+        message = f"{len(requests)} requests, {MAX_REQUESTS} at most; send them in several batches"
+        raise Problem(413, message, faults=[Fault("requests", message)], reason="too_many_candidates")
+    return list(map(bytes, requests))
+
+
+def too_many_candidates(count: int, place: str, max_candidates: int) -> Problem:
+    """413."""
+    message = f"{count} candidates, {max_candidates} at most; send them in several requests"
+    return Problem(413, message, faults=[Fault(place, message)], reason="too_many_candidates")
+
+
 def _take_id(given: object, record: RequestRecord) -> None:
     if is_request_id(given):
         record.request_id = str(given)
@@ -80,5 +102,4 @@ def _check_counts(candidates: object, max_candidates: int) -> None:
 
 def _check_count(count: int, place: str, max_candidates: int) -> None:
     if count > max_candidates:
-        message = f"{count} candidates, {max_candidates} at most; send them in several requests"
-        raise Problem(413, message, faults=[Fault(place, message)], reason="too_many_candidates")
+        raise too_many_candidates(count, place, max_candidates)

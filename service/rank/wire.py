@@ -10,10 +10,12 @@ Shapes: N candidates, K of them answered, O outputs.
 
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from service.base.record import MAX_REQUEST_ID
 
+# Of a batch.
+MAX_REQUESTS = 50
 _TOLD = {"is_told": True}
 _EMPTY = {"empty": "no candidates: at least one is needed"}
 
@@ -111,6 +113,19 @@ class RankRequest(Options):
             description="a feature that is null or left out is the catalogue's where the model has one. `features` may "
             "be left out where the catalogue knows the candidate",
             extra={"expected": "an object of columns or a list of rows"},
+        ),
+    ]
+
+
+class BatchRequest(Struct, forbid_unknown_fields=True):
+    """Scoring requests of several users, each a RankRequest."""
+
+    requests: Annotated[
+        list[Raw],
+        Meta(
+            min_length=1,
+            extra={"expected": "a list of requests", "empty": "no requests: at least one is needed"},
+            extra_json_schema={"maxItems": MAX_REQUESTS},
         ),
     ]
 

@@ -126,6 +126,7 @@ def test_every_route_is_described(client: TestClient) -> None:
     v2 |= {f"{path}{verb}" for path in (model, version) for verb in ("", "/ready", "/infer")}
     v1 = {
         "/v1/rank",
+        "/v1/rank:batch",
         "/v1/events",
         "/v1/models",
         "/v1/models/{name}",
@@ -151,7 +152,12 @@ def test_requests_are_closed_and_answers_open(client: TestClient) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     closed = {name for name, schema in schemas.items() if schema.get("additionalProperties") is False}
     of_models = {"RankRequest", "CandidateColumns", "CandidateRow", "User", "Features", "FeatureColumns"}
-    assert closed == {f"{name}_tiny" for name in of_models} | {"EventsRequest", "Labels", "LabelsChange"}
+    assert closed == {f"{name}_tiny" for name in of_models} | {
+        "BatchRequest",
+        "EventsRequest",
+        "Labels",
+        "LabelsChange",
+    }
     answer = client.post("/v1/rank", json={**TINY_REQUEST, "explain": True}).json()
     answer["later"] = answer["explain"]["more"] = "of a later release"
     assert conforms(answer, schemas["RankAnswer"], {"components": {"schemas": schemas}})
