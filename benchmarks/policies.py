@@ -3,13 +3,14 @@
 In: drawn requests whose candidates have few creators, many, or a skewed share of them. Out: microseconds of this thread
 a request, medians and 95th percentiles, of all stages together and of each stage by itself. Integer ids, vectors of 16
 columns, a history of 50 entries. Every request explores, which is the expensive case. Then the same of whole requests
-to services with and without policies (benchmarks/policies_served.py).
+to services with and without policies (benchmarks/policies_served.py), in a file of its own.
 
 Shapes: N candidates, D columns of a vector.
 """
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,21 +85,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-policies")
     parser.add_argument("--requests", type=int, default=1000, help="requests of each policy (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", choices=("placing", "served"), help="measure this alone (default: both)")
     parser.add_argument("--turns", type=int, default=12, help="turns of the services (default 12)")
     parser.add_argument("--served", type=int, default=300, help="whole requests of each way, in a turn (default 300)")
     options = parser.parse_args()
+    if options.part != "served":
+        print(_placing(options.requests, options.seed))
+    if options.part != "placing":
+        print(_served(options.turns, options.served))
+
+
+def _placing(requests: int, seed: int) -> Path:
     schema = FeedSchema.from_mapping({"name": "policies", "features": FEATURES, "tasks": TASKS}, "schema")
     domain = AnswerDomain.of_answers({"click": [1.0], "like": [1.0]})
     policies = Policies.from_bytes(yaml.safe_dump(POLICIES).encode(), "policies", schema, domain)
-    rng = np.random.default_rng(options.seed)
+    rng = np.random.default_rng(seed)
     found = {
-        creators: {name: _measure(policies[name], creators, options.requests, rng) for name in policies.names}
+        creators: {name: _measure(policies[name], creators, requests, rng) for name in policies.names}
         for creators in CREATORS
     }
-    served = costs(options.turns, options.served)
     body = [
-        f"Requests of {CANDIDATES} candidates, {options.requests} of each kind. Median (95th percentile) of the CPU",
-        "microseconds from scores to the order, reading of the candidates' values included.",
+        f"Requests of {CANDIDATES} candidates, {requests} of each kind. Median (95th percentile) of the CPU",
+        "microseconds from scores to the order, reading of the candidates' values included. What a request without a",
+        "policy pays is in policies_served.md.",
         "",
         *report.table(
             ["policy", *(f"candidates {creators}" for creators in CREATORS)],
@@ -113,17 +122,23 @@ def main() -> None:
                 for name in policies.names
             ],
         ),
-        "",
-        f"Whole requests of as many candidates to a service of the reference feed, over HTTP, {options.turns} turns of",
-        f"{options.served} requests. The ratio is within a turn, with its 95 % interval.",
+    ]
+    return report.write(NAME, "CPU time of ranking policies", body, found, "make bench-policies")
+
+
+def _served(turns: int, requests: int) -> Path:
+    served = costs(turns, requests)
+    body = [
+        f"Whole requests of {CANDIDATES} candidates to services of the reference feed, over HTTP, {turns} turns of",
+        f"{requests} requests. The ratio is within a turn, with its 95 % interval.",
         "",
         *report.table(
             ["service and request", "CPU ms a request, median", f"against {WITHOUT}"],
             [[way, f"{np.median(served[way]):.3f}", str(Ratio.of(served[way], served[WITHOUT]))] for way in WAYS],
         ),
     ]
-    data = {"placing": found, "served_ms": served}
-    print(report.write(NAME, "CPU time of ranking policies", body, data, "make bench-policies"))
+    data = {"served_ms": served}
+    return report.write(f"{NAME}_served", "CPU time of requests with policies", body, data, "make bench-policies")
 
 
 def _measure(policy: Policy, creators: str, requests: int, rng: np.random.Generator) -> dict[str, float]:
