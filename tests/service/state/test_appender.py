@@ -158,7 +158,7 @@ def _raise_full(*_: object) -> None:
 
 
 def test_a_killed_leader_loses_and_doubles_nothing(models: Path, tmp_path: Path) -> None:
-    """Two workers. The one that appends is killed between events, and the other goes on. Longer: make bench-state."""
+    """Two workers. The one that appends is killed between events, and the other goes on."""
     flags = ("--workers", "2", "--threads", "1", "--state", sqlite_url(tmp_path / "state.db"))
     (models / "tiny" / "state.yaml").write_text(STATE.replace("keep: 3", "keep: 1000"))
     sent = 0

@@ -157,6 +157,17 @@ def test_values_of_a_wrong_type_take_defaults_and_are_counted(
     assert "no id" not in caplog.text
 
 
+def test_of_a_list_beyond_keep_the_newest_entries_are_read(models: Path, tmp_path: Path) -> None:
+    """A `keep` that was made smaller leaves longer lists in the store, until an event or PUT cuts them."""
+    store = store_at(tmp_path / "state.db")
+    put_user(store, "17", KEPT, {"history": [(7, 8.0), (8, 9.0), *HISTORY]})
+    store.close()
+    with client_of(models, state=sqlite_url(tmp_path / "state.db"), state_timeout_ms=5000) as client:
+        answer = rank(client, {"user_id": 17, "tab": 1}, explain=True)
+        assert candidates_of(answer) == candidates_of(rank(client, INLINE))
+        assert answer["explain"]["inputs"]["state"]["history"] == len(HISTORY)
+
+
 def test_state_yaml_is_taken_up_without_a_restart(client: TestClient, models: Path) -> None:
     def is_refused() -> bool:
         return bool(client.get("/v1/models/tiny").json()["state_error"])
