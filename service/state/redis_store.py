@@ -13,6 +13,7 @@ from typing import Any
 
 from redis import Redis, exceptions
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from service.state.store import Change, Note, StoreError, StoreFullError, StoreTimeoutError, Written
@@ -115,8 +116,14 @@ def _changed(change: Change, before: dict[bytes, bytes | None]) -> dict[bytes, W
 
 
 def _client(url: str, seconds: float, connect_seconds: float) -> Redis:
-    retry = Retry(NoBackoff(), 0)
-    return Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=connect_seconds, retry=retry)
+    return Redis.from_url(
+        url,
+        socket_timeout=seconds,
+        socket_connect_timeout=connect_seconds,
+        retry=Retry(NoBackoff(), 0),
+        # Notices of a moving server would come between the answers, on a connection that reads answers alone.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+    )
 
 
 def _key(name: bytes) -> bytes:
