@@ -50,7 +50,7 @@ def faults_of_answers(
 
 
 def normalized_error(sums: TaskSums, kind: LearnedTask) -> float | None:
-    """NE of a binary or multiclass task, squared error over variance of a quantity. None where labels are alike."""
+    """NE: loss over that of the best constant, of a quantity too. None where labels are alike."""
     return _ratio(float(sums.loss_U.sum()), float(sums.constant_loss(kind).sum()))
 
 

@@ -2,7 +2,7 @@
 
 In: losses by user of the challenger, and of every version that was stable lately, on the same rows. Out: passed or
 refused, with reasons and figures. On the same rows the constant's loss is one, so that NE's relative difference (for a
-quantity that of squared error over variance) is the quotient of two sums of losses, less 1. Its 95 % interval is of a
+quantity that of its loss over the constant's) is the quotient of two sums of losses, less 1. Its 95 % interval is of a
 bootstrap over users (training/metrics/bootstrap.py).
 
 Shapes: U users, R draws of them.

@@ -60,7 +60,8 @@ def _blocks(
         Paragraph(
             "Calibration is the sum of the answers over that of the labels: 1 is right on average. NE is the loss of "
             "the answers over that of the best constant: lower is better, and 1 is no better than a constant. Of a "
-            "quantity it is the squared error over the variance. Intervals are 95 %, over users. Pictures leave out "
+            "quantity the loss is the squared error, or a Poisson law's deviance where it is learned by log1p. "
+            "Intervals are 95 %, over users. Pictures leave out "
             f"what has fewer than {MIN_LABELS} labels on a day."
         ),
         *([Paragraph(f"Days that are not whole: {', '.join(broken)}.")] if broken else []),

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.special import kl_div, xlogy
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -125,18 +126,29 @@ class LearnedRegression(LearnedTask):
         return float(np.mean((logits_BO[:, 0] - targets_B) ** 2) / np.var(targets_B))
 
     def losses_of_answers(self, labels_N: Floats, answers_NO: Floats) -> Floats:
-        """Squared error, in the square of the label's unit."""
+        """Squared error, or half a Poisson law's deviance of labels and answers plus 1 each where they are learned by
+        log1p.
+
+        Both are least on average where answers are the labels' means (Savage 1971). The deviance counts an error by its
+        share of the label. Squared errors of a quantity with a long tail are those of its few largest labels."""
+        if self.is_mapped:
+            deviances_N: Floats = kl_div(labels_N + 1, answers_NO[:, 0] + 1)
+            return deviances_N
         return (answers_NO[:, 0] - labels_N) ** 2
 
     def label_moments(self, labels_N: Floats) -> Floats:
-        """Labels and their squares."""
-        return np.stack([labels_N, labels_N**2], axis=1)
+        """Labels, and their squares or what the deviance has of labels alone."""
+        of_labels_N = xlogy(labels_N + 1, labels_N + 1) if self.is_mapped else labels_N**2
+        return np.stack([labels_N, of_labels_N], axis=1)
 
     def losses_of_constant(self, moments_UM: Floats, rows_U: Floats) -> Floats:
-        """Squared error of the mean."""
-        labels_U, squares_U = moments_UM.T
+        """Losses of the mean."""
+        labels_U, of_labels_U = moments_UM.T
         mean = labels_U.sum() / rows_U.sum() if rows_U.any() else 0.0
-        losses_U: Floats = squares_U - 2 * mean * labels_U + mean**2 * rows_U
+        if self.is_mapped:
+            losses_U: Floats = of_labels_U - (labels_U + rows_U) * np.log(mean + 1) - labels_U + mean * rows_U
+        else:
+            losses_U = of_labels_U - 2 * mean * labels_U + mean**2 * rows_U
         return losses_U
 
 

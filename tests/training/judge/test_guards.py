@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import log_loss
+from sklearn.metrics import d2_tweedie_score, log_loss
 
 from model.tasks import BinaryTask, MulticlassTask, RegressionTask
 from model.tasks.task import BaseTask, TargetScale
@@ -32,6 +32,7 @@ def _samples() -> list[tuple[LearnedTask, Floats, Floats, float]]:
     rows = len(clicks_N)
     binary = BinaryTask(name="click", kind="binary", label="is_click")
     quantity = RegressionTask(name="play_time", kind="regression", label="play_time_ms")
+    long_tailed = RegressionTask(name="play_time", kind="regression", label="play_time_ms", transform="log1p")
     classes = MulticlassTask(name="rating", kind="multiclass", label="stars", classes={1: "bad", 2: "fair", 3: "good"})
     times_N = rng.gamma(0.7, 900.0, rows)
     guesses_N = times_N * 0.3 + 500
@@ -47,6 +48,12 @@ def _samples() -> list[tuple[LearnedTask, Floats, Floats, float]]:
             log_loss(clicks_N, probabilities_N) / log_loss(clicks_N, base),
         ),
         (_kind(quantity), times_N, guesses_N[:, None], ((guesses_N - times_N) ** 2).mean() / times_N.var()),
+        (
+            _kind(long_tailed),
+            np.rint(times_N),
+            guesses_N[:, None],
+            1 - d2_tweedie_score(np.rint(times_N) + 1, guesses_N + 1, power=1),
+        ),
         (_kind(classes), stars_N, shares_NC, _relative(stars_N, shares_NC, base_NC)),
     ]
 
@@ -55,7 +62,7 @@ def _relative(labels_N: Floats, answers_N: Floats, base_N: Floats) -> float:
     return float(log_loss(labels_N, answers_N) / log_loss(labels_N, base_N))
 
 
-@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("place", range(4))
 def test_sums_by_user_give_the_error_of_all_rows_and_their_influence_that_of_a_user(place: int) -> None:
     kind, labels_N, answers_NO, error = _samples()[place]
     users_N, _, _ = rows_of(4, USERS)
