@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from training.data.retries import first_line
 from training.files import replace_file
 from training.join.plan import Plan, hour_name, hour_named
 
@@ -89,7 +90,9 @@ def write_hour(plan: Plan, hour: int, batches: Iterable[pa.RecordBatch], engine:
             os.fsync(written.fileno())
         partial.replace(path)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror}); the hours before it are kept") from None
+        raise ValueError(
+            f"{path}: cannot be written ({error.strerror or first_line(error)}); the hours before it are kept"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -66,14 +66,18 @@ class JoinAtWork(ValueError):
 
 
 def join(plan: Plan, settings: Settings | None = None) -> Joined:
-    """Join what is closed. Raises ValueError, and JoinAtWork where another process does."""
+    """Join what is closed. Raises ValueError, for a full disk too, and JoinAtWork where another process does."""
     settings = settings or Settings()
     out = plan.out
     refuse_foreign(out, "folder of joined rows", is_own=(out / "_join").is_dir)
     for folder in (plan.file.impressions, plan.file.events):
         refuse_within(out, folder, "logs")
     with locked(out):
-        return _Join(plan, settings).run()
+        try:
+            return _Join(plan, settings).run()
+        except OSError as error:  # what goes wrong with a log, or with an hour's file, is a ValueError already
+            reason = error.strerror or first_line(error)
+            raise ValueError(f"{out}: cannot be written ({reason}); hours that were joined are kept") from None
 
 
 def sources_of(plan: Plan) -> dict[str, Source]:
