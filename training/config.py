@@ -49,8 +49,8 @@ class DataConfig(StrictModel):
     """A folder of *.parquet files. `split` says which rows train, validate and test (training/split_config.py).
     `group_by` names the user column of GAUC and of the bootstrap.
 
-    `weight` names a column of row weights >= 0: losses become weighted means over the training rows. Metrics and the
-    validation objective do not use it.
+    `weight` names a column of row weights >= 0: losses become weighted means over the training rows, and calibration
+    counts rows by it. Metrics and the validation objective do not use it.
 
     `read: stream` trains on a split that is larger than memory (training/data/stream.py). An epoch then runs in
     `lanes` side by side, each of which shuffles its rows within windows of `window` consecutive row groups. `readers`

@@ -126,6 +126,11 @@ def other_columns(config: DataConfig) -> list[str]:
     return [name for name in (config.bounds.column, config.group_by, config.weight) if name is not None]
 
 
+def row_weights(config: DataConfig, table: pa.Table) -> NDArray[np.float64] | None:
+    """weights_B of a table's rows, by `data.weight`. None where each counts once."""
+    return None if config.weight is None else floats(table.column(config.weight))
+
+
 def _both(mask: pa.ChunkedArray, is_good_B: Mask | None) -> pa.ChunkedArray:
     return mask if is_good_B is None else pc.and_(mask, pa.array(is_good_B))
 

@@ -1,7 +1,8 @@
 """Calibration of a run: its answers on the validation split -> maps (training/tasks/probability_maps.py).
 
 Answers are those that will be served: training_only features at their serving value, negative downsampling undone.
-Where negatives were sampled, each counts as 1 / rate impressions, in the fit and in what is reported.
+Where negatives were sampled, each counts as 1 / rate impressions, and a row of a log that keeps a share of them by its
+`data.weight`, in the fit and in what is reported.
 
 Shapes: B rows of a split, N of them with an observed label, O outputs.
 """
@@ -20,7 +21,7 @@ from model.ranker import Answers, Ranker
 from model.tasks import Task
 from training.config import SplitName
 from training.data.kinds.columns import columns_from_arrow
-from training.data.rows import Rows, labels_of, observed_of, read_splits
+from training.data.rows import Rows, labels_of, observed_of, read_splits, row_weights
 from training.evaluate.validation import predict
 from training.run.run import Run
 from training.tasks import learned
@@ -45,13 +46,14 @@ def calibrate(
     splits: tuple[SplitName, ...] = ("validation", "test") if run.config.data.has_test else ("validation",)
     tables = read_splits(run.config.data, run.schema, splits, extra=tuple(segment_by))
     answers = {split: _answers(run, ranker, table) for split, table in tables.items()}
+    weights = {split: row_weights(run.config.data, table) for split, table in tables.items()}
     maps: dict[str, ProbabilityMap] = {}
     tasks: dict[str, Any] = {}
     for task in run.schema.tasks:
         if not task.is_probability:
             continue
         columns = run.schema.output_slices[task.name]
-        seen = {split: _Seen(task, tables[split], answers[split][:, columns]) for split in splits}
+        seen = {split: _Seen(task, tables[split], answers[split][:, columns], weights[split]) for split in splits}
         try:
             mapping = seen["validation"].fit(kind)
         except NotCalibratedError as error:
@@ -72,28 +74,39 @@ def calibrate(
 
 
 class _Seen:
-    """Labels and probabilities of a task on a split."""
+    """Labels and probabilities of a task on a split, with the weights of its rows."""
 
-    def __init__(self, task: Task, table: pa.Table, answers_BO: Array) -> None:
+    def __init__(self, task: Task, table: pa.Table, answers_BO: Array, weights_B: Array | None) -> None:
         self._task = learned(task)
         self._labels_B = labels_of(task, table)
-        self._observed_B = observed_of(task, table)
+        self._observed_B = observed_of(task, table) if weights_B is None else observed_of(task, table) & (weights_B > 0)
         self._answers_BO = answers_BO
+        self._weights_B = weights_B
 
     def fit(self, kind: CalibrationKind) -> ProbabilityMap:
         """The map of all rows. Raises NotCalibratedError."""
-        return self._task.fit_map(kind, self._labels_B[self._observed_B], self._answers_BO[self._observed_B])
+        observed_B = self._observed_B
+        return self._task.fit_map(
+            kind, self._labels_B[observed_B], self._answers_BO[observed_B], self._weights(observed_B)
+        )
 
     def change(self, mapping: ProbabilityMap, is_in_B: NDArray[np.bool_] | None = None) -> dict[str, Any]:
         """Changes by a map on some rows, or on all."""
         is_in_B = self._observed_B if is_in_B is None else self._observed_B & is_in_B
-        labels_N, answers_NO = self._labels_B[is_in_B], self._answers_BO[is_in_B]
+        labels_N, answers_NO, weights_N = self._labels_B[is_in_B], self._answers_BO[is_in_B], self._weights(is_in_B)
         return {
             "rows": len(labels_N),
             **self._task.label_counts(labels_N),
-            "before": self._task.calibration_of(labels_N, answers_NO),
-            "after": self._task.calibration_of(labels_N, mapping(answers_NO)),
+            "before": self._task.calibration_of(labels_N, answers_NO, weights_N),
+            "after": self._task.calibration_of(labels_N, mapping(answers_NO), weights_N),
         }
+
+    def _weights(self, is_in_B: NDArray[np.bool_]) -> Array | None:
+        """weights_N of some rows, with mean 1."""
+        if self._weights_B is None or not is_in_B.any():
+            return None
+        weights_N: Array = self._weights_B[is_in_B] / self._weights_B[is_in_B].mean()
+        return weights_N
 
 
 def _answers(run: Run, ranker: Ranker, table: pa.Table) -> Array:

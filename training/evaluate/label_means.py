@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from model.calibration import LabelMean
 from model.ranker import Ranker
 from training.data.kinds.columns import columns_from_arrow
-from training.data.rows import Rows, labels_of, observed_of, read_splits
+from training.data.rows import Rows, labels_of, observed_of, read_splits, row_weights
 from training.evaluate.validation import predict
 from training.run.run import Run
 from training.tasks import learned
@@ -37,18 +37,20 @@ def label_means(
         return maps, about
     table = read_splits(run.config.data, run.schema, ("validation",))["validation"]
     logits_BO = logits_of(run, ranker, table, as_served=as_served)
+    weights_B = row_weights(run.config.data, table)
     for kind in kinds:
         task = kind.task
-        observed_B = observed_of(task, table)
+        observed_B = observed_of(task, table) if weights_B is None else observed_of(task, table) & (weights_B > 0)
+        weights_N = np.ones(int(observed_B.sum())) if weights_B is None else weights_B[observed_B]
         labels_N = labels_of(task, table)[observed_B]
         answers_N = kind.bare_answers(logits_BO[observed_B, run.schema.output_slices[task.name]])
         try:
-            maps[task.name] = fit_label_mean(labels_N, answers_N, kind.scale.upper)
+            maps[task.name] = fit_label_mean(labels_N, answers_N, kind.scale.upper, weights_N)
         except NoLabelMeanError as error:
             log.warning("task %s is answered without a correction to its label's mean: %s", task.name, error)
             about[task.name] = {"not_fitted": str(error)}
             continue
-        ratio = float(answers_N.sum() / labels_N.sum())
+        ratio = float(weights_N @ answers_N / (weights_N @ labels_N))
         about[task.name] = {"rows": len(labels_N), "calibration_ratio_before": ratio}
     return maps, about
 
