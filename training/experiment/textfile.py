@@ -1,5 +1,6 @@
 """experiment.prom: the arms of an experiment at its last analysis, for the textfile collector of the node exporter."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,3 +30,4 @@ def _samples(users: Users, analysis: Analysis, labels: dict[str, str]) -> Iterat
     for arm, count in users.exposed.items():
         yield Sample("ranking_experiment_users", {**labels, "arm": arm}, count)
     yield Sample("ranking_experiment_analysis_status", labels, status_of(analysis))
+    yield Sample("ranking_experiment_analysed_timestamp_seconds", labels, time.time())

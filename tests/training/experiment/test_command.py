@@ -1,6 +1,7 @@
 """The command: a verdict in words, a page, statuses that scripts can read, and faults of the user in one line."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,16 @@ def test_metrics_tell_of_the_sample_ratio(tmp_path: Path, file: Path) -> None:
     lost = [row for row in rows if row["_user"] is None or int(row["_user"][1:]) % 6 != 1]
     for kept, status in ((rows, 0), (lost, 4)):
         write_hours(tmp_path / "joined", kept)
+        started = time.time() - 1  # a file has whole seconds
         assert run(tmp_path, file, *named) == status
+        ended = time.time() + 1
         found = gauges(tmp_path / "out" / "experiment.prom")
         content = json.loads((tmp_path / "out" / "experiment.json").read_text())
         chance = found.pop(("sample_ratio_p_value", ""))
         assert chance == pytest.approx(min(1.0, 1 / content["sample_ratio_evidence"]))
         assert (chance < 0.01) == (status == 4)
         counts = {arm: len(_users(kept, arm)) for arm in ("control", "treatment")}
+        assert started <= found.pop(("analysed_timestamp_seconds", "")) <= ended
         assert found == {("analysis_status", ""): status, **{("users", arm): count for arm, count in counts.items()}}
 
 
