@@ -97,7 +97,7 @@ class Version:
     learned: float
     shared: float
     own: float
-    own_of_play_time: float
+    own_of_play_time: float = 0.0
 
 
 class Night(NamedTuple):
