@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import hmac
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.state.store import StoreError, Written
-from service.state.user_state import store_name
+from service.state.user_state import UserState, store_name
 from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.deploy.programs import wait_for
 from tests.service.impressions.impressions_read import lines_of
 from tests.service.in_process import client_of, sample
 from tests.service.state.stores import STATE, put_user, sqlite_url, store_at
@@ -266,3 +268,26 @@ def test_a_locked_state_file_costs_no_request(client: TestClient, tmp_path: Path
     other.execute("BEGIN IMMEDIATE")
     assert candidates_of(rank(client, {"user_id": 17, "tab": 1})) == candidates_of(rank(client, INLINE))
     other.close()
+
+
+def test_a_state_file_that_is_cut_costs_no_request(models: Path, tmp_path: Path) -> None:
+    """Users on pages that are gone take defaults, and it is counted. The file put back is found again."""
+    (models / "tiny" / "state.yaml").write_text(STATE.replace("user_id", "visitor"))
+    path = tmp_path / "state.db"
+    store = store_at(path)
+    blob = UserState({**KEPT, "other": "x" * 3_000}, {}).encoded()
+    names = [store_name("tiny", str(number)) for number in range(1_000)]
+    store.change(names, lambda _: dict.fromkeys(names, Written(blob, 1000)))
+    store.close()  # the last connection, which leaves everything in the one file
+    whole = path.read_bytes()
+    assert len(whole) > 2**21, "more than SQLite keeps in memory"
+    with client_of(models, state=sqlite_url(path), state_timeout_ms=5000) as client:
+        known, defaults = (candidates_of(rank(client, {"tab": 1, **user})) for user in ({"visitor": 0}, {}))
+        assert known == candidates_of(rank(client, {"tab": 1, **KEPT})) != defaults
+        os.truncate(path, 20_000)
+        answers = [candidates_of(rank(client, {"visitor": number, "tab": 1})) for number in range(0, 1_000, 50)]
+        assert lookups(client, "error") > 0
+        assert defaults in answers
+        assert all(answer in (known, defaults) for answer in answers)
+        path.write_bytes(whole)
+        wait_for(lambda: candidates_of(rank(client, {"visitor": 999, "tab": 1})) == known)
