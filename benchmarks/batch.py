@@ -25,7 +25,7 @@ from deploy.open_loop import message
 from tests.artifacts import publish_artifact
 
 # Users of a batch, and candidates of each.
-SIZES = ((2, 100), (10, 20), (10, 100), (50, 40))
+SIZES = ((2, 100), (10, 10), (10, 100), (50, 40))
 NAME = "reference"
 WAYS = {"alone": "/v1/rank, one by one", "batch": "/v1/rank:batch"}
 _DIFFERENT = 8

@@ -1,8 +1,8 @@
 """Several requests of one version at once -> the answers of each, for less than one after another.
 
 In: encoded requests, each with its candidates. Out: `Scored` of each. Requests are multiplied by the network's weights
-together, and so are all their candidates, each with its own request's sums. Compiled code is made for one request and
-is called for each.
+together, and so are the candidates of those that have few, each with its own request's sums. Compiled code is made for
+one request and is called for each.
 
 Shapes: R requests, N candidates of one, S distinct ones of all, F outputs over the raw row, O outputs, B rows of a
 block, K single-id features.
@@ -18,20 +18,31 @@ from model.features.distinct import Positions, distinct, picked, spread, stacked
 from model.features.encoder import Encoded
 from model.scorer.scorer import NamedCandidates, Scored, Scorer
 
+# What a call of the network costs besides its rows is worth so many. Requests with more are faster alone: their sums
+# stay in the processor's caches (benchmarks/results/batch.md).
+MOST_CANDIDATES = 100
+
 Request = tuple[Encoded, Encoded | NamedCandidates]
 
 
 def score_together(scorer: Scorer, requests: Sequence[Request]) -> list[Scored]:
     """Answers of each request. They differ from `scorer.score` of it alone by the rounding of float32. Raises
     NonFiniteScoresError where those of any are not finite."""
-    if scorer.compiled is not None or len(requests) == 1:
-        return [scorer.score(request, candidates) for request, candidates in requests]
-    with torch.inference_mode():
-        parts = _answers(scorer, requests)
-    return [
-        scorer.scored(answers, request, candidates.missing, candidates.oov)
-        for answers, (request, candidates) in zip(parts, requests, strict=True)
-    ]
+    small = [number for number, (_, candidates) in enumerate(requests) if _count(candidates) <= MOST_CANDIDATES]
+    if scorer.compiled is not None or len(small) < 2:
+        small = []
+    scored: dict[int, Scored] = {}
+    if small:
+        with torch.inference_mode():
+            parts = _answers(scorer, [requests[number] for number in small])
+        for number, answers in zip(small, parts, strict=True):
+            request, candidates = requests[number]
+            scored[number] = scorer.scored(answers, request, candidates.missing, candidates.oov)
+    return [scored[number] if number in scored else scorer.score(*one) for number, one in enumerate(requests)]
+
+
+def _count(candidates: Encoded | NamedCandidates) -> int:
+    return len(candidates.block.ids_BK if isinstance(candidates, Encoded) else candidates.rows_N)
 
 
 def _answers(scorer: Scorer, requests: Sequence[Request]) -> list[torch.Tensor]:

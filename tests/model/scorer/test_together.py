@@ -9,7 +9,7 @@ import pytest
 
 from model.features.encoder import Encoded
 from model.scorer.scorer import NamedCandidates, Scored, Scorer
-from model.scorer.together import score_together
+from model.scorer.together import MOST_CANDIDATES, score_together
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.items import tiny_items, write_items
 from training.publish.catalogue import build_catalogue
@@ -77,6 +77,28 @@ def test_items_of_the_catalogue_beside_described_ones(scorer: Scorer) -> None:
     assert_alike(scorer, requests)
     assert_alike(scorer, requests[::-1])
     assert_alike(scorer, requests[:1])
+
+
+def test_a_request_of_many_candidates_goes_beside_those_of_few(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [number % 30 for number in range(MOST_CANDIDATES + 1)]
+    requests: list[Request] = [
+        (user(scorer, 1), described(scorer, [4, 5])),
+        (user(scorer, 2), described(scorer, many)),
+        (user(scorer, 3), named(scorer, [f"item-{number}" for number in many])),
+        (user(scorer, 4), described(scorer, many[:-1])),
+    ]
+    assert_alike(scorer, requests)
+    alone: list[int] = []
+    score = scorer.score
+
+    def counted(request: Encoded, candidates: Encoded | NamedCandidates) -> Scored:
+        scored = score(request, candidates)
+        alone.append(len(scored.answers_NO))
+        return scored
+
+    monkeypatch.setattr(scorer, "score", counted)
+    score_together(scorer, requests)
+    assert alone == [MOST_CANDIDATES + 1] * 2
 
 
 def test_compiled_code_takes_one_user_a_call(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
