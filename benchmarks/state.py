@@ -28,7 +28,7 @@ from benchmarks.state_faults import LateRedis, measure_late_redis, measure_resta
 from benchmarks.state_services import CANDIDATES, HISTORY, ITEM, KEY, RedisProcess, publish, service
 
 _EVENT_SECONDS = 1.0
-_EVENT_GAP_SECONDS = 0.02
+_EVENT_GAP_SECONDS = 0.05
 _WORKERS = 2
 _ASKED_TIMES = 4
 
