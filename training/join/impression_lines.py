@@ -59,6 +59,7 @@ class ImpressionReader:
     def batches(self, source: Source, file: SourceFile) -> Iterator[Read]:
         """The requests of a file. `_r` counts from 0 in each batch. Raises ValueError for a file that cannot be read
         at all, or that the join must not use."""
+        file = source.current(file)
         place = source.shown(file)
         waiting: list[_Given] = []
         size = 0

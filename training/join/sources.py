@@ -90,6 +90,13 @@ class Source:
         """A file's place, as a message names it."""
         return f"{self.place.rstrip('/')}/{file.name}"
 
+    def current(self, file: SourceFile) -> SourceFile:
+        """The file as it is now. The service makes Parquet of its closed lines at any time, and removes these then."""
+        path = Path(file.path).with_suffix(PARQUET)
+        if file.is_parquet or not isinstance(self.system, LocalFileSystem) or not path.exists():
+            return file
+        return SourceFile(f"{file.stem}{PARQUET}", str(path), path.stat().st_size)
+
     @contextmanager
     def opened(self, file: SourceFile) -> Iterator[BinaryIO]:
         """The file, open for reading. Raises ValueError, also for what goes wrong while it is read."""

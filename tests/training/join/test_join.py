@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
+from service.impressions.to_parquet import convert
 from tests.impression_lines import stamp
 from tests.training.join.logs import JOIN, START, logs, write
 from tests.training.join.loops import Truth, join_slowly
 from training.join.counts import event_counts, impression_counts
 from training.join.join import JoinAtWork, Settings, join, locked
 from training.join.plan import Plan
+from training.join.sources import Source, SourceFile
 
 ROOT = Path(__file__).parents[3]
 # All hours of the logs are closed then, 13 hours after their start: the last is the hour before 11 h and 25 min.
@@ -174,3 +176,24 @@ def test_impressions_as_parquet_give_the_same_bytes(tmp_path: Path) -> None:
     assert sum(map(len, rows_of(plan.out).values())) > 100
     assert impression_counts(lines.out) == impression_counts(plan.out)
     assert {counts["lost_requests"] for counts in impression_counts(plan.out).values()} >= {7}
+
+
+def test_lines_that_become_parquet_after_they_were_listed_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service makes Parquet of its closed files at any time."""
+    made = logs(60, 4, seed=8)
+    lines = Plan.load(write(tmp_path / "lines", made))
+    join(lines, NOW)
+    plan = Plan.load(write(tmp_path / "parquet", made))
+    listed, folder = Source.files, tmp_path / "parquet" / "impressions"
+
+    def files(source: Source) -> list[SourceFile]:
+        found = listed(source)
+        assert convert(folder) == []
+        return found
+
+    monkeypatch.setattr(Source, "files", files)
+    join(plan, NOW)
+    assert not list(folder.glob("*.jsonl"))
+    assert hashes_of(lines.out) == hashes_of(plan.out)
