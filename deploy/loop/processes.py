@@ -102,6 +102,17 @@ def wait_for_logs(files: LoopFiles, time: datetime) -> None:
     raise ChildError(f"the logs in {files.impressions.parent} are not whole until {time:%Y-%m-%d %H:%M}")
 
 
+def convert_log(files: LoopFiles, commands: Commands) -> None:
+    """Have all of the impression log in Parquet, what the service has not converted yet and what it is converting.
+    Raises ChildError after a long while."""
+    deadline = monotonic() + _LOGS_SECONDS
+    while left := sorted(files.impressions.glob("*.jsonl")):
+        if monotonic() > deadline:
+            raise ChildError(f"{left[0]} does not become Parquet")
+        commands.run("service", "parquet", str(files.impressions))
+        sleep(_POLL_SECONDS)
+
+
 def _marks(folder: Path) -> list[datetime]:
     """The watermarks of a log's writers."""
     found = []

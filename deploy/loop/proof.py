@@ -22,7 +22,7 @@ from deploy.loop.files import MODEL, LoopFiles
 from deploy.loop.nights import LOOP, Nights
 from deploy.loop.picture import draw
 from deploy.loop.preparation import COLD, STATIC, prepare
-from deploy.loop.processes import Commands, loop_service, reference_service, wait_for_logs
+from deploy.loop.processes import Commands, convert_log, loop_service, reference_service, wait_for_logs
 from deploy.loop.questions import answer_experiments, answer_exploration, calls_of_experiments, covers, files_beside
 from deploy.loop.town import Town
 from deploy.loop.users import load_users
@@ -78,6 +78,7 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
             entry = loop.send("GET", f"/v1/models/{MODEL}")
             tell(f"day {day}: answered by {_shares(nights.answered_by[day])}; then {_labels(entry['labels'])}")
     tell("the experiments and what was explored are read")
+    convert_log(files, commands)
     found = answer_experiments(files, town, commands.status)
     believed = range(plan.poisoned_day + 1, plan.days)
     exploration = answer_exploration(files, town, believed, commands.status, town.seed)

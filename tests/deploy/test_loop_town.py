@@ -20,7 +20,7 @@ from deploy.loop.curves import Ledger, curves, regained, relative_difference
 from deploy.loop.events import LABELS, is_joined
 from deploy.loop.files import MODEL, SCHEMA, LoopFiles
 from deploy.loop.nights import LOOP, Nights
-from deploy.loop.processes import Commands, loop_service, wait_for_logs
+from deploy.loop.processes import Commands, convert_log, loop_service, wait_for_logs
 from deploy.loop.questions import BETTER, EXPLORE, WATCH_TIME, answer_exploration, files_beside
 from deploy.loop.town import PLACES, Days, Town
 from deploy.loop.users import load_users
@@ -68,6 +68,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
             backend.send("POST", "/v1/rank", {"model": MODEL})
         wait_for_logs(files, night - timedelta(minutes=1))
         commands.run("training", "join", str(files.join), "--now", night.isoformat())
+    convert_log(files, commands)
     return Lived(files, nights, str(refused.value))
 
 
