@@ -27,16 +27,17 @@ MLSERVER_STAMP := .venv-mlserver/.installed
 SBOM_STAMP := .venv-sbom/.installed
 SPARK_STAMP := .venv-spark/.installed
 TYPES_STAMP := .venv-types/.installed
+S3_STAMP := .venv-s3/.installed
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
 # MLServer, Spark and the writer of SBOMs have environments of their own.
 INSTALL_TORCH := requirements/install_torch.py
-LOCKS := $(filter-out requirements/mlserver.txt requirements/sbom.txt requirements/spark.txt requirements/types.txt,$(wildcard requirements/*.txt))
+LOCKS := $(filter-out requirements/mlserver.txt requirements/sbom.txt requirements/spark.txt requirements/types.txt requirements/s3.txt,$(wildcard requirements/*.txt))
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The serving image carries fewer packages than a checkout.
 TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-loop test test-reliability test-serve-only test-spark test-types test-image lint format check train export serve \
+.PHONY: help setup demo demo-loop test test-reliability test-serve-only test-spark test-types test-s3 test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
@@ -96,6 +97,10 @@ $(TYPES_STAMP): requirements/types.txt requirements/types/package-lock.json
 	@if command -v npm >/dev/null; then npm ci --prefix .venv-types --no-audit --no-fund --loglevel error; fi
 	@touch $@
 
+$(S3_STAMP): requirements/s3.txt
+	$(call make_environment,.venv-s3,-r requirements/s3.txt)
+	@touch $@
+
 # exec: Ctrl-C then reaches the program itself and nothing stands between.
 demo: $(STAMP) ## simulate, train, export, serve and ask once (PORT=, DATA=DIR, ONCE=1)
 	@exec $(PY) -m deploy.demo $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") \
@@ -119,6 +124,9 @@ test-spark: $(SPARK_STAMP) ## the join on Spark, against DuckDB (needs Java 17)
 
 test-types: $(STAMP) $(TYPES_STAMP) ## clients that generators make of /openapi.json, as docs/types.md has them (TypeScript needs npm)
 	@exec $(PY) -m pytest -n 0 tests/service/rank/test_types_page.py $(ARGS)
+
+test-s3: $(STAMP) $(S3_STAMP) ## logs shipped to an S3 store, which runs here
+	@exec $(PY) -m pytest -n 0 tests/service/ship/test_ship_to_s3.py $(ARGS)
 
 test-image: $(STAMP) ## build both images and run them (FEEDRANK_BUILD_IMAGE="COMMAND", for example "buildah build --network host")
 	@exec $(PY) -m pytest tests/deploy/test_image.py tests/deploy/test_image_torch.py $(ARGS)
@@ -292,5 +300,5 @@ bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired t
 	@exec $(PY) -m benchmarks.comparison "$(EXPERIMENT)" $(ARGS)
 
 clean: ## remove environments and caches; data, runs and models stay
-	@rm -rf .venv .venv-serve .venv-mlserver .venv-sbom .venv-spark .venv-types sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-serve .venv-mlserver .venv-sbom .venv-spark .venv-types .venv-s3 sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -71,7 +71,10 @@ class Copying:
     def _ship(self, file: Path) -> bool:
         """Copy a file and mark it. False where it has become Parquet meanwhile."""
         kinds = (file.name, file.with_suffix(LINES if file.suffix == PARQUET else PARQUET).name)
-        if not (self._is_first and any(map(self._destination.has, kinds))):
+        copied = next(filter(self._destination.has, kinds), None) if self._is_first else None
+        if copied is not None:
+            self._destination.remove_part(copied)
+        else:
             try:
                 self._destination.copy(file)
             except FileNotFoundError:

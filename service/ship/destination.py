@@ -34,6 +34,12 @@ class Destination:
         found: bool = self._system.exists(f"{self._root}/{name}")
         return found
 
+    def remove_part(self, name: str) -> None:
+        """Remove what a copy left that was killed at its end: a store without renames moves by copying and removing."""
+        part = self._part(name)
+        if self._system.exists(part):
+            self._system.rm_file(part)
+
     def copy(self, file: Path) -> None:
         """Copy a file, its checksum first. A copy of that name that is there is replaced by the same."""
         with open_regular(file) as source:

@@ -96,6 +96,11 @@ def test_a_store_without_folders_or_renames_gets_the_same(folder: Path) -> None:
         "events-a.watermark",
     }
     assert store.cat(f"/bucket/logs/events/{name}") == b"x" * 3_000_000
+    # A process that was killed between the two steps of a move, before its mark.
+    mark_of(folder / name).unlink()
+    store.pipe_file(f"/bucket/logs/events/.{name}.part", b"x" * 3_000_000)
+    copying_of(folder, "memory://bucket/logs").ship()
+    assert not store.exists(f"/bucket/logs/events/.{name}.part")
     store.rm("/bucket", recursive=True)
 
 
