@@ -37,7 +37,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-loop test test-reliability test-serve-only test-spark test-types test-s3 test-image lint format check train export serve \
+.PHONY: help setup demo demo-loop test test-reliability test-serve-only test-spark test-types test-ship test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
@@ -125,7 +125,7 @@ test-spark: $(SPARK_STAMP) ## the join on Spark, against DuckDB (needs Java 17)
 test-types: $(STAMP) $(TYPES_STAMP) ## clients that generators make of /openapi.json, as docs/types.md has them (TypeScript needs npm)
 	@exec $(PY) -m pytest -n 0 tests/service/rank/test_types_page.py $(ARGS)
 
-test-s3: $(STAMP) $(S3_STAMP) ## logs shipped to an S3 store, which runs here
+test-ship: $(STAMP) $(S3_STAMP) ## logs shipped to an S3 store, which runs here
 	@exec $(PY) -m pytest -n 0 tests/service/ship/test_ship_to_s3.py $(ARGS)
 
 test-image: $(STAMP) ## build both images and run them (FEEDRANK_BUILD_IMAGE="COMMAND", for example "buildah build --network host")

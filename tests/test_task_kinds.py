@@ -4,9 +4,7 @@ Other code asks a task for what it needs. A name of a kind anywhere else is wher
 whole further kind goes the way of the others.
 """
 
-import ast
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +19,7 @@ from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.ranker import Answers
 from model.tasks import KINDS, Task
 from tests.further_task import CountTask, LearnedCount, register, schema_with
+from tests.named_kinds import named_kinds
 from training import tasks as learned_kinds
 from training.data.arrow import LogColumns
 from training.data.kinds.columns import columns_from_arrow
@@ -36,16 +35,9 @@ CLASSES = {kind.__name__ for kind in get_args(get_args(Task)[0])}
 OF_ONE_KIND = {"training/fit/negative_sampling.py": "negatives are rows of a binary task"}
 
 
-def named_kinds(source: str) -> Iterator[int]:
-    """Lines that name the class of a kind, or compare a `kind` with the name of one."""
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name) if name in CLASSES:
-                yield node.lineno
-            case ast.Compare(left=ast.Attribute(attr="kind"), comparators=[ast.Constant(value=value)]) if (
-                value in KINDS
-            ):
-                yield node.lineno
+def lines_of(source: str) -> list[int]:
+    """Lines that name a kind."""
+    return list(named_kinds(source, CLASSES, KINDS))
 
 
 def test_kinds_are_named_in_their_files_and_registries_alone() -> None:
@@ -53,7 +45,7 @@ def test_kinds_are_named_in_their_files_and_registries_alone() -> None:
         str(path.relative_to(ROOT))
         for package in ("model", "training", "service", "deploy")
         for path in sorted((ROOT / package).rglob("*.py"))
-        if str(path.parent.relative_to(ROOT)) not in HOMES and list(named_kinds(path.read_text(encoding="utf-8")))
+        if str(path.parent.relative_to(ROOT)) not in HOMES and lines_of(path.read_text(encoding="utf-8"))
     }
     assert found == set(OF_ONE_KIND)
 
@@ -63,7 +55,7 @@ def test_kinds_are_named_in_their_files_and_registries_alone() -> None:
     ["from model.tasks import BinaryTask", "isinstance(task, tasks.RegressionTask)", "task.kind == 'multiclass'"],
 )
 def test_a_named_kind_is_found(source: str) -> None:
-    assert list(named_kinds(source)) == [1]
+    assert lines_of(source) == [1]
 
 
 def test_every_kind_has_a_file_in_model_and_one_in_training() -> None:

@@ -1,6 +1,6 @@
 """Shipping to an S3 store: moto's server, the client that `--ship s3://` takes, and plain HTTP to see what is there.
 
-`make test-s3` makes the environment of both. Elsewhere its tests skip.
+`make test-ship` makes the environment of both. Elsewhere its tests skip.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from tests.deploy.programs import free_port, running, wait_for
 from tests.service.running import ROOT
 
 PYTHON = ROOT / ".venv-s3" / "bin" / "python"
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-s3, which `make test-s3` makes")
+pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-s3, which `make test-ship` makes")
 WAIT_SECONDS = 120.0
 BUCKET = "feed"
 KEYS = "{http://s3.amazonaws.com/doc/2006-03-01/}Key"

@@ -1,9 +1,11 @@
 """A real Redis server for tests, which can be stopped, paused and started again on its port."""
 
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from redis import Redis, exceptions
@@ -68,3 +70,20 @@ def redis_server(folder: Path, *flags: str, password: str | None = None) -> Iter
         yield server
     finally:
         server.kill()
+
+
+@contextmanager
+def no_redis() -> Iterator[str]:
+    """The URL of a listener that answers nonsense."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(1000)
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"

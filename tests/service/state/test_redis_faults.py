@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +16,7 @@ from service.state.user_state import store_name
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.deploy.programs import wait_for
 from tests.service.in_process import client_of, sample
-from tests.service.state.redis_servers import RedisServer, redis_server
+from tests.service.state.redis_servers import RedisServer, no_redis, redis_server
 from tests.service.state.stores import STATE, put_user
 
 CANDIDATES = TINY_REQUEST["candidates"]
@@ -162,18 +160,6 @@ def test_a_full_redis_takes_no_user_and_still_answers(models: Path, tmp_path: Pa
 
 
 def test_a_store_that_answers_nonsense_costs_its_features(models: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def answer() -> None:
-            with suppress(OSError):
-                while True:
-                    connection, _ = listener.accept()
-                    with connection:
-                        connection.recv(1000)
-                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-        threading.Thread(target=answer, daemon=True).start()
-        url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
-        with client_of(models, state=url, state_timeout_ms=PATIENT_MS) as client:
-            assert rank(client, 1) == rank(client, None)
-            assert lookups(client, "error") == 1
+    with no_redis() as url, client_of(models, state=url, state_timeout_ms=PATIENT_MS) as client:
+        assert rank(client, 1) == rank(client, None)
+        assert lookups(client, "error") == 1

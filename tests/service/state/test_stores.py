@@ -1,7 +1,6 @@
 """Both kinds of stores: what is written is read, changes are whole, time runs out, and faults tell no secret."""
 
 import os
-import socket
 import sqlite3
 import threading
 import time
@@ -15,7 +14,7 @@ from service.state.redis_store import RedisStore
 from service.state.sqlite_store import SqliteStore
 from service.state.store import Note, Store, StoreError, StoreFullError, StoreTimeoutError, Written, check_url
 from service.state.user_state import store_name
-from tests.service.state.redis_servers import redis_server
+from tests.service.state.redis_servers import no_redis, redis_server
 from tests.training_data import small_disk
 
 A, B = b"a" * 16, b"b" * 16
@@ -200,19 +199,8 @@ def test_a_full_redis_takes_no_writes_and_still_reads(tmp_path: Path) -> None:
 
 def test_what_is_no_redis_is_a_fault(tmp_path: Path) -> None:
     """A listener that answers nonsense, and one whose blobs are of another type."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def answer() -> None:
-            with suppress(OSError):
-                while True:
-                    connection, _ = listener.accept()
-                    with connection:
-                        connection.recv(1000)
-                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-        threading.Thread(target=answer, daemon=True).start()
-        with pytest.raises(StoreError, match="the state store"):
-            RedisStore(f"redis://127.0.0.1:{listener.getsockname()[1]}/0", 5.0).read([A])
+    with no_redis() as url, pytest.raises(StoreError, match="the state store"):
+        RedisStore(url, 5.0).read([A])
 
 
 def test_names_of_users_are_apart() -> None:
