@@ -4,7 +4,11 @@
 
 One worker on one core, its clients on another, on loopback. Events come in batches of 100 with identities, times and
 the item's id, keys and metrics on. Beside it a bare application takes the same bodies and writes them to a file. Every
-turn measures each way once: events alone, rankings alone, both together, and the bare application.
+turn measures each way once: events alone, rankings alone, both together, health checks alone and beside rankings, and
+the bare application.
+
+What a server spends on two kinds of requests that take turns is more than the sum: each finds the caches as the other
+left them. Health checks say how much of that is due to the turns, and the thread that scores how much is the rankings'.
 """
 
 import argparse
@@ -17,7 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import report
 from benchmarks.closed_loop import closed_loop
@@ -34,6 +38,13 @@ KEY = "a key of the benchmark"
 _PATIENCE_SECONDS = 120.0
 
 
+class Spent(NamedTuple):
+    """CPU seconds of a server, and of that of its threads that spent most: with rankings, the one that scores."""
+
+    seconds: float
+    busiest: float
+
+
 @dataclass(frozen=True)
 class Way:
     """A way to use a server: requests in the order in which they are sent."""
@@ -44,12 +55,24 @@ class Way:
 
     def cpu_seconds(self) -> float:
         """CPU seconds of the server for all requests. Raises RuntimeError where one is refused."""
-        before = self.server.cpu()
+        return self.spent().seconds
+
+    def spent(self) -> Spent:
+        """The same, with the busiest thread's."""
+        before, threads = self.server.cpu(), _thread_seconds(self.server.pid)
         loop = closed_loop(self.server.url, self.requests, _PATIENCE_SECONDS, self.clients, most=len(self.requests))
         answered = asyncio.run(loop)
         if len(answered.latencies) != len(self.requests):
             raise RuntimeError(f"{len(self.requests) - len(answered.latencies)} requests failed: {answered.said}")
-        return self.server.cpu().seconds_since(before)
+        after = _thread_seconds(self.server.pid)
+        busiest = max(after[thread] - threads.get(thread, 0.0) for thread in after)
+        return Spent(self.server.cpu().seconds_since(before), busiest)
+
+
+def _thread_seconds(pid: int) -> dict[str, float]:
+    """CPU seconds of each thread of a process so far. That of a worker is the service's own."""
+    folder = Path("/proc") / str(pid) / "task"
+    return {thread.name: int((thread / "schedstat").read_text().split()[0]) / 1e9 for thread in folder.iterdir()}
 
 
 def events_body(item: str, number: int) -> bytes:
@@ -79,15 +102,21 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ways = _ways(stack, folder, options.requests)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
+        busiest: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(-1, options.turns):  # the first one warms up
             for name, way in ways.items():
-                spent = way.cpu_seconds()
+                spent = way.spent()
                 if turn >= 0:
-                    seconds[name].append(spent)
+                    seconds[name].append(spent.seconds)
+                    busiest[name].append(spent.busiest)
             print(f"turn {turn + 1} of {options.turns}", file=sys.stderr)
     num_events = options.requests * BATCH
     per_second = {name: [num_events / spent for spent in seconds[name]] for name in ("events", "bare")}
-    beside = [both - events for both, events in zip(seconds["both"], seconds["events"], strict=True)]
+
+    def beside(both: str, alone: str) -> Ratio:
+        less = [whole - part for whole, part in zip(seconds[both], seconds[alone], strict=True)]
+        return Ratio.of(less, seconds["rank"])
+
     rows = [
         [what, f"{mean:,.0f}", f"± {half:,.0f}"]
         for what, (mean, half) in (
@@ -95,7 +124,6 @@ def main() -> None:
             ("a bare application that writes bodies to a file", mean_and_half_width(per_second["bare"])),
         )
     ]
-    ratio = Ratio.of(beside, seconds["rank"])
     rank_ms = 1000 * mean_and_half_width(seconds["rank"])[0] / options.requests
     body = [
         f"Events a CPU second of the server, in batches of {BATCH}. Mean over {options.turns} turns with its 95 % "
@@ -104,10 +132,17 @@ def main() -> None:
         *report.table(["way", "events a CPU second", "95 %"], rows),
         "",
         f"Rankings of {CANDIDATES} candidates, as many as batches of events: {rank_ms:.2f} ms of CPU time each alone. "
-        f"Beside events, less what the events take alone: {ratio} times that.",
+        f"Beside events, less what the events take alone: {beside('both', 'events')} times that. Beside health "
+        f"checks, less what these take alone: {beside('both_health', 'health')}. The thread that scores takes "
+        f"{Ratio.of(busiest['both'], busiest['rank'])} times its own beside events. The rest is in the event loop, "
+        "where what takes turns with a ranking finds cold caches.",
     ]
     path = report.write(
-        "events", "Events", body, {"seconds": seconds, "requests": options.requests}, "make bench-events"
+        "events",
+        "Events",
+        body,
+        {"seconds": seconds, "busiest": busiest, "requests": options.requests},
+        "make bench-events",
     )
     print(path.read_text(encoding="utf-8"))
 
@@ -142,10 +177,13 @@ def _ways(stack: ExitStack, folder: Path, requests: int) -> dict[str, Way]:
         return [message(server.url, path, body_of(number), Authorization=f"Bearer {KEY}") for number in range(requests)]
 
     events = sent(service, "/v1/events", lambda number: events_body(item, number))
+    health = [b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"] * requests
     rankings = sent(service, "/v1/rank", lambda number: json.dumps(columnar_request(CANDIDATES, number % 8)).encode())
     return {
         "events": Way(service, events),
         "rank": Way(service, rankings),
+        "health": Way(service, health),
+        "both_health": Way(service, [one for pair in zip(health, rankings, strict=True) for one in pair]),
         "both": Way(service, [one for pair in zip(events, rankings, strict=True) for one in pair]),
         "bare": Way(bare, sent(bare, "/v1/events", lambda number: events_body(item, number))),
     }
