@@ -164,7 +164,8 @@ class Days:
         return Visits(
             world,
             time,
-            [f"d{day:02}-{number:06}" for number in range(first, first + count)],
+            # Places are drawn by it: two towns must not have the same draws.
+            [f"d{day:02}-{number:06}-{town.seed}" for number in range(first, first + count)],
             users_R,
             devices_R,
             rng.random(count) < feed.NULL_SHARES["device"],
