@@ -27,6 +27,7 @@ from training.judge.shift import (
     is_shifted,
     lift_of_choice,
     usual_of_days,
+    would_follow,
 )
 from training.tasks import learned
 
@@ -87,7 +88,7 @@ def faults_of_day(
         figures["label_rate_ratio"], of_rates = _rates(schema, day, window, settings.label_rate_ratio, lifts)
         faults += of_rates
     shifted = outputs_shifted(answers, as_gated)
-    faults += _faults_of_columns(answers, as_gated)
+    faults += _faults_of_columns(answers, before[-DAYS_BEFORE:], as_gated)
     faults += _faults_of_answers(answers, before[-DAYS_BEFORE:], settings, lifts, shifted)
     return faults, figures
 
@@ -115,34 +116,59 @@ def _correlations(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> 
     return found
 
 
-def _faults_of_columns(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> list[str]:
+def _faults_of_columns(
+    answers: AnswerFigures, before: Sequence[AnswerFigures], as_gated: Sequence[AnswerFigures]
+) -> list[str]:
     """Outputs whose labels no longer follow the answers, while those of others surely do as before.
 
-    Users who like other things leave a trace of the old taste, and change every label that depends on it."""
+    Users who like other things leave a trace of the old taste, and change every label that depends on it. Labels that
+    followed the answers of earlier versions alone say nothing: the one that serves may have learned less of them."""
     found = _correlations(answers, as_gated)
     kept = [output for output, (own, usual) in found.items() if is_kept(own, usual, len(found))]
     if not kept:
         return []
+    followed = _followed(answers, before, len(found))
     return [
         f"{output}: its labels no longer follow the serving version's answers (correlation {own[0]:.2f}, and "
         f"{usual[0]:.2f} on the days before), while those of {', '.join(kept)} do; are some inverted, or another row's?"
         for output, (own, usual) in found.items()
-        if is_shifted(own, usual, len(found)) and not follows(own, len(found))
+        if output in followed
+        and is_shifted(own, usual, len(found))
+        and would_follow(own, usual, len(found))
+        and not follows(own, len(found))
     ]
 
 
-def _lifts_lost(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> dict[str, float]:
-    """Factors by which labels of shifted outputs may have fallen, since the version no longer finds what users like.
+def _followed(answers: AnswerFigures, before: Sequence[AnswerFigures], asked: int) -> set[str]:
+    """Outputs whose labels surely followed the serving version's answers on the days before. So many are `asked`."""
+    found = set()
+    for task, own in answers.items():
+        past = [day[task] for day in before if task in day]
+        for output in own.outputs:
+            slopes = [(day.rows, of.slope) for day in past if (of := day.outputs.get(output)) is not None and of.slope]
+            usual = usual_of_days(slopes)
+            if usual and follows(usual, asked):
+                found.add(output)
+    return found
 
-    An output whose labels may have been lost on the way has none."""
-    shifted = set(outputs_shifted(answers, as_gated))
+
+def _lifts_lost(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> dict[str, float]:
+    """Factors by which labels may have fallen on a shifted day, since the version no longer finds what users like.
+
+    An output whose labels may have been lost on the way has none. The day is asked as a whole: a rare output, of too
+    few labels to tell that they follow as before or less, is taken for one of those that surely follow less."""
+    correlations = _correlations(answers, as_gated)
+    shifted = outputs_shifted(answers, as_gated)
     found: dict[str, float] = {}
+    if not shifted:
+        return found
     for task, own in answers.items():
         past = [day[task] for day in as_gated if task in day]
-        for output in shifted & own.outputs.keys():
+        for output in own.outputs.keys() & correlations.keys():
             days = [(day.rows, elasticity) for day in past if (elasticity := _elasticity(day.outputs.get(output)))]
             usual, today = usual_of_days(days), _elasticity(own.outputs[output])
-            if usual and today and follows_less(today, usual):
+            is_rare = output not in shifted and not is_kept(*correlations[output], len(correlations))
+            if is_rare or (output in shifted and usual and today and follows_less(today, usual)):
                 found[output] = lift_of_choice(own.outputs[output].variation)
     return found
 

@@ -86,6 +86,12 @@ def follows(own: Estimate, outputs: int) -> bool:
     return own[0] > NormalDist().inv_cdf(1 - _ALPHA_FOLLOWS / outputs) * own[1]
 
 
+def would_follow(own: Estimate, usual: Estimate, outputs: int) -> bool:
+    """True where a day's labels are enough to see them follow, if answers explained two thirds of what they usually do
+    of the labels' variance. The correlation of a rare label may be too near 0 for a day to tell it from none."""
+    return follows((_KEPT * usual[0], own[1]), outputs)
+
+
 def elasticity_of_labels(slope: Estimate, answers: float, labels: float, error: float) -> Estimate:
     """Elasticity of labels where answers are at their mean, from the slope and the sums of both.
 

@@ -43,13 +43,16 @@ def _chance(task: str, liked_B: Floats) -> Floats:
     return chance_B
 
 
-def _day(seed: int, known: float = KNOWN) -> tuple[dict[str, Floats], Floats]:
-    """Labels by column, and answers_BO of a version that knows a share of what users like."""
+def _day(seed: int, known: float = KNOWN, of_likes: float | None = None) -> tuple[dict[str, Floats], Floats]:
+    """Labels by column, and answers_BO of a version that knows a share of what users like. Its answers to likes may
+    know another."""
     rng = np.random.default_rng(seed)
     liked_B = rng.normal(size=ROWS)
-    answered_B = known * liked_B + np.sqrt(1 - known**2) * rng.normal(size=ROWS)
+    noise_B = rng.normal(size=ROWS)
     labels = {task: (rng.random(ROWS) < _chance(task, liked_B)).astype(np.float64) for task in LAWS}
-    return labels, np.stack([_chance(task, answered_B) for task in LAWS], axis=1)
+    shares = {task: of_likes if task == "is_like" and of_likes is not None else known for task in LAWS}
+    answers = [_chance(task, share * liked_B + np.sqrt(1 - share**2) * noise_B) for task, share in shares.items()]
+    return labels, np.stack(answers, axis=1)
 
 
 def _table(labels: dict[str, Floats]) -> pa.Table:
@@ -67,14 +70,19 @@ def before() -> list[AnswerFigures]:
     return [_figures(*_day(seed)) for seed in range(3)]
 
 
-def _faults(labels: dict[str, Floats], answers_BO: Floats, before: list[AnswerFigures]) -> list[str]:
+def _faults(
+    labels: dict[str, Floats],
+    answers_BO: Floats,
+    before: list[AnswerFigures],
+    as_gated: list[AnswerFigures] | None = None,
+) -> list[str]:
     tally = Tally(SCHEMA, {}, 1)
     tally.add(
         table := _table(labels), columns_from_arrow(SCHEMA, table, is_coded=True), np.zeros(table.num_rows, np.int64)
     )
     [day] = tally.counts([[0]])
     own = _figures(labels, answers_BO)
-    return faults_of_day(SCHEMA, day, None, 0.0, own, before, DataGate(), as_gated=before)[0]
+    return faults_of_day(SCHEMA, day, None, 0.0, own, before, DataGate(), as_gated=as_gated or before)[0]
 
 
 def test_a_rare_task_follows_where_its_day_does(before: list[AnswerFigures]) -> None:
@@ -120,3 +128,22 @@ def test_labels_of_other_rows_altogether_are_no_shift(before: list[AnswerFigures
         order_B = np.random.default_rng(seed).permutation(ROWS)
         faults = _faults({name: labels_B[order_B] for name, labels_B in labels.items()}, answers_BO, before)
         assert any("the serving version's NE is" in fault for fault in faults)
+
+
+def test_a_version_that_never_knew_a_rare_label_is_no_column_that_broke(before: list[AnswerFigures]) -> None:
+    """Likes followed the answers of versions before it, and never those of the one that serves."""
+    by_it = [_figures(*_day(seed, of_likes=0.0)) for seed in range(3)]
+    for seed in range(500, 500 + DAYS):
+        labels, answers_BO = _day(seed, of_likes=0.0)
+        assert _faults(labels, answers_BO, by_it, before) == []
+        # By figures of another version it would be one.
+        assert any("like: its labels no longer follow" in fault for fault in _faults(labels, answers_BO, before))
+
+
+def test_a_correlation_near_none_is_not_missed(before: list[AnswerFigures]) -> None:
+    """Likes of which the version knows a tenth: .02, where a day's error is .007."""
+    known = [_figures(*_day(seed, of_likes=0.1)) for seed in range(7)]
+    for seed in range(600, 600 + DAYS):
+        labels, answers_BO = _day(seed, of_likes=0.1)
+        labels["is_like"] = np.random.default_rng(seed).permutation(labels["is_like"])
+        assert _faults(labels, answers_BO, known) == []

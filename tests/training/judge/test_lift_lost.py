@@ -4,10 +4,13 @@ The version answers .1 to half of the rows and .3 to the other half. Usually lab
 deviation of answers over their mean is .5. Choosing the best lifts answers by exp(2 sqrt(ln 1.25)) = 2.57 at most, so
 that a shifted output may have .5 / 2.57 = .19 times the rate, and 2 * 2.57 = 5.14 times the calibration.
 
+Follows are rare: .012 of the rows, by answers of .009 and .015. Their deviation is .25, and the lift 1.64.
+
 Shapes: B rows.
 """
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -23,29 +26,37 @@ SCHEMA = FeedSchema.from_mapping(
     {
         "name": "feed",
         "features": [{"name": "user_id", "side": "candidate", "kind": "id", "buckets": 100, "dim": 4}],
-        "tasks": [{"name": "like", "kind": "binary", "label": "is_like"}],
+        "tasks": [
+            {"name": "like", "kind": "binary", "label": "is_like"},
+            {"name": "follow", "kind": "binary", "label": "is_follow"},
+        ],
     },
     "schema",
 )
 HALF = 6_000
+RARE = (0.009, 0.015)
 
 
-def _day(low: float, high: float) -> tuple[PartCounts, AnswerFigures]:
+def _labels(low: float, high: float) -> npt.NDArray[np.int64]:
+    return np.concatenate([np.arange(HALF) < round(rate * HALF) for rate in (low, high)]).astype(np.int64)
+
+
+def _day(low: float, high: float, rare: tuple[float, float] = RARE) -> tuple[PartCounts, AnswerFigures]:
     """Counts and figures of a day on which labels have these rates, of lower and of higher answers."""
     users_B = np.random.default_rng(0).integers(0, 600, 2 * HALF)
-    liked_B = np.concatenate([np.arange(HALF) < round(rate * HALF) for rate in (low, high)]).astype(np.int64)
-    table = pa.table({"user_id": users_B, "is_like": liked_B})
+    table = pa.table({"user_id": users_B, "is_like": _labels(low, high), "is_follow": _labels(*rare)})
     tally = Tally(SCHEMA, {}, 1)
     tally.add(table, columns_from_arrow(SCHEMA, table, is_coded=True), np.zeros(2 * HALF, np.int64))
-    answered = sums_of_answers(SCHEMA, {}, table, np.repeat([0.1, 0.3], HALF)[:, None], group_by="user_id")
+    answers_BO = np.repeat([(0.1, RARE[0]), (0.3, RARE[1])], HALF, axis=0)
+    answered = sums_of_answers(SCHEMA, {}, table, answers_BO, group_by="user_id")
     return tally.counts([[0]])[0], figures_of_answers(answered.sums, answered.kinds, answered.sums)
 
 
 USUAL = (0.1, 0.3)
 
 
-def _faults(low: float, high: float, *, knows_usual: bool = True) -> list[str]:
-    (day, own), (window, usual) = _day(low, high), _day(*USUAL)
+def _faults(low: float, high: float, rare: tuple[float, float] = RARE, *, knows_usual: bool = True) -> list[str]:
+    (day, own), (window, usual) = _day(low, high, rare), _day(*USUAL)
     as_gated = [usual] if knows_usual else []
     return faults_of_day(SCHEMA, day, window, 0.0, own, [usual], DataGate(), as_gated=as_gated)[0]
 
@@ -86,3 +97,15 @@ def test_a_rate_that_rises_is_no_lift_that_was_lost() -> None:
     """Alike under all answers, at 2.5 times the rate: a shift, and yet beyond its bound."""
     assert outputs_shifted(_day(0.5, 0.5)[1], [_day(*USUAL)[1]]) == ["like"]
     assert "like: its labels' mean is 2.50 times the window's, between 0.19 and 2 may be" in _faults(0.5, 0.5)
+
+
+def test_a_rare_output_may_fall_as_far_where_its_day_is_shifted() -> None:
+    """Follows at .4 times their rate, alike under all answers: too few to tell that they follow less."""
+    shifted, fallen = (0.065, 0.095), (0.0048, 0.0048)
+    assert outputs_shifted(_day(*shifted, fallen)[1], [_day(*USUAL)[1]]) == ["like"]
+    assert _faults(*shifted, fallen) == []
+    # On a day like those before it labels that fall so far were lost.
+    assert "follow: its labels' mean is 0.40 times the window's, between 0.5 and 2 may be" in _faults(*USUAL, fallen)
+    # The lift has an end.
+    further = (0.003, 0.003)
+    assert "follow: its labels' mean is 0.25 times the window's, between 0.31 and 2 may be" in _faults(*shifted, further)
