@@ -3,8 +3,9 @@
     python -m benchmarks.loop [--runs 10]
 
 Each run is `python -m deploy.loop --fast` with a seed of its own: another town, other users, another shift. A run that
-was made is kept in runs/bench-loop. The picture of the first is kept beside the results. The share regained on a day is
-(loop - static) / (cold - static) of realised value. Intervals of means are Student's over runs.
+was made is kept in runs/bench-loop, and what its journal called rightly is read again. The picture of the first is kept
+beside the results. The share regained on a day is (loop - static) / (cold - static) of realised value. Intervals of
+means are Student's over runs.
 """
 
 import argparse
@@ -21,12 +22,21 @@ from scipy import stats
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
+from deploy.loop.files import LoopFiles
 from deploy.loop.picture import draw
+from deploy.loop.proof import journal_calls, plan_of
 from deploy.loop.questions import BETTER, EQUAL, covers
 
 FOLDER = Path("runs/bench-loop")
 PICTURE = "loop.png"
 _LEVEL = 0.95
+# What a run called that its journal alone does not tell.
+_BESIDE_THE_JOURNAL = (
+    "joined rows are the town's",
+    "better value model called",
+    "no difference of equal arms called",
+    "estimate covers the true value",
+)
 
 
 def main() -> None:
@@ -53,7 +63,9 @@ def _result(seed: int) -> dict[str, Any]:
         if subprocess.run(command, check=False).returncode:
             raise ValueError(f"{folder}: the run failed; its commands.log says why")
     content: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-    return content
+    of_journal = journal_calls(plan_of(content["plan"]), LoopFiles(folder))
+    beside = {what: content["called"][what] for what in _BESIDE_THE_JOURNAL}
+    return {**content, "called": of_journal | beside}
 
 
 def _body(results: Sequence[dict[str, Any]]) -> list[str]:

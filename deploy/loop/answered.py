@@ -8,6 +8,7 @@ Shapes: R requests, N candidates, K places.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from deploy.child_processes import ChildError
 from deploy.loop.town import HOURS, PLACES, Days, Visits
 from training.datasets.feed_world import Floats, Integers
 
-_COLUMNS = ["request_id", "tasks", "order", "propensity"]
+_COLUMNS = ["request_id", "model_version", "tasks", "order", "propensity"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class AnsweredHour:
     """Requests of an hour as they were answered. `explored_R` are those whose places were drawn."""
 
     visits: Visits
+    versions_R: list[str]
     order_RK: Integers
     explored_R: npt.NDArray[np.bool_]
     tasks: Mapping[str, Floats]
@@ -53,10 +55,22 @@ def answered_hours(log: Path, days: Days, which: Iterable[int]) -> Iterator[Answ
                 yield _hour(visits, [lines[request_id] for request_id in visits.ids])
 
 
+def values_by_version(hours: Iterable[AnsweredHour], worth: Mapping[str, float]) -> dict[date, dict[str, list[float]]]:
+    """Expected values of requests by the town's truth, of each day and version that answered."""
+    found: dict[date, dict[str, list[float]]] = {}
+    for hour in hours:
+        of_day = found.setdefault(hour.visits.time.date(), {})
+        value_R = hour.visits.expected(hour.order_RK, worth).sum(axis=1)
+        for version, value in zip(hour.versions_R, value_R.tolist(), strict=True):
+            of_day.setdefault(version, []).append(value)
+    return found
+
+
 def _hour(visits: Visits, lines: list[dict[str, Any]]) -> AnsweredHour:
     tasks = [dict(line["tasks"]) for line in lines]
     return AnsweredHour(
         visits,
+        [line["model_version"] for line in lines],
         np.array([line["order"] for line in lines], np.int64),
         np.array([line["propensity"] is not None for line in lines]),
         {name: np.array([of_request[name] for of_request in tasks], np.float64) for name in tasks[0]},

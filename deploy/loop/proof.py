@@ -7,14 +7,17 @@ analyses and the daily job are the project's own commands.
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from deploy.loop.arm import Arm
+from deploy.loop.answered import answered_hours, values_by_version
+from deploy.loop.arm import VALUE, Arm
 from deploy.loop.asking import Backend
 from deploy.loop.bad_model import publish_bad_model
 from deploy.loop.curves import curves, regained
@@ -24,7 +27,7 @@ from deploy.loop.picture import draw
 from deploy.loop.preparation import COLD, STATIC, prepare
 from deploy.loop.processes import Commands, convert_log, loop_service, reference_service, wait_for_logs
 from deploy.loop.questions import answer_experiments, answer_exploration, calls_of_experiments, covers, files_beside
-from deploy.loop.town import Town
+from deploy.loop.town import Days, Town
 from deploy.loop.users import load_users
 
 LABELS_PATH = f"/v1/admin/models/{MODEL}/labels"
@@ -63,13 +66,12 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
         } | {LOOP: Arm(LOOP, loop, town.users, by_id=True)}
         loop.send("PUT", LABELS_PATH, {"stable": "1"})
         nights = Nights(town, files, arms, plan.poisoned_day, plan.days)
-        bad, night = None, town.first_day()
+        night = town.first_day()
         for day in range(plan.days):
             if day == plan.bad_model_day:
                 files.set_clock(night + _LATER)
                 bad = publish_bad_model(files, commands.run)
-                canary = {"version": bad, "share": 0.5}
-                loop.send("PATCH", LABELS_PATH, {"canary": canary})
+                loop.send("PATCH", LABELS_PATH, {"canary": {"version": bad, "share": 0.5}})
             night = nights.live_day(day)
             wait_for_logs(files, night - _SLACK)
             # A first day alone validates, and leaves none to train on.
@@ -82,7 +84,6 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
     found = answer_experiments(files, town, commands.status)
     believed = range(plan.poisoned_day + 1, plan.days)
     exploration = answer_exploration(files, town, believed, commands.status, town.seed)
-    journal = read_journal(files)
     result = {
         "plan": asdict(plan),
         "curves": curves(nights.ledgers, town.seed),
@@ -97,7 +98,7 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
         "experiments": found,
         "exploration": exploration,
         "called": {
-            **calls(plan, journal, bad),
+            **journal_calls(plan, files),
             "joined rows are the town's": nights.are_joined(),
             **calls_of_experiments(found),
             "estimate covers the true value": covers(exploration),
@@ -108,30 +109,71 @@ def prove(plan: Plan, root: Path, tell: Callable[[str], None]) -> dict[str, Any]
     return result
 
 
+def plan_of(given: Mapping[str, Any]) -> Plan:
+    """The plan that a result has."""
+    return Plan(**{**given, "town": Town(**given["town"])})
+
+
 def read_journal(files: LoopFiles) -> list[dict[str, Any]]:
     """Entries of the model's journal."""
     lines = (files.models / MODEL / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
-def calls(plan: Plan, journal: list[dict[str, Any]], bad: str | None) -> dict[str, bool]:
+def journal_calls(plan: Plan, files: LoopFiles) -> dict[str, bool]:
+    """Checks of a town's journal. Its impression log, which is Parquet, is read where a canary beside the bad model was
+    withdrawn. Raises ChildError."""
+    journal = read_journal(files)
+    others = {one: stable for one, stable in _withdrawn(journal).items() if one not in _labelled_by_hand(journal)}
+    hours = answered_hours(files.impressions, Days(plan.town), range(plan.days)) if others else ()
+    return calls(plan, journal, values_where_both(values_by_version(hours, VALUE).values(), others))
+
+
+def values_where_both(
+    days: Iterable[Mapping[str, Sequence[float]]], withdrawn: Mapping[str, str]
+) -> dict[str, tuple[float, float]]:
+    """By canary its mean value a request and stable's, on the days on which it answered. `days` are values of requests
+    by version, `withdrawn` the stable version beside each canary. A canary that never answered has no value."""
+    known = list(days)
+    found = {}
+    for canary, stable in withdrawn.items():
+        both = [day for day in known if day.get(canary) and day.get(stable)]
+        if both:
+            of_canary, of_stable = (fmean(chain.from_iterable(day[one] for day in both)) for one in (canary, stable))
+            found[canary] = (of_canary, of_stable)
+    return found
+
+
+def calls(
+    plan: Plan, journal: Sequence[Mapping[str, Any]], values: Mapping[str, tuple[float, float]]
+) -> dict[str, bool]:
     """Checks of the journal. The poisoned day alone is quarantined, the day of the shift is among what is trained on,
-    and the bad model is withdrawn."""
+    the bad model is withdrawn, and no canary beside it that was worth what stable was. `values` are true values of a
+    request by canary: its own, and stable's."""
     gates = {entry["figures"].get("day"): entry["decision"] for entry in journal if entry["step"] == "data_gate"}
     by_day = {day: gates.get(_date(plan.town, day)) for day in range(plan.days)}
-    withdrawn = {
-        entry["versions"].get("canary")
-        for entry in journal
-        if entry["step"] == "judge" and entry["decision"] == "withdraw"
-    }
     others = [decision for day, decision in by_day.items() if day != plan.poisoned_day]
+    bad, withdrawn = _labelled_by_hand(journal), _withdrawn(journal)
+    worse = {canary for canary, (own, stable) in values.items() if own < stable}
     return {
         "poisoned day quarantined": by_day[plan.poisoned_day] == "quarantine",
         "shift accepted": by_day[plan.town.shift_day] == "accept",
         "no other day quarantined": "quarantine" not in others,
-        "bad model withdrawn": bad in withdrawn,
-        "no other canary withdrawn": withdrawn <= {bad},
+        "bad model withdrawn": bool(bad) and bad <= withdrawn.keys(),
+        "no good canary withdrawn": withdrawn.keys() - bad <= worse,
     }
+
+
+def _withdrawn(journal: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The canaries that were withdrawn, and the stable version beside each."""
+    versions = [e["versions"] for e in journal if e["step"] == "judge" and e["decision"] == "withdraw"]
+    return {one["canary"]: one["stable"] for one in versions}
+
+
+def _labelled_by_hand(journal: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The canaries that somebody labelled through the admin API: the bad model."""
+    changes = [e["versions"]["after"] for e in journal if e["step"] == "labels" and e["who"] != "daily"]
+    return {after["canary"]["version"] for after in changes if "canary" in after}
 
 
 def _date(town: Town, day: int) -> str:

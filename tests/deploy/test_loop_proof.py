@@ -11,7 +11,7 @@ import pytest
 from deploy.loop import __main__ as command
 from deploy.loop.asking import Backend, RefusedError
 from deploy.loop.picture import draw
-from deploy.loop.proof import Plan, calls
+from deploy.loop.proof import Plan, calls, values_where_both
 from deploy.loop.questions import BETTER, EQUAL, calls_of_experiments, covers
 from deploy.loop.town import Town
 
@@ -25,36 +25,54 @@ def gate(day: int, decision: str) -> dict[str, Any]:
     return {"step": "data_gate", "decision": decision, "figures": {"day": DATES[day]}, "versions": {}}
 
 
+def by_hand(canary: str) -> dict[str, Any]:
+    labels = {"stable": "1", "canary": {"version": canary, "share": 0.5}}
+    return {"step": "labels", "decision": "change", "who": "key town", "versions": {"before": {}, "after": labels}}
+
+
 def verdict(canary: str, decision: str) -> dict[str, Any]:
     return {"step": "judge", "decision": decision, "figures": {}, "versions": {"stable": "1", "canary": canary}}
 
 
 RIGHT = [
-    gate(0, "accept"), gate(1, "accept"), gate(2, "quarantine"), verdict(BAD, "withdraw"),
+    gate(0, "accept"), gate(1, "accept"), gate(2, "quarantine"), by_hand(BAD), verdict(BAD, "withdraw"),
     gate(3, "accept"), gate(4, "accept"), verdict("8", "promote"), gate(5, "accept"),
 ]  # fmt: skip
 
 
 def test_a_journal_that_called_everything_rightly() -> None:
-    assert set(calls(PLAN, RIGHT, BAD).values()) == {True}
+    assert set(calls(PLAN, RIGHT, {}).values()) == {True}
 
 
 @pytest.mark.parametrize(
     ("wrong", "instead", "call"),
     [
         (2, gate(2, "accept"), "poisoned day quarantined"),
-        (5, gate(4, "quarantine"), "shift accepted"),
-        (7, gate(5, "quarantine"), "no other day quarantined"),
-        (3, verdict(BAD, "wait"), "bad model withdrawn"),
-        (6, verdict("8", "withdraw"), "no other canary withdrawn"),
+        (6, gate(4, "quarantine"), "shift accepted"),
+        (8, gate(5, "quarantine"), "no other day quarantined"),
+        (4, verdict(BAD, "wait"), "bad model withdrawn"),
+        (7, verdict("8", "withdraw"), "no good canary withdrawn"),
     ],
 )
 def test_each_wrong_call_is_seen(wrong: int, instead: dict[str, Any], call: str) -> None:
     journal = [instead if place == wrong else entry for place, entry in enumerate(RIGHT)]
-    found = calls(PLAN, journal, BAD)
+    found = calls(PLAN, journal, {})
     assert not found[call]
     # A day of the shift that is quarantined is one more day than should be.
     assert [name for name, is_so in found.items() if not is_so and name != "no other day quarantined"] in ([call], [])
+
+
+@pytest.mark.parametrize(("own", "stable", "is_right"), [(6.69, 7.31, True), (7.31, 7.31, False), (7.4, 7.31, False)])
+def test_a_canary_that_was_truly_worse_is_withdrawn_rightly(own: float, stable: float, is_right: bool) -> None:
+    journal = [*RIGHT[:7], verdict("8", "withdraw"), *RIGHT[8:]]
+    found = calls(PLAN, journal, {BAD: (3.0, 7.0), "8": (own, stable)})
+    assert found.pop("no good canary withdrawn") is is_right
+    assert set(found.values()) == {True}
+
+
+def test_a_canary_is_valued_on_its_days_alone() -> None:
+    days = [{"1": [9.0]}, {"1": [1.0, 2.0], "8": [4.0]}, {"1": [3.0], "8": [1.0, 4.0]}, {"8": [50.0]}]
+    assert values_where_both(days, {"8": "1", "9": "1"}) == {"8": (3.0, 2.0)}
 
 
 def experiment(true: float, status: int = 0, **called: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from deploy.loop.answered import answered_hours
+from deploy.loop.answered import answered_hours, values_by_version
 from deploy.loop.arm import VALUE, Arm, value_of
 from deploy.loop.asking import Backend, RefusedError
 from deploy.loop.curves import Ledger, curves, regained, relative_difference
@@ -133,6 +133,23 @@ def test_orders_are_those_of_the_arms_but_where_places_were_drawn(lived: Lived) 
     # Four standard deviations of a binomial variable.
     assert abs(explored - share * total) <= 4 * (total * share * (1 - share)) ** 0.5
     assert total == 2 * TOWN.requests_per_day
+
+
+def test_values_of_a_version_are_those_of_its_requests(lived: Lived) -> None:
+    days = Days(TOWN)
+    found = values_by_version(answered_hours(lived.files.impressions, days, range(2)), VALUE)
+    logs = [pq.read_table(path) for path in lived.files.impressions.glob("*.parquet")]
+    lines = {line["request_id"]: line for log in logs for line in log.to_pylist()}
+    for day in range(2):
+        expected: dict[str, float] = {}
+        for visits in (days.visits(day, hour) for hour in range(24)):
+            for r, request_id in enumerate(visits.ids):
+                line = lines[request_id]
+                order_RK = np.tile(line["order"], (len(visits.ids), 1))
+                value = visits.expected(order_RK, VALUE)[r].sum()
+                expected[line["model_version"]] = expected.get(line["model_version"], 0.0) + value
+        of_day = found[(TOWN.first_day() + timedelta(days=day)).date()]
+        assert {version: sum(values) for version, values in of_day.items()} == pytest.approx(expected)
 
 
 def test_the_price_of_exploration_is_what_the_town_knows(lived: Lived) -> None:
