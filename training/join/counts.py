@@ -62,8 +62,9 @@ def staging_of(out: Path) -> Staging:
     return Staging(out / "_join" / "staged")
 
 
-def write_counts(out: Path) -> dict[str, Any]:
-    """Write the counts, and return them."""
+def write_counts(out: Path, changed_files: int = 0) -> dict[str, Any]:
+    """Write the counts, and return them. `changed_files` are those that this run has found changed since they were
+    read."""
     readings = staging_of(out).readings.values()
     left_out: Counter[str] = Counter()
     for reading in readings:
@@ -71,6 +72,7 @@ def write_counts(out: Path) -> dict[str, Any]:
     content = {
         "bad_lines": sum(reading.bad_lines for reading in readings),
         "left_out": dict(left_out),
+        "changed_files": changed_files,
         "impressions": {hour_name(micros(hour)): counts for hour, counts in impression_counts(out).items()},
         "events": {
             hour_name(micros(hour)): {name: counts[name] for name in CLASSES} | {"in": counts.total()}

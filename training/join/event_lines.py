@@ -81,10 +81,11 @@ class EventReader:
         self._rules = _value_rules(plan)
 
     def tables(self, source: Source, file: SourceFile) -> Iterator[pa.Table]:
-        """The events of a file, without `_e` and `_joined`. Raises ValueError for a file that cannot be read at all."""
-        place = source.shown(file)
-        with source.opened(file) as opened:
-            if file.is_parquet:
+        """The events of a file, without `_e` and `_joined`. Raises ValueError for a file that cannot be read at all,
+        GoneError for one that was removed."""
+        with source.opened(file) as (now, opened):
+            place = source.shown(now)
+            if now.is_parquet:
                 yield from self._of_parquet(opened, place)
                 return
             for block in blocks(opened):

@@ -3,13 +3,16 @@
 In: a join.yaml, a user, the key of user hashes. Out: both logs' closed files, staged lines and joined files without
 that user, each replaced by a rename, and a tombstone that later joins obey. Events go first: they are found by their
 user and by the request ids of the user's impressions. A job that is killed is run again, and ends with the same files.
-Files that writers still write are left, counted and said: what they bring is joined without the user.
+Files that writers still write are left, counted and said: what they bring is joined without the user. While it works
+the service makes no Parquet of the log: it would be of lines as they were.
 """
 
-import json
+import fcntl
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,17 @@ from fsspec.implementations.local import LocalFileSystem
 from model.untrusted_files import open_regular
 from model.user import user_hash
 from training.files import replace_file
-from training.join.hour_file import FORMAT
 from training.join.join import locked, sources_of
 from training.join.plan import Plan
-from training.join.sources import LINES, PARQUET, Source, blocks
-from training.join.staging import TOMBSTONES, tombstones
+from training.join.requests.tombstones import add_tombstone
+from training.join.sources import LINES, PARQUET, Source, SourceFile, blocks
+from training.join.staging import Staging
 from training.wording import counted
 
 log = logging.getLogger(__name__)
+
+# Of the service's conversion (service/impressions/to_parquet.py).
+_CONVERSION_LOCK = ".impressions-to-parquet.lock"
 
 
 def forget(plan: Plan, user: str, key: bytes) -> dict[str, int]:
@@ -38,8 +44,28 @@ def forget(plan: Plan, user: str, key: bytes) -> dict[str, int]:
     for source in sources.values():
         if not isinstance(source.system, LocalFileSystem):
             raise ValueError(f"{source.place}: is not on this machine; forget works on local files")
-    with locked(plan.out):
+    with locked(plan.out), _without_conversion(Path(sources["impressions"].root)):
         return _Forgetting(plan, sources, user, user_hash(key, user)).run()
+
+
+@contextmanager
+def _without_conversion(folder: Path) -> Iterator[None]:
+    """The impressions of a folder for this process and their writers alone, once a running conversion has ended.
+    Raises ValueError."""
+    try:
+        descriptor = os.open(folder / _CONVERSION_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ValueError(
+            f"{folder / _CONVERSION_LOCK}: cannot be opened ({error.strerror}), and it keeps the service from making "
+            "Parquet of lines that are to go; forget as the user that the service runs as"
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for left in folder.glob(".impressions-*.parquet.part"):  # of a conversion that was killed
+            left.unlink()
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class _Forgetting:
@@ -53,15 +79,17 @@ class _Forgetting:
         self._ids: set[str] = set()
         self._gone: Counter[str] = Counter()
         self._unread = 0
+        self._vanished: set[Path] = set()
+        self._sizes = Staging(plan.out / "_join" / "staged").sizes
 
     def run(self) -> dict[str, int]:
         out = self._plan.out
-        users = sorted(tombstones(out) | {self._hashed})
-        replace_file(out / "_join" / TOMBSTONES, [json.dumps({"format": FORMAT, "users": users}, indent=1).encode()])
+        add_tombstone(out, self._hashed)
         impressions, events = (_local_files(self._sources[log]) for log in ("impressions", "events"))
         rows = sorted(out.glob("date=*/*.parquet"))
         for path in impressions:
-            self._ids.update(_request_ids(path, self._hashed))
+            with self._unless_gone(path):
+                self._ids.update(_request_ids(path, self._hashed))
         for path in rows:
             self._ids.update(_ids_of(pq.read_table(path, columns=["_user", "_request_id"]), "_user", self._hashed))
         for path in sorted((out / "_join" / "staged").glob("*/requests/*.parquet")):
@@ -73,11 +101,14 @@ class _Forgetting:
             self._gone["rows"] += _rewrite_parquet(path, self._row_mask)
         for path in impressions:
             self._rewrite("requests", path, self._is_request_of, self._request_mask)
-        still_open = sum(len(_open_files(source)) for source in self._sources.values())
-        if still_open:
+        left = self._left({path.with_suffix("") for path in (*impressions, *events)})
+        if left:
             log.warning(
-                "%s of the logs are still written; run it again once they are closed", counted(still_open, "file")
+                "%s of the logs are still written, or were closed meanwhile; run it again once they are closed",
+                counted(left, "file"),
             )
+        if self._vanished:
+            log.warning("%s of the logs were removed meanwhile, by others", counted(len(self._vanished), "file"))
         if not self._gone.total():
             log.warning(
                 "nothing is of this user under this key: was the user forgotten before, is --user as a request has it, "
@@ -92,6 +123,24 @@ class _Forgetting:
         log.info("forgotten: %s", ", ".join(counted(count, name.removesuffix("s")) for name, count in gone.items()))
         return gone
 
+    def _left(self, done: set[Path]) -> int:
+        """The number of files that had no name yet when the work began, by their paths without their ends."""
+        # Open ones first: one that is closed meanwhile is among the closed ones.
+        opened = {path for source in self._sources.values() for path in _open_files(source)}
+        closed = {path.with_suffix("") for source in self._sources.values() for path in _local_files(source)}
+        names = {path.with_name(path.name[1:].removesuffix(".part")).with_suffix("") for path in opened}
+        return len((names | closed) - done)
+
+    @contextmanager
+    def _unless_gone(self, path: Path) -> Iterator[None]:
+        """Go on where a file is gone: the service removes the oldest ones to keep a log within its bound."""
+        try:
+            yield
+        except (OSError, ValueError):
+            if path.exists():
+                raise
+            self._vanished.add(path)
+
     def _rewrite(
         self,
         name: str,
@@ -100,19 +149,33 @@ class _Forgetting:
         mask_of: Callable[[pa.Table], pa.ChunkedArray],
     ) -> None:
         """Replace a file of a log by one without the user's lines, and count them, and those that nobody can read."""
-        if path.name.endswith(PARQUET):
-            self._gone[name] += _rewrite_parquet(path, mask_of)
-            return
-        gone = 0
-        for _, line in _lines(path):
+        with self._unless_gone(path):
+            if path.name.endswith(PARQUET):
+                self._gone[name] += _rewrite_parquet(path, mask_of, lambda size: self._accept(name, path, size))
+            else:
+                self._rewrite_lines(name, path, is_mine)
+
+    def _rewrite_lines(self, name: str, path: Path, is_mine: Callable[[dict[str, Any]], bool]) -> None:
+        gone = size = 0
+        for text, line in _lines(path):
             if line is None:
                 self._unread += 1
-            elif is_mine(line):
+            if line is not None and is_mine(line):
                 gone += 1
-        self._gone[name] += gone
+            else:
+                size += len(text) + 1
         if gone:
+            self._accept(name, path, size)
             kept = (text + b"\n" for text, line in _lines(path) if line is None or not is_mine(line))
             replace_file(path, kept)
+        self._gone[name] += gone
+
+    def _accept(self, name: str, path: Path, size: int) -> None:
+        """Have later joins know the size of a file that is about to be replaced."""
+        log_name = "impressions" if name == "requests" else name
+        place = path.relative_to(self._sources[log_name].root).as_posix()
+        self._sizes.accept(log_name, SourceFile(place, str(path), size))
+        self._sizes.save()
 
     def _forget_staged(self, folder: Path) -> None:
         numbers: set[int] = set()
@@ -195,12 +258,17 @@ def _ids_of(table: pa.Table, column: str, hashed: str) -> set[str]:
     return {name for name in mine.column(table.column_names[-1]).to_pylist() if name is not None}
 
 
-def _rewrite_parquet(path: Path, mask_of: Callable[[pa.Table], pa.ChunkedArray]) -> int:
+def _rewrite_parquet(
+    path: Path, mask_of: Callable[[pa.Table], pa.ChunkedArray], before: Callable[[int], None] = lambda _: None
+) -> int:
+    """Replace a file by one without some rows. `before` is called with its size first. Returns how many rows went."""
     table = pq.read_table(path, partitioning=None)
     is_mine = mask_of(table)
     gone: int = pc.sum(is_mine).as_py() or 0
     if gone:
         sink = pa.BufferOutputStream()
         pq.write_table(table.filter(pc.invert(is_mine)), sink, compression="zstd", write_page_checksum=True)
-        replace_file(path, [memoryview(sink.getvalue())])
+        content = memoryview(sink.getvalue())
+        before(len(content))
+        replace_file(path, [content])
     return gone

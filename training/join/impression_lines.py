@@ -8,7 +8,7 @@ Shapes: R requests, K answered candidates of all of them, B rows of a feature.
 """
 
 from collections.abc import Iterator, Set
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -58,12 +58,15 @@ class ImpressionReader:
 
     def batches(self, source: Source, file: SourceFile) -> Iterator[Read]:
         """The requests of a file. `_r` counts from 0 in each batch. Raises ValueError for a file that cannot be read
-        at all, or that the join must not use."""
-        file = source.current(file)
-        place = source.shown(file)
+        at all, or that the join must not use, GoneError for one that was removed."""
+        with source.opened(file) as (now, opened):
+            place = source.shown(now)
+            lines = self._parquet_lines(opened, place) if now.is_parquet else self._lines(opened, place)
+            yield from self._read_lines(lines, place)
+
+    def _read_lines(self, lines: Iterator[_Given], place: str) -> Iterator[Read]:
         waiting: list[_Given] = []
         size = 0
-        lines = self._parquet_lines(source, file, place) if file.is_parquet else self._lines(source, file, place)
         for given in lines:
             number, line, _, num_bytes = given
             self._refuse_other_formats(line, place, number)
@@ -83,19 +86,18 @@ class ImpressionReader:
                 self._generations.release()
         yield from self._converted(waiting, place)
 
-    def _lines(self, source: Source, file: SourceFile, place: str) -> Iterator[_Given]:
-        with source.opened(file) as opened:
-            for block in blocks(opened):
-                for number in block.too_long:
-                    self._bad.add(place, number, "a line too long to be a request")
-                numbered = [(number, text) for number, text in enumerate(block.lines, block.first) if text.strip()]
-                try:
-                    lines = self._decoders.scalars.decode_lines(b"\n".join(text for _, text in numbered))
-                except (msgspec.MsgspecError, RecursionError):
-                    yield from self._one_by_one(numbered, place)
-                    continue
-                for (number, text), line in zip(numbered, lines, strict=True):
-                    yield _Given(number, line, text, len(text))
+    def _lines(self, opened: BinaryIO, place: str) -> Iterator[_Given]:
+        for block in blocks(opened):
+            for number in block.too_long:
+                self._bad.add(place, number, "a line too long to be a request")
+            numbered = [(number, text) for number, text in enumerate(block.lines, block.first) if text.strip()]
+            try:
+                lines = self._decoders.scalars.decode_lines(b"\n".join(text for _, text in numbered))
+            except (msgspec.MsgspecError, RecursionError):
+                yield from self._one_by_one(numbered, place)
+                continue
+            for (number, text), line in zip(numbered, lines, strict=True):
+                yield _Given(number, line, text, len(text))
 
     def _one_by_one(self, numbered: list[tuple[int, bytes]], place: str) -> Iterator[_Given]:
         for number, text in numbered:
@@ -104,18 +106,17 @@ class ImpressionReader:
             except (msgspec.MsgspecError, RecursionError) as error:
                 self._bad.add(place, number, f"no request ({error})")
 
-    def _parquet_lines(self, source: Source, file: SourceFile, place: str) -> Iterator[_Given]:
+    def _parquet_lines(self, opened: BinaryIO, place: str) -> Iterator[_Given]:
         """The rows of the service's own Parquet (service/impressions/parquet.py), whose features are JSON."""
         number = 0
         try:
-            with source.opened(file) as opened:
-                for batch in pq.ParquetFile(opened).iter_batches(_PARQUET_ROWS, use_threads=False):
-                    for row in batch.to_pylist(maps_as_pydicts="strict"):
-                        try:
-                            yield _Given(number, self._of_row(row), None, batch.nbytes // batch.num_rows)
-                        except (msgspec.MsgspecError, RecursionError, KeyError) as error:
-                            self._bad.add(place, number, f"no request ({error})")
-                        number += 1
+            for batch in pq.ParquetFile(opened).iter_batches(_PARQUET_ROWS, use_threads=False):
+                for row in batch.to_pylist(maps_as_pydicts="strict"):
+                    try:
+                        yield _Given(number, self._of_row(row), None, batch.nbytes // batch.num_rows)
+                    except (msgspec.MsgspecError, RecursionError, KeyError) as error:
+                        self._bad.add(place, number, f"no request ({error})")
+                    number += 1
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{place}: not a readable Parquet file ({first_line(error)})") from None
 

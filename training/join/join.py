@@ -27,6 +27,7 @@ from training.join.expression import ALONE, HOUR_PREFIX, IN, LATER_PREFIX, Expre
 from training.join.horizon import horizon_of, shown_time
 from training.join.hour_file import Tally, hour_path, joined_hours, read_record, write_hour, write_record
 from training.join.plan import HOUR, Plan, hour_name, hour_named, hour_of
+from training.join.requests.tombstones import tombstones
 from training.join.sources import Source
 from training.join.staging import NONE_JOINED, Staging, hours_between, staged_schemas
 from training.wording import counted
@@ -120,7 +121,7 @@ class _Join:
                     self._join_hour(engine, staging, hour, is_first=not joined and hour == hours[0])
                     staging.remove_before(hour_of(hour + HOUR - plan.lookback))
         staging.remove_done()
-        content = write_counts(plan.out)
+        content = write_counts(plan.out, staging.changed_files)
         if hours:
             log.info("%s", table_of(content, list(hours)))
         if content["bad_lines"]:
@@ -166,14 +167,47 @@ class _Join:
         is_first = hours[0] == joined[0]
         kept = range(NONE_JOINED if is_first else hour_of(hours[0] - plan.lookback), counted_again[-1] + 1)
         again.read_again(plan, self._sources, staging, kept, hours[0])
+        if lacking := self._lacking(staging, again, counted_again, is_first=is_first):
+            wish.unlink()
+            shutil.rmtree(folder)
+            raise ValueError(lacking)
         number = max(staging.readings)
         with self._engine(Expression(plan, (hours[0], hours[-1]))) as engine:
             for hour in counted_again:
                 marks = {"events_anew": number} | ({"rows_anew": number} if hour in hours else {})
                 self._join_hour(engine, again, hour, is_first=hour == joined[0], marks=marks)
         shutil.rmtree(folder)
+        staging.accept_sizes(self._sources)
         wish.unlink()
         log.info("%s to %s joined anew", hour_name(hours[0]), hour_name(hours[-1]))
+
+    def _lacking(self, staging: Staging, again: Staging, hours: range, *, is_first: bool) -> str | None:
+        """The reason why hours cannot be joined again: fewer lines than they were joined of, as files are gone. Lines
+        of users that are forgotten are gone too, and nothing tells which."""
+        out = self._plan.out
+        gone = sum(len(staging.seen(log) - {file.stem for file in self._sources[log].files()}) for log in self._sources)
+        if not gone:
+            return None
+        for hour in hours:
+            record = read_record(out, hour)
+            past = [one for one in again.hours("events") if one < hour] if is_first and hour == hours[0] else []
+            has = {"requests": _rows(again.files("requests", [hour])),
+                   "events": _rows(again.files("events", [*past, hour]))}  # fmt: skip
+            had = {"requests": int(record["requests"]),
+                   "events": sum(sum(of_hour.values()) for of_hour in record["events"].values())}  # fmt: skip
+            for kind in ("requests", "events"):
+                if has[kind] < had[kind] and not tombstones(out):
+                    return (
+                        f"{out}: {counted(gone, 'file')} that were read are gone from the logs; hour {hour_name(hour)} "
+                        f"was joined of {had[kind]:,} {kind}, and {has[kind]:,} are left: put the files back, or leave "
+                        "it as it is"
+                    )
+                if has[kind] < had[kind]:
+                    log.warning(
+                        "hour %s was joined of %d %s, and %d are left: some are of forgotten users, others may have "
+                        "been in files that are gone", hour_name(hour), had[kind], kind, has[kind],
+                    )  # fmt: skip
+        return None
 
     def _due(self, staging: Staging, joined: list[int], horizon: int) -> range:
         """The hours that are closed and not joined, with none left out between them."""

@@ -5,9 +5,9 @@ whatever folder, are no part of a log: a writer's open file is such. Of a file i
 Lines are of bounded size. What is longer is read over, and reported as a line that is none.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from model.untrusted_files import open_regular
 from training.data.retries import first_line, retried
+from training.files import replace_file
 
 LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = ".parquet"
@@ -23,8 +24,11 @@ _BLOCK_BYTES = 8 * 2**20
 MOST_LINE_BYTES = 64 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
+class GoneError(ValueError):
+    """A file of a log that was listed and is no more."""
+
+
+class SourceFile(NamedTuple):
     """A closed file of a log: its name below the folder, its size."""
 
     name: str
@@ -35,6 +39,11 @@ class SourceFile:
     def is_parquet(self) -> bool:
         """True for Parquet, else the file has lines of JSON."""
         return self.name.endswith(PARQUET)
+
+    @property
+    def suffix(self) -> str:
+        """The end of the name, which says its kind."""
+        return f".{self.name.rpartition('.')[2]}"
 
     @property
     def stem(self) -> str:
@@ -90,23 +99,28 @@ class Source:
         """A file's place, as a message names it."""
         return f"{self.place.rstrip('/')}/{file.name}"
 
-    def current(self, file: SourceFile) -> SourceFile:
-        """The file as it is now. The service makes Parquet of its closed lines at any time, and removes these then."""
-        path = Path(file.path).with_suffix(PARQUET)
-        if file.is_parquet or not isinstance(self.system, LocalFileSystem) or not path.exists():
-            return file
-        return SourceFile(f"{file.stem}{PARQUET}", str(path), path.stat().st_size)
-
     @contextmanager
-    def opened(self, file: SourceFile) -> Iterator[BinaryIO]:
-        """The file, open for reading. Raises ValueError, also for what goes wrong while it is read."""
-        is_local = isinstance(self.system, LocalFileSystem)
+    def opened(self, file: SourceFile) -> Iterator[tuple[SourceFile, BinaryIO]]:
+        """The file as it is now, open for reading: the service makes Parquet of its closed lines at any time, and
+        removes these then. Raises GoneError for one that is there in neither kind, and ValueError, also for what goes
+        wrong while it is read."""
         try:
-            with open_regular(Path(file.path)) if is_local else self.system.open(file.path, "rb") as opened:
-                yield opened
+            now, source = self._open(file)
+            with source as opened:
+                yield now, opened
         except OSError as error:
             reason = error.strerror or first_line(error)
             raise ValueError(f"{self.shown(file)}: cannot be read ({reason})") from None
+
+    def _open(self, file: SourceFile) -> tuple[SourceFile, BinaryIO]:
+        is_local = isinstance(self.system, LocalFileSystem)
+        later = f"{file.path.rpartition('.')[0]}{PARQUET}"
+        for kind in (file, file._replace(name=f"{file.stem}{PARQUET}", path=later)):
+            try:
+                return kind, open_regular(Path(kind.path)) if is_local else self.system.open(kind.path, "rb")
+            except FileNotFoundError:
+                continue
+        raise GoneError(f"{self.shown(file)}: was removed after it was listed, and before it was read; it is left out")
 
     def read_small(self, name: str) -> bytes | None:
         """The content of a small file of the folder. None where it is gone."""
@@ -126,6 +140,39 @@ class Source:
             raise ValueError(f"{self.place}: cannot be listed ({first_line(error)})") from None
         names = [path.rstrip("/").rpartition("/")[2] for path in paths]
         return sorted(name for name in names if name.endswith(end) and not name.startswith("."))
+
+
+class ReadSizes:
+    """Sizes of the files that were read, by log, name and kind, in a file of the join's own. A file is known by its
+    name alone: with another size it has lines that nobody read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sizes: dict[str, dict[str, dict[str, list[int]]]] = (
+            json.loads(path.read_bytes()) if path.is_file() else {}
+        )
+
+    def take(self, log: str, files: Sequence[SourceFile], seen: Set[str]) -> list[SourceFile]:
+        """Take the sizes of a log's files: of one that is read next, and of one in a kind that is new. Returns those of
+        `seen`, which were read, that have another size than then."""
+        changed = []
+        for file in files:
+            kinds = self._sizes.setdefault(log, {}).setdefault(file.stem, {})
+            if file.stem not in seen:
+                kinds.clear()
+            if file.size not in kinds.setdefault(file.suffix, [file.size]):
+                changed.append(file)
+        return changed
+
+    def accept(self, log: str, file: SourceFile) -> None:
+        """Keep a size that a file may have too: of one that is about to be replaced, or was read again."""
+        sizes = self._sizes.setdefault(log, {}).setdefault(file.stem, {}).setdefault(file.suffix, [])
+        if file.size not in sizes:
+            sizes.append(file.size)
+
+    def save(self) -> None:
+        """Write them. Raises ValueError."""
+        replace_file(self._path, [json.dumps(self._sizes, indent=1).encode()])
 
 
 def blocks(opened: BinaryIO) -> Iterator[Block]:

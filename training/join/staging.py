@@ -3,7 +3,8 @@
 `<out>/_join/staged/<n>/` holds what one generation read: `requests`, `candidates` and `events`, each in files
 `<hour>.<part>.parquet`, and `read.json`: the files that were read, and counts of what became no row. A generation is
 made beside its place and renamed, so a job that is killed has read a file whole or not at all. Of generations whose
-lines are all joined, `staged/done.json` keeps the counts alone. The number of a generation orders what
+lines are all joined, `staged/done.json` keeps the counts alone. `staged/sizes.json` has the sizes of the files that
+were read, so that one that changed later is seen. The number of a generation orders what
 came earlier and later: an event or an impression that comes after its hour was joined is late, counted and left out.
 
 Shapes: R requests, E events, B rows of either.
@@ -11,13 +12,12 @@ Shapes: R requests, E events, B rows of either.
 
 import gc
 import json
+import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,13 +29,17 @@ from training.join.event_lines import EVENTS, EventReader
 from training.join.faults import BadLines
 from training.join.impression_lines import ImpressionReader
 from training.join.plan import HOUR, Plan, hour_name, hour_named, hour_of
+from training.join.reading import Reading
 from training.join.requests.tables import candidate_columns, request_columns
-from training.join.sources import Source, SourceFile
+from training.join.requests.tombstones import tombstones
+from training.join.sources import GoneError, ReadSizes, Source, SourceFile
+from training.wording import counted
+
+log = logging.getLogger(__name__)
 
 READ = "read.json"
 DONE = "done.json"
-# Of users that are forgotten, by their keyed hashes.
-TOMBSTONES = "forgotten.json"
+SIZES = "sizes.json"
 KINDS = ("requests", "candidates", "events")
 # Numbers of requests and events are unique over all generations.
 _PER_GENERATION = 2**40
@@ -47,68 +51,14 @@ NONE_JOINED = -(2**62)
 GENERATION_BYTES = 2 * 2**30
 
 
-@dataclass(slots=True)
-class Reading:
-    """Counts of a generation. Hours are those of impressions, or of the receipt of events."""
-
-    impressions: list[str] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
-    model: str | None = None
-    # The last hour that was joined when it was read.
-    joined: int | None = None
-    bad_lines: int = 0
-    # Requests and events of other models, and requests of users that are forgotten.
-    left_out: Counter[str] = field(default_factory=Counter)
-    lost: Counter[int] = field(default_factory=Counter)
-    late_requests: Counter[int] = field(default_factory=Counter)
-    # By the last hour in which their impression can lie, then by the hour of receipt.
-    late_events: dict[int, Counter[int]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The counts as a file has them."""
-        return {
-            "impressions": self.impressions,
-            "events": self.events,
-            "model": self.model,
-            "joined": None if self.joined is None else hour_name(self.joined),
-            "bad_lines": self.bad_lines,
-            "left_out": dict(self.left_out),
-            "lost": named(self.lost),
-            "late_requests": named(self.late_requests),
-            "late_events": {hour_name(hour): named(of_hour) for hour, of_hour in sorted(self.late_events.items())},
-        }
-
-    @classmethod
-    def of_json(cls, given: dict[str, Any]) -> "Reading":
-        """The counts of a file that this module wrote."""
-        return cls(
-            given["impressions"],
-            given["events"],
-            given["model"],
-            None if given["joined"] is None else hour_named(given["joined"]),
-            given["bad_lines"],
-            Counter(given["left_out"]),
-            _counted(given["lost"]),
-            _counted(given["late_requests"]),
-            {hour_named(hour): _counted(of_hour) for hour, of_hour in given["late_events"].items()},
-        )
-
-
-def named(counts: Counter[int]) -> dict[str, int]:
-    """Counts by the names of hours, in their order."""
-    return {hour_name(hour): count for hour, count in sorted(counts.items())}
-
-
-def _counted(counts: dict[str, int]) -> Counter[int]:
-    return Counter({hour_named(hour): count for hour, count in counts.items()})
-
-
 class Staging:
     """The staged lines below a folder. One process at a time writes it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.readings: dict[int, Reading] = {}
+        # Of the run that read.
+        self.changed_files = 0
         if (folder / DONE).is_file():
             done = json.loads((folder / DONE).read_bytes())
             self.readings |= {int(number): Reading.of_json(given) for number, given in done.items()}
@@ -154,14 +104,21 @@ class Staging:
             folder.rename(hidden)
             shutil.rmtree(hidden)
 
-    def unread(self, log: str, files: Sequence[SourceFile]) -> list[SourceFile]:
-        """The files of a log that no generation has read. Of one whose lines became Parquet nothing is new."""
-        seen = {name for reading in self.readings.values() for name in getattr(reading, log)}
-        return [file for file in files if file.stem not in seen]
+    def seen(self, log: str) -> set[str]:
+        """The names of the files of a log that were read. A file whose lines became Parquet keeps its name."""
+        return {name for reading in self.readings.values() for name in getattr(reading, log)}
+
+    @property
+    def sizes(self) -> ReadSizes:
+        """Sizes of the files that were read."""
+        return ReadSizes(self.folder / SIZES)
 
     def read(self, plan: Plan, sources: dict[str, Source], joined: int | None) -> None:
-        """Read what is new, a generation for each GENERATION_BYTES of it. Hours up to `joined` are joined already."""
-        files = {log: self.unread(log, source.files()) for log, source in sources.items()}
+        """Read what is new, a generation for each GENERATION_BYTES of it. Hours up to `joined` are joined already. A
+        file that was read and has changed is counted and said. Its lines stay as they were read."""
+        listed = {name: source.files() for name, source in sources.items()}
+        files = {name: [file for file in listed[name] if file.stem not in self.seen(name)] for name in listed}
+        self._compare_sizes(sources, listed)
         bad = BadLines()
         generations = Generations(plan)
         # Lines are trees without cycles, and many: looking for cycles among them takes longer than reading them.
@@ -175,6 +132,32 @@ class Staging:
             # What the lines took is the engine's to use.
             pa.default_memory_pool().release_unused()
 
+    def _compare_sizes(self, sources: dict[str, Source], listed: dict[str, list[SourceFile]]) -> None:
+        sizes = self.sizes
+        changed = [
+            sources[name].shown(file)
+            for name, files in listed.items()
+            for file in sizes.take(name, files, self.seen(name))
+        ]
+        sizes.save()
+        self.changed_files = len(changed)
+        if changed:
+            log.warning(
+                "%s of the logs changed after being read, the first: %s; the lines stay as they were read: write new "
+                "ones into a file of another name, or read these again by --rejoin of their hours",
+                counted(len(changed), "file"),
+                changed[0],
+            )
+
+    def accept_sizes(self, sources: dict[str, Source]) -> None:
+        """Keep the sizes of the files as they are, once all were read again."""
+        sizes = self.sizes
+        for name, source in sources.items():
+            for file in source.files():
+                if file.stem in self.seen(name):
+                    sizes.accept(name, file)
+        sizes.save()
+
     def read_again(self, plan: Plan, sources: dict[str, Source], known: "Staging", hours: range, first: int) -> None:
         """Read the files that another staging knows once more, for some hours that are joined again. From `first` on
         what was late is staged too. Before it hours are as they were joined."""
@@ -185,13 +168,15 @@ class Staging:
         with self._written(plan, 1) as writer:
             for file, joined in known.read_files("impressions", sources["impressions"]):
                 before = None if joined is None else min(joined, first - HOUR)
-                for batch in impressions.batches(sources["impressions"], file):
-                    writer.add_impressions(batch.requests, batch.candidates, before, reading, hours)
+                with _said_if_gone(reading):
+                    for batch in impressions.batches(sources["impressions"], file):
+                        writer.add_impressions(batch.requests, batch.candidates, before, reading, hours)
             if impressions.model is not None:
                 events = EventReader(plan, impressions.model, bad)
                 for file, joined in known.read_files("events", sources["events"]):
-                    for table in events.tables(sources["events"], file):
-                        writer.add_old_events(table, joined, hours)
+                    with _said_if_gone(reading):
+                        for table in events.tables(sources["events"], file):
+                            writer.add_old_events(table, joined, hours)
             writer.finish(reading)
         self.readings[1] = reading
 
@@ -237,20 +222,22 @@ class Staging:
         model = plan.file.model or self.model
         impressions = ImpressionReader(plan, model, bad, generations, tombstones(plan.out))
         with self._written(plan, number) as writer:
-            for log, file in files:
-                if log == "impressions":
-                    for batch in impressions.batches(sources[log], file):
-                        reading.lost.update(batch.lost)
-                        writer.add_impressions(batch.requests, batch.candidates, joined, reading)
+            for name, file in files:
+                if name == "impressions":
+                    with _said_if_gone(reading):
+                        for batch in impressions.batches(sources[name], file):
+                            reading.lost.update(batch.lost)
+                            writer.add_impressions(batch.requests, batch.candidates, joined, reading)
+                        reading.impressions.append(file.stem)
             if impressions.model is not None:
                 events = EventReader(plan, impressions.model, bad)
-                for log, file in files:
-                    if log == "events":
-                        for table in events.tables(sources[log], file):
-                            writer.add_events(table, joined, reading)
+                for name, file in files:
+                    if name == "events":
+                        with _said_if_gone(reading):
+                            for table in events.tables(sources[name], file):
+                                writer.add_events(table, joined, reading)
+                            reading.events.append(file.stem)
                 reading.left_out["events_of_other_models"] = events.other_models
-                reading.events = [file.stem for log, file in files if log == "events"]
-            reading.impressions = [file.stem for log, file in files if log == "impressions"]
             reading.left_out["requests_of_other_models"] = impressions.other_models
             reading.left_out["requests_of_forgotten_users"] = impressions.forgotten
             reading.model = impressions.model
@@ -268,6 +255,16 @@ class Staging:
             partial.rename(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _said_if_gone(reading: Reading) -> Iterator[None]:
+    """Count a file that vanishes before it is opened. It has given no line then."""
+    try:
+        yield
+    except GoneError as error:
+        reading.left_out["files_gone"] += 1
+        log.warning("%s", error)
 
 
 class _Writer:
@@ -381,16 +378,3 @@ def staged_schemas(plan: Plan) -> dict[str, pa.Schema]:
 def hours_between(first: int, last: int) -> range:
     """Hours from one to another, both included."""
     return range(hour_of(first), hour_of(last) + 1, HOUR)
-
-
-def tombstones(out: Path) -> frozenset[str]:
-    """The hashes of the users that are forgotten. Raises ValueError for a damaged file."""
-    path = out / "_join" / TOMBSTONES
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return frozenset()
-    try:
-        return frozenset(json.loads(content)["users"])
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path}: not the tombstones of a join; restore it, or forget these users again") from None
