@@ -99,12 +99,16 @@ def write(source: IO[bytes], sink: IO[bytes]) -> None:
 
 
 class ParquetImpressions:
-    """A Parquet file of the log, its rows as lines. Raises ValueError naming a file that is damaged or is no such."""
+    """A Parquet file of the log, its rows as lines. Raises ValueError naming a file that is damaged or is no such, and
+    FileNotFoundError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
+            self.size_bytes = path.stat().st_size
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        except FileNotFoundError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise self._refusal(error) from None
         schema = self._file.schema_arrow
@@ -123,8 +127,6 @@ class ParquetImpressions:
             raise self._refusal(error) from None
 
     def _refusal(self, error: Exception) -> ValueError:
-        if isinstance(error, FileNotFoundError):
-            return ValueError(f"{self._path}: no such file")
         return ValueError(f"{self._path}: a damaged Parquet file ({error}); leave it out, or restore it")
 
 

@@ -6,8 +6,9 @@ In: files, or folders of a log. Out: each request with its place, or what is wro
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from model.untrusted_files import open_regular
 from service.impressions.folder import impression_files
@@ -20,11 +21,15 @@ class Unfinished(NamedTuple):
     """Half a line at the end of an open file: its writer is at it, or died."""
 
 
+class Gone(NamedTuple):
+    """A file that was removed after it was listed: the service keeps a log within its bound."""
+
+
 class Entry(NamedTuple):
     """A line or a row: `logged`, or the fault of one that is damaged. `size` is its part of the file, in bytes."""
 
     place: str
-    logged: Logged | Loss | ValueError | Unfinished
+    logged: Logged | Loss | ValueError | Unfinished | Gone
     size: float
 
 
@@ -33,15 +38,18 @@ def log_files(given: Sequence[Path]) -> list[Path]:
     there is none, and naming a Parquet file that is damaged, as far as its end tells."""
     files: list[Path] = []
     for path in given:
-        found = _files_of(path) if path.is_dir() else [path] if path.is_file() else []
+        # One that is named may be Parquet by now.
+        found = _files_of(path) if path.is_dir() else [kind for kind in _kinds(path) if kind.is_file()][:1]
         if not found:
             raise ValueError(f"{path}: no impression log; give its files, or its folder")
         files += found
     parquet = {file for file in files if file.suffix == PARQUET}
     for file in parquet:
-        ParquetImpressions(file)
+        with suppress(FileNotFoundError):  # whoever reads its entries is told
+            ParquetImpressions(file)
     # A file is in both kinds for a moment, and a pattern names both.
-    return [file for file in files if not (file.suffix == LINES and file.with_suffix(PARQUET) in parquet)]
+    left = [file for file in files if not (file.suffix == LINES and file.with_suffix(PARQUET) in parquet)]
+    return list(dict.fromkeys(left))
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -53,20 +61,29 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def entries(file: Path) -> Iterator[Entry]:
-    """Records of a file, in its order. Of an open one, those it had when it was opened. Raises OSError, and ValueError
-    naming a Parquet file that is damaged."""
-    if file.suffix == PARQUET:
-        yield from _parquet_entries(file)
+    """Records of a file, in its order. Of an open one, those it had when it was opened. Where the service has closed or
+    converted it meanwhile, what it became. Raises OSError, and ValueError naming a Parquet file that is damaged."""
+    for kind in _kinds(file):
+        try:
+            found = (
+                _parquet_entries(kind, ParquetImpressions(kind))
+                if kind.suffix == PARQUET
+                else _line_entries(kind, open_regular(kind))
+            )
+        except FileNotFoundError:
+            continue
+        yield from found
         return
-    try:
-        lines = open_regular(file)
-    except FileNotFoundError:
-        # The service has closed it meanwhile, or converted it.
-        later = closed_name(file) or (file.with_suffix(PARQUET) if file.suffix == LINES else None)
-        if later is None:
-            raise
-        yield from entries(later)
-        return
+    yield Entry(file.name, Gone(), 0)
+
+
+def _kinds(file: Path) -> list[Path]:
+    """The paths that a file may have by now: its own, the one when it is closed, and the one as Parquet."""
+    closed = closed_name(file) or file
+    return list(dict.fromkeys([file, closed, *([closed.with_suffix(PARQUET)] if closed.suffix == LINES else [])]))
+
+
+def _line_entries(file: Path, lines: BinaryIO) -> Iterator[Entry]:
     is_open = closed_name(file) is not None
     with lines:
         left = os.fstat(lines.fileno()).st_size
@@ -88,9 +105,8 @@ def _read(text: bytes) -> Logged | Loss | ValueError:
         return error
 
 
-def _parquet_entries(file: Path) -> Iterator[Entry]:
-    impressions = ParquetImpressions(file)
-    size = file.stat().st_size / max(1, impressions.rows)
+def _parquet_entries(file: Path, impressions: ParquetImpressions) -> Iterator[Entry]:
+    size = impressions.size_bytes / max(1, impressions.rows)
     for number, line in enumerate(impressions.lines(), start=1):
         found: Logged | Loss | ValueError
         try:

@@ -1,7 +1,8 @@
 """Logs of any fsspec URL, copied to where replay reads them.
 
 In: paths and URLs, such as those of `--ship`. Out: local paths, of a URL those of copies, which go with the block. A
-closed file that is there as lines and as Parquet is copied once. Every fault is a ValueError that names the URL.
+closed file that is there as lines and as Parquet is copied once, and one that becomes Parquet meanwhile as such. What
+is removed meanwhile is named. Every fault is a ValueError that names the URL.
 """
 
 import sys
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
@@ -17,11 +19,13 @@ from service.log_files.folder import LINES, PARQUET
 
 
 class LocalLogs:
-    """Local paths of logs. `urls` has the URL of each folder of copies."""
+    """Local paths of logs. `urls` has the URL of each folder of copies, `gone` the names of files that were removed
+    before they were copied."""
 
     def __init__(self) -> None:
         self.paths: list[Path] = []
         self.urls: dict[Path, str] = {}
+        self.gone: list[str] = []
 
     def named(self, message: str) -> str:
         """A message with URLs in place of their copies."""
@@ -41,11 +45,11 @@ def local_logs(given: Sequence[str]) -> Iterator[LocalLogs]:
                 continue
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="feedrank-replay-")))
             logs.urls[folder] = one
-            logs.paths += _copied(one, folder)
+            logs.paths += _copied(one, folder, logs.gone)
         yield logs
 
 
-def _copied(url: str, folder: Path) -> list[Path]:
+def _copied(url: str, folder: Path, gone: list[str]) -> list[Path]:
     try:
         system, root = fsspec.url_to_fs(url)
         found = system.find(root, detail=True)
@@ -65,11 +69,27 @@ def _copied(url: str, folder: Path) -> list[Path]:
             copy = folder / path.rpartition("/")[2]
             if copy.exists():
                 raise ValueError(f"{copy.name} is there twice; give one folder of a log at a time")
-            system.get_file(path, str(copy))
-            copies.append(copy)
+            copied = _copy(system, path, copy)
+            if copied is None:
+                gone.append(copy.name)
+            else:
+                copies.append(copied)
     except Exception as error:  # beside OSError each cloud's client has errors of its own
         raise ValueError(f"{url}: {str(error) or type(error).__name__}") from None
     return copies
+
+
+def _copy(system: Any, path: str, copy: Path) -> Path | None:
+    """Copy a file, or the Parquet that it has become, and return where. None where it is gone."""
+    for end in dict.fromkeys([path[path.rindex(".") :], PARQUET]):
+        target = copy.with_suffix(end)
+        try:
+            system.get_file(path[: path.rindex(".")] + end, str(target))
+        except FileNotFoundError:
+            target.unlink(missing_ok=True)  # some clients make it before they look
+        else:
+            return target
+    return None
 
 
 def _is_closed(path: str) -> bool:

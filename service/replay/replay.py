@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from model.policies.policies import FILE_NAME
 from service.base.ranking import ranking
-from service.impressions.reader import Unfinished, entries, log_files
+from service.impressions.reader import Gone, Unfinished, entries, log_files
 from service.impressions.record import Logged, Loss
 from service.log_files.folder import closed_name
 from service.metrics.ranking_distance import TOP, Mean, Movement, Shift, movement
@@ -61,6 +61,8 @@ class Tally:
         # Whole lines of the files that are being written, and the places of half ones.
         self.open_files: dict[str, int] = {}
         self.unfinished: list[str] = []
+        # Names of files that were removed before they could be read.
+        self.gone: list[str] = []
         self.kendall_tau = Mean()
         self.overlaps = {k: Mean() for k in TOP}
         self.first_changes = Mean()
@@ -135,6 +137,7 @@ def _replayed(options: argparse.Namespace, logs: LocalLogs) -> int:
         )
         placing, estimation = _policy_of(options, rescoring)
         tally = replay(files, rescoring, placing, estimation)
+        tally.gone += logs.gone
         document = report(tally, rescoring, show_ids=options.show_ids)
         if placing is not None:
             document["policy"] = placing.document()
@@ -181,6 +184,9 @@ def replay(
             if isinstance(logged, Unfinished):
                 tally.unfinished.append(place)
                 continue
+            if isinstance(logged, Gone):
+                tally.gone.append(place)
+                continue
             name = place.rpartition(":")[0]
             if name in tally.open_files:
                 tally.open_files[name] += 1
@@ -224,6 +230,7 @@ def report(tally: Tally, rescoring: Rescoring, *, show_ids: bool) -> dict[str, A
         **tally.faults,
         "open_files": tally.open_files,
         "unfinished_lines": tally.unfinished,
+        "files_gone": tally.gone,
         "notes": rescoring.notes,
         "missing_features": dict(rescoring.missing.most_common()),
         "unknown_features": dict(rescoring.unknown.most_common(FAULTS_KEPT)),

@@ -91,6 +91,9 @@ def _estimate(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _faults(document: Mapping[str, Any]) -> Iterator[str]:
     """Lines on what is missing, unknown, damaged or cannot be scored."""
+    if gone := document["files_gone"]:
+        yield f"{len(gone):,} files were removed before they were read, and are left out:"
+        yield from (f"  {name}" for name in gone[:_FAULTS_SHOWN])
     for place in document["unfinished_lines"]:
         yield f"{place}: half a line, which is left out"
     for name, count in document["missing_features"].items():
