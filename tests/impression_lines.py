@@ -46,6 +46,7 @@ def impression_line(
         "catalogue": None,
         "user": user,
         "candidates": candidates,
+        "histories": None,
         "score": score,
         "tasks": tasks,
         "raw": {},
