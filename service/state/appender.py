@@ -75,6 +75,8 @@ class Appender:
         self._note = ""
         self._offsets: dict[str, int] = {}
         self._noted: dict[str, int] = {}
+        # Bytes of each file that were not appended when the folder was last looked at.
+        self._left: dict[str, int] = {}
         self._noted_at = 0.0
         self._behind_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="state-appender", daemon=True)
@@ -139,6 +141,8 @@ class Appender:
             except StoreError as error:
                 offsets = None  # it may be another store by then
                 self._log_fault(str(error))
+                with suppress(OSError):  # said by the next step
+                    self._say_removed(read_tail(self._log, self._offsets, 0).left)
                 self._measure_lag()
                 self._stopping.wait(_RETRY_SECONDS)
             except OSError as error:
@@ -170,11 +174,23 @@ class Appender:
             self._store.change(list(new), lambda blobs: _appended(blobs, new, counts), note)
             self._noted, self._noted_at = tail.offsets, time.monotonic()
         self._offsets = tail.offsets
+        self._say_removed(tail.left)
         for (model, result), count in counts.items():
             self._metrics.appends.labels(model, result).inc(count)
         if time.monotonic() - self._noted_at > _NOTE_SECONDS:
             self._save_offsets()
         return sum(map(len, tail.lines)) >= _MOST_BYTES // 2
+
+    def _say_removed(self, left: dict[str, int]) -> None:
+        """Say how many files are gone that had bytes to append. What is shipped may be removed for the log's bound."""
+        gone = [size for stem, size in self._left.items() if size and stem not in left]
+        self._left = left
+        if gone:
+            _log.error(
+                "files of the event log were removed before their events were in users' state; they stay out of it",
+                files=len(gone),
+                bytes=sum(gone),
+            )
 
     def _save_offsets(self) -> None:
         """Note how far the log is read, where that is further than noted. Raises StoreError."""

@@ -14,10 +14,14 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from service.events.event_log import event_files
+from service.log_files.folder import LogFolder
+from service.state.event_tail import Tail, read_tail
 from service.state.sqlite_store import SqliteStore
 from service.state.store import StoreFullError
 from service.state.user_state import Entry, UserState, merged, store_name
 from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.deploy.programs import wait_for
 from tests.service.in_process import client_of, sample
 from tests.service.running import RunningService
 from tests.service.state.stores import STATE, sqlite_url, store_at
@@ -151,6 +155,58 @@ def test_a_store_that_was_away_gets_every_event(models: Path, tmp_path: Path, mo
         while sample(client, "ranking_state_append_lag_seconds") > 0:
             time.sleep(0.01)
     assert history(tmp_path / "state.db") == [3, 4]
+
+
+def test_a_file_that_is_closed_while_the_folder_is_listed_keeps_its_offset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read from its beginning again, it would bring back a user who was deleted since."""
+    log, part = event_files(tmp_path), tmp_path / ".events-1.jsonl.part"
+    part.write_bytes(b'{"type": "click"}\n')
+    before = read_tail(log, {}, 1000)
+    named, open_files = LogFolder.named, LogFolder.open_files
+
+    def closing(found: list[Path]) -> list[Path]:
+        if part.exists():
+            part.rename(tmp_path / "events-1.jsonl")
+        return found
+
+    monkeypatch.setattr(LogFolder, "named", lambda log, suffix: closing(named(log, suffix)))
+    monkeypatch.setattr(LogFolder, "open_files", lambda log: closing(open_files(log)))
+    assert read_tail(log, before.offsets, 1000) == Tail([], before.offsets, {"events-1": 0})
+    assert not part.exists()
+
+
+def test_events_that_are_removed_before_they_are_appended_are_said(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A log that is shipped is kept within its bound, whether the store is there or not."""
+    log, tails = tmp_path / "events", list[Tail]()
+
+    def kept_tail(*arguments: Any) -> Tail:
+        tails.append(read_tail(*arguments))
+        return tails[-1]
+
+    monkeypatch.setattr("service.state.appender.read_tail", kept_tail)
+    with client_of(models, state=sqlite_url(tmp_path / "state.db"), event_log=log) as client:
+        send(client, click(1, 3, 10))
+        wait_appended(client, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteStore, "change", _raise_full)
+            send(client, click(2, 4, 20))
+            while sample(client, "ranking_state_append_lag_seconds") == 0:
+                time.sleep(0.01)
+            (part,) = log.glob(".events-*.part")
+            left = len(part.read_bytes().splitlines(keepends=True)[-1])
+            # A file that is gone when the store is back.
+            other = log / "events-20200101T000000.000000-0.jsonl"
+            other.write_bytes(part.read_bytes()[-left:])
+            wait_for(lambda: other.stem in tails[-1].left)
+            other.unlink()
+            wait_for(lambda: "were removed before their events were in users' state" in caplog.text)
+        wait_appended(client, 2)
+    (record,) = (record for record in caplog.records if "were removed before" in record.getMessage())
+    assert record.__dict__["fields"] == {"files": 1, "bytes": left}
 
 
 def _raise_full(*_: object) -> None:
