@@ -74,8 +74,10 @@ class Source:
         """The closed files, in the order of their names. Raises ValueError for a folder that cannot be listed."""
         root = self.root.rstrip("/")
         try:
-            self.system.invalidate_cache()
-            found: dict[str, Any] = retried(lambda: self.system.find(self.root, detail=True), self.place)
+            found = self._found()
+            if isinstance(self.system, LocalFileSystem):
+                # A folder that is read while lines become Parquet may give neither of them.
+                found |= self._found()
             if not found and not retried(lambda: self.system.isdir(self.root), self.place):
                 raise ValueError(f"{self.place}: no such folder; a log is read from the folder that its writers name")
         except OSError as error:
@@ -88,6 +90,10 @@ class Source:
                 if file.stem not in by_stem or file.is_parquet:
                     by_stem[file.stem] = file
         return [by_stem[stem] for stem in sorted(by_stem)]
+
+    def _found(self) -> dict[str, Any]:
+        self.system.invalidate_cache()
+        return dict(retried(lambda: self.system.find(self.root, detail=True), self.place))
 
     def is_of_log(self, name: str) -> bool:
         """True for the name, below the folder, of a closed file of this log."""

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from service.impressions.to_parquet import convert
 from tests.training.join.logs import Logs, logs, write
@@ -68,6 +70,27 @@ def test_a_file_that_was_removed_after_it_was_listed_is_left_out_and_counted(
     assert {path.name for path in (tmp_path / "with" / log).iterdir()} == {f"{log}-0.jsonl", f"{log}-2.jsonl"}
     kept = json.loads((plan.out / "_join" / "staged" / "done.json").read_bytes())
     assert [name for reading in kept.values() for name in reading[log]] == [f"{log}-0", f"{log}-2"]
+
+
+def test_a_file_that_a_listing_misses_is_found_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What readdir gives of an entry that is made or removed meanwhile is not specified (POSIX)."""
+    made = logs(60, 4, seed=57)
+    whole = Plan.load(write(tmp_path / "whole", made))
+    join(whole, NOW)
+    plan = Plan.load(write(tmp_path / "missed", made))
+    folder = tmp_path / "missed" / "impressions"
+    find = LocalFileSystem.find
+
+    def found_without(system: LocalFileSystem, path: str, **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = find(system, path, **options)
+        if (folder / "impressions-1.jsonl").exists():
+            found.pop(str(folder / "impressions-1.jsonl"), None)
+            assert convert(folder) == []
+        return found
+
+    monkeypatch.setattr(LocalFileSystem, "find", found_without)
+    join(plan, NOW)
+    assert hashes_of(plan.out) == hashes_of(whole.out)
 
 
 def test_a_file_that_was_read_and_then_changed_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
