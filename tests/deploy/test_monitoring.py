@@ -240,7 +240,7 @@ def test_every_panel_of_the_dashboard_shows_data(monitored: Monitored) -> None:
         for title, query in panels
         if title != "TLS certificate, until it expires" and not any(metric in query for metric in TEXTFILE_METRICS)
     ]
-    assert len(shown) == len(panels) - 6
+    assert len(shown) == len(panels) - 8
 
     def empty() -> list[str]:
         return [

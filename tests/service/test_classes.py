@@ -185,7 +185,8 @@ def test_the_other_wire_has_a_tensor_for_each_class(client: TestClient) -> None:
     path = "/v2/models/clips/infer"
     outputs = [*OUTPUTS, "score"]
     described = client.get("/v2/models/clips").json()["outputs"]
-    assert described == [{"name": name, "datatype": "FP32", "shape": [-1]} for name in outputs]
+    place = {"name": "place", "datatype": "INT64", "shape": [-1], "parameters": {"on_request": True}}
+    assert described == [*({"name": name, "datatype": "FP32", "shape": [-1]} for name in outputs), place]
     user, features = QUESTION["user"], QUESTION["candidates"]["features"]
     tensors = [
         Given("user_id", "INT64", [user["user_id"]]),

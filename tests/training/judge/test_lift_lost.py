@@ -108,4 +108,6 @@ def test_a_rare_output_may_fall_as_far_where_its_day_is_shifted() -> None:
     assert "follow: its labels' mean is 0.40 times the window's, between 0.5 and 2 may be" in _faults(*USUAL, fallen)
     # The lift has an end.
     further = (0.003, 0.003)
-    assert "follow: its labels' mean is 0.25 times the window's, between 0.31 and 2 may be" in _faults(*shifted, further)
+    assert "follow: its labels' mean is 0.25 times the window's, between 0.31 and 2 may be" in _faults(
+        *shifted, further
+    )
