@@ -74,7 +74,7 @@ def test_a_file_that_is_replaced_while_it_is_read_gives_the_rows_of_one_of_both(
     replaced = []
 
     @contextmanager
-    def replace_open(self: Source, file: SourceFile) -> Iterator[BinaryIO]:
+    def replace_open(self: Source, file: SourceFile) -> Iterator[tuple[SourceFile, BinaryIO]]:
         with opened(self, file) as found:
             path = Path(file.path)
             other = path.with_name(f".{path.name}")
