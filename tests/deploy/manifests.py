@@ -32,7 +32,7 @@ def pod_templates(document: Manifest) -> Iterator[Manifest]:
     """Templates of pods, wherever an object keeps it: {metadata, spec}."""
     spec = document["spec"]
     match document["kind"]:
-        case "Deployment":
+        case "Deployment" | "StatefulSet":
             yield spec["template"]
         case "CronJob":
             yield spec["jobTemplate"]["spec"]["template"]

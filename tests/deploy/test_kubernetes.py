@@ -141,7 +141,7 @@ def test_a_pod_has_time_to_finish_and_the_cluster_to_notice() -> None:
 
 
 def test_everything_finds_the_pods() -> None:
-    service, monitor, policy = one("Service"), one("ServiceMonitor"), one("NetworkPolicy", "base", "feedrank")
+    service, monitor, policy = one("Service", "base"), one("ServiceMonitor"), one("NetworkPolicy", "base", "feedrank")
     spec = DEPLOYMENT["spec"]
     selectors = [
         spec["selector"]["matchLabels"],
@@ -185,14 +185,14 @@ def test_rules_are_those_that_prometheus_has_and_know_the_job_by_its_name() -> N
     (scraped,) = configuration["scrape_configs"]
     # Without a jobLabel the operator names a job after its Service.
     assert "jobLabel" not in one("ServiceMonitor")["spec"]
-    assert scraped["job_name"] == one("Service")["metadata"]["name"]
+    assert scraped["job_name"] == one("Service", "base")["metadata"]["name"]
 
 
 def _pods() -> list[tuple[str, dict[str, Any]]]:
     found = [
         (document["metadata"]["name"], template["spec"])
         for document in manifests()
-        if document["kind"] in ("Deployment", "CronJob", "JobSet")
+        if document["kind"] in ("Deployment", "StatefulSet", "CronJob", "JobSet")
         for template in pod_templates(document)
     ]
     predictor = {**one("InferenceService")["spec"]["predictor"], **one("ServingRuntime")["spec"]}
@@ -206,7 +206,8 @@ def test_pods_can_do_no_more_than_they_must(name: str, pod: dict[str, Any]) -> N
     assert pod["automountServiceAccountToken"] is False
     # Otherwise a Service of the name feedrank sets FEEDRANK_PORT to an address.
     assert pod["enableServiceLinks"] is False
-    mounted = {volume["name"] for volume in pod["volumes"]}
+    # A StatefulSet's own claims are volumes beside those of its pods.
+    mounted = {volume["name"] for volume in pod["volumes"]} | ({"data"} if name == "feedrank-redis" else set())
     for container in pod["containers"]:
         security = container["securityContext"]
         assert security["readOnlyRootFilesystem"] is True
