@@ -34,7 +34,7 @@ INSTALL_TORCH := requirements/install_torch.py
 LOCKS := $(filter-out requirements/mlserver.txt requirements/sbom.txt requirements/spark.txt requirements/types.txt requirements/s3.txt,$(wildcard requirements/*.txt))
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The serving image carries fewer packages than a checkout.
-TYPED := $(wildcard model training service deploy benchmarks tests $(INSTALL_TORCH))
+TYPED := $(wildcard model training service deploy benchmarks clients tests $(INSTALL_TORCH))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-loop test test-reliability test-serve-only test-spark test-types test-ship test-image lint format check train export serve \

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("model", "training", "service", "deploy", "benchmarks", "tests")
+PACKAGES = ("model", "training", "service", "deploy", "benchmarks", "clients", "tests")
 # Packages all of whose modules are in a room.
-ROOMED = ("model", "training", "service", "deploy")
+ROOMED = ("model", "training", "service", "deploy", "clients")
 # Rooms whose kinds are chosen by name.
 REGISTRIES = (
     "model.features.kinds",
@@ -32,12 +32,14 @@ REGISTRIES = (
     "training.step.balancing",
     "training.tasks",
 )
+# A package of its own, which its users install and import by this name. So its __init__ opens on what they need.
+PYTHON_CLIENT = "clients.python.feedrank"
 TORCHREC = ("torchrec", "fbgemm_gpu")
 
 # Where torchrec may be named at all.
 TORCHREC_ALLOWED = ("model.embeddings", "training", "benchmarks", "tests")
 # Whatever the service reaches, however far away: none of these.
-SERVICE_NEVER = (*TORCHREC, "training", "deploy", "benchmarks", "tests")
+SERVICE_NEVER = (*TORCHREC, "training", "deploy", "benchmarks", "clients", "feedrank", "tests")
 # What serves must not reach these either: they are for processes of their own.
 SERVING = "service.app"
 SERVING_NEVER = (*SERVICE_NEVER, "pyarrow", "rich")
@@ -235,7 +237,7 @@ def test_rooms_say_their_job_hold_few_files_and_open_on_nothing() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if name in table:
             assert (ast.get_docstring(tree) or "").split("\n")[0] == table[name].job, name
-        if name not in REGISTRIES:
+        if name not in (*REGISTRIES, PYTHON_CLIENT):
             assert len(tree.body) == 1, f"{path}: more than a docstring"
         files = len(list(path.parent.glob("*.py")))
         assert files <= MOST_FILES or name in MANY_FILES, f"{path.parent}: {files} files"
@@ -270,6 +272,12 @@ def test_third_party_imports_are_in_the_lock_file_of_their_role(package: str, ro
             if not owners & (locked | (_locked("spark") if name == NEEDS_SPARK else set())):
                 missing.append(f"{found}; not in requirements/{role}.txt")
     assert missing == []
+
+
+def test_the_python_client_needs_httpx_alone() -> None:
+    imports = [found for name, each in house().imports.items() if _within(name, (PYTHON_CLIENT,)) for found in each]
+    tops = {found.module.split(".")[0] for found in imports}
+    assert tops - set(sys.stdlib_module_names) == {"feedrank", "httpx"}
 
 
 @pytest.mark.parametrize(("module", "never"), [(SERVING, SERVING_NEVER), (JOINING, JOINING_NEVER)])

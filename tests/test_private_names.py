@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("model", "training", "service", "deploy")
+PACKAGES = ("model", "training", "service", "deploy", "clients", "feedrank")
 # Private by their look alone: the documentation of Python, or of Ibis, has them.
 DOCUMENTED = {"os._exit", "_replace", "_asdict", "ibis._"}
 ROW = re.compile(r"\| [\w-]+ \| (`.+`) \| `(.+)` \| .+ \|")

@@ -17,7 +17,13 @@ from training.compare.experiment import Experiment
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "benchmarks/results"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", RESULTS / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "clients/python/README.md",
+    RESULTS / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def _page(name: str) -> str:

@@ -20,13 +20,14 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "requirements/README.md",
+    ROOT / "clients/python/README.md",
     RESULTS,
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 MEDIAN, LONG, SEMICOLONS = 14, 24, 2
 CODE = [
     path
-    for folder in ("model", "training", "service", "deploy", "benchmarks", "tests", "requirements")
+    for folder in ("model", "training", "service", "deploy", "benchmarks", "clients", "tests", "requirements")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 OPENING = 25

@@ -108,7 +108,7 @@ def test_types_of_the_schema(project: Project) -> None:
 
 
 def test_a_python_client(project: Project) -> None:
-    commands, code = project.section("A Python client")
+    commands, code = project.section("A generated Python client")
     assert "WARNING" not in project.output("bash", "-ec", commands)
     rows = {row["id"]: row for row in eval(project.python(code))}
     expected = project.answer["candidates"]
