@@ -43,7 +43,7 @@ TYPED := $(wildcard model training service deploy benchmarks clients tests $(INS
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
-	bench-off-policy bench-judge bench-gates bench-drift bench-policies bench-experiments bench-batch clean
+	bench-off-policy bench-judge bench-gates bench-drift bench-policies bench-experiments bench-batch bench-clients clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -122,8 +122,8 @@ test-serve-only: $(STAMP) $(SERVE_STAMP) ## the service in an environment withou
 test-spark: $(SPARK_STAMP) ## the join on Spark, against DuckDB (needs Java 17)
 	@exec .venv-spark/bin/python -m pytest -n 0 tests/training/join/test_spark.py $(ARGS)
 
-test-types: $(STAMP) $(TYPES_STAMP) ## clients that generators make of /openapi.json, as docs/types.md has them (TypeScript needs npm)
-	@exec $(PY) -m pytest -n 0 tests/service/rank/test_types_page.py $(ARGS)
+test-types: $(STAMP) $(TYPES_STAMP) ## clients that generators make of /openapi.json, and types of clients/typescript (TypeScript needs npm)
+	@exec $(PY) -m pytest -n 0 tests/service/rank/test_types_page.py tests/clients/test_typescript_client.py $(ARGS)
 
 test-ship: $(STAMP) $(S3_STAMP) ## logs shipped to an S3 store, which runs here
 	@exec $(PY) -m pytest -n 0 tests/service/ship/test_ship_to_s3.py $(ARGS)
@@ -291,6 +291,9 @@ bench-wires: $(STAMP) ## the same request as columns of /v1 and as bytes of /v2
 
 bench-batch: $(STAMP) ## requests of several users one by one and as POST /v1/rank:batch (ARGS="--turns 11")
 	@exec $(PY) -m benchmarks.batch $(ARGS)
+
+bench-clients: $(STAMP) ## CPU time of a ranking in each client beside a bare call (needs node)
+	@exec env PYTHONPATH=clients/python $(PY) -m benchmarks.client_overhead $(ARGS)
 
 bench-fuzz: $(STAMP) ## a million requests that are nearly right, framing included (ARGS="--requests 20000 --seed 7")
 	@exec $(PY) -m benchmarks.fuzz $(ARGS)

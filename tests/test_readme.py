@@ -21,6 +21,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "clients/python/README.md",
+    ROOT / "clients/typescript/README.md",
     RESULTS / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

@@ -21,6 +21,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "requirements/README.md",
     ROOT / "clients/python/README.md",
+    ROOT / "clients/typescript/README.md",
     RESULTS,
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

@@ -1,4 +1,4 @@
-"""Both Python clients behind one face, so that a test is written once."""
+"""All clients behind one face, so that a test is written once."""
 
 import asyncio
 import time
@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from feedrank import AsyncClient, Client, Counts, Ranking
+from tests.clients.node_client import NodeClient
 
 
 class EitherClient(Protocol):
-    """What both clients do."""
+    """What every client does."""
 
     def rank(
         self, request: Mapping[str, Any], *, timeout: float | None = None, fallback: Sequence[str] | None = None
@@ -64,7 +65,7 @@ class BlockingAsyncClient:
 
 
 MakeClient = Callable[..., EitherClient]
-KINDS: dict[str, MakeClient] = {"sync": Client, "asyncio": BlockingAsyncClient}
+KINDS: dict[str, MakeClient] = {"sync": Client, "asyncio": BlockingAsyncClient, "node": NodeClient}
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The Python client with a real service: whole ids, refusals, shedding, kills, and its README's blocks."""
 
 import asyncio
-import json
 import re
 import signal
 import subprocess
@@ -13,45 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from feedrank import AsyncClient, Client, Ranking, RefusedError
-from model.schema import FeedSchema
-from service.events.event_log import event_files
-from tests.artifacts import publish_artifact
+from tests.clients.demo_service import ADDRESS, REQUEST, SNOWFLAKES, logged, publish_demo
 from tests.clients.either_client import wait_for
 from tests.deploy.programs import free_port
 from tests.service.running import ROOT, RunningService
 
 README = (ROOT / "clients/python/README.md").read_text(encoding="utf-8")
-ADDRESS = "http://127.0.0.1:8080"
 LONG = 60.0
-ITEMS = ["v000003", "v000009", "v000041"]
-# Neither is a float, and as floats both would be the same.
-SNOWFLAKES = [7461234567890123457, 7461234567890123458]
-REQUEST: dict[str, Any] = {
-    "user": {"user_id": SNOWFLAKES[0], "history": ["v000003", "v000009"], "hour": 20, "device": "phone"},
-    "candidates": {"id": ["a", "b"], "features": {"item_id": ["v000003", "v000041"], "duration_ms": [8000, 31000]}},
-}
-
-
-def demo_schema() -> FeedSchema:
-    """The simulated feed's, with few items and two users."""
-    document = yaml.safe_load((ROOT / "configs/schemas/simulated.yaml").read_text(encoding="utf-8"))
-    for feature in document["features"]:
-        if feature["name"] == "item_id":
-            del feature["min_count"]
-            feature["vocabulary"] = ITEMS
-        if feature["name"] == "user_id":
-            del feature["buckets"]
-            feature["vocabulary"] = SNOWFLAKES
-    return FeedSchema.from_mapping(document, "simulated.yaml")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    publish_artifact(folder, "demo", schema=demo_schema(), request=REQUEST)
+    publish_demo(folder)
     return folder
 
 
@@ -69,13 +44,6 @@ def service(models: Path, events: Path) -> Iterator[RunningService]:
 
 def address(service: RunningService) -> str:
     return str(service.client.base_url).rstrip("/")
-
-
-def logged(folder: Path) -> list[dict[str, Any]]:
-    """Every event of the log, those of open files too."""
-    log = event_files(folder)
-    files = [*log.whole_files(), *log.open_files()]
-    return [json.loads(line) for file in files for line in file.read_text().split("\n")[:-1]]
 
 
 def answered(service: RunningService, code: int) -> float:

@@ -1,4 +1,4 @@
-"""The Python client against servers that fail: one retry in its budget and its deadline, and every end counted."""
+"""Clients against servers that fail: one retry in its budget and its deadline, and every end counted."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -9,6 +9,7 @@ import pytest
 
 from feedrank import Client, RefusedError, UnavailableError
 from tests.clients.either_client import KINDS, EitherClient, MakeClient, opened, wait_for
+from tests.clients.node_client import NodeClient
 from tests.clients.scripted_service import ANSWER, GONE, Reply, ScriptedService, scripted
 
 REQUEST: dict[str, Any] = {"user": {"user_id": 2**63 - 1}, "candidates": {"id": ["a", "b"]}}
@@ -22,6 +23,11 @@ def make(request: pytest.FixtureRequest) -> MakeClient:
     return KINDS[request.param]
 
 
+def sent(make: MakeClient, number: int) -> int | str:
+    """An id beyond 2^53 on the wire. JavaScript has no JSON number for it."""
+    return str(number) if make is NodeClient else number
+
+
 def test_a_request_goes_out_as_it_is_on_one_connection(make: MakeClient) -> None:
     with scripted(ANSWER) as service, opened(make(service.url + "/", key="secret", strict=True)) as client:
         rankings = [client.rank(REQUEST, timeout=LONG) for _ in range(20)]
@@ -33,12 +39,13 @@ def test_a_request_goes_out_as_it_is_on_one_connection(make: MakeClient) -> None
     assert given.answer["candidates"]["score"] == [2, 1]
     assert len({request.connection for request in service.received}) == 1
     assert len({request.body["request_id"] for request in service.received}) == 21
+    expected = {**REQUEST, "user": {"user_id": sent(make, 2**63 - 1)}}
     for ranking, received in zip(rankings, service.received, strict=False):
-        assert received.body == {**REQUEST, "request_id": ranking.request_id, "strict": True}
+        assert received.body == {**expected, "request_id": ranking.request_id, "strict": True}
         assert received.headers["X-Request-Id"] == ranking.request_id
         assert received.headers["Authorization"] == "Bearer secret"
         assert 0 < int(received.headers["X-Request-Timeout-Ms"]) <= 1000 * LONG
-    assert service.received[-1].body == {**REQUEST, "request_id": "mine", "strict": False}
+    assert service.received[-1].body == {**expected, "request_id": "mine", "strict": False}
     assert (counts.answered, counts.retries, counts.reasons) == (21, 0, {})
 
 
@@ -86,7 +93,6 @@ def test_retry_after_is_waited_for_within_the_deadline(make: MakeClient, status:
         Reply(200, b"<html>a proxy's page</html>"),
         Reply(200, b'{"candidates": [{"id": 1}]}'),
         Reply(302, headers={"Location": "/login"}),
-        Reply(200, b"not gzip", headers={"Content-Encoding": "gzip"}),
     ],
     ids=lambda reply: f"{reply.status} {reply.headers or reply.body!r}",
 )
@@ -134,6 +140,18 @@ def test_retries_keep_to_their_budget() -> None:
     assert len(service.received) == 200 + retries
 
 
+@pytest.mark.parametrize("make", [Client, KINDS["asyncio"]], ids=["sync", "asyncio"])
+def test_a_body_that_cannot_be_unpacked_is_no_answer(make: MakeClient) -> None:
+    with scripted(Reply(200, b"no gzip", {"Content-Encoding": "gzip"})) as service, opened(make(service.url)) as client:
+        assert client.rank(REQUEST, timeout=LONG, fallback=["a"]).reason == "no answer"
+
+
+@pytest.mark.parametrize("value", [float("inf"), 2.0**60])
+def test_javascript_refuses_numbers_that_it_would_change(value: float) -> None:
+    with opened(NodeClient("http://ranking")) as client, pytest.raises(ValueError, match="age: "):
+        client.rank({"user": {"age": value}})
+
+
 def test_no_service_at_all(make: MakeClient) -> None:
     with scripted(ANSWER) as service:
         url = service.url
@@ -177,7 +195,7 @@ def test_events_are_sent_again_as_they_were(make: MakeClient) -> None:
     first, second, third = events_of(service)
     assert first == second == third
     assert first[0]["event_id"] == "mine"
-    assert first[0]["user"] == 2**62 + 1
+    assert first[0]["user"] == sent(make, 2**62 + 1)
     assert first[0]["time"]
     assert (counts.events_accepted, counts.events_dropped, counts.events_refused) == (1, 0, 0)
 
