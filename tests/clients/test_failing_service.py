@@ -1,10 +1,12 @@
 """Clients against servers that fail: one retry in its budget and its deadline, and every end counted."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from feedrank import Client, RefusedError, UnavailableError
@@ -166,6 +168,7 @@ def test_no_service_at_all(make: MakeClient) -> None:
         (lambda: Client("http://ranking", key="se\ncret"), "characters that no header takes"),
         (lambda: Client("http://ranking").rank(REQUEST, timeout=0), "seconds above 0"),
         (lambda: Client("http://ranking").rank({"user": {"age": float("nan")}}), "not JSON compliant"),
+        (lambda: Client("http://ranking").event({**EVENT, "time": datetime.now(UTC)}), "a datetime is no JSON"),
     ],
 )
 def test_wrong_arguments_are_refused_in_words(call: Callable[[], object], message: str) -> None:
@@ -242,6 +245,14 @@ def test_events_beyond_the_bound_are_dropped_and_counted(make: MakeClient) -> No
             assert (counts.events_dropped, counts.events_accepted, counts.events_waiting) == (8, 0, 0)
         else:
             client.close(timeout=0.1)
+
+
+def test_arrays_of_numpy_are_columns() -> None:
+    ids = np.array([2**63 - 1, -(2**63)])
+    with scripted(ANSWER) as service, Client(service.url) as client:
+        client.rank({"user": {"age": np.float32(0.5)}, "candidates": {"features": {"item": ids}}}, timeout=LONG)
+    assert service.received[0].body["user"] == {"age": 0.5}
+    assert service.received[0].body["candidates"] == {"features": {"item": [2**63 - 1, -(2**63)]}}
 
 
 def test_a_client_of_the_callers_stays_open() -> None:

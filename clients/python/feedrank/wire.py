@@ -91,14 +91,14 @@ def _plain(value: Any) -> Any:
     """Arrays and scalars of numpy as lists and numbers of Python."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"a {type(value).__name__} is no JSON; give str, int, float, bool, None, lists and dicts of these")
+    raise ValueError(f"a {type(value).__name__} is no JSON; give str, int, float, bool, None, lists and dicts of these")
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
-    """Compact JSON. An int stays whole, whatever its size. Raises ValueError for NaN and infinity."""
+    """Compact JSON. An int stays whole, whatever its size. Raises ValueError for NaN, infinity and what is no JSON."""
     return _encoder.encode(document).encode()
 
 
