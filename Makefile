@@ -43,7 +43,7 @@ TYPED := $(wildcard model training service deploy benchmarks clients tests $(INS
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
-	bench-off-policy bench-judge bench-gates bench-drift bench-policies bench-experiments bench-batch bench-clients clean
+	bench-off-policy bench-judge bench-gates bench-drift bench-policies bench-experiments bench-batch bench-clients bench-client-faults clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -294,6 +294,9 @@ bench-batch: $(STAMP) ## requests of several users one by one and as POST /v1/ra
 
 bench-clients: $(STAMP) ## CPU time of a ranking in each client beside a bare call (needs node)
 	@exec env PYTHONPATH=clients/python $(PY) -m benchmarks.client_overhead $(ARGS)
+
+bench-client-faults: $(STAMP) ## the share of rankings that the service answers while workers are killed, by each client
+	@exec env PYTHONPATH=clients/python $(PY) -m benchmarks.client_faults $(ARGS)
 
 bench-fuzz: $(STAMP) ## a million requests that are nearly right, framing included (ARGS="--requests 20000 --seed 7")
 	@exec $(PY) -m benchmarks.fuzz $(ARGS)
