@@ -4,7 +4,10 @@ import json
 import math
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
+
+import pytest
 
 from feedrank import Counts, Ranking, RefusedError, UnavailableError
 from tests.deploy.programs import program
@@ -22,14 +25,28 @@ _COUNTS = {
 }
 
 
+@cache
+def _version(path: str) -> tuple[int, ...]:
+    said = subprocess.run([path, "--version"], check=True, capture_output=True, text=True).stdout
+    return tuple(map(int, said.strip().removeprefix("v").split(".")))
+
+
+def node() -> str:
+    """The path of node. Skips where there is none, or one that is older than the client's package.json says."""
+    path = program("node", "nodejs")
+    if _version(path) < (20, 3):
+        pytest.skip("the TypeScript client needs Node 20.3")
+    return path
+
+
 class NodeClient:
-    """A Client of feedrank.js. Skips where there is no node."""
+    """A Client of feedrank.js. Skips where there is no node for it."""
 
     def __init__(self, url: str, **options: Any) -> None:
         given = {_OPTIONS.get(name, name): value for name, value in options.items()}
         if "flushMs" in given:
             given["flushMs"] *= 1000
-        command = [program("node", "nodejs"), str(DRIVER), str(MODULE), url, json.dumps(given)]
+        command = [node(), str(DRIVER), str(MODULE), url, json.dumps(given)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def rank(

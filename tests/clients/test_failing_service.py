@@ -1,5 +1,7 @@
 """Clients against servers that fail: one retry in its budget and its deadline, and every end counted."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -13,6 +15,7 @@ from feedrank import Client, RefusedError, UnavailableError
 from tests.clients.either_client import KINDS, EitherClient, MakeClient, opened, wait_for
 from tests.clients.node_client import NodeClient
 from tests.clients.scripted_service import ANSWER, GONE, Reply, ScriptedService, scripted
+from tests.service.running import ROOT
 
 REQUEST: dict[str, Any] = {"user": {"user_id": 2**63 - 1}, "candidates": {"id": ["a", "b"]}}
 BUSY = Reply(503, b'{"detail": "draining"}')
@@ -245,6 +248,15 @@ def test_events_beyond_the_bound_are_dropped_and_counted(make: MakeClient) -> No
             assert (counts.events_dropped, counts.events_accepted, counts.events_waiting) == (8, 0, 0)
         else:
             client.close(timeout=0.1)
+
+
+def test_a_program_that_ends_without_close_has_sent_its_events() -> None:
+    code = f"import feedrank, sys; feedrank.Client(sys.argv[1], flush_seconds=3600).event({EVENT})"
+    with scripted(Reply(202)) as service:
+        environment = {"PYTHONPATH": str(ROOT / "clients/python")}
+        subprocess.run([sys.executable, "-c", code, service.url], env=environment, check=True)
+    ((event,),) = events_of(service)
+    assert event["id"] == "a"
 
 
 def test_arrays_of_numpy_are_columns() -> None:

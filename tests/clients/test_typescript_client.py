@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.clients.demo_service import ADDRESS, REQUEST, SNOWFLAKES, logged, publish_demo
-from tests.clients.node_client import NodeClient
+from tests.clients.node_client import NodeClient, node
 from tests.deploy.programs import program
 from tests.service.running import ROOT, RunningService
 
@@ -28,7 +28,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, events: Path) -> Iterator[RunningService]:
-    program("node", "nodejs")
+    node()
     models = tmp_path_factory.mktemp("models")
     publish_demo(models)
     flags = ("--threads", "1", "--queue-seconds", "60", "--event-log", str(events))
@@ -76,7 +76,7 @@ def test_blocks_of_the_readme(service: RunningService, project: Path, events: Pa
     """They are JavaScript as they are."""
     before = len(logged(events))
     (project / "blocks.mjs").write_text(blocks(service))
-    run = [program("node", "nodejs"), "blocks.mjs"]
+    run = [node(), "blocks.mjs"]
     done = subprocess.run(run, cwd=project, check=True, capture_output=True, text=True)
     ranked, counted, events_counted = done.stdout.splitlines()
     assert ranked in ("[ 'a', 'b' ] false", "[ 'b', 'a' ] false")
