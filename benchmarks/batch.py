@@ -25,7 +25,7 @@ from deploy.open_loop import message
 from tests.artifacts import publish_artifact
 
 # Users of a batch, and candidates of each.
-SIZES = ((10, 10), (10, 100))
+SIZES = ((10, 10), (10, 30), (10, 50), (10, 100))
 NAME = "reference"
 WAYS = {"alone": "/v1/rank, one by one", "batch": "/v1/rank:batch"}
 _DIFFERENT = 8

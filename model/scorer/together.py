@@ -20,7 +20,7 @@ from model.scorer.scorer import NamedCandidates, Scored, Scorer
 
 # What a call of the network costs besides its rows is worth so many. Requests with more are faster alone: their sums
 # stay in the processor's caches (benchmarks/results/batch.md).
-MOST_CANDIDATES = 100
+MOST_CANDIDATES = 50
 
 Request = tuple[Encoded, Encoded | NamedCandidates]
 
