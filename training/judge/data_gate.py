@@ -121,11 +121,13 @@ def _faults_of_columns(
 ) -> list[str]:
     """Outputs whose labels no longer follow the answers, while those of others surely do as before.
 
-    Users who like other things leave a trace of the old taste, and change every label that depends on it. Labels that
-    followed the answers of earlier versions alone say nothing: the one that serves may have learned less of them."""
+    Users who like other things leave a trace of the old taste in labels that depend on it. Where any follow less, and
+    follow still, tastes have changed. Labels that followed the answers of earlier versions alone say nothing: the one
+    that serves may have learned less of them."""
     found = _correlations(answers, as_gated)
     kept = [output for output, (own, usual) in found.items() if is_kept(own, usual, len(found))]
-    if not kept:
+    traces = [own for own, usual in found.values() if is_shifted(own, usual, len(found)) and follows(own, len(found))]
+    if traces or not kept:
         return []
     followed = _followed(answers, before, len(found))
     return [

@@ -43,14 +43,17 @@ def _chance(task: str, liked_B: Floats) -> Floats:
     return chance_B
 
 
-def _day(seed: int, known: float = KNOWN, of_likes: float | None = None) -> tuple[dict[str, Floats], Floats]:
-    """Labels by column, and answers_BO of a version that knows a share of what users like. Its answers to likes may
-    know another."""
+def _day(
+    seed: int, known: float = KNOWN, of_likes: float | None = None, of_views: float | None = None
+) -> tuple[dict[str, Floats], Floats]:
+    """Labels by column, and answers_BO of a version that knows a share of what users like. Its answers to likes and to
+    views may know another."""
     rng = np.random.default_rng(seed)
     liked_B = rng.normal(size=ROWS)
     noise_B = rng.normal(size=ROWS)
     labels = {task: (rng.random(ROWS) < _chance(task, liked_B)).astype(np.float64) for task in LAWS}
-    shares = {task: of_likes if task == "is_like" and of_likes is not None else known for task in LAWS}
+    others = {"is_like": of_likes, "is_view": of_views}
+    shares = {task: known if (other := others.get(task)) is None else other for task in LAWS}
     answers = [_chance(task, share * liked_B + np.sqrt(1 - share**2) * noise_B) for task, share in shares.items()]
     return labels, np.stack(answers, axis=1)
 
@@ -147,3 +150,12 @@ def test_a_correlation_near_none_is_not_missed(before: list[AnswerFigures]) -> N
         labels, answers_BO = _day(seed, of_likes=0.1)
         labels["is_like"] = np.random.default_rng(seed).permutation(labels["is_like"])
         assert _faults(labels, answers_BO, known) == []
+
+
+def test_labels_that_follow_no_more_beside_others_that_follow_less_are_a_shift(before: list[AnswerFigures]) -> None:
+    """Clicks are as before: they depend on what has not changed. Views follow half as well, likes not at all."""
+    for seed in range(700, 700 + DAYS):
+        labels, answers_BO = _day(seed, of_likes=0.0, of_views=0.45)
+        own = _figures(labels, answers_BO)
+        assert set(outputs_shifted(own, before)) == {"view", "like"}
+        assert not any("no longer follow" in fault for fault in _faults(labels, answers_BO, before))
