@@ -9,7 +9,7 @@ Shapes: K bins of a feature.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +69,8 @@ def faults_of_day(
     lines that were lost. `answers` are the day's `figures_of_answers` of the version that serves, empty where none
     does, and `before` those of accepted days before it, the newest last. `as_gated` are figures of these days by the
     versions of their time, and `rows_per_user` those of the day."""
-    lifts = _lifts_lost(answers, as_gated)
+    correlations = _Correlations.of(answers, as_gated)
+    lifts = _lifts_lost(answers, as_gated, correlations)
     faults: list[str] = []
     figures: Figures = {"rows": day.rows, "lost": lost}
     figures["answers"] = {task: of_task.model_dump(mode="json") for task, of_task in answers.items()}
@@ -87,96 +88,93 @@ def faults_of_day(
         ]
         figures["label_rate_ratio"], of_rates = _rates(schema, day, window, settings.label_rate_ratio, lifts)
         faults += of_rates
-    shifted = outputs_shifted(answers, as_gated)
-    faults += _faults_of_columns(answers, before[-DAYS_BEFORE:], as_gated)
-    faults += _faults_of_answers(answers, before[-DAYS_BEFORE:], settings, lifts, shifted)
+    faults += _faults_of_columns(correlations, before[-DAYS_BEFORE:])
+    faults += _faults_of_answers(answers, before[-DAYS_BEFORE:], settings, lifts, correlations.shifted)
     return faults, figures
 
 
 def outputs_shifted(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> list[str]:
     """Outputs whose labels follow a day's answers surely less than on the days before: users like other things, which
     is no fault of the day. `as_gated` are figures of these days by the versions of their time."""
-    found = _correlations(answers, as_gated)
-    return [output for output, (own, usual) in found.items() if is_shifted(own, usual, len(found))]
+    return _Correlations.of(answers, as_gated).shifted
 
 
-def _correlations(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> dict[str, tuple[Estimate, Estimate]]:
-    """Correlations of answers and labels on a day, and on the days before it, by output. Those without are left out."""
-    found = {}
-    for task, own in answers.items():
-        for output, of_output in own.outputs.items():
-            past = [
-                (day[task].rows, before.correlation)
-                for day in as_gated
-                if task in day and (before := day[task].outputs.get(output)) is not None and before.correlation
-            ]
-            usual = usual_of_days(past)
-            if of_output.correlation and usual:
-                found[output] = of_output.correlation, usual
-    return found
+class _Correlations(NamedTuple):
+    """Correlations of answers and labels on a day, and on the days before it, by output, those without left out. `task`
+    is the task of each. `shifted` follow surely less than before, `kept` surely as before."""
+
+    of_output: dict[str, tuple[Estimate, Estimate]]
+    task: dict[str, str]
+    shifted: list[str]
+    kept: list[str]
+
+    @classmethod
+    def of(cls, answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> "_Correlations":
+        found, task_of = {}, {}
+        for task, of_task in answers.items():
+            for output, figures in of_task.outputs.items():
+                usual = _usual(as_gated, task, output, lambda before: before.correlation)
+                if figures.correlation and usual:
+                    found[output], task_of[output] = (figures.correlation, usual), task
+        shifted = [output for output, (own, usual) in found.items() if is_shifted(own, usual, len(found))]
+        kept = [output for output, (own, usual) in found.items() if is_kept(own, usual, len(found))]
+        return cls(found, task_of, shifted, kept)
 
 
-def _faults_of_columns(
-    answers: AnswerFigures, before: Sequence[AnswerFigures], as_gated: Sequence[AnswerFigures]
-) -> list[str]:
+def _usual(
+    days: Sequence[AnswerFigures], task: str, output: str, estimate: Callable[[OutputFigures], Estimate | None]
+) -> Estimate | None:
+    """An output's usual estimate, by the days that have one."""
+    past = [(day[task].rows, day[task].outputs.get(output)) for day in days if task in day]
+    return usual_of_days(
+        [(rows, found) for rows, figures in past if figures is not None and (found := estimate(figures))]
+    )
+
+
+def _faults_of_columns(correlations: _Correlations, before: Sequence[AnswerFigures]) -> list[str]:
     """Outputs whose labels no longer follow the answers, while those of others surely do as before.
 
     Users who like other things leave a trace of the old taste in labels that depend on it. Where any follow less, and
     follow still, tastes have changed. Labels that followed the answers of earlier versions alone say nothing: the one
     that serves may have learned less of them."""
-    found = _correlations(answers, as_gated)
-    kept = [output for output, (own, usual) in found.items() if is_kept(own, usual, len(found))]
-    traces = [own for own, usual in found.values() if is_shifted(own, usual, len(found)) and follows(own, len(found))]
-    if traces or not kept:
+    asked = len(correlations.of_output)
+    shifted = {output: correlations.of_output[output] for output in correlations.shifted}
+    if not correlations.kept or any(follows(own, asked) for own, _ in shifted.values()):
         return []
-    followed = _followed(answers, before, len(found))
-    return [
-        f"{output}: its labels no longer follow the serving version's answers (correlation {own[0]:.2f}, and "
-        f"{usual[0]:.2f} on the days before), while those of {', '.join(kept)} do; are some inverted, or another row's?"
-        for output, (own, usual) in found.items()
-        if output in followed
-        and is_shifted(own, usual, len(found))
-        and would_follow(own, usual, len(found))
-        and not follows(own, len(found))
-    ]
+    faults = []
+    for output, (own, usual) in shifted.items():
+        by_it = _usual(before, correlations.task[output], output, lambda figures: figures.slope)
+        if by_it and follows(by_it, asked) and would_follow(own, usual, asked):
+            faults.append(
+                f"{output}: its labels no longer follow the serving version's answers (correlation {own[0]:.2f}, and "
+                f"{usual[0]:.2f} on the days before), while those of {', '.join(correlations.kept)} do; are some "
+                "inverted, or another row's?"
+            )
+    return faults
 
 
-def _followed(answers: AnswerFigures, before: Sequence[AnswerFigures], asked: int) -> set[str]:
-    """Outputs whose labels surely followed the serving version's answers on the days before. So many are `asked`."""
-    found = set()
-    for task, own in answers.items():
-        past = [day[task] for day in before if task in day]
-        for output in own.outputs:
-            slopes = [(day.rows, of.slope) for day in past if (of := day.outputs.get(output)) is not None and of.slope]
-            usual = usual_of_days(slopes)
-            if usual and follows(usual, asked):
-                found.add(output)
-    return found
-
-
-def _lifts_lost(answers: AnswerFigures, as_gated: Sequence[AnswerFigures]) -> dict[str, float]:
+def _lifts_lost(
+    answers: AnswerFigures, as_gated: Sequence[AnswerFigures], correlations: _Correlations
+) -> dict[str, float]:
     """Factors by which labels may have fallen on a shifted day, since the version no longer finds what users like.
 
     An output whose labels may have been lost on the way has none. The day is asked as a whole: a rare output, of too
     few labels to tell that they follow as before or less, is taken for one of those that surely follow less."""
-    correlations = _correlations(answers, as_gated)
-    shifted = outputs_shifted(answers, as_gated)
+    if not correlations.shifted:
+        return {}
     found: dict[str, float] = {}
-    if not shifted:
-        return found
-    for task, own in answers.items():
-        past = [day[task] for day in as_gated if task in day]
-        for output in own.outputs.keys() & correlations.keys():
-            days = [(day.rows, elasticity) for day in past if (elasticity := _elasticity(day.outputs.get(output)))]
-            usual, today = usual_of_days(days), _elasticity(own.outputs[output])
-            is_rare = output not in shifted and not is_kept(*correlations[output], len(correlations))
-            if is_rare or (output in shifted and usual and today and follows_less(today, usual)):
-                found[output] = lift_of_choice(own.outputs[output].variation)
+    for output, task in correlations.task.items():
+        own = answers[task].outputs[output]
+        usual, today = _usual(as_gated, task, output, _elasticity), _elasticity(own)
+        is_shifted_too = output in correlations.shifted
+        is_rare = not is_shifted_too and output not in correlations.kept
+        if is_rare or (is_shifted_too and usual and today and follows_less(today, usual)):
+            found[output] = lift_of_choice(own.variation)
     return found
 
 
-def _elasticity(figures: OutputFigures | None) -> Estimate | None:
-    if figures is None or figures.slope is None or not (figures.answers > 0 and figures.labels > 0):
+def _elasticity(figures: OutputFigures) -> Estimate | None:
+    if figures.slope is None or not (figures.answers > 0 and figures.labels > 0):
         return None
     return elasticity_of_labels(figures.slope, figures.answers, figures.labels, figures.error)
 
