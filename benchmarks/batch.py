@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.command import run_benchmark
 from benchmarks.events import Way
-from benchmarks.ratio import Ratio
+from benchmarks.ratio import Ratio, in_turns
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from benchmarks.serving_processes import SERVER_CORES, free_port, serve
 from deploy.open_loop import message
@@ -58,12 +58,10 @@ def main() -> None:
                 "alone": Way(server, [one for number in turn_of for one in alone[number]]),
                 "batch": Way(server, [together[number] for number in turn_of]),
             }
-            spent = seconds[f"{users} x {size}"] = {way: [] for way in ways}
-            for turn in range(-1, options.turns):  # the first one warms up
-                for way in list(ways)[:: 1 if turn % 2 else -1]:
-                    cpu = ways[way].cpu_seconds() / options.batches
-                    if turn >= 0:
-                        spent[way].append(cpu)
+            spent = in_turns({name: way.cpu_seconds for name, way in ways.items()}, options.turns)
+            seconds[f"{users} x {size}"] = {
+                name: [one / options.batches for one in of_way] for name, of_way in spent.items()
+            }
     rows = []
     for name, spent in seconds.items():
         medians = [f"{1e3 * statistics.median(spent[way]):.2f} ({1e3 * min(spent[way]):.2f})" for way in WAYS]

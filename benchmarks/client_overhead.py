@@ -22,6 +22,7 @@ import httpx
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
+from benchmarks.ratio import in_turns
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from benchmarks.serving_processes import SERVER_CORES, free_port, serve
 from feedrank import AsyncClient, Client
@@ -91,12 +92,7 @@ def main() -> None:
             "fetch": lambda: spent_by_node("bare"),
             "Client of TypeScript": lambda: spent_by_node("client"),
         }
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
-        for turn in range(-1, options.turns):  # the first one warms up
-            for way in list(ways)[:: 1 if turn % 2 else -1]:
-                cpu = ways[way]()
-                if turn >= 0:
-                    seconds[way].append(cpu)
+        seconds = in_turns(ways, options.turns)
         runner.run(async_client.aclose())
         runner.run(bare_async.aclose())
     rows = []

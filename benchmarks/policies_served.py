@@ -10,12 +10,14 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import yaml
 
 from benchmarks.closed_loop import closed_loop
+from benchmarks.ratio import in_turns
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from benchmarks.serving_processes import SERVER_CORES, Server, free_port, serve
 from deploy.open_loop import message
@@ -44,18 +46,11 @@ _POLICIES = {
 
 def costs(turns: int, requests: int) -> dict[str, list[float]]:
     """CPU milliseconds a request, by way and turn. Raises RuntimeError where a request fails."""
-    spent: dict[str, list[float]] = {way: [] for way in WAYS}
     with TemporaryDirectory(prefix="feedrank-bench-") as name, ExitStack() as stack:
         plain, placed = (stack.enter_context(_service(Path(name), has_policies=has)) for has in (False, True))
         asked = {WITHOUT: (plain, None), UNNAMED: (placed, None), NAMED: (placed, POLICY)}
-        for turn in range(-1, turns):  # the first one warms up
-            for way in WAYS if turn % 2 else reversed(WAYS):
-                server, policy = asked[way]
-                milliseconds = _milliseconds(server, policy, requests)
-                if turn >= 0:
-                    spent[way].append(milliseconds)
-            print(f"turn {turn + 1} of {turns}", file=sys.stderr)
-    return spent
+        ways = {way: partial(_milliseconds, server, policy, requests) for way, (server, policy) in asked.items()}
+        return in_turns(ways, turns)
 
 
 @contextmanager

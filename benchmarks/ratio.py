@@ -2,7 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.stats import t as student
@@ -32,3 +33,16 @@ class Ratio:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def in_turns(ways: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+    """What each way takes in each turn. Every turn measures each once, in turns of either order, and one before the
+    first warms up."""
+    spent: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(-1, turns):
+        for way in list(ways)[:: 1 if turn % 2 else -1]:
+            one = ways[way]()
+            if turn >= 0:
+                spent[way].append(one)
+        print(f"turn {turn + 1} of {turns}", file=sys.stderr)
+    return spent

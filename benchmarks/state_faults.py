@@ -91,7 +91,7 @@ def _restart(redis: RedisProcess) -> None:
 
 
 def measure_late_redis(folder: Path, redis: RedisProcess, times: int) -> list[LateRedis]:
-    """What becomes of requests each time that Redis begins to answer half a second late."""
+    """Requests each time that Redis begins to answer half a second late: how many are answered, and how fast."""
     put_users(redis.url)
     return asyncio.run(_late_redis(folder, redis, times))
 

@@ -1,4 +1,4 @@
-"""What the benchmark of users by id measures: services with a state store, their Redis, their users and requests.
+"""Parts of the benchmark of users by id: services with a state store, their Redis, their users and requests.
 
 In: a folder. Out: a model with state.yaml, services on one core, a Redis on the others, and requests in which a user's
 features stand, or the user's key alone.

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import report
 from benchmarks.command import run_benchmark
 from benchmarks.events import Way
-from benchmarks.ratio import Ratio
+from benchmarks.ratio import Ratio, in_turns
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from benchmarks.serving_processes import SERVER_CORES, free_port, serve
 from deploy.open_loop import message
@@ -52,12 +52,8 @@ def main() -> None:
                 wire: Way(server, [sent[number % 8] for number in range(options.requests)])
                 for wire, sent in messages(server.url, requests).items()
             }
-            spent = seconds[str(size)] = {wire: [] for wire in ways}
-            for turn in range(-1, options.turns):  # the first one warms up
-                for wire in list(ways)[:: 1 if turn % 2 else -1]:
-                    cpu = ways[wire].cpu_seconds() / options.requests
-                    if turn >= 0:
-                        spent[wire].append(cpu)
+            spent = in_turns({wire: way.cpu_seconds for wire, way in ways.items()}, options.turns)
+            seconds[str(size)] = {wire: [one / options.requests for one in of_wire] for wire, of_wire in spent.items()}
     rows = []
     for candidates, spent in seconds.items():
         medians = [f"{1e6 * statistics.median(spent[wire]):.0f} ({1e6 * min(spent[wire]):.0f})" for wire in WIRES]
