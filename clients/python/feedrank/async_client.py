@@ -8,10 +8,11 @@ from typing import Any, Self
 
 import httpx
 
-from feedrank.call import Budget, Call, checked_address, key_headers
+from feedrank.call import Call
 from feedrank.client import EVENT_SECONDS, LIMITS
-from feedrank.counts import Counter, Counts
-from feedrank.event_queue import BATCH, EventQueue
+from feedrank.client_state import ClientState
+from feedrank.counts import Counts
+from feedrank.event_queue import BATCH
 from feedrank.wire import Event, Ranking, RankRequest
 
 
@@ -30,16 +31,10 @@ class AsyncClient:
         flush_seconds: float = 1.0,
         http: httpx.AsyncClient | None = None,
     ) -> None:
-        self._address = checked_address(base_url)
-        self._headers = key_headers(key)
-        self._timeout = timeout
-        self._strict = strict
+        self._state = ClientState(base_url, key, timeout, most_events, strict=strict)
         self._flush_seconds = flush_seconds
         self._http = http or httpx.AsyncClient(limits=LIMITS, trust_env=False)
         self._is_own = http is None
-        self._budget = Budget()
-        self._counter = Counter()
-        self._queue = EventQueue(most_events, self._counter)
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._ends = asyncio.Event()
@@ -57,22 +52,15 @@ class AsyncClient:
         Raises RefusedError for a request that is wrong, UnavailableError without a fallback, ValueError for what is no
         JSON.
         """
-        call = Call(
-            request,
-            timeout=self._timeout if timeout is None else timeout,
-            fallback=fallback,
-            strict=self._strict,
-            budget=self._budget,
-            counter=self._counter,
-        )
+        call = self._state.call(request, timeout, fallback)
         while (pause := await self._try_once(call)) is not None:
             await asyncio.sleep(pause)
         return call.result()
 
     async def _try_once(self, call: Call) -> float | None:
         """Seconds until the retry, None where there is none."""
-        headers, timeouts = {**self._headers, **call.headers()}, {"timeout": call.timeouts}
-        url = f"{self._address}/v1/rank"
+        headers, timeouts = {**self._state.headers, **call.headers()}, {"timeout": call.timeouts}
+        url = f"{self._state.address}/v1/rank"
         try:
             async with asyncio.timeout(call.left):
                 reply = await self._http.post(url, content=call.body, headers=headers, extensions=timeouts)
@@ -82,16 +70,16 @@ class AsyncClient:
 
     def event(self, event: Event | Mapping[str, Any]) -> bool:
         """Send an event soon, in the background. False where too many wait, and it is dropped and counted."""
-        has_room = self._queue.add(event)
+        has_room = self._state.queue.add(event)
         if (self._task is None or self._task.done()) and not self._ends.is_set():
             self._task = asyncio.get_running_loop().create_task(self._send_events(), name="feedrank-events")
-        if len(self._queue) >= BATCH:
+        if len(self._state.queue) >= BATCH:
             self._wake.set()
         return has_room
 
     def counts(self) -> Counts:
-        """What became of all requests and events so far."""
-        return self._counter.snapshot(len(self._queue))
+        """Counts of what became of all requests and events so far."""
+        return self._state.counts()
 
     async def aclose(self, timeout: float = 5.0) -> None:
         """Send what waits, within `timeout` seconds, and drop and count the rest."""
@@ -101,7 +89,7 @@ class AsyncClient:
         if self._task is not None:
             await asyncio.wait([self._task], timeout=timeout)
             self._task.cancel()
-        self._queue.close()
+        self._state.queue.close()
         if self._is_own:
             await self._http.aclose()
 
@@ -122,15 +110,15 @@ class AsyncClient:
 
     async def _send_waiting(self) -> None:
         """Send until nothing waits, or until the end of `aclose`."""
-        while (body := self._queue.take_batch()) is not None:
-            headers = {**self._headers, "Content-Type": "application/json"}
+        while (body := self._state.queue.take_batch()) is not None:
+            headers = {**self._state.headers, "Content-Type": "application/json"}
             try:
-                url = f"{self._address}/v1/events"
+                url = f"{self._state.address}/v1/events"
                 reply = await self._http.post(url, content=body, headers=headers, timeout=EVENT_SECONDS)
             except (httpx.RequestError, RuntimeError):  # RuntimeError: the caller has closed its httpx client
-                pause = self._queue.settle(0, {}, b"")
+                pause = self._state.queue.settle(0, {}, b"")
             else:
-                pause = self._queue.settle(reply.status_code, reply.headers, reply.content)
+                pause = self._state.queue.settle(reply.status_code, reply.headers, reply.content)
             if pause > 0:
                 await _wait(self._ends, pause)
             if self._ends.is_set():

@@ -12,9 +12,10 @@ from typing import Any, Self
 
 import httpx
 
-from feedrank.call import Budget, Call, checked_address, key_headers
-from feedrank.counts import Counter, Counts
-from feedrank.event_queue import BATCH, EventQueue
+from feedrank.call import Call
+from feedrank.client_state import ClientState
+from feedrank.counts import Counts
+from feedrank.event_queue import BATCH
 from feedrank.wire import Event, Ranking, RankRequest
 
 # A backend's threads each have a connection. The service closes idle ones after 75 s, so they are closed here first.
@@ -41,16 +42,10 @@ class Client:
         flush_seconds: float = 1.0,
         http: httpx.Client | None = None,
     ) -> None:
-        self._address = checked_address(base_url)
-        self._headers = key_headers(key)
-        self._timeout = timeout
-        self._strict = strict
+        self._state = ClientState(base_url, key, timeout, most_events, strict=strict)
         self._flush_seconds = flush_seconds
         self._http = http or httpx.Client(limits=LIMITS, trust_env=False)
         self._is_own = http is None
-        self._budget = Budget()
-        self._counter = Counter()
-        self._queue = EventQueue(most_events, self._counter)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -69,22 +64,15 @@ class Client:
         Raises RefusedError for a request that is wrong, UnavailableError without a fallback, ValueError for what is no
         JSON.
         """
-        call = Call(
-            request,
-            timeout=self._timeout if timeout is None else timeout,
-            fallback=fallback,
-            strict=self._strict,
-            budget=self._budget,
-            counter=self._counter,
-        )
+        call = self._state.call(request, timeout, fallback)
         while (pause := self._try_once(call)) is not None:
             time.sleep(pause)
         return call.result()
 
     def _try_once(self, call: Call) -> float | None:
         """Seconds until the retry, None where there is none."""
-        headers, timeouts = {**self._headers, **call.headers()}, {"timeout": call.timeouts}
-        url = f"{self._address}/v1/rank"
+        headers, timeouts = {**self._state.headers, **call.headers()}, {"timeout": call.timeouts}
+        url = f"{self._state.address}/v1/rank"
         try:
             with self._http.stream("POST", url, content=call.body, headers=headers, extensions=timeouts) as response:
                 content = b"".join(_in_time(response.iter_bytes(), call))
@@ -94,16 +82,16 @@ class Client:
 
     def event(self, event: Event | Mapping[str, Any]) -> bool:
         """Send an event soon, in the background. False where too many wait, and it is dropped and counted."""
-        has_room = self._queue.add(event)
+        has_room = self._state.queue.add(event)
         if self._thread is None or not self._thread.is_alive():
             self._start_thread()
-        if len(self._queue) >= BATCH:
+        if len(self._state.queue) >= BATCH:
             self._wake.set()
         return has_room
 
     def counts(self) -> Counts:
-        """What became of all requests and events so far."""
-        return self._counter.snapshot(len(self._queue))
+        """Counts of what became of all requests and events so far."""
+        return self._state.counts()
 
     def close(self, timeout: float = 5.0) -> None:
         """Send what waits, within `timeout` seconds, and drop and count the rest."""
@@ -113,7 +101,7 @@ class Client:
         if self._thread is not None:
             self._thread.join(timeout)
             atexit.unregister(self.close)
-        self._queue.close()
+        self._state.queue.close()
         if self._is_own:
             self._http.close()
 
@@ -141,16 +129,16 @@ class Client:
 
     def _send_waiting(self) -> None:
         """Send until nothing waits, or until the end of `close`."""
-        while (body := self._queue.take_batch()) is not None:
+        while (body := self._state.queue.take_batch()) is not None:
             left = self._end - time.monotonic() if self._ends.is_set() else EVENT_SECONDS
-            headers = {**self._headers, "Content-Type": "application/json"}
+            headers = {**self._state.headers, "Content-Type": "application/json"}
             try:
-                url = f"{self._address}/v1/events"
+                url = f"{self._state.address}/v1/events"
                 reply = self._http.post(url, content=body, headers=headers, timeout=max(min(left, EVENT_SECONDS), 0.01))
             except (httpx.RequestError, RuntimeError):  # RuntimeError: the caller has closed its httpx client
-                pause = self._queue.settle(0, {}, b"")
+                pause = self._state.queue.settle(0, {}, b"")
             else:
-                pause = self._queue.settle(reply.status_code, reply.headers, reply.content)
+                pause = self._state.queue.settle(reply.status_code, reply.headers, reply.content)
             if pause > 0:
                 self._ends.wait(pause)
             if self._ends.is_set():
