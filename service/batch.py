@@ -159,7 +159,7 @@ class BatchRanking:
 
 
 def scorings(ranking: Ranking, metrics: Metrics) -> dict[str, Scoring]:
-    """What scores the bodies of a route, by its path. In a batch no user is guessed before it is parsed."""
+    """Scoring of the bodies of a route, by its path. In a batch no user is guessed before it is parsed."""
     batch = Scoring(BatchRanking(ranking, metrics).answer, lambda body, deadline: None)
     return {RANK: ranking.scoring, BATCH: batch}
 

@@ -65,7 +65,7 @@ def experiments(town: Town) -> dict[str, Any]:
 
 
 def answer_experiments(files: LoopFiles, town: Town, status: Status) -> dict[str, dict[str, Any]]:
-    """What `training experiment` says of both, by name, beside the true difference. Raises ChildError."""
+    """Findings of `training experiment` on both, by name, beside the true difference. Raises ChildError."""
     true = {BETTER: _true_difference(files, town), EQUAL: 0.0}
     return {name: {"true": value, **_analysis(files, name, status)} for name, value in true.items()}
 
