@@ -3,7 +3,7 @@
  * accepted is sent again with the times and ids that its events were given here, so the service counts each of them once.
  */
 
-import { encode, faultsOf, parsed, secondsOf } from "./wire.js";
+import { encode, faultsOf, newId, parsed, secondsOf } from "./wire.js";
 
 const BATCH = 500;
 // The service takes 1 MiB a request.
@@ -50,7 +50,7 @@ export class EventQueue {
 
   /** Add an event. False where there is no room, and it is dropped. */
   add(event) {
-    const added = { time: new Date().toISOString(), event_id: crypto.randomUUID().replaceAll("-", "") };
+    const added = { time: new Date().toISOString(), event_id: newId() };
     const encoded = encode({ ...added, ...event });
     const bytes = Buffer.byteLength(encoded);
     if (bytes > BODY_BYTES) throw new RangeError(`an event of ${bytes} bytes; the service takes ${BODY_BYTES} at most`);

@@ -3,7 +3,7 @@
  * feedrank.d.ts has its types.
  */
 
-import { encode, faultsOf, parsed, secondsOf, sleep } from "./wire.js";
+import { encode, faultsOf, newId, parsed, secondsOf, sleep } from "./wire.js";
 import { EventQueue } from "./events.js";
 
 // Of 10 requests one may be sent again. The reserve lets what is in flight through when a connection breaks.
@@ -64,7 +64,7 @@ export class Client {
   async rank(request, { timeoutMs = this.#options.timeoutMs, fallback } = {}) {
     if (!(timeoutMs > 0)) throw new TypeError(`timeoutMs is ${timeoutMs}; milliseconds above 0 are needed`);
     const deadline = performance.now() + timeoutMs;
-    const requestId = request.request_id ?? crypto.randomUUID().replaceAll("-", "");
+    const requestId = request.request_id ?? newId();
     const strict = this.#options.strict ? { strict: true } : {};
     const body = encode({ ...strict, ...request, request_id: requestId });
     this.#tenths = Math.min(this.#tenths + 1, RESERVE * REQUESTS_A_RETRY);

@@ -1,4 +1,7 @@
-/** JSON of requests and replies, and Retry-After. */
+/** JSON of requests and replies, ids, and Retry-After. */
+
+// Node 18 has no global of this name.
+import { randomUUID } from "node:crypto";
 
 /**
  * JSON with a bigint as a string of its digits, which the service takes for an id. Throws RangeError for a number that
@@ -15,6 +18,11 @@ export function encode(document) {
     }
     return ArrayBuffer.isView(value) ? Array.from(value) : value;
   });
+}
+
+/** A new id, of 32 characters. */
+export function newId() {
+  return randomUUID().replaceAll("-", "");
 }
 
 /** A JSON object, or an empty one where the text is something else, such as a page of a proxy. */
