@@ -4,6 +4,8 @@ A log's files begin with its prefix: `<prefix><UTC>-<token>.jsonl`, or `.parquet
 by time. A file that is being written is hidden and ends in `.part`.
 """
 
+import fcntl
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -40,3 +42,19 @@ def closed_name(file: Path) -> Path | None:
     """The file's path once it is closed. None where it is closed already."""
     found = _PART.fullmatch(file.name)
     return None if found is None else file.parent / found.group(1)
+
+
+def create_locked(file: Path) -> int:
+    """A new file of this writer, locked, as a descriptor that appends. Raises OSError."""
+    while True:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(file, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Before it was locked, another writer may have taken it for one that a dead writer left, and removed it.
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)

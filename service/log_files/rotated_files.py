@@ -17,7 +17,7 @@ from pathlib import Path
 
 from service.base.clock import Clock
 from service.log_files import shipped
-from service.log_files.folder import LINES, PARQUET, LogFolder, closed_name
+from service.log_files.folder import LINES, PARQUET, LogFolder, closed_name, create_locked
 
 _BLOCK = 65_536
 
@@ -155,17 +155,7 @@ class RotatedFiles:
     def _open(self) -> None:
         now = self._clock.now().strftime("%Y%m%dT%H%M%S.%f")
         self._name = f"{self.log.prefix}{now}-{uuid.uuid4().hex[:8]}{LINES}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        descriptor = os.open(self._part, flags, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Before it was locked, another writer may have taken it for one that was left.
-            if self._part.stat().st_ino != os.fstat(descriptor).st_ino:
-                raise FileNotFoundError(2, "the new file is gone")
-        except OSError:
-            os.close(descriptor)
-            raise
-        self._descriptor, self._size = descriptor, 0
+        self._descriptor, self._size = create_locked(self._part), 0
 
     def _close_unnamed(self) -> None:
         assert self._descriptor is not None

@@ -7,6 +7,7 @@ writer of the folder takes it away once it has named the dead writer's files. Th
 writers live.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from model.untrusted_files import read_bytes
 from service.base.clock import rfc3339
-from service.log_files.folder import LogFolder
+from service.log_files.folder import LogFolder, create_locked
 
 SUFFIX = ".watermark"
 _HOST_CHARACTERS = 63
@@ -39,13 +40,12 @@ class Watermark:
         self._log = log
         self._file = log.path / f"{log.prefix}{writer}{SUFFIX}"
         self._lock_file = _lock_file(self._file)
-        self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._lock = create_locked(self._lock_file)
 
     def move(self, watermark: datetime, written: datetime) -> None:
         """Publish a watermark at the time `written`, whole or not at all. Raises OSError."""
         content = {"writer": self.writer, "watermark": rfc3339(watermark), "written": rfc3339(written)}
-        part = self._file.with_name(f".{self._file.name}.part")
+        part = _part(self._file)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.write(descriptor, json.dumps(content).encode())
@@ -69,6 +69,8 @@ class Watermark:
                 descriptor = os.open(lock_file, os.O_RDWR | os.O_CLOEXEC)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not os.fstat(descriptor).st_nlink:  # its name may be a living writer's by now
+                        raise FileNotFoundError(errno.ENOENT, "taken care of")
                 except OSError:
                     os.close(descriptor)
                     raise
@@ -96,13 +98,18 @@ class DeadWriter:
 
     def remove_watermark(self) -> None:
         """Take its watermark away: its files are named."""
-        for file in (self._file, self._lock_file):
+        # The lock last: a watermark without one would stay for good.
+        for file in (_part(self._file), self._file, self._lock_file):
             with suppress(FileNotFoundError):
                 file.unlink()
 
     def close(self) -> None:
         """Give up the lock."""
         os.close(self._descriptor)
+
+
+def _part(file: Path) -> Path:
+    return file.with_name(f".{file.name}.part")
 
 
 def _lock_file(file: Path) -> Path:

@@ -1,5 +1,6 @@
 """The event log on the disk: nothing accepted is lost to a kill, and a watermark never passes a line that is open."""
 
+import fcntl
 import json
 import os
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from service.base.clock import Clock
 from service.events import event_log
 from service.events.event_log import event_files
 from service.log_files import log_writer
@@ -85,6 +87,53 @@ def test_a_dead_writer_s_watermark_goes_when_its_files_have_names(tmp_path: Path
     }
     living.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_was_taken_for_dead_while_it_began_can_be_found_after_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = LogFolder(tmp_path, "events-")
+    other = Watermark(log, new_writer())
+    flock, taken = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not taken:  # the new file is there, and not locked yet
+            taken.append(descriptor)
+            (found,) = other.dead_writers()
+            found.remove_watermark()
+            found.close()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    writer = Watermark(log, new_writer())
+    now = datetime.fromisoformat("2026-11-29T20:15:03.120Z")
+    writer.move(now, now)
+    assert len(taken) == 1
+    assert other.dead_writers() == []
+    os.close(writer._lock)  # as the kernel does when a process is killed
+    (found,) = other.dead_writers()
+    assert found.writer == writer.writer
+    found.close()
+    other.close()
+
+
+def test_a_file_that_was_taken_for_a_dead_writer_s_while_it_began_has_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = LogFolder(tmp_path, "events-")
+    writer, other = (RotatedFiles(log, Clock(), file_bytes=1000, keep_bytes=None) for _ in range(2))
+    flock, taken = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not taken:
+            taken.append(descriptor)
+            other.tidy_folder()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert writer.append([b"{}\n"]) == (1, None)
+    writer.close()
+    assert lines_of(log.whole_files()) == [{}]
 
 
 @pytest.mark.slow
