@@ -2,9 +2,6 @@
 
 In training that is the end of a step, at which every process has saved (train.py). Elsewhere it is at once: what other
 jobs have finished is kept, and nothing that they write is seen half. A second signal of the kind changes nothing.
-
-A library in C++ may answer a signal by an error of its own and lose the end that Python's handler raised (DuckDB:
-"Query interrupted"). Its calls stand in `end_kept`.
 """
 
 import signal
@@ -24,10 +21,9 @@ class Terminated(KeyboardInterrupt):
 
 
 class _Wish:
-    """The signal that ends this process, the end that was raised, and whether it comes at a place of its own choice."""
+    """The signal that ends this process, and whether it comes at a place of its own choice."""
 
     number: int | None = None
-    end: KeyboardInterrupt | None = None
     is_deferred = False
 
 
@@ -59,17 +55,6 @@ def deferred() -> Iterator[None]:
         raise ended()
 
 
-@contextmanager
-def end_kept() -> Iterator[None]:
-    """Within it, an end that a library turned into an error of its own is raised as what it was."""
-    try:
-        yield
-    except Exception:
-        if _wish.end is not None:
-            raise _wish.end from None
-        raise
-
-
 def is_wanted() -> bool:
     """A signal to end this process has come."""
     return _wish.number is not None
@@ -86,13 +71,11 @@ def _terminate(number: int, _: FrameType | None) -> None:
     _wish.number = number
     if not _wish.is_deferred:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _wish.end = ended()
-        raise _wish.end
+        raise ended()
 
 
 def _interrupt(_: int, __: FrameType | None) -> None:
     # By way of the clean-up, which a second signal must not cut short.
     for either in (signal.SIGINT, *_TERMINATING):
         signal.signal(either, signal.SIG_IGN)
-    _wish.end = KeyboardInterrupt()
-    raise _wish.end
+    raise KeyboardInterrupt

@@ -94,7 +94,7 @@ def test_a_writer_that_was_taken_for_dead_while_it_began_can_be_found_after_its_
 ) -> None:
     log = LogFolder(tmp_path, "events-")
     other = Watermark(log, new_writer())
-    flock, taken = fcntl.flock, []
+    flock, taken = fcntl.flock, list[int]()
 
     def late(descriptor: int, operation: int) -> None:
         if not taken:  # the new file is there, and not locked yet
@@ -122,7 +122,7 @@ def test_a_file_that_was_taken_for_a_dead_writer_s_while_it_began_has_its_lines(
 ) -> None:
     log = LogFolder(tmp_path, "events-")
     writer, other = (RotatedFiles(log, Clock(), file_bytes=1000, keep_bytes=None) for _ in range(2))
-    flock, taken = fcntl.flock, []
+    flock, taken = fcntl.flock, list[int]()
 
     def late(descriptor: int, operation: int) -> None:
         if not taken:

@@ -31,13 +31,13 @@ class Endless:
     counts = rows
 
 
-CALL = sys.argv[1]
+CALL, SECONDS = sys.argv[1], float(sys.argv[3])
 take_signals()
 with tempfile.TemporaryDirectory() as spill:
     engine = DuckDB(Endless(), Path(spill), threads=1, memory="200MB")
     if CALL != "begin":
         engine.begin({})
-    threading.Timer(0.3, os.kill, (os.getpid(), int(sys.argv[2]))).start()
+    threading.Timer(SECONDS, os.kill, (os.getpid(), int(sys.argv[2]))).start()
     try:
         {"begin": lambda: engine.begin({}), "rows": lambda: list(engine.rows()), "counts": engine.counts}[CALL]()
     except BaseException as error:
@@ -45,6 +45,8 @@ with tempfile.TemporaryDirectory() as spill:
 """
 
 
+# Early, when the statement has hardly begun, and within a task of it, which alone would take minutes.
+@pytest.mark.parametrize("seconds", [0.1, 1.0])
 @pytest.mark.parametrize(
     ("call", "number", "end"),
     [
@@ -54,7 +56,9 @@ with tempfile.TemporaryDirectory() as spill:
         ("counts", signal.SIGTERM, f"Terminated {int(signal.SIGTERM)}"),
     ],
 )
-def test_a_signal_within_a_statement_is_the_end_of_the_job(call: str, number: signal.Signals, end: str) -> None:
-    command = [sys.executable, "-c", PROGRAM, call, str(int(number))]
+def test_a_signal_within_a_statement_is_the_end_of_the_job(
+    call: str, number: signal.Signals, end: str, seconds: float
+) -> None:
+    command = [sys.executable, "-c", PROGRAM, call, str(int(number)), str(seconds)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=True)
     assert done.stdout.strip() == end, done.stderr
