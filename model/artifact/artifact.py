@@ -31,7 +31,7 @@ from model.schema import FeedSchema
 from model.strict_yaml import StrictModel
 from model.untrusted_files import DOCUMENT_BYTES, changed, fingerprint_of, open_regular, read_bytes, sha256_of
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
 RANKER = "ranker.pt"
 FITTED = "fitted_features.json"

@@ -3,7 +3,7 @@
 TorchScript scripts it, and a process needs torch alone to run it. model/artifact/module_inputs.py makes its inputs of
 encoded blocks: it looks rows up, by `table_starts`, and multiplies the request's once, by the weights of `sums`.
 
-Shapes: N candidates, O outputs, D columns of the dense row, F outputs over the raw row
+Shapes: N candidates, R requests, O outputs, D columns of the dense row, F outputs over the raw row
 (model/export/scoring_network.py).
 """
 
@@ -28,9 +28,10 @@ class ScoringModule(nn.Module):
     """The exported module: rows of N candidates and the sums of one request -> answers_NO.
 
     `answer` is all of it, and may be compiled. `candidate_sums` is what it computes first and no request changes,
-    `answer_sums` the rest of it. `explained` is `answer` with the weights that experts were mixed by, of `unit_names`
-    and `expert_names`. `table_starts` are, for each owner of tables, the first stacked row of each table of the schema.
-    `sums` has, for each raw row, what a request's columns are multiplied by."""
+    `answer_sums` the rest of it. `answer_together` is `answer` for several requests. `explained` is `answer` with the
+    weights that experts were mixed by, of `unit_names` and `expert_names`. `table_starts` are, for each owner of
+    tables, the first stacked row of each table of the schema. `sums` has, for each raw row, what a request's columns
+    are multiplied by."""
 
     table_starts: list[list[int]]
     unit_names: list[list[str]]
@@ -63,6 +64,12 @@ class ScoringModule(nn.Module):
     def answer_sums(self, sums_NF: Tensor, sums_1F: Tensor) -> Tensor:
         """answers_NO of the candidates' sums, of any floating type, and the request's."""
         answers_NO: Tensor = self.answer.answers(self.answer.network.from_sums(sums_NF, sums_1F))
+        return answers_NO
+
+    @torch.jit.export
+    def answer_together(self, rows_ND: Tensor, sums_RF: Tensor, counts: list[int]) -> Tensor:
+        """answers_NO of the candidates of R requests, one request's after another's: `counts` of each."""
+        answers_NO: Tensor = self.answer.answers(self.answer.network.of_several(rows_ND, sums_RF, counts))
         return answers_NO
 
     @torch.jit.export

@@ -5,8 +5,8 @@ row (`request_linears`, once a request). Out: logits_NO. Made from a trained net
 weights. Scripted by TorchScript in fp32, where experts are mixed by a batched product. With `is_compiled` written for a
 compiler that fuses elementwise steps, weights and activations in `dtype`, gates, sums and logits in fp32.
 
-Shapes: B 1 or N rows, N candidates, D columns of a raw row, K gate logits, E experts and G outputs of a level, H
-widths, F all outputs over the raw row (experts of every raw row, then the gates that read it), O outputs.
+Shapes: B 1 or N rows, N candidates, R requests, D columns of a raw row, K gate logits, E experts and G outputs of a
+level, H widths, F all outputs over the raw row (experts of every raw row, then the gates that read it), O outputs.
 """
 
 import warnings
@@ -102,6 +102,23 @@ class ScoringNetwork(nn.Module):
         for width in self.widths:
             parts.append(sums_NF.narrow(1, start, width))
             start += width
+        return self._mixed_logits(parts)[0]
+
+    def of_several(self, rows_ND: Tensor, sums_RF: Tensor, counts: list[int]) -> Tensor:
+        """logits_NO of the candidates of R requests, one request's after another's: `counts` of each. fp32."""
+        parts: list[Tensor] = []
+        start = 0
+        for part_ND, weight_HD in self._over_raw_row(rows_ND):
+            end = start + weight_HD.shape[0]
+            part_NH = rows_ND.new_empty(rows_ND.shape[0], weight_HD.shape[0])
+            row = 0
+            # A product for each request adds its sums without a pass of their own over all outputs.
+            for request, count in enumerate(counts):
+                sums_H, of_request_ND = sums_RF[request, start:end], part_ND.narrow(0, row, count)
+                torch.addmm(sums_H, of_request_ND, weight_HD.t(), out=part_NH.narrow(0, row, count))
+                row += count
+            parts.append(part_NH)
+            start = end
         return self._mixed_logits(parts)[0]
 
     def _parts(self, rows_ND: Tensor, sums_1F: Tensor) -> list[Tensor]:

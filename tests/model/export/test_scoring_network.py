@@ -77,6 +77,19 @@ def test_every_network_scores_as_it_was_trained(name: str, is_compiled: bool) ->
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_candidates_of_several_requests_score_as_each_requests_alone(name: str) -> None:
+    _, _, (sums, scoring) = split_of(CASES[name], False)
+    request, candidate = columns()
+    counts = [1, 9, 2]
+    rows = [rows_of_one_request(count) for count in counts]
+    with torch.no_grad():
+        sums_RF = sums([torch.cat([of_one[:1, request] for of_one in rows])])
+        got = scoring.of_several(torch.cat(rows)[:, candidate], sums_RF, counts)
+        alone = [scoring(of_one[:, candidate], sums([of_one[:1, request]])) for of_one in rows]
+    torch.testing.assert_close(got, torch.cat(alone), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_experts_are_mixed_by_the_weights_of_the_trained_network(name: str) -> None:
     network, towers, (sums, scoring) = split_of(CASES[name], False)
     request, candidate = columns()

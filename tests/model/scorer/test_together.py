@@ -9,7 +9,7 @@ import pytest
 
 from model.features.encoder import Encoded
 from model.scorer.scorer import NamedCandidates, Scored, Scorer
-from model.scorer.together import MOST_CANDIDATES, score_together
+from model.scorer.together import FEW_CANDIDATES, ROWS_OF_A_CALL, score_together
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.items import tiny_items, write_items
 from training.publish.catalogue import build_catalogue
@@ -79,15 +79,19 @@ def test_items_of_the_catalogue_beside_described_ones(scorer: Scorer) -> None:
     assert_alike(scorer, requests[:1])
 
 
-def test_a_request_of_many_candidates_goes_beside_those_of_few(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    many = [number % 30 for number in range(MOST_CANDIDATES + 1)]
+def test_requests_of_few_and_of_many_candidates(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = list(range(FEW_CANDIDATES + 4))
     requests: list[Request] = [
         (user(scorer, 1), described(scorer, [4, 5])),
         (user(scorer, 2), described(scorer, many)),
         (user(scorer, 3), named(scorer, [f"item-{number}" for number in many])),
-        (user(scorer, 4), described(scorer, many[:-1])),
+        (user(scorer, 4), described(scorer, [*many, 0, 1, 0])),
+        (user(scorer, 5), described(scorer, many[: FEW_CANDIDATES + 1])),
     ]
-    assert_alike(scorer, requests)
+    scored = assert_alike(scorer, requests)
+    assert (scored[3].answers_NO[0] == scored[3].answers_NO[-1]).all()
+    assert (scored[3].answers_NO[0] == scored[3].answers_NO[-3]).all()
+    assert (scored[3].answers_NO[0] != scored[1].answers_NO[0]).any()  # the item of another user
     alone: list[int] = []
     score = scorer.score
 
@@ -98,7 +102,18 @@ def test_a_request_of_many_candidates_goes_beside_those_of_few(scorer: Scorer, m
 
     monkeypatch.setattr(scorer, "score", counted)
     score_together(scorer, requests)
-    assert alone == [MOST_CANDIDATES + 1] * 2
+    assert alone == [len(many)]  # those that the catalogue has
+
+
+def test_more_candidates_than_a_call_takes(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(range(30))
+    requests: list[Request] = [(user(scorer, n), described(scorer, rows)) for n in range(20)]
+    assert_alike(scorer, requests)
+    monkeypatch.setattr("model.scorer.together.ROWS_OF_A_CALL", 70)
+    assert_alike(scorer, requests[:5])
+    monkeypatch.setattr("model.scorer.together.ROWS_OF_A_CALL", 10)  # fewer than one request has
+    assert_alike(scorer, requests[:5])
+    assert len(rows) * len(requests) > ROWS_OF_A_CALL
 
 
 def test_compiled_code_takes_one_user_a_call(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
