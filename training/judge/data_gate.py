@@ -22,6 +22,7 @@ from training.judge.shift import (
     Estimate,
     elasticity_of_labels,
     follows,
+    follows_as_much,
     follows_less,
     is_kept,
     is_shifted,
@@ -159,18 +160,24 @@ def _lifts_lost(
     """Factors by which labels may have fallen on a shifted day, since the version no longer finds what users like.
 
     An output whose labels may have been lost on the way has none. The day is asked as a whole: a rare output, of too
-    few labels to tell that they follow as before or less, is taken for one of those that surely follow less."""
+    few labels to tell that they follow as before or less, is taken for one of those that surely follow less. So is one
+    that follows less, where its elasticity may be that of lost labels and another output's surely is not."""
     if not correlations.shifted:
         return {}
-    found: dict[str, float] = {}
-    for output, task in correlations.task.items():
-        own = answers[task].outputs[output]
-        usual, today = _usual(as_gated, task, output, _elasticity), _elasticity(own)
-        is_shifted_too = output in correlations.shifted
-        is_rare = not is_shifted_too and output not in correlations.kept
-        if is_rare or (is_shifted_too and usual and today and follows_less(today, usual)):
-            found[output] = lift_of_choice(own.variation)
-    return found
+    elasticities = {
+        output: (today, usual)
+        for output, task in correlations.task.items()
+        if (usual := _usual(as_gated, task, output, _elasticity))
+        and (today := _elasticity(answers[task].outputs[output]))
+    }
+    less = {output for output, (own, usual) in elasticities.items() if follows_less(own, usual)}
+    untold = {output for output, (own, usual) in elasticities.items() if not follows_as_much(own, usual)} - less
+    lifted = less | untold if less else less
+    return {
+        output: lift_of_choice(answers[task].outputs[output].variation)
+        for output, task in correlations.task.items()
+        if (output in lifted if output in correlations.shifted else output not in correlations.kept)
+    }
 
 
 def _elasticity(figures: OutputFigures) -> Estimate | None:

@@ -103,8 +103,17 @@ def elasticity_of_labels(slope: Estimate, answers: float, labels: float, error: 
 
 def follows_less(own: Estimate, usual: Estimate) -> bool:
     """True where an elasticity is surely less than two thirds of the usual one, which no loss of labels explains."""
-    error = math.hypot(own[1], _KEPT**2 * usual[1])
-    return _KEPT**2 * usual[0] - own[0] > NormalDist().inv_cdf(1 - _ALPHA_LOST) * error
+    return _beyond_lost(own, usual) < -NormalDist().inv_cdf(1 - _ALPHA_LOST)
+
+
+def follows_as_much(own: Estimate, usual: Estimate) -> bool:
+    """True where an elasticity is surely more than two thirds of the usual one, as that of labels that were lost is."""
+    return _beyond_lost(own, usual) > NormalDist().inv_cdf(1 - _ALPHA_LOST)
+
+
+def _beyond_lost(own: Estimate, usual: Estimate) -> float:
+    """Standard errors by which an elasticity is above two thirds of the usual one."""
+    return (own[0] - _KEPT**2 * usual[0]) / math.hypot(own[1], _KEPT**2 * usual[1])
 
 
 def lift_of_choice(variation: float) -> float:

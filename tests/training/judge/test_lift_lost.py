@@ -55,9 +55,9 @@ def _day(low: float, high: float, rare: tuple[float, float] = RARE) -> tuple[Par
 USUAL = (0.1, 0.3)
 
 
-def _faults(low: float, high: float, rare: tuple[float, float] = RARE, *, knows_usual: bool = True) -> list[str]:
+def _faults(low: float, high: float, rare: tuple[float, float] = RARE, *, usual_days: int = 1) -> list[str]:
     (day, own), (window, usual) = _day(low, high, rare), _day(*USUAL)
-    as_gated = [usual] if knows_usual else []
+    as_gated = [usual] * usual_days
     return faults_of_day(SCHEMA, day, window, 0.0, own, [usual], DataGate(), as_gated=as_gated)[0]
 
 
@@ -67,7 +67,7 @@ def test_a_shifted_output_may_fall_as_far_as_choice_had_lifted_it() -> None:
     assert _day(*shifted)[1]["like"].outputs["like"].variation == pytest.approx(0.5)
     assert _faults(*shifted) == []
     # Without days to compare with nobody knows that it is shifted.
-    rate, calibration = _faults(*shifted, knows_usual=False)
+    rate, calibration = _faults(*shifted, usual_days=0)
     assert rate == "like: its labels' mean is 0.40 times the window's, between 0.5 and 2 may be"
     assert "like: the serving version's calibration is 2.50, and 1.00 on the days before" in calibration
 
@@ -111,3 +111,16 @@ def test_a_rare_output_may_fall_as_far_where_its_day_is_shifted() -> None:
     assert "follow: its labels' mean is 0.25 times the window's, between 0.31 and 2 may be" in _faults(
         *shifted, further
     )
+
+
+def test_a_rare_output_that_surely_follows_less_is_taken_as_its_day() -> None:
+    """A week before tells that follows alike under all answers follow less. Their elasticity, 0 of 1, has an error of
+    .5: follows that were lost may have it too. That of likes has fallen surely, as no loss of labels would have it."""
+    shifted, fallen = (0.065, 0.095), (0.0048, 0.0048)
+    before = [_day(*USUAL)[1]] * 7
+    assert outputs_shifted(_day(*shifted, fallen)[1], before) == ["like", "follow"]
+    assert _faults(*shifted, fallen, usual_days=7) == []
+    # Where no other output has fallen so, they may be lost.
+    assert outputs_shifted(_day(*USUAL, fallen)[1], before) == ["follow"]
+    faults = _faults(*USUAL, fallen, usual_days=7)
+    assert "follow: its labels' mean is 0.40 times the window's, between 0.5 and 2 may be" in faults
