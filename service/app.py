@@ -30,7 +30,7 @@ from service.base.errors import Problem, refusal
 from service.base.log import FieldLogger
 from service.base.replaced_clock import ReplacedClock
 from service.batch import scorings
-from service.direct import DirectWay
+from service.direct import Address, DirectWay, ScoringAddress
 from service.events.event_types import EventTypes
 from service.events.routes import Events
 from service.http.admission import Admission
@@ -49,7 +49,7 @@ from service.models.admin import admin_routes
 from service.models.routes import model_routes
 from service.models.store import ModelStore, not_ready
 from service.open_inference.routes import INFER_VERSION, OpenInference
-from service.pipeline import Ranking, Scoring
+from service.pipeline import Ranking
 from service.policy.choosing import Choosing
 from service.policy.placing import PolicyPlacing
 from service.policy.repeats import RepeatedIds
@@ -116,13 +116,9 @@ class Service:
         self.event_log = event_log(settings, self.metrics, self.clock)
         self.shipper = shipper(settings, self.metrics)
         self.event_types = EventTypes(settings.models, self.metrics)
+        seconds = settings.body_seconds
         self.events = Events(
-            self.store,
-            self.event_types,
-            self.event_log,
-            self.metrics,
-            settings.body_seconds,
-            lambda: self.is_draining,
+            self.store, self.event_types, self.event_log, self.metrics, seconds, lambda: self.is_draining
         )
         self.appender = appender(settings, self.state, self.store, self.metrics)
         self.shadow = ShadowScoring(self.store, self.metrics, settings.shadow_sample, lambda: self.threads.is_full)
@@ -326,11 +322,13 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
         is_rank = scope["type"] == "http" and scope["path"] in service.scorings
         await (service.rank if is_rank else app)(scope, receive, send)
 
-    def scoring_at(scope: Scope) -> Scoring | None:
-        return service.scorings.get(scope["path"]) or open_inference.scoring_at(scope)
+    def address_of(scope: Scope) -> Address | None:
+        scoring = service.scorings.get(scope["path"]) or open_inference.scoring_at(scope)
+        events = service.events if scope["path"] == EVENTS else None
+        return events if scoring is None else ScoringAddress(service.responder, scoring)
 
     observe = Observe(Authorize(application, service.keys, service.metrics), service.metrics, service.tracing)
-    service.direct = DirectWay(service.responder, service.keys, observe, scoring_at)
+    service.direct = DirectWay(service.keys, observe, service.metrics, settings.body_seconds, address_of)
     service.shed = Shedding(
         service.responder.wait_seconds, service.keys, observe, service.metrics, lambda: service.is_draining
     )

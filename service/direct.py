@@ -1,53 +1,91 @@
-"""A scoring request past ASGI: taken by its headers, answered by one callback of the event loop.
+"""A request past ASGI: taken by its headers, answered by one callback of the event loop.
 
 In: the scope of a request, then its body (service/http/scoring_protocol.py). Out: status, headers and body of its
-answer. The steps are those of service/responder.py. What is to be refused before its body is there is not taken, and
-goes the way of all requests.
+answer. The steps are those of the address: a scoring's (service/responder.py), or those of events
+(service/events/routes.py). What is to be refused before its body is there is not taken, and goes the way of all
+requests.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from starlette.types import Scope
 
 from service.base.errors import Problem
 from service.base.record import RequestRecord
-from service.http.keys import Keys
+from service.http.keys import Keys, Right
 from service.http.middleware import Observe, content_length, failed, header, request_id_header, response_to
 from service.http.scoring_protocol import SendAnswer
+from service.metrics.metrics import Metrics
 from service.pipeline import Scoring
-from service.responder import Asked, Outcome, Responder, headers_of
+from service.rank.answer import Reply
+from service.responder import Responder
+
+# Of a request that was taken.
+Outcome = Reply | BaseException
+# Takes a body, and what is called once, on the event loop, with what came of it.
+TakeBody = Callable[[bytes, Callable[[Outcome], None]], object]
+
+
+class Address(Protocol):
+    """An address whose requests can be answered past ASGI. A key needs the scope `right` for it."""
+
+    @property
+    def right(self) -> Right:
+        """Scope that a key needs."""
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Limit of a body."""
+
+    def open_request(self, scope: Scope, record: RequestRecord) -> TakeBody:
+        """Check a request by its headers. Raises Problem."""
+
+
+class ScoringAddress(NamedTuple):
+    """An address that scores."""
+
+    responder: Responder
+    scoring: Scoring
+    right: Right = "score"
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Limit of a body."""
+        return self.responder.max_body_bytes
+
+    def open_request(self, scope: Scope, record: RequestRecord) -> TakeBody:
+        """Check a request by its headers. Raises Problem: 415, 422, 503."""
+        return partial(self.responder.score, self.responder.check(scope, record), record, self.scoring)
 
 
 @dataclass(frozen=True, slots=True)
 class DirectWay:
-    """The scoring requests of one process. `scoring_at` has the scoring of an address, None for
-    one that scores nothing."""
+    """The requests past ASGI of one process. `address_of` has the address of a scope, None for one whose requests
+    go the way of all."""
 
-    responder: Responder
     keys: Keys
     observe: Observe
-    scoring_at: Callable[[Scope], Scoring | None]
-
-    @property
-    def body_seconds(self) -> float:
-        """Seconds that a body may take."""
-        return self.responder.body_seconds
+    metrics: Metrics
+    # Seconds that a body may take.
+    body_seconds: float
+    address_of: Callable[[Scope], Address | None]
 
     def open_request(self, scope: Scope) -> "DirectRequest | None":
         """A request that is answered once its body is there. None where it goes the way of all."""
-        scoring = self.scoring_at(scope) if scope["method"] == "POST" else None
+        address = self.address_of(scope) if scope["method"] == "POST" else None
         size = content_length(scope)
-        if scoring is None or size is None or size > self.responder.max_body_bytes:
+        if address is None or size is None or size > address.max_body_bytes:
             return None
         record = self.observe.begin(scope)
         try:
-            record.key = self.keys.check(header(scope, "Authorization"), "score")
-            asked = self.responder.check(scope, record)
+            record.key = self.keys.check(header(scope, "Authorization"), address.right)
+            take = address.open_request(scope, record)
         except Problem:
             return None
-        return DirectRequest(self, scope, record, asked, scoring)
+        return DirectRequest(self, scope, record, take)
 
 
 class DirectRequest(NamedTuple):
@@ -56,17 +94,16 @@ class DirectRequest(NamedTuple):
     way: DirectWay
     scope: Scope
     record: RequestRecord
-    asked: Asked
-    scoring: Scoring
+    take: TakeBody
 
     def take_body(self, body: bytes, send: SendAnswer) -> None:
-        """Score the body in a scoring thread, then send the answer or the problem."""
+        """Have the body answered, then send the answer or the problem."""
 
         def done(outcome: Outcome) -> None:
             self._finish(outcome, send)
 
         try:
-            self.way.responder.score(body, self.asked, self.record, self.scoring, done)
+            self.take(body, done)
         except Exception as error:
             done(error)
 
@@ -75,13 +112,13 @@ class DirectRequest(NamedTuple):
         try:
             if isinstance(outcome, BaseException):
                 problem = outcome if isinstance(outcome, Problem) else failed(outcome, record)
-                response = response_to(problem, self.scope, way.responder.metrics)
+                response = response_to(problem, self.scope, way.metrics)
                 record.status = response.status_code
                 send(record.status, [*response.raw_headers, request_id_header(record)], bytes(response.body))
             else:
-                record.status = 200
+                record.status = outcome.status
                 record.run_before_answer()
-                send(200, [*headers_of(outcome), request_id_header(record)], outcome.body)
+                send(record.status, [*outcome.raw_headers, request_id_header(record)], outcome.body)
                 record.run_after_answer()
         finally:
             way.observe.end_soon(record, self.scope)

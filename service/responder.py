@@ -67,7 +67,7 @@ class Responder:
             await send_problem(problem, scope, receive, send, self.metrics)
             return
         record.run_before_answer()
-        await send({"type": "http.response.start", "status": 200, "headers": headers_of(reply)})
+        await send({"type": "http.response.start", "status": reply.status, "headers": reply.raw_headers})
         await send({"type": "http.response.body", "body": reply.body})
         record.run_after_answer()
 
@@ -85,7 +85,7 @@ class Responder:
     async def _scored(self, body: bytes, asked: Asked, record: RequestRecord, scoring: Scoring) -> Reply:
         """The answer of a scoring thread. Raises Problem and what else the job raises."""
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        stop_waiting = self.score(body, asked, record, scoring, outcome.set_result)
+        stop_waiting = self.score(asked, record, scoring, body, outcome.set_result)
         try:
             scored = await outcome
         except asyncio.CancelledError:
@@ -96,7 +96,7 @@ class Responder:
         return scored
 
     def score(
-        self, body: bytes, asked: Asked, record: RequestRecord, scoring: Scoring, done: Callable[[Outcome], None]
+        self, asked: Asked, record: RequestRecord, scoring: Scoring, body: bytes, done: Callable[[Outcome], None]
     ) -> Callable[[], None]:
         """Score a body in a scoring thread, if there still is room. `done` takes what came of it, on the event
         loop and once, but for a caller that stops waiting by what is returned. Raises Problem 429."""
@@ -194,11 +194,6 @@ class _Run:
         self.job = None  # which refers to this: only the collector would free either
         if self.timer is not None:
             self.timer.cancel()
-
-
-def headers_of(reply: Reply) -> list[tuple[bytes, bytes]]:
-    """The headers of an answer."""
-    return [(b"content-type", reply.media_type), (b"content-length", b"%d" % len(reply.body)), *reply.headers]
 
 
 def _deadline(scope: Scope, record: RequestRecord) -> float | None:

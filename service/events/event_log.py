@@ -12,7 +12,8 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,24 +45,34 @@ def event_files(folder: Path) -> LogFolder:
     return LogFolder(folder, PREFIX)
 
 
+# Takes the time of receipt once the lines are written, or why they are not.
+Done = Callable[[datetime | Problem], None]
+
+
 @dataclass(eq=False, slots=True)
 class _Block:
-    """The lines of one request, and who waits for them."""
+    """The lines of one request, and who waits for them, until a time of the event loop's clock."""
 
     received: datetime
     lines: bytes
     events: int
-    written: asyncio.Future[None]
-    loop: asyncio.AbstractEventLoop
+    deadline: float
+    done: Done | None
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the lines."""
         return len(self.lines)
 
+    def settle(self, problem: Problem | None) -> None:
+        """Tell who waits, once. To be called on the event loop."""
+        done, self.done = self.done, None
+        if done is not None:
+            done(self.received if problem is None else problem)
+
 
 class EventLog(LogWriter[_Block]):
-    """The event log of one worker. `append` is called on the event loop."""
+    """The event log of one worker. `append` is called on one event loop."""
 
     def __init__(
         self,
@@ -88,6 +99,10 @@ class EventLog(LogWriter[_Block]):
         self._results = {result: metrics.event_log.labels(result) for result in ("written", "full", "slow", "failed")}
         self._total_bytes = 0
         self._sync_due: float | None = None
+        # Those of the event loop: the blocks that nobody was told of, in their order, and what looks for late ones.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: deque[_Block] = deque()
+        self._late: asyncio.TimerHandle | None = None
         self._throttle = Throttle()
         self._error: OSError | None = None
         self._to_sync: SimpleQueue[int | None] = SimpleQueue()
@@ -98,12 +113,12 @@ class EventLog(LogWriter[_Block]):
         super().start()
         self._sync_thread.start()
 
-    async def append(self, lines_at: Callable[[datetime], bytes], events: int) -> datetime:
-        """Write the lines that `lines_at` makes for a time of receipt, and return that once they are written. Raises
-        Problem 503: the log is full, or the disk fails or is too slow. All lines are written or none, and who sends
-        them again does no harm: events have identities."""
-        loop = asyncio.get_running_loop()
-        with self._changed:
+    def append(self, lines_at: Callable[[datetime], bytes], events: int, done: Done) -> None:
+        """Write the lines that `lines_at` makes for a time of receipt. `done` takes that once they are written, or
+        Problem 503: the disk fails or is too slow. Raises Problem 503 where the log is full. All lines are written or
+        none, and who sends them again does no harm: events have identities."""
+        loop = self._loop = asyncio.get_running_loop()
+        with self._lock:
             if self._is_closing:
                 raise _refused("the service is shutting down", 1)
             if self._total_bytes + self._held_bytes > self._max_bytes:
@@ -112,19 +127,38 @@ class EventLog(LogWriter[_Block]):
             if self._held_bytes > _MAX_HELD_BYTES:
                 self._results["slow"].inc(events)
                 raise _refused("the disk of the event log is too slow for what comes", 1)
-            written = loop.create_future()
-            block = self._put(lambda received: _Block(received, lines_at(received), events, written, loop))
-        try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                await block.written
-        except TimeoutError:
-            # Not in the queue any more, it is being written: what is sent again is undone by its identity.
-            with self._changed, suppress(ValueError):
+            deadline = loop.time() + WRITE_SECONDS
+            block = self._put(lambda received: _Block(received, lines_at(received), events, deadline, done))
+        self._waiting.append(block)
+        if self._late is None:
+            self._late = loop.call_at(deadline, self._refuse_late)
+        self._wake_thread()
+
+    def _refuse_late(self) -> None:
+        """Refuse what has waited too long. A block that is not in the queue any more is being written: what is sent
+        again is undone by its identity."""
+        assert self._loop is not None
+        self._late = None
+        while self._waiting and self._waiting[0].deadline <= self._loop.time():
+            block = self._waiting.popleft()
+            with self._lock, suppress(ValueError):
                 self._queue.remove((block.received, block))
                 self._held_bytes -= block.held_bytes
-            self._results["slow"].inc(events)
-            raise _refused(f"the disk of the event log took more than {WRITE_SECONDS:g} s", 1) from None
-        return block.received
+            self._results["slow"].inc(block.events)
+            block.settle(_refused(f"the disk of the event log took more than {WRITE_SECONDS:g} s", 1))
+        if self._waiting:
+            self._late = self._loop.call_at(self._waiting[0].deadline, self._refuse_late)
+
+    def _settle(self, blocks: Sequence[_Block], written: int) -> None:
+        """Tell who waits for these blocks that so many of them are written. Runs on the event loop."""
+        assert self._loop is not None
+        for number, block in enumerate(blocks):
+            try:
+                block.settle(None if number < written else _refused("the event log cannot be written", 1))
+            except Exception as error:  # the fault of one request, of which the others must not suffer
+                self._loop.call_exception_handler({"message": "events were not settled", "exception": error})
+        while self._waiting and self._waiting[0].done is None:
+            self._waiting.popleft()
 
     def stop(self) -> None:
         """Write what waits, close the file and take the watermark away."""
@@ -162,17 +196,16 @@ class EventLog(LogWriter[_Block]):
                 done, error = 0, failed
         elif done and self._sync_due is None:
             self._sync_due = time.monotonic() + self._sync_seconds
-        with self._changed:
+        with self._lock:
             self._held_bytes -= sum(block.held_bytes for block in blocks)
             self._total_bytes += sum(block.held_bytes for block in blocks[:done])
         self._results["written"].inc(sum(block.events for block in blocks[:done]))
         if error is not None:
             self._results["failed"].inc(sum(block.events for block in blocks[done:]))
             self._fail(error)
-        for number, block in enumerate(blocks):
-            problem = None if number < done else _refused("the event log cannot be written", 1)
-            with suppress(RuntimeError):  # the loop has ended, and with it those that waited
-                block.loop.call_soon_threadsafe(_set_outcome, block.written, problem)
+        assert self._loop is not None, "it put the blocks into the queue"
+        with suppress(RuntimeError):  # the loop has ended, and with it those that waited
+            self._loop.call_soon_threadsafe(self._settle, blocks, done)
 
     def _step(self) -> None:
         if self._sync_due is not None and time.monotonic() >= self._sync_due:
@@ -212,15 +245,6 @@ class EventLog(LogWriter[_Block]):
         self._error = error
         if self._throttle.is_due():
             _log.error("the event log fails", reason=error.strerror or str(error))
-
-
-def _set_outcome(written: asyncio.Future[None], problem: Problem | None) -> None:
-    if written.done():
-        return
-    if problem is None:
-        written.set_result(None)
-    else:
-        written.set_exception(problem)
 
 
 def _refused(detail: str, seconds: float) -> Problem:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from functools import lru_cache
+from itertools import product
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,7 +22,7 @@ from service.base.log import FieldLogger
 from service.base.record import RequestRecord, is_request_id
 from service.http.protocol import CUT_OFF
 from service.http.tracing import Tracing, trace_id_of
-from service.metrics.metrics import ENDPOINTS, SCORING, SCORING_CODES, Metrics
+from service.metrics.metrics import ENDPOINTS, EVENTS, SCORING, SCORING_CODES, Metrics
 
 REQUEST_ID = "X-Request-Id"
 _MODEL = "/v1/models/"
@@ -121,7 +122,8 @@ class Observe:
         self._seconds = {endpoint: metrics.request_seconds.labels(endpoint) for endpoint in ENDPOINTS}
         self._ended: deque[tuple[RequestRecord, Scope]] = deque()
         metrics.before_flush = self.finish_ended
-        self._codes = {(path, code): metrics.requests.labels(path, code) for path in SCORING for code in SCORING_CODES}
+        codes = [*product(SCORING, SCORING_CODES), (EVENTS, 202)]
+        self._codes = {(path, code): metrics.requests.labels(path, code) for path, code in codes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
@@ -162,9 +164,10 @@ class Observe:
         self.finish(record, scope)
 
     def end_soon(self, record: RequestRecord, scope: Scope) -> None:
-        """A scoring request that has begun is over. It is counted, traced and logged within a moment, with others of
-        that moment: what this takes is then in the processor's caches, where a request alone would find the next."""
-        self._metrics.num_in_flight -= 1
+        """A request that has begun is over. It is counted, traced and logged within a moment, with others of that
+        moment: what this takes is then in the processor's caches, where a request alone would find the next."""
+        if record.endpoint in SCORING:
+            self._metrics.num_in_flight -= 1
         record.seconds = time.perf_counter() - record.started
         if not self._ended:
             asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self.finish_ended)

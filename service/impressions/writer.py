@@ -38,6 +38,8 @@ _WRITE_BYTES = 2**20
 _NICENESS = 10
 _NO_KEY = "a model knows the user of a request, whose hash needs a key; start the service with --user-hash-key FILE"
 _FULL_SECONDS = 5.0
+# What waits so long is written at once: a thread that wakes for every request would cost these.
+_GATHER_SECONDS = 0.02
 _FULL = "the log has reached its bound, and its files are not shipped yet"
 _KILLED = "their writer was killed"
 
@@ -70,7 +72,7 @@ class ImpressionLog(LogWriter[Impression]):
             on_removed=metrics.impression_files_removed.inc,
             on_closed=lambda: self._start_conversion(),
         )
-        super().__init__(files, clock, "impressions")
+        super().__init__(files, clock, "impressions", _GATHER_SECONDS)
         self._conversion = Conversion(folder, metrics.impression_conversions_failed.inc)
         self._settings = settings
         self._max_bytes = max_bytes if is_shipped else None
@@ -101,7 +103,7 @@ class ImpressionLog(LogWriter[Impression]):
         """Write what waits, close the file and have it converted, within DRAIN_SECONDS."""
         ends_at = time.monotonic() + DRAIN_SECONDS
         self._close(DRAIN_SECONDS)
-        with self._changed:
+        with self._lock:
             left = len(self._queue) + self._in_hand
             self._queue.clear()
             self._is_given_up = True
@@ -116,13 +118,15 @@ class ImpressionLog(LogWriter[Impression]):
 
     def _enqueue(self, impression: Impression) -> None:
         """Queue a line, or count it as dropped where too much waits already."""
-        with self._changed:
+        with self._lock:
             # One request alone may be over the bound: it is kept anyway.
             has_room = not self._held_bytes or self._held_bytes + impression.held_bytes <= MAX_HELD_BYTES
             is_kept = has_room and not self._is_closing
             if is_kept:
                 self._put(lambda _: impression)
-        if not is_kept:
+        if is_kept:
+            self._wake_thread()
+        else:
             self._losses.count("dropped", 1, "the disk is too slow for what is logged")
 
     def _begin(self) -> None:
@@ -189,7 +193,7 @@ class ImpressionLog(LogWriter[Impression]):
 
     def _finish(self, written: int, failed: int, held_bytes: int, reason: str, result: Loss = "failed") -> None:
         self._settle(written)
-        with self._changed:
+        with self._lock:
             self._held_bytes -= held_bytes
             self._in_hand -= written + failed
             if self._is_given_up:

@@ -6,8 +6,13 @@ is closed and the watermark moves, also where nothing came. Files and watermarks
 over. A disk that hangs stops this thread alone.
 """
 
+import math
+import os
+import select
+import sys
 import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +28,7 @@ from service.log_files.watermark import DeadWriter, Watermark, new_writer
 WATERMARK_SECONDS = 45.0
 # As often as a simulation looks for it, whose hours are seconds.
 REPLACED_SECONDS = 1.0
+_ONE = (1).to_bytes(8, sys.byteorder)
 
 
 class Entry(Protocol):
@@ -37,13 +43,20 @@ Written = TypeVar("Written", bound=Entry)
 
 
 class LogWriter(ABC, Generic[Written]):
-    """The writer of one log's files in a thread named `name`. A subclass puts entries into the queue and writes them
-    (`_write`)."""
+    """The writer of one log's files in a thread named `name`. A subclass puts entries into the queue, wakes the thread
+    and writes them (`_write`). What comes within `gather_seconds` of the first one is written with it.
 
-    def __init__(self, files: RotatedFiles, clock: Clock, name: str) -> None:
+    The thread sleeps on an eventfd, and who wakes it holds no lock. One that is woken already is not woken again."""
+
+    def __init__(self, files: RotatedFiles, clock: Clock, name: str, gather_seconds: float = 0.0) -> None:
         self._files = files
         self._clock = clock
-        self._changed = threading.Condition()
+        self._gather_seconds = gather_seconds
+        self._lock = threading.Lock()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # Not sooner: an entry may come while the writer ends.
+        weakref.finalize(self, os.close, self._wake).atexit = False
+        self._is_woken = False
         # Entries, and the time each was taken at.
         self._queue: deque[tuple[datetime, Written]] = deque()
         self._held_bytes = 0
@@ -64,14 +77,19 @@ class LogWriter(ABC, Generic[Written]):
         entry = entry_at(taken_at)
         self._queue.append((taken_at, entry))
         self._held_bytes += entry.held_bytes
-        self._changed.notify()
         return entry
+
+    def _wake_thread(self) -> None:
+        """Have what was queued written, once the lock is free again."""
+        if not self._is_woken:
+            self._is_woken = True
+            os.write(self._wake, _ONE)
 
     def _close(self, seconds: float) -> None:
         """Write what waits and end the thread, waiting no longer than that."""
-        with self._changed:
+        with self._lock:
             self._is_closing = True
-            self._changed.notify()
+        os.write(self._wake, _ONE)
         self._thread.join(seconds)
 
     @abstractmethod
@@ -108,8 +126,9 @@ class LogWriter(ABC, Generic[Written]):
     def _work(self) -> None:
         self._begin()
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._is_closing, self._seconds_left())
+            self._wait()
+            with self._lock:
+                self._is_woken = False
                 batch = self._take_batch()
                 is_over = self._is_closing and not batch
             if batch:
@@ -121,13 +140,24 @@ class LogWriter(ABC, Generic[Written]):
                 self._end()
                 return
 
+    def _wait(self) -> None:
+        """Sleep until there is something to do."""
+        if self._queue or self._is_closing:  # a batch had no room for all
+            return
+        waking = select.poll()
+        waking.register(self._wake, select.POLLIN)
+        if waking.poll(math.ceil(1000 * self._seconds_left())):
+            os.read(self._wake, len(_ONE))
+            if self._gather_seconds and not self._is_closing:
+                time.sleep(self._gather_seconds)
+
     def _move_watermark(self) -> None:
         """Close the file and say how far the log is whole."""
         self._due.begin_again()
         try:
             self._write_losses()
             self._files.close()
-            with self._changed:
+            with self._lock:
                 now = self._clock.now()
                 watermark = self._queue[0][0] if self._queue else now
             if self._watermark is not None:

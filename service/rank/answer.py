@@ -22,6 +22,12 @@ class Reply(NamedTuple):
     body: bytes
     media_type: bytes = b"application/json"
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    status: int = 200
+
+    @property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """All headers of the answer."""
+        return [(b"content-type", self.media_type), (b"content-length", b"%d" % len(self.body)), *self.headers]
 
 
 def write(request: ScoredRequest, explanation: Explanation | None = None) -> bytes:

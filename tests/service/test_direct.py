@@ -18,6 +18,9 @@ KEY = "feedrank_of_a_test"
 BODY = json.dumps(TINY_REQUEST).encode()
 AUTHORIZATION = {"authorization": f"Bearer {KEY}"}
 INFER = "/v2/models/tiny/infer"
+EVENTS = "/v1/events"
+CLICK: dict[str, Any] = {"request_id": "r-1", "type": "click", "id": "v2"}
+CLICKS = json.dumps({"events": [CLICK] * 3}).encode()
 
 # By what it is: path, headers, body, and the status of the answer.
 REQUESTS: dict[str, tuple[str, dict[str, str], bytes, int]] = {
@@ -32,6 +35,14 @@ REQUESTS: dict[str, tuple[str, dict[str, str], bytes, int]] = {
     "no body": ("/v1/rank", AUTHORIZATION, b"", 400),
     "no such model": ("/v1/rank", AUTHORIZATION, BODY.replace(b"{", b'{"model": "absent",', 1), 404),
     "too large": ("/v1/rank", AUTHORIZATION, b" " * 70_000, 413),
+    "events": (EVENTS, AUTHORIZATION, CLICKS, 202),
+    "events, compressed": (EVENTS, {**AUTHORIZATION, "content-encoding": "gzip"}, gzip.compress(CLICKS), 202),
+    "events, not what they say": (EVENTS, {**AUTHORIZATION, "content-encoding": "gzip"}, CLICKS, 400),
+    "events, no key": (EVENTS, {}, CLICKS, 401),
+    "events, no encoding": (EVENTS, {**AUTHORIZATION, "content-encoding": "br"}, CLICKS, 415),
+    "events, not JSON": (EVENTS, AUTHORIZATION, b"{", 400),
+    "events, no type": (EVENTS, AUTHORIZATION, CLICKS.replace(b"type", b"kind"), 422),
+    "events, too large": (EVENTS, AUTHORIZATION, b" " * 2**21, 413),
     "no such tensor": (INFER, AUTHORIZATION, b'{"inputs": []}', 400),
     "no such model of tensors": ("/v2/models/absent/versions/7/infer", AUTHORIZATION, b'{"inputs": []}', 404),
 }
@@ -42,8 +53,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
     folder = tmp_path_factory.mktemp("direct")
     publish_artifact(folder / "models")
     keys = folder / "keys.yaml"
-    keys.write_text(json.dumps({"keys": [{"name": "test", "scopes": ["score", "metrics"], "sha256": hash_of(KEY)}]}))
-    with RunningService(folder / "models", "--keys-file", str(keys), "--max-body-bytes", "65536") as running:
+    key = {"name": "test", "scopes": ["score", "events", "metrics"], "sha256": hash_of(KEY)}
+    keys.write_text(json.dumps({"keys": [key]}))
+    (folder / "events").mkdir()
+    flags = ["--keys-file", str(keys), "--max-body-bytes", "65536", "--event-log", str(folder / "events")]
+    with RunningService(folder / "models", *flags) as running:
         yield running.wait_ready()
 
 
