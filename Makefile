@@ -28,6 +28,7 @@ SBOM_STAMP := .venv-sbom/.installed
 SPARK_STAMP := .venv-spark/.installed
 TYPES_STAMP := .venv-types/.installed
 S3_STAMP := .venv-s3/.installed
+PAGE_STAMP := .node-page/.installed
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
 # MLServer, Spark and the writer of SBOMs have environments of their own.
 INSTALL_TORCH := requirements/install_torch.py
@@ -37,7 +38,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TYPED := $(wildcard model training service deploy benchmarks clients tests $(INSTALL_TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-loop test test-reliability test-serve-only test-spark test-types test-ship test-image lint format check train export serve \
+.PHONY: help setup demo demo-loop test test-reliability test-serve-only test-spark test-types test-page test-ship test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
@@ -97,6 +98,13 @@ $(TYPES_STAMP): requirements/types.txt requirements/types/package-lock.json
 	@if command -v npm >/dev/null; then npm ci --prefix .venv-types --no-audit --no-fund --loglevel error; fi
 	@touch $@
 
+# Without npm there is no driver of Chromium, and the tests of the page skip.
+$(PAGE_STAMP): requirements/page/package-lock.json
+	@mkdir -p .node-page
+	@cp requirements/page/package.json requirements/page/package-lock.json .node-page/
+	@if command -v npm >/dev/null; then npm ci --prefix .node-page --no-audit --no-fund --loglevel error; fi
+	@touch $@
+
 $(S3_STAMP): requirements/s3.txt
 	$(call make_environment,.venv-s3,-r requirements/s3.txt)
 	@touch $@
@@ -124,6 +132,9 @@ test-spark: $(SPARK_STAMP) ## the join on Spark, against DuckDB (needs Java 17)
 
 test-types: $(STAMP) $(TYPES_STAMP) ## clients that generators make of /openapi.json, and types of clients/typescript (TypeScript needs npm)
 	@exec $(PY) -m pytest -n 0 tests/service/rank/test_types_page.py tests/clients/test_typescript_client.py $(ARGS)
+
+test-page: $(STAMP) $(PAGE_STAMP) ## the page at /play in a real Chromium, its accessibility by axe-core (needs npm and chromium)
+	@exec $(PY) -m pytest -n 0 tests/service/play $(ARGS)
 
 test-ship: $(STAMP) $(S3_STAMP) ## logs shipped to an S3 store, which runs here
 	@exec $(PY) -m pytest -n 0 tests/service/ship/test_ship_to_s3.py $(ARGS)
@@ -306,5 +317,5 @@ bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired t
 	@exec $(PY) -m benchmarks.comparison "$(EXPERIMENT)" $(ARGS)
 
 clean: ## remove environments and caches; data, runs and models stay
-	@rm -rf .venv .venv-serve .venv-mlserver .venv-sbom .venv-spark .venv-types .venv-s3 sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-serve .venv-mlserver .venv-sbom .venv-spark .venv-types .venv-s3 .node-page sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

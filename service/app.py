@@ -37,7 +37,7 @@ from service.http.admission import Admission
 from service.http.authorize import Authorize
 from service.http.body import read_plain_body
 from service.http.certificates import Certificates
-from service.http.keys import Keys
+from service.http.keys import STATUS, Keys
 from service.http.middleware import Observe, header, record_of, send_problem
 from service.http.protocol import SHED, GuardedProtocol
 from service.http.scoring_protocol import DIRECT
@@ -50,6 +50,7 @@ from service.models.routes import model_routes
 from service.models.store import ModelStore, not_ready
 from service.open_inference.routes import INFER_VERSION, OpenInference
 from service.pipeline import Ranking
+from service.play.routes import play_routes
 from service.policy.choosing import Choosing
 from service.policy.placing import PolicyPlacing
 from service.policy.repeats import RepeatedIds
@@ -69,8 +70,6 @@ from service.watch.status_page import StatusPage
 _FLUSH_SECONDS = 0.5
 # Seconds from a SIGHUP to another reading of the keys. Otherwise it is the service's poll seconds.
 _KEYS_SECONDS = 0.1
-# The page is what the service wrote into it, and nothing is loaded or run.
-_STATUS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 
 SignalHandler = Callable[[int, FrameType | None], Any]
 
@@ -311,6 +310,9 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
 
     app.include_router(model_routes(service.store))
     app.include_router(schema_routes(service.store, settings.max_candidates))
+    if settings.play == "on":
+        has_keys = settings.keys_file is not None
+        app.router.routes += play_routes(service.ranking, service.responder, service.clock, has_keys=has_keys)
     app.include_router(_plain_routes(service))
     for kind in (Problem, HTTPException, Exception):
         app.add_exception_handler(kind, _refuse)
@@ -338,11 +340,7 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
 def _plain_routes(service: Service) -> APIRouter:
     """Routes that read what there is: status, health, metrics."""
     router = APIRouter()
-
-    @router.get("/", include_in_schema=False)
-    def status() -> Response:
-        headers = {"Cache-Control": "no-store", "Content-Security-Policy": _STATUS_POLICY}
-        return Response(service.status.render(), media_type="text/html", headers=headers)
+    router.add_api_route(STATUS, service.status.answer, include_in_schema=False)
 
     @router.get("/healthz", summary="The process is alive")
     async def healthz() -> dict[str, str]:

@@ -128,13 +128,10 @@ class Ranking:
     ) -> EncodedRequest:
         """The request with its user as found and the choice of what answers it, ready to be scored. Raises Problem:
         404, 422, 503."""
-        options = question.options
-        if found is not None:
-            merged, hydrated = found.hydrated(question.user)
-            question = question._replace(user=merged, hydrated=hydrated)
+        options, question = question.options, with_state(question, found)
         named = Named(options.model, options.version_name, options.value_model, "value_model", options.policy)
         chosen = self.choosing.choose(named, Sender(record.request_id, partial(_unit, question.user, found)), record)
-        return self._encode(question, chosen, body_bytes, record)
+        return self.encode_chosen(question, chosen, body_bytes, record)
 
     def finish(self, scored: ScoredRequest, record: RequestRecord, *, explains: bool) -> bytes:
         """The body of a scored request's answer, in its policy's order. Raises Problem 500."""
@@ -144,7 +141,9 @@ class Ranking:
         self.hand_on(scored, record)
         return write(scored, explanation)
 
-    def _encode(self, question: Question, chosen: Chosen, body_bytes: int, record: RequestRecord) -> EncodedRequest:
+    def encode_chosen(
+        self, question: Question, chosen: Chosen, body_bytes: int, record: RequestRecord
+    ) -> EncodedRequest:
         """The question's blocks, the candidates joined with the model's catalogue where it has one. Raises Problem 422
         for faulty values, for what a strict question leaves out, and for candidates that nothing describes."""
         model, value_model, policy, arms = chosen
@@ -197,6 +196,14 @@ class Ranking:
         self.drift.take_request(request)
         if self.impressions is not None:
             self.impressions.take_request(record, request)
+
+
+def with_state(question: Question, found: FoundUser | None) -> Question:
+    """A question whose user has what the state store gave, None of a model without state."""
+    if found is None:
+        return question
+    merged, hydrated = found.hydrated(question.user)
+    return question._replace(user=merged, hydrated=hydrated)
 
 
 def _unit(user: Mapping[str, object], found: FoundUser | None, feature: str) -> str | None:

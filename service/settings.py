@@ -98,6 +98,9 @@ class Settings(BaseModel):
     state_timeout_ms: float = Field(
         10.0, gt=0, le=10_000, description="milliseconds that a look-up of a user may take; beyond, defaults are taken"
     )
+    play: Literal["on", "off"] = Field(
+        "on", description="on has a page at /play, to try rankings; with keys its data need the scope play"
+    )
     otlp_endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^\s/@]+(/[^\s]*)?$",

@@ -226,6 +226,20 @@ class ValueModel:
         canonical = json.dumps(definition.model_dump(mode="json"), sort_keys=True)
         self.version = hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
+    @classmethod
+    def from_mapping(cls, name: str, entry: object, domain: AnswerDomain, place: str) -> "ValueModel":
+        """The value model of a parsed entry. Raises ValueError, opened by `place`."""
+        try:
+            refuse_unknown_kind(entry, list(KINDS), "value model")
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        kind = KINDS[entry["kind"]] if isinstance(entry, Mapping) else WeightedSum
+        definition = kind.from_mapping(entry, place)
+        try:
+            return cls(name, definition, domain)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+
     def score(self, answers_NO: NDArray[np.float32]) -> Array:
         """score_N of answers_NO. Float64, so that large weights do not cost the small answers their digits."""
         return self.definition.score(self._read(answers_NO))
@@ -263,6 +277,10 @@ class ValueModels:
     def names(self) -> list[str]:
         """All names, in file order."""
         return list(self._models)
+
+    def with_one(self, value_model: ValueModel) -> "ValueModels":
+        """These and one more, which takes the place of the one with its name."""
+        return ValueModels({**self._models, value_model.name: value_model}, is_built_in=False)
 
     @classmethod
     def built_in(cls, domain: AnswerDomain) -> "ValueModels":
@@ -313,15 +331,5 @@ class ValueModels:
         for name, entry in data.items():
             if not isinstance(name, str):
                 raise ValueError(f"{path}: the name of a value model must be a string, got {name!r}")
-            place = f"{path}: {name}"
-            try:
-                refuse_unknown_kind(entry, list(KINDS), "value model")
-            except ValueError as error:
-                raise ValueError(f"{place}: {error}") from None
-            kind = KINDS[entry["kind"]] if isinstance(entry, Mapping) else WeightedSum
-            definition = kind.from_mapping(entry, place)
-            try:
-                models[name] = ValueModel(name, definition, domain)
-            except ValueError as error:
-                raise ValueError(f"{place}: {error}") from None
+            models[name] = ValueModel.from_mapping(name, entry, domain, f"{path}: {name}")
         return cls(models, is_built_in=False)

@@ -26,7 +26,7 @@ from model.untrusted_files import PolledFile
 from service.base.errors import Problem
 from service.base.log import FieldLogger
 
-Right = Literal["score", "events", "state", "metrics", "admin"]
+Right = Literal["score", "events", "state", "play", "metrics", "admin"]
 _PREFIX = "feedrank_"
 _USER = re.compile(r"/v1/models/[^/]+/users/")
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="feedrank"'}
@@ -134,6 +134,8 @@ def needed_for(path: str) -> Right | None:
         return "events"
     if _USER.match(path):
         return "state"
+    if path.startswith("/v1/play/"):
+        return "play"
     if path.startswith("/v2/health/"):
         return None
     return "score" if path.startswith(("/v1", "/v2")) else None

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from model.policies.candidates import CandidateValues
-from model.policies.place import Placing
-from model.policies.policies import DEFAULT
+from model.policies.place import Placed, Placing
+from model.policies.policies import DEFAULT, Policy
 from model.policies.stages import Entry
 from model.scorer.scorer import NamedCandidates
 from service.base.clock import Clock
@@ -36,6 +36,33 @@ def policy_name(model: ServedModel, named: str | None, path: str) -> str | None:
     return named
 
 
+def placed_by_policy(scored: ScoredRequest, clock: Clock) -> Placed:
+    """The order of a request's policy. Nothing is counted."""
+    encoded, policy = scored.encoded, _policy_of(scored)
+    received, scorer = encoded.received, encoded.model.scorer
+    named = encoded.candidates if isinstance(encoded.candidates, NamedCandidates) else None
+    histories: Mapping[str, Sequence[Entry]] = {} if received.hydrated is None else received.hydrated.entries
+    return policy.place(
+        Placing(
+            scored.score_N,
+            dict(zip(scorer.outputs, scored.answers.answers_NO.T, strict=True)),
+            CandidateValues(policy.readable, encoded.columns, received.ids, named),
+            histories,
+            lambda feature: scorer.candidate_vectors(feature, encoded.candidates),
+            clock.now().timestamp(),
+            received.top_k,
+            encoded.request_id,
+        )
+    )
+
+
+def _policy_of(scored: ScoredRequest) -> Policy:
+    name, policies = scored.encoded.policy, scored.encoded.model.policies
+    assert name is not None, "without a policy nothing is placed"
+    assert policies is not None
+    return policies[name]
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyPlacing:
     """Places the candidates of a service's requests."""
@@ -47,24 +74,8 @@ class PolicyPlacing:
     def place(self, scored: ScoredRequest, record: RequestRecord) -> ScoredRequest:
         """The request with its policy's order, counted and noted in its record."""
         encoded = scored.encoded
-        model, received = encoded.model, encoded.received
-        assert encoded.policy is not None, "without a policy nothing is placed"
-        assert model.policies is not None
-        policy = model.policies[encoded.policy]
-        named = encoded.candidates if isinstance(encoded.candidates, NamedCandidates) else None
-        histories: Mapping[str, Sequence[Entry]] = {} if received.hydrated is None else received.hydrated.entries
-        placed = policy.place(
-            Placing(
-                scored.score_N,
-                dict(zip(model.scorer.outputs, scored.answers.answers_NO.T, strict=True)),
-                CandidateValues(policy.readable, encoded.columns, received.ids, named),
-                histories,
-                lambda feature: model.scorer.candidate_vectors(feature, encoded.candidates),
-                self.clock.now().timestamp(),
-                received.top_k,
-                encoded.request_id,
-            )
-        )
+        model, policy = encoded.model, _policy_of(scored)
+        placed = placed_by_policy(scored, self.clock)
         record.policy, record.policy_version = policy.name, policy.version
         self.metrics.count(model.name, policy.name, placed)
         if placed.propensity_K is not None:

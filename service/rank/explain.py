@@ -47,16 +47,19 @@ class Explanation(NamedTuple):
         }
 
 
-def explain(request: ScoredRequest) -> Explanation:
-    """The explanation of a request's combined scores. Raises NonFiniteScoresError."""
+def explain(request: ScoredRequest, *, with_experts: bool = True) -> Explanation:
+    """The explanation of a request's combined scores, with or without the experts' weights. Raises
+    NonFiniteScoresError."""
     encoded, scored = request.encoded, request.answers
     scorer, value_model = encoded.model.scorer, encoded.model.value_models[encoded.value_model]
     with np.errstate(all="ignore"):  # the next line is what looks for it
         contributions = value_model.contributions(scored.answers_NO, scorer.reference.means_O)
     if not all(np.isfinite(given_N).all() for given_N in contributions.values()):
         raise NonFiniteScoresError(f"value model '{value_model.name}' gave a contribution that is not finite")
-    # A pass of its own, so that a request gets the same scores with and without reasons, compiled or not.
-    _, levels = scorer.explain(encoded.request, encoded.candidates)
+    levels: list[ExpertWeights] = []
+    if with_experts:
+        # A pass of its own, so that a request gets the same scores with and without reasons, compiled or not.
+        _, levels = scorer.explain(encoded.request, encoded.candidates)
     cut = _cut(scorer.schema, encoded.received.request_columns(scorer.encoder), "request")
     cut |= _cut(scorer.schema, encoded.columns, "candidate")
     counts = {"missing": scored.missing, "unknown": scored.oov, "cut": cut, **_from_state(encoded.received)}

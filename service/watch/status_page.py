@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from prometheus_client.metrics_core import Metric
+from starlette.responses import Response
 
 from model.rollout.decisions import DAY
 from model.rollout.journal import Content, shown
@@ -37,6 +38,9 @@ _COUNTED = frozenset({
     "ranking_requests_total", "ranking_requests_rejected_total", "ranking_model_requests_total",
     "ranking_candidates_per_request_sum", f"{_LATENCY}_bucket", "ranking_experiment_requests_total",
 })  # fmt: skip
+
+# The page is what the service wrote into it, and nothing is loaded or run.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 
 _page = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -81,6 +85,11 @@ class StatusPage:
                 await asyncio.sleep(NOTE_SECONDS)
         finally:
             logger.removeHandler(self._errors)
+
+    def answer(self) -> Response:
+        """The page as an answer."""
+        headers = {"Cache-Control": "no-store", "Content-Security-Policy": _POLICY}
+        return Response(self.render(), media_type="text/html", headers=headers)
 
     def render(self) -> str:
         """The page."""

@@ -157,7 +157,7 @@ def test_keys_rotate_without_a_restart_and_a_bad_file_changes_nothing(client: Te
     ("keys: []", "keys: "),
     ("keys: [{name: a, scopes: [score]}]", "keys.0.sha256: Field required"),
     ("keys: [{name: a, scopes: [], sha256: '" + "0" * 64 + "'}]", "keys.0.scopes"),
-    ("keys: [{name: a, scopes: [root], sha256: '" + "0" * 64 + "'}]", "'events', 'state', 'metrics' or 'admin'"),
+    ("keys: [{name: a, scopes: [root], sha256: '" + "0" * 64 + "'}]", "'play', 'metrics' or 'admin'"),
     ("keys: [{name: a, scopes: [score], sha256: secret}]", "keys.0.sha256"),
     ("keys: [{name: a b, scopes: [score], sha256: '" + "0" * 64 + "'}]", "keys.0.name"),
     ("keys: [{name: a, scope: [score], sha256: '" + "0" * 64 + "'}]", "did you mean 'scopes'"),
