@@ -114,7 +114,15 @@ export class Client {
    * The service's ranking, or `fallback` where it gives none in time. Throws RefusedError for a request that is wrong,
    * UnavailableError without a fallback, RangeError for a number that JavaScript or JSON does not keep.
    */
-  rank(request: RankRequest, options?: { timeoutMs?: number; fallback?: readonly string[] }): Promise<Ranking>;
+  rank(request: RankRequest, options?: { timeoutMs?: number; fallback?: readonly string[] | null }): Promise<Ranking>;
+  /**
+   * Rankings of several users by one call, in the order of `requests`. A request that has none has its error in that
+   * place. Throws RefusedError where all of them are refused, RangeError as `rank` does.
+   */
+  rankBatch(
+    requests: readonly RankRequest[],
+    options?: { timeoutMs?: number; fallbacks?: readonly (readonly string[] | null | undefined)[] },
+  ): Promise<(Ranking | RefusedError | UnavailableError)[]>;
   /** Send an event soon, in the background. False where too many wait, and it is dropped and counted. */
   event(event: Event): boolean;
   /** What became of all requests and events so far. */

@@ -61,25 +61,30 @@ export class Client {
     this.#queue = new EventQueue(`${this.#url}/v1/events`, this.#headers, mostEvents, flushMs);
   }
 
-  async rank(request, { timeoutMs = this.#options.timeoutMs, fallback } = {}) {
-    if (!(timeoutMs > 0)) throw new TypeError(`timeoutMs is ${timeoutMs}; milliseconds above 0 are needed`);
-    const deadline = performance.now() + timeoutMs;
-    const requestId = request.request_id ?? newId();
-    const strict = this.#options.strict ? { strict: true } : {};
-    const body = encode({ ...strict, ...request, request_id: requestId });
-    this.#tenths = Math.min(this.#tenths + 1, RESERVE * REQUESTS_A_RETRY);
-    let end = await this.#try(body, requestId, deadline);
-    if (end.retryAfterMs !== undefined) {
-      const leftMs = deadline - performance.now();
-      // Clients that were told the same second, or that lost the same server, do not come back together.
-      const jitterMs = Math.random() * Math.max(Math.min(JITTER_MS, leftMs / 4), end.retryAfterMs / 4);
-      const pauseMs = end.retryAfterMs + jitterMs;
-      if (pauseMs < leftMs && this.#spend()) {
-        await sleep(pauseMs);
-        end = await this.#try(body, requestId, deadline);
-      }
+  async rank(request, { timeoutMs, fallback } = {}) {
+    const question = this.#question(request, fallback);
+    const reply = await this.#send("/v1/rank", question.requestId, question.document, timeoutMs);
+    const ended = this.#end(question, reply);
+    if (ended instanceof Error) throw ended;
+    return ended;
+  }
+
+  async rankBatch(requests, { timeoutMs, fallbacks = requests.map(() => undefined) } = {}) {
+    if (requests.length === 0) throw new TypeError("no requests; at least one is needed");
+    if (fallbacks.length !== requests.length) {
+      throw new TypeError(`${fallbacks.length} fallbacks for ${requests.length} requests; give one for each`);
     }
-    return this.#result(end, requestId, fallback);
+    const questions = requests.map((request, place) => this.#question(request, fallbacks[place]));
+    const requestId = newId();
+    const document = { requests: questions.map((question) => question.document) };
+    const reply = await this.#send("/v1/rank:batch", requestId, document, timeoutMs);
+    const replies = repliesOf(reply, questions.length);
+    const ended = questions.map((question, place) => this.#end(question, replies?.[place] ?? reply));
+    // Of the whole: the paths of its faults say which request each is about.
+    if (replies === undefined && ended[0] instanceof RefusedError) {
+      throw new RefusedError(requestId, ended[0].status, ended[0].detail, ended[0].faults);
+    }
+    return ended;
   }
 
   event(event) {
@@ -94,6 +99,29 @@ export class Client {
     await this.#queue.close(timeoutMs);
   }
 
+  #question(request, fallback) {
+    const requestId = request.request_id ?? newId();
+    const strict = this.#options.strict ? { strict: true } : {};
+    return { requestId, fallback, document: { ...strict, ...request, request_id: requestId } };
+  }
+
+  /** The last reply: its status and document, or the reason why there is none. */
+  async #send(path, requestId, document, timeoutMs = this.#options.timeoutMs) {
+    if (!(timeoutMs > 0)) throw new TypeError(`timeoutMs is ${timeoutMs}; milliseconds above 0 are needed`);
+    const deadline = performance.now() + timeoutMs;
+    const body = encode(document);
+    this.#tenths = Math.min(this.#tenths + 1, RESERVE * REQUESTS_A_RETRY);
+    const reply = await this.#try(path, body, requestId, deadline);
+    if (reply.retryAfterMs === undefined) return reply;
+    const leftMs = deadline - performance.now();
+    // Clients that were told the same second, or that lost the same server, do not come back together.
+    const jitterMs = Math.random() * Math.max(Math.min(JITTER_MS, leftMs / 4), reply.retryAfterMs / 4);
+    const pauseMs = reply.retryAfterMs + jitterMs;
+    if (pauseMs >= leftMs || !this.#spend()) return reply;
+    await sleep(pauseMs);
+    return this.#try(path, body, requestId, deadline);
+  }
+
   #spend() {
     if (this.#tenths < REQUESTS_A_RETRY) {
       this.#counts.overBudget += 1;
@@ -104,8 +132,8 @@ export class Client {
     return true;
   }
 
-  /** One try: its status and document, or the reason why there is none. `retryAfterMs` where another may follow. */
-  async #try(body, requestId, deadline) {
+  /** One try. `retryAfterMs` where another may follow. */
+  async #try(path, body, requestId, deadline) {
     const leftMs = Math.max(Math.floor(deadline - performance.now()), 1);
     const headers = { ...this.#headers, "X-Request-Timeout-Ms": String(leftMs) };
     // The service logs it for what it refuses unread, too.
@@ -113,21 +141,20 @@ export class Client {
     const signal = AbortSignal.timeout(leftMs);
     try {
       const options = { method: "POST", body, headers, signal, redirect: "manual" };
-      const response = await fetch(`${this.#url}/v1/rank`, options);
+      const response = await fetch(this.#url + path, options);
       const document = parsed(await response.text());
       const { status } = response;
       const retryAfter = secondsOf(response.headers.get("Retry-After"));
       const mayRetry = status === 503 || (status === 429 && retryAfter !== undefined);
-      const reason = status === 200 ? "no answer" : `status ${status}`;
-      return { status, document, reason, retryAfterMs: mayRetry ? 1000 * (retryAfter ?? 0) : undefined };
+      return { status, document, reason: reasonOf(status), retryAfterMs: mayRetry ? 1000 * (retryAfter ?? 0) : undefined };
     } catch (error) {
       if (signal.aborted) return { status: 0, document: {}, reason: "timeout" };
       return { status: 0, document: {}, reason: "connection", retryAfterMs: 0 };
     }
   }
 
-  /** The ranking, counted. */
-  #result({ status, document, reason }, requestId, fallback) {
+  /** The ranking, or the error that stands for it, counted. */
+  #end({ requestId, fallback }, { status, document, reason }) {
     const ids = status === 200 ? rankedIds(document) : undefined;
     if (ids !== undefined) {
       this.#counts.answered += 1;
@@ -136,15 +163,29 @@ export class Client {
     this.#reasons[reason] = (this.#reasons[reason] ?? 0) + 1;
     if (status >= 400 && status < 500 && status !== 408 && status !== 429) {
       this.#counts.refused += 1;
-      throw new RefusedError(requestId, status, String(document.detail ?? ""), faultsOf(document));
+      return new RefusedError(requestId, status, String(document.detail ?? ""), faultsOf(document));
     }
-    if (fallback === undefined) {
+    if (fallback === undefined || fallback === null) {
       this.#counts.unavailable += 1;
-      throw new UnavailableError(requestId, reason);
+      return new UnavailableError(requestId, reason);
     }
     this.#counts.fallbacks += 1;
     return { ids: [...fallback], requestId, answer: undefined, isFallback: true, reason };
   }
+}
+
+/** Why a reply of this status is no ranking. */
+function reasonOf(status) {
+  return status === 200 ? "no answer" : `status ${status}`;
+}
+
+/** Replies to so many requests of a batch. Undefined where the reply has not these. */
+function repliesOf({ status, document }, number) {
+  if (status !== 200 || !Array.isArray(document.answers) || document.answers.length !== number) return undefined;
+  return document.answers.map((answer) => {
+    const of = answer?.status ?? 200;
+    return { status: of, document: answer ?? {}, reason: reasonOf(of) };
+  });
 }
 
 /** The ids of an answer in its order, of either shape. Undefined where it is no answer of /v1/rank. */

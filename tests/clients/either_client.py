@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from feedrank import AsyncClient, Client, Counts, Ranking
+from feedrank import AsyncClient, Client, Counts, Ranking, RefusedError, UnavailableError
 from tests.clients.node_client import NodeClient
 
 
@@ -17,6 +17,16 @@ class EitherClient(Protocol):
         self, request: Mapping[str, Any], *, timeout: float | None = None, fallback: Sequence[str] | None = None
     ) -> Ranking:
         """Rank."""
+        ...
+
+    def rank_batch(
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        fallbacks: Sequence[Sequence[str] | None] | None = None,
+    ) -> list[Ranking | RefusedError | UnavailableError]:
+        """Rank several."""
         ...
 
     def event(self, event: Mapping[str, Any]) -> bool:
@@ -44,6 +54,16 @@ class BlockingAsyncClient:
     ) -> Ranking:
         """Rank."""
         return self._runner.run(self._client.rank(request, timeout=timeout, fallback=fallback))
+
+    def rank_batch(
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        fallbacks: Sequence[Sequence[str] | None] | None = None,
+    ) -> list[Ranking | RefusedError | UnavailableError]:
+        """Rank several."""
+        return self._runner.run(self._client.rank_batch(requests, timeout=timeout, fallbacks=fallbacks))
 
     def event(self, event: Mapping[str, Any]) -> bool:
         """Send an event soon."""

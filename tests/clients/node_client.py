@@ -54,8 +54,21 @@ class NodeClient:
     ) -> Ranking:
         """Rank."""
         options: dict[str, Any] = {} if timeout is None else {"timeoutMs": 1000 * timeout}
-        reply = self.call("rank", request, options if fallback is None else {**options, "fallback": fallback})
-        return Ranking(reply["ids"], reply["requestId"], reply.get("answer"), reply.get("reason"))
+        return _ranking(self.call("rank", request, options if fallback is None else {**options, "fallback": fallback}))
+
+    def rank_batch(
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        fallbacks: Sequence[Sequence[str] | None] | None = None,
+    ) -> list[Ranking | RefusedError | UnavailableError]:
+        """Rank several."""
+        options: dict[str, Any] = {} if timeout is None else {"timeoutMs": 1000 * timeout}
+        replies = self.call(
+            "rankBatch", requests, options if fallbacks is None else {**options, "fallbacks": fallbacks}
+        )
+        return [_error(reply) or _ranking(reply) for reply in replies]
 
     def event(self, event: Mapping[str, Any]) -> bool:
         """Send an event soon."""
@@ -86,12 +99,21 @@ class NodeClient:
         reply = json.loads(self._process.stdout.readline())
         if "error" not in reply:
             return reply["value"]
-        if reply["error"] == "RefusedError":
-            faults = [(path, message) for path, message in reply["faults"]]
-            raise RefusedError(reply["requestId"], reply["status"], reply["detail"], faults)
-        if reply["error"] == "UnavailableError":
-            raise UnavailableError(reply["requestId"], reply["reason"])
-        raise ValueError(reply["message"])
+        raise _error(reply) or ValueError(reply["message"])
+
+
+def _ranking(reply: Mapping[str, Any]) -> Ranking:
+    return Ranking(reply["ids"], reply["requestId"], reply.get("answer"), reply.get("reason"))
+
+
+def _error(reply: Mapping[str, Any]) -> RefusedError | UnavailableError | None:
+    """An error of the client, None for anything else."""
+    if reply.get("error") == "RefusedError":
+        faults = [(path, message) for path, message in reply["faults"]]
+        return RefusedError(reply["requestId"], reply["status"], reply["detail"], faults)
+    if reply.get("error") == "UnavailableError":
+        return UnavailableError(reply["requestId"], reply["reason"])
+    return None
 
 
 def _whole(value: Any) -> Any:

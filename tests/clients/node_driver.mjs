@@ -10,13 +10,16 @@ const revive = (_, value) => {
   return typeof value?.bigint === "string" ? BigInt(value.bigint) : value;
 };
 
+const shown = (error) => ({ error: error.name, ...error, message: error.message });
+
 for await (const line of createInterface({ input: process.stdin })) {
   const [method, ...given] = JSON.parse(line, revive);
   let reply;
   try {
-    reply = { value: (await client[method](...given)) ?? null };
+    const value = (await client[method](...given)) ?? null;
+    reply = { value: Array.isArray(value) ? value.map((one) => (one instanceof Error ? shown(one) : one)) : value };
   } catch (error) {
-    reply = { error: error.name, ...error, message: error.message };
+    reply = shown(error);
   }
   console.log(JSON.stringify(reply));
 }

@@ -13,7 +13,7 @@ from feedrank.client import EVENT_SECONDS, LIMITS
 from feedrank.client_state import ClientState
 from feedrank.counts import Counts
 from feedrank.event_queue import BATCH
-from feedrank.wire import Event, Ranking, RankRequest
+from feedrank.wire import Event, Ranking, RankRequest, RefusedError, UnavailableError
 
 
 class AsyncClient:
@@ -53,14 +53,33 @@ class AsyncClient:
         JSON.
         """
         call = self._state.call(request, timeout, fallback)
+        await self._send(call)
+        return call.result()
+
+    async def rank_batch(
+        self,
+        requests: Sequence[RankRequest | Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        fallbacks: Sequence[Sequence[str] | None] | None = None,
+    ) -> list[Ranking | RefusedError | UnavailableError]:
+        """Rankings of several users by one call, in the order of `requests`. A request that has none has its error in
+        that place.
+
+        Raises RefusedError where all of them are refused, ValueError for what is no JSON.
+        """
+        call = self._state.batch_call(requests, timeout, fallbacks)
+        await self._send(call)
+        return call.results()
+
+    async def _send(self, call: Call) -> None:
         while (pause := await self._try_once(call)) is not None:
             await asyncio.sleep(pause)
-        return call.result()
 
     async def _try_once(self, call: Call) -> float | None:
         """Seconds until the retry, None where there is none."""
         headers, timeouts = {**self._state.headers, **call.headers()}, {"timeout": call.timeouts}
-        url = f"{self._state.address}/v1/rank"
+        url = self._state.address + call.path
         try:
             async with asyncio.timeout(call.left):
                 reply = await self._http.post(url, content=call.body, headers=headers, extensions=timeouts)

@@ -1,6 +1,6 @@
-"""One ranking on its way, without I/O: its deadline, its body, and the decision after each reply.
+"""One call of the service on its way, without I/O: its deadline, its body, and the decision after each reply.
 
-Either client sends what a `Call` says and hands it the reply. A request is sent twice at most, under one request id.
+Either client sends what a `Call` says and hands it the reply. It is sent twice at most, under one request id.
 """
 
 import random
@@ -8,7 +8,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from feedrank.counts import Counter
-from feedrank.wire import Ranking, RankRequest, RefusedError, UnavailableError, decode, encode, faults_of, ranked_ids
+from feedrank.wire import decode
 
 # Of 10 requests one may be sent again. The reserve lets what is in flight through when a connection breaks.
 _REQUESTS_A_RETRY, _RESERVE = 10, 10
@@ -59,31 +59,27 @@ class SecondsLeft(dict[str, float]):
 
 
 class Call:
-    """A request until its end. `timeout` is in seconds. Raises ValueError where the request is no JSON."""
+    """A request to the service until its end, whatever it asks: its body, and the decision after each reply.
+
+    `request_id` is of the request itself, which a batch has beside those of its requests. `timeout` is in seconds.
+    Raises ValueError for one that is not above 0.
+    """
 
     def __init__(
-        self,
-        request: RankRequest | Mapping[str, Any],
-        *,
-        timeout: float,
-        fallback: Sequence[str] | None,
-        strict: bool,
-        budget: Budget,
-        counter: Counter,
+        self, path: str, request_id: str, body: bytes, timeout: float, budget: Budget, counter: Counter
     ) -> None:
         if not timeout > 0:
             raise ValueError(f"timeout is {timeout!r}; seconds above 0 are needed")
+        self.path = path
+        self.body = body
+        self.status = 0
+        self.document: dict[str, Any] = {}
+        self.reason = ""
         self._deadline = time.monotonic() + timeout
-        self._fallback = fallback
+        self._request_id = request_id
         self._budget = budget
         self._counter = counter
-        given = request.get("request_id")
-        self.request_id = str(given) if given is not None else uuid.uuid4().hex
-        added = {"strict": True} if strict and "strict" not in request else {}
-        self.body = encode({**request, "request_id": self.request_id, **added})
         self._is_retry = False
-        self._reply: tuple[int, dict[str, Any]] = (0, {})
-        self._reason = ""
         budget.earn()
 
     @property
@@ -99,14 +95,14 @@ class Call:
     def headers(self) -> dict[str, str]:
         """Headers of the next try, which tell the service how much time is left."""
         headers = {"Content-Type": "application/json", "X-Request-Timeout-Ms": str(max(1, int(self.left * 1000)))}
-        if _HEADER_ID.fullmatch(self.request_id):
-            headers["X-Request-Id"] = self.request_id  # the service logs it for what it refuses unread, too
+        if _HEADER_ID.fullmatch(self._request_id):
+            headers["X-Request-Id"] = self._request_id  # the service logs it for what it refuses unread, too
         return headers
 
     def take_reply(self, status: int, headers: Mapping[str, str], content: bytes) -> float | None:
         """Seconds until the retry after a reply, None where it is the last."""
-        self._reply = (status, decode(content))
-        self._reason = "no answer" if status == 200 else f"status {status}"
+        self.status, self.document = status, decode(content)
+        self.reason = reason_of(status)
         retry_after = seconds_of(headers.get("Retry-After"))
         if status == 503 or (status == 429 and retry_after is not None):
             return self._pause(retry_after or 0.0)
@@ -114,14 +110,14 @@ class Call:
 
     def take_error(self, error: httpx.RequestError | TimeoutError) -> float | None:
         """Seconds until the retry after a try without a reply, None where it is the last."""
-        self._reply = (0, {})
+        self.status, self.document = 0, {}
         if isinstance(error, httpx.TimeoutException | TimeoutError):
-            self._reason = "timeout"
+            self.reason = "timeout"
             return None
         if not isinstance(error, httpx.TransportError):
-            self._reason = "no answer"
+            self.reason = "no answer"
             return None
-        self._reason = "connection"
+        self.reason = "connection"
         return self._pause(0.0)
 
     def _pause(self, retry_after: float) -> float | None:
@@ -136,21 +132,15 @@ class Call:
         self._counter.add("retries")
         return pause
 
-    def result(self) -> Ranking:
-        """The ranking, counted. Raises RefusedError, UnavailableError."""
-        status, document = self._reply
-        ids = ranked_ids(document) if status == 200 else None
-        if ids is not None:
-            self._counter.add("answered")
-            return Ranking(ids, self.request_id, document)
-        if 400 <= status < 500 and status not in (408, 429):
-            self._counter.add("refused", reason=self._reason)
-            raise RefusedError(self.request_id, status, str(document.get("detail", "")), faults_of(document))
-        if self._fallback is None:
-            self._counter.add("unavailable", reason=self._reason)
-            raise UnavailableError(self.request_id, self._reason)
-        self._counter.add("fallbacks", reason=self._reason)
-        return Ranking(list(self._fallback), self.request_id, None, self._reason)
+
+def reason_of(status: int) -> str:
+    """Why a reply of this status is no ranking."""
+    return "no answer" if status == 200 else f"status {status}"
+
+
+def new_id() -> str:
+    """A new request id."""
+    return uuid.uuid4().hex
 
 
 def seconds_of(retry_after: str | None) -> float | None:

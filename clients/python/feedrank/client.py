@@ -16,7 +16,7 @@ from feedrank.call import Call
 from feedrank.client_state import ClientState
 from feedrank.counts import Counts
 from feedrank.event_queue import BATCH
-from feedrank.wire import Event, Ranking, RankRequest
+from feedrank.wire import Event, Ranking, RankRequest, RefusedError, UnavailableError
 
 # A backend's threads each have a connection. The service closes idle ones after 75 s, so they are closed here first.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=60)
@@ -65,14 +65,33 @@ class Client:
         JSON.
         """
         call = self._state.call(request, timeout, fallback)
+        self._send(call)
+        return call.result()
+
+    def rank_batch(
+        self,
+        requests: Sequence[RankRequest | Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        fallbacks: Sequence[Sequence[str] | None] | None = None,
+    ) -> list[Ranking | RefusedError | UnavailableError]:
+        """Rankings of several users by one call, in the order of `requests`. A request that has none has its error in
+        that place.
+
+        Raises RefusedError where all of them are refused, ValueError for what is no JSON.
+        """
+        call = self._state.batch_call(requests, timeout, fallbacks)
+        self._send(call)
+        return call.results()
+
+    def _send(self, call: Call) -> None:
         while (pause := self._try_once(call)) is not None:
             time.sleep(pause)
-        return call.result()
 
     def _try_once(self, call: Call) -> float | None:
         """Seconds until the retry, None where there is none."""
         headers, timeouts = {**self._state.headers, **call.headers()}, {"timeout": call.timeouts}
-        url = f"{self._state.address}/v1/rank"
+        url = self._state.address + call.path
         try:
             with self._http.stream("POST", url, content=call.body, headers=headers, extensions=timeouts) as response:
                 content = b"".join(_in_time(response.iter_bytes(), call))

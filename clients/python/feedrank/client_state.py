@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from feedrank.call import Budget, Call, checked_address, key_headers
+from feedrank.call import Budget, checked_address, key_headers
 from feedrank.counts import Counter, Counts
 from feedrank.event_queue import EventQueue
+from feedrank.questions import BatchCall, Question, RankCall
 from feedrank.wire import RankRequest
 
 
@@ -27,13 +28,26 @@ class ClientState:
 
     def call(
         self, request: RankRequest | Mapping[str, Any], timeout: float | None, fallback: Sequence[str] | None
-    ) -> Call:
+    ) -> RankCall:
         """A request at its beginning. `timeout` is in seconds, None that of the client."""
-        return Call(
-            request,
-            timeout=self._timeout if timeout is None else timeout,
-            fallback=fallback,
-            strict=self._strict,
-            budget=self._budget,
-            counter=self._counter,
-        )
+        question = Question(request, fallback, strict=self._strict)
+        return RankCall(question, self._timeout if timeout is None else timeout, self._budget, self._counter)
+
+    def batch_call(
+        self,
+        requests: Sequence[RankRequest | Mapping[str, Any]],
+        timeout: float | None,
+        fallbacks: Sequence[Sequence[str] | None] | None,
+    ) -> BatchCall:
+        """Several requests at their beginning. Raises ValueError for none, and for fallbacks of another number."""
+        if not requests:
+            raise ValueError("no requests; at least one is needed")
+        if fallbacks is None:
+            fallbacks = [None] * len(requests)
+        if len(fallbacks) != len(requests):
+            raise ValueError(f"{len(fallbacks)} fallbacks for {len(requests)} requests; give one for each")
+        questions = [
+            Question(request, fallback, strict=self._strict)
+            for request, fallback in zip(requests, fallbacks, strict=True)
+        ]
+        return BatchCall(questions, self._timeout if timeout is None else timeout, self._budget, self._counter)

@@ -123,6 +123,14 @@ def ranked_ids(answer: Mapping[str, Any]) -> list[str] | None:
     return ids if isinstance(ids, list) and all(isinstance(one, str) for one in ids) else None
 
 
+def answers_of(batch: Mapping[str, Any], number: int) -> list[dict[str, Any]] | None:
+    """So many answers and problems of a batch, in its order. None where it has not these."""
+    answers = batch.get("answers")
+    if not isinstance(answers, list) or len(answers) != number:
+        return None
+    return [answer if isinstance(answer, dict) else {} for answer in answers]
+
+
 def faults_of(problem: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Paths and messages of a problem's faults (RFC 9457)."""
     errors = problem.get("errors")
