@@ -43,7 +43,8 @@ class Fault(NamedTuple):
 
 
 class Problem(Exception):
-    """A refusal. `reason` counts it in ranking_requests_rejected_total where the service, not the content, refuses."""
+    """A refusal. `reason` counts it in ranking_requests_rejected_total where the service, not the content, refuses.
+    `retry_after` are the seconds after which the client may try again."""
 
     def __init__(
         self,
@@ -53,13 +54,15 @@ class Problem(Exception):
         faults: Sequence[Fault] = (),
         reason: str | None = None,
         headers: Mapping[str, str] | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.faults = tuple(faults)
         self.reason = reason
-        self.headers = dict(headers or {})
+        self.retry_after = retry_after
+        self.headers = {**(headers or {}), **({} if retry_after is None else {"Retry-After": str(retry_after)})}
 
     @classmethod
     def wrong_content(cls, faults: Sequence[Fault]) -> "Problem":
@@ -130,6 +133,8 @@ def problem_response(problem: Problem, request_id: str) -> Response:
     }
     if problem.faults:
         content["errors"] = [fault._asdict() for fault in problem.faults]
+    if problem.retry_after is not None:  # in the body too: a problem in a batch has no headers
+        content["retry_after"] = problem.retry_after
     return Response(
         msgspec.json.encode(content), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE
     )

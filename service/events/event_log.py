@@ -248,5 +248,4 @@ class EventLog(LogWriter[_Block]):
 
 
 def _refused(detail: str, seconds: float) -> Problem:
-    headers = {"Retry-After": f"{seconds:.0f}"}
-    return Problem(503, f"{detail}; send the events again", reason="event_log", headers=headers)
+    return Problem(503, f"{detail}; send the events again", reason="event_log", retry_after=round(seconds))

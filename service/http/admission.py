@@ -26,7 +26,7 @@ _MOST_SURPRISE = 4.0
 def busy(seconds: int) -> Problem:
     """429: there is no room, and may be after so many seconds."""
     detail = "the service is busy, and this request would wait too long"
-    return Problem(429, detail, reason="shed", headers={"Retry-After": str(seconds)})
+    return Problem(429, detail, reason="shed", retry_after=seconds)
 
 
 class Admission:

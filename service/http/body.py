@@ -45,7 +45,7 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
                 raise ClientDisconnect
             if NO_ROOM in scope:
                 detail = "unfinished requests take too much memory together; try again"
-                raise Problem(429, detail, reason="no_room", headers={"Retry-After": "1"})
+                raise Problem(429, detail, reason="no_room", retry_after=1)
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:

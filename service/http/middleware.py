@@ -103,7 +103,7 @@ def failed(error: BaseException, record: RequestRecord) -> Problem:
 
 def draining() -> Problem:
     """503: no request is taken any more."""
-    return Problem(503, "the service is shutting down", reason="draining", headers={"Retry-After": "1"})
+    return Problem(503, "the service is shutting down", reason="draining", retry_after=1)
 
 
 async def send_disconnected(scope: Scope, receive: Receive, send: Send) -> None:

@@ -272,4 +272,4 @@ def found_in(serving: Serving, version: str | None, sender: Sender | None) -> Se
 
 def not_ready(detail: str) -> Problem:
     """503: nothing can be scored now. Another replica may."""
-    return Problem(503, detail, reason="not_ready", headers={"Retry-After": "1"})
+    return Problem(503, detail, reason="not_ready", retry_after=1)

@@ -41,7 +41,7 @@ from service.open_inference.tensors import (
 )
 from service.open_inference.wire import InferInput, InferRequest
 from service.rank.answer import Reply
-from service.rank.faults import faults_of
+from service.rank.faults import faults_of_body
 from service.rank.hydrated_user import read_user
 from service.state.users import FoundUser
 
@@ -190,9 +190,7 @@ def _decoded(text: bytes) -> InferRequest:
     try:
         return _decoder.decode(text)
     except (ValueError, RecursionError):
-        faults = list(faults_of(json_object(text), _request_type))
-        assert faults, "msgspec finds a fault that the walk does not"
-        raise Problem.wrong_content(faults) from None
+        raise Problem.wrong_content(faults_of_body(text, json_object(text), _request_type)) from None
 
 
 def _inputs(given: Sequence[InferInput], binary: memoryview, faults: list[Fault]) -> dict[str, Tensor]:

@@ -5,7 +5,9 @@ each with its path. There is none where msgspec takes the document. Of what come
 named.
 """
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -16,6 +18,28 @@ from model.strict_yaml import did_you_mean
 from service.base.errors import FAULTS_SHOWN, Fault, kind_of, shown, value_or_kind
 
 _NOTHING = object()
+
+
+def faults_of_body(body: bytes, document: object, wanted: inspect.Type) -> list[Fault]:
+    """Faults of a body that msgspec refuses, and that is decoded as `document`. There is at least one."""
+    # A document has the last value of a key alone. msgspec has looked at those before it.
+    faults = list(faults_of(document, wanted)) or _repeated_keys(body)
+    assert faults, "msgspec finds a fault that the walk does not"
+    return faults
+
+
+def _repeated_keys(body: bytes) -> list[Fault]:
+    names: dict[str, None] = {}
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        names.update((name, None) for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+
+    # Numbers are not read: one of many digits costs more than its length.
+    try:
+        json.loads(body, object_pairs_hook=note, parse_int=len, parse_float=len)
+    except RecursionError:  # this reader's limit is another than msgspec's
+        return [Fault("$", "nested too deeply")]
+    return [Fault(shown(name), "is there more than once; give it once") for name in islice(names, FAULTS_SHOWN)]
 
 
 def faults_of(given: object, wanted: inspect.Type, path: str = "") -> Iterator[Fault]:

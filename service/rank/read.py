@@ -12,7 +12,7 @@ import msgspec
 from service.base.errors import Fault, Problem
 from service.base.json_object import json_object
 from service.base.record import RequestRecord, is_request_id
-from service.rank.faults import faults_of
+from service.rank.faults import faults_of_body
 from service.rank.question import Question
 from service.rank.question_fast import read_columnar
 from service.rank.wire import MAX_REQUESTS, BatchRequest, CandidateColumns, RankRequest
@@ -58,9 +58,7 @@ def read_general(body: bytes, max_candidates: int, record: RequestRecord) -> Que
         document = json_object(body)
         _take_id(document.get("request_id"), record)
         _check_counts(document.get("candidates"), max_candidates)
-        faults = list(faults_of(document, _request_type))
-        assert faults, "msgspec finds a fault that the walk does not"
-        raise Problem.wrong_content(faults) from None
+        raise Problem.wrong_content(faults_of_body(body, document, _request_type)) from None
     _take_id(request.request_id, record)
     if not isinstance(request.candidates, CandidateColumns):
         _check_count(len(request.candidates), "candidates", max_candidates)
@@ -72,9 +70,7 @@ def read_batch(body: bytes) -> list[bytes]:
     try:
         requests = _batch_decoder.decode(body).requests
     except (ValueError, RecursionError):
-        faults = list(faults_of(json_object(body), _batch_type))
-        assert faults, "msgspec finds a fault that the walk does not"
-        raise Problem.wrong_content(faults) from None
+        raise Problem.wrong_content(faults_of_body(body, json_object(body), _batch_type)) from None
     if len(requests) > MAX_REQUESTS:
         message = f"{len(requests)} requests, {MAX_REQUESTS} at most; send them in several batches"
         raise Problem(413, message, faults=[Fault("requests", message)], reason="too_many_candidates")

@@ -258,3 +258,6 @@ class Problem(Struct):
     detail: str
     request_id: str
     errors: list[ProblemFault] | UnsetType = UNSET
+    retry_after: (
+        Annotated[int, Meta(ge=0, description="seconds after which to try again, as Retry-After has them")] | UnsetType
+    ) = UNSET

@@ -240,4 +240,4 @@ def _value_faults(model: ServedModel, fields: Mapping[str, Any], lists: Mapping[
 
 
 def _unavailable(detail: str) -> Problem:
-    return Problem(503, detail, reason="state_store", headers={"Retry-After": "1"})
+    return Problem(503, detail, reason="state_store", retry_after=1)

@@ -148,6 +148,49 @@ def test_a_problem_is_that_of_its_request_and_is_counted_as_one(client: TestClie
     assert grown == {"200": 2, "404": 1, "422": 2}
 
 
+def test_a_problem_says_when_to_try_again(tmp_path: Path) -> None:
+    """In its body, which is all that it has in a batch."""
+    with client_of(tmp_path) as client:
+        alone = client.post("/v1/rank", json=of_user(1))
+        assert (alone.status_code, alone.headers["Retry-After"]) == (503, "1")
+        (together,) = asked(client, [of_user(1)])
+        assert together == alone.json()
+        assert together["retry_after"] == 1
+        assert "retry_after" not in client.post("/v1/rank", json=[]).json()
+
+
+def test_of_a_key_given_twice_the_last_counts_unless_one_is_wrong(client: TestClient) -> None:
+    """Alone as in a batch, by both readers of a body."""
+    body = json.dumps(of_user(1, top_k=1))
+    expected = client.post("/v1/rank", content=body).json()
+    right = [
+        body.replace('"user": {', '"user": {"age_days": 1}, "user": {'),
+        body.replace('"user_id"', '"user_id": "x", "user_id"', 1),  # a value, which the schema alone can refuse
+        body.replace('"features": {', '"features": {}, "features": {'),
+        body.replace('"top_k": 1', '"top_k": 2, "top_k": 1'),
+    ]
+    for twice in right:
+        assert twice != body
+        assert client.post("/v1/rank", content=twice).json() == expected
+        assert client.post(BATCH, content=f'{{"requests": [{twice}]}}').json() == {"answers": [expected]}
+    wrong = {
+        "user": body.replace('"user": {', '"user": 7, "user": {'),
+        "candidates": body.replace('"candidates": {', '"candidates": 7, "candidates": {'),
+        "features": body.replace('"features": {', '"features": 7, "features": {'),
+        "top_k": body.replace('"top_k": 1', '"top_k": "x", "top_k": 1'),
+    }
+    for path, twice in wrong.items():
+        alone = client.post("/v1/rank", content=twice)
+        assert alone.status_code == 422
+        assert alone.json()["errors"] == [{"path": path, "message": "is there more than once; give it once"}]
+        (answer,) = client.post(BATCH, content=f'{{"requests": [{twice}]}}').json()["answers"]
+        assert answer["errors"] == alone.json()["errors"]
+    whole = client.post(BATCH, content=f'{{"requests": 7, "requests": [{body}]}}')
+    assert (whole.status_code, whole.json()["errors"][0]["path"]) == (422, "requests")
+    tensors = '{"inputs": 7, "inputs": []}'
+    assert "inputs: is there more than once" in client.post("/v2/models/tiny/infer", content=tensors).text
+
+
 def test_scores_of_one_user_that_are_not_finite_refuse_that_user_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
