@@ -3,10 +3,10 @@
     python -m benchmarks.loop_kills [--kills 100] [--seed 0]
 
 A small feed goes on, a day a night, by both logs. Every night joins, judges the canary, runs the cycle with gates,
-recalibration, training, export and labels, and forgets a user. It is killed ten times, at moments drawn from the time
-that it takes, then it is run to its end, and once more. A copy of its folder has the same night left alone. Both must
-have the same labels, the same decisions in the same order, and the same bytes of versions, calibrations, joined rows,
-counts and logs.
+recalibration, training, export and labels, and forgets a user. It is killed up to ten times, at moments drawn from the
+CPU time that it takes, then it is run to its end, and once more. A copy of its folder has the same night left alone.
+Both must have the same labels, the same decisions in the same order, and the same bytes of versions, calibrations,
+joined rows, counts and logs.
 """
 
 import argparse
