@@ -2,9 +2,10 @@
 
 In: `{"events": [{"request_id", "type", "id", ...}]}`. Out: for each model of the body its events, as structs whose
 fields are those of the wire and the features of that model. A body of one model without a fault is decoded in one pass.
-It decodes texts as such and checks them together: a pattern of the decoder's costs ten times what the text does. Other
-bodies are read key by key, with the pattern of each. Raises Problem: 400 not JSON, 404 for a model that is not served,
-413 too many events, 422 naming every fault.
+It decodes texts as such and checks them together: a pattern of the decoder's costs ten times what the text does. Its
+structs have the features that events of the model have had so far: each one more costs whether an event has it or not.
+Other bodies are read key by key, with the pattern of each. Raises Problem: 400 not JSON, 404 for a model that is not
+served, 413 too many events, 422 naming every fault.
 """
 
 import re
@@ -103,34 +104,33 @@ class EventReader:
             for number, (name, block) in enumerate(asked.items())
             if name not in FIELD_TYPES
         ]
-        names = {feature.attribute: feature.name for feature in self._features}
-        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
-            *((name, _DECODED_TYPES[name]) for name in NEEDED),
-            *((name, _DECODED_TYPES[name] | UnsetType, UNSET) for name in _ORDER[len(NEEDED) :]),
-            *((feature.attribute, Any, UNSET) for feature in self._features),
-        ]
-        self.event_type: Any = msgspec.defstruct(
-            "EventOfModel",
-            fields,
-            rename=lambda attribute: names.get(attribute, attribute),
-            forbid_unknown_fields=True,
-            omit_defaults=True,
-        )
-        events: Any = list[self.event_type]  # type: ignore[name-defined]
-        body: Any = msgspec.defstruct("Body", [("events", events)], forbid_unknown_fields=True)
-        self._decoder = msgspec.json.Decoder(body)
+        # With every feature, and with those that events have had.
+        self._whole = _Form.of(self._features)
+        self._usual = _Form.of([])
 
     def decoded(self, body: bytes) -> list[Event] | None:
         """The events of a body that has no other model's. None where something is wrong with it."""
-        try:
-            events: list[Event] = self._decoder.decode(body).events
-        except (msgspec.MsgspecError, RecursionError):
-            return None
-        return events if _keep_patterns(events) else None
+        events = self._usual.decoded(body)
+        if events is None:
+            events = self._whole.decoded(body)
+            if events is not None:
+                self._expect_features(events)
+        return events
+
+    def _expect_features(self, events: list[Event]) -> None:
+        """Have the features of these events among those that are usual."""
+        usual = {feature.name for feature in self._usual.features}
+        self._usual = _Form.of(
+            [
+                feature
+                for feature in self._features
+                if feature.name in usual or any(getattr(event, feature.attribute) is not UNSET for event in events)
+            ]
+        )
 
     def event_of(self, document: Mapping[str, Any]) -> Event:
         """The event of a JSON object without a fault."""
-        event: Event = msgspec.convert(document, self.event_type)
+        event: Event = msgspec.convert(document, self._whole.event_type)
         return event
 
     def key_faults(self, place: str, document: Mapping[str, Any]) -> list[Fault]:
@@ -155,11 +155,12 @@ class EventReader:
     def value_faults(self, events: Sequence[Event], places: Sequence[int]) -> list[Fault]:
         """Faults of users and of features' values, whole columns at a time."""
         faults = []
+        features = self._usual.features if type(events[0]) is self._usual.event_type else self._features
         columns = list(zip(*map(astuple, events), strict=True))
         for place, user in zip(places, columns[_ORDER.index("user")], strict=True):
             if type(user) is str and not 0 < len(user.encode("utf-8", "replace")) <= _MAX_USER_BYTES:
                 faults.append(Fault(f"events[{place}].user", _RULES["user"]))
-        for feature, values in zip(self._features, columns[len(_ORDER) :], strict=True):
+        for feature, values in zip(features, columns[len(_ORDER) :], strict=True):
             if values.count(UNSET) == len(values):
                 continue
             given = [(place, value) for place, value in zip(places, values, strict=True) if value is not UNSET]
@@ -180,6 +181,41 @@ class _EventFeature(NamedTuple):
     name: str
     attribute: str
     block: Block
+
+
+class _Form(NamedTuple):
+    """A struct of events with some features of a model, and the decoder of bodies of such events."""
+
+    features: Sequence[_EventFeature]
+    event_type: Any
+    decoder: "msgspec.json.Decoder[Any]"
+
+    @classmethod
+    def of(cls, features: Sequence[_EventFeature]) -> "_Form":
+        """The form with these features."""
+        names = {feature.attribute: feature.name for feature in features}
+        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+            *((name, _DECODED_TYPES[name]) for name in NEEDED),
+            *((name, _DECODED_TYPES[name] | UnsetType, UNSET) for name in _ORDER[len(NEEDED) :]),
+            *((feature.attribute, Any, UNSET) for feature in features),
+        ]
+        event_type: Any = msgspec.defstruct(
+            "EventOfModel",
+            fields,
+            rename=lambda attribute: names.get(attribute, attribute),
+            forbid_unknown_fields=True,
+            omit_defaults=True,
+        )
+        body: Any = msgspec.defstruct("Body", [("events", list[event_type])], forbid_unknown_fields=True)
+        return cls(features, event_type, msgspec.json.Decoder(body))
+
+    def decoded(self, body: bytes) -> list[Event] | None:
+        """The events of a body. None where something is wrong with it, or it has other features."""
+        try:
+            events: list[Event] = self.decoder.decode(body).events
+        except (msgspec.MsgspecError, RecursionError):
+            return None
+        return events if _keep_patterns(events) else None
 
 
 def read_events(body: bytes, reader_of: Callable[[str | None], EventReader]) -> list[ModelEvents]:
@@ -206,7 +242,15 @@ def _keep_patterns(events: list[Event]) -> bool:
     """True where the texts of all events have the form that `FIELD_TYPES` gives them. Few are distinct."""
     ids = {event.request_id for event in events}
     ids.update(event.event_id for event in events if event.event_id is not UNSET)
-    return all(map(is_request_id, ids)) and all(map(_is_type, {event.type for event in events}))
+    return _are_request_ids(ids) and all(map(_is_type, {event.type for event in events}))
+
+
+def _are_request_ids(texts: set[str]) -> bool:
+    """True where each text is one by service/base/record.py. They are read as one, but where a text may be blank."""
+    joined = "".join(texts)
+    if " " in joined or "" in texts:
+        return all(map(is_request_id, texts))
+    return joined.isascii() and joined.isprintable() and max(map(len, texts), default=0) <= MAX_REQUEST_ID
 
 
 def _read_at_once(body: bytes, reader: EventReader) -> list[ModelEvents] | None:

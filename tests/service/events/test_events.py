@@ -69,6 +69,21 @@ def test_accepted_events_are_lines_of_the_log_at_once(client: TestClient, folder
     assert lines == events
 
 
+def test_features_are_kept_and_checked_whatever_earlier_events_had(client: TestClient, folder: Path) -> None:
+    sent = [
+        CLICK,
+        {**CLICK, "video_id": 3},
+        CLICK,
+        {**CLICK, "country": "de"},
+        {**CLICK, "video_id": 4, "country": "at"},
+    ]
+    for event in sent:
+        assert send(client, event).status_code == 202
+        wrong = send(client, CLICK, {**event, "video_id": "three"})
+        assert list(faults(wrong)) == ["events[1].video_id"]
+    assert [{key: line[key] for key in line if key not in ("received", "model")} for line in open_lines(folder)] == sent
+
+
 def test_an_event_may_name_its_model(client: TestClient, folder: Path, tmp_path: Path) -> None:
     publish_artifact(tmp_path / "models", name="other")
     while client.get("/v1/models/other").status_code == 404 or not client.get("/v1/models/other").json().get("schema"):
