@@ -5,7 +5,7 @@
 Each run is `python -m deploy.loop --fast` with a seed of its own: another town, other users, another shift. A run that
 was made is kept in runs/bench-loop, and what its journal called rightly is read again. The picture of the first is kept
 beside the results. The share regained on a day is (loop - static) / (cold - static) of realised value. Intervals of
-means are Student's over runs.
+means are Student's over runs. The shares are given once more by nights from the cold start on the new days.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks import report
 from benchmarks.command import run_benchmark
 from deploy.loop.files import LoopFiles
 from deploy.loop.picture import draw
-from deploy.loop.proof import journal_calls, plan_of
+from deploy.loop.proof import day_of_cold_start, journal_calls, plan_of, read_journal
 from deploy.loop.questions import BETTER, EQUAL, covers
 
 FOLDER = Path("runs/bench-loop")
@@ -63,9 +63,11 @@ def _result(seed: int) -> dict[str, Any]:
         if subprocess.run(command, check=False).returncode:
             raise ValueError(f"{folder}: the run failed; its commands.log says why")
     content: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-    of_journal = journal_calls(plan_of(content["plan"]), LoopFiles(folder))
+    plan, files = plan_of(content["plan"]), LoopFiles(folder)
+    of_journal = journal_calls(plan, files)
     beside = {what: content["called"][what] for what in _BESIDE_THE_JOURNAL}
-    return {**content, "called": of_journal | beside}
+    cold_start = day_of_cold_start(plan, read_journal(files))
+    return {**content, "cold_start": cold_start, "called": of_journal | beside}
 
 
 def _body(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -93,11 +95,32 @@ def _body(results: Sequence[dict[str, Any]]) -> list[str]:
         "",
         *report.table(["day", "never retrained", "loop", "cold on the new tastes", "regained"], rows),
         "",
+        *_by_nights(results),
+        "",
         *report.table(["called rightly", "towns"], called),
         "",
         *_experiments(results),
         "",
         *_exploration(results),
+    ]
+
+
+def _by_nights(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The shares regained by nights from each town's own cold start."""
+    days, shift = results[0]["plan"]["days"], results[0]["plan"]["town"]["shift_day"]
+    begun = [result for result in results if result["cold_start"] is not None]
+    rows = []
+    for nights in range(1, days - shift):
+        shares = [_share(result, day) for result in begun if (day := result["cold_start"] + nights) < days]
+        if shares:
+            rows.append([str(nights), str(len(shares)), _interval(shares)])
+    early = sum(result["cold_start"] == shift + 1 for result in begun)
+    return [
+        f"The first night with a newer day to choose by is that after day {shift + 1}. In {early} of {len(results)} "
+        f"towns it published a version from fresh weights, in {len(begun) - early} a later one did. The share regained "
+        "on the day after so many nights, the night of that version being the first:",
+        "",
+        *report.table(["nights", "towns", "regained"], rows),
     ]
 
 

@@ -120,6 +120,13 @@ def read_journal(files: LoopFiles) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def day_of_cold_start(plan: Plan, journal: Iterable[Mapping[str, Any]]) -> int | None:
+    """The first day after the shift whose night published a version from fresh weights, None where none was."""
+    cold = {e["figures"]["day"] for e in journal if e["step"] == "export" and e["figures"]["start"] == "cold"}
+    after = (day for day in range(plan.town.shift_day, plan.days) if _date(plan.town, day) in cold)
+    return next(after, None)
+
+
 def journal_calls(plan: Plan, files: LoopFiles) -> dict[str, bool]:
     """Checks of a town's journal. Its impression log, which is Parquet, is read where a canary beside the bad model was
     withdrawn. Raises ChildError."""

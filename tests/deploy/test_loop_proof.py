@@ -11,7 +11,7 @@ import pytest
 from deploy.loop import __main__ as command
 from deploy.loop.asking import Backend, RefusedError
 from deploy.loop.picture import draw
-from deploy.loop.proof import Plan, calls, values_where_both
+from deploy.loop.proof import Plan, calls, day_of_cold_start, values_where_both
 from deploy.loop.questions import BETTER, EQUAL, calls_of_experiments, covers
 from deploy.loop.town import Town
 
@@ -73,6 +73,22 @@ def test_a_canary_that_was_truly_worse_is_withdrawn_rightly(own: float, stable: 
 def test_a_canary_is_valued_on_its_days_alone() -> None:
     days = [{"1": [9.0]}, {"1": [1.0, 2.0], "8": [4.0]}, {"1": [3.0], "8": [1.0, 4.0]}, {"8": [50.0]}]
     assert values_where_both(days, {"8": "1", "9": "1"}) == {"8": (3.0, 2.0)}
+
+
+def published(day: int, start: str) -> dict[str, Any]:
+    return {"step": "export", "decision": "publish", "figures": {"day": DATES[day], "start": start}, "versions": {}}
+
+
+@pytest.mark.parametrize(
+    ("nights", "found"),
+    [
+        (((1, "cold"), (3, "warm"), (4, "warm"), (5, "cold")), 5),
+        (((4, "cold"), (5, "cold")), 4),
+        (((3, "cold"), (5, "warm")), None),
+    ],
+)
+def test_a_cold_start_counts_from_the_shift_on(nights: tuple[tuple[int, str], ...], found: int | None) -> None:
+    assert day_of_cold_start(PLAN, [*RIGHT, *(published(*night) for night in nights)]) == found
 
 
 def experiment(true: float, status: int = 0, **called: str) -> dict[str, Any]:
