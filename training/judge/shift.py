@@ -26,6 +26,8 @@ Estimate = tuple[float, float]
 _KEPT = math.sqrt(2 / 3)
 # Chance that a day without a shift is taken for one, shared by the outputs.
 _ALPHA = 0.025
+# Chance that a day like those before it is taken for one whose labels follow less, shared by the outputs.
+_ALPHA_FALLEN = 0.001
 # Chance that labels of other rows are taken for ones that follow, shared by the outputs.
 _ALPHA_FOLLOWS = 0.001
 # Chance that labels which fell alike under all answers are taken for ones that no longer follow them.
@@ -69,10 +71,15 @@ def usual_of_days(past: Sequence[tuple[float, Estimate]]) -> Estimate | None:
 
 
 def is_shifted(own: Estimate, usual: Estimate, outputs: int) -> bool:
-    """True where answers surely explain less than two thirds of what they usually do of the labels' variance. So many
-    `outputs` are asked."""
-    error = math.hypot(own[1], _KEPT * usual[1])
-    return _KEPT * usual[0] - own[0] > NormalDist().inv_cdf(1 - _ALPHA / outputs) * error
+    """True where answers explain less than two thirds of what they usually do of the labels' variance: surely so, or by
+    all that is known while they surely explain less than usual. So many `outputs` are asked.
+
+    A day of few rows may not tell two thirds from less. Chance alone hardly ever takes a third, and is asked more."""
+    below = _KEPT * usual[0] - own[0]
+    if below > NormalDist().inv_cdf(1 - _ALPHA / outputs) * math.hypot(own[1], _KEPT * usual[1]):
+        return True
+    fallen = NormalDist().inv_cdf(1 - _ALPHA_FALLEN / outputs) * math.hypot(own[1], usual[1])
+    return below > 0 and usual[0] - own[0] > fallen
 
 
 def is_kept(own: Estimate, usual: Estimate, outputs: int) -> bool:
