@@ -44,7 +44,7 @@ TYPED := $(wildcard model training service deploy benchmarks clients tests $(INS
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
-	bench-off-policy bench-judge bench-gates bench-drift bench-policies bench-experiments bench-batch bench-clients bench-client-faults clean
+	bench-off-policy bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-batch bench-clients bench-client-faults clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -293,6 +293,9 @@ bench-join: $(STAMP) ## joined rows against a slow loop, and candidates a CPU mi
 
 bench-loop: $(STAMP) ## the share of a shift that the loop regains, and what it calls rightly, in ten small towns
 	@exec $(PY) -m benchmarks.loop $(ARGS)
+
+bench-after-shift: $(STAMP) ## what versions of several recipes know two days after the cold start, in the towns of bench-loop
+	@exec $(PY) -m benchmarks.after_shift $(ARGS)
 
 bench-off-policy: $(STAMP) ## how often intervals of a policy's estimated value cover the true one, and a million explored orders
 	@exec $(PY) -m benchmarks.off_policy $(ARGS)

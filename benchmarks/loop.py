@@ -24,7 +24,7 @@ from benchmarks import report
 from benchmarks.command import run_benchmark
 from deploy.loop.files import LoopFiles
 from deploy.loop.picture import draw
-from deploy.loop.proof import day_of_cold_start, journal_calls, plan_of, read_journal
+from deploy.loop.proof import cold_start_after_shift, journal_calls, plan_of, read_journal
 from deploy.loop.questions import BETTER, EQUAL, covers
 
 FOLDER = Path("runs/bench-loop")
@@ -66,8 +66,8 @@ def _result(seed: int) -> dict[str, Any]:
     plan, files = plan_of(content["plan"]), LoopFiles(folder)
     of_journal = journal_calls(plan, files)
     beside = {what: content["called"][what] for what in _BESIDE_THE_JOURNAL}
-    cold_start = day_of_cold_start(plan, read_journal(files))
-    return {**content, "cold_start": cold_start, "called": of_journal | beside}
+    cold_start = cold_start_after_shift(plan, read_journal(files))
+    return {**content, "cold_start": None if cold_start is None else cold_start.day, "called": of_journal | beside}
 
 
 def _body(results: Sequence[dict[str, Any]]) -> list[str]:

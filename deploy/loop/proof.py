@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from deploy.loop.answered import answered_hours, values_by_version
 from deploy.loop.arm import VALUE, Arm
@@ -120,11 +120,23 @@ def read_journal(files: LoopFiles) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def day_of_cold_start(plan: Plan, journal: Iterable[Mapping[str, Any]]) -> int | None:
-    """The first day after the shift whose night published a version from fresh weights, None where none was."""
-    cold = {e["figures"]["day"] for e in journal if e["step"] == "export" and e["figures"]["start"] == "cold"}
-    after = (day for day in range(plan.town.shift_day, plan.days) if _date(plan.town, day) in cold)
-    return next(after, None)
+class ColdStart(NamedTuple):
+    """A version from fresh weights: the newest day of its night, in days from 0, and the version that served then."""
+
+    day: int
+    parent: str
+
+
+def cold_start_after_shift(plan: Plan, journal: Iterable[Mapping[str, Any]]) -> ColdStart | None:
+    """The first version from fresh weights that was published after the shift, None where none was."""
+    days = {_date(plan.town, day): day for day in range(plan.town.shift_day, plan.days)}
+    published = (entry for entry in journal if entry["step"] == "export" and entry["figures"]["start"] == "cold")
+    after = [
+        ColdStart(days[entry["figures"]["day"]], entry["versions"]["parent"])
+        for entry in published
+        if entry["figures"]["day"] in days
+    ]
+    return next(iter(after), None)
 
 
 def journal_calls(plan: Plan, files: LoopFiles) -> dict[str, bool]:

@@ -11,7 +11,7 @@ import pytest
 from deploy.loop import __main__ as command
 from deploy.loop.asking import Backend, RefusedError
 from deploy.loop.picture import draw
-from deploy.loop.proof import Plan, calls, day_of_cold_start, values_where_both
+from deploy.loop.proof import Plan, calls, cold_start_after_shift, values_where_both
 from deploy.loop.questions import BETTER, EQUAL, calls_of_experiments, covers
 from deploy.loop.town import Town
 
@@ -76,7 +76,8 @@ def test_a_canary_is_valued_on_its_days_alone() -> None:
 
 
 def published(day: int, start: str) -> dict[str, Any]:
-    return {"step": "export", "decision": "publish", "figures": {"day": DATES[day], "start": start}, "versions": {}}
+    figures = {"day": DATES[day], "start": start}
+    return {"step": "export", "decision": "publish", "figures": figures, "versions": {"parent": str(day)}}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,8 @@ def published(day: int, start: str) -> dict[str, Any]:
     ],
 )
 def test_a_cold_start_counts_from_the_shift_on(nights: tuple[tuple[int, str], ...], found: int | None) -> None:
-    assert day_of_cold_start(PLAN, [*RIGHT, *(published(*night) for night in nights)]) == found
+    cold_start = cold_start_after_shift(PLAN, [*RIGHT, *(published(*night) for night in nights)])
+    assert cold_start == (None if found is None else (found, str(found)))
 
 
 def experiment(true: float, status: int = 0, **called: str) -> dict[str, Any]:
