@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("catalogue", _catalogue, "build, or refresh, the catalogue of a published version's items")
     add("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
-    add("items", type=Path, metavar="ITEMS", help="Parquet file: id and every candidate feature")
+    add("items", type=Path, nargs="?", metavar="ITEMS", help="Parquet file: id and every candidate feature")
+    add("--append", action="store_true", help="keep the items that are there: add these, replace those of equal ids")
+    add("--remove", type=Path, metavar="IDS", help="with --append: Parquet file whose column id names items to remove")
     _add_sign_key(add)
 
     add = command("recalibrate", recalibrate_command.run, "fit a published version's calibration again")
@@ -291,8 +293,19 @@ def _compile(options: argparse.Namespace) -> None:
 
 def _catalogue(options: argparse.Namespace) -> None:
     from training.publish.catalogue import build_catalogue
+    from training.publish.catalogue_append import append_to_catalogue
 
-    print(build_catalogue(options.version, options.items, _signing_key(options)))
+    key = _signing_key(options)
+    if options.append:
+        if options.items is None and options.remove is None:
+            raise ValueError("--append: there is nothing to append; name ITEMS, --remove IDS, or both")
+        print(append_to_catalogue(options.version, options.items, options.remove, key))
+        return
+    if options.remove is not None:
+        raise ValueError("--remove: takes items out of a catalogue that is there; give --append too")
+    if options.items is None:
+        raise ValueError("ITEMS: the file of all items is missing; with --append alone it may be left out")
+    print(build_catalogue(options.version, options.items, key))
 
 
 def _sign(options: argparse.Namespace) -> None:

@@ -135,24 +135,23 @@ def _merged(
         of_kind = [taken[name][picked_S] for name in features]
         return np.stack(of_kind, axis=1) if of_kind else np.zeros((len(picked_S), 0), np.bool_)
 
-    rows_S = np.maximum(rows_N[picked_S], 0)  # of an unknown one nothing is taken, whichever row is looked at
-    ids_SK = np.where(masks(ids), catalogue.ids_IK[rows_S], block.ids_BK[picked_S])
+    # Of an unknown one nothing is taken, whichever item is looked at.
+    item = catalogue.block(np.maximum(rows_N[picked_S], 0))
+    ids_SK = np.where(masks(ids), item.ids_BK, block.ids_BK[picked_S])
     is_taken_SQ = masks([number.feature for number in numbers])
-    numbers_SQ = np.where(is_taken_SQ, catalogue.numbers_IQ[rows_S], block.numbers_BQ[picked_S])
-    values_V, lengths_LS = _merged_lists(catalogue, block, rows_S, masks([one.name for one in lists]).T, picked_S)
+    numbers_SQ = np.where(is_taken_SQ, item.numbers_BQ, block.numbers_BQ[picked_S])
+    values_V, lengths_LS = _merged_lists(item, block, masks([one.name for one in lists]).T, picked_S)
     return EncodedBlock(ids_SK, values_V, lengths_LS, numbers_SQ)
 
 
 def _merged_lists(
-    catalogue: Catalogue, block: EncodedBlock, rows_S: Ids, is_taken_LS: Mask, picked_S: NDArray[np.intp]
+    item: EncodedBlock, block: EncodedBlock, is_taken_LS: Mask, picked_S: NDArray[np.intp]
 ) -> tuple[Ids, Ids]:
-    lengths_LS = np.where(
-        is_taken_LS, catalogue.lengths_IL[rows_S].T.astype(np.int64), block.list_lengths_LB[:, picked_S]
-    )
-    starts_LS = np.where(is_taken_LS, catalogue.starts_IL[rows_S].T, starts_of(block)[:, picked_S])
+    lengths_LS = np.where(is_taken_LS, item.list_lengths_LB, block.list_lengths_LB[:, picked_S])
+    starts_LS = np.where(is_taken_LS, starts_of(item), starts_of(block)[:, picked_S])
     positions_V = places(starts_LS, lengths_LS)
     is_taken_V = np.repeat(is_taken_LS.reshape(-1), lengths_LS.reshape(-1))
     values_V = np.empty(len(positions_V), np.int64)
-    values_V[is_taken_V] = catalogue.values_V[positions_V[is_taken_V]]
+    values_V[is_taken_V] = item.list_values_V[positions_V[is_taken_V]]
     values_V[~is_taken_V] = block.list_values_V[positions_V[~is_taken_V]]
     return values_V, lengths_LS

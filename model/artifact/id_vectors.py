@@ -39,7 +39,7 @@ class IdVectors:
         place = self._places[feature]
         if isinstance(candidates, Encoded):
             return self.of_ids(feature, candidates.block.ids_BK[:, place])
-        ids_N = candidates.catalogue.ids_IK[np.maximum(candidates.rows_N, 0), place].astype(np.int64)
+        ids_N = candidates.catalogue.ids(candidates.rows_N, place)
         encoded: EncodedBlock | None = candidates.encoded
         if encoded is not None:
             ids_N[candidates.is_encoded_N] = encoded.ids_BK[:, place]

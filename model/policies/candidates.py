@@ -71,8 +71,8 @@ class CandidateValues:
         number_N: Floats = np.full(len(self.ids), number.missing) if column is None else number.raw(column)
         if self._named is not None:
             is_taken_N = self._named.is_known_N & ~_given(column, len(self.ids))
-            raw_I = self._named.catalogue.raw_numbers_IQ[:, place]
-            number_N = np.where(is_taken_N, raw_I[self._named.rows_N], number_N)
+            raw_N = self._named.catalogue.raw_numbers(self._named.rows_N, place)
+            number_N = np.where(is_taken_N, raw_N, number_N)
         return number_N
 
     def words(self, feature: str) -> Words:
@@ -89,11 +89,10 @@ class CandidateValues:
         words = words_of(self._columns.get(feature), len(self.ids))
         if self._named is None:
             return words
-        catalogue, rows_N = self._named.catalogue, self._named.rows_N
+        item = self._named.catalogue.words(self._named.rows_N, place)
         is_taken_N = self._named.is_known_N & ~words.has_id_B
         return Words(
-            np.where(is_taken_N, catalogue.words_IK[rows_N, place], words.word_B),
-            np.where(is_taken_N, catalogue.has_id_IK[rows_N, place], words.has_id_B),
+            np.where(is_taken_N, item.word_B, words.word_B), np.where(is_taken_N, item.has_id_B, words.has_id_B)
         )
 
 

@@ -182,10 +182,11 @@ class Scorer:
         return [folder / str(generation) for generation in generations(folder)]
 
     def open_catalogue(self, path: Path) -> Catalogue:
-        """Open a generation of the version's catalogue and have it answer for some of its items. Raises ArtifactError
-        where it does not verify."""
-        catalogue = Catalogue.open(path, self.artifact)
-        rows_N = np.unique(np.linspace(0, catalogue.manifest.items - 1, CHECKED_ITEMS).astype(np.int64))
+        """Open a generation of the version's catalogue and have it answer for some of its items. Layers that serve
+        already are taken as they are. Raises ArtifactError where it does not verify."""
+        known = self.catalogue
+        catalogue = Catalogue.open(path, self.artifact, known)
+        rows_N = catalogue.some_rows(CHECKED_ITEMS, besides=known)
         try:
             fault = self.sums_fault(catalogue.block(rows_N), catalogue.sums(rows_N), COMPILED_TOLERANCE)
         except (RuntimeError, IndexError) as error:
@@ -216,7 +217,9 @@ class Scorer:
 
     def sums_fault(self, block: EncodedBlock, sums_NF: torch.Tensor, tolerance: float) -> str | None:
         """Difference of the answers by candidates' sums from those by their features, for the users of the golden
-        requests. None where they do not (`disagreement`)."""
+        requests. None where they do not (`disagreement`), and where there is no candidate."""
+        if not len(sums_NF):
+            return None
         for golden in self.golden_requests()["requests"]:
             with torch.inference_mode():
                 sums_1F = self._golden_sums(golden)

@@ -42,6 +42,15 @@ class GenerationWatch(ABC):
     def generation(self, scorer: Scorer) -> int:
         """The generation that serves, 0 without one."""
 
+    def folders(self, place: Path) -> list[Path]:
+        """The folders that a generation is read from."""
+        return [place]
+
+    def needed(self, scorer: Scorer) -> list[str]:
+        """The generations whose files serve, none without one."""
+        served = self.generation(scorer)
+        return [str(served)] if served else []
+
     @abstractmethod
     def take_generation(self, scorer: Scorer, place: Path) -> dict[str, Any]:
         """Serve a generation from now on. Returns what the log says of it. Raises what its files cause."""
@@ -55,7 +64,8 @@ class GenerationWatch(ABC):
         for place in reversed(generations):
             if int(place.name) <= self.generation(scorer):
                 break
-            state = self._seen[place] = fingerprints([*place.glob("*"), *keys])
+            files = (file for folder in self.folders(place) for file in folder.glob("*"))
+            state = self._seen[place] = fingerprints([*files, *keys])
             refused = self._refused.get(place)
             # A slow copy has other files at every poll: it is tried again when it is over.
             is_due = refused is None or (state != refused and state == seen.get(place))
@@ -70,12 +80,12 @@ class GenerationWatch(ABC):
         return self._reasons[max(refused, key=lambda place: int(place.name))] if refused else self._missing
 
     def _check_served(self, scorer: Scorer, generations: list[Path]) -> None:
-        served, before = str(self.generation(scorer)), self._missing
-        is_there = served == "0" or served in [place.name for place in generations]
-        self._missing = None if is_there else f"generation {served}: missing; it serves on from memory"
-        fields = {"model": self._model, "model_version": scorer.version, "generation": served}
+        before, published = self._missing, {place.name for place in generations}
+        gone = [number for number in self.needed(scorer) if number not in published]
+        self._missing = f"generation {gone[0]}: missing; it serves on from memory" if gone else None
+        fields = {"model": self._model, "model_version": scorer.version}
         if self._missing is not None and before is None:
-            _log.error(f"{self.kind} is missing; it serves on from memory", **fields)
+            _log.error(f"{self.kind} is missing; it serves on from memory", **fields, generation=gone[0])
 
     def _open_generation(self, scorer: Scorer, place: Path) -> bool:
         fields = {"model": self._model, "model_version": scorer.version, "generation": place.name}

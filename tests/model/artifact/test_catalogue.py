@@ -137,7 +137,7 @@ def cut(folder: Path) -> None:
 
 def edited(folder: Path) -> None:
     text = (folder / MANIFEST).read_text()
-    (folder / MANIFEST).write_text(text.replace('"source": "items', '"source": "ITEMS'))
+    (folder / MANIFEST).write_text(text.replace('"removes": false', '"removes": true'))
 
 
 def with_other_sums(folder: Path) -> None:

@@ -47,7 +47,7 @@ def test_ids_of_a_catalogue_are_those_of_its_items_unless_the_request_says_more(
     schema = schema_of(FEED)
     inputs, _ = inputs_of(schema)
     items, block = random_block(schema, 9, 1, None), random_block(schema, len(encoded_rows), 2, None)
-    catalogue: Any = SimpleNamespace(ids_IK=items.ids_BK.astype(np.int32))
+    catalogue: Any = SimpleNamespace(ids=lambda rows_N, place: items.ids_BK[np.maximum(rows_N, 0), place])
     rows_N, is_encoded_N = np.array([4, -1, 8, 0, 4]), np.zeros(5, np.bool_)
     is_encoded_N[encoded_rows] = True
     named = NamedCandidates(catalogue, rows_N, is_encoded_N, block if encoded_rows else None, {}, {}, {}, ())

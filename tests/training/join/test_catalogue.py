@@ -22,6 +22,7 @@ from training.join.check import check as check_answers
 from training.join.join import Settings, join
 from training.join.plan import Plan
 from training.publish.catalogue import build_catalogue
+from training.publish.catalogue_append import append_to_catalogue
 
 FEATURES = ("item_id", "topics", "age")
 REQUEST = {
@@ -129,6 +130,30 @@ def test_rows_have_the_features_of_the_generation_that_answered(tmp_path: Path, 
     assert not list((plan.out / "_join").glob(".items*"))
 
 
+def test_rows_have_the_features_of_the_newest_file_that_has_an_item(tmp_path: Path) -> None:
+    """Items that were appended, replaced and removed, as each generation had them."""
+    version = published(tmp_path, versions=3)
+    build_catalogue(version, write_items(tmp_path / "items-1.parquet", some_items(1)))
+    generations = {"1": some_items(1)}
+    for number in range(2, 13):  # beyond the first merge
+        draw = random.Random(number)
+        new = {one: features for one, features in some_items(number).items() if draw.random() < 0.2}
+        items = write_items(tmp_path / f"items-{number}.parquet", new)
+        before = generations[str(number - 1)]
+        gone = draw.sample([one for one in before if one not in new], 3)
+        pq.write_table(pa.table({"id": gone}), tmp_path / f"gone-{number}.parquet")
+        assert append_to_catalogue(version, items, tmp_path / f"gone-{number}.parquet").name == str(number)
+        generations[str(number)] = {one: features for one, features in {**before, **new}.items() if one not in gone}
+    made = logs(150, 4, seed=53)
+    draw = random.Random(53)
+    requests = [by_catalogue(line, str(draw.randint(1, 12)), draw) for line in made.requests]
+    plan = Plan.load(write(tmp_path, made._replace(requests=requests), join=JOIN + "models: {folder}/models\n"))
+    join(plan, NOW)
+    slow = [filled(line, generations[line["catalogue"]]) for line in requests]
+    check(plan.out, join_slowly(made._replace(requests=slow), "shown", LAST, tie))
+    assert sum(pq.read_metadata(path).num_rows for path in plan.out.glob("date=*/*")) > 100
+
+
 def test_rows_answered_by_a_catalogue_are_answered_again(tmp_path: Path) -> None:
     """`join --check` scores the raw values that the join found, and the version answered by sums of encoded ones."""
     version = published(tmp_path)
@@ -171,7 +196,7 @@ def _unnamed(folder: Path) -> None:
     path = folder / "models/feed/derived/1/catalogue/1/manifest.json"
     path.chmod(0o644)
     content = json.loads(path.read_text())
-    del content["source_sha256"]
+    del content["sources"]
     path.write_text(json.dumps(content))
 
 
@@ -180,7 +205,7 @@ def _unnamed(folder: Path) -> None:
     [
         (lambda folder: (folder / "items.parquet").unlink(), {}, r"items\.parquet: not a readable .* \(No such file"),
         (_changed, {}, r"items\.parquet: is not the file that generation 1 of the catalogue was built of"),
-        (_unnamed, {}, r"manifest\.json: does not say which file its items came from"),
+        (_unnamed, {}, r"manifest\.json: does not say which files its items came from"),
         (lambda folder: None, {"catalogue": "7"}, "catalogue: has no generation 7"),
         (lambda folder: None, {"catalogue": "../1"}, "not a generation of a catalogue"),
         (lambda folder: None, {"model_version": None}, "no model, version and generation say which"),

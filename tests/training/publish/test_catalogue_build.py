@@ -19,6 +19,7 @@ from tests.artifacts import publish_artifact
 from tests.items import Items, tiny_items, values_of, write_items
 from training.__main__ import main
 from training.publish import catalogue as catalogue_module
+from training.publish import catalogue_files
 from training.publish import export as export_module
 from training.publish.catalogue import KEPT_GENERATIONS, build_catalogue
 from training.run.run import Run
@@ -34,7 +35,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_items_of_any_batch_are_encoded_as_a_request_s(
     version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue_module, "BATCH_ITEMS", 7)
+    monkeypatch.setattr(catalogue_files, "BATCH_ITEMS", 7)
     items = tiny_items(50, seed=1)
     scorer = Scorer.load(version)
     catalogue = scorer.open_catalogue(build_catalogue(version, write_items(tmp_path / "items.parquet", items, 20)))
@@ -97,7 +98,7 @@ def with_value(name: str, row: int, value: Any) -> Items:
 def test_a_file_that_does_not_fit_is_refused_and_nothing_is_published(
     version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: Items, reason: str
 ) -> None:
-    monkeypatch.setattr(catalogue_module, "BATCH_ITEMS", 8)
+    monkeypatch.setattr(catalogue_files, "BATCH_ITEMS", 8)
     path = tmp_path / "items.parquet"
     write_items(path, items, 10)
     family = version.parent / "derived" / version.name / "catalogue"
@@ -126,12 +127,13 @@ def test_a_refresh_is_a_new_generation_and_the_oldest_go(tmp_path: Path, capsys:
     assert [folder.name for folder in folders] == ["1", "2", "3", "4"]
     kept = folders[-KEPT_GENERATIONS:]
     removed = folders[0].parent / "removed"
-    assert sorted(folders[0].parent.iterdir()) == [*kept, removed]
+    assert sorted(folders[0].parent.iterdir()) == [folders[0].parent / ".lock", *kept, removed]
     assert sorted(file.name for file in removed.iterdir()) == ["1.json", "2.json"]
     for file in (removed / "1.json", kept[-1] / "manifest.json"):
         manifest = json.loads(file.read_text())
-        assert manifest["source_path"] == str(path)
-        assert manifest["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        [source] = manifest["sources"]
+        assert source["path"] == str(path)
+        assert source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Scorer.load(version).catalogue_generations() == kept
 
 

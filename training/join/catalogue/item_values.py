@@ -48,7 +48,7 @@ class ItemValues:
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """rows_N: each id's item, UNKNOWN where there is none."""
-        return rows_by_key(self._keys_2I, self._rows_I, ids)
+        return rows_by_key(self._keys_2I, self._rows_I, keys_of(ids))
 
     def values(self, rows_U: NDArray[np.int64]) -> pa.Table:
         """The features of items, whose rows ascend."""
