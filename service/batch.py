@@ -22,7 +22,7 @@ from service.metrics.metrics import BATCH, RANK, Metrics
 from service.pipeline import Ranking, Scoring, Waiting, check_deadline
 from service.rank.answer import Reply
 from service.rank.question import Question
-from service.rank.read import read_batch, read_question, too_many_candidates
+from service.rank.read import BatchedRequest, read_batch, too_many_candidates
 from service.rank.scored_request import EncodedRequest, ScoredRequest
 from service.state.users import FoundUser
 
@@ -31,7 +31,7 @@ from service.state.users import FoundUser
 class _Part:
     """A request of a batch on its way, which ends in a problem or in the body of its answer."""
 
-    body: bytes
+    request: BatchedRequest
     record: RequestRecord
     question: Question | None = None
     found: FoundUser | None = None
@@ -67,7 +67,7 @@ class BatchRanking:
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> Reply | Waiting:
         """The answer's body. Runs in a scoring thread. `deadline` is on the clock of time.perf_counter, in seconds.
         Raises Problem for what is wrong with the body as a whole: 400, 413, 422, 504."""
-        parts = [_Part(text, _record_of_part(record)) for text in read_batch(body)]
+        parts = [_Part(request, _record_of_part(record)) for request in read_batch(body)]
         candidates = 0
         for part in parts:
             candidates += self._read(part, candidates)
@@ -82,7 +82,7 @@ class BatchRanking:
         too many together."""
 
         def read(part: _Part) -> None:
-            part.question = read_question(part.body, self.ranking.max_candidates, part.record)
+            part.question = part.request.read(self.ranking.max_candidates, part.record)
 
         part.attempt(read)
         if part.problem is not None and part.problem.status == 413:
@@ -117,7 +117,7 @@ class BatchRanking:
 
     def _encode(self, part: _Part) -> None:
         assert part.question is not None
-        part.encoded = self.ranking.encode(part.question, len(part.body), part.record, part.found)
+        part.encoded = self.ranking.encode(part.question, part.request.size, part.record, part.found)
 
     def _score(self, parts: Iterable[_Part]) -> None:
         """Score the requests, those of one version together. Where a score is not finite, each alone."""

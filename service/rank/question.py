@@ -5,7 +5,7 @@ Values of features are checked once, whole columns at a time, by the encoder. Ro
 way. Raises Problem 422 naming every faulty value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -35,8 +35,8 @@ _columnar_decoder = msgspec.json.Decoder(_Columnar)
 
 class Question(NamedTuple):
     """A scoring request, in request order: candidates' features as columns or as `rows` of features. Columns of numbers
-    may be arrays already, whose `body` is kept for who wants them as the client wrote them. `featureless` is the first
-    place without any, for which only a catalogue can make up. `user` has what `hydrated` says that the store gave."""
+    may be arrays already. `body` then gives them as the client wrote them. `featureless` is the first place without
+    any, for which only a catalogue can make up. `user` has what `hydrated` says that the store gave."""
 
     options: Options
     user: dict[str, Any]
@@ -44,7 +44,7 @@ class Question(NamedTuple):
     features: Mapping[str, list[Any] | Column]
     rows: list[dict[str, Any]] | None = None
     featureless: str | None = None
-    body: bytes | None = None
+    body: Callable[[], bytes] | None = None
     hydrated: Hydrated | None = None
 
     @classmethod
@@ -74,7 +74,7 @@ class Question(NamedTuple):
         if not any(isinstance(column, Column) for column in self.features.values()):
             return self.features
         assert self.body is not None
-        return _columnar_decoder.decode(self.body).candidates.features
+        return _columnar_decoder.decode(self.body()).candidates.features
 
 
 def _listed(given: Any) -> list[Any]:

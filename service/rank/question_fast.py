@@ -1,8 +1,8 @@
 """A columnar scoring request without a fault: its bytes -> `Question`, columns of numbers straight into arrays.
 
-In: the body of POST /v1/rank. Out: a Question whose plain columns (numbers alone, or lists of integers, no null) are
-`Column`s and whose other columns are lists of values. None for any other body, which service.rank.question reads key by
-key, to take it or to name its faults. So nothing is refused here.
+In: the body of POST /v1/rank, or of a batch. Out: a Question, or those of the batch. Their plain columns (numbers
+alone, or lists of integers, no null) are `Column`s, the others are lists of values. None for any other body, which
+service.rank.question reads key by key, to take it or to name its faults. So nothing is refused here.
 
 simdjson parses the whole body once and copies numbers into arrays. It flattens nested lists on the way. That none of
 what is flattened was nested deeper than it may be is seen in the number of opening brackets of the body: those that a
@@ -14,7 +14,8 @@ Shapes: N candidates, V list values in all, B rows of a column.
 import re
 import threading
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -34,19 +35,47 @@ _PARTS = frozenset({"user", "candidates"})
 _ROWS = re.compile(rb'"candidates"\s*:\s*\[')
 _kept = threading.local()
 _len: Callable[[Any], int] = len
+Read = TypeVar("Read")
 
 
 def read_columnar(body: bytes) -> Question | None:
     """The question of a columnar body of the right shape, with however many candidates. None for any other body."""
-    if body.startswith(_BYTE_ORDER_MARK):  # simdjson would skip it
-        return None
     # Only not to parse rows in vain, so the first place that looks like them is enough.
     if _ROWS.match(body, body.find(b'"candidates"')):
         return None
+
+    def read(document: Any) -> tuple[Question, int]:
+        return _question(document, lambda: body)
+
+    return _read(body, read)
+
+
+def read_columnar_batch(body: bytes, most: int, text_of: Callable[[int], bytes]) -> list[Question] | None:
+    """The questions of a batch of at most so many, each of the right shape. None for any other body. `text_of` gives
+    the body of one of them."""
+
+    def read(document: Any) -> tuple[list[Question], int] | None:
+        requests = document["requests"]
+        if len(document) != 1 or type(requests) is not simdjson.Array or not 1 <= len(requests) <= most:
+            return None
+        read_each = [_question(request, partial(text_of, number)) for number, request in enumerate(requests)]
+        return [question for question, _ in read_each], 1 + sum(brackets for _, brackets in read_each)
+
+    return _read(body, read)
+
+
+def _read(body: bytes, read: Callable[[Any], tuple[Read, int] | None]) -> Read | None:
+    """What `read` makes of a document, which returns it with the number of brackets of its body."""
+    if body.startswith(_BYTE_ORDER_MARK):  # simdjson would skip it
+        return None
     try:
-        return _question(_parser(body).parse(body), body)
+        found = read(_parser(body).parse(body))
     except (ValueError, TypeError, KeyError, RuntimeError, RecursionError):
         return None
+    # numpy compares bytes several times as fast as bytes.count finds many.
+    if found is None or np.count_nonzero(np.frombuffer(body, np.uint8) == _BRACKET) != found[1]:
+        return None
+    return found[0]
 
 
 def _parser(body: bytes) -> simdjson.Parser:
@@ -58,14 +87,15 @@ def _parser(body: bytes) -> simdjson.Parser:
     return parser
 
 
-def _question(document: Any, body: bytes) -> Question | None:
-    """Raise TypeError, ValueError or KeyError for some of what is not of the right shape."""
+def _question(document: Any, body: Callable[[], bytes]) -> tuple[Question, int]:
+    """A question and the number of opening brackets that it has. Raises TypeError, ValueError or KeyError for what is
+    not of the right shape."""
     keys = list(document)
     user, candidates = document["user"], document["candidates"]
     # A key that is none, or a value of a wrong type, is a ValueError.
     options = msgspec.convert({key: document[key] for key in keys if key not in _PARTS}, Options)
     if len(set(keys)) != len(keys) or type(user) is not simdjson.Object or type(candidates) is not simdjson.Object:
-        return None
+        raise TypeError("not a request")
     ids, features = _columns(candidates)
     featureless = "candidates.features" if features is None else None
     features = features or {}
@@ -78,10 +108,9 @@ def _question(document: Any, body: bytes) -> Question | None:
         elif column.lengths_B is not None:
             brackets += len(column.lengths_B)
     "".join(ids)  # a TypeError where one is no string
-    # numpy compares bytes several times as fast as bytes.count finds many.
-    if not ids or np.count_nonzero(np.frombuffer(body, np.uint8) == _BRACKET) != brackets:
-        return None
-    return Question(options, user, ids, features, featureless=featureless, body=body)
+    if not ids:
+        raise TypeError("no candidates")
+    return Question(options, user, ids, features, featureless=featureless, body=body), brackets
 
 
 def _columns(candidates: Any) -> tuple[list[Any], dict[str, Column | list[Any]] | None]:

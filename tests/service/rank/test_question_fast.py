@@ -14,7 +14,7 @@ from model.schema import FeedSchema
 from service.base.errors import Problem
 from service.base.record import RequestRecord
 from service.rank.question import Question, read_features
-from service.rank.question_fast import read_columnar
+from service.rank.question_fast import read_columnar, read_columnar_batch
 from service.rank.read import read_general
 from service.rank.wire import Options
 
@@ -232,3 +232,40 @@ def test_a_log_gets_columns_as_the_client_wrote_them() -> None:
         "number": b"[1.50, 2]",
         "string": b'["a", null]',
     }
+
+
+def test_a_batch_is_read_as_each_of_its_requests() -> None:
+    bodies = [
+        body_of({"number": "[1.50, 2]", "list": "[[1], []]"}, 2, more='"top_k": 1, '),
+        body_of({"id": "[7]", "string": '["a"]'}, 1, user='{"user_id": null}'),
+        b'{"user": {}, "candidates": {"id": ["a"]}}',
+    ]
+    questions = read_columnar_batch(b'{"requests": [%b]}' % b", ".join(bodies), 3, bodies.__getitem__)
+    assert questions is not None
+    for question, body in zip(questions, bodies, strict=True):
+        alone = read_columnar(body)
+        assert alone is not None
+        assert (question.user, question.ids, question.featureless) == (alone.user, alone.ids, alone.featureless)
+        assert question.options.top_k == alone.options.top_k
+        assert question.written() == alone.written()
+        assert question.features.keys() == alone.features.keys()
+        for name, column in question.features.items():
+            assert isinstance(column, Column) == isinstance(alone.features[name], Column)
+
+
+def test_a_batch_that_is_not_all_columns_is_left_alone() -> None:
+    right = body_of({"id": "[1]"}, 1).decode()
+    nested = body_of({"list": "[[1,[2]],[3]]"}, 2).decode()
+    for text in (
+        f'{{"requests": [{right}, {right}]}}',  # one more than there may be
+        '{"requests": []}',
+        '{"requests": 7}',
+        f'{{"requests": [{right}], "more": 1}}',
+        f'{{"requests": [{right}], "requests": [{right}]}}',
+        f"[{right}]",
+        f'{{"requests": [{nested}]}}',
+        '{"requests": [{"user": {}, "candidates": [{"id": "a"}]}]}',
+        f'{{"requests": [{right}]}} x',
+    ):
+        assert read_columnar_batch(text.encode(), 1, lambda _: b"") is None
+    assert read_columnar_batch(f'{{"requests": [{right}]}}'.encode(), 1, lambda _: b"") is not None
