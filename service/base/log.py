@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from types import TracebackType
@@ -27,22 +28,28 @@ LOGGER = "feedrank"
 _MOST_PRINTED = 2**16
 _THROTTLE_SECONDS = 60.0
 
+# Unix time, and the fields.
+LogLine = tuple[float, Mapping[str, object]]
+
 
 class JsonFormatter(logging.Formatter):
-    """A logging record as one line of JSON."""
+    """A logging record as lines of JSON: one, or those that it has."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
-        line: dict[str, Any] = {
-            "time": _time(record.created),
+        """The lines, without the last one's end."""
+        common: dict[str, Any] = {
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[1] is not None:
-            line["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
-        return msgspec.json.encode(line).decode()
+            common["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+        lines: Sequence[LogLine] | None = getattr(record, "lines", None)
+        if lines is None:
+            lines = ((record.created, getattr(record, "fields", {})),)
+        return "\n".join(
+            msgspec.json.encode({"time": _time(created), **common, **fields}).decode() for created, fields in lines
+        )
 
 
 def _time(created: float) -> str:
@@ -61,9 +68,10 @@ class QueuedHandler(logging.Handler):
     """Puts records into the queue of this process's stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queues the record's line."""
+        """Queues the record's lines."""
         try:
-            stderr_queue().put(self.format(record).encode("utf-8", "backslashreplace") + b"\n")
+            for line in self.format(record).encode("utf-8", "backslashreplace").splitlines(keepends=True):
+                stderr_queue().put(line if line.endswith(b"\n") else line + b"\n")
         except Exception:
             self.handleError(record)
 
@@ -77,6 +85,11 @@ class FieldLogger:
     def info(self, message: str, /, **fields: object) -> None:
         """Log what went as it should."""
         self._logger.info(message, extra={"fields": fields})
+
+    def all_at(self, level: int, message: str, lines: Sequence[LogLine]) -> None:
+        """Log lines of one message together: a call of logging costs more than a line."""
+        if lines and self._logger.isEnabledFor(level):
+            self._logger.log(level, message, extra={"lines": lines})
 
     def warning(self, message: str, /, **fields: object) -> None:
         """Log a warning: an operator may want to act."""

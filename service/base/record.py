@@ -4,16 +4,14 @@ Logged of it are identifiers (of a key its name), counts, seconds and a status. 
 candidate id.
 """
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.base.log import LOGGER
+from service.base.log import LogLine
 
 MAX_REQUEST_ID = 128
-_requests = logging.getLogger(f"{LOGGER}.requests")
 
 
 class Ticket(Protocol):
@@ -59,6 +57,7 @@ class RequestRecord:
     begun: float | None = None
     scored: float | None = None
     seconds: float = 0.0
+    ended: float = 0.0  # Unix time
     # Of a request in a batch, the id of that. Of a batch that is answered, its requests.
     batch: str | None = None
     parts: list["RequestRecord"] = field(default_factory=list)
@@ -92,32 +91,35 @@ class RequestRecord:
         if self.ticket is not None:
             self.ticket.set_candidates(count, requests)
 
-    def log(self, level: int) -> None:
-        """Write the request's line."""
-        if _requests.isEnabledFor(level):
-            fields = {
-                "request_id": self.request_id,
-                "batch": self.batch,
-                "trace_id": self.trace_id,
-                "endpoint": self.endpoint,
-                "key": self.key,
-                "status": self.status,
-                "seconds": round(self.seconds, 6),
-                "model": self.model,
-                "model_version": self.model_version,
-                "value_model": self.value_model,
-                "value_model_version": self.value_model_version,
-                "policy": self.policy,
-                "policy_version": self.policy_version,
-                "calibration": self.calibration,
-                "experiments": self.experiments or None,
-                "fell_back": self.fell_back or None,
-                "candidates": self.candidates,
-                "requests": len(self.parts) or None,
-                "state": None if self.lookup is None else self.lookup.result,
-            }
-            known = {name: value for name, value in fields.items() if value is not None}
-            _requests.log(level, "request", extra={"fields": known})
+    def end(self) -> None:
+        """The request is over."""
+        self.seconds = time.perf_counter() - self.started
+        self.ended = time.time()
+
+    def line(self) -> LogLine:
+        """The request's log line."""
+        fields = {
+            "request_id": self.request_id,
+            "batch": self.batch,
+            "trace_id": self.trace_id,
+            "endpoint": self.endpoint,
+            "key": self.key,
+            "status": self.status,
+            "seconds": round(self.seconds, 6),
+            "model": self.model,
+            "model_version": self.model_version,
+            "value_model": self.value_model,
+            "value_model_version": self.value_model_version,
+            "policy": self.policy,
+            "policy_version": self.policy_version,
+            "calibration": self.calibration,
+            "experiments": self.experiments or None,
+            "fell_back": self.fell_back or None,
+            "candidates": self.candidates,
+            "requests": len(self.parts) or None,
+            "state": None if self.lookup is None else self.lookup.result,
+        }
+        return self.ended, {name: value for name, value in fields.items() if value is not None}
 
 
 def is_request_id(given: object) -> bool:

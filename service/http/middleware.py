@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 import re
-import time
 from collections import deque
 from contextlib import suppress
 from functools import lru_cache
@@ -18,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.base.errors import Problem, refusal
-from service.base.log import FieldLogger
+from service.base.log import FieldLogger, LogLine
 from service.base.record import RequestRecord, is_request_id
 from service.http.protocol import CUT_OFF
 from service.http.tracing import Tracing, trace_id_of
@@ -34,11 +33,12 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/h
 _KEY = "feedrank.record"
 _DISCONNECTED = 499  # no client is left to read an answer
 # Requests that have ended are counted after so long: what a killed worker has not counted is lost.
-_MOMENT_SECONDS = 0.01
+_MOMENT_SECONDS = 0.05
 _HEADERS = "feedrank.headers"  # by name: several are looked up in every request
 _REQUEST_ID_KEY = REQUEST_ID.lower().encode("latin-1")
 
 _log = FieldLogger()
+_requests = FieldLogger("requests")
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -168,35 +168,37 @@ class Observe:
         moment: what this takes is then in the processor's caches, where a request alone would find the next."""
         if record.endpoint in SCORING:
             self._metrics.num_in_flight -= 1
-        record.seconds = time.perf_counter() - record.started
+        record.end()
         if not self._ended:
             asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self.finish_ended)
         self._ended.append((record, scope))
 
     def finish_ended(self) -> None:
         """Count, trace and log the requests that have ended. Safe from several threads."""
+        lines: list[LogLine] = []
         with suppress(IndexError):
             while True:
-                self._count(*self._ended.popleft())
+                lines += self._counted(*self._ended.popleft())
+        _requests.all_at(logging.INFO, "request", lines)
 
     def finish(self, record: RequestRecord, scope: Scope) -> None:
         """Counts, traces and logs a request that is over."""
-        record.seconds = time.perf_counter() - record.started
-        self._count(record, scope)
+        record.end()
+        level = logging.DEBUG if record.endpoint in _QUIET else logging.INFO
+        _requests.all_at(level, "request", self._counted(record, scope))
 
-    def _count(self, record: RequestRecord, scope: Scope) -> None:
+    def _counted(self, record: RequestRecord, scope: Scope) -> list[LogLine]:
+        """The lines of a request that is over, once it is counted and traced."""
         self._seconds[record.endpoint].observe_soon(record.seconds)
         # A batch that is answered counts as its requests.
         parts = record.parts if record.status == 200 else []
         for part in parts:
-            part.seconds = record.seconds
-            self._count_one(part)
-            part.log(logging.INFO)
-        if not parts:
-            self._count_one(record)
+            part.seconds, part.ended = record.seconds, record.ended
+        for one in parts or (record,):
+            self._count_one(one)
         if self._tracing is not None and record.endpoint in SCORING:
             self._tracing.trace(record, {name: header(scope, name) or "" for name in ("traceparent", "tracestate")})
-        record.log(logging.DEBUG if record.endpoint in _QUIET else logging.INFO)
+        return [one.line() for one in (*parts, record)]
 
     def _count_one(self, record: RequestRecord) -> None:
         known = self._codes.get((record.endpoint, record.status))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -38,3 +39,9 @@ def samples(client: TestClient, name: str) -> dict[frozenset[tuple[str, str]], f
 def sample(client: TestClient, name: str, **labels: str) -> float:
     """One sample. Raises KeyError where its label set is not exported."""
     return samples(client, name)[frozenset(labels.items())]
+
+
+def request_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """The fields of the log lines of requests, in order."""
+    records = [record for record in caplog.records if record.name == "feedrank.requests"]
+    return [dict(fields) for record in records for _, fields in record.__dict__["lines"]]

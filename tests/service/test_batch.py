@@ -17,7 +17,7 @@ from model.scorer.scorer import Scorer
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.items import tiny_items, write_items
 from tests.service.impressions.impressions_read import lines_of
-from tests.service.in_process import client_of, sample
+from tests.service.in_process import client_of, request_lines, sample
 from tests.service.rank.test_request_schema import ROWS, bodies
 from tests.service.state.stores import STATE, put_user, sqlite_url, store_at
 from training.publish.catalogue import build_catalogue
@@ -279,7 +279,7 @@ def test_users_state_arms_policies_impressions_and_log_lines_are_of_each_request
         answered = [line["candidates"]["id"][row] for row in line["order"]]
         assert answered == answer["candidates"]["id"]
         assert len(line["propensity"]) == len(answered)
-    logged = [record.fields for record in caplog.records if record.message == "request"]  # type: ignore[attr-defined]
+    logged = request_lines(caplog)
     of_parts = {one["request_id"]: one for one in logged if one.get("batch") == "b-1"}
     assert of_parts.keys() == lines.keys()
     for answer in answers:

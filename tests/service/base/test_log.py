@@ -30,7 +30,8 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
-    return [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+    texts = [JsonFormatter().format(record) for record in caplog.records]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
 def test_a_scored_request_is_one_line_with_both_versions(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:

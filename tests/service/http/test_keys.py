@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from service.http.keys import Keys
 from tests.artifacts import TINY_REQUEST, publish_artifact
-from tests.service.in_process import POLL_SECONDS, client_of, sample
+from tests.service.in_process import POLL_SECONDS, client_of, request_lines, sample
 from tests.service.running import ROOT, RunningService
 
 KEYS = {"feed": "feedrank_one", "scraper": "feedrank_two", "operator": "feedrank_three"}
@@ -110,8 +110,7 @@ def test_the_name_of_the_key_is_logged_and_never_the_key(client: TestClient, cap
     with caplog.at_level(logging.DEBUG):
         client.post("/v1/rank", json=TINY_REQUEST, headers=bearer("feedrank_one"))
         client.post("/v1/rank", json=TINY_REQUEST, headers=bearer("feedrank_guess"))
-    lines = [record.__dict__.get("fields", {}) for record in caplog.records if record.getMessage() == "request"]
-    assert [line.get("key") for line in lines] == ["feed", None]
+    assert [line.get("key") for line in request_lines(caplog)] == ["feed", None]
     shown = str([record.__dict__ for record in caplog.records])
     assert "feedrank_one" not in shown
     assert "feedrank_guess" not in shown

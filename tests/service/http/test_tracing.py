@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from service.base.record import RequestRecord
 from service.http.tracing import Tracing, trace_id_of
 from tests.artifacts import TINY_REQUEST, publish_artifact
-from tests.service.in_process import client_of
+from tests.service.in_process import client_of, request_lines
 from tests.service.running import RunningService
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -48,8 +48,7 @@ def test_the_log_line_of_a_request_names_its_trace(tmp_path: Path, caplog: pytes
     with client_of(tmp_path) as client, caplog.at_level("INFO", logger="feedrank"):
         client.post("/v1/rank", json=TINY_REQUEST, headers={"traceparent": TRACEPARENT})
         client.post("/v1/rank", json=TINY_REQUEST)
-    lines = [record.__dict__["fields"] for record in caplog.records if record.message == "request"]
-    assert [line.get("trace_id") for line in lines] == [TRACE, None]
+    assert [line.get("trace_id") for line in request_lines(caplog)] == [TRACE, None]
 
 
 @contextmanager

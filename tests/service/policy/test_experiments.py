@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.service.impressions.impressions_read import lines_of
-from tests.service.in_process import client_of, sample, samples
+from tests.service.in_process import client_of, request_lines, sample, samples
 from tests.service.open_inference.tensors import INFER, tensors_of
 
 REQUESTS = "ranking_experiment_requests_total"
@@ -185,8 +185,7 @@ def test_an_arm_whose_version_is_not_ready_is_answered_by_stable_and_counted(
     assert (first["experiments"], first["fell_back"]) == ({"versions": "newer"}, ["versions"])
     assert (second["experiments"], second["fell_back"]) == ({"versions": "control"}, [])
     assert first["epochs"] == second["epochs"] != {}
-    fields = [record.fields for record in caplog.records if hasattr(record, "fields") and record.message == "request"]
-    ranked = [given for given in fields if given["endpoint"] == "/v1/rank"]
+    ranked = [given for given in request_lines(caplog) if given["endpoint"] == "/v1/rank"]
     assert [given["experiments"] for given in ranked] == [{"versions": "newer"}, {"versions": "control"}]
     assert [given.get("fell_back") for given in ranked] == [("versions",), None]
     assert COUNTRY["newer"] not in json.dumps([given["experiments"] for given in ranked])

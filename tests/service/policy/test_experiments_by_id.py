@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from tests.artifacts import publish_artifact
 from tests.service.impressions.impressions_read import lines_of
-from tests.service.in_process import client_of, sample
+from tests.service.in_process import client_of, request_lines, sample
 from tests.service.open_inference.tensors import INFER
 from tests.service.state.stores import STATE, put_user, sqlite_url, store_at
 
@@ -164,8 +164,7 @@ def test_the_policy_of_an_arm_orders_by_the_stored_history(
     first, second = lines_of(tmp_path / "log")
     assert [first["policy"], second["policy"]] == ["unseen", None]
     assert [first["experiments"], second["experiments"]] == [{name: "other"}, {name: "control"}]
-    fields = [one.fields for one in caplog.records if hasattr(one, "fields") and one.message == "request"]
-    ranked = [given for given in fields if "experiments" in given]
+    ranked = [given for given in request_lines(caplog) if "experiments" in given]
     assert [given.get("policy") for given in ranked] == ["unseen", None]
     assert [given["experiments"] for given in ranked] == [{name: "other"}, {name: "control"}]
     assert [given["state"] for given in ranked] == ["hit", "miss"]

@@ -15,7 +15,7 @@ from service.state.redis_store import RedisStore
 from service.state.user_state import store_name
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.deploy.programs import wait_for
-from tests.service.in_process import client_of, sample
+from tests.service.in_process import client_of, request_lines, sample
 from tests.service.state.redis_servers import RedisServer, no_redis, redis_server
 from tests.service.state.stores import STATE, put_user
 
@@ -54,9 +54,7 @@ def lookups(client: TestClient, result: str) -> float:
 
 def logged_results(caplog: pytest.LogCaptureFixture) -> list[str | None]:
     """The `state` of the lines of scoring requests, in order."""
-    lines = [record for record in caplog.records if record.name == "feedrank.requests"]
-    fields: list[dict[str, Any]] = [record.fields for record in lines]  # type: ignore[attr-defined]
-    return [one.get("state") for one in fields if one["endpoint"] == "/v1/rank"]
+    return [one.get("state") for one in request_lines(caplog) if one["endpoint"] == "/v1/rank"]
 
 
 def redis_name(user: str) -> bytes:
