@@ -58,11 +58,11 @@ def main() -> None:
     options = parser.parse_args()
     sizes = options.candidates or ((100, 500) if options.quick else SIZES)
     turns = options.turns or (2 if options.quick else 7)
+    signal.signal(signal.SIGTERM, _end)  # the services end with it
     if options.against is not None:
         _compare(options, turns)
         return
     seconds = 0.15 if options.quick else 0.35
-    signal.signal(signal.SIGTERM, _end)
     console = Console(stderr=True)
     try:
         data = measure(console, sorted(set(sizes)), turns, seconds, options.requests, with_mlserver=options.peers)
