@@ -39,7 +39,7 @@ def test_it_is_encoded_and_embedded_among_the_numbers(encoder: FeatureEncoder) -
     columns = encoder.columns("candidate", {"cover": COVERS, "video": [1, 2, 3]}, 3)
     encoded = encoder.encode("candidate", columns, 3, as_served=True)
     assert encoded.block.numbers_BQ.tolist() == NUMBERS
-    assert encoded.missing == {"video": 0, "cover": 1}
+    assert encoded.missing == {"cover": 1}
     left_out = encoder.encode("candidate", {}, 2, as_served=True)
     assert left_out.block.numbers_BQ.tolist() == [[0.5] * 3] * 2
     request = encoder.encode("request", encoder.columns("request", {"mood": [[7, 8]]}, 1), 1, as_served=True)

@@ -108,7 +108,8 @@ def resolve(
     # Where the catalogue's value is taken, by feature.
     taken = {feature.name: is_known_N & ~given.get(feature.name, nowhere_N) for feature in asked}
     # Every value that is taken from the catalogue is one that the encoder counted as missing.
-    missing = {name: count - int(np.count_nonzero(taken[name])) for name, count in encoded.missing.items()}
+    left = {name: count - int(np.count_nonzero(taken[name])) for name, count in encoded.missing.items()}
+    missing = {name: count for name, count in left.items() if count}
     block = _merged(encoder, catalogue, encoded.block, rows_N, taken, np.flatnonzero(is_encoded_N))
     return NamedCandidates(catalogue, rows_N, is_encoded_N, block, missing, encoded.oov, results, unknown)
 

@@ -27,8 +27,8 @@ class EncodedBlock(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An encoded block, with counts per feature: rows that were missing (an empty list is) and ids outside the
-    vocabulary."""
+    """An encoded block, with counts by feature, of those that have any: rows that were missing (an empty list is) and
+    ids outside the vocabulary."""
 
     block: EncodedBlock
     missing: dict[str, int]

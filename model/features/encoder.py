@@ -193,6 +193,10 @@ class _BlockEncoder:
         self._serving = {f.name: f.serving_column() for f in features if f.side == "training_only"}
         names = [*self._ids, *dict.fromkeys(number.feature for number in numbers)]
         self._counted = {False: names, True: [name for name in names if name not in self._serving]}
+        self._counted_lookups = {
+            as_served: [name for name in counted if name in self._looked_up and name in self._ids]
+            for as_served, counted in self._counted.items()
+        }
 
     def encode(self, columns: Mapping[str, Column], rows: int, *, as_served: bool) -> Encoded:
         return self.encode_beside(columns, rows, _NO_IDS, as_served=as_served)[0]
@@ -215,15 +219,13 @@ class _BlockEncoder:
             column = columns.get(name)
             if column is None:
                 missing[name] = rows
-            elif column.missing is None and column.lengths_B is None:
-                missing[name] = 0
-            else:
+            elif column.missing is not None or column.lengths_B is not None:
                 missing[name] = column.num_missing
+        oov: dict[str, int] = {}
         # A bucket is never unknown, so what was hashed is not counted.
-        oov = {name: 0 for name in self._ids if name in missing}
-        for name in self._looked_up:
-            if name in oov and name in found:
-                oov[name] = rows - int(np.count_nonzero(found[name])) - missing[name]
+        for name in self._counted_lookups[as_served]:
+            if name in found:
+                oov[name] = rows - int(np.count_nonzero(found[name])) - missing.get(name, 0)
         values: list[Ids] = []
         lengths: list[Ids] = []
         for feature in self._lists:
@@ -238,7 +240,7 @@ class _BlockEncoder:
             list_lengths_LB=np.concatenate([_NO_IDS, *lengths]).reshape(len(lengths), rows),
             numbers_BQ=numbers_BQ,
         )
-        return Encoded(block, missing, oov), hashes
+        return Encoded(block, _some(missing), _some(oov)), hashes
 
     def _side_by_side(self, found: Mapping[str, Ids], together_V: Ids | None, rows: int) -> Ids:
         """The single ids of the block. The OOV row where a column is absent. `together_V` begins with all of them where
@@ -301,6 +303,11 @@ class _HashedIntegers:
             if name not in spared:
                 found[name] = ids_V[start:end]
         return found, ids_V, hashes
+
+
+def _some(counts: dict[str, int]) -> dict[str, int]:
+    """The counts that are not 0."""
+    return {name: count for name, count in counts.items() if count} if counts else counts
 
 
 def _list_ids(

@@ -70,10 +70,12 @@ class ReadRow:
     def _take_nulls(self, rows_V: Ids, absent_V: NDArray[np.bool_]) -> None:
         rows_V[absent_V] = OOV_ROW
         for name, is_absent in zip(self.of.hashed, absent_V.tolist(), strict=False):
-            self.missing[name] = int(is_absent)
+            if is_absent:
+                self.missing[name] = 1
         for number, _, _ in self.of.hashed_lists:  # a bucket is never the OOV row
             value = self.values[number]
-            self.oov[self.of.lists[number]] = len(value) - int(np.count_nonzero(value))
+            if num_oov := len(value) - int(np.count_nonzero(value)):
+                self.oov[self.of.lists[number]] = num_oov
 
 
 class OneRow:
@@ -123,9 +125,6 @@ class OneRow:
         self._numbers = [name for _, name in asked_numbers]
         self._numbers_at = np.array([d for d, _ in asked_numbers], np.int64)
         self._groups = number_groups(numbers, fitted)
-        may_be_unknown = [*(name for _, name in given), *self.lists]
-        self._none_missing = dict.fromkeys([*may_be_unknown, *self._numbers], 0)
-        self._none_oov = dict.fromkeys(may_be_unknown, 0)
 
     def read(self, values: Mapping[str, object]) -> ReadRow | None:
         """The row. None where a value does not fit its feature."""
@@ -152,8 +151,8 @@ class OneRow:
             self._ids_1K,
             [_NO_IDS] * len(self.lists),
             np.empty((1, len(self._raw_Q)), np.float32),
-            self._none_missing.copy(),
-            self._none_oov.copy(),
+            {},
+            {},
         )
         if self._ids_1K is not None:
             row.ids_1K = self._ids_1K.copy()
@@ -161,7 +160,8 @@ class OneRow:
         for number, name, dtype, lookup, most in self._other_lists:
             if listed := _listed(get(name)):
                 found = row.values[number] = lookup(Column(*flat_column(dtype, listed)))[-most:]
-                row.oov[name] = len(found) - int(np.count_nonzero(found))
+                if num_oov := len(found) - int(np.count_nonzero(found)):
+                    row.oov[name] = num_oov
         if len(self._raw_Q):
             self._write_numbers(get, row)
         return row
@@ -175,7 +175,8 @@ class OneRow:
                     row.missing[name] = 1
                 else:
                     row.ids_1K[0, k] = found = lookup.find(flat[number : number + 1])[0]
-                    row.oov[name] = int(found == OOV_ROW)
+                    if found == OOV_ROW:
+                        row.oov[name] = 1
 
     def _write_numbers(self, get: Callable[[str], Any], row: ReadRow) -> None:
         raw_Q = self._raw_Q
@@ -188,7 +189,8 @@ class OneRow:
                 raw_Q = raw_Q.copy()
                 raw_Q[self._numbers_at[~absent_Q]] = np.asarray(given)[~absent_Q]
                 for name, is_absent in zip(self._numbers, absent_Q.tolist(), strict=True):
-                    row.missing[name] = int(is_absent)
+                    if is_absent:
+                        row.missing[name] = 1
         for group in self._groups:
             if len(self._groups) == 1:
                 row.numbers_1Q[0] = group.transformed(raw_Q[:, None])[:, 0]

@@ -18,7 +18,7 @@ _MOST_WAITING = 256
 
 class BatchedHistogram(Histogram):
     """A histogram that keeps observed values until `flush`, then counts them in one pass in C. Counting one value by
-    itself costs as much as encoding a whole column."""
+    itself costs as much as encoding a whole column. One label set observes either single values or arrays."""
 
     def _metric_init(self) -> None:
         super()._metric_init()
@@ -43,7 +43,7 @@ class BatchedHistogram(Histogram):
             while True:
                 waiting.append(self._waiting.popleft())
         if waiting:
-            self._observe_all(np.concatenate(list(map(np.atleast_1d, waiting))))
+            self._observe_all(np.concatenate(waiting) if isinstance(waiting[0], np.ndarray) else np.array(waiting))
 
     def _observe_all(self, values: NDArray[np.floating]) -> None:
         bounds = self._bounds_of_float32 if values.dtype == np.float32 else self._upper_bounds

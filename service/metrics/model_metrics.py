@@ -82,7 +82,5 @@ class ModelMetrics:
 
 
 def _add(counters: Mapping[str, Counter], counts: Mapping[str, int]) -> None:
-    if any(counts.values()):  # of most requests nothing is to be counted
-        for name, count in counts.items():
-            if count:
-                counters[name].inc(count)
+    for name, count in counts.items():
+        counters[name].inc(count)
