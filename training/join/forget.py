@@ -80,7 +80,7 @@ class _Forgetting:
         self._gone: Counter[str] = Counter()
         self._unread = 0
         self._vanished: set[Path] = set()
-        self._sizes = Staging(plan.out / "_join" / "staged").sizes
+        self._contents = Staging(plan.out / "_join" / "staged").read_contents
 
     def run(self) -> dict[str, int]:
         out = self._plan.out
@@ -171,11 +171,11 @@ class _Forgetting:
         self._gone[name] += gone
 
     def _accept(self, name: str, path: Path, size: int) -> None:
-        """Have later joins know the size of a file that is about to be replaced."""
+        """Have later joins know a file that is about to be replaced."""
         log_name = "impressions" if name == "requests" else name
         place = path.relative_to(self._sources[log_name].root).as_posix()
-        self._sizes.accept(log_name, SourceFile(place, str(path), size))
-        self._sizes.save()
+        self._contents.expect(log_name, SourceFile(place, str(path), size))
+        self._contents.save()
 
     def _forget_staged(self, folder: Path) -> None:
         numbers: set[int] = set()

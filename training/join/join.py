@@ -177,7 +177,7 @@ class _Join:
                 marks = {"events_anew": number} | ({"rows_anew": number} if hour in hours else {})
                 self._join_hour(engine, again, hour, is_first=hour == joined[0], marks=marks)
         shutil.rmtree(folder)
-        staging.accept_sizes(self._sources)
+        staging.accept_contents(self._sources)
         wish.unlink()
         log.info("%s to %s joined anew", hour_name(hours[0]), hour_name(hours[-1]))
 

@@ -6,6 +6,7 @@ Lines are of bounded size. What is longer is read over, and reported as a line t
 """
 
 import json
+import zlib
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = ".parquet"
 _BLOCK_BYTES = 8 * 2**20
 MOST_LINE_BYTES = 64 * 2**20
+# What storages say of a file's content, the first one that there is: entity tags and checksums before times.
+_VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "updated", "modified", "mtime")
 
 
 class GoneError(ValueError):
@@ -29,11 +32,13 @@ class GoneError(ValueError):
 
 
 class SourceFile(NamedTuple):
-    """A closed file of a log: its name below the folder, its size."""
+    """A closed file of a log: its name below the folder, its size, and what its storage says of the version of its
+    content: an entity tag, or the time of the last change. None where it says nothing."""
 
     name: str
     path: str
     size: int
+    version: str | None = None
 
     @property
     def is_parquet(self) -> bool:
@@ -86,7 +91,8 @@ class Source:
         for path, about in sorted(found.items()):
             name = path.removeprefix(root).lstrip("/") or path.rpartition("/")[2]
             if self.is_of_log(name):
-                file = SourceFile(name, path, int(about["size"]))
+                version = next((str(about[key]) for key in _VERSIONS if about.get(key) is not None), None)
+                file = SourceFile(name, path, int(about["size"]), version)
                 if file.stem not in by_stem or file.is_parquet:
                     by_stem[file.stem] = file
         return [by_stem[stem] for stem in sorted(by_stem)]
@@ -128,6 +134,22 @@ class Source:
                 continue
         raise GoneError(f"{self.shown(file)}: was removed after it was listed, and before it was read; it is left out")
 
+    def checksum(self, file: SourceFile) -> int | None:
+        """Checksum of a file of this machine (CRC-32). None of one that would have to be fetched for it, or is gone.
+        Raises ValueError where it cannot be read."""
+        if not isinstance(self.system, LocalFileSystem):
+            return None
+        found = 0
+        try:
+            with open_regular(Path(file.path)) as opened:
+                while read := opened.read(_BLOCK_BYTES):
+                    found = zlib.crc32(read, found)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ValueError(f"{self.shown(file)}: cannot be read ({error.strerror})") from None
+        return found
+
     def read_small(self, name: str) -> bytes | None:
         """The content of a small file of the folder. None where it is gone."""
         try:
@@ -148,37 +170,67 @@ class Source:
         return sorted(name for name in names if name.endswith(end) and not name.startswith("."))
 
 
-class ReadSizes:
-    """Sizes of the files that were read, by log, name and kind, in a file of the join's own. A file is known by its
-    name alone: with another size it has lines that nobody read."""
+class ReadFiles:
+    """Contents of the files that were read, by log, name and kind, in a file of the join's own. A file is known by its
+    name alone: with another content it has lines that nobody read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._sizes: dict[str, dict[str, dict[str, list[int]]]] = (
+        # Of each kind of a file what it may have: size, version, and checksum, None where it has none.
+        self._contents: dict[str, dict[str, dict[str, list[_Content]]]] = (
             json.loads(path.read_bytes()) if path.is_file() else {}
         )
 
-    def take(self, log: str, files: Sequence[SourceFile], seen: Set[str]) -> list[SourceFile]:
-        """Take the sizes of a log's files: of one that is read next, and of one in a kind that is new. Returns those of
-        `seen`, which were read, that have another size than then."""
+    def take(self, log: str, source: Source, files: Sequence[SourceFile], seen: Set[str]) -> list[SourceFile]:
+        """Take the contents of a log's files: of one that is read next, and of one in a kind that is new. Returns those
+        of `seen`, which were read, that have another content than then."""
         changed = []
         for file in files:
-            kinds = self._sizes.setdefault(log, {}).setdefault(file.stem, {})
+            kinds = self._contents.setdefault(log, {}).setdefault(file.stem, {})
             if file.stem not in seen:
                 kinds.clear()
-            if file.size not in kinds.setdefault(file.suffix, [file.size]):
+            if file.suffix not in kinds:
+                kinds[file.suffix] = [_content(source, file)]
+            elif not _is_known(source, file, kinds[file.suffix]):
                 changed.append(file)
         return changed
 
-    def accept(self, log: str, file: SourceFile) -> None:
-        """Keep a size that a file may have too: of one that is about to be replaced, or was read again."""
-        sizes = self._sizes.setdefault(log, {}).setdefault(file.stem, {}).setdefault(file.suffix, [])
-        if file.size not in sizes:
-            sizes.append(file.size)
+    def accept(self, log: str, source: Source, file: SourceFile) -> None:
+        """Keep the content of a file that was read again."""
+        known = self._known(log, file)
+        if not _is_known(source, file, known):
+            known.append(_content(source, file))
+
+    def expect(self, log: str, file: SourceFile) -> None:
+        """Keep the size of a file that is about to be replaced. Of what kind of content is seen when it is there."""
+        self._known(log, file).append([file.size, None, None])
+
+    def _known(self, log: str, file: SourceFile) -> "list[_Content]":
+        return self._contents.setdefault(log, {}).setdefault(file.stem, {}).setdefault(file.suffix, [])
 
     def save(self) -> None:
         """Write them. Raises ValueError."""
-        replace_file(self._path, [json.dumps(self._sizes, indent=1).encode()])
+        replace_file(self._path, [json.dumps(self._contents, indent=1).encode()])
+
+
+_Content = list[int | str | None]
+
+
+def _content(source: Source, file: SourceFile) -> _Content:
+    return [file.size, file.version, source.checksum(file)]
+
+
+def _is_known(source: Source, file: SourceFile, known: list[_Content]) -> bool:
+    """True for a content that is known. One of another version has its checksum compared: it may be a copy."""
+    alike = [one for one in known if one[0] == file.size]
+    if any(one[1] == file.version for one in alike):
+        return True
+    checksum = source.checksum(file) if alike else None
+    for one in alike:
+        if one[1] is None or (checksum is not None and checksum == one[2]):
+            one[1:] = [file.version, checksum]
+            return True
+    return False
 
 
 def blocks(opened: BinaryIO) -> Iterator[Block]:

@@ -3,9 +3,9 @@
 `<out>/_join/staged/<n>/` holds what one generation read: `requests`, `candidates` and `events`, each in files
 `<hour>.<part>.parquet`, and `read.json`: the files that were read, and counts of what became no row. A generation is
 made beside its place and renamed, so a job that is killed has read a file whole or not at all. Of generations whose
-lines are all joined, `staged/done.json` keeps the counts alone. `staged/sizes.json` has the sizes of the files that
-were read, so that one that changed later is seen. The number of a generation orders what
-came earlier and later: an event or an impression that comes after its hour was joined is late, counted and left out.
+lines are all joined, `staged/done.json` keeps the counts alone. `staged/files.json` has sizes, versions and checksums
+of the files that were read, so that one that changed later is seen. The number of a generation orders what came
+earlier and later: an event or an impression that comes after its hour was joined is late, counted and left out.
 
 Shapes: R requests, E events, B rows of either.
 """
@@ -32,14 +32,14 @@ from training.join.plan import HOUR, Plan, hour_name, hour_named, hour_of
 from training.join.reading import Reading
 from training.join.requests.tables import candidate_columns, request_columns
 from training.join.requests.tombstones import tombstones
-from training.join.sources import GoneError, ReadSizes, Source, SourceFile
+from training.join.sources import GoneError, ReadFiles, Source, SourceFile
 from training.wording import counted
 
 log = logging.getLogger(__name__)
 
 READ = "read.json"
 DONE = "done.json"
-SIZES = "sizes.json"
+FILES = "files.json"
 KINDS = ("requests", "candidates", "events")
 # Numbers of requests and events are unique over all generations.
 _PER_GENERATION = 2**40
@@ -109,16 +109,16 @@ class Staging:
         return {name for reading in self.readings.values() for name in getattr(reading, log)}
 
     @property
-    def sizes(self) -> ReadSizes:
-        """Sizes of the files that were read."""
-        return ReadSizes(self.folder / SIZES)
+    def read_contents(self) -> ReadFiles:
+        """Contents of the files that were read."""
+        return ReadFiles(self.folder / FILES)
 
     def read(self, plan: Plan, sources: dict[str, Source], joined: int | None) -> None:
         """Read what is new, a generation for each GENERATION_BYTES of it. Hours up to `joined` are joined already. A
         file that was read and has changed is counted and said. Its lines stay as they were read."""
         listed = {name: source.files() for name, source in sources.items()}
         files = {name: [file for file in listed[name] if file.stem not in self.seen(name)] for name in listed}
-        self._compare_sizes(sources, listed)
+        self._compare_contents(sources, listed)
         bad = BadLines()
         generations = Generations(plan)
         # Lines are trees without cycles, and many: looking for cycles among them takes longer than reading them.
@@ -132,14 +132,14 @@ class Staging:
             # What the lines took is the engine's to use.
             pa.default_memory_pool().release_unused()
 
-    def _compare_sizes(self, sources: dict[str, Source], listed: dict[str, list[SourceFile]]) -> None:
-        sizes = self.sizes
+    def _compare_contents(self, sources: dict[str, Source], listed: dict[str, list[SourceFile]]) -> None:
+        contents = self.read_contents
         changed = [
             sources[name].shown(file)
             for name, files in listed.items()
-            for file in sizes.take(name, files, self.seen(name))
+            for file in contents.take(name, sources[name], files, self.seen(name))
         ]
-        sizes.save()
+        contents.save()
         self.changed_files = len(changed)
         if changed:
             log.warning(
@@ -149,14 +149,14 @@ class Staging:
                 changed[0],
             )
 
-    def accept_sizes(self, sources: dict[str, Source]) -> None:
-        """Keep the sizes of the files as they are, once all were read again."""
-        sizes = self.sizes
+    def accept_contents(self, sources: dict[str, Source]) -> None:
+        """Keep the contents of the files as they are, once all were read again."""
+        contents = self.read_contents
         for name, source in sources.items():
             for file in source.files():
                 if file.stem in self.seen(name):
-                    sizes.accept(name, file)
-        sizes.save()
+                    contents.accept(name, source, file)
+        contents.save()
 
     def read_again(self, plan: Plan, sources: dict[str, Source], known: "Staging", hours: range, first: int) -> None:
         """Read the files that another staging knows once more, for some hours that are joined again. From `first` on

@@ -1,6 +1,7 @@
 """Logs whose files change under a join or a forgetting: converted, removed, closed or rewritten by others."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,6 +113,24 @@ def test_a_file_that_was_read_and_then_changed_is_said(tmp_path: Path, caplog: p
     assert counts_of(plan)["changed_files"] == 2
     assert f"2 files of the logs changed after being read, the first: {tmp_path}/impressions/impr" in caplog.text
     assert hashes_of(plan.out) == before
+
+
+def test_a_file_of_the_same_size_has_its_content_compared(tmp_path: Path) -> None:
+    made = logs(60, 4, seed=52)
+    plan = Plan.load(write(tmp_path, made))
+    join(plan, NOW)
+    file = tmp_path / "events" / "events-2.jsonl"
+    before = file.read_bytes()
+    # A copy of what was read, as of a folder that was moved, is no change.
+    file.unlink()
+    file.write_bytes(before)
+    os.utime(file, (1, 1))
+    join(plan, NOW)
+    assert counts_of(plan)["changed_files"] == 0
+    file.write_bytes(before.replace(b"click", b"clack"))
+    os.utime(file, (2, 2))
+    join(plan, NOW)
+    assert counts_of(plan)["changed_files"] == 1
 
 
 def test_a_file_that_is_read_again_counts_as_it_is_now(tmp_path: Path) -> None:
