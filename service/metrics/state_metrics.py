@@ -51,6 +51,11 @@ class StateMetrics(Families):
         "Seconds for which accepted events wait to be in users' state, 0 where none waits",
         workers="livemax",
     )
+    missed_bytes = Family(
+        Counter,
+        "ranking_state_missed_bytes",
+        "Bytes of the event log that were removed before their events were in users' state",
+    )
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)

@@ -186,6 +186,7 @@ class Appender:
         gone = [size for stem, size in self._left.items() if size and stem not in left]
         self._left = left
         if gone:
+            self._metrics.missed_bytes.inc(sum(gone))
             _log.error(
                 "files of the event log were removed before their events were in users' state; they stay out of it",
                 files=len(gone),

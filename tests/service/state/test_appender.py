@@ -204,6 +204,7 @@ def test_events_that_are_removed_before_they_are_appended_are_said(
             wait_for(lambda: other.stem in tails[-1].left)
             other.unlink()
             wait_for(lambda: "were removed before their events were in users' state" in caplog.text)
+        assert sample(client, "ranking_state_missed_bytes_total") == left
         wait_appended(client, 2)
     (record,) = (record for record in caplog.records if "were removed before" in record.getMessage())
     assert record.__dict__["fields"] == {"files": 1, "bytes": left}
