@@ -309,7 +309,7 @@ bench-batch: $(STAMP) ## requests of several users one by one and as POST /v1/ra
 bench-clients: $(STAMP) ## CPU time of a ranking in each client beside a bare call (needs node)
 	@exec env PYTHONPATH=clients/python $(PY) -m benchmarks.client_overhead $(ARGS)
 
-bench-client-faults: $(STAMP) ## the share of rankings that the service answers while workers are killed, by each client
+bench-client-faults: $(STAMP) ## the share of rankings that a failing service answers, by each client (needs node and haproxy)
 	@exec env PYTHONPATH=clients/python $(PY) -m benchmarks.client_faults $(ARGS)
 
 bench-fuzz: $(STAMP) ## a million requests that are nearly right, framing included (ARGS="--requests 20000 --seed 7")
