@@ -311,8 +311,7 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
     app.include_router(model_routes(service.store))
     app.include_router(schema_routes(service.store, settings.max_candidates))
     if settings.play == "on":
-        has_keys = settings.keys_file is not None
-        app.router.routes += play_routes(service.ranking, service.responder, service.clock, has_keys=has_keys)
+        app.router.routes += play_routes(service.ranking, service.responder, service.clock, settings)
     app.include_router(_plain_routes(service))
     for kind in (Problem, HTTPException, Exception):
         app.add_exception_handler(kind, _refuse)

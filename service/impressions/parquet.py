@@ -6,7 +6,7 @@ columns of their own, null where a row does not have them. Features stay the JSO
 log ask for different ones. Memory is bounded by the size of a row group.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -119,9 +119,17 @@ class ParquetImpressions:
 
     def lines(self) -> Iterator[Line | Loss]:
         """The lines, in the file's order."""
+        yield from self._lines(range(self._file.num_row_groups))
+
+    def lines_backwards(self) -> Iterator[Line | Loss]:
+        """The lines, the last one first."""
+        for group in reversed(range(self._file.num_row_groups)):
+            yield from reversed(list(self._lines([group])))
+
+    def _lines(self, groups: Sequence[int]) -> Iterator[Line | Loss]:
         line_of = _first_line if self._is_first else _line
         try:
-            for batch in self._file.iter_batches(_BATCH_ROWS, use_threads=False):
+            for batch in self._file.iter_batches(_BATCH_ROWS, row_groups=groups, use_threads=False):
                 yield from map(line_of, batch.to_pylist(maps_as_pydicts="strict"))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._refusal(error) from None

@@ -51,6 +51,7 @@ ENDPOINTS = (
     "/v1/admin/models/{name}/labels",
     "/v1/play/models",
     "/v1/play/rank",
+    "/v1/play/logged",
     "/",
     "/play",
     "/healthz",

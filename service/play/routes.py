@@ -15,15 +15,21 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from service.base.clock import Clock
+from service.http.body import read_plain_body
 from service.pipeline import Ranking
+from service.play.comparison import PATH as LOGGED
+from service.play.comparison import read_comparison
+from service.play.one_job import OneJob
 from service.play.shown_models import PATH, shown_models
 from service.play.trial import PATH as RANK
 from service.play.trial import Trials
 from service.responder import Responder
+from service.settings import Settings
 
 PAGE = "/play"
 _FOLDER = Path(__file__).parent / "static"
 _SHELL = "play.html"
+MAX_BODY_BYTES = 64 * 1024
 _DIGITS = 32
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _POLICY = (
@@ -38,13 +44,19 @@ _HEADERS = {
 }
 
 
-def play_routes(ranking: Ranking, responder: Responder, clock: Clock, *, has_keys: bool) -> list[BaseRoute]:
+def play_routes(ranking: Ranking, responder: Responder, clock: Clock, settings: Settings) -> list[BaseRoute]:
     """The shell, the files that it loads, read once, and its data. These are the page's own, and change with it."""
-    router = APIRouter()
+    router, job = APIRouter(), OneJob(ranking.metrics.folder)
+    options = {"has_keys": settings.keys_file is not None, "has_log": settings.impression_log is not None}
 
     @router.get(PATH, include_in_schema=False)
     def models() -> dict[str, Any]:
-        return {"models": shown_models(ranking.store), "has_keys": has_keys}
+        return {"models": shown_models(ranking.store), **options}
+
+    @router.post(LOGGED, include_in_schema=False)
+    async def logged(request: Request) -> dict[str, Any]:
+        body = await read_plain_body(request.scope, request.receive, MAX_BODY_BYTES, responder.body_seconds)
+        return await job.run(read_comparison(body, ranking.store, settings.impression_log).run)
 
     files = sorted(_FOLDER.iterdir())
     shell = [Route(PAGE if file.name == _SHELL else f"{PAGE}/{file.name}", _sender(file)) for file in files]

@@ -21,16 +21,15 @@ from model.scorer.scorer import NonFiniteScoresError
 from model.value_models.value_model import DEFAULT, ValueModel
 from service.base.clock import Clock
 from service.base.errors import Fault, Problem, value_or_kind
-from service.base.json_object import json_object
 from service.base.record import RequestRecord
 from service.models.store import ModelStore
 from service.models.version import ServedModel
 from service.pipeline import Ranking, Scoring, Waiting, check_deadline, with_state
+from service.play.body import read_object
 from service.policy.choosing import Chosen
 from service.policy.placing import placed_by_policy, policy_name
 from service.rank.answer import Reply
 from service.rank.explain import Explanation, explain
-from service.rank.faults import faults_of
 from service.rank.question import Question
 from service.rank.read import read_question
 from service.rank.scored_request import NO_ARMS, EncodedRequest, ScoredRequest
@@ -57,10 +56,6 @@ class _Checked(msgspec.Struct, forbid_unknown_fields=True):
     experts: bool = False
 
 
-_decoder = msgspec.json.Decoder(_Trial)
-_type = msgspec.inspect.type_info(_Checked)
-
-
 @dataclass(frozen=True, slots=True)
 class Trials:
     """Scoring of the page's requests."""
@@ -79,7 +74,7 @@ class Trials:
 
     def answer(self, body: bytes, record: RequestRecord, deadline: float | None) -> Reply | Waiting:
         """The answer's body. Raises Problem as /v1/rank does, and 422 for a draft that is no value model."""
-        trial = _read(body)
+        trial = read_object(body, _Trial, _Checked)
         question = read_question(bytes(trial.request), self.ranking.max_candidates, record)
         stateful = self._store.stateful_model(question.options.model)
         answered = partial(self._answer, trial, question, record, deadline)
@@ -119,23 +114,14 @@ class Trials:
         return Chosen(model, name, policy_name(model, options.policy, "policy"), NO_ARMS)
 
 
-def with_draft(model: ServedModel, draft: Mapping[str, Any]) -> ServedModel:
-    """A model that has a draft among its value models. Raises Problem 422."""
+def with_draft(model: ServedModel, draft: Mapping[str, Any], place: str = DRAFT) -> ServedModel:
+    """A model that has a draft among its value models. Raises Problem 422 at `place`."""
     try:
         value_model = ValueModel.from_mapping(DRAFT, draft, model.scorer.domain, DRAFT)
     except ValueError as error:
         rule = str(error).removeprefix(f"{DRAFT}: ")
-        raise Problem.wrong_content([Fault(DRAFT, rule)]) from None
+        raise Problem.wrong_content([Fault(place, rule)]) from None
     return replace(model, value_models=model.value_models.with_one(value_model))
-
-
-def _read(body: bytes) -> _Trial:
-    try:
-        return _decoder.decode(body)
-    except (ValueError, RecursionError):
-        faults = list(faults_of(json_object(body), _type))
-        assert faults, "msgspec finds a fault that the walk does not"
-        raise Problem.wrong_content(faults) from None
 
 
 def _written(scored: ScoredRequest, explanation: Explanation) -> bytes:

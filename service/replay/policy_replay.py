@@ -29,16 +29,20 @@ BY_SCORE = "descending score"
 
 
 class PolicyReplay:
-    """A policy over logged requests. `name` None is descending score. Raises ValueError where there is no such policy,
-    or its file does not fit the version."""
+    """A policy over logged requests, whose features it reads as a version does."""
 
-    def __init__(self, file: Path, name: str | None, scorer: Scorer) -> None:
+    def __init__(self, policy: Policy, scorer: Scorer) -> None:
         self._scorer = scorer
-        self.policy = _policy(file, name, scorer)
-        self.name = name or BY_SCORE
+        self.policy = policy
         self.dropped: Counter[str] = Counter()
         self.relaxed = 0
         self.explored = 0
+
+    @classmethod
+    def of_file(cls, file: Path, name: str | None, scorer: Scorer) -> "PolicyReplay":
+        """A policy of a file. `name` None is descending score. Raises ValueError where there is no such policy, or the
+        file does not fit the version."""
+        return cls(_policy(file, name, scorer), scorer)
 
     def placing(self, logged: Logged, score_N: NDArray[np.float64], answers: Mapping[str, Any]) -> Placing:
         """The policy's view of a request. Raises ValueError where the log lacks what it reads."""
@@ -77,7 +81,7 @@ class PolicyReplay:
     def document(self) -> dict[str, Any]:
         """Counts of what it did, for JSON."""
         return {
-            "name": self.name,
+            "name": self.policy.name,
             "version": self.policy.version,
             "dropped": dict(self.dropped),
             "relaxed": self.relaxed,

@@ -157,7 +157,7 @@ def _policy_of(options: argparse.Namespace, rescoring: Rescoring) -> tuple[Polic
         return None, None
     scorer = rescoring.policy_scorer(options.models, options.verify_key)
     file = options.policies or options.models / rescoring.model / FILE_NAME
-    placing = PolicyReplay(file, options.policy, scorer)
+    placing = PolicyReplay.of_file(file, options.policy, scorer)
     if options.estimate is None:
         return placing, None
     realised = dict(options.realised) or rescoring.default_worths()

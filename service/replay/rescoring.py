@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact.artifact import Artifact, model_names, versions
-from model.features.encoder import ColumnErrors
 from model.schema import Block
 from model.scorer.newest import take_newest_calibration
-from model.scorer.scorer import NonFiniteScoresError, Scorer
+from model.scorer.scorer import Scorer
 from model.value_models.answer_domain import AnswerDomain
 from model.value_models.value_model import DEFAULT, FILE_NAME, ValueModels, WeightedSum
 from service.impressions.reader import entries
 from service.impressions.record import Logged
+from service.replay.logged_answers import logged_answers, new_answers
 
 
 class Rescored(NamedTuple):
@@ -145,29 +145,11 @@ class Rescoring:
         return dict(definition.weights)
 
     def _logged_answers(self, logged: Logged) -> NDArray[np.float32]:
-        lacking = [output for output in self._outputs if output not in logged.line.tasks]
-        if lacking:
-            raise ValueError(f"the log has no answers of task {', '.join(lacking)}; give --version to score it again")
-        return np.array([logged.line.tasks[output] for output in self._outputs], np.float32).T
+        return logged_answers(logged, self._outputs, "; give --version to score it again")
 
     def _new_answers(self, logged: Logged) -> NDArray[np.float32]:
         assert self._scorer is not None, "a version was given"
-        if logged.line.catalogue:
-            raise ValueError("a catalogue gave features that are not in the log; score such requests by value model")
-        if logged.line.hashes is not None:
-            raise ValueError(
-                "the log has a hash of the features, not their values (--impression-log-features hash); score such "
-                "requests by value model"
-            )
-        rows = len(logged.ids)
-        user = self._known("request", logged.user)
-        features = self._known("candidate", logged.features)
-        encoder = self._scorer.encoder
-        try:
-            request, candidates = encoder.request_columns(user), encoder.columns("candidate", features, rows)
-            return self._scorer.score(*self._scorer.encode(request, candidates, rows)).answers_NO
-        except (ColumnErrors, NonFiniteScoresError) as error:
-            raise ValueError(str(error)) from None
+        return new_answers(logged, self._scorer, self._known)
 
     def _known(self, block: Block, given: Mapping[str, Any]) -> dict[str, Any]:
         """The schema's features. Counts those that are over and those that are missing."""

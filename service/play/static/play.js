@@ -12,7 +12,7 @@ const WAIT_MS = 150;
 const byId = (id) => document.getElementById(id);
 // The same for all, so that a policy that draws draws alike.
 const requestId = `play-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
-const page = { key: null, models: [], model: null, request: null, columns: [], selected: 0 };
+const page = { key: null, models: [], hasLog: false, model: null, request: null, columns: [], selected: 0 };
 
 class Refused extends Error {}
 
@@ -214,6 +214,12 @@ class Column {
     this.rows.show(this.parts.body, { order, scores: score, contributions, moves: this.moves, selected: page.selected });
   }
 
+  /** What this column ranks by, for a comparison over the log. */
+  side() {
+    const chosen = { version: this.parts.version.value, value_model: this.parts.valueModel.value };
+    return { ...chosen, draft: this.draft, policy: this.parts.policy.value || null };
+  }
+
   async #copy() {
     const text = yamlOf(this.parts.valueModel.value, this.definition);
     this.parts.yaml.textContent = text;
@@ -288,6 +294,27 @@ async function showExperts() {
   byId("expert-weights").replaceChildren(...(tables.length ? tables : ["This network mixes no experts."]));
 }
 
+/** The two columns over the last logged requests. */
+async function compareLogged() {
+  byId("compare-logged").disabled = true;
+  say("comparing over the log");
+  try {
+    const [first, second] = page.columns.map((column) => column.side());
+    const found = await ask("v1/play/logged", { model: page.model.name, first, second });
+    const names = { 1: "the first", 5: "any of the first 5", 10: "any of the first 10" };
+    const share = (count) => (found.requests ? `${(100 * count / found.requests).toFixed(1)} %` : "");
+    const lines = Object.entries(found.changed).map(([k, count]) => [names[k], count, share(count)]);
+    const span = found.since === null ? "" : `, ${found.since} to ${found.until}`;
+    const caption = `${found.requests} requests of ${page.model.name}${span}`;
+    byId("logged-result").replaceChildren(makeTable(caption, ["what changes", "requests", "share"], lines));
+    const left = Object.entries(found.left_out).map(([why, count]) => make("li", {}, `left out: ${why}: ${count}`));
+    byId("logged-left").replaceChildren(...left);
+    say(`${found.requests} logged requests compared`);
+  } finally {
+    byId("compare-logged").disabled = false;
+  }
+}
+
 /** Candidates as ids and a way to read and write one's feature, in either shape of a request. */
 function candidatesOf(request) {
   const { candidates } = request;
@@ -357,11 +384,13 @@ function chooseModel(name) {
   byId("columns").replaceChildren(...page.columns.map(({ section }) => section));
   byId("json").value = JSON.stringify(page.request, null, 1);
   byId("detail").hidden = true;
+  byId("logged").hidden = !(page.hasLog && byId("compare").checked);
   fillRequest();
 }
 
 function toggleSecond() {
   const [first, second] = page.columns;
+  byId("logged").hidden = !(page.hasLog && byId("compare").checked);
   if (byId("compare").checked) {
     page.columns = [first, new Column("B")];
     byId("columns").append(page.columns[1].section);
@@ -375,8 +404,8 @@ function toggleSecond() {
 
 async function open() {
   await attempt(async () => {
-    const { models } = await ask("v1/play/models");
-    page.models = models;
+    const { models, has_log: hasLog } = await ask("v1/play/models");
+    Object.assign(page, { models, hasLog });
     byId("key-form").hidden = true;
     if (models.length === 0) throw new Refused("no model is served yet; reload the page later");
     fillOptions(byId("model"), models.map(({ name }) => [name, name]), models[0].name);
@@ -400,5 +429,6 @@ byId("model").addEventListener("change", () => chooseModel(byId("model").value))
 byId("candidate").addEventListener("change", () => pick(Number(byId("candidate").value)));
 byId("json").addEventListener("change", takeJson);
 byId("compare").addEventListener("change", toggleSecond);
+byId("compare-logged").addEventListener("click", () => attempt(compareLogged));
 byId("experts").addEventListener("click", () => attempt(showExperts));
 open();

@@ -157,7 +157,7 @@ function showMove(cell, moved) {
 export function makeTable(caption, heads, lines) {
   const head = make("tr", {}, ...heads.map((text, at) => make("th", { scope: "col", ...(at ? { class: "number" } : {}) }, text)));
   const body = lines.map(([first, ...cells]) =>
-    make("tr", {}, make("th", { scope: "row" }, first), ...cells.map((cell) => make("td", { class: "number" }, cell))));
+    make("tr", {}, make("th", { scope: "row" }, first), ...cells.map((cell) => make("td", { class: "number" }, String(cell)))));
   return make("table", {}, make("caption", {}, caption), make("thead", {}, head), make("tbody", {}, ...body));
 }
 

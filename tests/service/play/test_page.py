@@ -33,7 +33,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
     (models / "tiny/labels.yaml").write_text("{stable: 2, shadow: 1}")
     (models / "tiny/value_models.yaml").write_text(yaml.safe_dump(VALUE_MODELS))
     (models / "tiny/policies.yaml").write_text(yaml.safe_dump(POLICIES))
-    with RunningService(models) as running:
+    log = tmp_path_factory.mktemp("log")
+    with RunningService(models, "--impression-log", str(log)) as running:
         yield running.wait_ready()
 
 
@@ -222,7 +223,11 @@ def test_two_columns_stand_side_by_side_with_what_moves(page: Page) -> None:
     page.do("await page.locator('.policy').nth(1).selectOption('short')")
     page.wait_ids(page.served(version="1", policy="short"), 1)
     assert "dropped: filter" in page.browser.run("return await page.locator('.inputs').nth(1).innerText()")
+    page.do("await page.click('#compare-logged')")
+    page.wait_status("logged requests? compared")
+    assert "any of the first 5" in page.browser.show("#logged-result")
     page.do("await page.uncheck('#compare')")
+    assert page.browser.run("return await page.isVisible('#logged')") is False
     assert page.browser.run("return await page.locator('.column').count()") == 1
 
 
