@@ -26,7 +26,7 @@ from service.log_files import shipped
 from service.log_files.line_counts import LineCounts
 from service.log_files.log_writer import LogWriter
 from service.log_files.rotated_files import RotatedFiles
-from service.log_files.watermark import DeadWriter
+from service.log_files.watermark import DeadWriter, lock_file_of
 from service.metrics.metrics import Metrics
 from service.models.labels import IMPRESSION_SEED, falls_within
 from service.rank.scored_request import ScoredRequest
@@ -80,7 +80,7 @@ class ImpressionLog(LogWriter[Impression]):
         self._measures_at = 0.0
         self._written = metrics.impressions.labels("written")
         self._losses = Losses(metrics)
-        self._counts = _new_counts(self._writer)
+        self._counts = _new_counts(self._writer, lock_file_of(files.log, self._writer))
         self._in_hand = 0
         self._is_given_up = False
 
@@ -131,6 +131,7 @@ class ImpressionLog(LogWriter[Impression]):
 
     def _begin(self) -> None:
         nice(_NICENESS)
+        LineCounts.remove_orphans()
         super()._begin()
         self._conversion.start()
 
@@ -228,9 +229,9 @@ class ImpressionLog(LogWriter[Impression]):
         return self._counts is None or self._counts.close()
 
 
-def _new_counts(writer: str) -> LineCounts | None:
+def _new_counts(writer: str, lock_file: Path) -> LineCounts | None:
     try:
-        return LineCounts(writer)
+        return LineCounts(writer, lock_file)
     except OSError as error:
         _log.warning("lines that are lost by a kill will not be counted", reason=_reason(error))
         return None

@@ -38,8 +38,8 @@ class Watermark:
     def __init__(self, log: LogFolder, writer: str) -> None:
         self.writer = writer
         self._log = log
-        self._file = log.path / f"{log.prefix}{writer}{SUFFIX}"
-        self._lock_file = _lock_file(self._file)
+        self._file = _file_of(log, writer)
+        self._lock_file = lock_file_of(log, writer)
         self._lock = create_locked(self._lock_file)
 
     def move(self, watermark: datetime, written: datetime) -> None:
@@ -112,5 +112,10 @@ def _part(file: Path) -> Path:
     return file.with_name(f".{file.name}.part")
 
 
-def _lock_file(file: Path) -> Path:
-    return file.with_name(f".{file.name}.lock")
+def _file_of(log: LogFolder, writer: str) -> Path:
+    return log.path / f"{log.prefix}{writer}{SUFFIX}"
+
+
+def lock_file_of(log: LogFolder, writer: str) -> Path:
+    """The file whose lock says that a writer lives, and which is there until all is said of a dead one."""
+    return log.path / f".{_file_of(log, writer).name}.lock"

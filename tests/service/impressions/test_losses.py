@@ -217,7 +217,7 @@ def test_counts_that_are_not_ours_count_nothing(tmp_path: Path, monkeypatch: pyt
     file.write_bytes((7).to_bytes(8, "little") + (3).to_bytes(8, "little"))
     assert LineCounts.lost_by(writer) == 4
     with pytest.raises(FileExistsError):
-        LineCounts(writer)
+        LineCounts(writer, tmp_path / "lock")
     file.rename(tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
     assert LineCounts.lost_by(writer) == 0
@@ -225,7 +225,7 @@ def test_counts_that_are_not_ours_count_nothing(tmp_path: Path, monkeypatch: pyt
     os.mkfifo(file)
     assert LineCounts.lost_by(writer) == 0
     LineCounts.remove_of(writer)
-    counts = LineCounts(writer)
+    counts = LineCounts(writer, tmp_path / "lock")
     counts.add_taken(5)
     counts.add_settled(2)
     assert LineCounts.lost_by(writer) == 3
@@ -233,3 +233,26 @@ def test_counts_that_are_not_ours_count_nothing(tmp_path: Path, monkeypatch: pyt
     counts.add_settled(3)
     assert counts.close()
     assert list(tmp_path.glob("feedrank*")) == []
+
+
+def test_counts_that_nobody_will_read_are_removed_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_counts, "MEMORY", tmp_path)
+    (tmp_path / "lock").touch()
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from service.log_files import line_counts\n"
+        "line_counts.MEMORY = Path(sys.argv[1])\n"
+        "counts = [line_counts.LineCounts(name, line_counts.MEMORY / name) for name in ('gone', 'lock', 'young')]\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, check=False, timeout=WAIT_SECONDS)
+    assert done.returncode == -signal.SIGKILL
+    living = LineCounts("living", tmp_path / "not there")
+    for name in ("gone", "lock", "living"):
+        os.utime(tmp_path / f"feedrank-log-{name}.counts", (1, 1))
+    os.mkfifo(tmp_path / "feedrank-log-other.counts")
+    LineCounts.remove_orphans()
+    left = {file.name.split("-")[2].removesuffix(".counts") for file in tmp_path.glob("*.counts")}
+    assert left == {"lock", "young", "living", "other"}
+    assert living.close()
