@@ -3,27 +3,27 @@
 In: a generation and the generations that it names below it (model/artifact/catalogue_layer.py): a base, and overlays
 of items that were added, replaced or removed since. Out: `Catalogue`: ids of a request -> rows of items, rows ->
 encoded features or sums. The newest layer that has an id decides. Workers share what is mapped. Memory of its own has
-24 bytes for each key of an overlay.
+48 bytes at most for each key of an overlay.
 
 Rows are numbered through all layers, the base's first.
 
-Shapes: N candidates, J keys of all overlays, M layers, I items of a layer, K single-id features, Q numbers, F outputs
-over the raw row.
+Shapes: N candidates, J keys of all overlays, M overlays and one, I items, K single-id features, L list features, V list
+values, Q numbers, F outputs over the raw row.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from model.artifact.artifact import Artifact, ArtifactError, versions
-from model.artifact.catalogue_layer import Layer, LayerKeys, LayerName
+from model.artifact.catalogue_layer import Layer, LayerKeys, LayerName, words_of_sums
 from model.artifact.item_source import MOST_OVERLAYS, UNKNOWN, keys_of, rows_by_key
-from model.features.distinct import picked, stacked
+from model.features.distinct import places
 from model.features.encoder import EncodedBlock
 from model.features.kinds.columns import Ids
 from model.features.raw_values import Words
@@ -63,6 +63,56 @@ class NewestKeys(NamedTuple):
         return cls(np.ascontiguousarray(keys_2J[:, order_J]), layer_J[order_J], row_J[order_J])
 
 
+class _Overlays:
+    """Overlays of a base of `base_rows` items and `base_values` list values, oldest first: the newest row of each key,
+    and side by side what is small of an item. Sums, which are large, stay mapped in their layers."""
+
+    def __init__(self, layers: Sequence[Layer], base_rows: int, base_values: int) -> None:
+        self.layers = layers
+        newest = NewestKeys.of(layers)
+        counts = [layer.manifest.items for layer in layers]
+        # The number of each layer's first row, and of the row behind the last.
+        self.starts_M = base_rows + np.cumsum([0, *counts])
+        self.keys_2J = newest.keys_2J
+        self._places_J = np.arange(len(newest.row_J))
+        # By the first bits of a key whether any key begins so: a search costs more than that.
+        bits = (8 * len(newest.row_J) - 1).bit_length()
+        self._shift = np.uint64(64 - bits)
+        self._has_prefix = np.zeros(2**bits, np.bool_)
+        self._has_prefix[(self.keys_2J[0] >> self._shift).view(np.int64)] = True
+        self.rows_J = np.where(newest.row_J == UNKNOWN, UNKNOWN, newest.row_J + self.starts_M[newest.layer_J])
+        self.ids_IK = np.concatenate([layer.ids_IK for layer in layers])
+        self.lengths_IL = np.concatenate([layer.lengths_IL for layer in layers])
+        self.numbers_IQ = np.concatenate([layer.numbers_IQ for layer in layers])
+        self.values_V = np.concatenate([layer.values_V for layer in layers])
+        before = base_values + np.cumsum([0, *(len(layer.values_V) for layer in layers)])
+        self.starts_IL = np.concatenate(
+            [layer.starts_IL + start for layer, start in zip(layers, before[:-1].tolist(), strict=True)]
+        )
+
+    def take_over(self, rows_N: Ids, keys_2N: NDArray[np.uint64]) -> None:
+        """Write the rows of the keys that an overlay has into `rows_N`."""
+        # Few, of those that no overlay has: one in eight at most.
+        maybe = np.flatnonzero(self._has_prefix[(keys_2N[0] >> self._shift).view(np.int64)])
+        if len(maybe):
+            places = rows_by_key(self.keys_2J, self._places_J, keys_2N[:, maybe])
+            found = places != UNKNOWN
+            rows_N[maybe[found]] = self.rows_J[places[found]]
+
+    def by_layer(self, rows_N: Ids) -> list[tuple[Layer, NDArray[np.intp], Ids]]:
+        """Of each layer that has some of the items, their places and its own rows."""
+        place_N = np.flatnonzero(rows_N >= self.starts_M[0])
+        rows = rows_N[place_N]
+        order = np.argsort(rows)
+        rows, place_N = rows[order], place_N[order]
+        ends = np.searchsorted(rows, self.starts_M).tolist()
+        parts = []
+        for number, (begin, end) in enumerate(pairwise(ends)):
+            if begin < end:
+                parts.append((self.layers[number], place_N[begin:end], rows[begin:end] - self.starts_M[number]))
+        return parts
+
+
 class Catalogue:
     """Verified layers, base first, mapped. Reading is safe from several threads."""
 
@@ -70,18 +120,14 @@ class Catalogue:
         self.layers = tuple(layers)
         self.manifest = layers[-1].manifest
         self._base = layers[0]
-        # The number of each layer's first row.
-        self._starts_M = np.cumsum([0, *(layer.manifest.items for layer in layers[:-1])])
-        self._overlays: tuple[NDArray[np.uint64], Ids] | None = None
-        self.items = self._base.manifest.items
-        if len(layers) > 1:
-            newest = NewestKeys.of(layers[1:])
-            is_removed_J = newest.row_J == UNKNOWN
-            rows_J = np.where(is_removed_J, UNKNOWN, newest.row_J + self._starts_M[1:][newest.layer_J])
-            self._overlays = (newest.keys_2J, rows_J)
-            is_below_J = rows_by_key(self._base.keys_2J, self._base.rows_J, newest.keys_2J) != UNKNOWN
-            self.items += int(np.count_nonzero(~is_removed_J & ~is_below_J))
-            self.items -= int(np.count_nonzero(is_removed_J & is_below_J))
+        base = layers[0].manifest
+        self._overlays = _Overlays(layers[1:], base.items, len(layers[0].values_V)) if len(layers) > 1 else None
+        self.items = base.items
+        if self._overlays is not None:
+            is_there_J = self._overlays.rows_J != UNKNOWN
+            is_below_J = rows_by_key(self._base.keys_2J, self._base.rows_J, self._overlays.keys_2J) != UNKNOWN
+            self.items += int(np.count_nonzero(is_there_J & ~is_below_J))
+            self.items -= int(np.count_nonzero(~is_there_J & is_below_J))
 
     @classmethod
     def open(cls, path: Path, artifact: Artifact, known: "Catalogue | None" = None) -> "Catalogue":
@@ -104,35 +150,59 @@ class Catalogue:
         keys_2N = keys_of(ids)
         rows_N = rows_by_key(self._base.keys_2J, self._base.rows_J, keys_2N)
         if self._overlays is not None:
-            keys_2J, rows_J = self._overlays
-            place_N = np.minimum(np.searchsorted(keys_2J[0], keys_2N[0]), len(rows_J) - 1)
-            # Few: only where half of the hash is equal the rest is looked at.
-            found = np.flatnonzero(keys_2J[0][place_N] == keys_2N[0])
-            found = found[keys_2J[1][place_N[found]] == keys_2N[1][found]]
-            rows_N[found] = rows_J[place_N[found]]
+            self._overlays.take_over(rows_N, keys_2N)
         return rows_N
 
     def some_rows(self, count: int, besides: "Catalogue | None" = None) -> Ids:
         """`count` rows of every layer that `besides` does not have, evenly spread, all where it has fewer."""
         checked = () if besides is None else besides.layers
+        starts = [0] if self._overlays is None else [0, *self._overlays.starts_M[:-1].tolist()]
         rows = [
             start + layer.some_rows(count)
-            for start, layer in zip(self._starts_M, self.layers, strict=True)
+            for start, layer in zip(starts, self.layers, strict=True)
             if layer not in checked
         ]
         return np.concatenate([np.empty(0, np.int64), *rows])
 
     def block(self, rows_N: Ids) -> EncodedBlock:
         """The encoded features of items, as `FeatureEncoder.encode` makes them."""
-        parts, place_N = self._by_layer(rows_N)
-        blocks = [layer.block(own_N) for layer, own_N in parts]
-        return blocks[0] if place_N is None else picked(stacked(*blocks), place_N)
+        base, overlays = self._base, self._overlays
+        if overlays is None:
+            return base.block(rows_N)
+        at = np.flatnonzero(rows_N >= overlays.starts_M[0])
+        if not len(at):
+            return base.block(rows_N)
+        base_N, own = rows_N.copy(), rows_N[at] - overlays.starts_M[0]
+        base_N[at] = 0  # any item: it is written over
+
+        def taken(of_base: NDArray[Any], of_overlays: NDArray[Any]) -> NDArray[Any]:
+            values_N = of_base[base_N]
+            values_N[at] = of_overlays[own]
+            return values_N
+
+        lengths_LN = taken(base.lengths_IL, overlays.lengths_IL).T.astype(np.int64)
+        positions_V = places(taken(base.starts_IL, overlays.starts_IL).T, lengths_LN)
+        is_base_V = positions_V < len(base.values_V)
+        values_V = np.empty(len(positions_V), np.int64)
+        values_V[is_base_V] = base.values_V[positions_V[is_base_V]]
+        values_V[~is_base_V] = overlays.values_V[positions_V[~is_base_V] - len(base.values_V)]
+        return EncodedBlock(
+            ids_BK=taken(base.ids_IK, overlays.ids_IK).astype(np.int64),
+            list_values_V=values_V,
+            list_lengths_LB=lengths_LN,
+            numbers_BQ=taken(base.numbers_IQ, overlays.numbers_IQ),
+        )
 
     def sums(self, rows_N: Ids) -> Tensor:
         """sums_NF of items in the dtype that they are stored in."""
-        parts, place_N = self._by_layer(rows_N)
-        sums = [layer.sums(own_N) for layer, own_N in parts]
-        return sums[0] if place_N is None else torch.cat(sums).index_select(0, torch.from_numpy(place_N))
+        base_N, parts = self._by_layer(rows_N)
+        sums_NF = self._base.sums(base_N)
+        if not parts:
+            return sums_NF
+        words_NF = words_of_sums(sums_NF)  # of the same memory
+        for layer, place, own in parts:
+            words_NF[place] = layer.words_of_sums_IF[own]
+        return sums_NF
 
     def ids(self, rows_N: Ids, feature: int) -> Ids:
         """id_N of items by one single-id feature, encoded. An UNKNOWN row gives any."""
@@ -149,28 +219,20 @@ class Catalogue:
         return self._values(rows_N, lambda layer: layer.raw_numbers_IQ, number)
 
     def _values(self, rows_N: Ids, array: Callable[[Layer], NDArray[Any]], column: int) -> NDArray[Any]:
-        parts, place_N = self._by_layer(np.maximum(rows_N, 0))
-        values = [array(layer)[own_N, column] for layer, own_N in parts]
-        return values[0] if place_N is None else np.concatenate(values)[place_N]
+        base_N, parts = self._by_layer(np.maximum(rows_N, 0))
+        values_N: NDArray[Any] = array(self._base)[base_N, column]
+        for layer, place, own in parts:
+            values_N[place] = array(layer)[own, column]
+        return values_N
 
-    def _by_layer(self, rows_N: Ids) -> tuple[list[tuple[Layer, Ids]], NDArray[np.intp] | None]:
-        """The layers that have the items, each with its own rows, and where among them each item is. None where one
-        layer, asked in their order, has them all."""
-        if self._overlays is None or not len(rows_N):
-            return [(self._base, rows_N)], None
-        layer_N = np.searchsorted(self._starts_M, rows_N, side="right") - 1
-        low, high = int(layer_N.min()), int(layer_N.max())
-        if low == high:
-            return [(self.layers[low], rows_N - self._starts_M[low])], None
-        order_N = np.argsort(layer_N, kind="stable")
-        ends = np.searchsorted(layer_N[order_N], np.arange(low, high + 1), side="right")
-        parts = []
-        for number, rows in zip(range(low, high + 1), np.split(rows_N[order_N], ends[:-1]), strict=True):
-            if len(rows):
-                parts.append((self.layers[number], rows - self._starts_M[number]))
-        place_N = np.empty_like(order_N)
-        place_N[order_N] = np.arange(len(order_N))
-        return parts, place_N
+    def _by_layer(self, rows_N: Ids) -> tuple[Ids, list[tuple[Layer, NDArray[np.intp], Ids]]]:
+        """Rows of the base, any where an overlay has the item, and of each overlay that has some of the items their
+        places and its own rows."""
+        parts = [] if self._overlays is None else self._overlays.by_layer(rows_N)
+        if not parts:
+            return rows_N, parts
+        assert self._overlays is not None
+        return np.where(rows_N >= self._overlays.starts_M[0], 0, rows_N), parts
 
 
 def opened_below(kind: type[_Keys], path: Path, name: LayerName, artifact: Artifact) -> _Keys:

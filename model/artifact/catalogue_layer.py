@@ -172,12 +172,13 @@ class Layer(LayerKeys):
     def __init__(self, manifest: CatalogueManifest, arrays: dict[str, NDArray[Any]]) -> None:
         super().__init__(manifest, arrays)
         self.ids_IK = arrays["ids.bin"]
-        self._starts_IL, self._lengths_IL = arrays["list_starts.bin"], arrays["list_lengths.bin"]
-        self._values_V = arrays["list_values.bin"]
-        self._numbers_IQ = arrays["numbers.bin"]
+        self.starts_IL, self.lengths_IL = arrays["list_starts.bin"], arrays["list_lengths.bin"]
+        self.values_V = arrays["list_values.bin"]
+        self.numbers_IQ = arrays["numbers.bin"]
         self.words_IK, self.has_id_IK = arrays["words.bin"], arrays["has_id.bin"]
         self.raw_numbers_IQ = arrays["raw_numbers.bin"]
         self._sums_IF = torch.from_numpy(arrays["sums.bin"]).view(getattr(torch, manifest.sums_dtype))
+        self.words_of_sums_IF = words_of_sums(self._sums_IF)
 
     @classmethod
     def open(cls, path: Path, artifact: Artifact) -> Self:
@@ -190,13 +191,13 @@ class Layer(LayerKeys):
 
     def block(self, rows_N: Ids) -> EncodedBlock:
         """The encoded features of items, as `FeatureEncoder.encode` makes them."""
-        lengths_LN = self._lengths_IL[rows_N].T.astype(np.int64)
-        positions_V = places(self._starts_IL[rows_N].T, lengths_LN)
+        lengths_LN = self.lengths_IL[rows_N].T.astype(np.int64)
+        positions_V = places(self.starts_IL[rows_N].T, lengths_LN)
         return EncodedBlock(
             ids_BK=self.ids_IK[rows_N].astype(np.int64),
-            list_values_V=self._values_V[positions_V].astype(np.int64),
+            list_values_V=self.values_V[positions_V].astype(np.int64),
             list_lengths_LB=lengths_LN,
-            numbers_BQ=self._numbers_IQ[rows_N],
+            numbers_BQ=self.numbers_IQ[rows_N],
         )
 
     def sums(self, rows_N: Ids) -> Tensor:
@@ -212,6 +213,11 @@ class Layer(LayerKeys):
             self.has_id_IK[rows_N],
             self.raw_numbers_IQ[rows_N],
         )
+
+
+def words_of_sums(sums_NF: Tensor) -> NDArray[Any]:
+    """Sums in numpy, of the same memory: those in bfloat16, which numpy does not have, as their bits."""
+    return (sums_NF.view(torch.int16) if sums_NF.dtype == torch.bfloat16 else sums_NF).numpy()
 
 
 def _read_manifest(path: Path, artifact: Artifact) -> CatalogueManifest:
