@@ -107,13 +107,7 @@ def look_ups(version: Path, items: int) -> dict[str, Any]:
         for share in (0.0, 0.1):
             drawn = [draw.permutation(items)[:candidates] for _ in range(REQUESTS)]
             base = [[item_id(int(number)) for number in numbers] for numbers in drawn]
-            mixed = [
-                [
-                    item_id(items + int(n) % (OVERLAYS * APPENDED)) if draw.random() < share else item_id(int(n))
-                    for n in one
-                ]
-                for one in drawn
-            ]
+            mixed = [_with_overlays(ids, items, share, draw) for ids in base]
             for way, run in ways.items():
                 found[f"{way}, {candidates} candidates, {share:.0%} of overlays"] = _in_turns(
                     [(scorers[0], base), (scorers[1], mixed)], run
