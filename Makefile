@@ -44,7 +44,7 @@ TYPED := $(wildcard model training service deploy benchmarks clients tests $(INS
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
-	bench-off-policy bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-batch bench-clients bench-client-faults clean
+	bench-off-policy bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-freshness bench-batch bench-clients bench-client-faults clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -257,6 +257,9 @@ bench-start: $(STAMP) ## seconds from exec to ready, memory of one and of each f
 
 bench-append: $(STAMP) ## appends to a catalogue of a million items: cost, time until they are ranked, look-ups
 	@exec $(PY) -m benchmarks.append $(ARGS)
+
+bench-freshness: $(STAMP) ## value regained after a shift by how often a model is retrained
+	@exec $(PY) -m benchmarks.freshness $(ARGS)
 
 bench-score: $(STAMP) ## batch scoring and placing, rows per CPU second against the loop people write
 	@exec $(PY) -m benchmarks.batch_scoring $(ARGS)

@@ -8,6 +8,8 @@ the base alone. Then a service runs, items are appended a thousand at a time, an
 the first ranking of a new item are counted. Look-ups are timed in one process, with and without overlays in turn, for
 requests of random items. Memory is what a worker has of its own (/proc/PID/smaps_rollup, Private). The folder is
 removed at the end unless it is given.
+
+Shapes: N candidates of a request.
 """
 
 import argparse
