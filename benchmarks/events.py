@@ -1,53 +1,56 @@
 """`make bench-events`: events a CPU second, and what they cost the rankings beside them.
 
-    python -m benchmarks.events [--turns 8] [--requests 400]
+    python -m benchmarks.events [--turns 16] [--rate 150] [--seconds 4]
 
 One worker on one core, its clients on another, on loopback. Events come in batches of 100 with identities, times and
-the item's id, keys and metrics on. Beside it a bare application takes the same bodies and writes them to a file. Every
-turn measures each way once: events alone, rankings alone, both together, health checks alone and beside rankings, and
-the bare application.
+the item's id, keys and metrics on. A turn measures each way once, in turns of either order. By one client, which sends
+again as soon as it is answered: events, and a bare application that takes the same bodies and writes them to a file.
 
-What a server spends on two kinds of requests that take turns is more than the sum: each finds the caches as the other
-left them. Health checks say how much of that is due to the turns, and the thread that scores how much is the rankings'.
+What events add to a ranking is asked at one rate: so many rankings a second at random moments, alone and beside as many
+batches of events, and these events alone. Rankings and events come at the same moments in each of these ways. A service
+that nobody asks is measured too, for all of them have its polls and flushes in them. What is left of both, less the
+events' own, is the rankings'. The same without pauses is said beside it: each request comes when the one before is
+answered. There a ranking that follows a ranking finds all caches as it needs them, which no other request leaves so.
+
+Shapes: R requests.
 """
 
 import argparse
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 from benchmarks import report
 from benchmarks.closed_loop import closed_loop
 from benchmarks.command import run_benchmark
-from benchmarks.ratio import Ratio, mean_and_half_width
+from benchmarks.ratio import Ratio, in_turns, mean_and_half_width
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
-from benchmarks.serving_processes import SERVER_CORES, Server, free_port, serve
-from deploy.open_loop import message
+from benchmarks.serving_processes import CLIENT_CORES, SERVER_CORES, Server, free_port, serve
+from deploy.open_loop import message, offer, poisson
 from tests.artifacts import publish_artifact
 
 BATCH = 100
 CANDIDATES = 100
 KEY = "a key of the benchmark"
 _PATIENCE_SECONDS = 120.0
-
-
-class Spent(NamedTuple):
-    """CPU seconds of a server, and of that of its threads that spent most: with rankings, the one that scores."""
-
-    seconds: float
-    busiest: float
+# Of each kind of request, one after the other, in a turn.
+_BATCHES = 400
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to use a server: requests in the order in which they are sent."""
+    """A way to use a server: requests in the order in which they are sent, each when the one before is answered."""
 
     server: Server
     requests: Sequence[bytes]
@@ -55,24 +58,35 @@ class Way:
 
     def cpu_seconds(self) -> float:
         """CPU seconds of the server for all requests. Raises RuntimeError where one is refused."""
-        return self.spent().seconds
-
-    def spent(self) -> Spent:
-        """The same, with the busiest thread's."""
-        before, threads = self.server.cpu(), _thread_seconds(self.server.pid)
+        before = self.server.cpu()
         loop = closed_loop(self.server.url, self.requests, _PATIENCE_SECONDS, self.clients, most=len(self.requests))
         answered = asyncio.run(loop)
         if len(answered.latencies) != len(self.requests):
             raise RuntimeError(f"{len(self.requests) - len(answered.latencies)} requests failed: {answered.said}")
-        after = _thread_seconds(self.server.pid)
-        busiest = max(after[thread] - threads.get(thread, 0.0) for thread in after)
-        return Spent(self.server.cpu().seconds_since(before), busiest)
+        return self.server.cpu().seconds_since(before)
 
 
-def _thread_seconds(pid: int) -> dict[str, float]:
-    """CPU seconds of each thread of a process so far. That of a worker is the service's own."""
-    folder = Path("/proc") / str(pid) / "task"
-    return {thread.name: int((thread / "schedstat").read_text().split()[0]) / 1e9 for thread in folder.iterdir()}
+@dataclass(frozen=True)
+class PacedWay:
+    """A way to use a server for so many seconds: each request at its moment."""
+
+    server: Server
+    seconds: float
+    requests: Sequence[tuple[float, bytes]] = ()
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds of the server in that time. Raises RuntimeError where a request is refused."""
+        before = self.server.cpu()
+        asyncio.run(self._send())
+        return self.server.cpu().seconds_since(before)
+
+    async def _send(self) -> None:
+        end = asyncio.create_task(asyncio.sleep(self.seconds))
+        due_R = np.array([due for due, _ in self.requests])
+        outcome = await offer(self.server.url, [request for _, request in self.requests], due_R)
+        if not np.isin(outcome.status_R, (200, 202)).all():
+            raise RuntimeError(f"requests failed: {np.unique(outcome.status_R)} {outcome.said}")
+        await end
 
 
 def events_body(item: str, number: int) -> bytes:
@@ -95,66 +109,63 @@ def events_body(item: str, number: int) -> bytes:
 def main() -> None:
     """Measures, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=400, help="of each kind, in a turn")
+    parser.add_argument("--turns", type=int, default=16)
+    parser.add_argument("--rate", type=int, default=150, help="rankings a second, and batches of events")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a way at that rate, in a turn")
     options = parser.parse_args()
+    cores = os.sched_getaffinity(0)
     with ExitStack() as stack:
+        os.sched_setaffinity(0, CLIENT_CORES)
+        stack.callback(os.sched_setaffinity, 0, cores)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ways = _ways(stack, folder, options.requests)
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        busiest: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(-1, options.turns):  # the first one warms up
-            for name, way in ways.items():
-                spent = way.spent()
-                if turn >= 0:
-                    seconds[name].append(spent.seconds)
-                    busiest[name].append(spent.busiest)
-            print(f"turn {turn + 1} of {options.turns}", file=sys.stderr)
-    num_events = options.requests * BATCH
-    per_second = {name: [num_events / spent for spent in seconds[name]] for name in ("events", "bare")}
-
-    def beside(both: str, alone: str) -> Ratio:
-        less = [whole - part for whole, part in zip(seconds[both], seconds[alone], strict=True)]
-        return Ratio.of(less, seconds["rank"])
-
+        ways = _ways(stack, folder, options.rate, options.seconds)
+        num_rankings = len(ways["rank"].requests)
+        seconds = in_turns({name: way.cpu_seconds for name, way in ways.items()}, options.turns)
+    num_events = _BATCHES * BATCH
+    per_second = {name: [num_events / spent for spent in seconds[name]] for name in ("full", "bare")}
     rows = [
         [what, f"{mean:,.0f}", f"± {half:,.0f}"]
         for what, (mean, half) in (
-            ("the event log: checked, counted, with keys", mean_and_half_width(per_second["events"])),
+            ("the event log: checked, counted, with keys", mean_and_half_width(per_second["full"])),
             ("a bare application that writes bodies to a file", mean_and_half_width(per_second["bare"])),
         )
     ]
-    rank_ms = 1000 * mean_and_half_width(seconds["rank"])[0] / options.requests
+    paced = Ratio.of(_less(seconds["both"], seconds["events"]), _less(seconds["rank"], seconds["idle"]))
+    full = Ratio.of(_less(seconds["both_full"], seconds["full"]), seconds["rank_full"])
+    rank_ms = 1000 * mean_and_half_width(_less(seconds["rank"], seconds["idle"]))[0] / num_rankings
     body = [
-        f"Events a CPU second of the server, in batches of {BATCH}. Mean over {options.turns} turns with its 95 % "
-        "interval.",
+        f"Events a CPU second of the server, in batches of {BATCH}, one after the other. Mean over {options.turns} "
+        "turns with its 95 % interval.",
         "",
         *report.table(["way", "events a CPU second", "95 %"], rows),
         "",
-        f"Rankings of {CANDIDATES} candidates, as many as batches of events: {rank_ms:.2f} ms of CPU time each alone. "
-        f"Beside events, less what the events take alone: {beside('both', 'events')} times that. Beside health "
-        f"checks, less what these take alone: {beside('both_health', 'health')}. The thread that scores takes "
-        f"{Ratio.of(busiest['both'], busiest['rank'])} times its own beside events. The rest is in the event loop, "
-        "where what takes turns with a ranking finds cold caches.",
+        f"Rankings of {CANDIDATES} candidates, {options.rate} a second at random moments: {rank_ms:.2f} ms of CPU time "
+        f"each. Beside as many batches of events, less what these take alone at the same moments: "
+        f"{paced} times that. One after the other, without a pause: {full} times.",
     ]
     path = report.write(
         "events",
         "Events",
         body,
-        {"seconds": seconds, "busiest": busiest, "requests": options.requests},
+        {"seconds": seconds, "rate": options.rate, "rankings": num_rankings, "events": num_events},
         "make bench-events",
     )
     print(path.read_text(encoding="utf-8"))
 
 
-def _ways(stack: ExitStack, folder: Path, requests: int) -> dict[str, Way]:
+def _less(whole: Sequence[float], part: Sequence[float]) -> list[float]:
+    """Differences, turn by turn."""
+    return [one - other for one, other in zip(whole, part, strict=True)]
+
+
+def _ways(stack: ExitStack, folder: Path, rate: int, seconds: float) -> dict[str, Way | PacedWay]:
     """The ways by name, their servers running until the stack ends."""
     publish_artifact(folder / "models", "reference", schema=SCHEMA, network=NETWORK, request=columnar_request(2, 0))
     (folder / "events").mkdir()
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     (folder / "keys.yaml").write_text(f"keys:\n  - {{name: bench, scopes: [score, events], sha256: {digest}}}\n")
     port = free_port()
-    flags = ["--models", str(folder / "models"), "--port", str(port), "--threads", "1"]
+    flags = ["--models", str(folder / "models"), "--port", str(port), "--threads", "1", "--queue-seconds", "30"]
     flags += ["--event-log", str(folder / "events"), "--keys-file", str(folder / "keys.yaml")]
     service = stack.enter_context(
         serve([sys.executable, "-m", "service", *flags], "/readyz", port, folder / "service.log", SERVER_CORES)
@@ -173,19 +184,28 @@ def _ways(stack: ExitStack, folder: Path, requests: int) -> dict[str, Way]:
     )
     item = next(feature.name for feature in SCHEMA.features if feature.side == "candidate" and feature.has_ids)
 
-    def sent(server: Server, path: str, body_of: Callable[[int], bytes]) -> list[bytes]:
-        return [message(server.url, path, body_of(number), Authorization=f"Bearer {KEY}") for number in range(requests)]
+    def sent(server: Server, path: str, bodies: Iterable[bytes]) -> list[bytes]:
+        return [message(server.url, path, body, Authorization=f"Bearer {KEY}") for body in bodies]
 
-    events = sent(service, "/v1/events", lambda number: events_body(item, number))
-    health = [b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"] * requests
-    rankings = sent(service, "/v1/rank", lambda number: json.dumps(columnar_request(CANDIDATES, number % 8)).encode())
+    batches = [events_body(item, number) for number in range(_BATCHES)]
+    events = sent(service, "/v1/events", batches)
+    bodies = sent(service, "/v1/rank", (json.dumps(columnar_request(CANDIDATES, seed)).encode() for seed in range(8)))
+    rankings = [bodies[number % len(bodies)] for number in range(_BATCHES)]
+    due_rank, due_events = (poisson(rate, seconds, seed).tolist() for seed in (0, 1))
+    paced_rank = list(zip(due_rank, cycle(rankings), strict=False))
+    paced_events = list(zip(due_events, cycle(events), strict=False))
+    paced: dict[str, list[tuple[float, bytes]]] = {
+        "idle": [],
+        "rank": paced_rank,
+        "events": paced_events,
+        "both": sorted(paced_rank + paced_events),
+    }
     return {
-        "events": Way(service, events),
-        "rank": Way(service, rankings),
-        "health": Way(service, health),
-        "both_health": Way(service, [one for pair in zip(health, rankings, strict=True) for one in pair]),
-        "both": Way(service, [one for pair in zip(events, rankings, strict=True) for one in pair]),
-        "bare": Way(bare, sent(bare, "/v1/events", lambda number: events_body(item, number))),
+        **{name: PacedWay(service, seconds, requests) for name, requests in paced.items()},
+        "full": Way(service, events),
+        "rank_full": Way(service, rankings),
+        "both_full": Way(service, [one for pair in zip(events, rankings, strict=True) for one in pair]),
+        "bare": Way(bare, sent(bare, "/v1/events", batches)),
     }
 
 
