@@ -11,11 +11,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from model.value_models.value_model import DEFAULT
 from service.base.errors import MEDIA_TYPE
 from service.events.openapi import with_events
 from service.http.keys import needed_for
 from service.metrics.metrics import BATCH, EVENTS, INFER, RANK
+from service.models.admin import PATH as LABELS
 from service.models.admin import SCHEMAS as LABELS_SCHEMAS
+from service.models.value_model_route import PATH as VALUE_MODEL
 from service.models.version import ServedModel
 from service.open_inference.openapi import example_inference, with_infer
 from service.open_inference.routes import INFER_VERSION
@@ -105,10 +108,10 @@ def with_models(document: dict[str, Any], models: Mapping[str, ServedModel], max
     answer["examples"]["plain"] = {"value": example_answer(default)}
     for path in (INFER, INFER_VERSION):
         _give_examples(paths[path]["post"], {name: example_inference(model.scorer) for name, model in models.items()})
-    names = {"name": default.name, "version": default.scorer.version, "key": "17"}
+    names = {"name": default.name, "version": default.scorer.version, "key": "17", "entry": DEFAULT}
     for path, operations in paths.items():
         for operation in operations.values():
-            if path.startswith(_ADMIN):
+            if path == LABELS:
                 _give_examples(operation, {"pinned": {"stable": default.scorer.version}})
             for parameter in operation.get("parameters", ()):
                 if parameter["in"] == "path":
@@ -149,6 +152,12 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     if scope in _WRITTEN:
         described |= {**_REFUSED_CONTENT, "403": f"a key without the scope `{scope}`, or no keys are configured"}
         described |= _WRITTEN[scope]
+    if path == VALUE_MODEL:
+        described |= {
+            "409": "the models folder is read-only here",
+            "412": "value_models.yaml is not as it was seen",
+            "428": "neither If-Match nor If-None-Match",
+        }
     kind = ("application/json", "InferError") if path.startswith("/v2") else (MEDIA_TYPE, "Problem")
     answers = {status: answer for status, answer in operation["responses"].items() if int(status) < 400}
     operation["responses"] = {**answers, **refusals(described, *kind)}

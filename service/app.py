@@ -48,6 +48,7 @@ from service.metrics.metrics import EVENTS, INFER, Metrics
 from service.models.admin import admin_routes
 from service.models.routes import model_routes
 from service.models.store import ModelStore, not_ready
+from service.models.value_model_route import value_model_routes
 from service.open_inference.routes import INFER_VERSION, OpenInference
 from service.pipeline import Ranking
 from service.play.routes import play_routes
@@ -303,7 +304,8 @@ def create_app(settings: Settings, certificates: Certificates | None = None) -> 
     )
     app.include_router(open_inference.router())
     read_body = partial(read_plain_body, seconds=settings.body_seconds)
-    app.include_router(admin_routes(service.store, read_body, service.clock, record_of))
+    for routes in (admin_routes, value_model_routes):
+        app.include_router(routes(service.store, read_body, service.clock, record_of))
     app.include_router(service.user_routes.router())
     for path in (INFER, INFER_VERSION):
         app.router.routes.append(Route(path, _Application(open_inference.infer), methods=["POST"]))

@@ -13,8 +13,8 @@ from model.rollout.journal import Entry
 from model.rollout.labels import CANARY, SHADOW, STABLE, Labels
 
 # Steps, as entries name them.
-LABELS, JUDGE, DATA_GATE, QUALITY_GATE, TRAIN, EXPORT, RECALIBRATE, DAILY = (
-    "labels", "judge", "data_gate", "quality_gate", "train", "export", "recalibrate", "daily",
+LABELS, JUDGE, DATA_GATE, QUALITY_GATE, TRAIN, EXPORT, RECALIBRATE, DAILY, VALUE_MODELS = (
+    "labels", "judge", "data_gate", "quality_gate", "train", "export", "recalibrate", "daily", "value_models",
 )  # fmt: skip
 # Decisions, as entries name them.
 CHANGED, FOUND = "change", "found"

@@ -5,26 +5,22 @@ admin API or by the daily job. Every key may be left out. Out: `Labels`. A file 
 the labels before it in force.
 """
 
-import logging
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from model.artifact.artifact import sync
 from model.buckets import BUCKETS, buckets_within
 from model.rollout.locks import lock
+from model.rollout.replaced_file import replace_file
 from model.strict_yaml import StrictModel
 from model.untrusted_files import PolledFile
-
-log = logging.getLogger(__name__)
 
 FILE_NAME = "labels.yaml"
 STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
@@ -137,21 +133,4 @@ class LabelsFile:
     def write(self, labels: Labels) -> None:
         """Replace the file by one rename: a reader sees the labels before or these. Raises OSError."""
         text = yaml.safe_dump(labels.model_dump(exclude_none=True), sort_keys=False, default_flow_style=None)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=self._path.parent, prefix=".labels-", encoding="utf-8", delete=False
-        ) as file:
-            place = Path(file.name)
-            try:
-                file.write(text)
-                file.close()
-                place.chmod(0o644)  # other workers, and who writes it by hand
-                sync(place)
-                place.replace(self._path)
-            except OSError:
-                with suppress(OSError):
-                    place.unlink()
-                raise
-        try:
-            sync(self._path.parent)
-        except OSError as error:  # the labels are in force by now: only their surviving a power cut is open
-            log.warning("%s: written, and may not survive a power cut (%s)", self._path, error.strerror)
+        replace_file(self._path, text.encode("utf-8"))

@@ -28,6 +28,7 @@ _MODEL = "/v1/models/"
 _USER = re.compile(r"/v1/models/[^/]+/users/")
 _REQUEST_SCHEMA = re.compile(r"/v1/models/[^/]+/request-schema$")
 _LABELS = re.compile(r"/v1/admin/models/[^/]+/labels")
+_VALUE_MODEL = re.compile(r"/v1/admin/models/[^/]+/value_models/[^/]+")
 _OPEN_INFERENCE_MODEL = re.compile(r"(/v2/models/)[^/]+(?:/versions/[^/]+)?(/infer|/ready|)")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _KEY = "feedrank.record"
@@ -222,6 +223,8 @@ def _endpoint(path: str) -> str:
         return "/v1/models/{name}/request-schema" if _REQUEST_SCHEMA.match(path) else "/v1/models/{name}"
     if _LABELS.fullmatch(path):
         return "/v1/admin/models/{name}/labels"
+    if _VALUE_MODEL.fullmatch(path):
+        return "/v1/admin/models/{name}/value_models/{entry}"
     model = _OPEN_INFERENCE_MODEL.fullmatch(path)
     if model is not None:
         return f"{model[1]}{{name}}{model[2]}"

@@ -49,6 +49,7 @@ ENDPOINTS = (
     "/v1/models/{name}/request-schema",
     "/v1/models/{name}/users/{key}",
     "/v1/admin/models/{name}/labels",
+    "/v1/admin/models/{name}/value_models/{entry}",
     "/v1/play/models",
     "/v1/play/rank",
     "/v1/play/logged",

@@ -4,6 +4,7 @@ In: `<models>/<name>/`, polled. Out: what they say to each version that is loade
 file is taken up where it fits every version that is loaded, otherwise all of them stay as they are.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,6 +103,8 @@ class BesideFiles:
             versions = {} if beside is None else file.kind.versions(getattr(beside, key))
             entry[key] = [{"name": name, "version": version} for name, version in versions.items()]
             entry[f"{key}_error"] = file.error
+            if file.kind is VALUE_MODELS:
+                entry[f"{key}_sha256"] = None if file.content is None else hashlib.sha256(file.content).hexdigest()
         return entry
 
     def poll(self, serving: Sequence[tuple[Scorer, Beside]]) -> list[Beside]:

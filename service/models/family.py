@@ -29,6 +29,7 @@ from service.metrics.metrics import Metrics
 from service.models.beside import BesideFiles
 from service.models.canary import CanaryShare, Sender
 from service.models.journal_watch import JournalWatch
+from service.models.value_model_save import ValueModelSave
 from service.models.version import LoadedVersion, Loading, ServedModel, VersionState, derived_files
 
 # Of labels that others change while their versions are loaded.
@@ -172,6 +173,12 @@ class ModelFamily:
             raise Problem(500, f"{labels_file.FILE_NAME} cannot be written ({error.strerror})") from None
         finally:
             self.refresh()  # takes them up, or lets go of what was loaded for labels that are not to be
+
+    def save_value_model(self, save: ValueModelSave) -> None:
+        """Save a value model and take it up. Raises Problem as `save` does."""
+        served = [] if self.serving is None else self.serving.versions.values()
+        save.write(self._folder, self._journal, [model.scorer for model in served])
+        self.refresh()
 
     def _require_versions(self, labels: Labels) -> None:
         published = self._published()

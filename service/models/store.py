@@ -31,6 +31,7 @@ from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 from service.models.canary import Sender
 from service.models.family import ModelFamily, Serving
+from service.models.value_model_save import ValueModelSave
 from service.models.version import Loading, ServedModel, StatefulModel
 
 _LOAD_SECONDS = 10.0
@@ -172,11 +173,24 @@ class ModelStore:
         """Write what `change` makes of the labels of a model, apply them and return its entry. The journal has the time
         and who it was. The work is done by the polling thread, which alone loads. Raises Problem: what `change` raises,
         404 or 409 for versions that cannot be served, 503 at the end."""
+        return self._in_polling_thread(partial(self._set_labels, name, change, time, who))
+
+    def save_value_model(self, name: str, save: ValueModelSave) -> dict[str, Any]:
+        """Save a value model of a model, and return the model's entry. The work is done by the polling thread. Raises
+        Problem as `save` does, 404 for no such model, 503 at the end."""
+        return self._in_polling_thread(partial(self._save_value_model, name, save))
+
+    def _save_value_model(self, name: str, save: ValueModelSave) -> dict[str, Any]:
+        family = self._family(name)
+        family.save_value_model(save)
+        return family.entry()
+
+    def _in_polling_thread(self, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         with self._asking:
             if self._stop.is_set():
                 raise not_ready("the service is shutting down")
             done: Future[dict[str, Any]] = Future()
-            self._asked.put((partial(self._set_labels, name, change, time, who), done))
+            self._asked.put((job, done))
         return done.result()
 
     def _set_labels(self, name: str, change: Callable[[Labels], Labels], time: datetime, who: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def _shown(store: ModelStore, name: str) -> dict[str, Any]:
         "default_version": serving.default.scorer.version,
         "versions": [_version(model, labels.get(model.scorer.version, [])) for model in newest_first],
         "request": example_request(serving.default),
+        "value_models_sha256": store.entry(name)["value_models_sha256"],
     }
 
 

@@ -12,7 +12,7 @@ const WAIT_MS = 150;
 const byId = (id) => document.getElementById(id);
 // The same for all, so that a policy that draws draws alike.
 const requestId = `play-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
-const page = { key: null, models: [], hasLog: false, model: null, request: null, columns: [], selected: 0 };
+const page = { key: null, models: [], hasLog: false, hasKeys: false, model: null, request: null, columns: [], selected: 0 };
 
 class Refused extends Error {}
 
@@ -35,7 +35,8 @@ async function attempt(work) {
 
 async function ask(path, body, options = {}) {
   const headers = { ...options.headers };
-  if (page.key !== null) headers.Authorization = `Bearer ${page.key}`;
+  const key = options.key || page.key;
+  if (key !== null) headers.Authorization = `Bearer ${key}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let answer;
   try {
@@ -46,7 +47,7 @@ async function ask(path, body, options = {}) {
   }
   const content = parseJson(await answer.text());
   if (answer.ok) return content;
-  if (answer.status === 401) byId("key-form").hidden = false;
+  if (answer.status === 401 && !options.key) byId("key-form").hidden = false;
   const faults = (content.errors ?? []).map(({ path: place, message }) => `${place}: ${message}`);
   throw new Refused(faults.join("; ") || content.detail || `the service answered ${answer.status}`);
 }
@@ -64,8 +65,16 @@ class Column {
     this.parts = {
       version: find(".version"), valueModel: find(".value-model"), policy: find(".policy"), weights: find(".weights"),
       reset: find(".reset"), copy: find(".copy"), yaml: find(".yaml"), legend: find(".legend"), table: find("table"),
-      body: find("tbody"), inputs: find(".inputs"),
+      body: find("tbody"), inputs: find(".inputs"), openSave: find(".open-save"), save: find(".save"),
+      saveName: find(".name"), admin: find(".admin"),
     };
+    // Without keys the service lets nobody change it.
+    this.parts.openSave.hidden = !page.hasKeys;
+    this.parts.openSave.addEventListener("click", () => this.#toggleSave(this.parts.save.hidden));
+    this.parts.save.addEventListener("submit", (event) => {
+      event.preventDefault();
+      attempt(() => this.#save());
+    });
     find("h2").textContent = `Ranking ${name}`;
     find(".scroll").setAttribute("aria-label", `Ranking ${name}`);
     this.parts.version.addEventListener("change", () => this.#changeVersion());
@@ -115,7 +124,7 @@ class Column {
 
   #changeValueModel() {
     this.#fillWeights();
-    rankAll([this]);
+    return rankAll([this]);
   }
 
   /** Controls for what the value model says. */
@@ -173,7 +182,8 @@ class Column {
     const { answers, ids } = this.answer;
     const contributions = contributionsOf(this.definition, answers);
     const score = scoresOf(this.definition, contributions, ids.length);
-    this.answer = { ...this.answer, contributions, score, order: rankingOf(score, page.request.top_k ?? null) };
+    const order = rankingOf(score, page.request.top_k ?? null);
+    this.#take({ ...this.answer, contributions, score, order }, this.rows.outputs);
     showAll();
     say(told([this]));
   }
@@ -181,6 +191,8 @@ class Column {
   /** Ask the service for the ranking. False where a later question has been asked meanwhile. */
   async rank() {
     clearTimeout(this.timer);
+    cancelAnimationFrame(this.frame);
+    this.frame = null;
     this.asked += 1;
     const asked = this.asked;
     const chosen = { version: this.parts.version.value, value_model: this.parts.valueModel.value };
@@ -190,12 +202,19 @@ class Column {
     if (this.parts.policy.value !== "") request.policy = this.parts.policy.value;
     const answer = await ask("v1/play/rank", { request, ...(this.draft === null ? {} : { draft: this.draft }) });
     if (asked !== this.asked) return false;
-    this.answer = answer;
+    this.#take(answer, null);
     if (this.draft === null) this.base = answer.order;
-    this.rows = new Rows(answer.ids, Object.keys(answer.contributions), pick);
-    fillLegend(this.parts.legend, Object.keys(answer.contributions));
     fillInputs(this.parts.inputs, { ...answer.inputs, ...this.#dropped() });
     return true;
+  }
+
+  /** Take an answer. Rows are made anew, but for those of the same candidates with the same outputs. */
+  #take(answer, outputsBefore) {
+    const outputs = Object.keys(answer.contributions);
+    this.answer = answer;
+    if (outputs.join() === outputsBefore?.join()) return;
+    this.rows = new Rows(answer.ids, outputs, pick);
+    fillLegend(this.parts.legend, outputs);
   }
 
   #dropped() {
@@ -218,6 +237,43 @@ class Column {
   side() {
     const chosen = { version: this.parts.version.value, value_model: this.parts.valueModel.value };
     return { ...chosen, draft: this.draft, policy: this.parts.policy.value || null };
+  }
+
+  #toggleSave(isOpen) {
+    this.parts.save.hidden = !isOpen;
+    this.parts.openSave.setAttribute("aria-expanded", String(isOpen));
+    if (!isOpen) return;
+    this.parts.saveName.value = this.parts.valueModel.value;
+    this.parts.saveName.focus();
+  }
+
+  /** Save the value model, where the file is still the one that this page was made of. */
+  async #save() {
+    const name = this.parts.saveName.value;
+    const tag = page.model.value_models_sha256;
+    const headers = tag === null ? { "If-None-Match": "*" } : { "If-Match": `"${tag}"` };
+    const path = `v1/admin/models/${encodeURIComponent(page.model.name)}/value_models/${encodeURIComponent(name)}`;
+    await ask(path, this.definition, { method: "PUT", headers, key: this.parts.admin.value.trim() });
+    this.parts.admin.value = "";
+    this.#toggleSave(false);
+    const { models } = await ask("v1/play/models");
+    page.models = models;
+    page.model = models.find((model) => model.name === page.model.name) ?? page.model;
+    await this.#chooseSaved(name);
+    for (const column of page.columns) if (column !== this) column.refill();
+    say(`saved as ${name}: in force here now, and in other workers within seconds`);
+  }
+
+  /** Show a value model that has just been saved. */
+  #chooseSaved(name) {
+    this.#fillChoices();
+    this.parts.valueModel.value = name;
+    return this.#changeValueModel();
+  }
+
+  /** Fill the choices again. A draft stays. */
+  refill() {
+    if (this.draft === null) this.#fillChoices();
   }
 
   async #copy() {
@@ -404,8 +460,8 @@ function toggleSecond() {
 
 async function open() {
   await attempt(async () => {
-    const { models, has_log: hasLog } = await ask("v1/play/models");
-    Object.assign(page, { models, hasLog });
+    const { models, has_log: hasLog, has_keys: hasKeys } = await ask("v1/play/models");
+    Object.assign(page, { models, hasLog, hasKeys });
     byId("key-form").hidden = true;
     if (models.length === 0) throw new Refused("no model is served yet; reload the page later");
     fillOptions(byId("model"), models.map(({ name }) => [name, name]), models[0].name);

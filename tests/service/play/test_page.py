@@ -274,11 +274,9 @@ def test_it_fits_a_phone(page: Page) -> None:
 def test_a_key_is_asked_for_and_kept_nowhere(tmp_path: Path, chromium: Chromium) -> None:
     models = publish_artifacts(tmp_path / "models", 1)
     keys = tmp_path / "keys.yaml"
-    keys.write_text(
-        yaml.safe_dump(
-            {"keys": [{"name": "maker", "scopes": ["play"], "sha256": hashlib.sha256(b"opens").hexdigest()}]}
-        )
-    )
+    given = (("maker", "play", b"opens"), ("chief", "admin", b"decides"))
+    entries = [{"name": n, "scopes": [s], "sha256": hashlib.sha256(key).hexdigest()} for n, s, key in given]
+    keys.write_text(yaml.safe_dump({"keys": entries}))
     with RunningService(models, "--keys-file", str(keys)) as running:
         page = Page(chromium, running.wait_ready())
         page.wait_status("a key is needed")
@@ -292,3 +290,16 @@ def test_a_key_is_asked_for_and_kept_nowhere(tmp_path: Path, chromium: Chromium)
         stored = page.browser.run(f"return await page.evaluate(() => {kept})")
         assert stored == [0, 0, "", f"{page.url}/play"]
         assert page.browser.run("return await page.inputValue('#key')") == ""
+        # An admin's key saves what was tried, under the version of the file that the page saw.
+        page.do("await page.fill('#weight-A-like', '-1.5'); await page.click('.open-save')")
+        page.do("await page.fill('.save .name', 'fewer_likes'); await page.click('.save button')")
+        page.wait_status("lacks the scope 'admin'")
+        page.do("await page.fill('.save .admin', 'decides'); await page.click('.save button')")
+        page.wait_status("saved as fewer_likes")
+        saved = yaml.safe_load((models / "tiny/value_models.yaml").read_text())
+        assert saved["fewer_likes"] == {"kind": "weighted_sum", "weights": {"click": 1.0, "like": -1.5}}
+        assert page.browser.run("return await page.inputValue('.value-model')") == "fewer_likes"
+        (models / "tiny/value_models.yaml").write_text(yaml.safe_dump({"default": saved["default"]}))
+        page.do("await page.click('.open-save'); await page.fill('.save .admin', 'decides')")
+        page.do("await page.click('.save button')")
+        page.wait_status("not as it was seen")

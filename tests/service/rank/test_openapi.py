@@ -133,6 +133,7 @@ def test_every_route_is_described(client: TestClient) -> None:
         "/v1/models/{name}/request-schema",
         "/v1/models/{name}/users/{key}",
         "/v1/admin/models/{name}/labels",
+        "/v1/admin/models/{name}/value_models/{entry}",
     }
     assert set(paths) == {"/healthz", "/readyz", "/metrics"} | v1 | v2
 
@@ -263,7 +264,9 @@ def test_every_refusal_of_every_route_is_described(tmp_path: Path) -> None:
             for verb, operation in operations.items():
                 assert "500" in operation["responses"]
                 for name, body, headers in WRONG:
-                    address = path.format(name=name, key="17", version="99" if name == "nobody" else "1")
+                    address = path.format(
+                        name=name, key="17", entry="default", version="99" if name == "nobody" else "1"
+                    )
                     answer = client.request(verb, address, content=body, headers={**owner, **headers})
                     described = operation["responses"][str(answer.status_code)]
                     seen.add(answer.status_code)
