@@ -3,11 +3,16 @@
 // Node 18 has no global of this name.
 import { randomUUID } from "node:crypto";
 
+// A request is less deep. What refers to itself is JSON.stringify's to name.
+const DEEPEST = 20;
+
 /**
  * JSON with a bigint as a string of its digits, which the service takes for an id. Throws RangeError for a number that
  * JSON or JavaScript does not keep as it is.
  */
 export function encode(document) {
+  // A function that is called for each value is half of what this client costs beside fetch.
+  if (isPlain(document, 0)) return JSON.stringify(document);
   return JSON.stringify(document, (key, value) => {
     if (typeof value === "bigint") return String(value);
     if (typeof value === "number") {
@@ -18,6 +23,19 @@ export function encode(document) {
     }
     return ArrayBuffer.isView(value) ? Array.from(value) : value;
   });
+}
+
+/** True where JSON.stringify writes every value as it is. */
+function isPlain(value, depth) {
+  if (typeof value === "number") return Number.isInteger(value) ? Number.isSafeInteger(value) : Number.isFinite(value);
+  if (typeof value !== "object" || value === null) return typeof value !== "bigint";
+  if (ArrayBuffer.isView(value) || depth > DEEPEST) return false;
+  if (Array.isArray(value)) {
+    for (const one of value) if (!isPlain(one, depth + 1)) return false;
+  } else {
+    for (const key in value) if (!isPlain(value[key], depth + 1)) return false;
+  }
+  return true;
 }
 
 /** A new id, of 32 characters. */

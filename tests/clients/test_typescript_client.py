@@ -111,6 +111,29 @@ def test_types(service: RunningService, project: Path) -> None:
     }, done.stdout
 
 
+WHOLE = """
+import assert from "node:assert";
+const [module] = process.argv.slice(1);
+const { encode } = await import(module);
+const bigints = { a: [[1n, 2], ["x"]], b: new Float32Array([1.5, 2]), c: new BigInt64Array([5n]) };
+assert.equal(encode(bigints), '{"a":[["1",2],["x"]],"b":[1.5,2],"c":["5"]}');
+const plain = { a: [1, 2.5, null, "x", true, 2 ** 53 - 1], b: undefined, c: new Date(0) };
+assert.equal(encode(plain), JSON.stringify(plain));
+for (const wrong of [NaN, Infinity, 2 ** 53, [[-Infinity]], { x: [1, 2 ** 60] }, new Float64Array([NaN])]) {
+  assert.throws(() => encode({ user: wrong }), RangeError);
+}
+const cycle = {};
+cycle.again = cycle;
+assert.throws(() => encode(cycle), TypeError);
+"""
+
+
+def test_values_are_written_as_they_are_or_refused() -> None:
+    run = [node(), "--input-type=module", "--eval", WHOLE, str(CLIENT / "wire.js")]
+    done = subprocess.run(run, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_package_says_what_it_has() -> None:
     package = json.loads((CLIENT / "package.json").read_text())
     assert "dependencies" not in package
