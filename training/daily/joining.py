@@ -1,16 +1,17 @@
 """The join's step of a cycle, and what the joined hours say of lost log lines and of days that were joined again.
 
-In: the cycle's join.yaml. Out: hours joined as the join does it (training/join), up to an hour before now where a
-writer is silent. A copy of join.yaml lies beside the model's versions, from which a service knows the types of events.
+In: the cycle's join.yaml. Out: hours joined as the join does it (training/join), in a process of its own, up to an
+hour before now where a writer is silent. A copy of join.yaml lies beside the model's versions, from which a service
+knows the types of events.
 """
 
 from datetime import date, datetime, timedelta
 
 from model.join_file import FILE_NAME
 from training.daily.cycle_file import Cycle
+from training.daily.join_process import join_apart
 from training.files import replace_file
 from training.join.hour_file import joined_hours, read_record
-from training.join.join import Settings, join
 from training.join.plan import Plan, time_of
 
 # A writer that is silent for so long brings nothing earlier, or late.
@@ -25,7 +26,7 @@ def join_hours(cycle: Cycle, now: datetime) -> None:
     copy = cycle.folder / FILE_NAME
     if not copy.is_file() or copy.read_bytes() != content:
         replace_file(copy, [content])
-    join(Plan.load(cycle.file.join), Settings(now=now, until=now - _SILENT))
+    join_apart(cycle.file.join, now, now - _SILENT)
 
 
 def joined_again(cycle: Cycle) -> dict[date, int]:

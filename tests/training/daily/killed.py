@@ -69,9 +69,20 @@ def _try(feed: Feed, night: int, seconds: float | None) -> tuple[int, float]:
             return status, usage.ru_utime + usage.ru_stime
         spent = sum(process.cpu_times()[:2])
         if not is_killed and ((seconds is not None and spent > seconds) or time.monotonic() > hangs_at):
+            joins = process.children()
             process.kill()
             is_killed = True
+            while not all(map(has_ended, joins)):  # which they do with it, a moment later
+                time.sleep(0.005)
         time.sleep(0.005)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """True for a process that is gone, whether somebody has asked for its status or not."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 if __name__ == "__main__":
