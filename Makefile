@@ -44,7 +44,7 @@ TYPED := $(wildcard model training service deploy benchmarks clients tests $(INS
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
-	bench-off-policy bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-freshness bench-batch bench-clients bench-client-faults clean
+	bench-off-policy bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-freshness bench-batch bench-clients bench-client-faults bench-page clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -314,6 +314,9 @@ bench-batch: $(STAMP) ## requests of several users one by one and as POST /v1/ra
 
 bench-clients: $(STAMP) ## CPU time of a ranking in each client beside a bare call (needs node)
 	@exec env PYTHONPATH=clients/python $(PY) -m benchmarks.client_overhead $(ARGS)
+
+bench-page: $(STAMP) $(PAGE_STAMP) ## the page at /play in Chromium: first paint, and a slider's ranking of 500 candidates
+	@exec $(PY) -m benchmarks.page $(ARGS)
 
 bench-client-faults: $(STAMP) ## the share of rankings that a failing service answers, by each client (needs node and haproxy)
 	@exec env PYTHONPATH=clients/python $(PY) -m benchmarks.client_faults $(ARGS)

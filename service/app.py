@@ -138,9 +138,8 @@ class Service:
             PolicyPlacing(self.clock, self.metrics.policies, RepeatedIds(self.metrics.folder)),
         )
         self.scorings = scorings(self.ranking, self.metrics)
-        self.status = StatusPage(
-            self.metrics, self.store.entries, self.store.journal, lambda: self.unready_reason, self._file_errors
-        )
+        shown = self.metrics, self.store.entries, self.store.journal, lambda: self.unready_reason, self._file_errors
+        self.status = StatusPage(*shown, has_play=settings.play == "on")
         # Readiness is off, and later no request is taken any more.
         self.is_leaving = False
         self.is_draining = False

@@ -29,7 +29,8 @@ from service.metrics.metrics import SCORING, Metrics
 NOTE_SECONDS = 10.0
 WINDOW_SECONDS = 300.0
 _MOST_ERRORS = 20
-_MOST_DRIFTS = 15
+# Of a population stability index: what is above is a large shift.
+LARGE_DRIFT = 0.25
 _MOST_DECISIONS = 10
 _MOST_REASONS = 500  # characters of an entry
 _LATENCY = "ranking_request_duration_seconds"
@@ -65,12 +66,15 @@ class StatusPage:
         journal: Callable[[str, int], Content],
         unready_reason: Callable[[], str | None],
         file_errors: Callable[[], list[str]] = list,
+        *,
+        has_play: bool = False,
     ) -> None:
         self._metrics = metrics
         self._entries = entries
         self._journal = journal
         self._unready_reason = unready_reason
         self._file_errors = file_errors
+        self._has_play = has_play
         self._notes: deque[_Note] = deque(maxlen=round(WINDOW_SECONDS / NOTE_SECONDS) + 1)
         self._errors = _LastErrors()
         self._started = time.monotonic()
@@ -117,7 +121,9 @@ class StatusPage:
             },
             versions=window.by_status("ranking_model_requests_total", "model", "version"),
             arms=window.by_status("ranking_experiment_requests_total", "model", "experiment", "arm"),
-            drifts=_drifts(now.samples)[:_MOST_DRIFTS],
+            drifts=_drifts(now.samples),
+            large=LARGE_DRIFT,
+            has_play=self._has_play,
             errors=list(self._errors.lines),
             now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         )

@@ -88,6 +88,40 @@ def test_what_is_served_and_how_it_goes(tmp_path: Path, monkeypatch: pytest.Monk
         assert str(tmp_path) not in page.text
 
 
+def test_value_models_and_policies_are_named_with_their_versions(tmp_path: Path) -> None:
+    publish_artifact(tmp_path)
+    (tmp_path / "tiny/policies.yaml").write_text("short: {filter: [duration_ms <= 30000]}")
+    with client_of(tmp_path) as client:
+        entry = client.get("/v1/models/tiny").json()
+        text, links = wait_for(client, "value models:"), client.get("/").text
+    for key, words in (("value_models", "value models"), ("policies", "policies")):
+        (one,) = entry[key]
+        assert f"{words}: {one['name']} {one['version']}" in text
+    assert 'href="play"' in links
+    with client_of(tmp_path, play="off") as client:
+        assert 'href="play"' not in client.get("/").text
+
+
+def test_drift_lists_what_is_above_its_threshold_and_folds_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    indices = [("m", "1", "task click", 0.9), ("m", "1", "task like", 0.26), ("m", "1", "feature tab", 0.25)]
+    page = StatusPage(Metrics(), list, lambda *_: Content(), lambda: None)
+
+    def drift(found: list[tuple[str, str, str, float]]) -> tuple[str, str]:
+        monkeypatch.setattr(service.watch.status_page, "_drifts", lambda _: found)
+        rendered = page.render()
+        shown, _, folded = rendered.split("<h2>Drift</h2>")[1].split("<h2>Last")[0].partition("<details>")
+        return str(Text(shown)), folded
+
+    shown, folded = drift(indices)
+    assert ("task click 0.900" in shown, "task like 0.260" in shown, "feature tab" in shown) == (True, True, False)
+    assert "1 at or below 0.25" in folded
+    assert "feature tab" in folded
+    shown, folded = drift(indices[2:])
+    assert "Nothing is above 0.25" in shown
+    assert "feature tab" in folded
+    assert drift([]) == ("Too few requests to tell.", "")
+
+
 def test_what_comes_from_outside_is_text(tmp_path: Path) -> None:
     publish_artifact(tmp_path)
     with client_of(tmp_path) as client:
