@@ -95,13 +95,19 @@ export class Rows {
       this.#draw(one, row, contributions, -low * scale, scale);
       return one.line;
     });
-    body.replaceChildren(...lines);
+    // Rows that stand where they stood stay, as moving one costs more than asking.
+    lines.forEach((line, at) => {
+      if (body.children[at] !== line) body.insertBefore(line, body.children[at] ?? null);
+    });
+    while (body.children.length > lines.length) body.lastChild.remove();
     this.select(selected);
   }
 
   /** Mark one row. */
   select(row) {
-    this.rows.forEach(({ line }, at) => line.setAttribute("aria-selected", String(at === row)));
+    this.selected?.removeAttribute("aria-selected");
+    this.selected = this.rows[row]?.line;
+    this.selected?.setAttribute("aria-selected", "true");
   }
 
   #range(order, contributions) {

@@ -292,6 +292,7 @@ def test_a_key_is_asked_for_and_kept_nowhere(tmp_path: Path, chromium: Chromium)
         assert page.browser.run("return await page.inputValue('#key')") == ""
         # An admin's key saves what was tried, under the version of the file that the page saw.
         page.do("await page.fill('#weight-A-like', '-1.5'); await page.click('.open-save')")
+        assert page.browser.run(SERIOUS)["found"] == []
         page.do("await page.fill('.save .name', 'fewer_likes'); await page.click('.save button')")
         page.wait_status("lacks the scope 'admin'")
         page.do("await page.fill('.save .admin', 'decides'); await page.click('.save button')")
