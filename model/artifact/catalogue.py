@@ -3,7 +3,7 @@
 In: a generation and the generations that it names below it (model/artifact/catalogue_layer.py): a base, and overlays
 of items that were added, replaced or removed since. Out: `Catalogue`: ids of a request -> rows of items, rows ->
 encoded features or sums. The newest layer that has an id decides. Workers share what is mapped. Memory of its own has
-48 bytes at most for each key of an overlay.
+48 bytes at most for each key of an overlay, and _COPIED_BYTES of sums.
 
 Rows are numbered through all layers, the base's first.
 
@@ -27,6 +27,11 @@ from model.features.distinct import places
 from model.features.encoder import EncodedBlock
 from model.features.kinds.columns import Ids
 from model.features.raw_values import Words
+
+# Sums of overlays up to so many bytes are kept side by side too: to gather from each of eight layers takes as long as a
+# hundred items of the base.
+_COPIED_BYTES = 2**25
+_NOWHERE: NDArray[np.intp] = np.empty(0, np.intp)
 
 _Keys = TypeVar("_Keys", bound=LayerKeys)
 
@@ -65,7 +70,7 @@ class NewestKeys(NamedTuple):
 
 class _Overlays:
     """Overlays of a base of `base_rows` items and `base_values` list values, oldest first: the newest row of each key,
-    and side by side what is small of an item. Sums, which are large, stay mapped in their layers."""
+    and side by side what is small of an item. Of many items the sums, which are large, stay mapped in their layers."""
 
     def __init__(self, layers: Sequence[Layer], base_rows: int, base_values: int) -> None:
         self.layers = layers
@@ -84,6 +89,9 @@ class _Overlays:
         self.ids_IK = np.concatenate([layer.ids_IK for layer in layers])
         self.lengths_IL = np.concatenate([layer.lengths_IL for layer in layers])
         self.numbers_IQ = np.concatenate([layer.numbers_IQ for layer in layers])
+        sums = [layer.words_of_sums_IF for layer in layers]
+        is_small = sum(words_IF.nbytes for words_IF in sums) <= _COPIED_BYTES
+        self.words_of_sums_IF = np.concatenate(sums) if is_small else None
         self.values_V = np.concatenate([layer.values_V for layer in layers])
         before = base_values + np.cumsum([0, *(len(layer.values_V) for layer in layers)])
         self.starts_IL = np.concatenate(
@@ -167,13 +175,9 @@ class Catalogue:
     def block(self, rows_N: Ids) -> EncodedBlock:
         """The encoded features of items, as `FeatureEncoder.encode` makes them."""
         base, overlays = self._base, self._overlays
-        if overlays is None:
+        base_N, at, own = self._of_overlays(rows_N)
+        if overlays is None or not len(at):
             return base.block(rows_N)
-        at = np.flatnonzero(rows_N >= overlays.starts_M[0])
-        if not len(at):
-            return base.block(rows_N)
-        base_N, own = rows_N.copy(), rows_N[at] - overlays.starts_M[0]
-        base_N[at] = 0  # any item: it is written over
 
         def taken(of_base: NDArray[Any], of_overlays: NDArray[Any]) -> NDArray[Any]:
             values_N = of_base[base_N]
@@ -195,10 +199,15 @@ class Catalogue:
 
     def sums(self, rows_N: Ids) -> Tensor:
         """sums_NF of items in the dtype that they are stored in."""
+        overlays = self._overlays
+        if overlays is not None and overlays.words_of_sums_IF is not None:
+            base_N, at, own = self._of_overlays(rows_N)
+            sums_NF = self._base.sums(base_N)
+            if len(at):
+                words_of_sums(sums_NF)[at] = overlays.words_of_sums_IF[own]
+            return sums_NF
         base_N, parts = self._by_layer(rows_N)
         sums_NF = self._base.sums(base_N)
-        if not parts:
-            return sums_NF
         words_NF = words_of_sums(sums_NF)  # of the same memory
         for layer, place, own in parts:
             words_NF[place] = layer.words_of_sums_IF[own]
@@ -224,6 +233,19 @@ class Catalogue:
         for layer, place, own in parts:
             values_N[place] = array(layer)[own, column]
         return values_N
+
+    def _of_overlays(self, rows_N: Ids) -> tuple[Ids, NDArray[np.intp], Ids]:
+        """Rows of the base, any where an overlay has the item, the places of those, and their rows among all overlays'
+        items."""
+        if self._overlays is None:
+            return rows_N, _NOWHERE, _NOWHERE
+        start = self._overlays.starts_M[0]
+        at = np.flatnonzero(rows_N >= start)
+        if not len(at):
+            return rows_N, at, _NOWHERE
+        base_N, own = rows_N.copy(), rows_N[at] - start
+        base_N[at] = 0  # any item: it is written over
+        return base_N, at, own
 
     def _by_layer(self, rows_N: Ids) -> tuple[Ids, list[tuple[Layer, NDArray[np.intp], Ids]]]:
         """Rows of the base, any where an overlay has the item, and of each overlay that has some of the items their
