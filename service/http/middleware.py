@@ -34,7 +34,7 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/h
 _KEY = "feedrank.record"
 _DISCONNECTED = 499  # no client is left to read an answer
 # Requests that have ended are counted after so long: what a killed worker has not counted is lost.
-_MOMENT_SECONDS = 0.05
+MOMENT_SECONDS = 0.02
 _HEADERS = "feedrank.headers"  # by name: several are looked up in every request
 _REQUEST_ID_KEY = REQUEST_ID.lower().encode("latin-1")
 
@@ -171,7 +171,7 @@ class Observe:
             self._metrics.num_in_flight -= 1
         record.end()
         if not self._ended:
-            asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self.finish_ended)
+            asyncio.get_running_loop().call_later(MOMENT_SECONDS, self.finish_ended)
         self._ended.append((record, scope))
 
     def finish_ended(self) -> None:

@@ -1,6 +1,7 @@
 """Reloads, more traffic than there is capacity, workers that are killed: no answer is lost or wrong, counters hold."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from service.http.middleware import MOMENT_SECONDS
 from tests.artifacts import TINY_REQUEST, publish_artifact
 from tests.reliability.load import BROKEN, Load, Truth, ask, metric
 from tests.reliability.sizes import SIZES
@@ -72,6 +74,7 @@ def test_a_killed_worker_loses_what_it_held_alone_and_its_counters_stay(tmp_path
             with httpx.Client(base_url=service.client.base_url, timeout=30, trust_env=False) as client:
                 return metric(client, "ranking_requests_total", endpoint="/v1/rank", code="200")
 
+        started = time.monotonic()
         with Load(service.client.base_url, clients) as load:
             for _ in range(SIZES.kills):
                 load.wait_for_more(20)
@@ -82,10 +85,13 @@ def test_a_killed_worker_loses_what_it_held_alone_and_its_counters_stay(tmp_path
                 assert counted() >= before
                 service.wait_workers(2, besides=killed)
             load.wait_for_more(20)
+            seconds = time.monotonic() - started
         assert {answer.status for answer in load.answers} <= {200, BROKEN}
-        # A worker has at most one request of every client. It counts an answer after it has left.
+        # A worker has at most one request of every client.
         may_be_lost = clients * SIZES.kills
         assert len(load.of(BROKEN)) <= may_be_lost
+        # It counts answers within a moment of their leaving. Of one moment there may be several times the usual number.
+        may_be_lost += math.ceil(8 * SIZES.kills * MOMENT_SECONDS * len(load.of(200)) / seconds)
         assert {truth.check(answer) for answer in load.of(200)} == {"1"}
         assert abs(counted() - len(load.of(200))) <= may_be_lost
         service.client.close()

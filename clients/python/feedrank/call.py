@@ -75,10 +75,10 @@ class Call:
         self.status = 0
         self.document: dict[str, Any] = {}
         self.reason = ""
+        self.request_id = request_id
+        self.counter = counter
         self._deadline = time.monotonic() + timeout
-        self._request_id = request_id
         self._budget = budget
-        self._counter = counter
         self._is_retry = False
         budget.earn()
 
@@ -95,8 +95,8 @@ class Call:
     def headers(self) -> dict[str, str]:
         """Headers of the next try, which tell the service how much time is left."""
         headers = {"Content-Type": "application/json", "X-Request-Timeout-Ms": str(max(1, int(self.left * 1000)))}
-        if _HEADER_ID.fullmatch(self._request_id):
-            headers["X-Request-Id"] = self._request_id  # the service logs it for what it refuses unread, too
+        if _HEADER_ID.fullmatch(self.request_id):
+            headers["X-Request-Id"] = self.request_id  # the service logs it for what it refuses unread, too
         return headers
 
     def take_reply(self, status: int, headers: Mapping[str, str], content: bytes) -> float | None:
@@ -126,10 +126,10 @@ class Call:
         if self._is_retry or pause >= self.left:
             return None
         if not self._budget.spend():
-            self._counter.add("over_budget")
+            self.counter.add("over_budget")
             return None
         self._is_retry = True
-        self._counter.add("retries")
+        self.counter.add("retries")
         return pause
 
 

@@ -58,7 +58,7 @@ class RankCall(Call):
 
     def result(self) -> Ranking:
         """The ranking. Raises RefusedError, UnavailableError."""
-        ended = self._question.end(self._counter, self.status, self.document, self.reason)
+        ended = self._question.end(self.counter, self.status, self.document, self.reason)
         if isinstance(ended, Exception):
             raise ended
         return ended
@@ -79,10 +79,10 @@ class BatchCall(Call):
             replies = [(self.status, self.document, self.reason)] * len(self._questions)
         else:
             replies = [_reply(answer) for answer in answers]
-        ended = [question.end(self._counter, *reply) for question, reply in zip(self._questions, replies, strict=True)]
+        ended = [question.end(self.counter, *reply) for question, reply in zip(self._questions, replies, strict=True)]
         if answers is None and isinstance(ended[0], RefusedError):
             # Of the whole: the paths of its faults say which request each is about.
-            raise RefusedError(self._request_id, ended[0].status, ended[0].detail, ended[0].faults)
+            raise RefusedError(self.request_id, ended[0].status, ended[0].detail, ended[0].faults)
         return ended
 
 

@@ -181,6 +181,6 @@ def test_a_catalogue_that_is_cut_while_it_is_verified_is_refused(
         os.truncate(place / "sums.bin", 0)
         return sha256_of(file) if is_before else sha256
 
-    monkeypatch.setattr("model.artifact.catalogue.sha256_of", cut_meanwhile)
+    monkeypatch.setattr("model.artifact.catalogue_layer.sha256_of", cut_meanwhile)
     with pytest.raises(ArtifactError, match="bin: "):
         scorer.open_catalogue(place)
