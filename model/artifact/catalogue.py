@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.artifact.artifact import Artifact, ArtifactError, versions
-from model.artifact.catalogue_layer import Layer, LayerKeys, LayerName, words_of_sums
+from model.artifact.catalogue_layer import Layer, LayerKeys, LayerName, rows_of_sums
 from model.artifact.item_source import MOST_OVERLAYS, UNKNOWN, keys_of, rows_by_key
 from model.features.distinct import places
 from model.features.encoder import EncodedBlock
@@ -89,9 +89,9 @@ class _Overlays:
         self.ids_IK = np.concatenate([layer.ids_IK for layer in layers])
         self.lengths_IL = np.concatenate([layer.lengths_IL for layer in layers])
         self.numbers_IQ = np.concatenate([layer.numbers_IQ for layer in layers])
-        sums = [layer.words_of_sums_IF for layer in layers]
-        is_small = sum(words_IF.nbytes for words_IF in sums) <= _COPIED_BYTES
-        self.words_of_sums_IF = np.concatenate(sums) if is_small else None
+        sums = [layer.row_of_sums_I for layer in layers]
+        is_small = sum(row_I.nbytes for row_I in sums) <= _COPIED_BYTES
+        self.row_of_sums_I = np.concatenate(sums) if is_small else None
         self.values_V = np.concatenate([layer.values_V for layer in layers])
         before = base_values + np.cumsum([0, *(len(layer.values_V) for layer in layers)])
         self.starts_IL = np.concatenate(
@@ -200,17 +200,17 @@ class Catalogue:
     def sums(self, rows_N: Ids) -> Tensor:
         """sums_NF of items in the dtype that they are stored in."""
         overlays = self._overlays
-        if overlays is not None and overlays.words_of_sums_IF is not None:
+        if overlays is not None and overlays.row_of_sums_I is not None:
             base_N, at, own = self._of_overlays(rows_N)
             sums_NF = self._base.sums(base_N)
             if len(at):
-                words_of_sums(sums_NF)[at] = overlays.words_of_sums_IF[own]
+                rows_of_sums(sums_NF)[at] = overlays.row_of_sums_I[own]
             return sums_NF
         base_N, parts = self._by_layer(rows_N)
         sums_NF = self._base.sums(base_N)
-        words_NF = words_of_sums(sums_NF)  # of the same memory
+        row_N = rows_of_sums(sums_NF)
         for layer, place, own in parts:
-            words_NF[place] = layer.words_of_sums_IF[own]
+            row_N[place] = layer.row_of_sums_I[own]
         return sums_NF
 
     def ids(self, rows_N: Ids, feature: int) -> Ids:

@@ -178,7 +178,7 @@ class Layer(LayerKeys):
         self.words_IK, self.has_id_IK = arrays["words.bin"], arrays["has_id.bin"]
         self.raw_numbers_IQ = arrays["raw_numbers.bin"]
         self._sums_IF = torch.from_numpy(arrays["sums.bin"]).view(getattr(torch, manifest.sums_dtype))
-        self.words_of_sums_IF = words_of_sums(self._sums_IF)
+        self.row_of_sums_I = rows_of_sums(self._sums_IF)
 
     @classmethod
     def open(cls, path: Path, artifact: Artifact) -> Self:
@@ -215,9 +215,11 @@ class Layer(LayerKeys):
         )
 
 
-def words_of_sums(sums_NF: Tensor) -> NDArray[Any]:
-    """Sums in numpy, of the same memory: those in bfloat16, which numpy does not have, as their bits."""
-    return (sums_NF.view(torch.int16) if sums_NF.dtype == torch.bfloat16 else sums_NF).numpy()
+def rows_of_sums(sums_NF: Tensor) -> NDArray[np.void]:
+    """row_N: the bytes of each row of sums, of the same memory. numpy copies them whole, numbers one by one, and it has
+    no bfloat16."""
+    words_NF = (sums_NF.view(torch.int16) if sums_NF.dtype == torch.bfloat16 else sums_NF).numpy()
+    return words_NF.view(f"V{words_NF.shape[1] * words_NF.itemsize}").reshape(len(words_NF))
 
 
 def _read_manifest(path: Path, artifact: Artifact) -> CatalogueManifest:
