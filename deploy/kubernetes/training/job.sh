@@ -7,6 +7,8 @@ job() {
     [ -z "$ended" ] || exit 143
     python -m training "$@" &
     child=$!
+    # One that came before the line above found no child.
+    [ -z "$ended" ] || kill -TERM "$child" 2>/dev/null || true
     # A trap ends `wait` before the job has ended.
     while :; do
         status=0
