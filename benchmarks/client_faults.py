@@ -107,7 +107,7 @@ def _row(fault: str, way: str, ends: Ends) -> list[str]:
 
 
 def _disturbed(client: Way, disturb: Disturb, seconds: float) -> tuple[int, Ends]:
-    """How often the service was disturbed meanwhile, and the ends of a client's calls."""
+    """Number of times that the service was disturbed, and the ends of a client's calls meanwhile."""
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(client.ask, seconds)
         times = disturb(time.monotonic() + seconds)

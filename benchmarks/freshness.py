@@ -94,7 +94,7 @@ class Learner:
 
 
 def run_town(seed: int) -> TownResult:
-    """What each way is worth in one town."""
+    """Result of every way in one town."""
     town = Town(seed, USERS, ITEMS, REQUESTS, CANDIDATES, LEARNED_DAYS)
     days = Days(town)
     learned = _learned(days, range(LEARNED_DAYS), seed)

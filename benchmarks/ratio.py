@@ -36,7 +36,7 @@ class Ratio:
 
 
 def in_turns(ways: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
-    """What each way takes in each turn. Every turn measures each once, in turns of either order, and one before the
+    """Figures of each way, by turn. Every turn measures each once, in turns of either order, and one before the
     first warms up."""
     spent: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(-1, turns):

@@ -18,15 +18,15 @@ import numpy as np
 import orjson
 
 from model.scorer.scorer import NonFiniteScoresError
-from model.value_models.value_model import DEFAULT, ValueModel
+from model.value_models.value_model import ValueModel
 from service.base.clock import Clock
-from service.base.errors import Fault, Problem, value_or_kind
+from service.base.errors import Fault, Problem
 from service.base.record import RequestRecord
 from service.models.store import ModelStore
 from service.models.version import ServedModel
 from service.pipeline import Ranking, Scoring, Waiting, check_deadline, with_state
 from service.play.body import read_object
-from service.policy.choosing import Chosen
+from service.policy.choosing import Chosen, value_model_name
 from service.policy.placing import placed_by_policy, policy_name
 from service.rank.answer import Reply
 from service.rank.explain import Explanation, explain
@@ -101,16 +101,13 @@ class Trials:
         return Reply(_written(scored, explanation))
 
     def _choose(self, question: Question, draft: Mapping[str, Any] | None) -> Chosen:
-        """What the request names. Raises Problem: 404, 422, 503."""
+        """Version, value model and policy that the request names. Raises Problem: 404, 422, 503."""
         options = question.options
         model = self._store.find(options.model, options.version_name)
-        name = options.value_model or DEFAULT
         if draft is not None:
             model, name = with_draft(model, draft), DRAFT
-        elif name not in model.value_models:
-            has = ", ".join(model.value_models.names)
-            rule = f"no such value model, {value_or_kind(name)}; model '{model.name}' has: {has}"
-            raise Problem.wrong_content([Fault("value_model", rule)])
+        else:
+            name = value_model_name(model, options.value_model, "value_model")
         return Chosen(model, name, policy_name(model, options.policy, "policy"), NO_ARMS)
 
 

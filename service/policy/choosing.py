@@ -79,11 +79,7 @@ class Choosing:
             # Units of an experiment that names a version are its own: the canary has none of them.
             by_itself = partial(found_in, serving, named.version, None if assignment.skips_canary else sender)
             found, arms, by_arm = self._by_arms(serving, assignment, by_itself, has_order=named.has_order)
-        name = by_arm.get("value_model") or named.value_model or DEFAULT
-        if name not in found.value_models:
-            has = ", ".join(found.value_models.names)
-            rule = f"no such value model, {value_or_kind(name)}; model '{found.name}' has: {has}"
-            raise Problem.wrong_content([Fault(named.value_model_path, rule)])
+        name = value_model_name(found, by_arm.get("value_model") or named.value_model, named.value_model_path)
         policy = policy_name(found, by_arm.get("policy") or named.policy, named.policy_path)
         record.model, record.model_version = found.name, found.scorer.version
         record.value_model, record.value_model_version = name, found.value_models[name].version
@@ -126,6 +122,17 @@ class Choosing:
         )
         by_arm = {setting: name for setting, (name, member) in set_by.items() if member not in fell_back}
         return found or by_itself(), arms, by_arm
+
+
+def value_model_name(model: ServedModel, given: str | None, place: str) -> str:
+    """Name of the value model that a request wants. Raises Problem 422 at `place`."""
+    name = given or DEFAULT
+    if name not in model.value_models:
+        has = ", ".join(model.value_models.names)
+        raise Problem.wrong_content(
+            [Fault(place, f"no such value model, {value_or_kind(name)}; model '{model.name}' has: {has}")]
+        )
+    return name
 
 
 def _has(model: ServedModel, setting: Setting, name: str) -> bool:

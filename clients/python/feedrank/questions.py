@@ -73,7 +73,7 @@ class BatchCall(Call):
         self._questions = questions
 
     def results(self) -> list[Ranking | RefusedError | UnavailableError]:
-        """What became of each request, in their order. Raises RefusedError where all of it is refused."""
+        """Ranking or error of each request, in their order. Raises RefusedError where all of it is refused."""
         answers = answers_of(self.document, len(self._questions)) if self.status == 200 else None
         if answers is None:
             replies = [(self.status, self.document, self.reason)] * len(self._questions)
