@@ -163,7 +163,7 @@ def _print_as_served(console: Console, tasks: dict[str, Any]) -> None:
         "observed, so only the order is measured.",
         highlight=False,
     )
-    metrics = {"auc": "AUC", "gauc": "GAUC", "macro_auc": "macro AUC", "spearman": "Spearman"}
+    metrics = {"auc": "AUC", "gauc": "GAUC", "macro_auc": "macro AUC", "spearman": "Spearman", "xauc": "XAUC"}
     held = [metric for metric in metrics if any(metric in task for task in tasks.values())]
     table = Table("task", *(metrics[metric] for metric in held))
     for name, task in tasks.items():

@@ -8,7 +8,7 @@ A metric that the data does not define (AUC with one class only) is None with a 
 of seven tasks goes on when one of them has no positive in the test day. Wrong input (shapes, NaN, labels
 other than 0 and 1) raises ValueError.
 
-Shapes: B rows, G groups, R draws, K sums of products.
+Shapes: B and N rows, G groups, R draws, K sums of products.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from training.metrics.bootstrap import Estimate, Floats, Statistic, estimates
+from training.metrics.pair_order import pair_order, xauc_on_draws
 
 Codes = npt.NDArray[np.int64]
 
@@ -25,6 +26,7 @@ Codes = npt.NDArray[np.int64]
 # about the smallest distance from 1 that float32 can represent, and bounds the loss of a row at 16.1 nats.
 PROBABILITY_FLOOR = 1e-7
 ONE_CLASS = "all labels are of one class"
+ONE_VALUE = "all values are equal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class RegressionMetrics:
     rmse: Estimate
     mae: Estimate
     spearman: Estimate
+    xauc: Estimate
     calibration_ratio: Estimate
 
 
@@ -107,6 +110,14 @@ def mse(values: npt.ArrayLike, predictions: npt.ArrayLike) -> float | None:
     return _ratio(float(w @ (p - y) ** 2), float(w.sum()))
 
 
+def xauc(values: npt.ArrayLike, predictions: npt.ArrayLike) -> float | None:
+    """Share of the pairs of rows with different values that predictions order rightly, ties half. None where all values
+    are equal."""
+    y, p, _ = _aligned(scores=predictions, labels=values, weights=None)
+    right_N, pairs_N = pair_order(y, p)
+    return _ratio(float(right_N.sum()), float(pairs_N.sum()))
+
+
 def evaluate_binary(
     labels: npt.ArrayLike,
     probabilities: npt.ArrayLike,
@@ -156,8 +167,8 @@ def evaluate_regression(
 ) -> RegressionMetrics:
     """All metrics of a regression task, with intervals as in `evaluate_binary`.
 
-    The interval of Spearman's correlation is approximate: each replicate keeps the ranks of the full sample
-    and resamples the pairs of ranks, which saves two sorts per replicate.
+    Two intervals are approximate. For Spearman's correlation each replicate keeps the ranks of the full sample
+    and resamples the pairs of ranks, which saves two sorts per replicate. For XAUC see `xauc_on_draws`.
     """
     y, p, _ = _aligned(scores=predictions, labels=values, weights=None)
     codes, num_groups = group_codes(groups, y.size)
@@ -171,10 +182,12 @@ def evaluate_regression(
         "rmse": lambda draws_RG: np.sqrt(divide(draws_RG @ squared_G, draws_RG @ rows_G)),
         "mae": lambda draws_RG: divide(draws_RG @ absolute_G, draws_RG @ rows_G),
         "spearman": lambda draws_RG: _correlation(moments_KG @ draws_RG.T),
+        "xauc": xauc_on_draws(y, p, codes, num_groups),
         "calibration_ratio": lambda draws_RG: divide(draws_RG @ prediction_G, draws_RG @ value_G),
     }
     undefined = {
         "spearman": "the values or the predictions are all equal",
+        "xauc": ONE_VALUE,
         "calibration_ratio": "the values are all 0",
     }
     found = estimates(statistics, num_groups, undefined, replicates, seed, level)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.tasks.task import BaseTask
-from training.metrics.metrics import evaluate_regression, mse
+from training.metrics.metrics import ONE_VALUE, evaluate_regression, mse, xauc
+from training.metrics.pair_order import xauc_on_draws
 from training.tasks.label_mean_map import NoLabelMeanError, cross_fitted, fit_label_mean
 from training.tasks.learned import Bootstrap, Floats, LearnedTask, Mask, Outputs, Sample
 from training.tasks.metric import Metric, mean_on_draws
@@ -34,8 +35,15 @@ class LearnedRegression(LearnedTask):
             mean_on_draws(lambda y, x: (x[:, 0] - y) ** 2),
             "no rows",
         ),
+        "xauc": Metric(
+            "XAUC",
+            "higher",
+            lambda y, x, _: xauc(y, x[:, 0]),
+            lambda y, x, g, n: xauc_on_draws(y, x[:, 0], g, n),
+            ONE_VALUE,
+        ),
     }
-    table_columns = ("scale", "calibration", "MSE", "RMSE", "MAE", "Spearman")
+    table_columns = ("scale", "calibration", "MSE", "RMSE", "MAE", "Spearman", "XAUC")
     precision = 0.5
     label_rule = "must be a finite number >= 0"
     one_label = "has labels that are equal in float32"
@@ -100,7 +108,7 @@ class LearnedRegression(LearnedTask):
     @staticmethod
     def table_rows(measured: dict[str, Any]) -> list[list[Any]]:
         """One row, and one for the scale that is learned where it is another."""
-        metrics = ("calibration_ratio", "mse", "rmse", "mae", "spearman")
+        metrics = ("calibration_ratio", "mse", "rmse", "mae", "spearman", "xauc")
         scales = {"label's unit": measured, "log1p": measured.get("log1p")}
         return [[scale, *(one[metric] for metric in metrics)] for scale, one in scales.items() if one is not None]
 

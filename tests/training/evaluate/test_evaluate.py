@@ -84,6 +84,13 @@ def factor_to_the_mean(run: Run) -> float:
     return float(table.column("watch_ms").to_numpy().sum() / bare.sum())
 
 
+def share_in_order(true: np.ndarray, predicted: np.ndarray) -> float:
+    """XAUC, pair by pair."""
+    orders = [np.sign(x[:, None] - x[None, :]) for x in (true, predicted)]
+    counts = orders[0] != 0
+    return float(((1 + orders[0] * orders[1]) / 2)[counts].mean())
+
+
 def test_regression_metrics_equal_scipys_in_both_scales(finished_run: Run, result: Json) -> None:
     table, logits_BO = predictions(finished_run, as_served=False)
     train_table = read_splits(finished_run.config.data, finished_run.schema, ("train",))["train"]
@@ -100,6 +107,7 @@ def test_regression_metrics_equal_scipys_in_both_scales(finished_run: Run, resul
             "rmse": np.sqrt(squared),
             "mae": mean_absolute_error(true, predicted),
             "spearman": spearmanr(true, predicted).statistic,
+            "xauc": share_in_order(true, predicted),
             "calibration_ratio": predicted.sum() / true.sum(),
         }
         assert {metric: measured[metric]["value"] for metric in expected} == pytest.approx(expected, rel=1e-9)
