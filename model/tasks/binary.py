@@ -7,18 +7,31 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from model.strict_yaml import StrictModel
 from model.tasks.task import BaseTask, Floats, Mask, Scales
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+class FocalTerm(StrictModel):
+    """Focal loss beside cross entropy (Lin et al., ICCV 2017): `weight` times (1 - q)^gamma * -log q.
+
+    q is the probability of the row's own label. `alpha` weighs positives, 1 - alpha negatives. Without it both weigh 1.
+    """
+
+    weight: float = Field(gt=0, le=1e6, allow_inf_nan=False)
+    gamma: float = Field(default=2.0, gt=0, le=10)
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+
+
 class BinaryTask(BaseTask):
     """A yes/no outcome. `label` is a 0/1 column.
 
     `positive_weight` counts the loss of a positive row that many times. Answers stay calibrated for the log as it is.
+    `focal` adds a second loss, which moves answers towards 1/2.
     """
 
     calibrated_by: ClassVar[tuple[str, ...]] = ("platt", "isotonic")
@@ -26,6 +39,16 @@ class BinaryTask(BaseTask):
     kind: Literal["binary"]
     negative_sampling_rate: float = Field(default=1.0, gt=0, le=1)
     positive_weight: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
+    focal: FocalTerm | None = None
+
+    @model_validator(mode="after")
+    def _check_focal(self) -> Self:
+        if self.focal is not None and self.positive_weight != 1.0:
+            raise ValueError(
+                f"positive_weight ({self.positive_weight:g}) keeps answers calibrated and a focal loss does not; give "
+                "one of the two (focal.alpha weighs positives too)"
+            )
+        return self
 
     def are_labels(self, values_B: Floats) -> Mask:
         """Mask of 0 and 1."""

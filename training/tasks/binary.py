@@ -33,6 +33,7 @@ from training.metrics.metrics import (
     normalized_entropy,
 )
 from training.metrics.multiclass import losses_of_shares
+from training.tasks.focal import FocalLosses
 from training.tasks.learned import Bootstrap, Floats, LearnedTask, Mask, Sample
 from training.tasks.metric import Metric, mean_on_draws
 from training.tasks.probability_maps import CalibrationKind, ProbabilityMap, fit_isotonic, fit_platt
@@ -88,8 +89,11 @@ class LearnedBinary(LearnedTask):
 
     @classmethod
     def losses(cls, tasks: Sequence[BaseTask], offsets: Sequence[float]) -> nn.Module:
-        """Cross entropy, by positive weight."""
-        return CrossEntropies([task.positive_weight for task in tasks if isinstance(task, BinaryTask)], offsets)
+        """Cross entropy, by positive weight, and focal losses beside it."""
+        binary = [task for task in tasks if isinstance(task, BinaryTask)]
+        entropies = CrossEntropies([task.positive_weight for task in binary], offsets)
+        terms = [task.focal for task in binary]
+        return FocalLosses(entropies, terms, offsets) if any(terms) else entropies
 
     @staticmethod
     def label_counts(labels_N: Floats) -> dict[str, int]:
