@@ -243,10 +243,11 @@ class TrainingConfig(StrictModel):
     def _check(self) -> Self:
         if self.init_from is not None and self.initial_weights is not None:
             raise ValueError("init_from and initial_weights both say what to start from; give one")
-        if self.network.has_own_embeddings and self.balancing.kind not in ("none", "uncertainty"):
+        if self.network.has_own_embeddings and self.balancing.kind not in ("none", "uncertainty", "famo"):
             raise ValueError(
                 f"balancing: {self.balancing.kind} compares the tasks' gradients at the embeddings they share, and "
-                "network.fusion.own_embeddings shares none; use kind: none or uncertainty, or own_embeddings: false"
+                "network.fusion.own_embeddings shares none; use kind: none, uncertainty or famo, or own_embeddings: "
+                "false"
             )
         common = self.embeddings.sharding
         named = {name: table.optimizer or self.optimizer.tables for name, table in self.embeddings.tables.items()}

@@ -6,7 +6,7 @@ train_loss_<task>          mean over the steps since the point before
 policy_perplexity_layer_N  learned routing: mean over tasks, 1 (decided) to the number of modules (even)
 gate_entropy_level_N       networks with gates: in nats, mean over rows and fused units
 experts_used_level_N       exp(entropy of the gate weights' mean over rows and fused units): 1 to the level's experts
-balancing_weight_<task>    the factor of the task's loss that gradnorm or uncertainty has learned
+balancing_weight_<task>    the factor of the task's loss that gradnorm, uncertainty or famo has learned
 validation_<task>          NE (binary) or squared error over the labels' variance (regression)
 validation_objective       their mean by loss weight
 """

@@ -1,7 +1,7 @@
 """Balancing of tasks: how the losses of a batch become one training step. `balancing: {kind: ...}` chooses it.
 
-none (loss weights alone), uncertainty, gradnorm, and the gradient methods pcgrad, cagrad, mgda, nash_mtl, upgrad and
-graddrop. A configuration builds its module: `config.build(losses, seed) -> Balancing`.
+none (loss weights alone), uncertainty, famo, gradnorm, and the gradient methods pcgrad, cagrad, mgda, nash_mtl, upgrad
+and graddrop. A configuration builds its module: `config.build(losses, seed) -> Balancing`.
 
 gradnorm and the gradient methods make one backward pass a task, down to the embedding row, where `none` makes one in
 all: benchmarks/results/balancing_cost.md has what a training step then costs (`make bench-balancing`).
@@ -13,12 +13,13 @@ from pydantic import BeforeValidator, Field
 
 from model.strict_yaml import refuse_unknown_kind
 from training.step.balancing.base import Balancing, NoBalancingConfig
+from training.step.balancing.famo import FAMO, FAMOConfig
 from training.step.balancing.gradients import CAGradConfig, GradientBalancing, GradientConfig
 from training.step.balancing.gradnorm import GradNorm, GradNormConfig
 from training.step.balancing.uncertainty import UncertaintyConfig, UncertaintyWeighting
 
 BalancingConfig = Annotated[
-    NoBalancingConfig | UncertaintyConfig | GradNormConfig | GradientConfig | CAGradConfig,
+    NoBalancingConfig | UncertaintyConfig | FAMOConfig | GradNormConfig | GradientConfig | CAGradConfig,
     Field(discriminator="kind"),
     BeforeValidator(lambda data: refuse_unknown_kind(data, KINDS, "balancing")),
 ]
@@ -31,6 +32,7 @@ KINDS: list[str] = [
 ]
 
 __all__ = [
+    "FAMO",
     "KINDS",
     "Balancing",
     "BalancingConfig",
