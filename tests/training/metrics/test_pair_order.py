@@ -54,7 +54,7 @@ def test_xauc_of_labels_0_and_1_is_auc() -> None:
 
 
 def test_half_a_million_rows_are_counted() -> None:
-    """Rows in order but for the last third, which comes first: of n (n - 1) / 2 pairs, (n / 3) (2 n / 3) are wrong. A
+    """Rows in order but for the last third, which comes first. Of n (n - 1) / 2 pairs (n / 3) (2 n / 3) are wrong. A
     loop over the pairs would take 10^11 steps."""
     rows = 480_000
     values = np.arange(rows, dtype=np.float64)
@@ -72,8 +72,8 @@ def test_without_two_values_there_is_none() -> None:
 
 
 def test_draws_are_near_the_value_on_the_drawn_rows() -> None:
-    """The expansion leaves terms of second order: with 150 users of 8 rows a draw moves XAUC by .01, and its
-    square is below a hundredth of that. An interval and each draw are held to a tenth of the spread of draws."""
+    """The expansion leaves terms of second order. With 150 users of 8 rows a draw moves XAUC by .01, and its square is
+    a hundredth of that. The spread of draws, and their mean, are held to a tenth of the spread."""
     rng = np.random.default_rng(3)
     users = rng.integers(0, 150, 1200)
     values = np.round(rng.normal(size=1200) + rng.normal(size=150)[users], 1)
