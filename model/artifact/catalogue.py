@@ -3,7 +3,7 @@
 In: a generation and the generations that it names below it (model/artifact/catalogue_layer.py): a base, and overlays
 of items that were added, replaced or removed since. Out: `Catalogue`: ids of a request -> rows of items, rows ->
 encoded features or sums. The newest layer that has an id decides. Workers share what is mapped. Memory of its own has
-48 bytes at most for each key of an overlay, and _COPIED_BYTES of sums.
+48 bytes at most for each key of an overlay, and some megabytes: 2**_PREFIX_BITS and _COPIED_BYTES of sums.
 
 Rows are numbered through all layers, the base's first.
 
@@ -31,6 +31,8 @@ from model.features.raw_values import Words
 # Sums of overlays up to so many bytes are kept side by side too: to gather from each of eight layers takes as long as a
 # hundred items of the base.
 _COPIED_BYTES = 2**25
+# Four megabytes of a worker's own.
+_PREFIX_BITS = 22
 _NOWHERE: NDArray[np.intp] = np.empty(0, np.intp)
 
 _Keys = TypeVar("_Keys", bound=LayerKeys)
@@ -80,8 +82,10 @@ class _Overlays:
         self.starts_M = base_rows + np.cumsum([0, *counts])
         self.keys_2J = newest.keys_2J
         self._places_J = np.arange(len(newest.row_J))
-        # By the first bits of a key whether any key begins so: a search costs more than that.
-        bits = (8 * len(newest.row_J) - 1).bit_length()
+        # By the first bits of a key whether any key begins so: a search costs more than that. Few keys have so many
+        # bits that hardly a request needs one.
+        num_keys = len(newest.row_J)
+        bits = max((8 * num_keys - 1).bit_length(), min((512 * num_keys - 1).bit_length(), _PREFIX_BITS))
         self._shift = np.uint64(64 - bits)
         self._has_prefix = np.zeros(2**bits, np.bool_)
         self._has_prefix[(self.keys_2J[0] >> self._shift).view(np.int64)] = True
@@ -100,7 +104,7 @@ class _Overlays:
 
     def take_over(self, rows_N: Ids, keys_2N: NDArray[np.uint64]) -> None:
         """Write the rows of the keys that an overlay has into `rows_N`."""
-        # Few, of those that no overlay has: one in eight at most.
+        # Few, of those that no overlay has: one in eight at most, and hardly any where overlays are small.
         maybe = np.flatnonzero(self._has_prefix[(keys_2N[0] >> self._shift).view(np.int64)])
         if len(maybe):
             places = rows_by_key(self.keys_2J, self._places_J, keys_2N[:, maybe])

@@ -1,8 +1,10 @@
 """Scripts of training jobs, ended by SIGTERM while their first job runs."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tests.deploy.programs import wait_for
@@ -27,3 +29,21 @@ def end_job(command: Sequence[str], work: Path, given: Mapping[str, str]) -> str
         process.terminate()
         assert process.wait(timeout=60) == 143
     return calls.read_text()
+
+
+def end_job_as_it_begins(command: Sequence[str], work: Path, given: Mapping[str, str]) -> int:
+    """Run a script of `command[2]` whose shell gets SIGTERM between the start of its first job and the line that notes
+    its process. Returns its status. Raises TimeoutExpired where the job runs on."""
+    program, before = work / "bin" / "python", work / "before"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text("#!/bin/sh\nexec sleep 3600\n")
+    program.chmod(0o755)
+    before.write_text("""set -T; trap '[ "$BASH_COMMAND" = "child=\\$!" ] && kill -TERM $$' DEBUG\n""")
+    environment = {**os.environ, **given, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    script = ["bash", command[1], f'. "{before}"; {command[2]}', *command[3:]]
+    with subprocess.Popen(script, cwd=work, env=environment, start_new_session=True) as process:
+        try:
+            return process.wait(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from torch.distributed.run import get_args_parser
 
-from tests.deploy.ended_jobs import end_job
+from tests.deploy.ended_jobs import end_job, end_job_as_it_begins
 from tests.deploy.manifests import KUBERNETES, literals, one
 from training.__main__ import _parser as training_parser
 from training.config import TrainingConfig
@@ -154,3 +154,10 @@ def test_sigterm_reaches_the_hourly_judge(tmp_path: Path) -> None:
     (container,) = template["containers"]
     command = [*container["command"], *container["args"]]
     assert end_job(command, tmp_path, {"SCRIPTS": str(KUBERNETES / "training")}) == "join\nended\n"
+
+
+def test_a_sigterm_that_comes_as_a_job_begins_reaches_it(tmp_path: Path) -> None:
+    template = one("CronJob", name="feedrank-judge")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    command = [*container["command"], *container["args"]]
+    assert end_job_as_it_begins(command, tmp_path, {"SCRIPTS": str(KUBERNETES / "training")}) == 143
