@@ -44,11 +44,11 @@ TYPED := $(wildcard model training service deploy benchmarks clients tests $(INS
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
-	bench-off-policy bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-freshness bench-batch bench-clients bench-client-faults bench-page clean
+	bench-off-policy bench-routing-learners bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-freshness bench-batch bench-clients bench-client-faults bench-page clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-20s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-23s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv from the lock files (DEVICE=cpu|gpu, TORCH_INDEX=URL)
 
@@ -302,6 +302,9 @@ bench-loop: $(STAMP) ## the share of a shift that the loop regains, and what it 
 
 bench-after-shift: $(STAMP) ## what versions of several recipes know two days after the cold start, in the towns of bench-loop
 	@exec $(PY) -m benchmarks.after_shift $(ARGS)
+
+bench-routing-learners: $(STAMP) ## what each learner of routing policies decides on a bandit, with and without a better module
+	@exec $(PY) -m benchmarks.routing_learners $(ARGS)
 
 bench-off-policy: $(STAMP) ## how often intervals of a policy's estimated value cover the true one, and a million explored orders
 	@exec $(PY) -m benchmarks.off_policy $(ARGS)

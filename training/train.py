@@ -127,7 +127,9 @@ def _fit(
                 rows = progress.epoch * source.rows + point.rows
                 with training.lookup.paused():
                     means_T = training.take_mean_losses(point.steps)
-                    line = validation.measure(training.ranker, training.balancing, means_T, progress.epoch + 1, rows)
+                    line = validation.measure(
+                        training.ranker, training.balancing, training.policies, means_T, progress.epoch + 1, rows
+                    )
                 is_epoch_end = position + 1 == source.steps
                 is_best = progress.add_line(line, is_epoch_end=is_epoch_end)
                 saving.save(is_best=is_best)

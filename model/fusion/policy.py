@@ -1,16 +1,20 @@
 """Routing policies: which module each task takes ("Re-examining Routing Networks", sections 2.2 and A.1).
 
-A policy is a table of numbers per task that stands for a distribution over M modules. Training draws from it.
-Evaluation takes each task's most probable module. It is learned from rewards (training/step/routing.py), not by the
-gradient of the loss. What the modules are is not its business.
+A policy is a table of numbers per task that stands for a distribution over M modules. It is learned from rewards
+(training/step/routing.py), not by the gradient of the loss. What the modules are is not its business.
+
+Training draws from a policy, as the public code does, and evaluation takes each task's most probable module. The
+paper's Algorithm 1 takes the most probable one in training too, which would never try another. Its immediate rewards of
+single actions are 0 here, as in the paper's experiments without a collaboration reward: every layer of a route has the
+final reward of its row. Policies are stepped once a batch, after the modules, not once an example.
 
 Shapes: B rows, T tasks, M modules.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from model.strict_yaml import StrictModel
@@ -26,15 +30,35 @@ class PolicyConfig(StrictModel):
     `policy` is how a table of numbers becomes probabilities: `softmax` (the paper's improved variant: no module is ever
     out of reach), `clip` (the projection that the algorithm asks for), or `as_published` (the projection of the public
     code, to show its fault). `reward` is +1 for a right answer and -1 for a wrong one, as published, or the
-    log-likelihood of the label. For the first `warm_up_epochs` tasks share every module and no policy is learned."""
+    log-likelihood of the label. For the first `warm_up_epochs` tasks share every module and no policy is learned.
+
+    `learner` is the update (training/step/policy_updates.py): `action_values` keeps a value of each module from batch
+    to batch, each row moving its module's by `value_step_size`. `batch_means` takes one batch's mean rewards, against a
+    task's running mean that a batch moves by `reward_history`. `public_code` is that of the published implementation,
+    with its `loss_reduction` over a batch."""
 
     policy: PolicyKind = "softmax"
+    learner: Literal["action_values", "batch_means", "public_code"] = "action_values"
     reward: Literal["correct", "log_likelihood"] = "correct"
     # The paper's router learns at 2e-2, its modules far slower.
     policy_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
     policy_optimizer: Literal["adam", "sgd"] = "adam"
+    value_step_size: Annotated[float, Field(gt=0, le=1)] = 0.001
     reward_history: Annotated[float, Field(gt=0, le=1)] = 0.05
+    loss_reduction: Literal["mean", "none"] = "mean"
     warm_up_epochs: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _check_learner(self) -> Self:
+        for key, learner in LEARNER_OF.items():
+            is_changed = getattr(self, key) != type(self).model_fields[key].default
+            if is_changed and self.learner != learner:
+                raise ValueError(f"{key}: only learner: {learner} has it, and learner is {self.learner}; leave it out")
+        return self
+
+
+# The learner that reads a key.
+LEARNER_OF = {"value_step_size": "action_values", "reward_history": "batch_means", "loss_reduction": "public_code"}
 
 
 class Policy(nn.Module):

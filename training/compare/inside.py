@@ -81,13 +81,16 @@ def blocks(dataset: Json, folder: Path) -> Iterator[Block]:
     yield Paragraph(
         "Of the first seed of each network, at its best point, on the validation split. Gate entropy is in nats (0: "
         "each row takes one expert). The cosine is the mean over pairs of tasks, of their losses' gradients at the "
-        "shared representation: below 0 tasks conflict. A policy's perplexity is 1 where it is decided."
+        "shared representation: below 0 tasks conflict. A policy's perplexity, at the end of training, is "
+        "1 where it is decided. Beside it is that of a placebo, which learns from the same rewards dealt to modules by "
+        "chance. Only below its placebo's a policy's perplexity shows learning."
     )
     for network, reason in inside["failures"].items():
         yield Paragraph(f"Looking inside {network} failed: {reason}")
     rows = [[name, *_summary(found)] for name, found in inside["networks"].items()]
     if rows:
-        yield Table(["network", "gate entropy by level", "cosine of gradients", "policy perplexity by layer"], rows)
+        columns = ("gate entropy by level", "cosine of gradients", "policy perplexity by layer", "of placebos")
+        yield Table(["network", *columns], rows)
     during = dataset.get("during_training")
     if during is not None:
         yield from _picture(
@@ -120,10 +123,13 @@ def _summary(found: Json) -> list[str]:
     # Null where no representation is shared: a network with embeddings of each task's own.
     matrix = (found["gradient_conflicts"] or {"at_shared_representation": []})["at_shared_representation"]
     pairs = [value for i, row in enumerate(matrix) for value in row[:i] if value is not None]
-    layers = (found["policies"] or {"layers": []})["layers"]
-    perplexities = [sum(layer["perplexity"]) / len(layer["perplexity"]) for layer in layers]
+    policies = found["policies"] or {}
+    at_the_end = [
+        [values[-1] for values in policies.get(key, {}).values()]
+        for key in ("perplexity_over_training", "placebo_perplexity_over_training")
+    ]
     return [
         ", ".join(f"{value:.3f}" for value in entropies) or "-",
         f"{sum(pairs) / len(pairs):+.3f}" if pairs else "-",
-        ", ".join(f"{value:.2f}" for value in perplexities) or "-",
+        *(", ".join(f"{value:.2f}" for value in values) or "-" for values in at_the_end),
     ]

@@ -35,6 +35,7 @@ TITLES = {
     "gate_entropy_level": "gate entropy (nats)",
     "experts_used_level": "experts used",
     "policy_perplexity_layer": "policy perplexity",
+    "placebo_perplexity_layer": "policy perplexity by chance (placebo)",
     "balancing_weight": "balancing weight",
 }
 

@@ -22,13 +22,21 @@ from training.compare.experiment import Cell
 from training.compare.inside_plots import plot_over_training
 from training.compare.resampling import MEAN
 from training.compare.statistics import spread
-from training.run.history import BALANCING_WEIGHT, EXPERTS_USED, GATE_ENTROPY, PERPLEXITY, VALIDATION, read_log
+from training.run.history import (
+    BALANCING_WEIGHT,
+    EXPERTS_USED,
+    GATE_ENTROPY,
+    PERPLEXITY,
+    PLACEBO_PERPLEXITY,
+    VALIDATION,
+    read_log,
+)
 from training.run.run import LOG, Run
 from training.tasks import KINDS
 
 # Of the points of a long training a table shows no more.
 COLUMNS = 6
-INSIDE = (GATE_ENTROPY, EXPERTS_USED, PERPLEXITY, BALANCING_WEIGHT)
+INSIDE = (GATE_ENTROPY, EXPERTS_USED, PERPLEXITY, PLACEBO_PERPLEXITY, BALANCING_WEIGHT)
 
 Json = dict[str, Any]
 # network -> seed -> passes over the training split -> line of the log

@@ -30,12 +30,14 @@ from training.run.history import (
     GATE_ENTROPY,
     OBJECTIVE,
     PERPLEXITY,
+    PLACEBO_PERPLEXITY,
     TRAIN_LOSS,
     VALIDATION,
 )
 from training.run.run import Run
 from training.step.balancing import Balancing
 from training.step.divergence import diverged
+from training.step.routing import PolicyLearner
 from training.tasks import learned
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,13 @@ class Validation:
         self._sample = on_device(rows.take_batch(order[:GATE_ROWS]), ranks.device)
 
     def measure(
-        self, ranker: Ranker, balancing: Balancing, train_losses_T: Tensor, epoch: int, rows_seen: int
+        self,
+        ranker: Ranker,
+        balancing: Balancing,
+        policies: PolicyLearner,
+        train_losses_T: Tensor,
+        epoch: int,
+        rows_seen: int,
     ) -> dict[str, float]:
         """A line of the log, in `epoch` (from 1). Leaves the ranker in evaluation mode. Raises ValueError where an
         answer is not finite or no task can be measured."""
@@ -74,14 +82,16 @@ class Validation:
         line: dict[str, float] = {"epoch": epoch, "rows": rows_seen}
         for task, loss in zip(run.schema.tasks, train_losses_T.tolist(), strict=True):
             line[f"{TRAIN_LOSS}{task.name}"] = loss
-        line |= self._inside(ranker, balancing)
+        line |= self._inside(ranker, balancing, policies)
         line |= {f"{VALIDATION}{name}": value for name, value in relative.items()}
         line[OBJECTIVE] = validation_objective(run.schema, relative)
         return line
 
-    def _inside(self, ranker: Ranker, balancing: Balancing) -> dict[str, float]:
+    def _inside(self, ranker: Ranker, balancing: Balancing, policies: PolicyLearner) -> dict[str, float]:
         perplexities = policy_perplexities(ranker.network.fusion)
         line = {f"{PERPLEXITY}{layer}": value for layer, value in perplexities.items()}
+        placebos = policies.placebo_perplexities()
+        line |= {f"{PLACEBO_PERPLEXITY}{layer}": value for layer, value in placebos.items()}
         for level, (entropy, experts_used) in enumerate(gate_use(ranker, self._sample), start=1):
             line |= {f"{GATE_ENTROPY}{level}": entropy, f"{EXPERTS_USED}{level}": experts_used}
         weights_T = balancing.learned_weights()

@@ -30,19 +30,19 @@ from training.images.pixels import Pixels
 from training.images.tasks import ImageTasks, TaskRows
 from training.run import state_file
 from training.run.run import locked, read_json, write_json
-from training.step.routing import PolicyOptimizer
+from training.step.policy_optimizer import PolicyOptimizer
 
 log = logging.getLogger(__name__)
 
 SETTINGS, RESULT, CHECKPOINT = "cell.json", "result.json", "checkpoint.pt"
 TEST_BATCH = 1000
 # What a step's seed is for.
-DRAWS, AUGMENTATION = 1, 2
+DRAWS, AUGMENTATION, PLACEBO = 1, 2, 3
 
 
 @dataclass
 class Progress:
-    """Position of a cell after so many epochs. Perplexities are by layer, one an epoch."""
+    """Position of a cell after so many epochs. Perplexities are by layer, one an epoch, and so are their placebos'."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -51,6 +51,7 @@ class Progress:
     train_loss: list[float] = field(default_factory=list)
     validation_accuracy: list[float] = field(default_factory=list)
     perplexity: dict[str, list[float]] = field(default_factory=dict)
+    placebo_perplexity: dict[str, list[float]] = field(default_factory=dict)
 
 
 def check_settings(experiment: ImageExperiment, cell: Cell, fingerprint: str) -> dict[str, Any]:
@@ -86,8 +87,12 @@ def train_cell(
         started = time.monotonic() - progress.seconds
         while progress.epoch < experiment.epochs:
             progress.train_loss.append(trainer.epoch(progress.epoch, advance))
-            for layer, value in trainer.perplexity().items():
-                progress.perplexity.setdefault(layer, []).append(value)
+            for kept, found in (
+                (progress.perplexity, trainer.perplexity()),
+                (progress.placebo_perplexity, trainer.placebo_perplexity()),
+            ):
+                for layer, value in found.items():
+                    kept.setdefault(layer, []).append(value)
             progress.epoch += 1
             if len(tasks.validation):
                 progress.validation_accuracy.append(_mean(trainer.accuracy(tasks.validation)))
@@ -154,12 +159,12 @@ class _Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             if self._policies is not None and not self.network.is_warm_up:
-                self._learn_policies(logits_BL.detach(), losses_B.detach(), task_B, label_B)
+                self._learn_policies(logits_BL.detach(), losses_B.detach(), task_B, label_B, step)
             total += float(loss.detach()) * len(chosen_B)
             advance(1 / len(batches))
         return total / len(rows)
 
-    def _learn_policies(self, logits_BL: Tensor, losses_B: Tensor, task_B: Tensor, label_B: Tensor) -> None:
+    def _learn_policies(self, logits_BL: Tensor, losses_B: Tensor, task_B: Tensor, label_B: Tensor, step: int) -> None:
         assert self._policies is not None
         assert self._method is not None
         if self._method.reward == "correct":
@@ -168,7 +173,8 @@ class _Trainer:
             rewards_B = -losses_B
         # A row has a reward for its own task alone.
         observed_BT = functional.one_hot(task_B, len(self.tasks.names))
-        self._policies.step(rewards_B.double().unsqueeze(1).expand_as(observed_BT), observed_BT)
+        seed = derived_seed(self.cell.seed, step, PLACEBO)
+        self._policies.step(rewards_B.unsqueeze(1).expand_as(observed_BT), observed_BT, seed)
 
     @torch.no_grad()
     def accuracy(self, rows: TaskRows) -> dict[str, float]:
@@ -189,6 +195,11 @@ class _Trainer:
         found = self.network.policies()
         return {name: float(perplexities(policy.policy_TM, policy.kind).mean()) for name, policy in found.items()}
 
+    def placebo_perplexity(self) -> dict[str, float]:
+        """The same of each layer's placebo policies."""
+        found = [] if self._policies is None else self._policies.placebo_perplexities()
+        return dict(zip(self.network.policies(), found, strict=True))
+
     def weights(self) -> dict[str, Tensor]:
         """A copy of the network's state."""
         return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
@@ -199,7 +210,7 @@ class _Trainer:
         return {"network": self.weights(), "optimizer": self._optimizer.state_dict(), "policies": policies}
 
     def restore(self, state: dict[str, Any]) -> tuple[Progress, dict[str, Tensor]]:
-        """Restore `state()`. Returns the rest of the checkpoint."""
+        """Restore `state_dict()`. Returns the rest of the checkpoint."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._policies is not None:
@@ -222,6 +233,7 @@ def _result(trainer: _Trainer, tasks: ImageTasks, progress: Progress) -> dict[st
         "parameters": trainer.num_parameters,
         "seconds": round(progress.seconds, 1),
         "perplexity": progress.perplexity,
+        "placebo_perplexity": progress.placebo_perplexity,
         "policies": chances,
     }
 

@@ -19,8 +19,11 @@ from training.inspect.plots import as_png
 PANEL = 2.6
 
 
-def perplexity(by_seed: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> bytes:
-    """Each routed layer's mean over seeds, and every seed faintly."""
+BySeed = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def perplexity(by_seed: BySeed, placebos: BySeed, title: str) -> bytes:
+    """Each routed layer's mean over seeds, and every seed faintly. Dashed is the mean of its placebo policies."""
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
     axis = figure.subplots()
     layers = list(next(iter(by_seed.values())))
@@ -29,6 +32,8 @@ def perplexity(by_seed: Mapping[str, Mapping[str, Sequence[float]]], title: str)
         epochs = np.arange(1, lines.shape[1] + 1)
         axis.plot(epochs, lines.T, color=f"C{number}", alpha=0.25, linewidth=0.8)
         axis.plot(epochs, lines.mean(axis=0), color=f"C{number}", marker="o", markersize=3, label=layer)
+        chance = np.array([seed[layer] for seed in placebos.values()]).mean(axis=0)
+        axis.plot(epochs, chance, color=f"C{number}", linestyle="dashed", label=f"{layer}, placebo")
     axis.set(title=title, xlabel="epoch", ylabel="perplexity of the policies, mean over tasks")
     axis.set_ylim(bottom=0.9)
     axis.legend()

@@ -31,7 +31,10 @@ def _figures(results: Json) -> dict[str, tuple[str, bytes]]:
         label = method["label"]
         if method["perplexity"]:
             title = f"{label}: perplexity by epoch"
-            found[f"perplexity-{name}"] = title, plots.perplexity(method["perplexity"], title)
+            found[f"perplexity-{name}"] = (
+                title,
+                plots.perplexity(method["perplexity"], method["placebo_perplexity"], title),
+            )
         if method["cosines"]:
             title = f"{label}: likeness of the tasks' policies"
             found[f"similarity-{name}"] = title, plots.similarities(method["cosines"], title)

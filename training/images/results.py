@@ -66,7 +66,10 @@ def _method(experiment: ImageExperiment, name: str, seeds: Mapping[int, Json], t
         "parameters": first["parameters"],
         "seconds": sum(result["seconds"] for result in seeds.values()) / len(seeds),
         "chosen_epochs": [result["chosen_epoch"] for result in seeds.values()],
-        "perplexity": {str(seed): result["perplexity"] for seed, result in seeds.items() if result["perplexity"]},
+        **{
+            key: {str(seed): result[key] for seed, result in seeds.items() if result[key]}
+            for key in ("perplexity", "placebo_perplexity")
+        },
         "cosines": {
             str(seed): {
                 layer: cosines(torch.tensor(chances_TM)).tolist() for layer, chances_TM in result["policies"].items()

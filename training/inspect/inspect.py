@@ -67,10 +67,14 @@ def inspect(
         (folder / name_of_picture).unlink(missing_ok=True)
     policies = layer_policies(ranker.network.fusion, tasks)
     if policies:
-        perplexity = perplexity_over_training(run)
-        result["policies"] = {"layers": [layer.as_json() for layer in policies], "perplexity_over_training": perplexity}
+        perplexity, placebos = (perplexity_over_training(run, of_placebos=of_placebos) for of_placebos in (False, True))
+        result["policies"] = {
+            "layers": [layer.as_json() for layer in policies],
+            "perplexity_over_training": perplexity,
+            "placebo_perplexity_over_training": placebos,
+        }
         replace_file(folder / "policies.png", (plot_policies(policies, title),))
-        replace_file(folder / "policy_perplexity.png", (plot_perplexity(perplexity, title),))
+        replace_file(folder / "policy_perplexity.png", (plot_perplexity(perplexity, placebos, title),))
     if levels is None:
         log.info("%s has no gates: expert weights are left out", kind)
     else:

@@ -71,12 +71,16 @@ def plot_policies(layers: Sequence[LayerPolicies], title: str) -> bytes:
     return as_png(figure)
 
 
-def plot_perplexity(by_layer: Mapping[int, Sequence[float]], title: str) -> bytes:
-    """The perplexity of each routed layer's policies at each point of the log."""
+def plot_perplexity(
+    by_layer: Mapping[int, Sequence[float]], placebos: Mapping[int, Sequence[float]], title: str
+) -> bytes:
+    """The perplexity of each routed layer's policies at each point of the log, dashed that of its placebo policies."""
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
     axis = figure.subplots()
-    for layer, values in by_layer.items():
-        axis.plot(range(1, len(values) + 1), values, marker="o", label=f"layer {layer}")
+    for number, (layer, values) in enumerate(by_layer.items()):
+        points = range(1, len(values) + 1)
+        axis.plot(points, values, marker="o", color=f"C{number}", label=f"layer {layer}")
+        axis.plot(points, placebos[layer], linestyle="dashed", color=f"C{number}", label=f"layer {layer}, placebo")
     axis.set(title=title, xlabel="point of validation", ylabel="perplexity of the policies, mean over tasks")
     axis.set_ylim(bottom=1.0)
     axis.legend()

@@ -16,7 +16,7 @@ from torch import nn
 from model.fusion import LearnedRouting
 from model.fusion.policy import perplexities, probabilities
 from training.inspect.conflicts import cosines
-from training.run.history import PERPLEXITY, read_log, series
+from training.run.history import PERPLEXITY, PLACEBO_PERPLEXITY, read_log, series
 from training.run.run import Run
 
 
@@ -54,6 +54,7 @@ def layer_policies(fusion: nn.Module, tasks: list[str]) -> list[LayerPolicies]:
     return found
 
 
-def perplexity_over_training(run: Run) -> dict[int, list[float]]:
-    """Per routed layer the mean perplexity of its policies at each point of the run's log."""
-    return {int(layer): values for layer, values in series(read_log(run), PERPLEXITY).items()}
+def perplexity_over_training(run: Run, *, of_placebos: bool = False) -> dict[int, list[float]]:
+    """Per routed layer the mean perplexity of its policies, or of its placebos, at each point of the run's log."""
+    prefix = PLACEBO_PERPLEXITY if of_placebos else PERPLEXITY
+    return {int(layer): values for layer, values in series(read_log(run), prefix).items()}

@@ -4,6 +4,7 @@ epoch                      the epoch, from 1, that the point ends or is in
 rows                       training rows seen until then, over all epochs
 train_loss_<task>          mean over the steps since the point before
 policy_perplexity_layer_N  learned routing: mean over tasks, 1 (decided) to the number of modules (even)
+placebo_perplexity_layer_N the same of policies that learn from these rewards by chance (policy_optimizer.py)
 gate_entropy_level_N       networks with gates: in nats, mean over rows and fused units
 experts_used_level_N       exp(entropy of the gate weights' mean over rows and fused units): 1 to the level's experts
 balancing_weight_<task>    the factor of the task's loss that gradnorm, uncertainty or famo has learned
@@ -23,6 +24,7 @@ from training.run.run import LOG, Run, write_text
 
 TRAIN_LOSS = "train_loss_"
 PERPLEXITY = "policy_perplexity_layer_"
+PLACEBO_PERPLEXITY = "placebo_perplexity_layer_"
 GATE_ENTROPY = "gate_entropy_level_"
 EXPERTS_USED = "experts_used_level_"
 BALANCING_WEIGHT = "balancing_weight_"

@@ -123,6 +123,7 @@ def test_levels_are_widths(kind: str, levels: object) -> None:
     ({"kind": "learned_routing", "levels": [4], "num_modules": 2, "routed": [1]}, "there is no layer 1"),
     ({"kind": "learned_routing", "levels": [4], "num_modules": 2, "policy": "clipped"}, "policy: .*'clip'"),
     ({"kind": "learned_routing", "levels": [4], "num_modules": 2, "reward_history": 0}, r"reward_history.*\(got 0\)"),
+    ({"kind": "learned_routing", "levels": [4], "num_modules": 2, "learner": "wpl"}, "learner: .*'wpl'"),
 ])  # fmt: skip
 def test_sizes_that_make_no_network_are_refused(fusion: dict[str, Any], message: str) -> None:
     assert re.search(message, refusal(fusion))

@@ -111,6 +111,8 @@ def test_means_over_seeds_of_gates_policies_and_weights(compared: Path) -> None:
         "balancing_weight_watch": ["adatt"],
         "policy_perplexity_layer_0": ["routed"],
         "policy_perplexity_layer_1": ["routed"],
+        "placebo_perplexity_layer_0": ["routed"],
+        "placebo_perplexity_layer_1": ["routed"],
     }
     logs = [log_of(compared, "adatt", seed) for seed in (0, 1)]
     expected = [np.mean([float(lines[i]["gate_entropy_level_1"]) for lines in logs]) for i in range(POINTS)]

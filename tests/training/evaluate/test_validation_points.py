@@ -117,7 +117,8 @@ def test_a_run_killed_around_its_points_ends_like_one_left_alone(
 
 
 def test_networks_log_what_they_have(tmp_path: Path) -> None:
-    prefixes = ("gate_entropy_level_", "experts_used_level_", "policy_perplexity_layer_", "balancing_weight_")
+    prefixes = ("gate_entropy_level_", "experts_used_level_", "policy_perplexity_layer_", "placebo_perplexity_layer_",
+                "balancing_weight_")  # fmt: skip
     uncertainty = {"kind": "uncertainty", "learning_rate": 0.1}
     found = {}
     for fusion, balancing in (("adatt", uncertainty), ("bottom", {"kind": "gradnorm"}), ("routing", {"kind": "none"})):
@@ -125,9 +126,9 @@ def test_networks_log_what_they_have(tmp_path: Path) -> None:
         found[fusion] = {prefix: series(lines, prefix) for prefix in prefixes}
     tasks = ["click", "like", "watch"]
     assert {name: [list(of[prefix]) for prefix in prefixes] for name, of in found.items()} == {
-        "adatt": [["1", "2"], ["1", "2"], [], tasks],
-        "bottom": [[], [], [], tasks],
-        "routing": [[], [], ["0"], []],
+        "adatt": [["1", "2"], ["1", "2"], [], [], tasks],
+        "bottom": [[], [], [], [], tasks],
+        "routing": [[], [], ["0"], ["0"], []],
     }
     for level in ("1", "2"):
         # Four experts, the shared one included.

@@ -117,6 +117,10 @@ def test_the_report_has_the_papers_tables_and_figures(tmp_path: Path) -> None:
     assert len(perplexity) == 2
     # Two modules, a policy that has begun to decide.
     assert 1 <= perplexity[-1] < 2
+    placebo = results["methods"]["learned"]["placebo_perplexity"]["0"]["fc1"]
+    assert len(placebo) == 2
+    assert 1 <= placebo[-1] < 2
+    assert placebo != perplexity
     cosines = np.array(results["methods"]["learned"]["cosines"]["1"]["fc1"])
     np.testing.assert_allclose(np.diag(cosines), 1)
     figures = {path.stem for path in (folder / "pictures").iterdir()}

@@ -24,7 +24,8 @@ from tests.training_data import assert_same_checkpoints, saved_state, training_f
 from training.__main__ import main
 from training.config import TrainingConfig
 from training.run.run import BEST, LAST, LOG, Run
-from training.step.routing import PolicyLearner, wpl
+from training.step.policy_updates import wpl
+from training.step.routing import PolicyLearner
 from training.train import train
 
 SCHEMA = FeedSchema.from_mapping(
@@ -89,7 +90,8 @@ def by_hand(
 @pytest.mark.parametrize("kind", ["softmax", "clip"])
 @pytest.mark.parametrize("reward", ["correct", "log_likelihood"])
 def test_two_steps_are_those_of_the_hand(kind: str, reward: str) -> None:
-    module = network(policy=kind, reward=reward, policy_optimizer="sgd", policy_learning_rate=0.1, reward_history=0.25)
+    changes = {"policy_optimizer": "sgd", "policy_learning_rate": 0.1, "reward_history": 0.25}
+    module = network(learner="batch_means", policy=kind, reward=reward, **changes)
     learner = PolicyLearner(module, SCHEMA, seed=3)
     layer = layer_of(module)
     expected = layer.policy_TM.double().numpy().copy()
@@ -162,7 +164,7 @@ def test_policies_find_each_tasks_better_module(kind: str, optimizer: str, rate:
 def test_the_published_projection_is_decided_after_one_step() -> None:
     """A.1: the first step throws the policy to an extreme whatever little the rows have shown, and it stays there."""
     # Eight rows: next to nothing is known of either module.
-    published = network(policy="as_published", policy_optimizer="sgd")
+    published = network(learner="public_code", policy="as_published", policy_optimizer="sgd")
     learn(published, 1, rows=8)
     chances = probabilities(layer_of(published).policy_TM, "as_published")
     assert chances.min() < 1e-5
@@ -173,7 +175,7 @@ def test_the_published_projection_is_decided_after_one_step() -> None:
         learn(module, 1, rows=8)
         assert probabilities(layer_of(module).policy_TM, kind).min() > 0.45
     # And once decided nothing moves it, not even four hundred steps of evidence for the other module.
-    wrong = network(policy="as_published", policy_optimizer="sgd")
+    wrong = network(learner="public_code", policy="as_published", policy_optimizer="sgd")
     layer_of(wrong).policy_TM.copy_(torch.tensor([[-1e3, 1e3], [1e3, -1e3]]))
     learn(wrong, 400)
     assert layer_of(wrong).policy_TM.argmax(dim=1).tolist() == [1, 0]
@@ -191,17 +193,23 @@ def test_warm_up_leaves_policies_alone_and_then_they_start() -> None:
     assert not torch.equal(layer_of(module).policy_TM, even)
 
 
+def task_mean(learner: PolicyLearner, task: int) -> float:
+    """The running mean of a task's rewards."""
+    state = learner.state_dict()["update"]["tasks"]
+    return float(state["sums"][task] / state["weights"][task])
+
+
 def test_a_task_without_labels_in_a_batch_keeps_its_policy() -> None:
     module = network(policy_optimizer="sgd")
     learner = learn(module, 3)
-    before, mean_T = layer_of(module).policy_TM.clone(), learner.state_dict()["mean_T"].clone()
+    before, mean = layer_of(module).policy_TM.clone(), task_mean(learner, 1)
     rows_BD, targets_BT = rows_and_labels(16, 77)
     learner.start_step(0, 3)
     observed_BT = torch.ones_like(targets_BT)
     observed_BT[:, 1] = 0
     learner.learn(module(rows_BD)[:, :, 0] - 0.5, targets_BT, observed_BT)
     assert torch.equal(layer_of(module).policy_TM[1], before[1])
-    assert learner.state_dict()["mean_T"][1] == mean_T[1]
+    assert task_mean(learner, 1) == mean
     assert not torch.equal(layer_of(module).policy_TM[0], before[0])
 
 
@@ -267,6 +275,11 @@ def test_inspect_shows_the_policies(tmp_path: Path, capsys: pytest.CaptureFixtur
         np.testing.assert_allclose(layer["cosines"], chances_TM @ chances_TM.T / np.outer(lengths_T, lengths_T))
         by_point = written["policies"]["perplexity_over_training"][str(layer["layer"])]
         assert by_point == [float(line[f"policy_perplexity_layer_{layer['layer']}"]) for line in lines]
+        by_chance = written["policies"]["placebo_perplexity_over_training"][str(layer["layer"])]
+        assert by_chance == [float(line[f"placebo_perplexity_layer_{layer['layer']}"]) for line in lines]
+        # Some steps of rewards have moved it, and otherwise than the policy.
+        assert 1 <= by_chance[-1] < 2
+        assert by_chance != by_point
     for name in ("policies", "policy_perplexity", "gradient_conflicts"):
         assert matplotlib.image.imread(run.path / f"inside/{name}.png").std() > 0.05, "blank"
 
