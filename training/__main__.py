@@ -16,6 +16,7 @@ from training.daily.commands import add_commands as add_daily
 from training.experiment.commands import add_command as add_experiment
 from training.observed.commands import add_command as add_observed
 from training.publish import recalibrate_command
+from training.rolling.commands import add_command as add_rolling
 from training.score.commands import add_command as add_score
 from training.stopping import Terminated, take_signals
 
@@ -148,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     add_daily(command)
     add_observed(command)
     add_experiment(command)
+    add_rolling(command)
 
     add_score(command)
 

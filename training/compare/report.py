@@ -1,6 +1,6 @@
 """results -> results.json, results.md with pictures/, report.html, and the tables printed at the end."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,14 @@ def write_report(folder: Path, results: Json) -> Path:
 
 def print_tables(results: Json) -> None:
     """Print the blocks that a terminal can show: per dataset the verdicts and the test tables."""
+    print_blocks(_blocks(results))
+
+
+def print_blocks(blocks: Iterable[Block]) -> None:
+    """Print blocks, pictures left out."""
     console = Console(highlight=False)
     console.width = max(console.width, 150)
-    for block in _blocks(results):
+    for block in blocks:
         match block:
             case Heading(_, text):
                 console.print(f"\n[bold]{text}[/bold]")

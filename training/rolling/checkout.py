@@ -1,0 +1,37 @@
+"""The git checkout that a comparison runs in: its commit, and whether a file is committed as it is.
+
+What is frozen before a test day is read, and the list of readings, are worth what their place in a history is worth.
+"""
+
+import subprocess
+from pathlib import Path
+
+
+def commit_of_checkout() -> str:
+    """The commit that is checked out, `-dirty` where a tracked file differs from it. `unknown` outside a checkout."""
+    found = _git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
+    return found.stdout.strip() if found is not None and found.returncode == 0 else "unknown"
+
+
+def refuse_untracked(path: Path) -> None:
+    """Raise ValueError for a file that no commit has."""
+    found = _git("ls-files", "--error-unmatch", "--", str(path))
+    if found is None or found.returncode:
+        raise ValueError(f"{path}: is in no commit, so nothing says when it was written; add it to git and commit it")
+
+
+def refuse_uncommitted(path: Path) -> None:
+    """Raise ValueError for a file that is in no commit, or differs from the one that is checked out."""
+    refuse_untracked(path)
+    found = _git("diff", "--quiet", "HEAD", "--", str(path))
+    if found is None or found.returncode:
+        raise ValueError(
+            f"{path}: differs from what is committed; commit it, or restore it, before the test day is read"
+        )
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
