@@ -149,7 +149,7 @@ def _other_networks(run: Run, ranker: Ranker, batches: Sequence[Batch]) -> dict[
         config = NetworkConfig(fusion=entry.fusion, tower=run.config.network.tower)
         if config.has_own_embeddings:
             continue  # its rows are others, one part for each task
-        network = Network(config, ranker.embeddings.width, run.schema.output_counts)
+        network = Network(config, ranker.embeddings.width, run.schema.output_counts, run.schema.given)
         steps[entry.name] = _own_step(run, network, feed)
     return steps
 

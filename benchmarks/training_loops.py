@@ -255,7 +255,7 @@ def _width(run: Run) -> int:
 
 
 def _network(run: Run, width: int) -> Network:
-    return Network(run.config.network, width, run.schema.output_counts)
+    return Network(run.config.network, width, run.schema.output_counts, run.schema.given)
 
 
 def _step(run: Run, forward: Callable[[], tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer) -> Step:

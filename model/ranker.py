@@ -21,6 +21,7 @@ from model.fusion.frozen import FrozenNetwork
 from model.fusion.slots import Layers, Slots, layer_slots, linears, typed
 from model.schema import Block, FeedSchema
 from model.strict_yaml import StrictModel
+from model.tasks.chains import Chains, given_before
 from model.tasks.task import BaseTask
 
 
@@ -58,23 +59,37 @@ class Tower(nn.Module):
 class Network(nn.Module):
     """The dense part: rows_BD -> logits_BO."""
 
-    def __init__(self, config: NetworkConfig, input_width: int, output_counts: Sequence[int]) -> None:
-        """`output_counts` has each task's."""
+    def __init__(
+        self,
+        config: NetworkConfig,
+        input_width: int,
+        output_counts: Sequence[int],
+        given: Sequence[int | None] = (),
+    ) -> None:
+        """`output_counts` has each task's. `given` has the place of the task that each is given, where any is."""
         super().__init__()
         self.has_own_embeddings = config.has_own_embeddings
         self.config = config.fusion
         self.fusion = config.fusion.build(input_width, len(output_counts))
         self.towers = nn.ModuleList([Tower(self.fusion.output_width, config.tower, count) for count in output_counts])
+        self.chains = Chains(given, output_counts)
+        self._given = tuple(given)
 
     def forward(self, rows_BD: Tensor) -> Tensor:
-        """logits_BO in task order. A regression task's logit is its standardised prediction."""
+        """logits_BO in task order, of unconditional probabilities. A regression task's logit is its standardised
+        prediction."""
         fused_BTH = self.fusion(rows_BD)
         logits: list[Tensor] = []
         # unbind, not an index a task: its backward is one stack, an index's is a tensor of zeros for each task.
         inputs = fused_BTH.unbind(1)
         for task, tower in enumerate(self.towers):
             logits.append(tower(inputs[task]))
-        return torch.cat(logits, dim=1)
+        unconditional_BO: Tensor = self.chains(torch.cat(logits, dim=1))
+        return unconditional_BO
+
+    def towers_of(self, task: int) -> list[nn.Module]:
+        """The towers that a task's logit is made of: its own, and those of the tasks along its chain."""
+        return [self.towers[place] for place in given_before(task, self._given)]
 
     def frozen(self, num_tasks: int) -> FrozenNetwork:
         """The fusion network as data (model/fusion/frozen.py)."""

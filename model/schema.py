@@ -8,7 +8,7 @@ A feature is on one side: `user` and `context` (once a request), `candidate` (on
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -20,6 +20,7 @@ from model.features.kinds.columns import Dtype
 from model.features.kinds.embedded import EmbeddedFeature
 from model.strict_yaml import Name, StrictModel, unknown_key
 from model.tasks import Task
+from model.tasks.given import given_places
 
 Block = Literal["request", "candidate"]
 
@@ -76,6 +77,7 @@ class FeedSchema(StrictModel):
         leaks = sorted(feature.name for feature in self.features if feature.name in labels)
         if leaks:
             raise ValueError(f"{', '.join(leaks)}: a label or mask column cannot be a feature (it would leak)")
+        given_places(self.tasks)
         return self
 
     @property
@@ -87,6 +89,11 @@ class FeedSchema(StrictModel):
     def output_counts(self) -> tuple[int, ...]:
         """Number of outputs by task."""
         return tuple(len(task.outputs) for task in self.tasks)
+
+    @property
+    def given(self) -> tuple[int | None, ...]:
+        """Place of the task that each task is given, None where it is given none (model/tasks/given.py)."""
+        return given_places(self.tasks)
 
     @property
     def output_slices(self) -> dict[str, slice]:
@@ -121,7 +128,22 @@ class FeedSchema(StrictModel):
                 raise ValueError(unknown_key(name, list(by_name), "task"))
         if len(set(names)) < len(names):
             raise ValueError("give each task once")
+        for task in (by_name[name] for name in names):
+            if task.given is not None and task.given not in names:
+                raise ValueError(
+                    f"'{task.name}' is given '{task.given}', which is not among them; add it, or remove given"
+                )
         return self.model_copy(update={"tasks": tuple(by_name[name] for name in names)})
+
+    def with_given(self, given: Mapping[str, str | None]) -> Self:
+        """The same feed with other chains: by task the one that it is given, None for none. Raises ValueError."""
+        names = [task.name for task in self.tasks]
+        for name in given:
+            if name not in names:
+                raise ValueError(unknown_key(name, names, "task"))
+        tasks = tuple(task.model_copy(update={"given": given.get(task.name, task.given)}) for task in self.tasks)
+        given_places(tasks)
+        return self.model_copy(update={"tasks": tasks})
 
     def block(self, block: Block) -> tuple[Feature, ...]:
         """The features evaluated once a request (user, context, training_only) or once a candidate."""

@@ -175,4 +175,4 @@ def _weights(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tables = {table.name: torch.randn(encoder.rows_of_table[table.name], table.dim) for table in schema.tables}
-        return Network(network, width, schema.output_counts), tables
+        return Network(network, width, schema.output_counts, schema.given), tables

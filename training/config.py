@@ -210,6 +210,8 @@ class TrainingConfig(StrictModel):
     feed: Annotated[Path, Field(alias="schema")]
     # The tasks that are learned, in this order, by default all of the schema's.
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    # Chains that replace the schema's: by task the one that it is given, null for none (model/tasks/given.py).
+    given: dict[str, str | None] = Field(default_factory=dict)
     data: DataConfig
     network: NetworkConfig
     output: OutputPath
@@ -276,14 +278,16 @@ class TrainingConfig(StrictModel):
         return cls.from_mapping(tree, str(path))
 
     def feed_schema(self) -> FeedSchema:
-        """The feed schema with the tasks that are learned. Raises ValueError naming the file, or the unknown task."""
+        """The feed schema with the tasks that are learned and their chains. Raises ValueError naming the file, or the
+        unknown task."""
         schema = FeedSchema.from_yaml(self.feed)
-        if self.tasks is None:
-            return schema
+        key = "given"
         try:
-            return schema.with_tasks(self.tasks)
+            schema = schema.with_given(self.given)
+            key = "tasks"
+            return schema if self.tasks is None else schema.with_tasks(self.tasks)
         except ValueError as error:
-            raise ValueError(f"tasks: {error} ({self.feed})") from None
+            raise ValueError(f"{key}: {error} ({self.feed})") from None
 
     def dump(self) -> dict[str, Any]:
         """The whole configuration, defaults included, as plain YAML and JSON values."""

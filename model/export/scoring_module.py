@@ -47,7 +47,8 @@ class ScoringModule(nn.Module):
         self.expert_names = [experts for _, experts in names]
         self.sums = request_linears(frozen, torch.tensor(columns_of(schema, "request"), dtype=torch.int64))
         columns = torch.tensor(columns_of(schema, "candidate"), dtype=torch.int64) + row_width(schema, "request")
-        self.answer = CandidateAnswers(ScoringNetwork(frozen, network.tower_layers(), columns), Answers(schema, fitted))
+        scoring = ScoringNetwork(frozen, network.tower_layers(), network.chains, columns)
+        self.answer = CandidateAnswers(scoring, Answers(schema, fitted))
 
     def forward(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
         """answers_NO: a probability per binary task, a quantity in the label's unit per regression task."""

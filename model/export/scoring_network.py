@@ -33,7 +33,8 @@ def request_linears(frozen: FrozenNetwork, request_columns: Tensor) -> nn.Module
 
 
 class ScoringNetwork(nn.Module):
-    """rows_ND, sums_1F -> logits_NO. `towers` are each task's layers.
+    """rows_ND, sums_1F -> logits_NO. `towers` are each task's layers, `chains` what makes their logits those of
+    unconditional probabilities (model/tasks/chains.py).
 
     The same in two steps, the first of which no request changes: `candidate_sums`, then `from_sums`."""
 
@@ -44,6 +45,7 @@ class ScoringNetwork(nn.Module):
         self,
         frozen: FrozenNetwork,
         towers: Sequence[Layers],
+        chains: nn.Module,
         candidate_columns: Tensor,
         *,
         is_compiled: bool = False,
@@ -72,6 +74,7 @@ class ScoringNetwork(nn.Module):
         self.levels = nn.ModuleList(levels)
         self.unit_of_task = frozen.unit_of_task
         self.towers = nn.ModuleList([ScoringTower(layers, dtype) for layers in towers])
+        self.chains = chains
 
     def forward(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
         """logits_NO in task order."""
@@ -155,7 +158,7 @@ class ScoringNetwork(nn.Module):
         logits: list[Tensor] = []
         for task, tower in enumerate(self.towers):
             logits.append(tower(units[self.unit_of_task[task]]))
-        return torch.cat(logits, dim=1), weights
+        return self.chains(torch.cat(logits, dim=1)), weights
 
     def _plus(self, rows_ND: Tensor, weight_HD: Tensor, sums_1H: Tensor) -> Tensor:
         if self.is_compiled:

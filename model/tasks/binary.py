@@ -50,6 +50,14 @@ class BinaryTask(BaseTask):
             )
         return self
 
+    @property
+    def chain_fault(self) -> str | None:
+        """Sampled negatives: the dropped rows are missing in the other tasks too, whose odds no one factor corrects."""
+        if self.negative_sampling_rate == 1:
+            return None
+        rate = f"negative_sampling_rate {self.negative_sampling_rate:g}"
+        return f"'{self.name}' has {rate}, and its dropped rows are missing in the other tasks of the chain too"
+
     def are_labels(self, values_B: Floats) -> Mask:
         """Mask of 0 and 1."""
         return np.isin(values_B, (0.0, 1.0))

@@ -40,7 +40,9 @@ Scales = Mapping[str, TargetScale]
 
 
 class BaseTask(StrictModel):
-    """The keys of every task. `mask` is a 0/1 column that says where the label counts."""
+    """The keys of every task. `mask` is a 0/1 column that says where the label counts.
+
+    `given` names the task whose positive outcome is a condition of this one's (model/tasks/given.py)."""
 
     # False of answers in the label's own unit.
     is_probability: ClassVar[bool] = True
@@ -52,11 +54,17 @@ class BaseTask(StrictModel):
     label: str = Field(min_length=1)
     loss_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     mask: str | None = None
+    given: Name | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the numbers that the task's tower gives and that answers show: the task's own where it is one."""
         return (self.name,)
+
+    @property
+    def chain_fault(self) -> str | None:
+        """The reason why the task cannot be in a chain, None where it can."""
+        return f"'{self.name}' is a {self.kind} task, without a single probability to multiply"
 
     @property
     def label_values(self) -> tuple[int | str, ...] | None:

@@ -282,7 +282,7 @@ class Experiment(StrictModel):
                 raise ValueError(f"{place}: {error}") from None
             for cell, config in of_dataset.items():
                 try:
-                    check_sizes(config, schema)
+                    check_sizes(config, schema if config.given == first.given else config.feed_schema())
                 except ValueError as error:
                     raise ValueError(f"experiment {self.name}, {cell}: {error}") from None
         return configs

@@ -17,9 +17,10 @@ from model.schema import FeedSchema
 from training.config import SplitName, TrainingConfig
 from training.data.index import LogIndex, index_of
 from training.data.reader import LogReader
+from training.fit.chains import MOST_WITHOUT, chain_lines, chains_of_labels, is_broken
 from training.fit.id_report import UNKNOWN
 from training.fit.partitions import count_log
-from training.fit.tally import LabelCounts, PartCounts, by_chance, drift, known_lookups
+from training.fit.tally import ChainCounts, LabelCounts, PartCounts, by_chance, drift, known_lookups
 from training.fit.vocabulary import fitted_of_file
 from training.run.resumption import with_windows_of_run
 from training.run.run import REPORT_JSON, REPORT_MARKDOWN, locked, refuse_no_run, write_json, write_text
@@ -84,6 +85,12 @@ def data_report(
     content = {
         "data": str(reader.config.path),
         "content": index.content(),
+        "given": {task.name: task.given for task in schema.tasks},
+        "chains": [
+            line
+            for split, counts in counted.splits.items()
+            for line in chain_lines(schema, chains_of_labels(counts.labels), f"split {split}")
+        ],
         "split_column": reader.selector.column,
         "split_values": counted.values,
         "left_out": index.skipped,
@@ -108,7 +115,7 @@ def refuse_constant_labels(schema: FeedSchema, train: Mapping[str, LabelCounts])
     """Raise ValueError for a task that has nothing to learn in the training split, and warns of a label beside which
     all others vanish."""
     for task in schema.tasks:
-        observed, totals, least, most = train[task.name]
+        observed, totals, least, most, _ = train[task.name]
         if not observed:
             raise ValueError(f"task {task.name}: no row of split train has a label (mask '{task.mask}' is never 1)")
         if least == most:
@@ -142,6 +149,7 @@ def _described(
             **learned(task).label_report(rates),
             "against_train": ratios[0] if len(ratios) == 1 else dict(zip(task.outputs, ratios, strict=True)),
             "is_constant": labels.least == labels.most,
+            **({} if labels.chain is None else {"chain": labels.chain._asdict()}),
         }
     for feature in schema.features:
         counts = part.features[feature.name]
@@ -171,6 +179,11 @@ def _warnings(schema: FeedSchema, content: dict[str, Any]) -> Iterator[str]:
         for name, task in about["tasks"].items():
             if task["is_constant"] or not task["observed_share"]:
                 yield f"task {name}: split {split} has one label only"
+            if "chain" in task and is_broken(ChainCounts(**task["chain"])):
+                yield (
+                    f"task {name}: over {MOST_WITHOUT:.0%} of its positives in split {split} are without what it is "
+                    "given; training refuses such a chain"
+                )
         for name, feature in about["features"].items():
             if feature["missing_share"] == 1:
                 yield f"feature {name}: missing in every row of split {split}"
@@ -204,6 +217,9 @@ def _markdown(content: dict[str, Any]) -> list[str]:
             for task in about["tasks"].values()
         ]
         lines.append(f"| {split} | {value} | {about['rows']:,} | {' | '.join(cells)} |")
+    if content["chains"]:
+        lines += ["", "## Chains: positives without the outcome that they are given", ""]
+        lines += [f"- {line}" for line in content["chains"]]
     lines += ["", "## Features, by split: missing / unknown / drift from train (Jensen-Shannon, bits)", ""]
     splits = list(content["splits"])
     lines += [f"| feature | {' | '.join(splits)} | most drifted part |", "|---" * (2 + len(splits)) + "|"]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.schema import FeedSchema
@@ -20,12 +21,13 @@ from training.data.reader import LogReader
 from training.data.rows import Rows, fit_features, read_log
 from training.data.source import MemorySource, Source
 from training.data.stream import SplitReader, StreamSource
+from training.fit.chains import chains_of_labels, chains_of_report, check_chains
 from training.fit.fitted_file import read_fitted
 from training.fit.id_report import reports_of_columns, write_id_report
 from training.fit.leaks import Times, Twins
 from training.fit.negative_sampling import weigh_kept_negatives, without_dropped_negatives
 from training.fit.report import data_report, refuse_constant_labels
-from training.fit.tally import LabelTally
+from training.fit.tally import LabelCounts, LabelTally
 from training.fit.vocabulary import fitted_of_file
 from training.run.run import REPORT_JSON, Run, read_json
 
@@ -79,11 +81,12 @@ class _InMemory:
         self._config, self._schema = config, schema
         self._tables, self.found = read_log(config.data, schema, ("train", "validation"))
         self._sampling = config.data.negative_sampling
+        labels = _label_counts(schema, self._tables["train"])
+        check_chains(schema, chains_of_labels(labels))
         if self._sampling is not None:
             self._tables["train"] = without_dropped_negatives(self._tables["train"], schema, self._sampling)
-        labels = LabelTally(schema)
-        labels.add(self._tables["train"], np.zeros(self._tables["train"].num_rows, np.int64))
-        refuse_constant_labels(schema, labels.counts([0]))
+            labels = _label_counts(schema, self._tables["train"])
+        refuse_constant_labels(schema, labels)
         self._columns = {split: columns_from_arrow(schema, table) for split, table in self._tables.items()}
 
     def fitted(self) -> FittedFeatures:
@@ -124,6 +127,12 @@ class _InMemory:
         return source, rows["validation"]
 
 
+def _label_counts(schema: FeedSchema, table: pa.Table) -> dict[str, LabelCounts]:
+    labels = LabelTally(schema)
+    labels.add(table, np.zeros(table.num_rows, np.int64))
+    return labels.counts([0])
+
+
 class _Streamed:
     def __init__(self, config: TrainingConfig, schema: FeedSchema, *, show: bool) -> None:
         self._config, self._schema, self._show = config, schema, show
@@ -136,11 +145,14 @@ class _Streamed:
 
     def report(self, run: Run) -> None:
         kept = run.path / REPORT_JSON
-        if kept.exists() and read_json(kept).get("content") == self._index.content():
-            return
-        report = data_report(self._reader, self._index, run.fitted, show=self._show)
-        report.log_warnings()
-        log.info("%s", report.write(run.path))
+        content = read_json(kept) if kept.exists() else {}
+        given = {task.name: task.given for task in self._schema.tasks}
+        if (content.get("content"), content.get("given")) != (self._index.content(), given):
+            report = data_report(self._reader, self._index, run.fitted, show=self._show)
+            report.log_warnings()
+            log.info("%s", report.write(run.path))
+            content = report.content
+        check_chains(self._schema, chains_of_report(content))
 
     def encoded(self, encoder: FeatureEncoder, rank: int = 0, world: int = 1) -> tuple[Source, Rows]:
         config = self._config

@@ -3,7 +3,7 @@
 A number's distribution is counted by the leading bits of its float64 (sign, exponent, three bits of mantissa), so that
 counts of any two parts go together. An id's by the low bits of its hash.
 
-Shapes: B rows, V values, P parts, K bins, T tasks, O outputs.
+Shapes: B rows, V values, P parts, K bins, T tasks, O outputs, C counts of a chain.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from model.features.id_counts import IntegerCounts
 from model.features.id_lookup import Lookup, hash_integers, hash_strings, lookup_of
 from model.features.kinds.columns import Column
 from model.schema import FeedSchema
+from model.tasks.task import BaseTask
 from training.data.arrow import labels_of, observed_of
 from training.tasks import learned
 
@@ -52,14 +53,25 @@ class FeatureCounts(NamedTuple):
     bins_K: Counts
 
 
+class ChainCounts(NamedTuple):
+    """Counts of a task that is given another, in rows where both labels count.
+
+    They are its positives, those of them without the other, and all rows without the other."""
+
+    positives: int
+    without_given: int
+    rows_without_given: int
+
+
 class LabelCounts(NamedTuple):
     """Labels of a task in some parts, of the rows where they count. `totals` are sums of the labels, or by class of its
-    rows."""
+    rows. `chain` is of a task that is given another."""
 
     observed: int
     totals: tuple[float, ...]
     least: float
     most: float
+    chain: ChainCounts | None = None
 
 
 class PartCounts(NamedTuple):
@@ -143,6 +155,8 @@ class LabelTally:
         self._observed_TP, self._totals_OP = np.zeros(shape, np.int64), np.zeros((len(schema.outputs), parts))
         self._columns = schema.output_slices
         self._least_TP, self._most_TP = np.full(shape, np.inf), np.full(shape, -np.inf)
+        self._given = schema.given
+        self._chains_TCP = np.zeros((len(schema.tasks), 3, parts), np.int64)
 
     def add(self, table: pa.Table, parts_B: Counts) -> None:
         """Count rows, each in its part."""
@@ -156,6 +170,18 @@ class LabelTally:
                 totals_P += np.bincount(parts, of_output_B, self._parts)
             np.minimum.at(self._least_TP[place], parts, labels_B)
             np.maximum.at(self._most_TP[place], parts, labels_B)
+            if (given := self._given[place]) is not None:
+                self._add_chain(place, self._tasks[given], table, parts_B)
+
+    def _add_chain(self, place: int, given: BaseTask, table: pa.Table, parts_B: Counts) -> None:
+        task = self._tasks[place]
+        both_B = observed_of(task, table) & observed_of(given, table)
+        is_positive_B = both_B & (labels_of(task, table) > 0)
+        is_without_B = both_B & (labels_of(given, table) == 0)
+        for counts_P, rows_B in zip(
+            self._chains_TCP[place], (is_positive_B, is_positive_B & is_without_B, is_without_B), strict=True
+        ):
+            counts_P += np.bincount(parts_B[rows_B], minlength=self._parts)
 
     def counts(self, group: Sequence[int]) -> dict[str, LabelCounts]:
         """Counts of a group of parts by task."""
@@ -166,9 +192,13 @@ class LabelTally:
                 totals=tuple(self._totals_OP[self._columns[task.name]][:, parts].sum(axis=1).tolist()),
                 least=float(self._least_TP[place, parts].min()),
                 most=float(self._most_TP[place, parts].max()),
+                chain=None if self._given[place] is None else self._chain(place, parts),
             )
             for place, task in enumerate(self._tasks)
         }
+
+    def _chain(self, place: int, parts: list[int]) -> ChainCounts:
+        return ChainCounts(*self._chains_TCP[place][:, parts].sum(axis=1).tolist())
 
 
 class Tally:

@@ -126,10 +126,11 @@ def _dense(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
     config = NetworkConfig.from_mapping(scorer.manifest.network, str(scorer.artifact.path))
     request, candidate = row_width(schema, "request"), row_width(schema, "candidate")
     rows = tasks if config.has_own_embeddings else 1
-    network = Network(config, (request + candidate) * rows, schema.output_counts)
+    network = Network(config, (request + candidate) * rows, schema.output_counts, schema.given)
     scoring = ScoringNetwork(
         network.frozen(tasks),
         network.tower_layers(),
+        network.chains,
         # Their order is in the weights already.
         torch.arange(request, request + candidate),
         is_compiled=True,

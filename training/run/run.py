@@ -114,9 +114,9 @@ class Run:
         )
         if sharder is not None:
             ranks.first_does(lambda: sharder.write(self.path))
-        return Ranker(
-            embeddings, Network(self.config.network, embeddings.width, self.schema.output_counts).to(ranks.device)
-        )
+        schema = self.schema
+        network = Network(self.config.network, embeddings.width, schema.output_counts, schema.given)
+        return Ranker(embeddings, network.to(ranks.device))
 
     def best_ranker(self) -> Ranker:
         """The ranker of the best point, in evaluation mode. Raises ValueError where its weights do not fit."""

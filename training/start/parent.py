@@ -159,4 +159,4 @@ def _network(config: NetworkConfig, schema: FeedSchema) -> Network:
     width = row_width(schema, "request") + row_width(schema, "candidate")
     # Its weights are set next: the seed of the run draws the child's as it does without a parent.
     with torch.random.fork_rng(devices=[]):
-        return Network(config, width * parts, schema.output_counts)
+        return Network(config, width * parts, schema.output_counts, schema.given)

@@ -3,7 +3,7 @@
 In: two networks as `Side`s, and the features that mean the same to both. Out: ours filled from theirs, and what became
 of each part of it. Columns of new features start at 0, so that adding one changes no answer until it is trained. Gates
 go by the experts that they mix, stitches by tasks, the last layer of a tower by its outputs. What is new there, and a
-new task's own parts, keep fresh weights.
+new task's own parts, keep fresh weights. So does the tower of a task that is given another than before, or none.
 
 Shapes: D columns of the dense row (of a task's part of it where tasks have tables of their own), G gates, E experts.
 """
@@ -33,11 +33,12 @@ class Side:
         width = sum(map(len, self.columns.values())) * parts
         # What reads the raw row changes with its width, and nothing else does.
         with torch.random.fork_rng(devices=[]):
-            wider = Network(config, width + parts, schema.output_counts).slots(tasks)
+            wider = Network(config, width + parts, schema.output_counts, schema.given).slots(tasks)
         self.reads_row = {name for name, slot in self.slots.items() if slot.shape != wider[name].shape}
         self._experts = _experts_of_gates(network, config, tasks, self.slots)
         last = f"{len(config.tower)}"
         self._outputs = {f"tower.{task.name}.{last}": list(task.outputs) for task in schema.tasks}
+        self.given = {task.name: task.given for task in schema.tasks}
 
     def labels(self, name: str) -> list[list[str]]:
         """By leading dimension of a slot, the names of its entries. None where only their number counts."""
@@ -67,6 +68,9 @@ def _fill_slot(name: str, ours: Side, theirs: Side, columns: list[tuple[range, r
     reads_row = name in ours.reads_row
     if source is None or source.dim() != slot.dim() or reads_row != (name in theirs.reads_row):
         return "fresh"
+    words = name.split(".")
+    if words[0] == "tower" and ours.given[words[1]] != theirs.given.get(words[1]):
+        return "fresh"  # another condition, another probability
     pairs: list[Tensor] = []  # by dimension, our place and theirs of what both have
     labels = list(zip(ours.labels(name), theirs.labels(name), strict=False))
     for dimension, (size, old_size) in enumerate(zip(slot.shape, source.shape, strict=True)):

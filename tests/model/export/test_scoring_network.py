@@ -9,6 +9,7 @@ from model.export.scoring_network import ScoringNetwork, request_linears
 from model.fusion.cross_stitch import CrossStitch
 from model.fusion.slots import linears
 from model.ranker import Tower
+from model.tasks.chains import Chains
 from tests.model.fusion.cases import CASES, Case
 
 WIDTH = 11
@@ -29,12 +30,13 @@ def split_of(
     layers = [linears(list(tower.layers)) for tower in towers]
     frozen = network.frozen(case.tasks)  # type: ignore[operator]
     request, candidate = columns()
+    chains = Chains([None, *range(case.tasks - 1)], [1] * case.tasks)
     return (
         network,
         towers,
         (
             RequestSums(request_linears(frozen, request)),
-            ScoringNetwork(frozen, layers, candidate, is_compiled=is_compiled, dtype=dtype).eval(),
+            ScoringNetwork(frozen, layers, chains, candidate, is_compiled=is_compiled, dtype=dtype).eval(),
         ),
     )
 
@@ -53,8 +55,10 @@ def rows_of_one_request(count: int) -> Tensor:
 
 
 def logits_of(network: torch.nn.Module, towers: list[Tower], rows: Tensor) -> Tensor:
+    """Each task is given the one before it: the logits of products of all probabilities so far."""
     fused = network(rows)
-    return torch.cat([tower(fused[:, task]) for task, tower in enumerate(towers)], dim=1)
+    logits = torch.cat([tower(fused[:, task]) for task, tower in enumerate(towers)], dim=1)
+    return logits.double().sigmoid().cumprod(dim=1).logit().float()
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])

@@ -17,7 +17,8 @@ method's weights for the Gramian J J^T. GradDrop, which has no weights, gives it
   backward pass a task, and its norm (a sum over the batch) would drown the row's. GradDrop's network gets the plain
   sum: in the paper layers above the masked one do too.
 - A task tower gets the gradient of its own task alone, unweighted, as in TorchJD's mtl_backward: a task that the method
-  silences for a step keeps learning its own part.
+  silences for a step keeps learning its own part. The tower of a task that others are given is part of their logits
+  too, and gets the sum of all their gradients.
 
 Where no two gradients conflict PCGrad and UPGrad are the plain sum. A task whose gradient is 0 (no label counts in
 this batch, loss weight 0) is left out: MGDA would otherwise choose it, and no task would learn.
@@ -90,22 +91,21 @@ class GradientBalancing(Balancing):
         """One pass a task down to rows_BD and through its tower, one for the fusion network, one for the tables."""
         weighted_T = losses_T * self.losses.weights_T
         gradients = []
-        for loss, tower in zip(weighted_T, network.towers, strict=True):
-            own = [parameter for parameter in tower.parameters() if parameter.requires_grad]
-            at_rows, *at_tower = torch.autograd.grad(loss, [rows_BD, *own], retain_graph=True)
+        network.towers.zero_grad()
+        for task, loss in enumerate(weighted_T):
+            own = [weight for tower in network.towers_of(task) for weight in tower.parameters() if weight.requires_grad]
+            at_rows, *at_towers = torch.autograd.grad(loss, [rows_BD, *own], retain_graph=True)
             gradients.append(at_rows)
-            _set(own, at_tower)
+            for weight, gradient in zip(own, at_towers, strict=True):
+                weight.grad = gradient if weight.grad is None else weight.grad + gradient
         combined_N, weights_T = self.combine(flat_gradients(gradients, self.losses.across), step)
         in_towers = {id(parameter) for parameter in network.towers.parameters()}
         shared = [p for p in network.parameters() if p.requires_grad and id(p) not in in_towers]
         if shared:
-            _set(shared, torch.autograd.grad((weighted_T * weights_T).sum(), shared, allow_unused=True))
+            of_network = torch.autograd.grad((weighted_T * weights_T).sum(), shared, allow_unused=True)
+            for weight, gradient in zip(shared, of_network, strict=True):
+                weight.grad = gradient
         rows_BD.backward(combined_N.view_as(rows_BD))  # type: ignore[no-untyped-call]
-
-
-def _set(parameters: list[torch.nn.Parameter], gradients: tuple[Tensor | None, ...] | list[Tensor]) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
 
 
 class GradientConfig(StrictModel):
