@@ -38,12 +38,15 @@ class PolicyUpdate(ABC):
 
     def __init__(self, policies: Sequence[Policy], config: PolicyConfig) -> None:
         self._policies = list(policies)
+        self._rate, self._name = config.policy_learning_rate, f"learner: {config.learner}"
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.policy_optimizer]
         self._optimizer = kind([*self._tables(), *self._learned_values()], lr=config.policy_learning_rate)
 
     @torch.no_grad()
     def step(self, rewards_BT: Tensor, counts_BT: Tensor) -> None:
-        """Learn from the rewards of the last draws. counts_BT says how much each entry counts (0: not at all)."""
+        """Learn from the rewards of the last draws. counts_BT says how much each entry counts (0: not at all).
+
+        Raises ValueError where a policy is not finite."""
         rewards_BT, counts_BT = rewards_BT.double(), counts_BT.double()
         self._see(rewards_BT, counts_BT)
         is_seen_T1 = (counts_BT.sum(dim=0) > 0).unsqueeze(1)
@@ -55,6 +58,11 @@ class PolicyUpdate(ABC):
         # The modules' optimizer may have these tables too: without a gradient it leaves them alone.
         self._optimizer.zero_grad(set_to_none=True)
         for policy in self._policies:
+            if not torch.isfinite(policy.policy_TM).all():
+                raise ValueError(
+                    f"policy_learning_rate: {self._rate:g}: a policy is not finite after this step of {self._name}; "
+                    "lower the rate"
+                )
             if policy.kind == "clip":
                 policy.policy_TM.copy_(simplex_projection(policy.policy_TM))
 

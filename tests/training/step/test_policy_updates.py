@@ -202,3 +202,11 @@ def test_a_key_of_another_learner_is_refused() -> None:
         with pytest.raises(ValueError, match=rf"{key}: only learner: {learner} has it, and learner is {other}"):
             config_of(learner=other, **{key: value})
         assert getattr(config_of(learner=learner, **{key: value}), key) == value
+
+
+@pytest.mark.parametrize("kind", ["softmax", "clip"])
+def test_a_rate_that_no_policy_survives_is_named(kind: str) -> None:
+    """Values that are stepped by the sum of 64 squared errors grow without end from a rate of 1 / 64 on."""
+    changes = {"learner": "public_code", "loss_reduction": "none", "policy_optimizer": "sgd"}
+    with pytest.raises(ValueError, match=r"policy_learning_rate: 1: a policy is not finite .* learner: public_code"):
+        simulate(config_of(**changes, policy=kind, policy_learning_rate=1.0), Regime("", 64, 2, 200), 0.2, runs=2)
