@@ -105,7 +105,7 @@ def look_ups(version: Path, items: int) -> dict[str, Any]:
 
     ways: dict[str, Callable[[Scorer, list[str]], object]] = {
         "ids to rows": rows_of,
-        "ids to sums": lambda scorer, ids: scorer.named_sums(find(scorer, ids)),
+        "ids to sums": lambda scorer, ids: scorer.named_sums(find(scorer, ids), user.block),
         "ids to answers": lambda scorer, ids: scorer.score(user, find(scorer, ids)),
     }
     for candidates in CANDIDATES:

@@ -131,8 +131,8 @@ class _RememberingInputs:
     def request_sums(self, encoded: Any) -> Any:
         return self._remembered("request", encoded, lambda: self._inputs.request_sums(encoded))
 
-    def candidate_rows(self, encoded: Any) -> Any:
-        return self._remembered("candidate", encoded, lambda: self._inputs.candidate_rows(encoded))
+    def candidate_rows(self, encoded: Any, *requests: Any) -> Any:
+        return self._remembered("candidate", encoded, lambda: self._inputs.candidate_rows(encoded, *requests))
 
     def _remembered(self, block: str, encoded: Any, make: Callable[[], Any]) -> Any:
         key = block, len(encoded.numbers_BQ)

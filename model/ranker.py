@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from model.embeddings.embeddings import Embeddings
-from model.features.block import BlockTensors, block_inputs
+from model.features.block import BlockTensors, block_inputs, row_columns
 from model.features.encoder import FittedFeatures
 from model.fusion import FusionConfig, NoSharingConfig
 from model.fusion.experts import side_by_side
@@ -143,7 +143,9 @@ class Answers(nn.Module):
         return side_by_side(answers)
 
 
-def row_width(schema: FeedSchema, block: Block) -> int:
-    """Columns of the dense row, or of a task's part of it, that come from a block."""
+def row_width(schema: FeedSchema, block: Block | None = None) -> int:
+    """Columns of the dense row, or of a task's part of it: all, or those that come from a block alone."""
+    if block is None:
+        return sum(width for _, width in row_columns(schema))
     dims = {name: table.dim for table in schema.tables for name in table.features}
     return sum(width for _, width in block_inputs(schema, block).widths(dims))

@@ -15,9 +15,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from model.features.kinds import Feature
+from model.features.kinds import Feature, IdFeature, IdListFeature
 from model.features.kinds.columns import Dtype
 from model.features.kinds.embedded import EmbeddedFeature
+from model.features.kinds.id_list import AttentionKind
 from model.strict_yaml import Name, StrictModel, unknown_key
 from model.tasks import Task
 from model.tasks.given import given_places
@@ -47,6 +48,18 @@ class Table:
         return self.buckets + 1 if self.hashes == 2 and self.buckets is not None else None
 
 
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """A list with attention: the candidate's id `query` is compared with its ids, by rows of one table."""
+
+    name: str
+    query: str
+    table: str
+    dim: int
+    max_length: int
+    kind: AttentionKind
+
+
 class FeedSchema(StrictModel):
     """One feed: its features and tasks, in the order that tensors and answers keep."""
 
@@ -73,6 +86,7 @@ class FeedSchema(StrictModel):
         dtypes = {name: table.dtype for table in self.tables for name in table.features}
         for feature in self.features:
             feature.check_serving_value(dtypes.get(feature.name))
+        _ = self.attentions  # raises for a list without a query
         labels = {task.label for task in self.tasks} | {task.mask for task in self.tasks}
         leaks = sorted(feature.name for feature in self.features if feature.name in labels)
         if leaks:
@@ -119,6 +133,36 @@ class FeedSchema(StrictModel):
                 )
             readers[owner].append(feature)
         return tuple(_table(owner, readers[name]) for name, owner in owners.items())
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """The lists with attention, in the order of their columns. Raises ValueError where a query does not fit."""
+        tables = {name: table for table in self.tables for name in table.features}
+        return tuple(
+            Attention(
+                feature.name,
+                self._query(feature, tables),
+                tables[feature.name].name,
+                tables[feature.name].dim,
+                feature.max_length,
+                feature.attention or "dot",
+            )
+            for feature in self.features
+            if isinstance(feature, IdListFeature) and feature.pooling == "attention"
+        )
+
+    def _query(self, feature: IdListFeature, tables: Mapping[str, Table]) -> str:
+        """The candidate's id that a list with attention is compared with."""
+        table = tables[feature.name].name
+        ids = [one.name for one in self.features if isinstance(one, IdFeature) and one.side == "candidate"]
+        readers = [name for name in ids if tables[name].name == table]
+        if feature.query in readers or (feature.query is None and len(readers) == 1):
+            return feature.query or readers[0]
+        rule = f"feature '{feature.name}': attention needs an id of the candidate that reads table '{table}'"
+        if not readers:
+            raise ValueError(f"{rule}, and none does; give such an id `table: {table}`, or the list another table")
+        named = f"got query '{feature.query}'" if feature.query is not None else "several do"
+        raise ValueError(f"{rule}; {named}: name one of {', '.join(readers)} as query")
 
     def with_tasks(self, names: Sequence[str]) -> Self:
         """The same feed with some of its tasks, in the order given. Raises ValueError for one that it does not have."""

@@ -4,6 +4,7 @@ In: a models folder, a name, a seed. Out: `<models>/<name>/<version>/`, made of 
 files, real checksums, golden requests that the eager network answered. Its scores mean nothing. Two seeds differ.
 """
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -67,6 +68,14 @@ def tiny_schema() -> FeedSchema:
     return FeedSchema.from_mapping(TINY_SCHEMA, "tests/artifacts.py")
 
 
+def attention_schema() -> FeedSchema:
+    """The same, whose history is weighed by each candidate."""
+    content = copy.deepcopy(TINY_SCHEMA)
+    (history,) = (feature for feature in content["features"] if feature["name"] == "history")
+    history["pooling"] = "attention"
+    return FeedSchema.from_mapping(content, "tests/artifacts.py")
+
+
 def publish_artifact(
     models: Path,
     name: str = "tiny",
@@ -102,7 +111,7 @@ def publish_artifact(
         ).block,
     ]
     with torch.inference_mode():
-        answers_NO = module(inputs.candidate_rows(blocks[1]), inputs.request_sums(blocks[0])).numpy()
+        answers_NO = module(inputs.candidate_rows(blocks[1], blocks[0]), inputs.request_sums(blocks[0])).numpy()
     maps = Calibration.from_mapping({"tasks": calibration or {}}, CALIBRATION)
     answers_NO = calibrated(answers_NO, maps.bound(schema))
     expected = {output: (answers_NO[:, t] + spoil).tolist() for t, output in enumerate(schema.outputs)}

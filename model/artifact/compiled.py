@@ -5,7 +5,8 @@ belong to this very version, to this torch and to a CPU that has every instructi
 (another would die of an illegal instruction). Its bytes must have the manifest's sha256. The scorer finds out whether
 it answers rightly.
 
-It has two functions: candidates by their columns, and by the sums that a catalogue has of them (in bfloat16).
+It has two functions: candidates by their columns, and by the sums that a catalogue has of them, in bfloat16, or, where
+lists with attention have added to them, in float32.
 
 Shapes: N candidates, D their columns, F outputs over the raw row, O outputs, X either columns or outputs of a
 candidate.
@@ -30,6 +31,7 @@ from model.artifact.artifact import (
     opened,
     read_derived_manifest,
 )
+from model.schema import FeedSchema
 
 FORMAT_VERSION = 1
 PACKAGE = "answers.pt2"
@@ -72,6 +74,11 @@ class CompiledAnswers:
             return answers_NO
         # The code is made for two candidates or more: torch.export takes 1 to be a size of its own.
         return self(candidates_NX.expand(2, -1).contiguous(), sums_1F)[:1]
+
+
+def compiled_sums_dtype(schema: FeedSchema) -> torch.dtype:
+    """Dtype of the sums that a package answers by."""
+    return torch.float32 if schema.attentions else torch.bfloat16
 
 
 def folder_of(artifact: Artifact) -> Path:

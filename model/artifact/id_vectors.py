@@ -10,10 +10,10 @@ width, W columns of a table.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.artifact.attention import rows_of_ids
 from model.artifact.catalogue_join import NamedCandidates
 from model.features.block import EncodedBlock, block_inputs
 from model.features.encoder import Encoded
@@ -48,16 +48,8 @@ class IdVectors:
     def of_ids(self, feature: str, ids_N: Ids) -> NDArray[np.float32]:
         """vector_ND of ids as they travel: rows of the table, or pairs of rows."""
         table = self._tables[feature]
-        stacked_RW, halves = self._stacked_RW[table.dim], table.half_rows
-        found = []
-        for starts in self._owners:
-            start = starts[table.name]
-            if halves is None:
-                found.append(stacked_RW[torch.from_numpy(ids_N + start)].numpy())
-                continue
-            first_N, second_N = np.divmod(ids_N, halves)
-            by_first_ND = stacked_RW[torch.from_numpy(first_N + start)]
-            found.append((by_first_ND + stacked_RW[torch.from_numpy(second_N + start + halves)]).numpy())
+        stacked_RW = self._stacked_RW[table.dim]
+        found = [rows_of_ids(stacked_RW, table, starts[table.name], ids_N).numpy() for starts in self._owners]
         vector_ND: NDArray[np.float32] = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
         vector_ND[ids_N == OOV_ROW] = 0
         return vector_ND

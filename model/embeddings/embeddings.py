@@ -1,9 +1,9 @@
 """Sparse features -> one dense row per impression, by TorchRec's EmbeddingBagCollection (imported here alone).
 
 In: the two `EncodedBlock`s of a batch as tensors. Out: rows_BD = [request embeddings | request numbers | candidate
-embeddings | candidate numbers]. Features keep the schema's order within a block, single ids before lists, so that the
-exported module (plain torch) lays its row out the same way. With tables of each task's own there are T such rows side
-by side, a task's each, [B, T * D].
+embeddings | candidate numbers | lists with attention (model/embeddings/histories.py)]. Features keep the schema's order
+within a part, single ids before lists, so that the exported module (plain torch) lays its row out the same way. With
+tables of each task's own there are T such rows side by side, a task's each, [B, T * D].
 
 A table with two hashes is one table of two halves, read by each of its features twice, under its own name and under
 `second_key`. The dense row has their sum. Lists are summed by their tables, and divided by their lengths here where
@@ -14,7 +14,7 @@ in), or kept in plain torch (`engine="torch"`, model/embeddings/torch_bags.py). 
 ways: drawn from torch's global generator, table by table.
 
 Shapes: B rows, K single-id features, L list features, V list values, D columns of the dense row, Q numbers, T tasks, F
-keys of a collection.
+keys of a collection, W columns of a table.
 """
 
 import logging
@@ -25,12 +25,13 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from model.embeddings.histories import Histories, ListTensors, attended, looked_up
 from model.embeddings.id_map import IdMaps
-from model.embeddings.table_rows import draw
+from model.embeddings.table_rows import draw, halves
 from model.embeddings.torch_bags import BagTable, TorchBags
-from model.features.block import BLOCKS, BlockTensors, block_inputs
+from model.features.block import BLOCKS, BlockTensors, block_inputs, row_columns
 from model.features.encoder import FeatureEncoder
-from model.schema import Block, FeedSchema, Table
+from model.schema import Attention, FeedSchema, Table
 
 torchrec_fault: str | None = None  # why TorchRec, or fbgemm below it, does not import here
 with warnings.catch_warnings():
@@ -80,12 +81,6 @@ def second_key(feature: str) -> str:
     return f"{feature}:2"
 
 
-def halves(pairs: Tensor, half_rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows, each within its half, of ids of tables with two hashes (model/features/id_lookup.py)."""
-    first = torch.div(pairs, half_rows, rounding_mode="floor")
-    return first, pairs - first * half_rows
-
-
 class _Group(NamedTuple):
     """Tables of one optimizer, and the keys that read them."""
 
@@ -124,27 +119,33 @@ class Embeddings(nn.Module):
         self._owners = owners(schema, for_each_task=for_each_task)
         self._rows_of_table = encoder.rows_of_table
         self.id_maps = IdMaps(schema, encoder.unplaced, self._device)
-        dims = {name: table.dim for table in schema.tables for name in table.features}
+        common = TableOptimizer(fused, learning_rate)
+        is_fused = {table.name: (own or {}).get(table.name, common).fused is not None for table in schema.tables}
+        by_place = [name for name, is_it in is_fused.items() if is_it and engine == "torchrec"]
+        self._histories = Histories(schema, by_place)
         self._order: list[list[str]] = []
         # By block the lists that are pooled by mean, and their places among its lists.
         self._mean_lists: list[list[tuple[int, str]]] = []
-        self.width_of_block: dict[Block, int] = {}
         for block in BLOCKS:
             inputs = block_inputs(schema, block)
-            self._order.append([*inputs.ids, *(one.name for one in inputs.lists)])
+            self._order.append([*inputs.ids, *inputs.pooled_lists])
             means = [(place, one.name) for place, one in enumerate(inputs.lists) if one.pooling == "mean"]
             self._mean_lists.append(means)
-            self.width_of_block[block] = sum(width for _, width in inputs.widths(dims))
+        # Columns of the dense row, of all tasks' parts where they have such.
+        self.width = sum(width for _, width in row_columns(schema)) * len(self._owners)
+        # Every feature that is pooled, and behind them the places of lists that are read place by place.
         self._keys = [name for names in self._order for name in names]
         self._table_of = {name: table.name for table in schema.tables for name in table.features}
+        for name, keys in self._histories.place_keys.items():
+            self._keys += keys
+            self._table_of |= dict.fromkeys(keys, self._table_of[name])
         # Rows of each half, by feature whose table has two.
-        self._half_rows = {
-            name: rows for table in schema.tables for name in table.features if (rows := table.half_rows)
-        }
+        halves_of = {table.name: rows for table in schema.tables if (rows := table.half_rows)}
+        self._half_rows = {name: halves_of[table] for name, table in self._table_of.items() if table in halves_of}
         self._table_of |= {second_key(name): self._table_of[name] for name in self._half_rows}
         # What reads tables: every feature, and behind all of them second halves.
         self._reads = [*self._keys, *(second_key(name) for name in self._keys if name in self._half_rows)]
-        self._groups = self._grouped(schema, TableOptimizer(fused, learning_rate), dict(own or {}))
+        self._groups = self._grouped(schema, common, dict(own or {}))
         made = [self._build(group, shard) for group in self._groups]
         self.collection: nn.Module | None = made[0] if made else None
         self.others = nn.ModuleList(made[1:])
@@ -159,7 +160,8 @@ class Embeddings(nn.Module):
         ]
 
     def _keys_of(self, table: Table) -> list[str]:
-        return [*table.features, *(second_key(name) for name in table.features if table.half_rows)]
+        keys = [name for name in table.features if name in self._keys] + self._histories.keys_of(table.name)
+        return [*keys, *(second_key(name) for name in keys if table.half_rows)]
 
     def _build(self, group: _Group, shard: Shard | None) -> nn.Module:
         fused, rate = group.optimizer
@@ -216,23 +218,20 @@ class Embeddings(nn.Module):
             draw(weights[config.name], config.num_embeddings, config.embedding_dim)
         return sharded
 
-    @property
-    def width(self) -> int:
-        """Columns of the dense row, of all tasks' parts where they have such."""
-        return sum(self.width_of_block.values()) * len(self._owners)
-
     def forward(self, request: BlockTensors, candidate: BlockTensors, jagged: Sequence[Any] | None = None) -> Tensor:
         """rows_BD of a batch whose blocks both have B rows. `jagged` is the batch's own where it is made already."""
         request, candidate = self.id_maps.place(request, candidate)
         numbers = (request.numbers_BQ, candidate.numbers_BQ)
         pooled = self._pooled(request, candidate, jagged)
         divisors = self._divisors(request, candidate)
+        _, histories = self._histories.split(request)
         parts: list[Tensor] = []
         for owner in self._owners:
             for names, numbers_BQ in zip(self._order, numbers, strict=True):
                 # By key, in our own order: a KeyedTensor's order is the tables', and changes when they are sharded.
                 parts += [self._columns(pooled, name, owner, divisors.get(name)) for name in names]
                 parts.append(numbers_BQ)
+            parts += [self._attended(pooled, one, histories[one.name], owner) for one in self._histories.attentions]
         return torch.cat(parts, dim=1)
 
     def _pooled(
@@ -256,7 +255,8 @@ class Embeddings(nn.Module):
     def jagged(self, request: BlockTensors, candidate: BlockTensors) -> list[Any]:
         """The KeyedJaggedTensor that each of TorchRec's collections reads of a batch, in the order of `collections`.
         None for a collection that is looked up without one. Every id of the blocks has its row."""
-        has_lists = bool(request.list_lengths_LB.shape[0] or candidate.list_lengths_LB.shape[0])
+        pooled_lists = len(request.list_lengths_LB) + len(candidate.list_lengths_LB) - len(self._histories)
+        has_lists = pooled_lists > 0
         is_looked_up = [not has_lists and group.optimizer.fused is None for group in self._groups]
         if all(is_looked_up):
             return [None] * len(self._groups)
@@ -301,6 +301,26 @@ class Embeddings(nn.Module):
         if feature in self._half_rows:
             columns_BD = columns_BD + pooled[self._key(second_key(feature), owner)]
         return columns_BD if divisors_B1 is None else columns_BD / divisors_B1
+
+    def _attended(
+        self, pooled: dict[str, Tensor], attention: Attention, history: ListTensors, owner: str | None
+    ) -> Tensor:
+        """A list's columns of the dense row, by the candidates."""
+        query_BW = self._columns(pooled, attention.query, owner, None)
+        if keys := self._histories.place_keys.get(attention.name):
+            places = [self._columns(pooled, key, owner, None) for key in keys[: history.longest()]]
+            return attended(query_BW, torch.stack(places, dim=1), history.lengths_B)
+        rows_VW = looked_up(
+            self._bag(table_name(attention.table, owner)),
+            [rows_V for _, rows_V in self._rows(attention.name, history.values_V)],
+        )
+        return attended(query_BW, history.padded(rows_VW), history.lengths_B)
+
+    def _bag(self, table: str) -> nn.EmbeddingBag:
+        """A table that is not sharded."""
+        tables: list[Any] = [collection.embedding_bags for collection in self.collections()]
+        (bag,) = [cast(nn.EmbeddingBag, bags[table]) for bags in tables if table in bags]
+        return bag
 
     def _divisors(self, request: BlockTensors, candidate: BlockTensors) -> dict[str, Tensor]:
         """Divisor of the sum of a list where its mean is wanted, [B, 1]. All tables pool by sums: fbgemm's
@@ -348,12 +368,17 @@ class Embeddings(nn.Module):
 
     def _values(self, request: BlockTensors, candidate: BlockTensors) -> tuple[Tensor, Tensor]:
         """The rows of tables that are read, and the lengths_B of each key's lists, in the order of `_reads`."""
+        request, histories = self._histories.split(request)
         values: list[Tensor] = []
         lengths: list[Tensor] = []
         for block in (request, candidate):
             rows = block.ids_BK.shape[0]
             values += [block.ids_BK.t().reshape(-1), block.list_values_V]
             lengths += [block.ids_BK.new_ones(block.ids_BK.shape[1] * rows), block.list_lengths_LB.reshape(-1)]
+        for name, keys in self._histories.place_keys.items():
+            ids_V, lengths_LB = histories[name].by_place(len(keys))
+            values.append(ids_V)
+            lengths.append(lengths_LB.reshape(-1))
         values_V, all_lengths = torch.cat(values), torch.cat(lengths)
         if not self._half_rows:
             return values_V, all_lengths

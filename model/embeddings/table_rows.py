@@ -1,4 +1,4 @@
-"""The rows of an embedding table that a process has, all or a part, and their first weights.
+"""The rows of an embedding table: those that a process has, all or a part, their first weights, those of ids.
 
 In: a table's weights, a tensor or a ShardedTensor. Nothing here needs TorchRec.
 """
@@ -31,3 +31,9 @@ def draw(weight: Any, rows: int, dim: int) -> None:
             low, high = max(first, start), min(first + len(block), start + len(held))
             if low < high:
                 held[low - start : high - start].copy_(block[low - first : high - first])
+
+
+def halves(pairs: Tensor, half_rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows, each within its half, of ids of tables with two hashes (model/features/id_lookup.py)."""
+    first = torch.div(pairs, half_rows, rounding_mode="floor")
+    return first, pairs - first * half_rows

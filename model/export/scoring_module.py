@@ -25,7 +25,8 @@ from model.schema import FeedSchema
 
 
 class ScoringModule(nn.Module):
-    """The exported module: rows of N candidates and the sums of one request -> answers_NO.
+    """The exported module: rows of N candidates and the sums of one request -> answers_NO. The rows have what its lists
+    with attention give each candidate.
 
     `answer` is all of it, and may be compiled. `candidate_sums` is what it computes first and no request changes,
     `answer_sums` the rest of it. `answer_together` is `answer` for several requests. `explained` is `answer` with the
@@ -46,7 +47,10 @@ class ScoringModule(nn.Module):
         self.unit_names = [units for units, _ in names]
         self.expert_names = [experts for _, experts in names]
         self.sums = request_linears(frozen, torch.tensor(columns_of(schema, "request"), dtype=torch.int64))
-        columns = torch.tensor(columns_of(schema, "candidate"), dtype=torch.int64) + row_width(schema, "request")
+        before = row_width(schema, "request")
+        of_block = torch.tensor(columns_of(schema, "candidate"), dtype=torch.int64) + before
+        # Behind those of the candidate stand those of lists with attention.
+        columns = torch.cat([of_block, torch.arange(before + len(of_block), row_width(schema))])
         scoring = ScoringNetwork(frozen, network.tower_layers(), network.chains, columns)
         self.answer = CandidateAnswers(scoring, Answers(schema, fitted))
 
@@ -57,7 +61,8 @@ class ScoringModule(nn.Module):
 
     @torch.jit.export
     def candidate_sums(self, rows_ND: Tensor) -> Tensor:
-        """sums_NF: what the candidates add to every Linear that reads the raw row, biases left to the request."""
+        """sums_NF: what the candidates add to every Linear that reads the raw row, biases left to the request. They are
+        of no request where the columns of lists with attention are 0."""
         sums_NF: Tensor = self.answer.network.candidate_sums(rows_ND)
         return sums_NF
 

@@ -3,7 +3,7 @@
 Shapes: B rows, K single-id features, L list features, V list values in all, Q numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,3 +63,13 @@ def inputs_of(features: Sequence[Feature]) -> Inputs:
     for feature in features:
         feature.add_inputs(inputs)
     return inputs
+
+
+def row_columns(schema: FeedSchema) -> Iterator[tuple[str, int]]:
+    """Columns of the dense row by feature, in their order. The request's stand first, then the candidate's. Those of
+    lists with attention, which are of the pair, are last."""
+    dims = {name: table.dim for table in schema.tables for name in table.features}
+    for block in BLOCKS:
+        yield from block_inputs(schema, block).widths(dims)
+    for attention in schema.attentions:
+        yield attention.name, attention.dim

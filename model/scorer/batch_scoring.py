@@ -42,7 +42,7 @@ def score_requests(
     block = encoded.block if found is None else picked(encoded.block, found.first_S)
     request_of_S = request_of_N if found is None else request_of_N[found.first_S]
     with torch.inference_mode():
-        rows_SD = scorer.candidate_rows(block)
+        rows_SD = scorer.candidate_rows(block, requests_block, request_of_S)
         if scorer.compiled is None:
             sums_RF = scorer.request_sums(requests_block)
             sums_SF = scorer.module.candidate_sums(rows_SD)

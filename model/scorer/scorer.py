@@ -25,7 +25,7 @@ from model.artifact.catalogue import Catalogue, generations
 from model.artifact.catalogue import folder_of as catalogues_of
 from model.artifact.catalogue_join import NamedCandidates as NamedCandidates
 from model.artifact.catalogue_join import resolve
-from model.artifact.compiled import BY_SUMS, CompiledAnswers, folder_of, open_compiled
+from model.artifact.compiled import BY_SUMS, CompiledAnswers, compiled_sums_dtype, folder_of, open_compiled
 from model.artifact.module_inputs import ModuleInputs
 from model.artifact.reference import Bins as Bins
 from model.artifact.reference import Reference as Reference
@@ -131,9 +131,11 @@ class Scorer:
         """sums_BF of a request block: what each of its rows adds to every Linear that reads the raw row."""
         return self.inputs.request_sums(block)
 
-    def candidate_rows(self, block: EncodedBlock) -> torch.Tensor:
-        """rows_ND of a candidate block: its columns of the dense row."""
-        return self.inputs.candidate_rows(block)
+    def candidate_rows(
+        self, block: EncodedBlock, requests: EncodedBlock | None = None, request_of_N: Positions | None = None
+    ) -> torch.Tensor:
+        """rows_ND of a candidate block: its columns of the dense row (`ModuleInputs.candidate_rows`)."""
+        return self.inputs.candidate_rows(block, requests, request_of_N)
 
     def candidate_vectors(self, feature: str, candidates: Encoded | NamedCandidates) -> NDArray[np.float32]:
         """vector_ND of candidates by one of their id features: rows of the artifact's own tables."""
@@ -222,9 +224,10 @@ class Scorer:
             return None
         for golden in self.golden_requests()["requests"]:
             with torch.inference_mode():
-                sums_1F = self._golden_sums(golden)
-                expected = self.module(self.candidate_rows(block), sums_1F)
-                answers = self.module.answer_sums(sums_NF, sums_1F)
+                request = self.encoder.encode_request(golden["user"]).block
+                sums_1F = self.request_sums(request)
+                expected = self.module(self.candidate_rows(block, request), sums_1F)
+                answers = self.module.answer_sums(self.inputs.with_attention(sums_NF, block, request), sums_1F)
             fault = disagreement(self.as_answered(expected), self.as_answered(answers), tolerance)
             if fault is not None:
                 return fault
@@ -240,27 +243,28 @@ class Scorer:
 
     def _answers_named(self, request: EncodedBlock, named: NamedCandidates) -> torch.Tensor:
         """answers_NO of candidates of which the catalogue has some."""
-        sums_SF, of_N = self.named_sums(named)
+        sums_SF, of_N = self.named_sums(named, request)
         sums_1F = self.request_sums(request)
-        if self._compiled_sums is not None and sums_SF.dtype == torch.bfloat16:
+        if self._compiled_sums is not None and sums_SF.dtype == compiled_sums_dtype(self.schema):
             return spread(self._compiled_sums(sums_SF, sums_1F), of_N)
         return spread(self.module.answer_sums(sums_SF, sums_1F), of_N)
 
-    def named_sums(self, named: NamedCandidates) -> tuple[torch.Tensor, Positions]:
-        """sums_SF of the distinct candidates, and which of them each one is. They are the catalogue's where one of
-        equal ones is in it."""
+    def named_sums(self, named: NamedCandidates, request: EncodedBlock) -> tuple[torch.Tensor, Positions]:
+        """sums_SF of the distinct candidates of a request, and which of them each one is. They are the catalogue's
+        where one of equal ones is in it."""
         block, rows_K, place_N = named.whole()
         encoded, found = named.encoded, distinct(block)
         if found is not None:
             is_known_S = found.first_S < len(rows_K)
             encoded = None if is_known_S.all() else picked(block, found.first_S[~is_known_S])
             rows_K, place_N = rows_K[found.first_S[is_known_S]], found.of_N[place_N]
+            block = picked(block, found.first_S) if self.schema.attentions else block
         sums_SF = named.catalogue.sums(rows_K)
         if encoded is not None:
             dtype = torch.float32 if self._compiled_sums is None else sums_SF.dtype
             rows_ND = self.candidate_rows(encoded)
             sums_SF = torch.cat([sums_SF.to(dtype), self.module.candidate_sums(rows_ND).to(dtype)])
-        return sums_SF, place_N
+        return self.inputs.with_attention(sums_SF, block, request), place_N
 
     def explain(self, request: Encoded, candidates: Encoded | NamedCandidates) -> tuple[Scored, list[ExpertWeights]]:
         """`score` by TorchScript, from features alone, and the weights that experts were mixed by, level by level. None
@@ -272,7 +276,7 @@ class Scorer:
             else:
                 block, place_N = candidates.block, np.arange(len(candidates.block.ids_BK))
             block, of_N = once(block)
-            answers, weights = self.module.explained(self.candidate_rows(block), sums_1F)
+            answers, weights = self.module.explained(self.candidate_rows(block, request.block), sums_1F)
             of_N = place_N if of_N is None else of_N[place_N]
             answers, weights = spread(answers, of_N), [spread(level, of_N) for level in weights]
         names = zip(self.module.unit_names, self.module.expert_names, weights, strict=True)
@@ -285,7 +289,7 @@ class Scorer:
         block, of_N = once(candidates)
         sums_1F = self.request_sums(request)
         answer = self.module if self.compiled is None else self.compiled
-        answers_NO: torch.Tensor = answer(self.candidate_rows(block), sums_1F)
+        answers_NO: torch.Tensor = answer(self.candidate_rows(block, request), sums_1F)
         return answers_NO if of_N is None else spread(answers_NO, of_N)
 
     def scored(
@@ -345,15 +349,12 @@ class Scorer:
             columns = self.encoder.columns("candidate", features, rows)
             encoded = self.encoder.encode("candidate", columns, rows, as_served=True)
             with torch.inference_mode():
-                sums_1F = self._golden_sums(golden)
-                rows_ND = self.candidate_rows(encoded.block)
-                sums_NF = self.module.candidate_sums(rows_ND).bfloat16()
+                request = self.encoder.encode_request(golden["user"]).block
+                sums_1F = self.request_sums(request)
+                sums_NF = self.module.candidate_sums(self.candidate_rows(encoded.block, request))
+                sums_NF = sums_NF.to(compiled_sums_dtype(self.schema))
                 answers = (self.module.answer_sums(sums_NF, sums_1F), compiled(sums_NF, sums_1F))
             yield self.as_answered(answers[0]), self.as_answered(answers[1])
-
-    def _golden_sums(self, golden: Mapping[str, Any]) -> torch.Tensor:
-        user = self.encoder.request_columns(golden["user"])
-        return self.request_sums(self.encoder.encode("request", user, 1, as_served=True).block)
 
     def golden_requests(self) -> dict[str, Any]:
         """The golden requests: `tolerance` and `requests`, each with `user`, `candidates` and `expected` answers."""

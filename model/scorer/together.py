@@ -41,9 +41,10 @@ def score_together(scorer: Scorer, requests: Sequence[Request]) -> list[Scored]:
         return [scorer.score(*one) for one in requests]
     numbers = [*few, *many]
     with torch.inference_mode():
-        sums_RF = scorer.request_sums(stacked(*(requests[number][0].block for number in numbers)))
-        answers = _answers_of_few(scorer, [requests[number][1] for number in few], sums_RF[: len(few)])
-        answers += _answers_of_many(scorer, [*many.values()], sums_RF[len(few) :])
+        of_few, of_many = [[requests[number][0].block for number in some] for some in (few, many)]
+        sums_RF = scorer.request_sums(stacked(*of_few, *of_many))
+        answers = _answers_of_few(scorer, of_few, [requests[number][1] for number in few], sums_RF[: len(few)])
+        answers += _answers_of_many(scorer, of_many, [*many.values()], sums_RF[len(few) :])
     scored: dict[int, Scored] = {}
     for number, answers_NO in zip(numbers, answers, strict=True):
         request, candidates = requests[number]
@@ -81,12 +82,14 @@ def _distinct_rows(blocks: Sequence[EncodedBlock]) -> _Rows:
     return _Rows(block, request_of_S, np.split(of_all, np.cumsum(sizes)[:-1]))
 
 
-def _answers_of_many(scorer: Scorer, blocks: Sequence[EncodedBlock], sums_RF: torch.Tensor) -> list[torch.Tensor]:
+def _answers_of_many(
+    scorer: Scorer, requests: Sequence[EncodedBlock], blocks: Sequence[EncodedBlock], sums_RF: torch.Tensor
+) -> list[torch.Tensor]:
     """answers_NO of each request, in calls for requests of some hundred candidates together."""
     if not blocks:
         return []
     rows = _distinct_rows(blocks)
-    rows_SD = scorer.candidate_rows(rows.block)
+    rows_SD = scorer.candidate_rows(rows.block, stacked(*requests), rows.request_of_S)
     counts: list[int] = np.bincount(rows.request_of_S, minlength=len(blocks)).tolist()
     answers: list[torch.Tensor] = []
     first = start = 0
@@ -102,7 +105,10 @@ def _answers_of_many(scorer: Scorer, blocks: Sequence[EncodedBlock], sums_RF: to
 
 
 def _answers_of_few(
-    scorer: Scorer, of_requests: Sequence[Encoded | NamedCandidates], sums_RF: torch.Tensor
+    scorer: Scorer,
+    requests: Sequence[EncodedBlock],
+    of_requests: Sequence[Encoded | NamedCandidates],
+    sums_RF: torch.Tensor,
 ) -> list[torch.Tensor]:
     """answers_NO of each request, in one call."""
     if not of_requests:
@@ -122,12 +128,13 @@ def _answers_of_few(
     places: dict[int, Positions] = {}
     if described:
         rows = _distinct_rows([*described.values()])
-        sums.append(scorer.module.candidate_sums(scorer.candidate_rows(rows.block)))
         request_of.append(np.array([*described])[rows.request_of_S])
+        rows_SD = scorer.candidate_rows(rows.block, stacked(*requests), request_of[0])
+        sums.append(scorer.module.candidate_sums(rows_SD))
         places |= dict(zip(described, rows.places, strict=True))
     start = sum(len(sums_SF) for sums_SF in sums)
     for number, candidates in named.items():
-        sums_SF, of_N = scorer.named_sums(candidates)
+        sums_SF, of_N = scorer.named_sums(candidates, requests[number])
         sums.append(sums_SF)
         request_of.append(np.full(len(sums_SF), number))
         places[number] = start + of_N

@@ -7,12 +7,14 @@ import pytest
 
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.features.kinds import NumberFeature
-from model.schema import FeedSchema, Table
+from model.schema import Attention, FeedSchema, Table
 from model.tasks import BinaryTask, RegressionTask
 from tests.model.feeds import FEED, everything, schema_of, write
 
 ITEM = "{name: item, side: candidate, kind: id, buckets: 5, dim: 4}"
 CLICK = "{name: click, kind: binary, label: clicked}"
+SHORT_LIST = "{name: b, kind: id_list, table: item, max_length: 3"
+OWN_LIST = "{name: b, kind: id_list, buckets: 9, dim: 4, max_length: 3"
 
 
 def feed(*features: str, tasks: str = CLICK, item: str = ITEM) -> str:
@@ -149,6 +151,12 @@ def test_masks_are_columns_that_training_reads_once() -> None:
     ("{name: b, side: user, kind: id_list, table: item, max_length: yes}", "max_length: got true or false"),
     ("{name: b, side: user, kind: id_list, table: item, max_length: 3, pooling: max}", "features.1.id_list.pooling"),
     ("{name: b, side: training_only, kind: id_list, table: item, max_length: 3}", "features.1.id_list.side"),
+    (f"{SHORT_LIST}, side: candidate, pooling: attention}}", "so its side is user or context"),
+    (f"{SHORT_LIST}, side: user, attention: dot}}", "attention applies to `pooling: attention` alone"),
+    (f"{SHORT_LIST}, side: user, query: item}}", "query applies to `pooling: attention` alone"),
+    (f"{SHORT_LIST}, side: user, pooling: attention, attention: dott}}", "features.1.id_list.attention"),
+    (f"{SHORT_LIST}, side: user, pooling: attention, query: c}}", "got query 'c': name one of item as query"),
+    (f"{OWN_LIST}, side: user, pooling: attention}}", "reads table 'b', and none does; give such an id"),
     # numbers
     ("{name: b, side: user, kind: number, transform: log}", "features.1.number.transform"),
     ("{name: b, side: user, kind: number, transform: [log1p, none]}", "features.1.number.transform"),
@@ -253,3 +261,23 @@ def test_serving_value_of_a_shared_table_reaches_that_table() -> None:
     item = "{name: item, side: candidate, kind: id, vocabulary: [5, 3], dim: 4}"
     encoder = FeatureEncoder(schema_of(feed(shared, item=item)), FittedFeatures())
     assert encoder.encode("request", {}, 1, as_served=True).block.ids_BK.tolist() == [[2]]
+
+
+def test_a_list_with_attention_has_a_query_of_its_table() -> None:
+    schema = schema_of("""
+name: f
+features:
+  - {name: item, side: candidate, kind: id, buckets: 9, dim: 4}
+  - {name: parent, side: candidate, kind: id, buckets: 9, dim: 8}
+  - {name: twin, side: candidate, kind: id, table: parent}
+  - {name: seen, side: user, kind: id_list, table: item, max_length: 3, pooling: attention}
+  - {name: kin, side: context, kind: id_list, table: parent, max_length: 7, pooling: attention, query: twin}
+tasks: [{name: click, kind: binary, label: clicked}]
+""")
+    assert schema.attentions == (
+        Attention("seen", "item", "item", 4, 3, "dot"),
+        Attention("kin", "twin", "parent", 8, 7, "dot"),
+    )
+    text = schema.model_dump_json(exclude_none=True).replace('"query":"twin"', '"query":null')
+    with pytest.raises(ValueError, match=r"'kin'.*reads table 'parent'; several do: name one of parent, twin as query"):
+        schema_of(text)

@@ -90,7 +90,7 @@ def _scoring_seconds(run: Run, rows: Rows) -> float:
     one, many = (EncodedBlock(*(tensor.numpy() for tensor in tensors)) for tensors in (request, candidate))
 
     def score(_: int) -> None:
-        scripted(inputs.candidate_rows(many), inputs.request_sums(one))
+        scripted(inputs.candidate_rows(many, one), inputs.request_sums(one))
 
     with torch.no_grad():
         return median_seconds(score, SCORING_CALLS, time.perf_counter)

@@ -33,6 +33,7 @@ from model.artifact.compiled import (
     PACKAGE,
     CompiledAnswers,
     Dtype,
+    compiled_sums_dtype,
     folder_of,
     instructions,
 )
@@ -114,9 +115,10 @@ def _inputs(scorer: Scorer) -> tuple[Tensor, Tensor]:
     user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
     columns = encoder.columns("candidate", request["candidates"]["features"], count)
     with torch.inference_mode():
-        sums_1F = scorer.request_sums(encoder.encode("request", user, 1, as_served=True).block)
+        asked = encoder.encode("request", user, 1, as_served=True).block
+        sums_1F = scorer.request_sums(asked)
         block = encoder.encode("candidate", columns, count, as_served=True).block
-        rows_ND = scorer.candidate_rows(block)
+        rows_ND = scorer.candidate_rows(block, asked)
     return rows_ND[torch.arange(COMPILED_ROWS) % count].clone(), sums_1F.clone()
 
 
@@ -124,15 +126,14 @@ def _dense(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
     """The version's network as it is compiled: built from its sizes, then given its weights."""
     schema, tasks = scorer.schema, len(scorer.schema.tasks)
     config = NetworkConfig.from_mapping(scorer.manifest.network, str(scorer.artifact.path))
-    request, candidate = row_width(schema, "request"), row_width(schema, "candidate")
     rows = tasks if config.has_own_embeddings else 1
-    network = Network(config, (request + candidate) * rows, schema.output_counts, schema.given)
+    network = Network(config, row_width(schema) * rows, schema.output_counts, schema.given)
     scoring = ScoringNetwork(
         network.frozen(tasks),
         network.tower_layers(),
         network.chains,
         # Their order is in the weights already.
-        torch.arange(request, request + candidate),
+        torch.arange(row_width(schema, "request"), row_width(schema)),
         is_compiled=True,
         dtype=getattr(torch, dtype),
     )
@@ -147,7 +148,7 @@ def _compile_sums(
     """The function that answers by a catalogue's sums, compiled. Its times go to `cpu_ms`. Raises ValueError where it
     does not answer as TorchScript does."""
     with torch.inference_mode():
-        sums_NF = scorer.module.candidate_sums(rows_ND).bfloat16().clone()
+        sums_NF = scorer.module.candidate_sums(rows_ND).to(compiled_sums_dtype(scorer.schema), copy=True)
         files = _compile(SumsAnswers(_dense(scorer, dtype)).eval(), sums_NF, sums_1F)
         compiled = CompiledAnswers(_packed({BY_SUMS: files}), BY_SUMS)
         torchscript: Answer = scorer.module.answer_sums

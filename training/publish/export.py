@@ -195,7 +195,7 @@ def _parity(
             blocks.append((request, encoder.encode("candidate", columns, count, as_served=True).block))
         (request, candidate), (as_trained, candidates) = blocks
         with torch.no_grad():
-            rows_ND, sums_1F = inputs.candidate_rows(candidate), inputs.request_sums(request)
+            rows_ND, sums_1F = inputs.candidate_rows(candidate, request), inputs.request_sums(request)
             repeated = distinct.picked(as_trained, np.zeros(count, np.intp))
             logits_NO = ranker(BlockTensors.of(repeated), BlockTensors.of(candidates))
             eager_NO = module(rows_ND, sums_1F)
@@ -267,9 +267,9 @@ def _answers(
     user = encoder.columns("request", {name: [value] for name, value in request["user"].items()}, 1)
     candidates = encoder.columns("candidate", request["candidates"]["features"], rows)
     with torch.no_grad():
-        sums_1F = inputs.request_sums(encoder.encode("request", user, 1, as_served=True).block)
-        rows_ND = inputs.candidate_rows(encoder.encode("candidate", candidates, rows, as_served=True).block)
-        answers_NO = calibrated(module(rows_ND, sums_1F).numpy(), mappings)
+        asked = encoder.encode("request", user, 1, as_served=True).block
+        rows_ND = inputs.candidate_rows(encoder.encode("candidate", candidates, rows, as_served=True).block, asked)
+        answers_NO = calibrated(module(rows_ND, inputs.request_sums(asked)).numpy(), mappings)
     return dict(zip(schema.outputs, answers_NO.T.astype(float).tolist(), strict=True))
 
 

@@ -156,7 +156,6 @@ def _of_version(path: Path) -> Parent:
 
 def _network(config: NetworkConfig, schema: FeedSchema) -> Network:
     parts = len(schema.tasks) if config.has_own_embeddings else 1
-    width = row_width(schema, "request") + row_width(schema, "candidate")
     # Its weights are set next: the seed of the run draws the child's as it does without a parent.
     with torch.random.fork_rng(devices=[]):
-        return Network(config, width * parts, schema.output_counts, schema.given)
+        return Network(config, row_width(schema) * parts, schema.output_counts, schema.given)

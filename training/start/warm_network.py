@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from model.features.block import BLOCKS, block_inputs
+from model.features.block import row_columns
 from model.fusion.frozen import Gates
 from model.fusion.names import mixed_names
 from model.fusion.slots import Slots
@@ -95,13 +95,11 @@ def _fill_slot(name: str, ours: Side, theirs: Side, columns: list[tuple[range, r
 
 def _columns(schema: FeedSchema) -> dict[str, range]:
     """Each feature's columns of the dense row (model/embeddings/embeddings.py)."""
-    dims = {name: table.dim for table in schema.tables for name in table.features}
     columns: dict[str, range] = {}
     start = 0
-    for block in BLOCKS:
-        for name, width in block_inputs(schema, block).widths(dims):
-            columns[name] = range(columns[name].start if name in columns else start, start + width)
-            start += width
+    for name, width in row_columns(schema):
+        columns[name] = range(columns[name].start if name in columns else start, start + width)
+        start += width
     return columns
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.features.block import BLOCKS, block_inputs
+from model.features.block import BLOCKS, block_inputs, row_columns
 from model.ranker import Ranker
 from model.schema import FeedSchema
 from training.config import SplitName
@@ -98,8 +98,7 @@ def _first_not_finite(ranker: Ranker, batch: Batch, schema: FeedSchema) -> str:
 
 def _owners(schema: FeedSchema) -> list[str]:
     """The feature that each column of the dense row comes from."""
-    dims = {name: table.dim for table in schema.tables for name in table.features}
-    return [name for block in BLOCKS for name, width in block_inputs(schema, block).widths(dims) for _ in range(width)]
+    return [name for name, width in row_columns(schema) for _ in range(width)]
 
 
 def _words(name: str, schema: FeedSchema) -> str:

@@ -5,19 +5,26 @@ Shapes: B rows, V values of all lists.
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.features.kinds.columns import FAULTS_SHOWN, Column, ColumnError, ColumnFault, Dtype, checked_column, shown
 from model.features.kinds.embedded import EmbeddedFeature
-from model.features.kinds.inputs import Inputs, ListInput
+from model.features.kinds.inputs import Inputs, ListInput, Pooling
+from model.strict_yaml import Name
+
+# Scaled dot product of the candidate's embedding and those of the list.
+AttentionKind = Literal["dot"]
 
 
 class IdListFeature(EmbeddedFeature):
-    """A list of ids per row, oldest first: the latest `max_length` are kept and pooled. A missing list is empty."""
+    """A list of ids per row, oldest first: the latest `max_length` are kept and pooled. A missing list is empty.
+
+    `pooling: attention` weighs the ids of a request's list by their likeness to each candidate, `query` being the id of
+    the candidate that is compared: by default the one that reads the list's table."""
 
     is_list: ClassVar[bool] = True
     has_fast_path: ClassVar[bool] = True
@@ -25,7 +32,22 @@ class IdListFeature(EmbeddedFeature):
     kind: Literal["id_list"]
     side: Literal["user", "context", "candidate"]
     max_length: int = Field(ge=1, le=10_000)
-    pooling: Literal["mean", "sum"] = "mean"
+    pooling: Pooling = "mean"
+    attention: AttentionKind | None = None
+    query: Name | None = None
+
+    @model_validator(mode="after")
+    def _check_attention(self) -> Self:
+        given = [key for key in ("attention", "query") if getattr(self, key) is not None]
+        if self.pooling != "attention":
+            if given:
+                raise ValueError(f"feature '{self.name}': {given[0]} applies to `pooling: attention` alone")
+        elif self.side == "candidate":
+            raise ValueError(
+                f"feature '{self.name}': attention weighs a list of the request by each candidate, so its side is user "
+                "or context; for a list of the candidate use pooling: mean or sum"
+            )
+        return self
 
     def description(self) -> str:
         return f"ids, oldest first, of which the latest {self.max_length:,} are kept. Null is an empty list"

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from model.features.kinds.columns import Column
 
 NumberTransform = Literal["log1p", "standardise", "quantile"]
+Pooling = Literal["mean", "sum", "attention"]
 
 
 class ListInput(NamedTuple):
-    """A list of ids per row, of which the latest `max_length` are pooled."""
+    """A list of ids per row, of which the latest `max_length` are pooled. By attention they are columns of the pair of
+    a request and a candidate, otherwise of its block."""
 
     name: str
     max_length: int
-    pooling: Literal["mean", "sum"]
+    pooling: Pooling
 
 
 class NumberInput(NamedTuple):
@@ -52,9 +54,15 @@ class Inputs(NamedTuple):
     lists: list[ListInput]
     numbers: list[NumberInput]
 
+    @property
+    def pooled_lists(self) -> list[str]:
+        """The lists that are pooled within their block, without a look at another."""
+        return [one.name for one in self.lists if one.pooling != "attention"]
+
     def widths(self, dims: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-        """Each input's feature and columns of the dense row, in their order. `dims` are the features' embeddings'."""
-        for name in (*self.ids, *(one.name for one in self.lists)):
+        """Each input's feature and columns of the block's part of the dense row, in their order. `dims` are the
+        features' embeddings'."""
+        for name in (*self.ids, *self.pooled_lists):
             yield name, dims[name]
         for number in self.numbers:
             yield number.feature, 1

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from model.features.encoder import Encoded
+from model.schema import FeedSchema
 from model.scorer.scorer import NamedCandidates, Scored, Scorer
 from model.scorer.together import FEW_CANDIDATES, ROWS_OF_A_CALL, score_together
-from tests.artifacts import TINY_REQUEST, publish_artifact
+from tests.artifacts import TINY_REQUEST, attention_schema, publish_artifact, tiny_schema
 from tests.items import tiny_items, write_items
 from training.publish.catalogue import build_catalogue
 
@@ -18,10 +19,11 @@ ITEMS = tiny_items(30)
 Request = tuple[Encoded, Encoded | NamedCandidates]
 
 
-@pytest.fixture(scope="module")
-def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+@pytest.fixture(scope="module", params=[tiny_schema, attention_schema], ids=["mean", "attention"])
+def scorer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     folder: Path = tmp_path_factory.mktemp("models")
-    version = publish_artifact(folder)
+    schema: FeedSchema = request.param()
+    version = publish_artifact(folder, schema=schema)
     build_catalogue(version, write_items(folder / "items.parquet", ITEMS))
     loaded = Scorer.load(version)
     (generation,) = loaded.catalogue_generations()
