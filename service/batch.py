@@ -1,18 +1,20 @@
 """Several scoring requests in one body: POST /v1/rank:batch.
 
 In: the body, in a scoring thread. Out: an answer or a problem for each request, in their order. The steps are those of
-service/pipeline.py, request by request. Only scores are computed together, for all requests that one version answers.
+service/pipeline.py, request by request. Only encoding and scores are computed together, for all requests that one
+version answers.
 Size, number of candidates, admission and deadline are the body's, and so is the refusal that they end in. A request has
 its own id, user, version, arm, policy, impression and log line.
 """
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from model.features.encoder import Encoded
+from model.features.encode_together import ReadBlocks, encode_together
+from model.features.encoder import Encoded, encoded_row
 from model.scorer.scorer import NamedCandidates, NonFiniteScoresError, Scored, Scorer
 from model.scorer.together import score_together
 from service.base.errors import Fault, Problem, problem_response
@@ -23,7 +25,7 @@ from service.pipeline import Ranking, Scoring, Waiting, check_deadline
 from service.rank.answer import Reply
 from service.rank.question import Question
 from service.rank.read import BatchedRequest, read_batch, too_many_candidates
-from service.rank.scored_request import EncodedRequest, ScoredRequest
+from service.rank.scored_request import EncodedRequest, ReadRequest, ScoredRequest
 from service.state.users import FoundUser
 
 
@@ -35,6 +37,7 @@ class _Part:
     record: RequestRecord
     question: Question | None = None
     found: FoundUser | None = None
+    read: ReadRequest | None = None
     encoded: EncodedRequest | None = None
     scored: ScoredRequest | None = None
     answer: bytes | None = None
@@ -107,7 +110,7 @@ class BatchRanking:
                 assert found.lookup is not None, "without one there is no waiting"
                 return Waiting(found.lookup, partial(self._answer_when_found, parts, record, deadline))
         for part in parts:
-            part.attempt(self._encode)
+            part.attempt(self._read_features)
         check_deadline(deadline)
         self._score(parts)
         for part in parts:
@@ -115,18 +118,19 @@ class BatchRanking:
         record.parts = [part.record for part in parts]
         return Reply(b'{"answers":[' + b",".join(map(self._written, parts)) + b"]}")
 
-    def _encode(self, part: _Part) -> None:
+    def _read_features(self, part: _Part) -> None:
         assert part.question is not None
-        part.encoded = self.ranking.encode(part.question, part.request.size, part.record, part.found)
+        part.read = self.ranking.read(part.question, part.request.size, part.record, part.found)
 
     def _score(self, parts: Iterable[_Part]) -> None:
-        """Score the requests, those of one version together. Where a score is not finite, each alone."""
+        """Encode and score the requests, those of one version together. Where a score is not finite, each alone."""
         by_scorer: dict[Scorer, list[_Part]] = {}
         for part in parts:
             if part.problem is None:
-                assert part.encoded is not None
-                by_scorer.setdefault(part.encoded.model.scorer, []).append(part)
+                assert part.read is not None
+                by_scorer.setdefault(part.read.model.scorer, []).append(part)
         for scorer, of_version in by_scorer.items():
+            _encode(scorer, of_version)
             started = time.perf_counter()
             answers: list[Scored | None]
             try:
@@ -169,6 +173,21 @@ def _record_of_part(record: RequestRecord) -> RequestRecord:
     return RequestRecord(
         secrets.token_hex(16), record.endpoint, record.key, trace_id=record.trace_id, batch=record.request_id
     )
+
+
+def _encode(scorer: Scorer, parts: Sequence[_Part]) -> None:
+    """Encode requests of one version, candidates that its catalogue does not know together."""
+    described: list[tuple[_Part, ReadRequest]] = []
+    for part in parts:
+        read = part.read
+        assert read is not None
+        if read.named is None:
+            described.append((part, read))
+        else:
+            part.encoded = read.encoded(encoded_row(read.row), read.named)
+    blocks = [ReadBlocks(read.row, read.columns, len(read.received.ids)) for _, read in described]
+    for (part, read), both in zip(described, encode_together(scorer.encoder, blocks), strict=True):
+        part.encoded = read.encoded(*both)
 
 
 def _blocks(part: _Part) -> tuple[Encoded, Encoded | NamedCandidates]:

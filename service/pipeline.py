@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.features.encoder import Encoded, encoded_row
-from model.scorer.scorer import NamedCandidates, NonFiniteScoresError, Scored
+from model.features.encoder import encoded_row
+from model.scorer.scorer import NonFiniteScoresError, Scored
 from model.user import user_of
 from service.base.errors import Problem
 from service.base.log import FieldLogger
@@ -33,7 +33,7 @@ from service.rank.catalogue import UnknownCandidates, named_candidates
 from service.rank.explain import Explanation, explain
 from service.rank.question import Question, read_features
 from service.rank.read import read_question
-from service.rank.scored_request import EncodedRequest, ScoredRequest
+from service.rank.scored_request import EncodedRequest, ReadRequest, ScoredRequest
 from service.rank.strict import check_strict
 from service.state.lookups import Lookup
 from service.state.users import FoundUser, Users
@@ -128,10 +128,14 @@ class Ranking:
     ) -> EncodedRequest:
         """The request with its user as found and the choice of what answers it, ready to be scored. Raises Problem:
         404, 422, 503."""
+        return _encoded(self.read(question, body_bytes, record, found))
+
+    def read(self, question: Question, body_bytes: int, record: RequestRecord, found: FoundUser | None) -> ReadRequest:
+        """The same, to be encoded with others of its version."""
         options, question = question.options, with_state(question, found)
         named = Named(options.model, options.version_name, options.value_model, "value_model", options.policy)
         chosen = self.choosing.choose(named, Sender(record.request_id, partial(_unit, question.user, found)), record)
-        return self.encode_chosen(question, chosen, body_bytes, record)
+        return self._read_chosen(question, chosen, body_bytes, record)
 
     def finish(self, scored: ScoredRequest, record: RequestRecord, *, explains: bool) -> bytes:
         """The body of a scored request's answer, in its policy's order. Raises Problem 500."""
@@ -144,23 +148,21 @@ class Ranking:
     def encode_chosen(
         self, question: Question, chosen: Chosen, body_bytes: int, record: RequestRecord
     ) -> EncodedRequest:
-        """The question's blocks, the candidates joined with the model's catalogue where it has one. Raises Problem 422
-        for faulty values, for what a strict question leaves out, and for candidates that nothing describes."""
+        """The question's blocks, ready to be scored. Raises Problem 422."""
+        return _encoded(self._read_chosen(question, chosen, body_bytes, record))
+
+    def _read_chosen(self, question: Question, chosen: Chosen, body_bytes: int, record: RequestRecord) -> ReadRequest:
+        """The question's features, the candidates joined with the model's catalogue where it has one. Raises Problem
+        422 for faulty values, for what a strict question leaves out, and for candidates that nothing describes."""
         model, value_model, policy, arms = chosen
         record.count_candidates(len(question.ids))
-        encoder = model.scorer.encoder
-        row, columns = read_features(question, encoder)
+        row, columns = read_features(question, model.scorer.encoder)
         self.users.count_refused(model.name, question.hydrated)
         named = named_candidates(model, question, columns, self.unknown_candidates)
         if question.options.strict:
             check_strict(question, model.scorer.schema, None if named is None else named.is_known_N)
-        candidates: Encoded | NamedCandidates
-        if named is None:
-            request, candidates = encoder.encode_both(row, columns, len(question.ids))
-        else:
-            request, candidates = encoded_row(row), named
-        return EncodedRequest(
-            record.request_id, model, value_model, question, columns, request, candidates, body_bytes, policy, arms
+        return ReadRequest(
+            record.request_id, model, value_model, question, row, columns, named, body_bytes, policy, arms
         )
 
     def score(self, request: EncodedRequest, record: RequestRecord, deadline: float | None) -> ScoredRequest:
@@ -196,6 +198,13 @@ class Ranking:
         self.drift.take_request(request)
         if self.impressions is not None:
             self.impressions.take_request(record, request)
+
+
+def _encoded(read: ReadRequest) -> EncodedRequest:
+    """A request with its blocks, those of the candidates as the catalogue has them where there is one."""
+    if read.named is not None:
+        return read.encoded(encoded_row(read.row), read.named)
+    return read.encoded(*read.model.scorer.encoder.encode_both(read.row, read.columns, len(read.received.ids)))
 
 
 def with_state(question: Question, found: FoundUser | None) -> Question:

@@ -156,7 +156,7 @@ class _BlockRows:
 
     def by_owner(self, block: EncodedBlock) -> list[Floats]:
         """rows_BD by the tables of each owner."""
-        values = [block.list_values_V] if len(block.list_lengths_LB) == 1 else by_list(block)
+        values = by_list(block)
         groups = [
             bags.by_owner(
                 block.ids_BK if ids is None else block.ids_BK[:, ids],

@@ -35,6 +35,11 @@ class Encoded(NamedTuple):
     oov: dict[str, int]
 
 
+def some(counts: dict[str, int]) -> dict[str, int]:
+    """The counts that are not 0."""
+    return {name: count for name, count in counts.items() if count} if counts else counts
+
+
 BLOCKS: tuple[Block, Block] = ("request", "candidate")
 
 

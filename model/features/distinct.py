@@ -12,7 +12,9 @@ of a block.
 """
 
 import os
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +91,26 @@ def stacked(*blocks: EncodedBlock) -> EncodedBlock:
     )
 
 
+def unstacked(block: EncodedBlock, sizes: Sequence[int]) -> list[EncodedBlock]:
+    """The blocks of so many rows that a block has one after another. Nothing is copied but values of several lists."""
+    ends = [0, *accumulate(sizes)]
+    values = by_list(block)
+    # Of each list feature, where the values of each block begin, and where the last one's end.
+    value_ends = [np.append(0, np.cumsum(lengths_B))[ends].tolist() for lengths_B in block.list_lengths_LB]
+    blocks = []
+    for number, (start, end) in enumerate(pairwise(ends)):
+        parts = [values_V[at[number] : at[number + 1]] for values_V, at in zip(values, value_ends, strict=True)]
+        blocks.append(
+            EncodedBlock(
+                block.ids_BK[start:end],
+                parts[0] if len(parts) == 1 else np.concatenate([block.list_values_V[:0], *parts]),
+                block.list_lengths_LB[:, start:end],
+                block.numbers_BQ[start:end],
+            )
+        )
+    return blocks
+
+
 def starts_of(block: EncodedBlock) -> Ids:
     """starts_LB: where each list begins among the block's values."""
     lengths = block.list_lengths_LB.reshape(-1)
@@ -107,6 +129,8 @@ def places(starts_LN: Ids, lengths_LN: Ids) -> Ids:
 
 def by_list(block: EncodedBlock) -> list[Ids]:
     """The values of each list feature."""
+    if len(block.list_lengths_LB) == 1:
+        return [block.list_values_V]
     ends = np.cumsum(block.list_lengths_LB.sum(axis=1))
     return np.split(block.list_values_V, ends[:-1]) if len(ends) else []
 

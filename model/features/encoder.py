@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from model.features.block import BLOCKS, Encoded, EncodedBlock, inputs_of
+from model.features.block import BLOCKS, Encoded, EncodedBlock, inputs_of, some
 from model.features.fitted import FittedFeatures, NumberStep
 from model.features.id_lookup import OOV_ROW, Lookup, hash_integers, lookup_of, take_buckets
 from model.features.kinds import Feature
@@ -240,7 +240,7 @@ class _BlockEncoder:
             list_lengths_LB=np.concatenate([_NO_IDS, *lengths]).reshape(len(lengths), rows),
             numbers_BQ=numbers_BQ,
         )
-        return Encoded(block, _some(missing), _some(oov)), hashes
+        return Encoded(block, some(missing), some(oov)), hashes
 
     def _side_by_side(self, found: Mapping[str, Ids], together_V: Ids | None, rows: int) -> Ids:
         """The single ids of the block. The OOV row where a column is absent. `together_V` begins with all of them where
@@ -303,11 +303,6 @@ class _HashedIntegers:
             if name not in spared:
                 found[name] = ids_V[start:end]
         return found, ids_V, hashes
-
-
-def _some(counts: dict[str, int]) -> dict[str, int]:
-    """The counts that are not 0."""
-    return {name: count for name, count in counts.items() if count} if counts else counts
 
 
 def _list_ids(

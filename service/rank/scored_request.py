@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.features.encoder import Column, Encoded, FeatureEncoder
+from model.features.encoder import Column, Encoded, FeatureEncoder, ReadRow
 from model.policies.place import Placed
 from model.scorer.scorer import NamedCandidates, Scored
 from model.user import user_of
@@ -60,6 +60,37 @@ class Arms(NamedTuple):
 
 
 NO_ARMS = Arms()
+
+
+class ReadRequest(NamedTuple):
+    """A request whose features are read and not encoded. `named` are its candidates where the model has a catalogue,
+    `columns` the candidates' own."""
+
+    request_id: str
+    model: ServedModel
+    value_model: str
+    received: ReceivedRequest
+    row: ReadRow | Encoded
+    columns: Mapping[str, Column]
+    named: NamedCandidates | None
+    body_bytes: int
+    policy: str | None
+    experiments: Arms
+
+    def encoded(self, request: Encoded, candidates: Encoded | NamedCandidates) -> "EncodedRequest":
+        """The request with the blocks that the model's ranker reads."""
+        return EncodedRequest(
+            self.request_id,
+            self.model,
+            self.value_model,
+            self.received,
+            self.columns,
+            request,
+            candidates,
+            self.body_bytes,
+            self.policy,
+            self.experiments,
+        )
 
 
 class EncodedRequest(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.features.encode_together import ReadBlocks, encode_together
 from model.features.encoder import Encoded, FeatureEncoder, FittedFeatures
 from model.features.kinds.columns import Column
 from service.base.record import RequestRecord
@@ -89,11 +90,15 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     return {"user": user, "candidates": {"id": [f"c{n}" for n in range(rows)], "features": columns}}
 
 
+def as_read(body: bytes) -> ReadBlocks:
+    """A body's features as the service reads them."""
+    question = read_question(body, 10_000, RequestRecord("r", "/v1/rank"))
+    return ReadBlocks(*read_features(question, ENCODER), len(question.ids))
+
+
 def as_served(body: bytes) -> tuple[Encoded, Encoded]:
     """Both blocks as the service makes them of a body."""
-    question = read_question(body, 10_000, RequestRecord("r", "/v1/rank"))
-    request, columns = read_features(question, ENCODER)
-    return ENCODER.encode_both(request, columns, len(question.ids))
+    return ENCODER.encode_both(*as_read(body))
 
 
 def as_trained(request: dict[str, Any]) -> tuple[Encoded, Encoded]:
@@ -155,17 +160,28 @@ def check_equal(request: dict[str, Any]) -> None:
         json.dumps(as_rows(as_digits(request))).encode(),
     ]
     for body in bodies:
-        for served, trained in zip(as_served(body), expected, strict=True):
-            arrays: list[tuple[np.ndarray, np.ndarray]] = list(zip(served.block, trained.block, strict=True))
-            for got, wanted in arrays:
-                assert got.dtype == wanted.dtype
-                np.testing.assert_array_equal(got, wanted)
-            assert (served.missing, served.oov) == (trained.missing, trained.oov)
+        check_blocks(as_served(body), expected)
+
+
+def check_blocks(both: tuple[Encoded, Encoded], expected: tuple[Encoded, Encoded]) -> None:
+    for served, trained in zip(both, expected, strict=True):
+        arrays: list[tuple[np.ndarray, np.ndarray]] = list(zip(served.block, trained.block, strict=True))
+        for got, wanted in arrays:
+            assert got.dtype == wanted.dtype
+            np.testing.assert_array_equal(got, wanted)
+        assert (served.missing, served.oov) == (trained.missing, trained.oov)
 
 
 @given(request=requests())
 def test_what_is_served_is_what_was_trained_on(request: dict[str, Any]) -> None:
     check_equal(request)
+
+
+@given(batch=st.lists(requests(), min_size=1, max_size=5))
+def test_requests_encoded_together_are_those_of_each_alone(batch: list[dict[str, Any]]) -> None:
+    together = encode_together(ENCODER, [as_read(json.dumps(request).encode()) for request in batch])
+    for request, both in zip(batch, together, strict=True):
+        check_blocks(both, as_trained(request))
 
 
 def whole_request(rows: int, longest: int) -> dict[str, Any]:
