@@ -43,7 +43,7 @@ TYPED := $(wildcard model training service deploy benchmarks clients tests $(INS
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
-	bench-compare bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
+	bench-compare bench-rolling bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
 	bench-off-policy bench-routing-learners bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-freshness bench-batch bench-clients bench-client-faults bench-page clean
 
 help: ## this list
@@ -330,6 +330,10 @@ bench-fuzz: $(STAMP) ## a million requests that are nearly right, framing includ
 bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired tests (EXPERIMENT=FILE)
 	@[ -n "$(EXPERIMENT)" ] || { echo "make bench-compare EXPERIMENT=FILE: see configs/experiments/" >&2; exit 2; }
 	@exec $(PY) -m benchmarks.comparison "$(EXPERIMENT)" $(ARGS)
+
+bench-rolling: $(STAMP) ## methods chosen on rolling days, and the test day read once (ROLLING=FILE, ARGS="--frozen FILE")
+	@[ -n "$(ROLLING)" ] || { echo "make bench-rolling ROLLING=FILE: see configs/rolling/" >&2; exit 2; }
+	@exec $(PY) -m benchmarks.rolling "$(ROLLING)" $(ARGS)
 
 clean: ## remove environments and caches; data, runs and models stay
 	@rm -rf .venv .venv-serve .venv-mlserver .venv-sbom .venv-spark .venv-types .venv-s3 .node-page sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,12 +8,15 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from training.compare.boosted_trees import is_trees, tree_costs
+from training.compare.cost import sizes
 from training.compare.document import Block, Heading, Paragraph, Table
 from training.compare.measures import METRICS
 from training.compare.space import flat
 from training.compare.statistics import spread
 from training.rolling.choosing import Trials, mean_of
-from training.rolling.rolling_file import RollingFile
+from training.rolling.rolling_file import RollingFile, trial_cell
+from training.run.run import Run
 
 Json = dict[str, Any]
 
@@ -57,11 +60,26 @@ def _methods(trials: Trials, best: dict[str, Json]) -> Table:
         hours = sum(trial.get("cpu_seconds", 0.0) for trial in ended) / 3600
         found = best.get(name)
         means = [_number(None if found is None else mean_of(file, found, metric)) for metric in file.metrics]
+        size = "-" if found is None else size_words(file, name, found)
         number = "-" if found is None else str(found["number"])
         words = f"{len(ended)} of {file.search.trials}" + (f", {failed} failed" if failed else "")
-        rows.append([name, words, number, *means, f"{hours:.2f}"])
+        rows.append([name, words, number, *means, size, f"{hours:.2f}"])
     titles = [f"mean {METRICS[metric].title}" for metric in file.metrics]
-    return Table(["method", "trials ended", "chosen", *titles, "CPU hours"], rows)
+    return Table(["method", "trials ended", "chosen", *titles, "size", "CPU hours"], rows)
+
+
+def size_words(file: RollingFile, name: str, trial: Json) -> str:
+    """Dense parameters of a network, or leaves of boosted trees, on the last fold. A dash where its run is gone."""
+    cell = trial_cell(file.method(name), file.days.folds[-1], file.search_seeds[0], trial["number"])
+    folder = file.output / str(cell)
+    return size_of([Run.open(folder)]) if folder.exists() else "-"
+
+
+def size_of(runs: list[Run]) -> str:
+    """The same of runs that differ in their seeds alone."""
+    if is_trees(runs[0]):
+        return f"{tree_costs(runs)['leaves']:,.0f} leaves"
+    return f"{sizes(runs[0])['parameters']:,} parameters"
 
 
 def _against(file: RollingFile, trial: Json, base: Json | None, metric: str) -> str:

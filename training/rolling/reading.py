@@ -12,14 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from training.compare.boosted_trees import is_trees, tree_costs
-from training.compare.cost import sizes
 from training.compare.document import write_document
 from training.compare.experiment import Cell
 from training.compare.progress import ShownJobs
 from training.compare.workers import Job, is_done, refuse_changed
 from training.config import SplitName, TrainingConfig
 from training.rolling.checkout import commit_of_checkout, refuse_uncommitted, refuse_untracked
+from training.rolling.choice_report import size_of
 from training.rolling.figures import figures_of_day
 from training.rolling.frozen import Frozen, load_frozen, sha256_of_frozen
 from training.rolling.reading_report import reading_blocks
@@ -84,11 +83,6 @@ def _results(file: RollingFile, frozen: Frozen, path: Path, configs: Mapping[tup
         "cores": len(os.sched_getaffinity(0)),
         "libraries": library_versions(),
         "earlier_readings": [one.model_dump(mode="json", exclude_none=True) for one in earlier],
-        "sizes": {name: _size(of_method) for name, of_method in runs.items()},
+        "sizes": {name: size_of(of_method) for name, of_method in runs.items()},
         **figures_of_day(file, configs),
     }
-
-
-def _size(runs: list[Run]) -> Json:
-    """Dense parameters of a network, or leaves of boosted trees."""
-    return {"leaves": tree_costs(runs)["leaves"]} if is_trees(runs[0]) else dict(sizes(runs[0]))

@@ -50,10 +50,8 @@ def reading_blocks(results: Json) -> Iterator[Block]:
     yield Heading(2, "What is compared")
     rows = []
     for name, method in frozen["methods"].items():
-        size = results["sizes"][name]
-        size_words = f"{size['leaves']:,.0f} leaves" if "leaves" in size else f"{size['parameters']:,} parameters"
         trials = f"{method['trial']} of {method['of']}" + (f", {method['failed']} failed" if method["failed"] else "")
-        rows.append([name, size_words, trials, point_words(method["point"])])
+        rows.append([name, results["sizes"][name], trials, point_words(method["point"])])
     yield Table(["method", "size", "trial", "chosen"], rows, is_words=True)
     versions = ", ".join(f"{library} {version}" for library, version in results["libraries"].items())
     yield Paragraph(
