@@ -44,7 +44,7 @@ TYPED := $(wildcard model training service deploy benchmarks clients tests $(INS
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-rolling bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
-	bench-off-policy bench-routing-learners bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-freshness bench-batch bench-clients bench-client-faults bench-page clean
+	bench-off-policy bench-routing-learners bench-images bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-freshness bench-batch bench-clients bench-client-faults bench-page clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -326,6 +326,10 @@ bench-client-faults: $(STAMP) ## the share of rankings that a failing service an
 
 bench-fuzz: $(STAMP) ## a million requests that are nearly right, framing included (ARGS="--requests 20000 --seed 7")
 	@exec $(PY) -m benchmarks.fuzz $(ARGS)
+
+bench-images: $(STAMP) ## routing networks on images, methods x seeds of an experiment file (EXPERIMENT=FILE, ARGS="--data DIR")
+	@[ -n "$(EXPERIMENT)" ] || { echo "make bench-images EXPERIMENT=FILE: see configs/images/" >&2; exit 2; }
+	@exec $(PY) -m benchmarks.image_routing "$(EXPERIMENT)" $(ARGS)
 
 bench-compare: $(STAMP) ## networks x seeds of an experiment file, with paired tests (EXPERIMENT=FILE)
 	@[ -n "$(EXPERIMENT)" ] || { echo "make bench-compare EXPERIMENT=FILE: see configs/experiments/" >&2; exit 2; }

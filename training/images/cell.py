@@ -1,8 +1,9 @@
 """One cell of an experiment: a method trained with one seed, resumable at every epoch.
 
-In: the experiment, the cell, the images. Out: result.json in the cell's folder: accuracy per task, the policies and
-their perplexity by epoch. Where images are held out, the epoch with the best mean validation accuracy is the one that
-answers the test rows. Without them it is the last one.
+In: the experiment, the cell, the images. Out: result.json in the cell's folder: accuracy per task and by epoch, the
+policies and their perplexity by epoch. Where images are held out, the epoch with the best mean validation accuracy is
+the one that answers the test rows, which are read then alone. Without them it is the last one, whatever the test rows
+say by epoch.
 
 Each step's order, draws and augmentation follow from the seed and the step alone.
 
@@ -50,6 +51,7 @@ class Progress:
     seconds: float = 0.0
     train_loss: list[float] = field(default_factory=list)
     validation_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
     perplexity: dict[str, list[float]] = field(default_factory=dict)
     placebo_perplexity: dict[str, list[float]] = field(default_factory=dict)
 
@@ -96,6 +98,8 @@ def train_cell(
             progress.epoch += 1
             if len(tasks.validation):
                 progress.validation_accuracy.append(_mean(trainer.accuracy(tasks.validation)))
+            else:
+                progress.test_accuracy.append(_mean(trainer.accuracy(tasks.test)))
             # Without validation rows the last epoch answers.
             reached = progress.validation_accuracy[-1] if len(tasks.validation) else progress.epoch
             if reached > progress.best_accuracy:
@@ -228,6 +232,7 @@ def _result(trainer: _Trainer, tasks: ImageTasks, progress: Progress) -> dict[st
     return {
         "accuracy": trainer.accuracy(tasks.test),
         "validation_accuracy": progress.validation_accuracy,
+        "test_accuracy": progress.test_accuracy,
         "train_loss": progress.train_loss,
         "chosen_epoch": progress.best_epoch,
         "parameters": trainer.num_parameters,

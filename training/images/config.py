@@ -25,12 +25,20 @@ from training.images.network import Method, RoutedMethod, TrunkConfig, check_lay
 from training.images.tasks import ImageDataConfig
 
 
+class PaperFigure(StrictModel):
+    """Accuracy that the paper states, in percent, and its standard deviation over five experiments."""
+
+    mean: float
+    sd: float
+
+
 class MethodEntry(StrictModel):
-    """A method under its name. `label` is its name in tables."""
+    """A method under its name. `label` is its name in tables, `paper` the paper's figure beside ours."""
 
     name: Name
     routing: Method
     label: str | None = None
+    paper: PaperFigure | None = None
 
 
 class ModuleCounts(StrictModel):
@@ -73,6 +81,8 @@ class ImageExperiment(StrictModel):
     batch_size: PositiveInt = 128
     learning_rate: PositiveFinite = 1.5e-4
     augmentation: AugmentationConfig | None = None
+    # Fewest epochs that figures are drawn of. Those of the paper's Figure 1.
+    figure_epochs: PositiveInt = 120
     device: Literal["cpu", "cuda"] = "cpu"
     # More threads than idle cores make OpenMP spin and training many times slower.
     threads: PositiveInt = 1

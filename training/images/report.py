@@ -8,11 +8,14 @@ from typing import Any
 
 from training.compare.document import Block, Heading, Image, Paragraph, Table, write_document
 from training.images import plots
+from training.images.results import RISING
 from training.run.run import write_json
 
 Json = dict[str, Any]
 
 RESULTS = "results.json"
+# Epochs that the table of accuracy by epoch has.
+POINTS = 8
 
 
 def write_report(folder: Path, results: Json) -> Path:
@@ -21,12 +24,17 @@ def write_report(folder: Path, results: Json) -> Path:
     images = [Image(text, png, name) for name, (text, png) in figures.items()]
     write_json(folder / RESULTS, results)
     blocks = [*_blocks(results), *([Heading(2, "Figures")] if images else []), *images]
+    if not images:
+        fewest = results["settings"]["figure_epochs"]
+        blocks.append(Paragraph(f"Figures of policies are left out: they are of trainings of {fewest} epochs or more."))
     return write_document(folder, results["name"], blocks)
 
 
 def _figures(results: Json) -> dict[str, tuple[str, bytes]]:
-    """File name -> what it shows, and the PNG."""
+    """File name -> what it shows, and the PNG. None of a training that is too short for them."""
     found: dict[str, tuple[str, bytes]] = {}
+    if results["settings"]["epochs"] < results["settings"]["figure_epochs"]:
+        return found
     for name, method in results["methods"].items():
         label = method["label"]
         if method["perplexity"]:
@@ -61,13 +69,15 @@ def _blocks(results: Json) -> list[Block]:
         ),
         Heading(2, "Accuracy"),
         Table(
-            ("method", "mean ± sd", "95 % interval", "best", "seeds", "parameters", "seconds"),
+            ("method", "mean ± sd", "95 % interval", "best", "paper", "gain", "seeds", "parameters", "seconds"),
             [
                 (
                     method["label"],
                     _with_spread(method["accuracy"]),
                     _interval(method["accuracy"]),
                     _percent(method["accuracy"]["best"]),
+                    "-" if method["paper"] is None else f"{method['paper']['mean']} ± {method['paper']['sd']}",
+                    "-" if method["gain"] is None else f"{100 * method['gain']:+.2f}",
                     str(method["accuracy"]["n"]),
                     f"{method['parameters']:,}",
                     f"{method['seconds']:.0f}",
@@ -75,6 +85,9 @@ def _blocks(results: Json) -> list[Block]:
                 for method in methods.values()
             ],
         ),
+        Paragraph(_undertrained(methods)),
+        Heading(2, "Accuracy by epoch"),
+        _by_epoch(results),
     ]
     if results["hypotheses"]:
         blocks += [
@@ -104,6 +117,29 @@ def _blocks(results: Json) -> list[Block]:
     if waiting:
         blocks.append(Paragraph(f"Not finished yet: {', '.join(waiting)}."))
     return blocks
+
+
+def _undertrained(methods: dict[str, Json]) -> str:
+    names = [method["label"] for method in methods.values() if method["is_undertrained"]]
+    rule = (
+        "Gain: points of accuracy of the last quarter of the epochs over the quarter before. A method that gains more "
+        f"than {100 * RISING:.1f} is undertrained, and more epochs may change its place"
+    )
+    return f"{rule}: {', '.join(names)}." if names else f"{rule}. None is."
+
+
+def _by_epoch(results: Json) -> Table:
+    """Accuracy after some of the epochs, evenly spaced, the last among them."""
+    epochs = results["settings"]["epochs"]
+    shown = sorted({-(-epochs * number // POINTS) for number in range(1, POINTS + 1)})
+    split = "validation" if results["rows"]["validation"] else "test"
+    return Table(
+        (f"{split} rows, mean over seeds", *(f"epoch {epoch}" for epoch in shown)),
+        [
+            (method["label"], *(_percent(method["accuracy_by_epoch"][epoch - 1]) for epoch in shown))
+            for method in results["methods"].values()
+        ],
+    )
 
 
 def _percent(share: float) -> str:

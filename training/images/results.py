@@ -20,6 +20,10 @@ from training.inspect.conflicts import cosines
 
 Json = dict[str, Any]
 
+# Accuracy that a method gains from one quarter of its epochs to the last one, from which on it counts as rising: .1
+# points, half of the paper's standard deviation over seeds.
+RISING = 0.001
+
 
 def summarise(
     experiment: ImageExperiment, tasks: ImageTasks, finished: Mapping[Cell, Json], failures: Mapping[str, str]
@@ -65,6 +69,8 @@ def _method(experiment: ImageExperiment, name: str, seeds: Mapping[int, Json], t
         "tasks": {task: asdict(spread(values)) for task, values in by_task.items()},
         "parameters": first["parameters"],
         "seconds": sum(result["seconds"] for result in seeds.values()) / len(seeds),
+        "paper": _paper(experiment, name),
+        **_by_epoch(list(seeds.values())),
         "chosen_epochs": [result["chosen_epoch"] for result in seeds.values()],
         **{
             key: {str(seed): result[key] for seed, result in seeds.items() if result[key]}
@@ -78,6 +84,24 @@ def _method(experiment: ImageExperiment, name: str, seeds: Mapping[int, Json], t
             if result["policies"]
         },
     }
+
+
+def _by_epoch(results: Sequence[Json]) -> Json:
+    """Accuracy by epoch, the mean over tasks and seeds, and its gain.
+
+    The gain is that of the last quarter of the epochs over the quarter before, None with fewer than four epochs."""
+    curves = np.array([result["validation_accuracy"] or result["test_accuracy"] for result in results])
+    quarter = curves.shape[1] // 4
+    gain = None
+    if quarter:
+        gain = float(curves[:, -quarter:].mean() - curves[:, -2 * quarter : -quarter].mean())
+    is_rising = gain is not None and gain > RISING
+    return {"accuracy_by_epoch": curves.mean(axis=0).tolist(), "gain": gain, "is_undertrained": is_rising}
+
+
+def _paper(experiment: ImageExperiment, name: str) -> Json | None:
+    entry = next((entry for entry in experiment.methods if entry.name == name), None)
+    return None if entry is None or entry.paper is None else entry.paper.model_dump()
 
 
 def _label(experiment: ImageExperiment, name: str) -> str:

@@ -39,6 +39,7 @@ def experiment(folder: Path, **changes: Any) -> dict[str, Any]:
         "epochs": 2,
         "batch_size": 32,
         "learning_rate": 0.01,
+        "figure_epochs": 2,
         "output": str(folder / "out"),
         **changes,
     }
@@ -180,11 +181,14 @@ def test_the_best_validation_epoch_answers(tmp_path: Path) -> None:
     run(parsed(tmp_path, seeds=1, epochs=5))
     result = json.loads((tmp_path / "out/bottom/seed-0" / RESULT).read_text())
     assert result["chosen_epoch"] == int(np.argmax(result["validation_accuracy"])) + 1
+    assert result["test_accuracy"] == [], "the test rows are read once"
     data = experiment(tmp_path)["data"] | {"validation": 0}
     run(parsed(tmp_path, seeds=1, epochs=3, data=data, output=str(tmp_path / "all")))
     result = json.loads((tmp_path / "all/bottom/seed-0" / RESULT).read_text())
     assert result["chosen_epoch"] == 3
     assert result["validation_accuracy"] == []
+    assert len(result["test_accuracy"]) == 3
+    assert result["test_accuracy"][-1] == pytest.approx(np.mean(list(result["accuracy"].values())))
 
 
 def test_a_cell_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
@@ -270,8 +274,42 @@ def test_t_test_needs_spread() -> None:
     assert one_tail_t_test([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])["p"] == pytest.approx(1 - found["p"])
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist_routing", "cifar100_routing"])
-def test_the_papers_experiments_are_valid(name: str) -> None:
+def test_a_method_that_still_gains_is_called_undertrained(tmp_path: Path) -> None:
+    methods = [
+        {"name": "bottom", "routing": {"kind": "shared_bottom"}, "paper": {"mean": 95.6, "sd": 0.27}},
+        {"name": "learned", "label": "Learned", "routing": LEARNED},
+    ]
+    data = experiment(tmp_path)["data"] | {"validation": 0}
+    config = parsed(tmp_path, methods=methods, data=data, epochs=8, figure_epochs=9, learning_rate=0.002, seeds=1)
+    run(config)
+    folder = tmp_path / "out"
+    results = json.loads((folder / "results.json").read_text())
+    text = (folder / "results.md").read_text()
+    undertrained = set()
+    for name, label in (("bottom", "bottom"), ("learned", "Learned")):
+        curve = json.loads((folder / name / "seed-0" / RESULT).read_text())["test_accuracy"]
+        method = results["methods"][name]
+        assert method["accuracy_by_epoch"] == pytest.approx(curve)
+        gain = np.mean(curve[6:]) - np.mean(curve[4:6])
+        assert method["gain"] == pytest.approx(gain)
+        assert method["is_undertrained"] == (gain > 0.001)
+        assert f"{100 * gain:+.2f}" in text
+        undertrained |= {label} if gain > 0.001 else set()
+    # So slow a training has not ended after eight epochs.
+    assert "bottom" in undertrained
+    assert re.search(r"may change its place: .*bottom", text)
+    assert "95.6 ± 0.27" in text
+    # Nine epochs are the fewest that figures are drawn of here.
+    assert "Figures of policies are left out" in text
+    assert not list(folder.glob("pictures/*"))
+
+
+@pytest.mark.parametrize(("name", "seeds", "epochs"), [
+    ("fashion_mnist_routing", 5, 50), ("cifar100_routing", 5, 200), ("fashion_mnist_cpu", 3, 18),
+])  # fmt: skip
+def test_the_papers_experiments_are_valid(name: str, seeds: int, epochs: int) -> None:
     config = load(ROOT / f"configs/images/{name}.yaml", {})
-    assert config.seeds == (0, 1, 2, 3, 4)
-    assert config.epochs == (50 if name.startswith("fashion") else 200)
+    assert config.seeds == tuple(range(seeds))
+    assert config.epochs == epochs
+    assert config.data.validation == 0
+    assert config.network.layers == ["conv1", "conv2", "conv3", "fc1", "fc2", "fc3"]
