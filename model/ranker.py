@@ -2,7 +2,8 @@
 
 `Ranker` is what training trains. model/export/scoring_module.py is the same network as it scores.
 
-Shapes: B rows, N candidates, T tasks, O outputs, D columns of the dense row, H width of a representation.
+Shapes: B rows, N candidates, T tasks, J tasks with a base logit, O outputs, D columns of the dense row, H width of a
+representation.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from model.features.encoder import FittedFeatures
 from model.fusion import FusionConfig, NoSharingConfig
 from model.fusion.experts import side_by_side
 from model.fusion.frozen import FrozenNetwork
-from model.fusion.slots import Layers, Slots, layer_slots, linears, typed
+from model.fusion.slots import Layers, Slots, layer_slots, linear_slots, linears, typed
 from model.schema import Block, FeedSchema
 from model.strict_yaml import StrictModel
 from model.tasks.chains import Chains, given_before
@@ -39,9 +40,13 @@ class NetworkConfig(StrictModel):
 
 
 class Tower(nn.Module):
-    """A task tower: hidden Linear layers with ReLU, then one Linear to the logits. representation_BH -> logits_BO."""
+    """A task tower: hidden Linear layers with ReLU, then one Linear to the logits. representation_BH -> logits_BO.
 
-    def __init__(self, input_width: int, hidden: tuple[int, ...], num_outputs: int) -> None:
+    `base`, where a loss wants it, is a second Linear of the last hidden layer. No answer reads it."""
+
+    base: nn.Linear | None
+
+    def __init__(self, input_width: int, hidden: tuple[int, ...], num_outputs: int, *, has_base: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for width in hidden:
@@ -49,11 +54,17 @@ class Tower(nn.Module):
             input_width = width
         layers.append(nn.Linear(input_width, num_outputs))
         self.layers = nn.Sequential(*layers)
+        self.base = nn.Linear(input_width, 1) if has_base else None
 
     def forward(self, representation_BH: Tensor) -> Tensor:
         """logits_BO of one task."""
         logits_BO: Tensor = self.layers(representation_BH)
         return logits_BO
+
+    def with_base(self, representation_BH: Tensor) -> tuple[Tensor, Tensor | None]:
+        """logits_BO of one task, and its base logits [B, 1]."""
+        hidden_BH: Tensor = self.layers[:-1](representation_BH)
+        return self.layers[-1](hidden_BH), None if self.base is None else self.base(hidden_BH)
 
 
 class Network(nn.Module):
@@ -65,13 +76,18 @@ class Network(nn.Module):
         input_width: int,
         output_counts: Sequence[int],
         given: Sequence[int | None] = (),
+        bases: Sequence[bool] = (),
     ) -> None:
-        """`output_counts` has each task's. `given` has the place of the task that each is given, where any is."""
+        """`output_counts` has each task's. `given` has the place of the task that each is given, where any is. `bases`
+        says which towers have a base logit, by default none."""
         super().__init__()
         self.has_own_embeddings = config.has_own_embeddings
         self.config = config.fusion
         self.fusion = config.fusion.build(input_width, len(output_counts))
-        self.towers = nn.ModuleList([Tower(self.fusion.output_width, config.tower, count) for count in output_counts])
+        towers = zip(output_counts, bases or [False] * len(output_counts), strict=True)
+        self.towers = nn.ModuleList(
+            [Tower(self.fusion.output_width, config.tower, count, has_base=has_base) for count, has_base in towers]
+        )
         self.chains = Chains(given, output_counts)
         self._given = tuple(given)
 
@@ -91,6 +107,14 @@ class Network(nn.Module):
         """The towers that a task's logit is made of: its own, and those of the tasks along its chain."""
         return [self.towers[place] for place in given_before(task, self._given)]
 
+    def with_bases(self, rows_BD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """logits_BO, and bases_BJ of the tasks that have a base logit."""
+        inputs = self.fusion(rows_BD).unbind(1)
+        pairs = [tower.with_base(part) for tower, part in zip(typed(self.towers, Tower), inputs, strict=True)]
+        bases = [base for _, base in pairs if base is not None]
+        logits_BO: Tensor = self.chains(torch.cat([logits for logits, _ in pairs], dim=1))
+        return logits_BO, torch.cat(bases, dim=1) if bases else None
+
     def frozen(self, num_tasks: int) -> FrozenNetwork:
         """The fusion network as data (model/fusion/frozen.py)."""
         frozen: FrozenNetwork = self.fusion.frozen(num_tasks)
@@ -105,6 +129,9 @@ class Network(nn.Module):
         slots = self.fusion.slots(tasks)
         for task, layers in zip(tasks, self.tower_layers(), strict=True):
             slots |= layer_slots(f"tower.{task}", layers)
+        for task, tower in zip(tasks, typed(self.towers, Tower), strict=True):
+            if tower.base is not None:
+                slots |= linear_slots(f"tower.{task}.base", tower.base.weight, tower.base.bias)
         return slots
 
 

@@ -110,6 +110,11 @@ class FeedSchema(StrictModel):
         return given_places(self.tasks)
 
     @property
+    def base_logits(self) -> tuple[bool, ...]:
+        """By task, whether its tower has a base logit while it is trained."""
+        return tuple(task.has_base_logit for task in self.tasks)
+
+    @property
     def output_slices(self) -> dict[str, slice]:
         """Columns among the outputs, by task."""
         slices: dict[str, slice] = {}

@@ -49,6 +49,10 @@ class DataConfig(StrictModel):
     """A folder of *.parquet files. `split` says which rows train, validate and test (training/split_config.py).
     `group_by` names the user column of GAUC and of the bootstrap.
 
+    `together` names a column, a request's id for example: rows that share a value are in one batch, so that losses may
+    compare them (`jrc` of a task). A batch then has `batch_size` rows but for less than a group. Rows without a value
+    are alone.
+
     `weight` names a column of row weights >= 0: losses become weighted means over the training rows, and calibration
     counts rows by it. Metrics and the validation objective do not use it.
 
@@ -61,6 +65,7 @@ class DataConfig(StrictModel):
     path: DataPath
     split: Split
     group_by: str | None = None
+    together: str | None = None
     weight: str | None = None
     read: Literal["memory", "stream"] = "memory"
     lanes: PositiveInt = 8
@@ -87,6 +92,15 @@ class DataConfig(StrictModel):
     def _check_halves(self) -> Self:
         if isinstance(self.split, MovingWindows) and self.split.halve_validation and self.group_by is None:
             raise ValueError("split.halve_validation halves users: name their column as group_by")
+        return self
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.together is not None and self.read == "stream":
+            raise ValueError(
+                f"together ({self.together}) sorts the training rows by group, which a stream does not have in memory; "
+                "use read: memory"
+            )
         return self
 
     @model_validator(mode="after")
@@ -285,9 +299,16 @@ class TrainingConfig(StrictModel):
         try:
             schema = schema.with_given(self.given)
             key = "tasks"
-            return schema if self.tasks is None else schema.with_tasks(self.tasks)
+            schema = schema if self.tasks is None else schema.with_tasks(self.tasks)
         except ValueError as error:
             raise ValueError(f"{key}: {error} ({self.feed})") from None
+        compared = [task.name for task in schema.tasks if task.has_base_logit]
+        if compared and self.data.together is None:
+            raise ValueError(
+                f"{self.feed}: task '{compared[0]}' has jrc, which compares the rows of a request; name their column "
+                "as data.together"
+            )
+        return schema
 
     def dump(self) -> dict[str, Any]:
         """The whole configuration, defaults included, as plain YAML and JSON values."""

@@ -14,6 +14,7 @@ UNIT being a task or `shared`, and all numbers from 0 (`training/start/foreign_w
     layer.0.module.0.weight            routing: layer, module (of fixed routing those that some task drew)
     layer.0.policy.TASK                learned routing, one value per module
     tower.TASK.0.weight                task, layer
+    tower.TASK.base.weight             of a task with jrc: its base logit
 
 Shapes: T tasks, D inputs, H outputs.
 """

@@ -27,11 +27,17 @@ class FocalTerm(StrictModel):
     alpha: float | None = Field(default=None, gt=0, lt=1)
 
 
+class JointTerm(StrictModel):
+    """Joint ranking and calibration (Sheng et al., KDD 2023): `weight` times a loss that compares a request's rows."""
+
+    weight: float = Field(gt=0, le=1e6, allow_inf_nan=False)
+
+
 class BinaryTask(BaseTask):
     """A yes/no outcome. `label` is a 0/1 column.
 
     `positive_weight` counts the loss of a positive row that many times. Answers stay calibrated for the log as it is.
-    `focal` adds a second loss, which moves answers towards 1/2.
+    `focal` adds a second loss, which moves answers towards 1/2. `jrc` adds one that compares the rows of a request.
     """
 
     calibrated_by: ClassVar[tuple[str, ...]] = ("platt", "isotonic")
@@ -40,6 +46,7 @@ class BinaryTask(BaseTask):
     negative_sampling_rate: float = Field(default=1.0, gt=0, le=1)
     positive_weight: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
     focal: FocalTerm | None = None
+    jrc: JointTerm | None = None
 
     @model_validator(mode="after")
     def _check_focal(self) -> Self:
@@ -57,6 +64,11 @@ class BinaryTask(BaseTask):
             return None
         rate = f"negative_sampling_rate {self.negative_sampling_rate:g}"
         return f"'{self.name}' has {rate}, and its dropped rows are missing in the other tasks of the chain too"
+
+    @property
+    def has_base_logit(self) -> bool:
+        """True with `jrc`."""
+        return self.jrc is not None
 
     def are_labels(self, values_B: Floats) -> Mask:
         """Mask of 0 and 1."""

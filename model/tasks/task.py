@@ -67,6 +67,11 @@ class BaseTask(StrictModel):
         return f"'{self.name}' is a {self.kind} task, without a single probability to multiply"
 
     @property
+    def has_base_logit(self) -> bool:
+        """True of a task whose tower has a second number while it is trained, which its loss compares between rows."""
+        return False
+
+    @property
     def label_values(self) -> tuple[int | str, ...] | None:
         """Values of the label's column, None of a kind whose labels are numbers."""
         return None

@@ -28,12 +28,14 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
         moved(batch.observed_BT),
         None if batch.weights_B is None else moved(batch.weights_B),
         batch.numbers_B,
+        None if batch.groups_B is None else moved(batch.groups_B),
     )
 
 
 def record_stream(batch: Batch, stream: torch.Stream) -> None:
     """Keep the memory of a batch, which another stream has copied, until `stream` has done with it."""
-    for tensor in (*batch.request, *batch.candidate, batch.targets_BT, batch.observed_BT, batch.weights_B):
+    labels = (batch.targets_BT, batch.observed_BT, batch.weights_B, batch.groups_B)
+    for tensor in (*batch.request, *batch.candidate, *labels):
         if tensor is not None:
             tensor.record_stream(stream)
 

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from training.columns import plain
 
+# What a column names, by its key in the training file.
+_NAMED = {"group_by": "users", "together": "groups of rows"}
+
 
 def group_codes(table: pa.Table, group_by: str | None) -> NDArray[Any]:
     """The group of every row, as codes: that of its value, null being one, or the row itself without a column."""
@@ -21,14 +24,25 @@ def group_codes(table: pa.Table, group_by: str | None) -> NDArray[Any]:
     return np.asarray(column.combine_chunks().dictionary_encode(null_encoding="encode").indices)
 
 
+def codes_together(table: pa.Table, together: str) -> NDArray[np.int64]:
+    """Codes of the groups of data.together, in the order of their first rows. A row without a value is a group of its
+    own."""
+    column = plain(table.column(together))
+    refuse_ungroupable(column.type, together, "together")
+    codes_B = np.asarray(column.combine_chunks().dictionary_encode(null_encoding="encode").indices).astype(np.int64)
+    is_null_B = column.is_null().to_numpy()
+    codes_B[is_null_B] = len(codes_B) + np.arange(is_null_B.sum())
+    return codes_B
+
+
 def rows_without_group(table: pa.Table, group_by: str | None) -> int:
     """Rows that have no value of the column."""
     return 0 if group_by is None else int(plain(table.column(group_by)).null_count)
 
 
-def refuse_ungroupable(kind: pa.DataType, group_by: str) -> None:
-    """Raise ValueError for a type whose values do not name groups."""
+def refuse_ungroupable(kind: pa.DataType, column: str, key: str = "group_by") -> None:
+    """Raise ValueError for a type whose values do not name groups, by the key that names the column."""
     try:
         pa.array([], kind).dictionary_encode()
     except pa.ArrowNotImplementedError:
-        raise ValueError(f"data.group_by: column '{group_by}' of type {kind} does not name users") from None
+        raise ValueError(f"data.{key}: column '{column}' of type {kind} does not name {_NAMED[key]}") from None

@@ -30,7 +30,7 @@ from training.data.arrow import AbsentColumns, LogColumns, labels_of, observed_o
 from training.data.bad_rows import BadRows, Mask
 from training.data.files import LogFiles
 from training.data.found import Found
-from training.data.groups import refuse_ungroupable, rows_without_group
+from training.data.groups import codes_together, refuse_ungroupable, rows_without_group
 from training.data.selection import Selector
 from training.tasks import learned
 
@@ -122,8 +122,10 @@ def columns_to_read(config: DataConfig, schema: FeedSchema, extra: Sequence[str]
 
 
 def other_columns(config: DataConfig) -> list[str]:
-    """Columns beside the schema's: those of the splits, of groups and of row weights."""
-    return [name for name in (config.bounds.column, config.group_by, config.weight) if name is not None]
+    """Columns beside the schema's: those of the splits, of users, of groups and of row weights."""
+    return [
+        name for name in (config.bounds.column, config.group_by, config.together, config.weight) if name is not None
+    ]
 
 
 def row_weights(config: DataConfig, table: pa.Table) -> NDArray[np.float64] | None:
@@ -152,6 +154,8 @@ def scaled_labels(schema: FeedSchema, table: pa.Table) -> dict[str, NDArray[np.f
 class Batch(NamedTuple):
     """Inputs, targets_BT on the scale they are learned on, observed_BT (1 where a label counts), row weights if any.
 
+    `groups_B` are codes of groups that are whole in a batch (data.together): equal where rows are of one group.
+
     `numbers_B` are the rows' numbers in their split, where a reader has such, for what is said to the user."""
 
     request: BlockTensors
@@ -160,6 +164,7 @@ class Batch(NamedTuple):
     observed_BT: Tensor
     weights_B: Tensor | None = None
     numbers_B: Tensor | None = None
+    groups_B: Tensor | None = None
 
 
 class Rows:
@@ -171,6 +176,7 @@ class Rows:
         self.targets_BT = rows.targets_BT
         self.observed_BT = rows.observed_BT
         self.weights_B = rows.weights_B
+        self.groups_B = rows.groups_B
 
     def __len__(self) -> int:
         return len(self.targets_BT)
@@ -185,11 +191,12 @@ class Rows:
         *,
         as_served: bool,
         weight: str | None = None,
+        together: str | None = None,
         is_part: bool = False,
     ) -> "Rows":
         """Encode a split's columns (`columns_from_arrow`). `as_served` gives training_only
-        features their serving value, `weight` names the column of row weights. Raises ValueError where all are 0, but
-        for a part of a split."""
+        features their serving value, `weight` names the column of row weights, `together` that of groups. Raises
+        ValueError where all weights are 0, but for a part of a split."""
         rows = table.num_rows
         targets_BT = np.empty((rows, len(schema.tasks)), np.float32)
         observed_BT = np.empty((rows, len(schema.tasks)), np.float32)
@@ -203,21 +210,23 @@ class Rows:
             BlockTensors(*map(torch.from_numpy, encoder.encode(block, columns, rows, as_served=as_served).block))
             for block in BLOCKS
         )
-        return cls(Batch(request, candidate, torch.from_numpy(targets_BT), torch.from_numpy(observed_BT), weights_B))
+        labels = torch.from_numpy(targets_BT), torch.from_numpy(observed_BT)
+        groups_B = None if together is None else torch.from_numpy(codes_together(table, together))
+        return cls(Batch(request, candidate, *labels, weights_B, groups_B=groups_B))
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        others = [tensor for tensor in (self.weights_B, self.groups_B) if tensor is not None]
+        return (*self._request.tensors(), *self._candidate.tensors(), self.targets_BT, self.observed_BT, *others)
 
     @property
     def num_bytes(self) -> int:
         """The memory that the rows take."""
-        weights = () if self.weights_B is None else (self.weights_B,)
-        blocks = (*self._request.tensors(), *self._candidate.tensors())
-        return sum(tensor.nbytes for tensor in (*blocks, self.targets_BT, self.observed_BT, *weights))
+        return sum(tensor.nbytes for tensor in self._tensors())
 
     def fingerprint(self) -> str:
         """A hash over every row and label, in order: equal for the same split, encoded alike."""
         digest = xxhash.xxh3_128()
-        weights = () if self.weights_B is None else (self.weights_B,)
-        blocks = (*self._request.tensors(), *self._candidate.tensors())
-        for tensor in (*blocks, self.targets_BT, self.observed_BT, *weights):
+        for tensor in self._tensors():
             digest.update(f"{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
@@ -231,6 +240,7 @@ class Rows:
             self.observed_BT.index_select(0, rows_B),
             None if self.weights_B is None else self.weights_B.index_select(0, rows_B),
             rows_B,
+            None if self.groups_B is None else self.groups_B.index_select(0, rows_B),
         )
 
     def part(self, start: int, stop: int) -> Batch:

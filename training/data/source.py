@@ -5,8 +5,9 @@ processes: a position in training is (epoch, step), and a run goes on with the s
 (rank) takes its share of every global batch.
 
 `MemorySource` has a split in memory: every epoch all rows once, in an order drawn from the seed and the epoch.
+`WholeGroups` has the same with groups of rows that stay together.
 
-Shapes: B rows, K single-id features, L list features, V list values, Q numbers, T tasks.
+Shapes: B rows, G groups, K single-id features, L list features, V list values, Q numbers, T tasks.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from torch.nn import functional
 from model.features.block import BlockTensors
 from training.data.rows import Batch, Rows
 from training.files import derived_seed
+from training.wording import counted
 
 
 class Source(Protocol):
@@ -72,6 +74,7 @@ def filled(batch: Batch, rows: int) -> Batch:
         longer(batch.observed_BT),
         None if batch.weights_B is None else longer(batch.weights_B),
         None if batch.numbers_B is None else longer(batch.numbers_B),
+        None if batch.groups_B is None else longer(batch.groups_B),
     )
 
 
@@ -96,4 +99,70 @@ class MemorySource:
 
     def fingerprint(self) -> str:
         """A hash over every row and label."""
+        return self._rows.fingerprint()
+
+
+class WholeGroups:
+    """A split in memory whose groups of rows, a request's candidates for example, stay whole in their batches
+    (data.together).
+
+    An epoch has the groups in an order drawn from the seed and the epoch, the rows of each in the order of the log. A
+    group is in the batch in whose part of the sequence its last row lies. Batch i has the groups that end in rows
+    i * batch_size to (i + 1) * batch_size. So an epoch has as many steps as one of single rows, and a batch has
+    batch_size rows but for less than a group at either end. Of several processes each takes whole groups too, by the
+    same rule within the batch."""
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int, *, rank: int = 0, world: int = 1) -> None:
+        """`batch_size` is that of the global batch. Raises ValueError for a group that is larger."""
+        assert rows.groups_B is not None
+        self._rows = rows
+        self._batch_size, self._seed = batch_size, seed
+        self._rank, self._world = rank, world
+        self.rows = len(rows)
+        self.steps = -(-self.rows // batch_size)
+        # Stable, so that a group has its rows in the order of the log.
+        self._row_B = torch.argsort(rows.groups_B, stable=True)
+        _, self._sizes_G = torch.unique_consecutive(rows.groups_B[self._row_B], return_counts=True)
+        largest = int(self._sizes_G.max())
+        if largest > batch_size:
+            raise ValueError(
+                f"data.together: a group has {largest} rows, and batch_size is {batch_size}; raise batch_size, or name "
+                "the column of smaller groups"
+            )
+
+    def described(self) -> str:
+        """Sentence on the groups, and the rows that are alone and have nothing to be compared with."""
+        groups, alone = len(self._sizes_G), int((self._sizes_G == 1).sum())
+        rows = f"{counted(self.rows, 'training row')} in {counted(groups, 'group')}"
+        return f"{rows}, {counted(alone, 'row')} of them alone in theirs"
+
+    def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """This process's groups of each global batch (source.py)."""
+        shuffling = torch.Generator().manual_seed(derived_seed(self._seed, epoch))
+        order_G = torch.randperm(len(self._sizes_G), generator=shuffling)
+        sizes_G = self._sizes_G[order_G]
+        starts_G = (torch.cumsum(self._sizes_G, 0) - self._sizes_G)[order_G]
+        ends_G = torch.cumsum(sizes_G, 0)
+        batch_G = (ends_G - 1) // self._batch_size
+        groups = torch.bincount(batch_G, minlength=self.steps).tolist()
+        parts = zip(*(torch.split(values_G, groups) for values_G in (starts_G, sizes_G)), strict=True)
+        for step, (starts, sizes) in enumerate(parts):
+            if step >= first_step:
+                yield self._share(starts, sizes)
+
+    def _share(self, starts_G: Tensor, sizes_G: Tensor) -> Batch:
+        """This process's part of the batch of some groups, by their first places and sizes."""
+        ends_G = torch.cumsum(sizes_G, 0)
+        process_G = (ends_G - 1) * self._world // ends_G[-1]
+        longest = int(torch.bincount(process_G, sizes_G, minlength=self._world).max())
+        is_own_G = process_G == self._rank
+        starts_G, sizes_G = starts_G[is_own_G], sizes_G[is_own_G]
+        before_G = torch.cumsum(sizes_G, 0) - sizes_G
+        places_B = torch.repeat_interleave(starts_G - before_G, sizes_G) + torch.arange(int(sizes_G.sum()))
+        batch = self._rows.take_batch(self._row_B[places_B])
+        own = torch.repeat_interleave(torch.arange(len(sizes_G)), sizes_G)
+        return filled(batch._replace(groups_B=own), longest)
+
+    def fingerprint(self) -> str:
+        """A hash over every row, its group and its label."""
         return self._rows.fingerprint()

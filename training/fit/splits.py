@@ -19,7 +19,7 @@ from training.data.index import INDEX, index_of
 from training.data.kinds.columns import columns_from_arrow
 from training.data.reader import LogReader
 from training.data.rows import Rows, fit_features, read_log
-from training.data.source import MemorySource, Source
+from training.data.source import MemorySource, Source, WholeGroups
 from training.data.stream import SplitReader, StreamSource
 from training.fit.chains import chains_of_labels, chains_of_report, check_chains
 from training.fit.fitted_file import read_fitted
@@ -118,12 +118,16 @@ class _InMemory:
                 self._columns[split],
                 as_served=False,
                 weight=config.data.weight if split == "train" else None,
+                together=config.data.together if split == "train" else None,
             )
             for split, table in self._tables.items()
         }
         if self._sampling is not None:
             weigh_kept_negatives(rows["train"], self._schema, self._sampling)
-        source = MemorySource(rows["train"], config.batch_size, config.seed, rank=rank, world=world)
+        kind = MemorySource if config.data.together is None else WholeGroups
+        source = kind(rows["train"], config.batch_size, config.seed, rank=rank, world=world)
+        if isinstance(source, WholeGroups) and rank == 0:
+            log.info("data.together: %s", source.described())
         return source, rows["validation"]
 
 

@@ -115,7 +115,7 @@ class Run:
         if sharder is not None:
             ranks.first_does(lambda: sharder.write(self.path))
         schema = self.schema
-        network = Network(self.config.network, embeddings.width, schema.output_counts, schema.given)
+        network = Network(self.config.network, embeddings.width, schema.output_counts, schema.given, schema.base_logits)
         return Ranker(embeddings, network.to(ranks.device))
 
     def best_ranker(self) -> Ranker:

@@ -158,4 +158,4 @@ def _network(config: NetworkConfig, schema: FeedSchema) -> Network:
     parts = len(schema.tasks) if config.has_own_embeddings else 1
     # Its weights are set next: the seed of the run draws the child's as it does without a parent.
     with torch.random.fork_rng(devices=[]):
-        return Network(config, row_width(schema) * parts, schema.output_counts, schema.given)
+        return Network(config, row_width(schema) * parts, schema.output_counts, schema.given, schema.base_logits)

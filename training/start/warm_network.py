@@ -33,7 +33,8 @@ class Side:
         width = sum(map(len, self.columns.values())) * parts
         # What reads the raw row changes with its width, and nothing else does.
         with torch.random.fork_rng(devices=[]):
-            wider = Network(config, width + parts, schema.output_counts, schema.given).slots(tasks)
+            wide = width + parts
+            wider = Network(config, wide, schema.output_counts, schema.given, schema.base_logits).slots(tasks)
         self.reads_row = {name for name, slot in self.slots.items() if slot.shape != wider[name].shape}
         self._experts = _experts_of_gates(network, config, tasks, self.slots)
         last = f"{len(config.tower)}"

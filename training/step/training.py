@@ -3,7 +3,7 @@
 In: the batches of an epoch, with their rows of the tables. Out: changed weights, and each task's loss. What a step
 changes is saved and restored here, so that a resumed run goes on bit for bit.
 
-Shapes: B rows, T tasks, O outputs, D columns of the dense row.
+Shapes: B rows, T tasks, J tasks with a base logit, O outputs, D columns of the dense row.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from training.fit.negative_sampling import logit_offsets
 from training.run import table_files
 from training.run.history import Progress
 from training.run.run import MOMENTA, SLOTS, WEIGHTS, Run
-from training.step.balancing.losses import TaskLosses
+from training.step.balancing.losses import Compared, TaskLosses
 from training.step.divergence import Diverged, diverged
 from training.step.lookup import new_lookup
 from training.step.optimizers import Optimizers
@@ -86,8 +86,11 @@ class Training:
         if not rows_BD.requires_grad:  # a feed of numbers alone: methods on gradients still read the row
             rows_BD.requires_grad_()
         with autocast(self.run.config.precision, self._ranks.device):
-            logits_BO = self.ranker.network(rows_BD).float()
-        losses_T = self.losses(logits_BO, batch.targets_BT, batch.observed_BT, batch.weights_B)
+            logits_BO, bases_BJ = self.ranker.network.with_bases(rows_BD)
+        logits_BO, compared = logits_BO.float(), None
+        if bases_BJ is not None and batch.groups_B is not None:
+            compared = Compared(bases_BJ.float(), batch.groups_B)
+        losses_T = self.losses(logits_BO, batch.targets_BT, batch.observed_BT, batch.weights_B, compared)
         total = self.balancing.total(losses_T)
         if not torch.isfinite(total):
             raise self._diverged(batch, f"the loss is not finite in {place}")

@@ -3,12 +3,12 @@
 With several processes (`across`) a mean is that over the global batch, the same to the bit on all of them. Its gradient
 on a process is that of the process's own rows: gradients are added up, not averaged.
 
-Shapes: B rows, T tasks, O outputs.
+Shapes: B rows, T tasks, J tasks with a base logit, O outputs.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import groupby, islice
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,14 @@ from torch.autograd.function import FunctionCtx
 from model.fusion.experts import side_by_side
 from model.schema import FeedSchema
 from training.tasks import KINDS
+from training.tasks.joint_ranking import JointTerms
+
+
+class Compared(NamedTuple):
+    """Base logits of the tasks that have one, and the groups of rows, for losses that compare rows (`jrc`)."""
+
+    bases_BJ: Tensor
+    groups_B: Tensor
 
 
 class TaskLosses(nn.Module):
@@ -44,13 +52,24 @@ class TaskLosses(nn.Module):
         self._tasks = [len(run) for run in runs]
         self._outputs = [sum(len(task.outputs) for task in run) for run in runs]
         self._parts = nn.ModuleList([KINDS[run[0].kind].losses(run, list(islice(left, len(run)))) for run in runs])
+        self._joint = JointTerms(schema) if any(schema.base_logits) else None
 
     def forward(
-        self, logits_BO: Tensor, targets_BT: Tensor, observed_BT: Tensor, row_weights_B: Tensor | None = None
+        self,
+        logits_BO: Tensor,
+        targets_BT: Tensor,
+        observed_BT: Tensor,
+        row_weights_B: Tensor | None = None,
+        compared: Compared | None = None,
     ) -> Tensor:
-        """losses_T, before loss weights. row_weights_B >= 0 makes each mean a weighted one."""
+        """losses_T, before loss weights. row_weights_B >= 0 makes each mean a weighted one. Without `compared` the
+        terms that compare rows are left out, as where batches do not have whole groups."""
         logits, targets = torch.split(logits_BO, self._outputs, dim=1), torch.split(targets_BT, self._tasks, dim=1)
         losses_BT = side_by_side([part(*pair) for part, *pair in zip(self._parts, logits, targets, strict=True)])
+        if self._joint is not None and compared is not None:
+            losses_BT = losses_BT + self._joint(
+                logits_BO, compared.bases_BJ, targets_BT, observed_BT, compared.groups_B
+            )
         counts_BT = observed_BT if row_weights_B is None else observed_BT * row_weights_B.unsqueeze(1)
         counts_T = counts_BT.sum(dim=0)
         if self.across is not None:
