@@ -1,7 +1,7 @@
 """Order of pairs of rows: which share of them predictions order as their labels do (XAUC).
 
 XAUC is AUC for quantities (Zhan et al., "Deconfounding Duration Bias in Watch-time Prediction for Video
-Recommendation", KDD 2022, section 5). A pair counts where its labels differ. It counts 1 where its predictions are in
+Recommendation", KDD 2022). A pair counts where its labels differ. It counts 1 where its predictions are in
 the same order, and half where they are equal. Of labels 0 and 1 this is AUC. The publication draws pairs at random,
 here all of them count.
 

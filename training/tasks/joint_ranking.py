@@ -1,7 +1,7 @@
 """Joint ranking and calibration: a loss that compares the rows of a request, beside the one that calibrates.
 
 X.-R. Sheng, J. Gao, Y. Cheng, S. Yang, S. Han, H. Deng, Y. Jiang, J. Xu, B. Zheng, "Joint Optimization of Ranking and
-Calibration with Contextualized Hybrid Model", KDD 2023, equations 7 to 9. The model has a logit f_y for either label y.
+Calibration with Contextualized Hybrid Model", KDD 2023. The model has a logit f_y for either label y.
 Answers come from their difference, sigmoid(f_1 - f_0), and cross entropy learns it. The other term is the probability
 of a row among its request's rows given its label: -log(exp f_y(x) / sum_x' exp f_y(x')), with y the row's own label.
 Both are of one density p(x, y), so that the second need not spoil what the first calibrates, as a loss on a single
