@@ -71,7 +71,7 @@ class Batch:
                 if weight is None:
                     continue
                 ours = [other for other in rows if self.groups[other] == self.groups[row]]
-                values = bases[:, [0, None, 1][task]] + (logits[:, task] if label else 0)  # type: ignore[index]
+                values = bases[:, [0, None, 1][task]] + (logits[:, task] if label else 0)
                 total -= weight * np.log(np.exp(values[row]) / np.exp(values[ours]).sum())
             means.append(total / len(rows))
         return means
@@ -90,7 +90,7 @@ def test_losses_and_gradients_are_those_of_a_loop() -> None:
     losses_T = batch.losses(*inputs)
     expected = batch.by_loop(batch.logits, batch.bases)
     np.testing.assert_allclose(losses_T.detach().numpy(), expected, rtol=PARITY, atol=PARITY)
-    losses_T.sum().backward()
+    losses_T.sum().backward()  # type: ignore[no-untyped-call]
     for which, array in enumerate((batch.logits, batch.bases)):
         gradient = inputs[which].grad
         assert gradient is not None
@@ -111,7 +111,7 @@ def test_large_logits_stay_finite_and_the_unobserved_have_no_say() -> None:
     changed = (logits.requires_grad_(), bases.requires_grad_())
     losses_T = batch.losses(*changed)
     torch.testing.assert_close(losses_T, plain_T, rtol=0, atol=0)
-    losses_T.sum().backward()
+    losses_T.sum().backward()  # type: ignore[no-untyped-call]
     assert all(x.grad is not None and torch.isfinite(x.grad).all() for x in changed)
     assert logits.grad is not None
     assert float(logits.grad[1, 0]) == 0
