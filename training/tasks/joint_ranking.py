@@ -13,26 +13,28 @@ publication weighs the terms a and 1 - a. Here cross entropy has weight 1 and th
 Shapes: B rows, J tasks with the term, T tasks, O outputs, G groups.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from model.schema import FeedSchema
 from model.tasks import BinaryTask
+from model.tasks.task import BaseTask
 
 
 class JointTerms(nn.Module):
-    """The terms of a run's tasks: losses_BT to be added. `tasks` are their places, and `outputs` those of their
+    """The terms of a run's tasks. `tasks` are the places of those that have one, and `outputs` those of their
     logits."""
 
     weights_JT: Tensor
 
-    def __init__(self, schema: FeedSchema) -> None:
+    def __init__(self, tasks: Sequence[BaseTask]) -> None:
         super().__init__()
-        terms = [(place, task) for place, task in enumerate(schema.tasks) if task.has_base_logit]
-        self.tasks = [place for place, _ in terms]
-        self.outputs = [schema.output_slices[task.name].start for _, task in terms]
-        weights_JT = torch.zeros(len(terms), len(schema.tasks))
-        for row, (place, task) in enumerate(terms):
+        self.tasks = [place for place, task in enumerate(tasks) if task.has_base_logit]
+        self.outputs = [sum(len(task.outputs) for task in tasks[:place]) for place in self.tasks]
+        weights_JT = torch.zeros(len(self.tasks), len(tasks))
+        for row, place in enumerate(self.tasks):
+            task = tasks[place]
             assert isinstance(task, BinaryTask)
             assert task.jrc is not None
             weights_JT[row, place] = task.jrc.weight

@@ -52,7 +52,7 @@ class TaskLosses(nn.Module):
         self._tasks = [len(run) for run in runs]
         self._outputs = [sum(len(task.outputs) for task in run) for run in runs]
         self._parts = nn.ModuleList([KINDS[run[0].kind].losses(run, list(islice(left, len(run)))) for run in runs])
-        self._joint = JointTerms(schema) if any(schema.base_logits) else None
+        self._joint = JointTerms(schema.tasks) if any(schema.base_logits) else None
 
     def forward(
         self,
