@@ -118,8 +118,8 @@ def test_large_logits_stay_finite_and_the_unobserved_have_no_say() -> None:
 
 
 def test_the_term_is_least_where_the_two_logits_are_a_density() -> None:
-    """Of rows x = 0..4 and labels y drawn from p(x, y), f_y(x) = log p(x, y) makes the expected terms least, and then
-    the sigmoid of their difference is p(y = 1 | x): calibrated. Gradients of the whole loss are 0 there."""
+    """Rows x = 0..4 and labels y are drawn from p(x, y). With f_y(x) = log p(x, y) the gradients of the expected loss
+    are 0, and the sigmoid of the difference is p(y = 1 | x): calibrated."""
     p_XY = np.random.default_rng(1).dirichlet(np.ones(10)).reshape(5, 2)
     base = np.log(p_XY[:, 0])
     logit = np.log(p_XY[:, 1]) - base
