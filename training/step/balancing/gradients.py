@@ -93,8 +93,11 @@ class GradientBalancing(Balancing):
         gradients = []
         network.towers.zero_grad()
         for task, loss in enumerate(weighted_T):
+            # The base logit of a task along the chain is no part of this one's loss.
             own = [weight for tower in network.towers_of(task) for weight in tower.parameters() if weight.requires_grad]
-            at_rows, *at_towers = torch.autograd.grad(loss, [rows_BD, *own], retain_graph=True)
+            at_rows, *at_towers = torch.autograd.grad(
+                loss, [rows_BD, *own], retain_graph=True, allow_unused=True, materialize_grads=True
+            )
             gradients.append(at_rows)
             for weight, gradient in zip(own, at_towers, strict=True):
                 weight.grad = gradient if weight.grad is None else weight.grad + gradient
