@@ -1,6 +1,9 @@
 """Groups of rows, the users of GAUC and of the bootstrap: by the value of the column that data.group_by names.
 
-Rows without a value are one group, as they are for SQL. Every fault is a ValueError.
+Rows without a value are one group, as they are for SQL. Groups whose rows stay together in training are those of
+data.together, where each row without a value is one. Every fault is a ValueError.
+
+Shapes: B rows.
 """
 
 from typing import Any
