@@ -6,10 +6,11 @@ A bandit stands for one routed layer whose modules do not change: a row's reward
 and -1 otherwise. In one setting a module of each task has a mean reward of `GAP` above the others, in the other all
 are equal. Tasks are independent runs. Regimes are those of the experiments: rows of a task in a batch, and modules.
 
-Shapes: B rows, T tasks (runs), M modules.
+Shapes: B rows, T tasks (runs), M modules, P points.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
-from torch import Tensor
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
-from model.fusion.policy import Policy, PolicyConfig, perplexities
+from model.fusion.policy import Policy, PolicyConfig, perplexities, probabilities
 from training.step.policy_updates import UPDATES
 
 GAP = 0.2
@@ -67,34 +67,44 @@ LEARNERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """`chosen_T`: each run's most probable module at the end. Perplexity: means over runs, at a hundred points."""
+    """`chosen_T`: each run's most probable module at the end. `perplexity_PT`: that of each run at P points, a hundred
+    where there are as many batches."""
 
     chosen_T: NDArray[np.int64]
-    perplexity: list[float]
-    perplexity_T: NDArray[np.float64]
+    perplexity_PT: NDArray[np.float64]
+
+    def of(self, runs: slice) -> "Outcome":
+        """Some of the runs."""
+        return Outcome(self.chosen_T[runs], self.perplexity_PT[:, runs])
+
+    @property
+    def perplexity(self) -> list[float]:
+        """Means over runs, by point."""
+        return [float(value) for value in self.perplexity_PT.mean(axis=1)]
 
 
-def simulate(config: PolicyConfig, regime: Regime, gap: float, runs: int, seed: int = 0) -> Outcome:
-    """Policies that learn from `regime.steps` batches. Module 0 is better by `gap`."""
+def simulate(config: PolicyConfig, regime: Regime, gaps_T: Sequence[float], seed: int = 0) -> Outcome:
+    """Policies that learn from `regime.steps` batches. Module 0 is better by its run's gap.
+
+    Rows of a batch that drew the same module and have the same reward are one row that counts for them all."""
+    runs = len(gaps_T)
     policy = Policy(runs, regime.modules, config.policy)
     update = UPDATES[config.learner]([policy], config)
-    generator = torch.Generator().manual_seed(seed)
-    right_M = torch.full((regime.modules,), (1 + MEAN) / 2)
-    right_M[0] += gap / 2
-    counts_BT = torch.ones(regime.rows, runs)
-    curve: list[float] = []
+    generator = np.random.default_rng(seed)
+    right_TM = np.full((runs, regime.modules), (1 + MEAN) / 2)
+    right_TM[:, 0] += np.array(gaps_T) / 2
+    policy.drawn_BT = torch.arange(regime.modules).repeat_interleave(2).unsqueeze(1).expand(-1, runs)
+    rewards_BT = torch.tensor([1.0, -1.0]).repeat(regime.modules).unsqueeze(1).expand(-1, runs)
+    curve: list[NDArray[np.float64]] = []
     for step in range(regime.steps):
-        policy.draw(regime.rows, generator, is_shared=False)
-        update.step(rewards_of(policy.drawn_BT, right_M, generator), counts_BT)
+        chances_TM = probabilities(policy.policy_TM.double(), policy.kind).numpy()
+        drawn_TM = generator.multinomial(regime.rows, chances_TM / chances_TM.sum(axis=1, keepdims=True))
+        of_right_TM = generator.binomial(drawn_TM, right_TM)
+        counts_TB = np.stack([of_right_TM, drawn_TM - of_right_TM], axis=2).reshape(runs, -1)
+        update.step(rewards_BT, torch.from_numpy(counts_TB).t())
         if (step + 1) % max(regime.steps // 100, 1) == 0:
-            curve.append(float(perplexities(policy.policy_TM, policy.kind).mean()))
-    return Outcome(policy.policy_TM.argmax(dim=1).numpy(), curve, perplexities(policy.policy_TM, policy.kind).numpy())
-
-
-def rewards_of(drawn_BT: Tensor, right_M: Tensor, generator: torch.Generator) -> Tensor:
-    """+1 with the drawn module's probability, else -1."""
-    is_right_BT = torch.rand(drawn_BT.shape, generator=generator) < right_M[drawn_BT]
-    return torch.where(is_right_BT, 1.0, -1.0)
+            curve.append(perplexities(policy.policy_TM, policy.kind).numpy())
+    return Outcome(policy.policy_TM.argmax(dim=1).numpy(), np.stack(curve))
 
 
 def main() -> None:
@@ -117,7 +127,8 @@ def main() -> None:
         rows = []
         for name, changes in LEARNERS.items():
             config = PolicyConfig.model_validate(changes)
-            better, equal = (simulate(config, regime, gap, options.runs) for gap in (GAP, 0.0))
+            found_of = simulate(config, regime, [GAP] * options.runs + [0.0] * options.runs)
+            better, equal = found_of.of(slice(options.runs)), found_of.of(slice(options.runs, None))
             found = int((better.chosen_T == 0).sum())
             low, high = stats.binomtest(found, options.runs).proportion_ci(method="exact")
             even = float(stats.chisquare(np.bincount(equal.chosen_T, minlength=regime.modules)).pvalue)
