@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from model.embeddings.embeddings import Embeddings
 from model.features.block import BlockTensors, block_inputs, row_columns
 from model.features.encoder import FittedFeatures
-from model.fusion import FusionConfig, NoSharingConfig
+from model.fusion import FusionConfig, NoSharingConfig, build_network
 from model.fusion.experts import side_by_side
 from model.fusion.frozen import FrozenNetwork
 from model.fusion.slots import Layers, Slots, layer_slots, linear_slots, linears, typed
 from model.schema import Block, FeedSchema
 from model.strict_yaml import StrictModel
-from model.tasks.chains import Chains, given_before
+from model.tasks.chains import Chains
+from model.tasks.given import given_before
 from model.tasks.task import BaseTask
 
 
@@ -83,7 +84,7 @@ class Network(nn.Module):
         super().__init__()
         self.has_own_embeddings = config.has_own_embeddings
         self.config = config.fusion
-        self.fusion = config.fusion.build(input_width, len(output_counts))
+        self.fusion = build_network(config.fusion, input_width, len(output_counts), given)
         towers = zip(output_counts, bases or [False] * len(output_counts), strict=True)
         self.towers = nn.ModuleList(
             [Tower(self.fusion.output_width, config.tower, count, has_base=has_base) for count, has_base in towers]

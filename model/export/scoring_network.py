@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.export.scoring_transfer import ScoringTransfers
 from model.fusion.experts import side_by_side
 from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork, Gates
 from model.fusion.slots import Layers
@@ -193,6 +194,8 @@ class ScoringLevel(nn.Module):
         self.deeper = nn.ModuleList(deeper)
         self.has_gates: bool = isinstance(level.mix, Gates)
         self.has_fixed_mix: bool = isinstance(level.mix, Tensor)
+        transfers = [ScoringTransfers(level.mix, self.num_experts, dtype)] if isinstance(level.mix, list) else []
+        self.transfers = nn.ModuleList(transfers)
         gates = level.mix if isinstance(level.mix, Gates) else None
         self.reads_row: bool = gates is not None and gates.reads_row
         self.gate_start: int = gate_start
@@ -235,7 +238,11 @@ class ScoringLevel(nn.Module):
             return self._mixed(hidden, weights_NGE), weights_NGE
         if self.has_fixed_mix:
             return self._mixed(hidden, self.mix_GE.unsqueeze(0)), self.mix_GE.unsqueeze(0)
-        return self._split_experts(hidden, hidden[0].shape[1] if self.is_deep else self.first_width), self.mix_GE
+        experts = self._split_experts(hidden, hidden[0].shape[1] if self.is_deep else self.first_width)
+        weights_BGE = self.mix_GE
+        for transfers in self.transfers:
+            experts, weights_BGE = transfers(experts)
+        return experts, weights_BGE
 
     def _gate_logits(self, units: list[Tensor], row_logits_NK: Tensor) -> Tensor:
         if self.reads_row:

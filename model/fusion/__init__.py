@@ -5,13 +5,17 @@ plain names (model/fusion/slots.py), and `frozen(num_tasks)`, the network as dat
 One that mixes experts also has `expert_weights(rows_BD)`, and unit_and_expert_names (model/fusion/names.py) names what
 it mixes. Its configuration is in the same file and builds it: `config.build(input_width, num_tasks)`. `kind` chooses
 it. The other files are what networks share.
+
+AITM goes along chains of tasks: `build_network` is for code that has any configuration and the tasks' chains.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, get_args
 
 from pydantic import BeforeValidator, Field
 
 from model.fusion.adatt import AdaTT, AdaTTConfig
+from model.fusion.aitm import AITM, AITMConfig
 from model.fusion.cross_stitch import CrossStitch, CrossStitchConfig
 from model.fusion.learned_routing import LearnedRouting, LearnedRoutingConfig
 from model.fusion.mmoe import MMoE, MMoEConfig
@@ -29,7 +33,8 @@ FusionConfig = Annotated[
     | CrossStitchConfig
     | NoSharingConfig
     | FixedRandomRoutingConfig
-    | LearnedRoutingConfig,
+    | LearnedRoutingConfig
+    | AITMConfig,
     Field(discriminator="kind"),
     BeforeValidator(lambda data: refuse_unknown_kind(data, KINDS, "network")),
 ]
@@ -39,9 +44,24 @@ KINDS: list[str] = [
     kind for config in get_args(get_args(FusionConfig)[0]) for kind in get_args(config.model_fields["kind"].annotation)
 ]
 
+FusionNetwork = AdaTT | SharedBottom | MMoE | PLE | CrossStitch | NoSharing | FixedRouting | LearnedRouting | AITM
+
+
+def build_network(
+    config: FusionConfig, input_width: int, num_tasks: int, given: Sequence[int | None] = ()
+) -> FusionNetwork:
+    """The network of a configuration for rows of `input_width` columns. `given` has the place of the task that each is
+    given, where any is. Raises ValueError where sizes or chains do not fit."""
+    if isinstance(config, AITMConfig):
+        return config.build(input_width, num_tasks, given)
+    return config.build(input_width, num_tasks)
+
+
 __all__ = [
+    "AITM",
     "KINDS",
     "PLE",
+    "AITMConfig",
     "AdaTT",
     "AdaTTConfig",
     "CrossStitch",
@@ -49,6 +69,7 @@ __all__ = [
     "FixedRandomRoutingConfig",
     "FixedRouting",
     "FusionConfig",
+    "FusionNetwork",
     "LearnedRouting",
     "LearnedRoutingConfig",
     "MMoE",
@@ -58,4 +79,5 @@ __all__ = [
     "PLEConfig",
     "SharedBottom",
     "SharedBottomConfig",
+    "build_network",
 ]

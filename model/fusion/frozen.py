@@ -3,7 +3,7 @@
 `network.frozen()` gives what it is. `model/export/scoring_network.py` computes it for many candidates of one request.
 Nothing here is trained: weights are views of the network's own.
 
-Shapes: E experts of a level, G units that it puts out, D inputs, H outputs, T tasks.
+Shapes: E experts of a level, G units that it puts out, D inputs, H outputs, T tasks, S transfers.
 """
 
 from collections.abc import Sequence
@@ -37,17 +37,31 @@ class Gates(NamedTuple):
     reads_row: bool
 
 
+class Transfer(NamedTuple):
+    """Step of an AITM: a task's result and that of the one that it is given, mixed by attention (model/fusion/aitm.py).
+
+    `inform` is the layer over the given one's result, `attend` [3 H, H] has query, key and value of both."""
+
+    task: int
+    given: int
+    inform: tuple[Tensor, Tensor]
+    attend: Tensor
+
+
 class FrozenLevel(NamedTuple):
-    """One level. Without gates the experts' outputs are mixed by a fixed matrix [G, E], or are the outputs (None)."""
+    """One level. Without gates the experts' outputs are mixed by a fixed matrix [G, E], by transfers in their order, or
+    are the outputs (None)."""
 
     experts: list[Expert]
-    mix: Gates | Tensor | None
+    mix: Gates | Tensor | list[Transfer] | None
 
     @property
     def num_mixed(self) -> int:
         """Number of units that experts are mixed into, 0 where their outputs are the units."""
         if self.mix is None:
             return 0
+        if isinstance(self.mix, list):
+            return len(self.experts)
         return len(self.mix.bias_GE if isinstance(self.mix, Gates) else self.mix)
 
 
@@ -76,6 +90,16 @@ def gates_of(
         weights_ED.append(weight_ED)
         start = end
     return Gates(weights_ED, bias_GE, None, reads_row)
+
+
+def transfer_matrices(num_tasks: int, steps: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """base_TT and moved_STT: base + shares_S moved are the weights of the tasks' experts in each task.
+
+    A step's share goes from the task's own to that of the one that it is given."""
+    moved_STT = torch.zeros(len(steps), num_tasks, num_tasks)
+    for step, (task, given) in enumerate(steps):
+        moved_STT[step, task, task], moved_STT[step, task, given] = -1.0, 1.0
+    return torch.eye(num_tasks), moved_STT
 
 
 def units_of(experts_per_unit: Sequence[int], *, is_first: bool) -> list[int]:

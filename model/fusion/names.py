@@ -1,6 +1,6 @@
 """Names of the units and experts that a fusion network mixes, for people."""
 
-from model.fusion import AdaTTConfig, CrossStitchConfig, FusionConfig, MMoEConfig, PLEConfig
+from model.fusion import AdaTTConfig, AITMConfig, CrossStitchConfig, FusionConfig, MMoEConfig, PLEConfig
 from model.fusion.frozen import FrozenNetwork
 from model.fusion.levels import experts_by_task
 
@@ -11,12 +11,13 @@ def unit_and_expert_names(
     """Names of a level's fused units ("click", "shared") and experts ("click.1", "shared.2", counted from 1).
 
     The experts of an MMoE are all shared. Below the last level of an ML-MMoE a unit is named by the expert it feeds.
-    A cross-stitch network has one expert a task."""
+    A cross-stitch network and an AITM have one expert a task. In an AITM that of another task stands for what it
+    transfers."""
     own: list[str] = []
     if isinstance(config, AdaTTConfig | PLEConfig):
         counts = experts_by_task(config.experts_per_task, len(tasks))
         own = [f"{task}.{i + 1}" for task, count in zip(tasks, counts, strict=True) for i in range(count)]
-    elif isinstance(config, CrossStitchConfig):
+    elif isinstance(config, CrossStitchConfig | AITMConfig):
         own = [f"{task}.1" for task in tasks]
     experts = [*own, *(f"shared.{i + 1}" for i in range(num_experts - len(own)))]
     if isinstance(config, MMoEConfig) and not is_last:

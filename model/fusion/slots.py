@@ -11,6 +11,8 @@ UNIT being a task or `shared`, and all numbers from 0 (`training/start/foreign_w
     level.0.stitch                     cross-stitch, [T, T]
     layer.0.weight                     shared-bottom
     expert.TASK.0.weight               no sharing: task, layer
+    transfer.TASK.inform.weight        AITM, which also has expert.TASK: what a task receives
+    transfer.TASK.query.weight         the same for `key` and `value`
     layer.0.module.0.weight            routing: layer, module (of fixed routing those that some task drew)
     layer.0.policy.TASK                learned routing, one value per module
     tower.TASK.0.weight                task, layer

@@ -12,6 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from model.tasks.given import in_order
+
 
 def product_logit(given_B: Tensor, conditional_B: Tensor) -> Tensor:
     """Logit of sigmoid(given) * sigmoid(conditional): no overflow, and no cancellation in 1 - p at either end.
@@ -47,23 +49,3 @@ class Chains(nn.Module):
         for column, given in self.steps:
             columns[column] = product_logit(columns[given], columns[column])
         return torch.stack(columns, dim=1)
-
-
-def in_order(given: Sequence[int | None]) -> list[tuple[int, int]]:
-    """Tasks that are given one, with it: each behind the one that it is given. There is no circle."""
-    steps: list[tuple[int, int]] = []
-    left = [(task, other) for task, other in enumerate(given) if other is not None]
-    while left:
-        ready = [pair for pair in left if pair[1] not in {task for task, _ in left}]
-        assert ready, "a circle of given tasks"
-        steps += ready
-        left = [pair for pair in left if pair not in ready]
-    return steps
-
-
-def given_before(task: int, given: Sequence[int | None]) -> list[int]:
-    """The tasks along the chain of a task up to its beginning: itself, the one that it is given, and so on."""
-    tasks = [task]
-    while given and (other := given[tasks[-1]]) is not None:
-        tasks.append(other)
-    return tasks

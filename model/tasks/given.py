@@ -19,6 +19,26 @@ def given_places(tasks: Sequence[BaseTask]) -> tuple[int | None, ...]:
     return tuple(None if task.given is None else places[task.given] for task in tasks)
 
 
+def in_order(given: Sequence[int | None]) -> list[tuple[int, int]]:
+    """Tasks that are given one, with it: each behind the one that it is given. There is no circle."""
+    steps: list[tuple[int, int]] = []
+    left = [(task, other) for task, other in enumerate(given) if other is not None]
+    while left:
+        ready = [pair for pair in left if pair[1] not in {task for task, _ in left}]
+        assert ready, "a circle of given tasks"
+        steps += ready
+        left = [pair for pair in left if pair not in ready]
+    return steps
+
+
+def given_before(task: int, given: Sequence[int | None]) -> list[int]:
+    """The tasks along the chain of a task up to its beginning: itself, the one that it is given, and so on."""
+    tasks = [task]
+    while given and (other := given[tasks[-1]]) is not None:
+        tasks.append(other)
+    return tasks
+
+
 def _check(task: BaseTask, tasks: Sequence[BaseTask], places: dict[str, int]) -> None:
     path, one = [task.name], task
     while one.given is not None:

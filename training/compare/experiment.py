@@ -22,7 +22,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, PrivateAttr, model_validator
 
-from model.fusion import FusionConfig
+from model.fusion import AITMConfig, FusionConfig, build_network
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, unknown_key
 from training.compare.contrasts import Contrast
@@ -282,7 +282,7 @@ class Experiment(StrictModel):
                 raise ValueError(f"{place}: {error}") from None
             for cell, config in of_dataset.items():
                 try:
-                    check_sizes(config, schema if config.given == first.given else config.feed_schema())
+                    check_sizes(config, schema)
                 except ValueError as error:
                     raise ValueError(f"experiment {self.name}, {cell}: {error}") from None
         return configs
@@ -293,8 +293,11 @@ class Experiment(StrictModel):
 
 
 def check_sizes(config: TrainingConfig, schema: FeedSchema) -> None:
-    """Raise ValueError where the network's sizes, or the keys of boosted trees, do not fit the feed."""
+    """Raise ValueError where the network's sizes or chains, or the keys of boosted trees, do not fit the feed. `schema`
+    is another network's on the same feed: chains may differ."""
     if isinstance(config, TreesConfig):
         config.check(schema)
-    else:
-        config.network.fusion.build(TRIAL_WIDTH * len(schema.tasks), len(schema.tasks))
+        return
+    if config.given or isinstance(config.network.fusion, AITMConfig):
+        schema = config.feed_schema()
+    build_network(config.network.fusion, TRIAL_WIDTH * len(schema.tasks), len(schema.tasks), schema.given)

@@ -57,7 +57,7 @@ def level_gates(ranker: Ranker, rows: Rows, config: FusionConfig, tasks: list[st
     ranker.eval()
     sums: list[_Sums] = []
     with torch.no_grad():
-        native = [_native_weights(level) for level in fusion.levels]
+        native = _native_weights_of_levels(fusion)
         for batch in rows.batches(ROWS_AT_ONCE):
             weights = fusion.expert_weights(ranker.embeddings(batch.request, batch.candidate))
             sums = sums or [_Sums() for _ in weights]
@@ -82,8 +82,8 @@ def gate_use(ranker: Ranker, batch: Batch) -> list[tuple[float, float]]:
     found = []
     with torch.no_grad():
         weights = fusion.expert_weights(ranker.embeddings(batch.request, batch.candidate))
-        for weights_BGE, level in zip(weights, fusion.levels, strict=True):
-            gates_BGE = _gates(weights_BGE, _native_weights(level))
+        for weights_BGE, native_GE in zip(weights, _native_weights_of_levels(fusion), strict=True):
+            gates_BGE = _gates(weights_BGE, native_GE)
             entropy = torch.special.entr(gates_BGE).sum(dim=2).mean()
             experts_used = torch.special.entr(gates_BGE.mean(dim=(0, 1))).sum().exp()
             found.append((float(entropy), float(experts_used)))
@@ -93,6 +93,11 @@ def gate_use(ranker: Ranker, batch: Batch) -> list[tuple[float, float]]:
 def _gates(weights_BGE: Tensor, native_GE: Tensor) -> Tensor:
     # The difference may be an ulp below 0, where the entropy is -inf.
     return (weights_BGE - native_GE).double().clamp(min=0.0)
+
+
+def _native_weights_of_levels(fusion: Any) -> list[Tensor]:
+    # The tasks of an AITM are mixed in one place: it has no levels.
+    return [_native_weights(level) for level in fusion.levels] if hasattr(fusion, "levels") else [torch.zeros(())]
 
 
 def _native_weights(level: nn.Module) -> Tensor:

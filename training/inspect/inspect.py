@@ -4,8 +4,8 @@
     expert_weights.png  gradient_conflicts.png    heat maps of them
     policies.png  policy_perplexity.png           learned routing: the policies, and how they settled
 
-Expert weights are those of networks with gates (AdaTT, MMoE, PLE), conflicts those of networks that share something.
-For the others that part is left out and the output says so.
+Expert weights are those of networks with gates (AdaTT, MMoE, PLE) or transfers (AITM). Conflicts are those of networks
+that share something. For the others that part is left out and the output says so.
 """
 
 import logging

@@ -3,7 +3,8 @@
 In: two networks as `Side`s, and the features that mean the same to both. Out: ours filled from theirs, and what became
 of each part of it. Columns of new features start at 0, so that adding one changes no answer until it is trained. Gates
 go by the experts that they mix, stitches by tasks, the last layer of a tower by its outputs. What is new there, and a
-new task's own parts, keep fresh weights. So does the tower of a task that is given another than before, or none.
+new task's own parts, keep fresh weights. So do the tower of a task that is given another than before, or
+none, and what it receives.
 
 Shapes: D columns of the dense row (of a task's part of it where tasks have tables of their own), G gates, E experts.
 """
@@ -70,7 +71,7 @@ def _fill_slot(name: str, ours: Side, theirs: Side, columns: list[tuple[range, r
     if source is None or source.dim() != slot.dim() or reads_row != (name in theirs.reads_row):
         return "fresh"
     words = name.split(".")
-    if words[0] == "tower" and ours.given[words[1]] != theirs.given.get(words[1]):
+    if words[0] in ("tower", "transfer") and ours.given[words[1]] != theirs.given.get(words[1]):
         return "fresh"  # another condition, another probability
     pairs: list[Tensor] = []  # by dimension, our place and theirs of what both have
     labels = list(zip(ours.labels(name), theirs.labels(name), strict=False))

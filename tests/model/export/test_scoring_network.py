@@ -116,7 +116,7 @@ def expert_weights(network: torch.nn.Module, rows: Tensor) -> list[Tensor]:
     return list(network.expert_weights(rows)) if hasattr(network, "expert_weights") else []  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("name", ["adatt-sp", "ple-deep-unequal", "ml-mmoe", "cross-stitch", "routing"])
+@pytest.mark.parametrize("name", ["adatt-sp", "ple-deep-unequal", "ml-mmoe", "cross-stitch", "routing", "aitm-chains"])
 def test_bfloat16_changes_logits_by_its_rounding_alone(name: str) -> None:
     network, towers, (sums, scoring) = split_of(CASES[name], True, torch.bfloat16)
     request, candidate = columns()
@@ -142,7 +142,7 @@ def test_weights_are_copies() -> None:
 
 
 # One of every shape that a level can have. Scripting takes a second each.
-@pytest.mark.parametrize("name", ["adatt-deep-unequal", "ple-no-shared", "ml-mmoe", "cross-stitch", "routing"])
+@pytest.mark.parametrize("name", ["adatt-deep-unequal", "ple-no-shared", "ml-mmoe", "cross-stitch", "routing", "aitm"])
 def test_scripted_is_eager_to_the_bit(name: str) -> None:
     _, _, (sums, scoring) = split_of(CASES[name], False)
     request, candidate = columns()

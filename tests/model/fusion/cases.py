@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.fusion import FusionConfig, LearnedRouting
-from model.ranker import NetworkConfig
+from model.fusion import FusionConfig, LearnedRouting, build_network
+from model.ranker import Network, NetworkConfig
 
 INPUT_WIDTH = 7
 
 
 @dataclass(frozen=True)
 class Case:
-    """One network. `is_lone_gate`: some gate mixes a single expert, so its weight is 1 and no gradient reaches it."""
+    """One network. `is_lone_gate`: some gate mixes a single expert, so its weight is 1 and no gradient reaches it.
+    `given` has the place of the task that each is given, where the network goes along chains."""
 
     config: Mapping[str, Any]
     tasks: int
     is_lone_gate: bool = False
+    given: tuple[int | None, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -60,12 +62,17 @@ class Case:
     def widened(self, width: int) -> "Case":
         """The same network with every layer `width` wide."""
         levels = [[width] * len(widths) for widths in self.levels]
-        return Case({**self.config, "levels": levels}, self.tasks, self.is_lone_gate)
+        return Case({**self.config, "levels": levels}, self.tasks, self.is_lone_gate, self.given)
 
     def build(self, seed: int = 0, input_width: int = INPUT_WIDTH) -> nn.Module:
         """The network, its parameters drawn from the seed."""
         torch.manual_seed(seed)
-        return self.ready(self.parsed.build(input_width, self.tasks))
+        return self.ready(build_network(self.parsed, input_width, self.tasks, self.given))
+
+    def network(self, tower: tuple[int, ...]) -> Network:
+        """The network with task towers behind it, one output each."""
+        config = NetworkConfig(fusion=self.parsed, tower=tower)
+        return Network(config, INPUT_WIDTH, (1,) * self.tasks, self.given)
 
     def ready(self, module: nn.Module) -> nn.Module:
         """The module as the suite takes it. Of learned routing, what it promises holds in evaluation mode: policies
@@ -88,6 +95,10 @@ def rows_of(count: int, seed: int = 1) -> Tensor:
 
 def _case(tasks: int, kind: str, levels: list[Any], *, is_lone_gate: bool = False, **sizes: Any) -> Case:
     return Case({"kind": kind, "levels": levels, **sizes}, tasks, is_lone_gate)
+
+
+def _chained(given: tuple[int | None, ...], levels: list[Any]) -> Case:
+    return Case({"kind": "aitm", "levels": levels}, len(given), given=given)
 
 
 ROUTED = "fixed_random_routing"
@@ -134,4 +145,7 @@ CASES = {
     "learned-routing-first-then-shared": _case(3, LEARNED, [6, 4], num_modules=3, routed=[0]),
     "learned-routing-nothing": _case(3, LEARNED, [6, 4], num_modules=3, routed=[]),
     "learned-routing-one-task": _case(1, LEARNED, [5], num_modules=1),
+    "aitm": _chained((None, 0, None), [6, 4]),
+    "aitm-one-layer": _chained((1, None), [5]),
+    "aitm-chains": _chained((1, None, 1, 0), [[6, 5], 4]),
 }

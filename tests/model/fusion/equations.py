@@ -27,6 +27,7 @@ class Level:
     gates: list[Linear] = field(default_factory=list)
     stitch: Array = None
     routes: list[int] = field(default_factory=list)  # of learned routing, each task's expert
+    transfers: list[tuple[Linear, Array]] = field(default_factory=list)  # of AITM: the informing layer, and [3 H, H]
 
 
 def weights_of(case: Case, state: State) -> list[Level]:
@@ -35,6 +36,11 @@ def weights_of(case: Case, state: State) -> list[Level]:
         return [Level([[linear_of(state, f"layers.{layer}") for layer in range(len(case.widths))]])]
     if case.kind == "no_sharing":
         return [Level(_experts_of(state, "experts", case.widths, [1] * case.tasks, has_one_input=True))]
+    if case.kind == "aitm":
+        experts = _experts_of(state, "experts", case.widths, [1] * case.tasks, has_one_input=True)
+        names = [f"transfers.{step}" for step in range(len(transfers_of(case)))]
+        transfers = [(linear_of(state, f"{name}.inform"), state[f"{name}.attend.weight"]) for name in names]
+        return [Level(experts, transfers=transfers)]
     if case.kind == "fixed_random_routing":
         return [
             Level([[linear_of(state, f"layers.{layer}.linears.{k}")] for k in range(len(set(modules)))])
@@ -52,6 +58,17 @@ def routes_of(case: Case) -> list[list[int]]:
     config = case.parsed
     assert isinstance(config, FixedRandomRoutingConfig)
     return config.routes(case.tasks)
+
+
+def transfers_of(case: Case) -> list[tuple[int, int]]:
+    """(task, task that it is given), near ones before far ones from the beginnings of chains, then by number."""
+
+    def distance(task: int) -> int:
+        other = case.given[task]
+        return 0 if other is None else 1 + distance(other)
+
+    pairs = [(task, other) for task, other in enumerate(case.given) if other is not None]
+    return sorted(pairs, key=lambda pair: (distance(pair[0]), pair[0]))
 
 
 def _routed_level(case: Case, state: State, name: str) -> Level:
@@ -112,6 +129,8 @@ def _fused(case: Case, levels: list[Level], row: Array, exp: Callable[[Array], A
             return [mlp(levels[0].experts[0], row)] * case.tasks
         case "no_sharing":
             return [mlp(expert, row) for expert in levels[0].experts]
+        case "aitm":
+            return _transferred(case, levels[0], row, exp)
         case "fixed_random_routing":
             return _routed(case, levels, row)
         case "learned_routing":
@@ -149,6 +168,18 @@ def _routed(case: Case, levels: list[Level], row: Array) -> list[Array]:
             # Modules that no task drew are not built. The others are in the order of their numbers.
             hidden = mlp(level.experts[sorted(set(modules)).index(modules[task])], hidden)
         fused.append(hidden)
+    return fused
+
+
+def _transferred(case: Case, level: Level, row: Array, exp: Callable[[Array], Array]) -> list[Array]:
+    """Equations 4 to 6 of the AITM paper."""
+    fused = [mlp(expert, row) for expert in level.experts]
+    for (task, given), (inform, attend) in zip(transfers_of(case), level.transfers, strict=True):
+        width = attend.shape[1]
+        query, key, value = attend[:width], attend[width : 2 * width], attend[2 * width :]
+        both = [mlp([inform], fused[given]), fused[task]]
+        powers = [exp(((query @ one) * (key @ one)).sum() / width**0.5) for one in both]
+        fused[task] = sum(power / sum(powers) * (value @ one) for power, one in zip(powers, both, strict=True))
     return fused
 
 

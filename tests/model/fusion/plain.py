@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.model.fusion.cases import Case
-from tests.model.fusion.equations import routes_of
+from tests.model.fusion.equations import routes_of, transfers_of
 
 TOWER = (6, 3)
 
@@ -60,6 +60,34 @@ class Stage(nn.Module):
         return mixes
 
 
+class Ait(nn.Module):
+    """Attention over what one tower sends and another says."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.info = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+        self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
+
+    def forward(self, sender: Tensor, own: Tensor) -> Tensor:
+        """The weighted values."""
+        both = torch.stack([self.info(sender), own], dim=1)
+        shares = torch.softmax((self.q(both) * self.k(both)).sum(dim=2) / own.shape[1] ** 0.5, dim=1)
+        mixed: Tensor = (shares.unsqueeze(2) * self.v(both)).sum(dim=1)
+        return mixed
+
+
+def products(logits: Tensor, given: tuple[int | None, ...]) -> Tensor:
+    """Logits of the products of probabilities along chains, by way of the probabilities."""
+    chances = logits.double().sigmoid()
+    columns = []
+    for task in range(logits.shape[1]):
+        product, one = chances[:, task], given[task] if given else None
+        while one is not None:
+            product, one = product * chances[:, one], given[one]
+        columns.append(product)
+    return torch.stack(columns, dim=1).logit().to(logits.dtype)
+
+
 class Plain(nn.Module):
     """rows_BD -> logits_BO."""
 
@@ -72,8 +100,9 @@ class Plain(nn.Module):
         self.heads = nn.ModuleList([Net(case.widths[-1], TOWER, with_logit=True) for _ in range(case.tasks)])
         raw, tasks = width, case.tasks
         levels = [case.widths] if case.kind == "mmoe" else case.levels
-        if case.kind in ("shared_bottom", "no_sharing"):
-            count = tasks if case.kind == "no_sharing" else 1
+        self.aits = nn.ModuleDict({str(task): Ait(case.widths[-1]) for task, _ in transfers_of(case)})
+        if case.kind in ("shared_bottom", "no_sharing", "aitm"):
+            count = 1 if case.kind == "shared_bottom" else tasks
             self.stages.extend(Net(width, case.widths) for _ in range(count))
         elif case.kind.endswith("routing"):
             for layer, after in enumerate(case.widths):
@@ -116,7 +145,8 @@ class Plain(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """logits_BO."""
         fused = self._fused(rows)
-        return torch.cat([head(x) for head, x in zip(self.heads, fused, strict=True)], dim=1)
+        logits = torch.cat([head(x) for head, x in zip(self.heads, fused, strict=True)], dim=1)
+        return products(logits, self.case.given)
 
     def _fused(self, rows: Tensor) -> list[Tensor]:
         case = self.case
@@ -124,6 +154,11 @@ class Plain(nn.Module):
             return [self.stages[0](rows)] * case.tasks
         if case.kind == "no_sharing":
             return [net(rows) for net in self.stages]
+        if case.kind == "aitm":
+            towers = [net(rows) for net in self.stages]
+            for task, given in transfers_of(case):
+                towers[task] = self.aits[str(task)](towers[given], towers[task])
+            return towers
         if case.kind.endswith("routing"):
             return [self._along(task, rows) for task in range(case.tasks)]
         units = len(self.stages[0].pools)  # type: ignore[arg-type]
@@ -152,8 +187,13 @@ def names_of(case: Case) -> dict[str, str]:
     heads = {"tower.{task}.{layer}.{part}": "heads.{task#}.net.{layer*2}.{part}"}
     if case.kind == "shared_bottom":
         return heads | {"layer.{layer}.{part}": "stages.0.net.{layer*2}.{part}"}
+    own = {"expert.{task}.{layer}.{part}": "stages.{task#}.net.{layer*2}.{part}"}
     if case.kind == "no_sharing":
-        return heads | {"expert.{task}.{layer}.{part}": "stages.{task#}.net.{layer*2}.{part}"}
+        return heads | own
+    if case.kind == "aitm":
+        attention = {f"transfer.{{task}}.{name}.{{part}}": f"aits.{{task#}}.{name[0]}.{{part}}"
+                     for name in ("query", "key", "value")}  # fmt: skip
+        return heads | own | attention | {"transfer.{task}.inform.{part}": "aits.{task#}.info.0.{part}"}
     if case.kind.endswith("routing"):
         modules = {"layer.{layer}.module.{module}.{part}": "stages.{layer}.{module}.{part}"}
         policies = {"layer.{layer}.policy.{task}": "policies.{layer}[{task#}]"}

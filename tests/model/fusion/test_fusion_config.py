@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.fusion import KINDS
+from model.fusion import KINDS, build_network
 from model.fusion.adatt import AdaTT
 from model.fusion.cross_stitch import CrossStitch
 from model.fusion.mmoe import MMoE
@@ -36,7 +36,7 @@ def test_configuration_survives_a_file(case: Case) -> None:
         again = NetworkConfig.from_mapping(stored, "manifest.json")
         assert again == network
         torch.manual_seed(0)
-        built = case.ready(again.fusion.build(INPUT_WIDTH, case.tasks))
+        built = case.ready(build_network(again.fusion, INPUT_WIDTH, case.tasks, case.given))
         assert torch.equal(built(rows_of(3)), case.build(seed=0)(rows_of(3)))
 
 
@@ -51,7 +51,7 @@ def test_the_users_mapping_stays_as_it_is(case: Case) -> None:
     before = copy.deepcopy(mapping)
     config = NetworkConfig.from_mapping({"fusion": mapping}, "network.yaml").fusion
     for _ in range(2):
-        config.build(INPUT_WIDTH, case.tasks)
+        build_network(config, INPUT_WIDTH, case.tasks, case.given)
     assert mapping == before
 
 
@@ -135,4 +135,4 @@ def test_expert_counts_must_fit_the_tasks(kind: str, counts: list[int]) -> None:
     fusion = {"kind": kind, "levels": [4], "experts_per_task": counts}
     config = NetworkConfig.from_mapping({"fusion": fusion}, "network.yaml").fusion
     with pytest.raises(ValueError, match=f"experts_per_task has {len(counts)} entries for 3 tasks"):
-        config.build(INPUT_WIDTH, 3)
+        build_network(config, INPUT_WIDTH, 3)

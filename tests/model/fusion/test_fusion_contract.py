@@ -15,7 +15,7 @@ from tests.model.fusion.scripted import reloaded_where_equal
 all_networks = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 gated_networks = pytest.mark.parametrize(
     "case",
-    [pytest.param(case, id=name) for name, case in CASES.items() if case.kind in ("mmoe", "ml_mmoe", "ple")],
+    [pytest.param(case, id=name) for name, case in CASES.items() if case.kind in ("mmoe", "ml_mmoe", "ple", "aitm")],
 )
 
 
@@ -154,12 +154,14 @@ def test_expert_weights_are_shares_of_the_experts(case: Case) -> None:
     module = case.build()
     for network in (module, torch.jit.script(module)):
         weights = network.expert_weights(rows_of(5))  # type: ignore[operator]
-        assert len(weights) == (1 if case.kind == "mmoe" else len(case.levels))
+        assert len(weights) == (1 if case.kind in ("mmoe", "aitm") else len(case.levels))
         for position, weights_BGE in enumerate(weights):
             is_last = position == len(weights) - 1
             if case.kind == "ple":
                 num_experts = sum(case.per_task) + case.shared
                 num_gates = case.tasks + int(not is_last and case.shared > 0)
+            elif case.kind == "aitm":
+                num_experts = num_gates = case.tasks
             else:
                 num_experts = case.config["num_experts"]
                 num_gates = case.tasks if is_last else num_experts

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from model.fusion.slots import Slots
-from model.ranker import Network, NetworkConfig
-from tests.model.fusion.cases import CASES, INPUT_WIDTH, Case
+from model.ranker import Network
+from tests.model.fusion.cases import CASES, Case
 
 
 def network_of(case: Case) -> Network:
     torch.manual_seed(0)
-    return Network(NetworkConfig(fusion=case.parsed, tower=(6, 3)), INPUT_WIDTH, (1,) * case.tasks)
+    return case.network((6, 3))
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

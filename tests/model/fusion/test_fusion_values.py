@@ -6,10 +6,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from model.ranker import Network, NetworkConfig
 from tests.model.fusion import test_adatt
-from tests.model.fusion.cases import CASES, INPUT_WIDTH, Case, rows_of
+from tests.model.fusion.cases import CASES, Case, rows_of
 from tests.model.fusion.equations import linear_of, mlp, reference
+from tests.model.fusion.plain import products
 
 # AdaTT's outputs and gradients have loops of their own (test_adatt.py). Its logits are here.
 OTHERS = {name: case for name, case in CASES.items() if not case.kind.startswith("adatt")}
@@ -46,7 +46,7 @@ def test_output_is_that_of_the_equations(case: Case) -> None:
 def test_logits_behind_the_towers_are_those_of_the_equations(case: Case) -> None:
     """Tower = hidden Linear and ReLU, then one Linear to a raw logit. Nothing between fusion and tower."""
     torch.manual_seed(5)
-    network = Network(NetworkConfig(fusion=case.parsed, tower=(6, 3)), INPUT_WIDTH, (1,) * case.tasks).eval()
+    network = case.network((6, 3)).eval()
     rows_BD, state = rows_of(8), numbers_of(network)
     fusion = {name.removeprefix("fusion."): value for name, value in state.items() if name.startswith("fusion.")}
     fused_BTH = fused_by_loops(case, fusion, rows_BD.double().numpy())
@@ -54,7 +54,8 @@ def test_logits_behind_the_towers_are_those_of_the_equations(case: Case) -> None
     for row, task in np.ndindex(*logits_BO.shape):
         hidden, last = [linear_of(state, f"towers.{task}.layers.{at}") for at in (0, 2)], f"towers.{task}.layers.4"
         logits_BO[row, task] = (state[f"{last}.weight"] @ mlp(hidden, fused_BTH[row, task]) + state[f"{last}.bias"])[0]
-    np.testing.assert_allclose(network(rows_BD).detach().numpy(), logits_BO, atol=5e-6, rtol=0)
+    expected = products(torch.from_numpy(logits_BO), case.given).numpy()
+    np.testing.assert_allclose(network(rows_BD).detach().numpy(), expected, atol=5e-6, rtol=0)
 
 
 @other_networks

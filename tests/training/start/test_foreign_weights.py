@@ -9,7 +9,7 @@ import yaml
 from torch import Tensor
 
 from model.fusion.learned_routing import LearnedRouting
-from model.ranker import Network, NetworkConfig
+from model.ranker import Network
 from tests.model.fusion.cases import CASES, INPUT_WIDTH, Case, rows_of
 from tests.model.fusion.equations import routes_of
 from tests.model.fusion.plain import TOWER, Plain, names_of
@@ -25,7 +25,7 @@ MAPPED = {name: case for name, case in CASES.items() if case.tasks > 1}
 
 def network_of(case: Case) -> Network:
     torch.manual_seed(1)
-    return Network(NetworkConfig(fusion=case.parsed, tower=TOWER), INPUT_WIDTH, (1,) * case.tasks).eval()
+    return case.network(TOWER).eval()
 
 
 @pytest.mark.parametrize("case", MAPPED.values(), ids=MAPPED.keys())

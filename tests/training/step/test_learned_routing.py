@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import entropy
 from torch import Tensor
 
-from model.fusion import LearnedRouting
+from model.fusion import LearnedRouting, build_network
 from model.fusion.learned_routing import RoutedLayer
 from model.fusion.policy import probabilities
 from model.ranker import NetworkConfig
@@ -41,7 +41,7 @@ SCHEMA = FeedSchema.from_mapping(
 def network(**changes: Any) -> LearnedRouting:
     """Two tasks, one layer of width 1, two modules: module m passes column m of a row of two."""
     fusion = {"kind": "learned_routing", "levels": [1], "num_modules": 2, **changes}
-    module = NetworkConfig.from_mapping({"fusion": fusion}, "network.yaml").fusion.build(2, 2)
+    module = build_network(NetworkConfig.from_mapping({"fusion": fusion}, "network.yaml").fusion, 2, 2)
     assert isinstance(module, LearnedRouting)
     with torch.no_grad():
         choices = layer_of(module).choices

@@ -9,6 +9,7 @@ import torch
 from pydantic import TypeAdapter
 from scipy.special import expit
 
+from model.features.block import BlockTensors
 from model.fusion.shared_bottom import SharedBottomConfig
 from model.ranker import Network, NetworkConfig
 from model.schema import FeedSchema
@@ -21,6 +22,7 @@ from training.data.kinds.columns import columns_from_arrow
 from training.data.rows import Rows, read_splits
 from training.evaluate.evaluate import evaluate
 from training.evaluate.validation import predict
+from training.inspect.inspect import inspect
 from training.publish.export import export
 from training.run.run import Run
 from training.start.warm_network import Side, fill_network
@@ -123,6 +125,11 @@ def test_a_tower_that_is_given_another_than_before_starts_fresh() -> None:
             assert torch.equal(slot, before[name] if is_fresh else parent.slots(names)[name])
 
 
+def _blocks(rows: Rows) -> tuple[BlockTensors, BlockTensors]:
+    batch = rows.take_batch(torch.arange(len(rows)))
+    return batch.request, batch.candidate
+
+
 def _config() -> NetworkConfig:
     return NetworkConfig(fusion=SharedBottomConfig(kind="shared_bottom", levels=(5,)), tower=(3,))
 
@@ -130,3 +137,39 @@ def _config() -> NetworkConfig:
 def _network(schema: FeedSchema, seed: int = 0) -> Network:
     torch.manual_seed(seed)
     return Network(_config(), 2, schema.output_counts, schema.given)
+
+
+def test_aitm_is_exported_explained_and_inspected(tmp_path: Path) -> None:
+    write_shop(tmp_path / "data", shop_table(900))
+    network = {"fusion": {"kind": "aitm", "levels": [8]}, "tower": []}
+    run = train(
+        TrainingConfig.load(training_file(tmp_path, schema=CHAIN, network=network, epochs=2)),
+        show=False,
+    )
+    scorer = Scorer.load(export(run, tmp_path / "models"))
+    table = read_splits(run.config.data, run.schema, ("test",))["test"].slice(0, 1)
+    columns = columns_from_arrow(run.schema, table)
+    rows = Rows.encode(run.schema, run.encoder, table, columns, as_served=True)
+    ranker = run.best_ranker()
+    logits_BO = predict(ranker, rows)
+    encoded = scorer.encode(columns, columns, 1)
+    answers_NO = scorer.score(*encoded).answers_NO
+    for name in OF_CHAIN:
+        place = scorer.outputs.index(name)
+        np.testing.assert_allclose(answers_NO[:, place], expit(logits_BO[:, place]), atol=1e-6)
+    _, levels = scorer.explain(encoded[0], encoded[1])
+    assert [(level.units, level.experts) for level in levels] == [
+        (["buy", "seconds", "click", "returns"], ["buy.1", "seconds.1", "click.1", "returns.1"])
+    ]
+    with torch.no_grad():
+        (expected_NTT,) = ranker.network.fusion.expert_weights(ranker.embeddings(*_blocks(rows)))  # type: ignore[operator]
+    np.testing.assert_allclose(levels[0].weights_NGE, expected_NTT.numpy(), atol=1e-6)
+    (level,) = inspect(run)["expert_weights"]
+    weights_TT = np.array(level["mean_weights"])
+    assert (weights_TT > 0).tolist() == [
+        [True, False, True, False],
+        [False, True, False, False],
+        [False, False, True, False],
+        [True, False, False, True],
+    ]
+    np.testing.assert_allclose(weights_TT.sum(axis=1), 1.0, atol=1e-6)
