@@ -10,6 +10,7 @@ trials extend it. Runs of an unended trial are kept, and not trained again.
 Shapes: B rows, O outputs.
 """
 
+import logging
 import resource
 import statistics
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ from training.files import LEFT_BY_ANY, is_json_with, refuse_foreign, refuse_wit
 from training.rolling.checkout import commit_of_checkout
 from training.rolling.rolling_file import Method, RollingFile, trial_cell
 from training.run.run import Run, locked, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 TRIALS = "trials.json"
 REMEDY = "choose another output, or delete its trials.json and search folder"
@@ -160,6 +163,9 @@ def _written_point(
             day, seed = file.days.folds[0], file.search_seeds[0]
             same = [one for one in dimension if file.trial_config(method, day, seed, 0, {key: one}) == base]
         if not same:
+            log.warning(
+                "method %s: its own %s is not in the space, so no trial has what the files say", method.name, key
+            )
             return None
         point[key] = same[0]
     return point

@@ -123,6 +123,15 @@ def test_trials_of_another_comparison_are_not_continued(tmp_path: Path) -> None:
         choose(load_rolling(path, {}))
 
 
+def test_a_space_without_what_the_files_say_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    far = {**TREES, "name": "far", "space": {"leaves": {"low": 5, "high": 9}}}
+    trials = Trials(load_rolling(comparison_file(tmp_path, methods=[TREES, far]), {}))
+    assert trials.next_point("trees") == {"leaves": 4}
+    assert [line.getMessage() for line in caplog.records if line.name == "training.rolling.choosing"] == [
+        "method far: its own leaves is not in the space, so no trial has what the files say"
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
