@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from model.artifact.artifact import (
@@ -33,7 +34,7 @@ from model.artifact.artifact import (
 )
 from model.schema import FeedSchema
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PACKAGE = "answers.pt2"
 BY_COLUMNS, BY_SUMS = "model", "sums"
 # Extensions that compilers use by themselves. The kernel's other flags say nothing about code.
@@ -42,8 +43,18 @@ _X86 = re.compile(r"(?:sse|ssse|avx|amx|fma|bmi|vaes|sha|vpcl|pcl|gfni|f16c|abm|
 Dtype = Literal["float32", "bfloat16"]
 
 
+class SpeedRatio(BaseModel):
+    """CPU time as a share of another engine's: median over interleaved blocks, and its interval."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ratio: float
+    low: float
+    high: float
+
+
 class CompiledManifest(DerivedManifest):
-    """A package's manifest. `cpu_ms` by engine and candidates."""
+    """A package's manifest. `cpu_ms` by engine and candidates, `against_torchscript` by candidates."""
 
     kind: Literal["compiled"]
     torch: str
@@ -52,6 +63,7 @@ class CompiledManifest(DerivedManifest):
     dtype: Dtype
     tolerance: float
     cpu_ms: dict[str, dict[str, float]]
+    against_torchscript: dict[str, SpeedRatio]
 
 
 class CompiledAnswers:

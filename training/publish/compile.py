@@ -2,8 +2,9 @@
 
 Everything comes from the version itself: its network and weights are rebuilt from the manifest and `ranker.pt`, so it
 may be compiled long after training, on the host that serves. Of float32 and, where the CPU multiplies it, bfloat16, the
-faster one is taken. Nothing is published that answers differently, or that is slower than TorchScript. Compiling takes
-a C++ compiler and about a minute. Running the result takes neither.
+faster one is taken. Nothing is published that answers differently, or that is not surely faster than TorchScript
+(training/publish/engine_choice.py). Compiling takes a C++ compiler and about a minute. Running the result takes
+neither.
 
 Shapes: N candidates, D their columns, F outputs over the raw row, X one of both, O outputs.
 """
@@ -14,11 +15,11 @@ import platform
 import shutil
 import statistics
 import tempfile
-import time
 import uuid
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,20 @@ from model.export.scoring_network import ScoringNetwork
 from model.ranker import Answers, Network, NetworkConfig, row_width
 from model.scorer.golden import disagreement
 from model.scorer.scorer import COMPILED_TOLERANCE, Scorer
+from training.publish.engine_choice import DECIDING_ROWS, LEVEL, Times, block_of, choose, interleaved
 from training.publish.sign import sign
 
 log = logging.getLogger(__name__)
 
 COMPILED_ROWS = 512  # what the compiler tunes for
-MEASURED_ROWS = (1, 10, 100, 500)
+MEASURED_ROWS = (1, 10, *DECIDING_ROWS)
+TORCHSCRIPT = "torchscript"
 SETTINGS: dict[str, Any] = {
     "freezing": True,
     "max_autotune": True,
     "max_autotune_gemm_backends": "CPP,ATEN",
     "aot_inductor.package": True,
 }
-TURNS = 5
-SECONDS_PER_TURN = 0.1
 # A CPU without one of these multiplies bfloat16 by way of float32, slower than float32 itself.
 BFLOAT16_SETS = ("avx512_bf16", "amx_bf16", "bf16", "svebf16")
 
@@ -65,7 +66,8 @@ Answer = Callable[[Tensor, Tensor], Tensor]
 
 def compile_version(version: Path, sign_key: SigningKey | None = None, *, even_if_slower: bool = False) -> Path:
     """Make and publish the compiled package of a version, in place of one that is there, signed if a key is given.
-    Returns its folder. `even_if_slower` is for measuring: a package that TorchScript is faster than is published too.
+    Returns its folder. `even_if_slower` is for measuring: a package that is not faster than TorchScript is published
+    too.
 
     Raises ValueError where there is no compiler, or nothing worth publishing comes out."""
     compiler = os.environ.get("CXX", "g++")
@@ -77,7 +79,7 @@ def compile_version(version: Path, sign_key: SigningKey | None = None, *, even_i
     scorer = Scorer.load(version, engine="torchscript")
     rows_ND, sums_1F = _inputs(scorer)
     candidates: dict[Dtype, list[Any]] = {}
-    answers: dict[str, Answer] = {"torchscript": scorer.module.answer}
+    answers: dict[str, Answer] = {TORCHSCRIPT: scorer.module.answer}
     with torch.inference_mode():
         # As they are answered: a map to a label's mean may be steep, and widen what bfloat16 changes.
         expected_NO = scorer.as_answered(scorer.module.answer(rows_ND, sums_1F))
@@ -92,17 +94,24 @@ def compile_version(version: Path, sign_key: SigningKey | None = None, *, even_i
             candidates[dtype], answers[dtype] = files, compiled
         if not candidates:
             raise ValueError(f"{version}: nothing compiled answers as TorchScript does; it serves on alone")
-        cpu_ms = {name: {str(n): 0.0 for n in MEASURED_ROWS} for name in answers}
-        for rows in MEASURED_ROWS:
-            for name, value in _cpu_ms(answers, rows_ND[:rows], sums_1F).items():
-                cpu_ms[name][str(rows)] = round(value, 4)
-    most = str(MEASURED_ROWS[-1])
-    fastest = min(candidates, key=lambda dtype: cpu_ms[dtype][most])
-    if not even_if_slower and cpu_ms[fastest][most] >= cpu_ms["torchscript"][most]:
-        raise ValueError(f"{version}: not faster than TorchScript on this host, nothing published: {cpu_ms}")
-    files = _compile_sums(scorer, fastest, rows_ND, sums_1F, cpu_ms)
-    package = _packed({BY_COLUMNS: candidates[fastest], BY_SUMS: files})
-    path = _publish(scorer, fastest, package, sorted(sets), cpu_ms, sign_key)
+        times = _times(answers, rows_ND, sums_1F)
+    choice = choose(times, TORCHSCRIPT)
+    log.info("CPU time as a share of TorchScript's: %s", choice.described())
+    fastest = choice.engine or min(candidates, key=lambda name: statistics.median(times[name][MEASURED_ROWS[-1]]))
+    dtype = next(one for one in candidates if one == fastest)
+    if choice.engine is None and not even_if_slower:
+        raise ValueError(
+            f"{version}: not surely faster than TorchScript on this host, nothing published; CPU time as a share of "
+            f"TorchScript's, with its {LEVEL:.0%} interval: {choice.described()}"
+        )
+    files, by_sums = _compile_sums(scorer, dtype, rows_ND, sums_1F)
+    package = _packed({BY_COLUMNS: candidates[dtype], BY_SUMS: files})
+    cpu_ms = {**_cpu_ms(times), **_cpu_ms(by_sums)}
+    measured = {
+        "cpu_ms": cpu_ms,
+        "against_torchscript": {rows: one.model_dump() for rows, one in choice.ratios[dtype].items()},
+    }
+    path = _publish(scorer, dtype, package, sorted(sets), measured, sign_key)
     log.info("published %s; CPU ms by number of candidates: %s", path, cpu_ms)
     return path
 
@@ -142,11 +151,9 @@ def _dense(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
     return dense
 
 
-def _compile_sums(
-    scorer: Scorer, dtype: Dtype, rows_ND: Tensor, sums_1F: Tensor, cpu_ms: dict[str, dict[str, float]]
-) -> list[Any]:
-    """The function that answers by a catalogue's sums, compiled. Its times go to `cpu_ms`. Raises ValueError where it
-    does not answer as TorchScript does."""
+def _compile_sums(scorer: Scorer, dtype: Dtype, rows_ND: Tensor, sums_1F: Tensor) -> tuple[list[Any], Times]:
+    """The function that answers by a catalogue's sums, compiled, and its times beside TorchScript's. Raises ValueError
+    where it does not answer as TorchScript does."""
     with torch.inference_mode():
         sums_NF = scorer.module.candidate_sums(rows_ND).to(compiled_sums_dtype(scorer.schema), copy=True)
         files = _compile(SumsAnswers(_dense(scorer, dtype)).eval(), sums_NF, sums_1F)
@@ -156,11 +163,8 @@ def _compile_sums(
         answers_NO = scorer.as_answered(compiled(sums_NF, sums_1F))
         if (fault := disagreement(expected_NO, answers_NO, COMPILED_TOLERANCE)) is not None:
             raise ValueError(f"{scorer.artifact.path}: answers by sums, compiled in {dtype}: {fault}")
-        answers: dict[str, Answer] = {"torchscript by sums": torchscript, f"{dtype} by sums": compiled}
-        for rows in MEASURED_ROWS:
-            for name, value in _cpu_ms(answers, sums_NF[:rows], sums_1F).items():
-                cpu_ms.setdefault(name, {})[str(rows)] = round(value, 4)
-    return files
+        answers: dict[str, Answer] = {f"{TORCHSCRIPT} by sums": torchscript, f"{dtype} by sums": compiled}
+        return files, _times(answers, sums_NF, sums_1F)
 
 
 def _compile(module: nn.Module, candidates_NX: Tensor, sums_1F: Tensor) -> list[Any]:
@@ -188,18 +192,22 @@ def _packed(functions: dict[str, list[Any]]) -> bytes:
         return Path(path).read_bytes()
 
 
-def _cpu_ms(answers: dict[str, Answer], rows_ND: Tensor, sums_1F: Tensor) -> dict[str, float]:
-    """The median CPU milliseconds of each, in turns, so that other load of the machine falls on all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in answers}
-    for turn in range(TURNS + 1):
-        for name, answer in answers.items():
-            calls, started = 0, time.process_time()
-            while time.process_time() - started < SECONDS_PER_TURN:
-                answer(rows_ND, sums_1F)
-                calls += 1
-            if turn:  # the first warms up
-                seconds[name].append((time.process_time() - started) / calls)
-    return {name: statistics.median(values) * 1e3 for name, values in seconds.items()}
+def _times(answers: dict[str, Answer], candidates_NX: Tensor, sums_1F: Tensor) -> dict[str, dict[int, list[float]]]:
+    """CPU seconds a call, by engine and number of candidates, in interleaved blocks."""
+    times: dict[str, dict[int, list[float]]] = {name: {} for name in answers}
+    for rows in MEASURED_ROWS:
+        some_NX = candidates_NX[:rows]
+        blocks = {name: block_of(partial(answer, some_NX, sums_1F)) for name, answer in answers.items()}
+        for name, seconds in interleaved(blocks).items():
+            times[name][rows] = seconds
+    return times
+
+
+def _cpu_ms(times: Times) -> dict[str, dict[str, float]]:
+    return {
+        name: {str(rows): round(statistics.median(seconds) * 1e3, 4) for rows, seconds in by_rows.items()}
+        for name, by_rows in times.items()
+    }
 
 
 def _publish(
@@ -207,7 +215,7 @@ def _publish(
     dtype: Dtype,
     package: bytes,
     sets: list[str],
-    cpu_ms: dict[str, dict[str, float]],
+    measured: dict[str, Any],
     sign_key: SigningKey | None,
 ) -> Path:
     final = folder_of(scorer.artifact)
@@ -225,7 +233,7 @@ def _publish(
             "instructions": sets,
             "dtype": dtype,
             "tolerance": COMPILED_TOLERANCE,
-            "cpu_ms": cpu_ms,
+            **measured,
             "files": {PACKAGE: file_entry(folder / PACKAGE)},
         }
         write_manifest(folder, content)

@@ -146,6 +146,7 @@ def test_without_room_for_a_compiled_package_torchscript_serves(
         "dtype": "float32",
         "tolerance": 1.0,
         "cpu_ms": {},
+        "against_torchscript": {},
         "files": {PACKAGE: file_entry(folder / PACKAGE)},
     }
     write_manifest(folder, content)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.artifact.artifact import MANIFEST, ArtifactError, write_manifest
-from model.artifact.compiled import PACKAGE
+from model.artifact.artifact import MANIFEST, Artifact, ArtifactError, write_manifest
+from model.artifact.compiled import BY_COLUMNS, PACKAGE, open_compiled
 from model.artifact.signature import SIGNATURE, SigningKey
 from model.scorer.golden import disagreement
 from model.scorer.scorer import COMPILED_TOLERANCE, Scorer
@@ -105,6 +105,47 @@ def test_candidates_by_id_are_answered_by_the_compiled_function_of_sums(
         got_NO = scorer.score(request, named).answers_NO
         np.testing.assert_allclose(got_NO, expected_NO, rtol=COMPILED_TOLERANCE, atol=COMPILED_TOLERANCE)
     assert asked == [1, 3, 3]
+
+
+@pytest.mark.slow
+def test_the_manifest_says_how_much_cpu_time_it_takes(models: Path) -> None:
+    manifest, _ = open_compiled(Artifact.open(models / "tiny" / "1"))
+    assert set(manifest.against_torchscript) == {"100", "500"}
+    for rows, one in manifest.against_torchscript.items():
+        assert 0 < one.low <= one.ratio <= one.high
+        of_medians = manifest.cpu_ms[manifest.dtype][rows] / manifest.cpu_ms["torchscript"][rows]
+        # The median of ratios is not the ratio of medians. On a busy machine they are a third apart at worst.
+        assert of_medians / 2 < one.ratio < of_medians * 2
+
+
+@pytest.mark.parametrize(("shares", "published"), [({100: 0.9, 500: 0.8}, True), ({100: 1.0, 500: 0.8}, False)])
+def test_a_package_is_published_only_where_it_is_surely_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], published: bool
+) -> None:
+    """The compiled function is the eager module here, and its times are made up: what is tested is the decision."""
+    version = publish_artifact(tmp_path)
+    monkeypatch.setattr(compile_module, "BFLOAT16_SETS", ())
+    monkeypatch.setattr(compile_module, "_compile", lambda module, *_: [module])
+    monkeypatch.setattr(compile_module, "_packed", dict)
+    monkeypatch.setattr(compile_module, "CompiledAnswers", lambda functions, name=BY_COLUMNS: functions[name][0])
+    monkeypatch.setattr(compile_module, "_publish", lambda *_: tmp_path / "published")
+    generator = np.random.default_rng(3)
+
+    def made_up(answers: dict[str, Any], *_: Any) -> dict[str, dict[int, list[float]]]:
+        def seconds(name: str, rows: int) -> list[float]:
+            share = 1.0 if name.startswith("torchscript") else shares[rows]
+            return list(share * (1 + 0.01 * generator.random(41)))
+
+        return {name: {rows: seconds(name, rows) for rows in shares} for name in answers}
+
+    monkeypatch.setattr(compile_module, "_times", made_up)
+    if published:
+        assert compile_version(version) == tmp_path / "published"
+        return
+    with pytest.raises(
+        ValueError, match=r"not surely faster.*float32 at 100 candidates (0\.99|1\.00)\d \(0\.99\d to 1\.0"
+    ):
+        compile_version(version)
 
 
 def changed(key: str, value: Any) -> Callable[[Path], None]:
