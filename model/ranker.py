@@ -1,4 +1,4 @@
-"""The ranker: embeddings -> fusion network -> task towers -> logits -> answers.
+"""The ranker: embeddings -> cross layers -> fusion network -> task towers -> logits -> answers.
 
 `Ranker` is what training trains. model/export/scoring_module.py is the same network as it scores.
 
@@ -8,11 +8,13 @@ representation.
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Self
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
+from model.cross_layers import CrossConfig
 from model.embeddings.embeddings import Embeddings
 from model.features.block import BlockTensors, block_inputs, row_columns
 from model.features.encoder import FittedFeatures
@@ -28,10 +30,20 @@ from model.tasks.task import BaseTask
 
 
 class NetworkConfig(StrictModel):
-    """A fusion network and the hidden widths of the task towers behind it."""
+    """A fusion network, the cross layers before it if any, and the hidden widths of the task towers behind it."""
 
     fusion: FusionConfig
+    cross: CrossConfig | None = None
     tower: tuple[PositiveInt, ...] = (64,)
+
+    @model_validator(mode="after")
+    def _check_cross(self) -> Self:
+        if self.cross is not None and self.has_own_embeddings:
+            raise ValueError(
+                "cross multiplies the columns of one row, and fusion.own_embeddings has one for each task; give one of "
+                "the two"
+            )
+        return self
 
     @property
     def has_own_embeddings(self) -> bool:
@@ -84,6 +96,7 @@ class Network(nn.Module):
         super().__init__()
         self.has_own_embeddings = config.has_own_embeddings
         self.config = config.fusion
+        self.cross = None if config.cross is None else config.cross.build(input_width)
         self.fusion = build_network(config.fusion, input_width, len(output_counts), given)
         towers = zip(output_counts, bases or [False] * len(output_counts), strict=True)
         self.towers = nn.ModuleList(
@@ -95,7 +108,7 @@ class Network(nn.Module):
     def forward(self, rows_BD: Tensor) -> Tensor:
         """logits_BO in task order, of unconditional probabilities. A regression task's logit is its standardised
         prediction."""
-        fused_BTH = self.fusion(rows_BD)
+        fused_BTH = self.fusion(self.crossed(rows_BD))
         logits: list[Tensor] = []
         # unbind, not an index a task: its backward is one stack, an index's is a tensor of zeros for each task.
         inputs = fused_BTH.unbind(1)
@@ -108,9 +121,13 @@ class Network(nn.Module):
         """The towers that a task's logit is made of: its own, and those of the tasks along its chain."""
         return [self.towers[place] for place in given_before(task, self._given)]
 
+    def crossed(self, rows_BD: Tensor) -> Tensor:
+        """The rows as the fusion network reads them, [B, D]: behind the cross layers."""
+        return rows_BD if self.cross is None else self.cross(rows_BD)
+
     def with_bases(self, rows_BD: Tensor) -> tuple[Tensor, Tensor | None]:
         """logits_BO, and bases_BJ of the tasks that have a base logit."""
-        inputs = self.fusion(rows_BD).unbind(1)
+        inputs = self.fusion(self.crossed(rows_BD)).unbind(1)
         pairs = [tower.with_base(part) for tower, part in zip(typed(self.towers, Tower), inputs, strict=True)]
         bases = [base for _, base in pairs if base is not None]
         logits_BO: Tensor = self.chains(torch.cat([logits for logits, _ in pairs], dim=1))
@@ -119,7 +136,7 @@ class Network(nn.Module):
     def frozen(self, num_tasks: int) -> FrozenNetwork:
         """The fusion network as data (model/fusion/frozen.py)."""
         frozen: FrozenNetwork = self.fusion.frozen(num_tasks)
-        return frozen
+        return frozen if self.cross is None else frozen._replace(crosses=self.cross.frozen())
 
     def tower_layers(self) -> list[Layers]:
         """Each task tower's weights and biases."""
@@ -127,7 +144,7 @@ class Network(nn.Module):
 
     def slots(self, tasks: list[str]) -> Slots:
         """Every layer's weight and bias by name, views that are written to (model/fusion/slots.py)."""
-        slots = self.fusion.slots(tasks)
+        slots = ({} if self.cross is None else self.cross.slots()) | self.fusion.slots(tasks)
         for task, layers in zip(tasks, self.tower_layers(), strict=True):
             slots |= layer_slots(f"tower.{task}", layers)
         for task, tower in zip(tasks, typed(self.towers, Tower), strict=True):

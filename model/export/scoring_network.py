@@ -9,13 +9,14 @@ Shapes: B 1 or N rows, N candidates, R requests, D columns of a raw row, K gate 
 level, H widths, F all outputs over the raw row (experts of every raw row, then the gates that read it), O outputs.
 """
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.export.crossed_row import CrossedRow, over_raw_row
+from model.export.frozen_linear import frozen_linear
 from model.export.scoring_transfer import ScoringTransfers
 from model.fusion.experts import side_by_side
 from model.fusion.frozen import Expert, FrozenLevel, FrozenNetwork, Gates
@@ -27,9 +28,12 @@ from model.fusion.slots import Layers
 
 def request_linears(frozen: FrozenNetwork, request_columns: Tensor) -> nn.ModuleList:
     """Sums that a request's columns of each raw row add to each output over it, biases included: rows_BD -> sums_BF."""
-    weights, biases = _over_raw_row(frozen)
+    weights, biases = _first_products(frozen)
     return nn.ModuleList(
-        [_by_input(_linear(weight[:, request_columns], bias)) for weight, bias in zip(weights, biases, strict=True)]
+        [
+            _by_input(frozen_linear(weight[:, request_columns], bias))
+            for weight, bias in zip(weights, biases, strict=True)
+        ]
     )
 
 
@@ -57,15 +61,21 @@ class ScoringNetwork(nn.Module):
         self.dtype: torch.dtype = dtype
         self.width: int = len(candidate_columns)
         num_gates = sum(len(gates.bias_GE.flatten()) for gates in _row_gates(frozen))
-        weights, _ = _over_raw_row(frozen)
+        weights, biases = _over_raw_row(frozen)
         # The gates are a Linear of their own: their few outputs are wanted in another precision and layout.
-        splits = [
-            torch.split(weight[:, candidate_columns], [len(weight) - num_gates, num_gates]) for weight in weights[:1]
-        ]
-        parts = [splits[0][0], *(weight[:, candidate_columns] for weight in weights[1:])]
-        self.experts = nn.ModuleList([_linear(part, None, dtype) for part in parts])
-        self.row_gates = nn.ModuleList([_linear(splits[0][1], None, dtype)] if num_gates else [])
-        self.widths = [len(part) for part in parts] + ([num_gates] if num_gates else [])
+        splits = [len(weights[0]) - num_gates, *([num_gates] if num_gates else [])]
+        self.crosses = nn.ModuleList()
+        if frozen.crosses:
+            self.crosses.append(
+                CrossedRow(frozen.crosses, weights[0], biases[0], splits, is_compiled=is_compiled, dtype=dtype)
+            )
+            weights, _ = _first_products(frozen)
+            splits = [len(weights[0])]
+        parts = [weight[:, candidate_columns] for weight in weights]
+        first, *gates = torch.split(parts[0], splits)
+        self.experts = nn.ModuleList([frozen_linear(part, None, dtype) for part in (first, *parts[1:])])
+        self.row_gates = nn.ModuleList([frozen_linear(part, None, dtype) for part in gates])
+        self.widths = [len(part) for part in (first, *parts[1:], *gates)]
         levels: list[nn.Module] = []
         start = 0
         for level in frozen.levels:
@@ -148,6 +158,8 @@ class ScoringNetwork(nn.Module):
         """logits_NO of all that is over the raw row, and by level the weights of its experts, empty where it mixes
         none. `parts` are written to."""
         units: list[Tensor] = []
+        for crossed in self.crosses:
+            parts = crossed(parts[0])
         for part_NH in parts[: len(self.experts)]:
             units.append(_relu(part_NH, self.is_compiled).to(self.dtype))
         # The gates' logits where there are any. No level reads them otherwise.
@@ -188,7 +200,7 @@ class ScoringLevel(nn.Module):
         groups = _groups(level.experts)
         # Experts that read the same unit are one Linear.
         self.sources = [group[0].source for group in groups]
-        self.first = nn.ModuleList([] if is_first else [_linear(*_stacked(group), dtype) for group in groups])
+        self.first = nn.ModuleList([] if is_first else [frozen_linear(*_stacked(group), dtype) for group in groups])
         self.is_deep: bool = len(level.experts[0].layers) > 1
         deeper = [_mlp(expert.layers[1:], dtype) for expert in level.experts] if self.is_deep else []
         self.deeper = nn.ModuleList(deeper)
@@ -207,7 +219,7 @@ class ScoringLevel(nn.Module):
             mixed = torch.isfinite(gates.bias_GE)
             if not gates.reads_row:
                 pairs = zip(gates.weights_ED, gates.bias_GE, strict=True)
-                self.gates = nn.ModuleList([_linear(weight, bias, dtype) for weight, bias in pairs])
+                self.gates = nn.ModuleList([frozen_linear(weight, bias, dtype) for weight, bias in pairs])
         elif isinstance(level.mix, Tensor):
             self.num_outputs = len(level.mix)
             mixed = torch.ones_like(level.mix)
@@ -302,7 +314,7 @@ class ScoringTower(nn.Module):
     def __init__(self, layers: Layers, dtype: torch.dtype) -> None:
         super().__init__()
         self.hidden = _mlp(layers[:-1], dtype)
-        self.last = _linear(*layers[-1])
+        self.last = frozen_linear(*layers[-1])
 
     def forward(self, representation_NH: Tensor) -> Tensor:
         """logits_NO of one task."""
@@ -320,8 +332,17 @@ def _row_gates(frozen: FrozenNetwork) -> list[Gates]:
     return [level.mix for level in frozen.levels if isinstance(level.mix, Gates) and level.mix.reads_row]
 
 
+def _first_products(frozen: FrozenNetwork) -> tuple[list[Tensor], list[Tensor]]:
+    """Weight and bias of all that is multiplied with each raw row: for cross layers first, where there are some."""
+    if not frozen.crosses:
+        return _over_raw_row(frozen)
+    weight, bias = over_raw_row(frozen.crosses)
+    return [weight], [bias]
+
+
 def _over_raw_row(frozen: FrozenNetwork) -> tuple[list[Tensor], list[Tensor]]:
-    """Weight and bias of all that reads each raw row: its experts' first layers, in the first row then the gates."""
+    """Weight and bias of all that reads each raw row, or the crossed one: its experts' first layers, in the first row
+    then the gates."""
     groups = _groups(frozen.levels[0].experts)
     assert [group[0].source for group in groups] == list(range(frozen.num_rows))
     weights, biases = map(list, zip(*(_stacked(group) for group in groups), strict=True))
@@ -353,20 +374,8 @@ def _stacked(experts: Sequence[Expert]) -> tuple[Tensor, Tensor]:
 def _mlp(layers: Layers, dtype: torch.dtype) -> nn.Sequential:
     modules: list[nn.Module] = []
     for weight_HD, bias_H in layers:
-        modules += [_linear(weight_HD, bias_H, dtype), nn.ReLU()]
+        modules += [frozen_linear(weight_HD, bias_H, dtype), nn.ReLU()]
     return nn.Sequential(*modules)
-
-
-def _linear(weight_HD: Tensor, bias_H: Tensor | None, dtype: torch.dtype = torch.float32) -> nn.Linear:
-    """A Linear with copies of these weights, not to be trained."""
-    with warnings.catch_warnings():
-        # A feed without request features adds nothing but biases there.
-        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
-        linear = nn.Linear(weight_HD.shape[1], weight_HD.shape[0], bias=bias_H is not None, device="meta")
-    linear.weight = nn.Parameter(weight_HD.detach().to(dtype, copy=True).contiguous(), requires_grad=False)
-    if bias_H is not None:
-        linear.bias = nn.Parameter(bias_H.detach().to(dtype, copy=True).contiguous(), requires_grad=False)
-    return linear
 
 
 def _by_input(linear: nn.Linear) -> nn.Linear:

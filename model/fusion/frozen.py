@@ -66,11 +66,14 @@ class FrozenLevel(NamedTuple):
 
 
 class FrozenNetwork(NamedTuple):
-    """A whole network: `num_rows` raw rows, levels, and which unit of the last one each task's tower reads."""
+    """A whole network: `num_rows` raw rows, levels, and which unit of the last one each task's tower reads.
+
+    `crosses` are the cross layers before it, one or two matrices each (model/cross_layers.py)."""
 
     num_rows: int
     levels: list[FrozenLevel]
     unit_of_task: list[int]
+    crosses: Sequence[Layers] = ()
 
 
 def gates_of(

@@ -9,6 +9,7 @@ UNIT being a task or `shared`, and all numbers from 0 (`training/start/foreign_w
     level.0.gate.UNIT.weight           one output per expert that it mixes. In ML-MMoE a number below the last level
     level.0.native.UNIT                AdaTT: the unit's native weights, one per expert
     level.0.stitch                     cross-stitch, [T, T]
+    cross.0.0.weight                   cross layers: of a low rank, [D, rank], and the other matrix is cross.0.down
     layer.0.weight                     shared-bottom
     expert.TASK.0.weight               no sharing: task, layer
     transfer.TASK.inform.weight        AITM, which also has expert.TASK: what a task receives

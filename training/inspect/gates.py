@@ -59,7 +59,7 @@ def level_gates(ranker: Ranker, rows: Rows, config: FusionConfig, tasks: list[st
     with torch.no_grad():
         native = _native_weights_of_levels(fusion)
         for batch in rows.batches(ROWS_AT_ONCE):
-            weights = fusion.expert_weights(ranker.embeddings(batch.request, batch.candidate))
+            weights = fusion.expert_weights(_rows_read(ranker, batch))
             sums = sums or [_Sums() for _ in weights]
             for level, weights_BGE, native_GE in zip(sums, weights, native, strict=True):
                 level.add(weights_BGE, native_GE)
@@ -81,13 +81,18 @@ def gate_use(ranker: Ranker, batch: Batch) -> list[tuple[float, float]]:
         return []
     found = []
     with torch.no_grad():
-        weights = fusion.expert_weights(ranker.embeddings(batch.request, batch.candidate))
+        weights = fusion.expert_weights(_rows_read(ranker, batch))
         for weights_BGE, native_GE in zip(weights, _native_weights_of_levels(fusion), strict=True):
             gates_BGE = _gates(weights_BGE, native_GE)
             entropy = torch.special.entr(gates_BGE).sum(dim=2).mean()
             experts_used = torch.special.entr(gates_BGE.mean(dim=(0, 1))).sum().exp()
             found.append((float(entropy), float(experts_used)))
     return found
+
+
+def _rows_read(ranker: Ranker, batch: Batch) -> Tensor:
+    """Rows of a batch as the fusion network reads them."""
+    return ranker.network.crossed(ranker.embeddings(batch.request, batch.candidate))
 
 
 def _gates(weights_BGE: Tensor, native_GE: Tensor) -> Tensor:

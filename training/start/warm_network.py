@@ -36,7 +36,15 @@ class Side:
         with torch.random.fork_rng(devices=[]):
             wide = width + parts
             wider = Network(config, wide, schema.output_counts, schema.given, schema.base_logits).slots(tasks)
-        self.reads_row = {name for name, slot in self.slots.items() if slot.shape != wider[name].shape}
+        # By slot, its dimensions that go along the raw row. A cross layer reads a row and gives one.
+        self.of_row = {
+            name: [
+                place
+                for place, sizes in enumerate(zip(slot.shape, wider[name].shape, strict=True))
+                if len({*sizes}) > 1
+            ]
+            for name, slot in self.slots.items()
+        }
         self._experts = _experts_of_gates(network, config, tasks, self.slots)
         last = f"{len(config.tower)}"
         self._outputs = {f"tower.{task.name}.{last}": list(task.outputs) for task in schema.tasks}
@@ -67,8 +75,8 @@ def fill_network(ours: Side, theirs: Side, features: set[str]) -> Iterator[tuple
 
 def _fill_slot(name: str, ours: Side, theirs: Side, columns: list[tuple[range, range]]) -> str:
     slot, source = ours.slots[name], theirs.slots.get(name)
-    reads_row = name in ours.reads_row
-    if source is None or source.dim() != slot.dim() or reads_row != (name in theirs.reads_row):
+    of_row = ours.of_row[name]
+    if source is None or source.dim() != slot.dim() or of_row != theirs.of_row[name]:
         return "fresh"
     words = name.split(".")
     if words[0] in ("tower", "transfer") and ours.given[words[1]] != theirs.given.get(words[1]):
@@ -76,7 +84,7 @@ def _fill_slot(name: str, ours: Side, theirs: Side, columns: list[tuple[range, r
     pairs: list[Tensor] = []  # by dimension, our place and theirs of what both have
     labels = list(zip(ours.labels(name), theirs.labels(name), strict=False))
     for dimension, (size, old_size) in enumerate(zip(slot.shape, source.shape, strict=True)):
-        if reads_row and dimension == slot.dim() - 1:
+        if dimension in of_row:
             found = [pair for mine, other in columns for pair in zip(mine, other, strict=True)]
         elif dimension < len(labels):
             mine, other = labels[dimension]
@@ -89,7 +97,7 @@ def _fill_slot(name: str, ours: Side, theirs: Side, columns: list[tuple[range, r
     whole = all(len(found) == size for found, size in zip(pairs, slot.shape, strict=True))
     here = torch.meshgrid(*(found[:, 0] for found in pairs), indexing="ij")
     there = torch.meshgrid(*(found[:, 1] for found in pairs), indexing="ij")
-    if reads_row:
+    if of_row:
         slot[pairs[0][:, 0]] = 0.0
     slot[here] = source[there].to(slot)
     return "taken" if whole else "part" if here[0].numel() else "fresh"

@@ -107,4 +107,5 @@ def _words(name: str, schema: FeedSchema) -> str:
     if part == "towers":
         position, _, rest = rest.partition(".")
         return f"the tower of task '{schema.tasks[int(position)].name}'" + (f" ({rest})" if rest else "")
-    return "the fusion network" + (f" ({rest})" if rest else "")
+    what = "the cross layers" if part == "cross" else "the fusion network"
+    return what + (f" ({rest})" if rest else "")

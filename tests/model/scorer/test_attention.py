@@ -10,7 +10,7 @@ from model.features.encoder import Encoded
 from model.features.kinds.columns import Column
 from model.scorer.batch_scoring import score_requests
 from model.scorer.scorer import Scorer
-from tests.artifacts import TINY_REQUEST, attention_schema, publish_artifact
+from tests.artifacts import TINY_NETWORK, TINY_REQUEST, attention_schema, publish_artifact
 from tests.items import tiny_items, values_of, write_items
 from training.publish.catalogue import build_catalogue
 
@@ -19,10 +19,11 @@ ITEMS = tiny_items(30)
 HISTORIES: list[list[int]] = [[], [3], [3, 9, 4], [50, 60, 3, 9, 4]]
 
 
-@pytest.fixture(scope="module")
-def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+@pytest.fixture(scope="module", params=[None, {"layers": 2}, {"layers": 2, "rank": 3}], ids=str)
+def scorer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    """Behind the lists, as they are read or crossed with the other columns."""
     folder: Path = tmp_path_factory.mktemp("models")
-    version = publish_artifact(folder, schema=attention_schema())
+    version = publish_artifact(folder, schema=attention_schema(), network={**TINY_NETWORK, "cross": request.param})
     build_catalogue(version, write_items(folder / "items.parquet", ITEMS))
     loaded = Scorer.load(version)
     (generation,) = loaded.catalogue_generations()

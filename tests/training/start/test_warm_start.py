@@ -50,6 +50,8 @@ NETWORKS: dict[str, Any] = {
     "fixed_routing": {"kind": "fixed_random_routing", "levels": [12, 12, 8], "num_modules": 3},
     "learned_routing": {"kind": "learned_routing", "levels": [12, 8], "num_modules": 3},
     "own_embeddings": {"kind": "no_sharing", "levels": [12, 8], "own_embeddings": True},
+    "crossed": {"kind": "shared_bottom", "levels": [12, 8]},
+    "crossed_low_rank": {"kind": "shared_bottom", "levels": [12, 8]},
 }
 ITEMS = (3, 5, 8, 13, 21)
 ROWS = 64
@@ -89,7 +91,8 @@ def ranker_for(schema: FeedSchema, fitted: FittedFeatures, config: NetworkConfig
 
 
 def config_of(name: str) -> NetworkConfig:
-    return NetworkConfig.from_mapping({"fusion": NETWORKS[name], "tower": [6]}, "test")
+    cross = {"crossed": {"layers": 2}, "crossed_low_rank": {"layers": 2, "rank": 3}}.get(name)
+    return NetworkConfig.from_mapping({"fusion": NETWORKS[name], "cross": cross, "tower": [6]}, "test")
 
 
 def parent_of(name: str, schema: FeedSchema | None = None, items: tuple[int, ...] = ITEMS) -> tuple[Parent, Ranker]:
