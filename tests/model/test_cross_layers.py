@@ -100,7 +100,7 @@ class Split:
         case = CASES[name]
         torch.manual_seed(3)
         config = NetworkConfig.from_mapping({"fusion": dict(case.config), "cross": cross, "tower": [3]}, "test")
-        self.network = Network(config, WIDTH, (1,) * case.tasks).eval()
+        self.network = Network(config, WIDTH, (1,) * case.tasks, case.given).eval()
         frozen, generator = self.network.frozen(case.tasks), torch.Generator().manual_seed(5)
         self.request = torch.randperm(REQUEST_WIDTH, generator=generator)
         self.candidate = REQUEST_WIDTH + torch.randperm(WIDTH - REQUEST_WIDTH, generator=generator)
@@ -115,8 +115,8 @@ class Split:
         return torch.cat([request.expand(count, -1), candidates], dim=1)
 
 
-# With gates over the row, gates over units, a fixed mix, and none.
-FUSIONS = ["ml-mmoe", "adatt-sp", "cross-stitch", "shared-bottom-deep", "routing"]
+# With gates over the row, gates over units, a fixed mix, none, and transfers.
+FUSIONS = ["ml-mmoe", "adatt-sp", "cross-stitch", "shared-bottom-deep", "routing", "aitm-chains"]
 
 
 @all_crosses
