@@ -28,8 +28,8 @@ class ScoringTransfers(nn.Module):
         self.steps = [(transfer.task, transfer.given) for transfer in transfers]
         self.layers = nn.ModuleList([ScoringTransfer(transfer, dtype) for transfer in transfers])
         base_TT, moved_STT = transfer_matrices(num_tasks, self.steps)
-        self.register_buffer("base_TT", base_TT, persistent=False)
-        self.register_buffer("moved_STT", moved_STT, persistent=False)
+        self.register_buffer("base_TT", base_TT)
+        self.register_buffer("moved_STT", moved_STT)
 
     def forward(self, results: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """(results, weights_NTT)."""

@@ -137,7 +137,7 @@ def dense_parameters(experiment: Experiment, network: str) -> int:
     schema = config.feed_schema()
     width = row_width(schema, "request") + row_width(schema, "candidate")
     copies = len(schema.tasks) if config.network.has_own_embeddings else 1
-    built = Network(config.network, width * copies, schema.output_counts)
+    built = Network(config.network, width * copies, schema.output_counts, schema.given)
     return sum(weight.numel() for weight in built.parameters())
 
 
