@@ -12,6 +12,7 @@ DEVICE ?= cpu
 TORCH_INDEX ?=
 ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(shell command -v $(engine))))
 MODELS ?= models
+WHEELS ?=
 ARGS ?=
 PROCESSES ?= 2
 
@@ -44,7 +45,7 @@ TYPED := $(wildcard model training service deploy benchmarks clients tests $(INS
 	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-rolling bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
-	bench-off-policy bench-routing-learners bench-images bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-freshness bench-batch bench-clients bench-client-faults bench-page clean
+	bench-off-policy bench-routing-learners bench-images bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-freshness bench-batch bench-clients bench-client-faults bench-page check-gpu clean
 
 help: ## this list
 	@echo "make VERB [NAME=value ...]"
@@ -323,6 +324,15 @@ bench-page: $(STAMP) $(PAGE_STAMP) ## the page at /play in Chromium: first paint
 
 bench-client-faults: $(STAMP) ## the share of rankings that a failing service answers, by each client (needs node and haproxy)
 	@exec env PYTHONPATH=clients/python $(PY) -m benchmarks.client_faults $(ARGS)
+
+# Without an environment of this checkout: what $(PYTHON) has, and the wheels of benchmarks/gpu_bundle.py.
+check-gpu: ## what this project does on a GPU, in eight minutes (PYTHON=python3 WHEELS=DIR: on a machine without an index)
+	@site=$$(mktemp -d); trap 'rm -rf "$$site"' EXIT; \
+	python="$(if $(wildcard $(PY)),$(PY),$(PYTHON))"; \
+	if [ -n "$(WHEELS)" ]; then \
+		"$$python" -m pip install $(PIP_FLAGS) --no-index --no-deps --no-compile --target "$$site" "$(WHEELS)"/*.whl || exit; \
+	fi; \
+	PYTHONPATH="$$site" "$$python" -m benchmarks.check_gpu $(ARGS)
 
 bench-fuzz: $(STAMP) ## a million requests that are nearly right, framing included (ARGS="--requests 20000 --seed 7")
 	@exec $(PY) -m benchmarks.fuzz $(ARGS)

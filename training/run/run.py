@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, get_args
 
-from model.embeddings.embeddings import Embeddings, FusedOptimizer, TableOptimizer
+from model.embeddings.embeddings import Embeddings, FusedOptimizer, TableOptimizer, torchrec_fault
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.ranker import Network, Ranker
 from model.schema import FeedSchema
@@ -180,8 +180,8 @@ def locked(path: Path) -> AbstractContextManager[None]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what decides a run's numbers."""
-    names = ("torch", "torchrec", "numpy", "pyarrow")
+    """Versions of what decides a run's numbers. Without TorchRec tables are plain torch's."""
+    names = ("torch", *(("torchrec",) if torchrec_fault is None else ()), "numpy", "pyarrow")
     return {name: importlib.metadata.version(name) for name in names}
 
 
