@@ -25,7 +25,7 @@ from training.run.run import read_json
 def main() -> None:
     """Run what is left, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, nargs="?", default=Path("configs/rolling/kuairand.yaml"))
     parser.add_argument("--frozen", type=Path, help="the frozen file, to read the test day")
     parser.add_argument("--again", metavar="WORDS", help="why the test day is read a second time")
     parser.add_argument("--processes", type=int, default=1)
