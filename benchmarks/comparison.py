@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import readings, report
 from benchmarks.command import run_benchmark
 from training.compare.document import MARKDOWN, PICTURES
 from training.compare.report import RESULTS
@@ -33,6 +33,8 @@ def main() -> None:
     given = {"output": options.output, "processes": options.processes, "seeds": options.seeds}
     experiment = load(options.experiment, {key: value for key, value in given.items() if value is not None})
     folder = compare(experiment).parent
+    for day in {readings.day_of_test(config.data) for config in experiment.configs().values()}:
+        readings.note(experiment.name, day)
     title, *body = (folder / MARKDOWN).read_text(encoding="utf-8").splitlines()
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     for dataset in results["datasets"].values():

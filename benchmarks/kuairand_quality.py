@@ -7,7 +7,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import readings, report
 from benchmarks.command import data_folder, run_benchmark
 from benchmarks.quality import evaluations, metric
 from training.evaluate.evaluate import evaluate
@@ -35,6 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     data_folder("kuairand")
     results = evaluations(CONFIG, [], range(options.seeds), Path("runs/bench-kuairand"), replicates=1000)
+    readings.note("kuairand_quality", readings.KUAIRAND_DAY)
     first = results[0]["evaluation"]["tasks"]
     rows = []
     for task, (regression, boosting) in REFERENCES.items():

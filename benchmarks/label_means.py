@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from benchmarks import report
+from benchmarks import readings, report
 from benchmarks.command import data_folder, run_benchmark
 from model.tasks import RegressionTask
 from training.config import TrainingConfig
@@ -147,6 +147,7 @@ def main() -> None:
         found[feed] = {"validation": validation, "test": tests}
         body += ["", f"## {feed}: validation, {validation['rows']:,} rows", "", *_methods(validation["methods"])]
         body += ["", f"## {feed}: the test day, {tests['rows']:,} rows, read once", "", *_test(tests["tasks"])]
+    readings.note("label_means", readings.KUAIRAND_DAY)
     path = report.write("label_means", "Means in the label's unit", body, found, "make bench-label-means")
     print(path.read_text(encoding="utf-8"))
 

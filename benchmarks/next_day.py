@@ -20,7 +20,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from scipy import stats
 
-from benchmarks import report
+from benchmarks import readings, report
 from benchmarks.command import data_folder, run_benchmark
 from training.config import TrainingConfig
 from training.data.kinds.columns import columns_from_arrow
@@ -61,6 +61,7 @@ def main() -> None:
                 write_json(kept, cells)
                 log.info("%s: %s", name, {arm: round(errors[OBJECTIVE], 4) for arm, errors in cells[name].items()})
     chosen = {name: cell for name, cell in cells.items() if int(name.rpartition(" ")[2]) < options.seeds}
+    readings.note("next_day", readings.KUAIRAND_DAY)
     path = report.write(
         "next_day", "Learning rates for a next day", _body(chosen), {"cells": chosen}, "make bench-next-day"
     )

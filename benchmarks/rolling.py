@@ -1,6 +1,6 @@
 """`make bench-rolling ROLLING=FILE`: a comparison on rolling days, and the reading of its test day.
 
-    FEEDRANK_DATA=<folder with kuairand_pure> python -m benchmarks.rolling configs/rolling/kuairand.yaml
+    python -m benchmarks.rolling configs/rolling/kuairand.yaml
         [--frozen FROZEN] [--again WORDS] [--processes N]
 
 Runs the trials that are left. With a frozen file it also trains what that says and reads the test day, once as the list
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.command import data_folder, run_benchmark
+from benchmarks.command import run_benchmark
 from training.compare.document import Block, Heading, to_markdown
 from training.rolling.choice_report import choice_blocks
 from training.rolling.choosing import choose
@@ -30,7 +30,6 @@ def main() -> None:
     parser.add_argument("--again", metavar="WORDS", help="why the test day is read a second time")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
-    data_folder("kuairand")
     file = load_rolling(options.file, {"processes": options.processes})
     trials = choose(file)
     blocks = list(choice_blocks(trials))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import spearmanr
 
-from benchmarks import report
+from benchmarks import readings, report
 from benchmarks.command import data_folder, run_benchmark
 from model.artifact.artifact import CALIBRATION, MANIFEST
 from model.calibration import AnswerMaps, Calibration
@@ -172,6 +172,7 @@ def main() -> None:
         *report.table(["task", "metric", "training", *data["paths"]], tasks),
     ]
     print("\n".join(body))
+    readings.note("score_parity", readings.KUAIRAND_DAY)
     print(report.write("score_parity", "Scores as served against training's", body, data, "make bench-parity"))
     raise SystemExit(any(row[-1] == "NO" for row in rows))
 

@@ -7,10 +7,17 @@ import subprocess
 from pathlib import Path
 
 
-def commit_of_checkout() -> str:
-    """The commit that is checked out, `-dirty` where a tracked file differs from it. `unknown` outside a checkout."""
-    found = _git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
-    return found.stdout.strip() if found is not None and found.returncode == 0 else "unknown"
+def commit_of_checkout(*written: Path) -> str:
+    """The commit that is checked out, `-dirty` where a tracked file differs from it other than `written`, which a job
+    writes itself. `unknown` outside a checkout."""
+    found, top = _git("describe", "--always", "--abbrev=12", "--match="), _git("rev-parse", "--show-toplevel")
+    if found is None or top is None or found.returncode or top.returncode:
+        return "unknown"
+    inside = [path for path in written if path.resolve().is_relative_to(Path(top.stdout.strip()).resolve())]
+    left_out = [f":(exclude){path.resolve()}" for path in inside]
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *left_out)
+    is_clean = changed is not None and not changed.returncode and not changed.stdout.strip()
+    return found.stdout.strip() + ("" if is_clean else "-dirty")
 
 
 def refuse_untracked(path: Path) -> None:

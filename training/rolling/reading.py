@@ -50,7 +50,9 @@ def read(path: Path, again: str | None, processes: int | None = None) -> Path:
         }
         refuse_changed(configs)
         _run(file, configs, "training", "validation")
-        begin_reading(file.readings, file.days.test, file.name, sha256_of_frozen(path), commit_of_checkout(), again)
+        begin_reading(
+            file.readings, file.days.test, file.name, sha256_of_frozen(path), commit_of_checkout(file.readings), again
+        )
         _run(file, configs, "test day", "test")
         results = _results(file, frozen, path, {key: configs[cell] for key, cell in cells.items()})
         folder = file.output / FOLDER
@@ -79,7 +81,7 @@ def _results(file: RollingFile, frozen: Frozen, path: Path, configs: Mapping[tup
         "frozen_file": str(path),
         "frozen": frozen.model_dump(mode="json"),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit_of_checkout(),
+        "commit": commit_of_checkout(file.readings),
         "cores": len(os.sched_getaffinity(0)),
         "libraries": library_versions(),
         "earlier_readings": [one.model_dump(mode="json", exclude_none=True) for one in earlier],

@@ -47,6 +47,13 @@ def read_list(path: Path) -> tuple[Reading, ...]:
     return Readings.from_mapping(read_yaml(path), str(path)).readings
 
 
+def note_reading(path: Path, day: date, by: str, commit: str) -> None:
+    """Put a reading in the list that has ended, once for a commit."""
+    readings = read_list(path)
+    if not any((one.day, one.by, one.commit) == (day, by, commit) for one in readings):
+        _write(path, (*readings, Reading(day=day, by=by, read=datetime.now(UTC).date(), commit=commit)))
+
+
 def begin_reading(path: Path, day: date, by: str, frozen_sha256: str, commit: str, why: str | None) -> None:
     """Put a reading in the list, or go on with one that has not ended. Raises ValueError for a second reading of a day
     without words."""

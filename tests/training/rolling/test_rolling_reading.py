@@ -9,11 +9,13 @@ import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.readings import day_of_test, note
 from tests.training.rolling.comparisons import TEST, Json, comparison_file, dated_table
 from training.__main__ import main
 from training.compare import workers
 from training.compare.boosted_trees import write_tree_predictions
 from training.config import SplitName
+from training.rolling.checkout import commit_of_checkout
 from training.rolling.choosing import Trials, choose
 from training.rolling.figures import drawn_seeds, kept_rows
 from training.rolling.frozen import freeze, load_frozen
@@ -21,7 +23,7 @@ from training.rolling.reading import read
 from training.rolling.readings import read_list
 from training.rolling.rolling_file import load_rolling
 from training.run.run import Run, read_json, write_json
-from training.split_config import Range, Selection
+from training.split_config import Range, Selection, SplitConfig
 
 FROZEN = Path("frozen.yaml")
 
@@ -202,6 +204,23 @@ def test_trials_that_have_not_ended_and_an_implausible_choice_are_not_frozen(cho
     ):
         freeze(chosen, FROZEN, None)
     assert freeze(chosen, FROZEN, "inputs were listed").leaks == "inputs were listed"
+
+
+def test_a_benchmark_that_reads_a_test_day_is_listed_once_for_a_commit(frozen: Path, chosen: Path) -> None:
+    config = load_rolling(chosen, {}).final_config(load_rolling(chosen, {}).methods[0], 0, {})
+    values = config.data.model_copy(update={"split": SplitConfig(column="date", train=1, validation=2, test=20240106)})
+    other = config.data.model_copy(update={"split": SplitConfig(column="part", train="a", validation="b", test="c")})
+    commit = commit_of_checkout()
+    assert not commit.endswith("-dirty")
+    for data in (values, values, other):
+        note("speed", day_of_test(data), Path("readings.yaml"))
+    (one,) = read_list(Path("readings.yaml"))
+    assert (str(one.day), one.by, one.commit, one.ended) == ("2024-01-06", "speed", commit, True)
+    assert commit_of_checkout() == f"{commit}-dirty"
+    note("speed", day_of_test(config.data), Path("readings.yaml"))
+    read(frozen, None)
+    assert [one.by for one in read_list(Path("readings.yaml"))] == ["speed", "tiny"]
+    assert "was read 1 time before (speed)" in Path("out/reading/results.md").read_text(encoding="utf-8")
 
 
 def test_rows_of_a_slice_are_those_of_a_loop() -> None:
