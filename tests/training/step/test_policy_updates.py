@@ -210,3 +210,18 @@ def test_a_rate_that_no_policy_survives_is_named(kind: str) -> None:
     changes = {"learner": "public_code", "loss_reduction": "none", "policy_optimizer": "sgd"}
     with pytest.raises(ValueError, match=r"policy_learning_rate: 1: a policy is not finite .* learner: public_code"):
         simulate(config_of(**changes, policy=kind, policy_learning_rate=1.0), Regime("", 64, 2, 200), [0.2] * 2)
+
+
+@pytest.mark.parametrize(("share", "rises"), [(0.6, True), (0.7, True), (0.8, False), (0.95, False)])
+def test_public_code_lowers_what_is_right_more_than_three_times_in_four(share: float, rises: bool) -> None:
+    """Rows that all drew module 1, whose value is their mean reward."""
+    config = config_of(learner="public_code", policy_optimizer="sgd")
+    policy = Policy(1, 2, "softmax")
+    update = PublicCode([policy], config)
+    state = update.state_dict()
+    state["values"][0].fill_(2 * share - 1)
+    update.load_state_dict(state)
+    policy.drawn_BT = torch.ones(100, 1, dtype=torch.int64)
+    rewards_BT = torch.where(torch.arange(100) < 100 * share, 1.0, -1.0).unsqueeze(1)
+    update.step(rewards_BT, torch.ones(100, 1))
+    assert (torch.softmax(policy.policy_TM, dim=1)[0, 1] > 0.5) == rises
