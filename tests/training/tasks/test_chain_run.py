@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from scipy.special import expit
 
 from model.features.block import BlockTensors
+from model.fusion.aitm import AITMConfig
 from model.fusion.shared_bottom import SharedBottomConfig
 from model.ranker import Network, NetworkConfig
 from model.schema import FeedSchema
@@ -31,6 +32,7 @@ from training.step.balancing.losses import TaskLosses
 from training.train import train
 
 OF_CHAIN = ["click", "buy", "returns"]
+SHARED = SharedBottomConfig(kind="shared_bottom", levels=(5,))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_balancing_takes_a_chain(kind: str, tmp_path: Path) -> None:
 def test_a_gradient_method_gives_a_tower_the_gradients_of_all_that_are_given_it() -> None:
     schema = schema_of(CHAIN)
     config: Any = TypeAdapter(BalancingConfig).validate_python({"kind": "upgrad"})
-    network = _network(schema)
+    network = _network(schema, NetworkConfig(fusion=SHARED, tower=(3,)))
     rows_BD = torch.randn(20, 2, requires_grad=True)
     losses = TaskLosses(schema)
     targets_BT = (torch.rand(20, 4) < 0.5).float()
@@ -108,20 +110,22 @@ def test_a_gradient_method_gives_a_tower_the_gradients_of_all_that_are_given_it(
             torch.testing.assert_close(parameter.grad, gradient)
 
 
-def test_a_tower_that_is_given_another_than_before_starts_fresh() -> None:
+@pytest.mark.parametrize("fusion", [SHARED, AITMConfig(kind="aitm", levels=(5,))])
+def test_a_tower_that_is_given_another_than_before_starts_fresh(fusion: SharedBottomConfig | AITMConfig) -> None:
     schema = schema_of(CHAIN)
-    other = schema.with_given({"returns": None})
-    config = _config()
+    other = schema.with_given({"returns": "click"})
+    config = NetworkConfig(fusion=fusion, tower=(3,))
     names = [task.name for task in schema.tasks]
     for ours, theirs, fresh in ((schema, other, {"returns"}), (other, schema, {"returns"}), (schema, schema, set())):
-        mine, parent = _network(ours, seed=1), _network(theirs, seed=2)
+        mine, parent = _network(ours, config, seed=1), _network(theirs, config, seed=2)
         before = {name: slot.clone() for name, slot in mine.slots(names).items()}
         states = dict(fill_network(Side(mine, config, ours), Side(parent, config, theirs), {"x", "y"}))
         assert {name: states[f"tower.{name}"] for name in names} == {
             name: "fresh" if name in fresh else "taken" for name in names
         }
         for name, slot in mine.slots(names).items():
-            is_fresh = name.split(".")[1] in fresh
+            what, of = name.split(".")[:2]
+            is_fresh = what in ("tower", "transfer") and of in fresh
             assert torch.equal(slot, before[name] if is_fresh else parent.slots(names)[name])
 
 
@@ -130,13 +134,9 @@ def _blocks(rows: Rows) -> tuple[BlockTensors, BlockTensors]:
     return batch.request, batch.candidate
 
 
-def _config() -> NetworkConfig:
-    return NetworkConfig(fusion=SharedBottomConfig(kind="shared_bottom", levels=(5,)), tower=(3,))
-
-
-def _network(schema: FeedSchema, seed: int = 0) -> Network:
+def _network(schema: FeedSchema, config: NetworkConfig, seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    return Network(_config(), 2, schema.output_counts, schema.given)
+    return Network(config, 2, schema.output_counts, schema.given)
 
 
 def test_aitm_is_exported_explained_and_inspected(tmp_path: Path) -> None:
