@@ -120,6 +120,8 @@ def _blocks(results: Json) -> list[Block]:
 
 
 def _undertrained(methods: dict[str, Json]) -> str:
+    if any(method["gain"] is None for method in methods.values()):
+        return "Fewer than four epochs do not say whether a method is undertrained."
     names = [method["label"] for method in methods.values() if method["is_undertrained"]]
     rule = (
         "Gain: points of accuracy of the last quarter of the epochs over the quarter before. A method that gains more "

@@ -130,6 +130,7 @@ def test_the_report_has_the_papers_tables_and_figures(tmp_path: Path) -> None:
     for path in (folder / "pictures").iterdir():
         assert matplotlib.image.imread(path).std() > 0
     text = (folder / "results.md").read_text()
+    assert "Fewer than four epochs do not say" in text
     assert f"{100 * np.mean(a):.2f} ± {100 * np.std(a, ddof=1):.2f}" in text
     assert page == folder / "report.html"
     html = page.read_text()
