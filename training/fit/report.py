@@ -180,10 +180,9 @@ def _warnings(schema: FeedSchema, content: dict[str, Any]) -> Iterator[str]:
             if task["is_constant"] or not task["observed_share"]:
                 yield f"task {name}: split {split} has one label only"
             if "chain" in task and is_broken(ChainCounts(**task["chain"])):
-                yield (
-                    f"task {name}: over {MOST_WITHOUT:.0%} of its positives in split {split} are without what it is "
-                    "given; training refuses such a chain"
-                )
+                refused = "; training refuses such a chain" if split == "train" else ""
+                share = f"over {MOST_WITHOUT:.0%} of its positives in split {split}"
+                yield f"task {name}: {share} are without what it is given{refused}"
         for name, feature in about["features"].items():
             if feature["missing_share"] == 1:
                 yield f"feature {name}: missing in every row of split {split}"

@@ -62,7 +62,7 @@ def test_a_report_counts_and_says_them(tmp_path: Path) -> None:
     assert said in path.read_text(encoding="utf-8")
     refused = "over 1% of its positives in split {} are without what it is given; training refuses such a chain"
     assert f"task buy: {refused.format('train')}" in content["warnings"]
-    assert f"task buy: {refused.format('test')}" not in content["warnings"]
+    assert not any("task buy: over 1% of its positives in split test" in warning for warning in content["warnings"])
     assert sum(about["tasks"]["buy"]["chain"]["without_given"] for about in content["partitions"]) == 40
 
 
