@@ -50,8 +50,8 @@ class DataConfig(StrictModel):
     `group_by` names the user column of GAUC and of the bootstrap.
 
     `together` names a column, a request's id for example: rows that share a value are in one batch, so that losses may
-    compare them (`jrc` of a task). A batch then has `batch_size` rows but for less than a group. Rows without a value
-    are alone.
+    compare them (`jrc` of a task). A batch then has `batch_size` rows but for less than a group (of a stream: of each
+    lane). Rows without a value are alone.
 
     `weight` names a column of row weights >= 0: losses become weighted means over the training rows, and calibration
     counts rows by it. Metrics and the validation objective do not use it.
@@ -92,15 +92,6 @@ class DataConfig(StrictModel):
     def _check_halves(self) -> Self:
         if isinstance(self.split, MovingWindows) and self.split.halve_validation and self.group_by is None:
             raise ValueError("split.halve_validation halves users: name their column as group_by")
-        return self
-
-    @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        if self.together is not None and self.read == "stream":
-            raise ValueError(
-                f"together ({self.together}) sorts the training rows by group, which a stream does not have in memory; "
-                "use read: memory"
-            )
         return self
 
     @model_validator(mode="after")

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from numpy.typing import NDArray
 
 from training.columns import plain
 
+# Code of a row that is in no group with others.
+ALONE = -1
 # What a column names, by its key in the training file.
 _NAMED = {"group_by": "users", "together": "groups of rows"}
 
@@ -28,14 +31,16 @@ def group_codes(table: pa.Table, group_by: str | None) -> NDArray[Any]:
 
 
 def codes_together(table: pa.Table, together: str) -> NDArray[np.int64]:
-    """Codes of the groups of data.together, in the order of their first rows. A row without a value is a group of its
-    own."""
+    """Codes of the groups of data.together, the same for a value in every part of a log: a hash of it. A row without a
+    value has ALONE."""
     column = plain(table.column(together))
     refuse_ungroupable(column.type, together, "together")
-    codes_B = np.asarray(column.combine_chunks().dictionary_encode(null_encoding="encode").indices).astype(np.int64)
-    is_null_B = column.is_null().to_numpy()
-    codes_B[is_null_B] = len(codes_B) + np.arange(is_null_B.sum())
-    return codes_B
+    coded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    values = [
+        ALONE if value is None else xxhash.xxh3_64_intdigest(str(value).encode("utf-8", "surrogatepass")) >> 1
+        for value in coded.dictionary.to_pylist()
+    ]
+    return np.array(values, np.int64)[np.asarray(coded.indices)]
 
 
 def rows_without_group(table: pa.Table, group_by: str | None) -> int:

@@ -5,6 +5,11 @@ one row at most, and each lane shuffles its rows inside windows of consecutive p
 row i * L + l of the epoch: a global batch of B rows takes the next B of them, so that every lane gives its share and
 all lanes end together. Everything follows from the seed, the epoch and the row counts. A process of W reads the lanes
 r, r + W, ..., whose rows are every W-th row of the epoch, so that parts of a batch differ by one row at most.
+
+Groups of rows that stay together (data.together) are shuffled as wholes, and a group is in the batch in whose part of
+the sequence its last row lies.
+
+Shapes: B rows, G groups.
 """
 
 from bisect import bisect_right
@@ -86,3 +91,38 @@ def lane_rows(rows: int, lane: int, lanes: int) -> int:
 def shuffled(rows: int, seed: int, epoch: int, lane: int, window: int) -> NDArray[np.int64]:
     """The order of the rows of a window."""
     return np.random.default_rng(derived_seed(seed, epoch, lane, window)).permutation(rows)
+
+
+class Groups(NamedTuple):
+    """Groups of some rows: the rows of each in their order, one group after the other, and its first place and size."""
+
+    rows_B: NDArray[np.int64]
+    starts_G: NDArray[np.int64]
+    sizes_G: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, codes_B: NDArray[np.int64]) -> "Groups":
+        """The groups of rows with equal codes. Each row with a code below 0 is one."""
+        codes_B = codes_B.copy()
+        is_alone_B = codes_B < 0
+        codes_B[is_alone_B] = -1 - np.arange(is_alone_B.sum())
+        rows_B = np.argsort(codes_B, kind="stable")
+        starts_G = np.flatnonzero(np.diff(codes_B[rows_B], prepend=np.iinfo(np.int64).min))
+        return cls(rows_B, starts_G, np.diff(starts_G, append=len(rows_B)))
+
+    def refuse_larger(self, batch_size: int) -> None:
+        """Raise ValueError for a group that fills more than a batch."""
+        largest = int(self.sizes_G.max(initial=0))
+        if largest > batch_size:
+            raise ValueError(
+                f"data.together: a group has {largest} rows, and batch_size is {batch_size}; raise batch_size, or name "
+                "the column of smaller groups"
+            )
+
+    def picked(self, order_G: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of some groups, in this order. [B]"""
+        sizes_G = self.sizes_G[order_G]
+        before_G = np.cumsum(sizes_G) - sizes_G
+        places_B = np.repeat(self.starts_G[order_G] - before_G, sizes_G) + np.arange(sizes_G.sum())
+        picked_B: NDArray[np.int64] = self.rows_B[places_B]
+        return picked_B

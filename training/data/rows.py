@@ -252,6 +252,7 @@ class Rows:
             self.targets_BT[rows],
             self.observed_BT[rows],
             None if self.weights_B is None else self.weights_B[rows],
+            groups_B=None if self.groups_B is None else self.groups_B[rows],
         )
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -300,12 +301,14 @@ class _Block:
 def joined(parts: Sequence[Batch]) -> Batch:
     """One batch of the rows of all parts, one part after the other, without their row numbers."""
     weights = [part.weights_B for part in parts if part.weights_B is not None]
+    groups = [part.groups_B for part in parts if part.groups_B is not None]
     return Batch(
         _joined_blocks([part.request for part in parts]),
         _joined_blocks([part.candidate for part in parts]),
         torch.cat([part.targets_BT for part in parts]),
         torch.cat([part.observed_BT for part in parts]),
         torch.cat(weights) if weights else None,
+        groups_B=torch.cat(groups) if groups else None,
     )
 
 

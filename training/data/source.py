@@ -13,11 +13,14 @@ Shapes: B rows, G groups, K single-id features, L list features, V list values, 
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from model.features.block import BlockTensors
+from training.data.order import Groups
 from training.data.rows import Batch, Rows
 from training.files import derived_seed
 from training.wording import counted
@@ -120,48 +123,35 @@ class WholeGroups:
         self._rank, self._world = rank, world
         self.rows = len(rows)
         self.steps = -(-self.rows // batch_size)
-        # Stable, so that a group has its rows in the order of the log.
-        self._row_B = torch.argsort(rows.groups_B, stable=True)
-        _, self._sizes_G = torch.unique_consecutive(rows.groups_B[self._row_B], return_counts=True)
-        largest = int(self._sizes_G.max())
-        if largest > batch_size:
-            raise ValueError(
-                f"data.together: a group has {largest} rows, and batch_size is {batch_size}; raise batch_size, or name "
-                "the column of smaller groups"
-            )
+        self._groups = Groups.of(rows.groups_B.numpy())
+        self._groups.refuse_larger(batch_size)
 
     def described(self) -> str:
         """Sentence on the groups, and the rows that are alone and have nothing to be compared with."""
-        groups, alone = len(self._sizes_G), int((self._sizes_G == 1).sum())
-        rows = f"{counted(self.rows, 'training row')} in {counted(groups, 'group')}"
-        return f"{rows}, {counted(alone, 'row')} of them alone in theirs"
+        sizes_G = self._groups.sizes_G
+        rows = f"{counted(self.rows, 'training row')} in {counted(len(sizes_G), 'group')}"
+        return f"{rows}, {counted(int((sizes_G == 1).sum()), 'row')} of them alone in theirs"
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """This process's groups of each global batch (source.py)."""
         shuffling = torch.Generator().manual_seed(derived_seed(self._seed, epoch))
-        order_G = torch.randperm(len(self._sizes_G), generator=shuffling)
-        sizes_G = self._sizes_G[order_G]
-        starts_G = (torch.cumsum(self._sizes_G, 0) - self._sizes_G)[order_G]
-        ends_G = torch.cumsum(sizes_G, 0)
-        batch_G = (ends_G - 1) // self._batch_size
-        groups = torch.bincount(batch_G, minlength=self.steps).tolist()
-        parts = zip(*(torch.split(values_G, groups) for values_G in (starts_G, sizes_G)), strict=True)
-        for step, (starts, sizes) in enumerate(parts):
-            if step >= first_step:
-                yield self._share(starts, sizes)
+        order_G = torch.randperm(len(self._groups.sizes_G), generator=shuffling).numpy()
+        ends_G = np.cumsum(self._groups.sizes_G[order_G])
+        # The first group of each batch: the first that ends in its part of the sequence.
+        borders = np.searchsorted(ends_G, np.arange(self.steps + 1) * self._batch_size, side="right").tolist()
+        for step in range(first_step, self.steps):
+            yield self._share(order_G[borders[step] : borders[step + 1]])
 
-    def _share(self, starts_G: Tensor, sizes_G: Tensor) -> Batch:
-        """This process's part of the batch of some groups, by their first places and sizes."""
-        ends_G = torch.cumsum(sizes_G, 0)
+    def _share(self, order_G: NDArray[np.int64]) -> Batch:
+        """This process's part of the batch of some groups."""
+        sizes_G = self._groups.sizes_G[order_G]
+        ends_G = np.cumsum(sizes_G)
         process_G = (ends_G - 1) * self._world // ends_G[-1]
-        longest = int(torch.bincount(process_G, sizes_G, minlength=self._world).max())
+        longest = int(np.bincount(process_G, sizes_G, self._world).max())
         is_own_G = process_G == self._rank
-        starts_G, sizes_G = starts_G[is_own_G], sizes_G[is_own_G]
-        before_G = torch.cumsum(sizes_G, 0) - sizes_G
-        places_B = torch.repeat_interleave(starts_G - before_G, sizes_G) + torch.arange(int(sizes_G.sum()))
-        batch = self._rows.take_batch(self._row_B[places_B])
-        own = torch.repeat_interleave(torch.arange(len(sizes_G)), sizes_G)
-        return filled(batch._replace(groups_B=own), longest)
+        batch = self._rows.take_batch(torch.from_numpy(self._groups.picked(order_G[is_own_G])))
+        own_B = np.repeat(np.arange(is_own_G.sum()), sizes_G[is_own_G])
+        return filled(batch._replace(groups_B=torch.from_numpy(own_B)), longest)
 
     def fingerprint(self) -> str:
         """A hash over every row, its group and its label."""

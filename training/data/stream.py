@@ -4,9 +4,15 @@ order.py says which rows come when. A process keeps, of each of its lanes, the w
 ahead at most one more each. A resumed run reads its current windows and nothing before them. A row group that a border
 between lanes cuts is read by both, lanes - 1 of an epoch at most.
 
+Groups of rows that stay together (data.together) do so within a window. A group that a window's border cuts is two. A
+batch then has fewer or more rows by less than a group of each lane. How many only a lane's reader knows, so that
+several processes, whose parts of a batch have to be as long as each other, are refused.
+
 Shapes: B rows.
 """
 
+import logging
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -16,16 +22,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import xxhash
+from torch import Tensor
 
 from model.features.encoder import FeatureEncoder
 from training.config import SplitName
 from training.data.bad_rows import BadRows
 from training.data.index import LogIndex
-from training.data.order import Lane, Piece, Window, lane_rows, lanes_of_epoch, shuffled
+from training.data.order import Groups, Lane, Piece, Window, lane_rows, lanes_of_epoch, shuffled
 from training.data.reader import LogReader
 from training.data.retries import retried
 from training.data.rows import Batch, Rows, joined
 from training.data.source import filled
+from training.wording import counted
+
+log = logging.getLogger(__name__)
 
 # Footers of so many files are kept, for their next row groups. A footer takes about a megabyte, so no more than these.
 _FOOTERS = 32
@@ -52,8 +62,13 @@ class StreamSource:
         self._batch_size, self._seed = batch_size, seed
         self._lanes, self._window, self.readers = config.lanes, config.window, config.readers
         self._rank, self._world = rank, world
+        self._is_grouped = config.together is not None
         self.rows = index.rows("train")
         self.steps = -(-self.rows // batch_size)
+        if self._is_grouped and world > 1:
+            raise ValueError(
+                f"data.together: a stream keeps rows together for one process, and here are {world}; use read: memory"
+            )
         if self._lanes % world:
             raise ValueError(f"data.lanes: {self._lanes} lanes cannot be shared evenly by {world} processes")
         if self.rows < self._lanes:
@@ -61,7 +76,8 @@ class StreamSource:
 
     def fingerprint(self) -> str:
         """A hash over the files' footers and sizes and over all that the order of the rows follows from."""
-        order = f"{self._content} {self._batch_size} {self._seed} {self._lanes} {self._window}"
+        together = " together" if self._is_grouped else ""
+        order = f"{self._content} {self._batch_size} {self._seed} {self._lanes} {self._window}{together}"
         return xxhash.xxh3_128_hexdigest(order.encode())
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
@@ -85,7 +101,15 @@ class StreamSource:
                 parts = [part for cursor, stop in zip(cursors, ends, strict=True) for part in cursor.take_batches(stop)]
                 # The last batch may have fewer rows than there are processes.
                 part = joined(parts) if parts else self.read(epoch, own[0].number, own[0].windows[-1]).part(0, 0)
-                yield filled(part, self._longest(end - self._batch_size, min(end, self.rows)))
+                if self._is_grouped:
+                    if epoch == first_step == 0 and end >= self.rows:
+                        alone = sum(cursor.rows_alone for cursor in cursors)
+                        log.info(
+                            "data.together: %s of %s alone in their group", counted(alone, "row"), f"{self.rows:,}"
+                        )
+                    yield filled(part._replace(groups_B=_numbered(parts)), max(1, len(part.targets_BT)))
+                else:
+                    yield filled(part, self._longest(end - self._batch_size, min(end, self.rows)))
 
     def _longest(self, start: int, end: int) -> int:
         """Rows of the longest process's part of the global batch from row `start` to `end` of an epoch."""
@@ -95,8 +119,15 @@ class StreamSource:
     def read(self, epoch: int, lane: int, window: Window) -> Rows:
         """The rows of a window, shuffled."""
         rows = self._split.rows(window.pieces)
-        order = shuffled(len(rows), self._seed, epoch, lane, window.number)
-        return Rows(rows.take_batch(torch.from_numpy(order)))
+        if rows.groups_B is None:
+            order = shuffled(len(rows), self._seed, epoch, lane, window.number)
+            return Rows(rows.take_batch(torch.from_numpy(order)))
+        groups = Groups.of(rows.groups_B.numpy())
+        groups.refuse_larger(self._batch_size)
+        order_G = shuffled(len(groups.sizes_G), self._seed, epoch, lane, window.number)
+        batch = rows.take_batch(torch.from_numpy(groups.picked(order_G)))
+        numbers_B = np.repeat(np.arange(len(order_G)), groups.sizes_G[order_G])
+        return Rows(batch._replace(groups_B=torch.from_numpy(numbers_B)))
 
 
 class SplitReader:
@@ -134,7 +165,9 @@ class SplitReader:
     def _read_group(self, piece: Piece) -> Iterator[Batch]:
         reader, group = self._reader, self._groups[piece.group]
         file = reader.files.files[group.file]
-        weight = reader.config.weight if self._split == "train" else None
+        is_trained = self._split == "train"
+        weight = reader.config.weight if is_trained else None
+        together = reader.config.together if is_trained else None
         bad_rows = BadRows(reader.config.max_bad_rows)  # the index has counted and reported them
         given = 0
         with reader.files.opened(file, self._footers.get(group.file)) as parquet:
@@ -149,7 +182,14 @@ class SplitReader:
                 start, stop = max(piece.start - first, 0), min(piece.stop - first, table.num_rows)
                 if start < stop:
                     rows = Rows.encode(
-                        reader.schema, self._encoder, table, columns, as_served=False, weight=weight, is_part=True
+                        reader.schema,
+                        self._encoder,
+                        table,
+                        columns,
+                        as_served=False,
+                        weight=weight,
+                        together=together,
+                        is_part=True,
                     )
                     yield rows.part(start, stop)
         if given < piece.stop:
@@ -220,16 +260,48 @@ class _Cursor:
         self._place = lane.window_of(row)
         self._ahead = ahead
         self._rows: Rows | None = None
+        # Ends of the groups of the window's rows, where these stay together.
+        self._ends: list[int] | None = None
+        self.rows_alone = 0
 
     def take_batches(self, stop: int) -> Iterator[Batch]:
-        """The rows up to `stop`, in parts that are in one window each."""
+        """The rows up to `stop`, or of the groups that end there or before, in parts that are in one window each."""
         while self._row < stop:
             window = self.lane.windows[self._place]
             if self._rows is None:
                 self._rows = self._ahead.take_rows(self.lane.number, window)
-            end = min(stop, window.stop)
+                self._find_groups(self._rows)
+                # A run that resumes amid a group has not trained on any of it.
+                self._row = window.start + self._whole_groups(self._row - window.start)
+            end = window.start + self._whole_groups(min(stop, window.stop) - window.start)
+            if end == self._row:
+                return
             yield self._rows.part(self._row - window.start, end - window.start)
             self._row = end
             if end == window.stop:
                 self._place += 1
                 self._rows = None
+
+    def _find_groups(self, rows: Rows) -> None:
+        if rows.groups_B is not None:
+            _, sizes = torch.unique_consecutive(rows.groups_B, return_counts=True)
+            self._ends = torch.cumsum(sizes, 0).tolist()
+            self.rows_alone += int((sizes == 1).sum())
+
+    def _whole_groups(self, rows: int) -> int:
+        """Rows of the groups of a window that end within its first `rows`: all of these where rows are single."""
+        if self._ends is None:
+            return rows
+        groups = bisect_right(self._ends, rows)
+        return self._ends[groups - 1] if groups else 0
+
+
+def _numbered(parts: Sequence[Batch]) -> Tensor:
+    """groups_B of a batch of parts, numbered through all of them."""
+    numbers, groups = [torch.zeros(0, dtype=torch.int64)], 0
+    for part in parts:
+        assert part.groups_B is not None
+        _, own_B = torch.unique_consecutive(part.groups_B, return_inverse=True)
+        numbers.append(own_B + groups)
+        groups += int(own_B[-1]) + 1
+    return torch.cat(numbers)

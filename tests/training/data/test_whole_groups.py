@@ -7,6 +7,7 @@ import torch
 
 from model.features.block import BlockTensors
 from training.data.groups import codes_together
+from training.data.order import Groups
 from training.data.rows import Batch, Rows
 from training.data.source import WholeGroups
 
@@ -91,8 +92,11 @@ def test_a_group_larger_than_a_batch_is_refused() -> None:
 
 def test_rows_without_a_value_are_alone() -> None:
     table = pa.table({"request": pa.chunked_array([["b", None, "a"], ["b", None]])})
-    codes = codes_together(table, "request").tolist()
-    assert codes[0] == codes[3]
-    assert len(set(codes)) == 4
+    codes_B = codes_together(table, "request")
+    groups = Groups.of(codes_B)
+    found = sorted(sorted(rows.tolist()) for rows in np.split(groups.rows_B, groups.starts_G[1:]))
+    assert found == [[0, 3], [1], [2], [4]]
+    # A value has its code in every part of a log.
+    assert codes_together(table.slice(2), "request").tolist() == codes_B[2:].tolist()
     with pytest.raises(ValueError, match=r"data\.together: column 'lists' of type .* does not name groups of rows"):
         codes_together(pa.table({"lists": pa.array([[1], [2]])}), "lists")

@@ -145,22 +145,23 @@ def joint_file(tmp_path: Path, **changes: object) -> Path:
     return training_file(tmp_path, schema=JOINT, data=data, **changes)
 
 
+@pytest.mark.parametrize("read", ["memory", "stream"])
 def test_an_interrupted_run_ends_with_the_weights_of_one_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, read: str
 ) -> None:
     path = joint_file(tmp_path, checkpoint_seconds=1e-9)
+    reads = [f"data.read={read}"]
     with caplog.at_level(logging.INFO):
-        whole = train(TrainingConfig.load(path, [f"output={tmp_path}/whole"]), show=False)
+        whole = train(TrainingConfig.load(path, [*reads, f"output={tmp_path}/whole"]), show=False)
     table = feed_table(600)
     counts = np.unique(table["user_id"].to_numpy()[table["day"].to_numpy() <= 4], return_counts=True)[1]
-    assert (
-        f"{counts.sum()} training rows in {len(counts)} groups, {(counts == 1).sum()} rows of them alone" in caplog.text
-    )
+    alone = f"{counts.sum()} training rows in {len(counts)} groups, {(counts == 1).sum()} rows of them alone"
+    assert (alone if read == "memory" else f"of {counts.sum()} alone in their group") in caplog.text
     with monkeypatch.context() as patched:
         stop_at(patched, 4)
         with pytest.raises(Stopped):
-            train(TrainingConfig.load(path), show=False)
-    resumed = train(TrainingConfig.load(path), show=False)
+            train(TrainingConfig.load(path, reads), show=False)
+    resumed = train(TrainingConfig.load(path, reads), show=False)
     assert_same_checkpoints(whole, resumed)
     # The base logit learned: it is no longer what was drawn.
     drawn, learned = resumed.new_ranker().network.towers[0].base, resumed.best_ranker().network.towers[0].base
@@ -215,5 +216,3 @@ def test_a_task_that_compares_needs_its_column(tmp_path: Path) -> None:
     path = training_file(tmp_path, schema=JOINT)
     with pytest.raises(ValueError, match=r"task 'click' has jrc.* name their column as data\.together"):
         train(TrainingConfig.load(path), show=False)
-    with pytest.raises(ValueError, match=r"together \(user_id\) sorts .* use read: memory"):
-        TrainingConfig.load(path, ["data.together=user_id", "data.read=stream"])
