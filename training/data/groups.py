@@ -40,7 +40,8 @@ def codes_together(table: pa.Table, together: str) -> NDArray[np.int64]:
         ALONE if value is None else xxhash.xxh3_64_intdigest(str(value).encode("utf-8", "surrogatepass")) >> 1
         for value in coded.dictionary.to_pylist()
     ]
-    return np.array(values, np.int64)[np.asarray(coded.indices)]
+    codes_B: NDArray[np.int64] = np.array(values, np.int64)[np.asarray(coded.indices)]
+    return codes_B
 
 
 def rows_without_group(table: pa.Table, group_by: str | None) -> int:
