@@ -8,7 +8,7 @@ Groups of rows that stay together (data.together) do so within a window. A group
 batch then has fewer or more rows by less than a group of each lane. How many only a lane's reader knows, so that
 several processes, whose parts of a batch have to be as long as each other, are refused.
 
-Shapes: B rows, G groups of a window.
+Shapes: B rows, G groups of a window, T tasks.
 """
 
 import logging
