@@ -30,14 +30,14 @@ from training.compare.search import Sampler
 from training.compare.space import Choices, Point, Span, around, decoded, distributions, encoded, look_up, probes
 from training.compare.workers import Job, is_done, refuse_changed
 from training.config import TrainingConfig
-from training.files import LEFT_BY_ANY, is_json_with, refuse_foreign, refuse_within
+from training.files import LEFT_BY_ANY, entries, is_json_with, refuse_foreign, refuse_within
 from training.rolling.checkout import commit_of_checkout
-from training.rolling.rolling_file import Method, RollingFile, trial_cell
+from training.rolling.rolling_file import SCHEMAS, Method, RollingFile, trial_cell
 from training.run.run import Run, locked, read_json, write_json
 
 log = logging.getLogger(__name__)
 
-TRIALS = "trials.json"
+TRIALS, SEARCH = "trials.json", "search"
 REMEDY = "choose another output, or delete its trials.json and search folder"
 
 Json = dict[str, Any]
@@ -142,6 +142,7 @@ def plan_of(file: RollingFile, method: Method) -> Plan:
         "metrics": list(file.metrics),
         "tasks": list(file.tasks),
         "days": file.days.model_dump(mode="json"),
+        "schema": schema.model_dump(mode="json", exclude_none=True),
         "training": training,
     }
     own = _written_point(file, method, base, space, written)
@@ -173,9 +174,9 @@ def _written_point(
 
 def choose(file: RollingFile) -> Trials:
     """Run the trials that are left. Raises ValueError for what the user can fix, and for a fault that no point has."""
-    file.check()
     _refuse_no_comparison(file)
     with locked(file.output):
+        file.check()
         trials = Trials(file)
         runs = len(file.days.folds) * file.search.seeds
         left = [
@@ -237,12 +238,16 @@ def _values(file: RollingFile, method: Method, number: int, point: Point) -> Val
 
 
 def _refuse_no_comparison(file: RollingFile) -> None:
-    for method in file.methods:
-        config = file.trial_config(method, file.days.folds[0], file.search_seeds[0], 0, {})
-        refuse_within(file.output, config.data.path)
+    for path in file.data_paths():
+        refuse_within(file.output, path)
 
     def is_own() -> bool:
-        return is_json_with(file.output / TRIALS, "methods") or any(file.output.glob("search/*/*/trial-*"))
+        # Of a search that was killed before its first trial ended, or of `show` before it.
+        schemas = {f"{name}.yaml" for name in file.method_names}
+        is_begun = {*entries(file.output)} <= {".lock", SCHEMAS, SEARCH} and {
+            *entries(file.output / SCHEMAS)
+        } <= schemas
+        return is_begun or is_json_with(file.output / TRIALS, "methods")
 
     refuse_foreign(file.output, "comparison's folder", is_own=is_own, left=LEFT_BY_ANY)
 

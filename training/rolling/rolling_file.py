@@ -13,8 +13,9 @@
     output: runs/kuairand_rolling
 
 A day of `choose` is a fold: train on all days from `first` to the day before it, validate on it. The test day has the
-same form, and no trial reads it. A method with other inputs has a training file of its own (`config`), with the same
-tasks on the same rows.
+same form, and no trial reads it. A method with further inputs names their `features`, which join those of the schema,
+or replace those of their names. Its schema is then a file in the output's schemas/. With other tasks it has a training
+file of its own (`config`), on the same rows.
 """
 
 import functools
@@ -24,6 +25,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import yaml
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from model.strict_yaml import StrictModel, read_yaml, unknown_key
@@ -33,8 +35,11 @@ from training.compare.space import Point, Search, Space, flat
 from training.compare.tree_config import LightGBMConfig, TreesConfig
 from training.config import DataConfig, OutputPath, TrainingConfig
 from training.data.moving.windows import resolved
+from training.run.run import write_text
 from training.split_config import Day, DayCount, MovingWindows, Selection, Zone
 
+# Feed schemas of methods with features of their own, in the output.
+SCHEMAS = "schemas"
 _DAY = timedelta(days=1)
 Json = dict[str, Any]
 
@@ -86,9 +91,11 @@ class Days(StrictModel):
 
 
 class Method(NetworkEntry):
-    """A network or boosted trees, with what the search may choose. `config` is a training file of its own."""
+    """A network or boosted trees, with what the search may choose. `features` join the schema's, and `config` is a
+    training file of its own."""
 
     config: Path | None = None
+    features: tuple[dict[str, Any], ...] = ()
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -192,6 +199,16 @@ class RollingFile(StrictModel):
         """A method of the file."""
         return next(method for method in self.methods if method.name == name)
 
+    def data_paths(self) -> set[Path | str]:
+        """Folders that the methods read. Raises ValueError for a training file that is none."""
+        paths = set()
+        for method in self.methods:
+            changes = [
+                f"{key}={json.dumps(value, default=str)}" for key, value in {**self.changes, **method.changes}.items()
+            ]
+            paths.add(TrainingConfig.load(method.config or self.config, changes).data.path)
+        return paths
+
     def trial_config(self, method: Method, day: date, seed: int, trial: int, point: Point) -> TrainingConfig:
         """The training configuration of a trial on a fold. Raises ValueError naming the method."""
         cell = trial_cell(method, day, seed, trial)
@@ -213,10 +230,25 @@ class RollingFile(StrictModel):
         try:
             config = TrainingConfig.load(method.config or self.config, written)
             data = DataConfig.model_validate(json.loads(_resolved(config.data.model_dump_json())))
-            config = config.model_copy(update={"data": data})
+            config = config.model_copy(update={"data": data, "feed": self._schema_of(method, config.feed)})
             return config if method.lightgbm is None else TreesConfig.of(config, method.trees_at(point))
         except ValueError as error:
             raise ValueError(f"comparison {self.name}, method {method.name}: {error}") from None
+
+    def _schema_of(self, method: Method, path: Path) -> Path:
+        """The feed schema of a method, written where it has features of its own. Raises ValueError naming the file."""
+        if not method.features:
+            return path
+        content = read_yaml(path)
+        if not isinstance(content, dict) or not isinstance(content.get("features"), list):
+            raise ValueError(f"{path}: expected a feed schema, with a list of features")
+        own = {feature.get("name"): feature for feature in method.features}
+        kept = [one for one in content["features"] if not isinstance(one, dict) or one.get("name") not in own]
+        text = yaml.safe_dump({**content, "features": [*kept, *own.values()]}, sort_keys=False)
+        written = self.output / SCHEMAS / f"{method.name}.yaml"
+        if not written.exists() or written.read_text(encoding="utf-8") != text:
+            write_text(written, text)
+        return written
 
     def check(self) -> None:
         """Verify tasks and sizes of every method. Raises ValueError naming the method."""

@@ -123,6 +123,38 @@ def test_trials_of_another_comparison_are_not_continued(tmp_path: Path) -> None:
         choose(load_rolling(path, {}))
 
 
+def test_features_of_a_method_join_the_schema(tmp_path: Path) -> None:
+    features = [
+        {"name": "author", "side": "candidate", "kind": "id", "buckets": 10, "dim": 4},
+        {"name": "duration", "side": "candidate", "kind": "number", "missing": 1},
+    ]
+    methods = [TREES, BOTTOM, {**BOTTOM, "name": "more", "features": features}]
+    file = load_rolling(comparison_file(tmp_path, methods=methods), {})
+    plain, more = (
+        file.trial_config(file.method(name), file.days.folds[0], 10_000, 0, {}).feed_schema()
+        for name in ("bottom", "more")
+    )
+    assert {one.name for one in more.features} == {one.name for one in plain.features} | {"author"}
+    kept = [one for one in plain.features if one.name != "duration"]
+    assert [one for one in more.features if one.name not in ("duration", "author")] == kept
+    (duration,) = [one for one in more.features if one.name == "duration"]
+    assert duration.model_dump()["missing"] == 1
+    # The data has no such column, and the run says so.
+    with pytest.raises(ValueError, match="author"):
+        choose(file)
+
+
+def test_a_folder_of_others_is_not_written_into(tmp_path: Path) -> None:
+    file = load_rolling(comparison_file(tmp_path), {})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/letters.txt").touch()
+    with pytest.raises(ValueError, match="is not empty and is no comparison's folder"):
+        choose(file)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["letters.txt"]
+    with pytest.raises(ValueError, match="is inside the folder of the data"):
+        choose(file.model_copy(update={"output": tmp_path / "data/out"}))
+
+
 def test_a_space_without_what_the_files_say_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     far = {**TREES, "name": "far", "space": {"leaves": {"low": 5, "high": 9}}}
     trials = Trials(load_rolling(comparison_file(tmp_path, methods=[TREES, far]), {}))
