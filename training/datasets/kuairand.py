@@ -1,9 +1,10 @@
 """KuaiRand-Pure to impressions with inputs known before each impression's day.
 
 Input: see kuairand_files. Output, one row per impression from 25 April 2022 on: the log's keys and labels, user and
-video features, context (tab, hour and weekday of time_ms in Beijing), the history lists up to 24 April, and statistics
-of earlier days (kuairand_inputs). Splits by `date`: train to 5 May, validation 6 May, test 7 May unless `Days` says
-otherwise. Days after the test are written too, as `later`.
+video features, context (tab, hour and weekday of time_ms in Beijing), the history lists up to 24 April, the same with
+what followed on earlier days (kuairand_histories), and statistics of earlier days (kuairand_inputs). Splits by `date`:
+train to 5 May, validation 6 May, test 7 May unless `Days` says otherwise. Days after the test are written too, as
+`later`.
 
 Nothing that is known only after the impression is an input: play_time_ms and the flags are labels, the times spent in
 profile and comments are not passed on.
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 from training.data.found import FilesOfFolder, Found
 from training.datasets.folder import Prepared
 from training.datasets.kuairand_files import FLAGS, USER_CATEGORIES, USER_NUMBERS, KuaiRand, ListPerUser, read_kuairand
+from training.datasets.kuairand_histories import recent_lists
 from training.datasets.kuairand_inputs import inputs_before
 
 LICENCE = "CC BY-SA 4.0"
@@ -119,6 +121,7 @@ def impressions_of(data: KuaiRand) -> pa.Table:
     columns |= {name: user[name] for name in ("user_active_degree", *USER_CATEGORIES, *USER_NUMBERS)}
     for name, column in (("watch_seq", "watched"), ("like_seq", "liked"), ("long_watch_seq", "long_viewed")):
         columns[column] = _lists(data.histories[name], data.videos["video_id"].to_numpy()).take(pa.array(data.log_user))
+    columns |= recent_lists(data)
     columns["duration_ms"] = duration_ms
     columns |= {name: video[name] for name in ("video_type", "upload_type", "music_type")}
     columns["tags"] = video["tags"]

@@ -25,6 +25,7 @@ from training.datasets.encodings import (
     totals_before,
 )
 from training.datasets.kuairand_files import KuaiRand
+from training.datasets.kuairand_histories import LISTS, events_of_lists
 
 # How many impressions the prior is worth. A user has 8 impressions in the log, a video 34.
 _STRENGTH = {"user": 10.0, "video": 20.0, "user_tab": 5.0}
@@ -33,7 +34,6 @@ _LISTED_STRENGTH = 10.0
 # a share of 1 % and one of 3 % would be the same as 0.
 _RARE = ("like", "profile_enter", "comments_opened")
 _PERCENT = 100.0
-_LISTS = {"watched": "watch_seq", "liked": "like_seq", "long_viewed": "long_watch_seq"}
 
 
 def inputs_before(data: KuaiRand) -> dict[str, pa.Array]:
@@ -121,7 +121,7 @@ def _listed(data: KuaiRand) -> dict[str, Floats]:
     for name, key_of_video in keys.items():
         size = int(key_of_video.max(initial=0)) + 1
         counts = {}
-        for column, source in _LISTS.items():
+        for column, source in LISTS.items():
             key = key_of_video[data.histories[source].values]
             counts[column] = np.bincount(key[key >= 0], minlength=size).astype(np.float64)
         key = key_of_video[data.log_video]
@@ -137,14 +137,10 @@ def _listed(data: KuaiRand) -> dict[str, Floats]:
 
 def _affinities(data: KuaiRand, day: Integers, num_days: int) -> dict[str, Floats]:
     user, video = data.log_user, data.log_video
-    happened = {
-        "watched": np.ones(len(user), dtype=bool),
-        "liked": data.log["is_like"].to_numpy() == 1,
-        "long_viewed": data.log["long_view"].to_numpy() == 1,
-    }
+    happened = events_of_lists(data)
     tag_of_video = first_tag(data)
     columns: dict[str, Floats] = {}
-    for column, source in _LISTS.items():
+    for column, source in LISTS.items():
         history, mask = data.histories[source], happened[column]
         event_user = np.concatenate([history.owner, user[mask]])
         event_tag = tag_of_video[np.concatenate([history.values, video[mask]])]

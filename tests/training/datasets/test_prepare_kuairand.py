@@ -171,7 +171,8 @@ def test_labels_from_a_day_on_change_no_input_of_that_day_or_before(tmp_path: Pa
     differing = [n for n in inputs if not before.filter(~seen)[n].equals(after.filter(~seen)[n])]
     outcomes = ("click", "long_view", "like", "profile_enter", "comments_opened", "finished", "log_play", "play_ratio")
     expected = {f"{key}_{outcome}{unit(outcome)}" for key in ("user", "video", "user_tab") for outcome in outcomes}
-    assert expected | {"affinity_tag_liked", "affinity_tag_long_viewed"} == set(differing)
+    expected |= {f"{name}_{list_of}" for name in ("affinity_tag", "recent") for list_of in ("liked", "long_viewed")}
+    assert expected == set(differing)
 
 
 def test_rows_of_a_day_and_later_are_not_there_for_the_day_before(tmp_path: Path) -> None:
@@ -292,3 +293,34 @@ def test_schema_names_columns_that_are_there_and_are_known_in_advance(real: pa.T
             positives = int(click.sum())
             auc = (ranks[click == 1].sum() - positives * (positives - 1) / 2) / (positives * (len(click) - positives))
             assert 0.25 < auc < 0.75, feature.name
+
+
+def test_recent_lists_end_before_the_day_and_have_the_latest_videos(tmp_path: Path) -> None:
+    """A plain walk through the log, row by row."""
+    log = make_log()
+    table = prepare_log(tmp_path, "source", log)
+    # By list, the flag of the rows that it goes on with, None for all.
+    happened = {"watched": None, "liked": "is_like", "long_viewed": "long_view"}
+    longest, grown = 0, 0
+    rows = table.select(["user_id", "date", *(f"{kind}{name}" for name in happened for kind in ("", "recent_"))])
+    for row in rows.to_pylist():
+        for name, flag in happened.items():
+            # The list of those up to 24 April ends at 50 before anything follows, which leaves the latest 50 the same.
+            before = [old for old in log if old["user_id"] == row["user_id"] and old["date"] < row["date"]]
+            expected = [old["video_id"] for old in before if flag is None or old[flag]][-50:]
+            assert row[f"recent_{name}"] == expected
+            longest = max(longest, len(expected))
+            grown += row[f"recent_{name}"] != row[name]
+    assert longest == 50
+    assert grown > len(rows)
+
+
+def test_the_schema_with_attention_is_the_other_one_with_two_features_more() -> None:
+    plain, more = (
+        FeedSchema.from_yaml(ROOT / "configs/schemas" / name) for name in ("kuairand.yaml", "kuairand_attention.yaml")
+    )
+    assert [one.query for one in more.attentions] == ["video_id"]
+    added = {"recent_long_viewed", "video_id"}
+    assert tuple(feature for feature in more.features if feature.name not in added) == plain.features
+    assert more.tasks == plain.tasks
+    assert len(more.features) == len(plain.features) + len(added)
