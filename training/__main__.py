@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--users", type=int, default=5_000)
     add("--items", type=int, default=2_000)
+    add("--history", type=int, default=20, help="clicks in a user's history, the latest ones (20)")
     add("--out", type=_output, required=True, help="folder for the Parquet files")
 
     add = command("prepare", _prepare, "make training data of a public data set")
@@ -204,7 +205,8 @@ def _add_sign_key(add: Callable[..., argparse.Action]) -> None:
 def _simulate(options: argparse.Namespace) -> None:
     from training.datasets.simulate import simulate
 
-    simulate(options.rows, options.seed, options.out, users=options.users, items=options.items)
+    size = {"users": options.users, "items": options.items, "history": options.history}
+    simulate(options.rows, options.seed, options.out, **size)
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -38,23 +38,34 @@ ROWS_PER_FILE = 500_000
 # Two pages to a day: then no day of the split is empty.
 MIN_ROWS = 2 * DAYS * feed.PAGE
 MAX_ROWS = 1_000_000_000
+MAX_HISTORY = 1_000
 
 
 def simulate(
-    rows: int, seed: int, out: Path, *, users: int = 5_000, items: int = 2_000, tastes: int | None = None
+    rows: int,
+    seed: int,
+    out: Path,
+    *,
+    users: int = 5_000,
+    items: int = 2_000,
+    tastes: int | None = None,
+    history: int = feed.MAX_HISTORY,
 ) -> None:
     """Write `rows` impressions into the folder `out`, replacing it only if it is empty or has an earlier
-    simulation. With `tastes`, a seed, the users of the world have these other ones.
+    simulation. With `tastes`, a seed, the users of the world have these other ones. Histories have the latest
+    `history` clicks.
 
     Raises ValueError for arguments out of range and for an `out` with other content, and OSError from the disk.
     """
     if not MIN_ROWS <= rows <= MAX_ROWS:
         raise ValueError(f"rows must be between {MIN_ROWS} (two pages a day) and {MAX_ROWS}, got {rows}")
+    if not 1 <= history <= MAX_HISTORY:
+        raise ValueError(f"history must be between 1 and {MAX_HISTORY} clicks, got {history}")
     world = FeedWorld(seed, users=users, items=items)
     if tastes is not None:
         world = world.with_other_tastes(tastes)
     names = _Names(world)
-    clicks = _ClickLog()
+    clicks = _ClickLog(history)
     totals = dict.fromkeys((*feed.BINARY_TASKS, "play_time_ms"), 0)
     pages = -(-rows // feed.PAGE)
     last_ms = int(FIRST_DAY.astype(np.int64)) - 1
@@ -77,7 +88,8 @@ def simulate(
                 for name in totals:
                     totals[name] += int(logged[name].to_numpy().sum(dtype=np.int64))
                 progress.advance(bar, count)
-        _write_manifest(folder / MANIFEST, rows, seed, world, {name: total / rows for name, total in totals.items()})
+        means = {name: total / rows for name, total in totals.items()}
+        _write_manifest(folder / MANIFEST, rows, seed, world, means, history)
 
 
 class _Names:
@@ -93,9 +105,10 @@ class _Names:
 
 
 class _ClickLog:
-    """The latest MAX_HISTORY clicked items of each user, before the chunk at hand, grouped by user, oldest first."""
+    """The `latest` clicked items of each user, before the chunk at hand, grouped by user, oldest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, latest: int) -> None:
+        self._latest = latest
         self.users: Integers = np.empty(0, dtype=np.int64)
         self.items: Integers = np.empty(0, dtype=np.int64)
 
@@ -117,12 +130,12 @@ class _ClickLog:
         when = users * span + pages + 1
         starts = np.searchsorted(users, page_users, side="left")
         ends = np.searchsorted(when, page_users * span + np.arange(1, span), side="left")
-        starts = np.maximum(starts, ends - feed.MAX_HISTORY)
+        starts = np.maximum(starts, ends - self._latest)
         lengths = ends - starts
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         history = items[np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])]
         from_end = np.searchsorted(users, users, side="right") - np.arange(users.size)
-        kept = from_end <= feed.MAX_HISTORY
+        kept = from_end <= self._latest
         self.users, self.items = users[kept], items[kept]
         return offsets, history
 
@@ -226,7 +239,7 @@ class _Files:
             self._writer = None
 
 
-def _write_manifest(path: Path, rows: int, seed: int, world: FeedWorld, means: dict[str, float]) -> None:
+def _write_manifest(path: Path, rows: int, seed: int, world: FeedWorld, means: dict[str, float], history: int) -> None:
     dates = _dates(FIRST_DAY.astype(np.int64) + np.arange(DAYS) * 24 * HOUR_MS).tolist()
     content = {
         "format": 1,
@@ -236,6 +249,6 @@ def _write_manifest(path: Path, rows: int, seed: int, world: FeedWorld, means: d
         "items": world.items,
         "dates": {"first": dates[0], "train_last": dates[-3], "validation": dates[-2], "test": dates[-1]},
         "label_means": means,
-        "constants": feed.constants(),
+        "constants": {**feed.constants(), "max_history": history},
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

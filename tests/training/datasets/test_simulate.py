@@ -76,17 +76,18 @@ def test_the_feed_schema_fits_the_files(log: pa.Table) -> None:
         assert log[task.label].null_count == 0
 
 
+@pytest.mark.parametrize("latest", [feed.MAX_HISTORY, 70])
 def test_histories_hold_the_latest_clicks_before_the_page_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latest: int
 ) -> None:
     """A plain walk through time, over several chunks and files, finds every history as logged."""
     monkeypatch.setattr(simulation, "CHUNK_PAGES", 97)
     monkeypatch.setattr(simulation, "ROWS_PER_FILE", 5_000)
-    simulate(20_003, 3, tmp_path / "log", users=60, items=80)
+    simulate(20_003, 3, tmp_path / "log", users=60, items=80, history=latest)
     assert len(list((tmp_path / "log").glob("*.parquet"))) > 2
     rows = _read(tmp_path / "log").to_pylist()
     assert len(rows) == 20_003
-    clicked: dict[int, deque[str]] = defaultdict(lambda: deque(maxlen=feed.MAX_HISTORY))
+    clicked: dict[int, deque[str]] = defaultdict(lambda: deque(maxlen=latest))
     before = 0
     for page in _pages(rows):
         user, now = page[0]["user_id"], page[0]["timestamp_ms"]
@@ -96,7 +97,16 @@ def test_histories_hold_the_latest_clicks_before_the_page_and_nothing_else(
             assert (row["user_id"], row["timestamp_ms"], row["position"]) == (user, now, position)
             assert row["history"] == list(clicked[user])
         clicked[user].extend(row["item_id"] for row in page if row["click"])
-    assert max(len(row["history"]) for row in rows) == feed.MAX_HISTORY
+    assert max(len(row["history"]) for row in rows) == latest
+
+
+def test_the_schema_with_attention_is_the_other_one_with_a_longer_list() -> None:
+    plain, other = (FeedSchema.from_yaml(path) for path in (SCHEMA, SCHEMA.with_name("simulated_attention.yaml")))
+    assert [(one.name, one.max_length) for one in other.attentions] == [("history", 200)]
+    assert [one for one in other.features if one.name != "history"] == [
+        one for one in plain.features if one.name != "history"
+    ]
+    assert other.tasks == plain.tasks
 
 
 def _pages(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
