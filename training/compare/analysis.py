@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.compare.boosted_trees import is_trees, tree_costs, tree_times
+from training.compare.boosted_trees import is_trees, tree_costs
+from training.compare.budget import pareto_front, under_budget
 from training.compare.cautions import cautions
 from training.compare.contrasts import contrast_results
-from training.compare.cost import sizes, times
+from training.compare.cost import sizes, training_rows_per_second
 from training.compare.curves import curve_results
 from training.compare.experiment import Cell, Experiment
 from training.compare.inside import inspect_networks
@@ -31,6 +32,7 @@ from training.compare.measures import METRICS
 from training.compare.over_training import during_training
 from training.compare.predictions import Truth, prediction_file, read_predictions, truth_of
 from training.compare.resampling import MEAN, Replicates, paired_replicates
+from training.compare.scoring_cost import CANDIDATES, scoring_costs
 from training.compare.statistics import crossed, holm, minimum_detectable, paired_p, seeds_needed, spread
 from training.compare.verdict import choice, verdicts
 from training.config import SplitName, TrainingConfig
@@ -94,6 +96,7 @@ def _dataset(experiment: Experiment, done: Mapping[Cell, TrainingConfig]) -> Jso
     for name, found in result["verdicts"].items():
         counts = result["splits"]["test"]["tasks"]
         found["cautions"] = cautions(name, experiment.baseline, tasks, result["cost"], counts, auc)
+    result["scoring"] = _scoring(experiment, runs, result["tables"]["validation"])
     result["contrasts"] = contrast_results(experiment.contrasts, result["tables"]["test"])
     result["curves"] = curve_results(experiment.curves, result["tables"]["test"])
     result["during_training"] = during_training(experiment.baseline, runs)
@@ -236,19 +239,43 @@ def _over_users_alone(replicates_R: Floats | None) -> Json:
     return {"users_low": low, "users_high": high}
 
 
+def _scoring(experiment: Experiment, runs: Mapping[Cell, Run], tables: Mapping[str, Json]) -> Json:
+    """Cost of scoring by network, its front with the verdict's metric on the validation split, and the budget's choice.
+    Trees cannot be served, and are in neither."""
+    first = {cell.network: run for cell, run in reversed(list(runs.items()))}
+    folder = experiment.output / next(iter(runs)).dataset
+    costs = scoring_costs(
+        folder, {name: first[name] for name in experiment.network_names if name in first}, experiment.baseline
+    )
+    found: Json = {"costs": costs, "front": [], "budget": None}
+    better = METRICS[experiment.verdict.metric].better
+    entries = tables.get(experiment.verdict.metric, {}).get(MEAN, {})
+    values = {name: entry["values"] for name, entry in entries.items() if not is_trees(first[name])}
+    if better is None or not values:
+        return found
+    most = str(max(CANDIDATES))
+    means = {name: entries[name]["mean"] for name in values}
+    found["front"] = pareto_front({name: costs[name][most]["ms"] for name in values}, means, better)
+    if experiment.budget is not None:
+        asked = str(experiment.budget.candidates)
+        ms = {name: costs[name][asked]["ms"] for name in values}
+        found["budget"] = under_budget(experiment.budget, ms, values, better)
+    return found
+
+
 def _costs(output: Path, runs: Mapping[Cell, Run]) -> Json:
-    """Costs per network, kept in its folder, so that times are measured once. Sizes are the mean over seeds, for routes
-    that are drawn differ in size."""
+    """Sizes per network and its speed in training, kept in its folder, so that it is measured once. Sizes are the mean
+    over seeds, for routes that are drawn differ in size."""
     costs: Json = {}
     for name in dict.fromkeys(cell.network for cell in runs):
         of_network = {cell: run for cell, run in runs.items() if cell.network == name}
         cell, first = next(iter(of_network.items()))
+        if is_trees(first):
+            costs[name] = tree_costs(list(of_network.values()))
+            continue
         file = output / cell.dataset / name / "times.json"
         if not file.exists():
-            write_json(file, tree_times(first) if is_trees(first) else times(first))
-        if is_trees(first):
-            costs[name] = {**tree_costs(list(of_network.values())), **read_json(file)}
-            continue
+            write_json(file, {"training_rows_per_cpu_second": training_rows_per_second(first)})
         found = [sizes(run) for run in of_network.values()]
         costs[name] = {
             **{key: statistics.fmean(size[key] for size in found) for key in found[0]},

@@ -16,7 +16,7 @@ import logging
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from model.schema import FeedSchema
 from model.tasks import Task
-from training.compare.cost import CANDIDATES, SCORING_CALLS, median_seconds
 from training.compare.predictions import keep_outputs, truth_of
 from training.compare.tree_config import SETTINGS, TreesConfig, kept_config
 from training.compare.tree_inputs import Inputs, Targets, TreeInputs, extra_columns, targets_of
@@ -111,19 +110,22 @@ def write_tree_predictions(run: Run, split: SplitName) -> Path:
 def tree_costs(runs: Sequence[Run]) -> dict[str, Any]:
     """Leaves of all tasks' trees, the mean over runs, and the sizes of a network, which trees do not have."""
     per_run = [sum(task.get("leaves", 0) for task in run.summary()["tasks"].values()) for run in runs]
-    absent = ("parameters", "parameters_range", "embedding_parameters", "multiply_adds_per_row")
+    absent = (
+        "parameters",
+        "parameters_range",
+        "embedding_parameters",
+        "multiply_adds_per_row",
+        "training_rows_per_cpu_second",
+    )
     return {**dict.fromkeys(absent), "leaves": statistics.fmean(per_run)}
 
 
-def tree_times(run: Run) -> dict[str, float | None]:
-    """ms to score 100 candidates with every task's trees, inputs ready. Training is not measured in rows."""
+def tree_call(run: Run, candidates: int) -> Callable[[], object]:
+    """A call that scores one request with every task's trees, inputs ready."""
     constants = _constants(run)
     models = [_load(run, task) for task in run.schema.tasks if task.name not in constants]
-    inputs = [np.zeros((CANDIDATES, model.num_feature()), np.float32) for model in models]
-    seconds = median_seconds(
-        lambda _: [_scores(*pair) for pair in zip(models, inputs, strict=True)], SCORING_CALLS, time.perf_counter
-    )
-    return {"training_rows_per_cpu_second": None, f"ms_per_{CANDIDATES}_candidates": 1000 * seconds}
+    inputs = [np.zeros((candidates, model.num_feature()), np.float32) for model in models]
+    return lambda: [_scores(*pair) for pair in zip(models, inputs, strict=True)]
 
 
 def _lightgbm() -> ModuleType:

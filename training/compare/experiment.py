@@ -7,6 +7,7 @@
     baseline: shared_bottom
     metrics: [auc, normalized_entropy]
     verdict: {metric: auc, tasks: all}
+    budget: {ms: 5, candidates: 500}                # optional, see budget.py
     search: {trials: 8, seeds: 3, space: {...}}     # optional, see space.py
     output: runs/census_table5
 
@@ -25,6 +26,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, Privat
 from model.fusion import AITMConfig, FusionConfig, build_network
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, unknown_key
+from training.compare.budget import Budget
 from training.compare.contrasts import Contrast
 from training.compare.curves import Curve
 from training.compare.measures import METRICS, MetricName, TaskNames, measured_tasks
@@ -149,6 +151,7 @@ class Experiment(StrictModel):
     baseline: str
     metrics: tuple[MetricName, ...] = ("auc", "normalized_entropy", "gauc", "calibration_ratio", "mse")
     verdict: Verdict = Verdict()
+    budget: Budget | None = None
     contrasts: tuple[Contrast, ...] = ()
     curves: tuple[Curve, ...] = ()
     search: Search | None = None

@@ -3,7 +3,7 @@
 In: entries of results.json. matplotlib's Agg canvas draws without a display and without global state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -51,20 +51,21 @@ def differences(tables: Mapping[str, Json], baseline: str, metric: str) -> bytes
     return as_png(figure)
 
 
-def quality_against_cost(entries: Mapping[str, Json], costs: Mapping[str, Json], metric: str) -> bytes | None:
-    """The metric's mean and interval over seeds against multiply-adds per row. None where only trees are compared."""
-    entries = {name: entry for name, entry in entries.items() if costs[name]["multiply_adds_per_row"] is not None}
-    if not entries:
-        return None
+def quality_against_cost(
+    entries: Mapping[str, Json], ms: Mapping[str, float], front: Sequence[str], metric: str, candidates: int
+) -> bytes:
+    """The metric's mean and interval over seeds against CPU milliseconds of a request, and the line of the front."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axis = figure.subplots()
+    axis.plot(
+        [ms[name] for name in front], [entries[name]["mean"] for name in front], color="0.7", linewidth=1, zorder=0
+    )
     for number, (name, entry) in enumerate(entries.items()):
-        cost = costs[name]["multiply_adds_per_row"]
         colour, marker = f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)]
         if entry["low"] is not None:
-            axis.plot([cost, cost], [entry["low"], entry["high"]], color=colour, linewidth=1.5, alpha=0.6)
-        axis.plot([cost], [entry["mean"]], marker, color=colour, markersize=6, label=name)
-    axis.set_xlabel("multiply-adds per row")
+            axis.plot([ms[name]] * 2, [entry["low"], entry["high"]], color=colour, linewidth=1.5, alpha=0.6)
+        axis.plot([ms[name]], [entry["mean"]], marker, color=colour, markersize=6, label=name)
+    axis.set_xlabel(f"CPU ms of a request with {candidates} candidates")
     axis.set_ylabel(metric)
     axis.grid(alpha=0.3)
     # Beside the plot: networks of one size would print their names over each other.

@@ -9,12 +9,12 @@ from rich.table import Table as RichTable
 
 from training.compare import inside, over_training
 from training.compare.contrasts import contrast_blocks
-from training.compare.cost import CANDIDATES
 from training.compare.curves import curve_blocks
 from training.compare.document import Block, Heading, Image, Paragraph, Table, write_document
 from training.compare.measures import METRICS
 from training.compare.plots import differences, quality_against_cost
 from training.compare.resampling import MEAN
+from training.compare.scoring_cost import CANDIDATES
 from training.compare.search_report import chosen_on_validation
 from training.run.run import write_json
 
@@ -101,11 +101,11 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
     yield cost_table(dataset["cost"])
     if not brief:
         yield Paragraph(
-            "Multiply-adds are those of the dense network's matrix products. Times are medians with one thread on the "
-            "machine of this report. Training rows are those of forward, backward and step, without reading data."
+            "Multiply-adds are those of the dense network's matrix products. Training rows are those of forward, "
+            "backward and step, without reading data, with one thread on the machine of this report."
         )
         if any("leaves" in cost for cost in dataset["cost"].values()):
-            yield Paragraph("Boosted trees: the leaves of all tasks' models. The time to score leaves encodings out.")
+            yield Paragraph("Boosted trees: the leaves of all tasks' models.")
     yield from chosen_on_validation(dataset.get("search", {}), verdict["metric"])
     yield Heading(3, f"Verdicts against {baseline}")
     if dataset["verdicts"]:
@@ -136,13 +136,56 @@ def _dataset(name: str, dataset: Json, experiment: Json, *, brief: bool) -> Iter
                 yield Image(f"differences of {METRICS[metric].title} from {baseline}", png)
     yield from contrast_blocks(dataset["contrasts"])
     yield from curve_blocks(dataset["curves"])
+    yield from _scoring(dataset, verdict["metric"], baseline, brief=brief)
+
+
+def _scoring(dataset: Json, metric: str, baseline: str, *, brief: bool) -> Iterator[Block]:
+    """Quality beside what scoring costs."""
+    scoring, title = dataset["scoring"], f"mean {METRICS[metric].title} (validation)"
+    entries = dataset["tables"]["validation"].get(metric, {}).get(MEAN, {})
+    most = str(max(CANDIDATES))
+    rows = []
+    for name, cost in sorted(scoring["costs"].items(), key=lambda one: one[1][most]["ms"]):
+        entry = entries.get(name)
+        rows.append(
+            [
+                name,
+                *(f"{cost[str(count)]['ms']:.3f}" for count in CANDIDATES),
+                f"{cost[most]['ratio']:.2f}",
+                "-" if entry is None else f"{entry['mean']:.5f}",
+                "yes" if name in scoring["front"] else "",
+            ]
+        )
+    yield Heading(3, "Quality beside the cost of scoring")
+    counts = [f"ms of {count} candidates" for count in CANDIDATES]
+    yield Table(["network", *counts, f"times {baseline}'s at {most}", title, "on the front"], rows)
     if not brief:
-        entries = dataset["tables"]["test"].get(verdict["metric"], {}).get(MEAN)
-        title = f"mean {METRICS[verdict['metric']].title} (test)"
-        png = quality_against_cost(entries, dataset["cost"], title) if entries else None
-        if png is not None:
-            yield Heading(3, "Quality against cost")
-            yield Image(f"{title} against multiply-adds", png)
+        yield Paragraph(
+            "CPU milliseconds of the scripted network's own products, or of all tasks' trees, in one thread: medians "
+            "of interleaved blocks. No other network equals one of the front in both cost and quality. Trees are not "
+            "served and are not on it."
+        )
+    if scoring["budget"] is not None:
+        yield Paragraph(_budget_words(scoring["budget"]))
+    if not brief and entries:
+        ms = {name: cost[most]["ms"] for name, cost in scoring["costs"].items()}
+        yield Image(
+            f"{title} against milliseconds", quality_against_cost(entries, ms, scoring["front"], title, int(most))
+        )
+
+
+def _budget_words(budget: Json) -> str:
+    under = f"Under the budget of {budget['ms']:g} ms for {budget['candidates']} candidates"
+    if budget["best"] is None:
+        return f"{under} there is no network."
+    text = f"{under} {budget['best']} is best on the validation split."
+    if budget["chosen"] == budget["best"]:
+        return f"{text} No cheaper one is as good: it is the choice."
+    found = budget["against_best"][budget["chosen"]]
+    return (
+        f"{text} {budget['chosen']} is the choice: the cheapest whose paired interval against it includes 0 "
+        f"({found['difference']:+.5f}, {found['low']:+.5f}..{found['high']:+.5f})."
+    )
 
 
 def _split_words(split: str, found: Json) -> str:
@@ -224,7 +267,6 @@ def _percent(found: Json, *, brief: bool) -> str:
 
 
 def cost_table(costs: Mapping[str, Json]) -> Table:
-    scoring = f"ms_per_{CANDIDATES}_candidates"
     rows = []
     for name, cost in costs.items():
         rows.append(
@@ -234,11 +276,10 @@ def cost_table(costs: Mapping[str, Json]) -> Table:
                 _count(cost["embedding_parameters"]),
                 _count(cost["multiply_adds_per_row"]),
                 _count(cost["training_rows_per_cpu_second"]),
-                f"{cost[scoring]:.2f}",
             ]
         )
     head = ["network", "dense parameters", "embedding parameters", "multiply-adds per row"]
-    return Table([*head, "training rows per CPU s", f"ms per {CANDIDATES} candidates"], rows)
+    return Table([*head, "training rows per CPU s"], rows)
 
 
 def _dense(cost: Json) -> str:

@@ -77,6 +77,10 @@ def test_two_networks_and_two_seeds(feed: Path, capsys: pytest.CaptureFixture[st
     assert "training 4/4" in printed.err
     assert "refused" in printed.out
     results = results_of(feed)
+    scoring = results["datasets"]["clips"]["scoring"]
+    assert all(cost[count]["ms"] > 0 for cost in scoring["costs"].values() for count in ("100", "500"))
+    assert scoring["costs"]["bottom"]["500"]["ratio"] == 1, "the baseline's"
+    assert set(scoring["front"]) <= {"bottom", "adatt"}
     assert results["cells"].items() >= {"planned": 4, "finished": 4}.items()
     dataset = results["datasets"]["clips"]
     assert dataset["verdicts"]["adatt"]["verdict"] == "refused"
@@ -192,6 +196,20 @@ def test_cell_that_diverges_is_reported_and_the_others_go_on(feed: Path) -> None
     assert list(results["failures"]) == ["clips/wild/seed-0"]
     assert "not finite" in results["failures"]["clips/wild/seed-0"]
     assert list(results["datasets"]["clips"]["seeds"]) == ["bottom", "adatt"]
+
+
+def test_a_budget_chooses_among_the_networks_under_it(feed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(experiment_file(feed, budget={"ms": 10_000.0}))]) == 0
+    assert "Under the budget of 10000 ms for 500 candidates" in " ".join(capsys.readouterr().out.split())
+    budget = results_of(feed)["datasets"]["clips"]["scoring"]["budget"]
+    assert budget["chosen"] in {"bottom", "adatt"}
+    assert budget["over"] == []
+    # Costs are kept: they are a machine's, and one answer must not change with each report.
+    before = results_of(feed)["datasets"]["clips"]["scoring"]["costs"]
+    assert main(["compare", str(experiment_file(feed, budget={"ms": 1e-9, "candidates": 100})), "--report"]) == 0
+    after = results_of(feed)["datasets"]["clips"]["scoring"]
+    assert after["costs"] == before
+    assert after["budget"]["chosen"] is None
 
 
 def test_one_user_gives_no_p_on_the_test_split(feed: Path) -> None:
