@@ -76,8 +76,12 @@ class Tower(nn.Module):
 
     def with_base(self, representation_BH: Tensor) -> tuple[Tensor, Tensor | None]:
         """logits_BO of one task, and its base logits [B, 1]."""
-        hidden_BH: Tensor = self.layers[:-1](representation_BH)
-        return self.layers[-1](hidden_BH), None if self.base is None else self.base(hidden_BH)
+        if self.base is None:
+            return self(representation_BH), None
+        *hidden, last = self.layers
+        for layer in hidden:
+            representation_BH = layer(representation_BH)
+        return last(representation_BH), self.base(representation_BH)
 
 
 class Network(nn.Module):
