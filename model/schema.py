@@ -21,6 +21,7 @@ from model.features.kinds.embedded import EmbeddedFeature
 from model.features.kinds.id_list import AttentionKind
 from model.strict_yaml import Name, StrictModel, unknown_key
 from model.tasks import Task
+from model.tasks.binary import LossTerms
 from model.tasks.given import given_places
 
 Block = Literal["request", "candidate"]
@@ -193,6 +194,19 @@ class FeedSchema(StrictModel):
         tasks = tuple(task.model_copy(update={"given": given.get(task.name, task.given)}) for task in self.tasks)
         given_places(tasks)
         return self.model_copy(update={"tasks": tasks})
+
+    def with_losses(self, losses: Mapping[str, LossTerms]) -> Self:
+        """The same feed with other terms of tasks' losses. Raises ValueError for a task that has none or is unknown."""
+        names = [task.name for task in self.tasks]
+        for name in losses:
+            if name not in names:
+                raise ValueError(unknown_key(name, names, "task"))
+        tasks = []
+        for task in self.tasks:
+            terms = losses.get(task.name, LossTerms())
+            changed = task.model_dump() | {name: getattr(terms, name) for name in terms.model_fields_set}
+            tasks.append(type(task).from_mapping(changed, task.name) if terms.model_fields_set else task)
+        return self.model_copy(update={"tasks": tuple(tasks)})
 
     def block(self, block: Block) -> tuple[Feature, ...]:
         """The features evaluated once a request (user, context, training_only) or once a candidate."""

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_
 from model.ranker import NetworkConfig
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, read_yaml
+from model.tasks.binary import LossTerms
 from training.files import output_path
 from training.split_config import DayCount, MovingWindows, Split, SplitConfig
 from training.step.balancing import BalancingConfig, NoBalancingConfig
@@ -217,6 +218,8 @@ class TrainingConfig(StrictModel):
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     # Chains that replace the schema's: by task the one that it is given, null for none (model/tasks/given.py).
     given: dict[str, str | None] = Field(default_factory=dict)
+    # Terms of binary tasks' losses that replace the schema's: by task {focal: ..., jrc: ...}, null for none.
+    losses: dict[str, LossTerms] = Field(default_factory=dict)
     data: DataConfig
     network: NetworkConfig
     output: OutputPath
@@ -289,6 +292,8 @@ class TrainingConfig(StrictModel):
         key = "given"
         try:
             schema = schema.with_given(self.given)
+            key = "losses"
+            schema = schema.with_losses(self.losses)
             key = "tasks"
             schema = schema if self.tasks is None else schema.with_tasks(self.tasks)
         except ValueError as error:

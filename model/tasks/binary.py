@@ -33,6 +33,13 @@ class JointTerm(StrictModel):
     weight: float = Field(gt=0, le=1e6, allow_inf_nan=False)
 
 
+class LossTerms(StrictModel):
+    """Terms beside cross entropy. One that is named replaces the schema's, null takes it away."""
+
+    focal: FocalTerm | None = None
+    jrc: JointTerm | None = None
+
+
 class BinaryTask(BaseTask):
     """A yes/no outcome. `label` is a 0/1 column.
 

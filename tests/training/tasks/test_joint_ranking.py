@@ -216,3 +216,26 @@ def test_a_task_that_compares_needs_its_column(tmp_path: Path) -> None:
     path = training_file(tmp_path, schema=JOINT)
     with pytest.raises(ValueError, match=r"task 'click' has jrc.* name their column as data\.together"):
         train(TrainingConfig.load(path), show=False)
+
+
+def test_the_training_file_replaces_the_terms_of_the_schema(tmp_path: Path) -> None:
+    path = joint_file(tmp_path)
+
+    def tasks_with(*losses: str) -> list[dict[str, object]]:
+        schema = TrainingConfig.load(path, [f"losses.{change}" for change in losses]).feed_schema()
+        return [task.model_dump(exclude_none=True) for task in schema.tasks]
+
+    plain = tasks_with()
+    assert plain[0]["jrc"] == {"weight": 0.5}
+    changed = tasks_with("click={jrc: null, focal: {weight: 2}}", "like.jrc.weight=3")
+    assert changed[0] == {**{k: v for k, v in plain[0].items() if k != "jrc"}, "focal": {"weight": 2.0, "gamma": 2.0}}
+    assert changed[1] == {**plain[1], "jrc": {"weight": 3.0}}
+    assert changed[2] == plain[2]
+    for change, told in (
+        ("clik={jrc: null}", r"losses: unknown task 'clik'; did you mean 'click'"),
+        ("watch={jrc: {weight: 1}}", r"losses: watch: unknown key 'jrc'"),
+        ("click={jrc: {weight: 0}}", "losses.click.jrc.weight"),
+        ("click={bce: null}", "unknown key 'bce'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            tasks_with(change)
