@@ -23,6 +23,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, PrivateAttr, model_validator
 
+from model.cross_layers import CrossConfig
 from model.fusion import AITMConfig, FusionConfig, build_network
 from model.schema import FeedSchema
 from model.strict_yaml import StrictModel, unknown_key
@@ -84,7 +85,8 @@ class Dataset(StrictModel):
 
 
 class NetworkEntry(StrictModel):
-    """A network. `tower` is the training file's where it is left out. `set` changes keys for this network alone.
+    """A network. `cross` and `tower` are the training file's where they are left out. `set` changes keys for this
+    network alone.
 
     `space` is what a search may choose for it, beside the space of all networks. `lightgbm` in place of `fusion` gives
     boosted trees, one model per task, to compare with."""
@@ -92,6 +94,7 @@ class NetworkEntry(StrictModel):
     name: Name
     fusion: FusionConfig | None = None
     lightgbm: LightGBMConfig | None = None
+    cross: CrossConfig | None = None
     tower: tuple[PositiveInt, ...] | None = None
     changes: Changes
     space: Space = Field(default_factory=dict)
@@ -100,8 +103,11 @@ class NetworkEntry(StrictModel):
     def _one_kind(self) -> Self:
         if (self.fusion is None) == (self.lightgbm is None):
             raise ValueError("give either fusion, for a network, or lightgbm, for boosted trees")
-        if self.lightgbm is not None and (self.tower is not None or self.changes or self.space):
-            raise ValueError("tower, set and space are for networks; the keys of boosted trees go under lightgbm")
+        of_networks = (self.cross, self.tower, self.changes, self.space)
+        if self.lightgbm is not None and any(of_networks):
+            raise ValueError(
+                "cross, tower, set and space are for networks; the keys of boosted trees go under lightgbm"
+            )
         return self
 
     def fusion_for(self, seed: int) -> dict[str, Any]:
@@ -242,6 +248,8 @@ class Experiment(StrictModel):
         changes |= {"output": str(self.folder(cell))}
         if network.fusion is not None:
             changes["network.fusion"] = network.fusion_for(cell.seed)
+        if "cross" in network.model_fields_set:
+            changes["network.cross"] = None if network.cross is None else network.cross.model_dump()
         if network.tower is not None:
             changes["network.tower"] = network.tower
         changes |= flat(chosen)

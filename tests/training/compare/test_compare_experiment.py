@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from model.cross_layers import CrossConfig
 from model.ranker import Network, row_width
 from tests.training_data import training_file, write_feed
 from training.__main__ import main
@@ -102,10 +103,11 @@ def test_settings_nearest_to_the_network_win(tmp_path: Path) -> None:
         tmp_path,
         set={"epochs": 7, "batch_size": 32, "optimizer": {"dense": {"learning_rate": 0.5}}},
         datasets=[{"name": "clips", "config": str(training_file(tmp_path)), "set": {"epochs": 5, "batch_size": 16}}],
-        networks=[{**BOTTOM, "set": {"epochs": 3}, "tower": [5]}, ADATT],
+        networks=[{**BOTTOM, "set": {"epochs": 3}, "tower": [5], "cross": {"layers": 2}}, ADATT],
     )
     bottom, adatt = (experiment.config(Cell("clips", name, 1)) for name in ("bottom", "adatt"))
     assert (bottom.epochs, bottom.batch_size, bottom.network.tower) == (3, 16, (5,))
+    assert (bottom.network.cross, adatt.network.cross) == (CrossConfig(layers=2), None)
     assert (adatt.epochs, adatt.batch_size, adatt.network.tower) == (5, 16, (4,))
     assert bottom.optimizer.dense.learning_rate == 0.5
     assert (bottom.seed, bottom.threads) == (1, 1)

@@ -149,7 +149,7 @@ def test_task_of_one_class_is_a_constant_and_said_so(feed: Path, caplog: pytest.
     [
         ({"name": "x"}, "give either fusion"),
         ({**TREES, "fusion": NETWORKS[0]["fusion"]}, "give either fusion"),
-        ({**TREES, "tower": [8]}, "tower, set and space are for networks"),
+        ({**TREES, "tower": [8]}, "cross, tower, set and space are for networks"),
         (with_settings(leafs=3), "unknown key 'leafs'; did you mean 'leaves'"),
         (with_settings(encodings={"features": ["vidoe"]}), "unknown id feature 'vidoe'; did you mean 'video'"),
         (with_settings(encodings={"columns": ["is_click"]}), "'is_click' is a label or mask column"),
