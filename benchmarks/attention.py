@@ -24,6 +24,7 @@ from benchmarks import report
 from benchmarks.command import run_benchmark
 from benchmarks.ratio import Ratio
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
+from model.features.kinds.id_list import MOST_OF_MLP
 from model.schema import FeedSchema
 from model.scorer.scorer import Scorer
 from tests.artifacts import publish_artifact
@@ -33,7 +34,11 @@ CANDIDATES = 500
 LENGTHS = (50, 200)
 WITHOUT = "no such list"
 # The way to pool by its name, and the keys of the list.
-LISTS: dict[str, dict[str, Any]] = {"mean": {"pooling": "mean"}, "attention": {"pooling": "attention"}}
+LISTS: dict[str, dict[str, Any]] = {
+    "mean": {"pooling": "mean"},
+    "attention: dot": {"pooling": "attention"},
+    "attention: mlp": {"pooling": "attention", "attention": "mlp"},
+}
 FEATURES, IDS = "by features", "by id"
 _WARM = 20
 
@@ -48,11 +53,14 @@ def main() -> None:
     cells = []
     for length in LENGTHS:
         with tempfile.TemporaryDirectory(prefix="feedrank-bench-") as folder:
-            scorers = {way: _scorer(Path(folder) / way, length, keys) for way, keys in {WITHOUT: {}, **LISTS}.items()}
+            lists = {
+                way: keys for way, keys in LISTS.items() if length <= MOST_OF_MLP or keys.get("attention") != "mlp"
+            }
+            scorers = {way: _scorer(Path(folder) / way, length, keys) for way, keys in {WITHOUT: {}, **lists}.items()}
         for candidates in (FEATURES, IDS):
             timed = _timed(scorers, length, candidates, options.turns)
             spent.setdefault(str(length), {})[candidates] = timed
-            for way in LISTS:
+            for way in lists:
                 medians = [f"{statistics.median(timed[one]):,.0f}" for one in (WITHOUT, way)]
                 cells.append([str(length), candidates, way, *medians, str(Ratio.of(timed[way], timed[WITHOUT]))])
     body = [

@@ -94,9 +94,11 @@ class Network(nn.Module):
         output_counts: Sequence[int],
         given: Sequence[int | None] = (),
         bases: Sequence[bool] = (),
+        units: nn.ModuleList | None = None,
     ) -> None:
         """`output_counts` has each task's. `given` has the place of the task that each is given, where any is. `bases`
-        says which towers have a base logit, by default none."""
+        says which towers have a base logit, by default none. `units` are those of lists with `attention: mlp`,
+        which the embeddings before it call (model/embeddings/histories.py)."""
         super().__init__()
         self.has_own_embeddings = config.has_own_embeddings
         self.config = config.fusion
@@ -107,6 +109,7 @@ class Network(nn.Module):
             [Tower(self.fusion.output_width, config.tower, count, has_base=has_base) for count, has_base in towers]
         )
         self.chains = Chains(given, output_counts)
+        self.activation_units = nn.ModuleList() if units is None else units
         self._given = tuple(given)
 
     def forward(self, rows_BD: Tensor) -> Tensor:
@@ -164,6 +167,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.embeddings = embeddings
         self.network = network
+        embeddings.use_units(network.activation_units)
 
     def forward(self, request: BlockTensors, candidate: BlockTensors) -> Tensor:
         """logits_BO of a batch. Both blocks have B rows."""

@@ -18,6 +18,7 @@ from model.artifact.module_inputs import ModuleInputs
 from model.artifact.reference import of_features
 from model.artifact.table_files import StackedTables
 from model.calibration import Calibration, calibrated
+from model.embeddings.histories import activation_units
 from model.export.scoring_module import ScoringModule, to_torchscript, write_torchscript
 from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep
 from model.features.kinds import NumberFeature
@@ -68,11 +69,11 @@ def tiny_schema() -> FeedSchema:
     return FeedSchema.from_mapping(TINY_SCHEMA, "tests/artifacts.py")
 
 
-def attention_schema() -> FeedSchema:
+def attention_schema(kind: str = "dot") -> FeedSchema:
     """The same, whose history is weighed by each candidate."""
     content = copy.deepcopy(TINY_SCHEMA)
     (history,) = (feature for feature in content["features"] if feature["name"] == "history")
-    history["pooling"] = "attention"
+    history |= {"pooling": "attention", "attention": kind}
     return FeedSchema.from_mapping(content, "tests/artifacts.py")
 
 
@@ -184,4 +185,4 @@ def _weights(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tables = {table.name: torch.randn(encoder.rows_of_table[table.name], table.dim) for table in schema.tables}
-        return Network(network, width, schema.output_counts, schema.given), tables
+        return Network(network, width, schema.output_counts, schema.given, units=activation_units(schema, 1)), tables

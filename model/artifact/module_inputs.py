@@ -79,11 +79,7 @@ class ModuleInputs:
         owners = [dict(zip(names, starts, strict=True)) for starts in table_starts]
         self.stacked_RW = stacked_RW
         self.id_vectors = IdVectors(schema, owners, stacked_RW)
-        self._attention = (
-            HistoryAttention(schema, owners, stacked_RW, module.answer.network)  # type: ignore[union-attr, arg-type]
-            if schema.attentions
-            else None
-        )
+        self._attention = HistoryAttention(schema, owners, stacked_RW, module) if schema.attentions else None
         self._rows = {block: _BlockRows(schema, block, owners, stacked_RW) for block in BLOCKS}
         # As they are multiplied: input by input.
         self._sums = RequestSums(module.sums)  # type: ignore[arg-type]

@@ -123,6 +123,8 @@ class Embeddings(nn.Module):
         is_fused = {table.name: (own or {}).get(table.name, common).fused is not None for table in schema.tables}
         by_place = [name for name, is_it in is_fused.items() if is_it and engine == "torchrec"]
         self._histories = Histories(schema, by_place)
+        # Activation units by list and owner: those of the network behind, of which they are a part (model/ranker.py).
+        self.units: dict[tuple[str, str | None], nn.Module] = {}
         self._order: list[list[str]] = []
         # By block the lists that are pooled by mean, and their places among its lists.
         self._mean_lists: list[list[tuple[int, str]]] = []
@@ -309,18 +311,11 @@ class Embeddings(nn.Module):
         query_BW = self._columns(pooled, attention.query, owner, None)
         if keys := self._histories.place_keys.get(attention.name):
             places = [self._columns(pooled, key, owner, None) for key in keys[: history.longest()]]
-            return attended(query_BW, torch.stack(places, dim=1), history.lengths_B)
-        rows_VW = looked_up(
-            self._bag(table_name(attention.table, owner)),
-            [rows_V for _, rows_V in self._rows(attention.name, history.values_V)],
-        )
-        return attended(query_BW, history.padded(rows_VW), history.lengths_B)
-
-    def _bag(self, table: str) -> nn.EmbeddingBag:
-        """A table that is not sharded."""
-        tables: list[Any] = [collection.embedding_bags for collection in self.collections()]
-        (bag,) = [cast(nn.EmbeddingBag, bags[table]) for bags in tables if table in bags]
-        return bag
+            keys_BLW = torch.stack(places, dim=1)
+        else:
+            rows = [rows_V for _, rows_V in self._rows(attention.name, history.values_V)]
+            keys_BLW = history.padded(looked_up(self.collections(), table_name(attention.table, owner), rows))
+        return attended(query_BW, keys_BLW, history.lengths_B, self.units.get((attention.name, owner)))
 
     def _divisors(self, request: BlockTensors, candidate: BlockTensors) -> dict[str, Tensor]:
         """Divisor of the sum of a list where its mean is wanted, [B, 1]. All tables pool by sums: fbgemm's
@@ -330,6 +325,11 @@ class Embeddings(nn.Module):
             for position, name in names:
                 divisors[name] = block.list_lengths_LB[position].clamp(min=1).unsqueeze(1)
         return divisors
+
+    def use_units(self, units: nn.ModuleList) -> None:
+        """Weigh the lists with `attention: mlp` by these, in the order of `activation_units`."""
+        names = [(one.name, owner) for owner in self._owners for one in self._histories.attentions if one.kind == "mlp"]
+        self.units = dict(zip(names, units, strict=True))
 
     def collections(self) -> list[nn.Module]:
         """Modules of the tables, one for each group of one optimizer."""

@@ -5,7 +5,9 @@ list and task where tasks have tables of their own. With q the candidate's embed
 
     attended = softmax(q . k / sqrt(W)) k    (scaled dot product: Vaswani et al. 2017, equation 1, arXiv 1706.03762)
 
-An empty list gives zeros. model/artifact/attention.py computes the same of one request and all its candidates.
+or, with `attention: mlp`, an MLP of q, k, q - k and q * k gives each item's weight, without a softmax (the activation
+unit of Zhou et al. 2018, section 4.3, arXiv 1706.06978, with ReLU). An empty list gives zeros.
+model/artifact/attention.py computes the same of one request and all its candidates.
 
 Tables pool what they read. So each place of a list is a feature of its own there, of one id or none (`place_keys`),
 where a table's optimizer runs inside backward: its update then has the gradients of all places at once. Other tables
@@ -15,7 +17,7 @@ Shapes: B rows, L items of a list, V items of all lists of a feature, W columns 
 """
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,9 @@ from torch.nn import functional
 
 from model.features.block import BlockTensors, block_inputs
 from model.schema import Attention, FeedSchema
+
+# As in figure 2 of the paper.
+UNIT_WIDTH = 36
 
 
 class ListTensors(NamedTuple):
@@ -90,8 +95,33 @@ class Histories:
         return request._replace(list_values_V=values_V, list_lengths_LB=request.list_lengths_LB[others]), taken
 
 
-def attended(query_BW: Tensor, keys_BLW: Tensor, lengths_B: Tensor) -> Tensor:
-    """attended_BW of lists that are padded with zeros behind their lengths."""
+class ActivationUnit(nn.Module):
+    """Weight of an item by its embedding and the candidate's. query_BW, keys_BLW -> weights_BL."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(4 * width, UNIT_WIDTH)
+        self.last = nn.Linear(UNIT_WIDTH, 1)
+
+    def forward(self, query_BW: Tensor, keys_BLW: Tensor) -> Tensor:
+        """weights_BL."""
+        query_BLW = query_BW.unsqueeze(1).expand_as(keys_BLW)
+        pair = torch.cat([query_BLW, keys_BLW, query_BLW - keys_BLW, query_BLW * keys_BLW], dim=2)
+        weights_BL: Tensor = self.last(torch.relu(self.first(pair))).squeeze(2)
+        return weights_BL
+
+
+def activation_units(schema: FeedSchema, num_owners: int) -> nn.ModuleList:
+    """Units of the lists with `attention: mlp`: all of the first owner of tables, then those of the next."""
+    widths = [one.dim for one in schema.attentions if one.kind == "mlp"]
+    return nn.ModuleList([ActivationUnit(width) for _ in range(num_owners) for width in widths])
+
+
+def attended(query_BW: Tensor, keys_BLW: Tensor, lengths_B: Tensor, unit: nn.Module | None = None) -> Tensor:
+    """attended_BW of lists that are padded with zeros behind their lengths. `unit` weighs the items, if any."""
+    if unit is not None:
+        # Rows behind the end are zeros, whatever their weight.
+        return torch.bmm(unit(query_BW, keys_BLW).unsqueeze(1), keys_BLW).squeeze(1)
     scores_BL = torch.bmm(keys_BLW, query_BW.unsqueeze(2)).squeeze(2) * query_BW.shape[1] ** -0.5
     places_L = torch.arange(keys_BLW.shape[1], device=keys_BLW.device)
     # Not minus infinity, of which an empty list's softmax would be NaN: its weights are even, over rows of zeros.
@@ -99,7 +129,9 @@ def attended(query_BW: Tensor, keys_BLW: Tensor, lengths_B: Tensor) -> Tensor:
     return torch.bmm(torch.softmax(scores_BL, dim=1).unsqueeze(1), keys_BLW).squeeze(1)
 
 
-def looked_up(bag: nn.EmbeddingBag, rows: Sequence[Tensor]) -> Tensor:
-    """rows_VW of a table, each value's alone: the sum of those at `rows`, of which an id has one or two."""
-    found = [functional.embedding(rows_V, bag.weight, sparse=bag.sparse) for rows_V in rows]
+def looked_up(collections: Sequence[nn.Module], table: str, rows: Sequence[Tensor]) -> Tensor:
+    """rows_VW of a table that is not sharded, each value's alone: the sum of those at `rows`, one or two of an id."""
+    tables: list[Any] = [collection.embedding_bags for collection in collections]
+    (bag,) = [bags[table] for bags in tables if table in bags]
+    found: list[Tensor] = [functional.embedding(rows_V, bag.weight, sparse=bag.sparse) for rows_V in rows]
     return found[0] if len(found) == 1 else found[0] + found[1]

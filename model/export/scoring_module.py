@@ -7,6 +7,7 @@ Shapes: N candidates, R requests, O outputs, D columns of the dense row, F outpu
 (model/export/scoring_network.py).
 """
 
+import copy
 import io
 import warnings
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ class ScoringModule(nn.Module):
     `answer_sums` the rest of it. `answer_together` is `answer` for several requests. `explained` is `answer` with the
     weights that experts were mixed by, of `unit_names` and `expert_names`. `table_starts` are, for each owner of
     tables, the first stacked row of each table of the schema. `sums` has, for each raw row, what a request's columns
-    are multiplied by."""
+    are multiplied by. `activation_units` are those of lists with `attention: mlp`, where there are any."""
 
     table_starts: list[list[int]]
     unit_names: list[list[str]]
@@ -53,6 +54,8 @@ class ScoringModule(nn.Module):
         columns = torch.cat([of_block, torch.arange(before + len(of_block), row_width(schema))])
         scoring = ScoringNetwork(frozen, network.tower_layers(), network.chains, columns)
         self.answer = CandidateAnswers(scoring, Answers(schema, fitted))
+        if len(network.activation_units):
+            self.activation_units = copy.deepcopy(network.activation_units).requires_grad_(False)
 
     def forward(self, rows_ND: Tensor, sums_1F: Tensor) -> Tensor:
         """answers_NO: a probability per binary task, a quantity in the label's unit per regression task."""

@@ -5,10 +5,11 @@ Shapes: B rows, D columns of the dense row, W columns of a table.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.embeddings.embeddings import table_name
 from model.features.block import EncodedBlock, block_inputs
@@ -37,9 +38,9 @@ tasks:
 QUERIES = {"history": "item", "pairs": "pair"}
 
 
-def attention_feed() -> FeedSchema:
-    """The schema above."""
-    return schema_of(FEED)
+def attention_feed(*, mlp: bool = False) -> FeedSchema:
+    """The schema above. With `mlp` an MLP weighs one of the lists."""
+    return schema_of(FEED.replace("query: pair}", "query: pair, attention: mlp}") if mlp else FEED)
 
 
 def random_block(schema: FeedSchema, block: Block, rows: int, seed: int) -> EncodedBlock:
@@ -70,13 +71,22 @@ def repeated(block: EncodedBlock, times: int) -> EncodedBlock:
     )
 
 
+def weight_by_hand(unit: Any, query_W: Tensor, key_W: Tensor) -> Tensor:
+    """Weight of one item: DIN's pairs through two layers."""
+    pair = torch.cat([query_W, key_W, query_W - key_W, query_W * key_W])
+    hidden = (unit.first.weight * pair).sum(1) + unit.first.bias
+    weight: Tensor = (unit.last.weight[0] * hidden.clamp(min=0)).sum() + unit.last.bias[0]
+    return weight
+
+
 def rows_by_hand(
     schema: FeedSchema,
     blocks: Sequence[EncodedBlock],
     tables: Mapping[str, Tensor],
     owners: Sequence[str | None] = (None,),
+    units: Mapping[tuple[str, str | None], nn.Module] | None = None,
 ) -> Tensor:
-    """rows_BD of two blocks of B rows, id by id, from tables in float64."""
+    """rows_BD of two blocks of B rows, id by id, from tables and activation units in float64."""
     table_of = {name: table for table in schema.tables for name in table.features}
 
     def row_of(feature: str, value: int, owner: str | None) -> Tensor:
@@ -110,6 +120,10 @@ def rows_by_hand(
                 parts.append(torch.from_numpy(block.numbers_BQ[row].astype(np.float64)))
             for name, query in QUERIES.items():
                 zeros = torch.zeros(table_of[name].dim, dtype=torch.float64)
+                if units and (name, owner) in units:
+                    weights = [weight_by_hand(units[name, owner], single[query], key) for key in of_list[name]]
+                    parts.append(sum((w * key for w, key in zip(weights, of_list[name], strict=True)), zeros))
+                    continue
                 powers = [torch.exp((single[query] * key).sum() / math.sqrt(len(key))) for key in of_list[name]]
                 weighed = [power * key for power, key in zip(powers, of_list[name], strict=True)]
                 parts.append(sum(weighed, zeros) / sum(powers) if weighed else zeros)

@@ -14,6 +14,7 @@ from tests.model.feeds import FEED, everything, schema_of, write
 ITEM = "{name: item, side: candidate, kind: id, buckets: 5, dim: 4}"
 CLICK = "{name: click, kind: binary, label: clicked}"
 SHORT_LIST = "{name: b, kind: id_list, table: item, max_length: 3"
+LONG_LIST = "{name: b, kind: id_list, table: item, max_length: 51"
 OWN_LIST = "{name: b, kind: id_list, buckets: 9, dim: 4, max_length: 3"
 
 
@@ -155,6 +156,7 @@ def test_masks_are_columns_that_training_reads_once() -> None:
     (f"{SHORT_LIST}, side: user, attention: dot}}", "attention applies to `pooling: attention` alone"),
     (f"{SHORT_LIST}, side: user, query: item}}", "query applies to `pooling: attention` alone"),
     (f"{SHORT_LIST}, side: user, pooling: attention, attention: dott}}", "features.1.id_list.attention"),
+    (f"{LONG_LIST}, side: user, pooling: attention, attention: mlp}}", "takes lists of 50 at most, got max_length 51"),
     (f"{SHORT_LIST}, side: user, pooling: attention, query: c}}", "got query 'c': name one of item as query"),
     (f"{OWN_LIST}, side: user, pooling: attention}}", "reads table 'b', and none does; give such an id"),
     # numbers

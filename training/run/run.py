@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from model.embeddings.embeddings import Embeddings, FusedOptimizer, TableOptimizer, torchrec_fault
+from model.embeddings.histories import activation_units
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.ranker import Network, Ranker
 from model.schema import FeedSchema
@@ -115,7 +116,10 @@ class Run:
         if sharder is not None:
             ranks.first_does(lambda: sharder.write(self.path))
         schema = self.schema
-        network = Network(self.config.network, embeddings.width, schema.output_counts, schema.given, schema.base_logits)
+        units = activation_units(schema, len(schema.tasks) if self.config.network.has_own_embeddings else 1)
+        network = Network(
+            self.config.network, embeddings.width, schema.output_counts, schema.given, schema.base_logits, units
+        )
         return Ranker(embeddings, network.to(ranks.device))
 
     def best_ranker(self) -> Ranker:

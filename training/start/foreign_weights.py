@@ -47,6 +47,8 @@ class NameMap(StrictModel):
 
 def load_initial_weights(ranker: Ranker, tasks: list[str], config: InitialWeights) -> None:
     """Fill a ranker. Raises ValueError naming the file and the name that does not fit. Nothing is filled then."""
+    if len(ranker.network.activation_units):
+        raise ValueError("initial_weights: weights of `attention: mlp` have no names to map; use attention: dot")
     state, names = read_state(config.path), NameMap.from_yaml(config.names)
     tables = {f"table.{name}": weight for name, weight in ranker.embeddings.table_weights().items()}
     try:

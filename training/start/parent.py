@@ -17,6 +17,7 @@ from torch import Tensor
 from model.artifact.artifact import FITTED, MANIFEST, TRAINED, Artifact, ArtifactError
 from model.artifact.table_files import StackedTables, as_table, table_file
 from model.embeddings.embeddings import Embeddings
+from model.embeddings.histories import activation_units
 from model.embeddings.id_map import IdMap
 from model.features.block import inputs_of
 from model.features.encoder import FeatureEncoder, FittedFeatures
@@ -158,4 +159,6 @@ def _network(config: NetworkConfig, schema: FeedSchema) -> Network:
     parts = len(schema.tasks) if config.has_own_embeddings else 1
     # Its weights are set next: the seed of the run draws the child's as it does without a parent.
     with torch.random.fork_rng(devices=[]):
-        return Network(config, row_width(schema) * parts, schema.output_counts, schema.given, schema.base_logits)
+        units = activation_units(schema, parts)
+        width = row_width(schema) * parts
+        return Network(config, width, schema.output_counts, schema.given, schema.base_logits, units)

@@ -65,9 +65,22 @@ def warm_start(
     ours = Side(ranker.network, config, schema)
     theirs = Side(parent.network, parent.config, parent.schema)
     taken += [Taken("network", *one) for one in fill_network(ours, theirs, known)]
+    if len(ranker.network.activation_units):
+        taken.append(_units(ranker, schema, parent))
     if not any(one.state in ("taken", "part") for one in taken):
         raise ValueError(f"init_from: {parent.path}: no table or layer of it has a name and form that this run has")
     return taken
+
+
+def _units(ranker: Ranker, schema: FeedSchema, parent: Parent) -> Taken:
+    """Fill the activation units of lists, all or none."""
+    ours, theirs = ranker.network.activation_units, parent.network.activation_units
+    tasks = [[task.name for task in one.tasks] for one in (schema, parent.schema)]
+    has_others = ranker.network.has_own_embeddings and tasks[0] != tasks[1]
+    if schema.attentions != parent.schema.attentions or len(ours) != len(theirs) or has_others:
+        return Taken("network", "activation units of lists", "fresh", "the lists or their queries differ")
+    ours.load_state_dict(theirs.state_dict())
+    return Taken("network", "activation units of lists", "taken")
 
 
 def print_taken(taken: list[Taken], parent: Parent) -> None:

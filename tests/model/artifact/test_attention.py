@@ -9,6 +9,7 @@ import torch
 from model.artifact.module_inputs import ModuleInputs
 from model.artifact.table_files import StackedTables
 from model.embeddings.embeddings import Embeddings
+from model.embeddings.histories import activation_units
 from model.export.scoring_module import ScoringModule
 from model.features.block import BlockTensors
 from model.features.distinct import stacked
@@ -24,6 +25,8 @@ NETWORKS = {
     "shared_bottom": {"fusion": {"kind": "shared_bottom", "levels": [8]}, "tower": [4]},
     "own": {"fusion": {"kind": "no_sharing", "levels": [8], "own_embeddings": True}, "tower": [4]},
 }
+# With an MLP for one of the lists too.
+FEEDS = [(network, mlp) for mlp in (False, True) for network in NETWORKS]
 CANDIDATES = (1, 2, 7, 200)
 
 
@@ -36,24 +39,25 @@ class Served(NamedTuple):
     inputs: ModuleInputs
 
 
-def served(network: str) -> Served:
+def served(network: str, *, mlp: bool = False) -> Served:
     """A ranker with rows large enough for scores to differ."""
-    schema = attention_feed()
+    schema = attention_feed(mlp=mlp)
     encoder = FeatureEncoder(schema, FittedFeatures(numbers={"age": (), "price": ()}))
     config = NetworkConfig.from_mapping(NETWORKS[network], "test")
     torch.manual_seed(0)
     embeddings = Embeddings(schema, encoder, for_each_task=config.has_own_embeddings)
     for weight in embeddings.table_weights().values():
         weight.normal_(std=1.5)
-    ranker = Ranker(embeddings, Network(config, embeddings.width, schema.output_counts)).eval()
+    units = activation_units(schema, len(schema.tasks) if config.has_own_embeddings else 1)
+    ranker = Ranker(embeddings, Network(config, embeddings.width, schema.output_counts, units=units)).eval()
     tables = StackedTables.of(embeddings.table_weights())
     module = ScoringModule(schema, encoder.fitted, ranker.network, tables.starts).eval()
     return Served(schema, ranker, module, ModuleInputs(schema, module, tables.stacked_RW))
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_what_is_served_answers_as_what_was_trained_and_as_loops(network: str) -> None:
-    schema, ranker, module, inputs = served(network)
+@pytest.mark.parametrize(("network", "mlp"), FEEDS)
+def test_what_is_served_answers_as_what_was_trained_and_as_loops(network: str, mlp: bool) -> None:
+    schema, ranker, module, inputs = served(network, mlp=mlp)
     scripted, again = reloaded(module)
     answers = Answers(schema, FittedFeatures(numbers={}))
     own = network == "own"
@@ -66,8 +70,9 @@ def test_what_is_served_answers_as_what_was_trained_and_as_loops(network: str) -
             many = repeated(request, count)
             with torch.no_grad():
                 expected = answers(ranker(BlockTensors.of(many), BlockTensors.of(candidates)))
-                rows_BD = rows_by_hand(schema, (many, candidates), tables, owners)
-                by_loops = answers(ranker.network.double()(rows_BD))
+                ranker.network.double()
+                rows_BD = rows_by_hand(schema, (many, candidates), tables, owners, ranker.embeddings.units)
+                by_loops = answers(ranker.network(rows_BD))
                 ranker.network.float()
                 both = (inputs.candidate_rows(candidates, request), inputs.request_sums(request))
                 got = module(*both)
@@ -79,9 +84,9 @@ def test_what_is_served_answers_as_what_was_trained_and_as_loops(network: str) -
                     assert torch.equal(again(*both), got)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_candidates_sums_are_of_no_request_and_what_a_list_adds_makes_the_answer_whole(network: str) -> None:
-    schema, _, module, inputs = served(network)
+@pytest.mark.parametrize(("network", "mlp"), FEEDS)
+def test_candidates_sums_are_of_no_request_and_what_a_list_adds_makes_the_answer_whole(network: str, mlp: bool) -> None:
+    schema, _, module, inputs = served(network, mlp=mlp)
     candidates = random_block(schema, "candidate", 40, 1)
     with torch.no_grad():
         sums_NF = module.candidate_sums(inputs.candidate_rows(candidates))
@@ -95,9 +100,9 @@ def test_candidates_sums_are_of_no_request_and_what_a_list_adds_makes_the_answer
             assert (module.answer_sums(sums_NF, sums_1F) - whole).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_several_requests_are_each_with_its_own_lists(network: str) -> None:
-    schema, _, module, inputs = served(network)
+@pytest.mark.parametrize(("network", "mlp"), FEEDS)
+def test_several_requests_are_each_with_its_own_lists(network: str, mlp: bool) -> None:
+    schema, _, module, inputs = served(network, mlp=mlp)
     requests = [random_block(schema, "request", 1, seed) for seed in range(4)]
     candidates = random_block(schema, "candidate", 30, 5)
     # One request has no candidate here, and those of others take turns.

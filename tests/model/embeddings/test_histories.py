@@ -1,11 +1,14 @@
 """Attention over lists while it is trained, against loops in float64: what a batch reads, and what its gradient is."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from model.embeddings.embeddings import Embeddings, Engine, FusedOptimizer, owners
+from model.embeddings.histories import activation_units
 from model.features.block import BlockTensors, EncodedBlock
 from model.features.encoder import FeatureEncoder, FittedFeatures
 from model.schema import FeedSchema
@@ -16,14 +19,17 @@ RATE = 0.5
 WAYS: list[tuple[Engine, FusedOptimizer | None]] = [("torchrec", "sgd"), ("torchrec", None), ("torch", "sgd")]
 
 
-def built(engine: Engine, fused: FusedOptimizer | None, *, own: bool = False) -> tuple[FeedSchema, Embeddings]:
+def built(
+    engine: Engine, fused: FusedOptimizer | None, *, own: bool = False, mlp: bool = False
+) -> tuple[FeedSchema, Embeddings]:
     """Embeddings with rows large enough for scores to differ."""
-    schema = attention_feed()
+    schema = attention_feed(mlp=mlp)
     encoder = FeatureEncoder(schema, FittedFeatures(numbers={"age": (), "price": ()}))
     torch.manual_seed(0)
     embeddings = Embeddings(schema, encoder, fused=fused, learning_rate=RATE, engine=engine, for_each_task=own)
     for weight in embeddings.table_weights().values():
         weight.normal_(std=1.5)
+    embeddings.use_units(activation_units(schema, len(schema.tasks) if own else 1))
     return schema, embeddings
 
 
@@ -45,17 +51,20 @@ def gradients(embeddings: Embeddings, before: dict[str, Tensor]) -> dict[str, Te
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["shared tables", "own tables"])
+@pytest.mark.parametrize("mlp", [False, True], ids=["dot", "mlp"])
 @pytest.mark.parametrize(("engine", "fused"), WAYS)
 @pytest.mark.parametrize("rows", [1, 7, 40])
 def test_rows_and_gradients_are_those_of_loops(
-    engine: Engine, fused: FusedOptimizer | None, rows: int, own: bool
+    engine: Engine, fused: FusedOptimizer | None, rows: int, own: bool, mlp: bool
 ) -> None:
-    schema, embeddings = built(engine, fused, own=own)
+    schema, embeddings = built(engine, fused, own=own, mlp=mlp)
     tables = doubles(embeddings)
+    units = {name: copy.deepcopy(unit).double() for name, unit in embeddings.units.items()}
+    assert bool(units) == mlp
     blocks = random_block(schema, "request", rows, rows), random_block(schema, "candidate", rows, rows + 1)
     rows_BD = embeddings(*map(BlockTensors.of, blocks))
     assert rows_BD.shape == (rows, embeddings.width)
-    expected_BD = rows_by_hand(schema, blocks, tables, owners(schema, for_each_task=own))
+    expected_BD = rows_by_hand(schema, blocks, tables, owners(schema, for_each_task=own), units)
     # Sums of some float32 products of order 1.
     torch.testing.assert_close(rows_BD.double(), expected_BD, atol=5e-6, rtol=5e-6)
     cotangent_BD = torch.randn(rows_BD.shape, generator=torch.Generator().manual_seed(1))
@@ -66,6 +75,11 @@ def test_rows_and_gradients_are_those_of_loops(
     for name, table in tables.items():
         assert table.grad is not None
         torch.testing.assert_close(found[name].double(), table.grad, atol=1e-4, rtol=1e-4, msg=name)
+    for key, unit in units.items():
+        for mine, by_hand in zip(embeddings.units[key].parameters(), unit.parameters(), strict=True):
+            assert mine.grad is not None
+            assert by_hand.grad is not None
+            torch.testing.assert_close(mine.grad.double(), by_hand.grad, atol=1e-4, rtol=1e-4, msg=str(key))
 
 
 @pytest.mark.parametrize(("engine", "fused"), WAYS)

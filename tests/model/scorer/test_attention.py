@@ -20,11 +20,15 @@ ITEMS = tiny_items(30)
 HISTORIES: list[list[int]] = [[], [3], [3, 9, 4], [50, 60, 3, 9, 4]]
 
 
-@pytest.fixture(scope="module", params=[None, {"layers": 2}, {"layers": 2, "rank": 3}], ids=str)
+FEEDS = [("dot", None), ("mlp", None), ("dot", {"layers": 2}), ("mlp", {"layers": 2, "rank": 3})]
+
+
+@pytest.fixture(scope="module", params=FEEDS, ids=str)
 def scorer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     """Behind the lists, as they are read or crossed with the other columns."""
     folder: Path = tmp_path_factory.mktemp("models")
-    version = publish_artifact(folder, schema=attention_schema(), network={**TINY_NETWORK, "cross": request.param})
+    kind, cross = request.param
+    version = publish_artifact(folder, schema=attention_schema(kind), network={**TINY_NETWORK, "cross": cross})
     build_catalogue(version, write_items(folder / "items.parquet", ITEMS))
     loaded = Scorer.load(version)
     (generation,) = loaded.catalogue_generations()

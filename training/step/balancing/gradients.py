@@ -102,8 +102,9 @@ class GradientBalancing(Balancing):
             for weight, gradient in zip(own, at_towers, strict=True):
                 weight.grad = gradient if weight.grad is None else weight.grad + gradient
         combined_N, weights_T = self.combine(flat_gradients(gradients, self.losses.across), step)
-        in_towers = {id(parameter) for parameter in network.towers.parameters()}
-        shared = [p for p in network.parameters() if p.requires_grad and id(p) not in in_towers]
+        # Units of lists stand before the row, with the tables: they learn from its gradient.
+        apart = {id(one) for part in (network.towers, network.activation_units) for one in part.parameters()}
+        shared = [p for p in network.parameters() if p.requires_grad and id(p) not in apart]
         if shared:
             of_network = torch.autograd.grad((weighted_T * weights_T).sum(), shared, allow_unused=True)
             for weight, gradient in zip(shared, of_network, strict=True):
