@@ -77,10 +77,15 @@ def _units(ranker: Ranker, schema: FeedSchema, parent: Parent) -> Taken:
     ours, theirs = ranker.network.activation_units, parent.network.activation_units
     tasks = [[task.name for task in one.tasks] for one in (schema, parent.schema)]
     has_others = ranker.network.has_own_embeddings and tasks[0] != tasks[1]
-    if schema.attentions != parent.schema.attentions or len(ours) != len(theirs) or has_others:
+    if _compared(schema) != _compared(parent.schema) or len(ours) != len(theirs) or has_others:
         return Taken("network", "activation units of lists", "fresh", "the lists or their queries differ")
     ours.load_state_dict(theirs.state_dict())
     return Taken("network", "activation units of lists", "taken")
+
+
+def _compared(schema: FeedSchema) -> dict[str, tuple[str, str]]:
+    """Lists with attention: the id that each is compared with, and how."""
+    return {one.name: (one.query, one.kind) for one in schema.attentions}
 
 
 def print_taken(taken: list[Taken], parent: Parent) -> None:
@@ -188,6 +193,7 @@ def _features(schema: FeedSchema, parent: Parent, tables: set[str], *, own: bool
     before = {feature.name: feature for feature in parent.schema.features}
     both = (schema, parent.schema)
     table_of = [{name: table.name for table in one.tables for name in table.features} for one in both]
+    compared = [_compared(one) for one in both]
     # Of tasks' own tables each is the same or none is, new tasks apart.
     known = {name.partition("@")[0] for name in tables} if own else tables
     taken: list[Taken] = []
@@ -204,6 +210,8 @@ def _features(schema: FeedSchema, parent: Parent, tables: set[str], *, own: bool
             why = "its table is fresh"
         else:
             why = _other_inputs(inputs_of([feature]), inputs_of([old]))
+            if not why and compared[0].get(feature.name) != compared[1].get(feature.name):
+                why = "attention was {1}, by {0}".format(*compared[1][feature.name])
         taken.append(Taken("feature", feature.name, "fresh" if why else "taken", why))
     names = {feature.name for feature in schema.features}
     return taken + [Taken("feature", name, "dropped") for name in before if name not in names]

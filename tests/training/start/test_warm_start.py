@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from model.artifact.artifact import TRAINED, write_manifest
 from model.embeddings.embeddings import Embeddings
+from model.embeddings.histories import activation_units
 from model.features.block import BlockTensors
 from model.features.encoder import FeatureEncoder, FittedFeatures, NumberStep
 from model.features.kinds import NumberFeature
@@ -87,7 +88,8 @@ def ranker_for(schema: FeedSchema, fitted: FittedFeatures, config: NetworkConfig
         embeddings = Embeddings(schema, FeatureEncoder(schema, fitted), for_each_task=config.has_own_embeddings)
         for weight in embeddings.table_weights().values():
             weight.normal_()
-        return Ranker(embeddings, Network(config, embeddings.width, schema.output_counts)).eval()
+        units = activation_units(schema, len(schema.tasks) if config.has_own_embeddings else 1)
+        return Ranker(embeddings, Network(config, embeddings.width, schema.output_counts, units=units)).eval()
 
 
 def config_of(name: str) -> NetworkConfig:
@@ -129,10 +131,8 @@ def logits(ranker: Ranker, schema: FeedSchema, fitted: FittedFeatures) -> dict[s
     for side in ("request", "candidate"):
         asked = [feature.name for feature in schema.requested(side)]
         columns = encoder.columns(side, {name: values[name] for name in asked}, ROWS)
-        block = encoder.encode(side, columns, ROWS, as_served=True).block
-        blocks.append(BlockTensors.of(block))
-    with torch.no_grad():
-        answers_BO = ranker(*blocks).numpy()
+        blocks.append(BlockTensors.of(encoder.encode(side, columns, ROWS, as_served=True).block))
+    answers_BO = ranker(*blocks).detach().numpy()
     return {task.name: answers_BO[:, place] for place, task in enumerate(schema.tasks)}
 
 
