@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", type=_output, required=True, help="the models folder that a service reads")
     add("--name", help="the model's name (default: the schema's)")
     add("--compile", action="store_true", help="also compile it for CPUs of this host's kind")
+    _add_accept(add)
     add(
         "--calibrate",
         choices=["isotonic", "platt"],
@@ -130,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("compile", _compile, "compile a published version for CPUs of this host's kind")
     add("version", type=Path, metavar="VERSION", help="its folder, models/NAME/VERSION")
+    _add_accept(add)
     _add_sign_key(add)
 
     add = command("catalogue", _catalogue, "build, or refresh, the catalogue of a published version's items")
@@ -193,6 +195,15 @@ def _parser() -> argparse.ArgumentParser:
 def _add_config(add: Callable[..., argparse.Action]) -> None:
     add("config", type=Path, metavar="CONFIG")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of CONFIG")
+
+
+def _add_accept(add: Callable[..., argparse.Action]) -> None:
+    add(
+        "--accept",
+        choices=["tolerance", "quality"],
+        default="tolerance",
+        help="compiled answers: within .001 on golden requests (default), or also by quality on kept rows",
+    )
 
 
 def _add_sign_key(add: Callable[..., argparse.Action]) -> None:
@@ -292,7 +303,7 @@ def _export(options: argparse.Namespace) -> None:
 def _compile(options: argparse.Namespace) -> None:
     from training.publish.compile import compile_version
 
-    print(compile_version(options.version, _signing_key(options)))
+    print(compile_version(options.version, _signing_key(options), accept=options.accept))
 
 
 def _catalogue(options: argparse.Namespace) -> None:

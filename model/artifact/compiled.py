@@ -41,6 +41,8 @@ BY_COLUMNS, BY_SUMS = "model", "sums"
 _X86 = re.compile(r"(?:sse|ssse|avx|amx|fma|bmi|vaes|sha|vpcl|pcl|gfni|f16c|abm|lzcnt|popcnt|movbe|adx|aes)\w*")
 
 Dtype = Literal["float32", "bfloat16"]
+# By the tolerance of golden requests, or by quality on kept rows (model/scorer/quality.py).
+Acceptance = Literal["tolerance", "quality"]
 
 
 class SpeedRatio(BaseModel):
@@ -53,15 +55,38 @@ class SpeedRatio(BaseModel):
     high: float
 
 
+class Quality(BaseModel):
+    """Differences of a package's answers from TorchScript's on kept rows: the largest, and the share of usual ones.
+
+    `ne_change` by task, as a share. `overlap` is that of the tops of the default value model's rankings. None where no
+    task has such an answer, or no two labels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sets: int
+    candidates: int
+    rows: int
+    probability_error: float | None
+    usual_probabilities: float | None
+    quantity_error: float | None
+    usual_quantities: float | None
+    ne_change: dict[str, float | None]
+    overlap: float
+
+
 class CompiledManifest(DerivedManifest):
-    """A package's manifest. `cpu_ms` by engine and candidates, `against_torchscript` by candidates."""
+    """A package's manifest. `cpu_ms` by engine and candidates, `against_torchscript` by candidates.
+
+    `quality` by function, of those that the tolerance would refuse. Where there is one, `tolerance` does not count."""
 
     kind: Literal["compiled"]
     torch: str
     machine: str
     instructions: tuple[str, ...]
     dtype: Dtype
+    acceptance: Acceptance
     tolerance: float
+    quality: dict[str, Quality]
     cpu_ms: dict[str, dict[str, float]]
     against_torchscript: dict[str, SpeedRatio]
 

@@ -9,8 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact.artifact import ArtifactError
+from model.artifact.compiled import CompiledManifest
 from model.calibration import calibrated
 from model.recalibration import Recalibration
+from model.schema import FeedSchema
+
+# Of an engine that is accepted by quality. That of quantities is relative above 1.
+PROBABILITY_LIMIT, QUANTITY_LIMIT = 1e-2, 3e-2
 
 
 def check_expected(
@@ -58,4 +63,23 @@ def disagreement(expected_NO: NDArray[np.float32], answers_NO: NDArray[np.float3
         apart_NN = expected_N[:, None] - expected_N[None, :] > tolerance * scale_NO[:, output, None]
         if (apart_NN & (got_N[:, None] <= got_N[None, :])).any():
             return f"output {output} ranks candidates in another order"
+    return None
+
+
+def compiled_fault(
+    manifest: CompiledManifest,
+    schema: FeedSchema,
+    expected_NO: NDArray[np.float32],
+    answers_NO: NDArray[np.float32],
+) -> str | None:
+    """Difference of a compiled package's answers from the expected ones, by the rule that it was accepted by. None if
+    there is none."""
+    if manifest.acceptance == "tolerance":
+        return disagreement(expected_NO, answers_NO, manifest.tolerance)
+    error_NO = np.abs(answers_NO - expected_NO) / np.maximum(1.0, np.abs(expected_NO))
+    for task in schema.tasks:
+        limit = PROBABILITY_LIMIT if task.is_probability else QUANTITY_LIMIT
+        error = error_NO[:, schema.output_slices[task.name]].max()
+        if not error <= limit:
+            return f"task {task.name}: an answer is off by {error:.2g}, limit {limit:g}"
     return None

@@ -11,6 +11,7 @@ the dense row, F outputs over the raw row, G fused units and E experts of a leve
 outputs.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,11 +26,10 @@ from model.artifact.catalogue import Catalogue, generations
 from model.artifact.catalogue import folder_of as catalogues_of
 from model.artifact.catalogue_join import NamedCandidates as NamedCandidates
 from model.artifact.catalogue_join import resolve
-from model.artifact.compiled import BY_SUMS, CompiledAnswers, compiled_sums_dtype, folder_of, open_compiled
+from model.artifact.compiled import BY_SUMS, Acceptance, CompiledAnswers, compiled_sums_dtype, folder_of, open_compiled
 from model.artifact.module_inputs import ModuleInputs
 from model.artifact.reference import Bins as Bins
 from model.artifact.reference import Reference as Reference
-from model.artifact.table_files import as_table, table_file
 from model.calibration import calibrated
 from model.features.distinct import Positions, distinct, once, picked, spread
 from model.features.encoder import Column, Encoded, EncodedBlock, FeatureEncoder, FittedFeatures
@@ -38,7 +38,8 @@ from model.recalibration import folder_of as calibrations_of
 from model.scorer.answers import ExpertWeights as ExpertWeights
 from model.scorer.answers import NonFiniteScoresError as NonFiniteScoresError
 from model.scorer.answers import Scored as Scored
-from model.scorer.golden import check_expected, check_recalibration, disagreement
+from model.scorer.golden import check_expected, check_recalibration, compiled_fault, disagreement
+from model.scorer.tables import mapped_table
 from model.scorer.torchscript import Load, load_script
 from model.value_models.answer_domain import AnswerDomain
 
@@ -73,10 +74,11 @@ class Scorer:
         self.reference = Reference.read(artifact, self.outputs)
         self.engine: Engine = "torchscript"
         self.engine_reason: str | None = None
+        self.acceptance: Acceptance | None = None  # of the compiled package that serves
         # Replaced in one assignment when a newer generation verifies.
         self.catalogue: Catalogue | None = None
         self.compiled: CompiledAnswers | None = None
-        self._compiled_sums: CompiledAnswers | None = None
+        self.compiled_sums: CompiledAnswers | None = None
         # Replaced in one assignment when a newer generation verifies.
         self.calibration = InForce.exported(artifact)
 
@@ -106,7 +108,7 @@ class Scorer:
             fitted = FittedFeatures.from_mapping(artifact.read_json(FITTED), str(path / FITTED))
             encoder = FeatureEncoder(artifact.manifest.feed, fitted)
             module = load(artifact.read(RANKER)).eval()
-            stacked_RW = {table.dim: _table(artifact, table.dim) for table in artifact.manifest.feed.tables}
+            stacked_RW = {table.dim: mapped_table(artifact, table.dim) for table in artifact.manifest.feed.tables}
             scorer = cls(artifact, encoder, module, ModuleInputs(artifact.manifest.feed, module, stacked_RW))
         except (ValueError, RuntimeError, AttributeError, TypeError) as error:
             if isinstance(error, ArtifactError):
@@ -245,8 +247,8 @@ class Scorer:
         """answers_NO of candidates of which the catalogue has some."""
         sums_SF, of_N = self.named_sums(named, request)
         sums_1F = self.request_sums(request)
-        if self._compiled_sums is not None and sums_SF.dtype == compiled_sums_dtype(self.schema):
-            return spread(self._compiled_sums(sums_SF, sums_1F), of_N)
+        if self.compiled_sums is not None and sums_SF.dtype == compiled_sums_dtype(self.schema):
+            return spread(self.compiled_sums(sums_SF, sums_1F), of_N)
         return spread(self.module.answer_sums(sums_SF, sums_1F), of_N)
 
     def named_sums(self, named: NamedCandidates, request: EncodedBlock) -> tuple[torch.Tensor, Positions]:
@@ -261,7 +263,7 @@ class Scorer:
             block = picked(block, found.first_S) if self.schema.attentions else block
         sums_SF = named.catalogue.sums(rows_K)
         if encoded is not None:
-            dtype = torch.float32 if self._compiled_sums is None else sums_SF.dtype
+            dtype = torch.float32 if self.compiled_sums is None else sums_SF.dtype
             rows_ND = self.candidate_rows(encoded)
             sums_SF = torch.cat([sums_SF.to(dtype), self.module.candidate_sums(rows_ND).to(dtype)])
         return self.inputs.with_attention(sums_SF, block, request), place_N
@@ -320,18 +322,25 @@ class Scorer:
         # What this very process answers by TorchScript: candidates that are level there may change places.
         expected = self._golden_answers()
         try:
-            self.compiled, self._compiled_sums = CompiledAnswers(package), CompiledAnswers(package, BY_SUMS)
+            self.compiled, self.compiled_sums = CompiledAnswers(package), CompiledAnswers(package, BY_SUMS)
             by_columns = zip(expected, self._golden_answers(), strict=True)
-            by_sums = self._golden_answers_by_sums(self._compiled_sums)
+            by_sums = self._golden_answers_by_sums(self.compiled_sums)
             for number, pairs in enumerate(zip(by_columns, by_sums, strict=True)):
                 for expected_NO, answers_NO in pairs:
-                    fault = disagreement(expected_NO, answers_NO, manifest.tolerance)
+                    fault = compiled_fault(manifest, self.schema, expected_NO, answers_NO)
                     if fault is not None:
                         raise ArtifactError(f"{place}: golden request {number}: {fault}")
         except (RuntimeError, AttributeError, OSError, ArtifactError) as error:
-            self.compiled = self._compiled_sums = None
+            self.compiled = self.compiled_sums = None
             raise error if isinstance(error, ArtifactError) else ArtifactError(f"{place}: {error}") from error
-        self.engine = "compiled"
+        self.engine, self.acceptance = "compiled", manifest.acceptance
+
+    def by_torchscript(self, reason: str) -> "Scorer":
+        """The same version scored by TorchScript, with the reason why. Requests that run keep this scorer."""
+        plain = copy.copy(self)
+        plain.compiled = plain.compiled_sums = plain.acceptance = None
+        plain.engine, plain.engine_reason = "torchscript", reason
+        return plain
 
     def raw_golden_answers(self) -> list[NDArray[np.float32]]:
         """raw_NO of every golden request, before calibration."""
@@ -387,13 +396,3 @@ class Scorer:
             raise ArtifactError(f"{place}: {error}") from None
         except RuntimeError as error:
             raise ArtifactError(f"{self.artifact.path / RANKER}: cannot score ({error})") from None
-
-
-def _table(artifact: Artifact, width: int) -> torch.Tensor:
-    name = table_file(width)
-    try:
-        return as_table(artifact.map(name), width)
-    except ArtifactError:
-        raise
-    except ValueError as error:
-        raise ArtifactError(f"{artifact.path / name}: {error}") from None

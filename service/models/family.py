@@ -204,6 +204,7 @@ class ModelFamily:
                     "version": str(version),
                     "state": state.state,
                     "engine": state.engine,
+                    "acceptance": state.acceptance,
                     "reason": state.reason,
                     "calibration": state.calibration,
                     "calibration_reason": state.calibration_reason,

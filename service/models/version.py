@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from model.artifact.artifact import MANIFEST, ArtifactError
+from model.artifact.compiled import Acceptance, folder_of
 from model.experiments.assignment import Experiments
 from model.policies.policies import Policies
+from model.scorer.quality import served_fault
 from model.scorer.scorer import Engine, EngineChoice, Scorer
 from model.scorer.torchscript import Load, load_script
 from model.state_file import StateFile
 from model.untrusted_files import Fingerprints, fingerprint, fingerprints
-from model.value_models.value_model import ValueModels
+from model.value_models.value_model import DEFAULT, ValueModels
 from service.base.log import FieldLogger
 from service.metrics.metrics import Metrics
 from service.metrics.model_metrics import ModelMetrics
@@ -92,6 +94,8 @@ class VersionState:
     state: State
     reason: str | None = None
     engine: Engine = "torchscript"
+    # The rule that its compiled package was accepted by.
+    acceptance: Acceptance | None = None
     # The generation of its calibration, None of its own, and the reason why a newer one does not serve.
     calibration: str | None = None
     calibration_reason: str | None = None
@@ -125,6 +129,8 @@ class LoadedVersion:
         self._derived = derived_files(path, loading.verify_key)
         self._doubted: Scorer | None = None
         self._golden_error: str | None = None
+        # The scorer whose compiled package was compared with TorchScript on kept rows.
+        self._judged: Scorer | None = None
         # Why it could not be loaded again, as its folder is gone.
         self.missing: str | None = None
         self.catalogue = CatalogueWatch(name, metrics, shown)
@@ -142,7 +148,8 @@ class LoadedVersion:
         reason = self.missing or self._golden_error or scorer.engine_reason
         shown = None if reason is None else self._shown(reason)
         calibration = scorer.calibration.generation
-        return VersionState("ready", shown, scorer.engine, calibration, self.calibration.reason(scorer))
+        acceptance, of_calibration = scorer.acceptance, self.calibration.reason(scorer)
+        return VersionState("ready", shown, scorer.engine, acceptance, calibration, of_calibration)
 
     def refresh(self) -> None:
         """Load what has appeared beside the version, and run its golden requests where they may fail."""
@@ -150,6 +157,7 @@ class LoadedVersion:
         self._check_folder()
         if self.missing is None and derived_files(self._path, self._loading.verify_key) != self._derived:
             self._reload_engine()
+        self._check_quality()
         self.catalogue.refresh(self.served.scorer)
         self._refresh_calibration(self.served.scorer)
 
@@ -235,6 +243,25 @@ class LoadedVersion:
             before.metrics.retire()
         self.served = self._taken(scorer, before.beside)
         self._golden_error = None
+
+    def _check_quality(self) -> None:
+        """Compare a package that was accepted by quality with TorchScript on this host, once. It serves meanwhile.
+        Where a bound is broken, TorchScript takes over."""
+        before = self.served
+        scorer = before.scorer
+        if scorer.acceptance != "quality" or self._judged is scorer:
+            return
+        self._judged = scorer
+        try:
+            fault = served_fault(scorer, before.value_models[DEFAULT].score)
+        except (ArtifactError, RuntimeError, IndexError) as error:
+            fault = str(error)
+        if fault is None:
+            _log.info("compiled package verified by quality", **self._fields(scorer))
+            return
+        before.metrics.retire()
+        reason = f"{folder_of(scorer.artifact)}: accepted by quality, and on this host {fault}"
+        self.served = self._taken(scorer.by_torchscript(reason), before.beside)
 
     def _recheck_golden(self) -> None:
         doubted, self._doubted = self._doubted, None

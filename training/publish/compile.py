@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import uuid
 import warnings
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from model.artifact.compiled import (
     BY_SUMS,
     FORMAT_VERSION,
     PACKAGE,
+    Acceptance,
     CompiledAnswers,
     Dtype,
     compiled_sums_dtype,
@@ -42,8 +42,9 @@ from model.artifact.signature import SigningKey
 from model.export.scoring_module import CandidateAnswers, SumsAnswers
 from model.export.scoring_network import ScoringNetwork
 from model.ranker import Answers, Network, NetworkConfig, row_width
-from model.scorer.golden import disagreement
+from model.scorer.quality import Answer
 from model.scorer.scorer import COMPILED_TOLERANCE, Scorer
+from training.publish.acceptance import Judge, Verdict, loosest
 from training.publish.engine_choice import DECIDING_ROWS, LEVEL, Times, block_of, choose, interleaved
 from training.publish.sign import sign
 
@@ -61,13 +62,17 @@ SETTINGS: dict[str, Any] = {
 # A CPU without one of these multiplies bfloat16 by way of float32, slower than float32 itself.
 BFLOAT16_SETS = ("avx512_bf16", "amx_bf16", "bf16", "svebf16")
 
-Answer = Callable[[Tensor, Tensor], Tensor]
 
-
-def compile_version(version: Path, sign_key: SigningKey | None = None, *, even_if_slower: bool = False) -> Path:
+def compile_version(
+    version: Path,
+    sign_key: SigningKey | None = None,
+    *,
+    accept: Acceptance = "tolerance",
+    even_if_slower: bool = False,
+) -> Path:
     """Make and publish the compiled package of a version, in place of one that is there, signed if a key is given.
-    Returns its folder. `even_if_slower` is for measuring: a package that is not faster than TorchScript is published
-    too.
+    Returns its folder. `accept` is the loosest rule that its answers may be accepted by. `even_if_slower` is for
+    measuring: a package that is not faster than TorchScript is published too.
 
     Raises ValueError where there is no compiler, or nothing worth publishing comes out."""
     compiler = os.environ.get("CXX", "g++")
@@ -77,40 +82,42 @@ def compile_version(version: Path, sign_key: SigningKey | None = None, *, even_i
         raise ValueError("this system does not show its CPU's instruction sets (/proc/cpuinfo); compile on Linux")
     torch.set_num_threads(1)
     scorer = Scorer.load(version, engine="torchscript")
+    judge = Judge(scorer, accept)
     rows_ND, sums_1F = _inputs(scorer)
-    candidates: dict[Dtype, list[Any]] = {}
+    found: dict[Dtype, tuple[list[Any], Verdict]] = {}
     answers: dict[str, Answer] = {TORCHSCRIPT: scorer.module.answer}
-    with torch.inference_mode():
-        # As they are answered: a map to a label's mean may be steep, and widen what bfloat16 changes.
-        expected_NO = scorer.as_answered(scorer.module.answer(rows_ND, sums_1F))
-        dtypes: list[Dtype] = ["float32", *(["bfloat16"] if sets & set(BFLOAT16_SETS) else [])]  # type: ignore[list-item]
-        for dtype in dtypes:
-            files = _compile(_dense(scorer, dtype), rows_ND, sums_1F)
-            compiled = CompiledAnswers(_packed({BY_COLUMNS: files}))
-            fault = disagreement(expected_NO, scorer.as_answered(compiled(rows_ND, sums_1F)), COMPILED_TOLERANCE)
-            if fault is not None:
-                log.warning("%s is left out: %s", dtype, fault)
-                continue
-            candidates[dtype], answers[dtype] = files, compiled
-        if not candidates:
-            raise ValueError(f"{version}: nothing compiled answers as TorchScript does; it serves on alone")
-        times = _times(answers, rows_ND, sums_1F)
+    dtypes: list[Dtype] = ["float32", *(["bfloat16"] if sets & set(BFLOAT16_SETS) else [])]  # type: ignore[list-item]
+    for dtype in dtypes:
+        files = _compile(_dense(scorer, dtype), rows_ND, sums_1F)
+        compiled = CompiledAnswers(_packed({BY_COLUMNS: files}))
+        verdict = judge.by_columns(compiled, rows_ND, sums_1F)
+        if verdict.acceptance is None:
+            log.warning("%s is left out: %s", dtype, verdict.fault)
+            continue
+        found[dtype], answers[dtype] = (files, verdict), compiled
+    if not found:
+        raise ValueError(f"{version}: nothing compiled answers as TorchScript does; it serves on alone")
+    times = _times(answers, rows_ND, sums_1F)
     choice = choose(times, TORCHSCRIPT)
     log.info("CPU time as a share of TorchScript's: %s", choice.described())
-    fastest = choice.engine or min(candidates, key=lambda name: statistics.median(times[name][MEASURED_ROWS[-1]]))
-    dtype = next(one for one in candidates if one == fastest)
+    fastest = choice.engine or min(found, key=lambda name: statistics.median(times[name][MEASURED_ROWS[-1]]))
+    dtype = next(one for one in found if one == fastest)
     if choice.engine is None and not even_if_slower:
         raise ValueError(
             f"{version}: not surely faster than TorchScript on this host, nothing published; CPU time as a share of "
             f"TorchScript's, with its {LEVEL:.0%} interval: {choice.described()}"
         )
-    files, by_sums = _compile_sums(scorer, dtype, rows_ND, sums_1F)
-    package = _packed({BY_COLUMNS: candidates[dtype], BY_SUMS: files})
-    cpu_ms = {**_cpu_ms(times), **_cpu_ms(by_sums)}
+    files, verdict = found[dtype]
+    files_of_sums, verdict_of_sums, times_of_sums = _compile_sums(scorer, judge, dtype, rows_ND, sums_1F)
+    cpu_ms = {**_cpu_ms(times), **_cpu_ms(times_of_sums)}
+    verdicts = {BY_COLUMNS: verdict, BY_SUMS: verdict_of_sums}
     measured = {
+        "acceptance": loosest([*verdicts.values()]),
+        "quality": {name: one.quality.model_dump() for name, one in verdicts.items() if one.quality is not None},
         "cpu_ms": cpu_ms,
         "against_torchscript": {rows: one.model_dump() for rows, one in choice.ratios[dtype].items()},
     }
+    package = _packed({BY_COLUMNS: files, BY_SUMS: files_of_sums})
     path = _publish(scorer, dtype, package, sorted(sets), measured, sign_key)
     log.info("published %s; CPU ms by number of candidates: %s", path, cpu_ms)
     return path
@@ -151,20 +158,20 @@ def _dense(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
     return dense
 
 
-def _compile_sums(scorer: Scorer, dtype: Dtype, rows_ND: Tensor, sums_1F: Tensor) -> tuple[list[Any], Times]:
-    """The function that answers by a catalogue's sums, compiled, and its times beside TorchScript's. Raises ValueError
-    where it does not answer as TorchScript does."""
+def _compile_sums(
+    scorer: Scorer, judge: Judge, dtype: Dtype, rows_ND: Tensor, sums_1F: Tensor
+) -> tuple[list[Any], Verdict, Times]:
+    """The function that answers by a catalogue's sums, compiled, the verdict on it, and its times beside TorchScript's.
+    Raises ValueError where it does not answer as TorchScript does."""
     with torch.inference_mode():
         sums_NF = scorer.module.candidate_sums(rows_ND).to(compiled_sums_dtype(scorer.schema), copy=True)
-        files = _compile(SumsAnswers(_dense(scorer, dtype)).eval(), sums_NF, sums_1F)
-        compiled = CompiledAnswers(_packed({BY_SUMS: files}), BY_SUMS)
-        torchscript: Answer = scorer.module.answer_sums
-        expected_NO = scorer.as_answered(torchscript(sums_NF, sums_1F))
-        answers_NO = scorer.as_answered(compiled(sums_NF, sums_1F))
-        if (fault := disagreement(expected_NO, answers_NO, COMPILED_TOLERANCE)) is not None:
-            raise ValueError(f"{scorer.artifact.path}: answers by sums, compiled in {dtype}: {fault}")
-        answers: dict[str, Answer] = {f"{TORCHSCRIPT} by sums": torchscript, f"{dtype} by sums": compiled}
-        return files, _times(answers, sums_NF, sums_1F)
+    files = _compile(SumsAnswers(_dense(scorer, dtype)).eval(), sums_NF, sums_1F)
+    compiled = CompiledAnswers(_packed({BY_SUMS: files}), BY_SUMS)
+    verdict = judge.by_sums(compiled, rows_ND, sums_1F)
+    if verdict.acceptance is None:
+        raise ValueError(f"{scorer.artifact.path}: answers by sums, compiled in {dtype}: {verdict.fault}")
+    answers: dict[str, Answer] = {f"{TORCHSCRIPT} by sums": scorer.module.answer_sums, f"{dtype} by sums": compiled}
+    return files, verdict, _times(answers, sums_NF, sums_1F)
 
 
 def _compile(module: nn.Module, candidates_NX: Tensor, sums_1F: Tensor) -> list[Any]:
@@ -195,11 +202,12 @@ def _packed(functions: dict[str, list[Any]]) -> bytes:
 def _times(answers: dict[str, Answer], candidates_NX: Tensor, sums_1F: Tensor) -> dict[str, dict[int, list[float]]]:
     """CPU seconds a call, by engine and number of candidates, in interleaved blocks."""
     times: dict[str, dict[int, list[float]]] = {name: {} for name in answers}
-    for rows in MEASURED_ROWS:
-        some_NX = candidates_NX[:rows]
-        blocks = {name: block_of(partial(answer, some_NX, sums_1F)) for name, answer in answers.items()}
-        for name, seconds in interleaved(blocks).items():
-            times[name][rows] = seconds
+    with torch.inference_mode():
+        for rows in MEASURED_ROWS:
+            some_NX = candidates_NX[:rows]
+            blocks = {name: block_of(partial(answer, some_NX, sums_1F)) for name, answer in answers.items()}
+            for name, seconds in interleaved(blocks).items():
+                times[name][rows] = seconds
     return times
 
 

@@ -21,6 +21,7 @@ import torch
 
 from model.artifact.artifact import CALIBRATION, FITTED, GOLDEN, RANKER, REFERENCE, REFERENCE_FEATURES, publish
 from model.artifact.module_inputs import ModuleInputs
+from model.artifact.quality_rows import QUALITY_ROWS
 from model.artifact.reference import FeatureReference, of_features
 from model.artifact.signature import SigningKey
 from model.artifact.table_files import StackedTables
@@ -40,6 +41,7 @@ from training.evaluate.calibration import calibrate
 from training.evaluate.label_means import label_means
 from training.evaluate.validation import predict
 from training.publish.catalogue import build_catalogue
+from training.publish.kept_rows import kept_rows
 from training.publish.sign import sign
 from training.run.data_record import warn_of_changes
 from training.run.run import Run, library_versions, read_json
@@ -88,7 +90,8 @@ def export(
     trained_run, trained = run, run.best_ranker()
     run, ranker = with_vocabularies(trained_run, trained)
     split: SplitName = "test" if run.config.data.has_test else "validation"
-    table = read_splits(run.config.data, run.schema, (split,))[split]
+    tables = read_splits(run.config.data, run.schema, ("validation", split) if split == "test" else (split,))
+    table, kept = tables[split], kept_rows(run, tables.pop("validation"))
     parity: dict[str, float] = {}
     metrics = _metrics(run)
     # Uncalibrated probabilities are of an item where the serving values put it. So are the quantities beside them.
@@ -117,6 +120,8 @@ def export(
         _write(folder / GOLDEN, golden_requests(run.schema, run.encoder, module, inputs, mappings, table))
         _write(folder / REFERENCE, reference_scores(run, ranker, module, mappings, table))
         _write(folder / REFERENCE_FEATURES, reference_features(run, table).model_dump(mode="json"))
+        if kept is not None:
+            (folder / QUALITY_ROWS).write_bytes(kept.content())
         if fitted.tasks:
             _write(folder / CALIBRATION, fitted.model_dump(mode="json"))
 

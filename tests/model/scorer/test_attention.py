@@ -98,6 +98,6 @@ def test_compiled_sums_have_what_the_list_adds_unrounded(scorer: Scorer, monkeyp
     named = scorer.name([f"item-{row}" for row in range(30)], {}, {})
     assert named is not None
     expected = scorer.score(user(scorer, [3, 9, 4]), named).answers_NO
-    monkeypatch.setattr(scorer, "_compiled_sums", compiled)
+    monkeypatch.setattr(scorer, "compiled_sums", compiled)
     np.testing.assert_array_equal(scorer.score(user(scorer, [3, 9, 4]), named).answers_NO, expected)
     assert asked == [torch.float32]

@@ -247,6 +247,7 @@ def test_models_are_listed_with_schema_and_metrics(tmp_path: Path) -> None:
                 "version": "1",
                 "state": "ready",
                 "engine": "torchscript",
+                "acceptance": None,
                 "reason": None,
                 "calibration": None,
                 "calibration_reason": None,

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from model.artifact.artifact import MANIFEST, Artifact, ArtifactError, write_manifest
-from model.artifact.compiled import BY_COLUMNS, PACKAGE, open_compiled
+from model.artifact.compiled import BY_COLUMNS, BY_SUMS, PACKAGE, open_compiled
 from model.artifact.signature import SIGNATURE, SigningKey
 from model.scorer.golden import disagreement
 from model.scorer.scorer import COMPILED_TOLERANCE, Scorer
 from tests.artifacts import TINY_REQUEST, publish_artifact, writable
 from tests.items import tiny_items, values_of, write_items
 from tests.key_pairs import key_pair
+from tests.model.scorer.kept_rows import keep_rows
 from tests.service.in_process import client_of, sample
 from training.publish import compile as compile_module
 from training.publish.catalogue import build_catalogue
@@ -84,14 +85,14 @@ def test_candidates_by_id_are_answered_by_the_compiled_function_of_sums(
     scorer.catalogue = scorer.open_catalogue(place)
     assert scorer.catalogue.manifest.sums_dtype == "bfloat16"
     asked: list[int] = []
-    compiled = scorer._compiled_sums
+    compiled = scorer.compiled_sums
     assert compiled is not None
 
     def counted(sums_NF: torch.Tensor, sums_1F: torch.Tensor) -> torch.Tensor:
         asked.append(len(sums_NF))
         return compiled(sums_NF, sums_1F)
 
-    monkeypatch.setattr(scorer, "_compiled_sums", counted)
+    monkeypatch.setattr(scorer, "compiled_sums", counted)
     request = scorer.encoder.encode_request(TINY_REQUEST["user"])
     for picked, tags in (([4], None), ([7, 3, 29], None), ([7, 3, 29], [None, "y", None])):
         said = {} if tags is None else {"tag": tags}
@@ -118,34 +119,78 @@ def test_the_manifest_says_how_much_cpu_time_it_takes(models: Path) -> None:
         assert of_medians / 2 < one.ratio < of_medians * 2
 
 
-@pytest.mark.parametrize(("shares", "published"), [({100: 0.9, 500: 0.8}, True), ({100: 1.0, 500: 0.8}, False)])
-def test_a_package_is_published_only_where_it_is_surely_faster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], published: bool
-) -> None:
-    """The compiled function is the eager module here, and its times are made up: what is tested is the decision."""
-    version = publish_artifact(tmp_path)
-    monkeypatch.setattr(compile_module, "BFLOAT16_SETS", ())
-    monkeypatch.setattr(compile_module, "_compile", lambda module, *_: [module])
-    monkeypatch.setattr(compile_module, "_packed", dict)
-    monkeypatch.setattr(compile_module, "CompiledAnswers", lambda functions, name=BY_COLUMNS: functions[name][0])
-    monkeypatch.setattr(compile_module, "_publish", lambda *_: tmp_path / "published")
-    generator = np.random.default_rng(3)
+def without_a_compiler(monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], off: float = 0.0) -> list[Any]:
+    """Have the eager modules, whose answers are `off`, stand for compiled ones, and made-up shares of TorchScript's
+    times for measured ones. What is published goes to the list."""
+    published: list[Any] = []
+
+    def function(functions: dict[str, list[Any]], name: str = BY_COLUMNS) -> Callable[..., torch.Tensor]:
+        return lambda *inputs: functions[name][0](*inputs) + off
 
     def made_up(answers: dict[str, Any], *_: Any) -> dict[str, dict[int, list[float]]]:
         def seconds(name: str, rows: int) -> list[float]:
             share = 1.0 if name.startswith("torchscript") else shares[rows]
             return list(share * (1 + 0.01 * generator.random(41)))
 
-        return {name: {rows: seconds(name, rows) for rows in shares} for name in answers}
+        return {name: {rows: seconds(name, rows) for rows in (100, 500)} for name in answers}
 
-    monkeypatch.setattr(compile_module, "_times", made_up)
-    if published:
-        assert compile_version(version) == tmp_path / "published"
-        return
-    with pytest.raises(
-        ValueError, match=r"not surely faster.*float32 at 100 candidates (0\.99|1\.00)\d \(0\.99\d to 1\.0"
+    def publish(*arguments: Any) -> Path:
+        published.append(arguments)
+        return Path("published")
+
+    generator = np.random.default_rng(3)
+    for name, stand_in in (
+        ("BFLOAT16_SETS", ()),
+        ("_compile", lambda module, *_: [module]),
+        ("_packed", dict),
+        ("CompiledAnswers", function),
+        ("_times", made_up),
+        ("_publish", publish),
     ):
+        monkeypatch.setattr(compile_module, name, stand_in)
+    return published
+
+
+@pytest.mark.parametrize(("shares", "is_published"), [({100: 0.9, 500: 0.8}, True), ({100: 1.0, 500: 0.8}, False)])
+def test_a_package_is_published_only_where_it_is_surely_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], is_published: bool
+) -> None:
+    version = publish_artifact(tmp_path)
+    published = without_a_compiler(monkeypatch, shares)
+    if is_published:
+        assert compile_version(version) == Path("published")
+        ((*_, measured, _),) = published
+        assert (measured["acceptance"], measured["quality"]) == ("tolerance", {})
+        return
+    figures = r"float32 at 100 candidates (0\.99|1\.00)\d \(0\.99\d to 1\.0"
+    with pytest.raises(ValueError, match=f"not surely faster.*{figures}"):
         compile_version(version)
+
+
+@pytest.mark.parametrize(("off", "fault"), [(0.0019, None), (0.0021, "probabilities off by less than 0.002: 0.0000")])
+def test_a_package_beyond_the_tolerance_is_accepted_by_quality_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, off: float, fault: str | None
+) -> None:
+    version = publish_artifact(tmp_path)
+    published = without_a_compiler(monkeypatch, {100: 0.5, 500: 0.5}, off)
+    with pytest.raises(ValueError, match="nothing compiled answers as TorchScript does"):
+        compile_version(version)
+    with pytest.raises(ValueError, match=r"--accept quality .* this version has no quality_rows\.npz; export its run"):
+        compile_version(version, accept="quality")
+    keep_rows(version, labels=False)
+    caplog.clear()
+    if fault is not None:
+        with pytest.raises(ValueError, match="nothing compiled answers"):
+            compile_version(version, accept="quality")
+        assert f"float32 is left out: {fault}" in caplog.text
+        return
+    compile_version(version, accept="quality")
+    ((*_, measured, _),) = published
+    assert measured["acceptance"] == "quality"
+    assert set(measured["quality"]) == {BY_COLUMNS, BY_SUMS}
+    for quality in measured["quality"].values():
+        assert quality["probability_error"] == pytest.approx(off, rel=1e-3)
+        assert quality["ne_change"] == {"click": None, "like": None}
 
 
 def changed(key: str, value: Any) -> Callable[[Path], None]:
@@ -212,8 +257,8 @@ def test_the_service_says_which_engine_serves_and_why(models: Path, tmp_path: Pa
     copy = Path(shutil.copytree(models, tmp_path / "models"))
     with client_of(copy) as client:
         [version] = client.get("/v1/models").json()["models"][0]["versions"]
-        of_calibration = {"calibration": None, "calibration_reason": None}
-        assert version == {"version": "1", "state": "ready", "engine": "compiled", "reason": None, **of_calibration}
+        of_package = {"acceptance": "tolerance", "reason": None, "calibration": None, "calibration_reason": None}
+        assert version == {"version": "1", "state": "ready", "engine": "compiled", **of_package}
         assert sample(client, "ranking_model_info", model="tiny", version="1", engine="compiled", calibration="") == 1
         assert client.post("/v1/rank", json=TINY_REQUEST).status_code == 200
     changed("torch", "1.0.0")(copy / "tiny" / "derived" / "1" / "compiled")

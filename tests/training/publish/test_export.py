@@ -18,8 +18,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.artifact.artifact import REFERENCE, ArtifactError
+from model.artifact.artifact import REFERENCE, Artifact, ArtifactError
+from model.artifact.quality_rows import QualityRows
 from model.embeddings.embeddings import Embeddings
+from model.features.block import BLOCKS
 from model.scorer.scorer import Scorer
 from tests.artifacts import tiny_schema, writable
 from tests.training_data import Json, sigmoid, small_disk
@@ -339,3 +341,20 @@ def test_a_broken_evaluation_is_named(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"evaluation-test\.json: not readable as JSON"):
         export(Run.open(copy), tmp_path / "models")
     assert nothing_published(tmp_path / "models")
+
+
+def test_validation_rows_are_kept_for_the_acceptance_of_compiled_packages(run: Run, artifact: Path) -> None:
+    kept = QualityRows.of_artifact(Artifact.open(artifact))
+    table = read_splits(run.config.data, run.schema, ("validation",))["validation"]
+    assert kept is not None
+    assert len(kept.labels_RT) == table.num_rows
+    # All of the split's rows, in their order: each is encoded as a request and its candidate of that row alone are.
+    columns = columns_from_arrow(run.schema, table)
+    for block, rows in zip(BLOCKS, (kept.request, kept.candidate), strict=True):
+        whole = run.encoder.encode(block, columns, table.num_rows, as_served=True).block
+        for name, array in rows._asdict().items():
+            np.testing.assert_array_equal(array, getattr(whole, name))
+    for task, labels_R in zip(run.schema.tasks, kept.labels_RT.T, strict=True):
+        logged_R = table.column(task.label).to_numpy().astype(np.float32)
+        counts_R = np.ones(len(logged_R), bool) if task.mask is None else table.column(task.mask).to_numpy() == 1
+        np.testing.assert_array_equal(labels_R, np.where(counts_R, logged_R, np.nan))
