@@ -18,7 +18,7 @@ from model.strict_yaml import Name
 
 # Scaled dot product of the candidate's embedding and those of the list, or an MLP of both.
 AttentionKind = Literal["dot", "mlp"]
-# Its cost grows with items times candidates: 1.3 ms of CPU for 50 and 500 (benchmarks/results/attention.md).
+# Its cost grows with items times candidates: 1.1 ms of CPU for 50 and 500 (benchmarks/results/attention.md).
 MOST_OF_MLP = 50
 
 
