@@ -42,7 +42,7 @@ TYPED := $(wildcard model training service deploy benchmarks clients tests $(INS
 .PHONY: help setup demo demo-loop test test-reliability test-serve-only test-spark test-types test-page test-ship test-image lint format check train export serve \
 	image image-train image-layers sbom manifests \
 	bench-quality bench-census bench-next-day bench-training bench-checkpoints bench-distributed bench-kills bench-loop-kills \
-	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-attention bench-private-copy \
+	bench-tables bench-slots bench-input bench-networks bench-balancing bench-serving bench-equal-rows bench-precision bench-attention bench-private-copy \
 	bench-workers bench-start bench-state bench-score bench-parity bench-reliability bench-fuzz \
 	bench-compare bench-rolling bench-label-means bench-first-demo bench-events bench-event-kills bench-join bench-loop bench-wires \
 	bench-off-policy bench-routing-learners bench-images bench-after-shift bench-judge bench-gates bench-drift bench-policies bench-experiments bench-append bench-freshness bench-batch bench-clients bench-client-faults bench-page check-gpu clean
@@ -243,6 +243,9 @@ bench-serving: $(STAMP) ## what a request costs, against other services around t
 
 bench-equal-rows: $(STAMP) ## what it costs a request to find equal candidates where there are none
 	@exec $(PY) -m benchmarks.equal_rows $(ARGS)
+
+bench-precision: $(STAMP) ## precisions that trained networks survive, by emulation (ARGS="models/NAME/VERSION ...": versions with kept rows)
+	@exec $(PY) -m benchmarks.precision $(ARGS)
 
 bench-attention: $(STAMP) ## what a list that each candidate weighs costs a request
 	@exec $(PY) -m benchmarks.attention $(ARGS)

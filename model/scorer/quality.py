@@ -44,7 +44,7 @@ def measured_quality(
     with torch.inference_mode():
         of_sets = [
             (scorer.as_answered(expected(*inputs)), scorer.as_answered(answers(*inputs)))
-            for inputs in _inputs_of_sets(scorer, rows)
+            for inputs in inputs_of_sets(scorer, rows)
         ]
         of_rows = [
             (scorer.as_answered(expected(*inputs)), scorer.as_answered(answers(*inputs)))
@@ -134,7 +134,8 @@ def sums_by_columns(scorer: Scorer) -> Callable[[Tensor], Tensor]:
     return sums_of
 
 
-def _inputs_of_sets(scorer: Scorer, rows: QualityRows) -> Iterator[tuple[Tensor, Tensor]]:
+def inputs_of_sets(scorer: Scorer, rows: QualityRows) -> Iterator[tuple[Tensor, Tensor]]:
+    """rows_ND and sums_1F of each set."""
     for set_N in rows.sets_SN:
         request = picked(rows.request, set_N[:1])
         block = picked(rows.candidate, set_N)

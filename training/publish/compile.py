@@ -88,7 +88,7 @@ def compile_version(
     answers: dict[str, Answer] = {TORCHSCRIPT: scorer.module.answer}
     dtypes: list[Dtype] = ["float32", *(["bfloat16"] if sets & set(BFLOAT16_SETS) else [])]  # type: ignore[list-item]
     for dtype in dtypes:
-        files = _compile(_dense(scorer, dtype), rows_ND, sums_1F)
+        files = _compile(dense_answers(scorer, dtype), rows_ND, sums_1F)
         compiled = CompiledAnswers(_packed({BY_COLUMNS: files}))
         verdict = judge.by_columns(compiled, rows_ND, sums_1F)
         if verdict.acceptance is None:
@@ -138,7 +138,7 @@ def _inputs(scorer: Scorer) -> tuple[Tensor, Tensor]:
     return rows_ND[torch.arange(COMPILED_ROWS) % count].clone(), sums_1F.clone()
 
 
-def _dense(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
+def dense_answers(scorer: Scorer, dtype: Dtype) -> CandidateAnswers:
     """The version's network as it is compiled: built from its sizes, then given its weights."""
     schema, tasks = scorer.schema, len(scorer.schema.tasks)
     config = NetworkConfig.from_mapping(scorer.manifest.network, str(scorer.artifact.path))
@@ -165,7 +165,7 @@ def _compile_sums(
     Raises ValueError where it does not answer as TorchScript does."""
     with torch.inference_mode():
         sums_NF = scorer.module.candidate_sums(rows_ND).to(compiled_sums_dtype(scorer.schema), copy=True)
-    files = _compile(SumsAnswers(_dense(scorer, dtype)).eval(), sums_NF, sums_1F)
+    files = _compile(SumsAnswers(dense_answers(scorer, dtype)).eval(), sums_NF, sums_1F)
     compiled = CompiledAnswers(_packed({BY_SUMS: files}), BY_SUMS)
     verdict = judge.by_sums(compiled, rows_ND, sums_1F)
     if verdict.acceptance is None:
