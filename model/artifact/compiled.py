@@ -40,7 +40,8 @@ BY_COLUMNS, BY_SUMS = "model", "sums"
 # Extensions that compilers use by themselves. The kernel's other flags say nothing about code.
 _X86 = re.compile(r"(?:sse|ssse|avx|amx|fma|bmi|vaes|sha|vpcl|pcl|gfni|f16c|abm|lzcnt|popcnt|movbe|adx|aes)\w*")
 
-Dtype = Literal["float32", "bfloat16"]
+# Of weights and activations. `bfloat16_row`: products over the raw row in bfloat16, all behind them in float32.
+Dtype = Literal["float32", "bfloat16_row", "bfloat16"]
 # By the tolerance of golden requests, or by quality on kept rows (model/scorer/quality.py).
 Acceptance = Literal["tolerance", "quality"]
 

@@ -3,7 +3,8 @@
 In: `rows_ND`, the candidates' columns, and `sums_1F`, what the request's columns add to every Linear that reads the raw
 row (`request_linears`, once a request). Out: logits_NO. Made from a trained network's `frozen()`, with copies of its
 weights. Scripted by TorchScript in fp32, where experts are mixed by a batched product. With `is_compiled` written for a
-compiler that fuses elementwise steps, weights and activations in `dtype`, gates, sums and logits in fp32.
+compiler that fuses elementwise steps, weights and activations in `dtype`, those of products over the
+raw row in `row_dtype`, gates, sums and logits in fp32.
 
 Shapes: B 1 or N rows, N candidates, R requests, D columns of a raw row, K gate logits, E experts and G outputs of a
 level, H widths, F all outputs over the raw row (experts of every raw row, then the gates that read it), O outputs.
@@ -55,10 +56,12 @@ class ScoringNetwork(nn.Module):
         *,
         is_compiled: bool = False,
         dtype: torch.dtype = torch.float32,
+        row_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.is_compiled: bool = is_compiled
         self.dtype: torch.dtype = dtype
+        self.row_dtype: torch.dtype = dtype if row_dtype is None else row_dtype
         self.width: int = len(candidate_columns)
         num_gates = sum(len(gates.bias_GE.flatten()) for gates in _row_gates(frozen))
         weights, biases = _over_raw_row(frozen)
@@ -73,8 +76,8 @@ class ScoringNetwork(nn.Module):
             splits = [len(weights[0])]
         parts = [weight[:, candidate_columns] for weight in weights]
         first, *gates = torch.split(parts[0], splits)
-        self.experts = nn.ModuleList([frozen_linear(part, None, dtype) for part in (first, *parts[1:])])
-        self.row_gates = nn.ModuleList([frozen_linear(part, None, dtype) for part in gates])
+        self.experts = nn.ModuleList([frozen_linear(part, None, self.row_dtype) for part in (first, *parts[1:])])
+        self.row_gates = nn.ModuleList([frozen_linear(part, None, self.row_dtype) for part in gates])
         self.widths = [len(part) for part in (first, *parts[1:], *gates)]
         levels: list[nn.Module] = []
         start = 0
@@ -102,9 +105,9 @@ class ScoringNetwork(nn.Module):
         return logits_NO, weights
 
     def candidate_sums(self, rows_ND: Tensor) -> Tensor:
-        """sums_NF, in `dtype`: what the candidates add to each output over the raw row. No request changes it."""
+        """sums_NF, in `row_dtype`: what the candidates add to each output over the raw row. No request changes it."""
         sums: list[Tensor] = []
-        for part_ND, weight_HD in self._over_raw_row(rows_ND.to(self.dtype)):
+        for part_ND, weight_HD in self._over_raw_row(rows_ND.to(self.row_dtype)):
             sums.append(functional.linear(part_ND, weight_HD))
         return side_by_side(sums)
 
@@ -139,7 +142,7 @@ class ScoringNetwork(nn.Module):
         """Outputs over the raw row, product by product."""
         parts: list[Tensor] = []
         start = 0
-        for part_ND, weight_HD in self._over_raw_row(rows_ND.to(self.dtype)):
+        for part_ND, weight_HD in self._over_raw_row(rows_ND.to(self.row_dtype)):
             end = start + weight_HD.shape[0]
             parts.append(self._plus(part_ND, weight_HD, sums_1F[:, start:end]))
             start = end

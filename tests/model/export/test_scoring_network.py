@@ -21,7 +21,7 @@ Split = tuple[RequestSums, ScoringNetwork]
 
 
 def split_of(
-    case: Case, is_compiled: bool, dtype: torch.dtype = torch.float32
+    case: Case, is_compiled: bool, dtype: torch.dtype = torch.float32, row_dtype: torch.dtype | None = None
 ) -> tuple[torch.nn.Module, list[Tower], Split]:
     """A trained network, its towers, and both halves of it as it scores, columns permuted within either side."""
     network = case.build(3, WIDTH).eval()
@@ -36,7 +36,9 @@ def split_of(
         towers,
         (
             RequestSums(request_linears(frozen, request)),
-            ScoringNetwork(frozen, layers, chains, candidate, is_compiled=is_compiled, dtype=dtype).eval(),
+            ScoringNetwork(
+                frozen, layers, chains, candidate, is_compiled=is_compiled, dtype=dtype, row_dtype=row_dtype
+            ).eval(),
         ),
     )
 
@@ -153,3 +155,26 @@ def test_scripted_is_eager_to_the_bit(name: str) -> None:
         assert torch.equal(scripted(rows[:, candidate], sums_1F), scoring(rows[:, candidate], sums_1F))
     # What is compiled later is a new network, filled from the scripted one.
     split_of(CASES[name], True)[2][1].load_state_dict(scripted.state_dict())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_of_bfloat16_over_the_raw_row_nothing_else_is_rounded(name: str) -> None:
+    """The rest is given, in float32, sums that are rounded by hand: of rounded columns and weights."""
+    torch.manual_seed(3)
+    _, _, (sums, plain) = split_of(CASES[name], True)
+    torch.manual_seed(3)
+    _, _, (_, mixed) = split_of(CASES[name], True, row_dtype=torch.bfloat16)
+    mixed.load_state_dict(plain.state_dict())
+    request, candidate = columns()
+    rows = 30 * rows_of_one_request(40)  # so that what is rounded shows in logits of random weights
+    with torch.no_grad():
+        sums_1F = sums([rows[:1, request]])
+        products = plain._over_raw_row(rows[:, candidate].bfloat16().float())
+        by_hand = [(part.double() @ weight.bfloat16().double().t()).bfloat16().float() for part, weight in products]
+        expected = plain.from_sums(torch.cat(by_hand, 1), sums_1F)
+        got = mixed(rows[:, candidate], sums_1F)
+        exact = plain(rows[:, candidate], sums_1F)
+    # A sum between two bfloat16 goes to either side, by the order of its terms. That is one of many.
+    assert (got - expected).abs().mean() < (got - exact).abs().mean() / 10
+    behind = [weight for key, weight in mixed.named_parameters() if key.split(".")[0] in ("levels", "towers")]
+    assert all(weight.dtype == torch.float32 for weight in behind)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model.artifact.artifact import MANIFEST, Artifact, ArtifactError, write_manifest
-from model.artifact.compiled import BY_COLUMNS, BY_SUMS, PACKAGE, open_compiled
+from model.artifact.compiled import BY_COLUMNS, BY_SUMS, PACKAGE, Acceptance, Dtype, open_compiled
 from model.artifact.signature import SIGNATURE, SigningKey
 from model.scorer.golden import disagreement
 from model.scorer.scorer import COMPILED_TOLERANCE, Scorer
@@ -23,7 +23,7 @@ from tests.model.scorer.kept_rows import keep_rows
 from tests.service.in_process import client_of, sample
 from training.publish import compile as compile_module
 from training.publish.catalogue import build_catalogue
-from training.publish.compile import compile_version
+from training.publish.compile import compile_version, dtypes_for
 from training.publish.sign import sign
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not there; compiling takes it")
@@ -191,6 +191,17 @@ def test_a_package_beyond_the_tolerance_is_accepted_by_quality_where_that_is_ask
     for quality in measured["quality"].values():
         assert quality["probability_error"] == pytest.approx(off, rel=1e-3)
         assert quality["ne_change"] == {"click": None, "like": None}
+
+
+@pytest.mark.parametrize(("sets", "accept", "dtypes"), [
+    ({"avx2", "fma"}, "quality", ["float32"]),
+    ({"avx2", "avx512_bf16"}, "tolerance", ["float32", "bfloat16"]),
+    ({"amx_bf16"}, "quality", ["float32", "bfloat16_row", "bfloat16"]),
+])  # fmt: skip
+def test_dtypes_are_those_that_the_cpu_multiplies_the_most_exact_first(
+    sets: set[str], accept: Acceptance, dtypes: list[Dtype]
+) -> None:
+    assert dtypes_for(frozenset(sets), accept) == dtypes
 
 
 def changed(key: str, value: Any) -> Callable[[Path], None]:
