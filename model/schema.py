@@ -15,10 +15,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from model.features.kinds import Feature, IdFeature, IdListFeature
+from model.features.kinds import Feature
 from model.features.kinds.columns import Dtype
-from model.features.kinds.embedded import EmbeddedFeature
-from model.features.kinds.id_list import AttentionKind
+from model.features.kinds.embedded import Attended, AttentionKind, EmbeddedFeature
 from model.strict_yaml import Name, StrictModel, unknown_key
 from model.tasks import Task
 from model.tasks.binary import LossTerms
@@ -144,30 +143,31 @@ class FeedSchema(StrictModel):
     def attentions(self) -> tuple[Attention, ...]:
         """The lists with attention, in the order of their columns. Raises ValueError where a query does not fit."""
         tables = {name: table for table in self.tables for name in table.features}
+        attended = [(one, one.attended) for one in self.features if isinstance(one, EmbeddedFeature)]
         return tuple(
             Attention(
                 feature.name,
-                self._query(feature, tables),
+                self._query(feature.name, how, tables),
                 tables[feature.name].name,
                 tables[feature.name].dim,
-                feature.max_length,
-                feature.attention or "dot",
+                how.max_length,
+                how.kind,
             )
-            for feature in self.features
-            if isinstance(feature, IdListFeature) and feature.pooling == "attention"
+            for feature, how in attended
+            if how is not None
         )
 
-    def _query(self, feature: IdListFeature, tables: Mapping[str, Table]) -> str:
+    def _query(self, name: str, how: Attended, tables: Mapping[str, Table]) -> str:
         """The candidate's id that a list with attention is compared with."""
-        table = tables[feature.name].name
-        ids = [one.name for one in self.features if isinstance(one, IdFeature) and one.side == "candidate"]
-        readers = [name for name in ids if tables[name].name == table]
-        if feature.query in readers or (feature.query is None and len(readers) == 1):
-            return feature.query or readers[0]
-        rule = f"feature '{feature.name}': attention needs an id of the candidate that reads table '{table}'"
+        table = tables[name].name
+        of_candidate = [one for one in self.features if one.side == "candidate" and not one.is_list]
+        readers = [one.name for one in of_candidate if one.has_ids and tables[one.name].name == table]
+        if how.query in readers or (how.query is None and len(readers) == 1):
+            return how.query or readers[0]
+        rule = f"feature '{name}': attention needs an id of the candidate that reads table '{table}'"
         if not readers:
             raise ValueError(f"{rule}, and none does; give such an id `table: {table}`, or the list another table")
-        named = f"got query '{feature.query}'" if feature.query is not None else "several do"
+        named = f"got query '{how.query}'" if how.query is not None else "several do"
         raise ValueError(f"{rule}; {named}: name one of {', '.join(readers)} as query")
 
     def with_tasks(self, names: Sequence[str]) -> Self:

@@ -1,13 +1,25 @@
 """Features of ids: the keys by which they describe an embedding table, or name another feature's."""
 
 from collections import Counter
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, StrictInt, StrictStr, field_validator, model_validator
 
 from model.features.kinds.columns import ID_LIMITS, Dtype
 from model.features.kinds.feature import BaseFeature
 from model.strict_yaml import Name
+
+# Scaled dot product of the candidate's embedding and those of the list, or an MLP of both.
+AttentionKind = Literal["dot", "mlp"]
+
+
+class Attended(NamedTuple):
+    """A list whose ids are weighed by each candidate. `query` names the candidate's id that they are compared with,
+    None where there is but one that can be."""
+
+    kind: AttentionKind
+    query: Name | None
+    max_length: int
 
 
 class EmbeddedFeature(BaseFeature):
@@ -25,6 +37,11 @@ class EmbeddedFeature(BaseFeature):
     slots: int | None = Field(default=None, ge=1, le=2**31 - 2)
     table: Name | None = None
     dim: int | None = Field(default=None, ge=4, le=1024)
+
+    @property
+    def attended(self) -> Attended | None:
+        """What attention to the feature's ids needs, None without it."""
+        return None
 
     @field_validator("vocabulary", mode="before")
     @classmethod

@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from model.features.kinds.columns import FAULTS_SHOWN, Column, ColumnError, ColumnFault, Dtype, checked_column, shown
-from model.features.kinds.embedded import EmbeddedFeature
+from model.features.kinds.embedded import Attended, AttentionKind, EmbeddedFeature
 from model.features.kinds.inputs import Inputs, ListInput, Pooling
 from model.strict_yaml import Name
 
-# Scaled dot product of the candidate's embedding and those of the list, or an MLP of both.
-AttentionKind = Literal["dot", "mlp"]
 # Its cost grows with items times candidates: 1.1 ms of CPU for 50 and 500 (benchmarks/results/attention.md).
 MOST_OF_MLP = 50
 
@@ -55,6 +53,12 @@ class IdListFeature(EmbeddedFeature):
                 f"max_length {self.max_length}; use attention: dot for longer ones"
             )
         return self
+
+    @property
+    def attended(self) -> Attended | None:
+        if self.pooling != "attention":
+            return None
+        return Attended(self.attention or "dot", self.query, self.max_length)
 
     def description(self) -> str:
         return f"ids, oldest first, of which the latest {self.max_length:,} are kept. Null is an empty list"
