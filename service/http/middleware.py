@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import product
@@ -176,40 +177,50 @@ class Observe:
 
     def finish_ended(self) -> None:
         """Count, trace and log the requests that have ended. Safe from several threads."""
-        lines: list[LogLine] = []
+        ended: list[tuple[RequestRecord, Scope]] = []
         with suppress(IndexError):
             while True:
-                lines += self._counted(*self._ended.popleft())
-        _requests.all_at(logging.INFO, "request", lines)
+                ended.append(self._ended.popleft())
+        _requests.all_at(logging.INFO, "request", self._counted(ended))
 
     def finish(self, record: RequestRecord, scope: Scope) -> None:
         """Counts, traces and logs a request that is over."""
         record.end()
         level = logging.DEBUG if record.endpoint in _QUIET else logging.INFO
-        _requests.all_at(level, "request", self._counted(record, scope))
+        _requests.all_at(level, "request", self._counted([(record, scope)]))
 
-    def _counted(self, record: RequestRecord, scope: Scope) -> list[LogLine]:
-        """The lines of a request that is over, once it is counted and traced."""
-        self._seconds[record.endpoint].observe_soon(record.seconds)
-        # A batch that is answered counts as its requests.
-        parts = record.parts if record.status == 200 else []
-        for part in parts:
-            part.seconds, part.ended = record.seconds, record.ended
-        for one in parts or (record,):
-            self._count_one(one)
-        if self._tracing is not None and record.endpoint in SCORING:
-            self._tracing.trace(record, {name: header(scope, name) or "" for name in ("traceparent", "tracestate")})
-        return [one.line() for one in (*parts, record)]
+    def _counted(self, ended: Iterable[tuple[RequestRecord, Scope]]) -> list[LogLine]:
+        """The lines of requests that are over, once they are counted and traced."""
+        lines: list[LogLine] = []
+        answered: list[RequestRecord] = []
+        for record, scope in ended:
+            self._seconds[record.endpoint].observe_soon(record.seconds)
+            # A batch that is answered counts as its requests.
+            parts = record.parts if record.status == 200 else []
+            for part in parts:
+                part.seconds, part.ended = record.seconds, record.ended
+            answered += parts or (record,)
+            if self._tracing is not None and record.endpoint in SCORING:
+                self._tracing.trace(record, {name: header(scope, name) or "" for name in ("traceparent", "tracestate")})
+            lines += [one.line() for one in (*parts, record)]
+        self._count(answered)
+        return lines
 
-    def _count_one(self, record: RequestRecord) -> None:
-        known = self._codes.get((record.endpoint, record.status))
-        (known or self._metrics.requests.labels(record.endpoint, record.status)).inc()
-        if record.count_scores is not None:
-            record.count_scores()
-        if record.model_version is not None:
-            self._metrics.model_requests.labels(record.model, record.model_version, record.status).inc()
-            if record.experiments:
-                self._metrics.experiments.count(record.model, record.experiments, record.status)
+    def _count(self, records: Sequence[RequestRecord]) -> None:
+        """Count requests, those of one outcome at once: to find its label sets costs more than all else."""
+        metrics = self._metrics
+        outcomes: dict[tuple[str, int, str | None, str | None], int] = {}
+        for one in records:
+            outcome = one.endpoint, one.status, one.model, one.model_version
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+            if one.count_scores is not None:
+                one.count_scores()
+            if one.experiments and one.model_version is not None:
+                metrics.experiments.count(one.model, one.experiments, one.status)
+        for (endpoint, status, model, version), count in outcomes.items():
+            (self._codes.get((endpoint, status)) or metrics.requests.labels(endpoint, status)).inc(count)
+            if version is not None:
+                metrics.model_requests.labels(model, version, status).inc(count)
 
 
 @lru_cache(maxsize=64)
