@@ -1,9 +1,12 @@
 """A histogram for what every request observes: values are kept, and counted many at once.
 
 In: values and arrays of them. Out: what prometheus_client's own histogram exports, as of the last `flush`.
+
+Shapes: V values of a label set.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -18,15 +21,20 @@ _MOST_WAITING = 256
 
 class BatchedHistogram(Histogram):
     """A histogram that keeps observed values until `flush`, then counts them in one pass in C. Counting one value by
-    itself costs as much as encoding a whole column. One label set observes either single values or arrays."""
+    itself costs as much as encoding a whole column. One label set observes either single values, arrays or matrices."""
 
     def _metric_init(self) -> None:
         super()._metric_init()
+        self._columns: Sequence[BatchedHistogram] = ()
         self._bounds_of_float32 = _at_most(tuple(self._upper_bounds))
         self._waiting: deque[float | NDArray[np.floating]] = deque()
 
+    def observe_matrices(self, others: Sequence["BatchedHistogram"]) -> None:
+        """Observe matrices from now on: the first column here, each other column in one of the others."""
+        self._columns = (self, *others)
+
     def observe_soon(self, observed: float | NDArray[np.floating]) -> None:
-        """Observes a value, or every value of an array, at the next flush."""
+        """Observes a value, or every value of an array or a matrix, at the next flush."""
         self._waiting.append(observed)
         if len(self._waiting) >= _MOST_WAITING:
             self.flush()
@@ -42,8 +50,14 @@ class BatchedHistogram(Histogram):
         with suppress(IndexError):  # drained by two threads at once, each value is still taken by one
             while True:
                 waiting.append(self._waiting.popleft())
-        if waiting:
-            self._observe_all(np.concatenate(waiting) if isinstance(waiting[0], np.ndarray) else np.array(waiting))
+        if not waiting:
+            return
+        values = np.concatenate(waiting) if isinstance(waiting[0], np.ndarray) else np.array(waiting)
+        if values.ndim == 1:
+            self._observe_all(values)
+            return
+        for histogram, values_V in zip(self._columns, np.ascontiguousarray(values.T), strict=True):
+            histogram._observe_all(values_V)
 
     def _observe_all(self, values: NDArray[np.floating]) -> None:
         bounds = self._bounds_of_float32 if values.dtype == np.float32 else self._upper_bounds

@@ -38,7 +38,8 @@ class ModelMetrics:
         self._set_means(means if recalibration is None else recalibration.manifest.means)
         for code in (200, 500):
             metrics.model_requests.labels(model, version, code)
-        self._scores = [metrics.task_score.labels(model, version, output) for output in scorer.outputs]
+        self._scores, *others = [metrics.task_score.labels(model, version, output) for output in scorer.outputs]
+        self._scores.observe_matrices(others)
         self._combined_scores: dict[str, BatchedHistogram] = {}
         requested = [*schema.requested("request"), *schema.requested("candidate")]
         self._missing = {feature.name: metrics.missing.labels(model, feature.name) for feature in requested}
@@ -66,8 +67,7 @@ class ModelMetrics:
 
     def observe(self, scored: Scored, value_model: str, score_N: NDArray[np.float64]) -> None:
         """Count one scored request."""
-        for histogram, answers_N in zip(self._scores, scored.answers_NO.T, strict=True):
-            histogram.observe_soon(answers_N)
+        self._scores.observe_soon(scored.answers_NO)
         combined = self._combined_scores.get(value_model)
         # A request that has begun may still score with a value model that has just been taken out of the file.
         (combined or self._metrics.combined_score.labels(*self._labels, value_model)).observe_soon(score_N)

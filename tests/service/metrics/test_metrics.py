@@ -204,6 +204,29 @@ def test_an_array_observed_at_once_equals_one_value_after_the_other(
         assert counts[0] == counts[1]
 
 
+def test_the_columns_of_matrices_are_counted_as_their_values_one_by_one() -> None:
+    matrices = [np.random.default_rng(rows).uniform(-2, 5, (rows, 3)).astype(np.float32) for rows in (1, 7, 40)]
+    buckets = BUCKETS[1:]  # with negative bounds no sum is exported
+    registry = CollectorRegistry()
+    one = Histogram("one", "one by one", ["output"], buckets=buckets, registry=registry)
+    together = BatchedHistogram("all", "all at once", ["output"], buckets=buckets, registry=registry)
+    first, *others = [together.labels(str(output)) for output in range(3)]
+    first.observe_matrices(others)
+    for matrix in matrices:
+        first.observe_soon(matrix)
+        for output, values in enumerate(matrix.T.tolist()):
+            for value in values:
+                one.labels(str(output)).observe(value)
+    together.flush()
+    for label in map(str, range(3)):
+        for bound in (*map(str, buckets), "+Inf"):
+            labels = {"output": label, "le": bound}
+            counts = [registry.get_sample_value(f"{name}_bucket", labels) for name in ("one", "all")]
+            assert counts[0] == counts[1] is not None
+        sums = [registry.get_sample_value(f"{name}_sum", {"output": label}) for name in ("one", "all")]
+        assert sums[0] == pytest.approx(sums[1], rel=1e-9)  # the order of a float64 sum
+
+
 def test_no_feature_value_and_no_id_is_in_the_metrics(client: TestClient) -> None:
     request = {"user": {"country": "xq7secret"}, "candidates": {"id": ["xq7id"], "features": {"tag": ["xq7tag"]}}}
     client.post("/v1/rank", json=request)
