@@ -35,11 +35,11 @@ class ScoringCost(NamedTuple):
 
 
 def scoring_costs(folder: Path, runs: Mapping[str, Run], reference: str) -> Json:
-    """[network][number of candidates] -> `ScoringCost` as a mapping, kept in `folder` for the same networks. The
-    reference is the first network where the one that is asked for has no run."""
+    """[network][number of candidates] -> `ScoringCost` as a mapping, kept in the reference's folder below `folder` for
+    the same networks. The reference is the first network where the one that is asked for has no run."""
     reference = reference if reference in runs else next(iter(runs))
     asked: Json = {"networks": [*runs], "reference": reference}
-    path = folder / FILE
+    path = folder / reference / FILE
     if path.exists() and isinstance(kept := read_json(path), dict) and kept.get("asked") == asked:
         costs: Json = kept["costs"]
         return costs
