@@ -10,7 +10,6 @@ attention. All ways are timed in the same turns, candidates by their features an
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
-from benchmarks.ratio import Ratio
+from benchmarks.ratio import Ratio, random_turns
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from model.features.kinds.id_list import MOST_OF_MLP
 from model.schema import FeedSchema
@@ -40,7 +39,6 @@ LISTS: dict[str, dict[str, Any]] = {
     "attention: mlp": {"pooling": "attention", "attention": "mlp"},
 }
 FEATURES, IDS = "by features", "by id"
-_WARM = 20
 
 
 def main() -> None:
@@ -106,16 +104,7 @@ def _timed(scorers: dict[str, Scorer], length: int, candidates: str, turns: int)
         way: _question(scorer, asked, {} if way == WITHOUT else {"history": _history(length)}, candidates)
         for way, scorer in scorers.items()
     }
-    spent: dict[str, list[float]] = {way: [] for way in ways}
-    random = np.random.default_rng(length)
-    for turn in range(turns + _WARM):
-        for way in random.permutation(list(ways)).tolist():
-            started = time.thread_time_ns()
-            ways[way]()
-            ended = time.thread_time_ns()
-            if turn >= _WARM:
-                spent[way].append((ended - started) / 1e3)
-    return spent
+    return random_turns(ways, turns=turns, seed=length)
 
 
 def _question(

@@ -95,7 +95,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def checked(check: Check, device: str, sizes: Sizes, ends: float) -> dict[str, Any]:
-    """What a check found and its seconds, or why it failed or was skipped. `ends` is on the clock of
+    """Findings of a check and its seconds, or why it failed or was skipped. `ends` is on the clock of
     time.monotonic."""
     started = time.monotonic()
     if started >= ends:

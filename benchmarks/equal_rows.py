@@ -9,18 +9,16 @@ same turns. Then the search alone, and a request a half of whose candidates equa
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import torch
 
 from benchmarks import report
 from benchmarks.command import run_benchmark
-from benchmarks.ratio import Ratio
+from benchmarks.ratio import Ratio, random_turns
 from benchmarks.reference_feed import NETWORK, SCHEMA, columnar_request
 from model.features.block import EncodedBlock
 from model.features.distinct import distinct
@@ -29,7 +27,6 @@ from model.scorer.scorer import Scorer
 from tests.artifacts import publish_artifact
 
 SIZES = (20, 100, 500)
-_WARM = 20
 
 
 def main() -> None:
@@ -77,17 +74,11 @@ def _timed(scorer: Scorer, size: int, turns: int) -> dict[str, list[float]]:
         "the search alone": lambda: distinct(block),
         "half of them equal": lambda: score(doubled),
     }
-    spent: dict[str, list[float]] = {way: [] for way in ways}
-    random = np.random.default_rng(size)
-    for turn in range(turns + _WARM):
-        for way in random.permutation(list(ways)).tolist():
-            with patch("model.scorer.scorer.once", _as_it_is) if way == "without" else nullcontext():
-                started = time.thread_time_ns()
-                ways[way]()
-                ended = time.thread_time_ns()
-            if turn >= _WARM:
-                spent[way].append((ended - started) / 1e3)
-    return spent
+
+    def searches(way: str) -> AbstractContextManager[object]:
+        return patch("model.scorer.scorer.once", _as_it_is) if way == "without" else nullcontext()
+
+    return random_turns(ways, turns=turns, seed=size, within=searches)
 
 
 def _as_it_is(block: EncodedBlock) -> tuple[EncodedBlock, None]:

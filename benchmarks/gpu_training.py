@@ -120,7 +120,7 @@ def table_bytes(batch: int) -> float:
 
 
 def peaks(device: str, size: int) -> dict[str, float]:
-    """What the device reaches: floating point operations a second of a product of bfloat16 [size, size], and bytes a
+    """Peaks of the device: floating point operations a second of a product of bfloat16 [size, size], and bytes a
     second of a copy, read and written."""
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.ones(16 * size * size, device=device)

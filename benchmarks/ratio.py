@@ -3,10 +3,16 @@
 import math
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.stats import t as student
+
+# Turns of short calls before those that count.
+_WARM = 20
 
 
 def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
@@ -45,4 +51,26 @@ def in_turns(ways: Mapping[str, Callable[[], float]], turns: int) -> dict[str, l
             if turn >= 0:
                 spent[way].append(one)
         print(f"turn {turn + 1} of {turns}", file=sys.stderr)
+    return spent
+
+
+def random_turns(
+    ways: Mapping[str, Callable[[], object]],
+    *,
+    turns: int,
+    seed: int,
+    within: Callable[[str], AbstractContextManager[object]] = lambda way: nullcontext(),
+) -> dict[str, list[float]]:
+    """CPU microseconds of this thread for a call of each way, turn by turn, in random order within a turn. `within` is
+    around each call, and is not timed."""
+    spent: dict[str, list[float]] = {way: [] for way in ways}
+    random = np.random.default_rng(seed)
+    for turn in range(turns + _WARM):
+        for way in random.permutation(list(ways)).tolist():
+            with within(way):
+                started = time.thread_time_ns()
+                ways[way]()
+                ended = time.thread_time_ns()
+            if turn >= _WARM:
+                spent[way].append((ended - started) / 1e3)
     return spent

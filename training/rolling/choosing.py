@@ -70,7 +70,7 @@ class Trials:
         write_json(self.path, {"methods": self._methods})
 
     def next_point(self, method: str) -> Point:
-        """What a method tries next."""
+        """Next trial of a method."""
         plan, ended = self.plans[method], self.of(method)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(sampler=Sampler(plan), direction="minimize")
@@ -122,7 +122,7 @@ def mean_of(file: RollingFile, trial: Mapping[str, Any], metric: str, days: Sequ
 
 
 def plan_of(file: RollingFile, method: Method) -> Plan:
-    """What a method's trials depend on. Raises ValueError for a space that does not fit it."""
+    """Dependencies of a method's trials. Raises ValueError for a space that does not fit it."""
     day, seed = file.days.folds[0], file.search_seeds[0]
     base = file.trial_config(method, day, seed, 0, {})
     schema = base.feed_schema()

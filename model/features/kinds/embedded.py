@@ -40,7 +40,7 @@ class EmbeddedFeature(BaseFeature):
 
     @property
     def attended(self) -> Attended | None:
-        """What attention to the feature's ids needs, None without it."""
+        """Needs of attention to the feature's ids, None without it."""
         return None
 
     @field_validator("vocabulary", mode="before")
